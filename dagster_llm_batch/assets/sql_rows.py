@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.rows import BATCH_ROWS
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ class SqlRows:
         try:
             with _connection(source, self.resource) as connection:
                 yield from _batches(connection, self.sql, self._parameters(context.partition_key))
-        except ConfigError:
+        except LLMBatchError:
             raise
         # a database raises whatever its driver has
         except Exception as error:
@@ -156,8 +154,10 @@ def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Yield the batches with the types that hold for all of them. The DB-API gives values without types: a column that
     is null at first is text, a number or a date later on. So all of them pass through the local disk.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path, schemas = str(Path(folder) / "rows"), []
+    from dagster_llm_batch.storage.payloads import temporary_folder  # noqa: PLC0415 - a file system takes a while
+
+    with temporary_folder() as folder:
+        path, schemas = str(folder / "rows"), []
         with pa.OSFile(path, "wb") as file:
             for batch in batches:
                 schemas.append(batch.schema)

@@ -2,6 +2,8 @@
 is sent.
 """
 
+import resource
+import signal
 import sqlite3
 import tracemalloc
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from code_location import BATCH, DAILY, DAYS, LABELS, failure, labeled
 from dagster_duckdb import DuckDBResource
 
 from dagster_llm_batch import Prompt, SqlRows
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, PayloadError
 
 TABLE = "create table tickets (ticket_id text, subject text, body text, day text)"
 FILL = "insert into tickets select 't' || i, 'Subject ' || i, 'Body ' || i, '2026-01-0' || (1 + i % 2) from {range}"
@@ -94,6 +96,17 @@ def test_a_driver_is_given_the_partition_in_its_own_way(named):
 def test_a_result_without_rows_has_columns(warehouse):
     [batch] = read(warehouse, f"{WHOLE} where day = 'never'")
     assert (batch.num_rows, batch.schema.names) == (0, ["ticket_id", "subject", "body"])
+
+
+def test_a_full_temporary_folder_is_not_said_to_be_a_query_that_failed():
+    limit, heard = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(PayloadError, match=r"temporary folder \S+ has no room: File too large"):
+            read(lite(1_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, heard)
 
 
 @pytest.mark.parametrize("kind", ["duckdb", "sqlite"])
