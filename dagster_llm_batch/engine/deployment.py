@@ -17,6 +17,7 @@ from functools import partial
 from typing import IO, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
+from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, price_gap, tariff
 from dagster_llm_batch.engine.labeling import Labeling
@@ -203,6 +204,13 @@ class Deployment:
     def codec(self, labeling: Labeling) -> Codec:
         """Return the codec for this labeling's requests. Raises what Provider.codec raises."""
         return self.provider(labeling.provider).codec(labeling.spec)
+
+    def configuration(self, labeling: Labeling) -> str:
+        """Return the fingerprint of all that an answer depends on besides the request: account, model, parameters,
+        schema.
+        """
+        account = self.provider(labeling.provider).account
+        return configuration_fingerprint(account, labeling.provider, labeling.spec)
 
     def leases(self) -> set[str]:
         """Return the ids of submissions that processes work on now."""

@@ -348,7 +348,7 @@ class Engine:
         return all(self.ledger.submission(source).is_settled for source in submission.reused_from)
 
     def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
-        if submission.config_fingerprint != self._planner(labeling).configuration:
+        if submission.config_fingerprint != self.deployment.configuration(labeling):
             msg = (
                 f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, "
                 "response schema or account than the present definition has, so its replies are not read with it. What "

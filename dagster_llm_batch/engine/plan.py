@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.compute as pc
 from upath import UPath
 
-from dagster_llm_batch.core.identity import configuration_fingerprint, shard_nonce
+from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budget import refuse_over_budget
@@ -121,10 +121,8 @@ class Planner:
 
     @cached_property
     def configuration(self) -> str:
-        """The fingerprint of all that an answer depends on besides the request: account, model, parameters, schema."""
-        labeling = self._labeling
-        account = self._deployment.provider(labeling.provider).account
-        return configuration_fingerprint(account, labeling.provider, labeling.spec)
+        """See Deployment.configuration."""
+        return self._deployment.configuration(self._labeling)
 
     def check(self) -> None:
         """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row."""
@@ -309,8 +307,7 @@ class Planner:
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Return the file that has all requests for a fallback, as it is configured now."""
-        account = self._deployment.provider(fallback.provider).account
-        configuration = configuration_fingerprint(account, fallback.provider, fallback.spec)
+        configuration = self._deployment.configuration(fallback)
         return Spare(
             codec=self._deployment.codec(fallback),
             path=self._path(partition, submission_id, f"fallback-{configuration}.jsonl.zst"),

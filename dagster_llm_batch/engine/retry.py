@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -63,10 +64,14 @@ class NextWave:
         self._deployment = deployment
         self._submission = submission
         self._shards = shards
-        self._planner = Planner(labeling, deployment)
         self._collector = Collector(labeling, deployment)
         deadline = submission.deadline_at
         self._late = deadline is not None and deployment.clock() >= deadline
+
+    @cached_property
+    def _planner(self) -> Planner:
+        # Of most submissions nothing is asked again.
+        return Planner(self._labeling, self._deployment)
 
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""

@@ -21,7 +21,6 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.checks import CheckOutcome
-from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
@@ -223,8 +222,7 @@ class _Skew:
         submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
         # Labels of another definition would be compared with answers to the present one.
         made = next((submission.config_fingerprint for submission in submissions if submission.is_settled), None)
-        account = engine.provider(labeling.provider).account
-        if made != configuration_fingerprint(account, labeling.provider, labeling.spec):
+        if made != engine.deployment.configuration(labeling):
             raise ConfigError(
                 f"The labels of {dataset.key.to_user_string()} were made with another model, parameters, response "
                 "schema or account than are declared now: they would be compared with something else. Materialize "
