@@ -30,7 +30,7 @@ def stored(root: Path, name: str) -> pa.Table:
 
 def told(location: CodeLocation, name: str) -> dict[str, Any]:
     """But for the first rows, whose order is not promised."""
-    of_a_run = ("path", "preview", "submission_id", "batch_ids", "console")
+    of_a_run = ("path", "uri", "preview", "submission_id", "batch_ids", "console")
     return {key: value for key, value in location.metadata(name).items() if not key.endswith(of_a_run)}
 
 
