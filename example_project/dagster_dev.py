@@ -96,7 +96,7 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
         )
     try:
         _wait(running, process, log)
-        note.write_text(json.dumps({"url": running.url, "pid": process.pid, "owner": os.getpid()}), encoding="utf-8")
+        _write_note(note, {"url": running.url, "pid": process.pid, "owner": os.getpid()})
         yield running
     finally:
         note.unlink(missing_ok=True)
@@ -154,6 +154,13 @@ def _stop_orphan(pid: int) -> None:
         time.sleep(0.3)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _write_note(note: Path, written: dict[str, Any]) -> None:
+    # whole or not at all: another example that reads half a note would start a second Dagster on this home
+    half = note.with_suffix(".tmp")
+    half.write_text(json.dumps(written), encoding="utf-8")
+    half.replace(note)
 
 
 def _answering(note: Path) -> dict[str, Any] | None:
