@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import dagster as dg
@@ -275,8 +273,3 @@ def in_python() -> dg.Definitions:
             jobs=build_llm_batch_jobs(resource_key="models"),
         ),
     )
-
-
-@dg.definitions
-def in_yaml() -> dg.Definitions:
-    return dg.load_from_defs_folder(path_within_project=Path(os.environ["EVERY_OPTION"]) / "src" / "every")

@@ -2,35 +2,20 @@
 
 import inspect
 import os
-import sys
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import dagster as dg
 import every_option
 import pytest
 import yaml
-from dagster._core.remote_origin import InProcessCodeLocationOrigin
-from dagster._core.test_utils import InProcessTestWorkspaceLoadTarget
-from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster_graphql.test.utils import execute_dagster_graphql
 from every_option import CASES, DAGSTERS, ONCE
 
 import dagster_llm_batch
 from tests.dagster.dagster_dev import dagster_dev, marked
+from tests.dagster.published_package import CONSTRAINTS, uv
 
-PYPROJECT = """
-[project]
-name = "every"
-[tool.dg]
-directory_type = "project"
-[tool.dg.project]
-root_module = "every"
-code_location_name = "every"
-"""
 ASSETS = """
-{
   assetNodes {
     assetKey { path } groupName description kinds opVersion opNames jobNames pools hasAssetChecks
     owners { ... on TeamAssetOwner { team } }
@@ -44,16 +29,21 @@ ASSETS = """
     metadataEntries { label description ... on TextMetadataEntry { text } ... on JsonMetadataEntry { jsonString } }
     assetChecksOrError(limit: 9) { ... on AssetChecks { checks { name description blocking } } }
     targetingInstigators { ... on Sensor { name minIntervalSeconds } }
-  }
-}"""
+  }"""
 BY_DAGSTER = ("dagster/code_references", "dagster/component_origin")
 """What Dagster adds to the assets of a component."""
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
-    """The folder of the YAML."""
-    defs = tmp_path / "src" / "every" / "defs"
+def project(tmp_path):
+    """A project as `create-dagster` makes it, in whose `defs` every option stands in YAML."""
+    made = tmp_path / "every"
+    create = ("tool", "run", "--quiet", "--constraints", str(CONSTRAINTS), "create-dagster")
+    done = subprocess.run(
+        [uv(), *create, "project", "--no-uv-sync", str(made)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    defs = made / "src" / "every" / "defs"
     for name, (_, component, same) in CASES.items():
         given = {"name": name, **DAGSTERS.yaml, **same.yaml, **(ONCE if name == "labels" else {})}
         document = {
@@ -66,32 +56,12 @@ def project(tmp_path, monkeypatch):
     (defs / "others.py").write_text(
         "import dagster as dg\nimport every_option\n\nothers = dg.definitions(every_option.others)\n"
     )
-    (defs / "__init__.py").touch()
-    (defs.parent / "__init__.py").touch()
-    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
-    monkeypatch.setenv("EVERY_OPTION", str(tmp_path))
-    monkeypatch.syspath_prepend(tmp_path / "src")
-    yield tmp_path
-    for name in [name for name in sys.modules if name.split(".")[0] == "every"]:
-        del sys.modules[name]
+    return made
 
 
-def ask(instance: dg.DagsterInstance, location: str, query: str) -> Any:
-    """What GraphQL says of a code location."""
-    target = LoadableTargetOrigin(executable_path=sys.executable, python_file=every_option.__file__, attribute=location)
-    origin = InProcessCodeLocationOrigin(target, location_name="every")
-    with WorkspaceProcessContext(instance, InProcessTestWorkspaceLoadTarget(origin)) as process:
-        context = process.create_request_context()
-        [location_entry] = context.get_code_location_entries().values()
-        assert location_entry.load_error is None, location_entry.load_error
-        result = execute_dagster_graphql(context, query)
-        assert not result.errors
-        return result.data
-
-
-def by_key(data: Any) -> dict[str, Any]:
+def by_key(data: list[dict[str, Any]]) -> dict[str, Any]:
     nodes = {}
-    for node in data["assetNodes"]:
+    for node in data:
         node["tags"] = {tag["key"]: tag["value"] for tag in node["tags"]}
         node["metadataEntries"] = {
             entry["label"]: entry for entry in node["metadataEntries"] if entry["label"] not in BY_DAGSTER
@@ -121,21 +91,16 @@ def test_every_attribute_of_every_component_is_used():
 
 
 @pytest.mark.slow
-def test_a_real_dagster_dev_says_the_same_of_the_yaml_as_of_the_python(project):
-    with dg.instance_for_test() as instance:
-        in_python = by_key(ask(instance, "in_python", ASSETS))
-    live = project / "live.py"
-    live.write_text("from every_option import in_yaml as defs\n")
+def test_a_real_dagster_dev_says_the_same_of_the_yaml_as_of_the_python(project, tmp_path):
+    python = tmp_path / "in_python.py"
+    python.write_text("from every_option import in_python as defs\n")
+    made = project / "src" / "every" / "definitions.py"
     paths = os.pathsep.join([str(Path(every_option.__file__).parent), str(project / "src")])
-    with dagster_dev(project, live, {"EVERY_OPTION": str(project), "PYTHONPATH": paths}) as running:
-        assert by_key(running.ask(ASSETS)) == in_python
-    assert marked(str(project)) == []
-
-
-def test_graphql_says_the_same_of_both(project):
-    with dg.instance_for_test() as instance:
-        in_python = by_key(ask(instance, "in_python", ASSETS))
-        in_yaml = by_key(ask(instance, "in_yaml", ASSETS))
+    with dagster_dev(tmp_path, [python, made], {"PYTHONPATH": paths}) as running:
+        running.until("both code locations", lambda: len(running.assets(ASSETS)) == 2)
+        said = running.assets(ASSETS)
+    assert marked(str(tmp_path)) == []
+    in_python, in_yaml = by_key(said["in_python.py"]), by_key(said["definitions.py"])
     assert set(in_python) == set(in_yaml)
     for key, node in in_python.items():
         assert in_yaml[key] == node, key

@@ -110,6 +110,12 @@ class DagsterDev:
             return False
         return bool(nodes["repositoriesOrError"].get("nodes"))
 
+    def assets(self, fields: str) -> dict[str, list[dict[str, Any]]]:
+        """What GraphQL says of the assets of each code location, by the name of its file."""
+        nodes = f"nodes {{ location {{ name }} {fields} }}"
+        said = self.ask(f"{{ repositoriesOrError {{ ... on RepositoryConnection {{ {nodes} }} }} }}")
+        return {node["location"]["name"]: node["assetNodes"] for node in said["repositoriesOrError"]["nodes"]}
+
 
 @contextlib.contextmanager
 def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]]:
@@ -123,14 +129,21 @@ def emulator(folder: Path, pace_seconds: float = 1.0) -> Iterator[dict[str, str]
 
 
 @contextlib.contextmanager
-def dagster_dev(folder: Path, definitions: Path, env: Mapping[str, str], settings: str = "") -> Iterator[DagsterDev]:
-    """Webserver and daemon over their own Dagster home below `folder`, which they find again; `settings`: more YAML."""
+def dagster_dev(
+    folder: Path, definitions: Path | list[Path], env: Mapping[str, str], settings: str = ""
+) -> Iterator[DagsterDev]:
+    """Webserver and daemon over their own Dagster home below `folder`, which they find again; `settings`: more YAML.
+
+    Each file of `definitions` is a code location of its own.
+    """
     home = folder / "home"
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text(f"telemetry: {{enabled: false}}\nnux: {{enabled: false}}\n{settings}")
     port, log = free_port(), folder / "dagster.log"
     dagster = str(Path(sys.executable).with_name("dagster"))
-    command = [sys.executable, dagster, "dev", "-f", str(definitions), "-h", "127.0.0.1", "-p", str(port)]
+    files = definitions if isinstance(definitions, list) else [definitions]
+    locations = [word for file in files for word in ("-f", str(file))]
+    command = [sys.executable, dagster, "dev", *locations, "-h", "127.0.0.1", "-p", str(port)]
     with process(str(folder), command, {**env, "DAGSTER_HOME": str(home), "PYTHONUNBUFFERED": "1"}, log):
         dev = DagsterDev(f"http://127.0.0.1:{port}", log)
         dev.until("dagster dev", dev.is_up)
