@@ -45,7 +45,7 @@ def journey() -> dict[str, Entered]:
             submission_id = engine.plan(definition, read_rows(rows)).submission_id
             engine.submit(definition, submission_id)
         with _entered(ways["landing"]):
-            while not engine.advance(definition, submission_id).is_settled:
+            while not engine.advance(definition, submission_id).submission.is_settled:
                 pass
             labeled = engine.labels(definition, submission_id, run_id="journey")
         if labeled.labels.num_rows != 1:

@@ -17,9 +17,10 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.core.label_join import PROVENANCE
+from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
-from dagster_llm_batch.engine.status import cause_text, sum_costs
+from dagster_llm_batch.engine.status import cause_text
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text, states_text
 from dagster_llm_batch.protocols import Provider
@@ -259,7 +260,7 @@ def _waves(status: Status) -> dict[str, Any]:
         groups[shard.wave, f"{shard.provider}/{shard.model}", shard.lane.value].append(shard)
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
-        cost = sum_costs(shards)
+        cost = sum_costs(shard.cost_usd for shard in shards)
         requests = sum(shard.requests for shard in shards)
         rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else money_text(cost)])
     header = ["wave", "asked of", "lane", "batches", "requests", "cost"]

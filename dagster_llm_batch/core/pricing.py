@@ -40,6 +40,7 @@ __all__ = [
     "dollars",
     "estimated_tokens",
     "expected_output_tokens",
+    "sum_costs",
     "tariff",
 ]
 
@@ -122,6 +123,16 @@ _OUTPUT_PARAMS = (
     "maxTokens",
     "max_gen_len",
 )
+
+
+def sum_costs(costs: Iterable[Decimal | None]) -> Decimal | None:
+    """Return the sum; None where one of the costs is not known."""
+    total = Decimal(0)
+    for cost in costs:
+        if cost is None:
+            return None
+        total += cost
+    return total
 
 
 def dollars(name: str, given: Decimal | float | str) -> Decimal:

@@ -327,7 +327,7 @@ class Engine:
             if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
                 raise errors[0]
             status = self.status(submission_id)
-            if status.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
+            if status.submission.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
                 return status
             # The answers of these submissions decide what is asked again, so the next wave waits for them.
             if not self._has_sources(status.submission):
@@ -404,7 +404,7 @@ class Engine:
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
         status = self.status(submission_id)
-        if not status.is_settled:
+        if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
         if reread:

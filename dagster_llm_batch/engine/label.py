@@ -30,12 +30,12 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
+from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.core.results import REPEATING, SHARED
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
-from dagster_llm_batch.engine.status import sum_costs
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -267,7 +267,7 @@ class LabelAssembler:
         return self.ledger.settle_submission(
             self.submission.submission_id,
             outcomes=self._outcomes(),
-            cost_usd=sum_costs(self.shards),
+            cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
             realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
         )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
@@ -14,7 +12,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
-__all__ = ["Advice", "Status", "advise_on_doubt", "advise_on_overdue", "cause_text", "retry_command", "sum_costs"]
+__all__ = ["Advice", "Status", "advise_on_doubt", "advise_on_overdue", "cause_text", "retry_command"]
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -94,9 +92,3 @@ class Status:
     @property
     def total(self) -> int:
         return sum(shard.requests for shard in self.shards)
-
-
-def sum_costs(shards: Sequence[Shard]) -> Decimal | None:
-    """Return what collected shards cost together; None where the cost of one is not known."""
-    costs = [shard.cost_usd for shard in shards]
-    return None if any(cost is None for cost in costs) else sum((c for c in costs if c is not None), Decimal(0))

@@ -28,20 +28,32 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from upath import UPath
 
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
+from dagster_llm_batch.storage.digests import (
+    DIGEST_MARK,
+    DIGESTS,
+    FRAME_HEAD,
+    NO_DIGEST,
+    XXH3,
+    CheckedFile,
+    DamagedError,
+    HashedFile,
+    digest_of,
+    framed_digest,
+    is_whole_table,
+    open_table,
+    write_table_digest,
+)
 
 __all__ = [
-    "DamagedError",
     "PayloadStore",
     "PayloadWriter",
     "StoredFile",
@@ -102,40 +114,19 @@ def _segment(text: str) -> str:
 
 
 _BUFFER_BYTES = 1 << 17
-_HASH_BYTES = 1 << 20
 
 # To release memory takes as long as to read a batch.
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
-# A frame that every reader of zstd and of lz4 skips: its magic number, the size of what follows, our name, the digest.
-_FRAME_HEAD = (0x184D2A5D).to_bytes(4, "little") + (20).to_bytes(4, "little") + b"dlb1"
-_FRAME_BYTES = len(_FRAME_HEAD) + 16
-
-# The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
-_MARK = b"dagster_llm_batch/xxh3"
-_NO_DIGEST = b"0" * 32
-# How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
-_TEXT_OF_32 = b"\x18\x20"
-_TABLE_END = b"PAR1"
 _MOST_REMEMBERED = 10_000
-
-
-class DamagedError(PayloadError, OSError):
-    """A stored file is not what was written. What else is stored can be read as before."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(
-            f"The payload {path} is damaged: its bytes are not those that were written. Restore it from a backup, or "
-            "run again: what can be made anew is."
-        )
 
 
 class PayloadWriter:
     """A payload being written. `bytes` is what was written so far, `digest` is known after the block."""
 
-    def __init__(self, sink: pa.NativeFile, stored: _Hashed) -> None:
+    def __init__(self, sink: pa.NativeFile, stored: HashedFile) -> None:
         self._sink = sink
         self._stored = stored
         self._pieces: list[bytes] = []
@@ -145,7 +136,7 @@ class PayloadWriter:
     @property
     def digest(self) -> str:
         """The digest of the stored file, but for the frame that carries it: see `PayloadStore.checked`."""
-        return f"{_XXH3}:{self._stored.hash.hexdigest()}"
+        return f"{XXH3}:{self._stored.hash.hexdigest()}"
 
     def write(self, data: bytes) -> None:
         """Append bytes. Small pieces are compressed together."""
@@ -163,100 +154,6 @@ class PayloadWriter:
             self._sink.write(data)
 
 
-_blake2b = partial(hashlib.blake2b, digest_size=16)
-_XXH3 = "xxh3"
-_DIGESTS: dict[str, Callable[[], Any]] = {_XXH3: xxhash.xxh3_128, "stored": _blake2b, "": _blake2b}
-"""How to compute a digest, by the kind that it starts with.
-
-`xxh3` is what is written today, of the stored bytes. It guards against accidents, not against forgers, and runs at the
-speed of memory. `stored` (of the stored bytes) and no kind (of the uncompressed ones) are those of older ledgers.
-"""
-
-
-class _Hashed(io.RawIOBase):
-    """A file whose bytes are digested as they pass."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.hash = xxhash.xxh3_128()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return int(self._file.write(data))
-
-
-class _Checked(io.RawIOBase):
-    """The bytes of a stored stream without its digest, which is compared before the last of them are given out."""
-
-    def __init__(self, file: BinaryIO, path: str) -> None:
-        self._file = file
-        self._path = path
-        self._hash = xxhash.xxh3_128()
-        self._expected, self._left = _framed_digest(file)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self._left if size < 0 else min(size, self._left))
-        self._left -= len(data)
-        if self._expected is not None:
-            self._hash.update(data)
-            if not self._left and self._hash.digest() != self._expected:
-                raise DamagedError(self._path)
-        return data
-
-
-def _framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
-    """Return the digest at the end of a stored stream, if it has one, and how many bytes are before it."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _FRAME_BYTES))
-    frame = file.read(_FRAME_BYTES)
-    file.seek(0)
-    is_framed = len(frame) == _FRAME_BYTES and frame.startswith(_FRAME_HEAD)
-    return (frame[len(_FRAME_HEAD) :], size - _FRAME_BYTES) if is_framed else (None, size)
-
-
-def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
-    """Read this many bytes, and return the hash of them, which can be updated."""
-    digest = xxhash.xxh3_128()
-    while size and (data := file.read(min(size, _HASH_BYTES))):
-        digest.update(data)
-        size -= len(data)
-    return digest
-
-
-def _find_digest(file: BinaryIO) -> int | None:
-    """Return where a table has its digest; None where it has none, or is no table."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 8))
-    end = file.read(8)
-    length = int.from_bytes(end[:4], "little")
-    if end[4:] != _TABLE_END or length > size - 8:
-        return None
-    file.seek(size - 8 - length)
-    found = file.read(length).find(_MARK + _TEXT_OF_32)
-    return None if found < 0 else size - 8 - length + found + len(_MARK) + len(_TEXT_OF_32)
-
-
-def _has_right_digest(file: BinaryIO) -> bool:
-    """Return whether a table is what was written; True of one without a digest. Leaves the file at its start."""
-    place = _find_digest(file)
-    file.seek(0)
-    if place is None:
-        return True
-    digest = _digest_of(file, place)
-    expected = file.read(len(_NO_DIGEST))
-    digest.update(_NO_DIGEST)
-    while data := file.read(_HASH_BYTES):
-        digest.update(data)
-    file.seek(0)
-    return digest.hexdigest().encode() == expected
-
-
 class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
     def write_table(self, *args: Any, **kwargs: Any) -> None:
         super().write_table(*args, **kwargs)
@@ -265,7 +162,7 @@ class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no type
 
     def close(self) -> None:
         if self.is_open:
-            self.add_key_value_metadata({_MARK: _NO_DIGEST})
+            self.add_key_value_metadata({DIGEST_MARK: NO_DIGEST})
         super().close()
         release_all_memory()
 
@@ -358,11 +255,11 @@ class PayloadStore:
     def writer(self, path: str) -> Iterator[PayloadWriter]:
         """Write a compressed payload. It appears, or replaces an older one, when the block ends well."""
         with self._staged(path) as file:
-            stored = _Hashed(file)
+            stored = HashedFile(file)
             with pa.CompressedOutputStream(stored, _codec(path)) as sink:
                 yield (writer := PayloadWriter(sink, stored))
                 writer.flush()
-            file.write(_FRAME_HEAD + stored.hash.digest())
+            file.write(FRAME_HEAD + stored.hash.digest())
 
     @contextmanager
     def reader(self, path: str) -> Iterator[BinaryIO]:
@@ -374,7 +271,7 @@ class PayloadStore:
             # Even an empty stream has a frame.
             if not file.read(1):
                 raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
-            with pa.CompressedInputStream(_Checked(file, path), _codec(path)) as source:
+            with pa.CompressedInputStream(CheckedFile(file, path), _codec(path)) as source:
                 yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
 
     @contextmanager
@@ -393,13 +290,13 @@ class PayloadStore:
                 return cast("BinaryIO", pa.CompressedInputStream(own, _codec(path)))
 
             kind, _, expected = digest.rpartition(":")
-            if kind not in _DIGESTS:
+            if kind not in DIGESTS:
                 raise OSError(f"The payload {path} has a digest of a kind that this version does not know: {kind}.")
-            if kind == _XXH3 and (framed := _framed_digest(file))[0] is not None:
+            if kind == XXH3 and (framed := framed_digest(file))[0] is not None:
                 # Older digests are of files that carry none.
                 file.truncate(framed[1])
             with plain() if not kind else nullcontext(file) as source:
-                actual = hashlib.file_digest(cast("io.FileIO", source), _DIGESTS[kind]).hexdigest()
+                actual = hashlib.file_digest(cast("io.FileIO", source), DIGESTS[kind]).hexdigest()
             if actual != expected:
                 raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
             yield plain
@@ -422,11 +319,11 @@ class PayloadStore:
         if repeating is not None:
             options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
         with self._staged(path) as staged:
-            stored = _Hashed(staged)
+            stored = HashedFile(staged)
             with _TableWriter(stored, schema, **options) as writer:
                 yield writer
             staged.flush()
-            _write_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
+            write_table_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
 
     def table_schema(self, path: str) -> pa.Schema:
         """Return the columns of a table."""
@@ -533,10 +430,10 @@ class PayloadStore:
                 if not self._is_local:
                     # Its bytes are needed all, once: later reads of this process take only what they need.
                     file = files.enter_context(self._here(path))
-                if not _is_whole_table(file):
+                if not is_whole_table(file):
                     raise DamagedError(path)
                 _remember(seen)
-            yield files.enter_context(_as_parquet(file))
+            yield files.enter_context(open_table(file))
 
     def _version(self, path: str, file: Any) -> tuple[object, ...]:
         """Return what changes when the file does."""
@@ -557,11 +454,11 @@ class PayloadStore:
                 with self._parquet(path):
                     return True
             with self._open(path) if self._is_local else self._here(path) as file:
-                expected, size = _framed_digest(file)
+                expected, size = framed_digest(file)
                 if expected is None:
                     # Of an older version: it is as good as it can be unpacked.
                     return _can_be_unpacked(file, path)
-                return _digest_of(file, size).digest() == expected
+                return digest_of(file, size).digest() == expected
         except (FileNotFoundError, DamagedError):
             return False
 
@@ -616,37 +513,6 @@ def _remember(seen: tuple[object, ...]) -> None:
     if len(_compared) >= _MOST_REMEMBERED:
         _compared.clear()
     _compared.add(seen)
-
-
-def _as_parquet(file: Any) -> pq.ParquetFile:
-    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
-
-
-def _write_digest(staged: str, digest: str) -> None:
-    """Write the digest into the place that a table has for it."""
-    with Path(staged).open("r+b") as file:
-        place = _find_digest(file)
-        # A table that could not be written to its end has none; it is no table, and whoever wrote it removes it.
-        if place is not None:
-            file.seek(place)
-            file.write(digest.encode())
-
-
-def _is_whole_table(file: Any) -> bool:
-    """Return whether a table is what was written, or of an older version, as good as it can be read."""
-    has_digest = _find_digest(file) is not None
-    if not _has_right_digest(file):
-        return False
-    try:
-        with _as_parquet(file) as parquet:
-            # Where its metadata is damaged, the digest may not be found.
-            batches = () if has_digest else parquet.iter_batches(use_threads=False)
-            for _ in batches:
-                pass
-    except (OSError, pa.ArrowException, ValueError):
-        return False
-    file.seek(0)
-    return True
 
 
 def _can_be_unpacked(file: Any, path: str) -> bool:

@@ -1,0 +1,189 @@
+"""Digests of stored files: whether the bytes that are read are those that were written.
+
+    a stream   its digest is in a frame at its end, which every reader of zstd and of lz4 skips
+    a table    its digest is in its metadata, of the file with zeros in the digest's place
+
+They guard against accidents, not against forgers. Files of older versions have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from dagster_llm_batch.errors import PayloadError
+
+__all__ = [
+    "DIGESTS",
+    "DIGEST_MARK",
+    "FRAME_HEAD",
+    "NO_DIGEST",
+    "XXH3",
+    "CheckedFile",
+    "DamagedError",
+    "HashedFile",
+    "digest_of",
+    "framed_digest",
+    "is_whole_table",
+    "open_table",
+    "write_table_digest",
+]
+
+_HASH_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 17
+
+# A frame that every reader of zstd and of lz4 skips: its magic number, the size of what follows, our name, the digest.
+FRAME_HEAD = (0x184D2A5D).to_bytes(4, "little") + (20).to_bytes(4, "little") + b"dlb1"
+_FRAME_BYTES = len(FRAME_HEAD) + 16
+
+# The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
+DIGEST_MARK = b"dagster_llm_batch/xxh3"
+NO_DIGEST = b"0" * 32
+# How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
+_TEXT_OF_32 = b"\x18\x20"
+_TABLE_END = b"PAR1"
+
+
+class DamagedError(PayloadError, OSError):
+    """A stored file is not what was written. What else is stored can be read as before."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"The payload {path} is damaged: its bytes are not those that were written. Restore it from a backup, or "
+            "run again: what can be made anew is."
+        )
+
+
+_blake2b = partial(hashlib.blake2b, digest_size=16)
+XXH3 = "xxh3"
+DIGESTS: dict[str, Callable[[], Any]] = {XXH3: xxhash.xxh3_128, "stored": _blake2b, "": _blake2b}
+"""How to compute a digest, by the kind that it starts with.
+
+`xxh3` is what is written today, of the stored bytes. It guards against accidents, not against forgers, and runs at the
+speed of memory. `stored` (of the stored bytes) and no kind (of the uncompressed ones) are those of older ledgers.
+"""
+
+
+class HashedFile(io.RawIOBase):
+    """A file whose bytes are digested as they pass."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.hash = xxhash.xxh3_128()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        return int(self._file.write(data))
+
+
+class CheckedFile(io.RawIOBase):
+    """The bytes of a stored stream without its digest, which is compared before the last of them are given out."""
+
+    def __init__(self, file: BinaryIO, path: str) -> None:
+        self._file = file
+        self._path = path
+        self._hash = xxhash.xxh3_128()
+        self._expected, self._left = framed_digest(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        if self._expected is not None:
+            self._hash.update(data)
+            if not self._left and self._hash.digest() != self._expected:
+                raise DamagedError(self._path)
+        return data
+
+
+def framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
+    """Return the digest at the end of a stored stream, if it has one, and how many bytes are before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _FRAME_BYTES))
+    frame = file.read(_FRAME_BYTES)
+    file.seek(0)
+    is_framed = len(frame) == _FRAME_BYTES and frame.startswith(FRAME_HEAD)
+    return (frame[len(FRAME_HEAD) :], size - _FRAME_BYTES) if is_framed else (None, size)
+
+
+def digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
+    """Read this many bytes, and return the hash of them, which can be updated."""
+    digest = xxhash.xxh3_128()
+    while size and (data := file.read(min(size, _HASH_BYTES))):
+        digest.update(data)
+        size -= len(data)
+    return digest
+
+
+def _find_digest(file: BinaryIO) -> int | None:
+    """Return where a table has its digest; None where it has none, or is no table."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 8))
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    if end[4:] != _TABLE_END or length > size - 8:
+        return None
+    file.seek(size - 8 - length)
+    found = file.read(length).find(DIGEST_MARK + _TEXT_OF_32)
+    return None if found < 0 else size - 8 - length + found + len(DIGEST_MARK) + len(_TEXT_OF_32)
+
+
+def _has_right_digest(file: BinaryIO) -> bool:
+    """Return whether a table is what was written; True of one without a digest. Leaves the file at its start."""
+    place = _find_digest(file)
+    file.seek(0)
+    if place is None:
+        return True
+    digest = digest_of(file, place)
+    expected = file.read(len(NO_DIGEST))
+    digest.update(NO_DIGEST)
+    while data := file.read(_HASH_BYTES):
+        digest.update(data)
+    file.seek(0)
+    return digest.hexdigest().encode() == expected
+
+
+def write_table_digest(staged: str, digest: str) -> None:
+    """Write the digest into the place that a table has for it."""
+    with Path(staged).open("r+b") as file:
+        place = _find_digest(file)
+        # A table that could not be written to its end has none; it is no table, and whoever wrote it removes it.
+        if place is not None:
+            file.seek(place)
+            file.write(digest.encode())
+
+
+def is_whole_table(file: Any) -> bool:
+    """Return whether a table is what was written, or of an older version, as good as it can be read."""
+    has_digest = _find_digest(file) is not None
+    if not _has_right_digest(file):
+        return False
+    try:
+        with open_table(file) as parquet:
+            # Where its metadata is damaged, the digest may not be found.
+            batches = () if has_digest else parquet.iter_batches(use_threads=False)
+            for _ in batches:
+                pass
+    except (OSError, pa.ArrowException, ValueError):
+        return False
+    file.seek(0)
+    return True
+
+
+def open_table(file: Any) -> pq.ParquetFile:
+    """Open a stored table."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
