@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
+        Rubric,
         agreement_assets,
         cost_assets,
         drift_assets,
@@ -98,6 +99,7 @@ __all__ = [
     "Realtime",
     "Resend",
     "RowsContext",
+    "Rubric",
     "SlurmBatchResource",
     "Spend",
     "SqlRows",
@@ -132,6 +134,7 @@ _MODULES = {
     "Realtime": "engine",
     "Resend": "engine",
     "RowsContext": "assets",
+    "Rubric": "evaluation",
     "Spend": "engine",
     "SqlRows": "assets",
     "TokenPrice": "core.pricing",

@@ -350,8 +350,9 @@ class RubricJudgeScaffolder(AroundScaffolder):
     attributes = (
         _JUDGED.replace("$CANDIDATES", "$labels")
         + """\
-  criteria:
-    right: Is this what the ticket is about?
+  rubric:
+    criteria:
+      right: Is this what the ticket is about?
   prompt: |
     A support ticket: {{ body }}
 

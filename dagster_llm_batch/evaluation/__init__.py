@@ -7,10 +7,12 @@ from dagster_llm_batch.evaluation.costs import cost_assets
 from dagster_llm_batch.evaluation.drift import drift_assets
 from dagster_llm_batch.evaluation.gold import evaluation_assets
 from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
-from dagster_llm_batch.evaluation.judge import pairwise_judge_assets, rubric_judge_assets
+from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
+from dagster_llm_batch.evaluation.rubric import Rubric, rubric_judge_assets
 from dagster_llm_batch.evaluation.skew import skew_assets
 
 __all__ = [
+    "Rubric",
     "agreement_assets",
     "cost_assets",
     "drift_assets",

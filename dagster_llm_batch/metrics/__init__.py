@@ -60,7 +60,7 @@ from dagster_llm_batch.metrics.regression import (
     worse,
 )
 from dagster_llm_batch.metrics.report import EvaluationReport, compare, report_of
-from dagster_llm_batch.metrics.rubric import RUBRIC_SCHEMA, Rubric, rubric_to_arrow, score_rubric
+from dagster_llm_batch.metrics.rubric import RUBRIC_SCHEMA, RubricScore, rubric_to_arrow, score_rubric
 from dagster_llm_batch.metrics.skew import SKEW_SCHEMA, Skew, side_by_side, skew_between, skew_to_arrow
 from dagster_llm_batch.metrics.tables import (
     AGREEMENT_SCHEMA,
@@ -105,7 +105,7 @@ __all__ = [
     "Labels",
     "Pairwise",
     "Regression",
-    "Rubric",
+    "RubricScore",
     "Skew",
     "Tally",
     "Target",

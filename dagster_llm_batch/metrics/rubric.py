@@ -13,11 +13,11 @@ from dagster_llm_batch.metrics.numeric import CASE_ID
 from dagster_llm_batch.metrics.schemas import schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, rows_markdown, share
 
-__all__ = ["RUBRIC_SCHEMA", "Rubric", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
+__all__ = ["RUBRIC_SCHEMA", "RubricScore", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
 
 
 @dataclass(frozen=True)
-class Rubric:
+class RubricScore:
     """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers; Student's 95 % interval.
 
     `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure, or, for the
@@ -35,13 +35,13 @@ class Rubric:
     highest: int | None
 
 
-RUBRIC_SCHEMA = schema_of(Rubric)
-"""The fields of `Rubric`, in order."""
+RUBRIC_SCHEMA = schema_of(RubricScore)
+"""The fields of `RubricScore`, in order."""
 
 
 def score_rubric(
     cases: pa.Table, scores: pa.Table, candidates: Sequence[str], criteria: Sequence[str]
-) -> tuple[Rubric, ...]:
+) -> tuple[RubricScore, ...]:
     """Return one figure for each candidate and criterion, in their orders.
 
     `cases`: see `rubric_cases`. `scores`: `case_id` and one column for each criterion, null where the judge gave none.
@@ -64,9 +64,9 @@ def _by_candidate(cases: pa.Table, candidates: Sequence[str]) -> dict[str, list[
     return of
 
 
-def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int]) -> Rubric:
+def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int]) -> RubricScore:
     low, high = mean_interval(values) or (None, None)
-    return Rubric(
+    return RubricScore(
         candidate=candidate,
         criterion=criterion,
         n_cases=n_cases,
@@ -79,12 +79,12 @@ def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int])
     )
 
 
-def rubric_to_arrow(figures: Iterable[Rubric]) -> pa.Table:
+def rubric_to_arrow(figures: Iterable[RubricScore]) -> pa.Table:
     """Return one row for each candidate and criterion, in RUBRIC_SCHEMA."""
-    return table_of(figures, Rubric)
+    return table_of(figures, RubricScore)
 
 
-def rubric_markdown(figures: Iterable[Rubric]) -> str:
+def rubric_markdown(figures: Iterable[RubricScore]) -> str:
     """Mean scores with their 95 % intervals."""
     return rows_markdown(
         [

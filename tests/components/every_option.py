@@ -20,6 +20,7 @@ from dagster_llm_batch import (
     Realtime,
     Resend,
     RowsContext,
+    Rubric,
     Spend,
     agreement_assets,
     build_llm_batch_jobs,
@@ -109,7 +110,6 @@ ASKED = alike(
     endpoint="chat",
     params={"max_tokens": 50},
     mode="wait",
-    poll_seconds=1.0,
     max_cost_usd=2.0,
     resource_key="models",
 ) | Same(
@@ -119,7 +119,6 @@ ASKED = alike(
         "resend": Resend(max_waves=2),
         "spend": Spend(expected_output_tokens=9),
         "checks": Checks(min_coverage=0.5),
-        "workers": RayWorkers(),
     },
     {
         "limits": {"max_requests_per_batch": 100},
@@ -127,11 +126,10 @@ ASKED = alike(
         "resend": {"max_waves": 2},
         "spend": {"expected_output_tokens": 9},
         "checks": {"min_coverage": 0.5},
-        "workers": "{{ workers }}",
     },
 )
 MEASURED = alike(key="id", target="topic", candidates=["crm/labels"])
-JUDGED = alike(rows="tickets", key="id", target="answer", sample_size=5, seed=1) | ASKED | STORED | BY_DAY | CHECKED
+JUDGED = alike(rows="tickets", key="id", target="answer", sample_size=5) | ASKED | STORED | BY_DAY | CHECKED
 
 
 def prompt(user: str) -> Same:
@@ -142,17 +140,18 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "labels": (
         llm_batch_assets,
         "LLMBatchComponent",
-        alike(key="id", keep=["body"], empty="ask")
+        alike(key="id", keep=["body"], empty="ask", poll_seconds=1.0)
         | ASKED
         | STORED
         | BY_DAY
         | prompt("{{ body }}")
         | Same(
-            {"rows": tickets, "response": Label, "required_resource_keys": {"extra"}},
+            {"rows": tickets, "response": Label, "required_resource_keys": {"extra"}, "workers": RayWorkers()},
             {
                 "rows": {"function": "every_option.tickets"},
                 "response": "every_option.Label",
                 "required_resource_keys": ["extra"],
+                "workers": "{{ workers }}",
             },
         ),
     ),
@@ -224,8 +223,11 @@ CASES: dict[str, tuple[Any, str, Same]] = {
         rubric_judge_assets,
         "LLMBatchRubricJudgeComponent",
         JUDGED
-        | alike(candidates=["short"], criteria={"right": "Is it?"}, min_score=2)
-        | Same({"scale": (1, 3)}, {"scale": [1, 3]})
+        | alike(candidates=["short"])
+        | Same(
+            {"rubric": Rubric({"right": "Is it?"}, scale=(1, 3), min_score=2)},
+            {"rubric": {"criteria": {"right": "Is it?"}, "scale": [1, 3], "min_score": 2}},
+        )
         | prompt("{{ answer }}"),
     ),
 }

@@ -1,6 +1,7 @@
 """What is watched around labels, in YAML: judges, agreement, drift, skew, proposals for gold, costs."""
 
 import contextlib
+import itertools
 import re
 from datetime import timedelta
 
@@ -41,7 +42,11 @@ ALL_SAID = {
         "realtime": {"deadline": {"hours": 2}},
         "automation_condition": "{{ on_labels_ready() }}",
     },
-    "RubricJudge": {"scale": [0, 10], "min_score": {"right": 7}, "resend": {"max_waves": 2}, "mode": "wait"},
+    "RubricJudge": {
+        "rubric": {"criteria": {"right": "Is it?"}, "scale": [0, 10], "min_score": {"right": 7}},
+        "resend": {"max_waves": 2},
+        "mode": "wait",
+    },
     "Skew": {
         "sample_size": 5,
         "min_agreement": 0.9,
@@ -149,9 +154,9 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("PairwiseJudge", {"prompt": "{{ body }}"}, "does not show ['answer_a', 'answer_b']"),
         ("PairwiseJudge", {"model": "gpt-5"}, "names no provider"),
         ("PairwiseJudge", {"max_cost_usd": -1}, "is no amount of US dollars"),
-        ("RubricJudge", {"criteria": {"reason": "x"}}, "none named 'reason'"),
-        ("RubricJudge", {"min_score": {"kind": 3}}, "the criteria are right"),
-        ("RubricJudge", {"scale": [1]}, "scale"),
+        ("RubricJudge", {"rubric": {"criteria": {"reason": "x"}}}, "none named 'reason'"),
+        ("RubricJudge", {"rubric": {"criteria": {"right": "?"}, "min_score": {"kind": 3}}}, "the criteria are right"),
+        ("RubricJudge", {"rubric": {"criteria": {"right": "?"}, "scale": [1]}}, "scale"),
         ("Skew", {"target": "no"}, "there is no column 'no'"),
         ("Skew", {"min_agreement": 90}, "a share is between 0 and 1"),
         ("Skew", {"candidates": "others"}, "'others' is no labeled dataset in this project's YAML; it has: none"),
@@ -165,8 +170,11 @@ def test_what_cannot_work_is_refused_at_its_line(word, changes, message):
     assert message in said
     lines = yaml.safe_dump({"type": kind, "attributes": given}, sort_keys=False).splitlines()
     [attribute] = changes
-    line = 1 + next(number for number, one in enumerate(lines) if one.startswith(f"  {attribute}:"))
-    assert re.search(rf"things/defs.yaml:{line}\b", said), said
+    first = next(number for number, one in enumerate(lines) if one.startswith(f"  {attribute}:"))
+    # the attribute's own line, or one of the block below it
+    after = itertools.takewhile(lambda one: one.startswith(("    ", "  - ")), lines[first + 1 :])
+    [told] = {int(line) for line in re.findall(r"things/defs.yaml:(\d+)\b", said)}
+    assert first + 1 <= told <= first + 1 + len(list(after)), said
 
 
 @EVERY

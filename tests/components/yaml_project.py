@@ -45,7 +45,7 @@ AROUND: dict[str, dict[str, Any]] = {
         "candidates": ["small"],
         "key": "ticket_id",
         "target": "topic",
-        "criteria": {"right": "Is it?"},
+        "rubric": {"criteria": {"right": "Is it?"}},
         "prompt": "{{ body }} {{ answer }}",
         "model": "openai/gpt-4o",
     },

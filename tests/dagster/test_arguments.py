@@ -32,6 +32,7 @@ from dagster_llm_batch import (
     RayBatchResource,
     Realtime,
     Resend,
+    Rubric,
     Spend,
     TokenPrice,
     VertexBatchResource,
@@ -355,7 +356,7 @@ def test_siblings_of_the_other_factories() -> None:
     with pytest.raises(ConfigError, match="no argument 'max_inconsistant'; did you mean 'max_inconsistent'"):
         pairwise_judge_assets(**judged, max_inconsistant=0.1)
     with pytest.raises(ConfigError, match="no argument 'max_cots_usd'; did you mean 'max_cost_usd'"):
-        rubric_judge_assets(**judged, criteria={"a": "b"}, max_cots_usd=3)
+        rubric_judge_assets(**judged, rubric=Rubric({"a": "b"}), max_cots_usd=3)
     with pytest.raises(ConfigError, match=r"no argument 'deadline'; write realtime=Realtime\(deadline=…\)"):
         pairwise_judge_assets(**judged, deadline=3)
 

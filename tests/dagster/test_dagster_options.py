@@ -13,7 +13,7 @@ from dagster._core.execution.api import create_execution_plan
 from evaluation_project import DAYS, TRUTH, source
 from test_factories import FACTORIES
 
-from dagster_llm_batch import Prompt
+from dagster_llm_batch import Prompt, Rubric
 from dagster_llm_batch.streams import KafkaTopic
 
 KEPT = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=30))
@@ -89,7 +89,7 @@ CASES = {
     "cost_assets": Case({"candidates": ["one"]}),
     "pairwise_judge_assets": Case(COMPARED, asset="crm/made_cases"),
     "rubric_judge_assets": Case(
-        {**JUDGED, "candidates": ["one"], "prompt": Prompt(user="{{ answer }}"), "criteria": {"right": "Is it?"}},
+        {**JUDGED, "candidates": ["one"], "prompt": Prompt(user="{{ answer }}"), "rubric": Rubric({"right": "Is it?"})},
         asset="crm/made_cases",
     ),
     "skew_assets": Case({"candidates": labeled(), "target": "topic"}, labeled),

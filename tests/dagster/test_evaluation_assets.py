@@ -17,6 +17,7 @@ from PIL import Image
 
 from dagster_llm_batch import (
     Prompt,
+    Rubric,
     agreement_assets,
     drift_assets,
     evaluation_assets,
@@ -576,7 +577,10 @@ TOPIC = {"type": "object", "properties": {"topic": {"type": "string"}}}
         (drift_assets, {}),
         (gold_sample_assets, {"key": "id"}),
         (pairwise_judge_assets, {**CANDIDATES, "prompt": Prompt(user="{{ answer_a }} {{ answer_b }}")}),
-        (rubric_judge_assets, {**CANDIDATES, "prompt": Prompt(user="{{ answer }}"), "criteria": {"right": "Is it?"}}),
+        (
+            rubric_judge_assets,
+            {**CANDIDATES, "prompt": Prompt(user="{{ answer }}"), "rubric": Rubric({"right": "Is it?"})},
+        ),
     ],
 )
 def test_a_target_that_labels_will_not_have_is_refused_with_the_nearest_column(factory, more):

@@ -19,6 +19,7 @@ from dagster_llm_batch import (
     Prompt,
     Realtime,
     Resend,
+    Rubric,
     VertexBatchResource,
     pairwise_judge_assets,
     rubric_judge_assets,
@@ -138,6 +139,9 @@ def duel(partitions_def=None, *, together=False, **more):
     return upstream, pairwise_judge_assets(**{**usual, **more})
 
 
+CRITERIA = {"complete": "Does it answer all of it?", "polite": "Is it kind?"}
+
+
 def grades(**more):
     upstream, _ = duel()
     usual = {
@@ -146,7 +150,7 @@ def grades(**more):
         "candidates": upstream[1:],
         "key": "id",
         "target": "answer",
-        "criteria": {"complete": "Does it answer all of it?", "polite": "Is it kind?"},
+        "rubric": Rubric(CRITERIA),
         "prompt": SCORING,
         "model": "openai/gpt-4o",
         "params": {"max_tokens": 50},
@@ -390,7 +394,7 @@ class TestRubric:
         assert project.metadata("grade")["llm_batch/mean_score of short, complete"].value == pytest.approx(3.75)
 
     def test_the_least_score_is_a_check_and_a_blocking_one_holds_back_what_is_downstream(self, project):
-        upstream, judging = grades(min_score={"complete": 4}, blocking=True)
+        upstream, judging = grades(rubric=Rubric(CRITERIA, min_score={"complete": 4}), blocking=True)
 
         @dg.asset(deps=["grade"])
         def report():
@@ -407,7 +411,7 @@ class TestRubric:
         assert "short, complete: 3.75; at least 4 wanted" in check.description
 
     def test_a_score_outside_of_the_scale_is_a_reject(self, project):
-        upstream, judging = grades(scale=(1, 3), checks=Checks(blocking=False))
+        upstream, judging = grades(rubric=Rubric(CRITERIA, scale=(1, 3)), checks=Checks(blocking=False))
         project.run(upstream)
         project.judge([*upstream, *judging], "grade")
         found = {(row["candidate"], row["criterion"]): row for row in project.stored("grade").to_pylist()}
@@ -418,10 +422,19 @@ class TestRubric:
         [
             ({"criteria": {}}, "at least one criterion"),
             ({"criteria": {"reason": "?"}}, "none named 'reason'"),
-            ({"criteria": {"best": "Not by {{ candidate }}?"}}, "tell whose answers"),
             ({"scale": (5, 1)}, "from a lower to a higher"),
             ({"min_score": {"kind": 3}}, "the criteria are complete, polite"),
             ({"min_score": 7}, "scores are from 1 to 5"),
+        ],
+    )
+    def test_a_rubric_that_cannot_work_is_refused_at_once(self, wrong, says):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            Rubric(**{"criteria": CRITERIA, **wrong})
+
+    @pytest.mark.parametrize(
+        ("wrong", "says"),
+        [
+            ({"rubric": Rubric({"best": "Not by {{ candidate }}?"})}, "tell whose answers"),
             ({"prompt": Prompt(user="{{ question }}")}, "does not show ['answer']"),
         ],
     )

@@ -17,6 +17,7 @@ from test_judge_assets import LONG, PROMPT, QUESTIONS, SHORT, judge, table
 from dagster_llm_batch import (
     LLMBatchTranslator,
     LLMBatchTranslatorData,
+    Rubric,
     cost_assets,
     drift_assets,
     evaluation_assets,
@@ -78,7 +79,7 @@ LIMITS: dict[str, dict[str, Any]] = {
     "evaluation_assets": {"min_accuracy": 0.5},
     "agreement_assets": {"min_alpha": 0.5},
     "pairwise_judge_assets": {"max_inconsistent": 0.5},
-    "rubric_judge_assets": {"min_score": 2},
+    "rubric_judge_assets": {"rubric": Rubric({"right": "Is it?"}, min_score=2)},
     "skew_assets": {"min_agreement": 0.5},
 }
 """Arguments that make a check."""
