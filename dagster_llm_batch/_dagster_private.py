@@ -20,6 +20,7 @@ from dagster._grpc.utils import get_loadable_targets
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+    from dagster._core.definitions.partitions.subset.partitions_subset import PartitionsSubset
 
 __all__ = [
     "asset_graph",
@@ -93,9 +94,6 @@ def output_context(
     # The definition as the code location has it: specs may have been changed after the asset was made.
     node = step.job_def.asset_layer.get(asset)
     partitions_def = node.partitions_def
-    subset = None
-    if partition is not None and partitions_def is not None:
-        subset = partitions_def.empty_subset().with_partition_keys([partition])
     return dg.OutputContext(
         step_key=step.step.key,
         name=context.assets_def.get_output_name_for_asset_key(asset),
@@ -112,10 +110,16 @@ def output_context(
         asset_key=asset,
         partition_key=partition,
         asset_partitions_def=partitions_def,
-        asset_partitions_subset=subset,
+        asset_partitions_subset=_subset_of(partitions_def, partition),
         asset_spec=node.to_asset_spec(),
         **io_manager_surroundings(context, io_manager_key),
     )
+
+
+def _subset_of(partitions_def: dg.PartitionsDefinition[Any] | None, partition: str | None) -> PartitionsSubset | None:
+    if partition is None or partitions_def is None:
+        return None
+    return partitions_def.empty_subset().with_partition_keys([partition])
 
 
 def _is_of_many(context: dg.AssetExecutionContext) -> bool:
@@ -164,33 +168,29 @@ def load_stored(
     of_partition = dg.AssetRecordsFilter(spec.key, asset_partitions=None if partition is None else [partition])
     newest = next(iter(context.instance.fetch_materializations(of_partition, limit=1).records), None)
     around = io_manager_surroundings(context, io_manager_key)
-    with (
-        dg.build_output_context(
-            step_key=None if newest is None else newest.event_log_entry.step_key,
-            run_id=None if newest is None else newest.run_id,
-            name=name,
-            op_def=op_def,
-            asset_key=spec.key,
-            asset_spec=spec,
-            definition_metadata=spec.metadata,
-            resource_config=around["resource_config"],
-        ) as stored,
-        dg.build_input_context(
-            asset_key=spec.key,
-            upstream_output=stored,
-            dagster_type=_ANY,
-            partition_key=partition,
-            asset_partition_key_range=None if partition is None else dg.PartitionKeyRange(partition, partition),
-            asset_partitions_def=spec.partitions_def,
-            instance=context.instance,
-            resource_config=around["resource_config"],
-            # a named tuple, as output contexts take it
-            resources=around["resources"]._asdict(),
-        ) as given,
-    ):
-        # Each has a Dagster instance of its own. Left open, it is closed by the garbage collector, in any order, which
-        # logs "Cannot operate on a closed database".
-        return getattr(context.resources, io_manager_key).load_input(given)
+    # Not `dg.build_input_context`: it makes a Dagster instance, with its databases, for each table that is read.
+    stored = dg.OutputContext(
+        step_key=None if newest is None else newest.event_log_entry.step_key,
+        run_id=None if newest is None else newest.run_id,
+        name=name,
+        op_def=op_def,
+        asset_key=spec.key,
+        asset_spec=spec,
+        definition_metadata=spec.metadata,
+        **around,
+    )
+    given = dg.InputContext(
+        asset_key=spec.key,
+        upstream_output=stored,
+        dagster_type=_ANY,
+        log_manager=context.log,
+        partition_key=partition,
+        asset_partitions_subset=_subset_of(spec.partitions_def, partition),
+        asset_partitions_def=spec.partitions_def,
+        instance=context.instance,
+        **around,
+    )
+    return getattr(context.resources, io_manager_key).load_input(given)
 
 
 def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition | None:

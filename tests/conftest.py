@@ -22,6 +22,12 @@ with suppress(ModuleNotFoundError):
     # share one loader; all else of a session is its own, as everywhere.
     botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
+with suppress(ModuleNotFoundError):
+    from alembic.script import ScriptDirectory
+
+    # So with the hundred migrations of Dagster's databases, which it reads up to seven times to make an instance.
+    ScriptDirectory.from_config = functools.cache(ScriptDirectory.from_config)
+
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
 
 

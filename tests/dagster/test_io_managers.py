@@ -195,6 +195,29 @@ def test_files_by_run_and_step_are_found_again_by_later_runs(make, instance, tmp
     assert "rows; 0 fixed, 0 broken" in result.get_asset_check_evaluations()[-1].description
 
 
+class Talking(dg.InMemoryIOManager):
+    """Says what it reads."""
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        context.log.info(f"reading {context.asset_key.to_user_string()}")
+        return super().load_input(context)
+
+
+def test_what_an_io_manager_says_while_it_reads_is_in_the_log_of_the_run(instance):
+    @dg.asset
+    def gold() -> pa.Table:
+        return pa.table({"ticket_id": ["t-0", "t-1"], "topic": ["billing", "bug"]})
+
+    @dg.asset
+    def labels() -> pa.Table:
+        return pa.table({"ticket_id": ["t-0", "t-1"], "topic": ["billing", "bug"]})
+
+    quality = evaluation_assets(name="quality", gold=gold, candidates=[labels], key="ticket_id", target="topic")
+    result = dg.materialize([gold, labels, *quality], resources={"io_manager": Talking()}, instance=instance)
+    said = [entry.user_message for entry in instance.all_logs(result.run_id)]
+    assert {one for one in said if one.startswith("reading ")} == {"reading gold", "reading labels"}
+
+
 class Shelf(dg.IOManager):
     """Keeps what it is given, unread."""
 
