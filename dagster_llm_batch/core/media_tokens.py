@@ -1,0 +1,222 @@
+"""How many input tokens an image has, by the vendors' formulas.
+
+The size is read from the file's first bytes. Nobody here loads what has an address only: such an image is expected to
+have 1,024 by 1,024 pixels, and its bound is the most that the vendor makes of any image. None: there is no such most.
+
+Formulas as of 2026-11-27: https://platform.claude.com/docs/en/build-with-claude/vision,
+https://developers.openai.com/api/docs/guides/images-vision, https://ai.google.dev/gemini-api/docs/media-resolution.
+Where two sources differ, the larger figure is taken.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import re
+from collections.abc import Mapping
+from math import ceil, floor, sqrt
+from typing import Any, NamedTuple
+
+from dagster_llm_batch.core.token_counts import InputTokens
+from dagster_llm_batch.types import Image
+
+__all__ = ["Size", "image_size", "media_tokens"]
+
+
+class Size(NamedTuple):
+    """Pixels of an image."""
+
+    width: int
+    height: int
+
+
+_USUAL = Size(1_024, 1_024)
+
+# What no formula is known for: more than any vendor's usual image, since it is a guess.
+_UNKNOWN_VENDOR = 2_000
+
+# Files by address that are no images, which Google takes: ten pages of a document, a minute of sound or film.
+_OTHER_MEDIA = {"application": 10 * 560, "audio": 60 * 32, "video": 60 * 290}
+
+
+def media_tokens(book: str | None, model: str, params: Mapping[str, Any], image: Image) -> InputTokens:
+    """Return the input tokens of one image. `book`: the price book's id of the model's vendor."""
+    name = model.lower()
+    size = None if image.data is None else image_size(image.data)
+    if "claude" in name:
+        return _counted(size, _claude_tokens, name, _claude_cap(name)[1])
+    if "gemini" in name:
+        kind = (image.media_type or mimetypes.guess_type((image.url or "").partition("?")[0])[0] or "").partition("/")[
+            0
+        ]
+        if kind in _OTHER_MEDIA:
+            return InputTokens(_OTHER_MEDIA[kind], None)
+        return _gemini_tokens(name, params, size)
+    if book in ("openai", "azure"):
+        if (tiles := _first(_TILES, name)) is not None:
+            return _counted(size, _tile_tokens, tiles, tiles[0] + _MOST_TILES * tiles[1])
+        if (patches := _first(_PATCHES, name)) is not None:
+            multiplier, budget, _ = patches
+            return _counted(size, _patch_tokens, patches, None if budget is None else ceil(budget * multiplier))
+    return InputTokens(_UNKNOWN_VENDOR, None)
+
+
+def _counted(size: Size | None, formula: Any, of_model: Any, most: int | None) -> InputTokens:
+    if size is None:
+        return InputTokens(formula(of_model, _USUAL), most)
+    tokens = formula(of_model, size)
+    return InputTokens(tokens, tokens)
+
+
+def _first(table: tuple[tuple[re.Pattern[str], Any], ...], model: str) -> Any:
+    return next((value for pattern, value in table if pattern.search(model)), None)
+
+
+# Claude: patches of 28 pixels, after the image was fitted into a square of so many pixels and so many patches.
+_CLAUDE_PATCH = 28
+_CLAUDE_LARGE, _CLAUDE_SMALL = (2_576, 4_784), (1_568, 1_568)
+_CLAUDE_IS_LARGE = re.compile(r"claude-(opus-4-[7-9]|(opus|sonnet|haiku|fable|mythos)-(?!4)\d)")
+
+
+def _claude_cap(model: str) -> tuple[int, int]:
+    return _CLAUDE_LARGE if _CLAUDE_IS_LARGE.search(model) else _CLAUDE_SMALL
+
+
+def _claude_tokens(model: str, size: Size) -> int:
+    edge, most = _claude_cap(model)
+    width, height = sorted(_within(size, edge), reverse=True)
+    # With too many patches, the longer side loses one after the other.
+    for across in range(ceil(width / _CLAUDE_PATCH), 1, -1):
+        down = ceil(min(across * _CLAUDE_PATCH, width) * height / width / _CLAUDE_PATCH)
+        if across * down <= most:
+            return across * down
+    return 1
+
+
+def _within(size: Size, edge: int) -> tuple[float, float]:
+    """Return the size scaled down so that its longer side has at most `edge` pixels."""
+    scale = min(1.0, edge / max(size))
+    return size.width * scale, size.height * scale
+
+
+# OpenAI's older models: a base, and so many tokens for a tile of 512 pixels.
+_TILES = tuple(
+    (re.compile(pattern), tokens)
+    for pattern, tokens in (
+        (r"gpt-4o-mini", (2_833, 5_667)),
+        (r"gpt-4o|gpt-4\.1(?!-(mini|nano))|gpt-4\.5|gpt-4-turbo|gpt-4-vision", (85, 170)),
+        (r"gpt-5(\.1)?($|-\d|-chat|-codex|-pro)", (70, 140)),
+        (r"^(ft:)?o(1|3)(-|$)", (75, 150)),
+        (r"computer-use", (65, 129)),
+    )
+)
+# 2,048 by 768 pixels: what is fitted into 2,048 by 2,048, with a shorter side of 768, has no more tiles.
+_MOST_TILES = 8
+
+
+def _tile_tokens(tokens: tuple[int, int], size: Size) -> int:
+    base, tile = tokens
+    width, height = _within(size, 2_048)
+    shrink = min(1.0, 768 / min(width, height))
+    return base + tile * ceil(width * shrink / 512) * ceil(height * shrink / 512)
+
+
+# OpenAI's later models: patches of 32 pixels times a multiplier, up to a budget of patches and a longest side. A budget
+# of None: the image is not made smaller. The detail is the default, which is what is asked for.
+_PATCHES = tuple(
+    (re.compile(pattern), rule)
+    for pattern, rule in (
+        (r"gpt-4\.1-mini|gpt-5-mini", (1.62, 1_536, 2_048)),
+        (r"gpt-4\.1-nano|gpt-5-nano", (2.46, 1_536, 2_048)),
+        (r"o4-mini", (1.72, 1_536, 2_048)),
+        (r"gpt-5\.[234]-mini", (1.62, 2_500, 2_048)),
+        (r"gpt-5\.[234]-nano", (2.46, 2_500, 2_048)),
+        (r"gpt-5\.[234]", (1.2, 2_500, 2_048)),
+        (r"gpt-5\.5", (1.2, 10_000, 6_000)),
+        (r"gpt-[56]", (1.2, None, None)),
+    )
+)
+
+
+def _patch_tokens(rule: tuple[float, int | None, int | None], size: Size) -> int:
+    multiplier, budget, edge = rule
+    width, height = (float(size.width), float(size.height)) if edge is None else _within(size, edge)
+    patches = ceil(width / 32) * ceil(height / 32)
+    if budget is not None and patches > budget:
+        shrink = sqrt(1_024 * budget / (width * height))
+        across, down = width * shrink / 32, height * shrink / 32
+        shrink *= min(floor(across) / across, floor(down) / down)
+        patches = min(ceil(width * shrink / 32) * ceil(height * shrink / 32), budget)
+    return ceil(patches * multiplier)
+
+
+_GEMINI_3 = {"LOW": 280, "MEDIUM": 560, "HIGH": 1_120, "ULTRA_HIGH": 2_240}
+_GEMINI_2 = {"LOW": 64, "MEDIUM": 256, "HIGH": 2_048}
+_GEMINI_TILE, _GEMINI_TILE_PIXELS, _GEMINI_SMALL = 258, 768, 384
+
+
+def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None) -> InputTokens:
+    given = str(params.get("mediaResolution") or params.get("media_resolution") or "")
+    resolution = given.removeprefix("MEDIA_RESOLUTION_").upper()
+    if re.search(r"gemini-[12]", model) is None:
+        tokens = _GEMINI_3.get(resolution, _GEMINI_3["HIGH"])
+        return InputTokens(tokens, tokens)
+    if resolution in _GEMINI_2:
+        return InputTokens(_GEMINI_2[resolution], _GEMINI_2[resolution])
+    if size is None:
+        return InputTokens(_GEMINI_TILE * 4, None)
+    if max(size) <= _GEMINI_SMALL:
+        return InputTokens(_GEMINI_TILE, _GEMINI_TILE)
+    tiles = ceil(size.width / _GEMINI_TILE_PIXELS) * ceil(size.height / _GEMINI_TILE_PIXELS)
+    return InputTokens(tiles * _GEMINI_TILE, tiles * _GEMINI_TILE)
+
+
+def image_size(data: bytes) -> Size | None:
+    """Return the pixels of a PNG, GIF, WebP or JPEG image from its header; None where it says none."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
+        return _size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return _size(int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little"))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp_size(data)
+    return _jpeg_size(data) if data.startswith(b"\xff\xd8") else None
+
+
+def _size(width: int, height: int) -> Size | None:
+    return Size(width, height) if width > 0 and height > 0 else None
+
+
+_WEBP_HEADER = 30
+
+
+def _webp_size(data: bytes) -> Size | None:
+    """Read the size of a WebP image: https://developers.google.com/speed/webp/docs/riff_container."""
+    match data[12:16]:
+        case b"VP8 ":
+            width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        case b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8X":
+            width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        case _:
+            return None
+    return _size(width, height) if len(data) >= _WEBP_HEADER else None
+
+
+# Markers of JPEG (ITU T.81, B.1): what fills up, those without a length, the frame headers, and three among these that
+# are none.
+_FILL, _BARE, _FRAMES, _NO_FRAMES = 0xFF, {0x01, *range(0xD0, 0xD9)}, range(0xC0, 0xD0), {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_size(data: bytes) -> Size | None:
+    """Find the frame header among the segments of a JPEG image."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == _FILL:
+        marker = data[at + 1]
+        if marker in _FRAMES and marker not in _NO_FRAMES:
+            return _size(int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big"))
+        if marker == _FILL:
+            at += 1
+        else:
+            at += 2 if marker in _BARE else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
