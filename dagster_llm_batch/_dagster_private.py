@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -13,9 +13,11 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
-from dagster._core.events import DagsterEventType
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.execution.plan.utils import build_resources_for_manager
+from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from dagster._core.secrets.env_file import get_env_var_dict
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._grpc.utils import get_loadable_targets
 
 if TYPE_CHECKING:
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "asset_graph",
-    "check_evaluations",
     "check_target",
     "env_file",
+    "failed_evaluations",
+    "failed_ticks",
     "inferred_mapping",
     "io_manager_surroundings",
+    "last_evaluation",
     "load_asset",
     "load_repository",
     "load_stored",
@@ -39,6 +43,9 @@ __all__ = [
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
 """What an IO manager is asked for: whatever it gives by itself."""
+
+_PAGE = 200
+_LONGEST_RUN_SECONDS = 7 * 86_400.0
 
 
 def check_target(
@@ -199,20 +206,45 @@ def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition 
     return job.repository.get_definition() if isinstance(job, ReconstructableJob) else None
 
 
-def check_evaluations(
-    instance: dg.DagsterInstance, check: dg.AssetCheckKey, limit: int
-) -> list[tuple[int, float, AssetCheckEvaluation]]:
-    """The newest evaluations of a check, of all partitions, each with a number of its own and its time.
+def failed_evaluations(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, since: float
+) -> Iterator[tuple[int, float, AssetCheckEvaluation]]:
+    """All evaluations of a check that failed since then, of all partitions, each with a number of its own and its time.
 
     `dagster` exports a way to the newest one alone, which in a run over several partitions is that of one of them.
     """
-    records = instance.event_log_storage.get_asset_check_execution_history(check, limit=limit)
-    events = [(record.id, record.event) for record in records]
-    return [
-        (number, event.timestamp, event.get_dagster_event().asset_check_evaluation_data)
-        for number, event in events
-        if event is not None and event.get_dagster_event().event_type is DagsterEventType.ASSET_CHECK_EVALUATION
-    ]
+    cursor: int | None = None
+    while True:
+        page = instance.event_log_storage.get_asset_check_execution_history(
+            check, limit=_PAGE, cursor=cursor, status={AssetCheckExecutionRecordStatus.FAILED}
+        )
+        for record in page:
+            if record.event is not None and record.event.timestamp > since and record.evaluation is not None:
+                yield record.id, record.event.timestamp, record.evaluation
+        # They are in the order in which they were planned, when their run began.
+        if len(page) < _PAGE or page[-1].create_timestamp < since - _LONGEST_RUN_SECONDS:
+            return
+        cursor = page[-1].id
+
+
+def failed_ticks(
+    instance: dg.DagsterInstance, origin_id: str, selector_id: str, since: float
+) -> Sequence[InstigatorTick]:
+    """All ticks of a sensor that failed since then. `dagster` exports no `TickStatus` to ask for them by."""
+    return instance.get_ticks(origin_id, selector_id, after=since, statuses=[TickStatus.FAILURE])
+
+
+def last_evaluation(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None
+) -> AssetCheckEvaluation | None:
+    """The newest evaluation of a check on a partition, passing over what was planned and has none."""
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        check,
+        limit=1,
+        status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
+        partition_filter=PartitionKeyFilter(key=partition),
+    )
+    return next((record.evaluation for record in records), None)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

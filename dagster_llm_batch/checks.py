@@ -13,7 +13,7 @@ from typing import Any
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import check_target
+from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import retry_command
@@ -23,9 +23,23 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["COVERAGE", "CheckOutcome", "Checks", "check_specs", "evaluations", "sent_spec", "sent_verdict", "verdicts"]
+__all__ = [
+    "COVERAGE",
+    "NOT_JUDGED",
+    "CheckOutcome",
+    "Checks",
+    "check_specs",
+    "evaluations",
+    "sent_spec",
+    "sent_verdict",
+    "unjudged",
+    "verdicts",
+]
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
+
+NOT_JUDGED = "llm_batch/not_judged"
+"""Metadata of an evaluation that repeats the last one, since its run had nothing to judge: it is no news."""
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -199,5 +213,35 @@ def evaluations(
             description=verdict.description,
             target_materialization_data=target,
             blocking=blocking[verdict.name],
+            partition=partition,
+        )
+
+
+def unjudged(
+    context: dg.AssetExecutionContext, partition: str | None, reason: str, *, failed: bool = False
+) -> Iterator[dg.AssetCheckEvaluation]:
+    """Yield an end for each check that Dagster has planned on a partition of which this run landed nothing.
+
+    The last verdict stands, since the last labels do; where there is none, the check passes: there is nothing to miss.
+    Where the run `failed` on the partition, the first check of each asset fails with the reason.
+    """
+    told: set[dg.AssetKey] = set()
+    for spec in context.assets_def.check_specs:
+        if spec.key not in context.selected_asset_check_keys:
+            continue
+        is_first = spec.asset_key not in told
+        told.add(spec.asset_key)
+        last = last_evaluation(context.instance, spec.key, partition)
+        is_news = failed and is_first
+        yield dg.AssetCheckEvaluation(
+            asset_key=spec.asset_key,
+            check_name=spec.name,
+            passed=not is_news and (last is None or last.passed),
+            metadata={} if is_news else {**(last.metadata if last else {}), NOT_JUDGED: True},
+            severity=_ERROR if is_news or last is None else last.severity,
+            description=reason if is_news or last is None else last.description,
+            target_materialization_data=check_target(context.instance, spec.asset_key, partition),
+            # Dagster fails the run for one that blocks: but nothing of this run is there to be held back.
+            blocking=False,
             partition=partition,
         )

@@ -22,7 +22,7 @@ from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.engine.status import cause_text
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
-from dagster_llm_batch.progress import progress_bar, progress_text, states_text
+from dagster_llm_batch.progress import progress_bar, progress_text, stage, states_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -35,6 +35,7 @@ __all__ = [
     "fenced",
     "figure_key",
     "labels_metadata",
+    "progress_observations",
     "rejects_metadata",
     "status_metadata",
     "submission_metadata",
@@ -43,6 +44,8 @@ __all__ = [
 
 SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
+
+_WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
 _PROVENANCE_DOCS = {
     "llm_outcome": "succeeded, invalid, errored, canceled, expired or missing, or skipped: not sent, being empty",
@@ -142,11 +145,32 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
     return {
         "llm_batch/progress": progress_text(status, its_pace),
         "llm_batch/progress_bar": progress_bar(status.done, status.total),
-        "llm_batch/requests_done": status.done,
-        "llm_batch/requests_total": status.total,
+        _WAVE: status.submission.waves,
+        _DONE: status.done,
+        _TOTAL: status.total,
         **known,
         **_batches(status, provider),
     }
+
+
+def progress_observations(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, partition: str | None, metadata: Mapping[str, Any]
+) -> list[dg.AssetObservation]:
+    """Return an observation of how far a partition is, or none where its last one says as much.
+
+    So a partition has five of each wave at most, however often the sensor ticks and runs look at it.
+    """
+    of_partition = dg.AssetRecordsFilter(asset, asset_partitions=None if partition is None else [partition])
+    for record in instance.fetch_observations(of_partition, limit=1).records:
+        if record.asset_observation is not None:
+            last = {key: value.value for key, value in record.asset_observation.metadata.items()}
+            if last.get(SUBMISSION_KEY) == metadata.get(SUBMISSION_KEY) and _stage(last) >= _stage(metadata):
+                return []
+    return [dg.AssetObservation(asset, partition=partition, metadata=metadata)]
+
+
+def _stage(metadata: Mapping[str, Any]) -> tuple[int, int]:
+    return stage(metadata.get(_WAVE, 0), metadata.get(_DONE, 0), metadata.get(_TOTAL, 0))
 
 
 def _batches(status: Status, provider: Provider) -> dict[str, Any]:

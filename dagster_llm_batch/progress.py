@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOTHING_TO_SEND",
-    "has_moved",
     "pace_of",
     "pace_text",
     "progress_bar",
     "progress_text",
+    "stage",
     "states_text",
     "together",
     "usual_of",
@@ -35,6 +35,7 @@ NOTHING_TO_SEND = "nothing to send"
 """What is said of a submission without requests: each row is answered already, or there is none."""
 
 _CELLS = 20
+_QUARTERS = 4
 # submissions that tell how long one usually takes
 _LOOKED_AT = 20
 
@@ -103,13 +104,9 @@ def progress_bar(done: int, total: int) -> str:
     return "█" * filled + "░" * (_CELLS - filled)
 
 
-def has_moved(before: Progress, after: Progress) -> bool:
-    """Return whether the change is worth an observation: a batch changed its state, or another tenth is done."""
-    return before.states != after.states or _tenth(before) != _tenth(after)
-
-
-def _tenth(progress: Progress) -> int:
-    return 10 * progress.done // progress.total if progress.total else 10
+def stage(wave: int, done: int, total: int) -> tuple[int, int]:
+    """Return the wave and the quarters of the requests that are done: what is worth an observation when it rises."""
+    return wave, _QUARTERS * done // total if total else _QUARTERS
 
 
 def _glance(status: Status) -> Progress:
@@ -121,6 +118,7 @@ def _glance(status: Status) -> Progress:
         states={state: sum(shard.state is state for shard in shards) for state in {shard.state for shard in shards}},
         total=status.total,
         done=status.done,
-        failed=sum(shard.failed or 0 for shard in shards),
+        failed=status.failed,
+        asked=sum(shard.requests for shard in shards if shard.wave == status.submission.waves),
         oldest_submitted_at=min(flying, default=None),
     )

@@ -15,12 +15,19 @@ import pyarrow as pa
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
-from dagster_llm_batch.checks import check_specs, verdicts
+from dagster_llm_batch.checks import check_specs, unjudged, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.status import advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
-from dagster_llm_batch.metadata import column_lineage, labels_metadata, rejects_metadata, status_metadata
+from dagster_llm_batch.metadata import (
+    SUBMISSION_KEY,
+    column_lineage,
+    labels_metadata,
+    progress_observations,
+    rejects_metadata,
+    status_metadata,
+)
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -105,7 +112,11 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         news = set[str]()
         if context.has_partition_key_range:
             news = landing.send_together(context, engine, list(context.partition_keys))
-        yield from each_partition(context, lambda partition: landing.land(context, engine, partition, news))
+        yield from each_partition(
+            context,
+            lambda partition: landing.land(context, engine, partition, news),
+            lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
+        )
 
     return collect
 
@@ -131,19 +142,17 @@ class _Landing:
         provider = engine.provider(labeling.provider)
         submission = engine.latest(labeling.asset, partition or "")
         if submission is None:
-            context.log.warning(
-                f"{partition or 'labels'}: nothing was submitted yet; materialize {dataset.batch_key.to_user_string()}."
-            )
-            yield dg.AssetObservation(
-                dataset.key, partition=partition, metadata={"llm_batch/progress": "nothing was submitted yet"}
-            )
+            text = "nothing was submitted yet"
+            context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
+            yield from self._not_ready(context, partition, text, {"llm_batch/progress": text})
             return
         # A run that plans many partitions sends them together. To send one of them here would leave the others a
         # batch that may be too small.
         if self._is_being_sent(context, engine, submission):
-            context.log.info(f"Not ready: run {short_run(submission.run_id)} is at work on its submission.")
-            metadata = {"llm_batch/progress": f"run {short_run(submission.run_id)} is at work on its submission"}
-            yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
+            text = f"run {short_run(submission.run_id)} is at work on its submission"
+            context.log.info(f"Not ready: {text}.")
+            metadata = {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id}
+            yield from self._not_ready(context, partition, text, metadata)
             return
         self._finish_superseded(context, engine, partition or "")
         was_settled = submission.is_settled and submission.submission_id not in news
@@ -151,9 +160,9 @@ class _Landing:
         # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not status.is_settled:
             its_pace = pace_of(engine, status)
-            context.log.info(f"Not ready: {progress_text(status, its_pace)}. The sensor lands it when its batches end.")
-            metadata = status_metadata(status, provider, its_pace)
-            yield dg.AssetObservation(dataset.key, partition=partition, metadata=metadata)
+            text = progress_text(status, its_pace)
+            context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
+            yield from self._not_ready(context, partition, text, status_metadata(status, provider, its_pace))
             return
         with labeled_tables(
             engine,
@@ -164,6 +173,13 @@ class _Landing:
             as_streams=dataset.frame == "batches",
         ) as tables:
             yield from self._store(context, engine, partition, status, tables)
+
+    def _not_ready(
+        self, context: dg.AssetExecutionContext, partition: str | None, text: str, metadata: dict[str, Any]
+    ) -> Iterator[Any]:
+        """Yield what is seen of a partition whose labels cannot land yet."""
+        yield from progress_observations(context.instance, self._dataset.key, partition, metadata)
+        yield from unjudged(context, partition, f"Nothing has landed yet: {text}.")
 
     def _store(
         self,

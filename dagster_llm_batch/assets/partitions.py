@@ -11,21 +11,26 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch.checks import CheckOutcome, evaluations
+from dagster_llm_batch.checks import CheckOutcome, evaluations, unjudged
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.text import plain_words, short_run
 
 __all__ = ["EachPartition", "each_partition", "materialize_result"]
 
 _T = TypeVar("_T")
+_Told = Callable[[str | None, str], object]
 
 
 class EachPartition:
-    """The partitions of this run, in order, or None in an unpartitioned dataset; those that fail are left out."""
+    """The partitions of this run, in order, or None in an unpartitioned dataset; those that fail are left out.
 
-    def __init__(self, context: dg.AssetExecutionContext) -> None:
+    `failed` is called with each of these, and why.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, failed: _Told | None = None) -> None:
         many = context.has_partition_key or context.has_partition_key_range
         self.keys: list[str | None] = list(context.partition_keys) if many else [None]
-        self._failures = _Failures(context, len(self.keys))
+        self._failures = _Failures(context, len(self.keys), failed)
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         """Return what `step` gives, by partition; a partition for which it fails has no value."""
@@ -47,12 +52,15 @@ class EachPartition:
                 yield from land(partition, value)
             except Exception as error:  # noqa: BLE001 - as above
                 self._failures.add(partition, error)
+        yield from self._failures.verdicts()
         self._failures.raise_if_any()
 
 
-def each_partition(context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]]) -> Iterator[Any]:
+def each_partition(
+    context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]], failed: _Told | None = None
+) -> Iterator[Any]:
     """Yield the events of `land` for each partition of this run. Raises one dg.Failure at the end for all that fail."""
-    partitions = EachPartition(context)
+    partitions = EachPartition(context, failed)
     yield from partitions.events(dict.fromkeys(partitions.keys), lambda partition, _: land(partition))
 
 
@@ -94,26 +102,42 @@ def materialize_result(
 class _Failures:
     """Collects what went wrong in each partition of a run over `partitions` of them."""
 
-    def __init__(self, context: dg.AssetExecutionContext, partitions: int) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, partitions: int, failed: _Told | None) -> None:
         self._context = context
+        self._failed = failed
         self._partitions = partitions
         self._errors: dict[str | None, Exception] = {}
 
     def add(self, partition: str | None, error: Exception) -> None:
-        """Remember and log one. Where nothing else is in the run, an error that is not ours goes on as it is."""
-        ours = isinstance(error, LLMBatchError)
-        # The traceback of the user's own code is what a person needs; a dg.Failure would hide it.
-        if self._partitions == 1 and not ours:
-            raise error
+        """Remember and log one."""
         self._errors[partition] = error
         where = "" if partition is None else f"{partition}: "
-        self._context.log.error(f"{where}{type(error).__name__}: {error}", exc_info=None if ours else error)
+        is_ours = isinstance(error, LLMBatchError)
+        if self._partitions > 1 or is_ours:
+            self._context.log.error(f"{where}{type(error).__name__}: {error}", exc_info=None if is_ours else error)
+        if self._failed is not None:
+            try:
+                self._failed(partition, _text_of(error))
+            except LLMBatchError as another:
+                self._context.log.warning(f"{where}the failure could not be recorded: {another}")
+
+    def verdicts(self) -> Iterator[Any]:
+        """Yield verdicts for the checks that Dagster has planned on them, and that would have none."""
+        run = short_run(self._context.run.run_id)
+        for partition, error in self._errors.items():
+            yield from unjudged(self._context, partition, f"Run {run} failed: {_text_of(error)}", failed=True)
 
     def raise_if_any(self) -> None:
-        """Raise one dg.Failure for all of them. Dagster marks the partitions that did not land as failed."""
+        """Raise one dg.Failure for all of them. Dagster marks the partitions that did not land as failed.
+
+        Where nothing else is in the run, an error that is not ours goes on as it is: the traceback of the user's own
+        code is what a person needs, and a dg.Failure would hide it.
+        """
         if not self._errors:
             return
         first = next(iter(self._errors.values()))
+        if self._partitions == 1 and not isinstance(first, LLMBatchError):
+            raise first
         failures = [(partition, f"{type(error).__name__}: {error}") for partition, error in self._errors.items()]
         if self._partitions == 1:
             description = failures[0][1]
@@ -124,3 +148,7 @@ class _Failures:
         # Ours say what to do, and their causes only how it was found out: that would be three traces for one message.
         cause = None if isinstance(first, LLMBatchError) else first
         raise dg.Failure(description, allow_retries=self._partitions == 1) from cause
+
+
+def _text_of(error: Exception) -> str:
+    return plain_words(f"{type(error).__name__}: {error}")

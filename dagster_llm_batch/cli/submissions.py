@@ -75,7 +75,7 @@ def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
         "cost_usd realtime_usd created_at settled_at delivered_at run_id"
     )
     shards = None if progress is None else {state.value: count for state, count in progress.states.items()}
-    done = submission.requests if progress is None else progress.done
+    done = submission.requests if progress is None else submission.reused + progress.done
     return {**{name: getattr(submission, name) for name in names.split()}, "shards": shards, "requests_done": done}
 
 

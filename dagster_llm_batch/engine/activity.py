@@ -13,7 +13,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
 
-__all__ = ["LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "look_out"]
+__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "look_out"]
 
 TURN = "turn"
 """The event of a submission whose waiting shards may be sent now."""
@@ -27,6 +27,11 @@ STRANDED = "landing_stranded"
 TOLD = "person_told"
 """The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""
 
+FAILED = "landing_failed"
+"""The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
+
+_CHANGES_NOTHING = (TOLD, FAILED)
+
 
 @dataclass(frozen=True)
 class Outlook:
@@ -36,11 +41,13 @@ class Outlook:
         busy: The ids of those that a process works on.
         last: The last event of each, by submission_id.
         last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
+        failed: The ids of those that a run has failed to land.
     """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
+    failed: Collection[str]
 
     def is_open(self, submission_id: str) -> bool:
         """Return whether the submission is undelivered. Nothing else is known of others."""
@@ -71,15 +78,16 @@ class Outlook:
 
 def count_lost(events: Sequence[Event]) -> int:
     """Count the lost runs at the end of these events: nothing else has happened since the first of them."""
-    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN, TOLD), reversed(events))
+    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN, *_CHANGES_NOTHING), reversed(events))
     return sum(event.kind == LOST for event in since)
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
-    """See Engine.outlook. Takes three queries, however many submissions there are."""
+    """See Engine.outlook. Takes four queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
-        last=ledger.last_events(namespace, besides=(TOLD,), unreadable=unreadable),
-        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, TOLD), unreadable=unreadable),
+        last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
+        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
+        failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable).keys(),
     )

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.engine.activity import LOST, STRANDED, TOLD, TURN, Outlook, count_lost, look_out
+from dagster_llm_batch.engine.activity import FAILED, LOST, STRANDED, TOLD, TURN, Outlook, count_lost, look_out
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
@@ -458,6 +458,11 @@ class Engine:
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """Record that the provider did not answer, and that another try is worthwhile later."""
         self.ledger.add_event(submission_id, UNAVAILABLE, str(error))
+
+    def note_failed(self, asset: str, partition: str, detail: str) -> None:
+        """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
+        if (submission := self.latest(asset, partition)) is not None:
+            self.ledger.add_event(submission.submission_id, FAILED, detail)
 
     def lost_runs(self, submission_id: str) -> int:
         """Return how many of the last runs that were to land the labels ended without having done anything."""

@@ -40,7 +40,9 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
     """
     since = progress.oldest_submitted_at
     age = None if since is None else max(now - since, timedelta())
-    per_minute = progress.done / (age / timedelta(minutes=1)) if age and progress.done else None
+    # What earlier waves have done is older than the batches that the age is of.
+    done = progress.asked - (progress.total - progress.done)
+    per_minute = done / (age / timedelta(minutes=1)) if age and done > 0 else None
     end = None
     if per_minute:
         end = now + timedelta(minutes=(progress.total - progress.done) / per_minute)

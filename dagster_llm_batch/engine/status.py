@@ -84,11 +84,18 @@ class Status:
         return [shard.batch_id for shard in self.shards if shard.batch_id]
 
     @property
-    def done(self) -> int:
-        """Requests that providers report as finished."""
-        whole = (ShardState.COLLECTED, *ENDED)
-        return sum(shard.requests if shard.state in whole else shard.done or 0 for shard in self.shards)
+    def total(self) -> int:
+        """Requests, besides those whose answers are reused. One counts once, however often it is asked."""
+        return self.submission.requests - self.submission.reused
 
     @property
-    def total(self) -> int:
-        return sum(shard.requests for shard in self.shards)
+    def done(self) -> int:
+        """Requests that providers report as finished. One that a later wave asks again is not, until that is."""
+        over = (ShardState.COLLECTED, *ENDED)
+        running = (shard for shard in self.shards if shard.state not in over)
+        return self.total - sum(max(shard.requests - (shard.done or 0), 0) for shard in running)
+
+    @property
+    def failed(self) -> int:
+        """Requests that providers report as failed, and that are not asked again."""
+        return max(sum((shard.failed or 0) - (shard.requests if shard.wave > 1 else 0) for shard in self.shards), 0)

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import check_evaluations
+from dagster_llm_batch._dagster_private import failed_evaluations, failed_ticks
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.checks import NOT_JUDGED
 from dagster_llm_batch.text import plain_words
 
 __all__ = ["build_llm_batch_alert_sensor"]
 
-# So many of the newest evaluations of each check, and ticks of each sensor, are looked at.
-_NEWEST = 200
+# Dagster ends a tick after 60 seconds, and all that it told would be told again.
+_TELL_SECONDS = 30.0
 
 # An event has the time of the machine that wrote it, and may be seen some time after that.
 _LATE_SECONDS = 600.0
@@ -67,39 +68,50 @@ def build_llm_batch_alert_sensor(
         now = time.time()
         # What failed before the first tick is history, of which there may be years.
         since, told = json.loads(context.cursor) if context.cursor else (now, {})
-        failures = [*_failed_checks(context), *_failed_ticks(context, since, sensor_names)]
-        new = [failure for failure in failures if failure.at > since and failure.name not in told]
-        untold: list[tuple[_Failure, Exception]] = []
-        for failure in sorted(new, key=lambda failure: failure.at):
+        failures = [*_failed_checks(context, since), *_failed_ticks(context, since, sensor_names)]
+        new = sorted(
+            (failure for failure in failures if failure.at > since and failure.name not in told),
+            key=lambda failure: failure.at,
+        )
+        refused: list[tuple[_Failure, Exception]] = []
+        began = time.monotonic()
+        later: list[_Failure] = []
+        for number, failure in enumerate(new):
+            if number and time.monotonic() - began > _TELL_SECONDS:
+                later = new[number:]
+                break
             try:
                 notify(failure.text)
             except Exception as error:  # noqa: BLE001 - of the user's; a text that is refused must not hold up the others
-                untold.append((failure, error))
+                refused.append((failure, error))
             else:
                 told[failure.name] = failure.at
         # A tick that fails keeps no cursor, so that all would be told again: it fails where nothing was told.
-        if untold and len(untold) == len(new):
-            raise untold[0][1]
-        for failure, reason in untold:
+        count = len(new) - len(refused) - len(later)
+        if refused and not count:
+            raise refused[0][1]
+        for failure, reason in refused:
             context.log.error(f"notify raised {type(reason).__name__}: {reason}. It is told later: {failure.text}")
         # Whatever is not told yet has to be newer than this.
-        oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure, _ in untold)]))
+        untold = [*later, *(failure for failure, _ in refused)]
+        oldest = max(since, min([now - _LATE_SECONDS, *(math.nextafter(failure.at, 0) for failure in untold)]))
         told = {known: at for known, at in told.items() if at > oldest}
         context.update_cursor(json.dumps([oldest, told]))
-        return dg.SkipReason(f"told {len(new) - len(untold)}" if new else "nothing to tell")
+        rest = f"; {len(later)} are told at the next tick" if later else ""
+        return dg.SkipReason(f"told {count}{rest}" if new else "nothing to tell")
 
     return alert_sensor
 
 
-def _failed_checks(context: dg.SensorEvaluationContext) -> Iterator[_Failure]:
-    """Yield failed evaluations of the checks of this package's assets in this code location."""
+def _failed_checks(context: dg.SensorEvaluationContext, since: float) -> Iterator[_Failure]:
+    """Yield evaluations that failed since then, of the checks of this package's assets in this code location."""
     assert context.repository_def is not None
     for key, assets in context.repository_def.assets_defs_by_key.items():
         if ROLE_TAG not in assets.tags_by_key.get(key, {}):
             continue
         for check in (check for check in assets.check_keys if check.asset_key == key):
-            for number, at, evaluation in check_evaluations(context.instance, check, _NEWEST):
-                if not evaluation.passed:
+            for number, at, evaluation in failed_evaluations(context.instance, check, since):
+                if NOT_JUDGED not in evaluation.metadata:
                     partition = f" ({evaluation.partition})" if evaluation.partition else ""
                     place = f"{key.to_user_string()}{partition}"
                     text = f"{place}: the check {check.name} failed. {evaluation.description or ''}"
@@ -109,13 +121,11 @@ def _failed_checks(context: dg.SensorEvaluationContext) -> Iterator[_Failure]:
 def _failed_ticks(
     context: dg.SensorEvaluationContext, since: float, sensor_names: tuple[str, ...]
 ) -> Iterator[_Failure]:
-    """Yield failed ticks of these sensors."""
+    """Yield ticks of these sensors that failed since then."""
     for state in context.instance.all_instigator_state():
         if state.instigator_name not in sensor_names:
             continue
-        ticks = context.instance.get_ticks(state.instigator_origin_id, state.selector_id, after=since, limit=_NEWEST)
-        for tick in ticks:
-            if tick.is_failure:
-                reason = tick.error.message if tick.error else "without a reason"
-                text = f"{state.instigator_name}: its tick failed. {reason}"
-                yield _Failure(f"tick {tick.tick_id}", tick.timestamp, plain_words(text))
+        for tick in failed_ticks(context.instance, state.instigator_origin_id, state.selector_id, since):
+            reason = tick.error.message if tick.error else "without a reason"
+            text = f"{state.instigator_name}: its tick failed. {reason}"
+            yield _Failure(f"tick {tick.tick_id}", tick.timestamp, plain_words(text))

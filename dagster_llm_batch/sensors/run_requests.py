@@ -25,7 +25,7 @@ class Ready:
     asset: dg.AssetKey
     rejects: dg.AssetKey
     partition: str | None
-    index: int | None  # its place among the asset's partitions; None: it does not join a range
+    index: int | None  # its place among the asset's partitions; None: it joins no range
     run_key: str
     submissions: tuple[str, ...] = ()  # whose labels, or next waves, these are
     lost: int = 0  # runs before this one that did nothing

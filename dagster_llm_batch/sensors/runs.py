@@ -32,13 +32,10 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.sensors.run_requests import Group, Ready
 
-__all__ = ["ALONE_AFTER", "ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns"]
+__all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns"]
 
 ASKED_AGAIN_TAG = "llm_batch/asked_again"
 """Tag of a run that was asked for again, as in `2 of 3`."""
-
-ALONE_AFTER = 2
-"""Losses after which a partition is asked for by itself: another one may be what kills the run that they share."""
 
 _RETRIED_WITHIN = timedelta(hours=1)
 

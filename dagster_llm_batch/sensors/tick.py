@@ -26,10 +26,10 @@ import dagster as dg
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_overdue
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
-from dagster_llm_batch.metadata import SUBMISSION_KEY, status_metadata
-from dagster_llm_batch.progress import has_moved, pace_of, pace_text, together, usual_of
+from dagster_llm_batch.metadata import SUBMISSION_KEY, progress_observations, status_metadata
+from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
-from dagster_llm_batch.sensors.runs import ALONE_AFTER, LostRuns, TickBounds, UnfinishedRuns
+from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
 from dagster_llm_batch.text import short_run
@@ -303,12 +303,13 @@ class Tick:
             return None
         lost = self._lost.count(submission_id, outlook)
         labels = self._labels[submission.asset]
-        place = labels.places.get(submission.partition)
+        # A partition that made a run fail, or may have killed it, takes no neighbours into the next one.
+        is_alone = bool(lost) or submission_id in outlook.failed
         return Ready(
             labels.dataset.key,
             labels.dataset.rejects_key,
             submission.partition or None,
-            place if lost < ALONE_AFTER else None,
+            None if is_alone else labels.places.get(submission.partition),
             f"{submission_id}:{outlook.attempt(submission_id)}",
             (submission_id,),
             lost,
@@ -413,16 +414,15 @@ class Tick:
         submission = progress.submission
         before = self._before.get(submission.submission_id)
         provider = self._engine.providers.get(submission.provider)
-        if before is None or provider is None or not has_moved(before, progress) or not self._exists(submission):
+        if before is None or provider is None or not _is_further(before, progress) or not self._exists(submission):
             return False
         status = self._engine.status(submission.submission_id)
-        observation = dg.AssetObservation(
-            self._labels[submission.asset].dataset.key,
-            partition=submission.partition or None,
-            metadata=status_metadata(status, provider, pace_of(self._engine, status)),
-        )
-        self._context.instance.report_runless_asset_event(observation)
-        return True
+        metadata = status_metadata(status, provider, pace_of(self._engine, status))
+        key = self._labels[submission.asset].dataset.key
+        observations = progress_observations(self._context.instance, key, submission.partition or None, metadata)
+        for observation in observations:
+            self._context.instance.report_runless_asset_event(observation)
+        return bool(observations)
 
     def summary(self) -> str:
         """Return one line on what is in flight, for the skip reason of the tick."""
@@ -453,6 +453,12 @@ class Tick:
                     its_pace = pace(progress, self._now, usual[asset])
                 paces.append(its_pace)
         return paces
+
+
+def _is_further(before: Progress, after: Progress) -> bool:
+    """Return whether a wave or another quarter of the requests came in between."""
+    stages = [stage(each.submission.waves, each.done, each.total) for each in (before, after)]
+    return stages[1] > stages[0]
 
 
 _AT_ONCE = 200

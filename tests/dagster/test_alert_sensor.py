@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from code_location import LABELS, CodeLocation, labeled
 from dagster._core.definitions.run_request import InstigatorType
 from dagster._core.remote_origin import (
@@ -129,6 +130,56 @@ def test_a_text_that_is_refused_holds_up_no_other_and_makes_none_be_told_twice(l
     assert "told 1" in alerts.tick().skip_message
     assert "nothing to tell" in alerts.tick().skip_message
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["first", "last", "refused"]
+
+
+def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_time(location, monkeypatch):
+    alerts = Alerts(location)
+    alerts.tick()
+    location.land()
+    with location.instance.event_log_storage.index_connection() as connection:
+        columns = "asset_key, check_name, execution_status, evaluation_event, create_timestamp"
+        failed = "FROM asset_check_executions WHERE execution_status = 'FAILED' LIMIT 1"
+        copy = f"INSERT INTO asset_check_executions ({columns}, run_id) SELECT {columns}, :run {failed}"
+        connection.execute(sa.text(copy), [{"run": f"run {number}"} for number in range(204)])
+    failed_tick(location.instance, "llm_batch_sensor", "of 205")
+    with location.instance.schedule_storage.connect() as connection:
+        columns = "job_origin_id, selector_id, status, type, timestamp, tick_body"
+        copy = f"INSERT INTO job_ticks ({columns}) SELECT {columns} FROM job_ticks LIMIT 1"
+        connection.execute(sa.text(copy), [{}] * 204)
+    monkeypatch.setattr("dagster_llm_batch.sensors.alerts._TELL_SECONDS", 0.0)
+    assert "told 1; 409 are told at the next tick" in alerts.tick().skip_message
+    monkeypatch.undo()
+    assert "told 409" in alerts.tick().skip_message
+    assert [text.split(":")[0] for text in alerts.told].count(LABELS) == 205
+    assert "nothing to tell" in alerts.tick().skip_message
+
+
+def test_a_landing_that_fails_is_told_once_with_its_reason(stored, emulator):
+    class FullDisk(dg.IOManager):
+        def handle_output(self, context, obj):
+            raise OSError("No space left on device")
+
+        def load_input(self, context):
+            return None
+
+    location = CodeLocation(emulator, stored, *labeled(), resources={"io_manager": FullDisk()})
+    alerts = Alerts(location)
+    alerts.tick()
+    result = location.land()
+    alerts.tick()
+    told = f"Run {result.run_id[:8]} failed: OSError: No space left on device"
+    assert alerts.told == [f"{LABELS}: the check coverage failed. {told}"]
+
+
+def test_a_verdict_that_a_run_without_news_repeats_is_not_told_again(location, emulator):
+    alerts = Alerts(location)
+    alerts.tick()
+    location.land()
+    alerts.tick()
+    location.submit(run_config={"ops": {"ticket_labels_batch": {"config": {"again": True}}}})
+    assert location.collect().success  # too early
+    assert "nothing to tell" in alerts.tick().skip_message
+    assert len(alerts.told) == 1
 
 
 def test_checks_of_other_assets_are_not_told(stored, emulator):

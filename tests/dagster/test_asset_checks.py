@@ -113,6 +113,78 @@ def test_landing_the_same_partition_in_range_runs_again_and_again_keeps_its_chec
     assert automation.requested() == set(DAYS[:4])
 
 
+def check_records(location, name):
+    """What Dagster has of a check: (partition, status, evaluation), the newest first."""
+    key = dg.AssetCheckKey(dg.AssetKey(LABELS if name != "sent" else BATCH), name)
+    records = location.instance.event_log_storage.get_asset_check_execution_history(key, limit=100)
+    return [(record.partition, record.status.value, record.evaluation) for record in records]
+
+
+class FullDisk(dg.IOManager):
+    def handle_output(self, context, obj):
+        if context.has_partition_key is False or context.partition_key == DAYS[1]:
+            raise OSError("No space left on device")
+
+    def load_input(self, context):
+        return None
+
+
+@pytest.mark.parametrize("where", [{}, {"partition": DAYS[1]}, {"span": SPAN}], ids=["whole", "one", "range"])
+@pytest.mark.parametrize("how", ["too early", "not submitted", "cannot be stored"])
+def test_every_check_that_dagster_has_planned_on_a_landing_ends(make, emulator, where, how):
+    options = {"partitions_def": DAILY} if where else {}
+    location = make(*labeled(**options), resources={"io_manager": FullDisk()})
+    if how != "not submitted":
+        location.submit(**where)
+    if how == "cannot be stored":
+        emulator.settle()
+    result = location.collect(**where)
+    assert result.success is (how != "cannot be stored")
+    partitions = DAYS[:4] if "span" in where else [where.get("partition")]
+    bad = set() if result.success else {DAYS[1]} & {*partitions} or {None}
+    for name in ("coverage", "parse_rate", "spend"):
+        found = {partition: status for partition, status, _ in check_records(location, name)}
+        assert found == {
+            partition: "FAILED" if name == "coverage" and partition in bad else "SUCCEEDED" for partition in partitions
+        }
+    if bad:
+        [text] = {told.description for _, status, told in check_records(location, "coverage") if status == "FAILED"}
+        assert text == f"Run {result.run_id[:8]} failed: OSError: No space left on device"
+        assert bad & {*location.landed()} == set()
+
+
+def test_a_run_that_lands_nothing_leaves_the_last_verdict_as_it_is(make, emulator):
+    spoil(emulator, DAYS[1])
+    location = make(*labeled(partitions_def=DAILY), scores)
+    automation = Automation(location)
+    automation.requested()
+    location.land(partition=DAYS[1])
+    emulator.clear_faults()
+    again = {"run_config": {"ops": {BATCH: {"config": {"again": True}}}}}
+    assert location.run(BATCH, partition=DAYS[1], **again).success
+    for where in ({"partition": DAYS[1]}, {"span": SPAN}):
+        assert location.collect(**where).success
+        verdicts = [told for partition, _, told in check_records(location, "coverage") if partition == DAYS[1]]
+        assert {(told.passed, told.description) for told in verdicts} == {(False, verdicts[-1].description)}
+    assert automation.requested() == set()
+    emulator.settle()
+    assert location.collect(partition=DAYS[1]).success
+    assert automation.requested() == {DAYS[1]}
+
+
+def test_a_submission_that_fails_ends_its_check_with_the_reason_and_its_neighbours_pass(make):
+    def rows(context):
+        if context.partition_key == DAYS[1]:
+            raise KeyError("body")
+        return tickets(2, context.partition_key)
+
+    location = make(*labeled(partitions_def=DAILY, rows=rows))
+    assert not location.submit(span=SPAN).success
+    found = {partition: told for partition, _, told in check_records(location, "sent")}
+    assert {day: told.passed for day, told in found.items()} == {day: day != DAYS[1] for day in DAYS[:4]}
+    assert "KeyError: 'body'" in found[DAYS[1]].description
+
+
 @pytest.mark.parametrize("where", [{"partition": DAYS[1]}, {"span": SPAN}], ids=["one", "range"])
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_failed_blocking_check_holds_back_downstream_of_the_same_run(make, emulator, where, blocking):

@@ -142,15 +142,46 @@ def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
     assert again.run_key != request.run_key
 
 
-def test_neighbours_that_were_lost_together_twice_are_asked_for_alone(make, emulator):
+def test_neighbours_that_were_lost_together_are_asked_for_alone(make, emulator):
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[2]))
     emulator.settle()
-    for _ in range(2):
-        [request] = tick(location).run_requests
-        ended(location, request)
-        tick(location)
+    [request] = tick(location).run_requests
+    ended(location, request)
+    tick(location)
     assert asked(tick(location)) == [(day, day) for day in DAYS[:3]]
+
+
+class FullDisk(dg.IOManager):
+    """Stores nothing of one partition."""
+
+    def __init__(self, partition):
+        self.partition = partition
+
+    def handle_output(self, context, obj):
+        if context.partition_key == self.partition:
+            raise OSError("No space left on device")
+
+    def load_input(self, context):
+        raise NotImplementedError
+
+
+def test_a_partition_that_makes_its_run_fail_takes_no_neighbour_into_the_next_one(make, emulator):
+    store = FullDisk(DAYS[1])
+    location = make(*labeled(partitions_def=DAILY), resources={"io_manager": store})
+    for day in DAYS[:2]:
+        location.submit(partition=day)
+    emulator.settle()
+    [both] = tick(location).run_requests
+    assert not location.launch(both).success  # it has collected the answers, so that it has changed something
+    assert location.landed() == {DAYS[0]}
+    location.submit(partition=DAYS[2])
+    emulator.settle()
+    requests = tick(location).run_requests
+    assert [request.partition_key for request in requests] == [DAYS[1], DAYS[2]]
+    store.partition = None
+    assert all(location.launch(request).success for request in requests)
+    assert tick(location).skip_message == "no batches in flight"
 
 
 def test_a_run_that_a_person_canceled_is_not_asked_for_again_and_a_failed_check_says_so(make, emulator):

@@ -1,7 +1,6 @@
 """Waiting: runs, the sensor, its observations and `watch` say how far it is in the same words, and when it moved."""
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -13,11 +12,10 @@ from test_batch_sensor import change, sqlite_time, tick
 from dagster_llm_batch import Limits, QueueLimit
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine.progress import Pace
-from dagster_llm_batch.progress import has_moved, pace_text, progress_bar, together
+from dagster_llm_batch.progress import pace_text, progress_bar, together
 from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.sensors.runs import TickBounds
-from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.testing.emulator import Emulator
+from dagster_llm_batch.testing.emulator import Emulator, RowFault
 from example_project.journey import submitted_text
 
 END = datetime(2026, 1, 2, 14, 5, tzinfo=UTC)
@@ -91,19 +89,47 @@ def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_
     assert len(seen(location)) == 2
 
 
-def test_another_tenth_of_the_requests_is_news_within_a_tenth_is_none(make, emulator):
-    location = make(*labeled(rows=lambda context: tickets(30)))
+@pytest.mark.parametrize("partition", [None, DAYS[0]])
+def test_a_batch_is_observed_at_each_quarter_of_a_wave_once_whoever_looks(instance, partition):
+    options = {"partitions_def": DAILY} if partition else {}
+    with Emulator(work_steps=20) as emulator:
+        emulator.inject(RowFault(containing="Subject t 1", status_code=500, times=1))
+        location = CodeLocation(emulator, instance, *labeled(rows=lambda context: tickets(40), **options))
+        location.submit(partition=partition)
+        for _ in range(25):
+            tick(location)
+            tick(location)
+            emulator.tick()
+        for _ in range(2):
+            assert location.collect(partition=partition).success  # sends again what failed
+        emulator.settle()
+        tick(location)
+        assert location.collect(partition=partition).success
+        assert location.collect(partition=partition).success
+    told = [text.split("; ")[1] for seen_at, text in seen(location) if seen_at == partition]
+    assert [text.split(" requests")[0] for text in told] == [
+        *("10 of 40", "20 of 40", "30 of 40", "40 of 40"),
+        *("39 of 40", "40 of 40"),
+    ]
+
+
+def test_a_request_that_is_asked_again_counts_once_and_is_done_when_it_is_answered(stored, emulator):
+    emulator.inject(RowFault(containing="Subject t 1", status_code=500, times=1))
+    location = CodeLocation(emulator, stored, *labeled())
     location.submit()
-    emulator.tick(2)  # the provider says that 30 of 30 are done, and the batch runs on
-    tick(location)
-    assert len(seen(location)) == 1
-    change(location, "done = 20")
-    tick(location)
-    assert len(seen(location)) == 2
-    [one] = location.engine().ledger.progress("default")
-    assert has_moved(replace(one, done=20), replace(one, done=21))
-    assert not has_moved(replace(one, done=21), replace(one, done=23))
-    assert has_moved(one, replace(one, states={ShardState.ENDED: 1}))
+    emulator.settle()
+    location.launch(tick(location).run_requests[0])  # it fails, and is sent again
+    assert "1 batch in flight; 2 of 3 requests done (66 %); oldest" in location.tick().skip_message
+    [watched] = watch_once(stored)
+    told = [watched[f"requests_{what}"] for what in ("done", "total", "failed", "per_minute")]
+    assert told == [2, 3, 0, None]  # none of this wave is done, so that nobody knows its rate
+    engine = location.engine()
+    [progress] = engine.ledger.progress("default")
+    status = engine.status(progress.submission.submission_id)
+    assert (status.done, status.total, status.failed) == (2, 3, 0)
+    change(location, "done = 9, failed = 9")  # as of a provider that counts wrong
+    assert engine.ledger.progress("default")[0].done == 3
+    engine.ledger.close()
 
 
 def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emulator):

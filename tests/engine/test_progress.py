@@ -29,7 +29,8 @@ def submission(**changes) -> Submission:
 
 def progress(done=0, since=NOON - HOUR) -> Progress:
     states = {ShardState.SUBMITTED: 1}
-    return Progress(submission=submission(), states=states, total=100, done=done, failed=1, oldest_submitted_at=since)
+    counts = {"total": 100, "done": done, "failed": 1, "asked": 100}
+    return Progress(submission=submission(), states=states, **counts, oldest_submitted_at=since)
 
 
 def test_the_rate_so_far_says_the_end():

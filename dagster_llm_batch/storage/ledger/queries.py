@@ -212,9 +212,16 @@ class LedgerQueries:
                     SUBMISSION,
                     SHARD.c.state.label("shard_state"),
                     sa.func.count(SHARD.c.shard_id).label("shards"),
-                    sa.func.sum(sa.func.coalesce(SHARD.c.total, SHARD.c.requests)).label("total"),
-                    sa.func.sum(SHARD.c.done).label("done"),
+                    # A batch may hold requests that are no shard's, and a provider may count wrong.
+                    sa.func.sum(
+                        sa.case(
+                            (SHARD.c.done >= SHARD.c.requests, 0),
+                            else_=SHARD.c.requests - sa.func.coalesce(SHARD.c.done, 0),
+                        )
+                    ).label("undone"),
                     sa.func.sum(SHARD.c.failed).label("failed"),
+                    _requests_where(SHARD.c.wave == SUBMISSION.c.waves).label("asked"),
+                    _requests_where(SHARD.c.wave > 1).label("asked_again"),
                     sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
                 )
                 .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
@@ -226,7 +233,8 @@ class LedgerQueries:
             with self._database.read() as connection:
                 for row in connection.execute(query).mappings():
                     progress[row["submission_id"]] = _add_to_progress(progress.get(row["submission_id"]), row)
-            return list(progress.values())
+            # What was asked again may have no answer for another reason than a failure.
+            return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
 
         every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
         return self._read_apart(read, every_id, unreadable)
@@ -342,6 +350,10 @@ class LedgerQueries:
             return [from_row(Shard, row) for row in connection.execute(query, values).mappings()]
 
 
+def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
+
+
 def _read_halves(
     read: Callable[[Sequence[str] | None], list[_T]], ids: Sequence[str], unreadable: Unreadable
 ) -> list[_T]:
@@ -360,16 +372,19 @@ def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress
     """Return `known` with one row more: the counts of one submission's shards in one state."""
     if known is None:
         submission = from_row(Submission, row)
-        known = Progress(submission=submission, states={}, total=0, done=0, failed=0, oldest_submitted_at=None)
+        total = submission.requests - submission.reused
+        known = Progress(
+            submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
+        )
     state: ShardState | None = row["shard_state"]
     if state is None:  # a submission without shards
         return known
     return replace(
         known,
         states={**known.states, state: int(row["shards"])},
-        total=known.total + int(row["total"] or 0),
-        done=known.done + int(row["total" if state in _OVER else "done"] or 0),
-        failed=known.failed + int(row["failed"] or 0),
+        done=known.done - (0 if state in _OVER else int(row["undone"] or 0)),
+        failed=known.failed + int(row["failed"] or 0) - int(row["asked_again"] or 0),
+        asked=known.asked + int(row["asked"] or 0),
         oldest_submitted_at=row["oldest_submitted_at"] if state is ShardState.SUBMITTED else known.oldest_submitted_at,
     )
 

@@ -189,11 +189,12 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """An undelivered submission at a glance. Counts are of the last reports, summed over its shards."""
+    """An undelivered submission at a glance. A request counts once, however often it is asked."""
 
     submission: Submission
     states: Mapping[ShardState, int]  # shards per state; states without shards are left out
-    total: int  # a shard that was never reported counts its requests
-    done: int
-    failed: int
+    total: int  # requests, besides those whose answers are reused
+    done: int  # as last reported; what a later wave asks again is not done until that is
+    failed: int  # likewise, besides those that are asked again
+    asked: int  # of them in the newest wave
     oldest_submitted_at: datetime | None  # of the shards in flight
