@@ -13,7 +13,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
 
-__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "look_out"]
+__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "first_unsent", "look_out"]
 
 TURN = "turn"
 """The event of a submission whose waiting shards may be sent now."""
@@ -80,6 +80,12 @@ def count_lost(events: Sequence[Event]) -> int:
     """Count the lost runs at the end of these events: nothing else has happened since the first of them."""
     since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN, *_CHANGES_NOTHING), reversed(events))
     return sum(event.kind == LOST for event in since)
+
+
+def first_unsent(events: Sequence[Event]) -> datetime:
+    """Return the time of the first event, since a batch was sent, that one could not be."""
+    since = takewhile(lambda event: event.kind != Move.ACCEPTED.value, reversed(events))
+    return min(event.at for event in since if event.kind == Move.NOT_SENT.value)
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:

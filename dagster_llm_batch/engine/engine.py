@@ -17,7 +17,17 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.engine.activity import FAILED, LOST, STRANDED, TOLD, TURN, Outlook, count_lost, look_out
+from dagster_llm_batch.engine.activity import (
+    FAILED,
+    LOST,
+    STRANDED,
+    TOLD,
+    TURN,
+    Outlook,
+    count_lost,
+    first_unsent,
+    look_out,
+)
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
@@ -475,6 +485,10 @@ class Engine:
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
         self.ledger.add_event(submission_id, STRANDED, detail)
+
+    def unsent_since(self, submission_id: str) -> datetime:
+        """Return when a batch of the submission could not be sent for the first time since one was."""
+        return first_unsent(self.ledger.events(submission_id))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""

@@ -26,6 +26,7 @@ from typing import Any
 from dagster_llm_batch.errors import AmbiguousError, LLMBatchError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.providers.jsonlines import BOM
 from dagster_llm_batch.text import is_id, plain_words, text_of
+from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = [
     "WEB_PAGE",
@@ -45,6 +46,7 @@ __all__ = [
     "own_answer",
     "parse_reply",
     "reaching",
+    "refuse_lost",
     "result_lines",
     "retry_after_seconds",
     "sdk_calls",
@@ -269,6 +271,15 @@ def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[b
         raise TransientError(f"Could not read {what}: {WEB_PAGE if is_web else f'no line of it bears {id_field!r}.'}")
     yield from held
     yield from lines
+
+
+def refuse_lost(report: BatchReport, place: str) -> None:
+    """Raise UnknownIdError where a batch has answers, so that its results in a place of the user's were deleted.
+
+    Read as a batch without results, all of its rows would be paid for again.
+    """
+    if report.done or (report.done is None and report.status is BatchStatus.ENDED):
+        raise UnknownIdError(f"There are no results in the {place}, though the batch has answers: they were deleted.")
 
 
 def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:

@@ -30,9 +30,9 @@ from dagster_llm_batch.metadata import SUBMISSION_KEY, progress_observations, st
 from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
-from dagster_llm_batch.text import short_run
+from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.text import plain_words, short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ _LONGEST_SPACING = timedelta(minutes=10)
 
 # What waits for a person is told again after this.
 _TELL_EVERY = timedelta(hours=6)
+
+# What a provider has not taken for so long waits for a person: most troubles of its own are over by then.
+_TRIED_FOR = timedelta(hours=1)
 
 # Batches that were given up are asked about after this: most of them never end.
 _AWAITED_EVERY = timedelta(hours=1)
@@ -262,6 +265,7 @@ class Tick:
             self.note("not all runs in the queue were looked at")
         going = self._going(self._readable_labels())
         outlook = self._engine.outlook(self._unreadable)
+        self._tell_of_unsent(outlook)
         going = [submission for submission in going if self._is_free(submission, outlook)]
         if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
             self._engine.note_turns(turns)
@@ -280,6 +284,26 @@ class Tick:
                 by_place[place] = ready
         return list(by_place.values())
 
+    def _tell_of_unsent(self, outlook: Outlook) -> None:
+        """Say which batches the provider did not take at the last try, and ask for a person after a while."""
+        unsent = [
+            (progress, event)
+            for progress in self._after
+            if ShardState.PLANNED in progress.states
+            and (event := outlook.last_but_waiting.get(progress.submission.submission_id)) is not None
+            and event.kind == Move.NOT_SENT.value
+        ]
+        for progress, event in unsent[:_NOTES_AT_MOST]:
+            submission = progress.submission
+            since = self._engine.unsent_since(submission.submission_id)
+            batches = "1 batch is" if progress.states[ShardState.PLANNED] == 1 else "batches are"
+            text = f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(event.detail).rstrip('.')}"
+            if self._now - since >= _TRIED_FOR:
+                then = "The sensor goes on trying; set right what it names"
+                self._needs_person(submission, f"{text}. {then}")
+            else:
+                self.note(f"{submission.place}: {text}")
+
     def _repository(self) -> dg.RepositoryDefinition:
         assert self._context.repository_def is not None
         return self._context.repository_def
@@ -296,7 +320,10 @@ class Tick:
 
     def _ready(self, submission: Submission, outlook: Outlook) -> Ready | None:
         submission_id = submission.submission_id
-        if not outlook.is_open(submission_id) or not self._exists(submission):
+        if not outlook.is_open(submission_id):
+            return None
+        if not self._exists(submission):
+            self._tell_of_no_partition(submission)
             return None
         if (reason := outlook.stranded(submission_id)) is not None:
             self.note(f"{submission.place} waits for a person: {reason}")
@@ -382,11 +409,27 @@ class Tick:
     def _exists(self, submission: Submission) -> bool:
         """Return whether its asset has the partition that it is of."""
         partitions = self._labels[submission.asset]
-        if submission.partition in partitions.places or not (submission.partition or partitions.are_there):
-            return True
+        return submission.partition in partitions.places or not (submission.partition or partitions.are_there)
+
+    def _tell_of_no_partition(self, submission: Submission) -> None:
+        """Ask a person what shall become of answers that have no partition to land in.
+
+        Nobody waits for them where the submission was canceled. One that is settled cannot be: it is told of once.
+        """
+        submission_id = submission.submission_id
+        if submission.state is SubmissionState.CANCELED or (
+            submission.is_settled and submission_id in self._engine.told_since(submission.created_at)
+        ):
+            self._ledger.mark_delivered(submission_id)
+            return
         place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
-        self.note(f"{submission.asset}: {place} no longer exists")
-        return False
+        named = f" --partition {submission.partition}" if submission.partition else ""
+        text = f"{place} no longer exists, so that its labels cannot land. "
+        if submission.is_settled:
+            text += "Its answers are stored: add it again and materialize it, if they are wanted"
+        else:
+            text += f"Add it again, or give them up: `dagster-llm-batch cancel {submission.asset}{named}`"
+        self._needs_person(submission, text)
 
     def is_new(self, group: Group) -> bool:
         """Return whether this group was not asked for yet. Dagster would drop a repeated request without a word."""

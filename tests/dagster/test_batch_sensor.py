@@ -185,26 +185,6 @@ def test_other_partitions_are_asked_for_by_their_key(emulator, stored, kind):
     assert location.landed() == {partition}
 
 
-def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, stored):
-    stored.add_dynamic_partitions("customers", ["gone", "here"])
-    location = CodeLocation(emulator, stored, *labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers")))
-    location.submit(partition="gone")
-    stored.delete_dynamic_partition("customers", "gone")
-    emulator.settle()
-    assert "ticket_labels: partition gone no longer exists" in tick(location).skip_message
-    location.submit(partition="here")
-    emulator.settle()
-    assert asked(tick(location)) == [("here", "here")]
-
-
-def test_a_dataset_that_became_partitioned_does_not_break_the_tick(make, emulator):
-    make(*labeled()).submit()
-    emulator.settle()
-    result = tick(make(*labeled(partitions_def=DAILY)))
-    assert result.run_requests == []
-    assert "no longer exists" in result.skip_message
-
-
 def test_other_code_locations_on_the_same_ledger_are_left_alone(make, emulator):
     ours = make(*labeled(partitions_def=DAILY))
     theirs = make(*labeled(name="their_labels"), dg.AssetSpec(LABELS, partitions_def=DAILY))

@@ -4,8 +4,8 @@ import json
 import time
 
 import dagster as dg
-from code_location import DAILY, DAYS, LABELS, labeled
-from test_batch_sensor import change, tick
+from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
+from test_batch_sensor import asked, change, tick
 from test_sensor_troubles import failing_tick
 
 from dagster_llm_batch.assets.dataset import dataset_of
@@ -108,6 +108,74 @@ def test_a_batch_that_nobody_can_tell_of_fails_the_tick(make, emulator):
     told = failing_tick(location)
     assert f"{LABELS} needs a person: Shard" in told
     assert "dagster-llm-batch resolve" in told
+
+
+def test_an_upload_that_a_web_page_answers_is_seen_and_an_hour_later_the_tick_fails(make, emulator):
+    page = {"status": 200, "body": b"<html><body>Sign in</body></html>", "media_type": "text/html", "times": None}
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", **page))
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(partition=DAYS[0])
+    change(location, "created_at = '2026-01-01 00:00:00.000000'", "submission")  # it is tried again in ten minutes
+    told = tick(location).skip_message
+    assert f"{LABELS} {DAYS[0]}: 1 batch is not sent since " in told
+    assert "it answers with a web page (text/html)" in told
+    change(location, "at = '2026-01-01 00:00:00.000000'", "event")
+    [request] = tick(location).run_requests
+    assert location.launch(request).success  # it tried again, in vain
+    told = failing_tick(location)
+    assert (
+        f"{LABELS} {DAYS[0]} needs a person: 1 batch is not sent since 2026-01-01 00:00 UTC: Could not upload" in told
+    )
+    assert "The sensor goes on trying" in told
+    emulator.clear_faults()
+    change(location, "at = '2026-01-01 00:00:00.000000'", "event")
+    assert location.launch(tick(location).run_requests[0]).success
+    assert "1 batch in flight" in tick(location).skip_message
+    assert "not sent" not in tick(location).skip_message
+
+
+def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, stored):
+    stored.add_dynamic_partitions("customers", ["gone", "here"])
+    location = CodeLocation(emulator, stored, *labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers")))
+    location.submit(partition="gone")
+    stored.delete_dynamic_partition("customers", "gone")
+    emulator.settle()
+    told = failing_tick(location)
+    assert "ticket_labels gone needs a person: partition gone no longer exists" in told
+    assert "dagster-llm-batch cancel ticket_labels --partition gone" in told
+    location.submit(partition="here")
+    emulator.settle()
+    assert asked(tick(location)) == [("here", "here")]
+    engine = location.engine()
+    engine.cancel(engine.latest(LABELS, "gone").submission_id)
+    assert "gone" not in str(tick(location).skip_message)
+    assert [one.submission.partition for one in engine.ledger.progress("default")] == ["here"]
+    engine.ledger.close()
+
+
+def test_answers_of_a_deleted_partition_that_are_stored_are_told_once(emulator, stored):
+    stored.add_dynamic_partitions("customers", ["gone"])
+    assets = labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers"))
+    location = CodeLocation(emulator, stored, *assets)
+    location.submit(partition="gone")
+    emulator.settle()
+    engine = location.engine()
+    engine.advance(dataset_of(assets).labeling, engine.latest(LABELS, "gone").submission_id)
+    stored.delete_dynamic_partition("customers", "gone")
+    assert "Its answers are stored: add it again" in failing_tick(location)
+    assert tick(location).skip_message == "no batches in flight"
+    stored.add_dynamic_partitions("customers", ["gone"])
+    assert location.collect(partition="gone").success
+    assert location.landed() == {"gone"}
+    engine.ledger.close()
+
+
+def test_a_dataset_that_became_partitioned_does_not_break_the_tick(make, emulator):
+    make(*labeled()).submit()
+    emulator.settle()
+    location = make(*labeled(partitions_def=DAILY))
+    assert f"{LABELS} needs a person: its unpartitioned form no longer exists" in failing_tick(location)
+    assert "no longer exists" in tick(location).skip_message
 
 
 def test_refused_credentials_fail_the_tick_and_what_was_sent_lands_when_they_are_mended(make, emulator):

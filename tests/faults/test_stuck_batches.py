@@ -13,7 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, TransientError
@@ -21,7 +24,7 @@ from dagster_llm_batch.testing.emulator import WireFault
 from dagster_llm_batch.types import Cause, Outcome
 from tests.faults.table import not_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows, servers
-from tests.faults.vendors import VENDORS, Vendor
+from tests.faults.vendors import BUCKET, VENDORS, Vendor
 
 HOUR = 3_600.0
 
@@ -171,6 +174,30 @@ def test_results_that_are_gone_end_after_an_hour_with_their_cause_and_are_sent_a
         workspace.inject(gone)
     else:
         shutil.rmtree(workspace.folder / "jobs")
+    assert_gone_after_an_hour(workspace, submission_id)
+
+
+@pytest.mark.parametrize(
+    "workspace", [v for v in VENDORS if v.name in ("bedrock", "vertex")], indirect=True, ids=lambda vendor: vendor.name
+)
+def test_results_that_are_deleted_from_the_users_own_bucket_are_gone_too(
+    workspace: VendorWorkspace, running: Servers
+) -> None:
+    submission_id = sent(workspace)
+    workspace.settle()
+    if workspace.vendor.name == "bedrock":
+        session = boto3.Session("x", "x", region_name="us-east-1")
+        bucket = session.resource("s3", endpoint_url=running.s3_url).Bucket(BUCKET)
+        deleted = [item.delete() for item in bucket.objects.all() if item.key.endswith(".out")]
+    else:
+        client = storage.Client("x", AnonymousCredentials(), client_options={"api_endpoint": running.gcs_url})
+        deleted = [item.delete() for item in client.list_blobs(BUCKET) if item.name.endswith("/predictions.jsonl")]
+    assert deleted
+    assert_gone_after_an_hour(workspace, submission_id)
+
+
+def assert_gone_after_an_hour(workspace: VendorWorkspace, submission_id: str) -> None:
+    """Look three times within an hour; then retry."""
     for _ in range(2):  # it may be the vendor's trouble of a moment
         try:
             assert not advance(workspace, submission_id).is_settled

@@ -21,6 +21,7 @@ from dagster_llm_batch.errors import (
     RefusedError,
     TransientError,
 )
+from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.testing.contracts import OneWayStream
 from dagster_llm_batch.testing.emulator import (
@@ -376,11 +377,13 @@ def test_lines_come_as_they_are_and_are_read_all_the_same(emulator, provider):
     assert sorted(one for one in read if one) == ["foreign-custom-id", "n-0", "n-0", "n-2"]
 
 
-def test_an_ended_job_without_output_yields_nothing(emulator, provider):
-    emulator.inject(BatchFault(kind="no_output_file"))
+@pytest.mark.parametrize("fault", [(), (BatchFault(kind="no_counts"),)], ids=["counts", "no counts"])
+def test_an_ended_job_without_output_has_lost_it(emulator, provider, fault):
+    emulator.inject(BatchFault(kind="no_output_file"), *fault)
     batch_id = submit(provider)
     emulator.settle()
-    assert list(provider.fetch(batch_id)) == []
+    with pytest.raises(UnknownIdError, match="they were deleted"):
+        list(provider.fetch(batch_id))
 
 
 def test_another_jobs_results_below_the_same_output_are_not_read(emulator, provider, s3_url):

@@ -13,6 +13,7 @@ from google_emulator import vertex, vertex_in_tables
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, RefusedError, TransientError
+from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.providers.google import vertex_bigquery as vertex_tables
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 from dagster_llm_batch.types import BatchStatus, Outcome, RequestSpec
@@ -131,6 +132,15 @@ def test_a_job_that_wrote_no_table_has_no_results(emulator):
     batch_id = provider.submit(request_file(provider, 2), SPEC, "t")
     emulator.settle()
     assert outcomes(provider, batch_id) == {}
+
+
+def test_a_table_of_results_that_was_deleted_is_no_job_without_results(emulator):
+    provider = vertex_in_tables(emulator)
+    emulator.inject(BatchFault(kind="no_output_file"))
+    batch_id = provider.submit(request_file(provider, 2), SPEC, "t")
+    emulator.settle()
+    with pytest.raises(UnknownIdError, match="they were deleted"):
+        list(provider.fetch(batch_id))
 
 
 def test_results_that_cannot_be_read_now_are_transient(emulator):

@@ -15,11 +15,12 @@ from itertools import islice
 from typing import Any, BinaryIO, cast
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.answers import OddAnswerError, result_lines
+from dagster_llm_batch.providers.answers import OddAnswerError, refuse_lost, result_lines
 from dagster_llm_batch.providers.bedrock.batches import job_id, job_name, output_of
 from dagster_llm_batch.providers.bedrock.clients import Clients
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
+from dagster_llm_batch.types import BatchReport
 
 __all__ = ["Files", "records"]
 
@@ -66,12 +67,17 @@ class Files:
         except ProviderError:
             return
 
-    def results(self, job: Any) -> Iterator[bytes]:
-        """Yield the result lines of a job, from every output file in its own folder."""
-        for bucket, key, size in self._outputs(job):
-            if not key.endswith(_MANIFEST):
-                lines = split_lines(self._chunks(bucket, key, size))
-                yield from result_lines(lines, "recordId", f"'s3://{bucket}/{key}'")
+    def results(self, job: Any, report: BatchReport) -> Iterator[bytes]:
+        """Yield the result lines of a job, from every output file in its own folder.
+
+        Raises UnknownIdError where there is none, and should be: a lifecycle rule of the bucket deletes files.
+        """
+        files = [output for output in self._outputs(job) if not output[1].endswith(_MANIFEST)]
+        if not files:
+            refuse_lost(report, f"folder of '{report.batch_id}' below '{output_of(job)}'")
+        for bucket, key, size in files:
+            lines = split_lines(self._chunks(bucket, key, size))
+            yield from result_lines(lines, "recordId", f"'s3://{bucket}/{key}'")
 
     def manifest(self, job: Any) -> dict[str, Any]:
         """Return the counts that Bedrock writes last; empty where there are none."""

@@ -284,7 +284,8 @@ class BedrockProvider(VendorProvider):
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch: every output file in the job's own folder, also those of a job that did not end well."""
-        yield from self._files.results(self._job(batch_id))
+        job = self._job(batch_id)
+        yield from self._files.results(job, read_job(job))
 
     def _stop(self, batch_id: str) -> None:
         with self._clients.calls(f"stop the batch '{batch_id}'"):

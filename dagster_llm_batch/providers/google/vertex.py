@@ -202,11 +202,13 @@ class VertexProvider(GoogleProvider):
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. Every file below the batch's results folder is read, or its results table."""
-        table, folder = output_of(self._batch(batch_id))
+        job = self._batch(batch_id)
+        report = read_job(batch_id, job)
+        table, folder = output_of(job)
         if table is not None:
-            yield from result_lines(self._tables.lines(table), "custom_id", f"the table {table}")
+            yield from result_lines(self._tables.lines(table, report), "custom_id", f"the table {table}")
         elif folder is not None:
-            yield from self._storage.lines(folder)
+            yield from self._storage.lines(folder, report)
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -19,8 +19,9 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from dagster_llm_batch.errors import ProviderError, TransientError
-from dagster_llm_batch.providers.answers import UnknownIdError
+from dagster_llm_batch.providers.answers import UnknownIdError, refuse_lost
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES
+from dagster_llm_batch.types import BatchReport
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
@@ -95,12 +96,16 @@ class VertexTables:
             # the error that led here matters more
             pass
 
-    def lines(self, uri: str) -> Iterator[bytes]:
-        """The rows of the table as lines of a result file; none where it does not exist, since nothing finished."""
+    def lines(self, uri: str, report: BatchReport) -> Iterator[bytes]:
+        """The rows of the table as lines of a result file; none where it does not exist, since nothing finished.
+
+        Raises UnknownIdError where something did: tables of a dataset expire.
+        """
         try:
             with self._calls(f"read {uri}"):
                 table = self._client().get_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
         except UnknownIdError:
+            refuse_lost(report, f"table {uri}")
             return
         with self._calls(f"read {uri}"):
             seconds, retry = self._timeout_seconds, self._retry()

@@ -11,10 +11,11 @@ from contextlib import AbstractContextManager
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.answers import OddAnswerError, result_lines
+from dagster_llm_batch.providers.answers import OddAnswerError, refuse_lost, result_lines
 from dagster_llm_batch.providers.google.errors import PreconditionFailedError
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 from dagster_llm_batch.providers.jsonlines import split_lines
+from dagster_llm_batch.types import BatchReport
 
 if TYPE_CHECKING:
     from google.cloud.storage import Client  # type: ignore[import-untyped]
@@ -87,8 +88,11 @@ class VertexStorage:
             # the error that led here matters more
             pass
 
-    def lines(self, folder: str) -> Iterator[bytes]:
-        """Yield the lines of all files below this gs:// address, in the order of their names."""
+    def lines(self, folder: str, report: BatchReport) -> Iterator[bytes]:
+        """Yield the lines of all files below this gs:// address, in the order of their names.
+
+        Raises UnknownIdError where there is none, and should be: a lifecycle rule of the bucket deletes files.
+        """
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()
         with self._calls(f"list {folder}"):
@@ -99,10 +103,12 @@ class VertexStorage:
                     raise OddAnswerError("the answer is no list of objects.")
                 blobs += [(str(blob.name), blob.size, blob.crc32c, blob) for blob in page]
             blobs.sort(key=lambda blob: blob[0])
-        for name, size, checksum, blob in blobs:
-            if not name.endswith("/"):
-                lines = split_lines(self._chunks(blob, size, checksum))
-                yield from result_lines(lines, "custom_id", f"gs://{bucket}/{name}")
+        files = [blob for blob in blobs if not blob[0].endswith("/")]
+        if not files:
+            refuse_lost(report, f"folder {folder}")
+        for name, size, checksum, blob in files:
+            lines = split_lines(self._chunks(blob, size, checksum))
+            yield from result_lines(lines, "custom_id", f"gs://{bucket}/{name}")
 
     def _chunks(self, blob: Any, size: int | None, listed_checksum: str | None) -> Iterator[bytes]:
         """The object's bytes. What came is compared with its listed size and checksum: pieces of it are not checked."""
