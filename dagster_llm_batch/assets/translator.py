@@ -15,13 +15,16 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["DATASET_KEY", "ROLE_TAG", "LLMBatchTranslator", "LLMBatchTranslatorData", "translate_spec"]
+__all__ = ["DATASET_KEY", "ROLE_TAG", "TABLE_KEY", "LLMBatchTranslator", "LLMBatchTranslatorData", "translate_spec"]
 
 ROLE_TAG = "llm_batch/role"
 """Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
 
 DATASET_KEY = "llm_batch/dataset"
 """Metadata of labels: what ledger and command line call the dataset."""
+
+TABLE_KEY = "llm_batch/table"
+"""Metadata of a table beside the main one of an evaluation, as in `mistakes`: what it is, whatever its key."""
 
 
 @checked
@@ -79,6 +82,6 @@ def translate_spec(translator: LLMBatchTranslator, data: LLMBatchTranslatorData)
             "data.spec.key, which differs."
         )
     tags = {name: own.tags[name] for name in (ROLE_TAG,) if name in own.tags}
-    metadata = {name: own.metadata[name] for name in (DATASET_KEY,) if name in own.metadata}
+    metadata = {name: own.metadata[name] for name in (DATASET_KEY, TABLE_KEY) if name in own.metadata}
     # A run over several partitions says by itself which have landed, and labels that are not there yet are no failure.
     return spec.replace_attributes(skippable=own.skippable).merge_attributes(tags=tags, metadata=metadata)

@@ -25,7 +25,7 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
-from dagster_llm_batch.assets.keys import key_beside
+from dagster_llm_batch.assets.translator import TABLE_KEY
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.engine.status import Advice
@@ -198,18 +198,17 @@ class CodeLocation:
 
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
         """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
-        evaluations = {
-            key.to_user_string(): key
-            for key, assets in self._repository.assets_defs_by_key.items()
-            if key_beside(key, "mistakes") in assets.keys
-        }
-        if evaluation not in evaluations:
-            names = ", ".join(sorted(evaluations)) or "none"
+        found: dict[str, dg.AssetSpec] = {}
+        for assets in self._repository.assets_defs_by_key.values():
+            tables = {spec.metadata.get(TABLE_KEY): spec for spec in assets.specs}
+            if "mistakes" in tables and None in tables:
+                found[tables[None].key.to_user_string()] = tables["mistakes"]
+        if evaluation not in found:
+            names = ", ".join(sorted(found)) or "none"
             raise click.UsageError(
                 f"'{evaluation}' is no evaluation of {self.pointer} that has mistakes; those that have: {names}."
             )
-        key = key_beside(evaluations[evaluation], "mistakes")
-        return self._repository.assets_defs_by_key[key].get_asset_spec(key)
+        return found[evaluation]
 
     @contextmanager
     def rows(self, dataset: Dataset, partition: str | None) -> Iterator[tuple[Any, UpstreamReader]]:

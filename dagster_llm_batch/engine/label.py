@@ -255,9 +255,9 @@ class LabelAssembler:
             asset, partition = self.submission.asset, self.submission.partition
             raise PayloadError(
                 f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
-                "It says which row has which answer. No label was changed. Materialize "
-                f"'{asset}_batch'{f' for {partition}' if partition else ''} again: from the same rows it is written "
-                "anew, and nothing is asked or paid again."
+                "It says which row has which answer. No label was changed. Materialize the asset that submits "
+                f"'{asset}'{f' for {partition}' if partition else ''} again: from the same rows it is written anew, "
+                "and nothing is asked or paid again."
             )
         return self.collector.restore(chain.from_iterable(self.waves))
 

@@ -23,7 +23,7 @@ from dagster_llm_batch.assets.keys import key_beside, prefixed_key
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
-from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome
@@ -202,6 +202,7 @@ class EvaluationBuilder(DagsterOptions):
             deps=self.all_deps(deps),
             partitions_def=self.partitions_def,
             tags={ROLE_TAG: self.role} if self.role == "evaluation" else {},
+            metadata={TABLE_KEY: suffix} if suffix else {},
             kinds=kinds,
             code_version=code_version,
             automation_condition=self.condition(follow),

@@ -147,8 +147,12 @@ EVALUATION = """
 def gold() -> list:
     return [{"ticket_id": f"all-{n}", "topic": ["billing", "bug", "billing"][n]} for n in range(3)]
 
+class Ours(LLMBatchTranslator):
+    def get_asset_spec(self, data):
+        return data.spec.replace_attributes(key="wrong") if data.role == "mistakes" else data.spec
+
 quality = evaluation_assets(
-    name="quality", gold=gold, candidates=ticket_labels, key="ticket_id", target="topic"
+    name="quality", gold=gold, candidates=ticket_labels, key="ticket_id", target="topic", translator=Ours()
 )
 
 defs = dg.Definitions(
@@ -157,9 +161,9 @@ defs = dg.Definitions(
 
 def test_mistakes_of_an_evaluation_are_exported(project, home):
     project.change("defs = dg.Definitions(\n    assets=[", EVALUATION)
-    project.change("    llm_batch_assets,", "    evaluation_assets,\n    llm_batch_assets,")
+    project.change("    llm_batch_assets,", "    LLMBatchTranslator,\n    evaluation_assets,\n    llm_batch_assets,")
     wrong = [*("quality", "--what", "mistakes", "-o", "mistakes.csv")]
-    assert "The asset quality_mistakes is not materialized" in project.on_file("export", *wrong, code=1).stderr
+    assert "The asset wrong is not materialized" in project.on_file("export", *wrong, code=1).stderr
     module = project.module()
     assets = [module["gold"], *module["ticket_labels"], *module["quality"]]
     for names in (["gold", "ticket_labels_batch"], ["ticket_labels", "ticket_labels_rejects"], [*module["quality"]]):

@@ -362,7 +362,7 @@ def test_a_provider_that_goes_down_before_the_results_are_fetched_costs_time_onl
     emulator.inject(down)
     result = location.launch(request)
     assert result.success
-    assert [o.metadata["llm_batch/requests_done"].value for o in observations(result)] == [3]
+    assert observations(result) == []  # the tick has shown how far it is
     change(location, f"created_at = '{sqlite_time(location.engine().now() - timedelta(hours=2))}'", "submission")
     assert location.tick().run_requests == []  # not pressed on it
     emulator.clear_faults()

@@ -265,8 +265,10 @@ def test_of_shards_polled_together_the_newest_come_first_as_providers_list_them(
 
 
 def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledger, clock):
-    ledger.open_submission(a_submission("s1"), [a_shard(f"h{number}", number=number) for number in range(4)])
-    ledger.open_submission(a_submission("s2", fingerprint="f2", created_at=datetime(2026, 1, 2, tzinfo=UTC)), [])
+    counts = {"requests": 4 * 8 + 5, "reused": 5}
+    ledger.open_submission(a_submission("s1", **counts), [a_shard(f"h{number}", number=number) for number in range(4)])
+    empty = {"fingerprint": "f2", "created_at": datetime(2026, 1, 2, tzinfo=UTC), "requests": 0}
+    ledger.open_submission(a_submission("s2", **empty), [])
     ledger.open_submission(a_submission("s3", fingerprint="f3"), [a_shard("gone", "s3")])
     ledger.mark_delivered("s3")
     bring_to(ledger, "h0", ShardState.COLLECTED)
@@ -284,14 +286,23 @@ def test_progress_counts_the_shards_of_each_undelivered_submission_by_state(ledg
     first, second = ledger.progress("prod")
     assert first.submission == ledger.submission("s1")
     assert first.states == {ShardState.COLLECTED: 1, ShardState.SUBMITTED: 2, ShardState.PLANNED: 1}
-    assert (first.total, first.done, first.failed, first.oldest_submitted_at) == (
-        8 + 7 + 8 + 8,
-        8 + 3 + 2,
-        1,
-        oldest,
-    )  # one that is over is done
+    assert (first.total, first.done, first.failed, first.asked) == (4 * 8, 8 + 3 + 2, 1, 4 * 8)  # one over is done
+    assert first.oldest_submitted_at == oldest
     assert (second.submission.submission_id, second.states, second.total) == ("s2", {}, 0)
     assert second.oldest_submitted_at is None
+
+
+def test_a_request_that_a_later_wave_asks_again_counts_once_and_is_neither_done_nor_failed(ledger):
+    ledger.open_submission(a_submission("s1"), [a_shard("h1")])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    ledger.record_reports({"h1": BatchReport("batch-h1", BatchStatus.RUNNING, total=9, done=9, failed=3)})
+    [progress] = ledger.progress("prod")
+    assert (progress.total, progress.done, progress.failed, progress.asked) == (8, 8, 3, 8)
+    ledger.record_endings({"h1": an_ending("batch-h1", done=8, failed=3)})
+    ledger.move_shard("h1", Move.COLLECTED)
+    ledger.add_wave("s1", [a_shard("h2", wave=2, requests=2)])
+    [progress] = ledger.progress("prod")
+    assert (progress.total, progress.done, progress.failed, progress.asked) == (8, 6, 1, 2)
 
 
 def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivered(ledger, clock):
