@@ -1,6 +1,6 @@
 """The seams, as numbered duties. One implementation a file under `providers/`; contract tests hold each to its duties.
 
-A provider is a codec (pure) and six verbs (I/O). Engines above know nothing else of a vendor.
+A provider is a codec (pure) and seven verbs (I/O). Engines above know nothing else of a vendor.
 """
 
 from __future__ import annotations
@@ -152,6 +152,14 @@ class Provider(Protocol):
 
     def cancel(self, batch_id: str) -> None:
         """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing."""
+        ...
+
+    def delete(self, batch_id: str) -> str | None:
+        """Delete what the provider stores of an ended batch, requests and results; what stays all the same, in words.
+
+        1. What is gone already is deleted: None, as where nothing stays.
+        2. Only what belongs to this batch alone.
+        """
         ...
 
     def respond(self, line: bytes) -> bytes:

@@ -96,6 +96,10 @@ class TracedProvider:
     def console_url(self, batch_id: str) -> str | None:
         return self._provider.console_url(batch_id)
 
+    def delete(self, batch_id: str) -> str | None:
+        with self._span("delete_batch", None, {"llm_batch.batch_id": batch_id}):
+            return self._provider.delete(batch_id)
+
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         with self._span("submit_batch", spec.model, _asked(spec)) as span:
             batch_id = self._provider.submit(lines, spec, tag)

@@ -5,9 +5,11 @@ Only the hashes of keys are kept. The keys themselves are read again only where 
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     _Array = np.ndarray[Any, Any]
 
-__all__ = ["KeyGuard", "is_key_type", "keys_of"]
+__all__ = ["ErasedKeys", "KeyGuard", "is_key_type", "key_digest", "keys_of"]
 
 _SHOWN = 5
 
@@ -71,6 +73,42 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
         )
         raise InputError(msg) from error
     return values
+
+
+def key_digest(salt: str, key: object) -> str:
+    """Return the digest by which an erased key is known: of its text, so that a person can write it down."""
+    text = str(key).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(text, key=bytes.fromhex(salt), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class ErasedKeys:
+    """Keys whose rows were erased, known by their digests alone. False where there are none.
+
+    Args:
+        digests: By the salt that each was made with.
+        tombstones: How many tombstones of the asset these come from, those that were taken back included.
+    """
+
+    digests: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    tombstones: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def places(self, keys: Sequence[Any]) -> list[int]:
+        """Return the places of the erased ones among the keys."""
+        digests = self.digests.items()
+        return [at for at, key in enumerate(keys) if any(key_digest(salt, key) in known for salt, known in digests)]
+
+    def without(self, batch: pa.RecordBatch, column_name: str) -> pa.RecordBatch:
+        """Return the rows whose key in this column is not erased."""
+        if not self:
+            return batch
+        gone = set(self.places(keys_of(batch, column_name)))
+        if not gone:
+            return batch
+        return batch.take(pa.array([at for at in range(batch.num_rows) if at not in gone], pa.int64()))
 
 
 class KeyGuard:

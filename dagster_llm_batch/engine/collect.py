@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +27,15 @@ from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import RAW, RESULTS, answers_so_far, beside, packed_ids
+from dagster_llm_batch.engine.request_files import (
+    RAW,
+    RESULTS,
+    answers_so_far,
+    beside,
+    names_any,
+    packed_ids,
+    request_ids,
+)
 from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
@@ -158,13 +167,15 @@ class Collector:
         with ExitStack() as files:
             if len(shards) == 1:
                 raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
+                is_kept = self._kept(shards[0])
                 lines = 0
                 for chunk in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
-                    raw.write(b"".join(chunk))
+                    raw.write(b"".join(line for line in chunk if is_kept is None or is_kept(line)))
                     lines += len(chunk)
                 _refuse_fewer(lines, at_least, shards[0])
                 return
             parts = {shard.nonce.encode(): files.enter_context(unnamed_file()) for shard in shards}
+            kept = {shard.nonce.encode(): self._kept(shard) for shard in shards}
             lines = 0
             for line in self._lines(shards[0]):
                 named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}
@@ -172,7 +183,9 @@ class Collector:
                 if len(named) > 1:
                     named &= {self._nonce_of(line, shards[0])}
                 # Lines that name no shard are kept with the carrier's, which counts them as foreign.
-                parts[min(named, default=shards[0].nonce.encode())].write(line)
+                nonce = min(named, default=shards[0].nonce.encode())
+                if (is_kept := kept[nonce]) is None or is_kept(line):
+                    parts[nonce].write(line)
                 lines += 1
             _refuse_fewer(lines, at_least, shards[0])
             for shard in shards:
@@ -182,6 +195,12 @@ class Collector:
                 part.seek(0)
                 with self._payloads.writer(beside(shard, RAW)) as raw:
                     shutil.copyfileobj(part, raw, 1 << 20)
+
+    def _kept(self, shard: Shard) -> Callable[[bytes], bool] | None:
+        """Return what tells the lines of a shard's requests from those of erased ones; None where none were erased."""
+        if not shard.erased:
+            return None
+        return partial(names_any, nonce=shard.nonce, wanted=frozenset(request_ids(self._payloads, shard)))
 
     def _nonce_of(self, line: bytes, shard: Shard) -> bytes:
         codec = self._deployment.provider_of(shard).codec(replace(self._labeling.spec, model=shard.model))
@@ -356,7 +375,7 @@ class ResultsReader:
             reason=_LOST if is_lost else shard.reason,
             retryable=shard.retryable,
             padding=shard.padding,
-            done=shard.done if shard.shard_id in self.counted else None,
+            done=(shard.done or 0) - (shard.erased or 0) if shard.shard_id in self.counted else None,
             cause=Cause.GONE if is_lost else shard.cause,
         )
         expected = packed_ids(self.payloads, shard)

@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -18,6 +18,7 @@ from typing import IO, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.identity import configuration_fingerprint
+from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, price_gap, tariff
 from dagster_llm_batch.engine.labeling import Labeling
@@ -185,6 +186,15 @@ class Deployment:
             raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} is not allowed; it is at least 1.")
         if self.overdue_after is not None and self.overdue_after <= timedelta():
             raise ConfigError(f"overdue_after={self.overdue_after} is not allowed; a batch needs some time.")
+
+    def erased_keys(self, partition: str, *assets: str) -> ErasedKeys:
+        """Return the keys of a partition's rows that a person had erased from these assets."""
+        tombstones = self.ledger.tombstones(self.namespace, *assets)
+        digests: defaultdict[str, set[str]] = defaultdict(set)
+        for tombstone in tombstones:
+            if tombstone.undone_at is None and tombstone.partition in (None, partition):
+                digests[tombstone.salt].add(tombstone.digest)
+        return ErasedKeys({salt: frozenset(known) for salt, known in digests.items()}, len(tombstones))
 
     def leased(self, *submission_ids: str, wait_seconds: float | None = None) -> AbstractContextManager[Lease]:
         """Hold these submissions' leases during a block. Raises LeaseError where another process has one."""

@@ -14,7 +14,7 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine.activity import (
@@ -55,6 +55,9 @@ from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.erase import Eraser
 
 __all__ = ["Engine"]
 
@@ -147,6 +150,7 @@ class Engine:
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             for submission_id in submission_ids:
+                self._erase(submission_id)
                 submission, shards = self.ledger.submission_with_shards(submission_id)
                 # Another account could not collect what is in flight: refuse before more is sent.
                 for shard in shards:
@@ -334,6 +338,7 @@ class Engine:
                             read_errors.append(read_error)
             # First what passes by itself: a run that ends with it is tried again.
             transient = [error for error in fetch_errors if isinstance(error, TransientError)]
+            self._erase(submission_id)
             if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
                 raise errors[0]
             status = self.status(submission_id)
@@ -368,13 +373,13 @@ class Engine:
 
     def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
         return LabelAssembler(
-            labeling,
-            status.submission,
-            status.shards,
-            self.ledger,
-            self.payloads,
-            collector,
-            self.deployment.part_rows,
+            labeling=labeling,
+            submission=status.submission,
+            shards=status.shards,
+            ledger=self.ledger,
+            payloads=self.payloads,
+            collector=collector,
+            part_rows=self.deployment.part_rows,
         )
 
     # labels ---------------------------------------------------------------------------------------------------------
@@ -413,6 +418,9 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
+        if self._lacks_tombstones(submission_id):
+            with self.deployment.leased(submission_id):
+                self._erase(submission_id)
         status = self.status(submission_id)
         if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
@@ -553,6 +561,27 @@ class Engine:
         history = self.ledger.history(submission.namespace, submission.asset, submission.partition)
         older = history[[each.submission_id for each in history].index(submission_id) + 1 :]
         return [each.submission_id for each in older if each.state is SubmissionState.CANCELED]
+
+    # erase ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def eraser(self) -> Eraser:
+        """What erases rows of this deployment."""
+        from dagster_llm_batch.engine.erase import Eraser  # noqa: PLC0415 - few need it
+
+        return Eraser(self.deployment)
+
+    def _lacks_tombstones(self, submission_id: str) -> bool:
+        """Return whether rows were erased of which the submission's files may hold something."""
+        submission = self.ledger.submission(submission_id)
+        return len(self.ledger.tombstones(self.namespace, submission.asset)) != (submission.tombstones or 0)
+
+    def _erase(self, submission_id: str) -> None:
+        """Erase what is to be erased of a submission, whose lease is held, before it is sent, landed or asked again."""
+        if self._lacks_tombstones(submission_id):
+            eraser = self.eraser
+            eraser.apply(submission_id)
+            eraser.erase_there(self.ledger.submission(submission_id).asset)
 
     # tidy up --------------------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled, label
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.pricing import sum_costs
-from dagster_llm_batch.core.results import REPEATING, SHARED
+from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, SHARED
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
@@ -44,6 +44,7 @@ from dagster_llm_batch.types import Outcome, PriceBasis
 
 __all__ = [
     "ROWS_AT_ONCE",
+    "Answers",
     "LabelAssembler",
     "WrittenLabels",
     "part_names",
@@ -234,61 +235,49 @@ _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 _SHARD = pa.field("llm_shard", pa.int32())
 
 
-@dataclass(frozen=True)
-class LabelAssembler:
-    """Assemble the labels of one submission. `shards` are its own; `part_rows` is how many rows fit into memory."""
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The stored answers to one submission's requests. `shards` are its own; `part_rows` is how many rows fit into
+    memory.
+    """
 
-    labeling: Labeling
     submission: Submission
     shards: Sequence[Shard]
     ledger: Ledger
     payloads: PayloadStore
-    collector: Collector
     part_rows: int = PART_ROWS
 
-    def restore(self) -> int:
-        """Make stored results anew where they are lost or damaged; see Collector.restore.
+    @cached_property
+    def waves(self) -> list[list[Shard]]:
+        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
-        Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
+        A wave that was planned but never sent is ignored; the previous outcome stands.
         """
-        if not self.payloads.is_whole(self.manifest_path):
-            asset, partition = self.submission.asset, self.submission.partition
-            raise PayloadError(
-                f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
-                "It says which row has which answer. No label was changed. Materialize the asset that submits "
-                f"'{asset}'{f' for {partition}' if partition else ''} again: from the same rows it is written anew, "
-                "and nothing is asked or paid again."
-            )
-        return self.collector.restore(chain.from_iterable(self.waves))
+        sources = reversed(self.submission.reused_from)
+        others = [shard for source in sources for shard in self.ledger.shards(source)]
+        collected = [shard for shard in (*others, *self.shards) if shard.results_path]
+        shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
+        return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
-    def settle(self) -> Submission:
-        """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
-        realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
-        return self.ledger.settle_submission(
-            self.submission.submission_id,
-            outcomes=self._outcomes(),
-            cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
-            realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
-            price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
-        )
+    @property
+    def manifest_path(self) -> str:
+        # Every plan writes one.
+        assert self.submission.manifest_path is not None
+        return self.submission.manifest_path
 
-    def _sum(self, shard: Shard, column: str) -> Decimal | None:
-        """Return the sum of a column of the shard's results; None where a value is not known."""
-        table = self.payloads.read_table(_path(shard), [column])
-        total: Decimal = pc.sum(table[column], min_count=0).as_py()
-        return None if table[column].null_count else total
-
-    def _outcomes(self) -> dict[str, int]:
+    def count_outcomes(self) -> dict[str, int]:
         """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
         if not self.waves:
             return {}
         counts: Counter[str] = Counter()
-        # With one wave and nothing reused, every request has exactly one result: no join is needed.
-        if len(self.waves) == 1 and not self.submission.reused_from:
+        # With one wave and nothing reused, every request has exactly one result: no join is needed. Where rows were
+        # erased, a result can be there for another submission alone.
+        if len(self.waves) == 1 and not self.submission.reused_from and self.submission.tombstones is None:
             for shard in self.waves[0]:
-                counts += self.collector.count_outcomes(shard)
+                read = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
+                counts.update({count["values"]: count["counts"] for count in pc.value_counts(read).to_pylist()})
             return dict(counts)
-        manifest_columns, result_columns = (_chosen(self.collector.schema, names) for names in ([_ID], [_ID, _OUTCOME]))
+        manifest_columns, result_columns = (_chosen(RESULT_SCHEMA, names) for names in ([_ID], [_ID, _OUTCOME]))
         for manifest, results in self._parts(manifest_columns, result_columns):
             requests = pc.unique(manifest[_ID]).drop_null()
             newest = pa.concat_tables(reversed([*results]))
@@ -297,35 +286,6 @@ class LabelAssembler:
             outcomes = by_rank[_OUTCOME].take(pc.index_in(requests, by_rank[_ID].combine_chunks()))
             counts.update(outcomes.to_pylist())
         return dict(counts)
-
-    def labels(self, *, run_id: str, reread: bool) -> Labeled:
-        """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
-        self.read_again(reread=reread)
-        tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
-        return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
-
-    def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
-        """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
-        self.read_again(reread=reread)
-        shared, schema = self._shared(), self.collector.schema
-        own = _chosen(schema, [name for name in schema.names if name not in SHARED])
-        for manifest, results in self._parts(self.payloads.table_schema(self.manifest_path), own):
-            yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
-            # Or it would be in memory while the next part is read.
-            del manifest
-            release_memory()
-
-    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
-        version = self.labeling.prompt_version
-        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
-
-    def _shared(self) -> pa.Table:
-        """Return what all results of a shard share, as one row for each shard in their order."""
-        schema = _chosen(self.collector.schema, SHARED)
-        # Of a shard without results, which `label` refuses.
-        nothing = pa.RecordBatch.from_pylist([{}], schema)
-        results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
-        return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
 
     def _parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """Yield the manifest and the results of each wave, oldest first; large tables in parts by request_id.
@@ -356,13 +316,6 @@ class LabelAssembler:
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
         return part_names(max(self.submission.rows, *waves, 0), self.part_rows)
 
-    def read_again(self, *, reread: bool) -> None:
-        """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
-        for shard in chain.from_iterable(self.waves):
-            has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
-            if reread or has_other_columns:
-                self.collector.read_again(shard, needed=has_other_columns)
-
     def _results(self, shards: Sequence[Shard], columns: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
         """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""
         for number, shard in enumerate(shards, start):
@@ -372,23 +325,81 @@ class LabelAssembler:
                 del batch
             release_memory()
 
-    @cached_property
-    def waves(self) -> list[list[Shard]]:
-        """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
-        A wave that was planned but never sent is ignored; the previous outcome stands.
+@dataclass(frozen=True, kw_only=True)
+class LabelAssembler(Answers):
+    """Assemble the labels of one submission from its answers."""
+
+    labeling: Labeling
+    collector: Collector
+
+    def restore(self) -> int:
+        """Make stored results anew where they are lost or damaged; see Collector.restore.
+
+        Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
         """
-        sources = reversed(self.submission.reused_from)
-        others = [shard for source in sources for shard in self.ledger.shards(source)]
-        collected = [shard for shard in (*others, *self.shards) if shard.results_path]
-        shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
-        return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
+        if not self.payloads.is_whole(self.manifest_path):
+            asset, partition = self.submission.asset, self.submission.partition
+            raise PayloadError(
+                f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
+                "It says which row has which answer. No label was changed. Materialize the asset that submits "
+                f"'{asset}'{f' for {partition}' if partition else ''} again: from the same rows it is written anew, "
+                "and nothing is asked or paid again."
+            )
+        return self.collector.restore(chain.from_iterable(self.waves))
 
-    @property
-    def manifest_path(self) -> str:
-        # Every plan writes one.
-        assert self.submission.manifest_path is not None
-        return self.submission.manifest_path
+    def settle(self) -> Submission:
+        """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
+        realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
+        return self.ledger.settle_submission(
+            self.submission.submission_id,
+            outcomes=self.count_outcomes(),
+            cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
+            realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
+            price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
+        )
+
+    def _sum(self, shard: Shard, column: str) -> Decimal | None:
+        """Return the sum of a column of the shard's results; None where a value is not known."""
+        table = self.payloads.read_table(_path(shard), [column])
+        total: Decimal = pc.sum(table[column], min_count=0).as_py()
+        return None if table[column].null_count else total
+
+    def labels(self, *, run_id: str, reread: bool) -> Labeled:
+        """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
+        self.read_again(reread=reread)
+        tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
+        return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
+
+    def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
+        """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
+        self.read_again(reread=reread)
+        shared, schema = self._shared(), self.collector.schema
+        own = _chosen(schema, [name for name in schema.names if name not in SHARED])
+        for manifest, results in self._parts(self.payloads.table_schema(self.manifest_path), own):
+            yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
+            # Or it would be in memory while the next part is read.
+            del manifest
+            release_memory()
+
+    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
+        version = self.labeling.prompt_version
+        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
+
+    def _shared(self) -> pa.Table:
+        """Return what all results of a shard share, as one row for each shard in their order."""
+        schema = _chosen(self.collector.schema, SHARED)
+        # Of a shard without results, which `label` refuses.
+        nothing = pa.RecordBatch.from_pylist([{}], schema)
+        results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
+        return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
+
+    def read_again(self, *, reread: bool) -> None:
+        """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
+        for shard in chain.from_iterable(self.waves):
+            has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
+            if reread or has_other_columns:
+                self.collector.read_again(shard, needed=has_other_columns)
 
 
 def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:

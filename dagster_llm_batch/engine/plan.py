@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from dagster_llm_batch.core.identity import shard_nonce
+from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.budget import refuse_over_budget
@@ -48,6 +49,7 @@ class Preview:
     Attributes:
         rows: All rows.
         skipped: Rows that are empty, and would not be sent.
+        withheld: Rows that came, and would be left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that are answered or in flight already.
         shards: What would be sent.
@@ -63,6 +65,7 @@ class Preview:
 
     rows: int
     skipped: int
+    withheld: int
     requests: int
     reused: int
     shards: tuple[Shard, ...]
@@ -93,6 +96,7 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     return Preview(
         rows=plan.rows,
         skipped=plan.skipped,
+        withheld=plan.withheld,
         requests=plan.requests,
         reused=plan.reused,
         shards=tuple(plan.shards),
@@ -153,7 +157,8 @@ class Planner:
         now = self._deployment.clock()
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()
-        draft = self._draft(submission_id, partition, self._known_requests(earlier, again=again))
+        erased = self._deployment.erased_keys(partition, self._labeling.asset)
+        draft = self._draft(submission_id, partition, self._known_requests(earlier, again=again), erased)
         try:
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -174,6 +179,8 @@ class Planner:
                 estimate = draft.estimate
                 sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
             submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
+            # What is erased from here on is held against it before it is sent, and before it lands.
+            submission = replace(submission, tombstones=erased.tombstones or None)
             opened = self._open(submission, plan, estimate, history)
         except BaseException:
             draft.discard()
@@ -229,7 +236,9 @@ class Planner:
             alone = replace(self._labeling, workers=None)
             aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
             known_requests = self._known_requests(self._reusable(history), again=again)
-            draft = aside._draft(self._deployment.new_id(), partition, known_requests)
+            names = (self._labeling.asset, *self._labeling.resend.former_names)
+            erased = self._deployment.erased_keys(partition, *names)
+            draft = aside._draft(self._deployment.new_id(), partition, known_requests, erased)
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self.configuration)
@@ -267,18 +276,18 @@ class Planner:
         left = any(shard.waits_for_person for shard in self._ledger.shards(known.submission_id))
         return anyway or known.state is SubmissionState.CANCELED or not left
 
-    def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool]) -> Draft:
+    def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool], erased: ErasedKeys) -> Draft:
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
         load_image = None if root is None else _ImagesBelow(UPath(root))
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
         codec = deployment.codec(labeling)
         source: RequestSource = LocalSource(
-            labeling, [codec, *(spare.codec for spare in spares)], self._payloads, load_image
+            labeling, [codec, *(spare.codec for spare in spares)], self._payloads, load_image, erased
         )
         if labeling.workers is not None:
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
-            maker = PartMaker(labeling, codec, spares, self._payloads, folder, load_image)
+            maker = PartMaker(labeling, codec, spares, self._payloads, folder, load_image, erased)
             source = WorkerSource(labeling.workers, maker, source)
         wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
         return Draft(

@@ -35,8 +35,11 @@ __all__ = ["Pruner", "Pruning", "is_pruned"]
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
 _NAMES = re.compile(
-    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+|({PART}|{APART})[0-9a-f]+\.parquet"
+    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|erasing\.ids\.lz4|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+|({PART}|{APART})[0-9a-f]+\.parquet"
 )
+# How the names of files begin that are needed within one step alone.
+_PARTS = (".", PART, APART)
+_LONG_AGO = timedelta(days=36_500)
 _DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "submission", "name")).parents)
 
 
@@ -77,16 +80,38 @@ class Pruner:
         """See Engine.prune."""
         if older_than < _LEFT_BEHIND_AFTER:
             raise ConfigError(f"Files are pruned after a day at the earliest; got older_than={older_than}.")
+        folders = self._folders()
+        # After the files: those of a submission that is planned in between are young, and stay.
+        submissions = self._ledger.submissions(self._namespace)
+        pruning = self._select(folders, submissions, older_than)
+        return self._delete(pruning, folders) if delete else pruning
+
+    def prune_left_behind(self) -> tuple[StoredFile, ...]:
+        """Remove only what killed processes left more than a day ago; return what they, or living ones, left since."""
+        folders = self._folders()
+        submissions = self._ledger.submissions(self._namespace)
+        pruning = replace(self._select(folders, submissions, _LONG_AGO), replaced={})
+        self._delete(pruning, folders)
+        known = {submission.submission_id for submission in submissions}
+        foreign = {file.path for file in pruning.foreign}
+        return tuple(
+            file
+            for folder, files in folders.items()
+            for file in files
+            if file not in pruning.left_behind
+            and file.path not in foreign
+            and (folder not in known or PurePosixPath(file.path).name.startswith(_PARTS))
+        )
+
+    def _folders(self) -> dict[str, list[StoredFile]]:
+        """Return the files of all submissions, those of killed plans too, by submission_id."""
         folders: dict[str, list[StoredFile]] = defaultdict(list)
         for file in self._payloads.files(namespace_folder(self._namespace)):
             path = PurePosixPath(file.path)
             if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
                 # By the submission alone: the asset may have had another name when the files were written.
                 folders[path.parent.name].append(file)
-        # After the files: those of a submission that is planned in between are young, and stay.
-        submissions = self._ledger.submissions(self._namespace)
-        pruning = self._select(folders, submissions, older_than)
-        return self._delete(pruning, folders) if delete else pruning
+        return folders
 
     def _select(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], older_than: timedelta
@@ -106,7 +131,7 @@ class Pruner:
             for folder, files in folders.items()
             if folder in known and known[folder].submission_id in kept
             for file in files
-            if PurePosixPath(file.path).name.startswith((".", PART, APART)) and _is_stale([file], now)
+            if PurePosixPath(file.path).name.startswith(_PARTS) and _is_stale([file], now)
         ]
         unknown = [file for folder, files in folders.items() if folder not in known for file in files]
         is_shared = not known or any(file.path.endswith((RAW, RESULTS)) for file in unknown)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -36,11 +36,13 @@ __all__ = [
     "answers_so_far",
     "beside",
     "delete_requests",
+    "names_any",
     "packed_ids",
     "renamed",
     "request_ids",
     "requests_of",
     "write_answers_so_far",
+    "write_ids",
 ]
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
@@ -79,6 +81,12 @@ def requests_of(payloads: PayloadStore, path: str, nonce: str) -> Iterator[tuple
         yield line[start:end].decode(), line
 
 
+def names_any(line: bytes, nonce: str, wanted: Collection[str]) -> bool:
+    """Return whether a raw line has the custom_id of one of these requests, and of no other one of its shard."""
+    found = [request_id.decode() for request_id in custom_id_pattern(nonce).findall(line)]
+    return bool(found) and all(request_id in wanted for request_id in found)
+
+
 def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
     """Return the request_ids of a shard, packed, in the order of its request file."""
     try:
@@ -97,7 +105,8 @@ def request_ids(payloads: PayloadStore, shard: Shard) -> list[str]:
     return unpacked(packed_ids(payloads, shard))
 
 
-def _write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:
+def write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:
+    """Store the request_ids of a shard, packed, in the order of its request file."""
     with payloads.writer(beside(shard, IDS)) as out:
         out.write(_digest(shard.nonce, ids))
         out.write(ids)
@@ -305,8 +314,8 @@ class ShardFiles:
                 else:
                     more.write(renamed(line, custom_id(full.nonce, request_id), request_id, tail.nonce))
                     ids.append(request_id)
-        _write_ids(payloads, full, packed(kept))
-        _write_ids(payloads, tail, packed(ids))
+        write_ids(payloads, full, packed(kept))
+        write_ids(payloads, tail, packed(ids))
         return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
 
     def discard(self) -> None:
@@ -359,7 +368,7 @@ class _OpenShard:
             tokens=self._tokens,
             estimated_usd=self._cost_usd,
         )
-        _write_ids(self._wave.payloads, shard, bytes(self._ids))
+        write_ids(self._wave.payloads, shard, bytes(self._ids))
         return shard
 
     def discard(self) -> None:

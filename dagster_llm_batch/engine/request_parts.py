@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard_nonce
-from dagster_llm_batch.core.keys import keys_of
+from dagster_llm_batch.core.keys import ErasedKeys, keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.engine.labeling import Labeling
@@ -71,11 +71,12 @@ def _spare_line(number: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A part file. `rows` is the schema that the rows came with."""
+    """A part file. `rows` is the schema that the rows came with, `withheld` how many were left out as erased."""
 
     path: str
     rows: pa.Schema
     digest: RowsDigest
+    withheld: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class PartMaker:
     payloads: PayloadStore
     folder: str
     load_image: ImageLoader | None
+    erased: ErasedKeys
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> Part | LLMBatchError | None:
         """Write the part file of these rows; None where there are none.
@@ -101,13 +103,22 @@ class PartMaker:
             return error
 
     def _part(self, batches: Iterator[pa.RecordBatch]) -> Part | None:
-        first = next(batches, None)
+        came = 0
+
+        def kept() -> Iterator[pa.RecordBatch]:
+            nonlocal came
+            for batch in batches:
+                came += batch.num_rows
+                yield self.erased.without(batch, self.labeling.key)
+
+        remaining = kept()
+        first = next(remaining, None)
         if first is None:
             return None
         keys = keys_of(first, self.labeling.key)
         renderer = RowRenderer(self.labeling, first.schema, self.load_image)
         path = f"{self.folder}/{PART}{uuid.uuid4().hex}.parquet"
-        part = Part(path, first.schema, RowsDigest())
+        schema, digest = first.schema, RowsDigest()
         with (
             ExitStack() as files,
             self.payloads.table_writer(path, self._schema(renderer), repeating=_SIZES) as out,
@@ -115,11 +126,11 @@ class PartMaker:
             seen = Seen(packed, lambda: files.enter_context(unnamed_file()))
             while first is not None:
                 renderer.check(first)
-                for table in self._tables(first, keys, renderer, seen, part.digest):
+                for table in self._tables(first, keys, renderer, seen, digest):
                     out.write_table(table)
-                first = next(batches, None)
+                first = next(remaining, None)
                 keys = [] if first is None else keys_of(first, self.labeling.key)
-        return part
+        return Part(path, schema, digest, came - digest.rows)
 
     def _schema(self, renderer: RowRenderer) -> pa.Schema:
         sizes = [(name, pa.int64()) for name in _SIZES]
@@ -239,6 +250,7 @@ class WorkerSource:
 
     def __init__(self, workers: Workers, maker: PartMaker, empty: RequestSource) -> None:
         self.digest = RowsDigest()
+        self.withheld = 0
         self._workers = workers
         self._maker = maker
         self._empty = empty
@@ -260,6 +272,7 @@ class WorkerSource:
         renderer = RowRenderer(self._maker.labeling, self._parts[0].rows, self._maker.load_image)
         for number, part in enumerate(self._parts):
             self.digest.merge(part.digest)
+            self.withheld += part.withheld
             yield from self._part_batches(number, part, renderer)
 
     def _part_batches(self, number: int, part: Part, renderer: RowRenderer) -> Iterator[RenderedBatch]:

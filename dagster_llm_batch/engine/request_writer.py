@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
-from dagster_llm_batch.core.keys import KeyGuard, is_key_type, keys_of
+from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
 from dagster_llm_batch.core.prompt import ImageLoader
@@ -42,6 +42,7 @@ from dagster_llm_batch.types import Lane, Request
 
 __all__ = [
     "SKIPPED",
+    "WITHHELD",
     "Draft",
     "LocalSource",
     "LongRow",
@@ -60,8 +61,9 @@ __all__ = [
 # Rows whose requests, and the lines of these, are in memory at once.
 _ROWS, _ROWS_WITH_IMAGES = 256, 8
 
-SKIPPED = "llm_batch.skipped"
-"""Says in a manifest's metadata how many of its rows are empty; where none is, it is not there."""
+SKIPPED, WITHHELD = "llm_batch.skipped", "llm_batch.withheld"
+"""Say in a manifest's metadata how many of its rows are empty, and how many it lacks since they were erased; where none
+is, they are not there."""
 
 # So many of the longest requests are told of before they are sent.
 _LONGEST = 5
@@ -204,6 +206,7 @@ class Plan:
         shards: What is to be sent.
         rows: All rows.
         skipped: Rows that are empty, and not sent.
+        withheld: Rows that came, and were left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that need not be sent.
         fingerprint: See core/identity.py.
@@ -213,6 +216,7 @@ class Plan:
     shards: list[Shard]
     rows: int
     skipped: int
+    withheld: int
     requests: int
     reused: int
     fingerprint: str
@@ -295,8 +299,13 @@ class RequestSource(Protocol):
         """The digest of the rows that `batches` has yielded."""
         ...
 
+    @property
+    def withheld(self) -> int:
+        """How many rows were left out so far since they were erased."""
+        ...
+
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
-        """Render all rows. Raises InputError or ConfigError."""
+        """Render all rows but those that were erased. Raises InputError or ConfigError."""
         ...
 
     def writer(self, path: str) -> AbstractContextManager[Any]:
@@ -436,8 +445,7 @@ class Draft:
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
         self._keys.check(self._keys_again)
-        if self._skipped:
-            self._manifest.add_key_value_metadata({SKIPPED: str(self._skipped)})
+        self._add_counts(self._manifest)
         shards = [shard for files in self._files.values() for shard in files.end()]
         digests = self._source.write_files(shards, self._spares)
         shards = [shard for files in self._files.values() for shard in files.close(digests)]
@@ -450,6 +458,7 @@ class Draft:
             shards=shards,
             rows=self._source.digest.rows,
             skipped=self._skipped,
+            withheld=self._source.withheld,
             requests=self._seen.count,
             reused=self._reused,
             fingerprint=self._source.digest.fingerprint(configuration),
@@ -478,8 +487,12 @@ class Draft:
         with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
-            if self._skipped:
-                out.add_key_value_metadata({SKIPPED: str(self._skipped)})
+            self._add_counts(out)
+
+    def _add_counts(self, manifest: Any) -> None:
+        for name, count in ((SKIPPED, self._skipped), (WITHHELD, self._source.withheld)):
+            if count:
+                manifest.add_key_value_metadata({name: str(count)})
 
     def discard(self) -> None:
         """Remove every file of this draft, even where closing one of them fails because the disk is full."""
@@ -499,12 +512,20 @@ class LocalSource:
         codecs: Those of the labeling's models, in their order.
         payloads: Where request files are written.
         load_image: See RowRenderer.
+        erased: Keys of rows that are left out.
     """
 
     def __init__(
-        self, labeling: Labeling, codecs: Sequence[Codec], payloads: PayloadStore, load_image: ImageLoader | None
+        self,
+        labeling: Labeling,
+        codecs: Sequence[Codec],
+        payloads: PayloadStore,
+        load_image: ImageLoader | None,
+        erased: ErasedKeys,
     ) -> None:
         self.digest = RowsDigest()
+        self._came = 0
+        self._erased = erased
         self._labeling = labeling
         self._codecs = codecs
         self._payloads = payloads
@@ -516,6 +537,8 @@ class LocalSource:
         for batch in record_batches(rows, columns_read(self._labeling)):
             # A pandas frame without rows may come without columns, too.
             if batch.num_columns or batch.num_rows:
+                self._came += batch.num_rows
+                batch = self._erased.without(batch, self._labeling.key)  # noqa: PLW2901 - the others must not stay
                 keys = keys_of(batch, self._labeling.key)
                 renderer = renderer or self._renderer(batch.schema)
                 renderer.check(batch)
@@ -527,6 +550,11 @@ class LocalSource:
             columns = columns_of_nothing(self._labeling)
             nothing = pa.RecordBatch.from_pylist([], schema=columns)
             yield RenderedBatch(self._renderer(columns), nothing, [], iter(()))
+
+    @property
+    def withheld(self) -> int:
+        """See RequestSource.withheld."""
+        return self._came - self.digest.rows
 
     def _renderer(self, columns: pa.Schema) -> RowRenderer:
         return RowRenderer(self._labeling, columns, self._load_image)

@@ -127,6 +127,11 @@ class BaseProvider:
         """See Provider.settle_seconds."""
         return self._settle_seconds
 
+    def delete(self, batch_id: str) -> str | None:
+        """See Provider.delete. Nothing can be, unless a provider knows how."""
+        del batch_id
+        return f"the provider '{self._name}' has no way to delete what it stores; see its documents or ask it"
+
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. There is none, unless a provider knows one."""
         del batch_id

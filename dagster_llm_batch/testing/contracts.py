@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol, cast
 
 import pytest
 
+from dagster_llm_batch.errors import ProviderError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.protocols import Provider as ProviderProtocol
 from dagster_llm_batch.types import (
@@ -231,6 +232,19 @@ class ProviderContract:
         assert status in (BatchStatus.CANCELED, BatchStatus.ENDED)
         for result in subject.results(batch_id):
             assert result.outcome in (Outcome.SUCCEEDED, Outcome.CANCELED)
+
+    def test_delete_leaves_nothing_of_an_ended_batch_and_can_be_repeated(self, subject: ProviderUnderTest) -> None:
+        batch_id, other = subject.submit(["a", "b"], "tag-a"), subject.submit(["c"], "tag-b")
+        subject.finish()
+        assert len(subject.results(batch_id)) == 2  # noqa: PLR2004 -- as many as were sent
+        assert subject.provider.delete(batch_id) is None
+        try:
+            left = list(subject.provider.fetch(batch_id))
+        except ProviderError:
+            left = []
+        assert left == []
+        assert subject.provider.delete(batch_id) is None
+        assert len(subject.results(other)) == 1
 
     def test_respond_gives_the_result_line_that_a_batch_would(self, subject: ProviderUnderTest) -> None:
         answer = subject.provider.respond(subject.codec.encode(Request("r", None, "a text"), "n-7"))

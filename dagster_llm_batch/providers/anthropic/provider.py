@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dagster_llm_batch.errors import (
@@ -241,6 +241,13 @@ class AnthropicProvider(StainlessProvider):
     def _stream(self, address: str) -> Any:
         """Return the open response of a GET, which the caller closes."""
         return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
+
+    def delete(self, batch_id: str) -> None:
+        """See Provider.delete: the batch, and with it its requests and results."""
+        with suppress(UnknownIdError), self._calls(f"delete the batch '{batch_id}'"):
+            reply = parse_reply(self._batches(retries=2).with_raw_response.delete(batch_id))
+            if reply.id != batch_id:
+                raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -67,6 +67,16 @@ class Files:
         except ProviderError:
             return
 
+    def delete(self, job: Any, source: str | None) -> None:
+        """Delete the request file at `source`, and all that Bedrock wrote for the job."""
+        places = [(bucket, key) for bucket, key, _ in self._outputs(job)]
+        if source is not None:
+            bucket, _, key = source.removeprefix("s3://").partition("/")
+            places.append((bucket, key))
+        for bucket, key in places:
+            with self._clients.calls(f"delete 's3://{bucket}/{key}'"):
+                self._clients.of("s3").delete_object(Bucket=bucket, Key=key)
+
     def results(self, job: Any, report: BatchReport) -> Iterator[bytes]:
         """Yield the result lines of a job, from every output file in its own folder.
 

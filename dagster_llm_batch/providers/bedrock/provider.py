@@ -22,6 +22,7 @@ import base64
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
@@ -292,6 +293,12 @@ class BedrockProvider(VendorProvider):
             reply = self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
             if not is_of_aws(reply):  # the answer is empty, so it shows by nothing else whose it is
                 raise OddAnswerError("the answer is not one of AWS.")
+
+    def delete(self, batch_id: str) -> None:
+        """See Provider.delete: the files in your bucket. Where it keeps versions of objects, these stay there."""
+        with suppress(UnknownIdError):
+            job = self._job(batch_id)
+            self._files.delete(job, input_of(job))
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

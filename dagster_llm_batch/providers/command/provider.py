@@ -155,6 +155,16 @@ class CommandProvider(OwnMachines):
             if batch.exit() is None:
                 batch.ask_to_stop()
 
+    def delete(self, batch_id: str) -> str | None:
+        """See Provider.delete: requests, results and what the command printed. That it ran stays known."""
+        batch = CommandBatch.of(self._workdir, batch_id)
+        with reaching(batch.path):
+            if batch.is_alive():
+                return f"the batch '{batch_id}' still runs"
+            for path in (batch.input, batch.output, batch.part, batch.progress, batch.log):
+                path.unlink(missing_ok=True)
+        return None
+
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. Runs the command on this one line and waits for it."""
         model = json.loads(line)["body"]["model"]

@@ -23,11 +23,12 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
+    CredentialsError,
     MissingExtraError,
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
+from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
 from dagster_llm_batch.providers.base import check_key
 from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES, upload_copy
@@ -36,6 +37,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
     inlined_results,
     is_operation,
     read_operation,
+    requests_file,
     responses_file,
 )
 from dagster_llm_batch.providers.google.requests import GoogleLines
@@ -185,6 +187,19 @@ class GeminiProvider(GoogleProvider):
             copy.seek(0)
             lines = split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
             yield from result_lines(lines, "key", f"the file '{file_name}'")
+
+    def delete(self, batch_id: str) -> None:
+        """See Provider.delete: the files, and the batch, which holds inline requests and results itself."""
+        try:
+            operation = self._batch(batch_id)
+        except UnknownIdError:
+            return
+        for name in filter(None, (requests_file(operation), responses_file(operation))):
+            # The API says of a file that is not there that the caller has no right to it; to the batch he has.
+            with suppress(UnknownIdError, CredentialsError):
+                self._api.call("delete", name, f"delete the file '{name}'")
+        with suppress(UnknownIdError):
+            self._api.call("delete", self._path(batch_id), f"delete the batch '{batch_id}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -15,7 +15,7 @@ from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["display_name", "inlined_results", "is_operation", "read_operation", "responses_file"]
+__all__ = ["display_name", "inlined_results", "is_operation", "read_operation", "requests_file", "responses_file"]
 
 _RETRYABLE_CODES = frozenset({8, 13, 14})
 _STATUSES = {
@@ -73,6 +73,13 @@ def display_name(operation: Mapping[str, Any]) -> str | None:
     """Return the name that its creator gave the batch."""
     name = _batch(operation).get("displayName")
     return name if isinstance(name, str) else None
+
+
+def requests_file(operation: Mapping[str, Any]) -> str | None:
+    """Return the file of the requests, if they are in one, and the API tells it."""
+    source = _batch(operation).get("inputConfig")
+    name = source.get("fileName") if isinstance(source, Mapping) else None
+    return name if is_id(name) else None
 
 
 def responses_file(operation: Mapping[str, Any]) -> str | None:

@@ -24,11 +24,11 @@ from dagster_llm_batch.errors import (
     ProviderError,
 )
 from dagster_llm_batch.protocols import Codec
-from dagster_llm_batch.providers.answers import answer_line, created_id, result_lines
+from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
 from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
-from dagster_llm_batch.providers.google.vertex_batches import is_job, output_of, read_job
+from dagster_llm_batch.providers.google.vertex_batches import inputs_of, is_job, output_of, read_job
 from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
@@ -209,6 +209,19 @@ class VertexProvider(GoogleProvider):
             yield from result_lines(self._tables.lines(table, report), "custom_id", f"the table {table}")
         elif folder is not None:
             yield from self._storage.lines(folder, report)
+
+    def delete(self, batch_id: str) -> None:
+        """See Provider.delete: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
+        try:
+            job = self._batch(batch_id)
+        except UnknownIdError:
+            return
+        table, uris = inputs_of(job)
+        results_table, folder = output_of(job)
+        for uri in filter(None, (table, results_table)):
+            self._tables.delete_all(uri)
+        if uris or folder:
+            self._storage.delete_all(uris, folder)
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

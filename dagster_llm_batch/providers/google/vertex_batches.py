@@ -15,7 +15,7 @@ from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["RETRYABLE_JOB_CODES", "is_job", "job_reason", "output_of", "read_job"]
+__all__ = ["RETRYABLE_JOB_CODES", "inputs_of", "is_job", "job_reason", "output_of", "read_job"]
 
 RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
 """google.rpc.Code: resources exhausted, internal, unavailable."""
@@ -80,6 +80,16 @@ def job_reason(error: Any) -> tuple[str | None, int | None]:
     code = count(error.get("code"))
     text = plain_words(error.get("message") or "no message")
     return (text if code is None else f"{text} (code {code})"), code
+
+
+def inputs_of(job: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Tell where the requests of a job are: a table (bq://), or objects (gs://)."""
+    given = job.get("inputConfig")
+    given = given if isinstance(given, Mapping) else {}
+    table, files = given.get("bigquerySource"), given.get("gcsSource")
+    uri = table.get("inputUri") if isinstance(table, Mapping) else None
+    uris = files.get("uris") if isinstance(files, Mapping) else None
+    return uri if is_id(uri) else None, [one for one in uris if is_id(one)] if isinstance(uris, list) else []
 
 
 def output_of(job: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -15,7 +15,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from dagster_llm_batch.errors import ProviderError, TransientError
@@ -89,12 +89,14 @@ class VertexTables:
 
     def delete(self, uri: str) -> None:
         """Remove the table, if that is possible; it matters to nobody if not."""
-        try:
-            with self._calls(f"delete {uri}"):
-                self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
-        except ProviderError:
-            # the error that led here matters more
-            pass
+        # the error that led here matters more
+        with suppress(ProviderError):
+            self.delete_all(uri)
+
+    def delete_all(self, uri: str) -> None:
+        """Remove the table."""
+        with suppress(UnknownIdError), self._calls(f"delete {uri}"):
+            self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
 
     def lines(self, uri: str, report: BatchReport) -> Iterator[bytes]:
         """The rows of the table as lines of a result file; none where it does not exist, since nothing finished.

@@ -6,12 +6,12 @@ A request file is written once: an object that is already there is used if it ho
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
-from dagster_llm_batch.providers.answers import OddAnswerError, refuse_lost, result_lines
+from dagster_llm_batch.providers.answers import OddAnswerError, UnknownIdError, refuse_lost, result_lines
 from dagster_llm_batch.providers.google.errors import PreconditionFailedError
 from dagster_llm_batch.providers.google.files import CHUNK_BYTES
 from dagster_llm_batch.providers.jsonlines import split_lines
@@ -87,6 +87,19 @@ class VertexStorage:
         except ProviderError:
             # the error that led here matters more
             pass
+
+    def delete_all(self, uris: Collection[str], folder: str | None) -> None:
+        """Remove these objects, and all below the folder."""
+        client = self._client()
+        places = [uri.removeprefix("gs://").partition("/")[::2] for uri in uris]
+        if folder is not None:
+            bucket, _, prefix = folder.removeprefix("gs://").partition("/")
+            with self._calls(f"list {folder}"):
+                listed = client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/", **self._patience())
+                places += [(bucket, str(blob.name)) for blob in listed]
+        for bucket, name in places:
+            with suppress(UnknownIdError), self._calls(f"delete gs://{bucket}/{name}"):
+                client.bucket(bucket).blob(name).delete(**self._patience())
 
     def lines(self, folder: str, report: BatchReport) -> Iterator[bytes]:
         """Yield the lines of all files below this gs:// address, in the order of their names.

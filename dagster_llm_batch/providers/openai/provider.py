@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -29,6 +29,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.answers import (
+    UnknownIdError,
     answer_line,
     created_id,
     parse_reply,
@@ -224,6 +225,18 @@ class OpenAIProvider(StainlessProvider):
             size = client.files.retrieve(file_id).bytes
         if isinstance(size, int) and got < size:
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
+
+    def delete(self, batch_id: str) -> None:
+        """See Provider.delete: the request file and those of the results. The batch itself names no row."""
+        try:
+            batch = self._batch(batch_id, retries=2)
+        except UnknownIdError:
+            return
+        for file_id in filter(is_id, (batch.input_file_id, batch.output_file_id, batch.error_file_id)):
+            with suppress(UnknownIdError), self._calls(f"delete the file '{file_id}'"):
+                reply = parse_reply(self._client(retries=2).files.with_raw_response.delete(file_id))
+                if reply.deleted is not True:
+                    raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

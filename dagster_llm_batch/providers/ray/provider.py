@@ -256,6 +256,15 @@ class RayProvider(OwnMachines):
         except UnknownJobError as error:
             raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
 
+    def delete(self, batch_id: str) -> str | None:
+        """See Provider.delete: the folder of requests and results. The cluster keeps the job's log, without rows."""
+        if self._report(batch_id).status.is_stoppable:
+            return f"the job '{batch_id}' still runs"
+        files = self._files(batch_id)
+        with _reaching(files):
+            files.remove()
+        return None
+
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. A job of this one line, and its result: that takes seconds, whatever answers."""
         job_id = self._id(f"respond-{uuid.uuid4().hex}")

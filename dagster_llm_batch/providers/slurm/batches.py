@@ -116,6 +116,12 @@ class SlurmBatch:
         """Remove the folder of a batch that Slurm has certainly not accepted."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def delete_rows(self) -> None:
+        """Remove requests, results and what tasks printed. What became of the tasks stays known."""
+        for pattern in ("in-*", "out-*", "kept-*", "log-*"):
+            for path in self.path.glob(pattern):
+                path.unlink(missing_ok=True)
+
     def accepted(self, job_id: int) -> None:
         """Write down what sbatch said. Only a help for people: the batch is found without it."""
         with contextlib.suppress(OSError):

@@ -238,6 +238,16 @@ class SlurmProvider(OwnMachines):
                 batch.ask_to_stop()
             self._slurm.cancel(batch_id)
 
+    def delete(self, batch_id: str) -> str | None:
+        """See Provider.delete: requests, results and what tasks printed. What became of the tasks stays known."""
+        status = self.poll([batch_id])[batch_id].status
+        if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
+            return f"the batch '{batch_id}' still runs"
+        batch = SlurmBatch(self._workdir / Path(batch_id).name)
+        with reaching(batch.path):
+            batch.delete_rows()
+        return None
+
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. Runs the command on this one line by srun, and waits for nodes as a batch would."""
         model = json.loads(line)["body"]["model"]

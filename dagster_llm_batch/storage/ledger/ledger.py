@@ -26,8 +26,15 @@ from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import LedgerQueries
-from dagster_llm_batch.storage.ledger.records import Ending, Shard, ShardFields, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION
+from dagster_llm_batch.storage.ledger.records import (
+    Ending,
+    Shard,
+    ShardFields,
+    Submission,
+    SubmissionState,
+    Tombstone,
+)
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.storage.ledger.shards import (
     UPDATE_SHARD,
     get_shards,
@@ -39,6 +46,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     report_values,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
+    OF_PARTITION,
     OLDEST_FIRST,
     STATUS,
     UPDATE_SUBMISSION,
@@ -57,7 +65,13 @@ from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Ledger", "utc_now"]
+__all__ = ["ERASED", "Ledger", "utc_now"]
+
+ERASED = "erased"
+"""The event of a submission, and of each of its shards, from whose files rows were erased."""
+
+_WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
+_PROVIDERS_WORDS = (*(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK)), "fetch_again", "unavailable")
 
 
 def utc_now() -> datetime:
@@ -353,6 +367,16 @@ class Ledger(LedgerQueries):
             moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
             for submission_id in moved:
                 connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
+            # Who was erased as `old` stays so as `new`.
+            columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
+            here = TOMBSTONE.c.namespace == namespace
+            renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
+            if moved:
+                connection.execute(
+                    sa.insert(TOMBSTONE).from_select(
+                        [column.name for column in columns], sa.select(*renamed).where(here, TOMBSTONE.c.asset == old)
+                    )
+                )
             detail = f"{old} -> {new}"
             told = (event_row(submission_id, "renamed", detail=detail) for submission_id in moved)
             insert_events(connection, self._clock, *told)
@@ -371,6 +395,73 @@ class Ledger(LedgerQueries):
                 connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "cause": cause} for shard in fresh])
                 events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
                 insert_events(connection, self._clock, *events)
+
+    # --- what was erased ---
+
+    def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:
+        """Record that rows are erased, before anything is done to their files."""
+        if tombstones:
+            with self._database.write() as connection:
+                connection.execute(sa.insert(TOMBSTONE), [to_row(tombstone) for tombstone in tombstones])
+
+    def take_back_tombstones(self, namespace: str, asset: str, partition: str | None, digests: Sequence[str]) -> int:
+        """Record that rows may be asked again; return how many tombstones that were in force are not any more."""
+        same_partition = TOMBSTONE.c.partition.is_(None) if partition is None else TOMBSTONE.c.partition == partition
+        chosen = (TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == asset, same_partition)
+        update = sa.update(TOMBSTONE).where(*chosen, TOMBSTONE.c.digest.in_(digests), TOMBSTONE.c.undone_at.is_(None))
+        with self._database.write() as connection:
+            return int(connection.execute(update.values(undone_at=self._clock())).rowcount)
+
+    def record_erased_shard(self, shard_id: str, *, requests: int, padding: int, size: int, digest: str) -> None:
+        """Record what is left in a shard's files: requests, copies of one, bytes, digest. Idempotent."""
+        with self._database.write() as connection:
+            before = get_shards(connection, [shard_id])[shard_id]
+            gone = before.requests - requests + before.padding - padding
+            left = {"requests": requests, "padding": padding, "bytes": size, "digest": digest}
+            if gone or (before.bytes, before.digest) != (size, digest):
+                values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
+                # A provider may quote a request in saying why it failed.
+                if before.reason is not None and before.cause is None:
+                    values["reason"] = _WORDS_ERASED
+                connection.execute(UPDATE_SHARD, [values])
+                told = (EVENT.c.submission_id == before.submission_id, EVENT.c.kind.in_(_PROVIDERS_WORDS))
+                connection.execute(
+                    sa.update(EVENT).where(*told, EVENT.c.detail.is_not(None)).values(detail=_WORDS_ERASED)
+                )
+                detail = f"{gone} of {before.requests + before.padding} requests"
+                insert_events(
+                    connection, self._clock, event_row(before.submission_id, ERASED, None, None, shard_id, detail)
+                )
+
+    def record_erased_submission(self, submission_id: str, tombstones: int, **left: Any) -> Submission:
+        """Record that a submission's files hold nothing that this many tombstones of its asset are of.
+
+        `left` are columns that have other values without the erased rows: numbers, outcomes, fingerprint.
+        """
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if not left:
+                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "tombstones": tombstones})
+                return replace(before, tombstones=tombstones)
+            fingerprint = left.get("fingerprint", before.fingerprint)
+            if fingerprint != before.fingerprint:
+                # Another submission may be of just the rows that are left here.
+                place = {name: getattr(before, name) for name in ("namespace", "asset", "partition")}
+                query = sa.select(sa.func.max(SUBMISSION.c.attempt)).where(
+                    OF_PARTITION, SUBMISSION.c.fingerprint == fingerprint
+                )
+                left["attempt"] = (connection.execute(query, place).scalar_one() or 0) + 1
+            detail = f"{before.rows - left.get('rows', before.rows)} of {before.rows} rows"
+            return update_submission(connection, self._clock, before, ERASED, detail, tombstones=tombstones, **left)
+
+    def record_erased_there(self, shard_ids: Sequence[str], detail: str) -> None:
+        """Record that the provider was made to delete what it stored of the batch of these shards."""
+        now = self._clock()
+        with self._database.write() as connection:
+            shards = get_shards(connection, shard_ids).values()
+            connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "erased_there_at": now} for shard in shards])
+            events = (event_row(s.submission_id, "erased_there", None, None, s.shard_id, detail) for s in shards)
+            insert_events(connection, self._clock, *events)
 
     # --- events and leases ---
 

@@ -98,6 +98,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "UPDATE shard SET cause = 'stopped' WHERE state = 'submitted' AND status = 'canceling'",
         "CREATE INDEX shard_caused ON shard (cause) WHERE cause IS NOT NULL",
     ),
+    (  # 5: rows that a person had erased. Keys are not stored, but digests of them.
+        """
+        CREATE TABLE tombstone (
+            tombstone_id {identity},
+            namespace TEXT NOT NULL, asset TEXT NOT NULL, partition TEXT,
+            salt TEXT NOT NULL, digest TEXT NOT NULL, at {time} NOT NULL, undone_at {time}
+        )
+        """,
+        "CREATE INDEX tombstone_by_asset ON tombstone (namespace, asset)",
+        "ALTER TABLE submission ADD COLUMN tombstones BIGINT",
+        "ALTER TABLE shard ADD COLUMN erased BIGINT",
+        "ALTER TABLE shard ADD COLUMN erased_there_at {time}",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState, Tombstone
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
 from dagster_llm_batch.storage.ledger.shards import AWAITED, looked_after, unknown_shard
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane
@@ -58,6 +58,14 @@ _OF_BATCH = (
     sa.select(SHARD)
     .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
     .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
+)
+
+
+_TOMBSTONES = (
+    sa.select(TOMBSTONE)
+    .where(TOMBSTONE.c.namespace == sa.bindparam("namespace"))
+    .where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
+    .order_by(TOMBSTONE.c.tombstone_id)
 )
 
 
@@ -195,6 +203,21 @@ class LedgerQueries:
         chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
         shards = self._shards(chosen.order_by(SHARD.c.ended_at, SHARD.c.shard_id))
         return [(self.submission(shard.submission_id), shard) for shard in shards]
+
+    # --- what was erased ---
+
+    def tombstones(self, namespace: str, *assets: str) -> list[Tombstone]:
+        """Return the tombstones of these assets, oldest first, also those that were taken back."""
+        with self._database.read() as connection:
+            rows = connection.execute(_TOMBSTONES, {"namespace": namespace, "assets": assets}).mappings()
+            return [from_row(Tombstone, row) for row in rows]
+
+    def shards_stored_there(self, namespace: str, *assets: str) -> list[Shard]:
+        """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
+        query = query.where(SHARD.c.erased > 0, SHARD.c.erased_there_at.is_(None), SHARD.c.batch_id.is_not(None))
+        return self._shards(query.where(SHARD.c.state.in_(sorted(_OVER))).order_by(SHARD.c.shard_id))
 
     # --- the whole ---
 

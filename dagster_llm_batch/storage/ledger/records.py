@@ -18,7 +18,7 @@ from typing import TypedDict
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState"]
+__all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState", "Tombstone"]
 
 
 class SubmissionState(StrEnum):
@@ -60,6 +60,7 @@ class Submission:
     deadline_at: datetime | None = None  # requests without an answer then are asked in real time
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
+    tombstones: int | None = None  # how many tombstones of its asset its rows and files were held against; None: none
 
     @property
     def is_settled(self) -> bool:
@@ -113,6 +114,8 @@ class Shard:
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
     cost_usd: Decimal | None = None
+    erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
+    erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
 
     @property
     def waits_for_person(self) -> bool:
@@ -185,6 +188,22 @@ class Event:
     from_state: str | None = None
     to_state: str | None = None
     detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """A row that a person had erased: it is not asked, landed or stored again. It has a digest in the key's place.
+
+    Whoever has the ledger and guesses the key can see that the guess is right; nothing else tells the key.
+    """
+
+    namespace: str
+    asset: str
+    partition: str | None  # None: of every partition
+    salt: str  # in hex
+    digest: str  # of the key's text, with the salt; see core/keys.py
+    at: datetime
+    undone_at: datetime | None = None  # a person took it back: the row is asked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

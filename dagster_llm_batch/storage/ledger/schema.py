@@ -26,12 +26,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState, Tombstone
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "from_row", "to_row"]
+__all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
 
-_R = TypeVar("_R", Submission, Shard, Event)
+_R = TypeVar("_R", Submission, Shard, Event, Tombstone)
 
 
 class _Utc(TypeDecorator[datetime]):
@@ -192,6 +192,7 @@ SUBMISSION = sa.Table(
     _name("run_id", null=True),
     _column("reused_from", _AsText(_names, _json)),
     _column("deadline_at", _UTC, null=True),
+    _column("tombstones", sa.BigInteger, null=True),
 )
 
 SHARD = sa.Table(
@@ -233,6 +234,8 @@ SHARD = sa.Table(
     _name("carrier", null=True),
     _column("padding", sa.BigInteger),
     _column("cause", _AsText(Cause, _word), null=True),
+    _column("erased", sa.BigInteger, null=True),
+    _column("erased_there_at", _UTC, null=True),
 )
 
 EVENT = sa.Table(
@@ -248,6 +251,19 @@ EVENT = sa.Table(
     _foreign_text("detail"),
 )
 
+TOMBSTONE = sa.Table(
+    "tombstone",
+    METADATA,
+    sa.Column("tombstone_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _name("namespace"),
+    _name("asset"),
+    _name("partition", null=True),
+    _name("salt"),
+    _name("digest"),
+    _column("at", _UTC),
+    _column("undone_at", _UTC, null=True),
+)
+
 LEASE = sa.Table(
     "lease",
     METADATA,
@@ -257,10 +273,10 @@ LEASE = sa.Table(
 )
 
 
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event)}
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event, Tombstone)}
 
 
-def to_row(record: Submission | Shard) -> dict[str, Any]:
+def to_row(record: Submission | Shard | Tombstone) -> dict[str, Any]:
     """Return the record's fields by column name."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 

@@ -1,0 +1,417 @@
+"""Erases rows: what is stored of them goes, and they are neither asked nor landed again.
+
+    tombstones in the ledger ─▶ each submission of the asset:
+        list of requests ─▶ manifest ─▶ files of each shard, spares ─▶ ledger: numbers, fingerprint, tombstones
+    then, at providers: the stored requests and results of ended batches with such requests
+
+1. A tombstone is written before anything else. It has a digest in the key's place. Plans leave such rows out.
+2. A submission says how many tombstones its files were held against. Whoever sends, collects or lands one that was held
+   against fewer does the rest first. So what was missed, since another process worked on it, is done before it matters.
+3. Every step can be repeated: a process that is killed anywhere leaves what the next call goes on with. Each file is
+   replaced as a whole, with its digest.
+4. A request that another row has too, which is not erased, stays: it is that row's.
+5. What is in flight stays as it is until it ends: whoever collects it then erases before anything is landed or sent
+   again. So erased requests are in what their batches cost.
+
+Never touches labels in tables of users, nor Dagster's event log.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.dedupe import Seen
+from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
+from dagster_llm_batch.core.keys import ErasedKeys, key_digest
+from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.label import Answers
+from dagster_llm_batch.engine.prune import Pruner, is_pruned
+from dagster_llm_batch.engine.request_files import (
+    RAW,
+    RESULTS,
+    answers_so_far,
+    beside,
+    names_any,
+    request_ids,
+    requests_of,
+    write_answers_so_far,
+    write_ids,
+)
+from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
+from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
+from dagster_llm_batch.types import Lane
+
+__all__ = ["Eraser", "Found", "Left", "StoredThere"]
+
+_ID = "llm_request_id"
+# The requests of a submission that are being erased, while they are.
+_GOING = "erasing.ids.lz4"
+_SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of one submission that are to be erased.
+
+    Attributes:
+        submission: Of which they are.
+        rows: How many.
+        shared: How many of them have a request that a row has, too, which is not erased: that request stays.
+        in_flight: Shards with such requests that the provider works on.
+        manifest_lost: Nobody can tell which rows it has.
+    """
+
+    submission: Submission
+    rows: int = 0
+    shared: int = 0
+    in_flight: tuple[Shard, ...] = ()
+    manifest_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Left:
+    """A submission of which something is left to erase, and why."""
+
+    submission: Submission
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoredThere:
+    """A batch with erased requests: what became of its copy at the provider.
+
+    `left` says what stays there, or why nothing could be deleted; None where all was.
+    """
+
+    provider: str
+    batch_id: str
+    left: str | None
+
+
+class Eraser:
+    """Erase rows of one deployment."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._payloads = deployment.payloads
+        self._namespace = deployment.namespace
+
+    # tombstones -------------------------------------------------------------------------------------------------------
+
+    def keys(self, asset: str, keys: Sequence[str], partition: str) -> ErasedKeys:
+        """Return these keys, with all that are erased already, without recording anything."""
+        known = self._deployment.erased_keys(partition, asset)
+        salt = secrets.token_hex(16)
+        return replace(known, digests={**known.digests, salt: frozenset(key_digest(salt, key) for key in keys)})
+
+    def add(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Record that rows with these keys are erased; return how many tombstones are new. None: in all partitions."""
+        known = self._ledger.tombstones(self._namespace, asset)
+        salt = known[0].salt if known else secrets.token_hex(16)
+        in_force = {(stone.partition, stone.salt, stone.digest) for stone in known if stone.undone_at is None}
+        now = self._deployment.clock()
+        fresh = [
+            Tombstone(namespace=self._namespace, asset=asset, partition=partition, salt=salt, digest=digest, at=now)
+            for partition in ([None] if partitions is None else partitions)
+            for digest in dict.fromkeys(key_digest(salt, key) for key in keys)
+            if (partition, salt, digest) not in in_force
+        ]
+        self._ledger.add_tombstones(fresh)
+        return len(fresh)
+
+    def take_back(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Let rows with these keys be asked again; return how many tombstones were in force. See `add`."""
+        salts = {stone.salt for stone in self._ledger.tombstones(self._namespace, asset)}
+        digests = [key_digest(salt, key) for salt in sorted(salts) for key in keys]
+        return sum(
+            self._ledger.take_back_tombstones(self._namespace, asset, partition, digests)
+            for partition in ([None] if partitions is None else partitions)
+        )
+
+    # look -------------------------------------------------------------------------------------------------------------
+
+    def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[Found]:
+        """Return the submissions that have rows with these keys, or with keys that are erased already. Changes nothing.
+
+        Those whose files were held against every tombstone are read for the new keys alone.
+        """
+        found = []
+        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            if (partitions is None or submission.partition in partitions) and not is_pruned(self._ledger, submission):
+                one = self._look(submission, self.keys(asset, keys, submission.partition))
+                if one.rows or one.manifest_lost:
+                    found.append(one)
+        return found
+
+    def _look(self, submission: Submission, erased: ErasedKeys) -> Found:
+        if not self._payloads.is_whole(submission.manifest_path or ""):
+            return Found(submission, manifest_lost=True)
+        rows, candidates = self._matches(submission, erased)
+        going = candidates - self._needed(submission, erased, candidates)
+        flying = [
+            shard
+            for shard in self._ledger.shards(submission.submission_id)
+            if shard.state in IN_FLIGHT and going and not going.isdisjoint(request_ids(self._payloads, shard))
+        ]
+        return Found(submission, rows, len(candidates) - len(going), tuple(flying))
+
+    def _rows(self, submission: Submission) -> Iterator[tuple[list[Any], pa.Array]]:
+        """Yield the keys and the request_ids of a manifest, some thousand rows at a time."""
+        path = submission.manifest_path or ""
+        key = self._payloads.table_schema(path).names[0]
+        for batch in self._payloads.iter_batches(path, columns=[key, _ID]):
+            yield batch.column(0).to_pylist(), batch.column(1)
+
+    def _matches(self, submission: Submission, erased: ErasedKeys) -> tuple[int, set[str]]:
+        """Return how many rows of a submission are erased, and their request_ids."""
+        rows, ids = 0, set[str]()
+        for keys, request_ids_ in self._rows(submission):
+            places = erased.places(keys)
+            rows += len(places)
+            ids.update(filter(None, request_ids_.take(pa.array(places, pa.int64())).to_pylist()))
+        return rows, ids
+
+    def _needed(self, submission: Submission, erased: ErasedKeys, candidates: set[str]) -> set[str]:
+        """Return those of the request_ids that a row of the partition has, too, which is not erased."""
+        needed: set[str] = set()
+        if not candidates:
+            return needed
+        wanted = pa.array(sorted(candidates), pa.string())
+        # Newer submissions may reuse this one's answers.
+        for other in self._ledger.history(submission.namespace, submission.asset, submission.partition):
+            if is_pruned(self._ledger, other) or not self._payloads.exists(other.manifest_path or ""):
+                continue
+            for keys, ids in self._rows(other):
+                places = pc.indices_nonzero(pc.is_in(ids, wanted)).to_pylist()
+                gone = set(erased.places([keys[at] for at in places]))
+                needed.update(ids[at].as_py() for number, at in enumerate(places) if number not in gone)
+        return needed
+
+    # erase ------------------------------------------------------------------------------------------------------------
+
+    def erase(self, asset: str) -> list[Left]:
+        """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
+        left = []
+        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
+            try:
+                with self._deployment.leased(submission.submission_id):
+                    if self.apply(submission.submission_id):
+                        reason = None
+            except LeaseError as error:
+                reason = f"another process works on it, and erases before it sends or lands: {error}"
+            except PayloadError as error:
+                reason = str(error)
+            if reason is not None:
+                left.append(Left(submission, reason))
+        return left
+
+    def apply(self, submission_id: str) -> bool:
+        """Do what tombstones say of one submission, whose lease the caller holds; return whether all is done.
+
+        Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
+        which rows the files have then.
+        """
+        submission = self._ledger.submission(submission_id)
+        erased = self._deployment.erased_keys(submission.partition, submission.asset)
+        if (submission.tombstones or 0) == erased.tombstones:
+            return True
+        path, going_path = submission.manifest_path or "", self._beside_manifest(submission, _GOING)
+        if is_pruned(self._ledger, submission):
+            # A prune that was killed may have left some.
+            for file in list(self._payloads.files(path.rpartition("/")[0])):
+                self._payloads.remove(file)
+            self._ledger.record_erased_submission(submission_id, erased.tombstones)
+            return True
+        if not self._payloads.is_whole(path):
+            raise PayloadError(
+                f"The manifest of submission {submission_id} is lost or damaged: {path}. Rows of '{submission.asset}' "
+                "were erased since, and it alone says which requests were theirs. Nothing is sent or landed before. "
+                f"Materialize '{submission.asset}_batch' again, which makes a new one, or restore it from a backup."
+            )
+        rows, candidates = self._matches(submission, erased)
+        candidates |= self._going(going_path)
+        if candidates:
+            # Before the manifest loses them: a process that is killed after that finds here what is to go on with.
+            with self._payloads.writer(going_path) as out:
+                out.write(packed(sorted(candidates)))
+        if rows:
+            self._rewrite_manifest(path, erased)
+        going = candidates - self._needed(submission, erased, candidates)
+        flying = False
+        for shard in self._ledger.shards(submission_id):
+            if self._is_at_rest(shard):
+                self._purge_shard(shard, going)
+            else:
+                flying = True
+        if going:
+            self._purge_spares(submission, going)
+        if flying:
+            return False
+        self._payloads.delete(going_path)
+        self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._left(submission))
+        return True
+
+    def _is_at_rest(self, shard: Shard) -> bool:
+        """Return whether nothing more comes of the shard before it is sent. What it costs is not known before that."""
+        if shard.state in ENDED:
+            return self._payloads.exists(beside(shard, RAW))
+        return shard.state not in IN_FLIGHT
+
+    def _beside_manifest(self, submission: Submission, name: str) -> str:
+        return f"{(submission.manifest_path or '').rpartition('/')[0]}/{name}"
+
+    def _going(self, path: str) -> set[str]:
+        """Return the request_ids that an erasure, which was killed, was at."""
+        if not self._payloads.exists(path):
+            return set()
+        with self._payloads.reader(path) as file:
+            return set(unpacked(file.read()))
+
+    def _rewrite_manifest(self, path: str, erased: ErasedKeys) -> None:
+        schema, metadata = self._payloads.table_schema(path).remove_metadata(), self._payloads.table_metadata(path)
+        key = schema.names[0]
+        skipped = 0
+        with self._payloads.table_writer(path, schema, repeating=()) as out:
+            for batch in self._payloads.iter_batches(path):
+                kept = erased.without(batch, key)
+                skipped += kept.column(_ID).null_count
+                out.write_batch(kept)
+            counts = {SKIPPED: skipped, WITHHELD: int(metadata.get(WITHHELD.encode(), 0))}
+            out.add_key_value_metadata({name: str(count) for name, count in counts.items() if count})
+
+    def _purge_shard(self, shard: Shard, going: set[str]) -> None:
+        """Take requests out of all files of a shard, and out of its numbers. The list of its requests is the last."""
+        try:
+            ids = request_ids(self._payloads, shard)
+        # Of a shard whose files were lost there is nothing to erase.
+        except FileNotFoundError:
+            return
+        kept = [request_id for request_id in ids if request_id not in going]
+        if len(kept) == len(ids) == shard.requests:
+            return
+        payloads = self._payloads
+        size, digest = shard.bytes, shard.digest
+        if payloads.exists(shard.path):
+            with payloads.writer(shard.path) as out:
+                for request_id, line in requests_of(payloads, shard.path, shard.nonce):
+                    if request_id not in going:
+                        out.write(line)
+            size, digest = out.bytes, out.digest
+        self._purge_answers(shard, ids, going)
+        # Copies that filled a batch up may be of what goes, and nothing says of what they are.
+        known = frozenset(kept)
+        raw_path = shard.raw_path or beside(shard, RAW)
+        if payloads.exists(raw_path):
+            with payloads.writer(raw_path) as out:
+                for line in payloads.lines(raw_path):
+                    if names_any(line, shard.nonce, known):
+                        out.write(line)
+        results_path = shard.results_path or beside(shard, RESULTS)
+        if payloads.exists(results_path):
+            wanted = pa.array(sorted(going), pa.string())
+            schema = payloads.table_schema(results_path).remove_metadata()
+            with payloads.table_writer(results_path, schema, repeating=REPEATING) as table:
+                for batch in payloads.iter_batches(results_path):
+                    table.write_batch(batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted))))
+        write_ids(payloads, shard, packed(kept))
+        self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
+        if not kept and shard.state is ShardState.PLANNED:
+            self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason="all of its rows were erased")
+
+    def _purge_answers(self, shard: Shard, ids: Sequence[str], going: set[str]) -> None:
+        """Take answers so far out, which are known by their places among the requests."""
+        if shard.lane is not Lane.REALTIME or not (answers := answers_so_far(self._payloads, shard)):
+            return
+        places = [at for at, request_id in enumerate(ids) if request_id not in going]
+        new_places = {at: new for new, at in enumerate(places)}
+        left = {new_places[at]: line for at, line in answers.items() if at in new_places}
+        if len(left) == len(answers):
+            return
+        write_answers_so_far(self._payloads, shard, left)
+
+    def _purge_spares(self, submission: Submission, going: set[str]) -> None:
+        """Take requests out of what is kept for fallbacks."""
+        folder = (submission.manifest_path or "").rpartition("/")[0]
+        for file in list(self._payloads.files(folder)):
+            if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
+                nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
+                with self._payloads.writer(file.path) as out:
+                    for request_id, line in requests_of(self._payloads, file.path, nonce):
+                        if request_id not in going:
+                            out.write(line)
+
+    def _left(self, submission: Submission) -> dict[str, Any]:
+        """Return the numbers and the fingerprint of a submission as its files are now."""
+        digest = RowsDigest()
+        with ExitStack() as files:
+            seen = Seen(packed, lambda: files.enter_context(self._deployment.new_file()))
+            for keys, ids in self._rows(submission):
+                request_ids_ = ids.to_pylist()
+                digest.add(keys, request_ids_)
+                seen.new([request_id for request_id in request_ids_ if request_id is not None])
+        if digest.rows == submission.rows:
+            return {}
+        submission_id = submission.submission_id
+        asked = sum(shard.requests for shard in self._ledger.shards(submission_id) if shard.wave == 1)
+        left = {
+            "rows": digest.rows,
+            "requests": seen.count,
+            "reused": max(0, seen.count - asked),
+            "fingerprint": digest.fingerprint(submission.config_fingerprint),
+        }
+        if submission.is_settled:
+            stored = Answers(
+                submission=replace(submission, tombstones=1, rows=digest.rows),
+                shards=self._ledger.shards(submission_id),
+                ledger=self._ledger,
+                payloads=self._payloads,
+                part_rows=self._deployment.part_rows,
+            )
+            left["outcomes"] = stored.count_outcomes()
+        return left
+
+    def erase_left_behind(self) -> int:
+        """Remove what killed processes left more than a day ago; return how many such files are younger.
+
+        Living processes may be at work on those, and nobody knows which rows they hold.
+        """
+        return len(Pruner(self._ledger, self._payloads, self._namespace, self._deployment.clock).prune_left_behind())
+
+    # at providers -----------------------------------------------------------------------------------------------------
+
+    def erase_there(self, *assets: str) -> list[StoredThere]:
+        """Have providers delete what they store of ended batches with erased requests; return what came of each."""
+        batches: dict[tuple[str, str, str], list[Shard]] = {}
+        for shard in self._ledger.shards_stored_there(self._namespace, *assets):
+            batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
+        return [self._erase_batch(shards) for shards in batches.values()]
+
+    def _erase_batch(self, shards: Sequence[Shard]) -> StoredThere:
+        first = shards[0]
+        batch_id = first.batch_id or ""
+        others = self._ledger.shards_of_batch(first)
+        if any(shard.state is not ShardState.COLLECTED for shard in others):
+            return StoredThere(first.provider, batch_id, "its results are not collected yet; they go after that")
+        if not self._deployment.providers:
+            return StoredThere(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
+        try:
+            left = self._deployment.provider_of(first).delete(batch_id)
+        except (ProviderError, ConfigError) as error:
+            return StoredThere(first.provider, batch_id, str(error))
+        if left is None:
+            self._ledger.record_erased_there([shard.shard_id for shard in others], batch_id)
+        return StoredThere(first.provider, batch_id, left)

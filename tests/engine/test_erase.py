@@ -1,0 +1,234 @@
+"""Erased rows: nothing of ours has them any more or brings them back, and all else is as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from workspace import Workspace, billed, labeling, texts
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Limits, Realtime, Resend
+from dagster_llm_batch.errors import PayloadError, RefusedError
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import Emulator, RowFault
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+
+SECRET = "Ines Quispe lives at 7 Rua do Ouro"
+ECHO = labeling(
+    response=None,
+    prompt=Prompt(system="Repeat it.", user="{{ body }}"),
+    keep=["subject"],
+    limits=Limits(max_requests_per_batch=4),
+)
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """One whose model repeats what it is told, so that replies hold what rows do."""
+    with Emulator(answer=lambda body, _: f"You said: {last_user_text(body)}") as running:
+        yield running
+
+
+def rows(count: int = 10, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
+    """Rows of which t3's hold the secret, in its key as well as in its text and in a column that is kept."""
+    keys = [f"t{n}" for n in range(count)]
+    table = pl.DataFrame(
+        {
+            "ticket_id": keys,
+            "subject": [f"{SECRET}, in a kept column" if key == "t3" else f"Subject {key}" for key in keys],
+            "body": [f"{SECRET}: my invoice?" if key == "t3" else f"Where is invoice {key}?" for key in keys],
+        }
+    )
+    return table.filter(~pl.col("ticket_id").is_in(list(without)))
+
+
+def stored(workspace: Workspace) -> bytes:
+    """All that payload store and ledger hold, unpacked, and as it is."""
+    found = []
+    for path in (workspace.tmp_path / "payloads").rglob("*"):
+        if path.is_file():
+            found += [str(path).encode(), path.read_bytes(), unpacked(workspace, path)]
+    found += [path.read_bytes() for path in workspace.tmp_path.glob("ledger.sqlite*")]
+    return b"\n".join(found)
+
+
+def unpacked(workspace: Workspace, path: Any) -> bytes:
+    payloads = PayloadStore(str(workspace.tmp_path / "payloads"))
+    name = str(path.relative_to(workspace.tmp_path / "payloads"))
+    if name.endswith(".parquet"):
+        return json.dumps(payloads.read_table(name).to_pylist(), default=str, ensure_ascii=False).encode()
+    with payloads.reader(name) as file:
+        return file.read()
+
+
+def holds(workspace: Workspace) -> bool:
+    return SECRET.encode() in stored(workspace)
+
+
+def erase(workspace: Workspace, *keys: str, partitions: Any = None, asset: str = "ticket_labels") -> Any:
+    eraser = workspace.engine().eraser
+    eraser.add(asset, keys, partitions)
+    return eraser.erase(asset)
+
+
+def all_whole(workspace: Workspace) -> bool:
+    payloads = PayloadStore(str(workspace.tmp_path / "payloads"))
+    return all(payloads.is_whole(name) for name in workspace.files())
+
+
+def table(workspace: Workspace, definition: Any, submission_id: str) -> pa.Table:
+    return workspace.engine().labels(definition, submission_id, run_id="r").labels
+
+
+def test_an_erased_row_is_nowhere_and_the_others_are_as_they_were(workspace):
+    submission = workspace.run(ECHO, rows()).submission
+    before = table(workspace, ECHO, submission.submission_id)
+    assert holds(workspace)
+    assert erase(workspace, "t3") == []
+    assert not holds(workspace)
+    assert all_whole(workspace)
+    after = table(workspace, ECHO, submission.submission_id)
+    assert after.equals(before.filter(pc.not_equal(before["ticket_id"], "t3")))
+    now = workspace.engine().ledger.submission(submission.submission_id)
+    assert (now.rows, now.requests, dict(now.outcomes)) == (9, 9, {"succeeded": 9})
+    assert now.cost_usd == submission.cost_usd
+    for shard in workspace.engine().ledger.shards(submission.submission_id):
+        with workspace.engine().payloads.checked(shard.path, shard.digest) as plain:
+            lines = plain().read()
+        assert (len(lines), lines.count(b"\n")) == (shard.bytes, shard.requests)
+
+
+def test_nothing_brings_an_erased_row_back(workspace):
+    submission = workspace.run(ECHO, rows()).submission
+    erase(workspace, "t3")
+    asked = len(billed(workspace))
+    engine = workspace.engine()
+    # The row is in the input still, and then no more: both are what was submitted.
+    for frame in (rows(), rows(without=("t3",))):
+        assert engine.plan(ECHO, frame).submission_id == submission.submission_id
+        assert engine.preview(ECHO, frame).known is not None
+    labels = engine.labels(ECHO, submission.submission_id, reread=True).labels
+    assert texts(labels) == texts(rows(without=("t3",)))
+    again = workspace.run(ECHO, rows(12))
+    assert (again.submission.rows, len(billed(workspace))) == (11, asked + 2)
+    renamed = labeling(**{**vars_of(ECHO), "asset": "tickets_now", "resend": Resend(former_names=["ticket_labels"])})
+    assert engine.preview(renamed, rows(12)).withheld == 1
+    assert workspace.engine().plan(renamed, rows(12)).rows == 11
+    assert len(billed(workspace)) == asked + 2
+    assert not holds(workspace)
+
+
+def vars_of(definition: Any) -> dict[str, Any]:
+    names = ("prompt", "response", "keep", "limits")
+    return {name: getattr(definition, name) for name in names}
+
+
+def test_a_row_whose_tombstone_is_taken_back_is_asked_again(workspace):
+    workspace.run(ECHO, rows())
+    erase(workspace, "t3", "t4")
+    eraser = workspace.engine().eraser
+    assert eraser.take_back("ticket_labels", ["t3"], None) == 1
+    asked = len(billed(workspace))
+    submission = workspace.run(ECHO, rows()).submission
+    assert len(billed(workspace)) == asked + 1
+    assert "t3" in texts(table(workspace, ECHO, submission.submission_id))
+    assert "t4" not in texts(table(workspace, ECHO, submission.submission_id))
+
+
+@pytest.mark.parametrize("when", ["planned", "sent", "ended"])
+def test_a_row_that_is_under_way_does_not_land_and_is_not_sent_again(workspace, when):
+    engine = workspace.engine()
+    # Without an answer it would be asked again, for as often as `Resend` allows.
+    workspace.emulator.inject(RowFault(containing=SECRET, status_code=500, message=f"I cannot read '{SECRET}'"))
+    submission = engine.plan(ECHO, rows())
+    if when != "planned":
+        engine.submit(ECHO, submission.submission_id)
+    if when == "ended":
+        workspace.emulator.settle()
+    left = erase(workspace, "t3")
+    assert bool(left) == (when != "planned")
+    if when == "planned":
+        assert not holds(workspace)
+        engine.submit(ECHO, submission.submission_id)
+    sent = len(workspace.emulator.books.batches)
+    status = workspace.finish(ECHO, submission.submission_id)
+    assert len(workspace.emulator.books.batches) == sent
+    assert status.submission.rows == sum(status.submission.outcomes.values()) == 9
+    assert texts(table(workspace, ECHO, submission.submission_id)) == texts(rows(without=("t3",)))
+    assert not holds(workspace)
+    assert all_whole(workspace)
+
+
+def test_a_request_that_another_row_has_too_stays_with_it(workspace):
+    same = rows().with_columns(body=pl.lit("The same text"))
+    submission = workspace.run(ECHO, same).submission
+    [found] = workspace.engine().eraser.find("ticket_labels", ["t3"], None)
+    assert (found.rows, found.shared) == (1, 1)
+    erase(workspace, "t3")
+    assert len(table(workspace, ECHO, submission.submission_id)) == 9
+    now = workspace.engine().ledger.submission(submission.submission_id)
+    assert (now.rows, now.requests) == (9, 1)
+    erase(workspace, *[f"t{n}" for n in range(10)])
+    assert b"The same text" not in stored(workspace)
+    assert len(table(workspace, ECHO, submission.submission_id)) == 0
+
+
+def test_one_partition_can_be_chosen(workspace):
+    first = workspace.run(ECHO, rows(), partition="a").submission
+    second = workspace.run(ECHO, rows(), partition="b").submission
+    erase(workspace, "t3", partitions=["a"])
+    assert len(table(workspace, ECHO, first.submission_id)) == 9
+    assert len(table(workspace, ECHO, second.submission_id)) == 10
+    assert workspace.engine().preview(ECHO, rows(), partition="b").withheld == 0
+    assert workspace.engine().preview(ECHO, rows(), partition="a").withheld == 1
+
+
+def test_rows_for_a_fallback_and_answers_so_far_are_erased_too(workspace):
+    definition = labeling(
+        **{**vars_of(ECHO), "resend": Resend(fallback=["openai/gpt-4o-mini"]), "limits": Limits()},
+        realtime=Realtime(urgent="is_urgent"),
+    )
+    frame = rows().with_columns(is_urgent=pl.lit(value=True))
+    submission = workspace.run(definition, frame).submission
+    assert holds(workspace)
+    erase(workspace, "t3")
+    assert not holds(workspace)
+    assert len(table(workspace, definition, submission.submission_id)) == 9
+
+
+def test_the_vendor_deletes_what_it_has_of_ended_batches_alone(workspace):
+    submission = workspace.run(ECHO, rows()).submission
+    erase(workspace, "t3")
+    engine = workspace.engine()
+    [there] = engine.eraser.erase_there("ticket_labels")
+    assert there.left is None
+    shard = next(shard for shard in engine.ledger.shards(submission.submission_id) if shard.erased)
+    assert engine.ledger.shards_stored_there("test", "ticket_labels") == []
+    provider = workspace.providers["openai"]
+    with pytest.raises(RefusedError):
+        list(provider.fetch(shard.batch_id))
+    others = [other for other in engine.ledger.shards(submission.submission_id) if not other.erased]
+    assert len(others) == 2
+    assert all(list(provider.fetch(other.batch_id)) for other in others)
+
+
+def test_without_its_manifest_nothing_is_sent_or_landed_and_it_is_said(workspace):
+    submission = workspace.run(ECHO, rows()).submission
+    (workspace.tmp_path / "payloads" / submission.manifest_path).unlink()
+    [left] = erase(workspace, "t3")
+    assert "manifest" in left.reason
+    with pytest.raises(PayloadError, match="ticket_labels_batch"):
+        workspace.engine().labels(ECHO, submission.submission_id)
+
+
+def test_a_tombstone_does_not_hold_the_key(workspace):
+    key = "a.very.private@key.example"
+    workspace.engine().eraser.add("ticket_labels", [key], None)
+    assert key.encode() not in stored(workspace)
+    assert workspace.engine().preview(ECHO, rows().with_columns(ticket_id=pl.lit(key)).head(1)).withheld == 1
