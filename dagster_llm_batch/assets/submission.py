@@ -83,6 +83,11 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
                     f"they will be in {dataset.rejects_key.to_user_string()}."
                 )
+            if withheld := engine.withheld_rows(submission):
+                context.log.warning(
+                    f"{_where(partition)}{withheld:,} rows more came that were erased, and are left out. "
+                    "`dagster-llm-batch erase --undo` lets them be asked again."
+                )
             for note in upstream.notes:
                 context.log.info(_where(partition) + note)
             metadata = {**submission_metadata(status, dataset.labeling, provider, skipped), **upstream.metadata}

@@ -196,6 +196,17 @@ class CodeLocation:
             return []
         return list(asset.partitions_def.get_partition_keys(dynamic_partitions_store=self._instance))
 
+    def tables_of(self, dataset: Dataset) -> list[dg.AssetKey]:
+        """Return the assets that hold rows of a dataset: its labels, its rejects, and all that is made of these."""
+        graph = self._repository.asset_graph
+        found = {dataset.key: None, dataset.rejects_key: None}
+        waiting = list(found)
+        while waiting:
+            children = graph.get(waiting.pop()).child_keys
+            waiting += [child for child in sorted(children) if child not in found]
+            found |= dict.fromkeys(sorted(children))
+        return list(found)
+
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
         """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
         found: dict[str, dg.AssetSpec] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -108,6 +109,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         if deployment.has_code:
             yield from _left_alone(deployment)
         yield _tried("stored files", partial(_stored_files, deployment.engine))
+        yield from _erased(deployment.engine)
         yield from _stranded(deployment.engine)
         yield from _left(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
@@ -308,6 +310,23 @@ def _left(engine: Engine) -> Iterator[Finding]:
         problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
         then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
         yield Finding("rows without a label", Verdict.WARNING, problem, then)
+
+
+def _erased(engine: Engine) -> Iterator[Finding]:
+    """Yield assets with rows that were erased, and that files or providers hold still."""
+    ledger, namespace = engine.ledger, engine.namespace
+    tombstones = Counter(tombstone.asset for tombstone in ledger.tombstones(namespace))
+    for asset, count in sorted(tombstones.items()):
+        submissions = ledger.submissions(namespace, assets=[asset])
+        here = sum((submission.tombstones or 0) != count for submission in submissions)
+        there = len(ledger.shards_stored_there(namespace, asset))
+        if here or there:
+            problem = (
+                f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "
+                f"providers store {counted(there, 'batch', 'batches')} with such rows"
+            )
+            then = f"dagster-llm-batch erase {asset} --delete goes on with it, and says what is in its way."
+            yield Finding("erased rows", Verdict.WARNING, problem, then)
 
 
 def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:

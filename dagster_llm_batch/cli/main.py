@@ -9,6 +9,7 @@ from dagster_llm_batch.cli.cost import cost_command
 from dagster_llm_batch.cli.decisions import cancel_command, rename_command, resolve_command, retry_command
 from dagster_llm_batch.cli.doctor import doctor_command
 from dagster_llm_batch.cli.emulate import emulate_command
+from dagster_llm_batch.cli.erase import erase_command
 from dagster_llm_batch.cli.export import export_command
 from dagster_llm_batch.cli.plan import plan_command
 from dagster_llm_batch.cli.prune import prune_command
@@ -24,7 +25,7 @@ __all__ = ["main"]
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")
 def main() -> None:
-    """LLM batches of Dagster assets: plan, look, cancel, resolve, rename, retry, export, prune.
+    """LLM batches of Dagster assets: plan, look, cancel, resolve, rename, retry, export, prune, erase.
 
     The deployment is a Dagster code location (-m, -f, or what pyproject.toml in this folder points to), or, for
     commands that need neither rows nor providers, a ledger by its address (--ledger).
@@ -43,6 +44,7 @@ for _command in (
     retry_command,
     export_command,
     prune_command,
+    erase_command,
     doctor_command,
     emulate_command,
 ):

@@ -49,6 +49,7 @@ class Planned:
             "account": self.account,
             "rows": preview.rows,
             "rows_empty": preview.skipped,
+            "rows_erased": preview.withheld,
             "requests": preview.requests,
             "requests_reused": preview.reused,
             "requests_to_send": preview.to_send,
@@ -178,6 +179,11 @@ def _warnings(plan: Planned) -> Iterator[str]:
     if preview.skipped:
         verb = "is" if preview.skipped == 1 else "are"
         yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
+    if preview.withheld:
+        yield (
+            f"{counted(preview.withheld, 'more row was', 'more rows were')} erased, and left out: "
+            "`dagster-llm-batch erase --undo` lets them be asked again."
+        )
     context = preview.context_tokens
     if context is not None and (over := [row for row in preview.longest if row.tokens > context]):
         yield (

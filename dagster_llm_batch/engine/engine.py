@@ -36,7 +36,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning, is_pruned
-from dagster_llm_batch.engine.request_writer import SKIPPED
+from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.engine.submit import Sender
@@ -528,9 +528,16 @@ class Engine:
 
     def skipped_rows(self, submission: Submission) -> int:
         """Return how many rows of a submission are empty, and not sent."""
+        return self._count_in_manifest(submission, SKIPPED)
+
+    def withheld_rows(self, submission: Submission) -> int:
+        """Return how many rows came with a submission and were left out, since they were erased."""
+        return self._count_in_manifest(submission, WITHHELD)
+
+    def _count_in_manifest(self, submission: Submission, name: str) -> int:
         # Every plan writes a manifest.
         assert submission.manifest_path is not None
-        return int(self.payloads.table_metadata(submission.manifest_path).get(SKIPPED.encode(), 0))
+        return int(self.payloads.table_metadata(submission.manifest_path).get(name.encode(), 0))
 
     def cancel(self, submission_id: str) -> Status:
         """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.

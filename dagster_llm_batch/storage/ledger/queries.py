@@ -62,11 +62,9 @@ _OF_BATCH = (
 
 
 _TOMBSTONES = (
-    sa.select(TOMBSTONE)
-    .where(TOMBSTONE.c.namespace == sa.bindparam("namespace"))
-    .where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
-    .order_by(TOMBSTONE.c.tombstone_id)
+    sa.select(TOMBSTONE).where(TOMBSTONE.c.namespace == sa.bindparam("namespace")).order_by(TOMBSTONE.c.tombstone_id)
 )
+_TOMBSTONES_OF = _TOMBSTONES.where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
 
 
 class LedgerQueries:
@@ -207,9 +205,10 @@ class LedgerQueries:
     # --- what was erased ---
 
     def tombstones(self, namespace: str, *assets: str) -> list[Tombstone]:
-        """Return the tombstones of these assets, oldest first, also those that were taken back."""
+        """Return the tombstones of these assets, or of all, oldest first, also those that were taken back."""
+        query, values = (_TOMBSTONES_OF, {"assets": assets}) if assets else (_TOMBSTONES, {})
         with self._database.read() as connection:
-            rows = connection.execute(_TOMBSTONES, {"namespace": namespace, "assets": assets}).mappings()
+            rows = connection.execute(query, {"namespace": namespace, **values}).mappings()
             return [from_row(Tombstone, row) for row in rows]
 
     def shards_stored_there(self, namespace: str, *assets: str) -> list[Shard]:

@@ -1,0 +1,224 @@
+"""`erase`: remove what is stored of rows, keep them from being asked again, and say what cannot be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TextIO
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
+from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
+from dagster_llm_batch.cli.selection import find_dataset
+from dagster_llm_batch.engine.erase import Found, Left, StoredThere
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["erase_command"]
+
+_RUNS_SHOWN = 5
+
+
+@click.command("erase", cls=Command, short_help="Remove what is stored of rows, and ask them no more.")
+@click.argument("assets", nargs=-1, required=True, metavar="ASSET...")
+@click.option("--key", "keys", multiple=True, help="Key of a row, as its table has it, repeatable.")
+@click.option("--keys-file", type=click.File(encoding="utf-8"), help="File with a key a line; - for standard input.")
+@click.option("-p", "--partition", "partitions", multiple=True, help="Partition key, repeatable.  [default: all]")
+@click.option("--undo", is_flag=True, help="Let these rows be asked again. What was removed does not come back.")
+@click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@ledger_command
+@json_option
+def erase_command(
+    deployment: DeploymentAccess,
+    assets: tuple[str, ...],
+    keys: tuple[str, ...],
+    keys_file: TextIO | None,
+    partitions: tuple[str, ...],
+    *,
+    undo: bool,
+    delete: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove the rows with these keys from all that is stored here: requests, raw results, results, what is kept of
+    rows; and have providers delete what they store of ended batches with such rows. The rows are not asked, landed or
+    exported again, though their table may have them still. Shows what it finds, unless --delete is given.
+
+    Says what it cannot reach. Without keys it goes on with what earlier calls could not reach then, as what was in
+    flight. The ledger keeps a digest in the place of a key. Ends with 4 where something is left to do.
+    """
+    names = [_name(deployment, asset) for asset in assets]
+    given = list(dict.fromkeys([*keys, *_keys_in(keys_file)]))
+    chosen = partitions or None
+    if undo:
+        _undo(deployment, names, given, chosen, yes=yes, as_json=as_json)
+        return
+    eraser = deployment.engine.eraser
+    found = [one for name in names for one in eraser.find(name, given, chosen)]
+    if not as_json:
+        _print_found(found)
+    if not delete:
+        if as_json:
+            print_json({"deleted": False, "found": [_document(one) for one in found]})
+        else:
+            click.echo("Nothing was deleted. Give --delete to delete.")
+        return
+    what = f"the rows of {counted(len(given), 'key', 'keys')}" if given else "what earlier calls could not reach"
+    confirm(f"Erase {what} from {', '.join(names)}? This cannot be undone.", yes=yes)
+    for name in names:
+        eraser.add(name, given, chosen)
+    left = [one for name in names for one in eraser.erase(name)]
+    there = eraser.erase_there(*names)
+    unfinished = eraser.erase_left_behind()
+    beyond = _beyond(deployment, names, found)
+    if as_json:
+        print_json(
+            {
+                "deleted": True,
+                "found": [_document(one) for one in found],
+                "left": [{"submission_id": one.submission.submission_id, "reason": one.reason} for one in left],
+                "at_providers": there,
+                "unfinished_files": unfinished,
+                "not_reached": beyond,
+            }
+        )
+    else:
+        _print_erased(found, left, there, unfinished, beyond)
+    if left or unfinished or any(one.left for one in there):
+        leave(ExitCode.LATER)
+
+
+def _name(deployment: DeploymentAccess, asset: str) -> str:
+    """Return the name in the ledger of an asset, which takes over what was submitted under its former names."""
+    if deployment.has_code:
+        dataset = find_dataset(deployment, asset)
+        deployment.engine.take_over(dataset.labeling)
+        return dataset.name
+    if not deployment.ledger.submissions(deployment.namespace, assets=[asset], limit=1):
+        raise ConfigError(f"Nothing was submitted as '{asset}' in namespace '{deployment.namespace}'.")
+    return asset
+
+
+def _keys_in(file: TextIO | None) -> list[str]:
+    lines = [] if file is None else file.read().split("\n")
+    return [line for line in (line.removesuffix("\r") for line in lines) if line]
+
+
+def _undo(
+    deployment: DeploymentAccess,
+    names: Sequence[str],
+    keys: Sequence[str],
+    partitions: Sequence[str] | None,
+    *,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    if not keys:
+        raise click.UsageError("Say which rows may be asked again: --key or --keys-file.")
+    confirm(f"Let the rows of {counted(len(keys), 'key', 'keys')} be asked again?", yes=yes)
+    eraser = deployment.engine.eraser
+    taken_back = sum(eraser.take_back(name, keys, partitions) for name in names)
+    if as_json:
+        print_json({"taken_back": taken_back})
+    else:
+        click.echo(
+            f"{counted(taken_back, 'row', 'rows')} may be asked again, when their `…_batch` is materialized. What was "
+            "removed does not come back."
+        )
+
+
+def _document(found: Found) -> dict[str, object]:
+    submission = found.submission
+    return {
+        "submission_id": submission.submission_id,
+        "asset": submission.asset,
+        "partition": submission.partition,
+        "rows": found.rows,
+        "shared_requests": found.shared,
+        "in_flight": [shard.batch_id for shard in found.in_flight],
+        "manifest_lost": found.manifest_lost,
+    }
+
+
+def _print_found(found: Sequence[Found]) -> None:
+    if not found:
+        click.echo("No stored row has such a key.")
+        return
+    columns = ["submission", "asset", "partition", "rows", "requests that others have too", "batches in flight", "note"]
+    rows: list[list[object]] = [
+        [
+            one.submission.submission_id[:SHORT_ID],
+            one.submission.asset,
+            one.submission.partition or None,
+            one.rows,
+            one.shared,
+            len(one.in_flight),
+            "its manifest is lost: nobody can tell" if one.manifest_lost else None,
+        ]
+        for one in found
+    ]
+    print_table(columns, rows)
+
+
+def _print_erased(
+    found: Sequence[Found],
+    left: Sequence[Left],
+    there: Sequence[StoredThere],
+    unfinished: int,
+    beyond: Sequence[dict[str, str]],
+) -> None:
+    click.echo(f"Erased {counted(sum(one.rows for one in found), 'row', 'rows')}; they are not asked or landed again.")
+    if shared := sum(one.shared for one in found):
+        click.echo(f"{counted(shared, 'request stays', 'requests stay')}: other rows ask just the same.")
+    for one in left:
+        click.echo(f"Not yet: submission {one.submission.submission_id[:SHORT_ID]}: {one.reason}.")
+    for batch in there:
+        state = "deleted there" if batch.left is None else f"not deleted there: {batch.left}"
+        click.echo(f"Batch {batch.batch_id} of {batch.provider}: {state}.")
+    if unfinished:
+        click.echo(
+            f"Not yet: {counted(unfinished, 'unfinished file is', 'unfinished files are')} less than a day old, of "
+            "processes that work now or were killed. Call this again then."
+        )
+    click.echo("What this command cannot reach:")
+    for item in beyond:
+        click.echo(f"- {item['what']}: {item['then']}")
+
+
+def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[Found]) -> list[dict[str, str]]:
+    """Return what holds rows and is not ours to change, and what a person can do about each."""
+    places = {(one.submission.asset, one.submission.partition) for one in found}
+    partitions = sorted({partition for _, partition in places if partition})
+    tables = ", ".join(dict.fromkeys(table for name in names for table in _tables(deployment, name)))
+    where = f", partitions {', '.join(partitions)}" if partitions else ""
+    runs = list(dict.fromkeys(one.submission.run_id for one in found if one.submission.run_id))
+    shown = " ".join(runs[:_RUNS_SHOWN]) + (f" and {len(runs) - _RUNS_SHOWN} more" if len(runs) > _RUNS_SHOWN else "")
+    return [
+        {
+            "what": f"tables that IO managers stored: {tables}{where}",
+            "then": "materialize these again; the rows are left out then. A table with versions keeps the older ones.",
+        },
+        {
+            "what": "the table that the rows come from",
+            "then": "delete them there. Until then they are left out, and counted, at each plan.",
+        },
+        {
+            "what": f"Dagster's event log: messages and previews of runs{f', such as {shown}' if shown else ''}",
+            "then": "`dagster run delete RUN_ID` removes a run with its events.",
+        },
+        {
+            "what": "answers in real time, and what providers log or keep by law or against abuse",
+            "then": "see the provider's retention policy; a batch that it has forgotten by itself is gone.",
+        },
+        {
+            "what": "backups, versions in buckets, free pages and logs of databases, files that were exported",
+            "then": "let them expire; VACUUM rewrites a SQLite or PostgreSQL ledger.",
+        },
+    ]
+
+
+def _tables(deployment: DeploymentAccess, name: str) -> Iterable[str]:
+    if not deployment.has_code:
+        return [f"labels and rejects of '{name}', and what is made of them"]
+    return [key.to_user_string() for key in deployment.code.tables_of(deployment.code.datasets[name])]
