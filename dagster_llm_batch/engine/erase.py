@@ -240,7 +240,7 @@ class Eraser:
             raise PayloadError(
                 f"The manifest of submission {submission_id} is lost or damaged: {path}. Rows of '{submission.asset}' "
                 "were erased since, and it alone says which requests were theirs. Nothing is sent or landed before. "
-                f"Materialize '{submission.asset}_batch' again, which makes a new one, or restore it from a backup."
+                f"Materialize the asset that submits '{submission.asset}' again, or restore the manifest from a backup."
             )
         rows, candidates = self._matches(submission, erased)
         candidates |= self._going(going_path)

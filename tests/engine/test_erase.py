@@ -223,7 +223,7 @@ def test_without_its_manifest_nothing_is_sent_or_landed_and_it_is_said(workspace
     (workspace.tmp_path / "payloads" / submission.manifest_path).unlink()
     [left] = erase(workspace, "t3")
     assert "manifest" in left.reason
-    with pytest.raises(PayloadError, match="ticket_labels_batch"):
+    with pytest.raises(PayloadError, match="submits 'ticket_labels' again"):
         workspace.engine().labels(ECHO, submission.submission_id)
 
 
