@@ -62,7 +62,7 @@ _PROVENANCE_DOCS = {
     "llm_cache_read_tokens": "input tokens read from the provider's prompt cache",
     "llm_cost_usd": "this row's part of what its request cost, all attempts together",
     "llm_realtime_usd": "the same in real time",
-    "llm_price_basis": "batch, rule:half, rule:half-but-cached, free or unknown",
+    "llm_price_basis": "batch, rule:half, rule:half-but-cached, realtime, tier, free; or unknown, and of what",
     "llm_submitted_at": "when the provider had taken the batch, or in real time, when it was asked",
     "llm_completed_at": "when the batch ended",
     "llm_run_id": "Dagster run that made this row",

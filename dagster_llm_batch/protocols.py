@@ -97,7 +97,10 @@ class Provider(Protocol):
 
     @property
     def price_book(self) -> str | None:
-        """The price book's id for this provider ("openai"), or None where nothing is billed."""
+        """The price book's id for this provider ("openai"), or None where nothing is billed.
+
+        Where the place changes the price, it stands behind the id: "google/regional".
+        """
         ...
 
     @property

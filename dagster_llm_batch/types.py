@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 __all__ = [
     "SKIPPED",
+    "TOKENS",
     "Absent",
     "BatchLimits",
     "BatchReport",
@@ -23,6 +24,7 @@ __all__ = [
     "CannotTell",
     "Cause",
     "Endpoint",
+    "Extra",
     "FindHints",
     "Found",
     "Image",
@@ -184,6 +186,16 @@ class BatchLimits:
     min_requests: int = 1
 
 
+class Extra(NamedTuple):
+    """What of one reply is not billed as plain tokens at the plain price. Most replies have nothing of it."""
+
+    tier: tuple[str, str] | None = None  # has prices of its own, as the price book calls it: ("service_tier", "flex")
+    geo: str | None = None  # where it ran, where that is dearer: "us" at Anthropic, "regional" for Claude on Vertex AI
+    units: tuple[tuple[str, int], ...] = ()  # by the price book's names, as in ("web_searches", 2)
+    unpriced: str | None = None  # what nobody here can price: then the cost is not known
+    reported_usd: Decimal | None = None  # what the vendor itself says that it cost
+
+
 class Usage(NamedTuple):
     """Tokens of one request. `input_tokens` includes cache reads and writes; `output_tokens` includes reasoning."""
 
@@ -193,6 +205,11 @@ class Usage(NamedTuple):
     cache_write_tokens: int = 0
     cache_write_1h_tokens: int = 0  # part of cache_write_tokens
     reasoning_tokens: int = 0  # part of output_tokens
+    extra: Extra | None = None
+
+
+TOKENS = Usage._fields[:-1]
+"""The fields of Usage that are counts of tokens."""
 
 
 class Result(NamedTuple):
@@ -216,6 +233,7 @@ class PriceBasis(StrEnum):
     HALF = "rule:half"  # half of the standard price, as the provider documents
     HALF_BUT_CACHED = "rule:half-but-cached"  # the same, but cached input at its standard price
     REALTIME = "realtime"  # the standard price, for what was answered in real time
+    TIER = "tier"  # the price of the tier that the reply names, such as flex
     FREE = "free"  # runs on the user's own machines
     UNKNOWN = "unknown"  # nobody knows; the cost is null
 

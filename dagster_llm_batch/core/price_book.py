@@ -1,30 +1,71 @@
-"""Rates by the price book, `genai-prices`: bundled, offline.
+"""Price lists by the price book, `genai-prices`: bundled, offline.
 
-The book carries no date of its own; how new it is shows in the dates from which its prices hold.
+A model has one list of standard prices, and one for each context that the book knows, as {"processing": "batch"} or
+{"service_tier": "flex"}. The book carries no date of its own; how new it is shows in the dates from which its prices
+hold.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
+from typing import Any
 
 import genai_prices
-from genai_prices.data import providers
 from genai_prices.data_snapshot import get_snapshot
-from genai_prices.types import ModelPrice, StartDateConstraint, TieredPrices
+from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, Tier, TieredPrices
 
-from dagster_llm_batch.core.pricing import PerToken, Rate
-from dagster_llm_batch.types import Usage
+from dagster_llm_batch.core.pricing import PerToken, Rate, UnpricedError
+from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
-__all__ = ["context_of", "models_of", "newest_price_change", "rates_of"]
+__all__ = [
+    "Book",
+    "OwnPrices",
+    "PriceList",
+    "Terms",
+    "context_of",
+    "models_of",
+    "newest_price_change",
+    "price_list_of",
+]
+
+PLACE = "/"
+"""Between the id of a provider in the price book and the place where it answers, as in "google/regional"."""
+
+_MILLION = 1_000_000
+
+# What a unit is a part of: the library wants those named, too, and their tokens have its price where it has none.
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "input_audio_tokens": ("input_tokens",),
+    "input_image_tokens": ("input_tokens",),
+    "input_video_tokens": ("input_tokens",),
+    "cache_audio_read_tokens": ("input_tokens", "cache_read_tokens", "input_audio_tokens"),
+    "cache_image_read_tokens": ("input_tokens", "cache_read_tokens", "input_image_tokens"),
+    "cache_video_read_tokens": ("input_tokens", "cache_read_tokens", "input_video_tokens"),
+    "output_audio_tokens": ("output_tokens",),
+    "output_image_tokens": ("output_tokens",),
+    "output_video_tokens": ("output_tokens",),
+}
+_CACHED = {"input_audio_tokens": "cache_audio_read_tokens", "input_image_tokens": "cache_image_read_tokens"}
+
+# Billed apiece, in thousands, and not by tokens: no discount of tokens holds for them.
+_APIECE = {"web_searches": "web_searches_kcount", "storage_searches": "storage_searches_kcount"}
+
+# Google's list has one price for media where it names no other (https://ai.google.dev/gemini-api/docs/pricing,
+# 2026-10-14). Elsewhere audio, and whatever is made but text, always has its own, so a book without it lacks it.
+_NEVER_AS_TEXT = frozenset({"input_audio_tokens", "output_audio_tokens", "output_image_tokens", "output_video_tokens"})
+_ONE_PRICE = {"google": _NEVER_AS_TEXT - {"input_audio_tokens"}}
 
 
 def newest_price_change(today: date) -> date | None:
     """Return the last day up to `today` on which a price in the book changed, or None. The book is at least as new."""
     constraints = (
         conditional.constraint
-        for provider in providers
+        for provider in get_snapshot().providers
         for model in provider.models
         if isinstance(model.prices, list)
         for conditional in model.prices
@@ -33,41 +74,103 @@ def newest_price_change(today: date) -> date | None:
     return max((day for day in days if day <= today), default=None)
 
 
-_MILLION = Decimal(1_000_000)
-_CONTEXT = {"processing": "batch"}
-
-
 def context_of(provider: str, model: str) -> int | None:
     """Return how many tokens the model takes in all, or None where the book does not say."""
+    info = _found(provider, model)
+    return None if info is None else info.context_window
+
+
+def _found(provider: str, model: str) -> ModelInfo | None:
     try:
-        _, info = get_snapshot().find_provider_model(model, None, provider, None)
+        return get_snapshot().find_provider_model(model, None, provider.partition(PLACE)[0], None)[1]
     except LookupError:
         return None
-    return info.context_window
 
 
 def models_of(provider: str) -> list[str]:
     """Return the ids of all models that the book has of a provider."""
-    return [model.id for one in get_snapshot().providers if one.id == provider for model in one.models]
+    return [
+        model.id for one in get_snapshot().providers if one.id == provider.partition(PLACE)[0] for model in one.models
+    ]
 
 
-def rates_of(provider: str, model: str, at: datetime) -> tuple[Rate, Rate | None] | None:
-    """Return the standard rate and the batch rate (None: the book has none); None for an unknown model."""
-    try:
-        _, info = get_snapshot().find_provider_model(model, None, provider, None)
-    except LookupError:
+@dataclass(frozen=True)
+class PriceList:
+    """The prices of one model in one context. `tokens` prices plain tokens, and `of_units` what is not plain."""
+
+    tokens: Rate
+    provider: str
+    _prices: tuple[tuple[str, Any], ...]
+
+    def of_units(self, usage: Usage) -> tuple[Decimal, Decimal]:
+        """Return what the units of a usage cost more than plain tokens, and what those apiece cost, in USD.
+
+        Raises UnpricedError.
+        """
+        units = dict(usage.extra.units if usage.extra is not None else ())
+        prices = dict(self._prices)
+        apiece = Decimal(0)
+        for unit in units.keys() & _APIECE.keys():
+            if prices.get(_APIECE[unit]) is None:
+                raise UnpricedError(f"{unit} (the price book has no price of it)")
+            apiece += prices[_APIECE[unit]] * units.pop(unit) / 1_000
+        for unit in units:
+            if unit not in _PARTS:
+                raise UnpricedError(f"{unit} (the price book knows no such unit)")
+            is_priced = prices.get(f"{unit.removesuffix('_tokens')}_mtok") is not None
+            if unit in _ONE_PRICE.get(self.provider, _NEVER_AS_TEXT) and not is_priced:
+                raise UnpricedError(f"{unit} (the price book has no price of it)")
+            joint = _CACHED.get(unit)
+            if usage.cache_read_tokens and joint is not None and is_priced and joint not in units:
+                raise UnpricedError(f"{unit} (the reply does not tell how many of them were cached)")
+        named = {unit: count for unit, count in units.items() if self._is_own(unit, prices)}
+        if not named:
+            return Decimal(0), apiece
+        if self.is_tiered:
+            whole = _by_library(ModelPrice(**prices), usage._replace(extra=None), units)
+            return whole - self.tokens(usage), apiece
+        return sum((count * _more(self._prices, unit) for unit, count in named.items()), Decimal(0)), apiece
+
+    @property
+    def is_tiered(self) -> bool:
+        return not isinstance(self.tokens, PerToken)
+
+    def _is_own(self, unit: str, prices: Mapping[str, Any]) -> bool:
+        """Return whether a unit, or what it is a part of, has a price of its own."""
+        parts = (unit, *(part for part in _PARTS[unit] if part not in TOKENS))
+        return any(prices.get(f"{part.removesuffix('_tokens')}_mtok") is not None for part in parts)
+
+
+def price_list_of(provider: str, model: str, at: datetime, context: tuple[str, str] | None = None) -> PriceList | None:
+    """Return the model's price list in a context (None: the standard one), or None where the book has none."""
+    info = _found(provider, model)
+    if info is None:
         return None
-    standard = _rate(info.get_prices(at))
-    if any(v.when == _CONTEXT and (v.constraint is None or v.constraint.active(at)) for v in info.price_variants or ()):
-        return standard, _rate(info.get_prices(at, _CONTEXT))
-    return standard, None
+    if context is None:
+        return _price_list(provider, info.id, info.get_prices(at))
+    wanted = dict([context])
+    variants = (v for v in info.price_variants or () if v.when == wanted)
+    if any(v.constraint is None or v.constraint.active(at) for v in variants):
+        return _price_list(provider, info.id, info.get_prices(at, wanted))
+    return None
 
 
-def _rate(price: ModelPrice) -> Rate:
-    prices = vars(price)
-    if any(isinstance(value, TieredPrices) for value in prices.values()):
-        return lru_cache(maxsize=4096)(partial(_by_library, price))
-    return _linear(tuple(prices.items()))
+def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
+    named = vars(price)
+    if "claude" in model and named.get("cache_write_1h_mtok") is None:
+        # Twice the price of input, as https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing of
+        # 2026-08 says for all models. Without a price the library takes that of five minutes.
+        price = ModelPrice(**{**named, "cache_write_1h_mtok": _twice(named["input_mtok"])})
+    prices = tuple(vars(price).items())
+    if any(isinstance(value, TieredPrices) for value in vars(price).values()):
+        return PriceList(lru_cache(maxsize=4096)(partial(_by_library, price)), provider, prices)
+    return PriceList(_linear(prices), provider, prices)
+
+
+def _twice(price: Decimal | TieredPrices) -> Decimal | TieredPrices:
+    if not isinstance(price, TieredPrices):
+        return price * 2
+    return TieredPrices(base=price.base * 2, tiers=[Tier(tier.start, tier.price * 2) for tier in price.tiers])
 
 
 # Cached by the prices themselves: those of another day, or of an updated book, are others.
@@ -75,21 +178,33 @@ def _rate(price: ModelPrice) -> Rate:
 def _linear(prices: tuple[tuple[str, Decimal | None], ...]) -> PerToken:
     """Return the library's arithmetic as prices per token: without tiers it is linear, and 60 times faster this way."""
     cost = partial(_by_library, ModelPrice(**dict(prices)))
-    million = 1_000_000
     return PerToken(
-        fresh=cost(Usage(input_tokens=million)),
-        output=cost(Usage(output_tokens=million)),
-        read=cost(Usage(input_tokens=million, cache_read_tokens=million)),
-        write=cost(Usage(input_tokens=million, cache_write_tokens=million)),
-        write_1h=cost(Usage(input_tokens=million, cache_write_tokens=million, cache_write_1h_tokens=million)),
-    ).times(1 / _MILLION)
+        fresh=cost(Usage(input_tokens=_MILLION)),
+        output=cost(Usage(output_tokens=_MILLION)),
+        read=cost(Usage(input_tokens=_MILLION, cache_read_tokens=_MILLION)),
+        write=cost(Usage(input_tokens=_MILLION, cache_write_tokens=_MILLION)),
+        write_1h=cost(Usage(input_tokens=_MILLION, cache_write_tokens=_MILLION, cache_write_1h_tokens=_MILLION)),
+    ).times(1 / Decimal(_MILLION))
 
 
-def _by_library(price: ModelPrice, usage: Usage) -> Decimal:
-    return Decimal(price.calc_price(_library_usage(usage))["total_price"])
+@cache
+def _more(prices: tuple[tuple[str, Decimal | None], ...], unit: str) -> Decimal:
+    """Return what one token of a unit costs more than those that it is a part of."""
+    parts = _PARTS[unit]
+    plain_parts: dict[str, Any] = {part: _MILLION for part in parts if part in TOKENS}
+    tokens = Usage(**plain_parts)
+    others = {part: _MILLION for part in parts if part not in TOKENS}
+    price = ModelPrice(**dict(prices))
+    whole = _by_library(price, tokens, {**others, unit: _MILLION})
+    plain = _by_library(price, tokens)
+    return (whole - plain) / _MILLION - sum((_more(prices, part) for part in others), Decimal(0))
 
 
-def _library_usage(usage: Usage) -> genai_prices.Usage:
+def _by_library(price: ModelPrice, usage: Usage, units: Mapping[str, int] | None = None) -> Decimal:
+    return Decimal(price.calc_price(_library_usage(usage, units or {}))["total_price"])
+
+
+def _library_usage(usage: Usage, units: Mapping[str, int]) -> genai_prices.Usage:
     named = {
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
@@ -97,4 +212,169 @@ def _library_usage(usage: Usage) -> genai_prices.Usage:
         "cache_write_tokens": usage.cache_write_tokens,
         "cache_write_1h_tokens": usage.cache_write_1h_tokens,
     }
-    return genai_prices.Usage(**{name: count for name, count in named.items() if count})
+    return genai_prices.Usage(**{name: count for name, count in named.items() if count}, **units)
+
+
+@dataclass(frozen=True)
+class OwnPrices:
+    """A user's own prices of tokens, whatever is in them."""
+
+    tokens: Rate
+
+    def of_units(self, usage: Usage) -> tuple[Decimal, Decimal]:
+        """See PriceList.of_units. Raises UnpricedError for what is billed apiece."""
+        for unit, _ in usage.extra.units if usage.extra is not None else ():
+            if unit in _APIECE:
+                raise UnpricedError(f"{unit} (TokenPrice has no price of it)")
+        return Decimal(0), Decimal(0)
+
+
+_HALF = Decimal("0.5")
+
+# Who documents half the price for all batches, from shared wire facts of 2026-11-27. Others give less off (xAI and
+# DeepInfra 20 %), or not for every model (Together), or nothing.
+_HALVES: Mapping[str, str] = {
+    "anthropic": "https://platform.claude.com/docs/en/build-with-claude/batch-processing#pricing, 2026-10-14",
+    "aws": "https://aws.amazon.com/bedrock/pricing/ (batch: 50 % of on-demand), 2026-11",
+    "azure": "https://learn.microsoft.com/azure/foundry/openai/how-to/batch (50 % of Global Standard), 2026-03",
+    "google": "https://ai.google.dev/gemini-api/docs/batch-api and Vertex AI's batch prediction, 2026-10-14",
+    "groq": "https://console.groq.com/docs/batch, 2026-11",
+    "mistral": "https://docs.mistral.ai/capabilities/batch, 2026-10-14",
+    "openai": "https://developers.openai.com/api/docs/pricing (Batch), 2026-10-14",
+}
+
+_TENTH_MORE = Decimal("1.1")
+
+# What it costs more where a reply ran, for all kinds of tokens: by the id in the price book, the place, and the first
+# version of each family of models for which it holds. Earlier models cost the same everywhere.
+_DEARER_PLACES: Mapping[tuple[str, str], Mapping[str, tuple[int, int]]] = {
+    # https://platform.claude.com/docs/en/about-claude/pricing#data-residency-pricing, as of 2026-08
+    ("anthropic", "us"): {"opus": (4, 6), "sonnet": (4, 6), "haiku": (4, 5), "fable": (0, 0), "mythos": (0, 0)},
+    # https://platform.claude.com/docs/en/build-with-claude/claude-on-vertex-ai#global-vs-regional-endpoints, as of
+    # 2026-08: endpoints of a region or of several, from Sonnet 4.5 on. The book has the prices of the global endpoint.
+    ("google", "regional"): {"opus": (4, 5), "sonnet": (4, 5), "haiku": (4, 5), "fable": (0, 0), "mythos": (0, 0)},
+}
+_CLAUDE = re.compile(r"claude-(?P<family>[a-z]+)-(?P<major>\d+)(?:-(?P<minor>\d{1,2})(?!\d))?")
+
+
+def _place_factor(provider: str, model: str, geo: str) -> Decimal | None:
+    """Return how many times the price is in this place; None where that is not known."""
+    firsts = _DEARER_PLACES.get((provider, geo))
+    if firsts is None:
+        return None
+    named = _CLAUDE.search(model)
+    if provider == "google" and "claude" not in model:
+        return Decimal(1)
+    # Models before Claude 4 have their family's name last, as in claude-3-5-sonnet.
+    if named is None or named["family"] not in firsts:
+        return Decimal(1) if "claude-3" in model or "claude-2" in model else None
+    is_dearer = (int(named["major"]), int(named["minor"] or 0)) >= firsts[named["family"]]
+    return _TENTH_MORE if is_dearer else Decimal(1)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """By which list, and how many times its prices, tokens are billed. What is billed apiece has no discount."""
+
+    basis: PriceBasis
+    prices: PriceList | OwnPrices
+    factor: Decimal = Decimal(1)
+    is_cached_whole: bool = False
+
+    @cached_property
+    def rate(self) -> Rate:
+        """Return what plain tokens cost."""
+        tokens, factor = self.prices.tokens, self.factor
+        if self.is_cached_whole:
+            return _half_but_cached(tokens)
+        if factor == 1:
+            return tokens
+        return tokens.times(factor) if isinstance(tokens, PerToken) else lambda usage: tokens(usage) * factor
+
+    def cost(self, usage: Usage) -> Decimal:
+        """Return what a reply with units costs. Raises UnpricedError."""
+        more, apiece = self.prices.of_units(usage)
+        if self.is_cached_whole and more and usage.cache_read_tokens:
+            raise UnpricedError("cached tokens of media (the price book has no batch price of this model)")
+        return self.rate(usage) + more * self.factor + apiece
+
+
+class Book:
+    """The prices of one model in the price book, by all that a reply can name.
+
+    `provider` is the book's id, with the place of all replies behind it where that has a price: "google/regional".
+    """
+
+    def __init__(self, provider: str, model: str, at: datetime) -> None:
+        self._provider, _, place = provider.partition(PLACE)
+        self._place = place or None
+        self._model, self._at = model, at
+        self._of = cache(self._make_terms)
+
+    def terms(self, lane: Lane, extra: Extra | None = None) -> Terms:
+        """Return the terms of replies with this extra, its units aside. Raises UnpricedError."""
+        if extra is None or (extra.tier is None and extra.geo is None and extra.unpriced is None):
+            return self._of(lane, None, None)
+        if extra.unpriced is not None:
+            raise UnpricedError(extra.unpriced)
+        return self._of(lane, extra.tier, extra.geo)
+
+    def _make_terms(self, lane: Lane, tier: tuple[str, str] | None, geo: str | None) -> Terms:
+        terms = self._of_lane(lane) if tier is None else self._of_tier(tier)
+        for place in filter(None, (self._place, geo)):
+            factor = _place_factor(self._provider, self._model, place)
+            if factor is None:
+                raise UnpricedError(f"the place '{place}' (no price of it is known)")
+            terms = replace(terms, factor=terms.factor * factor)
+        return terms
+
+    def _of_tier(self, tier: tuple[str, str]) -> Terms:
+        prices = self._list(tier)
+        if prices is None:
+            raise UnpricedError(f"{tier[0]} '{tier[1]}' (the price book has no price of it)")
+        return Terms(PriceBasis.TIER, prices)
+
+    def _of_lane(self, lane: Lane) -> Terms:
+        standard = self._list(None)
+        if standard is None:
+            raise UnpricedError("the model (the price book does not have it)")
+        if lane is Lane.REALTIME:
+            return Terms(PriceBasis.REALTIME, standard)
+        batch = self._list(("processing", "batch"))
+        if batch is not None:
+            return Terms(PriceBasis.BATCH, batch)
+        if self._provider == "openrouter":
+            # There a model's batches are a model of their own: https://openrouter.ai/docs/features/batches, 2026-11.
+            batch = price_list_of(self._provider, f"{self._model}:batch", self._at)
+            if batch is not None:
+                return Terms(PriceBasis.BATCH, batch)
+        if self._provider not in _HALVES:
+            raise UnpricedError("the batch (the price book has no price of one, and no rule is known)")
+        if self._provider == "google" and "claude" not in self._model:
+            return Terms(PriceBasis.HALF_BUT_CACHED, standard, _HALF, is_cached_whole=True)
+        return Terms(PriceBasis.HALF, standard, _HALF)
+
+    def _list(self, context: tuple[str, str] | None) -> PriceList | None:
+        return price_list_of(self._provider, self._model, self._at, context)
+
+
+def _half_but_cached(standard: Rate) -> Rate:
+    """Return half of the price for all tokens but those read from a cache.
+
+    Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
+    tokens goes before, and the Gemini API lists one price of cached tokens for both. The book's batch prices agree
+    (2026-11, genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
+    """
+    if isinstance(standard, PerToken):
+        return replace(standard.times(_HALF), read=standard.read)
+
+    def rate(usage: Usage) -> Decimal:
+        if not usage.cache_read_tokens:
+            return standard(usage) * _HALF
+        # All input decides the tier, so what the cached part costs is the difference of two requests of the same input.
+        fresh = standard(Usage(input_tokens=usage.input_tokens, output_tokens=0))
+        mixed = Usage(input_tokens=usage.input_tokens, output_tokens=0, cache_read_tokens=usage.cache_read_tokens)
+        uncached = fresh * (usage.input_tokens - usage.cache_read_tokens) / usage.input_tokens
+        return (standard(usage) + standard(mixed) - uncached) * _HALF
+
+    return rate

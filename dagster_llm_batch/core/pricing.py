@@ -4,25 +4,31 @@ Priced per request, never per batch: prices have tiers. Every price says its bas
 silently gives the standard one; here the provider's documented rule of half the standard price applies instead, and
 where a provider has no such rule the price is unknown. An unknown price is None, never zero.
 
-Rates turn tokens into money: exactly for one request, and for many at once by columns.
+Rates turn tokens into money: exactly for one request, and for many at once by columns. What a reply has beside plain
+tokens (`types.Extra`: a service tier, a place, searches, audio) is billed by the rules of `price_book`. What has a
+price that nobody here knows makes the cost None, and the basis says what it is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
-from functools import lru_cache, reduce
-from typing import Any
+from functools import lru_cache, partial, reduce
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked, nearest_name
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.types import Lane, Price, PriceBasis, Usage
+from dagster_llm_batch.types import Extra, Lane, Price, PriceBasis, Usage
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.price_book import Terms
 
 __all__ = [
     "FREE",
@@ -35,6 +41,7 @@ __all__ = [
     "Rate",
     "Tariff",
     "TokenPrice",
+    "UnpricedError",
     "context_tokens",
     "costs",
     "dollars",
@@ -55,7 +62,11 @@ MONEY_TOTAL = pa.decimal128(38, MONEY.scale)
 PICODOLLAR = Decimal("1e-12")
 
 Rate = Callable[[Usage], Decimal]
-"""Returns what a request with this usage costs, in USD."""
+"""Returns what a request with this usage costs, in USD. It looks at plain tokens only."""
+
+
+class UnpricedError(LookupError):
+    """Nobody here knows what a part of a reply costs; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +113,6 @@ def costs(rate: Rate, tokens: Sequence[pa.Array]) -> pa.Array:
 
 
 _MILLION = Decimal(1_000_000)
-_HALF = Decimal("0.5")
-_HALVES = frozenset({"anthropic", "aws", "azure", "google", "groq", "mistral", "openai"})
-"""Providers that document half the price for all batches. Others give less off (xAI 20 %), or not for every model
-(Together)."""
-
-
 # The usual rule of thumb for English text.
 _BYTES_PER_TOKEN = 4
 
@@ -152,31 +157,46 @@ def dollars(name: str, given: Decimal | float | str) -> Decimal:
 class TokenPrice:
     """Your own price, in US dollars per million tokens: for models that the price book lacks, or a negotiated rate.
 
+    It holds for every token, in every tier and place. What is billed apiece, such as a web search, it does not price:
+    the cost of a reply with one is not known.
+
     Args:
         input_usd: Price of input in a batch.
         output_usd: Price of output in a batch.
         realtime_input_usd: Price of input in real time. Default: twice as much as in a batch.
         realtime_output_usd: Price of output in real time. Default: twice as much as in a batch.
+        cache_read_usd: Price of input that is read from the provider's cache, in a batch. Default: that of input.
+        cache_write_usd: Price of input that is written to it for five minutes, or as long as is usual there, in a
+            batch. Default: that of input.
+        cache_write_1h_usd: Price of input that is written to it for an hour, in a batch. Default: cache_write_usd.
+
+    In real time, cached input costs as many times more than in a batch as other input does.
     """
 
     input_usd: Decimal
     output_usd: Decimal
     realtime_input_usd: Decimal | None = None
     realtime_output_usd: Decimal | None = None
+    cache_read_usd: Decimal | None = None
+    cache_write_usd: Decimal | None = None
+    cache_write_1h_usd: Decimal | None = None
 
     def __post_init__(self) -> None:
-        for name in ("input_usd", "output_usd", "realtime_input_usd", "realtime_output_usd"):
+        for name in (each.name for each in fields(self)):
             given: Decimal | float | str | None = getattr(self, name)  # YAML and people give floats and text too
             object.__setattr__(self, name, None if given is None else dollars(name, given))
 
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """The prices of one model of one provider at one time."""
+    """The prices of one model of one provider at one time, in one lane."""
 
     basis: PriceBasis
     _batch: Rate | None = None
     _realtime: Rate | None = None
+    # By what terms a reply with an extra is billed in a lane; None where no reply is billed. Raises UnpricedError.
+    _terms: Callable[[Lane, Extra], Terms] | None = None
+    _lane: Lane = Lane.BATCH
 
     def price(self, usage: Usage | None) -> Price:
         """Return what a request with this usage cost. No usage means that nothing was billed."""
@@ -184,20 +204,74 @@ class Tariff:
             return Price(None, None, self.basis)
         if usage is None:
             return Price(Decimal(0), Decimal(0), self.basis)
-        return Price(self._batch(usage), self._realtime(usage), self.basis)
+        if usage.extra is None or self._terms is None:
+            return Price(self._batch(usage), self._realtime(usage), self.basis)
+        try:
+            billed = self._terms(self._lane, usage.extra)
+            standard = self._terms(Lane.REALTIME, usage.extra._replace(tier=None))
+            return Price(billed.cost(usage), standard.cost(usage), billed.basis)
+        except UnpricedError:
+            return Price(None, None, PriceBasis.UNKNOWN)
 
     def of(self, lane: Lane) -> Tariff:
         """Return the prices in this lane."""
         if lane is Lane.BATCH or self.basis in (PriceBasis.UNKNOWN, PriceBasis.FREE):
             return self
-        return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime)
+        return Tariff(PriceBasis.REALTIME, self._realtime, self._realtime, self._terms, lane)
 
-    def costs(self, tokens: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array]:
-        """Return what many requests cost, as MONEY: by this tariff and in real time. See `costs`."""
+    def costs(
+        self, tokens: Sequence[pa.Array], extras: Sequence[Extra | None] = ()
+    ) -> tuple[pa.Array, pa.Array, Sequence[str] | None]:
+        """Return what many requests cost, as MONEY: by this tariff and in real time. See `costs`.
+
+        The third is the basis of each, in words; None where it is this tariff's for all.
+        """
         if self.basis is PriceBasis.UNKNOWN or self._batch is None or self._realtime is None:
             unknown = pa.nulls(len(tokens[0]), MONEY)
-            return unknown, unknown
-        return costs(self._batch, tokens), costs(self._realtime, tokens)
+            return unknown, unknown, None
+        cost, realtime = costs(self._batch, tokens), costs(self._realtime, tokens)
+        # Mostly there is nothing but plain tokens.
+        if self._terms is None or extras.count(None) == len(extras):
+            return cost, realtime, None
+        places: dict[Extra, list[int]] = {}
+        for place, extra in enumerate(extras):
+            if extra is not None:
+                places.setdefault(extra._replace(reported_usd=None), []).append(place)
+        bases = [self.basis.value] * len(cost)
+        for extra, at in places.items():
+            mask = np.zeros(len(cost), dtype=bool)
+            mask[at] = True
+            own_cost, own_realtime, basis = self._beside(extra, [column.take(pa.array(at)) for column in tokens])
+            cost, realtime = (
+                pc.replace_with_mask(plain, pa.array(mask), own)
+                for plain, own in ((cost, own_cost), (realtime, own_realtime))
+            )
+            for place in at:
+                bases[place] = basis
+        return cost, realtime, bases
+
+    def _beside(self, extra: Extra, tokens: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array, str]:
+        """Return what requests with the same extra cost, and on what basis. See `costs`."""
+        assert self._terms is not None
+        try:
+            billed = self._terms(self._lane, extra)
+            standard = self._terms(Lane.REALTIME, extra._replace(tier=None))
+            if extra.units:
+                usages = [
+                    None if None in usage else Usage(*usage)._replace(extra=extra)
+                    for usage in zip(*(column.to_pylist() for column in tokens), strict=True)
+                ]
+                own, plain = (
+                    pa.array([None if u is None else terms.cost(u).quantize(PICODOLLAR) for u in usages], MONEY)
+                    for terms in (billed, standard)
+                )
+            else:
+                own, plain = costs(billed.rate, tokens), costs(standard.rate, tokens)
+        except UnpricedError as error:
+            unknown = pa.nulls(len(tokens[0]), MONEY)
+            return unknown, unknown, f"{PriceBasis.UNKNOWN.value}: {error}"
+        words = [billed.basis.value, *([extra.tier[1]] if extra.tier else []), *([extra.geo] if extra.geo else [])]
+        return own, plain, ": ".join(words[:2]) if len(words) < 3 else f"{words[0]}: {', '.join(words[1:])}"  # noqa: PLR2004
 
 
 _NOTHING = PerToken(*[Decimal(0)] * 5)
@@ -213,70 +287,60 @@ def context_tokens(provider: str, model: str) -> int | None:
 
 
 def _name_in_book(provider: str, model: str) -> str:
-    return model.rpartition("models/")[2] if provider == "google" else model  # as in "publishers/google/models/…"
+    return (
+        model.rpartition("models/")[2] if provider.startswith("google") else model
+    )  # as in "publishers/google/models/…"
 
 
 def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = None) -> Tariff:
     """Return the prices of `model`, or UNKNOWN. `provider`: the price book's id ("openai"); `own` has precedence."""
     if own is not None:
         return _own_tariff(own)
-    name = _name_in_book(provider, model)
-    from dagster_llm_batch.core.price_book import rates_of  # noqa: PLC0415 - the book takes a while to load
+    from dagster_llm_batch.core.price_book import Book  # noqa: PLC0415 - the book takes a while to load
 
-    rates = rates_of(provider, name, at)
-    if rates is None:
+    book = Book(provider, _name_in_book(provider, model), at)
+    try:
+        batch, standard = book.terms(Lane.BATCH), book.terms(Lane.REALTIME)
+    except UnpricedError:
         return UNKNOWN
-    standard, batch = rates
-    if batch is not None:
-        return Tariff(PriceBasis.BATCH, batch, standard)
-    if provider not in _HALVES:
-        return UNKNOWN
-    if provider == "google" and "claude" not in name:
-        return Tariff(PriceBasis.HALF_BUT_CACHED, _half_but_cached(standard), standard)
-    half = standard.times(_HALF) if isinstance(standard, PerToken) else lambda usage: standard(usage) * _HALF
-    return Tariff(PriceBasis.HALF, half, standard)
+    return Tariff(batch.basis, batch.rate, standard.rate, book.terms)
 
 
 def price_gap(provider: str, model: str, at: datetime) -> str:
     """Return a sentence on why no price is known of a model, with the name in the price book that is most like it."""
-    from dagster_llm_batch.core.price_book import models_of, rates_of  # noqa: PLC0415 - as above
+    from dagster_llm_batch.core.price_book import models_of, price_list_of  # noqa: PLC0415 - as above
 
     name = _name_in_book(provider, model)
-    if rates_of(provider, name, at) is not None:
+    if price_list_of(provider, name, at) is not None:
         return f"The price book does not say what '{name}' costs in a batch."
     near = nearest_name(name, models_of(provider))
     return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
 
 
-def _half_but_cached(standard: Rate) -> Rate:
-    """Return half of the price for all tokens but those read from a cache.
-
-    Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
-    tokens goes before, and the Gemini API lists one price of cached tokens for both. The book's batch prices agree
-    (2026-11, genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
-    """
-    if isinstance(standard, PerToken):
-        return replace(standard.times(_HALF), read=standard.read)
-
-    def rate(usage: Usage) -> Decimal:
-        if not usage.cache_read_tokens:
-            return standard(usage) * _HALF
-        # All input decides the tier, so what the cached part costs is the difference of two requests of the same input.
-        fresh = standard(Usage(input_tokens=usage.input_tokens, output_tokens=0))
-        mixed = Usage(input_tokens=usage.input_tokens, output_tokens=0, cache_read_tokens=usage.cache_read_tokens)
-        uncached = fresh * (usage.input_tokens - usage.cache_read_tokens) / usage.input_tokens
-        return (standard(usage) + standard(mixed) - uncached) * _HALF
-
-    return rate
-
-
 def _own_tariff(own: TokenPrice) -> Tariff:
-    def rate(input_usd: Decimal, output_usd: Decimal) -> Rate:
-        return PerToken(input_usd, output_usd, input_usd, input_usd, input_usd).times(1 / _MILLION)
+    written = own.input_usd if own.cache_write_usd is None else own.cache_write_usd
+    batch = PerToken(
+        fresh=own.input_usd,
+        output=own.output_usd,
+        read=own.input_usd if own.cache_read_usd is None else own.cache_read_usd,
+        write=written,
+        write_1h=written if own.cache_write_1h_usd is None else own.cache_write_1h_usd,
+    )
+    fresh = own.input_usd * 2 if own.realtime_input_usd is None else own.realtime_input_usd
+    output = own.output_usd * 2 if own.realtime_output_usd is None else own.realtime_output_usd
+    dearer = fresh / own.input_usd if own.input_usd else Decimal(1)
+    realtime = replace(batch.times(dearer), fresh=fresh, output=output)
+    million = 1 / _MILLION
+    rates = {Lane.BATCH: batch.times(million), Lane.REALTIME: realtime.times(million)}
+    return Tariff(PriceBasis.BATCH, rates[Lane.BATCH], rates[Lane.REALTIME], partial(_own_terms, rates))
 
-    realtime_input = own.input_usd * 2 if own.realtime_input_usd is None else own.realtime_input_usd
-    realtime_output = own.output_usd * 2 if own.realtime_output_usd is None else own.realtime_output_usd
-    return Tariff(PriceBasis.BATCH, rate(own.input_usd, own.output_usd), rate(realtime_input, realtime_output))
+
+def _own_terms(rates: Mapping[Lane, PerToken], lane: Lane, extra: Extra) -> Terms:
+    from dagster_llm_batch.core.price_book import OwnPrices, Terms  # noqa: PLC0415 - the book takes a while to load
+
+    if extra.unpriced is not None:
+        raise UnpricedError(extra.unpriced)
+    return Terms(PriceBasis.BATCH if lane is Lane.BATCH else PriceBasis.REALTIME, OwnPrices(rates[lane]))
 
 
 @dataclass

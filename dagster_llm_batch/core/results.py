@@ -27,7 +27,18 @@ from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome, PriceBasis, ResponseKind, Result, Usage
+from dagster_llm_batch.types import (
+    TOKENS,
+    BatchStatus,
+    Cause,
+    Extra,
+    Lane,
+    Outcome,
+    PriceBasis,
+    ResponseKind,
+    Result,
+    Usage,
+)
 
 __all__ = ["FENCED", "REPEATING", "RESULT_SCHEMA", "SHARED", "WAITING", "Expected", "Reconciler", "ShardFacts", "Tally"]
 
@@ -125,7 +136,7 @@ RESULT_SCHEMA = pa.schema(
 REPEATING = [name for name in RESULT_SCHEMA.names if name not in ("llm_request_id", "llm_reason", "llm_reply")]
 """Columns with few values in all results of a shard."""
 
-SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_price_basis") :]
+SHARED = RESULT_SCHEMA.names[RESULT_SCHEMA.get_field_index("llm_provider") :]
 """Columns with one value in all results of a shard."""
 
 FENCED = "read out of the Markdown fences in which the reply stood"
@@ -332,9 +343,9 @@ class Reconciler:
             arrays = {
                 field.name: _array(values, field.type) for values, field in zip(columns, _LINE_FIELDS, strict=False)
             }
-            tokens = zip(Usage._fields, _tokens(columns[len(_LINE_FIELDS) :]), strict=True)
+            *counts, extras = columns[len(_LINE_FIELDS) :]
             arrays["llm_request_id"] = _texts(b"".join(ids))
-            yield self._table({**arrays, **dict(tokens)}, pa.concat_tables(replies).combine_chunks())
+            yield self._table({**arrays, **_tokens(counts)}, extras, pa.concat_tables(replies).combine_chunks())
 
     def _read(self, results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
         """Return the values of each of _LINE_FIELDS and of Usage, and the columns of the response."""
@@ -361,11 +372,13 @@ class Reconciler:
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
         return [outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], parsed.columns
 
-    def _table(self, line_columns: Mapping[str, pa.Array], replies: pa.Table) -> pa.Table:
+    def _table(
+        self, line_columns: Mapping[str, pa.Array], extras: Sequence[Extra | None], replies: pa.Table
+    ) -> pa.Table:
         """Return the results: what was read, what it cost, and what all results of the shard share."""
         facts = self._facts
-        tokens = [line_columns[name] for name in Usage._fields]
-        cost, realtime = self._tariff.costs(tokens)
+        tokens = [line_columns[name] for name in TOKENS]
+        cost, realtime, bases = self._tariff.costs(tokens, extras)
         if tokens[0].null_count and self._tariff.basis is not PriceBasis.UNKNOWN:
             paid = pc.is_in(line_columns["llm_outcome"], pa.array(_BILLED_UNSEEN, pa.string()))
             is_zero = pc.and_(pc.is_null(tokens[0]), pc.invert(paid))
@@ -377,7 +390,8 @@ class Reconciler:
             **line_columns,
             "llm_cost_usd": cost,
             "llm_realtime_usd": realtime,
-            **{f"llm_{name}": column for name, column in zip(Usage._fields, tokens, strict=True)},
+            **{f"llm_{name}": column for name, column in zip(TOKENS, tokens, strict=True)},
+            **({} if bases is None else {"llm_price_basis": pa.array(bases, pa.string())}),
         }
         shared = {
             "llm_price_basis": self._tariff.basis.value,
@@ -402,20 +416,21 @@ def _misfit(result: Result, reason: str) -> Result:
     return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
 
 
-def _tokens(columns: Sequence[Sequence[int | None]]) -> list[pa.Array]:
-    """Return an array for each field of Usage. Impossible counts are null in all: then the cost is not known."""
+def _tokens(columns: Sequence[Sequence[int | None]]) -> dict[str, pa.Array]:
+    """Return an array for each of TOKENS. Impossible counts are null in all: then the cost is not known."""
     try:
         tokens = [_array(values, pa.int64()) for values in columns]
         inputs, _, read, written, *_ = tokens
         bounds = [bound for counts in tokens for bound in pc.min_max(counts).as_py().values() if bound is not None]
         fits = pc.less_equal(pc.add_checked(read, written), inputs)
         if all(0 <= bound <= _MOST_TOKENS for bound in bounds) and pc.all(fits, min_count=0).as_py():
-            return tokens
+            return dict(zip(TOKENS, tokens, strict=True))
     except (OverflowError, pa.ArrowInvalid):
         pass
     usages = [None if None in row else Usage(*row) for row in zip(*columns, strict=True)]
     possible = [_NO_USAGE if usage is None or not _can_be(usage) else usage for usage in usages]
-    return [pa.array(values, pa.int64()) for values in zip(*possible, strict=True)]
+    rows = zip(*possible, strict=True)
+    return {name: pa.array(values, pa.int64()) for name, values in zip(TOKENS, rows, strict=False)}
 
 
 def _can_be(usage: Usage | None) -> bool:
@@ -423,7 +438,8 @@ def _can_be(usage: Usage | None) -> bool:
     if usage is None:
         return True
     is_part = usage.cache_read_tokens + usage.cache_write_tokens <= usage.input_tokens
-    return is_part and min(usage) >= 0 and max(usage) <= _MOST_TOKENS
+    counts: tuple[int, ...] = usage[: len(TOKENS)]  # type: ignore[assignment]  # all but `extra`
+    return is_part and min(counts) >= 0 and max(counts) <= _MOST_TOKENS
 
 
 def _texts(ids: bytes) -> pa.Array:

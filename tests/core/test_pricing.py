@@ -26,7 +26,7 @@ from dagster_llm_batch.core.pricing import (
     expected_output_tokens,
     tariff,
 )
-from dagster_llm_batch.types import Lane, PriceBasis, Usage
+from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MILLION = 1_000_000
@@ -127,7 +127,7 @@ def test_googles_cached_tokens_are_not_halved_again_in_a_batch(
     prices = tariff(provider, model, at)
     assert prices.price(usage).cost_usd == Decimal(cost_usd)
     assert prices.basis == basis
-    one = [pa.array([count], pa.int64()) for count in usage]
+    one = [pa.array([count], pa.int64()) for count in usage[: len(TOKENS)]]
     assert prices.costs(one)[0].to_pylist() == [Decimal(cost_usd)]
 
 
@@ -198,6 +198,49 @@ def test_an_own_price_is_exact_however_it_is_written() -> None:
     assert tariff("x", "y", NOW, realtime).price(Usage(MILLION, MILLION)).realtime_usd == 12
 
 
+def test_an_own_price_has_rates_for_what_is_cached() -> None:
+    usage = Usage(1_000_000, 0, cache_read_tokens=400_000, cache_write_tokens=300_000, cache_write_1h_tokens=100_000)
+    plain = tariff("x", "y", NOW, TokenPrice(1, 2)).price(usage)  # type: ignore[arg-type]
+    assert (plain.cost_usd, plain.realtime_usd) == (1, 2)
+    own = TokenPrice(1, 2, cache_read_usd="0.1", cache_write_usd="1.25", cache_write_1h_usd=2)  # type: ignore[arg-type]
+    price = tariff("x", "y", NOW, own).price(usage)
+    # 300,000 fresh, 400,000 read, 200,000 for five minutes, 100,000 for an hour
+    assert price.cost_usd == Decimal("0.3") + Decimal("0.04") + Decimal("0.25") + Decimal("0.2")
+    assert price.realtime_usd == 2 * price.cost_usd
+    same_for_an_hour = TokenPrice(1, 2, 4, 8, cache_write_usd=3)  # type: ignore[arg-type]
+    price = tariff("x", "y", NOW, same_for_an_hour).price(usage)
+    assert price.cost_usd == Decimal("0.7") + Decimal("0.9")
+    assert price.realtime_usd == 4 * price.cost_usd
+
+
+def test_an_own_price_holds_in_all_tiers_and_places_and_for_all_tokens_but_not_for_searches() -> None:
+    prices = tariff("openai", "gpt-4o", NOW, TokenPrice(1, 2))  # type: ignore[arg-type]
+    extra = Extra(("service_tier", "priority"), "us", (("input_audio_tokens", 100_000),))
+    assert prices.price(Usage(MILLION, 0, extra=extra)) == (1, 2, PriceBasis.BATCH)
+    assert prices.of(Lane.REALTIME).price(Usage(MILLION, 0, extra=extra)).cost_usd == 2
+    for unknown in (Extra(units=(("web_searches", 1),)), Extra(unpriced="usage.frames = 3")):
+        assert prices.price(Usage(MILLION, 0, extra=unknown)) == (None, None, PriceBasis.UNKNOWN)
+        assert FREE.price(Usage(MILLION, 0, extra=unknown)).cost_usd == 0
+
+
+def test_of_many_replies_each_has_its_own_price_and_basis() -> None:
+    prices = tariff("anthropic", "claude-opus-4-6", NOW)
+    extras = [
+        None,
+        Extra(geo="us"),
+        Extra(unpriced="usage.frames = 3"),
+        Extra(reported_usd=Decimal(9)),
+        None,
+        Extra(geo="us"),
+    ]
+    columns = [pa.array([1_000] * 6, pa.int64()), *[pa.array([0] * 6, pa.int64())] * 5]
+    cost, realtime, bases = prices.costs(columns, extras)
+    plain, dearer = Decimal("0.0025"), Decimal("0.00275")
+    assert cost.to_pylist() == [plain, dearer, None, plain, plain, dearer]
+    assert realtime.to_pylist() == [2 * plain, 2 * dearer, None, 2 * plain, 2 * plain, 2 * dearer]
+    assert bases == ["batch", "batch: us", "unknown: usage.frames = 3", "batch", "batch", "batch: us"]
+
+
 @st.composite
 def usages(draw: st.DrawFn) -> Usage:
     """Usages that can be: the parts are within the whole."""
@@ -223,7 +266,7 @@ MODELS = [
 @settings(max_examples=60, deadline=None)
 @given(usage=usages())
 def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: Usage) -> None:
-    named = {name: count for name, count in usage._asdict().items() if count and name != "reasoning_tokens"}
+    named = {name: count for name in TOKENS if (count := getattr(usage, name)) and name != "reasoning_tokens"}
 
     def library(context: dict[str, str] | None) -> Decimal:
         return genai_prices.calc_price(
@@ -259,8 +302,9 @@ def test_the_shortcut_agrees_with_the_library(provider: str, model: str, usage: 
 )
 def test_many_cost_what_each_costs(prices: Tariff, each: list[Usage | None]) -> None:
     empty = (None,) * len(Usage._fields)
-    columns = zip(*(usage or empty for usage in each), strict=True)
-    costs = prices.costs([pa.array(column, pa.int64()) for column in columns])
+    *columns, extras = zip(*(usage or empty for usage in each), strict=True)
+    *costs, bases = prices.costs([pa.array(column, pa.int64()) for column in columns], extras)
+    assert bases is None
     for at, usage in enumerate(each):
         one = prices.price(usage)
         wanted = (None, None) if usage is None else (one.cost_usd, one.realtime_usd)

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
+from dagster_llm_batch.providers.usage import claude_extra
 from dagster_llm_batch.types import Outcome, Result, Usage
 
 __all__ = ["read_line"]
@@ -66,6 +67,15 @@ class _Block(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     input: Raw = _NULL
+    name: str | None = None
+
+
+class _PlainBlock(Struct, gc=False):
+    """A block that costs nothing but tokens."""
+
+    type: Literal["text", "thinking", "redacted_thinking", "tool_use"]
+    text: str | None = None
+    input: Raw = _NULL
 
 
 class _Creation(Struct, gc=False):
@@ -85,13 +95,38 @@ class _Usage(Struct, gc=False):
     output_tokens_details: _Details | None = None
 
 
+class _PlainCreation(_Creation, gc=False, forbid_unknown_fields=True):
+    ephemeral_5m_input_tokens: int | None = None
+
+
+class _PlainDetails(_Details, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _NoTools(Struct, gc=False, forbid_unknown_fields=True):
+    web_search_requests: Literal[0] | None = None
+    web_fetch_requests: int | None = None
+
+
+class _PlainUsage(_Usage, gc=False, forbid_unknown_fields=True):
+    """Usage with nothing but plain tokens in it. Any other is read by `providers.usage`."""
+
+    cache_creation: _PlainCreation | None = None
+    output_tokens_details: _PlainDetails | None = None
+    server_tool_use: _NoTools | None = None
+    service_tier: Literal["standard", "batch"] | None = None
+    speed: Literal["standard"] | None = None
+    inference_geo: Literal["not_available", "global"] | None = None
+
+
+_B = TypeVar("_B", _Block, _PlainBlock)
 _U = TypeVar("_U")
 
 
-class _Message(Struct, Generic[_U], gc=False):
+class _Message(Struct, Generic[_B, _U], gc=False):
     """Usage is read with the rest, or as far as it can be."""
 
-    content: list[_Block]
+    content: list[_B]
     model: str | None = None
     stop_reason: str | None = None
     stop_details: Any = None
@@ -100,7 +135,7 @@ class _Message(Struct, Generic[_U], gc=False):
 
 class _Succeeded(Struct, gc=False):
     type: Literal["succeeded"]
-    message: _Message[_Usage | None]
+    message: _Message[_PlainBlock, _PlainUsage | None]
 
 
 class _Answered(Struct, gc=False):
@@ -112,9 +147,10 @@ class _Answered(Struct, gc=False):
 
 _ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(_Line)
-_MESSAGE = msgspec.json.Decoder(_Message[Raw])
+_MESSAGE = msgspec.json.Decoder(_Message[_Block, Raw])
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
 _ANY = msgspec.json.Decoder(Any)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_line(line: bytes) -> Result:
@@ -167,10 +203,11 @@ def _message(raw: bytes) -> Result:
         message = _MESSAGE.decode(raw)
     except (msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
-    return _read_message(message, None if message.usage is None else _usage(message.usage), None)
+    used = frozenset(block.name or "?" for block in message.content if block.type == "server_tool_use")
+    return _read_message(message, None if message.usage is None else _usage(message.usage, used), None)
 
 
-def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | None) -> Result:
+def _read_message(message: _Message[Any, Any], usage: Usage | None, custom_id: str | None) -> Result:
     content, stop = message.content, message.stop_reason
     if len(content) == 1 and content[0].type == "text":  # as mostly
         text = content[0].text
@@ -182,13 +219,13 @@ def _read_message(message: _Message[Any], usage: Usage | None, custom_id: str | 
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 
-def _tool_input(content: list[_Block]) -> str | None:
+def _tool_input(content: list[Any]) -> str | None:
     """Return the input of the one tool that the LLM was made to use: the older way to ask for JSON."""
     inputs = [bytes(block.input) for block in content if block.type == "tool_use"]
     return inputs[0].decode("utf-8", "replace") if len(inputs) == 1 else None
 
 
-def _read(text: str | None, message: _Message[Any]) -> Result:
+def _read(text: str | None, message: _Message[Any, Any]) -> Result:
     stop = message.stop_reason
     if stop == "refusal":
         details = message.stop_details if isinstance(message.stop_details, Mapping) else {}
@@ -225,12 +262,13 @@ def _unread(raw: bytes, why: str) -> Result:
     )
 
 
-def _usage(raw: bytes | Raw) -> Usage | None:
-    """Tokens as the line gives them. The vendor's input_tokens leave out what was read from and written to caches."""
+def _usage(raw: bytes | Raw, tools: frozenset[str] = frozenset()) -> Usage | None:
+    """Tokens as the line gives them, and what is billed beside them; `tools` are those of the server in the reply."""
     try:
-        return _tokens(_USAGE.decode(raw))
+        usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         return None
+    return None if usage is None else usage._replace(extra=claude_extra(value, tools))
 
 
 def _tokens(read: _Usage) -> Usage | None:
@@ -241,4 +279,4 @@ def _tokens(read: _Usage) -> Usage | None:
     thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
     # the vendor's input_tokens are those beside the caches; the sum is what was given in
     all_input = (read.input_tokens or 0) + written + cached
-    return _make(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking))
+    return _make(Usage, (all_input, read.output_tokens or 0, cached, written, hourly, thinking, None))

@@ -24,7 +24,8 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
-from dagster_llm_batch.types import Outcome, Result, Usage
+from dagster_llm_batch.providers.usage import CHAT, CLAUDE, CONVERSE, claude_extra, extra_of
+from dagster_llm_batch.types import Extra, Outcome, Result, Usage
 
 __all__ = ["read_line"]
 
@@ -154,14 +155,14 @@ def _error(error: Any) -> Result:
 def _converse(output: Body) -> Result:
     content = output["output"]["message"]["content"]
     text = _joined(part.get("text") for part in content)
-    return _reply(text, output.get("stopReason"), usage=_usage_of(output.get("usage")))
+    return _reply(text, output.get("stopReason"), usage=_usage_of(output.get("usage"), output))
 
 
 def _claude(output: Body) -> Result:
     text = _joined(part.get("text") for part in output["content"] if part.get("type") == "text")
     model = output.get("model")
     why = _part(output, "stop_details").get("explanation")
-    reply = _reply(text, output.get("stop_reason"), usage=_usage_of(output.get("usage")), model=model)
+    reply = _reply(text, output.get("stop_reason"), usage=_usage_of(output.get("usage"), output), model=model)
     return reply._replace(reason=str(why)) if why and reply.finish_reason == "refusal" else reply
 
 
@@ -174,7 +175,7 @@ def _chat(output: Body) -> Result:
         # gpt-oss thinks aloud before it answers
         text = text.partition(_THOUGHT_END)[2].lstrip()
     finish = choice.get("finish_reason") or choice.get("stop_reason")
-    reply = _reply(text or "", finish, usage=_usage_of(output.get("usage")), model=output.get("model"))
+    reply = _reply(text or "", finish, usage=_usage_of(output.get("usage"), output), model=output.get("model"))
     if message.get("refusal"):
         return reply._replace(text=str(message["refusal"]), reason=f"refusal: {message['refusal']}")
     return reply
@@ -223,29 +224,71 @@ def _joined(texts: Iterable[Any]) -> str:
 
 
 def _usage_anywhere(output: Any) -> Usage | None:
-    return _usage_of(output.get("usage")) if isinstance(output, Mapping) else None
+    return _usage_of(output.get("usage"), output) if isinstance(output, Mapping) else None
 
 
-def _usage_of(usage: Any) -> Usage | None:
+# Usage with no other names than these is plain tokens.
+_PLAIN_CONVERSE = frozenset(name for name in CONVERSE if "." not in name)
+_PLAIN_CLAUDE = frozenset({*(name for name in CLAUDE if "." not in name), "cache_creation"})
+_WRITTEN = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
+_NOTHING = Extra()
+_PLAIN_CHAT = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+# What names a tier, or costs beside the tokens.
+_BESIDE = frozenset({"serviceTier", "service_tier", "performanceConfig", "trace", "amazon-bedrock-trace"})
+
+
+def _usage_of(usage: Any, output: Body) -> Usage | None:
     """Return the usage of Claude, Converse and Nova, or chat, told apart by their names."""
     if not isinstance(usage, dict):
         return None
+    beside = _NOTHING if _BESIDE.isdisjoint(output) else _beside(output)
     if "inputTokens" in usage or "outputTokens" in usage:
         read = _count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount")
         write = _count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount")
-        return Usage(_count(usage, "inputTokens") + read + write, _count(usage, "outputTokens"), read, write)
+        input_tokens, output_tokens = _count(usage, "inputTokens") + read + write, _count(usage, "outputTokens")
+        if beside is _NOTHING and usage.keys() <= _PLAIN_CONVERSE:
+            return Usage._make((input_tokens, output_tokens, read, write, 0, 0, None))
+        extra = extra_of(usage, CONVERSE, others=beside)
+        return Usage._make((input_tokens, output_tokens, read, write, _written_for_an_hour(usage), 0, extra))
     if "prompt_tokens" in usage:
-        read = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+        details = _part(usage, "prompt_tokens_details")
+        read, write = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
         thought = _count(_part(usage, "completion_tokens_details"), "reasoning_tokens")
         input_tokens, output_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        return Usage(input_tokens, output_tokens, read, reasoning_tokens=thought)
+        is_plain = beside is _NOTHING and usage.keys() <= _PLAIN_CHAT
+        extra = None if is_plain else extra_of(usage, CHAT, others=beside)
+        return Usage._make((input_tokens, output_tokens, read, write, 0, thought, extra))
     if "input_tokens" not in usage:
         return None
     read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
     hourly = _count(_part(usage, "cache_creation"), "ephemeral_1h_input_tokens")
     thought = _count(_part(usage, "output_tokens_details"), "thinking_tokens")
     input_tokens, output_tokens = _count(usage, "input_tokens") + read + write, _count(usage, "output_tokens")
-    return Usage._make((input_tokens, output_tokens, read, write, hourly, thought))
+    is_plain = (
+        beside is _NOTHING and usage.keys() <= _PLAIN_CLAUDE and _part(usage, "cache_creation").keys() <= _WRITTEN
+    )
+    extra = None if is_plain else claude_extra(usage, others=beside)
+    return Usage._make((input_tokens, output_tokens, read, write, hourly, thought, extra))
+
+
+def _beside(output: Body) -> Extra:
+    """Return what an output says beside its usage that has a price. The price book has none of these for Bedrock."""
+    tier = output.get("serviceTier") or output.get("service_tier")
+    named = tier.get("type") if isinstance(tier, dict) else tier
+    unpriced = None
+    if _part(output, "performanceConfig").get("latency") == "optimized":
+        unpriced = "performanceConfig.latency 'optimized'"
+    elif any(_part(output, name).get("guardrail") for name in ("trace", "amazon-bedrock-trace")):
+        unpriced = "the guardrail in 'trace', which is billed by its own units"
+    if named in (None, "default") and unpriced is None:
+        return _NOTHING
+    return Extra(None if named in (None, "default") else ("service_tier", str(named)), unpriced=unpriced)
+
+
+def _written_for_an_hour(usage: Body) -> int:
+    parts = usage.get("cacheDetails")
+    parts = [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return sum(_count(part, "inputTokens") for part in parts if part.get("ttl") == "1h")
 
 
 def _part(usage: Body, name: str) -> Body:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -25,7 +25,8 @@ import msgspec
 from msgspec import Raw, Struct, field
 
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
-from dagster_llm_batch.types import Outcome, Result, Usage
+from dagster_llm_batch.providers.usage import GEMINI, extra_of
+from dagster_llm_batch.types import Extra, Outcome, Result, Usage
 
 __all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_parts"]
 
@@ -69,6 +70,13 @@ class _Candidate(Struct):
     content: _Content | None = None
     finish_reason: str | None = field(name="finishReason", default=None)
     finish_message: str | None = field(name="finishMessage", default=None)
+    grounding: Any = field(name="groundingMetadata", default=None)
+
+
+class _PlainCandidate(_Candidate):
+    """One for which nothing was searched."""
+
+    grounding: None = field(name="groundingMetadata", default=None)
 
 
 class _Feedback(Struct):
@@ -83,6 +91,23 @@ class _Usage(Struct, rename="camel"):
     cached_content_token_count: int | None = None
 
 
+class _TextTokens(Struct, rename="camel", forbid_unknown_fields=True):
+    modality: Literal["TEXT", "MODALITY_UNSPECIFIED"]
+    token_count: int | None = None
+
+
+class _PlainUsage(_Usage, rename="camel", forbid_unknown_fields=True):
+    """Usage with nothing but plain tokens in it. Any other is read by `providers.usage`."""
+
+    total_token_count: int | None = None
+    prompt_tokens_details: list[_TextTokens] | None = None
+    tool_use_prompt_tokens_details: list[_TextTokens] | None = None
+    cache_tokens_details: list[_TextTokens] | None = None
+    candidates_tokens_details: list[_TextTokens] | None = None
+    traffic_type: Literal["ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED"] | None = None
+    service_tier: Literal["standard", "STANDARD", "unspecified"] | None = None
+
+
 class _Reply(Struct):
     candidates: list[_Candidate] | None = None
     prompt_feedback: _Feedback | None = field(name="promptFeedback", default=None)
@@ -92,9 +117,9 @@ class _Reply(Struct):
 
 
 class _Replied(Struct):
-    candidates: list[_Candidate]
+    candidates: list[_PlainCandidate]
     model_version: str | None = field(name="modelVersion", default=None)
-    usage: _Usage | None = field(name="usageMetadata", default=None)
+    usage: _PlainUsage | None = field(name="usageMetadata", default=None)
     error: None = None
 
 
@@ -114,6 +139,7 @@ _LINE = msgspec.json.Decoder(Line)
 _REPLY = msgspec.json.Decoder(_Reply)
 # counts are sometimes strings
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 
 def read_google_line(line: bytes) -> Result:
@@ -200,7 +226,7 @@ def _reply(raw: bytes) -> Result:
         return Result(None, Outcome.INVALID, text, reason=f"unreadable reply: {error}"[:MAX_REASON_CHARS])
     if reply.error not in (None, {}):
         return error_result(reply.error)
-    return _content(reply)._replace(model=reply.model_version, usage=_usage(bytes(reply.usage)))
+    return _content(reply)._replace(model=reply.model_version, usage=_usage(bytes(reply.usage), reply))
 
 
 def _content(reply: _Reply) -> Result:
@@ -221,7 +247,7 @@ def _content(reply: _Reply) -> Result:
     return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
 
 
-def _first_candidate(candidates: list[_Candidate]) -> tuple[str | None, str | None]:
+def _first_candidate(candidates: Sequence[_Candidate]) -> tuple[str | None, str | None]:
     """Return the text of the first candidate, without its thoughts, and why it ends."""
     if not candidates:
         return None, None
@@ -231,11 +257,62 @@ def _first_candidate(candidates: list[_Candidate]) -> tuple[str | None, str | No
     return "".join(texts) if texts else None, first.finish_reason
 
 
-def _usage(raw: bytes) -> Usage | None:
+def _usage(raw: bytes, reply: _Reply) -> Usage | None:
     try:
-        return _tokens(_USAGE.decode(raw))
+        usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         return None
+    return None if usage is None else usage._replace(extra=_extra(value, reply))
+
+
+_USUAL_TRAFFIC = frozenset({None, "ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED"})
+_USUAL_TIERS = frozenset({None, "standard", "unspecified", "service_tier_unspecified"})
+
+
+def _extra(usage: Mapping[str, Any], reply: _Reply) -> Extra | None:
+    """Return what is billed beside plain tokens: media, a tier, searches."""
+    tier = None
+    traffic, named = usage.get("trafficType"), usage.get("serviceTier")
+    if traffic not in _USUAL_TRAFFIC:
+        # Vertex AI's word; the price book has the Gemini API's for the same tiers.
+        tier = ("service_tier", str(traffic).removeprefix("ON_DEMAND_").lower())
+    elif named is not None and (word := str(named).lower()) not in _USUAL_TIERS:
+        tier = ("service_tier", word)
+    searches, unpriced = _searches(reply)
+    units = {"web_searches": searches} if searches else {}
+    if usage.get("cachedContentTokenCount") and usage.get("cacheTokensDetails"):
+        # Then what is not named there of the cached tokens is none.
+        units |= dict.fromkeys(("cache_audio_read_tokens", "cache_image_read_tokens"), 0)
+    extra = extra_of(usage, GEMINI, others=Extra(tier=tier, units=tuple(units.items()), unpriced=unpriced))
+    if extra is not None and not any(count for _, count in extra.units):
+        extra = extra._replace(units=())
+    return None if extra == Extra() else extra
+
+
+def _searches(reply: _Reply) -> tuple[int, str | None]:
+    """Return how many searches are billed, and what of the grounding has a price that is not known here.
+
+    https://ai.google.dev/gemini-api/docs/google-search#pricing, 2026-10: up to Gemini 2.5 a prompt that was grounded
+    counts once, since Gemini 3 each query. The account's allowance of free searches shows in no reply, so all are
+    priced.
+    """
+    queries, unpriced = 0, None
+    for candidate in reply.candidates or ():
+        grounding = candidate.grounding if isinstance(candidate.grounding, Mapping) else {}
+        asked = grounding.get("webSearchQueries")
+        queries += sum(1 for query in asked if query) if isinstance(asked, list) else 0
+        chunks = grounding.get("groundingChunks")
+        kinds = {str(kind) for chunk in chunks if isinstance(chunk, Mapping) for kind in chunk} if chunks else set()
+        dear = sorted({*kinds, *grounding} & _DEAR_GROUNDS)
+        unpriced = unpriced or (f"grounding by '{dear[0]}'" if dear else None)
+    is_once = (reply.model_version or "").startswith(("gemini-1", "gemini-2"))
+    return min(queries, 1) if is_once else queries, unpriced
+
+
+# Google Maps, Vertex AI Search and images have prices of their own.
+_DEAR_GROUNDS = frozenset(
+    {"maps", "googleMapsWidgetContextToken", "retrievedContext", "retrievalQueries", "image", "imageSearchQueries"}
+)
 
 
 def _tokens(read: _Usage) -> Usage | None:

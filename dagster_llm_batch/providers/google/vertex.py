@@ -131,6 +131,12 @@ class VertexProvider(GoogleProvider):
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)
         self._tables = VertexTables(self._tables_client, timeout_seconds, self._api.calls, table_page_rows)
 
+    @property
+    def price_book(self) -> str | None:
+        """See Provider.price_book. Claude costs more at the endpoints of regions than at the global one."""
+        book = super().price_book
+        return f"{book}/regional" if book == "google" and self._location != "global" else book
+
     def _secrets(self) -> list[str]:
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
 

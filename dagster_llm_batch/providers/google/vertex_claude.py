@@ -23,6 +23,7 @@ from dagster_llm_batch.providers.google.requests import check_import, check_shap
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
 from dagster_llm_batch.providers.jsonlines import dumps, encode_image, quote
+from dagster_llm_batch.providers.usage import claude_extra
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Image, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
@@ -44,6 +45,7 @@ class _Block(Struct):
     type: str | None = None
     text: str | None = None
     input: Raw = _NULL
+    name: str | None = None
 
 
 class _CacheCreation(Struct):
@@ -62,7 +64,7 @@ class _Message(Struct):
     content: list[_Block] = []
     stop_reason: str | None = None
     model: str | None = None
-    usage: _Usage | None = None
+    usage: dict[str, Any] | None = None
 
 
 _MESSAGE = msgspec.json.Decoder(_Message)
@@ -100,10 +102,11 @@ class VertexClaudeLines:
         raw = bytes(read.response)
         try:
             message = _MESSAGE.decode(raw)
+            usage = _usage(message)
         except (msgspec.MsgspecError, RecursionError) as error:
             text = raw.decode("utf-8", "replace")
             return result._replace(outcome=Outcome.INVALID, text=text, reason=f"unreadable reply: {error}"[:1_000])
-        return _reply(message)._replace(custom_id=result.custom_id, model=message.model, usage=_usage(message.usage))
+        return _reply(message)._replace(custom_id=result.custom_id, model=message.model, usage=usage)
 
 
 def _settings(spec: RequestSpec) -> dict[str, Any]:
@@ -152,10 +155,14 @@ def _reply(message: _Message) -> Result:
     return Result(None, Outcome.INVALID, reason=reason, retryable=True, finish_reason=finish)
 
 
-def _usage(read: _Usage | None) -> Usage | None:
-    if read is None or read.input_tokens is None:
+def _usage(message: _Message) -> Usage | None:
+    if message.usage is None:
+        return None
+    read = msgspec.convert(message.usage, _Usage)
+    if read.input_tokens is None:
         return None
     written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
+    used = frozenset(block.name or "?" for block in message.content if block.type == "server_tool_use")
     return Usage(
         # Anthropic's own count leaves the cache out
         input_tokens=read.input_tokens + written + cached,
@@ -163,4 +170,5 @@ def _usage(read: _Usage | None) -> Usage | None:
         cache_read_tokens=cached,
         cache_write_tokens=written,
         cache_write_1h_tokens=(read.cache_creation.ephemeral_1h_input_tokens or 0) if read.cache_creation else 0,
+        extra=claude_extra(message.usage, used),
     )

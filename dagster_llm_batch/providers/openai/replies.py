@@ -16,14 +16,16 @@ Formats: https://platform.openai.com/docs/api-reference/batch/request-output
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
-from dagster_llm_batch.types import Endpoint, Outcome, Result, Usage
+from dagster_llm_batch.providers.usage import CHAT, extra_of
+from dagster_llm_batch.types import Endpoint, Extra, Outcome, Result, Usage
 
 __all__ = ["read_line"]
 
@@ -61,7 +63,7 @@ class _Details(Struct, gc=False):
     reasoning_tokens: int | None = None
 
 
-_NO_DETAILS = _Details()
+_NO_DETAILS: Any = _Details()
 
 
 class _Usage(Struct, gc=False):
@@ -73,6 +75,43 @@ class _Usage(Struct, gc=False):
     input_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
     output_tokens_details: _Details | None = None
+    total_tokens: int | None = None
+
+
+class _WrittenDetails(Struct, gc=False, forbid_unknown_fields=True):
+    ttl_30m_tokens: int | None = None
+    ttl_12h_tokens: Literal[0] | None = None
+
+
+class _PlainBefore(Struct, gc=False, forbid_unknown_fields=True):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_tokens_details: _WrittenDetails | None = None
+    text_tokens: int | None = None
+    audio_tokens: Literal[0] | None = None
+    image_tokens: Literal[0] | None = None
+
+
+class _PlainAfter(Struct, gc=False, forbid_unknown_fields=True):
+    reasoning_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+    text_tokens: int | None = None
+    audio_tokens: Literal[0] | None = None
+
+
+class _PlainUsage(Struct, gc=False, forbid_unknown_fields=True):
+    """Usage with nothing but plain tokens in it. Any other is read by `providers.usage`."""
+
+    prompt_tokens: int | None = None
+    input_tokens: int | None = None
+    completion_tokens: int | None = None
+    output_tokens: int | None = None
+    prompt_tokens_details: _PlainBefore | None = None
+    input_tokens_details: _PlainBefore | None = None
+    completion_tokens_details: _PlainAfter | None = None
+    output_tokens_details: _PlainAfter | None = None
+    total_tokens: int | None = None
 
 
 class _Part(Struct, gc=False):
@@ -84,15 +123,33 @@ class _Part(Struct, gc=False):
 class _Message(Struct, gc=False):
     content: str | list[_Part] | None = None
     refusal: str | None = None
+    annotations: Any = None
 
 
-class _Choice(Struct, gc=False):
-    message: _Message
+class _PlainMessage(_Message, gc=False):
+    """One for which nothing was searched."""
+
+    annotations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+
+
+_M = TypeVar("_M")
+
+
+class _Choice(Struct, Generic[_M], gc=False):
+    message: _M
     finish_reason: str | None = None
 
 
 class _Item(Struct, gc=False):
     type: str | None = None
+    content: list[_Part] | None = None
+    action: Any = None
+
+
+class _PlainItem(Struct, gc=False):
+    """An item that costs nothing but tokens."""
+
+    type: Literal["message", "reasoning", "function_call", "custom_tool_call"]
     content: list[_Part] | None = None
 
 
@@ -101,31 +158,38 @@ class _Incomplete(Struct, gc=False):
 
 
 _U = TypeVar("_U")
+_T = TypeVar("_T")
+
+_UsualTier = Literal["default", "auto", "batch"] | None
 
 
-class _Body(Struct, Generic[_U], gc=False):
+class _Body(Struct, Generic[_U, _T], gc=False):
     """Every endpoint's reply; each fills some of these. Usage is read with the rest, or as far as it can be."""
 
     model: str | None = None
     usage: _U = None  # type: ignore[assignment]  # where there is none
     error: Any = None
+    service_tier: _T = None  # type: ignore[assignment]  # where there is none
 
 
-class _Chat(_Body[_U], Generic[_U], gc=False):
-    choices: list[_Choice] = []
+class _Chat(_Body[_U, _T], Generic[_U, _T, _M], gc=False):
+    choices: list[_Choice[_M]] = []
 
 
-class _Responses(_Body[_U], Generic[_U], gc=False):
+_I = TypeVar("_I")
+
+
+class _Responses(_Body[_U, _T], Generic[_U, _T, _I], gc=False):
     status: str | None = None
     incomplete_details: _Incomplete | None = None
-    output: list[_Item] = []
+    output: list[_I] = []
 
 
 class _Vector(Struct, gc=False):
     embedding: list[float]
 
 
-class _Embeddings(_Body[_U], Generic[_U], gc=False):
+class _Embeddings(_Body[_U, _T], Generic[_U, _T], gc=False):
     data: list[_Vector] = []
 
 
@@ -149,16 +213,17 @@ _LINE = msgspec.json.Decoder(_Line)
 _RESPONSE = msgspec.json.Decoder(_Response, strict=False)
 _USAGE = msgspec.json.Decoder(_Usage, strict=False)
 _ANY = msgspec.json.Decoder(Any)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
 _STRING = msgspec.json.Decoder(str)
 _BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw]),
-    Endpoint.RESPONSES: msgspec.json.Decoder(_Responses[Raw]),
-    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings[Raw]),
+    Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw, Any, _Message]),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Responses[Raw, Any, _Item]),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings[Raw, Any]),
 }
 _ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_Usage | None]]),
-    Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses[_Usage | None]]),
-    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings[_Usage | None]]),
+    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_PlainUsage | None, _UsualTier, _PlainMessage]]),
+    Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses[_PlainUsage | None, _UsualTier, _PlainItem]]),
+    Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings[_PlainUsage | None, _UsualTier]]),
 }
 
 
@@ -272,12 +337,12 @@ def _reply(raw: bytes, endpoint: Endpoint) -> Result:
         code, message = _error(body.error)
         if code is not None or message is not None:
             return _errored(None, code, message)
-        return _read_body(body, None if body.usage is None else _usage(body.usage), None)
+        return _read_body(body, None if body.usage is None else _usage(body.usage, _beside(body)), None)
     except (_Unreadable, msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
 
 
-def _read_body(body: _Body[Any], usage: Usage | None, custom_id: str | None) -> Result:
+def _read_body(body: _Body[Any, Any], usage: Usage | None, custom_id: str | None) -> Result:
     if isinstance(body, _Chat):
         text, refusal, finish = _chat(body)
     elif isinstance(body, _Responses):
@@ -318,7 +383,7 @@ _Content = tuple[str | None, str | None, str | None]
 """Text, refusal, and why the reply ends."""
 
 
-def _chat(body: _Chat[Any]) -> _Content:
+def _chat(body: _Chat[Any, Any, Any]) -> _Content:
     if not body.choices:
         raise _Unreadable("it has no choices")
     choice = body.choices[0]
@@ -329,7 +394,7 @@ def _chat(body: _Chat[Any]) -> _Content:
     return content, refusal, choice.finish_reason
 
 
-def _responses(body: _Responses[Any]) -> _Content:
+def _responses(body: _Responses[Any, Any, Any]) -> _Content:
     parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
     texts = [part.text for part in parts if part.type == "output_text" and part.text is not None]
     finish = "stop" if body.status != "incomplete" else "incomplete"
@@ -353,26 +418,73 @@ def _no_text(text: str | None, refusal: str | None, finish: str | None) -> Resul
     return Result(None, _SUCCEEDED, text or "", finish_reason=finish)
 
 
-def _embedding(body: _Embeddings[Any]) -> list[float]:
+def _embedding(body: _Embeddings[Any, Any]) -> list[float]:
     if not body.data:
         raise _Unreadable("it has no embedding")
     return body.data[0].embedding
 
 
-def _usage(raw: bytes | Raw) -> Usage | None:
+_NOTHING = Extra()
+
+# Tools that cost nothing but tokens: https://developers.openai.com/api/docs/pricing, 2026-10-12.
+_FREE_ITEMS = frozenset(
+    {
+        *(
+            "message",
+            "reasoning",
+            "compaction",
+            "function_call",
+            "custom_tool_call",
+            "computer_call",
+            "tool_search_call",
+        ),
+        *("local_shell_call", "apply_patch_call", "mcp_call", "mcp_list_tools", "mcp_approval_request"),
+    }
+)
+
+
+def _beside(body: _Body[Any, Any]) -> Extra:
+    """Return what a reply says beside its usage that has a price: its tier, and what the server's tools did."""
+    word = body.service_tier
+    tier = None if word in (None, "default", "auto", "batch") else ("service_tier", str(word))
+    units: Counter[str] = Counter()
+    unpriced = None
+    if isinstance(body, _Responses):
+        for item in body.output:
+            if item.type == "web_search_call":
+                # Opening a page that was found, or looking in it, is no search:
+                # https://developers.openai.com/api/docs/guides/tools-web-search, 2026-10
+                action = item.action.get("type") if isinstance(item.action, Mapping) else None
+                units["web_searches"] += action in (None, "search")
+            elif item.type == "file_search_call":
+                units["storage_searches"] += 1
+            elif item.type is not None and item.type not in _FREE_ITEMS and not item.type.endswith("_output"):
+                # As code_interpreter_call, which is billed by the container, and not by the call.
+                unpriced = unpriced or f"the server tool '{item.type}'"
+    elif isinstance(body, _Chat) and any(choice.message.annotations for choice in body.choices):
+        unpriced = "the searches behind the annotations (chat does not count them)"
+    return Extra(tier=tier, units=tuple((+units).items()), unpriced=unpriced)
+
+
+def _usage(raw: bytes | Raw, beside: Extra = _NOTHING) -> Usage | None:
     """Tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
     try:
-        return _tokens(_USAGE.decode(raw))
+        usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):
         return None
+    return None if usage is None else usage._replace(extra=extra_of(value, CHAT, others=beside))
 
 
-def _tokens(read: _Usage) -> Usage | None:
+def _tokens(read: _Usage | _PlainUsage) -> Usage | None:
     input_tokens = read.prompt_tokens if read.prompt_tokens is not None else read.input_tokens
     output_tokens = read.completion_tokens if read.completion_tokens is not None else read.output_tokens
     if input_tokens is None and output_tokens is None:
         return None
     before = read.prompt_tokens_details or read.input_tokens_details or _NO_DETAILS
     after = read.completion_tokens_details or read.output_tokens_details or _NO_DETAILS
-    cached, written = before.cached_tokens or 0, before.cache_write_tokens or 0
-    return _make(Usage, (input_tokens or 0, output_tokens or 0, cached, written, 0, after.reasoning_tokens or 0))
+    cached, written, thought = before.cached_tokens or 0, before.cache_write_tokens or 0, after.reasoning_tokens or 0
+    made = output_tokens or 0
+    # xAI counts what was thought beside the output, and bills it as output: the total tells.
+    if thought and read.total_tokens == (input_tokens or 0) + made + thought:
+        made += thought
+    return _make(Usage, (input_tokens or 0, made, cached, written, 0, thought, None))

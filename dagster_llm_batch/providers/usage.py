@@ -1,0 +1,189 @@
+"""What of a reply's usage is not billed as plain tokens: `types.Extra`, by one table of words for each vendor's shape.
+
+A table says of each count that a vendor documents what it is: None where tokens are all that is billed, else the price
+book's name of its unit. A count that no table has may have a price, so it makes the cost unknown, and is named.
+
+This is off the way of most replies: providers read a reply that has nothing but plain tokens without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+from dagster_llm_batch.types import Extra
+
+__all__ = ["CHAT", "CLAUDE", "CONVERSE", "GEMINI", "claude_extra", "extra_of"]
+
+Fields = Mapping[str, str | None]
+
+_BEFORE = {
+    "cached_tokens": None,
+    "cache_write_tokens": None,
+    # What is usual. No document here has a price of ttl_12h_tokens.
+    "cache_write_tokens_details.ttl_30m_tokens": None,
+    "text_tokens": None,
+    "audio_tokens": "input_audio_tokens",
+    "image_tokens": "input_image_tokens",
+    "video_tokens": "input_video_tokens",  # OpenRouter's
+}
+_AFTER = {
+    "reasoning_tokens": None,
+    "accepted_prediction_tokens": None,
+    "rejected_prediction_tokens": None,  # billed as output, and counted in it
+    "text_tokens": None,
+    "audio_tokens": "output_audio_tokens",
+    "image_tokens": "output_image_tokens",
+}
+
+CHAT: Fields = {
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")),
+    **{
+        f"{name}.{part}": unit
+        for name in ("prompt_tokens_details", "input_tokens_details")
+        for part, unit in _BEFORE.items()
+    },
+    **{
+        f"{name}.{part}": unit
+        for name in ("completion_tokens_details", "output_tokens_details")
+        for part, unit in _AFTER.items()
+    },
+    "server_tool_use.web_search_requests": "web_searches",
+}
+"""Chat, responses and embeddings of OpenAI and of servers that speak its API: openai 3.57.0, types/completion_usage.py
+and types/responses/response_usage.py.
+"""
+
+CLAUDE: Fields = {
+    **dict.fromkeys(
+        (
+            "input_tokens",
+            "output_tokens",
+            "cache_creation_input_tokens",
+            "cache_read_input_tokens",
+            "cache_creation.ephemeral_5m_input_tokens",
+            "cache_creation.ephemeral_1h_input_tokens",
+            "output_tokens_details.thinking_tokens",
+        )
+    ),
+    "server_tool_use.web_search_requests": "web_searches",
+    # Nothing but the tokens of what is fetched: docs/en/agents-and-tools/tool-use/web-fetch-tool, 2026-08.
+    "server_tool_use.web_fetch_requests": None,
+}
+"""Claude, wherever it runs: anthropic 2.14.0, types/usage.py."""
+
+CONVERSE: Fields = dict.fromkeys(
+    (
+        "inputTokens",
+        "outputTokens",
+        "totalTokens",
+        "cacheReadInputTokens",
+        "cacheWriteInputTokens",
+        "cacheReadInputTokenCount",
+        "cacheWriteInputTokenCount",
+        "cacheDetails.5m",
+        "cacheDetails.1h",
+    )
+)
+"""Converse and Nova on Bedrock: botocore 1.44.8, TokenUsage."""
+
+_MODALITIES = {"AUDIO": "audio", "IMAGE": "image", "DOCUMENT": "image", "VIDEO": "video"}
+_GEMINI_PARTS = {
+    "promptTokensDetails": "input_{}_tokens",
+    "toolUsePromptTokensDetails": "input_{}_tokens",
+    "cacheTokensDetails": "cache_{}_read_tokens",
+    "candidatesTokensDetails": "output_{}_tokens",
+}
+
+GEMINI: Fields = {
+    **dict.fromkeys(
+        (
+            "promptTokenCount",
+            "candidatesTokenCount",
+            "thoughtsTokenCount",
+            "toolUsePromptTokenCount",
+            "cachedContentTokenCount",
+            "totalTokenCount",
+        )
+    ),
+    **{f"{part}.{text}": None for part in _GEMINI_PARTS for text in ("TEXT", "MODALITY_UNSPECIFIED")},
+    **{
+        f"{part}.{modality}": unit.format(name)
+        for part, unit in _GEMINI_PARTS.items()
+        for modality, name in _MODALITIES.items()
+    },
+}
+"""Gemini: google-genai 3.6.1, types.GenerateContentResponseUsageMetadata."""
+
+# What a vendor says that a reply cost, in USD: OpenRouter, DeepInfra (an estimate of its own), xAI in ticks.
+_REPORTED = {"cost": Decimal(1), "estimated_cost": Decimal(1), "cost_in_usd_ticks": Decimal("1e-10")}
+
+# How long it took, and parts of a reported cost: neither is a count that is billed.
+_NO_COUNTS = ("_time", "_latency", "_ms")
+_PARTS_OF_COST = "cost_details."
+
+
+_NOTHING = Extra()
+
+
+def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHING) -> Extra | None:
+    """Return what of this usage is not plain tokens, with `others` that the reply names beside it; None for nothing."""
+    units = dict(others.units)
+    unpriced, reported = others.unpriced, None
+    for path, count in _counts(usage, ""):
+        if path in _REPORTED:
+            reported = Decimal(str(count)) * _REPORTED[path]
+        elif path in fields:
+            unit = fields[path]
+            if unit is not None:
+                units[unit] = units.get(unit, 0) + int(count)
+        elif not path.startswith(_PARTS_OF_COST) and not path.endswith(_NO_COUNTS):
+            unpriced = unpriced or f"usage.{path} = {count}"
+    if usage.get("is_byok") is True:
+        # Then it is OpenRouter's fee alone, and the vendor behind it bills the tokens.
+        reported = None
+    extra = others._replace(units=tuple(sorted(units.items())), unpriced=unpriced, reported_usd=reported)
+    return None if extra == _NOTHING else extra
+
+
+def _counts(value: Any, path: str) -> Iterator[tuple[str, int | float]]:
+    """Yield the counts that are not 0, by their paths. Lists name their parts by modality, or by time to live."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _counts(part, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, Mapping):
+                name = next((part[key] for key in ("modality", "ttl") if isinstance(part.get(key), str)), "?")
+                yield from ((f"{path}.{name}", count) for _, count in _counts(part, ""))
+    elif isinstance(value, str):
+        # Google writes counts as texts at times; a word is none.
+        if value.isdecimal() and len(value) < 20 and int(value):  # noqa: PLR2004 -- digits of 64 bits
+            yield path, int(value)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and value:
+        yield path, value
+
+
+# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells.
+_USUAL_TIERS = frozenset({None, "standard", "batch"})
+_USUAL_GEOS = frozenset({None, "", "not_available", "global"})
+# Their searches are counted in `usage`, or they cost nothing but tokens.
+_COUNTED_TOOLS = frozenset({"web_search", "web_fetch", "tool_search_tool_regex", "tool_search_tool_bm25"})
+
+
+def claude_extra(
+    usage: Mapping[str, Any], tools: frozenset[str] = frozenset(), *, others: Extra = _NOTHING
+) -> Extra | None:
+    """Return what of Claude's usage is not plain tokens. `tools`: the server tools that the reply shows in use."""
+    tier, unpriced = others.tier, others.unpriced
+    if (named := usage.get("service_tier")) not in _USUAL_TIERS:
+        tier = ("service_tier", str(named))
+    if (speed := usage.get("speed")) not in (None, "standard"):
+        tier = ("speed", str(speed))
+    geo = usage.get("inference_geo")
+    # Code runs at a price by the hour, beside an allowance of the account that no reply tells:
+    # docs/en/agents-and-tools/tool-use/code-execution-tool, 2026-08.
+    if unpriced is None and (uncounted := sorted(tools - _COUNTED_TOOLS)):
+        unpriced = f"the server tool '{uncounted[0]}'"
+    return extra_of(usage, CLAUDE, others=Extra(tier, None if geo in _USUAL_GEOS else str(geo), unpriced=unpriced))
