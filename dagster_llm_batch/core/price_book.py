@@ -156,21 +156,25 @@ def price_list_of(provider: str, model: str, at: datetime, context: tuple[str, s
 
 
 def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
-    named = vars(price)
-    if "claude" in model and named.get("cache_write_1h_mtok") is None:
-        # Twice the price of input, as https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing of
-        # 2026-08 says for all models. Without a price the library takes that of five minutes.
-        price = ModelPrice(**{**named, "cache_write_1h_mtok": _twice(named["input_mtok"])})
+    if "claude" in model:
+        # The library takes the next cheaper price of input for what has none in the book.
+        named = {name: _times(price.input_mtok, factor) for name, factor in _CLAUDE_WRITES.items()}
+        price = ModelPrice(**{**named, **{name: value for name, value in vars(price).items() if value is not None}})
     prices = tuple(vars(price).items())
     if any(isinstance(value, TieredPrices) for value in vars(price).values()):
         return PriceList(lru_cache(maxsize=4096)(partial(_by_library, price)), provider, prices)
     return PriceList(_linear(prices), provider, prices)
 
 
-def _twice(price: Decimal | TieredPrices) -> Decimal | TieredPrices:
+# Of the price of input, for all models. https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing,
+# as of 2026-08
+_CLAUDE_WRITES = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
+
+
+def _times(price: Any, factor: Decimal) -> Any:
     if not isinstance(price, TieredPrices):
-        return price * 2
-    return TieredPrices(base=price.base * 2, tiers=[Tier(tier.start, tier.price * 2) for tier in price.tiers])
+        return price * factor
+    return TieredPrices(base=price.base * factor, tiers=[Tier(tier.start, tier.price * factor) for tier in price.tiers])
 
 
 # Cached by the prices themselves: those of another day, or of an updated book, are others.
