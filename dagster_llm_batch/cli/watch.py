@@ -18,6 +18,7 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
+from dagster_llm_batch.engine.activity import FAILED
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_doubt
 from dagster_llm_batch.engine.submit import orphans
@@ -109,8 +110,9 @@ class _Watched:
             for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
-        waits = self._waits([progress for progress, _ in paces])
-        return _Look(paces, [*notes, *waits, *self._doubts(), *self._standstill()])
+        under_way = [progress for progress, _ in paces]
+        notes += [*self._waits(under_way), *self._failed_landings(under_way)]
+        return _Look(paces, [*notes, *self._doubts(), *self._standstill()])
 
     def _waits(self, under_way: list[Progress]) -> list[str]:
         """Return why batches are not sent."""
@@ -129,6 +131,16 @@ class _Watched:
                 f"{cell_text(submission.place)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}"
             )
         return notes
+
+    def _failed_landings(self, under_way: list[Progress]) -> list[str]:
+        """Return why labels could not land, of those that a run has tried to."""
+        failed = self._deployment.ledger.last_events(self._deployment.namespace, kind=FAILED)
+        submissions = [progress.submission for progress in under_way if progress.submission.submission_id in failed]
+        return [
+            f"{cell_text(submission.place)}: a run could not land the labels: "
+            f"{plain_words(failed[submission.submission_id].detail)}"
+            for submission in submissions
+        ]
 
     def _doubts(self) -> list[str]:
         return [

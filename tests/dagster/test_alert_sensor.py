@@ -24,6 +24,7 @@ from dagster._core.scheduler.instigation import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster_shared.error import SerializableErrorInfo
+from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Resend, build_llm_batch_alert_sensor
 from dagster_llm_batch.testing.emulator import RowFault
@@ -155,14 +156,7 @@ def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_tim
 
 
 def test_a_landing_that_fails_is_told_once_with_its_reason(stored, emulator):
-    class FullDisk(dg.IOManager):
-        def handle_output(self, context, obj):
-            raise OSError("No space left on device")
-
-        def load_input(self, context):
-            return None
-
-    location = CodeLocation(emulator, stored, *labeled(), resources={"io_manager": FullDisk()})
+    location = CodeLocation(emulator, stored, *labeled(), resources={"io_manager": FullDisk(None)})
     alerts = Alerts(location)
     alerts.tick()
     result = location.land()

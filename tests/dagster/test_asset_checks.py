@@ -5,6 +5,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
+from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Checks, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
@@ -120,20 +121,11 @@ def check_records(location, name):
     return [(record.partition, record.status.value, record.evaluation) for record in records]
 
 
-class FullDisk(dg.IOManager):
-    def handle_output(self, context, obj):
-        if context.has_partition_key is False or context.partition_key == DAYS[1]:
-            raise OSError("No space left on device")
-
-    def load_input(self, context):
-        return None
-
-
 @pytest.mark.parametrize("where", [{}, {"partition": DAYS[1]}, {"span": SPAN}], ids=["whole", "one", "range"])
 @pytest.mark.parametrize("how", ["too early", "not submitted", "cannot be stored"])
 def test_every_check_that_dagster_has_planned_on_a_landing_ends(make, emulator, where, how):
     options = {"partitions_def": DAILY} if where else {}
-    location = make(*labeled(**options), resources={"io_manager": FullDisk()})
+    location = make(*labeled(**options), resources={"io_manager": FullDisk(DAYS[1] if where else None)})
     if how != "not submitted":
         location.submit(**where)
     if how == "cannot be stored":

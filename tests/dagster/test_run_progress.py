@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
 from test_batch_sensor import change, sqlite_time, tick
+from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Limits, QueueLimit
 from dagster_llm_batch.cli.main import main
@@ -28,11 +29,11 @@ def seen(location):
     return [(one.partition, one.metadata["llm_batch/progress"].value) for one in told]
 
 
-def watch_once(stored):
-    """The submissions that `watch` shows."""
+def watch_once(stored, what="submissions"):
+    """What `watch` shows."""
     home = f"{stored.storage_directory()}/llm_batch"
     places = ["--ledger", f"sqlite:///{home}/ledger.sqlite", "--payloads", f"{home}/payloads"]
-    return json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)["submissions"]
+    return json.loads(CliRunner().invoke(main, ["watch", "--once", "--json", *places]).output)[what]
 
 
 def test_what_is_not_known_is_left_out_and_the_rest_keeps_its_order():
@@ -150,6 +151,14 @@ def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emul
     assert f"{watched['requests_per_minute']:.1f} per minute" == rate
     told = datetime.strptime(end, "expected end %Y-%m-%d %H:%M UTC").replace(tzinfo=UTC)
     assert abs(told - datetime.fromisoformat(watched["expected_end_at"])) < timedelta(minutes=20)
+
+
+def test_watch_says_why_labels_could_not_land(stored, emulator):
+    assets = labeled(partitions_def=DAILY)
+    location = CodeLocation(emulator, stored, *assets, resources={"io_manager": FullDisk(DAYS[0])})
+    location.land(span=(DAYS[0], DAYS[1]))
+    told = f"{LABELS} {DAYS[0]}: a run could not land the labels: OSError: No space left on device"
+    assert watch_once(stored, "notes") == [told]
 
 
 @pytest.mark.parametrize("where", [{"partition": DAYS[0]}, {"span": (DAYS[0], DAYS[1])}])
