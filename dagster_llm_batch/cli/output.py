@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -37,7 +37,10 @@ SHORT_ID = 12
 """Characters of a submission's id that are shown; commands take any beginning that is unique."""
 
 _PIPE_COLUMNS = 240
-_NO_LIMIT = 10_000
+# Characters between two columns.
+_GAP = 2
+# So narrow is a column of values at least.
+_LEAST = 20
 
 
 def console() -> Console:
@@ -64,16 +67,13 @@ class FittingTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, or the rows one below the other."""
-        made = self._empty()
-        for number, name in enumerate(self._columns):
-            unbroken = all(" " not in row[number].plain for row in self._rows)
-            justify: Literal["left", "right"] = "right" if self._right[number] else "left"
-            made.add_column(name, justify=justify, overflow="fold", no_wrap=unbroken)
-        for row in self._rows:
-            made.add_row(*row)
-        # The least width, at which each column is as wide as its longest word; measured as if there were room.
-        least = Measurement.get(console, options.update(max_width=_NO_LIMIT), made).minimum
-        if least <= options.max_width:
+        del console
+        if (widths := self._widths(options.max_width)) is not None:
+            made = self._empty()
+            for name, width, is_right in zip(self._columns, widths, self._right, strict=True):
+                made.add_column(name, justify="right" if is_right else "left", overflow="fold", width=width)
+            for row in self._rows:
+                made.add_row(*row)
             yield made
             return
         for number, row in enumerate(self._rows):
@@ -85,6 +85,25 @@ class FittingTable:
                 lines.add_row(name, value)
             yield lines
             yield ""
+
+    def _widths(self, room: int) -> list[int] | None:
+        """Return how wide each column is, where none has to be narrower than its longest word; None where one has."""
+        columns = [[name, *(row[number].plain for row in self._rows)] for number, name in enumerate(self._columns)]
+        widths = [max(cell_len(word) for text in texts for word in text.split() or [""]) for texts in columns]
+        if not any(self._columns):
+            # Names, which stay whole, and values, of which some may be longer than the room.
+            widths[:-1] = [max(map(cell_len, texts)) for texts in columns[:-1]]
+            widths[-1] = min(widths[-1], max(_LEAST, room - sum(widths[:-1]) - _GAP * (len(widths) - 1)))
+        wanted = [max(map(cell_len, texts)) - width for texts, width in zip(columns, widths, strict=True)]
+        spare = room - sum(widths) - _GAP * (len(widths) - 1)
+        if spare < 0:
+            return None
+        # What is nearly wide enough is served first.
+        for number in sorted(range(len(widths)), key=wanted.__getitem__):
+            more = min(wanted[number], spare)
+            widths[number] += more
+            spare -= more
+        return widths
 
     def _empty(self, title: str | None = None) -> Table:
         title = self._title if title is None else title

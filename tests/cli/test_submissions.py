@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from datetime import timedelta
 from decimal import Decimal
 
 import dagster as dg
@@ -326,3 +327,28 @@ def test_no_name_is_broken_however_narrow_the_terminal_is(width):
         assert text in printed, printed
     assert printed.count("Two of them") == 1
     assert printed.count("provider") == 2
+
+
+@pytest.mark.parametrize("width", [60, 80, 93, 100, 200])
+def test_no_word_is_broken_for_the_sake_of_a_wide_column_name(width):
+    columns = ["asset", "partition", "wave", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
+    rows = [
+        ["ticket_labels", "2026-01-03", 1, "all answered; the labels have not landed", "200 of 200 (100 %)", 0],
+        ["ticket_labels", "2026-01-05", 1, "1 submitted", "0 of 200 (0 %)", 0],
+    ]
+    out = io.StringIO()
+    Console(file=out, width=width).print(table(columns, [[*row, None, timedelta(hours=27), None] for row in rows]))
+    printed = out.getvalue()
+    assert all(len(line) <= width for line in printed.splitlines())
+    for word in ["answered;", "expected", "(UTC)", "submitted", "2026-01-05", "200", "(100"]:
+        assert word in printed, printed
+
+
+def test_of_names_and_values_a_long_value_alone_is_folded():
+    path = "sqlite:////var/lib/" + "x" * 90
+    out = io.StringIO()
+    Console(file=out, width=80).print(table(["", ""], [["answers reused", None], ["ledger", path]]))
+    first, second, *rest = [line.rstrip() for line in out.getvalue().splitlines() if line.strip()]
+    assert first == "answers reused  -"
+    assert second.startswith("ledger          sqlite:////var/lib/xxx")
+    assert "".join([second.split()[1], *(line.strip() for line in rest)]) == path
