@@ -1,4 +1,5 @@
-"""For the site: `<!-- fields: Name -->` becomes a table of that resource's fields."""  # noqa: INP001 - mkdocs runs it
+# ruff: noqa: INP001 - mkdocs runs it
+"""For the site: `<!-- fields: Name -->` becomes a table of that resource's fields; what is for a clone is left out."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import dagster_llm_batch
 from dagster_llm_batch import streams
 
 _MARK = re.compile(r"<!-- fields: (\w+) -->")
+_OF_A_CLONE = re.compile(r"<!-- in a clone: begin -->.*?<!-- in a clone: end -->\n*", re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page."""
-    return _MARK.sub(lambda mark: fields(mark[1]), markdown)
+    return _MARK.sub(lambda mark: fields(mark[1]), _OF_A_CLONE.sub("", markdown))
 
 
 def fields(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import re
 import shlex
 import subprocess
@@ -149,6 +150,19 @@ def test_the_reference_has_every_public_name():
     text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^::: dagster_llm_batch[\w.]*\.(\w+)$", text, re.MULTILINE))
     assert set(dagster_llm_batch.__all__) - {"__version__"} <= named
+
+
+def test_what_the_reference_says_of_itself_in_a_clone_is_true_of_every_name_and_is_not_on_the_site():
+    text = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
+    names = re.findall(r"^::: (dagster_llm_batch[\w.]+)$", text, re.MULTILINE)
+    assert len(names) > 60
+    assert [name for name in names if not getattr(pydoc.locate(name), "__doc__", None)] == []
+    assert "dagster_llm_batch.llm_batch_assets" in names
+    assert "python -m pydoc" in text
+    hooks = load_config(str(ROOT / "mkdocs.yml"))["hooks"]
+    [shown] = [module.on_page_markdown(text) for module in hooks.values()]
+    assert "python -m pydoc" not in shown
+    assert "::: dagster_llm_batch.llm_batch_assets" in shown
 
 
 def test_the_site_leads_to_every_page():
