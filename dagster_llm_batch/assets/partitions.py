@@ -6,6 +6,7 @@ at the end names those that failed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ __all__ = ["EachPartition", "each_partition", "materialize_result"]
 
 _T = TypeVar("_T")
 _Told = Callable[[str | None, str], object]
+_PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/@]+@")
 
 
 class EachPartition:
@@ -151,4 +153,5 @@ class _Failures:
 
 
 def _text_of(error: Exception) -> str:
-    return plain_words(f"{type(error).__name__}: {error}")
+    """Return what goes to the ledger, to a check, and from there to people, without the password of an address."""
+    return plain_words(_PASSWORD.sub(r"\1:***@", f"{type(error).__name__}: {error}"))

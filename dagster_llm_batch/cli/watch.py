@@ -65,9 +65,9 @@ def watch_command(
 ) -> None:
     """Watch submissions that are under way: all, or one. With --json one line for each look.
 
-    Says, too, why batches are not sent yet, and where nobody sends or lands: no daemon, the sensor switched off or
-    failing. It only looks: labels are landed by Dagster's sensor, or by a run that you start. Ctrl-C stops watching,
-    and nothing else.
+    Says, too, why batches are not sent yet and labels could not land, and where nobody sends or lands: no daemon, the
+    sensor switched off or failing. It only looks: labels are landed by Dagster's sensor, or by a run that you start.
+    Ctrl-C stops watching, and nothing else.
     """
     if poll and not deployment.has_code:
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
