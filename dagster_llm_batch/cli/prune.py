@@ -17,24 +17,32 @@ __all__ = ["prune_command"]
 @click.command("prune", cls=Command, short_help="Remove stored files that nothing needs any more.")
 @ledger_command
 @click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Days.")
+@click.option(
+    "--raw-older-than",
+    "raw_days",
+    type=click.FloatRange(min=1),
+    help="Days after which requests and raw results go, of labels that landed.  [default: never]",
+)
 @click.option("--delete", is_flag=True, help="Delete. Without it, only show what would go.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def prune_command(deployment: DeploymentAccess, days: float, *, delete: bool, yes: bool, as_json: bool) -> None:
+def prune_command(
+    deployment: DeploymentAccess, days: float, raw_days: float | None, *, delete: bool, yes: bool, as_json: bool
+) -> None:
     """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
     plans and workers left behind. Shows what would go, unless --delete is given.
 
     Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
-    results; and those whose answers they reuse. If the rows, prompt or model of a partition go back to what a pruned
-    submission asked, it is asked, and paid, again.
+    results unless --raw-older-than is given; and those whose answers they reuse. If the rows, prompt or model of a
+    partition go back to what a pruned submission asked, it is asked, and paid, again.
     """
-    older_than = timedelta(days=days)
-    pruning = deployment.engine.prune(older_than)
+    ages = (timedelta(days=days), None if raw_days is None else timedelta(days=raw_days))
+    pruning = deployment.engine.prune(*ages)
     if delete and pruning.files:
         if not as_json:
             _print(deployment, pruning)
         confirm(f"Delete {len(pruning.files):,} files ({pruning.bytes:,} bytes)?", yes=yes)
-        pruning = deployment.engine.prune(older_than, delete=True)
+        pruning = deployment.engine.prune(*ages, delete=True)
         if not as_json:
             click.echo(f"Deleted {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
     elif not as_json:
@@ -47,7 +55,9 @@ def prune_command(deployment: DeploymentAccess, days: float, *, delete: bool, ye
 
 def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     rows: list[list[object]] = []
-    for submission_id, files in pruning.replaced.items():
+    of_submissions = [(one, "replaced") for one in pruning.replaced.items()]
+    of_submissions += [(one, "old requests and raw results") for one in pruning.aged.items()]
+    for (submission_id, files), why in of_submissions:
         submission = deployment.ledger.submission(submission_id)
         size = sum(file.bytes for file in files)
         rows.append(
@@ -58,7 +68,7 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
                 submission.created_at,
                 len(files),
                 size,
-                "replaced",
+                why,
             ]
         )
     if pruning.left_behind:

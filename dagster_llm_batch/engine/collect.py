@@ -36,7 +36,7 @@ from dagster_llm_batch.engine.request_files import (
     packed_ids,
     request_ids,
 )
-from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import CredentialsError, PayloadError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.states import ENDED, Move, ShardState
@@ -258,7 +258,16 @@ class Collector:
         return lost
 
     def read_again(self, shard: Shard, *, needed: bool) -> None:
-        """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed."""
+        """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed.
+
+        Raises PayloadError where it is needed, and the lines are kept no longer: the results would be lost, too.
+        """
+        if needed and shard.raw_path is None and self._lacks_lines(shard) and not self._fetch_again(shard):
+            raise PayloadError(
+                f"The results of shard {shard.shard_id} of '{self._labeling.asset}' have other columns than its "
+                "response now, and its raw results are kept no longer (`prune --raw-older-than`): they cannot be read "
+                "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
+            )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
             self.read(shard)
 

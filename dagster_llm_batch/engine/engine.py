@@ -592,11 +592,15 @@ class Engine:
 
     # tidy up --------------------------------------------------------------------------------------------------------
 
-    def prune(self, older_than: timedelta, *, delete: bool = False) -> Pruning:
+    def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool = False) -> Pruning:
         """Return the stored files that nothing needs any more, by the rule of `prune.py`; remove them with `delete`.
 
+        With `raw_older_than`, requests and raw results of labels that landed longer ago, too: then those results cannot
+        be read again with another parser, once the provider has forgotten them. Labels and their provenance stay.
         Answers of pruned submissions cannot be reused: if their rows and definition come back, they are asked, and
         paid, again.
         """
         clock = self.deployment.clock
-        return Pruner(self.ledger, self.payloads, self.namespace, clock).prune(older_than, delete=delete)
+        return Pruner(self.ledger, self.payloads, self.namespace, clock).prune(
+            older_than, raw_older_than, delete=delete
+        )

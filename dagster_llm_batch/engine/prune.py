@@ -6,10 +6,13 @@
 2. Every other submission is pruned. First an event is added to the ledger, so that no later plan reuses its answers;
    then its requests, raw results, results and manifest are removed. Its row and its events stay. A process that is
    killed in between leaves files that the next call removes.
-3. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago. Results
+3. Where an age is given for them, requests and raw results go of kept submissions, too: of those that were delivered
+   before that, have nothing in flight or waiting for a person, and are no source of an open one. The ledger forgets the
+   places first. What says where a label is from stays: results, lists of rows and of requests, and the ledger.
+4. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago. Results
    are never among those: where such a folder holds some, another ledger writes here, and all such files stay. Files
    that are not at the place and of the name of a submission's file stay, too: people keep others in the same bucket.
-4. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
+5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
    is kept.
 
 Refuses to delete where ledger and payload store do not belong together. Never removes files at the providers.
@@ -19,13 +22,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, RESULTS, beside
+from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, REQUESTS, RESULTS, SO_FAR, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespace_folder, payload_path
@@ -48,6 +52,7 @@ class Pruning:
     """The files that are removed, or would be."""
 
     replaced: Mapping[str, tuple[StoredFile, ...]]  # files of submissions that newer ones replaced, by submission_id
+    aged: Mapping[str, tuple[StoredFile, ...]]  # requests and raw results, likewise, that were kept for long enough
     left_behind: tuple[StoredFile, ...]  # files of plans that were killed
     foreign: tuple[StoredFile, ...]  # files of submissions that this ledger does not know; they stay
     kept: int  # submissions that keep their files
@@ -55,7 +60,8 @@ class Pruning:
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files that are removed."""
-        return (*(file for files in self.replaced.values() for file in files), *self.left_behind)
+        of_submissions = (*self.replaced.values(), *self.aged.values())
+        return (*(file for files in of_submissions for file in files), *self.left_behind)
 
     @property
     def bytes(self) -> int:
@@ -76,15 +82,41 @@ class Pruner:
         self._namespace = namespace
         self._clock = clock
 
-    def prune(self, older_than: timedelta, *, delete: bool) -> Pruning:
+    def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool) -> Pruning:
         """See Engine.prune."""
-        if older_than < _LEFT_BEHIND_AFTER:
-            raise ConfigError(f"Files are pruned after a day at the earliest; got older_than={older_than}.")
+        for name, age in (("older_than", older_than), ("raw_older_than", raw_older_than)):
+            if age is not None and age < _LEFT_BEHIND_AFTER:
+                raise ConfigError(f"Files are pruned after a day at the earliest; got {name}={age}.")
         folders = self._folders()
         # After the files: those of a submission that is planned in between are young, and stay.
         submissions = self._ledger.submissions(self._namespace)
         pruning = self._select(folders, submissions, older_than)
+        if raw_older_than is not None:
+            replaced = pruning.replaced.keys()
+            aged = self._aged(folders, submissions, self._clock() - raw_older_than)
+            pruning = replace(pruning, aged={key: files for key, files in aged if key not in replaced})
         return self._delete(pruning, folders) if delete else pruning
+
+    def _aged(
+        self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], cutoff: datetime
+    ) -> Iterator[tuple[str, tuple[StoredFile, ...]]]:
+        """Yield the submissions whose labels landed before the cutoff, with their requests and raw results."""
+        for submission in submissions:
+            found = tuple(file for file in folders.get(submission.submission_id, ()) if _is_raw(file))
+            if found and self._is_done_with(submission, submissions, cutoff):
+                yield submission.submission_id, found
+
+    def _is_done_with(self, submission: Submission, submissions: Sequence[Submission], cutoff: datetime) -> bool:
+        """Return whether nobody sends or collects more of a submission, and its labels landed before the cutoff."""
+        if not submission.is_settled or submission.delivered_at is None or submission.delivered_at > cutoff:
+            return False
+        # What a source had in flight, and was not answered, an open submission asks from the source's request file.
+        if any(submission.submission_id in other.reused_from and not other.is_settled for other in submissions):
+            return False
+        return all(
+            shard.state is ShardState.COLLECTED and not shard.waits_for_person
+            for shard in self._ledger.shards(submission.submission_id)
+        )
 
     def prune_left_behind(self) -> tuple[StoredFile, ...]:
         """Remove only what killed processes left more than a day ago; return what they, or living ones, left since."""
@@ -137,6 +169,7 @@ class Pruner:
         is_shared = not known or any(file.path.endswith((RAW, RESULTS)) for file in unknown)
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
+            aged={},
             left_behind=(*leftovers, *(() if is_shared else (file for files in stale.values() for file in files))),
             foreign=tuple(unknown) if is_shared else (),
             kept=len(kept),
@@ -165,9 +198,26 @@ class Pruner:
             # A process works on it after all.
             except LeaseError:
                 continue
+        aged = {}
+        for submission_id, files in pruning.aged.items():
+            try:
+                with self._ledger.hold_leases(f"submission:{submission_id}"):
+                    # As it is now: late answers may have come, or a newer submission may need it.
+                    submission, others = self._ledger.submission(submission_id), self._history_of(submission_id)
+                    if self._is_done_with(submission, others, self._clock()):
+                        self._ledger.forget_raw(submission_id, f"{len(files)} files of requests and raw results")
+                        for file in files:
+                            self._payloads.remove(file)
+                        aged[submission_id] = files
+            except LeaseError:
+                continue
         for file in pruning.left_behind:
             self._payloads.remove(file)
-        return replace(pruning, replaced=replaced)
+        return replace(pruning, replaced=replaced, aged=aged)
+
+    def _history_of(self, submission_id: str) -> list[Submission]:
+        submission = self._ledger.submission(submission_id)
+        return self._ledger.history(submission.namespace, submission.asset, submission.partition)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
         """Add the event; return False where a plan has just taken up its answers, so that its files must stay."""
@@ -175,8 +225,7 @@ class Pruner:
         if not is_pruned(self._ledger, submission):
             size = sum(file.bytes for file in files)
             self._ledger.add_event(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
-        history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
-        return submission_id not in _kept(history, self._clock())
+        return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
     def _refuse_another_store(self, folders: Mapping[str, Sequence[StoredFile]]) -> None:
         """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
@@ -188,6 +237,11 @@ class Pruner:
             f"namespace '{self._namespace}'. Is it the store of this ledger? Nothing was deleted."
         )
         raise ConfigError(msg)
+
+
+def _is_raw(file: StoredFile) -> bool:
+    name = PurePosixPath(file.path).name
+    return name.endswith((REQUESTS, RAW, SO_FAR)) or name.startswith("fallback-")
 
 
 def _kept(submissions: Sequence[Submission], cutoff: datetime) -> set[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "IDS",
     "PART",
     "RAW",
+    "REQUESTS",
     "RESULTS",
     "SO_FAR",
     "Lines",

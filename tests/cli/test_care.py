@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
 
 
@@ -190,6 +191,26 @@ def test_prune_shows_and_deletes_only_where_told_and_after_asking(project):
     assert len(project.files()) == len(files) - 5
     assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"succeeded": 3}
     assert "Nothing was deleted.\n" in project.on_file("prune", "--delete").stdout
+
+
+def test_labels_whose_raw_results_are_kept_no_longer_are_as_before_and_doctor_misses_nothing(project):
+    submission_id = project.land()
+    pass_days(project, 40)
+    labeling = dataset_of(project.module()["ticket_labels"]).labeling
+
+    def labels():
+        with project.engine() as engine:
+            return engine.labels(labeling, submission_id, run_id="r", reread=True).labels
+
+    before = labels()
+    document = project.json("prune", "--raw-older-than", "30", "--delete", "--yes")
+    gone = sorted(file[0].rpartition("/")[2] for file in document["aged"][submission_id])
+    assert gone == ["wave-1-0000.raw.jsonl.zst", "wave-1-0000.requests.jsonl.lz4"]
+    project.emulator.inject(WireFault(kind="status", status=404, route="GET /v1/batches/*", times=None))
+    assert labels().equals(before)
+    project.emulator.clear_faults()
+    [stored] = [one for one in project.json("doctor")["findings"] if one["check"] == "stored files"]
+    assert stored["verdict"] == "ok"
 
 
 def test_prune_tells_of_files_that_another_ledger_may_own(project):

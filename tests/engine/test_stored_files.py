@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,14 @@ def test_a_flipped_bit_anywhere_gives_the_same_labels_or_says_that_a_file_is_dam
                 assert "manifest" in path.name, path.name
             path.write_bytes(whole)
     assert len(billed(workspace)) == ROWS
+
+
+def test_results_that_cannot_be_read_again_with_other_columns_are_not_given_up(workspace: Workspace) -> None:
+    definition, submission_id, before = landed(workspace)
+    workspace.engine().ledger.mark_delivered(submission_id)
+    workspace.skipped += timedelta(days=40)
+    assert workspace.engine().prune(timedelta(days=30), timedelta(days=30), delete=True).aged
+    workspace.emulator.inject(GONE)
+    with pytest.raises(PayloadError, match="kept no longer"):
+        workspace.engine().labels(labeling(response=None), submission_id)
+    assert values(workspace.engine().labels(definition, submission_id).labels) == before

@@ -19,6 +19,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
+from dagster_llm_batch.types import Cause
 
 MONTH = timedelta(days=30)
 ENDINGS = {"path": ".requests.jsonl.lz4", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}
@@ -85,8 +86,8 @@ class Store:
         self.clock.pass_seconds(60)
         return submission_id
 
-    def prune(self, older_than=MONTH, delete=True):
-        return Pruner(self.ledger, self.payloads, "prod", self.clock).prune(older_than, delete=delete)
+    def prune(self, older_than=MONTH, raw_older_than=None, delete=True):
+        return Pruner(self.ledger, self.payloads, "prod", self.clock).prune(older_than, raw_older_than, delete=delete)
 
     def files(self):
         return {file.path for file in self.payloads.files("prod")}
@@ -159,6 +160,70 @@ def test_what_landed_less_than_the_given_days_ago_keeps_its_files(store, clock):
     assert store.prune().replaced == {}
     clock.pass_seconds(2 * 24 * 3600)
     assert set(store.prune().replaced) == {old}
+
+
+def raw_and_requests(store, *submission_ids):
+    return {path for path in store.files_of(*submission_ids) if ".raw." in path or ".requests." in path}
+
+
+def test_requests_and_raw_results_go_by_age_and_what_labels_come_from_stays(store, clock):
+    old = store.submit(partition="2026-01-01")
+    spare = store.path(old, "fallback-0123.jsonl.zst")
+    ids = store.path(old, "wave-1-0000.ids.lz4", partition="2026-01-01")
+    store.write(spare)
+    store.write(ids)
+    clock.pass_seconds(29 * 24 * 3600)
+    young = store.submit(partition="2026-01-02")
+    clock.pass_seconds(2 * 24 * 3600)
+    expected = raw_and_requests(store, old) | {spare}
+    found = store.prune(raw_older_than=MONTH, delete=False)
+    assert {file.path for file in found.files} == expected
+    assert store.prune(raw_older_than=MONTH).files == found.files
+    assert {path.rpartition("/")[2] for path in store.files_of(old)} == {
+        "manifest.parquet", "wave-1-0000.results.parquet", "wave-1-0000.ids.lz4",
+    }  # fmt: skip
+    assert len(store.files_of(young)) == 4
+    [shard] = store.ledger.shards(old)
+    assert (shard.raw_path, bool(shard.results_path)) == (None, True)
+    assert [event.kind for event in store.ledger.events(old)][-1] == "raw_pruned"
+    assert not is_pruned(store.ledger, store.ledger.submission(old))
+    assert store.prune(raw_older_than=MONTH).files == ()
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"delivered": False},
+        {"state": ShardState.SUBMITTED, "settled": False, "delivered": False},
+        {"state": ShardState.ENDED, "settled": False, "delivered": False},
+        {"state": ShardState.PLANNED, "settled": False, "delivered": False},
+    ],
+    ids=["not landed", "in flight", "not collected", "planned"],
+)
+def test_requests_and_raw_results_of_what_is_under_way_stay_however_old(store, clock, kept):
+    old = store.submit(**kept)
+    files = store.files_of(old)
+    clock.pass_seconds(400 * 24 * 3600)
+    assert store.prune(raw_older_than=MONTH).files == ()
+    assert store.files_of(old) == files
+
+
+def test_requests_that_an_open_submission_or_a_person_may_ask_again_stay(store, clock):
+    source, waiting = store.submit(), store.submit(partition="2026-01-02")
+    store.submit(reused_from=(source,), state=ShardState.SUBMITTED, settled=False, delivered=False)
+    [shard] = store.ledger.shards(waiting)
+    store.ledger.set_cause([shard.shard_id], Cause.CANCELED, ShardState.COLLECTED)
+    clock.pass_seconds(400 * 24 * 3600)
+    assert store.prune(raw_older_than=MONTH).aged == {}
+
+
+def test_a_killed_prune_of_raw_results_is_gone_on_with(store, clock):
+    old = store.submit()
+    clock.pass_seconds(31 * 24 * 3600)
+    store.ledger.forget_raw(old, "and then it was killed")
+    assert {file.path for file in store.prune(raw_older_than=MONTH).files} == {
+        store.path(old, "wave-1-0000.raw.jsonl.zst"), store.path(old, "wave-1-0000.requests.jsonl.lz4"),
+    }  # fmt: skip
 
 
 def test_those_whose_answers_a_kept_one_reuses_keep_their_files_through_any_number_of_steps(store, clock):

@@ -396,6 +396,14 @@ class Ledger(LedgerQueries):
                 events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
                 insert_events(connection, self._clock, *events)
 
+    def forget_raw(self, submission_id: str, detail: str) -> None:
+        """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""
+        with self._database.write() as connection:
+            get_submission(connection, submission_id, lock=True)
+            mine = (SHARD.c.submission_id == submission_id) & SHARD.c.raw_path.is_not(None)
+            if connection.execute(sa.update(SHARD).where(mine).values(raw_path=None)).rowcount:
+                insert_events(connection, self._clock, event_row(submission_id, "raw_pruned", detail=detail))
+
     # --- what was erased ---
 
     def add_tombstones(self, tombstones: Sequence[Tombstone]) -> None:

@@ -1,0 +1,113 @@
+"""Of an erased row nothing is left at any vendor, in flight or ended, and other rows keep their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import boto3
+import polars as pl
+import pytest
+import requests
+
+from dagster_llm_batch.errors import ProviderError
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows, servers
+from tests.faults.vendors import BUCKET, VENDORS, Vendor
+
+SECRET = "Ines Quispe of 7 Rua do Ouro"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Servers]:
+    with servers() as both:
+        yield both
+
+
+@pytest.fixture(params=VENDORS, ids=lambda vendor: vendor.name)
+def workspace(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
+    vendor: Vendor = request.param
+    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
+        yield workspace
+
+
+def stored_here(workspace: VendorWorkspace) -> str:
+    """All that payload store and ledger hold, unpacked."""
+    payloads = workspace.engine().payloads
+    found = [path.read_bytes().decode("latin-1") for path in workspace.folder.glob("ledger.sqlite*")]
+    for file in payloads.files("faults"):
+        assert payloads.is_whole(file.path)
+        if file.path.endswith(".parquet"):
+            found.append(json.dumps(payloads.read_table(file.path).to_pylist(), default=str))
+        else:
+            with payloads.reader(file.path) as stream:
+                found.append(stream.read().decode("latin-1"))
+    return "\n".join(found)
+
+
+def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) -> str:
+    """All that the vendor, or the user's bucket, gives to somebody who asks for it."""
+    provider: Any = workspace.provider
+    found: list[bytes] = []
+    with suppress(ProviderError):
+        found += provider.fetch(batch_id)
+    name = workspace.vendor.name
+    if name == "command":
+        found += [path.read_bytes() for path in (workspace.folder / "jobs").rglob("*") if path.is_file()]
+    elif name == "openai":
+        files = provider._client(retries=0).files
+        found += [files.content(file.id).read() for file in files.list()]
+    elif name == "anthropic":
+        # Nobody is given its requests back, but where the batch is, they are.
+        listed = provider._client(retries=0).messages.batches.list()
+        found += [SECRET.encode() for batch in listed if batch.id == batch_id]
+    elif name == "gemini":
+        found.append(json.dumps(list(provider._api.pages("batches", "list", ("operations", "batches")))).encode())
+    elif name == "bedrock":
+        keys = {"aws_access_key_id": DEFAULT_KEY, "aws_secret_access_key": "x", "region_name": "us-east-1"}
+        s3 = boto3.client("s3", endpoint_url=running.s3_url, **keys)
+        objects = s3.list_objects_v2(Bucket=BUCKET, Prefix=f"{workspace.folder.name}/").get("Contents", ())
+        found += [s3.get_object(Bucket=BUCKET, Key=item["Key"])["Body"].read() for item in objects]
+    else:
+        address = f"{running.gcs_url}/storage/v1/b/{BUCKET}/o"
+        listed = requests.get(address, params={"prefix": f"{workspace.folder.name}/"}, timeout=10).json()
+        found += [requests.get(item["mediaLink"], timeout=10).content for item in listed.get("items", ())]
+    return b"\n".join(found).decode("latin-1")
+
+
+def finish(workspace: VendorWorkspace, submission_id: str) -> None:
+    while not workspace.engine().advance(workspace.definition, submission_id).is_settled:
+        workspace.settle()
+
+
+@pytest.mark.parametrize("when", ["ended", "in flight"])
+def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, running: Servers, when: str) -> None:
+    frame = rows().with_columns(
+        text=pl.when(pl.col("id") == "t5").then(pl.lit(SECRET)).otherwise(pl.col("text")),
+    )
+    engine = workspace.engine()
+    submission_id = engine.plan(workspace.definition, frame).submission_id
+    engine.submit(workspace.definition, submission_id)
+    [shard] = engine.ledger.shards(submission_id)
+    if when == "ended":
+        finish(workspace, submission_id)
+        assert SECRET in stored_here(workspace)
+        # What travels in the create call of Gemini, nobody is given back.
+        assert workspace.vendor.name == "gemini" or SECRET in stored_there(workspace, running, shard.batch_id or "")
+    eraser = workspace.engine().eraser
+    eraser.add("labels", ["t5"], None)
+    assert bool(eraser.erase("labels")) == (when == "in flight")
+    if when == "ended":
+        assert [one.left for one in eraser.erase_there("labels")] == [None]
+    else:
+        finish(workspace, submission_id)
+    assert eraser.erase_there("labels") == []
+    assert SECRET not in stored_here(workspace)
+    assert SECRET not in stored_there(workspace, running, shard.batch_id or "")
+    labeled = workspace.engine().labels(workspace.definition, submission_id)
+    keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
+    assert sorted(keys) == sorted(set(frame["id"]) - {"t5"})
+    assert workspace.engine().ledger.submission(submission_id).rows == ROWS - 1
