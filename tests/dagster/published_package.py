@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "requirements" / "dev.txt"
+SHARE = f"{sys.executable} {ROOT / 'tests' / 'byte_code.py'}"
+"""The command that spares a new environment, named behind it, from compiling what is compiled here."""
 
 
 def uv() -> str:

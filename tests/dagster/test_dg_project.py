@@ -12,7 +12,7 @@ import time
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
 from markdown_it import MarkdownIt
-from published_package import CONSTRAINTS, ROOT, built, environment, uv
+from published_package import CONSTRAINTS, ROOT, SHARE, built, environment, uv
 
 PAGE = ROOT / "docs" / "how-to" / "components.md"
 TYPE = "dagster_llm_batch.LLMBatchComponent"
@@ -68,6 +68,7 @@ def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and
     shell(uv(), "venv", "--quiet", "--python", sys.executable, str(venv))
     tools = ("create-dagster", "dagster-dg-cli", "dagster-webserver")
     shell(uv(), "pip", "install", "--quiet", "--constraint", str(CONSTRAINTS), *tools, str(wheel))
+    shell(*SHARE.split(), str(venv))
     *steps, last = commands()
     said = {step: shell(*shlex.split(step)) for step in steps}
     # what `uv add` asks of the project, which is not run here: it would resolve anew what is pinned

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
 from markdown_it import MarkdownIt
-from published_package import CONSTRAINTS, ROOT, built, environment, uv
+from published_package import CONSTRAINTS, ROOT, SHARE, built, environment, uv
 from test_live import Reader
 
 from tests import browser
@@ -29,7 +29,10 @@ MISTAKES = browser.Page(
 """The picture of the README. `DLB_WRITE_IMAGES=1` puts it into docs/images, where the others are of the example."""
 README, START = ROOT / "README.md", ROOT / "docs" / "start.md"
 SHIMS = """
-pip() {{ {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"; }}
+pip() {{
+  {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"
+  {share} "$VIRTUAL_ENV"
+}}
 dagster() {{ if [ "$1" = dev ]; then command dagster "$@" -h 127.0.0.1 -p {port}; else command dagster "$@"; fi; }}
 """
 
@@ -70,7 +73,7 @@ def shell(page: Path, tmp_path: Path, script: list[str]) -> Iterator[DagsterDev]
     for _, title, text in blocks(page):
         if title:
             folder.joinpath(title).write_text(text, encoding="utf-8")
-    shims = SHIMS.format(uv=uv(), dist=tmp_path / "dist", pins=CONSTRAINTS, port=port)
+    shims = SHIMS.format(uv=uv(), dist=tmp_path / "dist", pins=CONSTRAINTS, share=SHARE, port=port)
     text = "\n".join(["set -eumx", shims, *script])
     text = text.replace("./dagster-llm-batch[", "dagster-llm-batch[").replace("8700", emulated)
     text = text.replace("touch home/dagster.yaml", f"cp {tmp_path}/ignored/dagster.yaml home/")  # no welcome dialog

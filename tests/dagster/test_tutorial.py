@@ -10,11 +10,11 @@ import zipfile
 import pytest
 from dagster_dev import DagsterDev, free_port, marked, process
 from markdown_it import MarkdownIt
-from published_package import CONSTRAINTS, ROOT, built, environment, uv
+from published_package import CONSTRAINTS, ROOT, SHARE, built, environment, uv
 from test_live import Reader
 
 PAGE = ROOT / "docs" / "tutorial.md"
-PIP = 'pip() {{ {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"; }}'
+PIP = 'pip() {{ {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"; {share} "$VIRTUAL_ENV"; }}'
 """Stands in for pip: the same words, pinned versions, this package from `dist`, and much faster."""
 START_SENSOR = """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename } }"""
 RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"""
@@ -35,7 +35,7 @@ def test_the_tutorial_works_word_by_word_with_the_built_wheel_in_a_new_environme
     files = {found[1]: text for info, text in blocks("python") if (found := re.search(r'title="(.+?)"', info))}
     for name, text in files.items():
         tmp_path.joinpath(name).write_text(text, encoding="utf-8")
-    pip = PIP.format(uv=uv(), dist=tmp_path / "dist", pins=CONSTRAINTS)
+    pip = PIP.format(uv=uv(), dist=tmp_path / "dist", pins=CONSTRAINTS, share=SHARE)
     copied = " ".join(shlex.quote(str(tmp_path / name)) for name in files)
     quiet = "cp ../home/dagster.yaml home/"
     script = "\n".join(["set -eux", pip, set_up, f"cp {copied} .", quiet, send, land, "env > ../environment"])

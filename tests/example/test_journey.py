@@ -34,25 +34,6 @@ def example(home, **settings):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_labels_and_evaluation_land_and_a_second_run_pays_for_nothing_again(tmp_path):
-    first = example(tmp_path)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "24 requests sent" in first.stdout
-    labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
-    rejects = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment_rejects" / "*.parquet")
-    assert len(labels) + len(rejects) == 12
-    assert set(labels["llm_model"]) == {"smollm2"}
-    evaluation = pl.read_parquet(tmp_path / "tables" / "sentiment_eval.parquet")
-    assert evaluation.select("candidate", "n_gold").rows() == [("tweet_sentiment", 12), ("tweet_sentiment_lexicon", 12)]
-    assert "it ran on this machine" in first.stdout
-
-    second = example(tmp_path)
-    assert second.returncode == 0, second.stdout + second.stderr
-    assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_one(tmp_path):
     with Emulator(pace=0.1) as emulator:
         settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
@@ -62,6 +43,8 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
         answered = [done.custom_id for done in emulator.books.executions if done.billed]
     assert len(answered) == len(set(answered)) == 12
     assert "in real time" in done.stdout
+    assert "Starting Dagster" in done.stdout  # its own, which ends with it
+    assert not tmp_path.joinpath("dagster.json").exists()
     labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
     assert set(labels["llm_provider"]) == {"openai"}
     assert set(labels["llm_batch_id"]) == {batch.id}
@@ -97,15 +80,31 @@ def wait_until_nothing_is_left_of(group):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_an_interrupt_stops_dagster_and_all_its_processes_those_of_a_killed_example_before(tmp_path):
+def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_interrupt_leaves_no_process(tmp_path):
+    """One journey, as each start of a Dagster takes half a minute. Of a killed example none is left either."""
     with ui(tmp_path) as (killed, orphans):
+        first = example(tmp_path)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert "Starting Dagster" not in first.stdout
+        assert "24 requests sent" in first.stdout
+        labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
+        rejects = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment_rejects" / "*.parquet")
+        assert len(labels) + len(rejects) == 12
+        assert set(labels["llm_model"]) == {"smollm2"}
+        evaluation = pl.read_parquet(tmp_path / "tables" / "sentiment_eval.parquet")
+        told = evaluation.select("candidate", "n_gold").rows()
+        assert told == [("tweet_sentiment", 12), ("tweet_sentiment_lexicon", 12)]
+        assert "it ran on this machine" in first.stdout
         killed.kill()
         killed.wait()
     with ui(tmp_path) as (process, group):
         wait_until_nothing_is_left_of(orphans)
+        second = example(tmp_path)
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=120)
-    assert "Dagster is stopped" in told
+        _, said = process.communicate(timeout=120)
+    assert "Dagster is stopped" in said
     assert process.returncode == 130
     assert not tmp_path.joinpath("dagster.json").exists()
     wait_until_nothing_is_left_of(group)
