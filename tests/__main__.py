@@ -1,7 +1,7 @@
 """`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, these and the pure tests on the machine's other Pythons, the
-                            fast tests on the built wheel, slow tests, small engines
+python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, the pure ones on
+                            the machine's other Pythons, some on the lowest versions, small engines
 python3 -m tests quick      style, types, imports and the pure rooms on this Python: minutes less than all
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 
@@ -35,6 +35,12 @@ LOWEST_VENV = ROOT / ".venv-lowest"
 REQUIREMENTS = ROOT / "requirements"
 PURE = ("tests/core", "tests/metrics", "tests/test_imports.py")
 """Tests without a database, a Dagster or a server."""
+_SAME_ON_EACH_PYTHON = (
+    "tests/core/test_dedupe.py",
+    "tests/metrics/test_plots.py",
+    "tests/metrics/test_timeline_plots.py",
+)
+"""Of these, a third of the time: arrays and pictures, which numpy and matplotlib make."""
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
 # Beside another step, on two cores: half of what the fast and the slow tests do is to wait, the pure ones never do. A
 # worker that has nothing left takes half of what the busiest still has.
@@ -260,7 +266,8 @@ def _on_python(version: str, base: Path) -> bool:
         return False
     # Ruff and the import contracts read text, and say the same on each.
     well_typed = version != ".".join(map(str, bootstrap.OLDEST)) or _types(python)
-    return _run(*PYTEST, *PURE_AT_ONCE, *PURE, python=python) and well_typed
+    ignored = [f"--ignore={path}" for path in _SAME_ON_EACH_PYTHON]
+    return _run(*PYTEST, *PURE_AT_ONCE, *ignored, *PURE, python=python) and well_typed
 
 
 def _style(python: Path) -> bool:

@@ -14,9 +14,12 @@ from pathlib import Path
 
 
 def share_byte_code(venv: Path) -> None:
-    """Link it beside the same files in `venv`. One with another Python, or other packages, stays as it is."""
+    """Link it beside the same files in `venv`. One with another Python, or on another disk, stays as it is."""
     ours = Path(sysconfig.get_path("purelib"))
     theirs = venv / ours.relative_to(sys.prefix)
+    # To another disk the packages were copied, and have times of their own.
+    if not theirs.is_dir() or theirs.stat().st_dev != ours.stat().st_dev:
+        return
     for compiled in ours.rglob("__pycache__"):
         beside = theirs / compiled.relative_to(ours)
         if beside.parent.is_dir() and not beside.exists():
