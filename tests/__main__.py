@@ -1,7 +1,7 @@
 """`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, the pure ones on
-                            the machine's other Pythons, some on the lowest versions, small engines
+python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, the pure
+                            ones on the machine's other Pythons, some on the lowest versions, small engines
 python3 -m tests quick      style, types, imports and the pure rooms on this Python: minutes less than all
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 
