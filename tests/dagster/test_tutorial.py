@@ -14,7 +14,10 @@ from published_package import CONSTRAINTS, ROOT, SHARE, built, environment, uv
 from test_live import Reader
 
 PAGE = ROOT / "docs" / "tutorial.md"
-PIP = 'pip() {{ {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"; {share} "$VIRTUAL_ENV"; }}'
+PIP = """pip() {{
+  {uv} pip --quiet --no-config $1 --find-links {dist} --constraint {pins} "${{@:2}}"
+  {share} "$VIRTUAL_ENV"
+}}"""
 """Stands in for pip: the same words, pinned versions, this package from `dist`, and much faster."""
 START_SENSOR = """mutation($selector: SensorSelector!) { startSensor(sensorSelector: $selector) { __typename } }"""
 RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name) { __typename } }"""

@@ -17,9 +17,7 @@ from dagster_llm_batch.testing.emulator import (
     Emulator,
     RowFault,
     VendorLimits,
-    WireFault,
     local_s3,
-    lost_create_reply,
 )
 
 CREATE = "POST /bedrock/model-invocation-job"
@@ -65,23 +63,6 @@ def test_rows_become_labels_at_half_the_price(workspace: Workspace) -> None:
     assert set(labels["llm_price_basis"].to_pylist()) == {"rule:half"}
     assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
     assert submission.realtime_usd == 2 * submission.cost_usd
-
-
-@pytest.mark.parametrize("how", ["500", "close", "hang"])
-def test_a_lost_reply_to_a_create_makes_no_second_job(workspace: Workspace, how: str) -> None:
-    workspace.emulator.inject(lost_create_reply(how, route=CREATE))
-    go_on(workspace)
-
-
-def test_a_create_that_never_arrived_is_made_in_the_end(workspace: Workspace) -> None:
-    workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=503))
-    go_on(workspace)
-
-
-def test_a_full_queue_is_waited_for(workspace: Workspace) -> None:
-    busy = {"kind": "status", "route": CREATE, "status": 400, "code": "ServiceQuotaExceededException"}
-    workspace.emulator.inject(WireFault(**busy, times=5))
-    go_on(workspace)
 
 
 def test_a_job_that_expires_pays_for_what_ran_once_and_sends_the_rest_again(workspace: Workspace, s3_url: str) -> None:

@@ -16,6 +16,8 @@ from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault, lo
 VERTEX_JOBS = "POST /vertex/*/batchPredictionJobs"
 CREATES = {"vertex": VERTEX_JOBS, "tables": VERTEX_JOBS, "gemini": "POST /gemini/*:batchGenerateContent"}
 BATCHES = 3
+# What faults do at Vertex AI with files, and at the Gemini API, is in tests/faults/table.py as of all vendors.
+in_tables = pytest.mark.parametrize("kind", ["tables"])
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,7 @@ def test_rows_become_labels_with_their_batch_price(workspace: Workspace, kind: s
     assert set(labels["topic"].to_pylist()) <= {"billing", "bug", "how_to"}
 
 
+@in_tables
 def test_rows_that_can_succeed_are_sent_again_and_others_are_not(workspace: Workspace, kind: str) -> None:
     workspace.emulator.inject(
         RowFault(containing="number 1?", status_code=503, times=1), RowFault(containing="number 2?")
@@ -75,12 +78,14 @@ def test_rows_that_can_succeed_are_sent_again_and_others_are_not(workspace: Work
     assert len(workspace.emulator.books.batches) == BATCHES + 1
 
 
+@in_tables
 @pytest.mark.parametrize("how", ["500", "close", "hang"])
 def test_a_lost_reply_to_a_create_makes_no_second_batch(workspace: Workspace, kind: str, how: str) -> None:
     workspace.emulator.inject(lost_create_reply(how, route=CREATES[kind]))
     go_on(workspace, kind)
 
 
+@in_tables
 def test_a_create_that_never_arrived_is_made_in_the_end(workspace: Workspace, kind: str) -> None:
     workspace.emulator.inject(WireFault(kind="status", route=CREATES[kind], status=503))
     go_on(workspace, kind)

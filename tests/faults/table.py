@@ -275,6 +275,12 @@ FAULTS = (
     ),
     Fault("connection closed", every_call(kind="close"), but=NO_NETWORK),
     Fault("connection hangs", every_call(kind="hang"), timeout_seconds=0.5, but=NO_NETWORK),
+    Fault(
+        "a create's reply never comes",
+        lambda vendor: [WireFault(kind="hang", route=vendor.create, when="after")],
+        timeout_seconds=0.5,
+        but=NO_NETWORK,
+    ),
     Fault("slow", every_call(kind="slow", seconds=0.02, chunk_bytes=1_000), but=NO_NETWORK),
     # downloads
     Fault("download cut, length known", at_download({"kind": "cut", "framing": "length"}), but=LOCAL_FILE),
