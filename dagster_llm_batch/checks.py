@@ -32,14 +32,16 @@ __all__ = [
     "evaluations",
     "sent_spec",
     "sent_verdict",
-    "unjudged",
+    "unjudged_evaluations",
     "verdicts",
 ]
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
 
 NOT_JUDGED = "llm_batch/not_judged"
-"""Metadata of an evaluation that repeats the last one, since its run had nothing to judge: it is no news."""
+"""Metadata of an evaluation whose run had nothing to judge, and why it is as it is: it is no news."""
+
+_EMPTY = "nothing has landed"
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -195,6 +197,8 @@ def evaluations(
     verdicts: Sequence[CheckOutcome],
     asset: dg.AssetKey,
     partition: str | None,
+    *,
+    may_block: bool = True,
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Yield verdicts on one partition of a run over several; its materialization must be stored already."""
     if not verdicts:
@@ -212,12 +216,12 @@ def evaluations(
             severity=verdict.severity,
             description=verdict.description,
             target_materialization_data=target,
-            blocking=blocking[verdict.name],
+            blocking=may_block and blocking[verdict.name],
             partition=partition,
         )
 
 
-def unjudged(
+def unjudged_evaluations(
     context: dg.AssetExecutionContext, partition: str | None, reason: str, *, failed: bool = False
 ) -> Iterator[dg.AssetCheckEvaluation]:
     """Yield an end for each check that Dagster has planned on a partition of which this run landed nothing.
@@ -225,23 +229,27 @@ def unjudged(
     The last verdict stands, since the last labels do; where there is none, the check passes: there is nothing to miss.
     Where the run `failed` on the partition, the first check of each asset fails with the reason.
     """
-    told: set[dg.AssetKey] = set()
+    first: dict[dg.AssetKey, str] = {}
     for spec in context.assets_def.check_specs:
         if spec.key not in context.selected_asset_check_keys:
             continue
-        is_first = spec.asset_key not in told
-        told.add(spec.asset_key)
+        is_first = spec.asset_key not in first
+        main = first.setdefault(spec.asset_key, spec.name)
         last = last_evaluation(context.instance, spec.key, partition)
-        is_news = failed and is_first
-        yield dg.AssetCheckEvaluation(
-            asset_key=spec.asset_key,
-            check_name=spec.name,
-            passed=not is_news and (last is None or last.passed),
-            metadata={} if is_news else {**(last.metadata if last else {}), NOT_JUDGED: True},
-            severity=_ERROR if is_news or last is None else last.severity,
-            description=reason if is_news or last is None else last.description,
-            target_materialization_data=check_target(context.instance, spec.asset_key, partition),
-            # Dagster fails the run for one that blocks: but nothing of this run is there to be held back.
-            blocking=False,
-            partition=partition,
-        )
+        if failed and is_first:
+            outcome = CheckOutcome(spec.name, passed=False, severity=_ERROR, description=reason, metadata={})
+        elif last is not None and not _is_empty(last):
+            metadata = {**last.metadata, NOT_JUDGED: "the last verdict stands"}
+            outcome = CheckOutcome(spec.name, last.passed, last.severity, last.description or "", metadata)
+        else:
+            text = f"Nothing has landed; the check {main} says why." if failed else reason
+            outcome = CheckOutcome(
+                spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: _EMPTY}
+            )
+        # Nothing of this run is there to be held back, and Dagster fails a run for a verdict that blocks.
+        yield from evaluations(context, [spec], [outcome], spec.asset_key, partition, may_block=False)
+
+
+def _is_empty(evaluation: dg.AssetCheckEvaluation) -> bool:
+    """Return whether it says only that nothing had landed."""
+    return NOT_JUDGED in evaluation.metadata and evaluation.metadata[NOT_JUDGED].value == _EMPTY

@@ -15,7 +15,7 @@ import pyarrow as pa
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
-from dagster_llm_batch.checks import check_specs, unjudged, verdicts
+from dagster_llm_batch.checks import check_specs, unjudged_evaluations, verdicts
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.status import advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
@@ -179,7 +179,7 @@ class _Landing:
     ) -> Iterator[Any]:
         """Yield what is seen of a partition whose labels cannot land yet."""
         yield from progress_observations(context.instance, self._dataset.key, partition, metadata)
-        yield from unjudged(context, partition, f"Nothing has landed yet: {text}.")
+        yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {text}.")
 
     def _store(
         self,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch.checks import CheckOutcome, evaluations, unjudged
+from dagster_llm_batch.checks import CheckOutcome, evaluations, unjudged_evaluations
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 
@@ -127,7 +127,9 @@ class _Failures:
         """Yield verdicts for the checks that Dagster has planned on them, and that would have none."""
         run = short_run(self._context.run.run_id)
         for partition, error in self._errors.items():
-            yield from unjudged(self._context, partition, f"Run {run} failed: {_text_of(error)}", failed=True)
+            yield from unjudged_evaluations(
+                self._context, partition, f"Run {run} failed: {_text_of(error)}", failed=True
+            )
 
     def raise_if_any(self) -> None:
         """Raise one dg.Failure for all of them. Dagster marks the partitions that did not land as failed.

@@ -142,6 +142,8 @@ def test_every_check_that_dagster_has_planned_on_a_landing_ends(make, emulator, 
     if bad:
         [text] = {told.description for _, status, told in check_records(location, "coverage") if status == "FAILED"}
         assert text == f"Run {result.run_id[:8]} failed: OSError: No space left on device"
+        others = {told.description for partition, _, told in check_records(location, "spend") if partition in bad}
+        assert others == {"Nothing has landed; the check coverage says why."}
         assert bad & {*location.landed()} == set()
 
 
