@@ -194,6 +194,8 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
 
     How far it is stands in observations: here it would say "0 of 200 requests done" for ever.
     """
+    from dagster_llm_batch.core.price_book import book_text  # noqa: PLC0415 - the book takes a while to load
+
     submission = status.submission
     return {
         "llm_batch/batches_when_sent": states_text(status),
@@ -206,6 +208,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
         **_usd("estimated_cost_usd", submission.estimated_usd),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
+        "llm_batch/price_book": book_text(submission.created_at.date()),
         "llm_batch/model": labeling.model,
         "llm_batch/prompt_version": labeling.prompt_version,
         "llm_batch/prompt": dg.MetadataValue.md(_prompt_markdown(labeling)),

@@ -139,6 +139,9 @@ class DeploymentAccess:
         if self.missing_ledger_file is None:
             return self._engine
         # A plan leaves nothing behind: where nothing was submitted yet, it works on a ledger that is thrown away.
+        if self.resource.fetched_prices:
+            # The store aside has no book.
+            use_fetched_book(self.payloads)
         folder = self._stack.enter_context(TemporaryDirectory())
         aside = {"ledger_url": f"sqlite:///{folder}/ledger.sqlite", "payload_root": folder}
         engine = self.resource.model_copy(update=aside).engine()

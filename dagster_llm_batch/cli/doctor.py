@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
-from importlib.metadata import version
 from time import monotonic
 
 import click
@@ -19,8 +18,10 @@ from rich.text import Text
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
-from dagster_llm_batch.core.price_book import newest_price_change
+from dagster_llm_batch.cli.prices import OLD_BOOK
+from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import advise_on_doubt, advise_on_overdue, cause_text, retry_command
 from dagster_llm_batch.engine.submit import orphans
@@ -113,7 +114,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _stranded(deployment.engine)
         yield from _left(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
-    yield _prices()
+    yield _tried("price book", partial(_prices, deployment))
 
 
 def _tried(check: str, look: Callable[[], Finding]) -> Finding:
@@ -354,12 +355,21 @@ def _since(then: datetime | None, now: datetime) -> timedelta:
     return timedelta() if then is None else now - then
 
 
-def _prices() -> Finding:
-    today = utc_now().date()
-    changed = newest_price_change(today)
-    book = f"genai-prices {version('genai-prices')}"
-    if changed is None or today - changed > _OLD_PRICES:
-        state = f"{book} knows of no price change since {changed or 'its beginning'}"
-        return Finding("price book", Verdict.WARNING, state, "Upgrade it: pip install --upgrade genai-prices")
-    state = f"{book}; the newest price change in it is of {changed}, {age(today - changed)} ago"
-    return Finding("price book", Verdict.OK, state)
+def _prices(deployment: DeploymentAccess) -> Finding:
+    now = utc_now()
+    if deployment.has_code and deployment.resource.fetched_prices:
+        use_fetched_book(deployment.payloads)
+        if (at := fetched_at()) is None:
+            then = "Fetch one: dagster-llm-batch prices --fetch. Until then the bundled book holds."
+            return Finding("price book", Verdict.WARNING, "fetched_prices is set, and none was fetched", then)
+        state = f"{book_text(now.date())}, {age(now - at)} old"
+        if now - at > OLD_BOOK:
+            then = "Fetch it again: dagster-llm-batch prices --fetch"
+            return Finding("price book", Verdict.WARNING, state, then)
+        return Finding("price book", Verdict.OK, state)
+    changed = newest_price_change(now.date())
+    state = book_text(now.date())
+    if changed is None or now.date() - changed > _OLD_PRICES:
+        then = "Upgrade it: pip install --upgrade genai-prices; or see `dagster-llm-batch prices --help`"
+        return Finding("price book", Verdict.WARNING, state, then)
+    return Finding("price book", Verdict.OK, f"{state}, {age(now.date() - changed)} ago")

@@ -12,6 +12,7 @@ from dagster_llm_batch.cli.emulate import emulate_command
 from dagster_llm_batch.cli.erase import erase_command
 from dagster_llm_batch.cli.export import export_command
 from dagster_llm_batch.cli.plan import plan_command
+from dagster_llm_batch.cli.prices import prices_command
 from dagster_llm_batch.cli.prune import prune_command
 from dagster_llm_batch.cli.submissions import list_command, show_command
 from dagster_llm_batch.cli.watch import watch_command
@@ -43,6 +44,7 @@ for _command in (
     rename_command,
     retry_command,
     export_command,
+    prices_command,
     prune_command,
     erase_command,
     doctor_command,

@@ -1,40 +1,51 @@
 """Price lists by the price book, `genai-prices`: bundled, offline.
 
 A model has one list of standard prices, and one for each context that the book knows, as {"processing": "batch"} or
-{"service_tier": "flex"}. The book carries no date of its own; how new it is shows in the dates from which its prices
-hold.
+{"service_tier": "flex"}. The bundled book carries no date of its own; how new it is shows in the dates from which its
+prices hold. A book that was fetched since (`fetched_book`) says when.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cache, cached_property, lru_cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import genai_prices
-from genai_prices.data_snapshot import get_snapshot
+from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, Tier, TieredPrices
 
 from dagster_llm_batch.core.pricing import PerToken, Rate, UnpricedError
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
 __all__ = [
+    "BOOK_FILE",
     "Book",
     "OwnPrices",
     "PriceList",
     "Terms",
+    "book_text",
     "context_of",
+    "fetched_at",
+    "fetched_book",
     "models_of",
     "newest_price_change",
     "price_list_of",
+    "use_book",
 ]
 
 PLACE = "/"
 """Between the id of a provider in the price book and the place where it answers, as in "google/regional"."""
+
+BOOK_FILE = "price-book.json"
+"""Where a payload store has the book that was fetched last."""
 
 _MILLION = 1_000_000
 
@@ -72,6 +83,53 @@ def newest_price_change(today: date) -> date | None:
     )
     days = (dated.start_date for dated in constraints if isinstance(dated, StartDateConstraint))
     return max((day for day in days if day <= today), default=None)
+
+
+def fetched_book(published: bytes, at: datetime) -> bytes:
+    """Return the book that genai-prices publishes, with when it was fetched, to be stored. Raises ConfigError."""
+    book = json.dumps({"fetched_at": at.isoformat(), "providers": _json_of(published)}).encode()
+    _snapshot_of(book)
+    return book
+
+
+def use_book(book: bytes) -> None:
+    """Take prices from a book that was fetched, in this process. Raises ConfigError where it is none."""
+    set_custom_snapshot(_snapshot_of(book))
+
+
+def fetched_at() -> datetime | None:
+    """Return when the book in use was fetched; None for the bundled one."""
+    snapshot = get_snapshot()
+    return snapshot.timestamp if snapshot.from_auto_update else None
+
+
+def book_text(today: date) -> str:
+    """Name the book in use, and how new it is."""
+    at, changed = fetched_at(), newest_price_change(today)
+    which = f"genai-prices {version('genai-prices')}" if at is None else f"genai-prices, fetched on {at:%Y-%m-%d}"
+    return which if changed is None else f"{which}; the newest price change in it is of {changed}"
+
+
+def _json_of(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"This is no price book: {error}. Fetch it again: dagster-llm-batch prices --fetch") from None
+
+
+def _snapshot_of(book: bytes) -> DataSnapshot:
+    # The library has this for its own updater alone, which keeps what it fetches in memory.
+    from genai_prices.types import _providers_from_raw  # noqa: PLC0415
+
+    read = _json_of(book)
+    try:
+        providers = _providers_from_raw(read["providers"])
+        return DataSnapshot(providers, from_auto_update=True, timestamp=datetime.fromisoformat(read["fetched_at"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"This is no price book that genai-prices {version('genai-prices')} can read: {str(error)[:200]} Upgrade "
+            "it (pip install --upgrade genai-prices), or do without: the bundled book holds."
+        ) from None
 
 
 def context_of(provider: str, model: str) -> int | None:

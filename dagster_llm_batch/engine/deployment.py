@@ -14,7 +14,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.identity import configuration_fingerprint
@@ -151,6 +151,8 @@ class Deployment:
         budgets: Limits on what all submissions of a period may cost together.
         queue_limits: By the name of a provider: how much may be in its queue at once.
         overdue_after: How long a batch may take before a person is told. None: the vendor's window and half of it more.
+        fetched_prices: Whether prices are those of the book that `dagster-llm-batch prices --fetch` stored, where it
+            did. Without, nothing but the bundled book is looked at.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
@@ -172,6 +174,7 @@ class Deployment:
     budgets: Sequence[Budget] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     overdue_after: timedelta | None = None
+    fetched_prices: bool = False
     transfers_at_once: int = 4
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
@@ -250,7 +253,8 @@ class Deployment:
         book = self.provider(labeling.provider).price_book
         if book is None and labeling.spend.price is None:
             return _free
-        return partial(tariff, book or "", labeling.spec.model, self.clock(), labeling.spend.price)
+        about = (book or "", labeling.spec.model, self.clock(), labeling.spend.price)
+        return partial(_tariff_of_fetched, self.payloads, *about) if self.fetched_prices else partial(tariff, *about)
 
     def context_tokens(self, labeling: Labeling) -> int | None:
         """Return how many tokens the model takes in all, or None where the price book does not say."""
@@ -316,6 +320,30 @@ def _window_of(provider: Provider) -> timedelta:
         return provider.window
     except Exception:  # noqa: BLE001 - it cannot be made, or is the user's own; that is told where it is used
         return DEFAULT_WINDOW
+
+
+def _tariff_of_fetched(payloads: PayloadStore, *about: Any) -> Tariff:
+    """Return a tariff by the price book that was fetched; see `tariff`. Also in a worker, which has no deployment."""
+    use_fetched_book(payloads)
+    return tariff(*about)
+
+
+# When this process read which store's book.
+_BOOKS_READ: dict[str, float] = {}
+_BOOK_SECONDS = 3_600.0
+
+
+def use_fetched_book(payloads: PayloadStore) -> None:
+    """Take prices from the book that was fetched last, if any. Reads it once an hour. Raises ConfigError."""
+    place = repr(payloads)
+    if time.monotonic() - _BOOKS_READ.get(place, -_BOOK_SECONDS) < _BOOK_SECONDS:
+        return
+    from dagster_llm_batch.core.price_book import BOOK_FILE, use_book  # noqa: PLC0415 - the book takes a while to load
+
+    if payloads.exists(BOOK_FILE):
+        with payloads.reader(BOOK_FILE) as file:
+            use_book(file.read())
+    _BOOKS_READ[place] = time.monotonic()
 
 
 def _free() -> Tariff:

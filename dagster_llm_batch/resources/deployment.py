@@ -121,6 +121,13 @@ class LLMBatchResource(CheckedResource):
             "are read."
         ),
     )
+    fetched_prices: bool = Field(
+        default=False,
+        description=(
+            "Take prices from the book that `dagster-llm-batch prices --fetch` stored in the payload root, if it did. "
+            "Default: the bundled book, whose age `dagster-llm-batch doctor` tells."
+        ),
+    )
     telemetry: bool = Field(
         default=False,
         description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
@@ -196,6 +203,7 @@ class LLMBatchResource(CheckedResource):
                     budgets=[budget.rule() for budget in self.budgets],
                     queue_limits={name: queue_limit.rule() for name, queue_limit in self.queue_limits.items()},
                     overdue_after=None if (hours := self.overdue_after_hours) is None else timedelta(hours=hours),
+                    fetched_prices=self.fetched_prices,
                     transfers_at_once=self.transfers_at_once,
                 )
             )

@@ -1,0 +1,82 @@
+"""`prices`: which price book is in use, how old it is, and a newer one, where that is asked for."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+import click
+
+from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
+from dagster_llm_batch.cli.output import age, print_json
+from dagster_llm_batch.core.price_book import (
+    BOOK_FILE,
+    book_text,
+    fetched_at,
+    fetched_book,
+    newest_price_change,
+    use_book,
+)
+from dagster_llm_batch.engine.deployment import use_fetched_book
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.text import plain_words
+
+__all__ = ["OLD_BOOK", "prices_command"]
+
+OLD_BOOK = timedelta(days=90)
+"""A fetched book that is older is warned of."""
+
+
+class FetchError(LLMBatchError):
+    """The published price book could not be had."""
+
+
+@click.command("prices", cls=Command, short_help="The price book in use and its age; fetch a newer one.")
+@ledger_command
+@click.option("--fetch", is_flag=True, help="Fetch the book that genai-prices publishes, and store it.")
+@click.option("--url", help="Where to fetch it from.  [default: where genai-prices itself looks]")
+@json_option
+def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool, as_json: bool) -> None:
+    """Tell which price book is in use, and how old it is. Nothing is fetched without --fetch.
+
+    A fetched book lies in the payload root, and counts where `LLMBatchResource(fetched_prices=True)` says so. One that
+    is more than 90 days old is warned of.
+    """
+    payloads = deployment.payloads
+    now = utc_now()
+    if fetch:
+        _fetch(payloads, url, now)
+    use_fetched_book(payloads)
+    at = fetched_at()
+    is_used = deployment.has_code and deployment.resource.fetched_prices
+    if as_json:
+        changed = newest_price_change(now.date())
+        print_json(
+            {"fetched_at": at, "is_used": at is not None and is_used, "newest_price_change": changed and str(changed)}
+        )
+        return
+    click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
+    if at is not None and not is_used:
+        click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
+    if at is not None and now - at > OLD_BOOK:
+        click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
+
+
+def _fetch(payloads: PayloadStore, url: str | None, now: datetime) -> None:
+    import httpx2  # noqa: PLC0415 - what genai-prices fetches with; nobody else needs it here
+    from genai_prices.update_prices import UpdatePrices  # noqa: PLC0415 - as above
+
+    updater = UpdatePrices() if url is None else UpdatePrices(url=url)
+    try:
+        reply = httpx2.get(updater.url, timeout=updater.request_timeout)
+        reply.raise_for_status()
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise FetchError(
+            f"Could not fetch {updater.url}: {plain_words(str(error))}. The book that is there holds on."
+        ) from None
+    book = fetched_book(reply.content, now)
+    with payloads.writer(BOOK_FILE) as file:
+        file.write(book)
+    use_book(book)

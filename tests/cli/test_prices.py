@@ -1,0 +1,124 @@
+"""A newer price book is fetched when it is asked for, and counts where a deployment says so; its age is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from genai_prices.data_snapshot import set_custom_snapshot
+
+from dagster_llm_batch.core.price_book import BOOK_FILE, fetched_at, fetched_book, use_book
+from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.engine import deployment
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.types import Usage
+
+PUBLISHED = [
+    {
+        "id": "openai",
+        "name": "OpenAI",
+        "api_pattern": "https://api\\.openai\\.com",
+        "models": [
+            {
+                "id": "gpt-4o",
+                "match": {"equals": "gpt-4o"},
+                "prices": {"input_mtok": 70, "output_mtok": {"base": 90, "tiers": [{"start": 1000, "price": 95}]}},
+            }
+        ],
+    }
+]
+
+
+@pytest.fixture(autouse=True)
+def _bundled_again():
+    yield
+    set_custom_snapshot(None)
+    deployment._BOOKS_READ.clear()
+
+
+@pytest.fixture
+def published():
+    """A loopback server that publishes a book; `answers` is what it says, `asked` how often it was asked."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.asked += 1
+            status, body = server.answer
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.asked, server.answer = 0, (200, json.dumps(PUBLISHED).encode())
+        server.url = f"http://127.0.0.1:{server.server_port}/data.json"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def input_usd():
+    return tariff("openai", "gpt-4o", datetime.now(UTC)).price(Usage(1_000_000)).realtime_usd
+
+
+def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_said(project, published):
+    before = project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"]
+    assert project.json("prices")["fetched_at"] is None
+    assert published.asked == 0
+    fetched = project.json("prices", "--fetch", "--url", published.url)
+    assert (published.asked, fetched["is_used"]) == (1, False)
+    assert datetime.now(UTC) - datetime.fromisoformat(fetched["fetched_at"]) < timedelta(minutes=5)
+
+    set_custom_snapshot(None)  # as another process
+    deployment._BOOKS_READ.clear()
+    assert project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"] == before
+    project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
+    dearer = project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"]
+    assert Decimal(dearer) > 5 * Decimal(before)
+    assert project.json("prices")["is_used"] is True
+    assert published.asked == 1
+
+
+def test_the_age_of_a_fetched_book_is_told_and_an_old_one_is_warned_of(project, published):
+    def finding():
+        deployment._BOOKS_READ.clear()
+        return next(one for one in project.json("doctor")["findings"] if one["check"] == "price book")
+
+    assert finding()["verdict"] == "ok"
+    project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
+    assert (finding()["verdict"], "none was fetched" in finding()["said"]) == ("warning", True)
+    project.json("prices", "--fetch", "--url", published.url)
+    assert (finding()["verdict"], "genai-prices, fetched on" in finding()["said"]) == ("ok", True)
+    [file] = project.folder.rglob(BOOK_FILE)
+    with PayloadStore(file.parent).writer(BOOK_FILE) as stored:
+        stored.write(fetched_book(json.dumps(PUBLISHED).encode(), datetime.now(UTC) - timedelta(days=91)))
+    assert finding()["verdict"] == "warning"
+    assert "prices --fetch" in finding()["then"]
+
+
+@pytest.mark.parametrize("answer", [(503, b"busy"), (200, b"<html>"), (200, b'{"no": "list"}'), (200, b'[{"id": 3}]')])
+def test_what_is_no_book_leaves_the_one_that_is_there(project, published, answer):
+    project.json("prices", "--fetch", "--url", published.url)
+    kept = fetched_at()
+    published.answer = answer
+    said = project.on_file("prices", "--fetch", "--url", published.url, code=1)
+    assert "book" in said.stderr
+    assert (fetched_at(), input_usd()) == (kept, Decimal(70))
+
+
+def test_a_fetched_book_has_the_prices_it_was_published_with_tiers_included():
+    use_book(fetched_book(json.dumps(PUBLISHED).encode(), datetime(2026, 11, 27, tzinfo=UTC)))
+    assert fetched_at() == datetime(2026, 11, 27, tzinfo=UTC)
+    assert input_usd() == 70
+    prices = tariff("openai", "gpt-4o", datetime.now(UTC))
+    assert prices.price(Usage(2_000, 100)).realtime_usd == Decimal("0.14") + Decimal("0.0095")
+    with pytest.raises(ConfigError, match="no price book"):
+        use_book(b"{}")
