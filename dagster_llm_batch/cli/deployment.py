@@ -19,6 +19,7 @@ from click.core import ParameterSource
 
 from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_in
 from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger import Ledger
