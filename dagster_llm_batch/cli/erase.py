@@ -194,7 +194,15 @@ def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[
     where = f", partitions {', '.join(partitions)}" if partitions else ""
     runs = list(dict.fromkeys(one.submission.run_id for one in found if one.submission.run_id))
     shown = " ".join(runs[:_RUNS_SHOWN]) + (f" and {len(runs) - _RUNS_SHOWN} more" if len(runs) > _RUNS_SHOWN else "")
+    made_of = _made_of(deployment, names)
+    judged = [
+        {
+            "what": f"labeled datasets that are made of these: {', '.join(made_of)}",
+            "then": "their requests hold such rows under keys of their own: erase those too.",
+        }
+    ]
     return [
+        *(judged if made_of else []),
         {
             "what": f"tables that IO managers stored: {tables}{where}",
             "then": "materialize these again; the rows are left out then. A table with versions keeps the older ones.",
@@ -216,6 +224,16 @@ def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[
             "then": "let them expire; VACUUM rewrites a SQLite or PostgreSQL ledger.",
         },
     ]
+
+
+def _made_of(deployment: DeploymentAccess, names: Sequence[str]) -> list[str]:
+    """Return the labeled datasets, as judges, whose rows are made of labels of these."""
+    if not deployment.has_code:
+        return []
+    tables = {key for name in names for key in deployment.code.tables_of(deployment.code.datasets[name])}
+    return sorted(
+        name for name, dataset in deployment.code.datasets.items() if dataset.key in tables and name not in names
+    )
 
 
 def _tables(deployment: DeploymentAccess, name: str) -> Iterable[str]:

@@ -149,9 +149,11 @@ class Engine:
             Sender(self.deployment, lease).recover(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
+            tombstones = self._count_tombstones(labeling.asset)
             for submission_id in submission_ids:
-                self._erase(submission_id)
                 submission, shards = self.ledger.submission_with_shards(submission_id)
+                if self._erase(submission, tombstones):
+                    submission, shards = self.ledger.submission_with_shards(submission_id)
                 # Another account could not collect what is in flight: refuse before more is sent.
                 for shard in shards:
                     if shard.state in IN_FLIGHT:
@@ -338,7 +340,7 @@ class Engine:
                             read_errors.append(read_error)
             # First what passes by itself: a run that ends with it is tried again.
             transient = [error for error in fetch_errors if isinstance(error, TransientError)]
-            self._erase(submission_id)
+            self._erase(submission, self._count_tombstones(submission.asset))
             if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
                 raise errors[0]
             status = self.status(submission_id)
@@ -418,10 +420,12 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
-        if self._lacks_tombstones(submission_id):
-            with self.deployment.leased(submission_id):
-                self._erase(submission_id)
         status = self.status(submission_id)
+        tombstones = self._count_tombstones(status.submission.asset)
+        if tombstones != (status.submission.tombstones or 0):
+            with self.deployment.leased(submission_id):
+                self._erase(status.submission, tombstones)
+            status = self.status(submission_id)
         if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
@@ -578,17 +582,20 @@ class Engine:
 
         return Eraser(self.deployment)
 
-    def _lacks_tombstones(self, submission_id: str) -> bool:
-        """Return whether rows were erased of which the submission's files may hold something."""
-        submission = self.ledger.submission(submission_id)
-        return len(self.ledger.tombstones(self.namespace, submission.asset)) != (submission.tombstones or 0)
+    def _count_tombstones(self, asset: str) -> int:
+        return len(self.ledger.tombstones(self.namespace, asset))
 
-    def _erase(self, submission_id: str) -> None:
-        """Erase what is to be erased of a submission, whose lease is held, before it is sent, landed or asked again."""
-        if self._lacks_tombstones(submission_id):
-            eraser = self.eraser
-            eraser.apply(submission_id)
-            eraser.erase_there(self.ledger.submission(submission_id).asset)
+    def _erase(self, submission: Submission, tombstones: int) -> bool:
+        """Erase what is to be erased of a submission, whose lease is held, before it is sent, landed or asked again.
+
+        Return whether its files had not been held against so many tombstones of its asset yet.
+        """
+        if (submission.tombstones or 0) == tombstones:
+            return False
+        eraser = self.eraser
+        eraser.apply(submission.submission_id)
+        eraser.erase_there(submission.asset)
+        return True
 
     # tidy up --------------------------------------------------------------------------------------------------------
 

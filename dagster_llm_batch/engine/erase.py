@@ -50,12 +50,13 @@ from dagster_llm_batch.engine.request_files import (
 from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Eraser", "Found", "Left", "StoredThere"]
 
-_ID = "llm_request_id"
+_ID, _REASON = "llm_request_id", "llm_reason"
 # The requests of a submission that are being erased, while they are.
 _GOING = "erasing.ids.lz4"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
@@ -205,7 +206,10 @@ class Eraser:
     def erase(self, asset: str) -> list[Left]:
         """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
         left = []
+        tombstones = len(self._ledger.tombstones(self._namespace, asset))
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            if (submission.tombstones or 0) == tombstones:
+                continue
             reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
             try:
                 with self._deployment.leased(submission.submission_id):
@@ -320,17 +324,27 @@ class Eraser:
                 for line in payloads.lines(raw_path):
                     if names_any(line, shard.nonce, known):
                         out.write(line)
-        results_path = shard.results_path or beside(shard, RESULTS)
-        if payloads.exists(results_path):
-            wanted = pa.array(sorted(going), pa.string())
-            schema = payloads.table_schema(results_path).remove_metadata()
-            with payloads.table_writer(results_path, schema, repeating=REPEATING) as table:
-                for batch in payloads.iter_batches(results_path):
-                    table.write_batch(batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted))))
+        self._purge_results(shard, going)
         write_ids(payloads, shard, packed(kept))
         self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
         if not kept and shard.state is ShardState.PLANNED:
             self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason="all of its rows were erased")
+
+    def _purge_results(self, shard: Shard, going: set[str]) -> None:
+        path = shard.results_path or beside(shard, RESULTS)
+        if not self._payloads.exists(path):
+            return
+        wanted = pa.array(sorted(going), pa.string())
+        schema = self._payloads.table_schema(path).remove_metadata()
+        with self._payloads.table_writer(path, schema, repeating=REPEATING) as out:
+            for batch in self._payloads.iter_batches(path):
+                kept = batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted)))
+                # Where a batch failed as a whole, all of its requests have the provider's words on it.
+                if shard.reason is not None and shard.cause is None:
+                    quotes = pc.fill_null(pc.equal(kept.column(_REASON), shard.reason), fill_value=False)
+                    reasons = pc.if_else(quotes, WORDS_ERASED, kept.column(_REASON))
+                    kept = kept.set_column(schema.get_field_index(_REASON), schema.field(_REASON), reasons)
+                out.write_batch(kept)
 
     def _purge_answers(self, shard: Shard, ids: Sequence[str], going: set[str]) -> None:
         """Take answers so far out, which are known by their places among the requests."""

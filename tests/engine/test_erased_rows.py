@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from comparison import Pickled
 from workspace import Workspace, billed, labeling, texts
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend
+from dagster_llm_batch.engine.request_files import answers_so_far, request_ids, write_answers_so_far
 from dagster_llm_batch.errors import PayloadError, RefusedError
+from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, RowFault
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
 SECRET = "Ines Quispe lives at 7 Rua do Ouro"
@@ -50,11 +54,15 @@ def rows(count: int = 10, *, without: tuple[str, ...] = ()) -> pl.DataFrame:
 
 def stored(workspace: Workspace) -> bytes:
     """All that payload store and ledger hold, unpacked, and as it is."""
+    ledger = [path.read_bytes() for path in workspace.tmp_path.glob("ledger.sqlite*")]
+    return b"\n".join([stored_files(workspace), *ledger])
+
+
+def stored_files(workspace: Workspace) -> bytes:
     found = []
     for path in (workspace.tmp_path / "payloads").rglob("*"):
         if path.is_file():
             found += [str(path).encode(), path.read_bytes(), unpacked(workspace, path)]
-    found += [path.read_bytes() for path in workspace.tmp_path.glob("ledger.sqlite*")]
     return b"\n".join(found)
 
 
@@ -232,3 +240,52 @@ def test_a_tombstone_does_not_hold_the_key(workspace):
     workspace.engine().eraser.add("ticket_labels", [key], None)
     assert key.encode() not in stored(workspace)
     assert workspace.engine().preview(ECHO, rows().with_columns(ticket_id=pl.lit(key)).head(1)).withheld == 1
+
+
+def test_workers_leave_erased_rows_out_as_one_process_does(workspace):
+    workspace.engine().eraser.add("ticket_labels", ["t3", "t7"], None)
+    alone = workspace.engine().preview(ECHO, rows())
+    spread = workspace.engine().plan(replace(ECHO, workers=Pickled()), rows())
+    assert (spread.rows, spread.requests) == (alone.rows, alone.requests) == (8, 8)
+    assert workspace.engine().withheld_rows(spread) == alone.withheld == 2
+    assert not holds(workspace)
+
+
+def test_answers_so_far_stay_with_their_requests(workspace):
+    definition = labeling(**vars_of(ECHO), realtime=Realtime(urgent="is_urgent"))
+    engine = workspace.engine()
+    submission = engine.plan(definition, rows().with_columns(is_urgent=pl.lit(value=True)))
+    [shard] = engine.ledger.shards(submission.submission_id)
+    ids = request_ids(engine.payloads, shard)
+    answers = {at: f"answer to {ids[at]}\n".encode() for at in (1, 3, 8)}
+    write_answers_so_far(engine.payloads, shard, answers)
+    assert erase(workspace, "t3", "t6") == []
+    [shard] = engine.ledger.shards(submission.submission_id)
+    left = request_ids(engine.payloads, shard)
+    assert (shard.requests, shard.erased, len(left)) == (8, 2, 8)
+    assert {left[at]: line for at, line in answers_so_far(engine.payloads, shard).items()} == {
+        ids[at]: answers[at] for at in (1, 8)
+    }
+
+
+def test_a_batch_all_of_whose_rows_are_erased_is_not_sent(workspace):
+    engine = workspace.engine()
+    submission = engine.plan(ECHO, rows(3))
+    assert erase(workspace, "t0", "t1", "t2") == []
+    status = engine.advance(ECHO, submission.submission_id)
+    assert status.is_settled
+    assert (status.submission.rows, len(workspace.emulator.books.batches)) == (0, 0)
+    assert len(engine.labels(ECHO, submission.submission_id).labels) == 0
+
+
+def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):
+    words, definition = f"Line 4 is '{SECRET}'", replace(ECHO, limits=Limits())
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0], code="internal_error", message=words))
+    submission = workspace.run(definition, rows()).submission
+    erase(workspace, "t3")
+    ledger = workspace.engine().ledger
+    shards, events = ledger.shards(submission.submission_id), ledger.events(submission.submission_id)
+    assert [event.detail for event in events if event.kind == "failed"] == [WORDS_ERASED]
+    # Not by its bytes: the pages that a database has freed are its own matter.
+    assert SECRET not in f"{shards} {events}"
+    assert SECRET.encode() not in stored_files(workspace)

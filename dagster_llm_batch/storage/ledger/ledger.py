@@ -65,12 +65,14 @@ from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ERASED", "Ledger", "utc_now"]
+__all__ = ["ERASED", "WORDS_ERASED", "Ledger", "utc_now"]
 
 ERASED = "erased"
 """The event of a submission, and of each of its shards, from whose files rows were erased."""
 
-_WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
+WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
+"""In the place of what a provider said of a batch, some rows of which were erased."""
+
 _PROVIDERS_WORDS = (*(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK)), "fetch_again", "unavailable")
 
 
@@ -430,11 +432,11 @@ class Ledger(LedgerQueries):
                 values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
                 # A provider may quote a request in saying why it failed.
                 if before.reason is not None and before.cause is None:
-                    values["reason"] = _WORDS_ERASED
+                    values["reason"] = WORDS_ERASED
                 connection.execute(UPDATE_SHARD, [values])
                 told = (EVENT.c.submission_id == before.submission_id, EVENT.c.kind.in_(_PROVIDERS_WORDS))
                 connection.execute(
-                    sa.update(EVENT).where(*told, EVENT.c.detail.is_not(None)).values(detail=_WORDS_ERASED)
+                    sa.update(EVENT).where(*told, EVENT.c.detail.is_not(None)).values(detail=WORDS_ERASED)
                 )
                 detail = f"{gone} of {before.requests + before.padding} requests"
                 insert_events(
