@@ -57,7 +57,11 @@ class Planned:
             "request_bytes": preview.bytes,
             "input_tokens": preview.input_tokens,
             "output_tokens": preview.output_tokens,
+            "input_tokens_at_most": preview.input_bound,
+            "output_tokens_at_most": preview.output_bound,
             "estimated_usd": preview.estimated_usd,
+            "p95_usd": preview.p95_usd,
+            "bound_usd": preview.bound_usd,
             "realtime_usd": preview.realtime_usd,
             "price_basis": preview.price_basis,
             "submission_id": None if preview.known is None else preview.known.submission_id,
@@ -97,7 +101,7 @@ def plan_command(
     """Plan labeled assets (default: all of the code location) without sending: rows are loaded and rendered, batches
     split and priced. Nothing is sent, and nothing is left in the ledger or the payload store.
 
-    Tokens and costs are estimates, from the length of the requests and the longest reply that is allowed.
+    Tokens and costs are told as what is expected, what 19 of 20 submissions stay below, and what there can be at most.
     """
     names = assets or tuple(deployment.code.datasets)
     if not names:
@@ -203,6 +207,10 @@ def _counts(preview: Preview) -> list[int]:
     ]
 
 
+def _most(tokens: int | None) -> str:
+    return "unknown" if tokens is None else f"{tokens:,}"
+
+
 def _facts(plan: Planned) -> list[list[object]]:
     preview = plan.preview
     known = (
@@ -223,9 +231,12 @@ def _facts(plan: Planned) -> list[list[object]]:
             "to send",
             f"{preview.to_send:,} in {counted(len(preview.shards), 'batch', 'batches')}, {preview.bytes:,} bytes",
         ),
-        ("tokens", f"about {preview.input_tokens:,} in, at most about {preview.output_tokens:,} out"),
+        ("tokens", f"about {preview.input_tokens:,} in, {preview.output_tokens:,} out"),
+        ("tokens, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),
         ("longest rows", _keys(preview.longest[:_LONGEST_SHOWN]) or None),
         ("estimate", money(preview.estimated_usd)),
+        ("19 of 20 below", money(preview.p95_usd)),
+        ("at most", money(preview.bound_usd) or _most(None)),
         ("in real time", money(preview.realtime_usd)),
         ("prices", preview.price_basis.value),
         ("known as", known),

@@ -20,7 +20,8 @@ from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
-from dagster_llm_batch.core.pricing import FREE, Tariff, context_tokens, price_gap, tariff
+from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_gap, tariff
+from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -260,6 +261,17 @@ class Deployment:
         """Return how many tokens the model takes in all, or None where the price book does not say."""
         book = self.provider(labeling.provider).price_book
         return None if book is None else context_tokens(book, labeling.spec.model)
+
+    def counter(self, labeling: Labeling) -> InputCounter:
+        """Return the counter of the input tokens of this labeling's requests."""
+        book = self.provider(labeling.provider).price_book
+        return InputCounter(book, labeling.spec, self.context_tokens(labeling))
+
+    def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
+        """Return an estimate, without any request yet, at the prices of this labeling's model in this lane."""
+        spec = labeling.spec
+        output = output_tokens(spec, self.context_tokens(labeling), labeling.spend.expected_output_tokens)
+        return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec))
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""

@@ -22,12 +22,13 @@ from upath import UPath
 
 from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
-from dagster_llm_batch.core.pricing import Estimate, Tariff, expected_output_tokens
+from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.sharding import tightest
+from dagster_llm_batch.core.token_counts import NO_OUTPUT
 from dagster_llm_batch.engine.budget import refuse_over_budget
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
 from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
@@ -37,9 +38,9 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
-from dagster_llm_batch.types import Lane, Outcome, PriceBasis, ResponseKind, Usage
+from dagster_llm_batch.types import Lane, Outcome, PriceBasis, Usage
 
-__all__ = ["Planner", "Preview", "output_tokens_each", "preview_of"]
+__all__ = ["Planner", "Preview", "preview_of"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ class Preview:
         requests: Different requests among the others.
         reused: Requests that are answered or in flight already.
         shards: What would be sent.
-        input_tokens, output_tokens: Of the requests that would be sent.
-        estimated_usd: What they would cost.
+        input_tokens, output_tokens: What is expected of the requests that would be sent.
+        input_bound, output_bound: How many tokens they can have at most; None where nobody knows.
+        estimated_usd: What they are expected to cost.
+        p95_usd: What 19 of 20 such submissions cost less than.
+        bound_usd: What they can cost at most.
         realtime_usd: What they would cost in real time.
         price_basis: Where the price is from.
         known: The submission that these rows have already; nothing would be sent then.
@@ -74,6 +78,10 @@ class Preview:
     estimated_usd: Decimal | None
     realtime_usd: Decimal | None
     price_basis: PriceBasis
+    input_bound: int | None = None
+    output_bound: int | None = None
+    p95_usd: Decimal | None = None
+    bound_usd: Decimal | None = None
     known: Submission | None = None
     refused: str | None = None
     longest: tuple[LongRow, ...] = ()
@@ -90,7 +98,7 @@ class Preview:
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     """Return the figures of a finished draft."""
-    requests, each = estimate.requests, estimate.output_tokens_each
+    requests, each, most = estimate.requests, estimate.output.expected, estimate.output.bound
     average = Usage(input_tokens=-(-estimate.input_tokens // max(requests, 1)), output_tokens=each)
     realtime = estimate.tariff.price(average).realtime_usd
     return Preview(
@@ -105,6 +113,10 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
         estimated_usd=estimate.cost_usd,
         realtime_usd=None if realtime is None else realtime * requests,
         price_basis=estimate.tariff.basis,
+        input_bound=estimate.input_bound,
+        output_bound=None if most is None else requests * most,
+        p95_usd=estimate.p95_usd,
+        bound_usd=estimate.bound_usd,
         refused=refused,
         longest=() if not plan.shards else tuple(plan.longest),
     )
@@ -173,7 +185,7 @@ class Planner:
                     return known
                 # Other rows were planned after it. A new attempt with nothing to send makes it the latest again.
                 plan = draft.only_rows(plan)
-                estimate = Estimate(draft.estimate.tariff, 0)
+                estimate = Estimate(draft.estimate.tariff, NO_OUTPUT)
                 sources: tuple[str, ...] = (known.submission_id, *known.reused_from)
             else:
                 estimate = draft.estimate
@@ -244,7 +256,7 @@ class Planner:
             plan = draft.finish(self.configuration)
             known = self._ledger.find_submission(self._deployment.namespace, name, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
-                nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, 0), None)
+                nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, NO_OUTPUT), None)
                 return replace(nothing, known=known)
             try:
                 with refuse_over_budget(self._deployment, self._labeling, draft.estimate, self._unsent(history)):
@@ -281,13 +293,13 @@ class Planner:
         root = labeling.prompt.image_root
         load_image = None if root is None else _ImagesBelow(UPath(root))
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
-        codec = deployment.codec(labeling)
+        codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         source: RequestSource = LocalSource(
-            labeling, [codec, *(spare.codec for spare in spares)], self._payloads, load_image, erased
+            labeling, [codec, *(spare.codec for spare in spares)], counter, self._payloads, load_image, erased
         )
         if labeling.workers is not None:
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]
-            maker = PartMaker(labeling, codec, spares, self._payloads, folder, load_image, erased)
+            maker = PartMaker(labeling, codec, spares, counter, self._payloads, folder, load_image, erased)
             source = WorkerSource(labeling.workers, maker, source)
         wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
         return Draft(
@@ -296,7 +308,7 @@ class Planner:
             payloads=self._payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
             spares=spares,
-            estimate=Estimate(deployment.tariff(labeling), output_tokens_each(labeling)),
+            estimate=deployment.estimate(labeling),
             known=known,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             few_rows=deployment.few_rows,
@@ -311,8 +323,8 @@ class Planner:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits = self._deployment.codec(labeling).limits
         tight = tightest(limits, labeling.limits.max_requests_per_batch, labeling.limits.max_bytes_per_batch)
-        tariff = self._deployment.tariff(labeling)
-        return wave.files(tight, self._deployment.owner(labeling, lane), partial(_surcharge, labeling, tariff))
+        surcharge = partial(_surcharge, labeling.limits, self._deployment.estimate(labeling))
+        return wave.files(tight, self._deployment.owner(labeling, lane), surcharge)
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Return the file that has all requests for a fallback, as it is configured now."""
@@ -402,19 +414,13 @@ class Planner:
         )
 
 
-def output_tokens_each(labeling: Labeling) -> int:
-    """Return the output tokens to estimate for each request."""
-    embeds = labeling.reader.format.kind is ResponseKind.EMBEDDING
-    return 0 if embeds else expected_output_tokens(labeling.params, labeling.spend.expected_output_tokens)
-
-
-def _surcharge(labeling: Labeling, tariff: Tariff, shard: Shard, lacking: int) -> Decimal:
+def _surcharge(limits: Limits, estimate: Estimate, shard: Shard, lacking: int) -> Decimal:
     """Return what a shard costs more, if sent alone, that is `lacking` requests short of the least number."""
-    usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=output_tokens_each(labeling))
-    price = tariff.price(usage)
-    if labeling.limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
+    usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=estimate.output.expected)
+    price = estimate.tariff.price(usage)
+    if limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
         return Decimal(0)
-    if labeling.limits.below_minimum == "pad":
+    if limits.below_minimum == "pad":
         return price.cost_usd * lacking
     return (price.realtime_usd - price.cost_usd) * shard.requests
 

@@ -29,6 +29,7 @@ from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard
 from dagster_llm_batch.core.keys import ErasedKeys, keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
+from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import PART, renamed
 from dagster_llm_batch.engine.request_writer import (
@@ -37,7 +38,6 @@ from dagster_llm_batch.engine.request_writer import (
     RowRenderer,
     Spare,
     columns_read,
-    images_of,
     rendered_chunk,
 )
 from dagster_llm_batch.errors import LLMBatchError
@@ -52,7 +52,7 @@ _ID = "llm_request_id"
 _LINE = "llm_line"
 
 # What the driver needs to know of a line. check_columns refuses keys and kept columns with such names.
-_SIZES = ("llm_line_bytes", "llm_image_bytes", "llm_image_tokens", "llm_is_urgent")
+_SIZES = ("llm_line_bytes", "llm_tokens", "llm_most_tokens", "llm_is_urgent")
 
 # Stands in a part's lines until the driver has decided which shard takes them. All nonces have the same length, so that
 # the sizes of the lines are right already.
@@ -86,6 +86,7 @@ class PartMaker:
     labeling: Labeling
     codec: Codec
     spares: Sequence[Spare]
+    counter: InputCounter
     payloads: PayloadStore
     folder: str
     load_image: ImageLoader | None
@@ -151,10 +152,15 @@ class PartMaker:
             chunk_ids = [None if request is None else request.request_id for request in requests]
             digest.add(chunk_keys, chunk_ids)
             ids += chunk_ids
-            are_new = iter(seen.new([request_id for request_id in chunk_ids if request_id is not None]))
+            asked = [request for request in requests if request is not None]
+            are_new = seen.new([request.request_id for request in asked])
+            counts = self.counter.count([request for request, is_new in zip(asked, are_new, strict=True) if is_new])
+            places, tokens = iter(are_new), zip(counts.expected, counts.bounds, strict=True)
             for request, lane in zip(requests, lanes, strict=False):
-                is_new = request is not None and next(are_new)
-                held.append(self._encoded(request, lane) if request is not None and is_new else self._nothing)
+                is_new = request is not None and next(places)
+                held.append(
+                    self._encoded(request, next(tokens), lane) if request is not None and is_new else self._nothing
+                )
                 held_bytes += held[-1][0]
             if held_bytes >= _HELD_BYTES:
                 yield self._table(batch.slice(start, len(ids)), ids, held, renderer)
@@ -167,10 +173,10 @@ class PartMaker:
         spares = len(self.spares)
         return (0, 0, 0, 0, *[0] * spares, None, *[None] * spares)
 
-    def _encoded(self, request: Request, lane: Lane) -> tuple[Any, ...]:
+    def _encoded(self, request: Request, tokens: tuple[int, int | None], lane: Lane) -> tuple[Any, ...]:
         line = self.codec.encode(request, custom_id(_PLACEHOLDER, request.request_id))
         spares = [spare.codec.encode(request, custom_id(spare.nonce, request.request_id)) for spare in self.spares]
-        sizes = (len(line), *images_of(request), int(lane is Lane.REALTIME))
+        sizes = (len(line), *tokens, int(lane is Lane.REALTIME))
         return (*sizes, *map(len, spares), line, *spares)
 
     def _table(
@@ -209,7 +215,7 @@ class _PartRequests:
     part: int
     rows: Sequence[int]
     request_ids: Sequence[str]
-    images: Sequence[tuple[int, int]]
+    tokens: InputCounts
     sizes: Sequence[Sequence[int]]
 
     def take(self, places: Sequence[int]) -> _PartRequests:
@@ -218,7 +224,7 @@ class _PartRequests:
             self.part,
             [self.rows[at] for at in places],
             [self.request_ids[at] for at in places],
-            [self.images[at] for at in places],
+            self.tokens.take(places),
             [[sizes[at] for at in places] for sizes in self.sizes],
         )
 
@@ -281,12 +287,12 @@ class WorkerSource:
         start = 0
         for batch in self._payloads.iter_batches(part.path, BATCH_ROWS, [*kept, _ID, *_SIZES, *spares]):
             keys = keys_of(batch, self._maker.labeling.key)
-            ids, line_bytes, image_bytes, image_tokens, is_urgent, *spare_bytes = (
+            ids, line_bytes, tokens, most_tokens, is_urgent, *spare_bytes = (
                 batch.column(name).to_pylist() for name in (_ID, *_SIZES, *spares)
             )
             places = range(start, start + batch.num_rows)
-            images = list(zip(image_bytes, image_tokens, strict=True))
-            requests = _PartRequests(number, places, ids, images, [line_bytes, *spare_bytes])
+            counts = InputCounts(tokens, most_tokens)
+            requests = _PartRequests(number, places, ids, counts, [line_bytes, *spare_bytes])
             lanes = [Lane.REALTIME if urgent else Lane.BATCH for urgent in is_urgent]
             if None in ids:
                 requests = requests.take([at for at, row_id in enumerate(ids) if row_id is not None])

@@ -28,10 +28,11 @@ from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
 from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
-from dagster_llm_batch.core.pricing import Estimate, estimated_tokens
+from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import are_empty, check_text, record_batches, values_of
 from dagster_llm_batch.core.sharding import ShardFill
+from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
 from dagster_llm_batch.errors import InputError
@@ -54,7 +55,6 @@ __all__ = [
     "Spare",
     "columns_of_nothing",
     "columns_read",
-    "images_of",
     "rendered_chunk",
 ]
 
@@ -67,9 +67,6 @@ is, they are not there."""
 
 # So many of the longest requests are told of before they are sent.
 _LONGEST = 5
-
-# Providers count an image as some hundred to some thousand tokens, whatever its bytes.
-_TOKENS_PER_IMAGE = 1_000
 
 
 class RowRenderer:
@@ -168,14 +165,6 @@ def _check_text_is_text(name: str, column: pa.Array) -> None:
         raise InputError(msg) from error
 
 
-def images_of(request: Request) -> tuple[int, int]:
-    """Return the bytes of a request's line that are images, and the input tokens estimated for them."""
-    if not request.images:
-        return 0, 0
-    in_base64 = sum((len(image.data) + 2) // 3 * 4 for image in request.images if image.data is not None)
-    return in_base64, len(request.images) * _TOKENS_PER_IMAGE
-
-
 def columns_read(labeling: Labeling) -> set[str] | None:
     """Return the columns of the rows that planning reads, or None where the prompt takes whole rows."""
     names = labeling.prompt.names()
@@ -224,7 +213,7 @@ class Plan:
 
 
 class LongRow(NamedTuple):
-    """A row with a long request: its estimated tokens, and its key."""
+    """A row with a long request: its expected tokens, and its key."""
 
     tokens: int
     key: Any
@@ -237,8 +226,8 @@ class RenderedRequests(Protocol):
     def request_ids(self) -> Sequence[str]: ...
 
     @property
-    def images(self) -> Sequence[tuple[int, int]] | None:
-        """See images_of, for each request; None where no request has an image."""
+    def tokens(self) -> InputCounts:
+        """Their input tokens for the labeling's own model."""
         ...
 
     def take(self, places: Sequence[int]) -> RenderedRequests:
@@ -424,14 +413,10 @@ class Draft:
     def _write(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
         requests, files = requests.take(places), self._files[lane]
         lines = requests.lines(0, files.nonce)
-        if requests.images is None:
-            tokens = estimated_tokens(lines.sizes)
-        else:
-            texts = [size - image_bytes for size, (image_bytes, _) in zip(lines.sizes, requests.images, strict=True)]
-            pairs = zip(estimated_tokens(texts), requests.images, strict=True)
-            tokens = [text_tokens + image_tokens for text_tokens, (_, image_tokens) in pairs]
+        tokens = requests.tokens.expected
         keys = [keys[at] for at in places]
         files.add(lines, keys, tokens, partial(self.estimate.add, lane=lane))
+        self.estimate.add_bounds(requests.tokens.bounds, lane)
         if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
             rows = map(LongRow, tokens, keys)
             self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
@@ -510,6 +495,7 @@ class LocalSource:
     Args:
         labeling: What is asked about each row.
         codecs: Those of the labeling's models, in their order.
+        counter: Counts input tokens for the labeling's own model.
         payloads: Where request files are written.
         load_image: See RowRenderer.
         erased: Keys of rows that are left out.
@@ -519,6 +505,7 @@ class LocalSource:
         self,
         labeling: Labeling,
         codecs: Sequence[Codec],
+        counter: InputCounter,
         payloads: PayloadStore,
         load_image: ImageLoader | None,
         erased: ErasedKeys,
@@ -528,6 +515,7 @@ class LocalSource:
         self._erased = erased
         self._labeling = labeling
         self._codecs = codecs
+        self._counter = counter
         self._payloads = payloads
         self._load_image = load_image
 
@@ -565,7 +553,7 @@ class LocalSource:
         for chunk_keys, rendered in renderer.requests(batch, keys):
             row_ids = [None if request is None else request.request_id for request in rendered]
             self.digest.add(chunk_keys, row_ids)
-            asked = LocalRequests(self._codecs, [request for request in rendered if request is not None])
+            asked = LocalRequests(self._codecs, self._counter, [request for request in rendered if request is not None])
             yield rendered_chunk(row_ids, asked, chunk_keys, lanes[start : start + len(chunk_keys)])
             start += len(chunk_keys)
 
@@ -586,6 +574,7 @@ class LocalRequests:
     """Requests that were rendered in this process."""
 
     codecs: Sequence[Codec]
+    counter: InputCounter
     requests: Sequence[Request]
 
     @cached_property
@@ -593,16 +582,14 @@ class LocalRequests:
         """See RenderedRequests.request_ids."""
         return [request.request_id for request in self.requests]
 
-    @property
-    def images(self) -> list[tuple[int, int]] | None:
-        """See RenderedRequests.images."""
-        if not any(request.images for request in self.requests):
-            return None
-        return [images_of(request) for request in self.requests]
+    @cached_property
+    def tokens(self) -> InputCounts:
+        """See RenderedRequests.tokens."""
+        return self.counter.count(self.requests)
 
     def take(self, places: Sequence[int]) -> LocalRequests:
         """See RenderedRequests.take."""
-        return LocalRequests(self.codecs, [self.requests[at] for at in places])
+        return LocalRequests(self.codecs, self.counter, [self.requests[at] for at in places])
 
     def lines(self, model: int, nonce: str) -> WrittenLines:
         """See RenderedRequests.lines."""

@@ -24,7 +24,7 @@ from dagster_llm_batch.engine.budget import committing, exceeded
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.plan import Planner, output_tokens_each
+from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.engine.request_writer import Spare
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -208,8 +208,7 @@ class NextWave:
 
     def _estimate(self, ask: _Ask) -> Estimate:
         """Return an estimate at the price of the model and lane that are asked now."""
-        labeling = self._labeling.models[ask.model]
-        return Estimate(self._deployment.tariff(labeling).of(ask.lane), output_tokens_each(labeling))
+        return self._deployment.estimate(self._labeling.models[ask.model], ask.lane)
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
         """Yield the requests' lines, several at once, encoded for this model's provider."""

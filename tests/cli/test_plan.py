@@ -32,7 +32,7 @@ def test_a_plan_tells_which_rows_are_empty_and_which_are_long(project):
     project.change(rows, messy)
     said = project.on_file("plan", "ticket_labels").stdout
     assert "2 of 5 rows are empty and are not sent." in said
-    assert "'t200000' (about 2" in said
+    assert "'t200000' (about " in said
     assert "Too long for the model, which takes 128,000 tokens with its reply: the rows 't200000'" in said
     [plan] = project.json("plan", "ticket_labels")["plans"]
     assert (plan["rows"], plan["rows_empty"], plan["requests"], plan["requests_to_send"]) == (5, 2, 3, 3)

@@ -311,7 +311,7 @@ def test_a_shard_that_the_queue_had_no_room_for_is_put_back_and_not_a_try(tmp_pa
         assert len(billed(workspace)) == 24
 
 
-@pytest.mark.parametrize("limit", [QueueLimit(max_batches=2), QueueLimit(max_requests=9), QueueLimit(max_tokens=1500)])
+@pytest.mark.parametrize("limit", [QueueLimit(max_batches=2), QueueLimit(max_requests=9), QueueLimit(max_tokens=1000)])
 def test_what_is_over_a_queue_limit_waits_and_goes_oldest_first(workspace: Workspace, limit: QueueLimit) -> None:
     definition = labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai/gpt-4o": limit})

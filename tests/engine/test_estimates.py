@@ -1,0 +1,162 @@
+"""What a plan says of its cost, against the bill: expected, what 19 of 20 stay below, and the most that it can be.
+
+The limits are those at which work passed, whose bill was 4 to 10 times as much: 256 tokens were taken for a reply where
+nothing was said, 1,000 for an image, and a nested maximum was not seen.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from bedrock_workspace import provider as bedrock_provider
+from workspace import Workspace, labeling, tickets
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend, Spend
+from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.testing.emulator import Emulator, Reply
+
+GOOD = '{"topic": "bug", "urgency": 3}'
+# The start of a PNG file of 1,024 by 1,024 pixels.
+PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1_024).to_bytes(4, "big") * 2
+
+
+def preview_and_bill(tmp_path: Any, reply: Reply, definition: Labeling, rows: Any) -> tuple[Preview, Decimal]:
+    """Return the preview, and what the rows did cost where each had this reply."""
+    with Emulator(answer=lambda *_: reply) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        preview = workspace.engine().preview(definition, rows)
+        cost = workspace.run(definition, rows).submission.cost_usd
+    assert cost is not None
+    return preview, cost
+
+
+def assert_refused(tmp_path: Any, definition: Labeling, rows: Any) -> None:
+    with Emulator() as emulator:
+        workspace = Workspace(tmp_path / "limited", emulator)
+        (tmp_path / "limited").mkdir()
+        with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
+            workspace.engine().plan(definition, rows)
+        assert not emulator.books.batches
+
+
+def in_order(preview: Preview) -> bool:
+    assert preview.estimated_usd is not None
+    assert preview.p95_usd is not None
+    assert preview.bound_usd is not None
+    return preview.estimated_usd <= preview.p95_usd <= preview.bound_usd
+
+
+def test_what_a_model_thinks_is_expected(tmp_path: Any) -> None:
+    changes: dict[str, Any] = {"model": "openai/gpt-5-nano", "params": {}}
+    thought = Reply(text=GOOD, output_tokens=1_300, reasoning_tokens=1_280)
+    preview, cost = preview_and_bill(tmp_path, thought, labeling(**changes), tickets(20))
+    assert in_order(preview)
+    assert cost * Decimal("0.7") < (preview.estimated_usd or 0) < cost * Decimal("1.3")
+    assert cost < (preview.p95_usd or 0)
+    assert preview.output_bound == 20 * 128_000
+    limit = cost * Decimal("0.03") / Decimal("0.1036")
+    assert_refused(tmp_path, labeling(**changes, max_cost_usd=limit), tickets(20))
+
+
+def test_a_text_of_any_length_is_bounded_by_the_models_maximum(tmp_path: Any) -> None:
+    changes: dict[str, Any] = {"params": {}, "response": None}
+    long = Reply(text="word " * 1_500, output_tokens=1_500)
+    preview, cost = preview_and_bill(tmp_path, long, labeling(**changes), tickets(20))
+    assert in_order(preview)
+    assert cost < (preview.p95_usd or 0)
+    assert preview.output_bound == 20 * 16_384
+    longest = Reply(text="word", output_tokens=16_384)
+    (tmp_path / "longest").mkdir()
+    _, most = preview_and_bill(tmp_path / "longest", longest, labeling(**changes), tickets(20))
+    assert (preview.p95_usd or 0) < most <= (preview.bound_usd or 0)
+    limit = cost * Decimal("0.70") / Decimal("4.04")
+    assert_refused(tmp_path, labeling(**changes, max_cost_usd=limit), tickets(20))
+
+
+def test_an_image_counts_by_its_size_and_its_model(tmp_path: Any) -> None:
+    prompt = Prompt(user="{{ subject }}", images=["picture"])
+    changes: dict[str, Any] = {"model": "openai/gpt-4o-mini", "prompt": prompt}
+    rows = tickets(10).with_columns(picture=pl.lit(PICTURE))
+    tokens = 2_833 + 4 * 5_667
+    preview, cost = preview_and_bill(tmp_path, Reply(text=GOOD, input_tokens=tokens + 60), labeling(**changes), rows)
+    assert in_order(preview)
+    assert 10 * tokens < preview.input_tokens < 11 * tokens
+    assert cost <= (preview.bound_usd or 0)
+    assert_refused(tmp_path, labeling(**changes, max_cost_usd=cost * Decimal("0.02") / Decimal("0.193")), rows)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 700}, {"inferenceConfig": {"maxTokens": 700}}])
+def test_bedrocks_maximum_is_seen_where_its_body_has_it(workspace: Workspace, params: dict[str, Any]) -> None:
+    workspace.providers["bedrock"] = bedrock_provider("http://127.0.0.1:9", "http://127.0.0.1:9")
+    definition = labeling(model="bedrock/us.amazon.nova-lite-v1:0", params=params, response=None)
+    preview = workspace.engine().preview(definition, tickets(5))
+    assert (preview.output_tokens, preview.output_bound) == (5 * 700, 5 * 700)
+    assert in_order(preview)
+
+
+def test_a_fallback_has_its_own_bound(workspace: Workspace) -> None:
+    fallback = Fallback("openai/gpt-4.1", params={"max_tokens": 900})
+    definition = labeling(resend=Resend(fallback=[fallback]))
+    estimates = [workspace.engine().deployment.estimate(each) for each in definition.models]
+    assert [estimate.output.bound for estimate in estimates] == [50, 900]
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "by_bytes"),
+    [
+        (
+            "\u0928\u092e\u0938\u094d\u0924\u0947 \u0926\u0941\u0928\u093f\u092f\u093e, \u092f\u0939 \u090f\u0915 ",
+            7,
+            3.6,
+        ),
+        ("\u4f60\u597d\uff0c\u8bf7\u95ee\u6211\u7684\u8ba2\u5355\u4ec0\u4e48\u65f6\u5019\u5230\uff1f", 8, 2.2),
+    ],
+    ids=["Hindi", "Chinese"],
+)
+def test_rows_of_any_script_are_estimated_and_bounded(
+    workspace: Workspace, text: str, tokens: int, by_bytes: float
+) -> None:
+    """`tokens` are those of o200k_base. Once a quarter of the line's bytes was taken, `by_bytes` times as much."""
+    rows = pl.DataFrame([{"ticket_id": str(n), "subject": f"{n}", "body": text * 60} for n in range(30)])
+    preview = workspace.engine().preview(labeling(prompt=Prompt(user="{{ body }} {{ subject }}")), rows)
+    real = 30 * 60 * tokens
+    assert preview.bytes / 4 > 0.9 * by_bytes * real
+    # With what frames a text, and its schema.
+    assert 0.7 * real < preview.input_tokens < 1.55 * real
+    assert preview.input_bound is not None
+    assert preview.input_bound >= 30 * 60 * len(text.encode())
+
+
+def test_padding_and_real_time_are_in_all_three_numbers(workspace: Workspace) -> None:
+    plain = workspace.engine().preview(labeling(), tickets(4))
+    urgent = tickets(4).with_columns(is_urgent=pl.lit(value=True))
+    realtime = workspace.engine().preview(labeling(realtime=Realtime(urgent="is_urgent")), urgent)
+    workspace.providers["bedrock"] = bedrock_provider("http://127.0.0.1:9", "http://127.0.0.1:9", min_requests=8)
+    batch = {"model": "bedrock/us.amazon.nova-lite-v1:0", "response": None}
+    alone = workspace.engine().preview(labeling(**batch), tickets(4))
+    padded = workspace.engine().preview(labeling(**batch, limits=Limits(below_minimum="pad")), tickets(4))
+    for one, twice in ((plain, realtime), (alone, padded)):
+        assert in_order(twice)
+        for name in ("estimated_usd", "p95_usd", "bound_usd"):
+            assert getattr(twice, name) == pytest.approx(2 * getattr(one, name), rel=Decimal("0.02")), name
+
+
+def test_what_nobody_knows_is_said(workspace: Workspace) -> None:
+    searching = labeling(params={"max_tokens": 50, "tools": [{"type": "web_search"}]})
+    preview = workspace.engine().preview(searching, tickets(2))
+    assert (preview.input_bound, preview.bound_usd) == (None, None)
+    assert preview.estimated_usd is not None
+    assert preview.p95_usd is not None
+    unpriced = workspace.engine().preview(labeling(model="openai/no-such-llm"), tickets(2))
+    assert (unpriced.estimated_usd, unpriced.p95_usd, unpriced.bound_usd) == (None, None, None)
+
+
+def test_what_the_user_expects_is_the_estimate_and_no_bound(workspace: Workspace) -> None:
+    preview = workspace.engine().preview(labeling(spend=Spend(expected_output_tokens=10)), tickets(2))
+    assert (preview.output_tokens, preview.output_bound) == (20, 100)
+    assert in_order(preview)
