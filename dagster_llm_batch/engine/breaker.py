@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby, islice
 
 import pyarrow as pa
@@ -58,7 +59,11 @@ class Breaker:
         self._deployment = deployment
         self._ledger = deployment.ledger
         self._payloads = deployment.payloads
-        self._collector = Collector(labeling, deployment)
+
+    @cached_property
+    def _collector(self) -> Collector:
+        # Of a first wave there is nothing to judge.
+        return Collector(self._labeling, self._deployment)
 
     def stops_rest(self, submission: Submission, shards: Sequence[Shard]) -> bool:
         """Return whether the shards of the present wave that are still planned must not be sent.

@@ -344,6 +344,8 @@ class Planner:
         True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
         flight.
         """
+        if not submissions:
+            return {}
         answered: set[str] = set()
         in_flight: set[str] = set()
         collector = Collector(self._labeling, self._deployment)
