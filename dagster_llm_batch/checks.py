@@ -134,11 +134,17 @@ def sent_verdict(status: Status) -> CheckOutcome:
 
 
 def verdicts(
-    figures: LabelStats, status: Status, labeling: Labeling, wanted: Checks, stopped: str | None = None
+    figures: LabelStats,
+    status: Status,
+    labeling: Labeling,
+    wanted: Checks,
+    stopped: str | None = None,
+    held: str | None = None,
 ) -> list[CheckOutcome]:
     """Judge one partition by all three checks. An empty partition passes: there was nothing to miss.
 
-    `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted.
+    `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted. `held` says
+    what is not sent of it since its definition has changed; likewise.
     """
     rows = figures.labeled + figures.rejected - figures.skipped
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
@@ -154,6 +160,11 @@ def verdicts(
         # What has enough labels goes on downstream all the same.
         severity = _WARN if coverage.passed else _ERROR
         coverage = replace(coverage, passed=False, severity=severity, description=description)
+    if held is not None:
+        severity = _WARN if coverage.passed else coverage.severity
+        coverage = replace(
+            coverage, passed=False, severity=severity, description=f"{coverage.description} Held back: {held}."
+        )
     if stopped is not None:
         description = f"{coverage.description} Stopped: {stopped}"
         coverage = replace(coverage, passed=False, severity=_ERROR, description=description)

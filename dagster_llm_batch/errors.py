@@ -4,6 +4,7 @@
     ├── ConfigError               the definition is wrong; nothing was sent
     │   ├── MissingExtraError     an optional dependency is not installed
     │   ├── ResponseSchemaError   a provider cannot take this response schema
+    │   ├── DefinitionChangedError  … since rows were submitted: what was answered cannot land by it
     │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
     ├── InputError                the rows are wrong; nothing was sent
     │   └── MessagesLostError     … since a stream's retention has deleted some before they were read
@@ -30,6 +31,7 @@ __all__ = [
     "CannotTellError",
     "ConfigError",
     "CredentialsError",
+    "DefinitionChangedError",
     "IllegalMoveError",
     "InputError",
     "LLMBatchError",
@@ -64,6 +66,10 @@ class MissingExtraError(ConfigError):
 
 class ResponseSchemaError(ConfigError):
     """The provider cannot take this response schema. The message names the construct and its path."""
+
+
+class DefinitionChangedError(ConfigError):
+    """The definition is another one than rows were submitted by, and nothing can land by it. Nothing is lost."""
 
 
 class BudgetError(ConfigError):

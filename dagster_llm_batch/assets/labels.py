@@ -17,8 +17,8 @@ from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.checks import check_specs, unjudged_evaluations, verdicts
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.status import advise_on_overdue
-from dagster_llm_batch.errors import ConfigError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.engine.status import advise_on_change, advise_on_overdue
+from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
@@ -33,10 +33,12 @@ from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import temporary_folder
 from dagster_llm_batch.text import cell_text, short_run
+from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.engine import Labeling
+    from dagster_llm_batch.engine.deployment import SentDefinition
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
@@ -137,10 +139,25 @@ class _Landing:
 
         What was settled before this run, and is not in `news`, has its raw results read again.
         """
+        submission = engine.latest(self._dataset.name, partition or "")
+        try:
+            yield from self._land(context, engine, partition, submission, news)
+        except DefinitionChangedError as error:
+            assert submission is not None
+            # Each further run would end here, so the sensor need not ask for one.
+            engine.note_stranded(submission.submission_id, str(error))
+            raise
+
+    def _land(
+        self,
+        context: dg.AssetExecutionContext,
+        engine: "Engine",
+        partition: str | None,
+        submission: Submission | None,
+        news: Collection[str],
+    ) -> Iterator[Any]:
         dataset = self._dataset
         labeling = dataset.labeling
-        provider = engine.provider(labeling.provider)
-        submission = engine.latest(labeling.asset, partition or "")
         if submission is None:
             text = "nothing was submitted yet"
             context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
@@ -162,17 +179,37 @@ class _Landing:
             its_pace = pace_of(engine, status)
             text = progress_text(status, its_pace)
             context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
-            yield from self._not_ready(context, partition, text, status_metadata(status, provider, its_pace))
+            metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
+            yield from self._not_ready(context, partition, text, metadata)
             return
+        sent = engine.deployment.sent_definition(labeling, submission)
+        self._refuse_other_columns(submission, sent.labeling)
+        # A table of rejects alone would take the place of labels that are there.
+        if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
+            raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
         with labeled_tables(
             engine,
-            labeling,
+            sent.labeling,
             submission.submission_id,
             run_id=context.run.run_id,
             reread=was_settled,
             as_streams=dataset.frame == "batches",
         ) as tables:
-            yield from self._store(context, engine, partition, status, tables)
+            yield from self._store(context, engine, partition, status, sent, tables)
+
+    def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
+        """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
+        gap = self._dataset.labeling.column_gap(sent)
+        if gap is None:
+            return
+        submission_id, batch_key = submission.submission_id, self._dataset.batch_key.to_user_string()
+        raise DefinitionChangedError(
+            f"The labels of submission {submission_id} have other columns than {self._dataset.key.to_user_string()} "
+            f"has by its present definition: {gap}. Nothing landed, and nothing is lost. `dagster-llm-batch export "
+            f"{self._dataset.name} --submission {submission_id} -o {submission_id[:8]}.parquet` writes them to a file. "
+            f"Materialize {batch_key}{f' for {submission.partition}' if submission.partition else ''} for labels by "
+            "the present definition; or put the earlier one back, and materialize the labels."
+        )
 
     def _not_ready(
         self, context: dg.AssetExecutionContext, partition: str | None, text: str, metadata: dict[str, Any]
@@ -187,11 +224,12 @@ class _Landing:
         engine: "Engine",
         partition: str | None,
         status: Status,
+        sent: "SentDefinition",
         tables: LabeledTables,
     ) -> Iterator[Any]:
         """Give the tables to the IO manager, and Dagster what there is to say of them."""
         dataset, figures = self._dataset, tables.figures
-        labeling, submission_id = dataset.labeling, status.submission.submission_id
+        labeling, submission_id = sent.labeling, status.submission.submission_id
         wanted = context.selected_asset_keys
         if self._rejects.key in wanted:
             logged = self._write(context, self._rejects, partition, tables.rejects)
@@ -206,6 +244,14 @@ class _Landing:
             if (stopped := engine.stop_reason(submission_id)) is not None:
                 metadata["llm_batch/stopped"] = cell_text(stopped, limit=1_000)
                 context.log.error(f"{partition or 'labels'}: stopped: {stopped}")
+            held = None
+            if sent.changes:
+                held = engine.held_reason(submission_id)
+                metadata["llm_batch/changed_since_sent"] = ", ".join(sent.changes)
+                context.log.warning(
+                    f"{partition or 'labels'}: these labels are of an earlier definition, by which they were asked; "
+                    f"changed since: {', '.join(sent.changes)}.{'' if held is None else f' {held}.'}"
+                )
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
             yield from materialize_result(
@@ -215,7 +261,7 @@ class _Landing:
                 metadata=metadata,
                 version=figures.version,
                 checks=self.checks,
-                verdicts=verdicts(figures, status, labeling, dataset.checks, stopped),
+                verdicts=verdicts(figures, status, labeling, dataset.checks, stopped, held),
             )
             # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
             # submission undelivered, and the sensor finds the materialization by its metadata.
@@ -277,7 +323,7 @@ class _Landing:
             except LeaseError:
                 continue
             except ConfigError as error:
-                # The definition changed since this submission; its raw results are archived already.
+                # Of another definition, which older code has not stored; its raw results are archived already.
                 context.log.info(str(error))
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
             if done:

@@ -300,7 +300,7 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
         submission = progress.submission
         if (reason := outlook.stranded(submission.submission_id)) is not None:
             place = submission.place
-            then = f"Look at that run's log, then materialize {place}: what is paid for is stored."
+            then = f"If that does not say what to do: look at the run's log, then materialize {place}. All is stored."
             yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
 
 

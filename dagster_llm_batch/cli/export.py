@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
-from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
+from dagster_llm_batch.cli.selection import find_dataset, find_submission, partitions_of, partitions_options
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
@@ -29,6 +30,7 @@ from dagster_llm_batch.exports.fine_tuning import (
     write_example_lines,
 )
 from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, write_table
+from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["export_command"]
 
@@ -57,6 +59,14 @@ __all__ = ["export_command"]
         "openai (the default) or anthropic, for Claude on Bedrock."
     ),
 )
+@click.option(
+    "--submission",
+    "submission_id",
+    help=(
+        "A submission of the asset other than the newest, by its id or a beginning of it: its labels have the columns "
+        "of the definition by which they were asked."
+    ),
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @json_option
 def export_command(
@@ -64,6 +74,7 @@ def export_command(
     asset: str,
     partitions: tuple[str, ...],
     partition_range: str | None,
+    submission_id: str | None,
     what: str,
     output: str,
     form: str | None,
@@ -85,21 +96,27 @@ def export_command(
     _refuse_output(output, form, what, as_json=as_json)
     if not force:
         _refuse_replacing([Path(output), *([provenance_path(Path(output))] if what == "fine-tuning" else [])])
-    dataset = None if what == "mistakes" else find_dataset(deployment, asset)
-    source = dataset or deployment.code.mistakes(asset)
-    wanted = partitions_of(deployment, source, partitions, partition_range)
-    if dataset is None:
-        parts = [_stored_table(deployment, source.key, partition) for partition in wanted]
+    if submission_id is not None and (what == "mistakes" or partitions or partition_range):
+        raise click.UsageError("--submission names one submission of a labeled asset, and with it one partition.")
+    if what == "mistakes":
+        mistakes = deployment.code.mistakes(asset)
+        wanted = partitions_of(deployment, mistakes, partitions, partition_range)
+        parts = [_stored_table(deployment, mistakes.key, partition) for partition in wanted]
         count = _write_table(pa.concat_tables(parts, promote_options="permissive"), output, form)
-    elif what == "fine-tuning":
-        check_examples(dataset.labeling, form)
-        examples = (example for part in wanted for example in _examples(deployment, dataset, part, form))
-        count = _write_examples(_refuse_none(examples, asset), output)
     else:
-        table = pa.concat_tables(
-            [_table(deployment, dataset, partition, what) for partition in wanted], promote_options="default"
-        )
-        count = _write_table(table, output, form)
+        dataset = find_dataset(deployment, asset)
+        if submission_id is None:
+            wanted = partitions_of(deployment, dataset, partitions, partition_range)
+            submissions = [_newest(deployment, dataset, partition) for partition in wanted]
+        else:
+            submissions = [_submission(deployment, dataset, submission_id)]
+        if what == "fine-tuning":
+            check_examples(dataset.labeling, form)
+            examples = (example for each in submissions for example in _examples(deployment, dataset, each, form))
+            count = _write_examples(_refuse_none(examples, asset), output)
+        else:
+            tables = [_table(deployment, dataset, submission, what) for submission in submissions]
+            count = _write_table(_joined(tables), output, form)
     if as_json:
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})
     elif output != "-":
@@ -133,27 +150,49 @@ def _refuse_replacing(files: Sequence[Path]) -> None:
             raise click.UsageError(f"There is a file {file} already. Name another one, or give --force to replace it.")
 
 
-def _table(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, content: str) -> pa.Table:
-    engine, name = deployment.engine, dataset.name
-    submission = engine.latest(name, partition or "")
+def _newest(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> Submission:
+    submission = deployment.engine.latest(dataset.name, partition or "")
     if submission is None:
-        raise ConfigError(f"Nothing was submitted for {' '.join(filter(None, [name, partition]))}.")
+        raise ConfigError(f"Nothing was submitted for {' '.join(filter(None, [dataset.name, partition]))}.")
+    return submission
+
+
+def _submission(deployment: DeploymentAccess, dataset: Dataset, submission_id: str) -> Submission:
+    submission = find_submission(deployment, submission_id, None)
+    if submission.asset != dataset.name:
+        raise click.UsageError(f"{submission_id} is a submission of '{submission.asset}', not of '{dataset.name}'.")
+    return submission
+
+
+def _table(deployment: DeploymentAccess, dataset: Dataset, submission: Submission, content: str) -> pa.Table:
     try:
-        labeled = engine.labels(dataset.labeling, submission.submission_id)
+        labeled = deployment.engine.labels(dataset.labeling, submission.submission_id)
     except FileNotFoundError as error:
         msg = f"A file of submission {submission.submission_id} is not in the payload store: {error}. Restore it there."
         raise ConfigError(msg) from error
     return labeled.labels if content == "labels" else labeled.rejects
 
 
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="default")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ConfigError(
+            f"The partitions have columns of different types, since the definition was changed between them: {error}. "
+            "Export those of each definition by themselves."
+        ) from error
+
+
 def _stored_table(deployment: DeploymentAccess, key: dg.AssetKey, partition: str | None) -> pa.Table:
     return pa.Table.from_batches(list(record_batches(deployment.code.load_asset(key, partition))))
 
 
-def _examples(deployment: DeploymentAccess, dataset: Dataset, partition: str | None, form: str) -> Iterator[Example]:
-    labels = _table(deployment, dataset, partition, "labels")
-    with deployment.code.rows(dataset, partition) as (rows, _):
-        yield from fine_tuning(dataset.labeling, rows, labels, form)
+def _examples(deployment: DeploymentAccess, dataset: Dataset, submission: Submission, form: str) -> Iterator[Example]:
+    labels = _table(deployment, dataset, submission, "labels")
+    # An example is what was asked, whatever the prompt is now.
+    sent = deployment.engine.deployment.sent_definition(dataset.labeling, submission).labeling
+    with deployment.code.rows(replace(dataset, labeling=sent), submission.partition or None) as (rows, _):
+        yield from fine_tuning(sent, rows, labels, form)
 
 
 def _refuse_none(examples: Iterator[Example], asset: str) -> Iterator[Example]:

@@ -13,7 +13,11 @@ from dagster_llm_batch.errors import ResponseSchemaError
 if TYPE_CHECKING:
     from referencing import Registry
 
-__all__ = ["Fit", "check_json_schema", "references"]
+__all__ = ["Fit", "check_json_schema", "references", "without_notes"]
+
+_NOTES = frozenset({"title", "description", "examples", "deprecated", "$comment"})
+# What holds schemas by names that are the user's.
+_BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
 
 def check_json_schema(schema: Mapping[str, Any]) -> None:
@@ -63,6 +67,22 @@ def references(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for part in node:
             yield from references(part)
+
+
+def without_notes(schema: Any) -> Any:
+    """Return a schema without what only explains it: two that differ in that alone are fit by the same values."""
+    if isinstance(schema, list):
+        return [without_notes(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept = {word: part for word, part in schema.items() if word not in _NOTES}
+    for word, part in kept.items():
+        if word in _BY_NAME and isinstance(part, Mapping):
+            kept[word] = {name: without_notes(named) for name, named in part.items()}
+        # Values are no schemas: one may be an object with a title.
+        elif word not in ("const", "enum", "default"):
+            kept[word] = without_notes(part)
+    return kept
 
 
 class Fit:

@@ -41,6 +41,7 @@ __all__ = [
     "ParsedReplies",
     "Reader",
     "Response",
+    "StoredResponse",
     "columns",
     "columns_of",
     "field_for",
@@ -353,6 +354,21 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class StoredResponse:
+    """A response as it was when requests were sent: what its class said then, which may be another, or gone, by now.
+
+    Replies are read as those of a JSON Schema are; fields that they leave out have the default that it names.
+
+    Attributes:
+        format: What the provider was given.
+        columns: The JSON Schema of the values that the class made of replies; None where the replies have them.
+    """
+
+    format: ResponseFormat
+    columns: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
 class ParsedReplies:
     """Replies as columns. `columns` align with the replies and are null where `reasons` says why one does not fit.
 
@@ -368,6 +384,8 @@ def response_format(response: Any) -> ResponseFormat:
     """Return the response as providers take it. Raises ConfigError or ResponseSchemaError where it cannot be one."""
     if response is None or response is str:
         return ResponseFormat(ResponseKind.TEXT)
+    if isinstance(response, StoredResponse):
+        return response.format
     if isinstance(response, Embedding):
         return ResponseFormat(ResponseKind.EMBEDDING, dimensions=response.dimensions)
     if isinstance(response, type) and issubclass(response, BaseModel):
@@ -401,6 +419,10 @@ class Reader:
         self._models: TypeAdapter[list[Any]]
         self._plain: Callable[[str], msgspec.Struct] | None = None
         self._fit: Any = None
+        # Of a stored response: what its class gave to fields that a reply leaves out.
+        self._defaults: Mapping[str, Any] | None = None
+        self.columns_schema: Mapping[str, Any] | None = None
+        """The JSON Schema of the columns' values, where it is not that of the replies."""
         if self.format.kind is ResponseKind.TEXT:
             self.fields = [_TEXT]
         elif self.format.kind is ResponseKind.EMBEDDING:
@@ -413,6 +435,12 @@ class Reader:
                 schema = _schema_of(response, "serialization")
             else:
                 self._fit = Fit(schema)
+            if isinstance(response, StoredResponse):
+                properties = schema.get("properties", {})
+                self._defaults = {name: sub["default"] for name, sub in properties.items() if "default" in sub}
+                schema = dict(response.columns or schema)
+            if schema != self.format.json_schema:
+                self.columns_schema = schema
             # A model that contains itself is a reference into its own definitions.
             if "properties" not in schema and "$ref" in schema:
                 schema = {**schema, **(resolve(schema["$ref"], schema) or {})}
@@ -504,7 +532,7 @@ class Reader:
             if self._model is None:
                 value = msgspec.json.decode(text)
                 misfit = self._fit.misfit(value)
-                return (value, None) if misfit is None else (None, _shortened(misfit))
+                return (self._as_by_class(value), None) if misfit is None else (None, _shortened(misfit))
             # pydantic takes NaN and Infinity for numbers; msgspec raises for them, as JSON has none.
             if _has_no_number(text):
                 msgspec.json.decode(text)
@@ -516,6 +544,17 @@ class Reader:
             return None, _shortened(f"not JSON: {error}")
         except Exception as error:  # noqa: BLE001 - depth, and whatever the user's own validators raise
             return None, _shortened(f"it cannot be read: {type(error).__name__}: {error}")
+
+    def _as_by_class(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return a reply to a stored response as far as can be said as its class would have given it."""
+        if self._defaults is None:
+            return value
+        value = {**self._defaults, **value}
+        for field in self.fields:
+            # A decimal number may come as a JSON number, and is text in its column.
+            if type(given := value.get(field.name)) in (int, float) and field.type == pa.string():
+                value[field.name] = given if _is_json(field) else str(given)
+        return value
 
     def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:
         wanted = self.format.dimensions

@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import takewhile
 
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
+from dagster_llm_batch.engine.submit_queue import STRANDED, UNAVAILABLE, WAITS
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
@@ -20,9 +20,6 @@ TURN = "turn"
 
 LOST = "landing_lost"
 """The event of a run that was to land the labels and ended without having done anything. Another run is requested."""
-
-STRANDED = "landing_stranded"
-"""The event after too many lost runs: none is requested any more until a person has looked."""
 
 TOLD = "person_told"
 """The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cached_property, partial
 from typing import IO, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
@@ -23,7 +23,7 @@ from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_gap, tariff
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import Owner
+from dagster_llm_batch.engine.request_files import Owner, definition_in
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
@@ -36,7 +36,17 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, PriceBasis
 
-__all__ = ["GONE_AFTER", "LONGEST_PAUSE", "PART_ROWS", "Deployment", "Gate", "Threads", "new_id", "submissions_at_work"]
+__all__ = [
+    "GONE_AFTER",
+    "LONGEST_PAUSE",
+    "PART_ROWS",
+    "Deployment",
+    "Gate",
+    "SentDefinition",
+    "Threads",
+    "new_id",
+    "submissions_at_work",
+]
 
 PART_ROWS = 8_192
 """Labels of more rows are put together in parts, where a deployment says nothing else."""
@@ -138,6 +148,36 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class SentDefinition:
+    """The definition that a submission was sent by.
+
+    `is_known`: it is stored. Of what older code planned, only whether it is another one is known, and `labeling` is the
+    present one.
+    """
+
+    labeling: Labeling
+    submission: Submission
+    is_known: bool
+    _find_changes: Callable[[], Sequence[str]]
+
+    @cached_property
+    def changes(self) -> Sequence[str]:
+        """The arguments that ask otherwise now. Needs the provider, to know its account."""
+        return self._find_changes()
+
+    def refuse_unknown(self) -> None:
+        """Raise ConfigError where replies cannot be read: another definition asked, and older code did not store it."""
+        if self.is_known or not self.changes:
+            return
+        raise ConfigError(
+            f"Submission {self.submission.submission_id} of '{self.submission.asset}' was made with another model, "
+            "parameters, response schema or account than the present definition has, so its replies are not read with "
+            "it. What came is stored as it is. Restore the earlier definition to label with it, or submit again to ask "
+            "anew."
+        )
+
+
+@dataclass(frozen=True)
 class Deployment:
     """One deployment of labelings. All processes that share a ledger and a namespace have an equal one.
 
@@ -225,6 +265,22 @@ class Deployment:
         """
         account = self.provider(labeling.provider).account
         return configuration_fingerprint(account, labeling.provider, labeling.spec)
+
+    def sent_definition(self, labeling: Labeling, submission: Submission) -> SentDefinition:
+        """Return the definition that a submission was sent by. Its answers are read, and landed, by that one."""
+        # Every plan writes a manifest.
+        stored = definition_in(self.payloads, submission.manifest_path or "")
+
+        def find_changes() -> Sequence[str]:
+            if stored is None:
+                is_other = submission.config_fingerprint != self.configuration(labeling)
+                return ["model, parameters, response schema or account"] if is_other else []
+            provider = self.providers.get(submission.provider)
+            is_other = provider is not None and provider.account != submission.account
+            return [*labeling.changes_since(stored), *(["account"] if is_other else [])]
+
+        as_sent = labeling if stored is None else labeling.as_of(stored)
+        return SentDefinition(as_sent, submission, is_known=stored is not None, _find_changes=find_changes)
 
     def leases(self) -> set[str]:
         """Return the ids of submissions that processes work on now."""

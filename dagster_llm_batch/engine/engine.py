@@ -30,7 +30,7 @@ from dagster_llm_batch.engine.activity import (
 )
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
 from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
@@ -38,9 +38,18 @@ from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning, is_pruned
 from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
 from dagster_llm_batch.engine.retry import NextWave
-from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.engine.status import Status, advise_on_change
 from dagster_llm_batch.engine.submit import Sender
-from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, Dispatcher, can_go, drop, keep_places
+from dagster_llm_batch.engine.submit_queue import (
+    UNAVAILABLE,
+    Dispatcher,
+    can_go,
+    drop,
+    held_reason,
+    hold,
+    hold_unsent,
+    keep_places,
+)
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -162,7 +171,10 @@ class Engine:
                 if submission.state is not SubmissionState.OPEN:
                     drop(self.deployment, own, "its submission is canceled")
                 elif own:
-                    self._refuse_other_configuration(labeling, submission)
+                    if changes := self.deployment.sent_definition(labeling, submission).changes:
+                        hold_unsent(self.deployment, submission, shards, changes)
+                        continue
+                    own = dispatcher.of_present_models(own)
                     if Breaker(labeling, self.deployment).stops_rest(submission, shards):
                         drop(self.deployment, own, "its submission is stopped: what came so far does not fit")
                         continue
@@ -286,9 +298,10 @@ class Engine:
     def advance(self, labeling: Labeling, submission_id: str) -> Status:
         """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
 
-        Returns without waiting. Raises LeaseError where another process works on it; ConfigError where the definition
-        has changed since it was sent, after the raw results are stored; CannotTellError after all that can be collected
-        is.
+        Returns without waiting. Where the definition has changed since it was planned, what was sent is read by that of
+        then, and nothing more is sent (`held_reason`). Raises LeaseError where another process works on it;
+        CannotTellError after all that can be collected is; ConfigError, when raw results are stored, where older code
+        has not stored the definition.
         """
         try:
             self.submit(labeling, submission_id)
@@ -321,7 +334,8 @@ class Engine:
             # Where some batches were reported, one that could not be polled now costs time only.
             if reports:
                 poll_errors = [error for error in poll_errors if not isinstance(error, TransientError)]
-            collector = Collector(labeling, self.deployment)
+            sent = self.deployment.sent_definition(labeling, submission)
+            collector = Collector(sent.labeling, self.deployment)
             ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
             fetch_errors: list[ProviderError] = []
             read_errors: list[Exception] = []
@@ -332,7 +346,7 @@ class Engine:
                         fetch_errors.append(error)
                     elif not read_errors:
                         try:
-                            self._refuse_other_configuration(labeling, submission)
+                            sent.refuse_unknown()
                             collector.collect(batch, lease.check)
                         except LeaseError:
                             raise
@@ -349,29 +363,30 @@ class Engine:
             # The answers of these submissions decide what is asked again, so the next wave waits for them.
             if not self._has_sources(status.submission):
                 return status
-            assembler = self._assembler(labeling, status, collector)
+            assembler = self._assembler(sent.labeling, status, collector)
             assembler.restore()
-            if self._plan_next_wave(labeling, status):
+            if self._plan_next_wave(labeling, sent, status):
                 return self.status(submission_id)
             return replace(status, submission=assembler.settle())
 
-    def _plan_next_wave(self, labeling: Labeling, status: Status) -> bool:
-        if status.submission.state is not SubmissionState.OPEN:
+    def _plan_next_wave(self, labeling: Labeling, sent: SentDefinition, status: Status) -> bool:
+        submission = status.submission
+        if submission.state is not SubmissionState.OPEN:
             return False
-        return NextWave(labeling, self.deployment, status.submission, status.shards).plan()
+        if not sent.changes:
+            return NextWave(labeling, self.deployment, submission, status.shards).plan()
+        if requests := NextWave(sent.labeling, self.deployment, submission, status.shards).requests:
+            reason = advise_on_change(submission, sent.changes)
+            hold(self.deployment, submission, f"{requests:,} requests are not sent again: {reason}")
+        return False
 
     def _has_sources(self, submission: Submission) -> bool:
         """Return whether the submissions whose answers this one reuses are settled."""
         return all(self.ledger.submission(source).is_settled for source in submission.reused_from)
 
-    def _refuse_other_configuration(self, labeling: Labeling, submission: Submission) -> None:
-        if submission.config_fingerprint != self.deployment.configuration(labeling):
-            msg = (
-                f"Submission {submission.submission_id} of '{labeling.asset}' was made with another model, parameters, "
-                "response schema or account than the present definition has, so its replies are not read with it. What "
-                "came is stored as it is. Restore the earlier definition to label with it, or submit again to ask anew."
-            )
-            raise ConfigError(msg)
+    def held_reason(self, submission_id: str) -> str | None:
+        """Return what is not sent of a submission since its definition has changed; None where nothing was held."""
+        return held_reason(self.ledger, submission_id)
 
     def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
         return LabelAssembler(
@@ -429,9 +444,10 @@ class Engine:
         if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
+        sent = self.deployment.sent_definition(labeling, status.submission)
         if reread:
-            self._refuse_other_configuration(labeling, status.submission)
-        assembler = self._assembler(labeling, status, Collector(labeling, self.deployment))
+            sent.refuse_unknown()
+        assembler = self._assembler(sent.labeling, status, Collector(sent.labeling, self.deployment))
         if assembler.restore():
             # Fewer requests have an answer than were counted.
             assembler.settle()

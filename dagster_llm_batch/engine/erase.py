@@ -37,6 +37,7 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import Answers
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import (
+    DEFINITION,
     RAW,
     RESULTS,
     answers_so_far,
@@ -296,6 +297,8 @@ class Eraser:
                 out.write_batch(kept)
             counts = {SKIPPED: skipped, WITHHELD: int(metadata.get(WITHHELD.encode(), 0))}
             out.add_key_value_metadata({name: str(count) for name, count in counts.items() if count})
+            if (definition := metadata.get(DEFINITION.encode())) is not None:
+                out.add_key_value_metadata({DEFINITION: definition.decode()})
 
     def _purge_shard(self, shard: Shard, going: set[str]) -> None:
         """Take requests out of all files of a shard, and out of its numbers. The list of its requests is the last."""

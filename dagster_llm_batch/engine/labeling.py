@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
@@ -12,14 +13,15 @@ from typing import Any, Literal
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Reader, Response
+from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.providers.registry import needs_max_tokens
-from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
+from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
 __all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
 
@@ -280,6 +282,121 @@ class Labeling:
         )
 
     @cached_property
+    def definition(self) -> Mapping[str, Any]:
+        """What is stored with a submission, as JSON: what is asked, and how answers become rows of the labeled table.
+
+        `Labeling.as_of` makes a labeling of it again. It is stored in manifests: a name in it never changes its sense.
+        """
+        spec, prompt, response = self.spec, self.prompt, self.spec.response
+        asked = {
+            "model": self.model,
+            "endpoint": spec.endpoint.value,
+            "params": spec.params,
+            "prompt": {
+                "system": prompt.system,
+                "user": prompt.user,
+                "images": list(prompt.images),
+                "examples": [list(example) for example in prompt.examples],
+                "cache_prefix": prompt.cache_prefix,
+            },
+            "response": {
+                "kind": response.kind.value,
+                "name": response.name,
+                "json_schema": response.json_schema,
+                "dimensions": response.dimensions,
+            },
+        }
+        content = {
+            "asked": asked,
+            "columns": self.reader.columns_schema,
+            "prompt_version": self.prompt_version,
+            "key": self.key,
+            "keep": list(self.keep),
+            "price": _price_as_json(self.spend.price),
+            "fallback": [
+                {
+                    "model": fallback.model,
+                    "params": fallback.params,
+                    "endpoint": fallback.spec.endpoint.value,
+                    "price": _price_as_json(fallback.spend.price),
+                }
+                for fallback in self.models[1:]
+            ],
+        }
+        # As it is when it is read again: a tuple has become a list, and what JSON does not have, text.
+        definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
+        return definition
+
+    def definition_after(self, older: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Return the definition to store in the place of an older one that asks the same.
+
+        With the fallbacks of that: answers of one that is declared no more may still come.
+        """
+        if older is None:
+            return self.definition
+        fallbacks = {each["model"]: each for each in (*self.definition["fallback"], *older["fallback"])}
+        return {**self.definition, "fallback": [*fallbacks.values()]}
+
+    def changes_since(self, definition: Mapping[str, Any]) -> list[str]:
+        """Return which arguments ask otherwise than in an earlier definition: then answers to the one are none to the
+        other. How often something is asked, and of which fallback, is a rule and no question: it holds at once.
+        """
+        present = self.definition["asked"]
+        return [name for name, value in definition["asked"].items() if present.get(name) != value]
+
+    def as_of(self, definition: Mapping[str, Any]) -> Labeling:
+        """Return the labeling by which a submission with this definition is read; rules are those of now.
+
+        A response that differs in nothing but its words is read by the present class, which knows more than a schema.
+        """
+        if definition == self.definition:
+            return self
+        asked, present = definition["asked"], self.definition["asked"]
+        prompt = self.prompt
+        if asked["prompt"] != present["prompt"] or definition["prompt_version"] != self.prompt_version:
+            prompt = replace(prompt, **asked["prompt"], version=definition["prompt_version"])
+        schemas = [
+            without_notes([one["asked"]["response"] | {"name": ""}, one["columns"]])
+            for one in (definition, self.definition)
+        ]
+        response = self.response
+        if schemas[0] != schemas[1]:
+            given = asked["response"]
+            form = ResponseFormat(**{**given, "kind": ResponseKind(given["kind"])})
+            response = StoredResponse(form, _in_order(definition["columns"] or given["json_schema"], self.reader))
+        return replace(
+            self,
+            model=asked["model"],
+            key=definition["key"],
+            keep=definition["keep"],
+            prompt=prompt,
+            response=response,
+            params=asked["params"],
+            endpoint=asked["endpoint"],
+            spend=replace(self.spend, price=_price_of_json(definition["price"])),
+            resend=replace(
+                self.resend,
+                fallback=[
+                    Fallback(**{**fallback, "price": _price_of_json(fallback["price"])})
+                    for fallback in definition["fallback"]
+                ],
+            ),
+        )
+
+    def column_gap(self, other: Labeling) -> str | None:
+        """Return how the labeled table of another definition differs from that of this one; None where it does not."""
+        own, others = (
+            {**dict.fromkeys([each.key, *each.keep], "of the rows"), **{f.name: f.type for f in each.reader.fields}}
+            for each in (self, other)
+        )
+        parts = {
+            "without": [name for name in own if name not in others],
+            "with": [name for name in others if name not in own],
+            "with another type of": [name for name in own if name in others and own[name] != others[name]],
+        }
+        return ", ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names) or None
+
+    @cached_property
     def code_version(self) -> str:
         """A digest that changes whenever labels could: with prompt, model, parameters or response schema."""
         spec = self.spec
@@ -293,6 +410,28 @@ class Labeling:
         fallback = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
         return _digest([*content, fallback] if fallback else content)
+
+
+def _price_as_json(price: TokenPrice | None) -> Mapping[str, str] | None:
+    if price is None:
+        return None
+    return {each.name: str(amount) for each in fields(price) if (amount := getattr(price, each.name)) is not None}
+
+
+def _price_of_json(stored: Mapping[str, Any] | None) -> TokenPrice | None:
+    return None if stored is None else TokenPrice(**stored)
+
+
+def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:
+    """Return the schema of columns with its properties in a reader's order, where it has the same.
+
+    Some IO managers store a table's columns by their place.
+    """
+    properties = {} if schema is None else schema.get("properties", {})
+    names = reader.schema.names
+    if properties.keys() != set(names):
+        return schema
+    return {**(schema or {}), "properties": {name: properties[name] for name in names}}
 
 
 def _check_max_tokens(where: str, model: str, params: Mapping[str, Any]) -> None:

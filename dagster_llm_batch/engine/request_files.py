@@ -14,6 +14,8 @@ from decimal import Decimal
 from itertools import count
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.errors import LLMBatchError
@@ -23,6 +25,7 @@ from dagster_llm_batch.types import BatchLimits, Lane
 
 __all__ = [
     "APART",
+    "DEFINITION",
     "IDS",
     "PART",
     "RAW",
@@ -36,6 +39,7 @@ __all__ = [
     "WrittenLines",
     "answers_so_far",
     "beside",
+    "definition_in",
     "delete_requests",
     "names_any",
     "packed_ids",
@@ -52,6 +56,11 @@ others are read soon, and lz4 is faster."""
 
 SO_FAR = ".sofar.jsonl.zst"
 """The ending of the answers so far of a shard in real time that was not asked to its end. They are not paid again."""
+
+DEFINITION = "llm_batch.definition"
+"""Names in a manifest's metadata the definition by which its requests were made: see Labeling.definition. What is sent
+now is answered when the code may say something else. Manifests of older versions have none.
+"""
 
 PART, APART = "part-", "apart-"
 """The starts of the names of files that workers need within one step. A lost worker leaves them behind."""
@@ -115,6 +124,19 @@ def write_ids(payloads: PayloadStore, shard: Shard, ids: bytes) -> None:
 
 def _digest(nonce: str, ids: bytes) -> bytes:
     return hashlib.blake2b(ids, key=nonce.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def definition_in(payloads: PayloadStore, manifest_path: str) -> Mapping[str, Any] | None:
+    """Return the definition by which the requests of a manifest were made.
+
+    None where older code wrote it, or it cannot be read: whoever needs its rows says so.
+    """
+    try:
+        stored = payloads.table_metadata(manifest_path).get(DEFINITION.encode())
+    except (OSError, pa.ArrowException):
+        return None
+    definition: Mapping[str, Any] | None = None if stored is None else json.loads(stored)
+    return definition
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:

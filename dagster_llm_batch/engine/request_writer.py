@@ -13,6 +13,7 @@ workers do it. Rendering a batch of rows needs no other batch, which is what let
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -34,7 +35,7 @@ from dagster_llm_batch.core.rows import are_empty, check_text, record_batches, v
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import Lines, ShardFiles, WrittenLines
+from dagster_llm_batch.engine.request_files import DEFINITION, Lines, ShardFiles, WrittenLines, definition_in
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -430,7 +431,7 @@ class Draft:
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
         self._keys.check(self._keys_again)
-        self._add_counts(self._manifest)
+        self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))
         shards = [shard for files in self._files.values() for shard in files.end()]
         digests = self._source.write_files(shards, self._spares)
         shards = [shard for files in self._files.values() for shard in files.close(digests)]
@@ -449,6 +450,11 @@ class Draft:
             fingerprint=self._source.digest.fingerprint(configuration),
             longest=self._longest,
         )
+
+    def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
+        """Return what a manifest says of all its rows."""
+        counts = {SKIPPED: self._skipped, WITHHELD: self._source.withheld}
+        return {DEFINITION: json.dumps(definition), **{name: str(count) for name, count in counts.items() if count}}
 
     def _keys_again(self) -> Iterator[list[Any]]:
         self._stack.close()
@@ -469,15 +475,11 @@ class Draft:
     def replace_manifest(self, path: str) -> None:
         """Replace an older manifest of the same keys and requests, at `path`, by this draft's."""
         assert self._renderer is not None
+        definition = self._labeling.definition_after(definition_in(self._payloads, path))
         with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
-            self._add_counts(out)
-
-    def _add_counts(self, manifest: Any) -> None:
-        for name, count in ((SKIPPED, self._skipped), (WITHHELD, self._source.withheld)):
-            if count:
-                manifest.add_key_value_metadata({name: str(count)})
+            out.add_key_value_metadata(self._facts(definition))
 
     def discard(self) -> None:
         """Remove every file of this draft, even where closing one of them fails because the disk is full."""

@@ -73,9 +73,18 @@ class NextWave:
         # Of most submissions nothing is asked again.
         return Planner(self._labeling, self._deployment)
 
+    @cached_property
+    def _asks_now(self) -> list[_Ask]:
+        return [*self._again(), *self._adopted()]
+
+    @property
+    def requests(self) -> int:
+        """How many requests would be asked again, if nothing stops them."""
+        return sum(len(ask.request_ids) for ask in self._asks_now)
+
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
-        asks = [*self._again(), *self._adopted()]
+        asks = self._asks_now
         if not asks or self._is_broken(asks):
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
@@ -115,9 +124,13 @@ class NextWave:
     def _again(self) -> Iterator[_Ask]:
         for shard in self._shards:
             # What failed in an earlier wave was asked again in the wave after it.
-            if shard.wave == self._submission.waves:
-                model = self._labeling.models.index(self._labeling.by(_model(shard)))
+            # Of a fallback that is declared no more, nothing is asked any more.
+            if shard.wave == self._submission.waves and (model := self._places.get(_model(shard))) is not None:
                 yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {labeling.model: place for place, labeling in enumerate(self._labeling.models)}
 
     def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
         """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
@@ -126,7 +139,8 @@ class NextWave:
             return
         lane = Lane.REALTIME if self._late else shard.lane
         same, rest = self._split(shard, rows, siblings)
-        if same:
+        # A fallback that has other parameters by now would be asked with those of before.
+        if same and (not model or self._has_spare(model)):
             yield _Ask(model, lane, shard, frozenset(same))
         if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
             yield _Ask(model + 1, lane, shard, frozenset(rest))
@@ -176,9 +190,8 @@ class NextWave:
         results = [(shard, list(self._result_rows([shard]))) for shard in in_flight]
         for _, rows in results:
             open_ids.difference_update(request_id for request_id, outcome, _ in rows if outcome == Outcome.SUCCEEDED)
-        models = {labeling.model: number for number, labeling in enumerate(self._labeling.models)}
         for shard, rows in results:
-            if (model := models.get(_model(shard))) is not None:
+            if (model := self._places.get(_model(shard))) is not None:
                 mine = [row for row in rows if row[0] in open_ids]
                 open_ids.difference_update(row[0] for row in mine)
                 yield from self._asks(model, shard, mine, sources[shard.submission_id])

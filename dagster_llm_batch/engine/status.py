@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -12,7 +13,15 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
-__all__ = ["Advice", "Status", "advise_on_doubt", "advise_on_overdue", "cause_text", "retry_command"]
+__all__ = [
+    "Advice",
+    "Status",
+    "advise_on_change",
+    "advise_on_doubt",
+    "advise_on_overdue",
+    "cause_text",
+    "retry_command",
+]
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -55,6 +64,16 @@ def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
         f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest "
         f"lands without its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come "
         "are used",
+    )
+
+
+def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
+    """Return why nothing more of a submission is sent when its definition has changed, and what a person can do."""
+    partition = f" for {submission.partition}" if submission.partition else ""
+    return Advice(
+        f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
+        "so nothing more of it is sent",
+        f"Materialize '{submission.asset}_batch'{partition}: then it is asked by the present definition",
     )
 
 

@@ -20,17 +20,36 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SO_FAR, beside
 from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.engine.status import advise_on_change
 from dagster_llm_batch.engine.submit import Sender
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
+from dagster_llm_batch.storage.ledger.queries import LedgerQueries
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
-__all__ = ["UNAVAILABLE", "WAITS", "Dispatcher", "can_go", "drop", "keep_places"]
+__all__ = [
+    "STRANDED",
+    "UNAVAILABLE",
+    "WAITS",
+    "Dispatcher",
+    "can_go",
+    "drop",
+    "held_reason",
+    "hold",
+    "hold_unsent",
+    "keep_places",
+]
 
 WAITS = "waits"
 """The event of a submission whose shards stay planned, since they may not be sent yet."""
+
+_HELD = "definition_changed"
+"""The event of a submission of which nothing more is sent, since its definition has changed."""
+
+STRANDED = "landing_stranded"
+"""The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
 
 UNAVAILABLE = "unavailable"
 """The event of a submission whose provider does not answer now."""
@@ -197,6 +216,13 @@ class Dispatcher:
                 left.append(shard)
         return left
 
+    def of_present_models(self, planned: Sequence[Shard]) -> list[Shard]:
+        """Return the shards of the model and of present fallbacks; drop those of a fallback that is none any more."""
+        models = {labeling.model for labeling in self._labeling.models}
+        gone = [shard for shard in planned if f"{shard.provider}/{shard.model}" not in models]
+        drop(self._deployment, gone, "its model is no fallback any more")
+        return [shard for shard in planned if shard not in gone]
+
     def _is_down(self, shard: Shard) -> bool:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
         if is_last or shard.reason is None:
@@ -221,6 +247,37 @@ def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
             # Where another process has just sent it, it is collected later.
             with suppress(IllegalMoveError):
                 deployment.ledger.move_shard(shard.shard_id, Move.CANCELED, **fields)
+
+
+def hold_unsent(
+    deployment: Deployment, submission: Submission, shards: Sequence[Shard], changes: Sequence[str]
+) -> None:
+    """Send no planned shard of a submission whose definition has changed; `shards` are all of it.
+
+    While some of it is sent and not collected, the rest waits, since the earlier definition may be put back; no run is
+    requested that could send nothing. Then the rest is dropped, so that what came lands.
+    """
+    reason = advise_on_change(submission, changes)
+    if any(shard.state not in (ShardState.PLANNED, ShardState.COLLECTED) for shard in shards):
+        if deployment.ledger.last_event(submission.submission_id).kind != STRANDED:
+            deployment.ledger.add_event(submission.submission_id, STRANDED, str(reason))
+        return
+    planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
+    hold(deployment, submission, f"{sum(shard.requests for shard in planned):,} requests are not sent: {reason}")
+    drop(deployment, planned, reason.problem)
+
+
+def held_reason(ledger: LedgerQueries, submission_id: str) -> str | None:
+    """See Engine.held_reason."""
+    held = [event for event in ledger.events(submission_id) if event.kind == _HELD]
+    return held[-1].detail if held else None
+
+
+def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
+    """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
+    # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
+    deployment.ledger.add_event(submission.submission_id, _HELD, reason)
+    deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:

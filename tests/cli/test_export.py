@@ -180,3 +180,20 @@ def test_mistakes_of_an_evaluation_are_exported(project, home):
     said = project.on_file("export", "ticket_labels", *wrong[1:], "--force", code=2).stderr
     assert "is no evaluation of the file" in said
     assert "those that have: quality." in said
+
+
+def test_answers_of_a_definition_before_are_exported_with_its_columns_and_prompt(project):
+    submission_id = project.land()
+    project.change('topic: Literal["billing", "bug"]', "mood: int")
+    project.change("You label tickets.", "You feel with people.")
+    old = ["ticket_labels", "--submission", submission_id[:12]]
+    table = pq.read_table(exported(project, *old, name="old.parquet"))
+    assert table.schema.names[:2] == ["ticket_id", "topic"]
+    assert {*table["llm_outcome"].to_pylist()} == {"succeeded"}
+    path = exported(project, *old, "--what", "fine-tuning", name="train.jsonl")
+    examples = [json.loads(line)["messages"] for line in path.open()]
+    assert [one[0]["content"] for one in examples] == ["You label tickets."] * 3
+    other = project.on_file("export", "daily_labels", *old[1:], "-o", "x.csv", code=2).stderr
+    assert "is a submission of 'ticket_labels', not of 'daily_labels'" in other
+    both = project.on_file("export", "daily_labels", *old[1:], "-p", DAYS[0], "-o", "x.csv", code=2).stderr
+    assert "--submission names one submission of a labeled asset" in both

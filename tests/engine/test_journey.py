@@ -9,7 +9,7 @@ from typing import Any, Literal
 import polars as pl
 import pytest
 from pydantic import BaseModel
-from workspace import TicketLabel, Workspace, assert_total, billed, labeling, texts, tickets
+from workspace import TicketLabel, Workspace, assert_total, billed, forget_definition, labeling, texts, tickets
 
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
@@ -257,17 +257,6 @@ def test_a_superseded_submission_that_was_not_sent_never_is(workspace: Workspace
     assert len(workspace.emulator.books.batches) == 1
 
 
-def test_replies_are_not_read_with_another_definition_but_their_lines_are_stored(workspace: Workspace) -> None:
-    old = labeling()
-    first = workspace.engine().plan(old, tickets(3))
-    workspace.engine().submit(old, first.submission_id)
-    workspace.emulator.settle()
-    with pytest.raises(ConfigError, match="was made with another model, parameters, response schema or account"):
-        workspace.engine().advance(labeling(response=OtherLabel), first.submission_id)
-    assert any(name.endswith(".raw.jsonl.zst") for name in workspace.files())
-    assert workspace.finish(old, first.submission_id).submission.outcomes == {"succeeded": 3}
-
-
 class CountedLabel(TicketLabel):
     """A response with a field of a name that usage has too."""
 
@@ -286,6 +275,7 @@ def test_a_response_may_have_a_field_that_is_called_as_usage_calls_its_own(works
 def test_lines_of_all_batches_are_stored_where_the_first_is_not_read(workspace: Workspace) -> None:
     old = labeling(limits=Limits(max_requests_per_batch=1))
     first = workspace.engine().plan(old, tickets(12))
+    forget_definition(workspace, first)
     workspace.engine().submit(old, first.submission_id)
     workspace.emulator.settle()
     with pytest.raises(ConfigError, match="was made with another model"):

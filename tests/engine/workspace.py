@@ -12,6 +12,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
@@ -115,6 +116,15 @@ def assert_total(workspace: Workspace, definition: Labeling, submission_id: str,
     submission = workspace.engine().ledger.submission(submission_id)
     assert sum(submission.outcomes.values()) == submission.requests
     return labeled.labels, labeled.rejects
+
+
+def forget_definition(workspace: Workspace, submission: Submission) -> None:
+    """Leave the manifest as older code wrote it: it does not say by which definition its requests were made."""
+    payloads, path = workspace.engine().payloads, submission.manifest_path or ""
+    assert b"llm_batch.definition" in payloads.table_metadata(path)
+    table = payloads.read_table(path)
+    with payloads.table_writer(path, table.schema.remove_metadata(), repeating=()) as out:
+        out.write_table(table)
 
 
 def billed(workspace: Workspace) -> list[str]:

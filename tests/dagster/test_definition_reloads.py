@@ -1,0 +1,143 @@
+"""A code location that is loaded again with another definition, while the batches of the one before are in flight."""
+
+from typing import Annotated, Literal
+
+import dagster as dg
+import pytest
+from code_location import DAILY, DAYS, LABELS, LANDING, failure, labeled, tickets
+from pydantic import BaseModel, Field
+from test_batch_sensor import tick
+from test_waiting_for_a_person import coverage
+
+from dagster_llm_batch import Checks, Limits, Prompt
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.testing.emulator import RowFault
+
+OTHER_WORDS = Prompt(system="You sort tickets.", user="{{ subject }}\n{{ body }}")
+
+
+class MoodLabel(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    mood: Annotated[int, Field(ge=1, le=5)]
+
+
+@pytest.mark.parametrize("change", [{"prompt": OTHER_WORDS}, {"params": {"max_tokens": 60}}], ids=["prompt", "params"])
+def test_labels_land_by_the_definition_that_asked_and_say_so(make, emulator, change):
+    old = labeled()
+    make(*old).submit()
+    emulator.settle()
+    location = make(*labeled(**change))
+    [request] = tick(location).run_requests
+    landed = location.launch(request)
+    assert landed.success
+    assert coverage(landed).passed
+    metadata = location.metadata()
+    assert metadata["dagster/partition_row_count"] == 3
+    assert metadata["llm_batch/changed_since_sent"] == next(iter(change))
+    assert metadata["llm_batch/prompt_version"] == dataset_of(old).labeling.prompt_version
+    assert tick(location).skip_message == "no batches in flight"
+    assert len(emulator.books.batches) == 1
+    location.land()
+    assert "llm_batch/changed_since_sent" not in location.metadata()
+    assert location.metadata()["llm_batch/submission_id"] != metadata["llm_batch/submission_id"]
+    assert len(emulator.books.batches) == 2
+
+
+def test_labels_of_other_columns_do_not_land_and_a_failed_check_says_what_to_do(make, emulator):
+    make(*labeled(partitions_def=DAILY)).submit(partition=DAYS[0])
+    emulator.settle()
+    location = make(*labeled(partitions_def=DAILY, response=MoodLabel))
+    engine = location.engine()
+    submission_id = engine.latest(LABELS, DAYS[0]).submission_id
+    [request] = tick(location).run_requests
+    refused = location.launch(request)
+    assert not refused.success
+    verdict = coverage(refused)
+    assert not verdict.passed
+    assert verdict.partition == DAYS[0]
+    for told in (verdict.description, failure(refused)):
+        assert "without mood, with urgency. Nothing landed, and nothing is lost" in told
+        assert f"`dagster-llm-batch export {LABELS} --submission {submission_id}" in told
+        assert f"Materialize ticket_labels_batch for {DAYS[0]}" in told
+    result = tick(location)  # no run that would end in the same way
+    assert result.run_requests == []
+    assert "waits for a person: The labels of submission" in result.skip_message
+    assert location.landed() == set()
+    assert engine.status(submission_id).submission.outcomes == {"succeeded": 3}  # what was paid for is settled
+    location.land(partition=DAYS[0])
+    assert location.landed() == {DAYS[0]}
+    assert location.metadata(partition=DAYS[0])["llm_batch/submission_id"] != submission_id
+    assert tick(location).skip_message == "no batches in flight"
+    engine.ledger.close()
+
+
+def test_a_partition_of_other_columns_keeps_no_neighbour_from_landing(make, emulator):
+    make(*labeled(partitions_def=DAILY)).submit(partition=DAYS[0])
+    location = make(*labeled(partitions_def=DAILY, response=MoodLabel))
+    location.submit(partition=DAYS[1])
+    emulator.settle()
+    both = location.collect(span=(DAYS[0], DAYS[1]))
+    assert "have other columns" in failure(both)
+    assert location.landed() == {DAYS[1]}
+    verdicts = location.checks(both)
+    assert verdicts[DAYS[0], "coverage"] is False
+    assert verdicts[DAYS[1], "coverage"] is True
+
+
+def test_kept_columns_that_have_changed_land_when_the_rows_are_planned_again_for_nothing(make, emulator):
+    make(*labeled()).submit()
+    emulator.settle()
+    location = make(*labeled(keep=["subject"]))
+    assert "without subject" in failure(location.collect())
+    location.submit()
+    assert location.collect().success
+    assert len(emulator.books.batches) == 1
+
+
+def test_rows_without_an_answer_wait_with_a_failed_check_that_holds_nothing_back(make, emulator):
+    emulator.inject(RowFault(containing="t-1", status_code=503))
+    enough = Checks(min_coverage=0.5)
+    make(*labeled(checks=enough)).submit()
+    emulator.settle()
+    location = make(*labeled(checks=enough, prompt=OTHER_WORDS))
+    landed = location.launch(tick(location).run_requests[0])
+    assert landed.success
+    verdict = coverage(landed)
+    assert not verdict.passed
+    assert verdict.severity is dg.AssetCheckSeverity.WARN
+    assert "Held back: 1 requests are not sent again: the definition has changed (prompt)" in verdict.description
+    assert "Materialize 'ticket_labels_batch'" in verdict.description
+    assert tick(location).run_requests == []
+    assert len(emulator.books.batches) == 1
+
+
+def test_while_a_batch_runs_no_run_is_asked_for_that_could_send_nothing(make, emulator):
+    limits = {"queue_limits": {"openai": {"max_batches": 1}}}
+    old = {"limits": Limits(max_requests_per_batch=1)}
+    make(*labeled(**old), **limits).submit()
+    location = make(*labeled(**old, prompt=OTHER_WORDS), **limits)
+    assert location.run(*LANDING).success  # too early
+    assert tick(location).run_requests == []
+    emulator.settle()
+    [request] = tick(location).run_requests
+    landed = location.launch(request)
+    assert not coverage(landed).passed
+    assert "2 requests are not sent: the definition has changed (prompt)" in coverage(landed).description
+    assert location.metadata()["dagster/partition_row_count"] == 1
+    assert len(emulator.books.batches) == 1
+
+
+def test_what_was_never_sent_waits_with_a_failed_check(make, emulator):
+    make(*labeled()).engine().plan(dataset_of(labeled()).labeling, tickets(3))
+    location = make(*labeled(prompt=OTHER_WORDS))
+    refused = location.launch(tick(location).run_requests[0])
+    told = "the definition has changed (prompt)"
+    assert told in failure(refused)
+    assert not coverage(refused).passed
+    assert told in coverage(refused).description
+    result = tick(location)
+    assert result.run_requests == []
+    assert told in result.skip_message
+    assert emulator.books.batches == []
+    location.land()
+    assert len(emulator.books.batches) == 1
