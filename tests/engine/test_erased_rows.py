@@ -289,3 +289,11 @@ def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):
     # Not by its bytes: the pages that a database has freed are its own matter.
     assert SECRET not in f"{shards} {events}"
     assert SECRET.encode() not in stored_files(workspace)
+
+
+def test_what_is_left_is_read_by_the_definition_that_asked_for_it(workspace):
+    submission_id = workspace.run(ECHO, rows()).submission.submission_id
+    erase(workspace, "t3")
+    labels = workspace.engine().labels(labeling(), submission_id).labels
+    assert len(labels) == 9
+    assert labels["text"].null_count == 0
