@@ -289,16 +289,17 @@ def _torch_wheels() -> list[str]:
     return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
-# in the order in which they begin: what fails in seconds first, then the longest beside all others
+# In the order in which they begin: what fails in seconds first, then the longest beside all others, which end with those
+# that have work for both cores.
 STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
     "imports": imports,
     "wheel": wheel,
     "slow": slow,
+    **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
     "pythons": pythons,
     "lowest": lowest,
-    **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
 }
 QUICK: dict[str, Callable[[], bool]] = {"types": types, "style": style, "imports": imports, "pure": pure}
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
