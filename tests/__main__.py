@@ -289,8 +289,8 @@ def _torch_wheels() -> list[str]:
     return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
-# In the order in which they begin: what fails in seconds first, then the longest beside all others, which end with those
-# that have work for both cores.
+# In the order in which they begin: what fails in seconds first, then the longest beside all others. Those that have work
+# for both cores come last.
 STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
