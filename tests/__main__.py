@@ -289,8 +289,8 @@ def _torch_wheels() -> list[str]:
     return [f"--find-links={place}" for place in links] or ["--torch-backend=cpu"]
 
 
-# In the order in which they begin: what fails in seconds first, then the longest beside all others. Those that have work
-# for both cores come last.
+# In the order in which they begin: what fails in seconds first, then the longest beside all others. What has work for
+# both cores comes last.
 STEPS: dict[str, Callable[[], bool]] = {
     "style": style,
     "types": types,
