@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
@@ -86,7 +87,7 @@ def check_specs(
     described = {
         COVERAGE: f"At least {wanted.min_coverage:.0%} of the rows that are not empty have a label.",
         PARSE_RATE: f"At least {wanted.min_parse_rate:.0%} of the replies fit the response format.",
-        SPEND: "The submission cost no more than max_cost_usd.",
+        SPEND: "The submission cost no more than max_cost_usd, and what the vendor says that it cost, if it does.",
     }
     with warnings.catch_warnings():
         # Dagster 1.13 warns of each spec that partitioned checks are a preview.
@@ -171,14 +172,37 @@ def verdicts(
     return [
         coverage,
         _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
-        CheckOutcome(
-            SPEND,
-            passed=budget is None or (cost is not None and cost <= budget),
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"Cost: {spend}; limit: {'none' if budget is None else money_text(budget)}.",
-            metadata={} if cost is None else {"llm_batch/cost_usd": float(cost)},
+        _beside_reported(
+            CheckOutcome(
+                SPEND,
+                passed=budget is None or (cost is not None and cost <= budget),
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"Cost: {spend}; limit: {'none' if budget is None else money_text(budget)}.",
+                metadata={} if cost is None else {"llm_batch/cost_usd": float(cost)},
+            ),
+            status,
         ),
     ]
+
+
+_TOLERANCE = Decimal("0.01")
+"""By which share of what a vendor reports our cost may differ. Vendors round each reply to some digit."""
+
+
+def _beside_reported(spend: CheckOutcome, status: Status) -> CheckOutcome:
+    """Return the outcome with what the vendor says that batches cost: it fails where our prices say something else."""
+    if status.reported_usd is None:
+        return spend
+    theirs, ours = status.reported_usd
+    metadata = {**spend.metadata, "llm_batch/reported_cost_usd": float(theirs)}
+    if abs(theirs - ours) <= _TOLERANCE * theirs:
+        return replace(spend, metadata=metadata)
+    description = (
+        f"{spend.description} The vendor says {money_text(theirs)} of what costs {money_text(ours)} by our prices: "
+        f"more than {_TOLERANCE:.0%} off. Look at the vendor's bill, and give Spend(price=TokenPrice(…)) where ours "
+        "is wrong."
+    )
+    return replace(spend, passed=False, description=description, metadata=metadata)
 
 
 def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int) -> dict[str, Any]:

@@ -229,6 +229,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
         **({"llm_batch/rows_read_from_fences": figures.fenced} if figures.fenced else {}),
         **_usd("cost_usd", submission.cost_usd),
         **_usd("realtime_cost_usd", submission.realtime_usd),
+        **_usd("reported_cost_usd", None if status.reported_usd is None else status.reported_usd[0]),
         **_usd("saved_usd", saved),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
         "llm_batch/preview": preview(figures.first_labels, figures.columns),

@@ -216,9 +216,13 @@ class ShardFacts:
 
 @dataclass
 class Tally:
-    """What a shard's results cost together (None: not known), and the numbers of lines that are no result of it."""
+    """What a shard's results cost together (None: not known), and the numbers of lines that are no result of it.
+
+    `reported_usd` is what the vendor says that they cost; None where it does not say it of each reply.
+    """
 
     cost_usd: Decimal | None = Decimal(0)
+    reported_usd: Decimal | None = None
     unreadable: int = 0
     foreign: int = 0
     duplicates: int = 0
@@ -252,6 +256,7 @@ class Reconciler:
         self._may_be_fenced = not codec.enforces_format
         self._padding = 0  # lines of padding that came
         self._names_unrun = False  # whether a line names a request that never ran
+        self._all_report = True  # whether each reply so far tells what it cost
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
@@ -331,6 +336,17 @@ class Reconciler:
         known = self.tally.cost_usd is not None and cost is not None
         self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
 
+    def _add_reported(self, extras: Sequence[Extra | None], replies: int) -> None:
+        """Add what the vendor says that replies cost. A part of them could not be held against the cost of all."""
+        reported: list[Decimal] = []
+        if extras.count(None) < len(extras):
+            reported = [extra.reported_usd for extra in extras if extra is not None and extra.reported_usd is not None]
+        self._all_report = self._all_report and len(reported) == replies
+        if reported and self._all_report:
+            self.tally.reported_usd = sum(reported, self.tally.reported_usd or Decimal(0))
+        elif not self._all_report:
+            self.tally.reported_usd = None
+
     def _unseen_cost(self) -> Decimal | None:
         """Return the cost of requests that may have run unseen: 0 on the user's own machines, else not known."""
         return Decimal(0) if self._tariff.basis is PriceBasis.FREE else None
@@ -386,6 +402,7 @@ class Reconciler:
                 is_zero = pc.is_null(tokens[0])
             cost, realtime = (pc.if_else(is_zero, pa.scalar(Decimal(0), MONEY), amount) for amount in (cost, realtime))
         self._add(None if cost.null_count else pc.sum(cost).as_py())
+        self._add_reported(extras, replies=len(tokens[0]) - tokens[0].null_count)
         own = {
             **line_columns,
             "llm_cost_usd": cost,

@@ -230,6 +230,7 @@ class Collector:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
             fields: ShardFields = {"results_path": results_path, "cost_usd": tally.cost_usd}
+            fields["reported_usd"] = tally.reported_usd
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
             fields["collected_at"] = self._deployment.clock()

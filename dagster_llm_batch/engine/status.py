@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
@@ -101,6 +102,18 @@ class Status:
     @property
     def batch_ids(self) -> list[str]:
         return [shard.batch_id for shard in self.shards if shard.batch_id]
+
+    @property
+    def reported_usd(self) -> tuple[Decimal, Decimal] | None:
+        """Return what vendors say that batches cost, and what the same cost by our prices; None where none says it."""
+        both = [
+            (shard.reported_usd, shard.cost_usd)
+            for shard in self.shards
+            if shard.reported_usd is not None and shard.cost_usd is not None
+        ]
+        if not both:
+            return None
+        return sum((theirs for theirs, _ in both), Decimal(0)), sum((ours for _, ours in both), Decimal(0))
 
     @property
     def total(self) -> int:

@@ -8,7 +8,7 @@ This is off the way of most replies: providers read a reply that has nothing but
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -131,7 +131,7 @@ def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHI
     """Return what of this usage is not plain tokens, with `others` that the reply names beside it; None for nothing."""
     units = dict(others.units)
     unpriced, reported = others.unpriced, None
-    for path, count in _counts(usage, ""):
+    for path, count in _counts(usage):
         if path in _REPORTED:
             reported = Decimal(str(count)) * _REPORTED[path]
         elif path in fields:
@@ -147,22 +147,25 @@ def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHI
     return None if extra == _NOTHING else extra
 
 
-def _counts(value: Any, path: str) -> Iterator[tuple[str, int | float]]:
-    """Yield the counts that are not 0, by their paths. Lists name their parts by modality, or by time to live."""
-    if isinstance(value, Mapping):
-        for name, part in value.items():
-            yield from _counts(part, f"{path}.{name}" if path else str(name))
-    elif isinstance(value, list):
-        for part in value:
-            if isinstance(part, Mapping):
-                name = next((part[key] for key in ("modality", "ttl") if isinstance(part.get(key), str)), "?")
-                yield from ((f"{path}.{name}", count) for _, count in _counts(part, ""))
-    elif isinstance(value, str):
-        # Google writes counts as texts at times; a word is none.
-        if value.isdecimal() and len(value) < 20 and int(value):  # noqa: PLR2004 -- digits of 64 bits
-            yield path, int(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and value:
-        yield path, value
+def _counts(usage: Mapping[str, Any], start: str = "") -> list[tuple[str, int | float]]:
+    """Return the counts that are not 0, by their paths. Lists name their parts by modality, or by time to live."""
+    counts: list[tuple[str, int | float]] = []
+    for name, value in usage.items():
+        kind = type(value)  # a flag is no count, and an abstract class takes longer to ask
+        if kind is int or kind is float:
+            if value:
+                counts.append((start + name, value))
+        elif kind is dict:
+            counts += _counts(value, f"{start}{name}.")
+        elif kind is list:
+            for part in value:
+                if isinstance(part, dict):
+                    which = next((part[key] for key in ("modality", "ttl") if isinstance(part.get(key), str)), "?")
+                    counts += ((f"{start}{name}.{which}", count) for _, count in _counts(part))
+        elif kind is str and value.isdecimal() and len(value) < 20 and int(value):  # noqa: PLR2004 -- digits of 64 bits
+            # Google writes counts as texts at times; a word is none.
+            counts.append((start + name, int(value)))
+    return counts
 
 
 # Words that say that nothing is special. Priority has the price of a commitment, which no reply tells.

@@ -218,6 +218,33 @@ def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
     assert told["spend"].metadata["llm_batch/cost_usd"].value > 0
 
 
+@pytest.mark.parametrize(
+    ("reported", "passes", "beside"),
+    [
+        (0.00175, True, 0.00525),  # 1,000 tokens at 1.25, 100 at 5.00 US dollars a million, three times
+        (0.00176, True, 0.00528),
+        (0.0018, False, 0.0054),
+        (None, True, None),
+    ],
+)
+def test_what_the_vendor_says_that_it_cost_stands_beside_ours_and_is_held_against_it(
+    instance, reported, passes, beside
+):
+    def answer(body, endpoint):
+        text = '{"topic": "bug", "urgency": 1}'
+        return Reply(text=text, input_tokens=1_000, output_tokens=100, cost_usd=reported)
+
+    with Emulator(answer=answer) as gateway:
+        location = CodeLocation(gateway, instance, *labeled())
+        result = location.land()
+    told = location.metadata()
+    assert told["llm_batch/cost_usd"] == pytest.approx(0.00525)
+    assert told.get("llm_batch/reported_cost_usd") == (None if beside is None else pytest.approx(beside))
+    [spend] = [one for one in result.get_asset_check_evaluations() if one.check_name == "spend"]
+    assert spend.passed is passes
+    assert ("by our prices" in spend.description) is not passes
+
+
 def test_spending_over_the_limit_warns_and_does_not_block(make, emulator, instance):
     def answer(body, endpoint):
         return Reply(text='{"topic": "bug", "urgency": 1}', output_tokens=100_000)

@@ -141,7 +141,11 @@ def test_a_move_records_its_time_and_fields(ledger, clock):
     assert (accepted.sent_at, accepted.submitted_at) == (sent_at + timedelta(seconds=5), clock.now)
     ended = ledger.move_shard("h1", Move.FAILED, reason="queue full", retryable=True, ended_at=sent_at)
     assert (ended.ended_at, ended.reason, ended.retryable) == (sent_at, "queue full", True)
-    collected = ledger.move_shard("h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"))
+    told = Decimal("0.07125")
+    collected = ledger.move_shard(
+        "h1", Move.COLLECTED, raw_path="r", results_path="p", cost_usd=Decimal("0.07"), reported_usd=told
+    )
+    assert collected.reported_usd == told
     assert (collected.raw_path, collected.results_path, collected.cost_usd) == ("r", "p", Decimal("0.07"))
     assert collected.collected_at == clock.now
     assert [event.detail for event in ledger.events("s1")][-2:] == ["queue full", None]

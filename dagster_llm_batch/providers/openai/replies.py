@@ -16,7 +16,6 @@ Formats: https://platform.openai.com/docs/api-reference/batch/request-output
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -447,7 +446,7 @@ def _beside(body: _Body[Any, Any]) -> Extra:
     """Return what a reply says beside its usage that has a price: its tier, and what the server's tools did."""
     word = body.service_tier
     tier = None if word in (None, "default", "auto", "batch") else ("service_tier", str(word))
-    units: Counter[str] = Counter()
+    searches = files = 0
     unpriced = None
     if isinstance(body, _Responses):
         for item in body.output:
@@ -455,15 +454,16 @@ def _beside(body: _Body[Any, Any]) -> Extra:
                 # Opening a page that was found, or looking in it, is no search:
                 # https://developers.openai.com/api/docs/guides/tools-web-search, 2026-10
                 action = item.action.get("type") if isinstance(item.action, Mapping) else None
-                units["web_searches"] += action in (None, "search")
+                searches += action in (None, "search")
             elif item.type == "file_search_call":
-                units["storage_searches"] += 1
+                files += 1
             elif item.type is not None and item.type not in _FREE_ITEMS and not item.type.endswith("_output"):
                 # As code_interpreter_call, which is billed by the container, and not by the call.
                 unpriced = unpriced or f"the server tool '{item.type}'"
     elif isinstance(body, _Chat) and any(choice.message.annotations for choice in body.choices):
         unpriced = "the searches behind the annotations (chat does not count them)"
-    return Extra(tier=tier, units=tuple((+units).items()), unpriced=unpriced)
+    units = tuple((name, count) for name, count in (("web_searches", searches), ("storage_searches", files)) if count)
+    return Extra(tier=tier, units=units, unpriced=unpriced)
 
 
 def _usage(raw: bytes | Raw, beside: Extra = _NOTHING) -> Usage | None:

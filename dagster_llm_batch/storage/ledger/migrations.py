@@ -110,6 +110,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN tombstones BIGINT",
         "ALTER TABLE shard ADD COLUMN erased BIGINT",
         "ALTER TABLE shard ADD COLUMN erased_there_at {time}",
+        # What the vendor says that the batch cost, where it does.
+        "ALTER TABLE shard ADD COLUMN reported_usd TEXT",
     ),
 )
 

@@ -116,6 +116,7 @@ class Shard:
     cost_usd: Decimal | None = None
     erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
     erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
+    reported_usd: Decimal | None = None  # what the vendor says that it cost; None: it does not, or not of all replies
 
     @property
     def waits_for_person(self) -> bool:
@@ -145,6 +146,7 @@ class ShardFields(TypedDict, total=False):
     raw_path: str
     results_path: str
     cost_usd: Decimal | None
+    reported_usd: Decimal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -236,6 +236,7 @@ SHARD = sa.Table(
     _column("cause", _AsText(Cause, _word), null=True),
     _column("erased", sa.BigInteger, null=True),
     _column("erased_there_at", _UTC, null=True),
+    _column("reported_usd", _MONEY, null=True),
 )
 
 EVENT = sa.Table(

@@ -45,6 +45,7 @@ class Reply:
     cache_write_tokens: int = 0
     output_tokens: int | None = None
     reasoning_tokens: int = 0
+    cost_usd: float | None = None  # what the vendor reports of it, as OpenRouter does; in chat only
 
 
 AnswerFunction = Callable[[Body, str], "dict[str, Any] | str | Reply"]

@@ -105,6 +105,7 @@ def _chat(reply: Reply, body: Body, new_id: str, at: int) -> Body:
             "total_tokens": given + made,
             "prompt_tokens_details": {"cached_tokens": reply.cached_tokens, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": reply.reasoning_tokens, "audio_tokens": 0},
+            **({} if reply.cost_usd is None else {"cost": reply.cost_usd}),
         },
         "service_tier": "default",
         "system_fingerprint": "fp_emulator",
