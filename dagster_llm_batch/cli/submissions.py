@@ -72,7 +72,7 @@ def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
     """Return what is listed of a submission; its shards are known while it is under way."""
     names = (
         "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
-        "cost_usd realtime_usd created_at settled_at delivered_at run_id"
+        "p95_usd bound_usd cost_usd realtime_usd created_at settled_at delivered_at run_id"
     )
     shards = None if progress is None else {state.value: count for state, count in progress.states.items()}
     done = submission.requests if progress is None else submission.reused + progress.done
@@ -134,6 +134,8 @@ def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
         ("waves", submission.waves),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
         ("estimate", money(submission.estimated_usd)),
+        ("19 of 20 below", money(submission.p95_usd)),
+        ("at most", money(submission.bound_usd)),
         ("cost", money(submission.cost_usd)),
         ("in real time", money(submission.realtime_usd)),
         ("saved", money(saved)),

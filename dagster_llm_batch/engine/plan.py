@@ -408,6 +408,8 @@ class Planner:
             reused=plan.reused,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             estimated_usd=estimate.cost_usd,
+            p95_usd=estimate.p95_usd,
+            bound_usd=estimate.bound_usd,
             price_basis=estimate.tariff.basis,
             created_at=now,
             deadline_at=None if (deadline := labeling.realtime.deadline) is None else now + deadline,

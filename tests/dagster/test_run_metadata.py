@@ -58,7 +58,8 @@ def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
     assert told["llm_batch/rows_sharing_a_request"] == 1
     assert told["llm_batch/batches"] == 2
     assert len(told["llm_batch/batch_ids"]) == 2
-    assert told["llm_batch/estimated_cost_usd"] > 0
+    assert 0 < told["llm_batch/estimated_cost_usd"] <= told["llm_batch/p95_cost_usd"]
+    assert told["llm_batch/p95_cost_usd"] <= told["llm_batch/bound_cost_usd"]
     assert told["llm_batch/model"] == "openai/gpt-4o"
     assert "You label tickets." in told["llm_batch/prompt"]
     assert "{{ subject }}" in told["llm_batch/prompt"]

@@ -324,7 +324,7 @@ def test_a_provider_is_down_since_it_last_took_the_shard(workspace: Workspace) -
 # queues -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [QueueLimit(max_requests=7), QueueLimit(max_tokens=1100)])
+@pytest.mark.parametrize("limit", [QueueLimit(max_requests=7), QueueLimit(max_tokens=600)])
 def test_partitions_that_are_sent_together_keep_to_the_queue_limit(workspace: Workspace, limit: QueueLimit) -> None:
     definition = labeling()
     engine = engine_with(workspace, queue_limits={"openai": limit})

@@ -98,7 +98,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "UPDATE shard SET cause = 'stopped' WHERE state = 'submitted' AND status = 'canceling'",
         "CREATE INDEX shard_caused ON shard (cause) WHERE cause IS NOT NULL",
     ),
-    (  # 5: rows that a person had erased. Keys are not stored, but digests of them.
+    (  # 5: rows that a person had erased. Keys are not stored, but digests of them. What a submission may cost beside
+        # what it is expected to.
         """
         CREATE TABLE tombstone (
             tombstone_id {identity},
@@ -108,6 +109,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX tombstone_by_asset ON tombstone (namespace, asset)",
         "ALTER TABLE submission ADD COLUMN tombstones BIGINT",
+        "ALTER TABLE submission ADD COLUMN p95_usd TEXT",
+        "ALTER TABLE submission ADD COLUMN bound_usd TEXT",
         "ALTER TABLE shard ADD COLUMN erased BIGINT",
         "ALTER TABLE shard ADD COLUMN erased_there_at {time}",
         # What the vendor says that the batch cost, where it does.

@@ -60,6 +60,8 @@ class Submission:
     deadline_at: datetime | None = None  # requests without an answer then are asked in real time
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
+    p95_usd: Decimal | None = None  # what 19 of 20 such submissions cost less than
+    bound_usd: Decimal | None = None  # the most that its first wave can cost; None where nobody knows
     tombstones: int | None = None  # how many tombstones of its asset its rows and files were held against; None: none
 
     @property

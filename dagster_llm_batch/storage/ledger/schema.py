@@ -193,6 +193,8 @@ SUBMISSION = sa.Table(
     _column("reused_from", _AsText(_names, _json)),
     _column("deadline_at", _UTC, null=True),
     _column("tombstones", sa.BigInteger, null=True),
+    _column("p95_usd", _MONEY, null=True),
+    _column("bound_usd", _MONEY, null=True),
 )
 
 SHARD = sa.Table(
