@@ -77,15 +77,15 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
             status = step(submission.submission_id)
             _log(context, partition, status)
-            skipped = engine.skipped_rows(submission)
+            skipped, erased = engine.left_out_rows(submission)
             if skipped:
                 context.log.warning(
                     f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
                     f"they will be in {dataset.rejects_key.to_user_string()}."
                 )
-            if withheld := engine.withheld_rows(submission):
+            if erased:
                 context.log.warning(
-                    f"{_where(partition)}{withheld:,} rows more came that were erased, and are left out. "
+                    f"{_where(partition)}{erased:,} rows more came that were erased, and are left out. "
                     "`dagster-llm-batch erase --undo` lets them be asked again."
                 )
             for note in upstream.notes:

@@ -11,7 +11,7 @@ can do the next step.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -158,7 +158,7 @@ class Engine:
             Sender(self.deployment, lease).recover(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
-            tombstones = self._count_tombstones(labeling.asset)
+            tombstones = len(self.ledger.tombstones(self.namespace, labeling.asset))
             for submission_id in submission_ids:
                 submission, shards = self.ledger.submission_with_shards(submission_id)
                 if self._erase(submission, tombstones):
@@ -354,7 +354,7 @@ class Engine:
                             read_errors.append(read_error)
             # First what passes by itself: a run that ends with it is tried again.
             transient = [error for error in fetch_errors if isinstance(error, TransientError)]
-            self._erase(submission, self._count_tombstones(submission.asset))
+            self._erase(submission)
             if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
                 raise errors[0]
             status = self.status(submission_id)
@@ -435,12 +435,8 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
+        self._erase(self.ledger.submission(submission_id), is_leased=False)
         status = self.status(submission_id)
-        tombstones = self._count_tombstones(status.submission.asset)
-        if tombstones != (status.submission.tombstones or 0):
-            with self.deployment.leased(submission_id):
-                self._erase(status.submission, tombstones)
-            status = self.status(submission_id)
         if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
             raise LLMBatchError(msg)
@@ -546,18 +542,12 @@ class Engine:
         history = self.ledger.history(self.namespace, asset, partition)
         return history[0] if history else None
 
-    def skipped_rows(self, submission: Submission) -> int:
-        """Return how many rows of a submission are empty, and not sent."""
-        return self._count_in_manifest(submission, SKIPPED)
-
-    def withheld_rows(self, submission: Submission) -> int:
-        """Return how many rows came with a submission and were left out, since they were erased."""
-        return self._count_in_manifest(submission, WITHHELD)
-
-    def _count_in_manifest(self, submission: Submission, name: str) -> int:
+    def left_out_rows(self, submission: Submission) -> tuple[int, int]:
+        """Return how many rows of a submission are empty and not sent, and how many more came that were erased."""
         # Every plan writes a manifest.
-        assert submission.manifest_path is not None
-        return int(self.payloads.table_metadata(submission.manifest_path).get(name.encode(), 0))
+        metadata = self.payloads.table_metadata(submission.manifest_path or "")
+        empty, erased = (int(metadata.get(name.encode(), 0)) for name in (SKIPPED, WITHHELD))
+        return empty, erased
 
     def cancel(self, submission_id: str) -> Status:
         """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.
@@ -598,19 +588,18 @@ class Engine:
 
         return Eraser(self.deployment)
 
-    def _count_tombstones(self, asset: str) -> int:
-        return len(self.ledger.tombstones(self.namespace, asset))
+    def _erase(self, submission: Submission, tombstones: int | None = None, *, is_leased: bool = True) -> bool:
+        """Erase, before it is sent or landed, what is to be erased of a submission; return whether something was.
 
-    def _erase(self, submission: Submission, tombstones: int) -> bool:
-        """Erase what is to be erased of a submission, whose lease is held, before it is sent, landed or asked again.
-
-        Return whether its files had not been held against so many tombstones of its asset yet.
+        `tombstones` is how many its asset has.
         """
+        if tombstones is None:
+            tombstones = len(self.ledger.tombstones(self.namespace, submission.asset))
         if (submission.tombstones or 0) == tombstones:
             return False
-        eraser = self.eraser
-        eraser.apply(submission.submission_id)
-        eraser.erase_there(submission.asset)
+        with nullcontext() if is_leased else self.deployment.leased(submission.submission_id):
+            self.eraser.apply(submission.submission_id)
+            self.eraser.erase_there(submission.asset)
         return True
 
     # tidy up --------------------------------------------------------------------------------------------------------
@@ -618,12 +607,9 @@ class Engine:
     def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool = False) -> Pruning:
         """Return the stored files that nothing needs any more, by the rule of `prune.py`; remove them with `delete`.
 
-        With `raw_older_than`, requests and raw results of labels that landed longer ago, too: then those results cannot
-        be read again with another parser, once the provider has forgotten them. Labels and their provenance stay.
-        Answers of pruned submissions cannot be reused: if their rows and definition come back, they are asked, and
-        paid, again.
+        Answers of pruned submissions cannot be reused: if their rows come back, they are asked, and paid, again. With
+        `raw_older_than` requests and raw results of labels that landed longer ago go, too: those results cannot be read
+        again then, once the provider has forgotten them.
         """
-        clock = self.deployment.clock
-        return Pruner(self.ledger, self.payloads, self.namespace, clock).prune(
-            older_than, raw_older_than, delete=delete
-        )
+        pruner = Pruner(self.ledger, self.payloads, self.namespace, self.deployment.clock)
+        return pruner.prune(older_than, raw_older_than, delete=delete)

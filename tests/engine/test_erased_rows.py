@@ -247,7 +247,7 @@ def test_workers_leave_erased_rows_out_as_one_process_does(workspace):
     alone = workspace.engine().preview(ECHO, rows())
     spread = workspace.engine().plan(replace(ECHO, workers=Pickled()), rows())
     assert (spread.rows, spread.requests) == (alone.rows, alone.requests) == (8, 8)
-    assert workspace.engine().withheld_rows(spread) == alone.withheld == 2
+    assert workspace.engine().left_out_rows(spread) == (0, alone.withheld) == (0, 2)
     assert not holds(workspace)
 
 
