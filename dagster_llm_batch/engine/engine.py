@@ -35,7 +35,7 @@ from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
-from dagster_llm_batch.engine.prune import Pruner, Pruning, is_pruned
+from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status, advise_on_change
@@ -63,15 +63,12 @@ from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+from dagster_llm_batch.types import BatchReport, Cause
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.erase import Eraser
 
 __all__ = ["Engine"]
-
-# Vendors keep results for 29 or 30 days.
-_AWAITED_FOR = timedelta(days=30)
 
 
 class Engine:
@@ -258,27 +255,7 @@ class Engine:
         Those of these assets that were last asked about before that time, for a month after they were given up: then no
         vendor has the results any more. A provider that does not answer is left to the next time.
         """
-        now = self.deployment.clock()
-        due = [
-            shard
-            for shard in self.ledger.awaited_shards(self.namespace, given_up_since=now - _AWAITED_FOR)
-            # A time that lies ahead was set by a clock that was wrong.
-            if shard.polled_at is None or not asked_before <= shard.polled_at <= now
-        ]
-        submissions = {shard.submission_id: self.ledger.submission(shard.submission_id) for shard in due}
-        # Whose files are pruned cannot be collected any more.
-        wanted = {
-            submission_id
-            for submission_id, submission in submissions.items()
-            if submission.asset in assets and not is_pruned(self.ledger, submission)
-        }
-
-        def failed(shards: Sequence[Shard], _: Exception) -> None:
-            # They count as asked: a server that never comes back would be asked at each tick.
-            reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
-            self.ledger.record_reports(reports)
-
-        self.poll([shard for shard in due if shard.submission_id in wanted], failed)
+        self._poller.poll_awaited(assets, asked_before)
 
     def stop_late(self, submission_id: str, failed: Failed) -> None:
         """Ask batches to stop that run past the submission's deadline, or were to stop and could not be asked.

@@ -5,13 +5,14 @@ One odd provider, batch or report must not stop the others: failures are passed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from dagster_llm_batch.engine.deployment import GONE_AFTER, LONGEST_PAUSE, Deployment
+from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
@@ -34,6 +35,9 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
 # A shard is put back this often at most, each time for longer: a day and a half in all.
 _PUT_BACK_MOST = 40
+
+# Vendors keep results for 29 or 30 days.
+_AWAITED_FOR = timedelta(days=30)
 
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
@@ -70,6 +74,30 @@ class Poller:
             if odd or (errors and not reports):
                 raise (odd or errors)[0]
         return reports
+
+    def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
+        """See Engine.poll_awaited."""
+        now = self._deployment.clock()
+        due = [
+            shard
+            for shard in self._ledger.awaited_shards(self._deployment.namespace, given_up_since=now - _AWAITED_FOR)
+            # A time that lies ahead was set by a clock that was wrong.
+            if shard.polled_at is None or not asked_before <= shard.polled_at <= now
+        ]
+        submissions = {shard.submission_id: self._ledger.submission(shard.submission_id) for shard in due}
+        # Whose files are pruned cannot be collected any more.
+        wanted = {
+            submission_id
+            for submission_id, submission in submissions.items()
+            if submission.asset in assets and not is_pruned(self._ledger, submission)
+        }
+
+        def failed(shards: Sequence[Shard], _: Exception) -> None:
+            # They count as asked: a server that never comes back would be asked at each tick.
+            reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
+            self._ledger.record_reports(reports)
+
+        self.poll([shard for shard in due if shard.submission_id in wanted], failed)
 
     def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
         """Group the shards whose batches run by provider. Leaves out those of an account that is not configured now."""
