@@ -296,7 +296,8 @@ class Tick:
         for progress, event in unsent[:_NOTES_AT_MOST]:
             submission = progress.submission
             since = self._engine.unsent_since(submission.submission_id)
-            batches = "1 batch is" if progress.states[ShardState.PLANNED] == 1 else "batches are"
+            count = progress.states[ShardState.PLANNED]
+            batches = "1 batch is" if count == 1 else f"{count:,} batches are"
             text = f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(event.detail).rstrip('.')}"
             if self._now - since >= _TRIED_FOR:
                 then = "The sensor goes on trying; set right what it names"
