@@ -38,7 +38,7 @@ _PRICED = (
     ("bedrock", "aws", "amazon.nova-micro-v1:0"),
     ("bedrock", "aws", "arn:aws:bedrock:…:application-inference-profile/abc"),
     ("vertex", "google", "gemini-2.5-flash"),
-    ("vertex (Claude)", "google", "claude-sonnet-4-5@20250929"),
+    ("vertex (Claude in a region)", "google/regional", "claude-sonnet-4-5@20250929"),
     ("gemini", "google", "gemini-2.5-flash"),
 )
 

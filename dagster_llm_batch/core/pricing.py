@@ -255,8 +255,8 @@ class Tariff:
         except UnpricedError as error:
             unknown = pa.nulls(len(tokens[0]), MONEY)
             return unknown, unknown, f"{PriceBasis.UNKNOWN.value}: {error}"
-        words = [billed.basis.value, *([extra.tier[1]] if extra.tier else []), *([extra.geo] if extra.geo else [])]
-        return own, plain, ": ".join(words[:2]) if len(words) < 3 else f"{words[0]}: {', '.join(words[1:])}"  # noqa: PLR2004
+        named = ", ".join(filter(None, [extra.tier[1] if extra.tier else None, extra.geo]))
+        return own, plain, f"{billed.basis.value}: {named}" if named else billed.basis.value
 
 
 _NOTHING = PerToken(*[Decimal(0)] * 5)
@@ -272,9 +272,8 @@ def context_tokens(provider: str, model: str) -> int | None:
 
 
 def _name_in_book(provider: str, model: str) -> str:
-    return (
-        model.rpartition("models/")[2] if provider.startswith("google") else model
-    )  # as in "publishers/google/models/…"
+    # As in "publishers/google/models/…".
+    return model.rpartition("models/")[2] if provider.startswith("google") else model
 
 
 def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = None) -> Tariff:
