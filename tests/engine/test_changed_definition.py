@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
-from workspace import TicketLabel, Workspace, assert_total, billed, forget_definition, labeling, tickets
+from workspace import Workspace, assert_total, billed, forget_definition, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend
@@ -233,4 +233,3 @@ def test_real_time_answers_of_a_definition_that_has_changed_land_and_no_more_are
     labels, _ = assert_total(workspace, new, first, 3)
     assert sorted(labels["llm_lane"].to_pylist()) == ["batch", "batch", "realtime"]
     assert set(labels["llm_prompt_version"].to_pylist()) == {old.prompt_version}
-    assert TicketLabel.__name__ == old.definition["asked"]["response"]["name"]
