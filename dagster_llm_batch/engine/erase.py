@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -152,11 +152,15 @@ class Eraser:
         """
         found = []
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
-            if (partitions is None or submission.partition in partitions) and not is_pruned(self._ledger, submission):
+            if (partitions is None or submission.partition in partitions) and not self._is_gone(submission):
                 one = self._look(submission, self.keys(asset, keys, submission.partition))
                 if one.rows or one.manifest_lost:
                     found.append(one)
         return found
+
+    def _is_gone(self, submission: Submission) -> bool:
+        """Return whether a submission's files were pruned. They stay where a plan took up its answers just then."""
+        return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest_path or "")
 
     def _look(self, submission: Submission, erased: ErasedKeys) -> Found:
         if not self._payloads.is_whole(submission.manifest_path or ""):
@@ -194,7 +198,7 @@ class Eraser:
         wanted = pa.array(sorted(candidates), pa.string())
         # Newer submissions may reuse this one's answers.
         for other in self._ledger.history(submission.namespace, submission.asset, submission.partition):
-            if is_pruned(self._ledger, other) or not self._payloads.exists(other.manifest_path or ""):
+            if not self._payloads.exists(other.manifest_path or ""):
                 continue
             for keys, ids in self._rows(other):
                 places = pc.indices_nonzero(pc.is_in(ids, wanted)).to_pylist()
@@ -235,7 +239,7 @@ class Eraser:
         if (submission.tombstones or 0) == erased.tombstones:
             return True
         path, going_path = submission.manifest_path or "", self._beside_manifest(submission, _GOING)
-        if is_pruned(self._ledger, submission):
+        if self._is_gone(submission):
             # A prune that was killed may have left some.
             for file in list(self._payloads.files(path.rpartition("/")[0])):
                 self._payloads.remove(file)
@@ -398,7 +402,9 @@ class Eraser:
                 payloads=self._payloads,
                 part_rows=self._deployment.part_rows,
             )
-            left["outcomes"] = stored.count_outcomes()
+            # Where results are lost, they are counted anew when labels are made.
+            with suppress(FileNotFoundError):
+                left["outcomes"] = stored.count_outcomes()
         return left
 
     def erase_left_behind(self) -> int:

@@ -297,3 +297,20 @@ def test_what_is_left_is_read_by_the_definition_that_asked_for_it(workspace):
     labels = workspace.engine().labels(labeling(), submission_id).labels
     assert len(labels) == 9
     assert labels["text"].null_count == 0
+
+
+def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(workspace):
+    first = workspace.run(ECHO, rows()).submission
+    second = workspace.run(ECHO, rows(12)).submission
+    engine = workspace.engine()
+    # As where a prune, and a plan that reuses its answers, came at once: the event is there, and the files stay.
+    engine.ledger.add_event(first.submission_id, "pruned")
+    assert erase(workspace, "t3") == []
+    assert len(table(workspace, ECHO, second.submission_id)) == 11
+    assert not holds(workspace)
+    # As where a prune was killed between two files.
+    third = workspace.run(ECHO, rows(), partition="z").submission
+    engine.ledger.add_event(third.submission_id, "pruned")
+    (workspace.tmp_path / "payloads" / third.manifest_path).unlink()
+    assert erase(workspace, "t4") == []
+    assert not [name for name in workspace.files() if third.submission_id in name]
