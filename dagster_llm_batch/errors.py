@@ -10,7 +10,8 @@
     │   └── MessagesLostError     … since a stream's retention has deleted some before they were read
     ├── ProviderError             the provider said no
     │   ├── TransientError        … for now: the same call may succeed later
-    │   │   └── NoConnectionError … and this one never left
+    │   │   ├── NoConnectionError … and this one never left
+    │   │   └── NoRoomError       … since its queue has no room for this batch
     │   ├── RefusedError          … for good: the same call will fail again
     │   │   └── CredentialsError  … because of who asked
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
@@ -40,6 +41,7 @@ __all__ = [
     "MessagesLostError",
     "MissingExtraError",
     "NoConnectionError",
+    "NoRoomError",
     "PayloadError",
     "ProviderError",
     "RefusedError",
@@ -102,6 +104,19 @@ class TransientError(ProviderError):
 
 class NoConnectionError(TransientError):
     """No connection was made, so the call certainly had no effect."""
+
+
+class NoRoomError(TransientError):
+    """The provider's queue has no room for this batch now; no batch was made.
+
+    `smaller_helps`: whether one of fewer requests may pass. False where batches are counted, None where nobody knows.
+    """
+
+    def __init__(
+        self, message: str, retry_after_seconds: float | None = None, *, smaller_helps: bool | None = None
+    ) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.smaller_helps = smaller_helps
 
 
 class RefusedError(ProviderError):

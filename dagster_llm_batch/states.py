@@ -9,6 +9,7 @@
      │                                     └─────────────────────────▶ ended     │
      └──canceled─────────────────────────────────────────────────────▶ canceled ─┘
 
+    planned ──split──▶ planned      (too large for the provider's queue: another shard takes half of its requests)
     submitted, ended, expired, canceled ──gone──▶ ended      (the results cannot be had any more)
     submitted ──given_up──▶ ended       collected ──late──▶ ended      (what was given up has ended after all)
 
@@ -41,6 +42,7 @@ class Move(StrEnum):
     """What happened to a shard. The value is the event's name in the ledger."""
 
     SEND = "send"
+    SPLIT = "split"  # half of its requests went to a new shard
     NOT_SENT = "not_sent"
     ACCEPTED = "accepted"
     REFUSED = "refused"
@@ -66,6 +68,7 @@ IN_FLIGHT: frozenset[ShardState] = frozenset({_S.SUBMITTING, _S.SUBMITTED})
 
 MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
     Move.SEND: (frozenset({_S.PLANNED}), _S.SUBMITTING),
+    Move.SPLIT: (frozenset({_S.PLANNED}), _S.PLANNED),
     Move.NOT_SENT: (frozenset({_S.SUBMITTING}), _S.PLANNED),
     Move.ACCEPTED: (frozenset({_S.SUBMITTING}), _S.SUBMITTED),
     Move.REFUSED: (frozenset({_S.SUBMITTING}), _S.FAILED),

@@ -64,13 +64,15 @@ class Cause(StrEnum):
     CANCELED = "canceled"  # canceled at the provider, and not by this package
     GONE = "gone"  # the provider knows the batch, or its results, no more
     GIVEN_UP = "given_up"  # a person waits for it no longer; answers that come late are used
+    NOT_TAKEN = "not_taken"  # the provider had no room for it, or failed it for now, however often it was sent
 
     @property
     def is_final(self) -> bool:
         """Whether nothing is sent again by itself: such requests wait for a person, who says `retry`.
 
         This is the one place that decides it. Somebody stopped the batch on purpose, or it may be answered and billed
-        where nobody can see it: to send it again is a decision about money.
+        where nobody can see it: to send it again is a decision about money. What the provider has not taken cost
+        nothing, and may go to a fallback, where the definition has one.
         """
         return self is not Cause.STOPPED
 
@@ -184,6 +186,7 @@ class BatchLimits:
     max_line_bytes: int | None = None
     max_inputs: int | None = None  # embedding inputs summed over all lines
     min_requests: int = 1
+    max_tokens: int | None = None  # of input, by estimate: no provider's, but a declared limit of its queue
 
 
 class Extra(NamedTuple):
@@ -257,6 +260,7 @@ class BatchReport:
     failed: int | None = None
     reason: str | None = None  # why it failed as a whole
     retryable: bool = False  # a batch that FAILED may pass when sent again later (queue limits)
+    smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None
 

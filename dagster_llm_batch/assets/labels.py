@@ -17,7 +17,7 @@ from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.checks import check_specs, unjudged_evaluations, verdicts
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.status import advise_on_change, advise_on_overdue
+from dagster_llm_batch.engine.status import advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
@@ -350,10 +350,12 @@ class _Landing:
             if status.is_settled or dataset.mode == "deferred":
                 return status
             awaited = {submission_id, *status.submission.reused_from}
-            for submission, shard in engine.overdue():
+            stuck = [(submission, advise_on_overdue(shard, engine.now())) for submission, shard in engine.overdue()]
+            stuck += [(of, advise_on_no_room(of, shard, engine.now())) for of, shard in engine.starved()]
+            for submission, advice in stuck:
                 if submission.submission_id in awaited:
                     then = "This run waits no longer; another goes on where it is."
-                    raise LLMBatchError(f"{advise_on_overdue(shard, engine.now())}. {then}")
+                    raise LLMBatchError(f"{advice}. {then}")
             if (text := progress_text(status)) != note:
                 context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
                 note = text

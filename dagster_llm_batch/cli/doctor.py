@@ -23,7 +23,13 @@ from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_pric
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.status import advise_on_doubt, advise_on_overdue, cause_text, retry_command
+from dagster_llm_batch.engine.status import (
+    advise_on_doubt,
+    advise_on_no_room,
+    advise_on_overdue,
+    cause_text,
+    retry_command,
+)
 from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
@@ -270,6 +276,10 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     for _, shard in late:
         problem, then = advise_on_overdue(shard, now)
         yield Finding("overdue batches", Verdict.PROBLEM, problem, f"{then}.")
+    starved = engine.starved()
+    for submission, shard in starved:
+        problem, then = advise_on_no_room(submission, shard, now)
+        yield Finding("room in queues", Verdict.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
@@ -282,7 +292,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Verdict.PROBLEM, problem, "Configure the former until they are collected.")
-    if not (doubtful or unseen or late or stopping):
+    if not (doubtful or unseen or late or starved or stopping):
         yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 

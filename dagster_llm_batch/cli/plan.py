@@ -69,6 +69,7 @@ class Planned:
             "notes": list(self.notes),
             "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
             "context_tokens": preview.context_tokens,
+            "queue_rounds": preview.rounds,
             "shards": [
                 {
                     "requests": shard.requests,
@@ -187,6 +188,18 @@ def _warnings(plan: Planned) -> Iterator[str]:
         yield (
             f"{counted(preview.withheld, 'more row was', 'more rows were')} erased, and left out: "
             "`dagster-llm-batch erase --undo` lets them be asked again."
+        )
+    limit = preview.queue_limit
+    if limit is not None and preview.rounds > 1:
+        yield (
+            f"{str(limit).capitalize()} lets these {len(preview.shards):,} batches into the queue in "
+            f"{preview.rounds:,} rounds, each when batches of the one before have ended."
+        )
+    most = None if limit is None else limit.max_tokens
+    if most is not None and (alone := [row for row in preview.longest if row.tokens > most]):
+        yield (
+            f"Alone over {limit}: the rows {_keys(alone)}. Each goes by itself, and the provider may never take it. "
+            "Shorten them, leave them out, or correct the limit."
         )
     context = preview.context_tokens
     if context is not None and (over := [row for row in preview.longest if row.tokens > context]):

@@ -21,6 +21,7 @@ from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_gap, tariff
+from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner, definition_in
@@ -34,7 +35,7 @@ from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.types import Lane, PriceBasis
+from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
 
 __all__ = [
     "GONE_AFTER",
@@ -259,6 +260,19 @@ class Deployment:
         """Return the codec for this labeling's requests. Raises what Provider.codec raises."""
         return self.provider(labeling.provider).codec(labeling.spec)
 
+    def queue_limit(self, provider: str, model: str) -> tuple[QueueLimit | None, str | None]:
+        """Return the limit that holds for a model, and the model that it counts (None: all of the provider's)."""
+        if (own := self.queue_limits.get(f"{provider}/{model}")) is not None:
+            return own, model
+        return self.queue_limits.get(provider), None
+
+    def batch_limits(self, labeling: Labeling) -> BatchLimits:
+        """Return what one batch may hold: the least of the provider's limits, the labeling's, and the queue's."""
+        limits = labeling.limits
+        tight = tightest(self.codec(labeling).limits, limits.max_requests_per_batch, limits.max_bytes_per_batch)
+        queue, _ = self.queue_limit(labeling.provider, labeling.spec.model)
+        return tight if queue is None else tightest(tight, queue.max_requests, max_tokens=queue.max_tokens)
+
     def configuration(self, labeling: Labeling) -> str:
         """Return the fingerprint of all that an answer depends on besides the request: account, model, parameters,
         schema.
@@ -360,12 +374,21 @@ class Deployment:
         """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
         if shard.state is not ShardState.SUBMITTED or shard.submitted_at is None:
             return None
-        after = self.overdue_after
-        if after is None:
-            # Without the providers' settings, as on the command line, the window of most is taken.
-            provider = self.providers.get(shard.provider)
-            after = _GRACE * (DEFAULT_WINDOW if provider is None else _window_of(provider))
-        return shard.submitted_at + after
+        return shard.submitted_at + self._patience(shard)
+
+    def _patience(self, shard: Shard) -> timedelta:
+        """Return how long the shard's batch may take, or wait for room, before a person is told."""
+        if self.overdue_after is not None:
+            return self.overdue_after
+        # Without the providers' settings, as on the command line, the window of most is taken.
+        provider = self.providers.get(shard.provider)
+        return _GRACE * (DEFAULT_WINDOW if provider is None else _window_of(provider))
+
+    def is_starved(self, shard: Shard) -> bool:
+        """Return whether the shard waits for room in its provider's queue for longer than a batch may take."""
+        if shard.state is not ShardState.PLANNED or shard.no_room_at is None:
+            return False
+        return shard.no_room_at + self._patience(shard) <= self.clock()
 
     def is_overdue(self, shard: Shard) -> bool:
         """Return whether the shard's batch runs for longer than its vendor documents, and a grace."""

@@ -249,6 +249,11 @@ class Engine:
         overdue = [shard for shard in flying if self.deployment.is_overdue(shard)]
         return [(self.ledger.submission(shard.submission_id), shard) for shard in overdue]
 
+    def starved(self) -> list[tuple[Submission, Shard]]:
+        """Return the shards that wait for room in their provider's queue for longer than a batch may take."""
+        waiting = self.ledger.shards_waiting_for_room(self.namespace)
+        return [(submission, shard) for submission, shard in waiting if self.deployment.is_starved(shard)]
+
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
         """Poll the batches that were given up and may still end. One that has is collected, and its labels land again.
 

@@ -23,7 +23,6 @@ from upath import UPath
 from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Estimate
-from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
 from dagster_llm_batch.engine.budget import refuse_over_budget
 from dagster_llm_batch.engine.collect import Collector
@@ -33,7 +32,8 @@ from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
 from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
-from dagster_llm_batch.engine.submit_queue import drop
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.engine.submit_queue import drop, queue_rounds
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -65,6 +65,8 @@ class Preview:
         refused: Why a budget would refuse it; None where none would.
         longest: The longest requests that would be sent, longest first.
         context_tokens: What the model takes in all, as the price book knows it.
+        queue_limit: The limit of the provider's queue, where one is declared.
+        rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
     """
 
     rows: int
@@ -86,6 +88,8 @@ class Preview:
     refused: str | None = None
     longest: tuple[LongRow, ...] = ()
     context_tokens: int | None = None
+    queue_limit: QueueLimit | None = None
+    rounds: int = 1
 
     @property
     def to_send(self) -> int:
@@ -263,8 +267,13 @@ class Planner:
                     refused = None
             except BudgetError as error:
                 refused = str(error)
-            context = self._deployment.context_tokens(self._labeling)
-            return replace(preview_of(plan, draft.estimate, refused), context_tokens=context)
+            limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
+            return replace(
+                preview_of(plan, draft.estimate, refused),
+                context_tokens=self._deployment.context_tokens(self._labeling),
+                queue_limit=limit,
+                rounds=1 if limit is None else queue_rounds(plan.shards, limit),
+            )
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
         """Return the name under which a partition has submissions, and these: a former one that `plan` would rename."""
@@ -321,10 +330,9 @@ class Planner:
 
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
-        limits = self._deployment.codec(labeling).limits
-        tight = tightest(limits, labeling.limits.max_requests_per_batch, labeling.limits.max_bytes_per_batch)
-        surcharge = partial(_surcharge, labeling.limits, self._deployment.estimate(labeling))
-        return wave.files(tight, self._deployment.owner(labeling, lane), surcharge)
+        limits, estimate = self._deployment.batch_limits(labeling), self._deployment.estimate(labeling)
+        surcharge = partial(_surcharge, labeling.limits, estimate)
+        return wave.files(limits, self._deployment.owner(labeling, lane), surcharge)
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Return the file that has all requests for a fallback, as it is configured now."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from dagster_llm_batch.engine.deployment import GONE_AFTER, LONGEST_PAUSE, Deployment
+from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.engine.prune import is_pruned
+from dagster_llm_batch.engine.submit import refusal
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
@@ -32,9 +33,6 @@ _FAILURES_MOST = 30
 
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
-
-# A shard is put back this often at most, each time for longer: a day and a half in all.
-_PUT_BACK_MOST = 40
 
 # Vendors keep results for 29 or 30 days.
 _AWAITED_FOR = timedelta(days=30)
@@ -174,9 +172,12 @@ class Poller:
             return self._ending(report, shard) if report.status in _ENDINGS else None
         if report.status is BatchStatus.NOT_FOUND and shard.status is BatchStatus.NOT_FOUND:
             return self._gone(shard, report)
-        if report.status not in _ENDINGS or (shard.shard_id in ran_nothing and self._put_back(shard.shard_id, report)):
+        if report.status not in _ENDINGS:
             return None
-        return self._ending(report, shard)
+        ending = self._ending(report, shard)
+        if shard.shard_id not in ran_nothing or report.status is not BatchStatus.FAILED or not report.retryable:
+            return ending
+        return None if self._put_back(shard.shard_id, report) else replace(ending, cause=Cause.NOT_TAKEN)
 
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
         """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
@@ -189,24 +190,28 @@ class Poller:
         return replace(ending, move=Move.GONE, cause=Cause.GONE)
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
-        """Plan a shard again whose batch ran nothing since the provider's queue was full; return whether it was."""
-        if report.status is not BatchStatus.FAILED or not report.retryable:
+        """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
+        known = self._ledger.shards_of_batch(self._ledger.shard(shard_id))
+        shards = [each for each in known if each.state is ShardState.SUBMITTED and each.batch_id == report.batch_id]
+        # Put back with the others of its batch, or by another process that polled at the same time.
+        if not shards:
+            return True
+        fields = refusal(
+            self._deployment,
+            shards,
+            report.reason,
+            had_no_room=report.smaller_helps is not False,
+            smaller_helps=report.smaller_helps,
+        )
+        if fields is None:
             return False
-        shard = self._ledger.shard(shard_id)
-        events = self._ledger.events(shard.submission_id)
-        before = sum(event.kind == Move.PUT_BACK.value and event.shard_id == shard_id for event in events)
-        if before >= _PUT_BACK_MOST:
-            return False
-        waits_until = self._deployment.clock() + min(LONGEST_PAUSE, timedelta(minutes=2 ** min(before, 10)))
-        # Another process may have polled at the same time, and recorded it.
         with suppress(IllegalMoveError):
-            self._ledger.move_shard(
-                shard_id,
+            self._ledger.move_shards(
+                [shard.shard_id for shard in shards],
                 Move.PUT_BACK,
                 of_batch=report.batch_id,
                 detail=report.batch_id,
-                reason=report.reason,
-                waits_until=waits_until,
+                **fields,
             )
         return True
 

@@ -46,6 +46,7 @@ __all__ = [
     "renamed",
     "request_ids",
     "requests_of",
+    "split_requests",
     "write_answers_so_far",
     "write_ids",
 ]
@@ -244,7 +245,7 @@ class Wave:
     def files(self, limits: BatchLimits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
         """Return the request files of this owner."""
         if owner.lane is Lane.REALTIME:
-            limits = replace(limits, max_requests=_AT_ONCE, min_requests=1)
+            limits = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None)
         return ShardFiles(self, limits, owner, surcharge)
 
 
@@ -283,7 +284,7 @@ class ShardFiles:
         start = 0
         while start < len(sizes):
             shard = self._shard()
-            end = start + shard.fill.take(sizes[start:])
+            end = start + shard.fill.take(sizes[start:], tokens[start:])
             if start == end:
                 self.end()
                 continue
@@ -397,6 +398,60 @@ class _OpenShard:
     def discard(self) -> None:
         self._stack.close()
         self._wave.payloads.delete(self._path)
+
+
+def split_requests(payloads: PayloadStore, whole: Shard, number: int, least: int) -> tuple[Shard, Shard]:
+    """Write a shard's requests into two new files, each with half of the bytes and at least `least` requests.
+
+    Return the shard with the first half, and a new one of this `number` with the others. The file of the whole stays:
+    a process that is killed before the ledger knows of the halves writes them again, under the same names.
+    """
+    nonce = shard_nonce(whole.submission_id, whole.wave, number)
+    start = whole.path.rpartition(f"wave-{whole.wave}-")[0]
+    # A shard that is split again has fewer requests than before, so no file of it is written over.
+    path = f"{start}wave-{whole.wave}-{whole.number:04d}.{whole.requests}{REQUESTS}"
+    other_path = f"{start}wave-{whole.wave}-{number:04d}{REQUESTS}"
+    ids: list[str] = []
+    other_ids: list[str] = []
+    written = 0
+    with payloads.writer(path) as first, payloads.writer(other_path) as second:
+        for request_id, line in requests_of(payloads, whole.path, whole.nonce):
+            is_first = len(ids) < least or (2 * written < whole.bytes and len(ids) < whole.requests - least)
+            if is_first and not other_ids:
+                first.write(line)
+                ids.append(request_id)
+            else:
+                second.write(renamed(line, custom_id(whole.nonce, request_id), request_id, nonce))
+                other_ids.append(request_id)
+            written += len(line)
+    tokens = whole.tokens * first.bytes // whole.bytes
+    cost = None if whole.estimated_usd is None else whole.estimated_usd * first.bytes / whole.bytes
+    rest = replace(
+        whole,
+        requests=len(ids),
+        bytes=first.bytes,
+        path=path,
+        digest=first.digest,
+        tokens=tokens,
+        estimated_usd=cost,
+    )
+    half = replace(
+        whole,
+        shard_id=nonce[1:],
+        nonce=nonce,
+        number=number,
+        requests=len(other_ids),
+        bytes=second.bytes,
+        path=other_path,
+        digest=second.digest,
+        tokens=whole.tokens - tokens,
+        estimated_usd=None if whole.estimated_usd is None or cost is None else whole.estimated_usd - cost,
+        # What was erased is counted of the shard whose batches had it.
+        erased=None,
+    )
+    write_ids(payloads, rest, packed(ids))
+    write_ids(payloads, half, packed(other_ids))
+    return rest, half
 
 
 def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> Shard:

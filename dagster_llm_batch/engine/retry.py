@@ -29,7 +29,7 @@ from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests
 from dagster_llm_batch.engine.request_writer import Spare
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import money_text
-from dagster_llm_batch.types import BatchStatus, Lane, Outcome
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
 __all__ = ["NextWave"]
 
@@ -134,8 +134,9 @@ class NextWave:
 
     def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
         """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
-        # Of this model, of a fallback or in real time: not before a person says so.
-        if shard.waits_for_person:
+        # Of this model, of a fallback or in real time: not before a person says so. What the provider has not taken
+        # cost nothing, and may go to a fallback; to this model it is not sent again.
+        if shard.waits_for_person and shard.cause is not Cause.NOT_TAKEN:
             return
         lane = Lane.REALTIME if self._late else shard.lane
         same, rest = self._split(shard, rows, siblings)

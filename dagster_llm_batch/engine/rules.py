@@ -65,6 +65,10 @@ class QueueLimit:
     max_requests: int | None = None
     max_tokens: int | None = None
 
+    def __str__(self) -> str:
+        words = {"batches": self.max_batches, "requests": self.max_requests, "tokens": self.max_tokens}
+        return f"the queue limit of {', '.join(f'{most:,} {name}' for name, most in words.items() if most is not None)}"
+
     def __post_init__(self) -> None:
         for name in ("max_batches", "max_requests", "max_tokens"):
             if (given := getattr(self, name)) is not None and given < 1:

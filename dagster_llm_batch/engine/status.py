@@ -19,6 +19,7 @@ __all__ = [
     "Status",
     "advise_on_change",
     "advise_on_doubt",
+    "advise_on_no_room",
     "advise_on_overdue",
     "cause_text",
     "retry_command",
@@ -29,6 +30,7 @@ _WORDS = {
     Cause.CANCELED: "was canceled at the provider, and not by this package",
     Cause.GONE: "or its results are gone at the provider",
     Cause.GIVEN_UP: "was given up; what it may still bring within a month is used",
+    Cause.NOT_TAKEN: "was not taken, however often it was sent: the provider had no room for it, or failed it for now",
 }
 
 
@@ -44,7 +46,9 @@ class Advice(NamedTuple):
 
 def cause_text(shard: Shard) -> str | None:
     """Return what became of the shard's batch, in words; None where it runs, or ended by itself."""
-    return None if shard.cause is None else f"batch {shard.batch_id} {_WORDS[shard.cause]}"
+    # What was refused when it was created has no batch.
+    batch = "a batch" if shard.batch_id is None else f"batch {shard.batch_id}"
+    return None if shard.cause is None else f"{batch} {_WORDS[shard.cause]}"
 
 
 def advise_on_doubt(shard: Shard) -> Advice:
@@ -75,6 +79,17 @@ def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
         f"Materialize '{submission.asset}_batch'{partition}: then it is asked by the present definition",
+    )
+
+
+def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Advice:
+    """Return what is wrong with a batch that waits for room in its provider's queue, and what a person can do."""
+    since = timedelta() if shard.no_room_at is None else now - shard.no_room_at
+    return Advice(
+        f"{shard.requests:,} requests (about {shard.tokens:,} input tokens) have waited {age_text(since)} for room in "
+        f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
+        "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
+        f"cancel {submission.submission_id}` gives them up",
     )
 
 

@@ -27,7 +27,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
-from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
 from dagster_llm_batch.engine.request_files import renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -37,20 +37,21 @@ from dagster_llm_batch.errors import (
     IllegalMoveError,
     LeaseError,
     LLMBatchError,
+    NoRoomError,
     RefusedError,
     TransientError,
 )
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import money_text
-from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Lane, RequestSpec, Undecided
+from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
 
 if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger import Ledger
 
-__all__ = ["Orphan", "Sender", "orphans", "outgoing"]
+__all__ = ["Orphan", "Sender", "orphans", "outgoing", "refusal"]
 
 # The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
 _BUFFER_BYTES = 1 << 16
@@ -166,6 +167,68 @@ def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
     )
 
 
+# So often in a row a submission's batches are not taken, whichever of its requests are in them: a day and a half of
+# tries, each after a longer wait. Neither another wave nor a split makes it more.
+_REFUSALS_MOST = 40
+
+# So often a provider that does not say what is too much must refuse a batch before it counts as too large.
+_UNSURE_REFUSALS = 3
+
+
+def refusal(
+    deployment: Deployment,
+    shards: Sequence[Shard],
+    reason: str | None,
+    *,
+    had_no_room: bool,
+    smaller_helps: bool | None,
+) -> ShardFields | None:
+    """Return what planned shards are to know whose batch the provider did not take; None where that was often enough.
+
+    `had_no_room`: since its queue was full, and not for a trouble that passes. `smaller_helps`: see NoRoomError.
+
+    Where other batches of the model were in flight, there is room when these have ended: the batch waits until no more
+    is in flight, with it, than the provider has taken so far. One that was refused alone never passes: with fewer
+    `most_tokens` than it has, it is split before it is sent again. A single request that is refused alone, while others
+    were taken, is too large for good.
+    """
+    ledger, now = deployment.ledger, deployment.clock()
+    refusals = 1 + max(_refusals(ledger.shards(name)) for name in {shard.submission_id for shard in shards})
+    if refusals > _REFUSALS_MOST:
+        return None
+    pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
+    fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
+    if not had_no_room:
+        return {**fields, "no_room_at": None, "most_tokens": None}
+    first, tokens = shards[0], sum(shard.tokens for shard in shards)
+    sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
+    beside = ledger.tokens_beside(shards, since=sent_at)
+    is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
+    most: int | None = None
+    if beside:
+        most = max(beside, tokens)
+    elif len(shards) > 1 and is_too_large:
+        # Only together they were too many: each of them may go by itself.
+        most = max(tokens // 2, *(shard.tokens for shard in shards))
+    elif first.requests > 1 and is_too_large:
+        most = tokens - 1
+    elif smaller_helps and first.no_room_at is not None and ledger.tokens_beside(shards, since=first.no_room_at):
+        return None
+    return {**fields, "no_room_at": now, "most_tokens": most}
+
+
+def _refusals(shards: Sequence[Shard]) -> int:
+    """Return how often in a row batches of a submission were not taken. One that has ended begins a new count.
+
+    Not of those that fail for now: they do so after they were taken.
+    """
+    ends = [shard.ended_at for shard in shards if shard.status in _ENDED_WELL and shard.ended_at is not None]
+    last = max(ends, default=None)
+    counted = (s for s in shards if s.no_room_at is None or last is None or s.no_room_at > last)
+    return max((shard.refusals for shard in counted), default=0)
+
+
+_ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
 _AMBIGUOUS = "ambiguous"
 _STRAY = "stray_batch"
 _TRIES = 3
@@ -183,8 +246,9 @@ class Sender:
     def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
         """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
 
-        Afterwards they are `submitted`, `planned` (the provider is busy), `submitting` (nobody knows yet) or `failed`
-        (the provider refused them for good). Raises CredentialsError or ConfigError with the shards `planned` again.
+        Afterwards they are `submitted`, `planned` (the provider is busy, or its queue full), `submitting` (nobody knows
+        yet) or `failed` (the provider refused them for good, or too often). Raises CredentialsError or ConfigError with
+        the shards `planned` again.
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
@@ -203,6 +267,10 @@ class Sender:
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 # Any error but AmbiguousError means that no batch exists (see Provider.submit).
                 except TransientError as error:
+                    # Each try uploads the file: a full queue is not asked again before there may be room.
+                    if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
+                        self._had_no_room(sent, error)
+                        return
                     self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
                     if last:
                         return
@@ -250,6 +318,16 @@ class Sender:
         return (
             f"Batch {batch_id}, beside {known or 'one that is being sent'}, {done}, {cost}; its answers are not used."
         )
+
+    def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
+        """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
+        ids, reason = [shard.shard_id for shard in shards], str(error)
+        fields = refusal(self._deployment, shards, reason, had_no_room=True, smaller_helps=error.smaller_helps)
+        if fields is not None:
+            self._ledger.move_shards(ids, Move.NOT_SENT, **fields)
+            return
+        now, failed = self._deployment.clock(), BatchStatus.FAILED
+        self._ledger.move_shards(ids, Move.REFUSED, status=failed, reason=reason, ended_at=now, cause=Cause.NOT_TAKEN)
 
     def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
         """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""

@@ -1,7 +1,8 @@
 """The queue of planned shards: which are sent now, and how. Together in one batch where they fit, when the provider's
 queue has room, or in real time.
 
-What has waited longest is sent first.
+What has waited longest is sent first. What a provider's queue had no room for is sent again when room is expected, the
+smallest first and one at a time, since each try uploads its file; what is too large by itself is split before.
 """
 
 from __future__ import annotations
@@ -14,11 +15,10 @@ from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
 
-from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
-from dagster_llm_batch.engine.request_files import SO_FAR, beside
+from dagster_llm_batch.engine.request_files import SO_FAR, beside, delete_requests, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.status import advise_on_change
 from dagster_llm_batch.engine.submit import Sender
@@ -40,6 +40,7 @@ __all__ = [
     "hold",
     "hold_unsent",
     "keep_places",
+    "queue_rounds",
 ]
 
 WAITS = "waits"
@@ -58,6 +59,9 @@ UNAVAILABLE = "unavailable"
 # would block the queue for ever.
 _PLACE_KEPT = timedelta(hours=1)
 _SAY_EVERY = timedelta(minutes=10)
+
+# A batch that is in flight for so long was taken: a full queue is told of before, some minutes after the create call.
+_TAKEN_AFTER = timedelta(minutes=30)
 
 # The result files of a batch's shards are open at the same time when it is collected.
 _SHARDS_IN_A_BATCH = 200
@@ -126,7 +130,8 @@ class Dispatcher:
 
     def _waits_its_turn(self, labeling: Labeling, batch: list[Shard]) -> bool:
         """Return whether the batch goes in real time, or into a queue whose room is counted before each batch."""
-        return self._is_realtime(labeling, batch) or _limit(self._deployment, batch[0])[0] is not None
+        has_waited = any(shard.no_room_at is not None for shard in batch)
+        return self._is_realtime(labeling, batch) or has_waited or _limit(self._deployment, batch[0])[0] is not None
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
         small = sum(shard.requests for shard in batch) < self._least(labeling)
@@ -136,13 +141,10 @@ class Dispatcher:
         return self._deployment.codec(labeling).limits.min_requests
 
     def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
-        limits = tightest(
-            self._deployment.codec(labeling).limits,
-            labeling.limits.max_requests_per_batch,
-            labeling.limits.max_bytes_per_batch,
-        )
+        limits = self._deployment.batch_limits(labeling)
         now = self._deployment.clock()
-        for batch in _together([shard for shard in shards if due(shard, now)], limits):
+        going = [part for shard in shards if due(shard, now) for part in self._parts(shard, limits.min_requests)]
+        for batch in _together(sorted(going, key=_size_without_room), limits):
             requests = sum(shard.requests for shard in batch)
             if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
                 yield batch
@@ -159,6 +161,20 @@ class Dispatcher:
             drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
         for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
             self._waits(submission_id)
+
+    def _parts(self, shard: Shard, least: int) -> list[Shard]:
+        """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
+        is_too_large = shard.most_tokens is not None and shard.tokens > shard.most_tokens
+        if not is_too_large or shard.requests < 2 * least:
+            return [shard]
+        self._lease.check()
+        ledger, payloads = self._deployment.ledger, self._deployment.payloads
+        wave = [other.number for other in ledger.shards(shard.submission_id) if other.wave == shard.wave]
+        rest, half = split_requests(payloads, shard, max(wave) + 1, least)
+        # Before either is sent. A process that is killed before this leaves files that the next one writes over.
+        ledger.split_shard(shard, rest, half)
+        delete_requests(payloads, shard)
+        return [rest, half]
 
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
         self._lease.check()
@@ -225,7 +241,8 @@ class Dispatcher:
 
     def _is_down(self, shard: Shard) -> bool:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
-        if is_last or shard.reason is None:
+        # With most_tokens its queue is full of batches from here, or the shard too large: it is not down.
+        if is_last or shard.reason is None or shard.most_tokens is not None:
             return False
         since: datetime | None = None
         for event in self._deployment.ledger.events(shard.submission_id):
@@ -312,7 +329,10 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
     for shard in shards:
         requests = sum(held.requests for held in batch) + shard.requests
         size = sum(held.bytes for held in batch) + shard.bytes
-        if batch and (requests > most or size > limits.max_bytes or len(batch) == _SHARDS_IN_A_BATCH):
+        tokens = sum(held.tokens for held in batch) + shard.tokens
+        bounds = [limits.max_tokens, *(held.most_tokens for held in (*batch, shard))]
+        is_over = any(bound is not None and tokens > bound for bound in bounds)
+        if batch and (requests > most or size > limits.max_bytes or is_over or len(batch) == _SHARDS_IN_A_BATCH):
             yield batch
             batch = []
         batch.append(shard)
@@ -328,8 +348,62 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
     return deployment.ledger.hold_leases(name, wait_seconds=deployment.lease_wait_seconds)
 
 
+def queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
+    """Return in how many steps a limit lets these batches into an empty queue, each when those before have ended."""
+    rounds = 0
+    inside: list[Shard] = []
+    for shard in shards:
+        if shard.lane is Lane.BATCH:
+            if not inside or not _is_within(limit, [*inside, shard], batches=len(inside) + 1):
+                rounds, inside = rounds + 1, []
+            inside.append(shard)
+    return max(rounds, 1)
+
+
+def _is_within(limit: QueueLimit, shards: Sequence[Shard], batches: int) -> bool:
+    counts = {
+        "max_batches": batches,
+        "max_requests": sum(shard.requests for shard in shards),
+        "max_tokens": sum(shard.tokens for shard in shards),
+    }
+    return all((most := getattr(limit, name)) is None or count <= most for name, count in counts.items())
+
+
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     """Return whether the queue has room for this batch, beside what is in it and after what has waited longer."""
+    return _is_within_declared(deployment, batch) and _is_expected(deployment, batch)
+
+
+def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
+    """Return whether the provider may have room now, where its queue had none for one of these shards.
+
+    It may where no more would be in flight than was found to be too much, and where no other batch finds out: none of
+    them is in flight whose fate is not known yet, and the pause after the last that was not taken is over.
+    """
+    if all(shard.no_room_at is None for shard in batch):
+        return True
+    tokens, now = sum(shard.tokens for shard in batch), deployment.clock()
+    most = min((shard.most_tokens for shard in batch if shard.most_tokens is not None), default=None)
+    beside = deployment.ledger.tokens_beside(batch)
+    if beside and most is not None and beside + tokens > most:
+        return False
+    own, seen = {shard.shard_id for shard in batch}, (now - _PLACE_KEPT, now)
+    others = deployment.ledger.shards_without_room(deployment.namespace, batch[0], seen=seen)
+    return not any(
+        not due(other, now) if other.state is ShardState.PLANNED else not _is_taken(other, now)
+        for other in others
+        if other.shard_id not in own
+    )
+
+
+def _is_taken(shard: Shard, now: datetime) -> bool:
+    """Return whether the provider has surely taken the batch of a shard in flight."""
+    if shard.status not in (None, BatchStatus.PENDING):
+        return True
+    return shard.submitted_at is not None and now - shard.submitted_at >= _TAKEN_AFTER
+
+
+def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
@@ -338,16 +412,9 @@ def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     seen = (now - _PLACE_KEPT, now)
     before = deployment.ledger.queued_shards(deployment.namespace, batch[0], seen=seen, model=model)
     ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
-    everything = [*ahead, *batch]
-    taken = {
-        "max_batches": len({shard.carrier or shard.shard_id for shard in ahead}) + 1,
-        "max_requests": sum(shard.requests for shard in everything),
-        "max_tokens": sum(shard.tokens for shard in everything),
-    }
-    most = {name: getattr(limit, name) for name in taken}
-    fits = all(most[name] is None or count <= most[name] for name, count in taken.items())
+    batches = len({shard.carrier or shard.shard_id for shard in ahead}) + 1
     # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.
-    return fits or (not ahead and len(batch) == 1)
+    return _is_within(limit, [*ahead, *batch], batches) or (not ahead and len(batch) == 1)
 
 
 def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
@@ -358,11 +425,14 @@ def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:
 
 
 def _limit(deployment: Deployment, shard: Shard) -> tuple[QueueLimit | None, str | None]:
-    """Return the limit that holds for the shard, and the model that it counts (None: all of the provider's)."""
-    limits = deployment.queue_limits
-    if (own := limits.get(f"{shard.provider}/{shard.model}")) is not None:
-        return own, shard.model
-    return limits.get(shard.provider), None
+    return deployment.queue_limit(shard.provider, shard.model)
+
+
+def _size_without_room(shard: Shard) -> tuple[bool, int]:
+    """Return what orders shards that the queue had no room for, behind the others: the smallest of several requests
+    first. A single one may be too large for good, and must not hold up the others.
+    """
+    return (False, 0) if shard.no_room_at is None else (shard.requests == 1, shard.tokens)
 
 
 def _target(shard: Shard) -> tuple[str, str]:

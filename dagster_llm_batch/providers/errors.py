@@ -3,6 +3,7 @@
     no connection                          NoConnectionError, which is transient: nothing was sent
     nothing that can be sent               RefusedError
     no credentials, 401, 403               CredentialsError
+    no room in the queue, while creating   NoRoomError, which is transient
     429                                    TransientError
     404                                    UnknownIdError
     other 4xx                              RefusedError
@@ -25,6 +26,7 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
     NoConnectionError,
+    NoRoomError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -96,6 +98,8 @@ class Failure:
         wait_seconds: How long the provider asks to wait.
         is_odd: The answer is none of the API's.
         is_busy: It says that there are too many requests.
+        has_no_room: It says that the queue has no room for this batch: true of create calls only.
+        smaller_helps: See NoRoomError.
         is_about_access: It refuses who asks.
         is_own_word: The API itself gave this 4xx, and not something in front of it.
         was_redirected: Another place answered than the one that was called.
@@ -112,6 +116,8 @@ class Failure:
     wait_seconds: float | None = None
     is_odd: bool = False
     is_busy: bool = False
+    has_no_room: bool = False
+    smaller_helps: bool | None = None
     is_about_access: bool = False
     is_own_word: bool = True
     was_redirected: bool = False
@@ -168,6 +174,11 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
         return _unsure(failure, reason)
     if status is None:
         return _without_answer(failure, rules)
+    if failure.has_no_room and failure.creating:
+        # Of most vendors' 429 nobody can tell which of the two it is.
+        why = "its queue has no room for the batch now" + (f", or {rules.is_busy}" if failure.is_busy else "")
+        no_room = f"{could_not}: {why}. {reason}"
+        return NoRoomError(no_room, failure.wait_seconds, smaller_helps=failure.smaller_helps)
     if failure.is_busy:
         return TransientError(f"{could_not}: {rules.is_busy}. {reason}", failure.wait_seconds)
     if failure.is_about_access:

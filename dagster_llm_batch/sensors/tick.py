@@ -7,8 +7,9 @@ logged with its traceback and said at the end of the tick, and the others go on.
 ledger cannot be read, since nothing can be known then; and at its end, when there was nothing to ask for, after an
 error that is none of ours: such a one does not pass by itself, and a skipped tick is read by nobody.
 
-For the same reason it fails where a submission waits for a person: a batch is overdue, credentials are refused, another
-account is configured, nobody can tell whether a batch exists. It says what to do, every six hours until that is done.
+For the same reason it fails where a submission waits for a person: a batch is overdue, or finds no room in its
+provider's queue, credentials are refused, another account is configured, nobody can tell whether a batch exists. It
+says what to do, every six hours until that is done.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_overdue
+from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import SUBMISSION_KEY, progress_observations, status_metadata
 from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
@@ -78,6 +79,8 @@ class Tick:
         self._unmade: dict[str, str] = {}
         # What waits for a person, by submission_id.
         self._needs: dict[str, str] = {}
+        # Whose provider's queue had no room: batches of others, mostly of their own asset, are in flight.
+        self._without_room: set[str] = set()
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
@@ -166,6 +169,10 @@ class Tick:
         if self._is_within(self._bounds.poll_seconds - longest):
             with self._apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
+        self._look_for_stuck(flying)
+
+    def _look_for_stuck(self, flying: Sequence[Shard]) -> None:
+        """Note the batches that are overdue, and those that find no room in their provider's queue."""
         if any(self._engine.deployment.is_overdue(shard) for shard in flying):
             # Read anew: some may have ended just now.
             for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
@@ -173,6 +180,11 @@ class Tick:
                     self._needs_person(
                         self._before[shard.submission_id].submission, advise_on_overdue(shard, self._now)
                     )
+
+        for submission, shard in self._ledger.shards_waiting_for_room(self._engine.namespace):
+            self._without_room.add(submission.submission_id)
+            if submission.submission_id in self._before and self._engine.deployment.is_starved(shard):
+                self._needs_person(submission, advise_on_no_room(submission, shard, self._now))
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
         if isinstance(error, RefusedError | ConfigError):
@@ -290,6 +302,7 @@ class Tick:
             (progress, event)
             for progress in self._after
             if ShardState.PLANNED in progress.states
+            and progress.submission.submission_id not in self._without_room
             and (event := outlook.last_but_waiting.get(progress.submission.submission_id)) is not None
             and event.kind == Move.NOT_SENT.value
         ]

@@ -93,6 +93,17 @@ def test_a_plan_over_its_budget_is_shown_and_refused(project):
     assert "exceeds max_cost_usd=0.0001" in project.json("plan", "ticket_labels", code=1)["plans"][0]["refused"]
 
 
+def test_a_plan_says_in_how_many_rounds_a_queue_limit_lets_its_batches_go(project):
+    assert project.json("plan", "ticket_labels")["plans"][0]["queue_rounds"] == 1
+    limits = "queue_limits={'openai': {'max_tokens': 80}}, "
+    project.change('"llm_batch": LLMBatchResource(', f'"llm_batch": LLMBatchResource({limits}')
+    said = project.on_file("plan", "ticket_labels").stdout
+    assert "3 in 3 batches" in said
+    assert "The queue limit of 80 tokens lets these 3 batches into the queue in 3 rounds" in said
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert (plan["batches"], plan["queue_rounds"]) == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -40,7 +40,7 @@ def test_shards_cover_the_lines_once_under_all_limits(
     start = 0
     while start < len(lines):
         some = lines[start : start + at_once]
-        taken = fill.take(some)
+        taken = fill.take(some, some)
         shards[-1] += some[:taken]
         start += taken
         assert (fill.requests, fill.bytes) == (len(shards[-1]), sum(shards[-1]))

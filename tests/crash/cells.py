@@ -100,7 +100,7 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
         answer=lambda *_: ANSWER,
         pace=dict.fromkeys(RUNNING, 3600.0) if cell.crash.scenario.runs_on else _SECONDS_A_STATE,
         faults=cell.crash.scenario.faults,
-        limits=VendorLimits(bedrock_min_records=1),
+        limits=VendorLimits(bedrock_min_records=1, enqueued_tokens=cell.crash.scenario.enqueued_tokens),
         s3_url=around.s3_url,
         gcs_url=around.gcs_url,
     ) as emulator:

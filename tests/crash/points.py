@@ -22,6 +22,7 @@ from tests.crash.scenarios import (
     PUT_BACK,
     REFUSED,
     SHARED,
+    TOO_LARGE,
     TURNED_AWAY,
     TWO_WAVES,
     URGENT,
@@ -120,6 +121,10 @@ CRASHES: tuple[Crash, ...] = (
     *_at(PUT_BACK, "ledger: send", (_A,), nth=4),
     *_at(PUT_BACK, "call: create", (_R, _C, _A), nth=4),
     *_at(PUT_BACK, "ledger: accepted", (_U,), nth=4),
+    # a shard is split
+    *_at(TOO_LARGE, "file: requests", _FILE, nth=_SECOND),
+    *_at(TOO_LARGE, "ledger: split_shard", _TRANSACTION),
+    *_at(TOO_LARGE, "call: create", _CALL, nth=_SECOND),
     # queues and shared batches
     *_at(OWN_QUEUE, "ledger: add_event", (_U, _A)),
     *_at(OWN_QUEUE, "call: create", (_R, _C, _A), nth=_SECOND),

@@ -53,6 +53,7 @@ class Scenario:
     outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once.
     at_once: how many batches are sent, or downloaded, at once.
     spare_batches: batches that the provider has, that ran nothing, and that no shard has.
+    enqueued_tokens: the most that the provider's queue takes.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Scenario:
     billed: tuple[int, int] | None = None
     at_once: int = 1
     spare_batches: int = 0
+    enqueued_tokens: int | None = None
 
     def with_changes(self, *changes: tuple[str, Any]) -> Scenario:
         """The same with more changes of the labeling."""
@@ -147,6 +149,14 @@ PUT_BACK = Scenario(
     clouds=frozenset({"openai"}),
     spare_batches=1,
 )
+TOO_LARGE = Scenario(
+    "a batch is too large for the provider's queue",
+    waves=(2,),
+    changes=(("limits", Limits(max_requests_per_batch=9)),),
+    clouds=frozenset({"openai"}),
+    spare_batches=1,
+    enqueued_tokens=100,
+)
 OWN_QUEUE = Scenario("batches wait for their turn", queue_limit=QueueLimit(max_batches=1), clouds=frozenset({"openai"}))
 SHARED = Scenario(
     "partitions share a batch", waves=(1,), partitions=3, changes=(("limits", Limits(max_requests_per_batch=9)),)
@@ -188,6 +198,7 @@ SCENARIOS = (
     REFUSED,
     EXPIRED,
     PUT_BACK,
+    TOO_LARGE,
     OWN_QUEUE,
     SHARED,
     URGENT,

@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import timedelta
 
 import dagster as dg
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
@@ -9,7 +10,7 @@ from test_batch_sensor import asked, change, tick
 from test_sensor_troubles import failing_tick
 
 from dagster_llm_batch.assets.dataset import dataset_of
-from dagster_llm_batch.testing.emulator import WireFault, lost_create_reply
+from dagster_llm_batch.testing.emulator import BatchFault, WireFault, lost_create_reply
 
 LONG_AGO = "submitted_at = '2026-01-01 00:00:00.000000'"
 
@@ -52,6 +53,26 @@ def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_wit
     assert location.metadata(partition=DAYS[0])["dagster/partition_row_count"] == 3
     assert tick(location).skip_message == "no batches in flight"
     assert len(emulator.books.batches) == 1
+    engine.ledger.close()
+
+
+def test_a_batch_that_finds_no_room_for_long_fails_the_tick_until_it_goes(make, emulator):
+    location = make(*labeled())
+    emulator.inject(BatchFault(kind="fails", batches=[0]))
+    location.submit()
+    engine = location.engine()
+    emulator.settle()
+    assert "needs a person" not in tick(location).skip_message  # the vendor says that its queue is full
+    soon = f"{engine.now() + timedelta(minutes=50):%Y-%m-%d %H:%M:%S.%f}"
+    change(location, f"no_room_at = '2026-01-01 00:00:00.000000', waits_until = '{soon}'")
+    submission = engine.latest(LABELS)
+    told = failing_tick(location)
+    assert f"{LABELS} needs a person: 3 requests (about" in told
+    assert "for room in the queue of openai/gpt-4o, whose word was: token_limit_exceeded" in told
+    assert f"dagster-llm-batch cancel {submission.submission_id}" in told
+    assert "needs a person" in tick(location).skip_message  # it was told just now
+    [(starved, _)] = engine.starved()
+    assert starved.submission_id == submission.submission_id
     engine.ledger.close()
 
 

@@ -39,7 +39,7 @@ class Never:
 
 @dataclass(frozen=True)
 class Fault:
-    """One row of the table. `lasts`: steps after which it ends; without, it ends by itself.
+    """One row of the table. `lasts`: steps after which it ends; without, it ends by itself. `limits`: of the vendors.
 
     `script` gives a vendor's faults, for the command the words that `faulty_command.py` takes. `but` holds what differs
     at a vendor: the expectation, or that it never happens.
@@ -51,6 +51,7 @@ class Fault:
     but: Mapping[str, Expected | Never] = field(default_factory=dict)
     lasts: int | None = None
     timeout_seconds: float = 10.0
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def at(self, vendor: Vendor) -> Expected | Never:
         return self.but.get(vendor.name, self.expected)
@@ -196,6 +197,19 @@ FAULTS = (
     ),
     Fault("queue is full", queue_is_full, but={"command": Never("it has no queue: it starts at once")}),
     Fault(
+        "too large for the queue",
+        lambda _: [],
+        limits={
+            "openai": {"enqueued_tokens": 60},
+            "anthropic": {"queued_requests": 6},
+            "gemini": {"enqueued_tokens": 600},
+        },
+        but={
+            **dict.fromkeys(("bedrock", "vertex"), Never("its queue counts batches, and not what is in them")),
+            "command": Never("it has no queue: it starts at once"),
+        },
+    ),
+    Fault(
         "fails for now",
         scripted(BatchFault(kind="fails", code="13", message="Internal error, try again.", **FIRST), command="killed"),
         but={
@@ -302,7 +316,8 @@ FAULTS = (
 
 def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> Ending:
     """What becomes of one cell."""
-    with closing(VendorWorkspace(vendor, servers, folder, fault.timeout_seconds)) as workspace:
+    limits = fault.limits.get(vendor.name, {})
+    with closing(VendorWorkspace(vendor, servers, folder, fault.timeout_seconds, **limits)) as workspace:
         return workspace.run(fault.script(vendor), lasts=fault.lasts)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.rules import Budget
+from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -78,14 +78,16 @@ class Ending:
 class VendorWorkspace:
     """One vendor, with its emulator, a ledger and payloads in `folder`."""
 
-    def __init__(self, vendor: Vendor, servers: Servers, folder: Path, timeout_seconds: float) -> None:
+    def __init__(self, vendor: Vendor, servers: Servers, folder: Path, timeout_seconds: float, **limits: Any) -> None:
         self.vendor = vendor
         self.folder = folder
         self._skipped_seconds = 0.0
         self.budgets: Sequence[Budget] = ()
-        limits = VendorLimits(bedrock_min_records=1)
+        self.queue_limits: Mapping[str, QueueLimit] = {}
+        self.overdue_after: timedelta | None = None
+        vendor_limits = VendorLimits(bedrock_min_records=1, **limits)
         files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor.name, {})
-        self.emulator = Emulator(clock=self._now, limits=limits, **files).start()
+        self.emulator = Emulator(clock=self._now, limits=vendor_limits, **files).start()
         self.provider = vendor.provider(self.emulator, folder, timeout_seconds)
         self.definition = Labeling(
             asset="labels",
@@ -113,6 +115,8 @@ class VendorWorkspace:
                 clock=lambda: datetime.fromtimestamp(self._now(), UTC),
                 sleep=lambda _: None,
                 budgets=self.budgets,
+                queue_limits=self.queue_limits,
+                overdue_after=self.overdue_after,
             )
         )
 

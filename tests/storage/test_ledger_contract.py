@@ -704,6 +704,60 @@ def test_what_is_left_without_an_answer_is_told_of_the_newest_submission_of_a_pl
     assert ledger.left_shards("prod") == []
 
 
+def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and_budgets(ledger, clock):
+    whole = a_shard("h1", number=0, requests=8, tokens=80, estimated_usd=Decimal(8))
+    ledger.open_submission(a_submission(), [whole])
+    since = clock.now
+    clock.pass_seconds(2 * 86_400)
+    rest = replace(whole, requests=5, tokens=50, path="rest", digest="11", bytes=500, estimated_usd=Decimal(5))
+    half = a_shard("h2", number=1, nonce="n2", requests=3, tokens=30, path="half", estimated_usd=Decimal(3))
+    ledger.split_shard(whole, rest, half)
+    assert [(s.shard_id, s.requests, s.tokens, s.path) for s in ledger.shards("s1")] == [
+        ("h1", 5, 50, "rest"),
+        ("h2", 3, 30, "half"),
+    ]
+    assert ledger.spent_usd("prod", since=since) == 8
+    assert ledger.spent_usd("prod", since=clock.now) == 0  # the half was planned when the whole was
+    seen = (clock.now - timedelta(hours=1), clock.now)  # and somebody looks after it now
+    assert [s.shard_id for s in ledger.queued_shards("prod", a_shard("zz"), seen=seen)] == []
+    with pytest.raises(IllegalMoveError):  # another process, which read it before
+        ledger.split_shard(whole, rest, half)
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    with pytest.raises(IllegalMoveError):
+        ledger.split_shard(ledger.shard("h1"), rest, a_shard("h3", number=2))
+    assert len(ledger.shards("s1")) == 2
+    assert kinds(ledger).count("split") == 1
+
+
+def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no_room_for(ledger, clock):
+    ledger.open_submission(
+        a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}", tokens=10 * n) for n in (1, 2, 3, 4)]
+    )
+    ledger.open_submission(
+        a_submission("s2", model="other", partition="2"), [a_shard("o1", "s2", nonce="o", tokens=1_000)]
+    )
+    for shard_id in ("h1", "h2", "h3", "o1"):
+        bring_to(ledger, shard_id, ShardState.SUBMITTED)
+    first, *_, last = ledger.shards("s1")
+    assert ledger.tokens_beside([last]) == 60
+    assert ledger.tokens_beside([first, last]) == 50
+    clock.pass_seconds(60)
+    ledger.move_shard("h1", Move.ENDED)
+    assert ledger.tokens_beside([last]) == 50
+    assert ledger.tokens_beside([last], since=clock.now - timedelta(seconds=1)) == 60
+    ledger.move_shard("h2", Move.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
+    assert ledger.tokens_beside([last], since=clock.now - timedelta(seconds=1)) == 40
+    assert (ledger.shard("h2").refusals, ledger.shard("h2").most_tokens) == (3, 7)
+    seen = (clock.now - timedelta(hours=1), clock.now)
+    assert [s.shard_id for s in ledger.shards_without_room("prod", last, seen=seen)] == ["h2"]
+    assert ledger.shards_without_room("staging", last, seen=seen) == []
+    assert ledger.shards_without_room("prod", last, seen=(clock.now, clock.now)) == []  # nobody looks after it
+    assert [(of.submission_id, s.shard_id) for of, s in ledger.shards_waiting_for_room("prod")] == [("s1", "h2")]
+    bring_to(ledger, "h2", ShardState.SUBMITTING)
+    assert [s.shard_id for s in ledger.shards_without_room("staging", last, seen=seen)] == ["h2"]  # it fills the queue
+    assert ledger.shards_waiting_for_room("prod") == []
+
+
 def test_a_cause_is_recorded_before_a_batch_is_stopped_and_never_of_one_that_has_ended(ledger):
     ledger.open_submission(a_submission("s1"), [a_shard("h1", "s1"), a_shard("h2", "s1", number=2, nonce="n2")])
     bring_to(ledger, "h1", ShardState.SUBMITTED)

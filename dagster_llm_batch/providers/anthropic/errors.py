@@ -1,9 +1,13 @@
-"""Exceptions of the Anthropic SDK, read as ours: see `providers.errors`. Pure; imports no SDK."""
+"""Exceptions of the Anthropic SDK, read as ours: see `providers.errors`. Pure; imports no SDK.
+
+To a create call, 429 means too many calls a minute, or too many requests in the queue of batches: nothing tells which.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from dagster_llm_batch.errors import ProviderError
 from dagster_llm_batch.providers.errors import FailureRules, read_failure, translate_failure
@@ -16,4 +20,5 @@ _KEY = re.compile(r"\b(sk-)[\w*.\-]{4,}", re.IGNORECASE)
 
 def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
     """`error`, raised while `doing` something, as one of ours. `creating`: a batch may exist now."""
-    return translate_failure(read_failure(error, doing, secrets, _KEY, creating=creating), _RULES)
+    failure = read_failure(error, doing, secrets, _KEY, creating=creating)
+    return translate_failure(replace(failure, has_no_room=failure.is_busy), _RULES)

@@ -66,11 +66,12 @@ _RULES = FailureRules(
     check="",
     own_word="no word of AWS",
 )
+# too many jobs submitted and at work: later there will be room
+_NO_ROOM = "ServiceQuotaExceededException"
 _BUSY = frozenset(
     {
+        _NO_ROOM,
         "RequestLimitExceeded",
-        # too many jobs submitted and at work: later there will be room
-        "ServiceQuotaExceededException",
         "SlowDown",
         "Throttling",
         "ThrottlingException",
@@ -130,6 +131,8 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         status=status or 0,
         wait_seconds=_wait(reply),
         is_busy=code in _BUSY or status == HTTPStatus.TOO_MANY_REQUESTS,
+        has_no_room=code == _NO_ROOM,
+        smaller_helps=False,
         is_about_access=code in _CREDENTIALS or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),
         is_own_word=status is None or _is_own_word(error, status),
         refusal=UnknownIdError if code in _UNKNOWN or status == HTTPStatus.NOT_FOUND else RefusedError,

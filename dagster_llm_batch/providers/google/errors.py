@@ -1,6 +1,7 @@
 """Exceptions of Google's SDKs, their transports and their credentials, read as ours: see `providers.errors`. Pure.
 
-The Gemini API answers 400 with the reason API_KEY_INVALID to a bad key, and 499 to a call that was cut off. The SDKs
+The Gemini API answers 400 with the reason API_KEY_INVALID to a bad key, and 499 to a call that was cut off. A create
+call's RESOURCE_EXHAUSTED (429) may be calls a minute, batches or, at the Gemini API, tokens in the queue. The SDKs
 run on several transport libraries, httpx and requests among them, and wrap their exceptions more than once.
 """
 
@@ -109,6 +110,9 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
         status=status,
         wait_seconds=_retry_after_seconds(error),
         is_busy=status == HTTPStatus.TOO_MANY_REQUESTS,
+        has_no_room=status == HTTPStatus.TOO_MANY_REQUESTS,
+        # Vertex AI has no limit of tokens: it queues the jobs itself.
+        smaller_helps=None if "the Gemini API" in doing else False,
         is_about_access=is_about_credentials(error),
         is_own_word=is_refusal(status, headers, body),
         was_redirected=was_redirected(error),

@@ -17,7 +17,9 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["display_name", "inlined_results", "is_operation", "read_operation", "requests_file", "responses_file"]
 
-_RETRYABLE_CODES = frozenset({8, 13, 14})
+# google.rpc.Code: resources exhausted, internal, unavailable
+_EXHAUSTED = 8
+_RETRYABLE_CODES = frozenset({_EXHAUSTED, 13, 14})
 _STATUSES = {
     "PENDING": BatchStatus.PENDING,
     "RUNNING": BatchStatus.RUNNING,
@@ -59,6 +61,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
         failed=(bad or 0) if total else None,
         reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and code in _RETRYABLE_CODES,
+        smaller_helps=None if status is BatchStatus.FAILED and code == _EXHAUSTED else False,
         created_at=time_of(batch.get("createTime")),
         ended_at=time_of(batch.get("endTime")),
     )

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from dagster_llm_batch.providers.answers import count_of, time_of
+from dagster_llm_batch.providers.openai.errors import QUEUE_IS_FULL
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
@@ -31,9 +32,6 @@ _STATUSES = {
     "canceled": BatchStatus.CANCELED,
     "failed": BatchStatus.FAILED,
 }
-# The create call succeeds, and the batch fails minutes later: the tokens of all batches at work are over the account's
-# limit. When one has ended, the same file is taken.
-_QUEUE_IS_FULL = "token_limit_exceeded"
 _ENDS = ("completed_at", "expired_at", "cancelled_at", "failed_at")
 
 
@@ -51,6 +49,8 @@ def read_batch(batch: Any) -> BatchReport:
     ended_at = next((time for name in _ENDS if (time := time_of(getattr(batch, name, None))) is not None), None)
     # All counts are zero before the file is validated, and in a batch that failed validation.
     known = bool(total)
+    # The create call succeeds, and the batch fails minutes later.
+    is_full = status is BatchStatus.FAILED and QUEUE_IS_FULL in codes
     return BatchReport(
         batch_id=str(batch.id),
         status=status or BatchStatus.RUNNING,
@@ -58,7 +58,8 @@ def read_batch(batch: Any) -> BatchReport:
         done=(completed or 0) + (failed or 0) if known else None,
         failed=failed if known else None,
         reason=reason and plain_words(reason),
-        retryable=status is BatchStatus.FAILED and _QUEUE_IS_FULL in codes,
+        retryable=is_full,
+        smaller_helps=is_full,
         created_at=created_at(batch),
         ended_at=ended_at,
     )

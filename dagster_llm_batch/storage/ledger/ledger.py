@@ -39,6 +39,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     UPDATE_SHARD,
     get_shards,
     illegal_move,
+    insert_half,
     insert_shards,
     is_awaited,
     looked_after,
@@ -262,6 +263,25 @@ class Ledger(LedgerQueries):
             )
             insert_events(connection, self._clock, *events)
             return [replace(before[shard_id], **changes[shard_id]) for shard_id in shard_ids]
+
+    def split_shard(self, whole: Shard, rest: Shard, half: Shard) -> None:
+        """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.
+
+        Raises IllegalMoveError, and changes nothing, where it is not planned, or was split since it was read.
+        """
+        to = MOVES[Move.SPLIT][1]
+        values = {
+            name: getattr(rest, name) for name in ("requests", "bytes", "path", "digest", "tokens", "estimated_usd")
+        }
+        with self._database.write() as connection:
+            before = get_shards(connection, [whole.shard_id])[whole.shard_id]
+            if before.state not in MOVES[Move.SPLIT][0] or before.path != whole.path:
+                raise illegal_move(whole.shard_id, before.state, Move.SPLIT)
+            connection.execute(UPDATE_SHARD, {"key": whole.shard_id, **values})
+            insert_half(connection, whole, half, self._clock())
+            detail = f"{half.requests} of its {whole.requests} requests are shard {half.shard_id} now"
+            move = event_row(whole.submission_id, Move.SPLIT, before.state, to, whole.shard_id, detail)
+            insert_events(connection, self._clock, move)
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.

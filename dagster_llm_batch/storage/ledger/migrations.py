@@ -99,7 +99,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX shard_caused ON shard (cause) WHERE cause IS NOT NULL",
     ),
     (  # 5: rows that a person had erased. Keys are not stored, but digests of them. What a submission may cost beside
-        # what it is expected to.
+        # what it is expected to. What providers' queues had no room for.
         """
         CREATE TABLE tombstone (
             tombstone_id {identity},
@@ -115,6 +115,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE shard ADD COLUMN erased_there_at {time}",
         # What the vendor says that the batch cost, where it does.
         "ALTER TABLE shard ADD COLUMN reported_usd TEXT",
+        "ALTER TABLE shard ADD COLUMN refusals BIGINT NOT NULL DEFAULT 0",
+        "ALTER TABLE shard ADD COLUMN no_room_at {time}",
+        "ALTER TABLE shard ADD COLUMN most_tokens BIGINT",
     ),
 )
 

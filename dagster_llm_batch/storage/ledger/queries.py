@@ -166,8 +166,7 @@ class LedgerQueries:
         older = (SHARD.c.planned_at < planned_at) | (
             (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
         )
-        may_go = (SHARD.c.state == ShardState.PLANNED) & (SUBMISSION.c.state == SubmissionState.OPEN)
-        waits = may_go & (SUBMISSION.c.namespace == namespace) & older & looked_after(*seen)
+        waits = _may_go(namespace) & older & looked_after(*seen)
         query = (
             sa.select(SHARD)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
@@ -175,6 +174,36 @@ class LedgerQueries:
             .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)
         )
         return self._shards(query if model is None else query.where(SHARD.c.model == model))
+
+    def tokens_beside(self, shards: Sequence[Shard], *, since: datetime | None = None) -> int:
+        """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
+
+        With `since`, what was in flight at any time since then.
+        """
+        flying: sa.ColumnElement[bool] = SHARD.c.state.in_(sorted(IN_FLIGHT))
+        if since is not None:
+            flying |= (SHARD.c.ended_at >= since) & SHARD.c.batch_id.is_not(None)
+        query = sa.select(sa.func.coalesce(sa.func.sum(SHARD.c.tokens), 0))
+        query = query.where(*_of_model(shards[0]), flying, SHARD.c.shard_id.not_in([each.shard_id for each in shards]))
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def shards_without_room(self, namespace: str, shard: Shard, *, seen: tuple[datetime, datetime]) -> list[Shard]:
+        """Return the unfinished shards of this one's model that the provider's queue had no room for.
+
+        In flight again, of any namespace; planned, of this one, while somebody looks after them (see `queued_shards`).
+        """
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        waits = _may_go(namespace) & looked_after(*seen)
+        query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
+        return self._shards(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits))
+
+    def shards_waiting_for_room(self, namespace: str) -> list[tuple[Submission, Shard]]:
+        """Return the planned shards of open submissions that their provider's queue had no room for."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(_may_go(namespace), SHARD.c.no_room_at.is_not(None))
+        shards = self._shards(query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id))
+        return [(self.submission(shard.submission_id), shard) for shard in shards]
 
     def shards_of_batch(self, shard: Shard) -> list[Shard]:
         """Return all shards that the batch of this one carries, the carrier first."""
@@ -199,6 +228,8 @@ class LedgerQueries:
         ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
         final = sa.select(SHARD).where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
         chosen = final.join(ranked, ranked.c.submission_id == SHARD.c.submission_id).where(ranked.c.place == 1)
+        # What the provider has not taken was asked of a fallback, where there is a later wave.
+        chosen = chosen.where((SHARD.c.cause != Cause.NOT_TAKEN) | (SHARD.c.wave == ranked.c.waves))
         shards = self._shards(chosen.order_by(SHARD.c.ended_at, SHARD.c.shard_id))
         return [(self.submission(shard.submission_id), shard) for shard in shards]
 
@@ -374,6 +405,18 @@ class LedgerQueries:
 
 def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
+
+
+def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for shards that share this one's queue: of its provider, account and model."""
+    same = tuple(SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "model"))
+    return (*same, SHARD.c.lane == Lane.BATCH)
+
+
+def _may_go(namespace: str) -> sa.ColumnElement[bool]:
+    """Return the condition for planned shards that are still to be sent, of a query that joins their submissions."""
+    is_open = (SUBMISSION.c.state == SubmissionState.OPEN) & (SUBMISSION.c.namespace == namespace)
+    return (SHARD.c.state == ShardState.PLANNED) & is_open
 
 
 def _read_halves(

@@ -113,6 +113,9 @@ class Shard:
     reason: str | None = None  # why it failed or ended badly
     retryable: bool = False  # the batch may succeed if it is sent again unchanged
     cause: Cause | None = None  # why requests have no answer; None: it runs, or ended by itself
+    refusals: int = 0  # so often in a row batches of its submission were not taken, when this one was the last of them
+    no_room_at: datetime | None = None  # when its queue last had no room; None: it is not that what it waits for
+    most_tokens: int | None = None  # the provider had no room for more, with all that was in flight of the model
     raw_path: str | None = None  # raw result lines, relative to the payload store
     results_path: str | None = None  # decoded results, likewise
     cost_usd: Decimal | None = None
@@ -133,6 +136,9 @@ class ShardFields(TypedDict, total=False):
     carrier: str | None
     padding: int
     waits_until: datetime | None
+    refusals: int
+    no_room_at: datetime | None
+    most_tokens: int | None
     batch_id: str
     sent_at: datetime
     submitted_at: datetime

@@ -239,6 +239,9 @@ SHARD = sa.Table(
     _column("erased", sa.BigInteger, null=True),
     _column("erased_there_at", _UTC, null=True),
     _column("reported_usd", _MONEY, null=True),
+    _column("refusals", sa.BigInteger),
+    _column("no_room_at", _UTC, null=True),
+    _column("most_tokens", sa.BigInteger, null=True),
 )
 
 EVENT = sa.Table(

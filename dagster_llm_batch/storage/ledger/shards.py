@@ -24,6 +24,7 @@ __all__ = [
     "UPDATE_SHARD",
     "get_shards",
     "illegal_move",
+    "insert_half",
     "insert_shards",
     "is_awaited",
     "looked_after",
@@ -92,6 +93,13 @@ def insert_shards(
     rows = [{**to_row(shard), **({} if shard.model else owned), "planned_at": now} for shard in shards]
     if rows:
         connection.execute(_INSERT_SHARD, rows)
+
+
+def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datetime) -> None:
+    """Store a shard that has half of the requests of another, with its place in the queue and in the budgets."""
+    planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
+    row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
+    connection.execute(_INSERT_SHARD, row)
 
 
 def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:

@@ -19,7 +19,12 @@ Keys = Collection[str] | Mapping[str, str] | None
 
 @dataclass(frozen=True)
 class VendorLimits:
-    """What the house takes; None means unlimited. `enqueued_tokens` is per account and model."""
+    """What the house takes; None means unlimited.
+
+    `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses what is over it when it is
+    created; OpenAI takes it and fails it in validation, or, with `fails_fast`, refuses it too, as Azure does in places.
+    `queued_requests` is Anthropic's, per account.
+    """
 
     batch_requests: int = 50_000
     file_bytes: int = 200_000_000
@@ -32,6 +37,8 @@ class VendorLimits:
     bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # what Service Quotas tells, by name
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
+    fails_fast: bool = False
+    queued_requests: int | None = None
     known_models: Collection[str] | None = None
     window_seconds: float = 86_400.0
 

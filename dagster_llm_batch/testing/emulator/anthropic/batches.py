@@ -37,6 +37,7 @@ class AnthropicBatch:
         self._created_at = world.clock()
         self._expires_at = self._created_at + world.limits.window_seconds
         self.life = Life(ANTHROPIC, self._created_at, self._moved)
+        self.size = len(requests)
         self._order = list(range(len(requests)))
         # results come in any order, and a batch cut short has run any part of its rows
         random.Random(f"{world.seed}:{record.ordinal}").shuffle(self._order)  # noqa: S311

@@ -95,11 +95,22 @@ class AnthropicHouse:
             created_at=int(self._world.clock()),
         )
         batch = AnthropicBatch(self._world, record, caller, requests)
+        self._check_queue(batch)
         self._batches[record.id] = batch
         self._world.books.write(record)
         reply = batch.as_json(_origin(request))
         self._world.mover.add(batch)
         return JSONResponse(reply)
+
+    def _check_queue(self, batch: AnthropicBatch) -> None:
+        """https://platform.claude.com/docs/en/api/rate-limits#message-batches-api"""
+        most = self._world.limits.queued_requests
+        mine = [one for one in self._batches.values() if one.record.account == batch.record.account]
+        queued = sum(one.size for one in mine if not one.life.ended)
+        if most is not None and queued + batch.size > most:
+            raise ApiError(
+                429, f"This would exceed your organization's {most:,} batch requests in the processing queue."
+            )
 
     async def _list(self, request: HttpRequest, caller: Caller) -> Response:
         """Newest first: https://platform.claude.com/docs/en/api/listing-message-batches"""

@@ -39,12 +39,13 @@ class GeminiBatch:
     ) -> None:
         self._world = world
         self.record = record
-        self._model = model
+        self.model = model
         self._inline = inline
         self._keep = keep
         self._created_at = world.clock()
         self.life = Life(GEMINI, self._created_at, self._moved)
         self._rows = RunningRows(world, record, rows, model=model, id_field="key")
+        self.enqueued_tokens = sum(len(json.dumps(row["request"])) // 4 for row in rows)
         self._error: Body | None = None
         self._output: Body | None = None
 
@@ -127,7 +128,7 @@ class GeminiBatch:
         batch: Body = {
             "@type": "type.googleapis.com/google.ai.generativelanguage.v1main.GenerateContentBatch",
             "name": self.record.id,
-            "model": f"models/{self._model}",
+            "model": f"models/{self.model}",
             "displayName": self.record.metadata["displayName"],
             "state": odd.status if odd is not None and odd.during in {"", state} else state,
             "createTime": rfc3339(self._created_at),

@@ -100,11 +100,20 @@ class GeminiHouse:
             return self._store(account, blob, f"{record.id}.jsonl", f"batch-{self._world.new_id('')}{'0' * 24}")
 
         batch = GeminiBatch(self._world, record, rows, model=model, inline=inline, keep=keep)
+        self._check_queue(batch)
         self._batches[record.id] = batch
         self._world.books.write(record)
         reply = batch.as_json()
         self._world.mover.add(batch)
         return JSONResponse(reply)
+
+    def _check_queue(self, batch: GeminiBatch) -> None:
+        """https://ai.google.dev/gemini-api/docs/rate-limits#batch-mode"""
+        most = self._world.limits.enqueued_tokens
+        mine = [one for one in self._batches.values() if one.record.account == batch.record.account]
+        queued = sum(one.enqueued_tokens for one in mine if one.model == batch.model and not one.life.ended)
+        if most is not None and queued + batch.enqueued_tokens > most:
+            raise ApiError(429, "You exceeded your current quota, please check your plan and billing details.")
 
     def _file_rows(self, name: object, account: str) -> list[Body]:
         blob = self._file(str(name), account)

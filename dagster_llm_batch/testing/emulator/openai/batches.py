@@ -134,6 +134,18 @@ class OpenAIBatch:
         self._outcome.total = len(self._order)
         return "due"
 
+    def over_limit(self) -> Body | None:
+        """The error of a batch for which the queue has no room at its creation."""
+        found = self._hooks.input_file()
+        try:
+            return (
+                None
+                if found is None
+                else self._over_limit(validate(found[0], self.record.endpoint, self._world.limits))
+            )
+        except InvalidInputError:
+            return None
+
     def _over_limit(self, checked: InputFile) -> Body | None:
         limit = self._world.limits.enqueued_tokens
         if limit is None or self._hooks.enqueued_tokens(checked.model) + checked.prompt_tokens <= limit:

@@ -213,6 +213,8 @@ class OpenAIHouse:
             enqueued_tokens=functools.partial(self._enqueued_tokens, account),
         )
         batch = OpenAIBatch(self._world, hooks, record, completion_window=body["completion_window"])
+        if self._world.limits.fails_fast and (error := await asyncio.to_thread(batch.over_limit)) is not None:
+            raise ApiError(400, error["message"], code=error["code"])
         self._batches[record.id] = batch
         self._world.books.write(record)
         reply = batch.as_json()  # before the mover can see it: a create always answers `validating`

@@ -1,0 +1,264 @@
+"""Queues with no room: what is too large by itself is split, what is not waits, and each set of requests is bounded.
+
+The vendor's books are the witnesses: which batches were asked for, with which requests, and what was billed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from dagster_llm_batch.engine import Limits, Resend
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.testing.emulator import BatchFault, RowFault
+from dagster_llm_batch.types import Cause
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows, servers
+from tests.faults.vendors import VENDORS
+
+HOUR = 3_600.0
+BY_NAME = {vendor.name: vendor for vendor in VENDORS}
+
+# Three of the twelve rows fit at once; some tens of tokens are one, by each vendor's own count.
+SMALL_QUEUES: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai": ("openai", {"enqueued_tokens": 24}),
+    "openai, refused at create, as Azure does": ("openai", {"enqueued_tokens": 24, "fails_fast": True}),
+    "anthropic": ("anthropic", {"queued_requests": 3}),
+    "gemini": ("gemini", {"enqueued_tokens": 300}),
+}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Servers]:
+    with servers() as both:
+        yield both
+
+
+Make = Callable[..., VendorWorkspace]
+
+
+@pytest.fixture
+def make(running: Servers, tmp_path: Path) -> Iterator[Make]:
+    made: list[VendorWorkspace] = []
+
+    def workspace(vendor: str, **limits: Any) -> VendorWorkspace:
+        made.append(VendorWorkspace(BY_NAME[vendor], running, tmp_path, 10.0, **limits))
+        return made[-1]
+
+    yield workspace
+    for each in made:
+        each.close()
+
+
+def creates(workspace: VendorWorkspace) -> int:
+    """How many batches were asked for."""
+    calls = workspace.emulator.books.calls
+    return sum(fnmatchcase(f"{call.method} {call.path}", workspace.vendor.create) for call in calls)
+
+
+def advance(workspace: VendorWorkspace, submission_id: str) -> Any:
+    try:
+        return workspace.engine().advance(workspace.definition, submission_id)
+    except TransientError:
+        return workspace.engine().status(submission_id)
+
+
+def go_on(workspace: VendorWorkspace, submission_id: str, hours: int) -> Any:
+    """What runs do in so many hours, with one each hour, while the vendor ends what it has taken."""
+    for _ in range(hours):
+        status = advance(workspace, submission_id)
+        if status.is_settled:
+            break
+        workspace.settle()
+        workspace.pass_time(HOUR)
+    return status
+
+
+def tried(workspace: VendorWorkspace, submission_id: str, times: int) -> None:
+    """As if the submission's batch had been refused so often before."""
+    [shard] = workspace.engine().ledger.shards(submission_id)
+    workspace.engine().ledger.move_shard(shard.shard_id, Move.SEND)
+    workspace.engine().ledger.move_shard(shard.shard_id, Move.NOT_SENT, refusals=times)
+
+
+def labels(workspace: VendorWorkspace, submission_id: str) -> list[str]:
+    labeled = workspace.engine().labels(workspace.definition, submission_id)
+    keys = [key for table in (labeled.labels, labeled.rejects) for key in table["id"].to_pylist()]
+    assert len(keys) == len(set(keys))
+    return sorted(labeled.labels["id"].to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("queue", "declared"),
+    [*((queue, None) for queue in SMALL_QUEUES), ("openai", QueueLimit(max_tokens=10**6))],
+    ids=str,
+)
+def test_what_is_alone_over_the_vendors_queue_is_split_until_it_flows(
+    make: Make, queue: str, declared: QueueLimit | None
+) -> None:
+    vendor, limits = SMALL_QUEUES[queue]
+    workspace = make(vendor, **limits)
+    workspace.queue_limits = {} if declared is None else {vendor: declared}
+    submission = workspace.engine().plan(workspace.definition, rows())
+    assert len(workspace.engine().ledger.shards(submission.submission_id)) == 1
+    status = go_on(workspace, submission.submission_id, 40)
+    assert status.is_settled
+    assert (status.submission.outcomes, status.submission.waves) == ({"succeeded": ROWS}, 1)
+    assert labels(workspace, submission.submission_id) == sorted(rows()["id"].to_list())
+    assert billed_twice(workspace.answered()) == 0
+    assert len(list(workspace.answered())) == ROWS
+    shards = status.shards
+    assert sum(shard.requests for shard in shards) == ROWS
+    assert len(shards) <= 8
+    # Each batch once, each split once, and one more try where a batch was sent beside another; thrice before the first
+    # split where the vendor does not say what is too much.
+    assert creates(workspace) <= 3 * len(shards) + 2
+    stored = {path.name for path in workspace.folder.rglob("*.requests.*")}
+    assert stored == {Path(shard.path).name for shard in shards}
+
+
+@pytest.mark.parametrize("queue", SMALL_QUEUES)
+def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_not_before(
+    make: Make, queue: str
+) -> None:
+    vendor, limits = SMALL_QUEUES[queue]
+    workspace = make(vendor, **limits)
+    workspace.definition = replace(workspace.definition, limits=Limits(max_requests_per_batch=3))
+    runs = {"openai": "in_progress", "anthropic": "in_progress", "gemini": "BATCH_STATE_RUNNING"}[vendor]
+    workspace.inject([BatchFault(kind="stuck", batches=[0], during=runs)])
+    submission = workspace.engine().plan(workspace.definition, rows().head(6))
+    workspace.overdue_after = timedelta(hours=12)
+    status = go_on(workspace, submission.submission_id, 10)
+    assert (status.states, creates(workspace)) == ({"submitted": 1, "planned": 1}, 2)
+    assert workspace.engine().starved() == []
+    status = go_on(workspace, submission.submission_id, 3)
+    [(_, shard)] = workspace.engine().starved()  # now a person is told
+    assert (shard.state, creates(workspace)) == ("planned", 2)
+    workspace.clear()
+    status = go_on(workspace, submission.submission_id, 5)
+    assert status.submission.outcomes == {"succeeded": 6}
+    assert creates(workspace) == 3
+    assert billed_twice(workspace.answered()) == 0
+
+
+def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_others_land(make: Make) -> None:
+    workspace = make("openai", enqueued_tokens=24)
+    long = pl.DataFrame({"id": ["long"], "text": ["Where is it? " * 20]})
+    submission = workspace.engine().plan(workspace.definition, pl.concat([rows(), long]))
+    status = go_on(workspace, submission.submission_id, 60)
+    assert status.submission.outcomes == {"succeeded": ROWS, "errored": 1}
+    [reason] = (
+        workspace.engine().labels(workspace.definition, submission.submission_id).rejects["llm_reason"].to_pylist()
+    )
+    assert "no room" in reason
+    assert "token_limit_exceeded" in reason
+    assert "retry" in reason
+    [left] = workspace.engine().ledger.left_shards("faults")
+    assert (left[1].cause, left[1].requests) == (Cause.NOT_TAKEN, 1)
+    assert len(list(workspace.answered())) == ROWS
+    again = workspace.engine().plan(workspace.definition, pl.concat([rows(), long]))
+    assert again.submission_id == submission.submission_id  # nothing is sent again by itself
+
+
+def test_what_fails_for_now_again_and_again_has_one_bound_for_all_waves(make: Make) -> None:
+    workspace = make("bedrock")
+    again = "Internal error, try again."
+    # The second wave begins after ten tries of the first one.
+    workspace.inject(
+        [
+            BatchFault(kind="fails", batches=[*range(10), *range(11, 200)], message=again),
+            RowFault(status_code=503, batches=[10]),
+        ]
+    )
+    submission = workspace.engine().plan(workspace.definition, rows().head(2))
+    tried(workspace, submission.submission_id, 20)
+    status = go_on(workspace, submission.submission_id, 60)
+    assert (status.submission.outcomes, status.submission.waves) == ({"errored": 2}, 2)
+    assert creates(workspace) == 22  # twenty that failed, the one that ran, and the one that was too many
+    assert status.shards[-1].cause is Cause.NOT_TAKEN
+    assert list(workspace.answered()) == []
+
+
+def test_what_the_queue_never_has_room_for_has_one_bound_for_all_its_parts(make: Make) -> None:
+    workspace = make("openai")
+    workspace.inject([BatchFault(kind="fails")])
+    submission = workspace.engine().plan(workspace.definition, rows().head(4))
+    tried(workspace, submission.submission_id, 30)
+    status = go_on(workspace, submission.submission_id, 60)
+    assert (status.submission.outcomes, status.submission.waves) == ({"errored": 4}, 1)
+    assert creates(workspace) == 10 + len(status.shards)
+    assert {shard.cause for shard in status.shards} == {Cause.NOT_TAKEN}
+
+
+def test_what_the_vendor_never_takes_goes_to_the_fallback(make: Make) -> None:
+    workspace = make("openai")
+    workspace.definition = replace(workspace.definition, resend=Resend(fallback=("openai/gpt-4o-mini",)))
+    workspace.inject([BatchFault(kind="fails", batches=range(3))])
+    submission = workspace.engine().plan(workspace.definition, rows().head(1))
+    tried(workspace, submission.submission_id, 38)
+    status = go_on(workspace, submission.submission_id, 20)
+    assert status.submission.outcomes == {"succeeded": 1}
+    assert [(s.model, s.cause) for s in status.shards] == [("gpt-4o", Cause.NOT_TAKEN), ("gpt-4o-mini", None)]
+    assert workspace.engine().ledger.left_shards("faults") == []
+
+
+def test_partitions_that_are_together_over_the_queue_are_sent_in_fewer_at_once(make: Make) -> None:
+    workspace = make("openai", enqueued_tokens=24)
+    engine = workspace.engine()
+    ids = [
+        engine.plan(workspace.definition, rows().slice(start, 2), partition=f"p{start}").submission_id
+        for start in range(0, 8, 2)
+    ]
+    engine.submit_together(workspace.definition, ids)
+    assert creates(workspace) == 1
+    while not all(engine.status(each).is_settled for each in ids):
+        workspace.settle()
+        workspace.pass_time(HOUR)
+        engine = workspace.engine()
+        engine.poll(engine.ledger.shards_in_flight("faults"))
+        engine.submit_together(workspace.definition, ids)
+        for submission_id in ids:
+            engine.collect(workspace.definition, submission_id)
+    assert all(engine.status(each).submission.outcomes == {"succeeded": 2} for each in ids)
+    assert all(len(engine.status(each).shards) == 1 for each in ids)  # none is too large by itself
+    assert creates(workspace) < 2 * len(ids) + 2
+    assert billed_twice(workspace.answered()) == 0
+
+
+@pytest.mark.parametrize("limit", [QueueLimit(max_tokens=200), QueueLimit(max_requests=5), QueueLimit(max_batches=1)])
+def test_a_plan_keeps_each_batch_within_its_queue_limit_and_tells_in_how_many_rounds_they_go(
+    make: Make, limit: QueueLimit
+) -> None:
+    workspace = make("openai")
+    workspace.queue_limits = {"openai": limit}
+    workspace.definition = replace(workspace.definition, limits=Limits(max_requests_per_batch=7))
+    preview = workspace.engine().preview(workspace.definition, rows())
+    submission = workspace.engine().plan(workspace.definition, rows())
+    shards = workspace.engine().ledger.shards(submission.submission_id)
+    assert sum(shard.requests for shard in shards) == preview.to_send == ROWS
+    assert all(shard.tokens <= (limit.max_tokens or 10**9) for shard in shards)
+    assert all(shard.requests <= (limit.max_requests or 7) for shard in shards)
+    rounds = 0
+    while not advance(workspace, submission.submission_id).is_settled:
+        rounds += 1
+        workspace.settle()
+    assert rounds == preview.rounds > 1
+
+
+def test_a_row_that_alone_is_over_a_declared_limit_is_a_batch_of_its_own(make: Make) -> None:
+    workspace = make("openai")
+    workspace.queue_limits = {"openai": QueueLimit(max_tokens=400)}
+    long = pl.DataFrame({"id": ["long"], "text": ["Where is it? " * 200]})
+    submission = workspace.engine().plan(workspace.definition, pl.concat([rows().head(4), long, rows().tail(4)]))
+    shards = workspace.engine().ledger.shards(submission.submission_id)
+    assert [shard.requests for shard in shards if shard.tokens > 400] == [1]
+    status = go_on(workspace, submission.submission_id, 20)
+    assert status.submission.outcomes == {"succeeded": 9}
