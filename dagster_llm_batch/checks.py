@@ -17,7 +17,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.status import retry_command
+from dagster_llm_batch.engine.status import advise_on_restored, retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.states import ShardState
@@ -113,8 +113,11 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
         return dg.AssetCheckSpec(SENT, asset=asset, description=description, partitions_def=partitions_def)
 
 
-def sent_verdict(status: Status) -> CheckOutcome:
-    """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault."""
+def sent_verdict(status: Status, forgotten: str | None = None) -> CheckOutcome:
+    """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault.
+
+    `forgotten` is what the ledger did not know to have been sent before, if there was such.
+    """
     # What an earlier wave did not send, a later one has asked.
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     refused = [shard for shard in newest if shard.state is ShardState.FAILED]
@@ -130,6 +133,10 @@ def sent_verdict(status: Status) -> CheckOutcome:
     if waiting:
         then = "The sensor sends what waits when the provider takes it; `dagster-llm-batch watch` says how it stands."
         description = f"{len(waiting):,} of {len(newest):,} batches are {not_sent} {then}"
+        return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
+    if forgotten is not None:
+        # It begins with "the ledger".
+        description = f"T{str(advise_on_restored(forgotten))[1:]}."
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
@@ -15,13 +15,17 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.metadata import submission_metadata
+from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
+from dagster_llm_batch.errors import LedgerError, LLMBatchError
+from dagster_llm_batch.metadata import SUBMISSION_KEY, submission_metadata
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["SubmitConfig", "submission_asset"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
+
+__all__ = ["SubmitConfig", "newest_submission", "submission_asset"]
 
 
 class SubmitConfig(CheckedConfig):
@@ -58,6 +62,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         if (repository := repository_of(context)) is not None:
             dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
         engine.check(dataset.labeling)
+        _refuse_other_ledger(context, engine, dataset)
         provider = engine.provider(dataset.labeling.provider)
 
         def plan(partition: str | None) -> tuple[Submission, UpstreamReader]:
@@ -98,7 +103,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 metadata=metadata,
                 version=submission.fingerprint,
                 checks=[check],
-                verdicts=[sent_verdict(status)],
+                verdicts=[sent_verdict(status, engine.was_forgotten(submission))],
             )
 
         partitions = EachPartition(context)
@@ -118,6 +123,28 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             yield from partitions.events(planned, sent)
 
     return submit
+
+
+def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:
+    """Raise LedgerError where Dagster knows of a submission that is nowhere in this ledger, nor in the payload store.
+
+    What is sent into a ledger that others do not see is paid, never lands, and is paid again by the next.
+    """
+    if (newest := newest_submission(context.instance.get_latest_materialization_event(dataset.batch_key))) is None:
+        return
+    submission_id, partition = newest
+    if engine.ledger.known_submissions([submission_id]) or engine.adopt(dataset.name, partition):
+        return
+    if context.run.tags.get(NEW_LEDGER_TAG) != "true":
+        batch = dataset.batch_key.to_user_string()
+        raise LedgerError(f"{advise_on_unknown(batch, submission_id, engine.ledger)}. Nothing was sent.")
+
+
+def newest_submission(event: dg.EventLogEntry | None) -> tuple[str, str] | None:
+    """Return the submission and the partition that a materialization of `<name>_batch` is of, if it says so."""
+    stored = None if event is None else event.asset_materialization
+    value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
+    return None if stored is None or value is None else (str(value.value), stored.partition or "")
 
 
 def _where(partition: str | None) -> str:

@@ -1,4 +1,4 @@
-"""`cancel`, `resolve`, `rename` and `retry`: what a person decides. Each is one of the engine's own verbs."""
+"""`cancel`, `resolve`, `recover`, `rename`, `retry`: what a person decides. Each is one of the engine's own verbs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
 
-__all__ = ["cancel_command", "rename_command", "resolve_command", "retry_command"]
+__all__ = ["cancel_command", "recover_command", "rename_command", "resolve_command", "retry_command"]
 
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
@@ -169,6 +169,31 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
     if kept:
         names = ", ".join(name or "(none)" for name in kept[:10])
         click.echo(f"{len(kept)} stay with '{old}', since '{new}' has submissions of its own there: {names}.")
+
+
+@click.command("recover", cls=Command, short_help="Take up what the ledger has forgotten, after a backup was restored.")
+@ledger_command
+@_yes_option
+@json_option
+def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -> None:
+    """Take up what was sent and the ledger does not know, as after it was restored from a backup.
+
+    The payload store has a receipt of each shard that was sent. Nothing is sent: Dagster's sensor finds the batches at
+    the provider and lands their answers. Each partition is taken up by itself, too, before it is submitted again.
+    """
+    found = deployment.engine.find_forgotten()
+    places = sorted({receipt.submission.place for receipt in found})
+    if found:
+        shown = ", ".join(map(cell_text, places[:10])) + (", …" if len(places) > 10 else "")  # noqa: PLR2004 - as above
+        shards = counted(len(found), "shard was", "shards were")
+        confirm(f"{shards} sent, of {shown}, that the ledger does not know. Take them up?", yes=yes)
+    shards_taken = deployment.engine.adopt_all() if found else []
+    if as_json:
+        print_json({"shards": shards_taken})
+    elif not found:
+        click.echo("The ledger knows all that was sent.")
+    else:
+        click.echo(f"{counted(len(shards_taken), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
 
 
 @click.command("retry", cls=Command, short_help="Ask again for rows that have no label.")

@@ -6,7 +6,13 @@ import click
 
 from dagster_llm_batch._version import __version__
 from dagster_llm_batch.cli.cost import cost_command
-from dagster_llm_batch.cli.decisions import cancel_command, rename_command, resolve_command, retry_command
+from dagster_llm_batch.cli.decisions import (
+    cancel_command,
+    recover_command,
+    rename_command,
+    resolve_command,
+    retry_command,
+)
 from dagster_llm_batch.cli.doctor import doctor_command
 from dagster_llm_batch.cli.emulate import emulate_command
 from dagster_llm_batch.cli.erase import erase_command
@@ -26,7 +32,7 @@ __all__ = ["main"]
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")
 def main() -> None:
-    """LLM batches of Dagster assets: plan, look, cancel, resolve, rename, retry, export, prune, erase.
+    """LLM batches of Dagster assets: plan, look, cancel, resolve, recover, rename, retry, export, prune, erase.
 
     The deployment is a Dagster code location (-m, -f, or what pyproject.toml in this folder points to), or, for
     commands that need neither rows nor providers, a ledger by its address (--ledger).
@@ -41,6 +47,7 @@ for _command in (
     cost_command,
     cancel_command,
     resolve_command,
+    recover_command,
     rename_command,
     retry_command,
     export_command,

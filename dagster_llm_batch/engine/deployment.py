@@ -204,6 +204,7 @@ class Deployment:
         gates: When calls in real time may be made, by provider, account and model. Those of this process.
         batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
             this process has counted them.
+        opened_here: The ids of submissions that this process has opened: of these the ledger has forgotten nothing.
     """
 
     providers: Mapping[str, Provider]
@@ -224,6 +225,7 @@ class Deployment:
     new_file: Callable[[], IO[bytes]] = unnamed_file
     gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)
     batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
+    opened_here: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a number of transfers below 1, or no time for a batch."""

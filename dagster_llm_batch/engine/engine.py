@@ -39,7 +39,7 @@ from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status, advise_on_change
-from dagster_llm_batch.engine.submit import Sender
+from dagster_llm_batch.engine.submit import Receipt, Sender, adopt_all, adopt_partition, adopt_planned, find_forgotten
 from dagster_llm_batch.engine.submit_queue import (
     UNAVAILABLE,
     Dispatcher,
@@ -62,6 +62,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.submissions import RESTORED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport, Cause
 
@@ -106,6 +107,7 @@ class Engine:
         Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
         """
         self.take_over(labeling)
+        self.adopt(labeling.asset, partition)
         if again:
             # What has ended since its batch was given up is paid for already.
             self.poll_awaited([labeling.asset], self.now())
@@ -133,6 +135,28 @@ class Engine:
         for former in labeling.resend.former_names:
             self.rename(former, labeling.asset)
 
+    def adopt(self, asset: str, partition: str = "") -> list[Shard]:
+        """Record what was sent of a partition and this ledger has forgotten, as one that was restored from a backup.
+
+        Its receipts in the payload store say so. Nothing is sent: `recover` asks the provider for these batches, and
+        what is answered or under way is not asked again. `plan` does this first. Returns the shards.
+        """
+        return adopt_partition(self.deployment, asset, partition)
+
+    def adopt_all(self) -> list[Shard]:
+        """Do for all partitions of the namespace what `adopt` does for one. Lists the whole payload store."""
+        return adopt_all(self.deployment)
+
+    def find_forgotten(self) -> list[Receipt]:
+        """Return the receipts of what `adopt_all` would record. Changes nothing."""
+        return find_forgotten(self.deployment)
+
+    def was_forgotten(self, submission: Submission) -> str | None:
+        """Return what `adopt` has recorded today of a submission, or of those whose answers it reuses, or None."""
+        ids = (submission.submission_id, *submission.reused_from)
+        event = self.ledger.find_event(ids, RESTORED, self.now() - timedelta(days=1))
+        return None if event is None else event.detail
+
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment)
 
@@ -156,6 +180,7 @@ class Engine:
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             tombstones = len(self.ledger.tombstones(self.namespace, labeling.asset))
+            in_doubt: list[str] = []
             for submission_id in submission_ids:
                 submission, shards = self.ledger.submission_with_shards(submission_id)
                 if self._erase(submission, tombstones):
@@ -165,6 +190,9 @@ class Engine:
                     if shard.state in IN_FLIGHT:
                         self.deployment.provider_of(shard)
                 own = [shard for shard in shards if shard.state is ShardState.PLANNED]
+                if own and (sent := adopt_planned(self.deployment, shards)):
+                    in_doubt.append(submission_id)
+                    own = [shard for shard in own if shard.shard_id not in sent]
                 if submission.state is not SubmissionState.OPEN:
                     drop(self.deployment, own, "its submission is canceled")
                 elif own:
@@ -177,6 +205,8 @@ class Engine:
                         continue
                     planned += dispatcher.give_up(own, late=self.deployment.is_late(submission))
             dispatcher.send(planned)
+        for submission_id in in_doubt:
+            self.recover(submission_id)
 
     def recover(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""

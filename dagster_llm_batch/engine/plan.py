@@ -204,6 +204,8 @@ class Planner:
         # Another process may have stored the same submission first.
         if opened.submission_id != submission_id:
             draft.discard()
+        else:
+            self._deployment.opened_here.add(submission_id)
         return opened
 
     def _open(

@@ -9,9 +9,10 @@
 3. Where an age is given for them, requests and raw results go of kept submissions, too: of those that were delivered
    before that, have nothing in flight or waiting for a person, and are no source of an open one. The ledger forgets the
    places first. What says where a label is from stays: results, lists of rows and of requests, and the ledger.
-4. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago. Results
-   are never among those: where such a folder holds some, another ledger writes here, and all such files stay. Files
-   that are not at the place and of the name of a submission's file stay, too: people keep others in the same bucket.
+4. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago.
+   Receipts and results are never among those: where such a folder holds some, another ledger writes here, or this one
+   was restored from a backup, and all such files stay. Files that are not at the place and of the name of a
+   submission's file stay, too: people keep others in the same bucket.
 5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
    is kept.
 
@@ -27,7 +28,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, REQUESTS, RESULTS, SO_FAR, beside
+from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, REQUESTS, RESULTS, SENT, SO_FAR, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -166,7 +167,7 @@ class Pruner:
             if PurePosixPath(file.path).name.startswith(_PARTS) and _is_stale([file], now)
         ]
         unknown = [file for folder, files in folders.items() if folder not in known for file in files]
-        is_shared = not known or any(file.path.endswith((RAW, RESULTS)) for file in unknown)
+        is_shared = not known or any(file.path.endswith((RAW, RESULTS, SENT)) for file in unknown)
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
             aged={},

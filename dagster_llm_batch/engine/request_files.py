@@ -31,6 +31,7 @@ __all__ = [
     "RAW",
     "REQUESTS",
     "RESULTS",
+    "SENT",
     "SO_FAR",
     "Lines",
     "Owner",
@@ -62,6 +63,9 @@ DEFINITION = "llm_batch.definition"
 """Names in a manifest's metadata the definition by which its requests were made: see Labeling.definition. What is sent
 now is answered when the code may say something else. Manifests of older versions have none.
 """
+
+SENT = ".sent.zst"
+"""The ending of a shard's receipt; see `submit.py`."""
 
 PART, APART = "part-", "apart-"
 """The starts of the names of files that workers need within one step. A lost worker leaves them behind."""

@@ -15,15 +15,21 @@ from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
 __all__ = [
+    "NEW_LEDGER_TAG",
     "Advice",
     "Status",
     "advise_on_change",
     "advise_on_doubt",
     "advise_on_no_room",
     "advise_on_overdue",
+    "advise_on_restored",
+    "advise_on_unknown",
     "cause_text",
     "retry_command",
 ]
+
+NEW_LEDGER_TAG = "dagster_llm_batch/new_ledger"
+"""The tag of a run that may send though the ledger does not know what Dagster has as sent before."""
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",
@@ -90,6 +96,28 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
         f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
         "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
         f"cancel {submission.submission_id}` gives them up",
+    )
+
+
+def advise_on_restored(detail: str) -> Advice:
+    """Return what it means that the ledger had forgotten what was sent, and what a person can do."""
+    return Advice(
+        f"the ledger had forgotten what was sent of it: {detail}. It was restored from a backup, or a process of this "
+        "deployment has another ledger",
+        "What was sent is taken up again, and not paid again. `dagster-llm-batch recover` does that for all partitions "
+        "at once; processes with ledgers of their own need one that they share (ledger_url)",
+    )
+
+
+def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
+    """Return what it means that Dagster knows of a submission that the ledger and the payload store do not know."""
+    return Advice(
+        f"Dagster has {batch} as sent in submission {submission_id}, of which {ledger!r} and the payload store know "
+        "nothing: it was sent with others, as where each pod has an SQLite file of its own, or both were restored from "
+        "a backup",
+        "Give all processes of the deployment one ledger and one payload store (LLMBatchResource(ledger_url=…, "
+        f"payload_root=…)). Where what was sent is given up for good, run {batch} once with the tag "
+        f"{NEW_LEDGER_TAG}: true; its rows are asked, and paid, again",
     )
 
 

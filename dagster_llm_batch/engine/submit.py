@@ -10,6 +10,12 @@ make each move together, the carrier first: the batch has its tag. The caller ho
 A create call that left no record may have made a batch that is paid for. `Engine.recover` finds most of these again;
 those that it cannot find wait for a person (`Engine.resolve`).
 
+So does a ledger that is restored from a backup, or a second one of the same namespace: it does not know what was sent,
+and would send, and pay, it again. Between the intent and the call each shard gets a receipt in the payload store: shard
+and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
+knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
+nobody is asked. Real time has none: no provider can be asked what became of a call.
+
 The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
 
     shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
@@ -19,16 +25,22 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from itertools import groupby
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+from pydantic import TypeAdapter, ValidationError
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
-from dagster_llm_batch.engine.request_files import renamed, requests_of
+from dagster_llm_batch.engine.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CannotTellError,
@@ -38,20 +50,32 @@ from dagster_llm_batch.errors import (
     LeaseError,
     LLMBatchError,
     NoRoomError,
+    PayloadError,
     RefusedError,
     TransientError,
 )
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
 
 if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger import Ledger
 
-__all__ = ["Orphan", "Sender", "orphans", "outgoing", "refusal"]
+__all__ = [
+    "Orphan",
+    "Receipt",
+    "Sender",
+    "adopt_all",
+    "adopt_partition",
+    "adopt_planned",
+    "find_forgotten",
+    "orphans",
+    "outgoing",
+    "refusal",
+]
 
 # The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
 _BUFFER_BYTES = 1 << 16
@@ -260,10 +284,11 @@ class Sender:
                 # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
-                # A process that was frozen for longer than its lease wakes here, or anywhere before: another one may
-                # have sent these shards since. Between this line and the provider nothing can be asked any more.
-                self._lease.check()
                 try:
+                    _write_receipts(self._deployment, sent)
+                    # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
+                    # may have sent these shards since. Between this line and the provider nothing can be asked.
+                    self._lease.check()
                     batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
                 # Any error but AmbiguousError means that no batch exists (see Provider.submit).
                 except TransientError as error:
@@ -275,7 +300,7 @@ class Sender:
                     if last:
                         return
                     self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
-                except (CredentialsError, ConfigError) as error:
+                except (CredentialsError, ConfigError, PayloadError) as error:
                     self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
                     raise
                 except RefusedError as error:
@@ -382,6 +407,10 @@ class Sender:
             return
         if isinstance(answer, Found):
             self._accepted(shards, answer.batch_id)
+        elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
+            # A ledger that was restored from a backup has forgotten that they were answered.
+            reason, now = "the ledger had forgotten its batch, whose answers are stored", self._deployment.clock()
+            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
             waited = self._deployment.clock() - self._in_doubt_since(carrier)
@@ -433,3 +462,141 @@ class Sender:
 
 def _carrier(shard: Shard) -> str:
     return shard.carrier or shard.shard_id
+
+
+# receipts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """That a shard was sent, how often so far, and the paths of the receipts of all shards in the same batch."""
+
+    submission: Submission
+    shard: Shard
+    sends: int
+    batch: tuple[str, ...]
+
+
+@cache
+def _adapter() -> TypeAdapter[Receipt]:
+    return TypeAdapter(Receipt)
+
+
+def _write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
+    """Store the receipts of shards that are about to be sent as one batch, as the ledger has them now."""
+    batch = tuple(beside(shard, SENT) for shard in sent)
+    sends = deployment.ledger.count_sends(sent)
+    for shard, path in zip(sent, batch, strict=True):
+        submission = deployment.ledger.submission(shard.submission_id)
+        receipt = Receipt(submission, shard, sends[shard.shard_id], batch)
+        with deployment.payloads.writer(path) as out:
+            out.write(_adapter().dump_json(receipt))
+
+
+def adopt_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
+    """Record what was sent of a partition and the ledger has forgotten; return these shards, which are in doubt now."""
+    path = PurePosixPath(payload_path(deployment.namespace, asset, partition, "submission", "name"))
+    receipts = _receipts_below(deployment, str(path.parents[1]))
+    if not receipts:
+        return []
+    history = deployment.ledger.history(deployment.namespace, asset, partition)
+    return _adopt(deployment, _suspects(deployment, receipts, history))
+
+
+def adopt_all(deployment: Deployment) -> list[Shard]:
+    """Do for all of the namespace what `adopt_partition` does for one partition. Lists all stored files."""
+    return _adopt(deployment, _all_suspects(deployment))
+
+
+def find_forgotten(deployment: Deployment) -> list[Receipt]:
+    """Return the receipts of what `adopt_all` would record. Changes nothing."""
+    return _find_forgotten(deployment, _all_suspects(deployment))
+
+
+def _all_suspects(deployment: Deployment) -> list[str]:
+    receipts = _receipts_below(deployment, namespace_folder(deployment.namespace))
+    return _suspects(deployment, receipts, deployment.ledger.submissions(deployment.namespace))
+
+
+def adopt_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
+    """Record which shards of a submission were sent, as the ledger has forgotten; return their ids.
+
+    Nothing is looked up where this process itself has opened the submission.
+    """
+    if shards[0].submission_id in deployment.opened_here:
+        return set()
+    there = _receipts_below(deployment, shards[0].path.rpartition("/")[0])
+    return {shard.shard_id for shard in _adopt(deployment, sorted(there - _sent(shards)))}
+
+
+def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
+    return {file.path for file in deployment.payloads.files(folder) if file.path.endswith(SENT)}
+
+
+def _sent(shards: Iterable[Shard]) -> set[str]:
+    """Return the receipts of shards of which the ledger knows that they were sent."""
+    return {beside(shard, SENT) for shard in shards if shard.state is not ShardState.PLANNED}
+
+
+def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterable[Submission]) -> list[str]:
+    """Return the receipts of shards of which the ledger may not know that they were sent."""
+    ledger = deployment.ledger
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in receipts:
+        folders[PurePosixPath(path).parent.name].add(path)
+    known = {submission.submission_id: submission for submission in history}
+    # The asset may have had another name when they were sent.
+    elsewhere = ledger.known_submissions(folders.keys() - known.keys())
+    suspects: list[str] = []
+    for submission_id, paths in folders.items():
+        submission = known.get(submission_id)
+        if submission is not None and submission.state is SubmissionState.OPEN:
+            suspects += sorted(paths - _sent(ledger.shards(submission_id)))
+        elif submission is None and submission_id not in elsewhere:
+            suspects += sorted(paths)
+    return suspects
+
+
+def _adopt(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
+    """Record what the ledger has forgotten of these receipts' batches; return the shards of which it has."""
+    # Read first: a shard that was put back, and is sent again, has a receipt and is not forgotten.
+    if not (receipts := _find_forgotten(deployment, suspects)):
+        return []
+    submissions = [receipt.submission for receipt in receipts]
+    return deployment.ledger.remember_sent(
+        submissions, {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
+    )
+
+
+def _find_forgotten(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Return those receipts of these receipts' batches of which the ledger knows nothing."""
+    if not suspects:
+        return []
+    receipts = {receipt.shard.shard_id: receipt for receipt in _read_batches(deployment, suspects)}
+    lacking = deployment.ledger.forgotten_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
+    return [receipts[shard_id] for shard_id in lacking]
+
+
+def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Read these receipts, and those of all shards that were in the same batches: of a batch all is decided at once."""
+    receipts: dict[str, Receipt] = {}
+    waiting = list(suspects)
+    while waiting:
+        path = waiting.pop()
+        # One that was pruned belongs to what is settled for long.
+        if path not in receipts and deployment.payloads.exists(path):
+            receipts[path] = _read(deployment, path)
+            waiting += receipts[path].batch
+    return list(receipts.values())
+
+
+def _read(deployment: Deployment, path: str) -> Receipt:
+    with deployment.payloads.reader(path) as file:
+        text = file.read()
+    try:
+        return _adapter().validate_json(text)
+    except ValidationError as error:
+        raise PayloadError(
+            f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "
+            "Nothing was sent. A newer dagster-llm-batch may have written it: upgrade here."
+        ) from None

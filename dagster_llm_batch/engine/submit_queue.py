@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any
@@ -186,12 +186,15 @@ class Dispatcher:
                 else:
                     answerer.answer(shard)
             return
-        least, waiting = self._least(labeling), batch
+        least, going = self._least(labeling), list[Shard]()
         requests = sum(shard.requests for shard in batch)
-        # Where another process fills the queue now, all of the batch waits for the next time.
-        with suppress(LeaseError), _queue(self._deployment, batch[0]):
-            is_padded = labeling.limits.below_minimum == "pad"
-            going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
+        is_padded = labeling.limits.below_minimum == "pad"
+        with ExitStack() as queue:
+            # Where another process fills the queue now, all of the batch waits for the next time. That the lease of the
+            # submission is lost, and what was sent beside another process, is an error of this one.
+            with suppress(LeaseError):
+                queue.enter_context(_queue(self._deployment, batch[0]))
+                going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
             waiting = batch[len(going) :]
             if going:
                 self._sender.send(going, labeling.spec, fill_up_to=least if is_padded else 0)

@@ -8,8 +8,8 @@ ledger cannot be read, since nothing can be known then; and at its end, when the
 error that is none of ours: such a one does not pass by itself, and a skipped tick is read by nobody.
 
 For the same reason it fails where a submission waits for a person: a batch is overdue, or finds no room in its
-provider's queue, credentials are refused, another account is configured, nobody can tell whether a batch exists. It
-says what to do, every six hours until that is done.
+provider's queue, credentials are refused, another account is configured, nobody can tell whether a batch exists, the
+ledger had forgotten what was sent. It says what to do, every six hours until that is done.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue
+from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_restored, advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import SUBMISSION_KEY, progress_observations, status_metadata
 from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
@@ -33,6 +34,7 @@ from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joi
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.submissions import RESTORED
 from dagster_llm_batch.text import plain_words, short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
@@ -50,6 +52,9 @@ _TELL_EVERY = timedelta(hours=6)
 
 # What a provider has not taken for so long waits for a person: most troubles of its own are over by then.
 _TRIED_FOR = timedelta(hours=1)
+
+# When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
+_told_of: dict[str, datetime] = {}
 
 # Batches that were given up are asked about after this: most of them never end.
 _AWAITED_EVERY = timedelta(hours=1)
@@ -81,6 +86,8 @@ class Tick:
         self._needs: dict[str, str] = {}
         # Whose provider's queue had no room: batches of others, mostly of their own asset, are in flight.
         self._without_room: set[str] = set()
+        # The same of submissions that the ledger does not know.
+        self._unknown: dict[str, str] = {}
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
@@ -131,9 +138,12 @@ class Tick:
         """Fail the tick for what waits for a person and was not told lately. To be called when all else is done."""
         told = self._engine.told_since(self._now - _TELL_EVERY) if self._needs else set()
         due = {submission_id: note for submission_id, note in self._needs.items() if submission_id not in told}
-        if due:
-            self._engine.note_told(list(due))
-            notes = list(due.values())
+        unknown = {each: note for each, note in self._unknown.items() if self._is_untold(each)}
+        if due or unknown:
+            if due:
+                self._engine.note_told(list(due))
+            _told_of.update(dict.fromkeys(unknown, self._now))
+            notes = [*unknown.values(), *due.values()]
             more = len(notes) - _NOTES_AT_MOST
             raise LLMBatchError(
                 ". ".join([*notes[:_NOTES_AT_MOST], *([f"And {more} submissions more"] if more > 0 else [])]) + "."
@@ -144,6 +154,38 @@ class Tick:
 
     def _is_within(self, seconds: float) -> bool:
         return monotonic() - self._began < seconds
+
+    def look_for_forgotten(self) -> None:
+        """Take up what Dagster has as sent and the ledger has forgotten; note what a person has to know of it.
+
+        A ledger that was restored from a backup learns it from the payload store. Where that has nothing of it either,
+        another ledger was used: nobody would ever land it.
+        """
+        with self._apart("what Dagster has as sent"):
+            keys = [labels.dataset.batch_key for labels in self._labels.values()]
+            records = self._context.instance.get_asset_records(keys) if keys else []
+            entries = [record.asset_entry for record in records]
+            newest = [(entry.asset_key, newest_submission(entry.last_materialization)) for entry in entries]
+            batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
+            unknown = batches.keys() - self._ledger.known_submissions(batches)
+            # Which lists the whole payload store.
+            if any(map(self._is_untold, unknown)) and self._engine.adopt_all():
+                self._before = {progress.submission.submission_id: progress for progress in self._progress()}
+                unknown -= self._ledger.known_submissions(unknown)
+            for submission_id in unknown:
+                advice = advise_on_unknown(batches[submission_id], submission_id, self._ledger)
+                self._unknown[submission_id] = str(advice)
+                self.note(str(advice))
+        restored = self._ledger.last_events(self._engine.namespace, kind=RESTORED, unreadable=self._unreadable)
+        for submission_id, event in restored.items():
+            if submission_id in self._before:
+                submission = self._before[submission_id].submission
+                self._needs_person(submission, advise_on_restored(event.detail or ""))
+
+    def _is_untold(self, submission_id: str) -> bool:
+        """Return whether nobody was told lately of a submission that the ledger does not know."""
+        told_at = _told_of.get(submission_id)
+        return told_at is None or self._has_passed(_TELL_EVERY, told_at)
 
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""

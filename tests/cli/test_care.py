@@ -184,11 +184,11 @@ def test_prune_shows_and_deletes_only_where_told_and_after_asking(project):
     for arguments, code in [([], 0), (["--delete"], 1), (["--older-than", "50", "--delete"], 0)]:
         result = project.on_file("prune", *arguments, code=code, input="n\n")
         assert project.files() == files
-        assert ("Delete 5 files" in result.stderr) is (arguments == ["--delete"])
+        assert ("Delete 6 files" in result.stderr) is (arguments == ["--delete"])
     assert "replaced" in project.on_file("prune").stdout
     document = json.loads(project.cli("prune", "--delete", "--yes", "--json", *project.by_address).stdout)
-    assert (document["deleted"], document["files"], document["submissions_kept"]) == (True, 5, 1)
-    assert len(project.files()) == len(files) - 5
+    assert (document["deleted"], document["files"], document["submissions_kept"]) == (True, 6, 1)
+    assert len(project.files()) == len(files) - 6
     assert project.json("show", "ticket_labels")["submission"]["outcomes"] == {"succeeded": 3}
     assert "Nothing was deleted.\n" in project.on_file("prune", "--delete").stdout
 

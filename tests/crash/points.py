@@ -75,6 +75,7 @@ CRASHES: tuple[Crash, ...] = (
     # submit
     *_at(PLAIN, "ledger: lease", _TRANSACTION),
     *_at(PLAIN, "ledger: send", _TRANSACTION, nth=_SECOND),
+    *_at(PLAIN, "file: sent", _FILE, nth=_SECOND),
     *_at(PLAIN, "call: upload", _CALL, nth=_SECOND),
     *_at(PLAIN, "call: create", _CALL, nth=_SECOND),
     *_at(PLAIN, "ledger: accepted", _TRANSACTION, nth=_SECOND),

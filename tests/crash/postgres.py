@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 _LOCAL = "-c listen_addresses="
 _CARELESS = f"{_LOCAL} -c fsync=off -c synchronous_commit=off -c full_page_writes=off"
@@ -56,6 +57,23 @@ def postgres(*, durable: bool = False) -> Iterator[Callable[[], str]]:
     finally:
         run(*control, "-m", "immediate", "stop", check=False)
         shutil.rmtree(home, ignore_errors=True)
+
+
+def copy_database(url: str) -> str:
+    """Copy a database, to which connections are ended; return the URL of the copy."""
+    import psycopg2
+
+    source, name = urlsplit(url).path.strip("/"), f"t{uuid.uuid4().hex}"
+    user, [host] = urlsplit(url).username, parse_qs(urlsplit(url).query)["host"]
+    connection = psycopg2.connect(host=host, user=user, dbname="postgres")
+    connection.autocommit = True
+    try:
+        cursor = connection.cursor()
+        cursor.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{source}'")
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+    finally:
+        connection.close()
+    return url.replace(source, name)
 
 
 def _binaries() -> Path:

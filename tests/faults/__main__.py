@@ -1,7 +1,7 @@
-"""`python -m tests.faults`: run the whole matrix, print it, and write it into docs/fault-matrix.md.
+"""`python -m tests.faults`: run both tables, print them, and write them into docs/fault-matrix.md.
 
-python -m tests.faults                 every fault, at every provider
-python -m tests.faults 429 --dry-run   the faults whose name has these words; writes nothing
+python -m tests.faults                 every fault and every trouble, at every provider, troubles on both ledgers
+python -m tests.faults 429 --dry-run   those whose name has these words; writes nothing
 """
 
 from __future__ import annotations
@@ -10,57 +10,112 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from tests.crash.postgres import postgres
 from tests.fault_matrix_page import write
-from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never, problems, run_row
-from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, servers
+from tests.faults import table, troubles
+from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never
+from tests.faults.troubles import TROUBLES, Trouble, run_trouble
+from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, Servers, servers
 
-INTRO = f"""\
+FAULTS_INTRO = f"""\
 Each cell is one submission of {ROWS} rows, of which faults of rows strike {STRUCK}, through the engine with the
 vendor's own SDK in front of its emulator. It reads `rows / lost / billed twice`, then the outcomes where not all
 succeeded, and the waves where there was more than one. Lost is a row without exactly one outcome. Billed twice is right
-only where the vendor billed a request and gave no answer to it. The emulators' books and the final table are the
-witnesses. Printed and written by `python -m tests.faults`.
+only where the vendor billed a request and gave no answer to it. The last column has the hours, by the emulators' clock,
+from the plan until a person was told: by a run or a tick that failed, or the check `coverage`; where it is empty nobody
+needed to be. The emulators' books and the final table are the witnesses. Written by `python -m tests.faults`.
+"""
+
+TROUBLES_INTRO = f"""\
+What files, clocks, processes, backups and people do to {ROWS} rows, whatever the vendor answers. Each was run on SQLite
+and on PostgreSQL. An hour passes at a time (six, where a batch never ends) until a person is told or the rows have
+landed; the hours of the last column are counted from the trouble. Where a person has something to do it is done then,
+and the cell tells how it ended.
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="The matrix of result faults.")
-    parser.add_argument("words", nargs="*", help="only faults whose name has one of these")
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="The matrices of faults and troubles.")
+    parser.add_argument("words", nargs="*", help="only those whose name has one of these")
     parser.add_argument("--dry-run", action="store_true", help="do not write docs/fault-matrix.md")
     options = parser.parse_args()
-    chosen = [fault for fault in FAULTS if not options.words or any(word in fault.name for word in options.words)]
-    lines, wrong, notes = [], 0, dict[str, int]()
+    writes = not options.words and not options.dry_run
     began = time.monotonic()
-    with servers() as running, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        for number, fault in enumerate(chosen):
-            endings = run_row(fault, running, Path(folder, str(number)))
-            lines.append(
-                f"| {fault.name} | " + " | ".join(_cell(fault, v.name, endings, notes) for v in VENDORS) + " |"
-            )
-            print(lines[-1], flush=True)
-            for vendor in VENDORS:
-                if vendor.name in endings and (said := problems(fault, vendor, endings[vendor.name])):
-                    wrong += 1
-                    print(f"    {vendor.name}: {'; '.join(said)}", flush=True)
-    header = ["| fault | " + " | ".join(vendor.name for vendor in VENDORS) + " |", "|" + " --- |" * (len(VENDORS) + 1)]
-    footnotes = [f"{number}. {text[0].upper()}{text[1:]}." for text, number in notes.items()]
-    print("\n".join(footnotes))
-    print(f"{len(chosen)} faults in {time.monotonic() - began:.0f} s; cells that are not as expected: {wrong}")
-    if not options.words and not options.dry_run:
-        write("faults", "Result faults", [*INTRO.splitlines(), "", *header, *lines, "", *footnotes])
-    return 1 if wrong else 0
+    with (
+        servers() as running,
+        postgres() as new_database,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+    ):
+        faults, wrong = _table(FAULTS, options.words, lambda fault, path: table.run_row(fault, running, path), folder)
+        if writes:
+            write("faults", "Result faults", [*FAULTS_INTRO.splitlines(), "", *faults])
+        lines, more = _table(
+            TROUBLES, options.words, lambda one, path: _both_ledgers(one, running, path, new_database), folder
+        )
+        if writes:
+            write("troubles", "Files, clocks, processes, backups, people", [*TROUBLES_INTRO.splitlines(), "", *lines])
+    print(f"In {time.monotonic() - began:.0f} s; cells that are not as expected: {wrong + more}")
+    return 1 if wrong + more else 0
 
 
-def _cell(fault: Fault, name: str, endings: dict[str, Ending], notes: dict[str, int]) -> str:
-    def note(text: str) -> str:
-        return f"<sup>{notes.setdefault(text, len(notes) + 1)}</sup>"
+def _table(
+    rows: Iterable[Fault] | Iterable[Trouble],
+    words: Collection[str],
+    run: Callable[[Any, Path], Mapping[str, Ending]],
+    folder: str,
+) -> tuple[list[str], int]:
+    """Run the rows that have one of these words; return them as Markdown, and how many cells are not as expected."""
+    names = [vendor.name for vendor in VENDORS]
+    lines = ["| fault | " + " | ".join(names) + " | hours until told |", "|" + " --- |" * (len(names) + 2)]
+    wrong, notes = 0, dict[str, int]()
+    for row in [row for row in rows if not words or any(word in row.name for word in words)]:
+        place = Path(folder, type(row).__name__, str(len(lines)))
+        place.mkdir(parents=True)
+        endings = run(row, place)
+        cells = [_cell(row.at(vendor), endings.get(vendor.name), notes) for vendor in VENDORS]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + f" | {_hours(endings.values())} |")
+        print(lines[-1], flush=True)
+        judge: Callable[..., list[str]] = table.problems if isinstance(row, Fault) else troubles.problems
+        for vendor in VENDORS:
+            if vendor.name in endings and (said := judge(row, vendor, endings[vendor.name])):
+                wrong += 1
+                print(f"    {vendor.name}: {'; '.join(said)}", flush=True)
+    return [*lines, "", *(f"{number}. {text[0].upper()}{text[1:]}." for text, number in notes.items())], wrong
 
-    expected = next(fault.at(vendor) for vendor in VENDORS if vendor.name == name)
+
+def _both_ledgers(
+    trouble: Trouble, running: Servers, folder: Path, new_database: Callable[[], str]
+) -> dict[str, Ending]:
+    """What becomes of a trouble at every vendor; the worse of the two ledgers' endings."""
+
+    def run(vendor: Any) -> Ending:
+        endings = []
+        for name, url in (("sqlite", None), ("postgresql", new_database())):
+            place = folder / f"{vendor.name}-{name}"
+            place.mkdir()
+            endings.append(run_trouble(trouble, vendor, running, place, url))
+        return max(endings, key=lambda ending: len(troubles.problems(trouble, vendor, ending)))
+
+    vendors = [vendor for vendor in VENDORS if not isinstance(trouble.at(vendor), Never)]
+    with ThreadPoolExecutor(len(vendors)) as pool:
+        return {vendor.name: one for vendor, one in zip(vendors, pool.map(run, vendors), strict=True)}
+
+
+def _hours(endings: Iterable[Ending]) -> str:
+    """The hours until a person was told, at the fastest and the slowest vendor; nothing where nobody was."""
+    hours = sorted({f"{one.told_hours:.1f}" for one in endings if one.told_hours is not None}, key=float)
+    return " to ".join(dict.fromkeys([hours[0], hours[-1]])) if hours else ""
+
+
+def _cell(expected: Expected | Never, ending: Ending | None, notes: dict[str, int]) -> str:
     if isinstance(expected, Never):
-        return f"-{note(expected.why)}"
-    ending = endings[name]
+        return f"-<sup>{notes.setdefault(expected.why, len(notes) + 1)}</sup>"
+    assert ending is not None
     words = [f"{ending.rows} / {ending.lost} / {ending.twice}"]
     if ending.outcomes != Expected().outcomes:
         words.append(", ".join(f"{count} {outcome}" for outcome, count in sorted(ending.outcomes.items())))

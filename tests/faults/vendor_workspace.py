@@ -6,10 +6,11 @@ The emulator's books and the final table are the witnesses. Each step is taken b
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -19,13 +20,16 @@ from typing import Any, Literal
 import polars as pl
 from pydantic import BaseModel
 
+from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
-from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.engine.status import advise_on_overdue, advise_on_restored
+from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
+from tests.crash.postgres import copy_database
 from tests.faults.vendors import BUCKET, Vendor
 
 ROWS, STRUCK = 12, 4
@@ -72,15 +76,29 @@ class Ending:
     cost_usd: Decimal | None = None
     errors: list[LLMBatchError] = field(default_factory=list)
     unstruck: list[WireFault] = field(default_factory=list)
+    told_hours: float | None = None  # from the beginning until a run, a tick or a check said that something is wrong
+    said: str | None = None
     in_order: bool = False  # whether the raw lines of the first batch are in the order of its requests
 
 
 class VendorWorkspace:
     """One vendor, with its emulator, a ledger and payloads in `folder`."""
 
-    def __init__(self, vendor: Vendor, servers: Servers, folder: Path, timeout_seconds: float, **limits: Any) -> None:
+    def __init__(
+        self,
+        vendor: Vendor,
+        servers: Servers,
+        folder: Path,
+        timeout_seconds: float,
+        ledger_url: str | None = None,
+        **limits: Any,
+    ) -> None:
         self.vendor = vendor
         self.folder = folder
+        self.ledger_url = ledger_url or f"sqlite:///{folder}/ledger.sqlite"
+        self.failed: LLMBatchError | None = None  # what a run said that is over
+        self.ahead_seconds = 0.0  # by how much the clock of this machine, and not the vendor's, is ahead
+        self._backup: str | None = None
         self._skipped_seconds = 0.0
         self.budgets: Sequence[Budget] = ()
         self.queue_limits: Mapping[str, QueueLimit] = {}
@@ -105,14 +123,22 @@ class VendorWorkspace:
         """One time for engine and vendor; it passes between steps."""
         return time.time() + self._skipped_seconds
 
-    def engine(self) -> Engine:
+    def now(self) -> float:
+        """The vendor's time, in seconds."""
+        return self._now()
+
+    def _clock(self) -> datetime:
+        return datetime.fromtimestamp(self._now() + self.ahead_seconds, UTC)
+
+    def engine(self, provider: Any = None) -> Engine:
+        """A new engine, as another process makes one."""
         return Engine(
             Deployment(
-                {self.vendor.name: self.provider},
-                Ledger(self.folder / "ledger.sqlite", clock=lambda: datetime.fromtimestamp(self._now(), UTC)),
+                {self.vendor.name: provider or self.provider},
+                Ledger(self.ledger_url, clock=self._clock),
                 PayloadStore(str(self.folder / "payloads")),
                 "faults",
-                clock=lambda: datetime.fromtimestamp(self._now(), UTC),
+                clock=self._clock,
                 sleep=lambda _: None,
                 budgets=self.budgets,
                 queue_limits=self.queue_limits,
@@ -125,6 +151,7 @@ class VendorWorkspace:
         ending = Ending()
         self.inject(faults)
         engine = self.engine()
+        began = self._now()
         submission = engine.plan(self.definition, rows())
         for ending.steps in range(1, MOST_STEPS + 1):
             if ending.steps - 1 == lasts:
@@ -134,6 +161,8 @@ class VendorWorkspace:
                 status = engine.advance(self.definition, submission.submission_id)
             except LLMBatchError as error:
                 ending.errors.append(error)
+                if not isinstance(error, TransientError):
+                    ending.told_hours = ending.told_hours or self._hours_since(began)
             else:
                 if status.is_settled:
                     break
@@ -143,7 +172,49 @@ class VendorWorkspace:
         if lasts is None:
             wires = [fault for fault in faults if isinstance(fault, WireFault)]
             ending.unstruck = [fault for fault in wires if not self.emulator.struck(fault)]
-        return self._told(ending, submission.submission_id)
+        self.told(ending, submission.submission_id)
+        if ending.outcomes["succeeded"] < Checks().min_coverage * ROWS:
+            ending.told_hours = ending.told_hours or self._hours_since(began)
+        return ending
+
+    def _hours_since(self, seconds: float) -> float:
+        return (self._now() - seconds) / 3600
+
+    def land(self, submission_id: str) -> tuple[bool, str | None]:
+        """What a run and a tick do; return whether labels have landed, and what a person was told.
+
+        A run that fails, an error tick and a failed check tell; that a provider does not answer now is only logged.
+        """
+        engine = self.engine()
+        told: list[str] = [] if self.failed is None else [str(self.failed)]
+        self.failed = None
+        is_settled = False
+        try:
+            is_settled = engine.advance(self.definition, submission_id).is_settled
+            if is_settled:
+                labeled = engine.labels(self.definition, submission_id)
+                if labeled.rejects.num_rows > (1 - Checks().min_coverage) * ROWS:
+                    told.append(f"coverage: {labeled.rejects['llm_reason'][0]}")
+        except TransientError:
+            pass
+        except LLMBatchError as error:
+            told.append(str(error))
+        told += [str(advise_on_overdue(shard, engine.now())) for _, shard in engine.overdue()]
+        if (forgotten := engine.was_forgotten(engine.ledger.submission(submission_id))) is not None:
+            told.append(str(advise_on_restored(forgotten)))
+        engine.ledger.close()
+        return is_settled, told[0] if told else None
+
+    def back_up(self) -> None:
+        """Copy the ledger."""
+        self.engine().ledger.submissions("faults")
+        self._backup = copy_ledger(self.ledger_url)
+
+    def restore(self) -> None:
+        """Go on with the copy, hours later."""
+        assert self._backup is not None
+        self.ledger_url = self._backup
+        self.pass_time(_STEP_SECONDS)
 
     def inject(self, faults: Sequence[Any]) -> None:
         """Let these faults hold, for the command its words."""
@@ -173,7 +244,8 @@ class VendorWorkspace:
             while not all(report.status.is_terminal for report in self.provider.poll(jobs).values()):
                 pass
 
-    def _told(self, ending: Ending, submission_id: str) -> Ending:
+    def told(self, ending: Ending, submission_id: str) -> Ending:
+        """Add to `ending` what the ledger, the tables and the books tell."""
         engine = self.engine()
         status = engine.status(submission_id)
         ending.waves, ending.batches = status.submission.waves, len(set(status.batch_ids))
@@ -202,11 +274,21 @@ class VendorWorkspace:
 
     def _in_order(self, engine: Engine, submission_id: str) -> bool:
         first = engine.ledger.shards(submission_id)[0]
-        if not first.raw_path:
+        if not first.raw_path or not engine.payloads.is_whole(first.raw_path):
             return False
         names = [codec_id(self, line) for line in engine.payloads.lines(first.raw_path)]
         asked = [name for name in (codec_id(self, line) for line in engine.payloads.lines(first.path)) if name]
         return names == asked
+
+
+def copy_ledger(url: str) -> str:
+    """Copy a ledger, to which nobody is connected; return the URL of the copy."""
+    if not url.startswith("sqlite"):
+        return copy_database(url)
+    file = url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(f"{file}.backup")) as copy:
+        source.backup(copy)
+    return f"{url}.backup"
 
 
 def codec_id(workspace: VendorWorkspace, line: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -93,7 +94,18 @@ class FixedWorkspace:
             elif ".ids." in path:
                 with payloads.reader(path) as file:
                     page.write(path, [hashlib.sha256(file.read()).hexdigest()])
+            elif ".sent." in path:
+                [line] = payloads.lines(path)
+                page.write(path, [_receipt(json.loads(line))])
             elif ".raw." in path:
                 page.write(path, [f"{sum(1 for _ in payloads.lines(path))} lines"])
             else:
                 page.write_requests(path, [line.decode() for line in payloads.lines(path)])
+
+
+def _receipt(receipt: dict[str, Any]) -> str:
+    """What a receipt has beside what is in the ledger."""
+    submission, shard = receipt["submission"], receipt["shard"]
+    return as_json(
+        [submission["submission_id"], shard["shard_id"], shard["state"], shard["sent_at"], *receipt["batch"]]
+    )

@@ -10,18 +10,19 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
-from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+from dagster_llm_batch.types import RequestSpec
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
 LABELS = Labeling(
@@ -38,7 +39,20 @@ FAULTS = {
     "nobody answers": WireFault(kind="status", status=503, route="*", times=None),
     "credentials are refused": WireFault(kind="status", status=401, route="*", times=None),
 }
-WORDS = [*FAULTS, "all is well", "batches end", "a day passes", "a run", "somebody at the console", "cancel", "give up"]
+WORDS = [
+    *FAULTS,
+    "all is well",
+    "batches end",
+    "a day passes",
+    "a run",
+    "somebody at the console",
+    "cancel",
+    "give up",
+    "files are lost",
+    "a clock ahead",
+    "a freeze",
+]
+STORED = (".results.parquet", ".raw.jsonl.zst")
 AGAIN = "again"
 
 
@@ -50,11 +64,16 @@ class Place:
         self.skipped = timedelta()
         self.provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5.0)
         self.ledger = Ledger(ledger_url, self.now)
-        payloads = PayloadStore(str(Path(folder, "payloads")))
-        self.engine = Engine(
-            Deployment({"openai": self.provider}, self.ledger, payloads, "n", self.now, sleep=lambda _: None)
-        )
+        self.folder = Path(folder, "payloads")
+        self.engine = self.engine_with(self.provider)
+        self.faults = 0
         self.send(again=False)
+
+    def engine_with(self, provider: Any) -> Engine:
+        deployment = Deployment(
+            {"openai": provider}, self.ledger, PayloadStore(str(self.folder)), "n", self.now, sleep=lambda _: None
+        )
+        return Engine(deployment)
 
     def now(self) -> datetime:
         return datetime.now(UTC) + self.skipped
@@ -66,8 +85,10 @@ class Place:
     def happen(self, word: str, number: int) -> None:
         """Let one thing happen; `number` chooses a batch."""
         if word in FAULTS:
+            self.faults += 1
             self.emulator.inject(FAULTS[word])
         elif word == "all is well":
+            self.faults = 0
             self.emulator.clear_faults()
         elif word == "batches end":
             self.emulator.settle()
@@ -75,6 +96,15 @@ class Place:
             self.skipped += timedelta(days=1)
         elif word == "a run":
             self.run()
+        elif word == "files are lost":
+            for file in self.folder.rglob(f"*{STORED[number]}"):
+                file.unlink()
+        elif word == "a clock ahead":
+            self.skipped += timedelta(days=365)
+            self.run()
+            self.skipped -= timedelta(days=365)
+        elif word == "a freeze":
+            self.freeze()
         else:
             with suppress(LLMBatchError):
                 self.decide(word, number)
@@ -92,6 +122,17 @@ class Place:
         elif shards:
             self.provider.cancel(shards[number % len(shards)].batch_id or "")
 
+    def freeze(self) -> None:
+        """Send another partition by a process that is frozen in its create call for longer than its lease."""
+        # Where the vendor cannot be asked, the batch that is sent beside another one's cannot be canceled either.
+        if self.faults:
+            return
+        partition = str(len(self.ledger.submissions("n")))
+        rows = [{"id": "frozen", "text": f"Ticket of {partition}"}]
+        submission = self.engine.plan(LABELS, rows, partition=partition)
+        with suppress(LeaseError):
+            self.engine_with(Frozen(self)).submit(LABELS, submission.submission_id)
+
     def run(self) -> dict[str, LLMBatchError]:
         """What the sensor and its runs do; return what a failed run said, by submission."""
         failures = {}
@@ -104,6 +145,22 @@ class Place:
                 failures[progress.submission.submission_id] = error
         self.engine.poll_awaited(["labels"], self.now() - timedelta(hours=1))
         return failures
+
+
+class Frozen:
+    """The provider of a process that is frozen in its SDK while others go on."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place.provider, name)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        for _ in range(3):
+            self._place.skipped += timedelta(minutes=10)
+            self._place.run()
+        return self._place.provider.submit(lines, spec, tag)
 
 
 # A failing example is short enough as it is found; to make it shorter would take minutes.
@@ -125,12 +182,15 @@ def test_every_submission_ends_or_a_person_is_told(
             told = place.run()
             place.skipped += timedelta(hours=6)
         overdue = {submission.submission_id for submission, _ in place.engine.overdue()}
-        for submission in place.ledger.history("n", "labels"):
+        emulator.clear_faults()
+        for submission in place.ledger.submissions("n"):
             # What waits for the answers of another is told of with it.
             own = {submission.submission_id, *submission.reused_from}
             assert submission.is_settled or own & (overdue | told.keys())
             if submission.is_settled:
                 assert sum(submission.outcomes.values()) == submission.requests
+                labeled = place.engine.labels(LABELS, submission.submission_id)
+                assert labeled.labels.num_rows + labeled.rejects.num_rows == submission.rows
         if AGAIN not in [word for word, _ in words]:
             assert emulator.books.billed_twice() == {}
         place.ledger.close()

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from ledger_builders import a_submission
 
 from benchmarks.writes import counted
-from dagster_llm_batch.errors import LeaseError
+from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
 
@@ -98,6 +99,53 @@ def test_a_lease_of_another_host_passes_on_only_when_it_expires(ledger, clock):
     clock.pass_seconds(1)
     with ledger.hold_leases("collect") as lease:
         assert [owner for _, owner, _ in rows(ledger)] == [lease.owner]
+
+
+def of_another_machine(ledger):
+    """The owner that a process of another machine has: the same form, another boot."""
+    with ledger.hold_leases("other") as lease:
+        host, boot, space = lease.owner.rsplit(":", 3)[0].split("/")
+    return f"{host}-2/{boot[::-1]}/{space}:1:2:abc"
+
+
+def test_two_machines_at_work_on_one_sqlite_file_are_refused_before_anything_is_done(sqlite_url):
+    ledger = Ledger(sqlite_url)
+    owner = of_another_machine(ledger)
+    put(ledger, owner, utc_now() + timedelta(seconds=30), name="theirs")
+    threading.Timer(0.5, put, (ledger, owner, utc_now() + timedelta(seconds=60), "theirs")).start()
+    with (
+        pytest.raises(LedgerError, match=r"Two machines work on the ledger .* at once: .*-2/.*PostgreSQL"),
+        ledger.hold_leases("mine"),
+    ):
+        pass
+    assert [name for name, *_ in rows(ledger)] == ["theirs"]
+    # A sensor, which takes no lease, sees it from one tick to the next.
+    ledger.active_leases()
+    put(ledger, owner, utc_now() + timedelta(seconds=90), name="theirs")
+    with pytest.raises(LedgerError, match="Two machines"):
+        ledger.active_leases()
+    ledger.close()
+
+
+def test_what_another_machine_left_is_no_sign_of_two(new_ledger_url):
+    ledger = Ledger(new_ledger_url())
+    owner = of_another_machine(ledger)
+    # A laptop that was started anew, or a container that was moved, with what the process before has left.
+    put(ledger, owner, utc_now() + timedelta(seconds=0.5), name="theirs")
+    with ledger.hold_leases("mine") as lease, ledger.hold_leases("mine too"):
+        lease.check()
+        ledger.active_leases()
+    ledger.close()
+
+
+def test_two_machines_on_one_postgresql_ledger_work_at_once(postgres_cluster):
+    ledger = Ledger(postgres_cluster.new_database())
+    owner = of_another_machine(ledger)
+    for seconds in (30, 60, 90):
+        put(ledger, owner, utc_now() + timedelta(seconds=seconds), name="theirs")
+        with ledger.hold_leases("mine"):
+            assert "theirs" in ledger.active_leases()
+    ledger.close()
 
 
 def test_a_lease_whose_process_id_was_given_to_another_process_passes_on_at_once(ledger, clock):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import tarfile
+import threading
 from collections import Counter
 from decimal import Decimal
 from pathlib import Path
@@ -15,14 +16,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from ledger_builders import a_submission
+from ledger_builders import a_shard, a_submission
 
 from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.providers.command.provider import CommandProvider
-from dagster_llm_batch.states import MOVES, ShardState
+from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
@@ -48,10 +49,14 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_uses(ledger):
             }
 
 
+def set_version(ledger, statement):
+    with ledger._database.write() as connection:
+        connection.execute(sa.text(statement))
+
+
 def test_a_ledger_that_is_newer_than_the_package_is_refused_and_left_alone(ledger, ledger_url):
     ledger.open_submission(a_submission(), [])
-    with ledger._database.write() as connection:
-        connection.execute(sa.text(f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})"))
+    set_version(ledger, f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})")
     other = Ledger(ledger_url)
     for act in (lambda: other.submissions("prod"), lambda: other.open_submission(a_submission("s2", attempt=2), [])):
         with pytest.raises(
@@ -59,6 +64,49 @@ def test_a_ledger_that_is_newer_than_the_package_is_refused_and_left_alone(ledge
         ):
             act()
     assert [submission.submission_id for submission in ledger.submissions("prod")] == ["s1"]
+
+
+def test_a_process_that_was_open_when_a_newer_package_migrated_writes_nothing_more(ledger):
+    ledger.open_submission(a_submission(), [a_shard()])
+    with ledger.hold_leases("mine") as lease:
+        set_version(ledger, f"INSERT INTO schema_version (version) VALUES ({LATEST + 1})")
+        for act in (
+            lambda: ledger.move_shard(a_shard().shard_id, Move.SEND),
+            lambda: ledger.hold_leases("other").__enter__(),
+            lease.renew,
+        ):
+            with pytest.raises(LedgerError, match=f"schema version {LATEST + 1}; this package knows"):
+                act()
+    assert ledger.shard(a_shard().shard_id).state is ShardState.PLANNED
+
+
+def test_a_migration_waits_for_those_who_write_by_the_version_before(new_ledger_url):
+    url, order = new_ledger_url(), []
+    older, newer = Database(url, version=LATEST - 1), Database(url)
+
+    def migrate():
+        with newer.read():
+            order.append("migrated")
+
+    thread = threading.Thread(target=migrate)
+    with older.write() as connection:
+        thread.start()
+        thread.join(1)  # as long as it would take to pass the one that writes
+        connection.execute(sa.text("INSERT INTO lease VALUES ('mine', 'me', '2026-01-01 00:00:00')"))
+        order.append("written")
+    thread.join()
+    assert order == ["written", "migrated"]
+    with pytest.raises(LedgerError, match=f"schema version {LATEST}; this package knows"), older.write():
+        pass
+    for database in (older, newer):
+        database.close()
+
+
+def test_a_process_under_which_an_older_backup_was_restored_writes_nothing_more(ledger):
+    ledger.open_submission(a_submission(), [a_shard()])
+    set_version(ledger, f"DELETE FROM schema_version WHERE version = {LATEST}")
+    with pytest.raises(LedgerError, match="restored from an older backup meanwhile"):
+        ledger.move_shard(a_shard().shard_id, Move.SEND)
 
 
 def test_a_database_that_is_not_a_ledger_is_a_clear_error(tmp_path):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dagster_llm_batch.errors import RefusedError, TransientError
-from dagster_llm_batch.providers.answers import own_answer, reaching
+from dagster_llm_batch.providers.answers import UnknownIdError, own_answer, reaching
 from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of
@@ -144,6 +144,8 @@ class CommandProvider(OwnMachines):
         with reaching(batch.path):
             if batch.exit() is None and batch.is_alive():
                 raise TransientError(f"The batch '{batch_id}' still runs; its results are there when it has ended.")
+            if not batch.path.exists():
+                raise UnknownIdError(f"There is no batch '{batch_id}' under {self._workdir} any more.")
             yield from lines_of(batch.output if batch.output.exists() else batch.part)
 
     def cancel(self, batch_id: str) -> None:

@@ -29,7 +29,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
-from dagster_llm_batch.storage.ledger.migrations import LATEST, is_current, migrate
+from dagster_llm_batch.storage.ledger.migrations import LATEST, VERSION, is_current, migrate, refuse_other_version
 
 __all__ = ["Database", "insert_or_nothing"]
 
@@ -69,6 +69,11 @@ class Database:
         """The URL for people: without password and query, where secrets live."""
         return self._url.set(query={}).render_as_string(hide_password=True)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of SQLite, which is safe between the processes of one machine."""
+        return self._url.get_backend_name() == "sqlite"
+
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One transaction that only reads."""
@@ -77,8 +82,13 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
-        """One transaction that writes. An exception inside rolls it back."""
+        """One transaction that writes. An exception inside rolls it back.
+
+        Raises LedgerError where another version of this package has migrated the ledger since this process opened it.
+        """
         with self._translated(), _transaction(self._ready(), writes=True) as connection:
+            if connection.execute(VERSION).scalar_one() != self._version:
+                refuse_other_version(connection, self._version)
             yield connection
 
     def close(self) -> None:

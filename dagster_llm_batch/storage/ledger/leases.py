@@ -6,6 +6,10 @@ that is renewed is never taken. Times are the ledger's clock; hosts that share a
 of each other.
 
 Refuses to guess: a process of another host, container or boot is alive until its lease expires.
+
+SQLite keeps a file safe between processes of one machine only. Where a process of another one renews its lease on the
+same file, as pods do that share a volume, whoever sees it does nothing. A lease of another boot that nobody renews is
+no sign of that: a laptop starts anew, and a container moves to another machine.
 """
 
 from __future__ import annotations
@@ -32,6 +36,12 @@ from dagster_llm_batch.storage.ledger.schema import LEASE
 __all__ = ["Lease", "active_leases", "hold_leases"]
 
 _RETRY_SECONDS = 0.2
+
+# A lease of another machine that is not renewed for so long is a dead one's: leases are renewed more often.
+_LONGEST_SECONDS = 60.0
+
+# Host name, boot, process namespace: see `_host`.
+_HOST_PARTS = 3
 
 # No lease is made for so long. One that expires later was taken by a clock that was ahead; its time says nothing.
 _BEYOND_ANY = timedelta(hours=2)
@@ -166,6 +176,7 @@ def hold_leases(
     if not names:  # nothing to hold, and nothing to renew
         yield lease
         return
+    _refuse_other_machines(database, clock)
     while (holder := lease.take()) is not None:
         left_seconds = began + max(wait_seconds, lease.least_wait_seconds(holder)) - time.monotonic()
         if left_seconds <= 0:
@@ -187,8 +198,64 @@ def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]
         now = clock()
         is_held = (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
         rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(is_held)).all()
+    _other_machines(database, clock)
     dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}
     return {row.name for row in rows if row.owner not in dead}
+
+
+# When the leases of other machines expired, as this process has seen them last, by ledger and owner.
+_seen: dict[tuple[str, str], datetime] = {}
+
+
+def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) -> None:
+    """Wait until leases of other machines on a SQLite file have expired. Raise LedgerError where one is renewed."""
+    began = time.monotonic()
+    longest: float | None = None
+    while others := _other_machines(database, clock):
+        if longest is None:
+            left_seconds = (max(others.values()) - clock()).total_seconds()
+            longest = min(left_seconds, _LONGEST_SECONDS) + _RETRY_SECONDS
+        if time.monotonic() - began > longest:
+            return
+        time.sleep(_RETRY_SECONDS)
+
+
+def _other_machines(database: Database, clock: Callable[[], datetime]) -> dict[str, datetime]:
+    """Return when the leases of other machines on a SQLite file expire, by owner.
+
+    Raises LedgerError where one has been renewed since this process saw it: both machines are at work.
+    """
+    own = _boot(_host())
+    if not database.is_file or own is None:
+        return {}
+    now = clock()
+    held = (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
+    with database.read() as connection:
+        rows = connection.execute(sa.select(LEASE.c.owner, LEASE.c.expires_at).where(held)).all()
+    others = {row.owner: row.expires_at for row in rows if _boot(_host_of(row.owner)) not in (None, own)}
+    for place in [place for place in _seen if place[0] == database.shown_url and place[1] not in others]:
+        del _seen[place]
+    for owner, expires_at in others.items():
+        before = _seen.get((database.shown_url, owner))
+        _seen[database.shown_url, owner] = expires_at
+        if before is not None and before < expires_at:
+            raise LedgerError(
+                f"Two machines work on the ledger {database.shown_url} at once: {_host()} and {_host_of(owner)}. "
+                "SQLite keeps a file safe between the processes of one machine only; on a shared volume it can forget "
+                "what was paid for. Nothing was done. Give the deployment a ledger in PostgreSQL (ledger_url), or let "
+                "all of it run on one machine."
+            )
+    return others
+
+
+def _host_of(owner: str) -> str:
+    return owner.rsplit(":", 3)[0]
+
+
+def _boot(host: str) -> str | None:
+    """Return the boot in the name of a machine; None where its system names none."""
+    parts = host.split("/")
+    return parts[1] if len(parts) == _HOST_PARTS else None
 
 
 def _is_dead(owner: str) -> bool:

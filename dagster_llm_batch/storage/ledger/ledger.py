@@ -11,6 +11,7 @@ Refuses to know requests, files or providers: it holds their counts, paths, dige
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -37,6 +38,7 @@ from dagster_llm_batch.storage.ledger.records import (
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.storage.ledger.shards import (
     UPDATE_SHARD,
+    forgotten_sends,
     get_shards,
     illegal_move,
     insert_half,
@@ -45,10 +47,12 @@ from dagster_llm_batch.storage.ledger.shards import (
     looked_after,
     move_values,
     report_values,
+    store_forgotten,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
     OLDEST_FIRST,
+    RESTORED,
     STATUS,
     UPDATE_SUBMISSION,
     check_open,
@@ -58,6 +62,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     get_submission,
     get_submissions,
     insert_events,
+    insert_forgotten,
     insert_once,
     update_submission,
 )
@@ -282,6 +287,35 @@ class Ledger(LedgerQueries):
             detail = f"{half.requests} of its {whole.requests} requests are shard {half.shard_id} now"
             move = event_row(whole.submission_id, Move.SPLIT, before.state, to, whole.shard_id, detail)
             insert_events(connection, self._clock, move)
+
+    def remember_sent(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
+        """Record shards that were sent, as they were then, where this ledger has forgotten that; return these.
+
+        `sent` has them by shard_id, and how often each was sent. They are in doubt then, as those of a killed process.
+        See `insert_forgotten` for what becomes of submissions that this ledger lacks.
+        """
+        by_id = {submission.submission_id: submission for submission in submissions}
+        with self._database.write() as connection:
+            lacking = forgotten_sends(connection, sent)
+            own: dict[str, list[Shard]] = defaultdict(list)
+            for shard_id in lacking:
+                own[sent[shard_id][0].submission_id].append(sent[shard_id][0])
+            first_wave = {key: sum(s.requests for s in shards if s.wave == 1) for key, shards in own.items()}
+            complete = [key for key in own if first_wave[key] == by_id[key].requests - by_id[key].reused]
+            insert_forgotten(connection, self._clock, [by_id[key] for key in own], complete)
+            for submission in get_submissions(connection, sorted(own), lock=True):
+                shards = own[submission.submission_id]
+                values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
+                values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
+                since = min(shard.sent_at for shard in shards if shard.sent_at is not None)
+                detail = f"{len(shards)} shard(s), sent since {since:%Y-%m-%d %H:%M} UTC"
+                update_submission(connection, self._clock, submission, RESTORED, detail, **values)
+            forgotten = [sent[shard_id][0] for shard_id in lacking]
+            store_forgotten(connection, forgotten)
+            # As many as were forgotten: that a shard is put back, and sent again, must not look like a sending more.
+            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, RESTORED) for s in forgotten)
+            insert_events(connection, self._clock, *(e for e in events for _ in range(lacking[e["shard_id"] or ""])))
+            return forgotten
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.

@@ -2,7 +2,8 @@
 
 Several processes may start at once: one migrates under the database's lock, the others wait and find it done.
 All run in one transaction, so a crash leaves the version before. A ledger that is newer than this package is refused,
-because writing to it could break promises that this package does not know.
+because writing to it could break promises that this package does not know: when it is opened, and at every write, since
+a newer package may have migrated it while this process ran.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
 
-__all__ = ["LATEST", "MIGRATIONS", "is_current", "migrate"]
+__all__ = ["LATEST", "MIGRATIONS", "VERSION", "is_current", "migrate", "refuse_other_version"]
 
 _TYPES = {
     "sqlite": {"time": "DATETIME", "identity": "INTEGER PRIMARY KEY AUTOINCREMENT"},
@@ -122,11 +123,24 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 LATEST = len(MIGRATIONS)
+VERSION = sa.text("SELECT coalesce(max(version), 0) FROM schema_version")
 
 
 def is_current(connection: sa.Connection, version: int = LATEST) -> bool:
     """Return whether there is nothing to migrate: the usual case, so it takes no lock."""
     return sa.inspect(connection).has_table("schema_version") and _checked_version(connection, version) == version
+
+
+def refuse_other_version(connection: sa.Connection, version: int) -> None:
+    """Raise LedgerError for a ledger that had this version when the process opened it, and has another one now.
+
+    A newer package may migrate it, or somebody restore it from a backup, while this process runs.
+    """
+    now = _checked_version(connection, version)
+    raise LedgerError(
+        f"The ledger has schema version {now}; when this process opened it, it had {version}: it was restored from an "
+        "older backup meanwhile. Nothing was changed. Start this process anew."
+    )
 
 
 def migrate(connection: sa.Connection, version: int = LATEST) -> None:
@@ -137,6 +151,9 @@ def migrate(connection: sa.Connection, version: int = LATEST) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY)")
+    # Every writing transaction has read the version: those that are open end first, and the next read the new one.
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE schema_version IN ACCESS EXCLUSIVE MODE")
     for number in range(_checked_version(connection, version) + 1, version + 1):
         for statement in MIGRATIONS[number - 1]:
             connection.exec_driver_sql(statement.format(**_TYPES[connection.dialect.name]))
@@ -144,7 +161,7 @@ def migrate(connection: sa.Connection, version: int = LATEST) -> None:
 
 
 def _checked_version(connection: sa.Connection, newest: int) -> int:
-    version = int(connection.execute(sa.text("SELECT coalesce(max(version), 0) FROM schema_version")).scalar_one())
+    version = int(connection.execute(VERSION).scalar_one())
     if version > newest:
         raise LedgerError(
             f"The ledger has schema version {version}; this package knows versions up to {newest}. "

@@ -6,7 +6,8 @@ not hide the others: queries over many rows take `unreadable`, which is called w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -18,7 +19,7 @@ from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState, Tombstone
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
-from dagster_llm_batch.storage.ledger.shards import AWAITED, looked_after, unknown_shard
+from dagster_llm_batch.storage.ledger.shards import AWAITED, count_sends, forgotten_sends, looked_after, unknown_shard
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane
 
@@ -112,6 +113,16 @@ class LedgerQueries:
         if assets is not None:
             query = query.where(SUBMISSION.c.asset.in_(list(assets)))
         return self._submissions(query)
+
+    def known_submissions(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these ids that the ledger has submissions of, in any namespace."""
+        wanted = sorted(submission_ids)
+        known: set[str] = set()
+        for start in range(0, len(wanted), _IDS_AT_ONCE):
+            is_wanted = SUBMISSION.c.submission_id.in_(wanted[start : start + _IDS_AT_ONCE])
+            with self._database.read() as connection:
+                known.update(connection.execute(sa.select(SUBMISSION.c.submission_id).where(is_wanted)).scalars())
+        return known
 
     # --- shards ---
 
@@ -354,6 +365,24 @@ class LedgerQueries:
 
         every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
         return {event.submission_id: event for event in self._read_apart(read, every_id, unreadable)}
+
+    def find_event(self, submission_ids: Collection[str], kind: str, since: datetime) -> Event | None:
+        """Return the newest event of a kind of these submissions since then, or None."""
+        query = sa.select(EVENT).where(EVENT.c.submission_id.in_(list(submission_ids)), EVENT.c.kind == kind)
+        query = query.where(EVENT.c.at >= since).order_by(EVENT.c.event_id.desc()).limit(1)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else from_row(Event, row)
+
+    def count_sends(self, shards: Sequence[Shard]) -> Counter[str]:
+        """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
+        with self._database.read() as connection:
+            return count_sends(connection, shards)
+
+    def forgotten_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+        """Return how many sendings the ledger has forgotten. `sent` has shards as sent last, and how often, by id."""
+        with self._database.read() as connection:
+            return forgotten_sends(connection, sent)
 
     def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
         """Return the id of the newest submission of each partition of an asset, by partition."""

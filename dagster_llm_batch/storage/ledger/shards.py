@@ -7,6 +7,7 @@ bottleneck, and a second place where results could be lost.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,13 +16,16 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
-from dagster_llm_batch.storage.ledger.schema import SHARD, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, from_row, to_row
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
     "UPDATE_SHARD",
+    "count_sends",
+    "forgotten_sends",
     "get_shards",
     "illegal_move",
     "insert_half",
@@ -30,6 +34,7 @@ __all__ = [
     "looked_after",
     "move_values",
     "report_values",
+    "store_forgotten",
     "unknown_shard",
 ]
 
@@ -112,6 +117,47 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
     if missing := set(ids) - shards.keys():
         raise unknown_shard(min(missing))
     return shards
+
+
+_STORED = sa.select(SHARD.c.shard_id, SHARD.c.state).where(SHARD.c.shard_id.in_(_IDS)).with_for_update()
+_SENDS = (
+    sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
+    .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
+    .where(EVENT.c.shard_id.in_(_IDS), EVENT.c.kind == Move.SEND.value)
+    .group_by(EVENT.c.shard_id)
+)
+
+
+def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[str]:
+    """Return how often each of these shards was sent, as far as the ledger knows, by shard_id."""
+    wanted = {
+        "ids": [shard.shard_id for shard in shards],
+        "submission_ids": sorted({shard.submission_id for shard in shards}),
+    }
+    return Counter({row.shard_id: row.sends for row in connection.execute(_SENDS, wanted)})
+
+
+def forgotten_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+    """Return how many sendings of shards the ledger has forgotten; `sent` has shards as sent last, and how often.
+
+    A shard in any state but planned is not forgotten: it is looked for, or was found.
+    """
+    shards = [shard for shard, _ in sent.values()]
+    states = {row.shard_id: row.state for row in connection.execute(_STORED, {"ids": list(sent)})}
+    known = count_sends(connection, shards)
+    may_be = [key for key in sent if states.get(key) in (None, ShardState.PLANNED)]
+    return Counter({key: lacking for key in may_be if (lacking := sent[key][1] - known[key]) > 0})
+
+
+def store_forgotten(connection: sa.Connection, shards: Sequence[Shard]) -> None:
+    """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
+    for shard in shards:
+        row = {**to_row(shard), "planned_at": shard.sent_at}
+        if not insert_or_nothing(connection, SHARD, row, "shard_id"):
+            connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
+
+
+_OF_SENDING = ("state", "lane", "sent_at", "carrier", "padding")
 
 
 def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:

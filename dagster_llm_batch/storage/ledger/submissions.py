@@ -24,6 +24,7 @@ from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row,
 __all__ = [
     "OF_PARTITION",
     "OLDEST_FIRST",
+    "RESTORED",
     "STATUS",
     "UPDATE_SUBMISSION",
     "check_open",
@@ -33,6 +34,7 @@ __all__ = [
     "get_submission",
     "get_submissions",
     "insert_events",
+    "insert_forgotten",
     "insert_once",
     "update_submission",
 ]
@@ -40,7 +42,11 @@ __all__ = [
 STATUS = "status"
 """The kind of the event of a shard whose batch was reported with another status word than before."""
 
+RESTORED = "restored"
+"""The kind of the event of a submission that the ledger had forgotten, or of which it had forgotten what was sent."""
+
 _INSERT_EVENT = sa.insert(EVENT)
+_INSERT_SUBMISSION = sa.insert(SUBMISSION)
 
 
 def event_row(
@@ -69,6 +75,8 @@ OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
 """The condition for the submissions of one partition of one asset."""
 
+_HERE = sa.select(SUBMISSION).where(OF_PARTITION).with_for_update()
+
 UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
 """Set columns of the submission whose id is the parameter `key`."""
 
@@ -85,6 +93,39 @@ _LOCKED_SUBMISSIONS = _SUBMISSIONS.with_for_update()
 def insert_once(connection: sa.Connection, submission: Submission) -> bool:
     """Insert a submission where its attempt is not stored yet; return whether it was inserted."""
     return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
+
+
+def insert_forgotten(
+    connection: sa.Connection,
+    clock: Callable[[], datetime],
+    submissions: Collection[Submission],
+    complete: Collection[str],
+) -> None:
+    """Insert those of these submissions that the ledger lacks.
+
+    The newest of its partition is open where its id is in `complete` (all that it asks for is known), and supersedes
+    those before. Any other is canceled: what of it was sent is collected, and a new submission asks for the rest.
+    """
+    for submission in sorted(submissions, key=lambda each: (each.created_at, each.submission_id)):
+        row = to_row(submission)
+        known = {
+            each["submission_id"]: from_row(Submission, each) for each in connection.execute(_HERE, row).mappings()
+        }
+        if submission.submission_id in known:
+            continue
+        same = [each.attempt for each in known.values() if each.fingerprint == submission.fingerprint]
+        is_newest = all(each.created_at < submission.created_at for each in known.values())
+        is_open = is_newest and submission.submission_id in complete and known.keys() >= set(submission.reused_from)
+        changed = {
+            "state": SubmissionState.OPEN if is_open else SubmissionState.CANCELED,
+            "attempt": max([submission.attempt, *(attempt + 1 for attempt in same)]),
+            "reused_from": tuple(source for source in submission.reused_from if source in known),
+        }
+        connection.execute(_INSERT_SUBMISSION, row | changed)
+        for older in known.values():
+            if is_open and older.state is SubmissionState.OPEN:
+                detail = f"by submission {submission.submission_id}"
+                update_submission(connection, clock, older, "superseded", detail, state=SubmissionState.CANCELED)
 
 
 def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:

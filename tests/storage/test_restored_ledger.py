@@ -1,0 +1,237 @@
+"""A ledger that was restored from a backup has forgotten what was sent since. That is noticed, and not paid again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import SubmissionState
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, WireFault
+
+ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
+LABELS = Labeling(
+    asset="labels",
+    model="openai/gpt-4o",
+    key="id",
+    prompt=Prompt(user="{{ text }}"),
+    params={"max_tokens": 50},
+    limits=Limits(max_requests_per_batch=3),
+)
+
+
+class Site:
+    """A deployment whose ledger can be copied, and be put back from the copy while nobody works."""
+
+    def __init__(self, emulator: Emulator, url: str, new_url: Callable[[], str], request: Any, folder: Path) -> None:
+        self.emulator = emulator
+        self.skipped = timedelta()
+        self._url, self._new_url, self._request, self._folder = url, new_url, request, folder
+        self._ledgers: list[Ledger] = []
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.skipped
+
+    def engine(self) -> Engine:
+        """As another process makes one."""
+        ledger = Ledger(self._url, self.now)
+        self._ledgers.append(ledger)
+        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5.0)
+        payloads = PayloadStore(str(self._folder / "payloads"))
+        return Engine(Deployment({"openai": provider}, ledger, payloads, "n", self.now, sleep=lambda _: None))
+
+    def close(self) -> None:
+        while self._ledgers:
+            self._ledgers.pop().close()
+
+    def back_up(self) -> str:
+        """Copy the ledger; return the URL of the copy."""
+        self.engine().ledger.submissions("n")
+        self.close()
+        if not self._url.startswith("sqlite"):
+            url = self._new_url()
+            source, copy = (urlsplit(each).path.strip("/") for each in (self._url, url))
+            cluster = self._request.getfixturevalue("postgres_cluster")
+            cluster.execute(f"DROP DATABASE {copy}")
+            cluster.execute(f"CREATE DATABASE {copy} TEMPLATE {source}")
+            return url
+        copy_file = self._folder / "backup.sqlite"
+        with (
+            closing(sqlite3.connect(self._url.removeprefix("sqlite:///"))) as file,
+            closing(sqlite3.connect(copy_file)) as to,
+        ):
+            file.backup(to)
+        return f"sqlite:///{copy_file}"
+
+    def restore(self, url: str) -> None:
+        self.close()
+        self._url = url
+        self.skipped += timedelta(hours=6)
+
+    def send(self, rows: Sequence[Any] = ROWS, partition: str = "") -> str:
+        engine = self.engine()
+        submission = engine.plan(LABELS, rows, partition=partition)
+        engine.submit(LABELS, submission.submission_id)
+        return submission.submission_id
+
+    def finish(self, submission_id: str) -> dict[str, int]:
+        """Go on as the sensor and its runs do, until it is settled; return the outcomes."""
+        for _ in range(8):
+            self.emulator.settle()
+            self.skipped += timedelta(hours=1)
+            engine = self.engine()
+            for progress in engine.ledger.progress("n"):
+                engine.advance(LABELS, progress.submission.submission_id)
+            if (submission := engine.ledger.submission(submission_id)).is_settled:
+                return dict(submission.outcomes)
+        raise AssertionError(engine.status(submission_id))
+
+    def restored(self, submission_id: str) -> bool:
+        return any(event.kind == "restored" for event in self.engine().ledger.events(submission_id))
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def site(
+    emulator: Emulator, new_ledger_url: Callable[[], str], request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Site]:
+    site = Site(emulator, new_ledger_url(), new_ledger_url, request, tmp_path)
+    yield site
+    site.close()
+
+
+def test_batches_that_a_restored_ledger_has_as_planned_are_found_and_not_sent_again(site: Site) -> None:
+    submission_id = site.engine().plan(LABELS, ROWS).submission_id
+    backup = site.back_up()
+    site.engine().submit(LABELS, submission_id)
+    site.restore(backup)
+    assert site.finish(submission_id) == {"succeeded": 6}
+    assert len(site.emulator.books.batches) == 2
+    assert site.emulator.books.billed_twice() == {}
+    assert site.restored(submission_id)
+
+
+def test_a_submission_that_a_restored_ledger_lacks_is_taken_up_as_it_was(site: Site) -> None:
+    backup = site.back_up()
+    submission_id = site.send()
+    site.restore(backup)
+    assert site.send() == submission_id
+    assert site.finish(submission_id) == {"succeeded": 6}
+    assert len(site.emulator.books.batches) == 2
+    assert site.emulator.books.billed_twice() == {}
+    assert site.restored(submission_id)
+
+
+def test_all_that_a_restored_ledger_lacks_is_taken_up_at_once_and_lands_without_a_plan(site: Site) -> None:
+    backup = site.back_up()
+    sent = [site.send(partition=day) for day in ("monday", "tuesday")]
+    site.restore(backup)
+    assert len(site.engine().adopt_all()) == 4
+    assert site.engine().adopt_all() == []
+    assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 6}] * 2
+    assert len(site.emulator.books.batches) == 4
+
+
+def test_of_other_rows_only_what_was_not_sent_before_the_restoring_is_asked(site: Site) -> None:
+    backup = site.back_up()
+    forgotten = site.send()
+    site.restore(backup)
+    newest = site.send([*ROWS[1:], {"id": "new", "text": "New ticket"}])
+    assert newest != forgotten
+    assert site.finish(newest) == {"succeeded": 6}
+    assert len({one.body_digest for one in site.emulator.books.executions}) == 7
+    assert site.emulator.books.billed_twice() == {}
+
+
+def test_a_submission_of_which_only_a_part_was_sent_gives_its_answers_to_the_next(site: Site) -> None:
+    backup = site.back_up()
+    site.emulator.inject(WireFault(kind="status", status=401, route="POST /v1/batches", times=None, skip=1))
+    with pytest.raises(Exception, match="401"):
+        site.send()
+    site.emulator.clear_faults()
+    assert len(site.emulator.books.batches) == 1
+    site.restore(backup)
+    newest = site.send()
+    assert site.finish(newest) == {"succeeded": 6}
+    assert len(site.emulator.books.batches) == 2
+    assert site.emulator.books.billed_twice() == {}
+
+
+def test_answers_that_are_stored_serve_where_the_provider_has_forgotten_the_batch_too(site: Site) -> None:
+    backup = site.back_up()
+    submission_id = site.send()
+    site.finish(submission_id)
+    site.restore(backup)
+    none = b'{"object": "list", "data": [], "has_more": false}'
+    site.emulator.inject(WireFault(kind="status", status=200, body=none, route="GET /v1/batches", times=None))
+    assert site.send() == submission_id
+    assert site.finish(submission_id) == {"succeeded": 6}
+    assert len(site.emulator.books.batches) == 2
+
+
+def test_a_second_wave_that_a_restored_ledger_lacks_is_found(site: Site) -> None:
+    site.emulator.inject(RowFault(status_code=503, times=2, batches=[0]))
+    submission_id = site.send()
+    site.emulator.settle()
+    backup = site.back_up()
+    site.engine().advance(LABELS, submission_id)
+    assert len(site.emulator.books.batches) == 3
+    site.restore(backup)
+    assert site.finish(submission_id) == {"succeeded": 6}
+    assert len(site.emulator.books.batches) == 3
+    assert site.emulator.books.billed_twice() == {}
+
+
+def test_a_shard_that_was_put_back_before_the_backup_and_sent_after_it_is_found(site: Site) -> None:
+    site.emulator.inject(WireFault(kind="status", status=429, route="POST /v1/batches", times=None))
+    submission_id = site.send(ROWS[:1])
+    site.emulator.clear_faults()
+    backup = site.back_up()
+    site.engine().submit(LABELS, submission_id)
+    assert len(site.emulator.books.batches) == 1
+    site.restore(backup)
+    assert site.finish(submission_id) == {"succeeded": 1}
+    assert len(site.emulator.books.batches) == 1
+    assert site.restored(submission_id)
+
+
+def test_a_batch_that_partitions_share_is_found_for_all_of_them(site: Site) -> None:
+    engine = site.engine()
+    sent = [engine.plan(LABELS, ROWS[n : n + 1], partition=str(n)).submission_id for n in range(3)]
+    backup = site.back_up()
+    engine = site.engine()
+    engine.submit_together(LABELS, sent)
+    assert len(site.emulator.books.batches) == 1
+    site.restore(backup)
+    site.engine().submit(LABELS, sent[1])
+    assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 1}] * 3
+    assert len(site.emulator.books.batches) == 1
+
+
+def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:
+    submission_id = site.send()
+    site.emulator.inject(WireFault(kind="status", status=429, route="POST /v1/batches", times=2))
+    again = site.send([*ROWS, {"id": "new", "text": "New ticket"}])
+    site.send(partition="other")
+    assert site.finish(again)
+    assert not any(call.path == "/v1/batches" and call.method == "GET" for call in site.emulator.books.calls)
+    engine = site.engine()
+    assert engine.adopt_all() == []
+    assert not site.restored(submission_id)
+    assert {s.state for s in engine.ledger.submissions("n")} == {SubmissionState.SETTLED, SubmissionState.CANCELED}
