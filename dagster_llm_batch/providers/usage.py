@@ -123,6 +123,8 @@ _REPORTED = {"cost": Decimal(1), "estimated_cost": Decimal(1), "cost_in_usd_tick
 _NO_COUNTS = ("_time", "_latency", "_ms")
 _PARTS_OF_COST = "cost_details."
 
+# Of units, and of dollars for one reply. Beyond it a figure is nonsense, and would not fit into a sum.
+_MOST = 10**15
 
 _NOTHING = Extra()
 
@@ -133,12 +135,15 @@ def extra_of(usage: Mapping[str, Any], fields: Fields, *, others: Extra = _NOTHI
     unpriced, reported = others.unpriced, None
     for path, count in _counts(usage):
         if path in _REPORTED:
-            reported = Decimal(str(count)) * _REPORTED[path]
-        elif path in fields:
-            unit = fields[path]
-            if unit is not None:
-                units[unit] = units.get(unit, 0) + int(count)
-        elif not path.startswith(_PARTS_OF_COST) and not path.endswith(_NO_COUNTS):
+            reported = Decimal(str(count)) * _REPORTED[path] if 0 <= count < _MOST else None
+            continue
+        unit = fields.get(path, "")
+        if unit is None or path.startswith(_PARTS_OF_COST) or path.endswith(_NO_COUNTS):
+            continue
+        if unit and 0 <= count < _MOST and count == int(count):
+            units[unit] = units.get(unit, 0) + int(count)
+        else:
+            # Also a count that can be none: below 0, in parts, without an end.
             unpriced = unpriced or f"usage.{path} = {count}"
     if usage.get("is_byok") is True:
         # Then it is OpenRouter's fee alone, and the vendor behind it bills the tokens.
@@ -168,9 +173,10 @@ def _counts(usage: Mapping[str, Any], start: str = "") -> list[tuple[str, int | 
     return counts
 
 
-# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells.
-_USUAL_TIERS = frozenset({None, "standard", "batch"})
-_USUAL_GEOS = frozenset({None, "", "not_available", "global"})
+# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells. Not sets: a
+# server may send a list in the place of a word, and no set can be asked for one.
+_USUAL_TIERS = (None, "standard", "batch")
+_USUAL_GEOS = (None, "", "not_available", "global")
 # Their searches are counted in `usage`, or they cost nothing but tokens.
 _COUNTED_TOOLS = frozenset({"web_search", "web_fetch", "tool_search_tool_regex", "tool_search_tool_bm25"})
 

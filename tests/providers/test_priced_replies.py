@@ -26,6 +26,7 @@ from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.vertex import VERTEX_LIMITS
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.openai.replies import read_line as read_openai
+from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import TOKENS, Endpoint, Lane, Outcome, PriceBasis, RequestSpec, Result
 
 AT = datetime(2026, 11, 27, tzinfo=UTC)
@@ -668,3 +669,20 @@ def test_a_reply_costs_what_the_vendors_list_says_by_hand(
 def test_each_vendor_has_thirteen_replies_and_more(cases: list[Any]) -> None:
     assert len(cases) >= 13
     assert all("20" in case.doc or case.doc == NOWHERE for _, case in cases)
+
+
+@pytest.mark.parametrize("count", [float("inf"), float("nan"), -3, 1.5, 10**30])
+def test_a_count_that_can_be_none_has_no_price_and_is_named(count: float) -> None:
+    extra = extra_of({"prompt_tokens_details": {"audio_tokens": count}, "cost": count}, CHAT)
+    assert extra is not None
+    assert (extra.units, extra.unpriced) == ((), f"usage.prompt_tokens_details.audio_tokens = {count}")
+    assert extra.reported_usd in (None, Decimal("1.5"))
+
+
+@pytest.mark.parametrize("read", [chat, claude, bedrock_claude, converse, gemini, vertex, vertex_claude])
+@pytest.mark.parametrize("odd", [["flex"], {"is": "flex"}, 7])
+def test_what_is_no_word_in_the_place_of_a_tier_is_read(read: Callable[[Case], Result], odd: Any) -> None:
+    usage = {"serviceTier": odd, "trafficType": odd, "service_tier": odd, "inference_geo": odd, "speed": odd}
+    counts = {"promptTokenCount": 5, "input_tokens": 5, "output_tokens": 1, "inputTokens": 5, "prompt_tokens": 5}
+    result = read(Case("odd", "any", counts | usage, "?", NOWHERE, reply={"service_tier": odd, "serviceTier": odd}))
+    assert result.outcome is Outcome.SUCCEEDED

@@ -265,7 +265,8 @@ def _usage(raw: bytes, reply: _Reply) -> Usage | None:
     return None if usage is None else usage._replace(extra=_extra(value, reply))
 
 
-_USUAL_TRAFFIC = frozenset({None, "ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED"})
+# Not a set: a server may send a list in the place of a word, and no set can be asked for one.
+_USUAL_TRAFFIC = (None, "ON_DEMAND", "TRAFFIC_TYPE_UNSPECIFIED")
 _USUAL_TIERS = frozenset({None, "standard", "unspecified", "service_tier_unspecified"})
 
 
