@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from math import ceil, floor, sqrt
 from typing import Any, NamedTuple
 
-from dagster_llm_batch.core.token_counts import InputTokens
+from dagster_llm_batch.core.token_counts import OPENAI_BOOKS, InputTokens
 from dagster_llm_batch.types import Image
 
 __all__ = ["Size", "image_size", "media_tokens"]
@@ -38,20 +38,22 @@ _UNKNOWN_VENDOR = 2_000
 _OTHER_MEDIA = {"application": 10 * 560, "audio": 60 * 32, "video": 60 * 290}
 
 
+_GEMINI = re.compile("gemini")
+
+
 def media_tokens(book: str | None, model: str, params: Mapping[str, Any], image: Image) -> InputTokens:
     """Return the input tokens of one image. `book`: the price book's id of the model's vendor."""
     name = model.lower()
     size = None if image.data is None else image_size(image.data)
     if "claude" in name:
         return _counted(size, _claude_tokens, name, _claude_cap(name)[1])
-    if "gemini" in name:
-        kind = (image.media_type or mimetypes.guess_type((image.url or "").partition("?")[0])[0] or "").partition("/")[
-            0
-        ]
+    if _GEMINI.search(name):
+        named = image.media_type or mimetypes.guess_type((image.url or "").partition("?")[0])[0] or ""
+        kind = named.partition("/")[0]
         if kind in _OTHER_MEDIA:
             return InputTokens(_OTHER_MEDIA[kind], None)
         return _gemini_tokens(name, params, size)
-    if book in ("openai", "azure"):
+    if book in OPENAI_BOOKS:
         if (tiles := _first(_TILES, name)) is not None:
             return _counted(size, _tile_tokens, tiles, tiles[0] + _MOST_TILES * tiles[1])
         if (patches := _first(_PATCHES, name)) is not None:

@@ -33,7 +33,15 @@ import numpy.typing as npt
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, packed
 from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
 
-__all__ = ["InputCounter", "InputCounts", "InputTokens", "OutputTokens", "model_max_output", "output_tokens"]
+__all__ = [
+    "OPENAI_BOOKS",
+    "InputCounter",
+    "InputCounts",
+    "InputTokens",
+    "OutputTokens",
+    "model_max_output",
+    "output_tokens",
+]
 
 
 class InputTokens(NamedTuple):
@@ -186,16 +194,20 @@ _SYSTEM = InputTokens(_MESSAGE, _MOST_MESSAGE)
 _MOST_ADDED = 1_024
 
 
+OPENAI_BOOKS = frozenset({"openai", "azure"})
+"""The price book's ids of those who run OpenAI's models, and count as OpenAI does."""
+
+
 def tokenizer_of(book: str | None, model: str) -> str:
     """Return whose rates hold for a model. `book`: the price book's id of its vendor."""
     name = model.lower()
     if "claude" in name:
         return "claude"
-    if "gemini" in name or "gemma" in name:
+    if re.search("gemini|gemma", name):
         return "gemma"
     # Llama's is an extension of the tokenizer that OpenAI had before gpt-4o.
     is_older = re.search(r"gpt-3|gpt-4(?![o.\d])|embedding|davinci|babbage", name)
-    return "o200k" if (book in ("openai", "azure") and not is_older) or "gpt-oss" in name else "llama"
+    return "o200k" if (book in OPENAI_BOOKS and not is_older) or "gpt-oss" in name else "llama"
 
 
 def _kinds() -> bytes:
