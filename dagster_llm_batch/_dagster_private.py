@@ -209,7 +209,7 @@ def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition 
 def failed_evaluations(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, since: float
 ) -> Iterator[tuple[int, float, AssetCheckEvaluation]]:
-    """All evaluations of a check that failed since then, of all partitions, each with a number of its own and its time.
+    """Yield the evaluations of a check that failed since then, of all partitions, each with a number and its time.
 
     `dagster` exports a way to the newest one alone, which in a run over several partitions is that of one of them.
     """
@@ -230,14 +230,14 @@ def failed_evaluations(
 def failed_ticks(
     instance: dg.DagsterInstance, origin_id: str, selector_id: str, since: float
 ) -> Sequence[InstigatorTick]:
-    """All ticks of a sensor that failed since then. `dagster` exports no `TickStatus` to ask for them by."""
+    """Return all ticks of a sensor that failed since then. `dagster` exports no `TickStatus` to ask for them by."""
     return instance.get_ticks(origin_id, selector_id, after=since, statuses=[TickStatus.FAILURE])
 
 
 def last_evaluation(
     instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None
 ) -> AssetCheckEvaluation | None:
-    """The newest evaluation of a check on a partition, passing over what was planned and has none."""
+    """Return the newest evaluation of a check on a partition, passing over what was planned and has none."""
     records = instance.event_log_storage.get_asset_check_execution_history(
         check,
         limit=1,

@@ -135,8 +135,8 @@ def sent_verdict(status: Status, forgotten: str | None = None) -> CheckOutcome:
         description = f"{len(waiting):,} of {len(newest):,} batches are {not_sent} {then}"
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     if forgotten is not None:
-        # It begins with "the ledger".
-        description = f"T{str(advise_on_restored(forgotten))[1:]}."
+        advice = str(advise_on_restored(forgotten))
+        description = f"{advice[0].upper()}{advice[1:]}."
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
 

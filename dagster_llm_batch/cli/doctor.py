@@ -347,7 +347,7 @@ def _erased(engine: Engine) -> Iterator[Finding]:
     tombstones = Counter(tombstone.asset for tombstone in ledger.tombstones(namespace))
     for asset, count in sorted(tombstones.items()):
         submissions = ledger.submissions(namespace, assets=[asset])
-        here = sum((submission.tombstones or 0) != count for submission in submissions)
+        here = sum(not submission.has_applied(count) for submission in submissions)
         there = len(ledger.shards_stored_there(namespace, asset))
         if here or there:
             problem = (

@@ -293,8 +293,8 @@ class OwnPrices:
 
 _HALF = Decimal("0.5")
 
-# Who documents half the price for all batches, from shared wire facts of 2026-11-27. Others give less off (xAI and
-# DeepInfra 20 %), or not for every model (Together), or nothing.
+# Who documents half the price for all batches, and where. Others give less off (xAI and DeepInfra 20 %), or not for
+# every model (Together), or nothing.
 _HALVES: Mapping[str, str] = {
     "anthropic": "https://platform.claude.com/docs/en/build-with-claude/batch-processing#pricing, 2026-10-14",
     "aws": "https://aws.amazon.com/bedrock/pricing/ (batch: 50 % of on-demand), 2026-11",

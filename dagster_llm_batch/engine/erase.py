@@ -5,8 +5,8 @@
     then, at providers: the stored requests and results of ended batches with such requests
 
 1. A tombstone is written before anything else. It has a digest in the key's place. Plans leave such rows out.
-2. A submission says how many tombstones its files were held against. Whoever sends, collects or lands one that was held
-   against fewer does the rest first. So what was missed, since another process worked on it, is done before it matters.
+2. A submission says how many tombstones were applied to its files. Whoever sends, collects or lands one whose files
+   lack some applies these first. So what was missed, since another process worked on it, is done before it matters.
 3. Every step can be repeated: a process that is killed anywhere leaves what the next call goes on with. Each file is
    replaced as a whole, with its digest.
 4. A request that another row has too, which is not erased, stays: it is that row's.
@@ -38,6 +38,7 @@ from dagster_llm_batch.engine.label import Answers
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import (
     DEFINITION,
+    ERASING,
     RAW,
     RESULTS,
     answers_so_far,
@@ -58,8 +59,6 @@ from dagster_llm_batch.types import Lane
 __all__ = ["Eraser", "Found", "Left", "StoredThere"]
 
 _ID, _REASON = "llm_request_id", "llm_reason"
-# The requests of a submission that are being erased, while they are.
-_GOING = "erasing.ids.lz4"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
 
 
@@ -148,7 +147,7 @@ class Eraser:
     def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[Found]:
         """Return the submissions that have rows with these keys, or with keys that are erased already. Changes nothing.
 
-        Those whose files were held against every tombstone are read for the new keys alone.
+        Those to whose files every tombstone was applied are read for the new keys alone.
         """
         found = []
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
@@ -213,7 +212,7 @@ class Eraser:
         left = []
         tombstones = len(self._ledger.tombstones(self._namespace, asset))
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
-            if (submission.tombstones or 0) == tombstones:
+            if submission.has_applied(tombstones):
                 continue
             reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
             try:
@@ -236,9 +235,9 @@ class Eraser:
         """
         submission = self._ledger.submission(submission_id)
         erased = self._deployment.erased_keys(submission.partition, submission.asset)
-        if (submission.tombstones or 0) == erased.tombstones:
+        if submission.has_applied(erased.tombstones):
             return True
-        path, going_path = submission.manifest_path or "", self._beside_manifest(submission, _GOING)
+        path, going_path = submission.manifest_path or "", self._beside_manifest(submission, ERASING)
         if self._is_gone(submission):
             # A prune that was killed may have left some.
             for file in list(self._payloads.files(path.rpartition("/")[0])):
@@ -249,7 +248,7 @@ class Eraser:
             raise PayloadError(
                 f"The manifest of submission {submission_id} is lost or damaged: {path}. Rows of '{submission.asset}' "
                 "were erased since, and it alone says which requests were theirs. Nothing is sent or landed before. "
-                f"Materialize the asset that submits '{submission.asset}' again, or restore the manifest from a backup."
+                f"Materialize {submission.submitter} again, or restore the manifest from a backup."
             )
         rows, candidates = self._matches(submission, erased)
         candidates |= self._going(going_path)

@@ -339,12 +339,10 @@ class LabelAssembler(Answers):
         Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
         """
         if not self.payloads.is_whole(self.manifest_path):
-            asset, partition = self.submission.asset, self.submission.partition
             raise PayloadError(
                 f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
-                "It says which row has which answer. No label was changed. Materialize the asset that submits "
-                f"'{asset}'{f' for {partition}' if partition else ''} again: from the same rows it is written anew, "
-                "and nothing is asked or paid again."
+                f"It says which row has which answer. No label was changed. Materialize {self.submission.submitter} "
+                "again: from the same rows it is written anew, and nothing is asked or paid again."
             )
         return self.collector.restore(chain.from_iterable(self.waves))
 

@@ -195,7 +195,7 @@ class Planner:
                 estimate = draft.estimate
                 sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
             submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
-            # What is erased from here on is held against it before it is sent, and before it lands.
+            # What is erased from here on is applied to its files before it is sent, and before it lands.
             submission = replace(submission, tombstones=erased.tombstones or None)
             opened = self._open(submission, plan, estimate, history)
         except BaseException:

@@ -28,7 +28,18 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.request_files import APART, IDS, PART, RAW, REQUESTS, RESULTS, SENT, SO_FAR, beside
+from dagster_llm_batch.engine.request_files import (
+    APART,
+    ERASING,
+    IDS,
+    PART,
+    RAW,
+    REQUESTS,
+    RESULTS,
+    SENT,
+    SO_FAR,
+    beside,
+)
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -40,7 +51,8 @@ __all__ = ["Pruner", "Pruning", "is_pruned"]
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
 _NAMES = re.compile(
-    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|erasing\.ids\.lz4|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+|({PART}|{APART})[0-9a-f]+\.parquet"
+    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|{re.escape(ERASING)}|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+"
+    rf"|({PART}|{APART})[0-9a-f]+\.parquet"
 )
 # How the names of files begin that are needed within one step alone.
 _PARTS = (".", PART, APART)

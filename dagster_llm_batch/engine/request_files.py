@@ -26,6 +26,7 @@ from dagster_llm_batch.types import BatchLimits, Lane
 __all__ = [
     "APART",
     "DEFINITION",
+    "ERASING",
     "IDS",
     "PART",
     "RAW",
@@ -66,6 +67,9 @@ now is answered when the code may say something else. Manifests of older version
 
 SENT = ".sent.zst"
 """The ending of a shard's receipt; see `submit.py`."""
+
+ERASING = "erasing.ids.lz4"
+"""The name of the list of a submission's requests that are being erased, while they are."""
 
 PART, APART = "part-", "apart-"
 """The starts of the names of files that workers need within one step. A lost worker leaves them behind."""

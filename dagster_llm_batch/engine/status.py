@@ -80,11 +80,10 @@ def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
 
 def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
     """Return why nothing more of a submission is sent when its definition has changed, and what a person can do."""
-    partition = f" for {submission.partition}" if submission.partition else ""
     return Advice(
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
-        f"Materialize '{submission.asset}_batch'{partition}: then it is asked by the present definition",
+        f"Materialize {submission.submitter}: then it is asked by the present definition",
     )
 
 

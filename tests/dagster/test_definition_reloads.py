@@ -106,7 +106,7 @@ def test_rows_without_an_answer_wait_with_a_failed_check_that_holds_nothing_back
     assert not verdict.passed
     assert verdict.severity is dg.AssetCheckSeverity.WARN
     assert "Held back: 1 requests are not sent again: the definition has changed (prompt)" in verdict.description
-    assert "Materialize 'ticket_labels_batch'" in verdict.description
+    assert "Materialize the asset that submits 'ticket_labels'" in verdict.description
     assert tick(location).run_requests == []
     assert len(emulator.books.batches) == 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from workspace import Workspace, assert_total, billed, labeling, tickets
+from workspace import Workspace, assert_total, billed, forget_definition, labeling, tickets
 
 from dagster_llm_batch.engine import Limits, Realtime, Resend
 from dagster_llm_batch.engine.request_files import IDS, RAW, RESULTS
@@ -134,7 +134,7 @@ def test_a_manifest_is_written_anew_from_the_same_rows(workspace: Workspace, how
     definition, submission_id, labels = landed(workspace)
     manifest = workspace.engine().ledger.submission(submission_id).manifest_path or ""
     HARMS[how](workspace.tmp_path / "payloads" / manifest)
-    with pytest.raises(PayloadError, match=r"'ticket_labels_batch' again.* nothing is asked"):
+    with pytest.raises(PayloadError, match=r"submits 'ticket_labels' again.* nothing is asked"):
         workspace.engine().labels(definition, submission_id)
     assert workspace.engine().plan(definition, tickets(ROWS)).submission_id == submission_id
     assert values(workspace.engine().labels(definition, submission_id).labels) == labels
@@ -185,6 +185,10 @@ def test_results_that_cannot_be_read_again_with_other_columns_are_not_given_up(w
     workspace.skipped += timedelta(days=40)
     assert workspace.engine().prune(timedelta(days=30), timedelta(days=30), delete=True).aged
     workspace.emulator.inject(GONE)
+    # Read by the definition that is stored with it, it has the columns that it was asked for.
+    other = labeling(response=None)
+    assert values(workspace.engine().labels(other, submission_id).labels) == before
+    forget_definition(workspace, workspace.engine().ledger.submission(submission_id))
     with pytest.raises(PayloadError, match="kept no longer"):
-        workspace.engine().labels(labeling(response=None), submission_id)
+        workspace.engine().labels(other, submission_id)
     assert values(workspace.engine().labels(definition, submission_id).labels) == before

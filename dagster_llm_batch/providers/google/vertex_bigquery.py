@@ -99,7 +99,7 @@ class VertexTables:
             self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
 
     def lines(self, uri: str, report: BatchReport) -> Iterator[bytes]:
-        """The rows of the table as lines of a result file; none where it does not exist, since nothing finished.
+        """Yield the rows of the table as lines of a result file; none where it does not exist, since nothing finished.
 
         Raises UnknownIdError where something did: tables of a dataset expire.
         """

@@ -428,16 +428,18 @@ _NOTHING = Extra()
 # Tools that cost nothing but tokens: https://developers.openai.com/api/docs/pricing, 2026-10-12.
 _FREE_ITEMS = frozenset(
     {
-        *(
-            "message",
-            "reasoning",
-            "compaction",
-            "function_call",
-            "custom_tool_call",
-            "computer_call",
-            "tool_search_call",
-        ),
-        *("local_shell_call", "apply_patch_call", "mcp_call", "mcp_list_tools", "mcp_approval_request"),
+        "message",
+        "reasoning",
+        "compaction",
+        "function_call",
+        "custom_tool_call",
+        "computer_call",
+        "tool_search_call",
+        "local_shell_call",
+        "apply_patch_call",
+        "mcp_call",
+        "mcp_list_tools",
+        "mcp_approval_request",
     }
 )
 

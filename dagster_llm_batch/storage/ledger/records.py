@@ -62,7 +62,7 @@ class Submission:
     reused_from: tuple[str, ...] = ()  # submission ids
     p95_usd: Decimal | None = None  # what 19 of 20 such submissions cost less than
     bound_usd: Decimal | None = None  # the most that its first wave can cost; None where nobody knows
-    tombstones: int | None = None  # how many tombstones of its asset its rows and files were held against; None: none
+    tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
 
     @property
     def is_settled(self) -> bool:
@@ -72,6 +72,15 @@ class Submission:
     def place(self) -> str:
         """What it is for, as people are told it: the asset and, where there is one, the partition."""
         return f"{self.asset} {self.partition}" if self.partition else self.asset
+
+    @property
+    def submitter(self) -> str:
+        """What a person materializes to have it submitted again. Its key is Dagster's, and may have been translated."""
+        return f"the asset that submits '{self.asset}'{f' for {self.partition}' if self.partition else ''}"
+
+    def has_applied(self, tombstones: int) -> bool:
+        """Return whether all tombstones of its asset, which are so many, were applied to its files."""
+        return (self.tombstones or 0) == tombstones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
