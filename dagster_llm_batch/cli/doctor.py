@@ -185,7 +185,7 @@ def _forgotten(engine: Engine) -> Finding:
     places = sorted({receipt.submission.place for receipt in found})
     shown = ", ".join(places[:_FILES_SHOWN]) + (", …" if len(places) > _FILES_SHOWN else "")
     shards = counted(len(found), "shard was", "shards were")
-    since = min(receipt.shard.sent_at for receipt in found if receipt.shard.sent_at is not None)
+    since = min(receipt.shard.sent_at or receipt.submission.created_at for receipt in found)
     problem = (
         f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger does not know, of {shown}: it was restored "
         "from a backup, or a process of this deployment has another ledger"

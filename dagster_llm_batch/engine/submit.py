@@ -14,7 +14,8 @@ So does a ledger that is restored from a backup, or a second one of the same nam
 and would send, and pay, it again. Between the intent and the call each shard gets a receipt in the payload store: shard
 and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
 knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
-nobody is asked. Real time has none: no provider can be asked what became of a call.
+nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. Real time has none: no
+provider can be asked what became of a call.
 
 The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
 
@@ -75,6 +76,7 @@ __all__ = [
     "orphans",
     "outgoing",
     "refusal",
+    "write_receipts",
 ]
 
 # The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
@@ -285,7 +287,7 @@ class Sender:
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
-                    _write_receipts(self._deployment, sent)
+                    write_receipts(self._deployment, sent)
                     # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
                     # may have sent these shards since. Between this line and the provider nothing can be asked.
                     self._lease.check()
@@ -469,7 +471,10 @@ def _carrier(shard: Shard) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """That a shard was sent, how often so far, and the paths of the receipts of all shards in the same batch."""
+    """That a shard was sent, how often so far, and the paths of the receipts of all shards in the same batch.
+
+    Or that it is one of the two that a shard was split into, and not sent yet: then the paths are those of both.
+    """
 
     submission: Submission
     shard: Shard
@@ -482,8 +487,8 @@ def _adapter() -> TypeAdapter[Receipt]:
     return TypeAdapter(Receipt)
 
 
-def _write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
-    """Store the receipts of shards that are about to be sent as one batch, as the ledger has them now."""
+def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
+    """Store the receipts of shards that are about to be sent in one batch, or were split, as the ledger has them."""
     batch = tuple(beside(shard, SENT) for shard in sent)
     sends = deployment.ledger.count_sends(sent)
     for shard, path in zip(sent, batch, strict=True):
@@ -572,7 +577,9 @@ def _find_forgotten(deployment: Deployment, suspects: Sequence[str]) -> list[Rec
     """Return those receipts of these receipts' batches of which the ledger knows nothing."""
     if not suspects:
         return []
-    receipts = {receipt.shard.shard_id: receipt for receipt in _read_batches(deployment, suspects)}
+    # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
+    found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
+    receipts = {receipt.shard.shard_id: receipt for receipt in found}
     lacking = deployment.ledger.forgotten_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
     return [receipts[shard_id] for shard_id in lacking]
 

@@ -18,10 +18,10 @@ from typing import Any
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
-from dagster_llm_batch.engine.request_files import SO_FAR, beside, delete_requests, split_requests
+from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.status import advise_on_change
-from dagster_llm_batch.engine.submit import Sender
+from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
@@ -173,7 +173,10 @@ class Dispatcher:
         rest, half = split_requests(payloads, shard, max(wave) + 1, least)
         # Before either is sent. A process that is killed before this leaves files that the next one writes over.
         ledger.split_shard(shard, rest, half)
+        # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.
+        write_receipts(self._deployment, [rest, half])
         delete_requests(payloads, shard)
+        payloads.delete(beside(shard, SENT))
         return [rest, half]
 
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, WireFault
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, VendorLimits, WireFault
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
 LABELS = Labeling(
@@ -102,8 +103,8 @@ class Site:
 
 
 @pytest.fixture
-def emulator() -> Iterator[Emulator]:
-    with Emulator() as running:
+def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
+    with Emulator(limits=getattr(request, "param", None)) as running:
         yield running
 
 
@@ -222,6 +223,42 @@ def test_a_batch_that_partitions_share_is_found_for_all_of_them(site: Site) -> N
     site.engine().submit(LABELS, sent[1])
     assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 1}] * 3
     assert len(site.emulator.books.batches) == 1
+
+
+def forget(site: Site, backed_up: str, restored: str) -> str:
+    """Let a shard be split, and put back a ledger of before when `restored` of it were sent."""
+    backup = site.back_up()
+    labeling = replace(LABELS, limits=Limits())
+    submission_id = site.engine().plan(labeling, ROWS).submission_id
+    for _ in range(12):
+        shards = site.engine().ledger.shards(submission_id)
+        if len(shards) == 1 and backed_up in ("planned", "refused")[: 1 + (shards[0].no_room_at is not None)]:
+            backup = site.back_up()
+        states = {shard.state.value for shard in shards}
+        if len(shards) > 1 and states == ({"collected"} if restored == "all" else {"submitted", "planned"}):
+            site.restore(backup)
+            return submission_id
+        site.engine().advance(labeling, submission_id)
+        if restored == "all":
+            site.emulator.settle()
+        site.skipped += timedelta(hours=1)
+    raise AssertionError(shards)
+
+
+@pytest.mark.parametrize(
+    "emulator", [VendorLimits(enqueued_tokens=8, fails_fast=True)], indirect=True, ids=["small queue"]
+)
+@pytest.mark.parametrize(
+    ("backed_up", "restored"), [("lacking", "some"), ("planned", "all"), ("refused", "some")], ids=str
+)
+def test_what_was_split_after_the_backup_is_not_asked_again(site: Site, backed_up: str, restored: str) -> None:
+    submission_id = forget(site, backed_up, restored)
+    assert site.engine().find_forgotten()
+    assert site.engine().plan(replace(LABELS, limits=Limits()), ROWS).submission_id == submission_id
+    assert site.finish(submission_id) == {"succeeded": 6}
+    assert site.emulator.books.billed_twice() == {}
+    assert sum(shard.requests for shard in site.engine().ledger.shards(submission_id)) == 6
+    assert site.engine().find_forgotten() == []
 
 
 def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:

@@ -37,6 +37,7 @@ from dagster_llm_batch.storage.ledger.records import (
 )
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.storage.ledger.shards import (
+    OF_SPLIT,
     UPDATE_SHARD,
     forgotten_sends,
     get_shards,
@@ -275,9 +276,7 @@ class Ledger(LedgerQueries):
         Raises IllegalMoveError, and changes nothing, where it is not planned, or was split since it was read.
         """
         to = MOVES[Move.SPLIT][1]
-        values = {
-            name: getattr(rest, name) for name in ("requests", "bytes", "path", "digest", "tokens", "estimated_usd")
-        }
+        values = {name: getattr(rest, name) for name in OF_SPLIT}
         with self._database.write() as connection:
             before = get_shards(connection, [whole.shard_id])[whole.shard_id]
             if before.state not in MOVES[Move.SPLIT][0] or before.path != whole.path:
@@ -289,9 +288,10 @@ class Ledger(LedgerQueries):
             insert_events(connection, self._clock, move)
 
     def remember_sent(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
-        """Record shards that were sent, as they were then, where this ledger has forgotten that; return these.
+        """Record shards that were sent, or split, as they were then, where this ledger has forgotten it; return these.
 
-        `sent` has them by shard_id, and how often each was sent. They are in doubt then, as those of a killed process.
+        `sent` has them by shard_id, and how often each was sent. Those that were sent are in doubt then, as those of a
+        killed process.
         See `insert_forgotten` for what becomes of submissions that this ledger lacks.
         """
         by_id = {submission.submission_id: submission for submission in submissions}
@@ -307,11 +307,11 @@ class Ledger(LedgerQueries):
                 shards = own[submission.submission_id]
                 values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
                 values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
-                since = min(shard.sent_at for shard in shards if shard.sent_at is not None)
+                since = min(shard.sent_at or submission.created_at for shard in shards)
                 detail = f"{len(shards)} shard(s), sent since {since:%Y-%m-%d %H:%M} UTC"
                 update_submission(connection, self._clock, submission, RESTORED, detail, **values)
             forgotten = [sent[shard_id][0] for shard_id in lacking]
-            store_forgotten(connection, forgotten)
+            store_forgotten(connection, forgotten, self._clock())
             # As many as were forgotten: that a shard is put back, and sent again, must not look like a sending more.
             events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, RESTORED) for s in forgotten)
             insert_events(connection, self._clock, *(e for e in events for _ in range(lacking[e["shard_id"] or ""])))

@@ -23,6 +23,7 @@ from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
+    "OF_SPLIT",
     "UPDATE_SHARD",
     "count_sends",
     "forgotten_sends",
@@ -75,6 +76,9 @@ def is_awaited(shard: Shard) -> bool:
 
 _INSERT_SHARD = sa.insert(SHARD)
 
+OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "estimated_usd")
+"""The columns that a split changes of the shard that is split."""
+
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
 _IDS: sa.BindParameter[Any] = sa.bindparam("ids", expanding=True)
 _LOCKED_SHARDS = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).order_by(SHARD.c.shard_id).with_for_update()
@@ -119,7 +123,7 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
     return shards
 
 
-_STORED = sa.select(SHARD.c.shard_id, SHARD.c.state).where(SHARD.c.shard_id.in_(_IDS)).with_for_update()
+_STORED = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).with_for_update()
 _SENDS = (
     sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
     .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
@@ -138,26 +142,32 @@ def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[s
 
 
 def forgotten_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-    """Return how many sendings of shards the ledger has forgotten; `sent` has shards as sent last, and how often.
+    """Return the shards that the ledger has forgotten, or some of whose sendings, and how many of these.
 
-    A shard in any state but planned is not forgotten: it is looked for, or was found.
+    `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
+    not forgotten: it is looked for, or was found.
     """
-    shards = [shard for shard, _ in sent.values()]
-    states = {row.shard_id: row.state for row in connection.execute(_STORED, {"ids": list(sent)})}
-    known = count_sends(connection, shards)
-    may_be = [key for key in sent if states.get(key) in (None, ShardState.PLANNED)]
-    return Counter({key: lacking for key in may_be if (lacking := sent[key][1] - known[key]) > 0})
+    stored = {row.shard_id: row for row in connection.execute(_STORED, {"ids": list(sent)})}
+    known = count_sends(connection, [shard for shard, _ in sent.values()])
+    forgotten: Counter[str] = Counter()
+    for key, (shard, sends) in sent.items():
+        row, lacking = stored.get(key), sends - known[key]
+        # Only by a split does a shard have another file, which has fewer requests.
+        was_split = row is not None and row.path != shard.path and row.requests > shard.requests
+        if row is None or (row.state == ShardState.PLANNED and (lacking > 0 or was_split)):
+            forgotten[key] = max(0, lacking)
+    return forgotten
 
 
-def store_forgotten(connection: sa.Connection, shards: Sequence[Shard]) -> None:
+def store_forgotten(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
     for shard in shards:
-        row = {**to_row(shard), "planned_at": shard.sent_at}
+        row = {**to_row(shard), "planned_at": shard.sent_at or now}
         if not insert_or_nothing(connection, SHARD, row, "shard_id"):
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
 
 
-_OF_SENDING = ("state", "lane", "sent_at", "carrier", "padding")
+_OF_SENDING = ("state", "lane", "sent_at", "carrier", "padding", *OF_SPLIT)
 
 
 def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
