@@ -348,7 +348,7 @@ def _erased(engine: Engine) -> Iterator[Finding]:
     for asset, count in sorted(tombstones.items()):
         submissions = ledger.submissions(namespace, assets=[asset])
         here = sum(not submission.has_applied(count) for submission in submissions)
-        there = len(ledger.shards_stored_there(namespace, asset))
+        there = len(ledger.shards_at_providers(namespace, asset))
         if here or there:
             problem = (
                 f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "

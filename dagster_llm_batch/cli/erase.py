@@ -11,7 +11,7 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_opti
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.selection import find_dataset
-from dagster_llm_batch.engine.erase import Found, Left, StoredThere
+from dagster_llm_batch.engine.erase import FoundRows, Left, ProviderCopy
 from dagster_llm_batch.errors import ConfigError
 
 __all__ = ["erase_command"]
@@ -67,9 +67,9 @@ def erase_command(
     what = f"the rows of {counted(len(given), 'key', 'keys')}" if given else "what earlier calls could not reach"
     confirm(f"Erase {what} from {', '.join(names)}? This cannot be undone.", yes=yes)
     for name in names:
-        eraser.add(name, given, chosen)
+        eraser.add_tombstones(name, given, chosen)
     left = [one for name in names for one in eraser.erase(name)]
-    there = eraser.erase_there(*names)
+    there = eraser.erase_at_providers(*names)
     unfinished = eraser.erase_left_behind()
     beyond = _beyond(deployment, names, found)
     if as_json:
@@ -118,7 +118,7 @@ def _undo(
         raise click.UsageError("Say which rows may be asked again: --key or --keys-file.")
     confirm(f"Let the rows of {counted(len(keys), 'key', 'keys')} be asked again?", yes=yes)
     eraser = deployment.engine.eraser
-    taken_back = sum(eraser.take_back(name, keys, partitions) for name in names)
+    taken_back = sum(eraser.take_back_tombstones(name, keys, partitions) for name in names)
     if as_json:
         print_json({"taken_back": taken_back})
     else:
@@ -128,7 +128,7 @@ def _undo(
         )
 
 
-def _document(found: Found) -> dict[str, object]:
+def _document(found: FoundRows) -> dict[str, object]:
     submission = found.submission
     return {
         "submission_id": submission.submission_id,
@@ -141,7 +141,7 @@ def _document(found: Found) -> dict[str, object]:
     }
 
 
-def _print_found(found: Sequence[Found]) -> None:
+def _print_found(found: Sequence[FoundRows]) -> None:
     if not found:
         click.echo("No stored row has such a key.")
         return
@@ -162,9 +162,9 @@ def _print_found(found: Sequence[Found]) -> None:
 
 
 def _print_erased(
-    found: Sequence[Found],
+    found: Sequence[FoundRows],
     left: Sequence[Left],
-    there: Sequence[StoredThere],
+    there: Sequence[ProviderCopy],
     unfinished: int,
     beyond: Sequence[dict[str, str]],
 ) -> None:
@@ -186,7 +186,7 @@ def _print_erased(
         click.echo(f"- {item['what']}: {item['then']}")
 
 
-def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[Found]) -> list[dict[str, str]]:
+def _beyond(deployment: DeploymentAccess, names: Sequence[str], found: Sequence[FoundRows]) -> list[dict[str, str]]:
     """Return what holds rows and is not ours to change, and what a person can do about each."""
     places = {(one.submission.asset, one.submission.partition) for one in found}
     partitions = sorted({partition for _, partition in places if partition})

@@ -13,7 +13,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event
 
-__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "first_unsent", "look_out"]
+__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "find_first_unsent", "look_out"]
 
 TURN = "turn"
 """The event of a submission whose waiting shards may be sent now."""
@@ -79,7 +79,7 @@ def count_lost(events: Sequence[Event]) -> int:
     return sum(event.kind == LOST for event in since)
 
 
-def first_unsent(events: Sequence[Event]) -> datetime:
+def find_first_unsent(events: Sequence[Event]) -> datetime:
     """Return the time of the first event, since a batch was sent, that one could not be."""
     since = takewhile(lambda event: event.kind != Move.ACCEPTED.value, reversed(events))
     return min(event.at for event in since if event.kind == Move.NOT_SENT.value)

@@ -25,7 +25,7 @@ from dagster_llm_batch.engine.activity import (
     TURN,
     Outlook,
     count_lost,
-    first_unsent,
+    find_first_unsent,
     look_out,
 )
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
@@ -524,7 +524,7 @@ class Engine:
 
     def unsent_since(self, submission_id: str) -> datetime:
         """Return when a batch of the submission could not be sent for the first time since one was."""
-        return first_unsent(self.ledger.events(submission_id))
+        return find_first_unsent(self.ledger.events(submission_id))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""
@@ -610,8 +610,8 @@ class Engine:
         if submission.has_applied(tombstones):
             return False
         with nullcontext() if is_leased else self.deployment.leased(submission.submission_id):
-            self.eraser.apply(submission.submission_id)
-            self.eraser.erase_there(submission.asset)
+            self.eraser.erase_submission(submission.submission_id)
+            self.eraser.erase_at_providers(submission.asset)
         return True
 
     # tidy up --------------------------------------------------------------------------------------------------------

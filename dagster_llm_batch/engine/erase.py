@@ -56,14 +56,14 @@ from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Eraser", "Found", "Left", "StoredThere"]
+__all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
 
 _ID, _REASON = "llm_request_id", "llm_reason"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundRows:
     """The rows of one submission that are to be erased.
 
     Attributes:
@@ -90,7 +90,7 @@ class Left:
 
 
 @dataclass(frozen=True)
-class StoredThere:
+class ProviderCopy:
     """A batch with erased requests: what became of its copy at the provider.
 
     `left` says what stays there, or why nothing could be deleted; None where all was.
@@ -112,14 +112,14 @@ class Eraser:
 
     # tombstones -------------------------------------------------------------------------------------------------------
 
-    def keys(self, asset: str, keys: Sequence[str], partition: str) -> ErasedKeys:
+    def _erased_with(self, asset: str, keys: Sequence[str], partition: str) -> ErasedKeys:
         """Return these keys, with all that are erased already, without recording anything."""
         known = self._deployment.erased_keys(partition, asset)
         salt = secrets.token_hex(16)
         return replace(known, digests={**known.digests, salt: frozenset(key_digest(salt, key) for key in keys)})
 
-    def add(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
-        """Record that rows with these keys are erased; return how many tombstones are new. None: in all partitions."""
+    def add_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Record that rows with these keys are erased; return how many tombstones are new. `partitions` None: all."""
         known = self._ledger.tombstones(self._namespace, asset)
         salt = known[0].salt if known else secrets.token_hex(16)
         in_force = {(stone.partition, stone.salt, stone.digest) for stone in known if stone.undone_at is None}
@@ -133,8 +133,8 @@ class Eraser:
         self._ledger.add_tombstones(fresh)
         return len(fresh)
 
-    def take_back(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
-        """Let rows with these keys be asked again; return how many tombstones were in force. See `add`."""
+    def take_back_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Let rows with these keys be asked again; return how many tombstones were in force. See `add_tombstones`."""
         salts = {stone.salt for stone in self._ledger.tombstones(self._namespace, asset)}
         digests = [key_digest(salt, key) for salt in sorted(salts) for key in keys]
         return sum(
@@ -144,7 +144,7 @@ class Eraser:
 
     # look -------------------------------------------------------------------------------------------------------------
 
-    def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[Found]:
+    def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[FoundRows]:
         """Return the submissions that have rows with these keys, or with keys that are erased already. Changes nothing.
 
         Those to whose files every tombstone was applied are read for the new keys alone.
@@ -152,7 +152,7 @@ class Eraser:
         found = []
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
             if (partitions is None or submission.partition in partitions) and not self._is_gone(submission):
-                one = self._look(submission, self.keys(asset, keys, submission.partition))
+                one = self._find_in(submission, self._erased_with(asset, keys, submission.partition))
                 if one.rows or one.manifest_lost:
                     found.append(one)
         return found
@@ -161,17 +161,17 @@ class Eraser:
         """Return whether a submission's files were pruned. They stay where a plan took up its answers just then."""
         return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest_path or "")
 
-    def _look(self, submission: Submission, erased: ErasedKeys) -> Found:
+    def _find_in(self, submission: Submission, erased: ErasedKeys) -> FoundRows:
         if not self._payloads.is_whole(submission.manifest_path or ""):
-            return Found(submission, manifest_lost=True)
+            return FoundRows(submission, manifest_lost=True)
         rows, candidates = self._matches(submission, erased)
-        going = candidates - self._needed(submission, erased, candidates)
+        going = candidates - self._still_needed(submission, erased, candidates)
         flying = [
             shard
             for shard in self._ledger.shards(submission.submission_id)
             if shard.state in IN_FLIGHT and going and not going.isdisjoint(request_ids(self._payloads, shard))
         ]
-        return Found(submission, rows, len(candidates) - len(going), tuple(flying))
+        return FoundRows(submission, rows, len(candidates) - len(going), tuple(flying))
 
     def _rows(self, submission: Submission) -> Iterator[tuple[list[Any], pa.Array]]:
         """Yield the keys and the request_ids of a manifest, some thousand rows at a time."""
@@ -189,7 +189,7 @@ class Eraser:
             ids.update(filter(None, request_ids_.take(pa.array(places, pa.int64())).to_pylist()))
         return rows, ids
 
-    def _needed(self, submission: Submission, erased: ErasedKeys, candidates: set[str]) -> set[str]:
+    def _still_needed(self, submission: Submission, erased: ErasedKeys, candidates: set[str]) -> set[str]:
         """Return those of the request_ids that a row of the partition has, too, which is not erased."""
         needed: set[str] = set()
         if not candidates:
@@ -217,7 +217,7 @@ class Eraser:
             reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
             try:
                 with self._deployment.leased(submission.submission_id):
-                    if self.apply(submission.submission_id):
+                    if self.erase_submission(submission.submission_id):
                         reason = None
             except LeaseError as error:
                 reason = f"another process works on it, and erases before it sends or lands: {error}"
@@ -227,7 +227,7 @@ class Eraser:
                 left.append(Left(submission, reason))
         return left
 
-    def apply(self, submission_id: str) -> bool:
+    def erase_submission(self, submission_id: str) -> bool:
         """Do what tombstones say of one submission, whose lease the caller holds; return whether all is done.
 
         Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
@@ -251,14 +251,14 @@ class Eraser:
                 f"Materialize {submission.submitter} again, or restore the manifest from a backup."
             )
         rows, candidates = self._matches(submission, erased)
-        candidates |= self._going(going_path)
+        candidates |= self._read_erasing(going_path)
         if candidates:
             # Before the manifest loses them: a process that is killed after that finds here what is to go on with.
             with self._payloads.writer(going_path) as out:
                 out.write(packed(sorted(candidates)))
         if rows:
             self._rewrite_manifest(path, erased)
-        going = candidates - self._needed(submission, erased, candidates)
+        going = candidates - self._still_needed(submission, erased, candidates)
         flying = False
         for shard in self._ledger.shards(submission_id):
             if self._is_at_rest(shard):
@@ -270,7 +270,7 @@ class Eraser:
         if flying:
             return False
         self._payloads.delete(going_path)
-        self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._left(submission))
+        self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._remaining(submission))
         return True
 
     def _is_at_rest(self, shard: Shard) -> bool:
@@ -282,7 +282,7 @@ class Eraser:
     def _beside_manifest(self, submission: Submission, name: str) -> str:
         return f"{(submission.manifest_path or '').rpartition('/')[0]}/{name}"
 
-    def _going(self, path: str) -> set[str]:
+    def _read_erasing(self, path: str) -> set[str]:
         """Return the request_ids that an erasure, which was killed, was at."""
         if not self._payloads.exists(path):
             return set()
@@ -374,7 +374,7 @@ class Eraser:
                         if request_id not in going:
                             out.write(line)
 
-    def _left(self, submission: Submission) -> dict[str, Any]:
+    def _remaining(self, submission: Submission) -> dict[str, Any]:
         """Return the numbers and the fingerprint of a submission as its files are now."""
         digest = RowsDigest()
         with ExitStack() as files:
@@ -415,25 +415,25 @@ class Eraser:
 
     # at providers -----------------------------------------------------------------------------------------------------
 
-    def erase_there(self, *assets: str) -> list[StoredThere]:
+    def erase_at_providers(self, *assets: str) -> list[ProviderCopy]:
         """Have providers delete what they store of ended batches with erased requests; return what came of each."""
         batches: dict[tuple[str, str, str], list[Shard]] = {}
-        for shard in self._ledger.shards_stored_there(self._namespace, *assets):
+        for shard in self._ledger.shards_at_providers(self._namespace, *assets):
             batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
         return [self._erase_batch(shards) for shards in batches.values()]
 
-    def _erase_batch(self, shards: Sequence[Shard]) -> StoredThere:
+    def _erase_batch(self, shards: Sequence[Shard]) -> ProviderCopy:
         first = shards[0]
         batch_id = first.batch_id or ""
         others = self._ledger.shards_of_batch(first)
         if any(shard.state is not ShardState.COLLECTED for shard in others):
-            return StoredThere(first.provider, batch_id, "its results are not collected yet; they go after that")
+            return ProviderCopy(first.provider, batch_id, "its results are not collected yet; they go after that")
         if not self._deployment.providers:
-            return StoredThere(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
+            return ProviderCopy(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
         try:
             left = self._deployment.provider_of(first).delete(batch_id)
         except (ProviderError, ConfigError) as error:
-            return StoredThere(first.provider, batch_id, str(error))
+            return ProviderCopy(first.provider, batch_id, str(error))
         if left is None:
-            self._ledger.record_erased_there([shard.shard_id for shard in others], batch_id)
-        return StoredThere(first.provider, batch_id, left)
+            self._ledger.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
+        return ProviderCopy(first.provider, batch_id, left)

@@ -33,7 +33,7 @@ from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_
 from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.submit_queue import drop, queue_rounds
+from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -274,7 +274,7 @@ class Planner:
                 preview_of(plan, draft.estimate, refused),
                 context_tokens=self._deployment.context_tokens(self._labeling),
                 queue_limit=limit,
-                rounds=1 if limit is None else queue_rounds(plan.shards, limit),
+                rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
             )
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.submit import refusal
+from dagster_llm_batch.engine.submit import plan_next_try
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
@@ -196,7 +196,7 @@ class Poller:
         # Put back with the others of its batch, or by another process that polled at the same time.
         if not shards:
             return True
-        fields = refusal(
+        fields = plan_next_try(
             self._deployment,
             shards,
             report.reason,

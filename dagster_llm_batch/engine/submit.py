@@ -75,7 +75,7 @@ __all__ = [
     "find_forgotten",
     "orphans",
     "outgoing",
-    "refusal",
+    "plan_next_try",
     "write_receipts",
 ]
 
@@ -201,7 +201,7 @@ _REFUSALS_MOST = 40
 _UNSURE_REFUSALS = 3
 
 
-def refusal(
+def plan_next_try(
     deployment: Deployment,
     shards: Sequence[Shard],
     reason: str | None,
@@ -349,7 +349,7 @@ class Sender:
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
         ids, reason = [shard.shard_id for shard in shards], str(error)
-        fields = refusal(self._deployment, shards, reason, had_no_room=True, smaller_helps=error.smaller_helps)
+        fields = plan_next_try(self._deployment, shards, reason, had_no_room=True, smaller_helps=error.smaller_helps)
         if fields is not None:
             self._ledger.move_shards(ids, Move.NOT_SENT, **fields)
             return

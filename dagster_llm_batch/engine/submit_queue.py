@@ -35,12 +35,12 @@ __all__ = [
     "WAITS",
     "Dispatcher",
     "can_go",
+    "count_queue_rounds",
     "drop",
     "held_reason",
     "hold",
     "hold_unsent",
     "keep_places",
-    "queue_rounds",
 ]
 
 WAITS = "waits"
@@ -354,7 +354,7 @@ def _queue(deployment: Deployment, shard: Shard) -> AbstractContextManager[Any]:
     return deployment.ledger.hold_leases(name, wait_seconds=deployment.lease_wait_seconds)
 
 
-def queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
+def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
     """Return in how many steps a limit lets these batches into an empty queue, each when those before have ended."""
     rounds = 0
     inside: list[Shard] = []

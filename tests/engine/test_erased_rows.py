@@ -81,7 +81,7 @@ def holds(workspace: Workspace) -> bool:
 
 def erase(workspace: Workspace, *keys: str, partitions: Any = None, asset: str = "ticket_labels") -> Any:
     eraser = workspace.engine().eraser
-    eraser.add(asset, keys, partitions)
+    eraser.add_tombstones(asset, keys, partitions)
     return eraser.erase(asset)
 
 
@@ -141,7 +141,7 @@ def test_a_row_whose_tombstone_is_taken_back_is_asked_again(workspace):
     workspace.run(ECHO, rows())
     erase(workspace, "t3", "t4")
     eraser = workspace.engine().eraser
-    assert eraser.take_back("ticket_labels", ["t3"], None) == 1
+    assert eraser.take_back_tombstones("ticket_labels", ["t3"], None) == 1
     asked = len(billed(workspace))
     submission = workspace.run(ECHO, rows()).submission
     assert len(billed(workspace)) == asked + 1
@@ -214,10 +214,10 @@ def test_the_vendor_deletes_what_it_has_of_ended_batches_alone(workspace):
     submission = workspace.run(ECHO, rows()).submission
     erase(workspace, "t3")
     engine = workspace.engine()
-    [there] = engine.eraser.erase_there("ticket_labels")
+    [there] = engine.eraser.erase_at_providers("ticket_labels")
     assert there.left is None
     shard = next(shard for shard in engine.ledger.shards(submission.submission_id) if shard.erased)
-    assert engine.ledger.shards_stored_there("test", "ticket_labels") == []
+    assert engine.ledger.shards_at_providers("test", "ticket_labels") == []
     provider = workspace.providers["openai"]
     with pytest.raises(RefusedError):
         list(provider.fetch(shard.batch_id))
@@ -237,13 +237,13 @@ def test_without_its_manifest_nothing_is_sent_or_landed_and_it_is_said(workspace
 
 def test_a_tombstone_does_not_hold_the_key(workspace):
     key = "a.very.private@key.example"
-    workspace.engine().eraser.add("ticket_labels", [key], None)
+    workspace.engine().eraser.add_tombstones("ticket_labels", [key], None)
     assert key.encode() not in stored(workspace)
     assert workspace.engine().preview(ECHO, rows().with_columns(ticket_id=pl.lit(key)).head(1)).withheld == 1
 
 
 def test_workers_leave_erased_rows_out_as_one_process_does(workspace):
-    workspace.engine().eraser.add("ticket_labels", ["t3", "t7"], None)
+    workspace.engine().eraser.add_tombstones("ticket_labels", ["t3", "t7"], None)
     alone = workspace.engine().preview(ECHO, rows())
     spread = workspace.engine().plan(replace(ECHO, workers=Pickled()), rows())
     assert (spread.rows, spread.requests) == (alone.rows, alone.requests) == (8, 8)

@@ -98,13 +98,13 @@ def test_of_an_erased_row_nothing_is_left_anywhere(workspace: VendorWorkspace, r
         # What travels in the create call of Gemini, nobody is given back.
         assert workspace.vendor.name == "gemini" or SECRET in stored_there(workspace, running, shard.batch_id or "")
     eraser = workspace.engine().eraser
-    eraser.add("labels", ["t5"], None)
+    eraser.add_tombstones("labels", ["t5"], None)
     assert bool(eraser.erase("labels")) == (when == "in flight")
     if when == "ended":
-        assert [one.left for one in eraser.erase_there("labels")] == [None]
+        assert [one.left for one in eraser.erase_at_providers("labels")] == [None]
     else:
         finish(workspace, submission_id)
-    assert eraser.erase_there("labels") == []
+    assert eraser.erase_at_providers("labels") == []
     assert SECRET not in stored_here(workspace)
     assert SECRET not in stored_there(workspace, running, shard.batch_id or "")
     labeled = workspace.engine().labels(workspace.definition, submission_id)

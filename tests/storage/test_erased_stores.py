@@ -102,7 +102,7 @@ class Place:
 
 def erase(place: Place, *keys: int) -> list[object]:
     engine = place.engine()
-    engine.eraser.add("labels", [str(key) for key in keys], None)
+    engine.eraser.add_tombstones("labels", [str(key) for key in keys], None)
     left = engine.eraser.erase("labels")
     engine.ledger.close()
     return list(left)

@@ -225,9 +225,9 @@ class VertexProvider(GoogleProvider):
         table, uris = inputs_of(job)
         results_table, folder = output_of(job)
         for uri in filter(None, (table, results_table)):
-            self._tables.delete_all(uri)
+            self._tables.delete_table(uri)
         if uris or folder:
-            self._storage.delete_all(uris, folder)
+            self._storage.delete_objects(uris, folder)
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -91,9 +91,9 @@ class VertexTables:
         """Remove the table, if that is possible; it matters to nobody if not."""
         # the error that led here matters more
         with suppress(ProviderError):
-            self.delete_all(uri)
+            self.delete_table(uri)
 
-    def delete_all(self, uri: str) -> None:
+    def delete_table(self, uri: str) -> None:
         """Remove the table."""
         with suppress(UnknownIdError), self._calls(f"delete {uri}"):
             self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)

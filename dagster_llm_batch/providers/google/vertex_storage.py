@@ -88,7 +88,7 @@ class VertexStorage:
             # the error that led here matters more
             pass
 
-    def delete_all(self, uris: Collection[str], folder: str | None) -> None:
+    def delete_objects(self, uris: Collection[str], folder: str | None) -> None:
         """Remove these objects, and all below the folder."""
         client = self._client()
         places = [uri.removeprefix("gs://").partition("/")[::2] for uri in uris]

@@ -195,10 +195,8 @@ def hold_leases(
 def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
     """See Ledger.active_leases."""
     with database.read() as connection:
-        now = clock()
-        is_held = (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
-        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(is_held)).all()
-    _other_machines(database, clock)
+        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(_is_held(clock()))).all()
+    _watch_other_machines(database, clock)
     dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}
     return {row.name for row in rows if row.owner not in dead}
 
@@ -211,7 +209,7 @@ def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) ->
     """Wait until leases of other machines on a SQLite file have expired. Raise LedgerError where one is renewed."""
     began = time.monotonic()
     longest: float | None = None
-    while others := _other_machines(database, clock):
+    while others := _watch_other_machines(database, clock):
         if longest is None:
             left_seconds = (max(others.values()) - clock()).total_seconds()
             longest = min(left_seconds, _LONGEST_SECONDS) + _RETRY_SECONDS
@@ -220,7 +218,7 @@ def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) ->
         time.sleep(_RETRY_SECONDS)
 
 
-def _other_machines(database: Database, clock: Callable[[], datetime]) -> dict[str, datetime]:
+def _watch_other_machines(database: Database, clock: Callable[[], datetime]) -> dict[str, datetime]:
     """Return when the leases of other machines on a SQLite file expire, by owner.
 
     Raises LedgerError where one has been renewed since this process saw it: both machines are at work.
@@ -228,10 +226,8 @@ def _other_machines(database: Database, clock: Callable[[], datetime]) -> dict[s
     own = _boot(_host())
     if not database.is_file or own is None:
         return {}
-    now = clock()
-    held = (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
     with database.read() as connection:
-        rows = connection.execute(sa.select(LEASE.c.owner, LEASE.c.expires_at).where(held)).all()
+        rows = connection.execute(sa.select(LEASE.c.owner, LEASE.c.expires_at).where(_is_held(clock()))).all()
     others = {row.owner: row.expires_at for row in rows if _boot(_host_of(row.owner)) not in (None, own)}
     for place in [place for place in _seen if place[0] == database.shown_url and place[1] not in others]:
         del _seen[place]
@@ -246,6 +242,10 @@ def _other_machines(database: Database, clock: Callable[[], datetime]) -> dict[s
                 "all of it run on one machine."
             )
     return others
+
+
+def _is_held(now: datetime) -> sa.ColumnElement[bool]:
+    return (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
 
 
 def _host_of(owner: str) -> str:

@@ -518,7 +518,7 @@ class Ledger(LedgerQueries):
             detail = f"{before.rows - left.get('rows', before.rows)} of {before.rows} rows"
             return update_submission(connection, self._clock, before, ERASED, detail, tombstones=tombstones, **left)
 
-    def record_erased_there(self, shard_ids: Sequence[str], detail: str) -> None:
+    def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
         """Record that the provider was made to delete what it stored of the batch of these shards."""
         now = self._clock()
         with self._database.write() as connection:

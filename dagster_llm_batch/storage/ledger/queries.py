@@ -253,7 +253,7 @@ class LedgerQueries:
             rows = connection.execute(query, {"namespace": namespace, **values}).mappings()
             return [from_row(Tombstone, row) for row in rows]
 
-    def shards_stored_there(self, namespace: str, *assets: str) -> list[Shard]:
+    def shards_at_providers(self, namespace: str, *assets: str) -> list[Shard]:
         """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
         query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
