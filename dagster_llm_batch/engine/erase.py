@@ -39,7 +39,9 @@ from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import (
     DEFINITION,
     ERASING,
+    IDS,
     RAW,
+    REQUESTS,
     RESULTS,
     answers_so_far,
     beside,
@@ -265,6 +267,7 @@ class Eraser:
                 self._purge_shard(shard, going)
             else:
                 flying = True
+        self._remove_unnamed(submission)
         if going:
             self._purge_spares(submission, going)
         if flying:
@@ -362,6 +365,15 @@ class Eraser:
         if len(left) == len(answers):
             return
         write_answers_so_far(self._payloads, shard, left)
+
+    def _remove_unnamed(self, submission: Submission) -> None:
+        """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
+        shards = self._ledger.shards(submission.submission_id)
+        named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
+        folder = (submission.manifest_path or "").rpartition("/")[0]
+        for file in list(self._payloads.files(folder)):
+            if file.path.endswith((REQUESTS, IDS)) and file.path not in named and not file.path.endswith(ERASING):
+                self._payloads.remove(file)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
         """Take requests out of what is kept for fallbacks."""

@@ -442,9 +442,11 @@ def split_requests(payloads: PayloadStore, whole: Shard, number: int, least: int
         digest=first.digest,
         tokens=tokens,
         estimated_usd=cost,
+        # The provider's words may quote a row of either, and go with it where it is erased.
+        reason=None,
     )
     half = replace(
-        whole,
+        rest,
         shard_id=nonce[1:],
         nonce=nonce,
         number=number,

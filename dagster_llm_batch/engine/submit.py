@@ -29,7 +29,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache
@@ -493,7 +493,8 @@ def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
     sends = deployment.ledger.count_sends(sent)
     for shard, path in zip(sent, batch, strict=True):
         submission = deployment.ledger.submission(shard.submission_id)
-        receipt = Receipt(submission, shard, sends[shard.shard_id], batch)
+        # Not the provider's words on an earlier sending: they may quote a row, which may be erased later.
+        receipt = Receipt(submission, replace(shard, reason=None), sends[shard.shard_id], batch)
         with deployment.payloads.writer(path) as out:
             out.write(_adapter().dump_json(receipt))
 

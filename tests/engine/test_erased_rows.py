@@ -16,8 +16,9 @@ from workspace import Workspace, billed, labeling, texts
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend
-from dagster_llm_batch.engine.request_files import answers_so_far, request_ids, write_answers_so_far
+from dagster_llm_batch.engine.request_files import answers_so_far, request_ids, split_requests, write_answers_so_far
 from dagster_llm_batch.errors import PayloadError, RefusedError
+from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault
@@ -314,3 +315,31 @@ def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(wor
     (workspace.tmp_path / "payloads" / third.manifest_path).unlink()
     assert erase(workspace, "t4") == []
     assert not [name for name in workspace.files() if third.submission_id in name]
+
+
+def test_requests_of_a_shard_that_was_split_go_too_where_the_process_was_killed_after_that(workspace):
+    definition, engine = replace(ECHO, limits=Limits()), workspace.engine()
+    submission = engine.plan(definition, rows())
+    [planned] = engine.ledger.shards(submission.submission_id)
+    engine.ledger.move_shard(planned.shard_id, Move.SEND)
+    whole = engine.ledger.move_shard(planned.shard_id, Move.NOT_SENT, reason=f"No room for '{SECRET}'")
+    # Between this and the removal of the whole's file it dies.
+    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, number=1, least=1))
+    assert erase(workspace, "t3") == []
+    assert SECRET.encode() not in stored_files(workspace)
+    assert SECRET not in str(engine.ledger.shards(submission.submission_id))
+    assert SECRET not in str(engine.ledger.events(submission.submission_id))
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 9}
+    assert all_whole(workspace)
+
+
+def test_words_of_the_provider_are_in_no_receipt_of_a_later_sending(workspace):
+    words = f"No room for '{SECRET}'"
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0], code="token_limit_exceeded", message=words))
+    workspace.run(replace(ECHO, limits=Limits()), rows())
+    assert len(workspace.emulator.books.batches) > 1
+    erase(workspace, "t3")
+    assert SECRET.encode() not in stored_files(workspace)
+    ledger = workspace.engine().ledger
+    [submission] = ledger.submissions("test")
+    assert SECRET not in f"{ledger.shards(submission.submission_id)} {ledger.events(submission.submission_id)}"

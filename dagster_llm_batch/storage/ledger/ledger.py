@@ -80,7 +80,8 @@ ERASED = "erased"
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
 """In the place of what a provider said of a batch, some rows of which were erased."""
 
-_PROVIDERS_WORDS = (*(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK)), "fetch_again", "unavailable")
+_WITH_WORDS = (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)
+_PROVIDERS_WORDS = (*(move.value for move in _WITH_WORDS), "fetch_again", "unavailable")
 
 
 def utc_now() -> datetime:
