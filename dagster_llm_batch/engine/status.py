@@ -122,8 +122,7 @@ def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
 
 def retry_command(submission: Submission) -> str:
     """Return the command that asks again for what has no label."""
-    partition = f" --partition {submission.partition}" if submission.partition else ""
-    return f"dagster-llm-batch retry {submission.asset}{partition}"
+    return f"dagster-llm-batch retry {submission.selector}"
 
 
 @dataclass(frozen=True)

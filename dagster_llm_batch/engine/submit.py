@@ -10,8 +10,8 @@ make each move together, the carrier first: the batch has its tag. The caller ho
 A create call that left no record may have made a batch that is paid for. `Engine.recover` finds most of these again;
 those that it cannot find wait for a person (`Engine.resolve`).
 
-So does a ledger that is restored from a backup, or a second one of the same namespace: it does not know what was sent,
-and would send, and pay, it again. Between the intent and the call each shard gets a receipt in the payload store: shard
+A ledger that is restored from a backup, or a second one of the same namespace, does not know what was sent, and would
+have it sent, and paid, again. Between the intent and the call each shard gets a receipt in the payload store: shard
 and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
 knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
 nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. Real time has none: no

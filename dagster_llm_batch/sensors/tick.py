@@ -479,12 +479,11 @@ class Tick:
             self._ledger.mark_delivered(submission_id)
             return
         place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
-        named = f" --partition {submission.partition}" if submission.partition else ""
         text = f"{place} no longer exists, so that its labels cannot land. "
         if submission.is_settled:
             text += "Its answers are stored: add it again and materialize it, if they are wanted"
         else:
-            text += f"Add it again, or give them up: `dagster-llm-batch cancel {submission.asset}{named}`"
+            text += f"Add it again, or give them up: `dagster-llm-batch cancel {submission.selector}`"
         self._needs_person(submission, text)
 
     def is_new(self, group: Group) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from shlex import quote
 from typing import TypedDict
 
 from dagster_llm_batch.states import Move, ShardState
@@ -77,6 +78,11 @@ class Submission:
     def submitter(self) -> str:
         """What a person materializes to have it submitted again. Its key is Dagster's, and may have been translated."""
         return f"the asset that submits '{self.asset}'{f' for {self.partition}' if self.partition else ''}"
+
+    @property
+    def selector(self) -> str:
+        """How the command line is told which it is: the asset and, where there is one, the partition."""
+        return f"{self.asset} --partition {quote(self.partition)}" if self.partition else self.asset
 
     def has_applied(self, tombstones: int) -> bool:
         """Return whether all tombstones of its asset, which are so many, were applied to its files."""
