@@ -128,8 +128,9 @@ class VertexJob:
         prefix = self.body["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")
         directory = f"{prefix}/prediction-model-{rfc3339(at)}"
         try:
-            if blob is not None:
-                self._storage.write(f"{directory}/predictions.jsonl", b"".join(blob.chunks()))
+            # A file from which each line is missing is there all the same: only who owns the bucket removes it.
+            content = b"" if blob is None else b"".join(blob.chunks())
+            self._storage.write(f"{directory}/predictions.jsonl", content)
         except StorageError as error:
             self._error = {"code": _PERMISSION_DENIED, "message": f"Cannot write the output: {error}"}
             return False
