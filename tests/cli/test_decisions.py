@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 from project import DAYS
@@ -227,3 +229,51 @@ def test_retry_that_the_provider_does_not_take_now_ends_with_four_and_stays_plan
     result = project.on_file("retry", "ticket_labels", "--yes", code=4)
     assert "Dagster's sensor sends them" in result.stderr
     assert [one["state"] for one in project.json("show", "ticket_labels")["shards"]] == ["planned"]
+
+
+def put_back(project, backup):
+    for file in project.batches.glob("ledger.sqlite*"):
+        file.unlink()
+    (project.batches / "ledger.sqlite").write_bytes(backup)
+
+
+@pytest.fixture
+def restored(project):
+    """A project whose ledger was put back from a backup of before two of its partitions were sent."""
+    project.land("daily_labels", DAYS[0])
+    with closing(sqlite3.connect(project.ledger)) as source, closing(sqlite3.connect(":memory:")) as copy:
+        source.backup(copy)
+        backup = copy.serialize()
+    sent = [project.submit("daily_labels", day) for day in DAYS[1:]]
+    project.emulator.settle()
+    put_back(project, backup)
+    return sent
+
+
+def test_doctor_names_what_a_restored_ledger_has_forgotten_and_recover_takes_it_up_unpaid(project, restored):
+    doctor = {one["check"]: one for one in project.json("doctor", code=3)["findings"]}["ledger and payloads"]
+    assert doctor["verdict"] == "problem"
+    assert "4 shards were sent since" in doctor["said"]
+    assert all(f"daily_labels {day}" in doctor["said"] for day in DAYS[1:])
+    assert "dagster-llm-batch recover" in doctor["then"]
+    taken = json.loads(project.cli("recover", "--yes", "--json", *project.by_address).stdout)["shards"]
+    assert {shard["submission_id"] for shard in taken} == set(restored)
+    assert {shard["state"] for shard in taken} == {"submitting"}
+    doctor = {one["check"]: one for one in project.json("doctor")["findings"]}
+    assert doctor["ledger and payloads"]["verdict"] == "ok"
+    assert project.on_file("recover", "--yes").stdout == "The ledger knows all that was sent.\n"
+    project.settle()
+    for submission_id in restored:
+        with project.engine() as engine:
+            assert engine.ledger.submission(submission_id).outcomes == {"succeeded": 3}
+    assert len(project.emulator.books.batches) == 6
+    assert project.emulator.books.billed_twice() == {}
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "no terminal"])
+def test_recover_asks_first_and_without_a_yes_changes_nothing(project, restored, answer):
+    before = project.files()
+    result = project.on_file("recover", code=1, input=answer)
+    assert "4 shards were sent, of daily_labels" in result.stderr
+    assert project.files() == before
+    assert "4 shards are in doubt now" in project.on_file("recover", input="y\n").stdout
