@@ -9,7 +9,7 @@
     partitions ─class_counts→ drift_between, adwin_changes ─────────────────────┘
 
 `compare` does most of it for gold and candidates at once. Nothing here knows Dagster, a network, a disk, a clock or
-global randomness. Importing it needs pyarrow only; what computes or draws loads numpy, scipy, scikit-learn,
+global randomness. Importing it needs pyarrow and numpy only; what computes or draws loads scipy, scikit-learn,
 krippendorff and matplotlib when called (extra `evaluation`), and river (extra `drift`).
 """
 

@@ -37,7 +37,9 @@ def test_what_waits_for_a_time_further_ahead_than_any_pause_is_sent(ahead: Works
     ahead.emulator.settle()
     assert ahead.engine().advance(definition, submission_id).states == {"planned": 1}
     ahead.skipped = timedelta()
-    assert ahead.engine().advance(definition, submission_id).states == {"submitted": 1}
+    ahead.finish(definition, submission_id)
+    assert_total(ahead, definition, submission_id, 3)
+    assert len(billed(ahead)) == 3
 
 
 def test_a_create_that_never_was_is_made_once_the_provider_has_settled(ahead: Workspace) -> None:
