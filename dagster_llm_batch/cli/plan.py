@@ -49,7 +49,7 @@ class Planned:
             "account": self.account,
             "rows": preview.rows,
             "rows_empty": preview.skipped,
-            "rows_erased": preview.withheld,
+            "rows_erased": preview.erased_rows,
             "requests": preview.requests,
             "requests_reused": preview.reused,
             "requests_to_send": preview.to_send,
@@ -184,9 +184,9 @@ def _warnings(plan: Planned) -> Iterator[str]:
     if preview.skipped:
         verb = "is" if preview.skipped == 1 else "are"
         yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
-    if preview.withheld:
+    if preview.erased_rows:
         yield (
-            f"{counted(preview.withheld, 'more row was', 'more rows were')} erased, and left out: "
+            f"{counted(preview.erased_rows, 'more row was', 'more rows were')} erased, and left out: "
             "`dagster-llm-batch erase --undo` lets them be asked again."
         )
     limit = preview.queue_limit

@@ -36,7 +36,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner, Preview
 from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning
-from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
+from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status, advise_on_change
 from dagster_llm_batch.engine.submit import Receipt, Sender, adopt_all, adopt_partition, adopt_planned, find_forgotten
@@ -558,7 +558,7 @@ class Engine:
         """Return how many rows of a submission are empty and not sent, and how many more came that were erased."""
         # Every plan writes a manifest.
         metadata = self.payloads.table_metadata(submission.manifest_path or "")
-        empty, erased = (int(metadata.get(name.encode(), 0)) for name in (SKIPPED, WITHHELD))
+        empty, erased = (int(metadata.get(name.encode(), 0)) for name in (SKIPPED, ERASED_ROWS))
         return empty, erased
 
     def cancel(self, submission_id: str) -> Status:

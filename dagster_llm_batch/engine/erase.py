@@ -51,7 +51,7 @@ from dagster_llm_batch.engine.request_files import (
     write_answers_so_far,
     write_ids,
 )
-from dagster_llm_batch.engine.request_writer import SKIPPED, WITHHELD
+from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
@@ -301,7 +301,7 @@ class Eraser:
                 kept = erased.without(batch, key)
                 skipped += kept.column(_ID).null_count
                 out.write_batch(kept)
-            counts = {SKIPPED: skipped, WITHHELD: int(metadata.get(WITHHELD.encode(), 0))}
+            counts = {SKIPPED: skipped, ERASED_ROWS: int(metadata.get(ERASED_ROWS.encode(), 0))}
             out.add_key_value_metadata({name: str(count) for name, count in counts.items() if count})
             if (definition := metadata.get(DEFINITION.encode())) is not None:
                 out.add_key_value_metadata({DEFINITION: definition.decode()})

@@ -50,7 +50,7 @@ class Preview:
     Attributes:
         rows: All rows.
         skipped: Rows that are empty, and would not be sent.
-        withheld: Rows that came, and would be left out since they were erased.
+        erased_rows: Rows that came, and would be left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that are answered or in flight already.
         shards: What would be sent.
@@ -71,7 +71,7 @@ class Preview:
 
     rows: int
     skipped: int
-    withheld: int
+    erased_rows: int
     requests: int
     reused: int
     shards: tuple[Shard, ...]
@@ -108,7 +108,7 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     return Preview(
         rows=plan.rows,
         skipped=plan.skipped,
-        withheld=plan.withheld,
+        erased_rows=plan.erased_rows,
         requests=plan.requests,
         reused=plan.reused,
         shards=tuple(plan.shards),

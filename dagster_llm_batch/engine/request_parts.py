@@ -71,12 +71,12 @@ def _spare_line(number: int) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """A part file. `rows` is the schema that the rows came with, `withheld` how many were left out as erased."""
+    """A part file. `rows` is the schema that the rows came with, `erased_rows` how many were left out as erased."""
 
     path: str
     rows: pa.Schema
     digest: RowsDigest
-    withheld: int
+    erased_rows: int
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ class WorkerSource:
 
     def __init__(self, workers: Workers, maker: PartMaker, empty: RequestSource) -> None:
         self.digest = RowsDigest()
-        self.withheld = 0
+        self.erased_rows = 0
         self._workers = workers
         self._maker = maker
         self._empty = empty
@@ -278,7 +278,7 @@ class WorkerSource:
         renderer = RowRenderer(self._maker.labeling, self._parts[0].rows, self._maker.load_image)
         for number, part in enumerate(self._parts):
             self.digest.merge(part.digest)
-            self.withheld += part.withheld
+            self.erased_rows += part.erased_rows
             yield from self._part_batches(number, part, renderer)
 
     def _part_batches(self, number: int, part: Part, renderer: RowRenderer) -> Iterator[RenderedBatch]:

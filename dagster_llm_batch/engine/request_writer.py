@@ -43,8 +43,8 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
 __all__ = [
+    "ERASED_ROWS",
     "SKIPPED",
-    "WITHHELD",
     "Draft",
     "LocalSource",
     "LongRow",
@@ -62,7 +62,7 @@ __all__ = [
 # Rows whose requests, and the lines of these, are in memory at once.
 _ROWS, _ROWS_WITH_IMAGES = 256, 8
 
-SKIPPED, WITHHELD = "llm_batch.skipped", "llm_batch.withheld"
+SKIPPED, ERASED_ROWS = "llm_batch.skipped", "llm_batch.erased"
 """Say in a manifest's metadata how many of its rows are empty, and how many it lacks since they were erased; where none
 is, they are not there."""
 
@@ -196,7 +196,7 @@ class Plan:
         shards: What is to be sent.
         rows: All rows.
         skipped: Rows that are empty, and not sent.
-        withheld: Rows that came, and were left out since they were erased.
+        erased_rows: Rows that came, and were left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that need not be sent.
         fingerprint: See core/identity.py.
@@ -206,7 +206,7 @@ class Plan:
     shards: list[Shard]
     rows: int
     skipped: int
-    withheld: int
+    erased_rows: int
     requests: int
     reused: int
     fingerprint: str
@@ -290,7 +290,7 @@ class RequestSource(Protocol):
         ...
 
     @property
-    def withheld(self) -> int:
+    def erased_rows(self) -> int:
         """How many rows were left out so far since they were erased."""
         ...
 
@@ -444,7 +444,7 @@ class Draft:
             shards=shards,
             rows=self._source.digest.rows,
             skipped=self._skipped,
-            withheld=self._source.withheld,
+            erased_rows=self._source.erased_rows,
             requests=self._seen.count,
             reused=self._reused,
             fingerprint=self._source.digest.fingerprint(configuration),
@@ -453,7 +453,7 @@ class Draft:
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
         """Return what a manifest says of all its rows."""
-        counts = {SKIPPED: self._skipped, WITHHELD: self._source.withheld}
+        counts = {SKIPPED: self._skipped, ERASED_ROWS: self._source.erased_rows}
         return {DEFINITION: json.dumps(definition), **{name: str(count) for name, count in counts.items() if count}}
 
     def _keys_again(self) -> Iterator[list[Any]]:
@@ -542,8 +542,8 @@ class LocalSource:
             yield RenderedBatch(self._renderer(columns), nothing, [], iter(()))
 
     @property
-    def withheld(self) -> int:
-        """See RequestSource.withheld."""
+    def erased_rows(self) -> int:
+        """See RequestSource.erased_rows."""
         return self._came - self.digest.rows
 
     def _renderer(self, columns: pa.Schema) -> RowRenderer:

@@ -127,7 +127,7 @@ def test_nothing_brings_an_erased_row_back(workspace):
     again = workspace.run(ECHO, rows(12))
     assert (again.submission.rows, len(billed(workspace))) == (11, asked + 2)
     renamed = labeling(**{**vars_of(ECHO), "asset": "tickets_now", "resend": Resend(former_names=["ticket_labels"])})
-    assert engine.preview(renamed, rows(12)).withheld == 1
+    assert engine.preview(renamed, rows(12)).erased_rows == 1
     assert workspace.engine().plan(renamed, rows(12)).rows == 11
     assert len(billed(workspace)) == asked + 2
     assert not holds(workspace)
@@ -194,8 +194,8 @@ def test_one_partition_can_be_chosen(workspace):
     erase(workspace, "t3", partitions=["a"])
     assert len(table(workspace, ECHO, first.submission_id)) == 9
     assert len(table(workspace, ECHO, second.submission_id)) == 10
-    assert workspace.engine().preview(ECHO, rows(), partition="b").withheld == 0
-    assert workspace.engine().preview(ECHO, rows(), partition="a").withheld == 1
+    assert workspace.engine().preview(ECHO, rows(), partition="b").erased_rows == 0
+    assert workspace.engine().preview(ECHO, rows(), partition="a").erased_rows == 1
 
 
 def test_rows_for_a_fallback_and_answers_so_far_are_erased_too(workspace):
@@ -240,7 +240,7 @@ def test_a_tombstone_does_not_hold_the_key(workspace):
     key = "a.very.private@key.example"
     workspace.engine().eraser.add_tombstones("ticket_labels", [key], None)
     assert key.encode() not in stored(workspace)
-    assert workspace.engine().preview(ECHO, rows().with_columns(ticket_id=pl.lit(key)).head(1)).withheld == 1
+    assert workspace.engine().preview(ECHO, rows().with_columns(ticket_id=pl.lit(key)).head(1)).erased_rows == 1
 
 
 def test_workers_leave_erased_rows_out_as_one_process_does(workspace):
@@ -248,7 +248,7 @@ def test_workers_leave_erased_rows_out_as_one_process_does(workspace):
     alone = workspace.engine().preview(ECHO, rows())
     spread = workspace.engine().plan(replace(ECHO, workers=Pickled()), rows())
     assert (spread.rows, spread.requests) == (alone.rows, alone.requests) == (8, 8)
-    assert workspace.engine().left_out_rows(spread) == (0, alone.withheld) == (0, 2)
+    assert workspace.engine().left_out_rows(spread) == (0, alone.erased_rows) == (0, 2)
     assert not holds(workspace)
 
 
