@@ -52,6 +52,7 @@ from dagster_llm_batch.engine.request_files import (
     write_ids,
 )
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
+from dagster_llm_batch.engine.submit import adopt_all, adopt_planned
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
@@ -212,6 +213,8 @@ class Eraser:
     def erase(self, asset: str) -> list[Left]:
         """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
         left = []
+        # A ledger that was restored from a backup does not know of all that is stored.
+        adopt_all(self._deployment)
         tombstones = len(self._ledger.tombstones(self._namespace, asset))
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
             if submission.has_applied(tombstones):
@@ -252,6 +255,9 @@ class Eraser:
                 "were erased since, and it alone says which requests were theirs. Nothing is sent or landed before. "
                 f"Materialize {submission.submitter} again, or restore the manifest from a backup."
             )
+        # What this ledger has forgotten of it has files that no shard names before this.
+        if shards := self._ledger.shards(submission_id):
+            adopt_planned(self._deployment, shards)
         rows, candidates = self._matches(submission, erased)
         candidates |= self._read_erasing(going_path)
         if candidates:

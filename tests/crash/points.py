@@ -125,6 +125,7 @@ CRASHES: tuple[Crash, ...] = (
     # a shard is split
     *_at(TOO_LARGE, "file: requests", _FILE, nth=_SECOND),
     *_at(TOO_LARGE, "ledger: split_shard", _TRANSACTION),
+    *_at(TOO_LARGE, "file: sent", (_U, _A), nth=_SECOND),
     *_at(TOO_LARGE, "call: create", _CALL, nth=_SECOND),
     # queues and shared batches
     *_at(OWN_QUEUE, "ledger: add_event", (_U, _A)),

@@ -261,6 +261,24 @@ def test_what_was_split_after_the_backup_is_not_asked_again(site: Site, backed_u
     assert site.engine().find_forgotten() == []
 
 
+@pytest.mark.parametrize(
+    "emulator", [VendorLimits(enqueued_tokens=8, fails_fast=True)], indirect=True, ids=["small queue"]
+)
+@pytest.mark.parametrize("backed_up", ["lacking", "refused"])
+def test_rows_are_erased_of_what_a_restored_ledger_has_forgotten_too(site: Site, backed_up: str) -> None:
+    submission_id = forget(site, backed_up, "some")
+    engine = site.engine()
+    engine.eraser.add_tombstones("labels", ["3"], None)
+    [left] = engine.eraser.erase("labels")  # it is under way
+    assert left.submission.submission_id == submission_id
+    assert site.finish(submission_id) == {"succeeded": 5}
+    assert site.engine().eraser.erase("labels") == []
+    assert site.emulator.books.billed_twice() == {}
+    for path in [file.path for file in engine.payloads.files("n") if not file.path.endswith(".parquet")]:
+        with engine.payloads.reader(path) as stored:
+            assert b"Ticket 3" not in stored.read()
+
+
 def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:
     submission_id = site.send()
     site.emulator.inject(WireFault(kind="status", status=429, route="POST /v1/batches", times=2))

@@ -120,6 +120,8 @@ def insert_forgotten(
             "state": SubmissionState.OPEN if is_open else SubmissionState.CANCELED,
             "attempt": max([submission.attempt, *(attempt + 1 for attempt in same)]),
             "reused_from": tuple(source for source in submission.reused_from if source in known),
+            # Tombstones may be forgotten, too: which of the present ones its files were held against, nobody knows.
+            "tombstones": None,
         }
         connection.execute(_INSERT_SUBMISSION, row | changed)
         for older in known.values():
