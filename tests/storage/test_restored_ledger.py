@@ -232,7 +232,8 @@ def forget(site: Site, backed_up: str, restored: str) -> str:
     submission_id = site.engine().plan(labeling, ROWS).submission_id
     for _ in range(12):
         shards = site.engine().ledger.shards(submission_id)
-        if len(shards) == 1 and backed_up in ("planned", "refused")[: 1 + (shards[0].no_room_at is not None)]:
+        seen = {shards[0].state.value, "planned" if shards[0].no_room_at is None else "refused"}
+        if len(shards) == 1 and backed_up in seen:
             backup = site.back_up()
         states = {shard.state.value for shard in shards}
         if len(shards) > 1 and states == ({"collected"} if restored == "all" else {"submitted", "planned"}):
@@ -252,7 +253,15 @@ def forget(site: Site, backed_up: str, restored: str) -> str:
     ("backed_up", "restored"), [("lacking", "some"), ("planned", "all"), ("refused", "some")], ids=str
 )
 def test_what_was_split_after_the_backup_is_not_asked_again(site: Site, backed_up: str, restored: str) -> None:
-    submission_id = forget(site, backed_up, restored)
+    check_split(site, forget(site, backed_up, restored))
+
+
+@pytest.mark.parametrize("emulator", [VendorLimits(enqueued_tokens=8)], indirect=True, ids=["refuses later"])
+def test_what_was_under_way_at_the_backup_and_split_after_it_is_not_asked_again(site: Site) -> None:
+    check_split(site, forget(site, "submitted", "all"))
+
+
+def check_split(site: Site, submission_id: str) -> None:
     assert site.engine().find_forgotten()
     assert site.engine().plan(replace(LABELS, limits=Limits()), ROWS).submission_id == submission_id
     assert site.finish(submission_id) == {"succeeded": 6}

@@ -145,16 +145,19 @@ def forgotten_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, i
     """Return the shards that the ledger has forgotten, or some of whose sendings, and how many of these.
 
     `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
-    not forgotten: it is looked for, or was found.
+    not forgotten, unless it was split since: it is looked for, or was found.
     """
     stored = {row.shard_id: row for row in connection.execute(_STORED, {"ids": list(sent)})}
     known = count_sends(connection, [shard for shard, _ in sent.values()])
     forgotten: Counter[str] = Counter()
     for key, (shard, sends) in sent.items():
         row, lacking = stored.get(key), sends - known[key]
-        # Only by a split does a shard have another file, which has fewer requests.
+        # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
         was_split = row is not None and row.path != shard.path and row.requests > shard.requests
-        if row is None or (row.state == ShardState.PLANNED and (lacking > 0 or was_split)):
+        may_be = (
+            (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
+        )
+        if row is None or (row.state in may_be and (lacking > 0 or was_split)):
             forgotten[key] = max(0, lacking)
     return forgotten
 
@@ -167,7 +170,7 @@ def store_forgotten(connection: sa.Connection, shards: Sequence[Shard], now: dat
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
 
 
-_OF_SENDING = ("state", "lane", "sent_at", "carrier", "padding", *OF_SPLIT)
+_OF_SENDING = ("state", "lane", "sent_at", "submitted_at", "batch_id", "status", "carrier", "padding", *OF_SPLIT)
 
 
 def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
