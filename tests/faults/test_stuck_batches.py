@@ -40,8 +40,6 @@ def workspace(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) 
     vendor: Vendor = request.param
     with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
         yield workspace
-        if vendor.name == "command":
-            (tmp_path / "go-on").touch()
 
 
 def hang(workspace: VendorWorkspace) -> None:

@@ -117,6 +117,8 @@ class VendorWorkspace:
         )
 
     def close(self) -> None:
+        # A command that hangs goes on, and ends: no process outlives its test.
+        (self.folder / "go-on").touch()
         self.emulator.close()
 
     def _now(self) -> float:
