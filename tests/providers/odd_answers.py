@@ -133,6 +133,12 @@ class Relay:
             self._kept, self._seen = kept, Counter()
             self._odd_at, self._odd = (place, before), replace(odd, closes=True).wire
 
+    @property
+    def has_been_odd(self) -> bool:
+        """Whether the odd answer was given: on a busy machine a call before it may have taken too long."""
+        place, before = self._odd_at
+        return self._seen[place] > before
+
     def _answered(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[bytes, bool]:
         """The answer's bytes, and whether the connection ends with them."""
         with self._lock:
