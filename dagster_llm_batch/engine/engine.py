@@ -607,7 +607,7 @@ class Engine:
         """
         if tombstones is None:
             tombstones = len(self.ledger.tombstones(self.namespace, submission.asset))
-        if submission.has_applied(tombstones):
+        if not tombstones or submission.has_applied(tombstones):
             return False
         with nullcontext() if is_leased else self.deployment.leased(submission.submission_id):
             self.eraser.erase_submission(submission.submission_id)
