@@ -23,9 +23,6 @@ from dagster_llm_batch.text import plain_words
 
 __all__ = ["build_llm_batch_alert_sensor"]
 
-# Dagster ends a tick after 60 seconds, and all that it told would be told again.
-_TELL_SECONDS = 30.0
-
 # An event has the time of the machine that wrote it, and may be seen some time after that.
 _LATE_SECONDS = 600.0
 
@@ -45,6 +42,7 @@ def build_llm_batch_alert_sensor(
     *,
     sensor_names: tuple[str, ...] = ("llm_batch_sensor",),
     minimum_interval_seconds: int = 60,
+    tell_seconds: float = 30.0,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
     """Return a sensor that calls `notify` with a text for each failed check, and each failed tick, that is new.
@@ -55,6 +53,8 @@ def build_llm_batch_alert_sensor(
         name: Its name.
         sensor_names: Sensors whose failed ticks are told: what `build_llm_batch_sensor` returned.
         minimum_interval_seconds: Between two ticks.
+        tell_seconds: How long one tick tells; the rest is told at the next one. Dagster ends a tick after 60 seconds,
+            and all that it told would be told again.
         default_status: Running, unless you say otherwise.
     """
 
@@ -77,7 +77,7 @@ def build_llm_batch_alert_sensor(
         began = time.monotonic()
         later: list[_Failure] = []
         for number, failure in enumerate(new):
-            if number and time.monotonic() - began > _TELL_SECONDS:
+            if number and time.monotonic() - began > tell_seconds:
                 later = new[number:]
                 break
             try:

@@ -39,7 +39,7 @@ class Alerts:
         self.refused: str | None = None
         self.cursor: str | None = None
         self._location = location
-        self._sensor = build_llm_batch_alert_sensor(self._notify)
+        self.tell_seconds = 30.0
 
     def _notify(self, text: str) -> None:
         if self.is_away or (self.refused and self.refused in text):
@@ -51,7 +51,7 @@ class Alerts:
         with dg.build_sensor_context(
             instance=self._location.instance, repository_def=self._location.repository, cursor=self.cursor
         ) as context:
-            result = self._sensor(context)
+            result = build_llm_batch_alert_sensor(self._notify, tell_seconds=self.tell_seconds)(context)
             self.cursor = context.cursor
             return result
 
@@ -133,7 +133,7 @@ def test_a_text_that_is_refused_holds_up_no_other_and_makes_none_be_told_twice(l
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["first", "last", "refused"]
 
 
-def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_time(location, monkeypatch):
+def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_time(location):
     alerts = Alerts(location)
     alerts.tick()
     location.land()
@@ -147,9 +147,9 @@ def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_tim
         columns = "job_origin_id, selector_id, status, type, timestamp, tick_body"
         copy = f"INSERT INTO job_ticks ({columns}) SELECT {columns} FROM job_ticks LIMIT 1"
         connection.execute(sa.text(copy), [{}] * 204)
-    monkeypatch.setattr("dagster_llm_batch.sensors.alerts._TELL_SECONDS", 0.0)
+    alerts.tell_seconds = 0.0
     assert "told 1; 409 are told at the next tick" in alerts.tick().skip_message
-    monkeypatch.undo()
+    alerts.tell_seconds = 30.0
     assert "told 409" in alerts.tick().skip_message
     assert [text.split(":")[0] for text in alerts.told].count(LABELS) == 205
     assert "nothing to tell" in alerts.tick().skip_message

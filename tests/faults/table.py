@@ -329,15 +329,21 @@ def run_row(fault: Fault, servers: Servers, folder: Path) -> dict[str, Ending]:
         return {vendor.name: ending for vendor, ending in zip(vendors, endings, strict=True)}
 
 
-def problems(fault: Fault, vendor: Vendor, ending: Ending) -> list[str]:
-    """In what a cell is not as expected."""
-    expected = fault.at(vendor)
-    assert isinstance(expected, Expected)
+def count_problems(expected: Expected, ending: Ending) -> list[str]:
+    """In what the outcomes of rows, and what was billed, are not as expected."""
     found = [f"{ending.lost} rows lost"] if ending.lost else []
     if ending.outcomes != expected.outcomes:
         found.append(f"{dict(ending.outcomes)} in place of {dict(expected.outcomes)}")
     if ending.twice != expected.twice:
         found.append(f"{ending.twice} requests billed twice in place of {expected.twice}")
+    return found
+
+
+def problems(fault: Fault, vendor: Vendor, ending: Ending) -> list[str]:
+    """In what a cell is not as expected."""
+    expected = fault.at(vendor)
+    assert isinstance(expected, Expected)
+    found = count_problems(expected, ending)
     if expected.stopped not in (ending.stopped or ""):
         found.append(f"stopped for {ending.stopped!r} in place of {expected.stopped!r}")
     if ending.stopped and not expected.stopped:

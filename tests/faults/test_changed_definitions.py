@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,12 @@ import pytest
 from pydantic import BaseModel
 
 from dagster_llm_batch.core.prompt import Prompt
-from tests.faults.vendor_workspace import Servers, VendorWorkspace, rows, servers
+from tests.faults.vendor_workspace import Servers, VendorWorkspace, rows
 from tests.faults.vendors import VENDORS, Vendor
 
 
 class Mood(BaseModel):
     mood: float
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
 
 
 @pytest.mark.parametrize("vendor", VENDORS, ids=lambda vendor: vendor.name)

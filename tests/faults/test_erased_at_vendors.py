@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import boto3
@@ -15,23 +13,10 @@ import requests
 
 from dagster_llm_batch.errors import ProviderError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
-from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows, servers
-from tests.faults.vendors import BUCKET, VENDORS, Vendor
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
+from tests.faults.vendors import BUCKET
 
 SECRET = "Ines Quispe of 7 Rua do Ouro"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
-
-
-@pytest.fixture(params=VENDORS, ids=lambda vendor: vendor.name)
-def workspace(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
-    vendor: Vendor = request.param
-    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
-        yield workspace
 
 
 def stored_here(workspace: VendorWorkspace) -> str:

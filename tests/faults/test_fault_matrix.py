@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.table import FAULTS, VENDORS, Fault, problems, run_row
-from tests.faults.vendor_workspace import Servers, servers
+from tests.faults.vendor_workspace import Servers
 
 pytestmark = pytest.mark.slow  # some forty seconds on two cores
 BY_NAME = {vendor.name: vendor for vendor in VENDORS}
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

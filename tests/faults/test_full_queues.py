@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault
 from dagster_llm_batch.types import Cause
-from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows, servers
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows
 from tests.faults.vendors import VENDORS
 
 HOUR = 3_600.0
@@ -34,12 +34,6 @@ SMALL_QUEUES: dict[str, tuple[str, dict[str, Any]]] = {
     "anthropic": ("anthropic", {"queued_requests": 3}),
     "gemini": ("gemini", {"enqueued_tokens": 300}),
 }
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
 
 
 Make = Callable[..., VendorWorkspace]

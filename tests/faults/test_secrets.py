@@ -45,7 +45,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault
 from dagster_llm_batch.types import Request, RequestSpec
 from tests.faults.test_origins import Answer, Asked, Server
-from tests.faults.vendor_workspace import BUCKET, Servers, rows, servers
+from tests.faults.vendor_workspace import BUCKET, Servers, rows
 from tests.faults.vendors import VENDORS, Vendor
 
 MARK = "RECOGNISE"
@@ -54,12 +54,6 @@ JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
 API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini")}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
 
 
 def resources(emulator: Emulator, folder: Path, timeout_seconds: float = 10.0) -> dict[str, Any]:

@@ -32,9 +32,8 @@ from tests.faults.test_secrets import (
     Told,
     resources,
     secrets_of,
-    servers,
 )
-from tests.faults.vendor_workspace import rows
+from tests.faults.vendor_workspace import rows, servers
 from tests.faults.vendors import VENDORS
 
 pytestmark = pytest.mark.slow

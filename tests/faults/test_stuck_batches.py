@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import boto3
@@ -23,23 +20,10 @@ from dagster_llm_batch.errors import BudgetError, TransientError
 from dagster_llm_batch.testing.emulator import WireFault
 from dagster_llm_batch.types import Cause, Outcome
 from tests.faults.table import not_there
-from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows, servers
-from tests.faults.vendors import BUCKET, VENDORS, Vendor
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows
+from tests.faults.vendors import BUCKET, VENDORS
 
 HOUR = 3_600.0
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
-
-
-@pytest.fixture(params=VENDORS, ids=lambda vendor: vendor.name)
-def workspace(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
-    vendor: Vendor = request.param
-    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
-        yield workspace
 
 
 def hang(workspace: VendorWorkspace) -> None:

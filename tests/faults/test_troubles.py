@@ -14,15 +14,9 @@ import pytest
 from tests.crash.postgres import postgres
 from tests.faults.table import VENDORS
 from tests.faults.troubles import TROUBLES, Trouble, problems, run_trouble
-from tests.faults.vendor_workspace import Servers, servers
+from tests.faults.vendor_workspace import Servers
 
 pytestmark = pytest.mark.slow  # some forty seconds on two cores
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Servers]:
-    with servers() as both:
-        yield both
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.types import RequestSpec
-from tests.faults.table import ALL_MISSING, Expected, Never, not_there
+from tests.faults.table import ALL_MISSING, Expected, Never, count_problems, not_there
 from tests.faults.vendor_workspace import ROWS, Ending, Servers, VendorWorkspace, rows
 from tests.faults.vendors import Vendor
 
@@ -231,11 +231,7 @@ def problems(trouble: Trouble, vendor: Vendor, ending: Ending) -> list[str]:
     """In what a cell is not as expected."""
     expected = trouble.at(vendor)
     assert isinstance(expected, Expected)
-    found = [f"{ending.lost} rows lost"] if ending.lost else []
-    if ending.outcomes != expected.outcomes:
-        found.append(f"{dict(ending.outcomes)} in place of {dict(expected.outcomes)}")
-    if ending.twice != expected.twice:
-        found.append(f"{ending.twice} requests billed twice in place of {expected.twice}")
+    found = count_problems(expected, ending)
     is_told = trouble.told and vendor.name not in trouble.untold
     if (ending.told_hours is not None) != is_told:
         found.append(
