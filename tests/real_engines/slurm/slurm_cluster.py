@@ -81,8 +81,14 @@ class Cluster:
             self._wait_for_nodes()
 
     def wait_for_requeue(self, name: str) -> None:
-        """Until the job waits to start again. It does so for some seconds, while its old credential expires."""
-        _until(lambda: "PENDING" in self.call("squeue", "-h", f"--name={name}", "-o", "%T"))
+        """Wait until the job was put back and nothing of its first run is left: it waits, or runs again already."""
+
+        # Asking for PENDING alone is a race: the job waits only until its old credential has expired.
+        def is_put_back() -> bool:
+            words = self.call("squeue", "-h", f"--name={name}", "-O", "RestartCnt,State").split()
+            return len(words) == 2 and int(words[0]) > 0 and words[1] in ("PENDING", "CONFIGURING", "RUNNING")
+
+        _until(is_put_back, seconds=180)
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the node's daemon and all that runs below it are gone at once."""
