@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,17 @@ _PARTITION_KEY = re.compile(r"(?<!:):partition_key\b|\$partition_key\b|%\(partit
 """How drivers write a named parameter: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
 _NO_PARAMETER = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
 """Comments and texts: no parameter is bound in them."""
+_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\$(\w*)\$.*?\$\1\$', re.DOTALL)
+"""Names in quotes, and PostgreSQL's texts between dollars: a `;` in them ends no statement."""
+_CHANGES = re.compile(
+    r"\W*(alter|analyze|attach|begin|checkpoint|commit|copy|create|delete|detach|drop|export|grant|import|insert|install"
+    r"|load|lock|merge|optimize|reindex|release|rename|replace|revoke|rollback|savepoint|set|start|truncate|undrop|unset"
+    r"|update|upsert|use|vacuum)\b",
+    re.IGNORECASE,
+)
+"""First words of statements that are no query in any dialect."""
+_DUCKDB_QUERIES = frozenset(["SELECT", "MULTI", "CALL"])
+"""DuckDB's kinds of statements that only read. `show` and `describe` are a SELECT to it, and `pivot` is a MULTI."""
 _SERVER_SIDE = ("psycopg", "psycopg2")
 """Drivers of PostgreSQL, which hold the whole result unless the cursor has a name."""
 
@@ -39,6 +50,10 @@ class SqlRows:
     `%(partition_key)s` (PostgreSQL, Snowflake); a driver that knows only `?` is given the key for the one `?`. What the
     query reads is named in `deps=`, for lineage and order.
 
+    Rows are read, never changed: a statement that is no query is refused before it runs, and what a query changes all
+    the same (a function with side effects) is refused or rolled back, as far as its database can: SQLite and PostgreSQL
+    read in read-only mode, other drivers of the DB-API roll back, and what commits by itself there stays.
+
     Args:
         sql: One query, whose columns are the rows' columns. Its result is read once, in batches: DuckDB's as Arrow,
             that of other drivers by `fetchmany`, through a file on the local disk. PostgreSQL gives it from a cursor
@@ -51,9 +66,17 @@ class SqlRows:
     resource: str
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where there is no query."""
+        """Raise ConfigError where there is no query, or more than one, or a statement that changes something."""
         if not self.sql.strip() or not self.resource:
             raise ConfigError(f"SqlRows(sql={self.sql!r}, resource={self.resource!r}): give a query and a resource.")
+        statements = [part for part in _QUOTED.sub(" ", _bare(self.sql)).split(";") if part.strip()]
+        changes = _CHANGES.match(statements[0]) if statements else None
+        if changes or len(statements) != 1:
+            got = f"a statement that begins with '{changes[1]}'" if changes else f"{len(statements)} statements"
+            raise ConfigError(
+                f"SqlRows(sql=…): got {got}; rows come from one query, which changes nothing. Prepare "
+                f"tables in an asset upstream, and name it in deps=. The query: {cell_text(self.sql, limit=500)}"
+            )
 
     @property
     def code_version(self) -> str:
@@ -122,6 +145,7 @@ def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBa
     """Yield the result. One without rows is one empty batch: it has columns."""
     driver = type(connection).__module__.partition(".")[0]
     if driver in ("duckdb", "_duckdb"):
+        _refuse_changes(connection, sql)
         relation = connection.sql(sql, params=parameters)
         # DuckDB 2 has renamed it
         read = getattr(relation, "to_arrow_reader", None) or relation.fetch_record_batch
@@ -129,14 +153,59 @@ def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBa
         yield next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
         yield from reader
         return
-    # outside of a transaction, which autocommit is, such a cursor needs to be told to stay
+    # where each statement commits, such a cursor needs to be told to stay
     named = {"name": "llm_batch_rows", "withhold": connection.autocommit} if driver in _SERVER_SIDE else {}
-    cursor = connection.cursor(**named)
-    try:
-        cursor.execute(sql, parameters) if parameters is not None else cursor.execute(sql)
-        yield from _in_one_schema(_fetched(cursor))
-    finally:
-        cursor.close()
+    with _read_only(connection, driver):
+        cursor = connection.cursor(**named)
+        try:
+            cursor.execute(sql, parameters) if parameters is not None else cursor.execute(sql)
+            yield from _in_one_schema(_fetched(cursor))
+        finally:
+            cursor.close()
+
+
+def _refuse_changes(connection: Any, sql: str) -> None:
+    """Raise InputError where DuckDB takes a statement for something else than a query: it would run it at once."""
+    kinds = [statement.type.name for statement in connection.extract_statements(sql)]
+    if len(kinds) != 1 or kinds[0] not in _DUCKDB_QUERIES:
+        raise InputError(
+            f"rows: one query is taken, which changes nothing; DuckDB reads {' and '.join(kinds) or 'nothing'} here. "
+            f"Nothing was run, and nothing was sent. Got: {cell_text(sql, limit=500)}"
+        )
+
+
+@contextmanager
+def _read_only(connection: Any, driver: str) -> Iterator[None]:
+    """Keep nothing that a statement changes within the block, and leave what its owner has not committed as it is."""
+    if driver == "sqlite3":
+        [was] = connection.execute("pragma query_only").fetchone()
+        with _executed(connection, "pragma query_only = 1", f"pragma query_only = {was}"):
+            yield
+    # a transaction of the owner's own is open unless the status is 0, which is idle
+    elif driver in _SERVER_SIDE and connection.autocommit and not connection.info.transaction_status:
+        with _executed(connection, "begin read only", "rollback"):
+            yield
+    elif driver in _SERVER_SIDE:
+        # The setting is undone with the savepoint: what the owner does next may write again.
+        before = "savepoint llm_batch_rows; set local transaction_read_only = on"
+        with _executed(connection, before, "rollback to savepoint llm_batch_rows"):
+            yield
+    else:
+        try:
+            yield
+        finally:
+            # Not every driver has transactions, as the DB-API allows.
+            getattr(connection, "rollback", lambda: None)()
+
+
+@contextmanager
+def _executed(connection: Any, before: str, after: str) -> Iterator[None]:
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(before)
+        try:
+            yield
+        finally:
+            cursor.execute(after)
 
 
 def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:

@@ -17,7 +17,7 @@ from code_location import BATCH, DAILY, DAYS, LABELS, failure, labeled
 from dagster_duckdb import DuckDBResource
 
 from dagster_llm_batch import Prompt, SqlRows
-from dagster_llm_batch.errors import ConfigError, PayloadError
+from dagster_llm_batch.errors import ConfigError, InputError, PayloadError
 
 TABLE = "create table tickets (ticket_id text, subject text, body text, day text)"
 FILL = "insert into tickets select 't' || i, 'Subject ' || i, 'Body ' || i, '2026-01-0' || (1 + i % 2) from {range}"
@@ -167,8 +167,57 @@ def test_a_resource_that_is_no_connection_is_refused_with_what_is_taken():
         (f"{WHOLE} where day = '%(partition_key)s'", DAILY, "the same for every partition"),
         (WHOLE, DAILY, "the same for every partition, so that each would ask, and pay, for all rows"),
         (" ", None, "give a query and a resource"),
+        ("update tickets set body = ''", None, "got a statement that begins with 'update'; rows come from one query"),
+        ("-- daily\n(INSERT into tickets select 1)", None, "begins with 'INSERT'"),
+        (f"{WHOLE}; drop table tickets", None, "got 2 statements; rows come from one query"),
+        ("-- nothing", None, "got 0 statements"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_definitions_load(sql, partitions_def, message):
     with pytest.raises(ConfigError, match=message):
         labeled(rows=SqlRows(sql=sql, resource="warehouse"), partitions_def=partitions_def)
+
+
+@pytest.mark.parametrize("end", [";", ' where "a;b" = 1', " where body <> 'x;y'", " where body <> $a$;$a$ -- ;"])
+def test_a_semicolon_that_ends_no_statement_is_no_second_one(end):
+    assert SqlRows(sql=f"{WHOLE}{end}", resource="warehouse")
+
+
+# Statements whose first word does not tell that they change something.
+CHANGED = "with late as (select 't1' as id) update tickets set body = '' where ticket_id in (select id from late)"
+
+
+def test_duckdb_is_not_given_what_is_no_query(warehouse):
+    with warehouse.get_connection() as connection:
+        for sql in (CHANGED, f"{CHANGED} returning ticket_id", "explain analyze delete from tickets"):
+            with pytest.raises(InputError, match=r"DuckDB reads (UPDATE|EXPLAIN) here. Nothing was run"):
+                read(SimpleNamespace(get_connection=warehouse.get_connection, cursor=None), sql)
+        assert connection.execute("select count(*) from tickets where body <> ''").fetchone() == (6,)
+    assert sum(batch.num_rows for batch in read(warehouse, "pivot tickets on day using count(*)"))
+
+
+@pytest.mark.parametrize("returning", ["", " returning ticket_id, body"])
+def test_sqlite_keeps_nothing_of_a_statement_that_is_no_query_and_all_that_its_owner_wrote(returning):
+    """The owner has not committed yet, and writes on afterwards."""
+    connection = lite()
+    with pytest.raises(InputError, match="attempt to write a readonly database"):
+        read(connection, CHANGED + returning)
+    assert connection.execute("select count(*) from tickets where body <> ''").fetchone() == (6,)
+    connection.execute("delete from tickets")
+    connection.commit()
+
+
+def test_a_driver_of_the_db_api_that_has_no_read_only_mode_rolls_back():
+    """Stands for drivers such as MySQL's: the statement runs, and is not kept."""
+
+    class Connection:
+        def __init__(self) -> None:
+            self._lite = lite()
+            self._lite.commit()
+            # such drivers begin a transaction before any statement, Python's SQLite before some
+            self._lite.execute("begin")
+            self.cursor, self.rollback = self._lite.cursor, self._lite.rollback
+
+    connection = Connection()
+    read(connection, f"{CHANGED} returning ticket_id")
+    assert connection.cursor().execute("select count(*) from tickets where body <> ''").fetchone() == (6,)

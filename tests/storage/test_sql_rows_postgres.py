@@ -7,6 +7,7 @@ import pytest
 
 from dagster_llm_batch import SqlRows
 from dagster_llm_batch.core.rows import BATCH_ROWS
+from dagster_llm_batch.errors import InputError
 
 
 @pytest.mark.parametrize("autocommit", [False, True])
@@ -22,4 +23,22 @@ def test_rows_are_fetched_batch_by_batch_with_the_partition_as_a_parameter(postg
     rest = sum(batch.num_rows for batch in batches)
     assert first.num_rows + rest == 9_900
     assert first.column("day")[0].as_py() == "2026-01-01"
+    connection.close()
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_function_that_writes_is_refused_and_what_the_owner_has_not_committed_stays(postgres_cluster, autocommit):
+    connection = psycopg2.connect(postgres_cluster.new_database().replace("postgresql+psycopg2", "postgresql"))
+    connection.autocommit = autocommit
+    cursor = connection.cursor()
+    cursor.execute("create table seen (id int); insert into seen values (1)")
+    cursor.execute("create function see() returns int language sql as 'insert into seen values (2) returning id'")
+    for sql in ("select see() as id", "with more as (insert into seen values (3) returning id) select id from more"):
+        context = SimpleNamespace(resources=SimpleNamespace(warehouse=connection), partition_key=None)
+        with pytest.raises(InputError, match=r"read-only transaction|data-modifying"):
+            list(SqlRows(sql=sql, resource="warehouse")(context))
+    cursor.execute("insert into seen values (4)")
+    connection.commit()
+    cursor.execute("select array_agg(id order by id) from seen")
+    assert cursor.fetchone() == ([1, 4],)
     connection.close()
