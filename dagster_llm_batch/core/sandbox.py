@@ -3,7 +3,7 @@
 Jinja's sandbox keeps a template from reaching out, and bounds `range`; a number too many in `{{ "-" * n }}` still takes
 all memory of the machine. So whatever makes much out of little is looked at before it is done: `*`, `+`, `**`, `%` and
 `~`, formats, the methods and filters that pad, repeat, replace and join, and what a template's parts make together.
-The bound is far above the longest prompt that any LLM reads, and far below a machine's memory.
+The bound is above the longest request that any vendor takes, images in base64 included, and below a machine's memory.
 
 Refuses to bound time: a loop in a loop that makes nothing runs as long as it runs.
 """
@@ -18,14 +18,14 @@ from typing import Any
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
-from jinja2.filters import FILTERS
+from jinja2.filters import FILTERS, make_attrgetter
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import generate_lorem_ipsum
 
 __all__ = ["MOST_CHARS", "Sandbox", "size_of"]
 
-MOST_CHARS = 10_000_000
+MOST_CHARS = 50_000_000
 """How many characters, or items, an expression or a whole template may make."""
 
 _PIECES_AT_ONCE = 10_000
@@ -35,6 +35,8 @@ _MOST_BITS = 100_000
 # `%-10.3f`, `%(name)10s`, `%*d`: width and precision.
 _PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+))?")
 _DIGITS = re.compile(r"\d+")
+_PLAIN = ImmutableSandboxedEnvironment()
+"""Looks attributes up as a template does."""
 
 
 def size_of(value: object) -> int:
@@ -139,8 +141,10 @@ def _replaced(text: Any, old: Any = "", new: Any = "", *_more: object, **_named:
     return len(text) + times * len(new)
 
 
-def _joined(values: object, separator: object = "", *_more: object, **named: object) -> int:
+def _joined(values: Any, separator: object = "", attribute: Any = None, **named: object) -> int:
     separator = named.get("d", separator)
+    if attribute is not None:
+        values = list(map(make_attrgetter(_PLAIN, attribute), values))
     if isinstance(values, str):
         return len(values) * (1 + size_of(separator))
     return size_of(values) + (len(values) if hasattr(values, "__len__") else 0) * size_of(separator)
@@ -156,9 +160,23 @@ def _wrapped(text: object, width: object = 79, *more: object, **named: object) -
     return size_of(text) + (size_of(text) // max(_number(width), 1) + 1) * size_of(wrap or "")
 
 
-def _as_text(value: object, *more: object, **named: object) -> int:
-    indent = named.get("indent", more[0] if more else 0)
-    return size_of(value) * (1 + _number(indent))
+def _as_text(value: object, *_more: object, **_named: object) -> int:
+    return size_of(value)
+
+
+def _as_json(value: object, indent: object = None, level: int = 1) -> int:
+    """Return the size of JSON, whose lines are indented by their level."""
+    if not isinstance(value, dict | list | tuple):
+        return size_of(value)
+    width = len(indent) if isinstance(indent, str) else _number(indent)
+    total = 2 + width * level
+    for part in value:
+        total += 2 + width * level + (size_of(part) if isinstance(value, dict) else 0)
+        total += _as_json(value[part] if isinstance(value, dict) else part, indent, level + 1)
+        # More need not be known, as in `_sum_of`.
+        if total > MOST_CHARS:
+            break
+    return total
 
 
 def _texts(number: object = 5, _html: object = True, _least: object = 20, most: object = 100, **named: object) -> int:
@@ -177,10 +195,10 @@ _FILTERS: Mapping[str, Callable[..., int]] = {
     "round": _width,
     "slice": _width,
     "string": _as_text,
-    "sum": lambda value, *_more, **_named: size_of(value),
-    "tojson": _as_text,
+    "sum": _as_text,
+    "tojson": _as_json,
     "wordwrap": _wrapped,
-    "xmlattr": lambda value, *_more, **_named: size_of(value),
+    "xmlattr": _as_text,
 }
 """How much a filter makes, by its name. The others make no more than a few times what they get."""
 
