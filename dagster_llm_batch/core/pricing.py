@@ -18,14 +18,14 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial, reduce
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked, nearest_name
-from dagster_llm_batch.core.token_counts import OutputTokens
+from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Extra, Lane, Price, PriceBasis, Usage
 
@@ -38,6 +38,7 @@ __all__ = [
     "MONEY_TOTAL",
     "PICODOLLAR",
     "UNKNOWN",
+    "Costs",
     "Estimate",
     "PerToken",
     "Rate",
@@ -334,6 +335,13 @@ _INPUT_P95 = Decimal("1.3")
 _BOUND_STEP = 16
 
 
+class Costs(NamedTuple):
+    """What requests cost together: expected, and the most that they can. None: nobody knows."""
+
+    expected_usd: Decimal | None
+    bound_usd: Decimal | None
+
+
 @dataclass
 class Estimate:
     """What a submission may cost, counted while its requests are written.
@@ -381,11 +389,11 @@ class Estimate:
             ]
         return max((cost for cost in costs if cost is not None), default=None)
 
-    def add(self, tokens: Sequence[int], lane: Lane = Lane.BATCH) -> Decimal | None:
-        """Count requests that are expected to have so many input tokens.
+    def add(self, tokens: InputCounts, lane: Lane = Lane.BATCH) -> Costs:
+        """Count requests that have so many input tokens; return what they cost together."""
+        return Costs(self._add_expected(tokens.expected, lane), self._add_bounds(tokens.bounds, lane))
 
-        Returns what they are expected to cost, or None where that is not known.
-        """
+    def _add_expected(self, tokens: Sequence[int], lane: Lane) -> Decimal | None:
         self.requests += len(tokens)
         self.input_tokens += sum(tokens)
         cost = Decimal(0)
@@ -398,22 +406,38 @@ class Estimate:
         self._cost_usd += cost
         return cost
 
-    def add_bounds(self, bounds: Sequence[int | None], lane: Lane = Lane.BATCH) -> None:
-        """Count the bounds of the input tokens of these requests, beside `add`."""
-        if self.input_bound is None or None in bounds:
+    def _add_bounds(self, bounds: Sequence[int | None], lane: Lane) -> Decimal | None:
+        cost = Decimal(0)
+        if None in bounds:
             self.input_bound = None
-            return
-        known = [bound for bound in bounds if bound is not None]
-        self.input_bound += sum(known)
-        for steps, count in Counter(-(-bound // _BOUND_STEP) for bound in known).items():
-            self._bound_usd += (self._bound_of(steps * _BOUND_STEP, lane) or 0) * count
+        else:
+            known = [bound for bound in bounds if bound is not None]
+            self.input_bound = None if self.input_bound is None else self.input_bound + sum(known)
+            for steps, count in Counter(-(-bound // _BOUND_STEP) for bound in known).items():
+                cost += (self._bound_of(steps * _BOUND_STEP, lane) or 0) * count
+            self._bound_usd += cost
+        is_open = None in bounds or (self.output.bound is None and len(bounds) > 0)
+        return None if is_open and not self._is_free else self._known(cost)
 
-    def add_surcharge(self, cost_usd: Decimal) -> None:
+    def most_usd(self, tokens: int | None, lane: Lane = Lane.BATCH) -> Decimal | None:
+        """Return the most that one request can cost that has so many input tokens at most; None: nobody knows."""
+        if self._is_free:
+            return Decimal(0)
+        if tokens is None or self.output.bound is None:
+            return None
+        return self._bound_of(-(-tokens // _BOUND_STEP) * _BOUND_STEP, lane)
+
+    def add_surcharge(self, surcharge: Costs) -> None:
         """Count what is paid beside the requests, as for padding with copies of them."""
+        expected, bound = surcharge.expected_usd or Decimal(0), surcharge.bound_usd or Decimal(0)
         if self._cost_usd:
-            self._p95_usd += cost_usd * self._p95_usd / self._cost_usd
-            self._bound_usd += cost_usd * self._bound_usd / self._cost_usd
-        self._cost_usd += cost_usd
+            self._p95_usd += expected * self._p95_usd / self._cost_usd
+        self._cost_usd += expected
+        self._bound_usd += bound
+
+    @property
+    def _is_free(self) -> bool:
+        return self.tariff.basis is PriceBasis.FREE
 
     def _known(self, amount: Decimal) -> Decimal | None:
         return None if self.tariff.basis is PriceBasis.UNKNOWN else amount
@@ -430,6 +454,5 @@ class Estimate:
 
     @property
     def bound_usd(self) -> Decimal | None:
-        is_free = self.tariff.basis is PriceBasis.FREE
         is_open = self.input_bound is None or (self.output.bound is None and self.requests > 0)
-        return None if is_open and not is_free else self._known(self._bound_usd)
+        return None if is_open and not self._is_free else self._known(self._bound_usd)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cached_property, partial
+from functools import cached_property
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,7 +22,7 @@ from upath import UPath
 
 from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
-from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
 from dagster_llm_batch.engine.budget import refuse_over_budget
 from dagster_llm_batch.engine.collect import Collector
@@ -333,8 +333,7 @@ class Planner:
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits, estimate = self._deployment.batch_limits(labeling), self._deployment.estimate(labeling)
-        surcharge = partial(_surcharge, labeling.limits, estimate)
-        return wave.files(limits, self._deployment.owner(labeling, lane), surcharge)
+        return wave.files(limits, self._deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane))
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Return the file that has all requests for a fallback, as it is configured now."""
@@ -428,15 +427,30 @@ class Planner:
         )
 
 
-def _surcharge(limits: Limits, estimate: Estimate, shard: Shard, lacking: int) -> Decimal:
-    """Return what a shard costs more, if sent alone, that is `lacking` requests short of the least number."""
-    usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=estimate.output.expected)
-    price = estimate.tariff.price(usage)
-    if limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
-        return Decimal(0)
-    if limits.below_minimum == "pad":
-        return price.cost_usd * lacking
-    return (price.realtime_usd - price.cost_usd) * shard.requests
+@dataclass(frozen=True)
+class _Prices:
+    """See ShardPrices."""
+
+    limits: Limits
+    estimate: Estimate
+    lane: Lane
+
+    def surcharge(self, shard: Shard, lacking: int) -> Costs:
+        usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=self.estimate.output.expected)
+        price = self.estimate.tariff.price(usage)
+        if self.limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
+            return Costs(Decimal(0), Decimal(0))
+        dearest = self.most_usd(shard.input_bound)
+        if self.limits.below_minimum == "pad":
+            # Copies of any of them.
+            return Costs(price.cost_usd * lacking, None if dearest is None else dearest * lacking)
+        more = (price.realtime_usd - price.cost_usd) * shard.requests
+        most = self.estimate.most_usd(shard.input_bound, Lane.REALTIME)
+        known = most is not None and dearest is not None
+        return Costs(more, (most - dearest) * shard.requests if known else None)  # type: ignore[operator]  # both known
+
+    def most_usd(self, input_bound: int | None) -> Decimal | None:
+        return self.estimate.most_usd(input_bound, self.lane)
 
 
 def _may_follow(known: Submission, *, again: bool) -> bool:

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, packed, shard_nonce, unpacked
+from dagster_llm_batch.core.pricing import Costs
 from dagster_llm_batch.core.sharding import ShardFill
+from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
@@ -250,25 +252,32 @@ class Wave:
     writer: Callable[[str], AbstractContextManager[Any]] | None = None
     shard_numbers: Iterator[int] = field(default_factory=count)
 
-    def files(self, limits: BatchLimits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]) -> ShardFiles:
+    def files(self, limits: BatchLimits, owner: Owner, prices: ShardPrices) -> ShardFiles:
         """Return the request files of this owner."""
         if owner.lane is Lane.REALTIME:
             limits = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None)
-        return ShardFiles(self, limits, owner, surcharge)
+        return ShardFiles(self, limits, owner, prices)
+
+
+class ShardPrices(Protocol):
+    """What requests of one owner cost beside what each is expected to."""
+
+    def surcharge(self, shard: Shard, lacking: int) -> Costs:
+        """Return what a shard costs more that is so many requests short of the provider's least number."""
+        ...
+
+    def most_usd(self, input_bound: int | None) -> Decimal | None:
+        """Return the most that one request can cost with so many input tokens at most; None: nobody knows."""
+        ...
 
 
 class ShardFiles:
-    """The request files of one owner in a wave. `shards` has those that are ended.
+    """The request files of one owner in a wave. `shards` has those that are ended."""
 
-    `surcharge` returns what a shard costs more that is so many requests short of the provider's least number.
-    """
-
-    def __init__(
-        self, wave: Wave, limits: BatchLimits, owner: Owner, surcharge: Callable[[Shard, int], Decimal]
-    ) -> None:
+    def __init__(self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices) -> None:
         self.shards: list[Shard] = []
-        self.surcharge_usd = Decimal(0)
-        self._surcharge = surcharge
+        self.surcharge = Costs(Decimal(0), Decimal(0))
+        self._prices = prices
         self._wave = wave
         self._limits = limits
         self._owner = owner
@@ -283,8 +292,8 @@ class ShardFiles:
         self,
         lines: Lines,
         keys: Sequence[object],
-        tokens: Sequence[int],
-        cost: Callable[[Sequence[int]], Decimal | None],
+        tokens: InputCounts,
+        cost: Callable[[InputCounts], Costs],
     ) -> None:
         """Write requests. `cost` returns the cost of requests of so many tokens. Raises InputError for one too long."""
         sizes = lines.sizes
@@ -292,11 +301,12 @@ class ShardFiles:
         start = 0
         while start < len(sizes):
             shard = self._shard()
-            end = start + shard.fill.take(sizes[start:], tokens[start:])
+            end = start + shard.fill.take(sizes[start:], tokens.expected[start:])
             if start == end:
                 self.end()
                 continue
-            shard.add(lines.slice(start, end), tokens[start:end], cost(tokens[start:end]))
+            counts = tokens if end - start == len(sizes) else tokens.slice(start, end)
+            shard.add(lines.slice(start, end), counts, cost(counts))
             start = end
 
     def _shard(self) -> _OpenShard:
@@ -323,8 +333,12 @@ class ShardFiles:
             self.shards[-2:] = self._fill_up(*self.shards[-2:])
         if self.shards and (lacking := self._limits.min_requests - self.shards[-1].requests) > 0:
             tail = self.shards[-1]
-            self.surcharge_usd = self._surcharge(tail, lacking)
-            self.shards[-1] = replace(tail, estimated_usd=_sum(tail.estimated_usd, self.surcharge_usd))
+            self.surcharge = self._prices.surcharge(tail, lacking)
+            self.shards[-1] = replace(
+                tail,
+                estimated_usd=_sum(tail.estimated_usd, self.surcharge.expected_usd),
+                bound_usd=_sum(tail.bound_usd, self.surcharge.bound_usd),
+            )
         return self.shards
 
     def _fill_up(self, full: Shard, tail: Shard) -> list[Shard]:
@@ -348,6 +362,13 @@ class ShardFiles:
                     ids.append(request_id)
         write_ids(payloads, full, packed(kept))
         write_ids(payloads, tail, packed(ids))
+        moved = _bound_of_some(full, lacking, self._prices.most_usd(full.input_bound))
+        bounds = (full.input_bound, tail.input_bound)
+        tail = replace(
+            tail,
+            bound_usd=_sum(tail.bound_usd, moved),
+            input_bound=None if None in bounds else max(filter(None, bounds), default=0),
+        )
         return [_rewritten(full, rest, full, -lacking), _rewritten(tail, more, full, lacking)]
 
     def discard(self) -> None:
@@ -373,13 +394,18 @@ class _OpenShard:
         self._writer: Any = self._stack.enter_context((wave.writer or wave.payloads.writer)(self._path))
         self._ids = bytearray()
         self._tokens = 0
-        self._cost_usd: Decimal | None = Decimal(0)
+        self._input_bound: int | None = 0
+        self._costs = Costs(Decimal(0), Decimal(0))
 
-    def add(self, lines: Lines, tokens: Sequence[int], cost_usd: Decimal | None) -> None:
+    def add(self, lines: Lines, tokens: InputCounts, costs: Costs) -> None:
         self._writer.write(lines.with_nonce(self.nonce))
         self._ids += packed(lines.request_ids)
-        self._tokens += sum(tokens)
-        self._cost_usd = _sum(self._cost_usd, cost_usd)
+        self._tokens += sum(tokens.expected)
+        if None in tokens.bounds:
+            self._input_bound = None
+        elif self._input_bound is not None:
+            self._input_bound = max(self._input_bound, *filter(None, tokens.bounds), 0)
+        self._costs = Costs(*map(_sum, self._costs, costs))
 
     def close(self, owner: Owner) -> Shard:
         self._stack.close()
@@ -398,7 +424,9 @@ class _OpenShard:
             path=self._path,
             digest=self._writer.digest,
             tokens=self._tokens,
-            estimated_usd=self._cost_usd,
+            estimated_usd=self._costs.expected_usd,
+            bound_usd=self._costs.bound_usd,
+            input_bound=self._input_bound,
         )
         write_ids(self._wave.payloads, shard, bytes(self._ids))
         return shard
@@ -408,11 +436,14 @@ class _OpenShard:
         self._wave.payloads.delete(self._path)
 
 
-def split_requests(payloads: PayloadStore, whole: Shard, number: int, least: int) -> tuple[Shard, Shard]:
+def split_requests(
+    payloads: PayloadStore, whole: Shard, number: int, least: int, dearest_usd: Decimal | None = None
+) -> tuple[Shard, Shard]:
     """Write a shard's requests into two new files, each with half of the bytes and at least `least` requests.
 
     Return the shard with the first half, and a new one of this `number` with the others. The file of the whole stays:
     a process that is killed before the ledger knows of the halves writes them again, under the same names.
+    `dearest_usd` is the most that any one of its requests can cost.
     """
     nonce = shard_nonce(whole.submission_id, whole.wave, number)
     start = whole.path.rpartition(f"wave-{whole.wave}-")[0]
@@ -442,6 +473,7 @@ def split_requests(payloads: PayloadStore, whole: Shard, number: int, least: int
         digest=first.digest,
         tokens=tokens,
         estimated_usd=cost,
+        bound_usd=_bound_of_some(whole, len(ids), dearest_usd),
         # The provider's words may quote a row of either, and go with it where it is erased.
         reason=None,
     )
@@ -456,12 +488,20 @@ def split_requests(payloads: PayloadStore, whole: Shard, number: int, least: int
         digest=second.digest,
         tokens=whole.tokens - tokens,
         estimated_usd=None if whole.estimated_usd is None or cost is None else whole.estimated_usd - cost,
+        bound_usd=_bound_of_some(whole, len(other_ids), dearest_usd),
         # What was erased is counted of the shard whose batches had it.
         erased=None,
     )
     write_ids(payloads, rest, packed(ids))
     write_ids(payloads, half, packed(other_ids))
     return rest, half
+
+
+def _bound_of_some(whole: Shard, requests: int, dearest_usd: Decimal | None) -> Decimal | None:
+    """Return the most that so many requests of a shard can cost. Which ones they are is not known: all may be dear."""
+    if whole.bound_usd is None or dearest_usd is None:
+        return whole.bound_usd
+    return min(whole.bound_usd, requests * dearest_usd)
 
 
 def _rewritten(shard: Shard, file: PayloadWriter, source: Shard, moved: int) -> Shard:

@@ -414,10 +414,10 @@ class Draft:
     def _write(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
         requests, files = requests.take(places), self._files[lane]
         lines = requests.lines(0, files.nonce)
-        tokens = requests.tokens.expected
+        counts = requests.tokens
+        tokens = counts.expected
         keys = [keys[at] for at in places]
-        files.add(lines, keys, tokens, partial(self.estimate.add, lane=lane))
-        self.estimate.add_bounds(requests.tokens.bounds, lane)
+        files.add(lines, keys, counts, partial(self.estimate.add, lane=lane))
         if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
             rows = map(LongRow, tokens, keys)
             self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
@@ -436,7 +436,7 @@ class Draft:
         digests = self._source.write_files(shards, self._spares)
         shards = [shard for files in self._files.values() for shard in files.close(digests)]
         for files in self._files.values():
-            self.estimate.add_surcharge(files.surcharge_usd)
+            self.estimate.add_surcharge(files.surcharge)
         self._stack.close()
         self._unnamed.close()
         self._source.close()

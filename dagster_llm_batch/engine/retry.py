@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.budget import committing, exceeded
 from dagster_llm_batch.engine.collect import Collector
@@ -112,12 +113,12 @@ class NextWave:
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
             for ask in group:
-                # Of an average request: the tokens of each are not kept.
-                tokens = ask.shard.tokens // max(ask.shard.requests, 1)
+                # Those of each are not kept: expected is an average request, and the bound is that of the longest.
+                tokens, bound = ask.shard.tokens // max(ask.shard.requests, 1), ask.shard.input_bound
                 cost = self._estimate(ask).add
                 for lines in self._lines(ask):
                     ids = lines.request_ids
-                    files.add(lines, ids, [tokens] * len(ids), cost)
+                    files.add(lines, ids, InputCounts([tokens] * len(ids), [bound] * len(ids)), cost)
             shards += files.close()
         return shards
 

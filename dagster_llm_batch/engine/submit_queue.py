@@ -170,7 +170,9 @@ class Dispatcher:
         self._lease.check()
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         wave = [other.number for other in ledger.shards(shard.submission_id) if other.wave == shard.wave]
-        rest, half = split_requests(payloads, shard, max(wave) + 1, least)
+        estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"))
+        dearest = estimate.most_usd(shard.input_bound, shard.lane)
+        rest, half = split_requests(payloads, shard, max(wave) + 1, least, dearest)
         # Before either is sent. A process that is killed before this leaves files that the next one writes over.
         ledger.split_shard(shard, rest, half)
         # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.

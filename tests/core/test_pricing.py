@@ -19,12 +19,13 @@ from dagster_llm_batch.core.pricing import (
     FREE,
     PICODOLLAR,
     UNKNOWN,
+    Costs,
     Estimate,
     Tariff,
     TokenPrice,
     tariff,
 )
-from dagster_llm_batch.core.token_counts import OutputTokens
+from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -180,7 +181,7 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
         assert prices.price(Usage(1, 1)) == (None, None, PriceBasis.UNKNOWN)
         assert prices.price(None) == (None, None, PriceBasis.UNKNOWN)
         estimate = Estimate(prices, OutputTokens(10, 10, 10))
-        assert estimate.add([25, 5]) is None
+        assert estimate.add(InputCounts([25, 5], [25, 5])) == (None, None)
         assert (estimate.cost_usd, estimate.input_tokens, estimate.requests) == (None, 30, 2)
 
 
@@ -311,25 +312,32 @@ def test_many_cost_what_each_costs(prices: Tariff, each: list[Usage | None]) -> 
         assert found == tuple(None if amount is None else amount.quantize(PICODOLLAR) for amount in wanted)
 
 
+def counts(expected: list[int], most: int) -> InputCounts:
+    return InputCounts(expected, [most] * len(expected))
+
+
 def test_an_estimate_adds_up() -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), OutputTokens(100, 200, 400))
-    costs = [estimate.add([1_000]), estimate.add([1_000, 2_000, 1_000]), estimate.add([1_000], Lane.REALTIME)]
-    assert costs == [Decimal("0.00175"), Decimal("0.0065"), Decimal("0.0035")]
+    costs = [
+        estimate.add(counts([1_000], 3_200)),
+        estimate.add(counts([1_000, 2_000, 1_000], 3_200)),
+        estimate.add(counts([1_000], 3_200), Lane.REALTIME),
+    ]
+    assert [each.expected_usd for each in costs] == [Decimal("0.00175"), Decimal("0.0065"), Decimal("0.0035")]
+    of_one = 3_200 * Decimal("1.25e-6") + 400 * Decimal("5e-6")
+    assert [each.bound_usd for each in costs] == [of_one, 3 * of_one, 2 * of_one]
+    assert [estimate.most_usd(3_200), estimate.most_usd(3_200, Lane.REALTIME)] == [of_one, 2 * of_one]
     assert estimate.cost_usd == Decimal("0.01175")
     assert (estimate.requests, estimate.input_tokens) == (5, 6_000)
-    assert estimate.add([]) == 0
+    assert estimate.add(counts([], 1)) == (0, 0)
     # 1.3 times the input and 200 tokens of output for each: 1.25 and 5 USD a million, twice that in real time.
-    assert estimate.p95_usd is None or estimate.p95_usd <= (estimate.bound_usd or 0)
-    estimate.add_bounds([3_200] * 4)
-    estimate.add_bounds([3_200], Lane.REALTIME)
     assert estimate.p95_usd == Decimal("1.3") * (5_000 + 2 * 1_000) * Decimal("1.25e-6") + 6 * 200 * Decimal("5e-6")
-    assert estimate.bound_usd == 6 * (3_200 * Decimal("1.25e-6") + 400 * Decimal("5e-6"))
+    assert estimate.bound_usd == 6 * of_one
 
 
 def test_a_bound_is_rounded_up() -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), OutputTokens(0, 0, 0))
-    estimate.add([1, 1])
-    estimate.add_bounds([1, 17])
+    estimate.add(InputCounts([1, 1], [1, 17]))
     assert estimate.input_bound == 18
     assert estimate.bound_usd == (16 + 32) * Decimal("1.25e-6")
 
@@ -338,8 +346,7 @@ def test_what_is_written_to_a_cache_is_inside_of_the_bound() -> None:
     prices, output = tariff("anthropic", "claude-haiku-4-5", NOW), OutputTokens(0, 0, 0)
     plain, marked = Estimate(prices, output), Estimate(prices, output, writes_cache=True)
     for estimate in (plain, marked):
-        estimate.add([1_600])
-        estimate.add_bounds([1_600])
+        estimate.add(InputCounts([1_600], [1_600]))
     written = Usage(input_tokens=1_600, cache_write_tokens=1_600, cache_write_1h_tokens=1_600)
     assert marked.bound_usd == prices.price(written).cost_usd == 2 * (plain.bound_usd or 0)
     assert marked.cost_usd == plain.cost_usd
@@ -351,9 +358,8 @@ def test_what_is_written_to_a_cache_is_inside_of_the_bound() -> None:
 )
 def test_a_bound_of_which_a_part_is_unknown_is_unknown(output: OutputTokens, bounds: list[int | None]) -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), output)
-    estimate.add([5] * len(bounds))
-    estimate.add_bounds(bounds)
-    estimate.add_bounds([5])
+    assert estimate.add(InputCounts([5] * len(bounds), bounds)).bound_usd is None
+    estimate.add(InputCounts([5], [5]))
     assert estimate.bound_usd is None
     assert estimate.cost_usd is not None
     assert estimate.p95_usd is not None
@@ -362,17 +368,16 @@ def test_a_bound_of_which_a_part_is_unknown_is_unknown(output: OutputTokens, bou
 def test_what_is_free_has_a_bound_all_the_same() -> None:
     free, unknown = (Estimate(prices, OutputTokens(1, 1, None)) for prices in (FREE, UNKNOWN))
     for estimate in (free, unknown):
-        estimate.add([5])
-        estimate.add_bounds([None])
+        costs = estimate.add(InputCounts([5], [None]))
+        assert costs.bound_usd == estimate.bound_usd == estimate.most_usd(None)
     assert (free.cost_usd, free.p95_usd, free.bound_usd) == (0, 0, 0)
     assert (unknown.cost_usd, unknown.p95_usd, unknown.bound_usd) == (None, None, None)
 
 
 def test_what_is_paid_beside_the_requests_is_in_all_three_numbers() -> None:
     estimate = Estimate(tariff("openai", "gpt-4o", NOW), OutputTokens(100, 200, 400))
-    estimate.add([1_000])
-    estimate.add_bounds([3_200])
+    estimate.add(InputCounts([1_000], [3_200]))
     before = (estimate.cost_usd, estimate.p95_usd, estimate.bound_usd)
     # Copies of the request that fill a batch up.
-    estimate.add_surcharge(9 * (estimate.cost_usd or Decimal(0)))
+    estimate.add_surcharge(Costs(9 * (estimate.cost_usd or Decimal(0)), 9 * (estimate.bound_usd or Decimal(0))))
     assert (estimate.cost_usd, estimate.p95_usd, estimate.bound_usd) == tuple(10 * (each or 0) for each in before)

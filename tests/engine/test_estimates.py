@@ -17,6 +17,7 @@ from workspace import Workspace, labeling, tickets
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.engine.request_files import split_requests
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.testing.emulator import Emulator, Reply
 
@@ -160,3 +161,50 @@ def test_what_the_user_expects_is_the_estimate_and_no_bound(workspace: Workspace
     preview = workspace.engine().preview(labeling(spend=Spend(expected_output_tokens=10)), tickets(2))
     assert (preview.output_tokens, preview.output_bound) == (20, 100)
     assert in_order(preview)
+
+
+def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
+    rows = tickets(10).with_columns(body=pl.Series(["word " * 40 * n for n in range(10)]))
+    engine = workspace.engine()
+    submission = engine.plan(labeling(limits=Limits(max_requests_per_batch=4)), rows)
+    shards = engine.ledger.shards(submission.submission_id)
+    bounds = [shard.bound_usd or Decimal(0) for shard in shards]
+    assert len(bounds) == 3
+    assert sum(bounds) == submission.bound_usd
+    assert bounds[0] < bounds[1]
+    # Its longest request's, of which there are at most so many.
+    estimate = engine.deployment.estimate(labeling())
+    for shard in shards:
+        dearest = estimate.most_usd(shard.input_bound) or Decimal(0)
+        assert dearest < (shard.bound_usd or 0) <= shard.requests * dearest
+        halves = split_requests(engine.payloads, shard, 9, 1, dearest)
+        assert sum(half.bound_usd or 0 for half in halves) >= (shard.bound_usd or 0)
+        assert all(half.bound_usd is not None and half.bound_usd <= (shard.bound_usd or 0) for half in halves)
+
+
+def test_what_is_moved_between_batches_keeps_a_bound(workspace: Workspace) -> None:
+    rows = tickets(10).with_columns(body=pl.Series(["word " * 40 * n for n in range(10)]))
+    batch = {"model": "bedrock/us.amazon.nova-lite-v1:0", "response": None, "limits": Limits(max_requests_per_batch=8)}
+    planned = []
+    for least in (1, 4):
+        provider = bedrock_provider("http://127.0.0.1:9", "http://127.0.0.1:9", min_requests=least)
+        workspace.providers["bedrock"] = provider
+        engine = workspace.engine()
+        submission = engine.plan(labeling(**batch), rows, partition=str(least))
+        planned.append(engine.ledger.shards(submission.submission_id))
+    before, after = planned
+    assert [shard.requests for shard in after] == [6, 4]
+    assert sum(shard.bound_usd or 0 for shard in after) >= sum(shard.bound_usd or 0 for shard in before)
+    # Those that moved are the longest of the first.
+    moved = (after[1].bound_usd or 0) - (before[1].bound_usd or 0)
+    assert moved > 2 * (before[0].bound_usd or 0) / 8
+
+
+def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
+    rows = tickets(10).with_columns(body=pl.Series(["word " * 40 * n for n in range(10)]))
+    with Emulator(answer=lambda *_: Reply(text="no JSON")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        submission = workspace.run(labeling(resend=Resend(invalid_waves=2)), rows).submission
+    first, second = workspace.engine().ledger.shards(submission.submission_id)
+    assert (second.wave, second.requests, second.input_bound) == (2, 10, first.input_bound)
+    assert (second.bound_usd or 0) >= (first.bound_usd or 0) > 0

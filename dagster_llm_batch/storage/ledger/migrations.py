@@ -120,6 +120,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE shard ADD COLUMN no_room_at {time}",
         "ALTER TABLE shard ADD COLUMN most_tokens BIGINT",
     ),
+    (  # 6: the most that each batch can cost. What a submission was expected to cost, and what of that came.
+        "ALTER TABLE shard ADD COLUMN bound_usd TEXT",
+        "ALTER TABLE shard ADD COLUMN input_bound BIGINT",
+        "ALTER TABLE submission ADD COLUMN p05_usd TEXT",
+        "ALTER TABLE submission ADD COLUMN learned_from BIGINT",
+        "ALTER TABLE submission ADD COLUMN billed TEXT",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -63,6 +63,9 @@ class Submission:
     reused_from: tuple[str, ...] = ()  # submission ids
     p95_usd: Decimal | None = None  # what 19 of 20 such submissions cost less than
     bound_usd: Decimal | None = None  # the most that its first wave can cost; None where nobody knows
+    p05_usd: Decimal | None = None  # what 19 of 20 such submissions cost more than; None: too few came before
+    learned_from: int | None = None  # so many earlier submissions its estimate rests on; None: on calibrated rates
+    billed: Mapping[str, float] | None = None  # what its requests took; see core/forecast.py. None: not known
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
 
     @property
@@ -112,6 +115,8 @@ class Shard:
     digest: str  # of the request file; see PayloadStore.checked
     tokens: int = 0  # estimate of the input: what a provider's queue limit counts
     estimated_usd: Decimal | None = None
+    bound_usd: Decimal | None = None  # the most that it can cost; None: nobody knows
+    input_bound: int | None = None  # the most input tokens that its longest request can have; likewise
     waits_until: datetime | None = None  # not to be sent before
     carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
     padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused

@@ -74,7 +74,7 @@ def _word(value: Enum) -> str:
     return str(value.value)
 
 
-def _json(value: Mapping[str, int] | tuple[str, ...]) -> str:
+def _json(value: Mapping[str, float] | tuple[str, ...]) -> str:
     return json.dumps(dict(value) if isinstance(value, Mapping) else list(value), sort_keys=True)
 
 
@@ -195,6 +195,9 @@ SUBMISSION = sa.Table(
     _column("tombstones", sa.BigInteger, null=True),
     _column("p95_usd", _MONEY, null=True),
     _column("bound_usd", _MONEY, null=True),
+    _column("p05_usd", _MONEY, null=True),
+    _column("learned_from", sa.BigInteger, null=True),
+    _column("billed", _AsText(json.loads, _json), null=True),
 )
 
 SHARD = sa.Table(
@@ -242,6 +245,8 @@ SHARD = sa.Table(
     _column("refusals", sa.BigInteger),
     _column("no_room_at", _UTC, null=True),
     _column("most_tokens", sa.BigInteger, null=True),
+    _column("bound_usd", _MONEY, null=True),
+    _column("input_bound", sa.BigInteger, null=True),
 )
 
 EVENT = sa.Table(
