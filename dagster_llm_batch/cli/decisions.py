@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
 
 __all__ = ["cancel_command", "recover_command", "rename_command", "resolve_command", "retry_command"]
+
+_ASSET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+"""What Dagster takes for the name of an asset: it computes a name of an op from it, of letters, digits and `_`."""
 
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
@@ -158,6 +162,11 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
         if old in deployment.code.datasets:
             raise ConfigError(f"'{old}' is in the definitions still. Give it its new name there first.")
         find_dataset(deployment, new)
+    elif not _ASSET_NAME.fullmatch(new):
+        raise click.UsageError(
+            f"'{cell_text(new)}' can be no asset: Dagster takes letters, digits, '_', '-' and '.', with a '/' between the "
+            "parts of a key, as in 'support/topics'. Nothing was changed."
+        )
     if not deployment.ledger.submissions(deployment.namespace, assets=[old], limit=1):
         raise ConfigError(f"Nothing was submitted as '{old}' in namespace '{deployment.namespace}'.")
     confirm(f"Give all that was submitted as '{old}' to '{new}'?", yes=yes)

@@ -196,6 +196,14 @@ def test_a_renamed_asset_keeps_its_answers_once_a_person_says_so(project):
     assert project.json("export", "topics", "-o", "topics.jsonl")["rows"] == 3
 
 
+def test_a_name_that_no_asset_can_have_is_refused_where_there_are_no_definitions_to_ask(project):
+    project.submit()
+    for name in ("my labels", "thèmes", "support//topics", "", "topics/", 'a"b', "x\ny"):
+        said = project.cli("rename", "ticket_labels", name, "--yes", *project.by_address, code=2).stderr
+        assert "can be no asset: Dagster takes letters" in " ".join(said.split())
+    project.cli("rename", "ticket_labels", "support-2/topics.v1", "--yes", *project.by_address)
+
+
 def test_retry_of_what_has_all_its_labels_sends_nothing(project):
     project.land()
     assert "Nothing to ask again." in project.on_file("retry", "ticket_labels").stdout
