@@ -8,10 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
 from tests.crash.interceptor import Point, When
 from tests.crash.points import ARROWS, Crash
-from tests.crash.postgres import postgres
+from tests.crash.postgres import end_idle_transactions, postgres
 from tests.crash.scenarios import ANSWER, RUNNING
 from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, Reached, work
 
@@ -113,11 +114,17 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
         job = Job(cell.cloud, cell.crash.scenario, place, url, None)
         with ExitStack() as frozen:
             for point in cell.crash.points:
+                if cell.freezes and point.holds_a_transaction and around.databases is not None:
+                    end_idle_transactions(url)
                 stops = frozen.enter_context(_frozen_at(point, job)) if cell.freezes else _kill_at(point, job, emulator)
                 if not stops:
                     verdict.problems.append(f"no process came to {point}: {_log(folder)}")
                     break
                 verdict.kills += 1
+                if cell.freezes and point.holds_a_transaction and cell.ledger == "sqlite":
+                    verdict.problems += _not_locked(folder / "ledger.sqlite")
+                    # Nobody can take the file's lock from it: the others come to their turn once it has woken.
+                    frozen.close()
             settled = not verdict.problems and _finish(job, verdict)
         # Those that were frozen have woken, and done what they would.
         if settled:
@@ -176,6 +183,15 @@ def _frozen_at(point: Point, job: Job) -> Iterator[bool]:
         process.kill()
         process.join()
         pipe.close()
+
+
+def _not_locked(file: Path) -> list[str]:
+    with closing(sqlite3.connect(file, timeout=0)) as ledger:
+        try:
+            ledger.execute("begin immediate")
+        except sqlite3.OperationalError as error:
+            return [] if "locked" in str(error) else [f"the ledger's file: {error}"]
+    return ["a process that is frozen in a transaction does not hold the file's lock"]
 
 
 def _state_of(pid: int | None) -> str:

@@ -67,6 +67,11 @@ class Point:
     wave: int = 1
     nth: int = 1
 
+    @property
+    def holds_a_transaction(self) -> bool:
+        """Whether the process is between two statements of a transaction there, the last of which is the commit."""
+        return self.arrow.startswith("ledger: ") and self.when is When.UNSEEN
+
     def __str__(self) -> str:
         return f"{self.arrow} · {self.when.value}{' (wave 2)' if self.wave > 1 else ''}"
 

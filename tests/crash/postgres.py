@@ -59,6 +59,17 @@ def postgres(*, durable: bool = False) -> Iterator[Callable[[], str]]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+def end_idle_transactions(url: str) -> None:
+    """Let the server end a session of this database that does nothing within a transaction for two seconds."""
+    import psycopg2
+
+    connection = psycopg2.connect(url)
+    connection.autocommit = True
+    name = connection.info.dbname
+    connection.cursor().execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '2s'")
+    connection.close()
+
+
 def copy_database(url: str) -> str:
     """Copy a database, to which connections are ended; return the URL of the copy."""
     import psycopg2

@@ -88,19 +88,22 @@ def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp
     assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, len(cell.crash.points))
 
 
-# Not in a transaction, whose locks all others wait for until it wakes, and not in the SDK's own call: what is sent then
-# cannot be taken back, and is canceled (the next test).
+# Not in the SDK's own call: what is sent then cannot be taken back, and is canceled (the next test).
 _FROZEN = [
     (PLAIN, Point("file: requests", When.AFTER)),
     (PLAIN, Point("ledger: open_submission", When.AFTER)),
+    (PLAIN, Point("ledger: lease", When.UNSEEN)),
     (PLAIN, Point("ledger: send", When.BEFORE)),
+    (PLAIN, Point("ledger: send", When.UNSEEN)),
     (PLAIN, Point("ledger: send", When.AFTER)),
     (PLAIN, Point("call: create", When.AFTER)),
     (PLAIN, Point("ledger: accepted", When.BEFORE)),
+    (PLAIN, Point("ledger: accepted", When.UNSEEN)),
     (PLAIN, Point("call: download", When.AFTER)),
     (PLAIN, Point("table: labels", When.AFTER)),
     (URGENT, Point("ledger: send", When.AFTER)),
     (URGENT, Point("call: respond", When.AFTER)),
+    (URGENT, Point("ledger: answered", When.UNSEEN)),
 ]
 
 

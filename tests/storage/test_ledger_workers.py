@@ -144,3 +144,16 @@ def test_what_the_ledger_commits_survives_a_server_that_is_set_up_to_forget(post
     with ledger._database.write() as connection:
         assert connection.execute(sa.text("SHOW synchronous_commit")).scalar_one() != "off"
     ledger.close()
+
+
+@pytest.mark.parametrize(("own", "shown"), [(None, "1min"), ("0", "1min"), ("5min", "1min"), ("7s", "7s")])
+def test_the_server_ends_a_session_that_is_frozen_in_a_transaction(postgres_cluster: Cluster, own, shown):
+    """Else all others would wait for its locks. A shorter time of the database's own stays."""
+    url = postgres_cluster.new_database()
+    if own is not None:
+        name = url.partition("@/")[2].partition("?")[0]
+        postgres_cluster.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '{own}'")
+    ledger = Ledger(url)
+    with ledger._database.write() as connection:
+        assert connection.execute(sa.text("SHOW idle_in_transaction_session_timeout")).scalar_one() == shown
+    ledger.close()

@@ -4,7 +4,10 @@
    so what it reads holds until it commits; on PostgreSQL it locks the rows that it decides about.
 2. A committed transaction survives a crash (SQLite: WAL with `synchronous=FULL`).
 3. Errors leave as LedgerError. No message and no repr shows a password or the query of the URL.
-4. On PostgreSQL, a machine whose clock is wrong is refused: it would take leases that others hold, and pay twice.
+4. A process that is frozen within a transaction holds the others up for a minute on PostgreSQL, which ends its session
+   then: nothing of the transaction is kept, and it is told so when it wakes. On SQLite its lock cannot be taken from it:
+   others wait for half a minute, and then say so.
+5. On PostgreSQL, a machine whose clock is wrong is refused: it would take leases that others hold, and pay twice.
 
 Refuses SQLite in memory: a ledger that dies with its process cannot keep its promises.
 """
@@ -34,6 +37,7 @@ from dagster_llm_batch.storage.ledger.migrations import LATEST, VERSION, is_curr
 __all__ = ["Database", "insert_or_nothing"]
 
 _BUSY_SECONDS = 30
+_FROZEN_SECONDS = 60  # as long as a lease: whoever sleeps longer within a transaction has lost its own
 _CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
 # SQLAlchemy does so from 2.1 on; a URL must name the same ledger before and after it is upgraded
 _DECODES_DATABASE = sa.make_url("sqlite:///%20").database == " "
@@ -196,17 +200,23 @@ def _engine(url: sa.URL, clock: Callable[[], datetime]) -> sa.Engine:
         engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, **batched)
     except ImportError:
         raise MissingExtraError("postgres", "A ledger in PostgreSQL") from None
-    event.listen(engine, "connect", _commit_for_good)
+    event.listen(engine, "connect", _set_up_session)
     event.listen(engine, "connect", lambda connection, _: _refuse_wrong_clock(connection, clock))
     return engine
 
 
-def _commit_for_good(connection: Any, _record: Any) -> None:
-    """Let a commit return only once it is on disk, also where the database's default is another."""
-    # An intent to send that a crash of the database forgot would be sent, and paid for, twice.
+def _set_up_session(connection: Any, _record: Any) -> None:
+    """Let a commit return only once it is on disk, and let the server end a session that sleeps in a transaction."""
     with connection.cursor() as cursor:
+        # An intent to send that a crash of the database forgot would be sent, and paid for, twice.
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        # All others wait for the rows that a frozen process has locked. A shorter time of the database's own stays.
+        cursor.execute(
+            "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout' "
+            "AND setting::bigint NOT BETWEEN 1 AND %s",
+            (f"{_FROZEN_SECONDS}s", _FROZEN_SECONDS * 1000),
         )
     connection.commit()
 
