@@ -164,8 +164,8 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
         find_dataset(deployment, new)
     elif not _ASSET_NAME.fullmatch(new):
         raise click.UsageError(
-            f"'{cell_text(new)}' can be no asset: Dagster takes letters, digits, '_', '-' and '.', with a '/' between the "
-            "parts of a key, as in 'support/topics'. Nothing was changed."
+            f"'{cell_text(new)}' can be no asset: Dagster takes letters, digits, '_', '-' and '.', with '/' between "
+            "the parts of a key, as in 'support/topics'. Nothing was changed."
         )
     if not deployment.ledger.submissions(deployment.namespace, assets=[old], limit=1):
         raise ConfigError(f"Nothing was submitted as '{old}' in namespace '{deployment.namespace}'.")

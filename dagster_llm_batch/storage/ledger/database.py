@@ -5,8 +5,8 @@
 2. A committed transaction survives a crash (SQLite: WAL with `synchronous=FULL`).
 3. Errors leave as LedgerError. No message and no repr shows a password or the query of the URL.
 4. A process that is frozen within a transaction holds the others up for a minute on PostgreSQL, which ends its session
-   then: nothing of the transaction is kept, and it is told so when it wakes. On SQLite its lock cannot be taken from it:
-   others wait for half a minute, and then say so.
+   then: nothing of the transaction is kept, and it is told so when it wakes. On SQLite its lock cannot be taken from
+   it: others wait for half a minute, and then say so.
 5. On PostgreSQL, a machine whose clock is wrong is refused: it would take leases that others hold, and pay twice.
 
 Refuses SQLite in memory: a ledger that dies with its process cannot keep its promises.
