@@ -34,6 +34,7 @@ def compare_spread(
     *,
     key: str,
     targets: Sequence[str | Target],
+    cluster: str | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
     rows_at_once: int = 200_000,
@@ -41,8 +42,8 @@ def compare_spread(
     """Compare candidates whose rows the workers read (Spark DataFrames, Ray datasets), as `metrics.compare` does.
 
     Each worker holds `gold` and `rows_at_once` rows of a part; this process holds gold, and the different pairs of gold
-    and label. Agreements between candidates need both side by side, and are left out. A key that comes twice is refused
-    where it has gold. Raises what `compare` raises.
+    and label in each unit (`cluster`, or the request). Agreements between candidates need both side by side, and are
+    left out. A key that comes twice is refused where it has gold. Raises what `compare` raises.
     """
     if not candidates or not targets:
         raise ConfigError(
@@ -50,7 +51,7 @@ def compare_spread(
         )
     wanted = [Target(target) if isinstance(target, str) else target for target in targets]
     measured = {
-        name: _measured(workers, _Measure(gold, key, wanted, name, rows_at_once), rows)
+        name: _measured(workers, _Measure(gold, key, wanted, name, rows_at_once, cluster), rows)
         for name, rows in candidates.items()
     }
     tallies = [measured[name][number] for number in range(len(wanted)) for name in candidates]
@@ -74,6 +75,7 @@ class _Measure:
     targets: Sequence[Target]
     candidate: str
     rows_at_once: int
+    cluster: str | None
 
     def __call__(self, rows: Iterator[pa.RecordBatch]) -> _Measured | LLMBatchError | None:
         """Measure a part; None for one without a batch.
@@ -90,10 +92,10 @@ class _Measure:
     def measure(self, table: pa.Table) -> _Measured:
         """Measure rows that are held whole."""
         measured = (name for target in self.targets for name in (target.name, target.confidence_column))
-        wanted = {self.key, *measured, *CANDIDATE_COLUMNS}
+        wanted = {self.key, *measured, *CANDIDATE_COLUMNS, self.cluster}
         table = table.select([name for name in table.column_names if name in wanted])
         joined = [
-            join(self.gold, table, key=self.key, target=target, candidate_name=self.candidate)
+            join(self.gold, table, key=self.key, target=target, candidate_name=self.candidate, cluster=self.cluster)
             for target in self.targets
         ]
         gold, keys = comparable_keys(

@@ -37,6 +37,7 @@ from dagster_llm_batch.metrics import (
     plain_text,
 )
 from dagster_llm_batch.metrics.agreement import labelers_markdown, pairs_markdown
+from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
 from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.schemas import table_of
@@ -82,6 +83,7 @@ class AgreementSpec:
     candidates: tuple[Candidate, ...]
     join_key: str
     targets: tuple[Target, ...]
+    cluster: str | None
     min_alpha: float | None
     severity: dg.AssetCheckSeverity
 
@@ -102,7 +104,7 @@ class AgreementSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest("1", self.gold, self.annotator, self.candidates, self.join_key, self.targets)
+        return code_digest("2", self.gold, self.annotator, self.candidates, self.join_key, self.targets, self.cluster)
 
 
 def _prepare(design: AgreementSpec, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
@@ -134,9 +136,10 @@ _ByLabeler = dict[str, pa.Table]
 def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) -> dict[str, _ByLabeler]:
     """Return the labelers of each group, each with a table of keys and targets; a row that failed has no label."""
     columns = [design.join_key, *(target.name for target in design.targets)]
+    named = design.cluster or REQUEST
     candidates = {
         candidate.name: _labeled(
-            tables.read(candidate.key, partition, columns, also=("llm_outcome",), hint=_HINT), columns
+            tables.read(candidate.key, partition, columns, also=("llm_outcome", named), hint=_HINT), columns, named
         )
         for candidate in design.candidates
         if tables.parts(candidate.key, partition)
@@ -145,7 +148,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     if design.gold is not None and tables.parts(design.gold, partition):
         names = {target.name: target.gold_column or target.name for target in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
-        gold = tables.read(design.gold, partition, wanted, also=(WEIGHT,), hint=_HINT)
+        gold = tables.read(design.gold, partition, wanted, also=(WEIGHT, named), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
             keys = stack_tables([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
@@ -160,12 +163,13 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     return by_group
 
 
-def _labeled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """Key and targets, the latter null where the row did not succeed."""
+def _labeled(table: pa.Table, columns: Sequence[str], cluster: str) -> pa.Table:
+    """Key, targets, null where the row did not succeed, and the column that names the unit, where it is there."""
     key, *targets = columns
     has_label = succeeded(table)
     values = {name: pc.if_else(has_label, table[name].combine_chunks(), None) for name in targets}
-    return pa.table({key: table[key], **values})
+    ids = {cluster: table[cluster]} if cluster in table.column_names else {}
+    return pa.table({key: table[key], **values, **ids})
 
 
 def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], taken: set[str]) -> _ByLabeler:
@@ -186,10 +190,29 @@ def _people(design: AgreementSpec, gold: pa.Table, names: Mapping[str, str], tak
         raise ConfigError(
             f"{ambiguous} are names of candidates and of people. Give candidates= a mapping with other names."
         )
+    # People label rows, not requests: theirs are units only where the user names the column.
+    ids = [design.cluster] if design.cluster is not None and design.cluster in gold.column_names else []
+    columns = {**names, **{name: name for name in ids}}
     return {
-        name: pa.table({key: labels[key], **{target: labels[column] for target, column in names.items()}})
+        name: pa.table({key: labels[key], **{target: labels[column] for target, column in columns.items()}})
         for name, labels in by_person.items()
     }
+
+
+def _clusters(design: AgreementSpec, labelers: Mapping[str, pa.Table]) -> list[tuple[pa.Array, pa.Array]]:
+    """Return keys and ids of units: of the named column those of all labelers, of requests those of each by itself."""
+    named = design.cluster or REQUEST
+    tables = [table.select([design.join_key, named]) for table in labelers.values() if named in table.column_names]
+    if design.cluster is None:
+        pairs = tables
+    elif tables:
+        together = stack_tables(tables, design.builder.key)
+        pairs = [together.filter(together[named].is_valid())]
+    else:
+        raise ConfigError(
+            f"cluster='{named}' is no column of gold or of a candidate. Add it to gold, or have a candidate keep it."
+        )
+    return [(pair[design.join_key].combine_chunks(), cluster_ids(pair, named, design.builder.name)) for pair in pairs]
 
 
 def _measured(
@@ -197,6 +220,7 @@ def _measured(
 ) -> tuple[list[LabelerAgreement], list[LabelerPair]]:
     agreements, pairs = [], []
     everyone = {name: table for group in by_group.values() for name, table in group.items()}
+    clusters = _clusters(design, everyone)
     for target in design.targets:
         labels = Labels.of(
             target,
@@ -205,6 +229,7 @@ def _measured(
                 for name, table in everyone.items()
             },
             key=design.join_key,
+            clusters=clusters,
         )
         agreements.append(agreement_among(labels, ALL))
         for group, members in by_group.items():
@@ -273,6 +298,7 @@ def agreement_assets(
     annotator: str | None = None,
     gold_target: str | Mapping[str, str] | None = None,
     kind: Scale | Mapping[str, Scale] = "categorical",
+    cluster: str | None = None,
     min_alpha: float | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
@@ -298,6 +324,7 @@ def agreement_assets(
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
         kind: Scale of all targets, or by target. "ordinal" is for integer classes, where a disagreement counts by its
             squared distance.
+        cluster: Column of gold or of candidates whose rows belong together, as for `evaluation_assets`.
         min_alpha: Least alpha of all labelers, as an asset check over all targets.
         check_severity: Severity of the check when it fails.
         blocking: Whether the failed check holds back what is downstream.
@@ -325,6 +352,7 @@ def agreement_assets(
         candidates=labelers,
         join_key=key,
         targets=targets,
+        cluster=cluster,
         min_alpha=min_alpha,
         severity=check_severity,
     )

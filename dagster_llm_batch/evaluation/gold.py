@@ -38,7 +38,14 @@ def _prepare(
 
     def compute(partition: str | None) -> Tables:
         read = upstreams.read(partition)
-        report = compare(read.gold, read.candidates, key=design.join_key, targets=design.targets, keep=design.keep)
+        report = compare(
+            read.gold,
+            read.candidates,
+            key=design.join_key,
+            targets=design.targets,
+            keep=design.keep,
+            cluster=design.cluster,
+        )
         regressions = accepted.regressions(read) if accepted else []
 
         def table(suffix: str) -> Computed:
@@ -102,6 +109,7 @@ def evaluation_assets(
     gold_target: str | Mapping[str, str] | None = None,
     kind: Scale | Mapping[str, Scale] = "categorical",
     keep: Sequence[str] | None = None,
+    cluster: str | None = None,
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     regression: bool = False,
@@ -140,6 +148,9 @@ def evaluation_assets(
             its squared distance.
         keep: Columns of the candidates that `<name>_mistakes` shows beside each row. Default: what the definitions of
             the candidates keep.
+        cluster: Column of gold, or else of the candidates, whose rows belong together, such as the customer or the
+            document: intervals and tests take all rows with one value for one unit. Default: the request
+            (`llm_request_id`), since identical ones have one reply.
         rejects: Assets with rejected rows by candidate, so that their costs count and they are told from absent rows.
             Those of `llm_batch_assets` are known where its definitions, not keys, are given as candidates.
         confidence: Column of the candidates with the probability, 0 to 1, that their label is correct; a mapping names
@@ -175,6 +186,7 @@ def evaluation_assets(
         thresholds=limits,
         regression=regression,
         keep=tuple(dict.fromkeys(name for candidate in measured for name in candidate.keep) if keep is None else keep),
+        cluster=cluster,
     )
     builder = design.builder
     builder.check_partitions(gold, candidates, rejects or {})

@@ -68,6 +68,7 @@ class Upstreams:
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
         self._keep = evaluation.keep
+        self._clusters = evaluation.clusters
         self._confidences = list(dict.fromkeys(t.confidence_column for t in targets if t.confidence_column))
         self._tables = StoredTables(context)
         self._stored = self._tables.partitions
@@ -170,8 +171,9 @@ class Upstreams:
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
         key = self._gold
+        also = (WEIGHT, *self._clusters)
         tables = [
-            (partition, self._tables.load(key, partition, self._gold_columns, also=(WEIGHT,), hint=_HINT))
+            (partition, self._tables.load(key, partition, self._gold_columns, also=also, hint=_HINT))
             for partition in partitions
         ]
         return self._stack(tables, key)
@@ -184,7 +186,7 @@ class Upstreams:
         return stack_tables([table for _, table in tables], asset)
 
     def _load(self, key: dg.AssetKey, partition: str | None, columns: Sequence[str]) -> pa.Table:
-        also = (*CANDIDATE_COLUMNS, "llm_reason", *self._confidences, *self._keep)
+        also = (*CANDIDATE_COLUMNS, "llm_reason", *self._confidences, *self._keep, *self._clusters)
         return self._tables.load(key, partition, columns, also=also, hint=_HINT)
 
     def _refuse_no_overlap(self, name: str, table: pa.Table, gold: pa.Table) -> None:

@@ -31,6 +31,7 @@ from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
+from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.text import plain_text
@@ -42,9 +43,10 @@ CHECK = "regression"
 
 _ANEW = "If its store, key or targets were others when it was accepted, accept a version anew."
 _CANDIDATE = "candidate"
-_KEPT = ("llm_outcome", "llm_model", "llm_prompt_version")
+_KEPT = (REQUEST, "llm_outcome", "llm_model", "llm_prompt_version")
 _DOCS = {
     _CANDIDATE: "whose labels were accepted",
+    REQUEST: "digest of the request that was answered",
     "llm_outcome": "succeeded, or why there is no label",
     "llm_model": "the LLM that answered",
     "llm_prompt_version": "version of the prompt's wording",
@@ -94,7 +96,12 @@ class Accepted:
             # An IO manager raises whatever its store raises.
             raise InputError(f"{shown_key} could not be read: {type(error).__name__}: {error}. {_ANEW}") from error
         columns = [_CANDIDATE, design.join_key, *(target.name for target in design.targets)]
-        return columns_of(batches, shown_key, columns, also=_KEPT, hint=_ANEW)
+        table = columns_of(batches, shown_key, columns, also=(*_KEPT, *design.clusters), hint=_ANEW)
+        for name in design.clusters:
+            # What was accepted before a cluster was named is paired by the present labels' clusters alone.
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), pa.large_string()))
+        return table
 
     def of_others(self, candidates: Sequence[str]) -> list[pa.Table]:
         """Return what was accepted of all candidates but these."""
@@ -110,10 +117,17 @@ class Accepted:
             if then is None or not len(then):
                 continue
             for target in design.targets:
-                before = join(
-                    read.gold, then, key=design.join_key, target=target, candidate_name=f"{candidate} (accepted)"
+                before, after = (
+                    join(
+                        read.gold,
+                        labels,
+                        key=design.join_key,
+                        target=target,
+                        candidate_name=name,
+                        cluster=design.cluster,
+                    )
+                    for name, labels in ((f"{candidate} (accepted)", then), (candidate, now))
                 )
-                after = join(read.gold, now, key=design.join_key, target=target, candidate_name=candidate)
                 regressions.append(regression_between(before, after))
         return regressions
 
@@ -215,7 +229,7 @@ def _accept(
 
 def _labels_of_gold(name: str, table: pa.Table, gold: pa.Table, design: EvaluationSpec) -> pa.Table:
     columns = [design.join_key, *(target.name for target in design.targets)]
-    columns += [column for column in _KEPT if column in table.column_names]
+    columns += [column for column in (*_KEPT, *design.clusters) if column in table.column_names]
     labels = table.filter(pc.is_in(table[design.join_key], gold[design.join_key].combine_chunks())).select(columns)
     return labels.add_column(0, _CANDIDATE, pa.repeat(name, len(labels)).cast(pa.large_string()))
 

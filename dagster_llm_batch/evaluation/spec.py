@@ -14,13 +14,13 @@ from dagster_llm_batch.metrics import Target
 
 __all__ = ["EvaluationSpec"]
 
-_FORMAT = "3"
+_FORMAT = "4"
 """Part of the code version: raise it when the same labels would be measured differently."""
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """`regression`: candidates are held against their accepted versions."""
+    """`regression`: candidates are held against their accepted versions. `cluster`: see `clusters.cluster_ids`."""
 
     builder: EvaluationBuilder
     gold: dg.AssetKey
@@ -30,6 +30,7 @@ class EvaluationSpec:
     thresholds: Thresholds
     regression: bool
     keep: tuple[str, ...]
+    cluster: str | None
 
     @property
     def beside(self) -> dict[str, str]:
@@ -48,12 +49,26 @@ class EvaluationSpec:
         return [candidate.rejects for candidate in self.candidates if candidate.rejects is not None]
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """The column that names the units, where there is one."""
+        return () if self.cluster is None else (self.cluster,)
+
+    @property
     def upstreams(self) -> list[dg.AssetKey]:
         return list(dict.fromkeys([self.gold, *(candidate.key for candidate in self.candidates), *self.rejects]))
 
     @property
     def code_version(self) -> str:
-        return code_digest(_FORMAT, self.gold, self.candidates, self.join_key, self.targets, self.regression, self.keep)
+        return code_digest(
+            _FORMAT,
+            self.gold,
+            self.candidates,
+            self.join_key,
+            self.targets,
+            self.regression,
+            self.keep,
+            self.cluster,
+        )
 
     def follow(self, *, gold_is_external: bool) -> dg.AutomationCondition[Any]:
         """Return the condition to compute anew: when labels or gold are new. Rejects come with the labels."""

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, interval, kappa, resamples
+from dagster_llm_batch.metrics.clusters import number_units
 from dagster_llm_batch.metrics.columns import category, check_unique
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.metrics.per_class import positions
@@ -87,16 +88,27 @@ class LabelerPair:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """All labels of one target. `codes[i, j]`: what labeler i says of row j, a position in `classes`; -1: nothing."""
+    """All labels of one target. `codes[i, j]`: what labeler i says of row j, a position in `classes`; -1: nothing.
+    `units[j]`: the number of the unit that row j belongs to (see `clusters`).
+    """
 
     target: Target
     labelers: tuple[str, ...]
     classes: tuple[Class, ...]
     codes: NDArray[np.int64]
+    units: NDArray[np.int64]
 
     @classmethod
-    def of(cls, target: Target, by_labeler: Mapping[str, tuple[pa.Array, pa.Array]], *, key: str = "key") -> Labels:
-        """From (keys, values) of each labeler; a null is no label. `key` is what errors call the keys.
+    def of(
+        cls,
+        target: Target,
+        by_labeler: Mapping[str, tuple[pa.Array, pa.Array]],
+        *,
+        key: str = "key",
+        clusters: Sequence[tuple[pa.Array, pa.Array]] = (),
+    ) -> Labels:
+        """From (keys, values) of each labeler; a null is no label. `key` is what errors call the keys. `clusters` are
+        (keys, ids): rows that share an id of any of them are one unit.
 
         Raises ConfigError for a target without classes, InputError for types that differ and keys that stand twice.
         """
@@ -137,13 +149,14 @@ class Labels:
             if pc.any(there).as_py():
                 at = np.asarray(pc.index_in(its_keys.filter(there), value_set=keys))
                 row[at] = positions(its_values.filter(there), classes)
-        return cls(target, tuple(by_labeler), tuple(classes), codes)
+        ids = [of_keys.take(pc.index_in(keys, value_set=its_keys)) for its_keys, of_keys in clusters if len(its_keys)]
+        units = number_units(*ids) if ids else np.arange(len(keys))
+        return cls(target, tuple(by_labeler), tuple(classes), codes, units)
 
     def only(self, labelers: Sequence[str]) -> Labels:
         """Return those of some of the labelers."""
-        return Labels(
-            self.target, tuple(labelers), self.classes, self.codes[[self.labelers.index(n) for n in labelers]]
-        )
+        codes = self.codes[[self.labelers.index(name) for name in labelers]]
+        return Labels(self.target, tuple(labelers), self.classes, codes, self.units)
 
 
 def agreement_among(

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
 from dagster_llm_batch.metrics.columns import (
     EXAMPLES,
     Kind,
@@ -38,6 +39,7 @@ __all__ = ["CANDIDATE_COLUMNS", "MAX_CLASSES", "Class", "Joined", "Target", "joi
 Class = str | int | bool
 
 CANDIDATE_COLUMNS = (
+    REQUEST,
     "llm_outcome",
     "llm_cost_usd",
     "llm_model",
@@ -100,6 +102,7 @@ class Joined:
       both are known; in no order.
     - `position`: the candidate's row for each gold row, null where it has none. `confidence`: its confidence, null
       where there is none; None where the target names no column, or the candidate does not have it.
+    - `cluster`: id of the unit that each gold row belongs to, null for a row that is one by itself (see `clusters`).
     """
 
     candidate: str
@@ -119,6 +122,7 @@ class Joined:
     waits: pa.Array
     position: pa.Array
     confidence: pa.Array | None
+    cluster: pa.Array
 
     @property
     def has_row(self) -> pa.Array:
@@ -134,9 +138,18 @@ class Joined:
         return len(self.predicted) - int(self.predicted.null_count)
 
 
-def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target, candidate_name: str) -> Joined:
+def join(
+    gold: pa.Table,
+    candidate: pa.Table,
+    *,
+    key: str,
+    target: str | Target,
+    candidate_name: str,
+    cluster: str | None = None,
+) -> Joined:
     """Join the labels of a candidate to the gold of one target.
 
+    `cluster` names a column of gold, or else of the candidate, whose equal values are one unit; default: the request.
     Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values, and
     for gold with the `weight` of a sample.
     """
@@ -185,6 +198,11 @@ def join(gold: pa.Table, candidate: pa.Table, *, key: str, target: str | Target,
         waits=_waits(candidate, labeled),
         position=position,
         confidence=_confidence(candidate, target, position, theirs),
+        cluster=(
+            cluster_ids(gold, cluster, "gold").filter(has_gold).take(order)
+            if cluster in gold.column_names
+            else _clusters(candidate, position, cluster, theirs)
+        ),
     )
 
 
@@ -232,6 +250,19 @@ def _waits(candidate: pa.Table, rows: pa.Array) -> pa.Array:
         return none
     # A provider's clock, or its whole seconds, may end a batch before it began here.
     return pc.max_element_wise(pc.microseconds_between(start, end).drop_null(), 0)
+
+
+def _clusters(candidate: pa.Table, position: pa.Array, cluster: str | None, theirs: str) -> pa.Array:
+    """Return the ids of the units of the gold rows, as the candidate has them."""
+    if cluster is not None and cluster not in candidate.column_names:
+        # A candidate that has not landed has no columns yet, and no label that a unit could be needed for.
+        if not len(candidate):
+            return pa.nulls(len(position), pa.large_string())
+        raise ConfigError(
+            f"cluster='{cluster}' is no column of gold, and none of {theirs}. Add it to gold, or have the candidate "
+            f"keep it. Columns of {theirs}: {', '.join(candidate.column_names)}."
+        )
+    return cluster_ids(candidate, cluster, theirs).take(position)
 
 
 def _confidence(candidate: pa.Table, target: Target, position: pa.Array, theirs: str) -> pa.Array | None:

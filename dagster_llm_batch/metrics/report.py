@@ -44,19 +44,21 @@ def compare(
     key: str,
     targets: Sequence[str | Target],
     keep: Sequence[str] = (),
+    cluster: str | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> EvaluationReport:
     """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise.
 
-    `keep`: columns of the candidates that are shown beside what they got wrong.
+    `keep`: columns of the candidates that are shown beside what they got wrong. `cluster`: column of gold, or else of
+    the candidates, whose equal values are one unit of all intervals and tests; default: the request.
     """
     if not candidates or not targets:
         raise ConfigError(
             f"Nothing to evaluate: got {len(candidates)} candidates and {len(targets)} targets, need one of each."
         )
     joined = [
-        join(gold, table, key=key, target=target, candidate_name=name)
+        join(gold, table, key=key, target=target, candidate_name=name, cluster=cluster)
         for target in targets
         for name, table in candidates.items()
     ]

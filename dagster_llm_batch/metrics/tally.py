@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Joined, Target
@@ -29,7 +30,9 @@ class Tally:
     Tables have one row for each different row of `Joined`, sorted, and how often it occurs, `n`:
 
     - `gold`: `gold`, all gold values, labeled or not.
-    - `cells`: `gold`, `predicted` and, where the candidate gives one, `confidence`, of the labeled rows.
+    - `cells`: `gold`, `predicted`, `cluster` (see `Joined`) and, where the candidate gives one, `confidence`, of the
+      labeled rows.
+    - `unlabeled`: `cluster`, of the rows that are rejected or empty.
     - `waits`: `microseconds` from submission to the end of its batch, of the labeled rows where both are known.
     """
 
@@ -37,6 +40,7 @@ class Tally:
     target: Target
     gold: pa.Table
     cells: pa.Table
+    unlabeled: pa.Table
     waits: pa.Table
     n_absent: int
     n_rejected: int
@@ -60,7 +64,7 @@ class Tally:
         """Return all values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over
         MAX_CLASSES.
         """
-        values = {*self.gold["gold"].to_pylist(), *self.cells["predicted"].to_pylist()}
+        values = {*self.gold["gold"].to_pylist(), *pc.unique(self.cells["predicted"]).to_pylist()}
         if len(values) > MAX_CLASSES:
             raise ConfigError(
                 f"Target '{self.target.name}' of candidate '{self.candidate}' has {len(values)} distinct values; at "
@@ -74,7 +78,7 @@ def tally(joined: Joined | Tally) -> Tally:
     if isinstance(joined, Tally):
         return joined
     has_label = joined.predicted.is_valid()
-    columns = {"gold": joined.gold, "predicted": joined.predicted}
+    columns = {"gold": joined.gold, "predicted": joined.predicted, "cluster": joined.cluster}
     if joined.confidence is not None:
         columns["confidence"] = joined.confidence
     return Tally(
@@ -82,6 +86,7 @@ def tally(joined: Joined | Tally) -> Tally:
         target=joined.target,
         gold=_counted({"gold": joined.gold}),
         cells=_counted({name: values.filter(has_label) for name, values in columns.items()}),
+        unlabeled=_counted({"cluster": joined.cluster.filter(pc.and_not(joined.has_row, has_label))}),
         waits=_counted({"microseconds": joined.waits}),
         n_absent=joined.n_absent,
         n_rejected=joined.n_rejected,
@@ -109,6 +114,7 @@ def total(parts: Sequence[Tally]) -> Tally:
         target=first.target,
         gold=first.gold,
         cells=_added([part.cells for part in parts]),
+        unlabeled=_added([part.unlabeled for part in parts]),
         waits=_added([part.waits for part in parts]),
         n_absent=n_gold - sum(n_gold - part.n_absent for part in parts),
         n_rejected=sum(part.n_rejected for part in parts),
@@ -139,4 +145,4 @@ def _grouped(table: pa.Table) -> pa.Table:
 
 
 def _sum(table: pa.Table) -> int:
-    return sum(table[N].to_pylist())
+    return int(pc.sum(table[N]).as_py() or 0)

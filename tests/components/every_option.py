@@ -163,6 +163,7 @@ CASES: dict[str, tuple[Any, str, Same]] = {
             gold_target="true_topic",
             kind="ordinal",
             keep=["body"],
+            cluster="customer",
             rejects={"labels": "crm/labels_rejects"},
             confidence="sure",
             regression=True,
@@ -178,7 +179,14 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "agreement": (
         agreement_assets,
         "LLMBatchAgreementComponent",
-        alike(gold="gold", annotator="person", gold_target="true_topic", kind="ordinal", min_alpha=0.5)
+        alike(
+            gold="gold",
+            annotator="person",
+            gold_target="true_topic",
+            kind="ordinal",
+            cluster="customer",
+            min_alpha=0.5,
+        )
         | MEASURED
         | STORED
         | BY_DAY

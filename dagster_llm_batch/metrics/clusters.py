@@ -1,0 +1,85 @@
+"""What counts as one: rows that are not independent of each other are one unit of every interval and test.
+
+Identical requests are sent once, and the reply goes to all of their rows: a hundred rows with one text are one answer,
+right or wrong together. So the unit is the request (`llm_request_id`), unless the user names a column with another one,
+such as the customer or the document that rows belong to. A row without an id, or without a row in the candidate's
+table, is a unit of its own.
+
+Units are given as arrays with one id a row, null for a row of its own, and are numbered where they are counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.metrics.columns import column
+from dagster_llm_batch.metrics.schemas import evaluation_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["REQUEST", "cluster_ids", "number_units"]
+
+REQUEST = "llm_request_id"
+"""Column of a labeled table that names the unit, where the user names none."""
+
+_ID = pa.large_string()
+
+
+def cluster_ids(table: pa.Table, cluster: str | None, owner: str) -> pa.Array:
+    """Return one id a row, as text; null for a row that is a unit of its own.
+
+    Args:
+        table: A labeled table, or any other with the column that `cluster` names.
+        cluster: Column with the ids. None: REQUEST where the table has it, else every row is a unit.
+        owner: Whose table it is, for errors.
+
+    Raises:
+        ConfigError: The column that `cluster` names is not there, or holds lists or structs.
+    """
+    if cluster is None and REQUEST not in table.column_names:
+        return pa.nulls(len(table), _ID)
+    name = cluster or REQUEST
+    ids = column(table, name, owner)
+    if pa.types.is_nested(ids.type) or pa.types.is_binary(ids.type) or pa.types.is_large_binary(ids.type):
+        raise ConfigError(f"cluster='{name}' of {owner} is {ids.type}; it must be text, a number, a date or the like.")
+    return ids.cast(_ID)
+
+
+def number_units(*ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number the units from 0, in any order: one number a row.
+
+    Rows that share an id in any of the arrays are one unit, and so are rows that are linked through others. Two
+    candidates whose prompts read other columns have other requests for the same rows, and what either answered only
+    once must not count twice.
+    """
+    with evaluation_extra("Counting independent rows"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+        from scipy.sparse import csr_array  # noqa: PLC0415  # optional dependency
+        from scipy.sparse.csgraph import connected_components  # noqa: PLC0415  # optional dependency
+    first, *others = map(_codes, ids)
+    for codes in others:
+        # A bipartite graph: ids of the one side and of the other, joined by the rows that have both.
+        offset = int(first.max(initial=-1)) + 1
+        size = offset + int(codes.max(initial=-1)) + 1
+        graph = csr_array((np.ones(len(first)), (first, offset + codes)), shape=(size, size))
+        _, component = connected_components(graph, directed=False)
+        first = component[first].astype(np.int64)
+    numbered: NDArray[np.int64] = np.unique(first, return_inverse=True)[1]
+    return numbered
+
+
+def _codes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
+    """Number the ids from 0, and after them each row without one."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
+    encoded = whole.dictionary_encode()
+    codes: NDArray[np.int64] = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = codes < 0
+    codes[alone] = len(encoded.dictionary) + np.arange(int(alone.sum()))
+    return codes
