@@ -129,6 +129,7 @@ def llm_batch_assets(
             resend=resend or Resend(),
             spend=spend or Spend(),
             workers=workers,
+            tags=own.tags or {},
         ),
         rows=_rows(rows),
         partitions_def=partitions_def,

@@ -217,16 +217,44 @@ class ShardFacts:
 
 @dataclass
 class Tally:
-    """What a shard's results cost together (None: not known), and the numbers of lines that are no result of it.
+    """What a shard's results cost together, and the numbers of lines that are no result of it.
 
-    `reported_usd` is what the vendor says that they cost; None where it does not say it of each reply.
+    Attributes:
+        known_usd: What the requests of known cost did cost, copies that were sent as padding included.
+        unpriced: How many requests and copies there are of which nobody knows what they cost.
+        realtime_usd: What the requests of known cost would have cost in real time. Nobody sends copies there.
+        unlabeled_usd: Part of `known_usd`: what requests cost that were billed and got no label.
+        padding_usd: Part of `known_usd`: what copies cost.
+        replies: How many tell their tokens, copies included.
+        input_tokens, output_tokens, cache_read_tokens: Of these replies.
+        reported_usd: What the vendor says that they cost; None where it does not say it of each reply.
     """
 
-    cost_usd: Decimal | None = Decimal(0)
+    known_usd: Decimal = Decimal(0)
+    unpriced: int = 0
+    realtime_usd: Decimal = Decimal(0)
+    unlabeled_usd: Decimal = Decimal(0)
+    padding_usd: Decimal = Decimal(0)
+    replies: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
     reported_usd: Decimal | None = None
     unreadable: int = 0
     foreign: int = 0
     duplicates: int = 0
+
+    @property
+    def cost_usd(self) -> Decimal | None:
+        """What all cost together; None where that of one is not known."""
+        return None if self.unpriced else self.known_usd
+
+    def add_tokens(self, replies: int, input_tokens: int, output_tokens: int, cache_read_tokens: int) -> None:
+        """Add the tokens of so many replies."""
+        self.replies += replies
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
+        self.cache_read_tokens += cache_read_tokens
 
     @property
     def unexpected(self) -> dict[str, int]:
@@ -267,8 +295,9 @@ class Reconciler:
         outcome = left_out.outcome
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
         yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in parts)
-        if outcome is Outcome.MISSING and self._padding < self._facts.padding:
-            self._add(self._unseen_cost())
+        # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
+        if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
+            self.tally.unpriced += max(self._facts.padding - self._padding, 0)
 
     def _left_out(self, unnamed: int) -> Result:
         """Return the result of each of the requests that no line names. `unnamed` is how many they are."""
@@ -327,15 +356,34 @@ class Reconciler:
             self._padding += 1
             is_unknown = result.usage is None and result.outcome in _REPLIED
             is_known = not is_unknown and _can_be(result.usage)
-            self._add(self._tariff.price(result.usage).cost_usd if is_known else None)
+            self._add_copy(result.usage, self._tariff.price(result.usage).cost_usd if is_known else None)
         elif request_id is not None and request_id in self._expected:
             self.tally.duplicates += 1
         else:
             self.tally.foreign += 1
 
-    def _add(self, cost: Decimal | None) -> None:
-        known = self.tally.cost_usd is not None and cost is not None
-        self.tally.cost_usd = self.tally.cost_usd + cost if known else None  # type: ignore[operator]  # both known
+    def _add_copy(self, usage: Usage | None, cost: Decimal | None) -> None:
+        """Add a copy that was sent as padding. Without a cost it is not known."""
+        if cost is None:
+            self.tally.unpriced += 1
+            return
+        self.tally.known_usd += cost
+        self.tally.padding_usd += cost
+        if usage is not None:
+            self.tally.add_tokens(1, usage.input_tokens, usage.output_tokens, usage.cache_read_tokens)
+
+    def _add_bill(self, outcomes: pa.Array, tokens: Sequence[pa.Array], cost: pa.Array, realtime: pa.Array) -> None:
+        """Add what requests cost, and the tokens that they were billed for (an array for each of TOKENS)."""
+        tally, known = self.tally, _sum(cost)
+        tally.unpriced += cost.null_count
+        tally.known_usd += known
+        tally.realtime_usd += _sum(realtime)
+        # Mostly every request has a label.
+        if not pc.all(labeled := pc.equal(outcomes, _SUCCEEDED.value)).as_py():
+            tally.unlabeled_usd += known - _sum(cost.filter(labeled))
+        input_tokens, output_tokens, cache_read_tokens, *_ = tokens
+        counts = (_sum(input_tokens), _sum(output_tokens), _sum(cache_read_tokens))
+        tally.add_tokens(len(cost) - input_tokens.null_count, *counts)
 
     def _add_reported(self, extras: Sequence[Extra | None], replies: int) -> None:
         """Add what the vendor says that replies cost. A part of them could not be held against the cost of all."""
@@ -347,10 +395,6 @@ class Reconciler:
             self.tally.reported_usd = sum(reported, self.tally.reported_usd or Decimal(0))
         elif not self._all_report:
             self.tally.reported_usd = None
-
-    def _unseen_cost(self) -> Decimal | None:
-        """Return the cost of requests that may have run unseen: 0 on the user's own machines, else not known."""
-        return Decimal(0) if self._tariff.basis is PriceBasis.FREE else None
 
     def _tables(self, batches: Iterable[_Results]) -> Iterator[pa.Table]:
         read = ((ids, *self._read(results)) for ids, results in batches if results)
@@ -402,7 +446,7 @@ class Reconciler:
             if self._tariff.basis is PriceBasis.FREE:
                 is_zero = pc.is_null(tokens[0])
             cost, realtime = (pc.if_else(is_zero, pa.scalar(Decimal(0), MONEY), amount) for amount in (cost, realtime))
-        self._add(None if cost.null_count else pc.sum(cost).as_py())
+        self._add_bill(line_columns["llm_outcome"], tokens, cost, realtime)
         self._add_reported(extras, replies=len(tokens[0]) - tokens[0].null_count)
         own = {
             **line_columns,
@@ -425,6 +469,11 @@ class Reconciler:
             for field in RESULT_SCHEMA
         ]
         return pa.table([*columns, *replies.columns], schema=self._schema)
+
+
+def _sum(values: pa.Array) -> Any:
+    """Return the sum of what is not null; 0 of nothing."""
+    return pc.sum(values, min_count=0).as_py()
 
 
 def _misfit(result: Result, reason: str) -> Result:

@@ -229,8 +229,7 @@ class Collector:
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
-            fields: ShardFields = {"results_path": results_path, "cost_usd": tally.cost_usd}
-            fields["reported_usd"] = tally.reported_usd
+            fields: ShardFields = {"results_path": results_path, **bill_of(tally)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
             fields["collected_at"] = self._deployment.clock()
@@ -270,7 +269,8 @@ class Collector:
                 "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
-            self.read(shard)
+            _, tally = self.read(shard)
+            self._ledger.record_bill(shard.shard_id, bill_of(tally))
 
     def _lacks_lines(self, shard: Shard) -> bool:
         """Return whether raw lines were stored that are gone or damaged."""
@@ -390,6 +390,23 @@ class ResultsReader:
         )
         expected = packed_ids(self.payloads, shard)
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
+
+
+def bill_of(tally: Tally) -> ShardFields:
+    """Return what the ledger stores of what a shard's results cost."""
+    return {
+        "cost_usd": tally.cost_usd,
+        "reported_usd": tally.reported_usd,
+        "replies": tally.replies,
+        "input_tokens": tally.input_tokens,
+        "output_tokens": tally.output_tokens,
+        "cache_read_tokens": tally.cache_read_tokens,
+        "known_usd": tally.known_usd,
+        "unpriced": tally.unpriced,
+        "realtime_usd": tally.realtime_usd,
+        "unlabeled_usd": tally.unlabeled_usd,
+        "padding_usd": tally.padding_usd,
+    }
 
 
 def has_lines(payloads: PayloadStore, shard: Shard) -> bool:

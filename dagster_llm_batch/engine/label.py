@@ -348,7 +348,7 @@ class LabelAssembler(Answers):
 
     def settle(self) -> Submission:
         """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
-        realtime = [self._sum(shard, _REALTIME) for shard in self.shards if shard.results_path]
+        realtime = [self._realtime_usd(shard) for shard in self.shards if shard.results_path]
         return self.ledger.settle_submission(
             self.submission.submission_id,
             outcomes=self.count_outcomes(),
@@ -357,11 +357,14 @@ class LabelAssembler(Answers):
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
         )
 
-    def _sum(self, shard: Shard, column: str) -> Decimal | None:
-        """Return the sum of a column of the shard's results; None where a value is not known."""
-        table = self.payloads.read_table(_path(shard), [column])
-        total: Decimal = pc.sum(table[column], min_count=0).as_py()
-        return None if table[column].null_count else total
+    def _realtime_usd(self, shard: Shard) -> Decimal | None:
+        """Return what the shard's requests would have cost in real time; None where that is not known of one."""
+        if shard.unpriced is not None:
+            return None if shard.unpriced else shard.realtime_usd
+        # Older code has not counted it.
+        column = self.payloads.read_table(_path(shard), [_REALTIME])[_REALTIME]
+        total: Decimal = pc.sum(column, min_count=0).as_py()
+        return None if column.null_count else total
 
     def labels(self, *, run_id: str, reread: bool) -> Labeled:
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""

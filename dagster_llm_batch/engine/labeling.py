@@ -165,6 +165,8 @@ class Labeling:
         spend: What requests are taken to cost. Default: what the price book says.
         workers: Machines that render, encode and write the requests, and read the results, in place of this process:
             `SparkWorkers` or `RayWorkers`. What comes out is the same.
+        tags: Whose money it is, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by it. They are
+            stored with each submission when it is opened, and change nothing of what is asked.
     """
 
     asset: str
@@ -182,6 +184,7 @@ class Labeling:
     resend: Resend = field(default_factory=Resend)
     spend: Spend = field(default_factory=Spend)
     workers: Workers | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def __reduce__(self) -> Any:
         """Pickle the declared fields alone; what is derived from them is computed again. Workers need no workers."""

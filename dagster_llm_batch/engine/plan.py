@@ -424,6 +424,7 @@ class Planner:
             deadline_at=None if (deadline := labeling.realtime.deadline) is None else now + deadline,
             run_id=run_id,
             reused_from=sources,
+            tags=dict(labeling.tags) or None,
         )
 
 

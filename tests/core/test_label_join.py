@@ -196,6 +196,20 @@ def test_padding_that_took_what_cannot_be_has_an_unknown_cost() -> None:
     assert tally.cost_usd is None
 
 
+def test_a_bill_is_told_in_parts_whose_sums_are_those_of_the_rows() -> None:
+    copies = [line(padding_id(number), tokens=tokens) for number, tokens in enumerate([7, None])]
+    lines = [line(A), line(B, text="no JSON", tokens=100), line(C, "errored", None, None), *copies]
+    table, tally = reconciled(lines, REQUESTS[:4], BatchStatus.ENDED, padding=3)
+    # By hand, at 1 USD a million tokens of input and 2 of output: 10 and 10, 100 and 100, nothing, 7 and 7.
+    assert (tally.replies, tally.input_tokens, tally.output_tokens, tally.cache_read_tokens) == (3, 117, 117, 0)
+    assert tally.known_usd == Decimal("0.000351")
+    assert (tally.unlabeled_usd, tally.padding_usd) == (Decimal("0.0003"), Decimal("0.000021"))
+    assert tally.realtime_usd == 2 * (tally.known_usd - tally.padding_usd)
+    # The request without a result, the copy without a usage and the one without a line may all have been billed.
+    assert (tally.unpriced, tally.cost_usd) == (3, None)
+    assert tally.known_usd - tally.padding_usd == sum(filter(None, table["llm_cost_usd"].to_pylist()))
+
+
 def test_a_shared_request_splits_its_cost_over_its_rows_and_waves_add_up() -> None:
     first, _ = reconciled([line(A, "invalid", "?", 100)], [A], BatchStatus.ENDED)
     second, _ = reconciled([line(A, tokens=200)], [A], BatchStatus.ENDED)

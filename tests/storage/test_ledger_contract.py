@@ -151,6 +151,33 @@ def test_a_move_records_its_time_and_fields(ledger, clock):
     assert [event.detail for event in ledger.events("s1")][-2:] == ["queue full", None]
 
 
+def test_what_answers_cost_is_stored_in_parts_and_again_where_they_are_read_again(ledger):
+    ledger.open_submission(a_submission(tags={"team": "support"}), [a_shard()])
+    for move in (Move.SEND, Move.ACCEPTED, Move.ENDED):
+        ledger.move_shard("h1", move, **fields_for(move, "h1"))
+    bill = {
+        "cost_usd": None,
+        "reported_usd": None,
+        "replies": 3,
+        "input_tokens": 10**12,
+        "output_tokens": 20,
+        "cache_read_tokens": 5,
+        "known_usd": Decimal("0.070000000001"),
+        "unpriced": 1,
+        "realtime_usd": Decimal("0.14"),
+        "unlabeled_usd": Decimal("0.01"),
+        "padding_usd": Decimal(0),
+    }
+    collected = ledger.move_shard("h1", Move.COLLECTED, results_path="p", **bill)
+    assert {name: getattr(collected, name) for name in bill} == bill
+    changed = {**bill, "unpriced": 0, "cost_usd": Decimal("0.08"), "known_usd": Decimal("0.08")}
+    events = ledger.events("s1")
+    ledger.record_bill("h1", changed)
+    assert ledger.shard("h1") == replace(collected, unpriced=0, cost_usd=Decimal("0.08"), known_usd=Decimal("0.08"))
+    assert ledger.events("s1") == events
+    assert ledger.submission("s1").tags == {"team": "support"}
+
+
 def test_shards_that_are_sent_together_name_the_first_as_their_carrier_which_alone_is_padded(ledger):
     ledger.open_submission(a_submission(), [a_shard(f"h{number}", number=number) for number in range(3)])
     sent = ledger.move_shards(["h2", "h0"], Move.SEND, padding=5)

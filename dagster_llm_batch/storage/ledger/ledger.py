@@ -453,6 +453,11 @@ class Ledger(LedgerQueries):
                 events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
                 insert_events(connection, self._clock, *events)
 
+    def record_bill(self, shard_id: str, bill: ShardFields) -> None:
+        """Record what a collected shard's answers cost, where they were read again. Changes no state. Idempotent."""
+        with self._database.write() as connection:
+            connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
+
     def forget_raw(self, submission_id: str, detail: str) -> None:
         """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""
         with self._database.write() as connection:

@@ -126,6 +126,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN p05_usd TEXT",
         "ALTER TABLE submission ADD COLUMN learned_from BIGINT",
         "ALTER TABLE submission ADD COLUMN billed TEXT",
+        # What answers cost in parts, and whose money it is: a table of costs is summed without a look at results.
+        "ALTER TABLE submission ADD COLUMN tags TEXT",
+        "ALTER TABLE shard ADD COLUMN replies BIGINT",
+        "ALTER TABLE shard ADD COLUMN input_tokens BIGINT",
+        "ALTER TABLE shard ADD COLUMN output_tokens BIGINT",
+        "ALTER TABLE shard ADD COLUMN cache_read_tokens BIGINT",
+        "ALTER TABLE shard ADD COLUMN known_usd TEXT",
+        "ALTER TABLE shard ADD COLUMN unpriced BIGINT",
+        "ALTER TABLE shard ADD COLUMN realtime_usd TEXT",
+        "ALTER TABLE shard ADD COLUMN unlabeled_usd TEXT",
+        "ALTER TABLE shard ADD COLUMN padding_usd TEXT",
     ),
 )
 

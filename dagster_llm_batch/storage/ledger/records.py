@@ -67,6 +67,7 @@ class Submission:
     learned_from: int | None = None  # so many earlier submissions its estimate rests on; None: on calibrated rates
     billed: Mapping[str, float] | None = None  # what its requests took; see core/forecast.py. None: not known
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
+    tags: Mapping[str, str] | None = None  # Dagster's, of its asset when it was opened: whose money it is
 
     @property
     def is_settled(self) -> bool:
@@ -142,6 +143,16 @@ class Shard:
     erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
     erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
     reported_usd: Decimal | None = None  # what the vendor says that it cost; None: it does not, or not of all replies
+    # What was billed, as its results tell it. None of all these: it is not collected, or by older code.
+    replies: int | None = None  # how many tell their tokens; copies that were sent as padding are among them
+    input_tokens: int | None = None  # of those, as the next two
+    output_tokens: int | None = None
+    cache_read_tokens: int | None = None  # part of input_tokens
+    known_usd: Decimal | None = None  # what the requests whose cost is known did cost: `cost_usd` where all are
+    unpriced: int | None = None  # the other requests
+    realtime_usd: Decimal | None = None  # what those that are in `known_usd` cost in real time, padding left out
+    unlabeled_usd: Decimal | None = None  # part of `known_usd`: replies that were paid for and gave no label
+    padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
 
     @property
     def waits_for_person(self) -> bool:
@@ -175,6 +186,15 @@ class ShardFields(TypedDict, total=False):
     results_path: str
     cost_usd: Decimal | None
     reported_usd: Decimal | None
+    replies: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    known_usd: Decimal
+    unpriced: int
+    realtime_usd: Decimal
+    unlabeled_usd: Decimal
+    padding_usd: Decimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ def _word(value: Enum) -> str:
     return str(value.value)
 
 
-def _json(value: Mapping[str, float] | tuple[str, ...]) -> str:
+def _json(value: Mapping[str, Any] | tuple[str, ...]) -> str:
     return json.dumps(dict(value) if isinstance(value, Mapping) else list(value), sort_keys=True)
 
 
@@ -198,6 +198,7 @@ SUBMISSION = sa.Table(
     _column("p05_usd", _MONEY, null=True),
     _column("learned_from", sa.BigInteger, null=True),
     _column("billed", _AsText(json.loads, _json), null=True),
+    _column("tags", _AsText(json.loads, _json), null=True),
 )
 
 SHARD = sa.Table(
@@ -247,6 +248,15 @@ SHARD = sa.Table(
     _column("most_tokens", sa.BigInteger, null=True),
     _column("bound_usd", _MONEY, null=True),
     _column("input_bound", sa.BigInteger, null=True),
+    _column("replies", sa.BigInteger, null=True),
+    _column("input_tokens", sa.BigInteger, null=True),
+    _column("output_tokens", sa.BigInteger, null=True),
+    _column("cache_read_tokens", sa.BigInteger, null=True),
+    _column("known_usd", _MONEY, null=True),
+    _column("unpriced", sa.BigInteger, null=True),
+    _column("realtime_usd", _MONEY, null=True),
+    _column("unlabeled_usd", _MONEY, null=True),
+    _column("padding_usd", _MONEY, null=True),
 )
 
 EVENT = sa.Table(
