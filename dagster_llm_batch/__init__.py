@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
+        AtLeast,
         Rubric,
         agreement_assets,
         cost_assets,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnthropicBatchResource",
+    "AtLeast",
     "BedrockBatchResource",
     "Budget",
     "Checks",
@@ -122,6 +124,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AtLeast": "evaluation",
     "Checks": "checks",
     "ComponentOp": "components",
     "Embedding": "core.response",

@@ -10,8 +10,10 @@ from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
 from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_judge_assets
 from dagster_llm_batch.evaluation.skew import skew_assets
+from dagster_llm_batch.evaluation.thresholds import AtLeast
 
 __all__ = [
+    "AtLeast",
     "Rubric",
     "agreement_assets",
     "cost_assets",

@@ -16,7 +16,7 @@ from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidate
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
-from dagster_llm_batch.evaluation.thresholds import Thresholds
+from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
 from dagster_llm_batch.metrics import (
     EvaluationReport,
     Regression,
@@ -91,7 +91,7 @@ def _computed(
         table, metadata = regressions_to_arrow(regressions), gold_metadata.versions_metadata(regressions)
     else:
         table, metadata = evaluations_to_arrow(report.evaluations), gold_metadata.evaluation_metadata(report, read)
-        verdicts = design.thresholds.verdicts(report.evaluations)
+        verdicts = design.thresholds.verdicts(report)
         if design.regression:
             verdicts.append(regression_verdict(regressions, accepted, design.thresholds.severity))
     lineage = gold_metadata.column_lineage(table.schema, **sources)
@@ -113,8 +113,8 @@ def evaluation_assets(
     rejects: Mapping[str, Upstream] | None = None,
     confidence: str | Mapping[str, str] | None = None,
     regression: bool = False,
-    min_accuracy: float | Mapping[str, float] | None = None,
-    min_kappa: float | Mapping[str, float] | None = None,
+    min_accuracy: float | AtLeast | Mapping[str, float | AtLeast] | None = None,
+    min_kappa: float | AtLeast | Mapping[str, float | AtLeast] | None = None,
     max_ece: float | Mapping[str, float] | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
@@ -159,9 +159,11 @@ def evaluation_assets(
             candidate may be surely worse than it was. To accept, materialize `<name>_accepted` with
             `candidates: [<name>, …]` in its run config; without, it accepts nothing.
         min_accuracy: Least accuracy of every candidate, or by candidate, as an asset check over all categorical
-            targets. Rows without a label do not count.
-        min_kappa: Least kappa of every candidate, or by candidate, as an asset check over all categorical targets.
-        max_ece: Largest expected calibration error of every candidate, or by candidate, as an asset check.
+            targets, on all gold rows: one without a label counts as wrong. `AtLeast` asks for a lower bound instead, or
+            for the labeled rows only.
+        min_kappa: Least kappa, likewise; no label is an answer of its own, which is never right.
+        max_ece: Largest expected calibration error of every candidate, or by candidate, as an asset check. It fails
+            where chance does not explain that the error is larger: few labels make it large by themselves.
         check_severity: Severity of a check that fails.
         blocking: Whether a failed check holds back what is downstream.
         frame, io_manager_key, partitions_def, backfill_policy: As for every evaluation; see `EvaluationBuilder`.

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _PLOTTED = (
-    *("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "ece", "brier"),
+    *("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "kappa_all", "ece", "brier"),
     *("mae", "rmse", "pearson", "spearman"),
     *("cost_usd", "cost_per_correct_usd", "latency_p50_seconds"),
 )
@@ -78,6 +78,7 @@ DOCS = {
     "accuracy_all": "share of gold rows that are correct; a row without a label is wrong",
     "baseline_class": "most frequent class of gold",
     "baseline_accuracy": "accuracy_all of always answering baseline_class",
+    "baseline_accuracy_labeled": "accuracy of always answering the most frequent class of the labeled rows",
     "macro_precision": "mean precision of the classes",
     "macro_recall": "mean recall of the classes",
     "macro_f1": "mean F1 of the classes",
@@ -86,6 +87,7 @@ DOCS = {
     "kappa": "Cohen's kappa with gold",
     "kappa_low": "95 % interval (bootstrap)",
     "kappa_high": "95 % interval (bootstrap)",
+    "kappa_all": "kappa over all gold rows, where no label is an answer that is never right",
     "kappa_weights": "linear or quadratic for ordinal classes",
     "mae": "mean absolute error",
     "rmse": "root mean squared error",

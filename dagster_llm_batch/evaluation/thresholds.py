@@ -8,33 +8,62 @@ from typing import Any, Literal
 
 import dagster as dg
 
+from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.metadata import figure_key
-from dagster_llm_batch.metrics import Evaluation, Target, plain_text
+from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
+from dagster_llm_batch.metrics.limits import kappa_lower_bound, miscalibration_p, share_lower_bound
+from dagster_llm_batch.metrics.looks import ALPHA
 
-__all__ = ["Thresholds", "figure_name"]
+__all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
+
+
+@checked
+@dataclass(frozen=True)
+class AtLeast:
+    """A least value that says what must reach it. A number alone is `AtLeast(number)`.
+
+    Args:
+        least: The least value.
+        confidence: Such as 0.95: the lower bound of this confidence must reach it, so that few rows do not pass by
+            luck. Default: the figure itself.
+        on: "all" gold rows, of which one without a label counts as wrong, or the "labeled" ones only.
+    """
+
+    least: float
+    confidence: float | None = None
+    on: Literal["all", "labeled"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.confidence is not None and not 0.5 <= self.confidence < 1:  # noqa: PLR2004  # below it is no bound
+            raise ConfigError(f"AtLeast.confidence={self.confidence!r} is not allowed; it is from 0.5 to below 1.")
+
+    def __str__(self) -> str:
+        surely = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"
+        return f"{self.least:g}{surely}{'' if self.on == 'all' else ', of labeled rows'}"
+
+
+Limit = float | AtLeast
 
 _Figure = Literal["accuracy", "kappa", "ece"]
-_LARGEST = frozenset({"ece"})
-"""Figures of which less is better; of the others, more."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
     """`limits` has, for each figure that is checked, the least (of `ece`, the largest) value by candidate."""
 
-    limits: Mapping[_Figure, Mapping[str, float]]
+    limits: Mapping[_Figure, Mapping[str, AtLeast]]
     severity: dg.AssetCheckSeverity
     blocking: bool
 
     @classmethod
     def of(
         cls,
-        min_accuracy: float | Mapping[str, float] | None,
-        min_kappa: float | Mapping[str, float] | None,
+        min_accuracy: Limit | Mapping[str, Limit] | None,
+        min_kappa: Limit | Mapping[str, Limit] | None,
         max_ece: float | Mapping[str, float] | None,
         candidates: Sequence[Candidate],
         targets: Sequence[Target],
@@ -45,27 +74,28 @@ class Thresholds:
         """Make the thresholds of these arguments. Raises ConfigError for an unknown candidate, a value out of range, or
         where no target has classes.
         """
-        limits: dict[_Figure, Mapping[str, float]] = {}
-        given: list[tuple[_Figure, Any, float]] = [
-            ("accuracy", min_accuracy, 0.0),
-            ("kappa", min_kappa, -1.0),
-            ("ece", max_ece, 0.0),
+        limits: dict[_Figure, Mapping[str, AtLeast]] = {}
+        given: list[tuple[_Figure, str, Any, float]] = [
+            ("accuracy", "min_accuracy", min_accuracy, 0.0),
+            ("kappa", "min_kappa", min_kappa, -1.0),
+            ("ece", "max_ece", max_ece, 0.0),
         ]
-        for figure, wanted, lowest in given:
+        for figure, argument, wanted, lowest in given:
             if wanted is None:
                 continue
-            argument = f"max_{figure}" if figure in _LARGEST else f"min_{figure}"
             names = [candidate.name for candidate in candidates]
             by_candidate = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(names, wanted)
             if strangers := sorted(set(by_candidate) - set(names)):
                 raise ConfigError(f"{argument} names {strangers}; the candidates are {', '.join(names)}.")
-            if wrong := [value for value in by_candidate.values() if not lowest <= value <= 1]:
+            limits[figure] = {
+                name: limit if isinstance(limit, AtLeast) else AtLeast(limit) for name, limit in by_candidate.items()
+            }
+            if wrong := [limit.least for limit in limits[figure].values() if not lowest <= limit.least <= 1]:
                 raise ConfigError(f"{argument}={wrong[0]!r}: {figure} is between {lowest:g} and 1.")
             if all(target.kind == "numeric" for target in targets):
                 raise ConfigError(f"{argument} needs a categorical target; numeric ones have no {figure}.")
             if figure == "ece" and not any(target.confidence_column for target in targets):
                 raise ConfigError("max_ece needs confidence=, the column with the candidates' confidence.")
-            limits[figure] = by_candidate
         return cls(limits, severity, blocking)
 
     def specs(self, builder: EvaluationBuilder) -> list[MainCheck]:
@@ -73,54 +103,122 @@ class Thresholds:
         return [
             builder.check(
                 figure,
-                f"{_bound(figure).capitalize()} "
-                + ", ".join(f"{value:g} by {name}" for name, value in wanted.items())
+                f"{'At most' if figure == 'ece' else 'At least'} "
+                + "; ".join(f"{limit} by {name}" for name, limit in wanted.items())
                 + ".",
                 blocking=self.blocking,
             )
             for figure, wanted in self.limits.items()
         ]
 
-    def verdicts(self, evaluations: Sequence[Evaluation]) -> list[CheckOutcome]:
+    def verdicts(self, report: EvaluationReport) -> list[CheckOutcome]:
         """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
         Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough.
         """
-        return [self._verdict(figure, wanted, evaluations) for figure, wanted in self.limits.items()]
+        return [self._verdict(figure, wanted, report) for figure, wanted in self.limits.items()]
 
-    def _verdict(self, figure: _Figure, wanted: Mapping[str, float], evaluations: Sequence[Evaluation]) -> CheckOutcome:
-        judged = [
-            (evaluation, getattr(evaluation, figure))
-            for evaluation in evaluations
+    def _verdict(self, figure: _Figure, wanted: Mapping[str, AtLeast], report: EvaluationReport) -> CheckOutcome:
+        measured = [
+            evaluation
+            for evaluation in report.evaluations
             if evaluation.kind == "categorical" and evaluation.candidate in wanted and evaluation.n_gold
         ]
-        lines = [
-            f"{plain_text(evaluation.candidate)}, {plain_text(evaluation.target)}: "
-            f"{'not defined' if value is None else f'{value:.3f}'}; "
-            f"{_bound(figure)} {wanted[evaluation.candidate]:g} wanted"
-            for evaluation, value in judged
-        ]
+        if figure == "ece":
+            level = ALPHA / max(1, len(measured))
+            judged = [
+                _judge_ece(evaluation, wanted[evaluation.candidate].least, report, level) for evaluation in measured
+            ]
+        else:
+            judged = [_judge_least(figure, one, wanted[one.candidate], report) for one in measured]
         return CheckOutcome(
             figure,
-            passed=all(
-                value is not None
-                and (
-                    value <= wanted[evaluation.candidate]
-                    if figure in _LARGEST
-                    else value >= wanted[evaluation.candidate]
-                )
-                for evaluation, value in judged
-            ),
+            passed=all(one.passed for one in judged),
             severity=self.severity,
-            description=". ".join(lines) + "." if lines else "No gold rows to measure.",
+            description=" ".join(
+                f"{plain_text(evaluation.candidate)}, {plain_text(evaluation.target)}: {one.text}."
+                for evaluation, one in zip(measured, judged, strict=True)
+            )
+            or "No gold rows to measure.",
             metadata={
-                figure_name(evaluation, evaluations, figure): value for evaluation, value in judged if value is not None
+                figure_name(evaluation, report.evaluations, one.figure): one.value
+                for evaluation, one in zip(measured, judged, strict=True)
+                if one.value is not None
             },
         )
 
 
-def _bound(figure: _Figure) -> str:
-    return "at most" if figure in _LARGEST else "at least"
+@dataclass(frozen=True)
+class _Judged:
+    """Whether one candidate keeps its limit on one target, by which figure, and why, in words."""
+
+    passed: bool
+    figure: str
+    value: float | None
+    text: str
+
+
+def _judge_least(
+    figure: Literal["accuracy", "kappa"], evaluation: Evaluation, limit: AtLeast, report: EvaluationReport
+) -> _Judged:
+    on_all = limit.on == "all"
+    name = f"{figure}_all" if on_all else figure
+    value: float | None = getattr(evaluation, name)
+    n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
+    reached, shown = value, "not defined" if value is None else f"{value:.3f}"
+    if limit.confidence is not None and value is not None:
+        reached = _lower_bound(figure, evaluation, limit, report)
+        shown += f", surely {reached:.3f} or more" if reached is not None else ", and no bound"
+    rows = f"on {n_rows:,} rows" if on_all else f"on the {n_rows:,} labeled of {evaluation.n_gold:,} rows"
+    if on_all and (missing := evaluation.n_gold - evaluation.n_labeled):
+        rows += f", {missing:,} of them without a label, which count as wrong"
+    if figure == "accuracy":
+        baseline = evaluation.baseline_accuracy if on_all else evaluation.baseline_accuracy_labeled
+        rows += "" if baseline is None else f" (always the most frequent class: {baseline:.3f})"
+    return _Judged(
+        passed=reached is not None and reached >= limit.least,
+        figure=name,
+        value=value,
+        text=f"{shown} {rows}; at least {limit} wanted",
+    )
+
+
+def _lower_bound(
+    figure: Literal["accuracy", "kappa"], evaluation: Evaluation, limit: AtLeast, report: EvaluationReport
+) -> float | None:
+    on_all, confidence = limit.on == "all", limit.confidence
+    assert confidence is not None
+    if figure == "accuracy":
+        n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
+        return share_lower_bound(evaluation.n_correct or 0, n_rows, confidence)
+    matrix = next(
+        one for one in report.confusions if (one.candidate, one.target) == (evaluation.candidate, evaluation.target)
+    )
+    return kappa_lower_bound(matrix, confidence, unlabeled=on_all, weights=evaluation.kappa_weights)
+
+
+def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, level: float) -> _Judged:
+    """A candidate fails where chance does not explain that its error is over the limit; one without a label that has a
+    confidence is not calibrated at all.
+    """
+    calibration = next(
+        (
+            one
+            for one in report.calibrations
+            if (one.candidate, one.target) == (evaluation.candidate, evaluation.target)
+        ),
+        None,
+    )
+    p_value = None if calibration is None else miscalibration_p(calibration, limit)
+    if calibration is None or calibration.ece is None or p_value is None:
+        return _Judged(False, "ece", None, f"not defined; at most {limit:g} wanted")  # noqa: FBT003  # a field
+    chance = "" if calibration.ece <= limit else f" (p = {p_value:.2g} that chance alone makes it more)"
+    return _Judged(
+        passed=p_value >= level,
+        figure="ece",
+        value=calibration.ece,
+        text=f"{calibration.ece:.3f} of {calibration.n:,} labels with a confidence; at most {limit:g} wanted{chance}",
+    )
 
 
 def figure_name(evaluation: Evaluation, among: Sequence[Evaluation], figure: str) -> str:

@@ -93,7 +93,8 @@ def kappa(
 ) -> NDArray[np.float64]:
     """Compute kappa, 1 - observed / expected disagreement; NaN where chance cannot disagree (one class only).
 
-    With `weights`, a disagreement counts by the distance of the two class `values` (linear), or its square.
+    With `weights`, a disagreement counts by the distance of the two class `values` (linear), or its square. A class
+    more than there are `values` is that of rows without a label: as far from each class as the farthest one.
     """
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -105,6 +106,9 @@ def kappa(
     else:
         value = np.array(values, dtype=np.float64)
         distance = np.abs(value[:, None] - value[None, :]) ** (1 if weights == "linear" else 2)
+        if cells.n_classes > len(value):
+            farthest = distance.max(axis=1)
+            distance = np.block([[distance, farthest[:, None]], [farthest[None, :], np.zeros((1, 1))]])
         observed = counts @ distance[cells.gold, cells.predicted]
         expected = (support * (distance @ predicted)).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):

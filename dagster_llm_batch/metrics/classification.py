@@ -21,7 +21,7 @@ from dagster_llm_batch.metrics.bootstrap import CONFIDENCE, bootstrap_intervals,
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.joining import Joined
-from dagster_llm_batch.metrics.per_class import class_name, coded
+from dagster_llm_batch.metrics.per_class import class_name, coded, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tally import Tally, tally
 
@@ -41,8 +41,11 @@ class Evaluation:
       with no gold. `n_gold_null` gold rows without a value and `n_ignored` candidate rows without gold take no part.
     - `accuracy` is over labeled rows; `accuracy_all` over all gold rows, an unlabeled row being wrong.
     - `baseline_accuracy`: what answering `baseline_class` (the most frequent in gold; the first, in a tie) always would
-      score over all gold rows. A candidate below it knows less than a constant.
+      score over all gold rows, to compare with `accuracy_all`; a candidate below it knows less than a constant.
+      `baseline_accuracy_labeled`: what a constant could score over the labeled rows, to compare with `accuracy`.
     - `kappa`: Cohen's, weighted as `kappa_weights` says; None where chance alone cannot disagree (one class).
+      `kappa_all`: over all gold rows, where no label is an answer of its own, which is never right (with weights, as
+      wrong as can be).
     - `mae rmse pearson spearman`: numeric targets only, which have none of the figures of classes.
     - `cost_usd`: known cost of the candidate's rows that met gold, rejected ones included; a lower bound while
       `n_cost_unknown` is not 0, and `cost_per_correct_usd` is None then.
@@ -72,6 +75,7 @@ class Evaluation:
     accuracy_all: float | None = None
     baseline_class: str | None = None
     baseline_accuracy: float | None = None
+    baseline_accuracy_labeled: float | None = None
     macro_precision: float | None = None
     macro_recall: float | None = None
     macro_f1: float | None = None
@@ -80,6 +84,7 @@ class Evaluation:
     kappa: float | None = None
     kappa_low: float | None = None
     kappa_high: float | None = None
+    kappa_all: float | None = None
     kappa_weights: Literal["linear", "quadratic"] | None = None
     mae: float | None = None
     rmse: float | None = None
@@ -158,10 +163,15 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
         "baseline_accuracy": baseline["n"] / n_gold,
         "kappa_weights": weights,
     }
+    values = [int(value) for value in classes] if weights else []
+    weighted = partial(kappa, values=values, weights=weights)
+    all_rows = with_unlabeled(counted, classes, cells)
+    figures["kappa_all"] = _finite(weighted(all_rows, all_rows.counts[None, :])[0])
     if not cells.n:
         return figures
 
     with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
         from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
         from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415  # optional dependency
     wilson = binomtest(n_correct, cells.n).proportion_ci(CONFIDENCE, method="wilson")
@@ -169,8 +179,6 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
     precision, recall, f1, _ = precision_recall_fscore_support(
         cells.gold, cells.predicted, labels=present, average="macro", zero_division=0, sample_weight=cells.counts
     )
-    values = [int(value) for value in classes] if weights else []
-    weighted = partial(kappa, values=values, weights=weights)
     point = _finite(weighted(cells, cells.counts[None, :])[0])
     intervals = bootstrap_intervals(cells, [macro_f1, weighted], n_resamples=n_resamples, seed=seed)
     (f1_low, f1_high), (kappa_low, kappa_high) = (interval or (None, None) for interval in intervals)
@@ -178,6 +186,7 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
         "accuracy": n_correct / cells.n,
         "accuracy_low": float(wilson.low),
         "accuracy_high": float(wilson.high),
+        "baseline_accuracy_labeled": int(np.bincount(cells.gold, cells.counts).max()) / cells.n,
         "macro_precision": float(precision),
         "macro_recall": float(recall),
         "macro_f1": float(f1),

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["PER_CLASS_SCHEMA", "Confusion", "class_name", "coded", "confusion", "per_class", "positions"]
+__all__ = [
+    "PER_CLASS_SCHEMA",
+    "Confusion",
+    "class_name",
+    "coded",
+    "confusion",
+    "per_class",
+    "positions",
+    "with_unlabeled",
+]
 
 PER_CLASS_SCHEMA = pa.schema(
     {
@@ -43,12 +52,14 @@ class Confusion:
     """`counts[i][j]` labeled rows have gold class `classes[i]` and were labeled `classes[j]`.
 
     The classes are all values of gold and predictions, sorted; a gold class without a labeled row is a row of zeros.
+    `unlabeled[i]` gold rows of the class have no label.
     """
 
     candidate: str
     target: str
     classes: tuple[Class, ...]
     counts: tuple[tuple[int, ...], ...]
+    unlabeled: tuple[int, ...]
 
 
 def confusion(joined: Joined | Tally) -> Confusion:
@@ -58,14 +69,14 @@ def confusion(joined: Joined | Tally) -> Confusion:
     counts = [[0] * len(classes) for _ in classes]
     for gold, predicted, n in zip(cells.gold.tolist(), cells.predicted.tolist(), cells.counts.tolist(), strict=True):
         counts[gold][predicted] = n
-    return Confusion(counted.candidate, counted.target.name, classes, tuple(map(tuple, counts)))
+    unlabeled = tuple(_unlabeled(counted, classes, cells).tolist())
+    return Confusion(counted.candidate, counted.target.name, classes, tuple(map(tuple, counts)), unlabeled)
 
 
 def per_class(joined: Joined | Tally) -> pa.Table:
     """Return one row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
     counted = tally(joined)
     matrix = confusion(counted)
-    n_gold = dict(zip(counted.gold["gold"].to_pylist(), counted.gold["n"].to_pylist(), strict=True))
     rows = []
     for at, value in enumerate(matrix.classes):
         support, predicted = sum(matrix.counts[at]), sum(row[at] for row in matrix.counts)
@@ -75,7 +86,7 @@ def per_class(joined: Joined | Tally) -> pa.Table:
                 "candidate": matrix.candidate,
                 "target": matrix.target,
                 "class": class_name(value),
-                "n_gold": n_gold.get(value, 0),
+                "n_gold": support + matrix.unlabeled[at],
                 "support": support,
                 "predicted": predicted,
                 "correct": correct,
@@ -99,6 +110,28 @@ def coded(counted: Tally) -> tuple[tuple[Class, ...], Cells]:
     classes = counted.classes()
     gold, predicted = (positions(counted.cells[name], classes) for name in ("gold", "predicted"))
     return classes, Cells.of(gold, predicted, len(classes), counted.cells["n"].to_numpy())
+
+
+def with_unlabeled(counted: Tally, classes: Sequence[Class], cells: Cells) -> Cells:
+    """Return the cells of all gold rows: those without a label are predicted as a class of their own, the last one."""
+    with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    n = len(classes)
+    return Cells(
+        np.concatenate([cells.gold, np.arange(n)]),
+        np.concatenate([cells.predicted, np.full(n, n)]),
+        np.concatenate([cells.counts, _unlabeled(counted, classes, cells)]),
+        n + 1,
+    )
+
+
+def _unlabeled(counted: Tally, classes: Sequence[Class], cells: Cells) -> NDArray[np.int64]:
+    """Count the gold rows of each class that have no label."""
+    with evaluation_extra("Evaluating labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    at, n = positions(counted.gold["gold"], classes), len(classes)
+    of_class = np.bincount(at, counted.gold["n"].to_numpy(), n) - np.bincount(cells.gold, cells.counts, n)
+    return of_class.astype(np.int64)
 
 
 def positions(values: pa.Array | pa.ChunkedArray, classes: Sequence[Class]) -> NDArray[np.int64]:

@@ -446,8 +446,8 @@ def test_an_evaluation_says_all_in_yaml():
         rejects={"small": "labels/small_rejects"},
         target=["topic", {"name": "urgency", "gold_column": "priority", "kappa_weights": "quadratic"}],
         gold_target={"topic": "true_topic"},
-        min_accuracy={"large": 0.9},
-        min_kappa=0.6,
+        min_accuracy={"large": {"least": 0.9, "confidence": 0.95}, "small": 0.5},
+        min_kappa={"least": 0.6, "on": "labeled"},
         max_ece=0.1,
         confidence={"topic": "sureness"},
         regression=True,
@@ -463,6 +463,8 @@ def test_an_evaluation_says_all_in_yaml():
         checks = {one.name: one for made in project.component.assets for one in made.check_specs}
         assert set(checks) >= {"accuracy", "kappa", "ece"}
         assert all(one.blocking for one in checks.values())
+        assert checks["accuracy"].description == "At least 0.9, with 0.95 confidence by large; 0.5 by small."
+        assert checks["kappa"].description == "At least 0.6, of labeled rows by small; 0.6, of labeled rows by large."
         assert project.component.check_severity is dg.AssetCheckSeverity.WARN
     with loaded(evaluation(), EVAL) as project:
         assert project.spec("ticket_eval").automation_condition is not None

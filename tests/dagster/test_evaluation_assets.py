@@ -16,6 +16,7 @@ from evaluation_project import DAYS, FRAMES, ROWS, TRUTH, EvaluationProject, row
 from PIL import Image
 
 from dagster_llm_batch import (
+    AtLeast,
     Prompt,
     Rubric,
     agreement_assets,
@@ -372,7 +373,7 @@ class TestThresholds:
         upstream, evaluation = both(**thresholds)
         project.fill(upstream, "mon", "tue", "wed")
         result = project.run([*upstream, *evaluation], select=evaluation)
-        [verdict] = result.get_asset_check_evaluations()
+        verdict, *_ = result.get_asset_check_evaluations()
         return verdict
 
     def test_every_candidate_must_reach_the_least_accuracy(self, project):
@@ -382,7 +383,25 @@ class TestThresholds:
             False,
             dg.AssetCheckSeverity.WARN,
         )
-        assert "weak, topic: 0.667; at least 0.7 wanted" in verdict.description
+        # Four of seven rows: one has no label. Of the six labeled ones it would be 0.667.
+        assert (
+            "weak, topic: 0.571 on 7 rows, 1 of them without a label, which count as wrong (always the most frequent "
+            "class: 0.571); at least 0.7 wanted" in verdict.description
+        )
+
+    def test_labeled_rows_only_are_judged_where_that_is_asked_for(self, project):
+        verdict = self.verdict(project, min_accuracy={"weak": AtLeast(0.66, on="labeled")})
+        assert verdict.passed
+        assert (
+            "weak, topic: 0.667 on the 6 labeled of 7 rows (always the most frequent class: 0.667)" in verdict.description
+        )
+        assert verdict.metadata["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
+
+    def test_few_rows_do_not_reach_a_bound_by_luck(self, project):
+        limit = AtLeast(0.9, confidence=0.95)
+        verdict = self.verdict(project, min_accuracy={"good": limit}, min_kappa={"good": limit})
+        assert not verdict.passed
+        assert "good, topic: 1.000, surely 0.652 or more on 7 rows" in verdict.description
 
     def test_only_candidates_that_are_named_are_held_to_it(self, project):
         assert self.verdict(project, min_kappa={"good": 0.9}).passed
@@ -477,6 +496,7 @@ class TestFailures:
             ({"gold_target": {"other": "x"}}, "no targets"),
             ({"rejects": {"other": "x"}}, "no candidates"),
             ({"min_accuracy": 90}, "between 0 and 1"),
+            ({"min_accuracy": AtLeast(90)}, "between 0 and 1"),
             ({"min_kappa": {"other": 0.5}}, "the candidates are labels"),
             ({"min_kappa": 0.5, "kind": "numeric"}, "needs a categorical target"),
             ({"frame": "spark"}, "'spark'"),

@@ -63,11 +63,18 @@ class TestCalibration:
         assert dg.TableColumnDep(dg.AssetKey("vain"), "sure") not in lineage["accuracy"]
 
     def test_a_limit_on_the_error_is_a_check(self, project):
-        vain = candidate("vain", WEAK, sure=0.95)
+        vain = candidate("vain", dict.fromkeys(TRUTH, "other"), sure=0.95)
         result = project.run(build_assets(vain, confidence="sure", max_ece={"vain": 0.1}))
         [verdict] = result.get_asset_check_evaluations()
         assert (verdict.check_name, verdict.passed) == ("ece", False)
-        assert "vain, topic: 0.236; at most 0.1 wanted" in verdict.description
+        assert "vain, topic: 0.950 of 7 labels with a confidence; at most 0.1 wanted (p = 1" in verdict.description
+
+    def test_an_error_that_chance_makes_of_few_rows_is_within_the_limit(self, project):
+        weak = candidate("weak", WEAK, sure=0.95)
+        result = project.run(build_assets(weak, confidence="sure", max_ece=0.1))
+        [verdict] = result.get_asset_check_evaluations()
+        assert verdict.passed
+        assert "weak, topic: 0.236 of 7 labels" in verdict.description
 
     def test_candidates_without_a_confidence_are_evaluated_all_the_same(self, project):
         project.run(build_assets(candidate("sane", sure=0.95), candidate("plain"), confidence={"topic": "sure"}))

@@ -39,7 +39,7 @@ def test_importing_loads_none_of_the_optional_packages():
         ("sklearn", "evaluate(one)"),
         ("scipy", "agreement_between(one, one)"),
         ("krippendorff", "agreement_among(Labels.of(Target('t'), dict.fromkeys('ab', (ids, topics))), 'all')"),
-        ("matplotlib", "confusion_png(Confusion('c', 't', ('a',), ((1,),)))"),
+        ("matplotlib", "confusion_png(Confusion('c', 't', ('a',), ((1,),), (0,)))"),
     ],
 )
 def test_a_missing_package_is_an_error_that_says_what_to_install(without, call):
@@ -81,7 +81,7 @@ def test_drawing_loads_no_pyplot():
     said = run(
         """
         from dagster_llm_batch.metrics import Confusion, confusion_png
-        assert confusion_png(Confusion("c", "t", ("a",), ((1,),))).startswith(b"\\x89PNG")
+        assert confusion_png(Confusion("c", "t", ("a",), ((1,),), (0,))).startswith(b"\\x89PNG")
         print("matplotlib.pyplot" in sys.modules)
         """
     )

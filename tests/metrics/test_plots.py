@@ -17,7 +17,7 @@ from dagster_llm_batch.metrics.confusion import MAX_DRAWN
 
 def matrix(counts, classes=None, candidate="haiku", target="topic"):
     classes = classes or [f"class {i}" for i in range(len(counts))]
-    return Confusion(candidate, target, tuple(classes), tuple(map(tuple, counts)))
+    return Confusion(candidate, target, tuple(classes), tuple(map(tuple, counts)), (0,) * len(classes))
 
 
 def evaluations(gold=("a", "b", "a", "a"), said=("a", "b", "b", None), names=("haiku",), target="topic"):

@@ -1,0 +1,115 @@
+"""Tests that are looked at for a dataset's whole life: at most 5 % false alarms in 365 looks, then renewed.
+
+A check that holds 5 % at each look fails somewhere in most years of equal versions. So the looks share the 5 %:
+
+    alone          a look has `look_level` of it, by its place: the first ones have the most, and all 365 add up to 5 %
+    with others    evidence of neighbouring partitions is multiplied (`life_evidence`), for what is found by many small
+                   differences
+
+A look is one partition in one state of its data. Looking again at the same finds the same and costs nothing: the place
+is that of the partition among all of them, whatever the order or the number of runs in which they are computed.
+
+Evidence is a bet against "both versions are equally good" (an e-value): what a fair game would pay back for 1 put in.
+It pays 20 or more in at most 5 % of lives (Ville's inequality), and that is when there is an alarm. If two versions are
+equally good, swapping them on a row changes nothing, so that the sign of each difference is a fair coin, whatever its
+size: that is all that is assumed of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.metrics.schemas import evaluation_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ALPHA", "BETS", "LOOKS", "life_evidence", "log_payoffs", "look_level", "look_share", "sign_flip_p"]
+
+ALPHA = 0.05
+"""How often all comparisons of one check together may raise a false alarm in LOOKS looks."""
+
+LOOKS = 365
+"""Looks that share ALPHA. After so many it is renewed, and evidence is gathered anew."""
+
+BETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.1, 1.7)
+"""Stakes by row, from careful to bold. Each pays most for one strength: 0.1 where 55 of 100 changed rows got worse,
+0.45 where 71 did.
+"""
+
+_FLIPPED = 250
+"""Largest differences whose signs are drawn one by one. The sum of the smaller ones is normal."""
+_DRAWS, _MORE_DRAWS = 2_000, 100_000
+_NEAR = 0.05
+"""Where so few draws are enough to see that chance explains it, no more are made."""
+_TOTAL = sum(1 / place for place in range(1, LOOKS + 1))
+
+
+def look_share(place: int) -> float:
+    """Return the share of ALPHA that a look has by its place: 0 for the first one. LOOKS in a row have 1 in all."""
+    return 1 / ((place % LOOKS + 1) * _TOTAL)
+
+
+def look_level(place: int, comparisons: int = 1) -> float:
+    """Return the p-value below which each of several comparisons of one look is an alarm."""
+    return ALPHA * look_share(place) / max(1, comparisons)
+
+
+def log_payoffs(differences: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the logarithm of what each of BETS pays on the differences of one look; positive ones are worse."""
+    with evaluation_extra("Comparing versions"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    # Ties say nothing. Differences alike are counted once, since a million rows have few of them.
+    sizes, times = np.unique(differences[differences != 0], return_counts=True)
+    if not len(sizes):
+        return (0.0,) * len(BETS)
+    # The scale is known from the sizes alone, so that the signs are fair coins all the same.
+    scaled = sizes / np.sqrt(np.average(sizes**2, weights=times))
+    stakes = np.array(BETS)[:, None] * scaled
+    # log cosh, which must not overflow
+    log_cosh = np.logaddexp(stakes, -stakes) - np.log(2)
+    return tuple(((stakes - log_cosh) @ times).tolist())
+
+
+def life_evidence(looks: Mapping[int, Sequence[float]], place: int) -> float:
+    """Return the evidence at the look in this place, from `log_payoffs` of it and of those before it, by their places.
+
+    A fall may begin with any partition, so a part of the stake, `look_share`, is put in at each and goes through all
+    later ones. Those of the same LOOKS count. 1 / ALPHA or more is an alarm.
+    """
+    with evaluation_extra("Comparing versions"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+        from scipy.special import logsumexp  # noqa: PLC0415  # as above
+    since = place - place % LOOKS
+    places = sorted(other for other in looks if since <= other <= place)
+    paid = np.array([looks[other] for other in places])
+    # of each start: all that the looks from there on pay
+    through = np.cumsum(paid[::-1], axis=0)[::-1]
+    starts = np.log([look_share(other) for other in places])[:, None]
+    return float(np.exp(min(700.0, float(logsumexp(through + starts)) - np.log(len(BETS)))))
+
+
+def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
+    """Return how often fair signs give a sum as large or larger: an exact test at any number of rows.
+
+    The same differences give the same figure.
+    """
+    with evaluation_extra("Comparing versions"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    sizes = np.sort(np.abs(differences[differences != 0]))[::-1]
+    total = float(differences.sum())
+    if not len(sizes):
+        return 1.0
+    one_by_one, rest = sizes[:_FLIPPED], float((sizes[_FLIPPED:] ** 2).sum()) ** 0.5
+    rng = np.random.default_rng(seed)
+
+    def p_of(draws: int) -> float:
+        signs = rng.integers(0, 2, (draws, len(one_by_one)), dtype=np.int8)
+        sums = 2 * (signs @ one_by_one) - one_by_one.sum() + rng.standard_normal(draws) * rest
+        # what differs by rounding alone is as large
+        return float(1 + (sums >= total - 1e-9 * sizes.sum()).sum()) / (1 + draws)
+
+    first = p_of(_DRAWS)
+    return first if first > _NEAR else p_of(_MORE_DRAWS)

@@ -1,0 +1,117 @@
+"""Gates judge what users mean: all rows, bounds that few rows do not reach by luck, and no error that chance makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from dagster_llm_batch.metrics import Target, compare, confusion, evaluate, join
+from dagster_llm_batch.metrics.calibration import calibration_of
+from dagster_llm_batch.metrics.limits import (
+    kappa_lower_bound,
+    miscalibration_p,
+    share_lower_bound,
+    share_p_below,
+)
+
+
+def joined(gold, said, *, confidence=None, **target):
+    truth = pa.table({"id": range(len(gold)), "t": gold})
+    table = {"id": range(len(said)), "t": pa.array(said, truth["t"].type)}
+    if confidence is not None:
+        table["sure"] = confidence
+        target["confidence_column"] = "sure"
+    return join(truth, pa.table(table), key="id", target=Target("t", **target), candidate_name="c")
+
+
+class TestAllRows:
+    def test_five_right_labels_of_a_hundred_rows_are_an_accuracy_of_a_twentieth(self):
+        one = evaluate(joined(["a", "b"] * 50, ["a", "b", "a", "b", "a"] + [None] * 95))
+        assert (one.accuracy, one.kappa) == (1.0, 1.0)
+        assert (one.accuracy_all, one.kappa_all) == (0.05, pytest.approx(0.025, abs=0.003))
+
+    def test_kappa_of_all_rows_has_no_label_as_one_more_answer(self):
+        gold, said = ["a", "b", "c", "a", "b", "c"], ["a", "b", None, "b", "b", None]
+        one = evaluate(joined(gold, said))
+        assert one.kappa_all == pytest.approx(cohen_kappa_score(gold, [value or "none" for value in said]))
+        assert evaluate(joined(gold, gold)).kappa_all == 1
+
+    def test_no_label_is_as_far_as_the_farthest_class(self):
+        gold, said = [1, 2, 3, 5], [1, 2, 3, None]
+        one = evaluate(joined(gold, said, kappa_weights="linear"))
+        # Observed: 4 of the last row. By chance: each gold class against 1, 2, 3 and none.
+        by_chance = [0 + 1 + 2 + 4, 1 + 0 + 1 + 3, 2 + 1 + 0 + 2, 4 + 3 + 2 + 4]
+        assert one.kappa_all == pytest.approx(1 - 4 * 4 / sum(by_chance))
+
+    def test_the_majority_is_that_of_the_same_rows(self):
+        one = evaluate(joined(["a"] * 8 + ["b"] * 2, [None] * 7 + ["a", "b", "b"]))
+        assert (one.accuracy_all, one.baseline_accuracy) == (0.3, 0.8)
+        assert (one.accuracy, one.baseline_accuracy_labeled) == (1.0, pytest.approx(2 / 3))
+
+
+class TestBounds:
+    def test_the_bound_of_a_share_is_exact(self):
+        assert share_lower_bound(50, 50, 0.95) == pytest.approx(0.05 ** (1 / 50))
+        assert (share_lower_bound(0, 9, 0.95), share_lower_bound(0, 0, 0.95)) == (0, 0)
+        assert share_p_below(3, 3, 0.9) == 1
+        assert share_p_below(0, 2, 0.9) == pytest.approx(0.01)
+
+    @pytest.mark.parametrize(
+        ("n", "right", "rare"), [(30, 0.95, 0.5), (100, 0.9, 0.3), (100, 0.99, 0.5), (300, 0.8, 0.1)]
+    )
+    def test_the_bound_of_kappa_is_seldom_over_the_true_one(self, n, right, rare):
+        rng = np.random.default_rng(1)
+        share = np.array([1 - rare, rare])
+        cells = (np.full((2, 2), 1 - right) + np.eye(2) * (2 * right - 1)) * share[:, None]
+        expected = share @ cells.sum(axis=0)
+        true = (np.trace(cells) - expected) / (1 - expected)
+        missed = 0
+        for counts in rng.multinomial(n, cells.ravel(), 200):
+            gold = np.repeat(["a", "a", "b", "b"], counts).tolist()
+            said = np.repeat(["a", "b", "a", "b"], counts).tolist()
+            bound = kappa_lower_bound(confusion(joined(gold, said)), 0.95, unlabeled=True)
+            missed += bound is not None and bound > true
+        assert missed / 200 < 0.09  # 5 % are meant, and 200 draws vary by 1.5 points
+
+    def test_rows_without_a_label_lower_the_bound(self):
+        matrix = confusion(joined(["a", "b"] * 20, ["a", "b"] * 15 + [None] * 10))
+        of_all, of_labeled = (kappa_lower_bound(matrix, 0.95, unlabeled=flag) for flag in (True, False))
+        assert of_all < 0.65 < of_labeled < 1
+        assert kappa_lower_bound(confusion(joined(["a"], [None])), 0.95, unlabeled=False) is None
+
+    def test_many_classes_that_were_never_mixed_up_have_a_bound(self):
+        names = [f"class {at % 60}" for at in range(600)]
+        assert 0.98 < kappa_lower_bound(confusion(joined(names, names)), 0.95, unlabeled=True) < 1
+
+
+class TestCalibration:
+    def found(self, n, off, seed):
+        rng = np.random.default_rng(seed)
+        sure = rng.uniform(0.5, 1, n)
+        right = rng.random(n) < np.clip(sure - off, 0, 1)
+        said = np.where(right, "a", "b").tolist()
+        return calibration_of(joined(["a"] * n, said, confidence=sure))
+
+    def test_a_calibrated_candidate_of_fifty_rows_is_not_blamed_for_what_chance_makes(self):
+        drawn = [self.found(50, 0.0, seed) for seed in range(60)]
+        assert sum(one.ece > 0.1 for one in drawn) > 20
+        assert sum(miscalibration_p(one, 0.1) < 0.05 for one in drawn) <= 1
+
+    def test_a_candidate_that_is_far_off_is_found(self):
+        drawn = [self.found(200, 0.3, seed) for seed in range(40)]
+        assert sum(miscalibration_p(one, 0.1) < 0.001 for one in drawn) > 36
+
+    def test_an_error_within_the_limit_is_within_it(self):
+        assert miscalibration_p(self.found(50, 0.0, 1), 0.9) == 1
+        empty = calibration_of(joined(["a"], [None], confidence=[0.5]))
+        assert miscalibration_p(empty, 0.1) is None
+
+
+def test_a_report_has_what_the_bounds_are_of():
+    gold = pa.table({"id": [1, 2, 3], "t": ["a", "b", "b"]})
+    report = compare(gold, {"c": pa.table({"id": [1, 2], "t": ["a", "a"]})}, key="id", targets=["t"])
+    [matrix] = report.confusions
+    assert (matrix.classes, matrix.unlabeled) == (("a", "b"), (0, 1))
+    assert report.per_class["n_gold"].to_pylist() == [1, 2]
