@@ -343,7 +343,7 @@ def test_siblings_of_the_other_factories() -> None:
     for wrong, message in (
         ({"candidates": 3}, "candidates=3 is not allowed; it takes str"),
         ({"check_severity": "WARN"}, "Write check_severity=AssetCheckSeverity.WARN."),
-        ({"min_accuracy": "0.9"}, "it takes float or Mapping[str, float] or None"),
+        ({"min_accuracy": "0.9"}, "it takes float or AtLeast or Mapping[str, float or AtLeast] or None"),
         ({"kind": "nominal"}, "it takes 'categorical' or 'ordinal' or 'numeric' or Mapping"),
         ({"frame": "spark"}, "it takes 'arrow' or 'polars' or 'pandas' or 'batches'"),
     ):
