@@ -6,7 +6,7 @@ Few rows give low bounds, so that luck passes no gate.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from dagster_llm_batch.metrics.bootstrap import Cells, kappa
 from dagster_llm_batch.metrics.calibration import Calibration
@@ -14,8 +14,6 @@ from dagster_llm_batch.metrics.per_class import Confusion
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
-    from typing import Literal
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -71,9 +69,10 @@ def kappa_lower_bound(
     if wrong.any():
         counts[wrong] += 1 / wrong.sum()
     gold, predicted = counts.nonzero()
-    shape = counts[gold, predicted]
+    # Weights of cells, not rows: the formulas of `kappa` take them alike.
+    shape: Any = counts[gold, predicted]
     cells = Cells(gold, predicted, shape, max(counts.shape))
-    drawn = np.random.default_rng(seed).standard_gamma(shape, (_DRAWS, len(shape)))
+    drawn: Any = np.random.default_rng(seed).standard_gamma(shape, (_DRAWS, len(shape)))
     values = [int(value) for value in matrix.classes] if weights else []
     found = kappa(cells, drawn, values=values, weights=weights)
     return float(np.nanquantile(found, 1 - confidence)) if np.isfinite(found).any() else None

@@ -393,7 +393,8 @@ class TestThresholds:
         verdict = self.verdict(project, min_accuracy={"weak": AtLeast(0.66, on="labeled")})
         assert verdict.passed
         assert (
-            "weak, topic: 0.667 on the 6 labeled of 7 rows (always the most frequent class: 0.667)" in verdict.description
+            "weak, topic: 0.667 on the 6 labeled of 7 rows (always the most frequent class: 0.667)"
+            in verdict.description
         )
         assert verdict.metadata["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
 
