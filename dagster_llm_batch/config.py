@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import operator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 from pydantic import ConfigDict, PrivateAttr
@@ -19,8 +19,13 @@ from pydantic import ConfigDict, PrivateAttr
 from dagster_llm_batch.arguments import refuse_unknown
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.registry import kind_of
 
 __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderResource"]
+
+
+_VARIABLES = (dg.EnvVar, type(dg.EnvVar.int("_")))
+"""What stands for a value of the environment: text, or a whole number."""
 
 
 class CheckedConfig(dg.Config):
@@ -62,6 +67,25 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
 
 class ProviderResource(CheckedResource):
     """The settings of one provider."""
+
+    _name: str = PrivateAttr(default="")
+
+    @property
+    def name(self) -> str:
+        """The provider's name in its deployment; that of its kind where it stands alone."""
+        return self._name or kind_of(type(self)) or type(self).__name__
+
+    def named(self, name: str) -> Self:
+        """Return these settings for the provider of this name, with the environment read.
+
+        Dagster reads it for resources in fields of their own; not for those within a mapping. Raises ConfigError for a
+        variable that is not set.
+        """
+        values = {field: _read(vars(self)[field], f"{name}: {field}") for field in type(self).model_fields}
+        named = type(self)(**values)
+        # a copy of Dagster's would lose it, so this comes last
+        named._name = name  # noqa: SLF001 - of its own class
+        return named
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse times in which no call can end. (Not by constraints of fields: Dagster's components take none.)"""
@@ -113,6 +137,20 @@ def _without(made: Any, hidden: set[str]) -> Any:
     )
 
 
+def _read(value: Any, what: str) -> Any:
+    """Return a setting with the values of its environment variables."""
+    if isinstance(value, dict):
+        return {key: _read(part, what) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_read(part, what) for part in value]
+    if not isinstance(value, _VARIABLES):
+        return value
+    if (found := value.get_value()) is None:
+        variable = value.env_var_name if isinstance(value, dg.EnvVar) else value.name
+        raise ConfigError(f"{what} comes from the environment variable {variable}, which is not set.")
+    return found
+
+
 def _is_plain(value: Any) -> bool:
     """Return whether a value is there, and no part of it is left to the environment."""
     return bool(value) and not _has_variable(value)
@@ -123,4 +161,4 @@ def _has_variable(value: Any) -> bool:
         value = list(value.values())
     if isinstance(value, list):
         return any(_has_variable(part) for part in value)
-    return isinstance(value, dg.EnvVar)
+    return isinstance(value, _VARIABLES)

@@ -9,9 +9,9 @@ import hashlib
 import html
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
@@ -27,6 +27,10 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.text import cell_text, money_text
+
+if TYPE_CHECKING:
+    # a code location that is only read loads no engine
+    from dagster_llm_batch.engine import Engine
 
 __all__ = [
     "SUBMISSION_KEY",
@@ -218,7 +222,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
     }
 
 
-def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, provider: Provider) -> dict[str, Any]:
+def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, engine: Engine) -> dict[str, Any]:
     """Describe what came back, and what it cost."""
     submission = status.submission
     saved = None
@@ -243,30 +247,31 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, pro
         "llm_batch/prompt_version": labeling.prompt_version,
         SUBMISSION_KEY: submission.submission_id,
         "llm_batch/batch_ids": status.batch_ids,
-        **_console(status, provider),
+        **_console(status, engine.provider(labeling.provider)),
         "dagster/column_schema": table_schema(figures.labels_schema, _described(labeling)),
-        **_insights(figures, status),
+        **_insights(figures, status, engine.deployment.kind),
     }
 
 
-def _insights(figures: LabelStats, status: Status) -> dict[str, int]:
+def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -> dict[str, int]:
     """Return usage by the keys that Dagster's Insights know: those of each vendor's own integration, and of each model.
 
     Calls are the requests that were sent, again ones included; tokens are those of the rows.
     """
-    by_provider: dict[str, Counter[str]] = defaultdict(Counter)
+    # The keys are a vendor's: what several of its accounts were asked is one sum.
+    by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     shown: dict[str, int] = {}
     for (provider, model), usage in figures.usage.items():
         if total := usage["input_tokens"] + usage["output_tokens"]:
             shown[f"{provider}.{model}.total_tokens"] = total
-            by_provider[provider].update({**usage, "total_tokens": total})
+            by_kind[kind(provider)].update({**usage, "total_tokens": total})
     for shard in status.shards:
         if shard.submitted_at is not None or shard.collected_at is not None:
-            by_provider[shard.provider]["calls"] += shard.requests
-    for provider, amounts in by_provider.items():
+            by_kind[kind(shard.provider)]["calls"] += shard.requests
+    for name, amounts in by_kind.items():
         # a provider of the user's own is not registered
-        entry = PROVIDERS.get(provider)
-        shown |= {key: amounts[name] for name, key in entry.insights.items()} if entry else {}
+        entry = PROVIDERS.get(name)
+        shown |= {key: amounts[figure] for figure, key in entry.insights.items()} if entry else {}
     return shown
 
 

@@ -65,10 +65,14 @@ _cost = _meter.create_counter("llm_batch.cost", unit="USD", description="What co
 
 
 class TracedProvider:
-    """A provider, with a span and a duration for each call. It answers as the one it wraps does."""
+    """A provider, with a span and a duration for each call. It answers as the one it wraps does.
 
-    def __init__(self, provider: Provider) -> None:
+    `kind` is the registry's; None for a provider that is not in it.
+    """
+
+    def __init__(self, provider: Provider, kind: str | None = None) -> None:
         self._provider = provider
+        self._provider_name = _provider_name(kind or provider.name)
 
     @property
     def name(self) -> str:
@@ -145,7 +149,7 @@ class TracedProvider:
     @contextmanager
     def _span(self, operation: str, model: str | None, more: Mapping[str, Any]) -> Iterator[trace.Span]:
         """Give a client span. It is not made the current one: `fetch` hands lines out while it is open."""
-        attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": _provider_name(self.name)}
+        attributes = {"gen_ai.operation.name": operation, "gen_ai.provider.name": self._provider_name}
         if model is not None:
             attributes["gen_ai.request.model"] = model
         span = _tracer.start_span(
@@ -182,7 +186,7 @@ def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_pat
     embeds = labeling.spec.endpoint is Endpoint.EMBEDDINGS
     common: dict[str, Any] = {
         "gen_ai.operation.name": "embeddings" if embeds else "chat",
-        "gen_ai.provider.name": _provider_name(shard.provider),
+        "gen_ai.provider.name": _provider_name(engine.deployment.kind(shard.provider)),
         "gen_ai.request.model": shard.model,
         "llm_batch.asset": labeling.asset,
         "llm_batch.lane": shard.lane.value,
@@ -214,10 +218,10 @@ def flush() -> None:
                 force_flush(timeout_millis=_FLUSH_MILLISECONDS)
 
 
-def _provider_name(name: str) -> str:
+def _provider_name(kind: str) -> str:
     # a provider of the user's own is not in there
-    entry = PROVIDERS.get(name)
-    return (entry and entry.telemetry) or name
+    entry = PROVIDERS.get(kind)
+    return (entry and entry.telemetry) or kind
 
 
 def _asked(spec: RequestSpec) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class _Landing:
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
-            metadata = {**labels_metadata(figures, status, labeling, engine.provider(labeling.provider)), **logged}
+            metadata = {**labels_metadata(figures, status, labeling, engine), **logged}
             if (stopped := engine.stop_reason(submission_id)) is not None:
                 metadata["llm_batch/stopped"] = cell_text(stopped, limit=1_000)
                 context.log.error(f"{partition or 'labels'}: stopped: {stopped}")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from functools import wraps
 from types import EllipsisType, UnionType
-from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import dagster as dg
 from pydantic import Field, create_model
@@ -19,9 +19,11 @@ from dagster_llm_batch.components.attributes import create_block
 from dagster_llm_batch.components.base import FactoryComponent, component_of
 from dagster_llm_batch.components.resolution import Block, made, pointing_at
 from dagster_llm_batch.components.scaffolders import BatchScaffolder
+from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.jobs import build_llm_batch_jobs
+from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
@@ -36,7 +38,7 @@ class _Settings(Block):
     def value(self, context: dg.ResolutionContext) -> Any:
         """Return the resource."""
         values: dict[str, Any] = {}
-        for name in self.model_fields_set:
+        for name in self.model_fields_set & self.make.model_fields.keys():
             value, here = getattr(self, name), context.at_path(name)
             if isinstance(value, str) and _takes_names(self.make, name):
                 here = here.with_scope(env=_Environment())
@@ -45,28 +47,43 @@ class _Settings(Block):
             return self.make(**values)
 
 
-def settings_of(config: type[dg.Config]) -> type[_Settings]:
-    """Return the YAML form of a resource: the same fields, defaults and descriptions; every value can be a template."""
-    fields: dict[str, Any] = {}
+def settings_of(config: type[dg.Config], **own: Any) -> type[_Settings]:
+    """Return the YAML form of a resource: the same fields, defaults and descriptions; every value can be a template.
+
+    `own` are fields that the YAML alone has: type and pydantic's `Field`.
+    """
+    fields: dict[str, Any] = dict(own)
     for name, info in config.model_fields.items():
         default = ... if info.is_required() else info.get_default(call_default_factory=True)
         fields[name] = (
             _kind(info.annotation) | str,
             Field(default, description=info.description, examples=info.examples),
         )
-    settings = create_model(f"{config.__name__}Settings", __base__=_Settings, __doc__=config.__doc__, **fields)
+    name = "".join(["Named" if own else "", config.__name__, "Settings"])
+    settings = create_model(name, __base__=_Settings, __doc__=config.__doc__, **fields)
     settings.make = config
     return settings
 
 
 def _kind(annotation: Any) -> Any:
     """Return the annotation, with the YAML form of each resource or config in it."""
+    if annotation is ProviderResource:
+        return _any_provider()
     if isinstance(annotation, type) and issubclass(annotation, dg.Config):
         return settings_of(annotation)
     origin, arguments = get_origin(annotation), [_kind(get_arg) for get_arg in get_args(annotation)]
     if origin in (list, dict):
         return origin[*arguments]
     return Union[*arguments] if origin in (Union, UnionType) else annotation
+
+
+def _any_provider() -> Any:
+    """Return the YAML form of a provider of any kind: Python tells kinds apart by class, YAML by the word `kind`."""
+    described = Field(description="Which provider it is: its further settings are those of that kind.")
+    settings = [
+        settings_of(class_at(entry.resource), kind=(Literal[kind], described)) for kind, entry in PROVIDERS.items()
+    ]
+    return Annotated[Union[*settings], Field(discriminator="kind")]
 
 
 class _Name(dg.EnvVar):
@@ -137,7 +154,8 @@ class LLMBatchComponent(FactoryComponent):
     (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
     """
 
-    resource: Annotated[LLMBatchResource | None, RESOURCE] = None
+    # Any: Dagster looks into each type that it could read by itself, and refuses a mapping of resources in it
+    resource: Annotated[Any, RESOURCE] = None
     sensor: Annotated[Mapping[str, Any] | bool | None, SENSOR] = None
     jobs: Annotated[
         bool | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -67,8 +67,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             dg.scaffold_component(request)
             return
         shared = next(_resources(request), None)
-        provider = _provider(request.params.provider, shared)
-        entry = PROVIDERS[provider]
+        provider, kind = _provider(request.params.provider, shared)
+        entry = PROVIDERS[kind]
         starter = entry.starter
         model = request.params.model or starter.model
         lines = [
@@ -82,7 +82,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
             "  response: .schema.TicketLabel",
             f"  model: {provider}/{model}",
         ]
-        if needs_max_tokens(provider, model):
+        if needs_max_tokens(kind, model):
             lines.append(_PARAMS)
         if entry.price_book is not None:
             lines.append("  max_cost_usd: 1  # refuses before anything is sent")
@@ -107,16 +107,16 @@ class _Resource(NamedTuple):
 
     place: str
     key: str
-    settings: Collection[str] | None
-    """Names that are set; None where that cannot be read off."""
+    kinds: Mapping[str, str] | None
+    """The kind of each provider that it has, by name; None where that cannot be read off."""
 
 
 def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
     """Yield the resources of the project: those in YAML, then those in Python, which is read and not run."""
     for dataset in _datasets(request):
         if (given := dataset.get("resource")) is not None:
-            settings = list(given) if isinstance(given, Mapping) else None
-            yield _Resource("`resource` in YAML", dataset.get("resource_key", "llm_batch"), settings)
+            kinds = _kinds_in_yaml(given) if isinstance(given, Mapping) else None
+            yield _Resource("`resource` in YAML", dataset.get("resource_key", "llm_batch"), kinds)
     for path, tree in _modules(request):
         keys = {
             value: key.value
@@ -126,9 +126,33 @@ def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
             if isinstance(key, ast.Constant)
         }
         for call in _calls(tree, "LLMBatchResource"):
-            names = [keyword.arg for keyword in call.keywords]
-            settings = None if None in names else [name for name in names if name is not None]
-            yield _Resource(f"LLMBatchResource in {path.name}", str(keys.get(call, "llm_batch")), settings)
+            key = str(keys.get(call, "llm_batch"))
+            yield _Resource(f"LLMBatchResource in {path.name}", key, _kinds_in_python(call))
+
+
+def _kinds_in_yaml(resource: Mapping[str, Any]) -> Mapping[str, str]:
+    named = resource.get("providers") or {}
+    return _kinds(resource) | {name: given["kind"] for name, given in named.items() if given.get("kind") in PROVIDERS}
+
+
+def _kinds_in_python(call: ast.Call) -> Mapping[str, str] | None:
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    named = given.pop("providers", ast.Dict([], []))
+    if None in given or not isinstance(named, ast.Dict) or None in named.keys:
+        return None
+    classes = {entry.resource.partition(":")[2]: kind for kind, entry in PROVIDERS.items()}
+    kinds = _kinds(name for name in given if name is not None)
+    for name, value in zip(named.keys, named.values, strict=True):
+        function = getattr(value, "func", None)
+        kind = classes.get(str(getattr(function, "id", getattr(function, "attr", None))))
+        if isinstance(name, ast.Constant) and kind is not None:
+            kinds[str(name.value)] = kind
+    return kinds
+
+
+def _kinds(names: Iterable[str]) -> dict[str, str]:
+    """Return the providers of a resource's short form, which are called as their kind."""
+    return {name: name for name in PROVIDERS if name in set(names)}
 
 
 def _has_sensor(request: ScaffoldRequest[Any]) -> bool:
@@ -154,25 +178,23 @@ def _calls(tree: ast.Module, name: str) -> Iterator[ast.Call]:
             yield node
 
 
-def _provider(wanted: str | None, shared: _Resource | None) -> str:
-    """Return the provider to write for: the one that is wanted, else one that the project's resource has."""
-    if shared is None:
-        return wanted or _WITHOUT_KEY
-    if shared.settings is None:
-        if wanted is None:
+def _provider(wanted: str | None, shared: _Resource | None) -> tuple[str, str]:
+    """Return name and kind of the provider to write for: of the kind that is wanted, else one that the project has."""
+    if shared is None or shared.kinds is None:
+        if shared is not None and wanted is None:
             raise click.ClickException(
                 f"Which providers this project's {shared.place} has cannot be read off it. Say which to write for: "
                 "--provider NAME."
             )
-        return wanted
-    configured = [name for name in PROVIDERS if name in shared.settings]
-    provider = wanted or next(iter(configured), _WITHOUT_KEY)
-    if provider not in configured:
-        raise click.ClickException(
-            f"This project's {shared.place} has no provider {provider!r}; it has: {', '.join(configured) or 'none'}. "
-            "Add it there first, or choose one of them."
-        )
-    return provider
+        kind = wanted or _WITHOUT_KEY
+        return kind, kind
+    for name, kind in shared.kinds.items():
+        if wanted in (None, kind):
+            return name, kind
+    raise click.ClickException(
+        f"This project's {shared.place} has no provider {wanted or _WITHOUT_KEY!r}; it has: "
+        f"{', '.join(shared.kinds) or 'none'}. Add it there first, or choose one of them."
+    )
 
 
 def _place(request: ScaffoldRequest[Any]) -> str:

@@ -196,6 +196,7 @@ class Deployment:
         fetched_prices: Whether prices are those of the book that `dagster-llm-batch prices --fetch` stored, where it
             did. Without, nothing but the bundled book is looked at.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
+        kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
         part_rows: Labels of more rows than this are put together in parts. Another number changes the data versions of
@@ -219,6 +220,7 @@ class Deployment:
     overdue_after: timedelta | None = None
     fetched_prices: bool = False
     transfers_at_once: int = 4
+    kinds: Mapping[str, str] = field(default_factory=dict)
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
     part_rows: int = PART_ROWS
@@ -254,9 +256,14 @@ class Deployment:
         if name not in self.providers:
             known = ", ".join(sorted(self.providers)) or "none"
             near = None if name in PROVIDERS else nearest_name(name, {*PROVIDERS, *self.providers})
-            then = f"Add it to LLMBatchResource({name}=...)." if near is None else f"Did you mean '{near}'?"
+            field_text = f"{name}=..." if name in PROVIDERS else f"providers={{{name!r}: ...}}"
+            then = f"Add it to LLMBatchResource({field_text})." if near is None else f"Did you mean '{near}'?"
             raise ConfigError(f"No provider '{name}' is configured; configured: {known}. {then}")
         return self.providers[name]
+
+    def kind(self, name: str) -> str:
+        """Return of which kind the provider of this name is: what its vendor, and not its account, decides."""
+        return self.kinds.get(name, name)
 
     def codec(self, labeling: Labeling) -> Codec:
         """Return the codec for this labeling's requests. Raises what Provider.codec raises."""

@@ -1,4 +1,7 @@
-"""The providers by name, as data: the one list of them, that resources, components, telemetry and docs read.
+"""The kinds of providers, as data: the one list of them, that resources, components, telemetry and docs read.
+
+A deployment may have several providers of a kind, each by a name of its own: two accounts, two regions. One that has
+none is called as its kind, so every kind's name is a name that means this kind alone.
 
 Importing it costs nothing: a provider's module is imported only when asked for, and its SDK later still. So the order
 here is the order in which people are shown the providers.
@@ -14,7 +17,19 @@ from typing import Any, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["PROVIDERS", "ProviderEntry", "Starter", "class_at", "needs_max_tokens", "provider_class"]
+__all__ = [
+    "PROVIDERS",
+    "ProviderEntry",
+    "Starter",
+    "check_name",
+    "class_at",
+    "kind_of",
+    "needs_max_tokens",
+    "provider_class",
+]
+
+# A name is a part of models, folders, leases and tags of Dagster, and each of them takes these letters.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,62}")
 
 
 class Starter(NamedTuple):
@@ -35,7 +50,7 @@ class Starter(NamedTuple):
 
 
 class ProviderEntry(NamedTuple):
-    """One provider: where its code is, and what others need to know of it."""
+    """One kind of provider: where its code is, and what others need to know of it."""
 
     provider: str
     """Its class, as `package.module:Class`."""
@@ -168,6 +183,26 @@ PROVIDERS: dict[str, ProviderEntry] = {
         ),
     ),
 }
+
+
+def check_name(name: str, kind: str | None) -> None:
+    """Check the name of a provider of this kind. Raises ConfigError, which says what may stand there."""
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(
+            f"providers has {name!r}, which can be no name of a provider. It begins with a letter and has up to 63 of "
+            "A-Z, a-z, 0-9, '_', '.' and '-': a model is name/model."
+        )
+    if name in PROVIDERS and name != kind:
+        raise ConfigError(
+            f"providers[{name!r}] is of the kind {kind or 'of your own'!r}, and {name!r} is the name of another kind. "
+            "Give it a name of its own."
+        )
+
+
+def kind_of(settings: type[Any]) -> str | None:
+    """Return the kind of provider whose settings this class holds, or one of its bases; None for the user's own."""
+    paths = {f"{cls.__module__}:{cls.__qualname__}" for cls in settings.__mro__}
+    return next((kind for kind, entry in PROVIDERS.items() if entry.resource in paths), None)
 
 
 def needs_max_tokens(provider: str, model: str) -> bool:

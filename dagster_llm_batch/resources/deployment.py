@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import dagster as dg
@@ -15,8 +13,9 @@ from pydantic import Field, PrivateAttr
 
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
 from dagster_llm_batch.engine import rules
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.providers.registry import PROVIDERS, check_name, kind_of
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
@@ -96,6 +95,15 @@ class LLMBatchResource(CheckedResource):
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
     ray: RayBatchResource | None = Field(default=None, description="For models named ray/….")
     slurm: SlurmBatchResource | None = Field(default=None, description="For models named slurm/….")
+    # Dagster has no word for a mapping of resources: so it hands this on as it is, shows nothing of it, and each is
+    # read from the environment by `named`.
+    providers: Annotated[dict[str, ProviderResource], "resource_dependency"] = Field(
+        default={},
+        description=(
+            "Further providers, by names of your own: two accounts, two regions, several servers. The models of "
+            '"openai_eu" are named openai_eu/…; rows, batches, queue limits and costs are kept apart by that name.'
+        ),
+    )
     budgets: list[Budget] = Field(
         default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
     )
@@ -137,8 +145,15 @@ class LLMBatchResource(CheckedResource):
     _engine: Engine | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
-        """Refuse queue limits that would limit nothing."""
+        """Refuse names that no provider can have, and queue limits that would limit nothing."""
         super().model_post_init(context)
+        for name, resource in self.providers.items():
+            check_name(name, kind_of(type(resource)))
+            if getattr(self, name, None) is not None and name in PROVIDERS:
+                raise ConfigError(
+                    f"There are two providers {name!r}: LLMBatchResource({name}=…) and providers[{name!r}]. Take one "
+                    "out, or give the latter another name."
+                )
         rules.check_queue_limits(self.queue_limits, list(self._configured()))
 
     def __repr_args__(self) -> Any:
@@ -195,10 +210,11 @@ class LLMBatchResource(CheckedResource):
             ledger_url, payload_root = self.places()
             self._engine = Engine(
                 Deployment(
-                    providers=self.providers(self._folder),
+                    providers=self.make_providers(self._folder),
                     ledger=Ledger(ledger_url),
                     payloads=PayloadStore(payload_root),
                     namespace=self.namespace,
+                    kinds=self._kinds(),
                     lease_wait_seconds=5.0,
                     budgets=[budget.rule() for budget in self.budgets],
                     queue_limits={name: queue_limit.rule() for name, queue_limit in self.queue_limits.items()},
@@ -209,29 +225,30 @@ class LLMBatchResource(CheckedResource):
             )
         return self._engine
 
-    def providers(self, home: Path) -> dict[str, Provider]:
-        """Return the configured providers by name."""
-        configured = self._configured().items()
-        return {name: self._made(partial(resource.provider_below, home / name)) for name, resource in configured}
+    def make_providers(self, home: Path) -> dict[str, Provider]:
+        """Return the configured providers by name. Those that keep files here have a folder each below `home`."""
+        return {name: self._made(name, resource, home) for name, resource in self._configured().items()}
 
     def _configured(self) -> dict[str, ProviderResource]:
-        """Return the settings of those providers that have any. A provider of the registry has the field of its
-        name.
-        """
+        """Return the settings of those providers that have any. A kind of the registry has the field of its name."""
         settings = {name: getattr(self, name, None) for name in PROVIDERS}
-        return {name: resource for name, resource in settings.items() if resource is not None}
+        return {**{name: resource for name, resource in settings.items() if resource is not None}, **self.providers}
 
-    def _made(self, make: Callable[[], Provider]) -> Provider:
+    def _kinds(self) -> dict[str, str]:
+        kinds = {name: kind_of(type(resource)) for name, resource in self._configured().items()}
+        return {name: kind for name, kind in kinds.items() if kind is not None}
+
+    def _made(self, name: str, resource: ProviderResource, home: Path) -> Provider:
         """Return the provider or, where it cannot be made, one that says why as soon as it is used: the others work."""
         try:
-            provider = make()
+            provider = resource.named(name).provider_below(home / name)
         except Exception as error:  # noqa: BLE001 - of an SDK or the user's own: anything may come
             # A missing key or extra of one provider must not keep the datasets of the others from working.
             return cast("Provider", _Unmade(error))
         if self.telemetry:
             from dagster_llm_batch.telemetry import TracedProvider  # noqa: PLC0415 - its API is an extra
 
-            return TracedProvider(provider)
+            return TracedProvider(provider, kind_of(type(resource)))
         return provider
 
 

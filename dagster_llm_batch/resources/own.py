@@ -38,7 +38,9 @@ class CommandBatchResource(ProviderResource):
         """Return the provider; starts nothing."""
         from dagster_llm_batch.providers.command.provider import CommandProvider  # noqa: PLC0415 - as the others
 
-        return CommandProvider(command=self.command, workdir=self.workdir or default_workdir, account=self.account)
+        return CommandProvider(
+            name=self.name, command=self.command, workdir=self.workdir or default_workdir, account=self.account
+        )
 
 
 class RayBatchResource(ProviderResource):
@@ -86,6 +88,7 @@ class RayBatchResource(ProviderResource):
 
         answers = RayAnswers(**{field.name: getattr(self, field.name) for field in fields(RayAnswers)})
         return RayProvider(
+            name=self.name,
             address=self.address,
             storage=self.storage,
             answers=answers,
@@ -150,6 +153,7 @@ class SlurmBatchResource(ProviderResource):
             extra=tuple(self.sbatch_options),
         )
         return SlurmProvider(
+            name=self.name,
             command=self.command,
             workdir=self.workdir,
             options=options,

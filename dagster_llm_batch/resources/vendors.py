@@ -55,6 +55,7 @@ class AnthropicBatchResource(ProviderResource):
         from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION  # noqa: PLC0415 - as above
 
         return AnthropicProvider(
+            name=self.name,
             api_key=self.api_key,
             base_url=self.base_url,
             workspace_id=self.workspace_id,
@@ -92,6 +93,7 @@ class OpenAIBatchResource(ProviderResource):
         from dagster_llm_batch.providers.openai.provider import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
 
         return OpenAIProvider(
+            name=self.name,
             api_key=self.api_key,
             base_url=self.base_url,
             organization=self.organization,
@@ -143,6 +145,7 @@ class VertexBatchResource(ProviderResource):
         )
 
         return VertexProvider(
+            name=self.name,
             project=self.project,
             location=self.location,
             bucket=self.bucket,
@@ -177,6 +180,7 @@ class GeminiBatchResource(ProviderResource):
         from dagster_llm_batch.providers.google.gemini import GeminiProvider  # noqa: PLC0415 - its SDK is an extra
 
         return GeminiProvider(
+            name=self.name,
             api_key=self.api_key,
             base_url=self.base_url,
             account=self.account,
@@ -239,6 +243,7 @@ class BedrockBatchResource(ProviderResource):
             self.role_arn,
             self.s3_uri,
             session_options=session,
+            name=self.name,
             client_options={"use_ssl": self.use_ssl, "verify": self.verify},
             endpoint_url=self.endpoint_url,
             s3_endpoint_url=self.s3_endpoint_url,

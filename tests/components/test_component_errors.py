@@ -53,6 +53,21 @@ attributes:
             8,
             "there is no attribute 'dead_line'; did you mean 'deadline'?",
         ),
+        (
+            "  model: eu/gpt-5\n  prompt: x\n  resource:\n    providers:\n      eu: {kind: openia, api_key: k}",
+            8,
+            "'openia' found using 'kind' does not match any of the expected tags: 'command', 'openai'",
+        ),
+        (
+            "  model: eu/gpt-5\n  prompt: x\n  resource:\n    providers:\n      eu: {kind: openai, api_kee: k}",
+            8,
+            "there is no attribute 'api_kee'; did you mean 'api_key'?",
+        ),
+        (
+            "  model: eu/gpt-5\n  prompt: x\n  resource:\n    providers:\n      e/u: {kind: openai, api_key: k}",
+            8,
+            "providers has 'e/u', which can be no name of a provider",
+        ),
         ("  model: openai/gpt-5\n  prompt: x\n  keep: [ticket_id]", 2, "twice, as key or kept column"),
         ("  model: openai/gpt-5\n  prompt: x\n  mode: later", 8, "it takes 'deferred' or 'wait'"),
         ("  model: openai/gpt-5\n  prompt: x\n  frame: spark", 8, "it takes 'arrow' or 'polars' or 'pandas'"),

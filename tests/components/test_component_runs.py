@@ -236,6 +236,22 @@ def test_a_provider_that_the_resource_in_python_does_not_have_or_does_not_tell_i
         assert scaffold(LLMBatchComponent, "first", provider="gemini")["attributes"]["model"].startswith("gemini/")
 
 
+def test_a_dataset_is_scaffolded_for_a_provider_under_the_name_that_the_project_gave_it():
+    with project() as (sandbox, scaffold):
+        in_python(sandbox, settings="providers={'eu': dagster_llm_batch.AnthropicBatchResource(api_key='k')}")
+        attributes = scaffold(LLMBatchComponent, "first", provider="anthropic")["attributes"]
+        assert (attributes["model"], attributes["params"]) == ("eu/claude-haiku-4-5", {"max_tokens": 1000})
+        in_python(sandbox, settings="providers={**more}")
+        with pytest.raises(Exception, match=r"in resources.py has cannot be read off it"):
+            scaffold(LLMBatchComponent, "second")
+    with project() as (sandbox, scaffold):
+        path = sandbox.scaffold_component(component_cls=LLMBatchComponent, defs_path="first") / "defs.yaml"
+        document = yaml.safe_load(path.read_text())
+        document["attributes"]["resource"] = {"providers": {"us": {"kind": "openai", "api_key": "k"}}}
+        path.write_text(yaml.safe_dump(document))
+        assert scaffold(LLMBatchComponent, "second")["attributes"]["model"] == "us/gpt-5-nano"
+
+
 def test_an_evaluation_of_labels_of_ones_own_leaves_no_example_behind():
     response = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
     with project() as (sandbox, scaffold):

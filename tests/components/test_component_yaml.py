@@ -3,6 +3,7 @@
 import json
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -11,10 +12,12 @@ from yaml_project import EVAL, evaluation, labels, loaded
 
 from dagster_llm_batch import (
     Budget,
+    CommandBatchResource,
     Embedding,
     Fallback,
     Limits,
     LLMBatchResource,
+    OpenAIBatchResource,
     Prompt,
     QueueLimit,
     Realtime,
@@ -363,6 +366,27 @@ def test_budgets_and_queue_limits_are_settings_of_the_resource(monkeypatch):
         found = project.component.resource
         assert found.budgets == [Budget(max_usd=250), Budget(max_usd=5, period="day", asset="ticket_labels")]
         assert found.queue_limits == {"openai/gpt-4o": QueueLimit(max_tokens=90_000)}
+
+
+def test_providers_have_names_of_the_users_own_and_a_kind(monkeypatch):
+    monkeypatch.setenv("EU_KEY", "sk-secret")
+    resource = {
+        "openai": {"api_key": "k"},
+        "providers": {
+            "openai_eu": {"kind": "openai", "api_key": "{{ env.EU_KEY }}", "project": "eu"},
+            "tickets": {"kind": "command", "command": ["run", "{input}", "{output}"]},
+        },
+        "queue_limits": {"openai_eu": {"max_batches": 2}},
+    }
+    with loaded(labels(resource=resource, model="openai_eu/gpt-4o")) as project:
+        found = project.component.resource
+        assert {name: type(one) for name, one in found.providers.items()} == {
+            "openai_eu": OpenAIBatchResource,
+            "tickets": CommandBatchResource,
+        }
+        assert isinstance(found.providers["openai_eu"].api_key, dg.EnvVar)
+        assert found.make_providers(Path())["openai_eu"].account == "api.openai.com/v1?project=eu"
+        assert "sk-secret" not in repr(found)
 
 
 def test_a_key_from_the_environment_stays_a_name_and_is_shown_nowhere(monkeypatch):

@@ -102,7 +102,7 @@ def test_a_provider_that_is_not_configured_is_named_with_what_to_add(make, insta
 
 def test_a_command_works_below_the_dagster_home(tmp_path):
     resource = LLMBatchResource(command=CommandBatchResource(command=["true", "{input}", "{output}"]))
-    assert set(resource.providers(tmp_path)) == {"command"}
+    assert set(resource.make_providers(tmp_path)) == {"command"}
     assert list(tmp_path.iterdir()) == []  # nothing is made before it is needed
 
 

@@ -27,6 +27,7 @@ KEY = f"sk-plain-{MARK}-4242424242"
 LEDGER = f"postgresql://me:{MARK}@db.example:5432/ledger?sslpassword={MARK}"
 BEDROCK = {"role_arn": "arn:aws:iam::123456789012:role/r", "s3_uri": "s3://bucket/f", "region_name": "us-east-1"}
 AWS_KEYS = dict.fromkeys(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), KEY)
+OWN = {"address": "http://r:1", "storage": "/s", "call": "m:f"}
 SECRETS_OF_RAY = {"token": KEY, "runtime_env": {"env_vars": {"HF_TOKEN": KEY}}}
 
 
@@ -44,6 +45,7 @@ def plain() -> dict[str, Any]:
             vertex=VertexBatchResource(access_token=KEY, service_account_json=KEY, **place),
             bedrock=BedrockBatchResource(**BEDROCK, **AWS_KEYS),
             ray=RayBatchResource(address="http://r:1", storage="/s", call="m:f", **SECRETS_OF_RAY),
+            providers={"openai_eu": OpenAIBatchResource(api_key=KEY), "own": RayBatchResource(**OWN, **SECRETS_OF_RAY)},
         ),
     }
 
@@ -98,7 +100,9 @@ def test_dagster_keeps_and_shows_no_secret_given_as_plain_text_and_the_run_has_i
         nested = llm_batch.openai
         assert nested is not None
         seen.extend([llm_batch.ledger_url, nested.api_key, openai.api_key, openai.timeout_seconds])
-        context.log.info(repr(nested.provider()))
+        eu, own = llm_batch.providers["openai_eu"], llm_batch.providers["own"]
+        seen.extend([vars(eu)["api_key"], vars(own)["token"]])
+        context.log.info(repr([nested.provider(), *llm_batch.make_providers(tmp_path).values()]))
 
     @dg.asset
     def messages(kafka: KafkaResource, by_variable: OpenAIBatchResource) -> None:
@@ -117,7 +121,7 @@ def test_dagster_keeps_and_shows_no_secret_given_as_plain_text_and_the_run_has_i
         assert MARK not in "".join(str(event) for event in result.all_events)
         found = [name for name, data in everything(tmp_path) if MARK.encode() in data]
     assert found == []
-    assert sorted(map(str, seen)) == sorted([LEDGER, *[KEY] * 5, "7.0"])
+    assert sorted(map(str, seen)) == sorted([LEDGER, *[KEY] * 7, "7.0"])
     assert MARK not in "".join(capfd.readouterr())
 
 

@@ -37,9 +37,12 @@ class Buggy(OpenAIProvider):
 class Theirs(LLMBatchResource):
     """A deployment with providers of its own."""
 
-    def providers(self, home):
+    def make_providers(self, home):
         assert self.openai is not None
-        return {**super().providers(home), "openai": Buggy(DEFAULT_KEY, self.openai.base_url, timeout_seconds=10.0)}
+        return {
+            **super().make_providers(home),
+            "openai": Buggy(DEFAULT_KEY, self.openai.base_url, timeout_seconds=10.0),
+        }
 
 
 def ledger_sql(location, statement):

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from test_batch_sensor import tick
 
-from dagster_llm_batch import Limits, Realtime
+from dagster_llm_batch import AnthropicBatchResource, Limits, Realtime
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.telemetry import TracedProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
@@ -188,6 +188,13 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "pip install 'dagster-llm-batch[otel]'" in found.stderr
+
+
+def test_a_span_names_the_vendor_and_not_what_the_user_calls_its_account(make, emulator):
+    claude = AnthropicBatchResource(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url)
+    make(*labeled(), telemetry=True, providers={"eu": claude}).engine().provider("eu").poll(["msgbatch_none"])
+    trace.get_tracer_provider().force_flush()
+    assert {span.attributes["gen_ai.provider.name"] for span in spans()} == {"anthropic"}
 
 
 def test_a_traced_provider_has_all_duties_and_the_account_of_the_one_it_wraps(make):

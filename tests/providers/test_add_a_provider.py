@@ -48,7 +48,7 @@ def page(tmp_path_factory):
 def registered(page):
     """The provider as the resource gives it."""
     resource = page["LLMBatchResourceOfAll"](dice=page["DiceBatchResource"]())
-    return resource.providers(Path.cwd())["dice"]
+    return resource.make_providers(Path.cwd())["dice"]
 
 
 class TestRegisteredDice(ProviderContract):
@@ -67,4 +67,4 @@ def test_the_page_makes_one_folder_and_one_line(page):
 def test_a_field_without_the_line_makes_no_provider(page, monkeypatch):
     monkeypatch.delitem(PROVIDERS, "dice")
     resource = page["LLMBatchResourceOfAll"](dice=page["DiceBatchResource"]())
-    assert resource.providers(Path.cwd()) == {}
+    assert resource.make_providers(Path.cwd()) == {}

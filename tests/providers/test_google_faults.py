@@ -316,7 +316,7 @@ def test_the_resources_build_the_providers_of_an_engine(tmp_path):
         gemini=GeminiBatchResource(api_key="secret-key", account="team"),
         vertex=VertexBatchResource(project="p", location="us-central1", bucket="b", access_token="secret-token"),
     )
-    providers = resource.providers(tmp_path)
+    providers = resource.make_providers(tmp_path)
     assert {name: one.account for name, one in providers.items()} == {"gemini": "team", "vertex": "p/us-central1"}
     assert "secret" not in repr(providers)
     page = providers["vertex"].console_url("projects/p/locations/us-central1/batchPredictionJobs/7")

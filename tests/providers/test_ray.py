@@ -270,7 +270,7 @@ def test_the_job_imports_nothing_of_this_package(tmp_path):
 def test_the_resource_passes_all_its_settings_on():
     settings = {"address": ADDRESS, "storage": "/s", "base_url": "http://h/v1", "workers": 3, "max_retries": 1}
     resource = LLMBatchResource(ray=RayBatchResource(**settings, token="secret-token"))
-    made = resource.providers(Path())["ray"]
+    made = resource.make_providers(Path())["ray"]
     assert made.account == "http://h/v1"
     assert made._answers == RayAnswers(base_url="http://h/v1", workers=3, max_retries=1)
     assert "secret-token" not in repr(made)

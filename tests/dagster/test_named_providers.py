@@ -1,0 +1,72 @@
+"""Providers by names of one's own in a code location: their settings, and what Dagster shows of them."""
+
+import dagster as dg
+import pytest
+from code_location import LABELS, CodeLocation, labeled
+
+from dagster_llm_batch import AnthropicBatchResource, LLMBatchResource, OpenAIBatchResource, QueueLimit
+from dagster_llm_batch.config import ProviderResource
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY
+
+OPENAI = OpenAIBatchResource(api_key=DEFAULT_KEY)
+
+
+class OwnBatchResource(ProviderResource):
+    """Settings of a kind that is not registered."""
+
+
+def test_labels_land_by_a_provider_of_the_users_own_name(emulator, instance, monkeypatch):
+    monkeypatch.setenv("KEY_OF_EU", DEFAULT_KEY)
+    eu = OpenAIBatchResource(api_key=dg.EnvVar("KEY_OF_EU"), base_url=emulator.openai_base_url)
+    lost = OpenAIBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY"))
+    providers = {"openai_eu": eu, "lost": lost}
+    location = CodeLocation(emulator, instance, *labeled(model="openai_eu/gpt-4o"), providers=providers)
+    assert location.submit().success
+    emulator.settle()
+    [request] = location.tick().run_requests
+    assert location.launch(request).success
+    shown = location.metadata(LABELS)
+    assert shown["llm_batch/model"] == "openai_eu/gpt-4o"
+    # Insights knows OpenAI's figures, whatever the account is called here
+    assert shown["openai.calls"] == 3
+    assert shown["openai.total_tokens"] == shown["openai_eu.gpt-4o.total_tokens"]
+
+
+def test_a_variable_that_is_not_set_is_the_trouble_of_its_provider_alone(tmp_path):
+    providers = {"openai_eu": OpenAIBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY")), "openai_us": OPENAI}
+    made = LLMBatchResource(providers=providers).make_providers(tmp_path)
+    assert made["openai_us"].name == "openai_us"
+    with pytest.raises(ConfigError, match="openai_eu: api_key comes from the environment variable KEY_OF_NOBODY"):
+        _ = made["openai_eu"].name
+
+
+def test_the_short_form_is_the_provider_with_the_name_of_its_kind(tmp_path):
+    short = LLMBatchResource(openai=OPENAI).make_providers(tmp_path)["openai"]
+    named = LLMBatchResource(providers={"openai": OPENAI}).make_providers(tmp_path)["openai"]
+    assert (short.name, short.account) == (named.name, named.account) == ("openai", "api.openai.com/v1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"providers": {"eu/openai": OPENAI}}, "providers has 'eu/openai', which can be no name of a provider"),
+        ({"providers": {"": OPENAI}}, "providers has '', which can be no name"),
+        ({"providers": {"_eu": OPENAI}}, "providers has '_eu', which can be no name"),
+        (
+            {"providers": {"e" * 64: OPENAI}},
+            "which can be no name of a provider. It begins with a letter and",
+        ),
+        ({"providers": {"openai": AnthropicBatchResource(api_key="k")}}, "'openai'] is of the kind 'anthropic'"),
+        ({"providers": {"ray": OwnBatchResource()}}, "'ray'] is of the kind 'of your own', and 'ray' is the name of"),
+        ({"providers": {"openai": OPENAI}, "openai": OPENAI}, "There are two providers 'openai'"),
+        (
+            {"providers": {"openai_eu": OPENAI}, "queue_limits": {"openai_ue/gpt-4o": QueueLimit(max_batches=1)}},
+            "there is no configured provider 'openai_ue'; did you mean 'openai_eu'?",
+        ),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_when_definitions_load(settings, said):
+    with pytest.raises(ConfigError) as refused:
+        LLMBatchResource(**settings)
+    assert said in str(refused.value)
