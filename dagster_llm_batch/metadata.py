@@ -25,17 +25,19 @@ from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text, stage, states_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
-from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.text import cell_text, money_text
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.text import cell_text, learned_text, money_text
 
 if TYPE_CHECKING:
     # a code location that is only read loads no engine
+    from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
     "SUBMISSION_KEY",
     "column_lineage",
     "data_version",
+    "estimate_metadata",
     "fenced",
     "figure_key",
     "labels_metadata",
@@ -211,6 +213,7 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
         "llm_batch/batches": len(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
         **_usd("estimated_cost_usd", submission.estimated_usd),
+        **_usd("p05_cost_usd", submission.p05_usd),
         **_usd("p95_cost_usd", submission.p95_usd),
         **_usd("bound_cost_usd", submission.bound_usd),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
@@ -219,6 +222,15 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
         "llm_batch/prompt_version": labeling.prompt_version,
         "llm_batch/prompt": dg.MetadataValue.md(_prompt_markdown(labeling)),
         **_batches(status, provider),
+    }
+
+
+def estimate_metadata(submission: Submission, learned: Learned | None) -> dict[str, Any]:
+    """Describe what the estimate rests on, and how often the estimates of earlier submissions were right."""
+    told = {} if learned is None or not learned.judged else {"held": f"{learned.held} of {learned.judged}"}
+    return {
+        "llm_batch/estimate_basis": learned_text(submission.learned_from),
+        **{f"llm_batch/estimates_{name}": text for name, text in told.items()},
     }
 
 

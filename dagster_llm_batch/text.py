@@ -15,6 +15,7 @@ __all__ = [
     "cell_text",
     "is_id",
     "last_words",
+    "learned_text",
     "money_text",
     "plain_text",
     "plain_words",
@@ -69,6 +70,13 @@ def money_text(amount: Decimal | float) -> str:
     shown = f"{abs(exact):.{max(4, 1 - exact.adjusted())}f}"
     whole, _, decimals = shown.partition(".")
     return f"{'-' if exact < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"
+
+
+def learned_text(submissions: int | None) -> str:
+    """Return what an estimate rests on: so many earlier submissions, or none."""
+    if submissions is None:
+        return "calibrated rates"
+    return f"learned from {submissions} earlier submission{'' if submissions == 1 else 's'}"
 
 
 def age_text(age: timedelta) -> str:

@@ -23,6 +23,7 @@ from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
     column_lineage,
+    estimate_metadata,
     labels_metadata,
     progress_observations,
     rejects_metadata,
@@ -240,7 +241,11 @@ class _Landing:
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
-            metadata = {**labels_metadata(figures, status, labeling, engine), **logged}
+            metadata = {
+                **labels_metadata(figures, status, labeling, engine),
+                **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
+                **logged,
+            }
             if (stopped := engine.stop_reason(submission_id)) is not None:
                 metadata["llm_batch/stopped"] = cell_text(stopped, limit=1_000)
                 context.log.error(f"{partition or 'labels'}: stopped: {stopped}")

@@ -16,7 +16,7 @@ from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, prin
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.engine.request_writer import LongRow
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 
@@ -41,7 +41,7 @@ class Planned:
     @property
     def document(self) -> dict[str, Any]:
         """For JSON."""
-        preview = self.preview
+        preview, learned = self.preview, self.preview.learned
         return {
             "asset": self.asset,
             "partition": self.partition,
@@ -60,10 +60,14 @@ class Planned:
             "input_tokens_at_most": preview.input_bound,
             "output_tokens_at_most": preview.output_bound,
             "estimated_usd": preview.estimated_usd,
+            "p05_usd": preview.p05_usd,
             "p95_usd": preview.p95_usd,
             "bound_usd": preview.bound_usd,
             "realtime_usd": preview.realtime_usd,
             "price_basis": preview.price_basis,
+            "learned_from": None if learned is None else learned.complete,
+            "estimates_judged": 0 if learned is None else learned.judged,
+            "estimates_held": 0 if learned is None else learned.held,
             "submission_id": None if preview.known is None else preview.known.submission_id,
             "refused": preview.refused,
             "notes": list(self.notes),
@@ -224,6 +228,18 @@ def _most(tokens: int | None) -> str:
     return "unknown" if tokens is None else f"{tokens:,}"
 
 
+def _basis(preview: Preview) -> str:
+    """Return what the estimate rests on, and how often those before were right."""
+    learned = preview.learned
+    if learned is None:
+        return learned_text(None)
+    if learned.complete is None:
+        others = f"input {learned_text(learned.submissions)} that asked otherwise"
+        return f"{learned_text(None)}, {others}"
+    judged = f"; {learned.held} of {learned.judged} such intervals held" if learned.judged else ""
+    return learned_text(learned.complete) + judged
+
+
 def _facts(plan: Planned) -> list[list[object]]:
     preview = plan.preview
     known = (
@@ -248,8 +264,10 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("tokens, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),
         ("longest rows", _keys(preview.longest[:_LONGEST_SHOWN]) or None),
         ("estimate", money(preview.estimated_usd)),
+        ("19 of 20 above", money(preview.p05_usd)),
         ("19 of 20 below", money(preview.p95_usd)),
-        ("at most", money(preview.bound_usd) or _most(None)),
+        ("at most, sent once", money(preview.bound_usd) or _most(None)),
+        ("estimate from", _basis(preview)),
         ("in real time", money(preview.realtime_usd)),
         ("prices", preview.price_basis.value),
         ("known as", known),

@@ -13,6 +13,7 @@ from dagster_llm_batch.cli.output import SHORT_ID, console, money, print_json, p
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.text import learned_text
 from dagster_llm_batch.types import Lane
 
 __all__ = ["list_command", "show_command"]
@@ -72,7 +73,7 @@ def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
     """Return what is listed of a submission; its shards are known while it is under way."""
     names = (
         "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
-        "p95_usd bound_usd cost_usd realtime_usd created_at settled_at delivered_at run_id"
+        "p05_usd p95_usd bound_usd learned_from cost_usd realtime_usd created_at settled_at delivered_at run_id"
     )
     shards = None if progress is None else {state.value: count for state, count in progress.states.items()}
     done = submission.requests if progress is None else submission.reused + progress.done
@@ -134,8 +135,10 @@ def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
         ("waves", submission.waves),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
         ("estimate", money(submission.estimated_usd)),
+        ("19 of 20 above", money(submission.p05_usd)),
         ("19 of 20 below", money(submission.p95_usd)),
-        ("at most", money(submission.bound_usd)),
+        ("at most, sent once", money(submission.bound_usd)),
+        ("estimate from", learned_text(submission.learned_from)),
         ("cost", money(submission.cost_usd)),
         ("in real time", money(submission.realtime_usd)),
         ("saved", money(saved)),

@@ -30,6 +30,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Extra, Lane, Price, PriceBasis, Usage
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.price_book import Terms
 
 __all__ = [
@@ -199,6 +200,17 @@ class Tariff:
         except UnpricedError:
             return Price(None, None, PriceBasis.UNKNOWN)
 
+    def mean_usd(self, input_tokens: float, output_tokens: float) -> Decimal | None:
+        """Return what requests cost on average that have so many tokens on average; None: not known."""
+        whole = Usage(input_tokens=int(input_tokens), output_tokens=int(output_tokens))
+        cost = self.price(whole).cost_usd
+        more_input = self.price(whole._replace(input_tokens=whole.input_tokens + 1)).cost_usd
+        more_output = self.price(whole._replace(output_tokens=whole.output_tokens + 1)).cost_usd
+        if cost is None or more_input is None or more_output is None:
+            return None
+        parts = ((more_input, input_tokens % 1), (more_output, output_tokens % 1))
+        return cost + sum(((more - cost) * _factor(part) for more, part in parts), Decimal(0))
+
     def of(self, lane: Lane) -> Tariff:
         """Return the prices in this lane."""
         if lane is Lane.BATCH or self.basis in (PriceBasis.UNKNOWN, PriceBasis.FREE):
@@ -335,6 +347,10 @@ _INPUT_P95 = Decimal("1.3")
 _BOUND_STEP = 16
 
 
+def _factor(number: float) -> Decimal:
+    return Decimal(f"{number:.6f}")
+
+
 class Costs(NamedTuple):
     """What requests cost together: expected, and the most that they can. None: nobody knows."""
 
@@ -350,14 +366,17 @@ class Estimate:
         tariff: The prices of the model.
         output: The output tokens of each request.
         writes_cache: Whether the requests ask the vendor to keep their prefix, which costs more where it is new.
+        learned: What earlier submissions say, if there are any. The bound does not follow it.
 
-    `cost_usd` is expected, of 20 submissions 19 cost less than `p95_usd`, and none can cost more than `bound_usd`, as
-    long as the vendor keeps its documented maxima and the price book's prices hold. None: nobody knows.
+    `cost_usd` is expected. Of 20 submissions 19 cost more than `p05_usd`, 19 less than `p95_usd`, and none can cost
+    more than `bound_usd` if it sends each request once, as long as the vendor keeps its documented maxima and the price
+    book's prices hold. None: nobody knows; `p05_usd`, too, where it is not learned.
     """
 
     tariff: Tariff
     output: OutputTokens
     writes_cache: bool = False
+    learned: Learned | None = None
     input_tokens: int = 0
     requests: int = 0
     input_bound: int | None = 0
@@ -375,9 +394,30 @@ class Estimate:
         return price.cost_usd if lane is Lane.BATCH else price.realtime_usd
 
     def _costs_of_request(self, tokens: int, lane: Lane) -> tuple[Decimal | None, Decimal | None]:
+        learned, ratio = self.learned, Decimal(1)
         expected = self._price(Usage(input_tokens=tokens, output_tokens=self.output.expected), lane)
-        p95 = Usage(input_tokens=ceil(tokens * _INPUT_P95), output_tokens=self.output.p95)
+        if learned is not None:
+            ratio = _factor(learned.input_ratio)
+            output = self.output.expected if learned.output_tokens is None else learned.output_tokens
+            mean = self.tariff.of(lane).mean_usd(tokens * learned.input_ratio, output)
+            expected = None if mean is None else mean * _factor(learned.times)
+        p95 = Usage(input_tokens=ceil(tokens * ratio * _INPUT_P95), output_tokens=self.output.p95)
         return expected, self._price(p95, lane)
+
+    def expected_usd(self, tokens: int, lane: Lane = Lane.BATCH) -> Decimal | None:
+        """Return what one request of so many input tokens, by the calibrated rates, is expected to cost."""
+        return self._costs_of(tokens, lane)[0]
+
+    @property
+    def expected_input(self) -> int:
+        """The input tokens of all requests, as far as that is learned."""
+        return self.input_tokens if self.learned is None else round(self.input_tokens * self.learned.input_ratio)
+
+    @property
+    def expected_output(self) -> int:
+        """The output tokens of all requests, as far as that is learned."""
+        learned = None if self.learned is None else self.learned.output_tokens
+        return round(self.requests * (self.output.expected if learned is None else learned))
 
     def _bound_of_request(self, tokens: int, lane: Lane) -> Decimal | None:
         most = Usage(input_tokens=tokens, output_tokens=self.output.bound or 0)
@@ -447,10 +487,18 @@ class Estimate:
         return self._known(self._cost_usd)
 
     @property
+    def p05_usd(self) -> Decimal | None:
+        if self.learned is None or self.learned.low is None:
+            return None
+        return self._known(self._cost_usd * _factor(self.learned.low))
+
+    @property
     def p95_usd(self) -> Decimal | None:
+        if self.learned is not None and self.learned.high is not None:
+            return self._known(self._cost_usd * _factor(self.learned.high))
         # What is cut off at its bound in each request may be above it in all.
-        bound = self.bound_usd
-        return self._known(self._p95_usd if bound is None else min(self._p95_usd, bound))
+        bound, p95 = self.bound_usd, max(self._p95_usd, self._cost_usd)
+        return self._known(p95 if bound is None or self.learned is not None else min(p95, bound))
 
     @property
     def bound_usd(self) -> Decimal | None:

@@ -38,8 +38,8 @@ def refuse_over_budget(
     """Raise BudgetError, or let the block commit the money. `replaced`: shard_ids that will not be sent after that."""
     cost = estimate.cost_usd
     counted = (
-        f"{estimate.requests:,} requests (about {estimate.input_tokens:,} input tokens, {estimate.output.expected} "
-        "output tokens each)"
+        f"{estimate.requests:,} requests (about {estimate.expected_input:,} input tokens, "
+        f"{round(estimate.expected_output / max(estimate.requests, 1))} output tokens each)"
     )
     most = labeling.budget_usd
     if most is not None and cost is not None and cost > most:

@@ -71,6 +71,10 @@ class Collector:
         self._payloads = deployment.payloads
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.reader.fields])
 
+    def tariff(self, lane: Lane) -> Tariff:
+        """Return the prices of the labeling's own model in this lane."""
+        return self._deployment.tariff(self._labeling).of(lane)
+
     def archive(self, shard: Shard) -> Shard:
         """Store the raw result lines of an ended shard, and of all in its batch; return it as it is now. Idempotent.
 

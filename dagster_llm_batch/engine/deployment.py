@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.identity import configuration_fingerprint
@@ -36,6 +36,9 @@ from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.forecast import Learned
 
 __all__ = [
     "GONE_AFTER",
@@ -72,6 +75,9 @@ class Threads(ThreadPoolExecutor):
         # Each thread had an arena of C's allocator, which would keep the freed memory.
         release_all_memory()
 
+
+# So many earlier submissions are learned from, and tokens at a time are priced to know what one costs.
+_REMEMBERED, _MANY = 80, 1_000
 
 _LEASE = "submission:"
 _AT_WORK = "run:"
@@ -346,11 +352,37 @@ class Deployment:
         book = self.provider(labeling.provider).price_book
         return InputCounter(book, labeling.spec, self.context_tokens(labeling))
 
-    def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
+    def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH, learned: Learned | None = None) -> Estimate:
         """Return an estimate, without any request yet, at the prices of this labeling's model in this lane."""
         spec = labeling.spec
         output = output_tokens(spec, self.context_tokens(labeling), labeling.spend.expected_output_tokens)
-        return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec))
+        return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec), learned=learned)
+
+    def learned(self, labeling: Labeling) -> Learned | None:
+        """Return what earlier submissions of this labeling say of the next one; None: nothing, or too little."""
+        names = (labeling.asset, *labeling.resend.former_names)
+        known = self.ledger.billed_submissions(self.namespace, names, labeling.model, _REMEMBERED)
+        if not known:
+            return None
+        from dagster_llm_batch.core.forecast import Billed, Rates, learn  # noqa: PLC0415 - only where there are some
+
+        asked = (self.configuration(labeling), labeling.prompt_version)
+        same: list[Submission] = []
+        alike: list[Submission] = []
+        for submission in reversed(known):
+            is_same = (submission.config_fingerprint, _billed(submission)["prompt"]) == asked
+            (same if is_same else alike).append(submission)
+        tariff = self.tariff(labeling)
+        rates = Rates(*(float(tariff.mean_usd(*tokens) or 0) for tokens in ((_MANY, 0), (0, _MANY))))
+        if not any(rates):
+            rates = Rates(1, 1)
+        earlier, others = (
+            [Billed(*(_billed(each)[name] for name in Billed._fields)) for each in of] for of in (same, alike)
+        )
+        learned = learn(earlier, others, rates)
+        told = [s for s in same if None not in (s.p05_usd, s.p95_usd, s.cost_usd)]
+        held = sum(s.p05_usd <= s.cost_usd <= s.p95_usd for s in told)  # type: ignore[operator]  # all known
+        return None if learned is None else replace(learned, judged=len(told), held=held)
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""
@@ -408,6 +440,12 @@ class Deployment:
         """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
+
+
+def _billed(submission: Submission) -> Mapping[str, Any]:
+    # The query asks for those that have it.
+    assert submission.billed is not None
+    return submission.billed
 
 
 def submissions_at_work(ledger: Ledger) -> set[str]:

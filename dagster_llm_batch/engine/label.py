@@ -40,7 +40,7 @@ from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
-from dagster_llm_batch.types import Outcome, PriceBasis
+from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
 __all__ = [
     "ROWS_AT_ONCE",
@@ -355,7 +355,36 @@ class LabelAssembler(Answers):
             cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
             realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),
             price_basis=self.submission.price_basis or PriceBasis.UNKNOWN,
+            billed=self._billed(),
         )
+
+    def _billed(self) -> dict[str, Any] | None:
+        """Return what estimates learn from: the arguments of core/forecast.py's Billed, and what was asked.
+
+        None where no reply was billed, or older code collected them.
+        """
+        sent = [shard for shard in self.shards if shard.sent_at is not None]
+        first = [shard for shard in sent if shard.wave == 1]
+        requests, replies = sum(shard.requests for shard in first), sum(shard.replies or 0 for shard in first)
+        if not replies:
+            return None
+        taken, written = (
+            sum(getattr(shard, name) or 0 for shard in first) for name in ("input_tokens", "output_tokens")
+        )
+        prices = {lane: self.collector.tariff(lane).mean_usd(taken / replies, written / replies) for lane in Lane}
+        at_price = sum((shard.requests * (prices[shard.lane] or 0) for shard in first), Decimal(0))
+        # Copies that fill a batch up are counted when the next one is planned.
+        paid = sum((shard.known_usd - (shard.padding_usd or 0) for shard in sent if shard.known_usd), Decimal(0))
+        times = float(paid / at_price) if at_price else sum(shard.replies or 0 for shard in sent) / requests
+        return {
+            "prompt": self.labeling.prompt_version,
+            "requests": requests,
+            "tokens": sum(shard.tokens for shard in first),
+            "replies": replies,
+            "input_tokens": taken,
+            "output_tokens": written,
+            "times": round(times, 6),
+        }
 
     def _realtime_usd(self, shard: Shard) -> Decimal | None:
         """Return what the shard's requests would have cost in real time; None where that is not known of one."""

@@ -129,8 +129,8 @@ class Spend:
     Args:
         price: Your own price, in US dollars per million tokens, for models that the price book lacks or a negotiated
             rate. Default: that of the price book.
-        expected_output_tokens: Tokens of one reply, for the estimate. Default: the most that `params` allow, or, where
-            they allow any length, what the response and the model's thinking usually take.
+        expected_output_tokens: Tokens of one reply, for the estimate, until replies have come. Default: the most that
+            `params` allow, or, where they allow any length, what the response and the model's thinking usually take.
     """
 
     price: TokenPrice | None = None

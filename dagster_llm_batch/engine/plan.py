@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 from upath import UPath
@@ -38,7 +38,10 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
-from dagster_llm_batch.types import Lane, Outcome, PriceBasis, Usage
+from dagster_llm_batch.types import Lane, Outcome, PriceBasis
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.forecast import Learned
 
 __all__ = ["Planner", "Preview", "preview_of"]
 
@@ -57,8 +60,10 @@ class Preview:
         input_tokens, output_tokens: What is expected of the requests that would be sent.
         input_bound, output_bound: How many tokens they can have at most; None where nobody knows.
         estimated_usd: What they are expected to cost.
+        p05_usd: What 19 of 20 such submissions cost more than; None: too few came before.
         p95_usd: What 19 of 20 such submissions cost less than.
-        bound_usd: What they can cost at most.
+        bound_usd: What they can cost at most, if each is sent once.
+        learned: What was learned from earlier submissions, if there are any.
         realtime_usd: What they would cost in real time.
         price_basis: Where the price is from.
         known: The submission that these rows have already; nothing would be sent then.
@@ -82,8 +87,10 @@ class Preview:
     price_basis: PriceBasis
     input_bound: int | None = None
     output_bound: int | None = None
+    p05_usd: Decimal | None = None
     p95_usd: Decimal | None = None
     bound_usd: Decimal | None = None
+    learned: Learned | None = None
     known: Submission | None = None
     refused: str | None = None
     longest: tuple[LongRow, ...] = ()
@@ -102,9 +109,9 @@ class Preview:
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     """Return the figures of a finished draft."""
-    requests, each, most = estimate.requests, estimate.output.expected, estimate.output.bound
-    average = Usage(input_tokens=-(-estimate.input_tokens // max(requests, 1)), output_tokens=each)
-    realtime = estimate.tariff.price(average).realtime_usd
+    requests, most = estimate.requests, estimate.output.bound
+    average = (tokens / max(requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
+    realtime = estimate.tariff.of(Lane.REALTIME).mean_usd(*average)
     return Preview(
         rows=plan.rows,
         skipped=plan.skipped,
@@ -112,15 +119,17 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
         requests=plan.requests,
         reused=plan.reused,
         shards=tuple(plan.shards),
-        input_tokens=estimate.input_tokens,
-        output_tokens=requests * each,
+        input_tokens=estimate.expected_input,
+        output_tokens=estimate.expected_output,
         estimated_usd=estimate.cost_usd,
         realtime_usd=None if realtime is None else realtime * requests,
         price_basis=estimate.tariff.basis,
         input_bound=estimate.input_bound,
         output_bound=None if most is None else requests * most,
+        p05_usd=estimate.p05_usd,
         p95_usd=estimate.p95_usd,
         bound_usd=estimate.bound_usd,
+        learned=estimate.learned,
         refused=refused,
         longest=() if not plan.shards else tuple(plan.longest),
     )
@@ -319,12 +328,22 @@ class Planner:
             payloads=self._payloads,
             files={lane: self.files(wave, labeling, lane) for lane in Lane},
             spares=spares,
-            estimate=deployment.estimate(labeling),
+            estimate=self.estimate(labeling),
             known=known,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             few_rows=deployment.few_rows,
             new_file=deployment.new_file,
         )
+
+    @cached_property
+    def _learned(self) -> Learned | None:
+        return self._deployment.learned(self._labeling)
+
+    def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
+        """Return an estimate without any request yet for one of the labeling's models."""
+        # Only what the first of them was asked is learned from: a fallback gets what that one did not answer.
+        learned = self._learned if labeling.model == self._labeling.model else None
+        return self._deployment.estimate(labeling, lane, learned)
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:
         """Return the wave of this number, to write its request files."""
@@ -332,7 +351,7 @@ class Planner:
 
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
-        limits, estimate = self._deployment.batch_limits(labeling), self._deployment.estimate(labeling)
+        limits, estimate = self._deployment.batch_limits(labeling), self.estimate(labeling)
         return wave.files(limits, self._deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane))
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
@@ -417,8 +436,10 @@ class Planner:
             reused=plan.reused,
             manifest_path=self._path(partition, submission_id, "manifest.parquet"),
             estimated_usd=estimate.cost_usd,
+            p05_usd=estimate.p05_usd,
             p95_usd=estimate.p95_usd,
             bound_usd=estimate.bound_usd,
+            learned_from=None if estimate.learned is None else estimate.learned.complete,
             price_basis=estimate.tariff.basis,
             created_at=now,
             deadline_at=None if (deadline := labeling.realtime.deadline) is None else now + deadline,
@@ -437,15 +458,14 @@ class _Prices:
     lane: Lane
 
     def surcharge(self, shard: Shard, lacking: int) -> Costs:
-        usage = Usage(input_tokens=shard.tokens // shard.requests, output_tokens=self.estimate.output.expected)
-        price = self.estimate.tariff.price(usage)
-        if self.limits.below_minimum == "refuse" or price.cost_usd is None or price.realtime_usd is None:
+        each, urgent = (self.estimate.expected_usd(shard.tokens // shard.requests, lane) for lane in Lane)
+        if self.limits.below_minimum == "refuse" or each is None or urgent is None:
             return Costs(Decimal(0), Decimal(0))
         dearest = self.most_usd(shard.input_bound)
         if self.limits.below_minimum == "pad":
             # Copies of any of them.
-            return Costs(price.cost_usd * lacking, None if dearest is None else dearest * lacking)
-        more = (price.realtime_usd - price.cost_usd) * shard.requests
+            return Costs(each * lacking, None if dearest is None else dearest * lacking)
+        more = (urgent - each) * shard.requests
         most = self.estimate.most_usd(shard.input_bound, Lane.REALTIME)
         known = most is not None and dearest is not None
         return Costs(more, (most - dearest) * shard.requests if known else None)  # type: ignore[operator]  # both known

@@ -223,7 +223,7 @@ class NextWave:
 
     def _estimate(self, ask: _Ask) -> Estimate:
         """Return an estimate at the price of the model and lane that are asked now."""
-        return self._deployment.estimate(self._labeling.models[ask.model], ask.lane)
+        return self._planner.estimate(self._labeling.models[ask.model], ask.lane)
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
         """Yield the requests' lines, several at once, encoded for this model's provider."""

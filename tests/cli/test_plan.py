@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 import dagster as dg
 import pytest
 from project import DAYS
 
+from dagster_llm_batch.cli.plan import Planned, print_plan
+from dagster_llm_batch.core.forecast import Learned
+from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.testing.emulator import RowFault
+from dagster_llm_batch.types import PriceBasis
 
 
 def test_a_plan_is_what_the_submission_becomes(project):
@@ -288,3 +293,40 @@ def test_a_rows_function_that_loads_what_is_upstream_is_planned_as_it_runs(proje
         dg.materialize([project.module()["tickets"]], instance=instance)
     [plan] = project.json("plan", "asset_labels")["plans"]
     assert (plan["rows"], plan["requests_to_send"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("learned", "basis", "from_json"),
+    [
+        (None, "calibrated rates", (None, 0, 0)),
+        (Learned(2, 1.1, 30.0), "learned from 2 earlier submissions", (2, 0, 0)),
+        (
+            Learned(9, 1.1, 30.0, low=0.9, high=1.2, judged=6, held=5),
+            "learned from 9 earlier submissions; 5 of 6 such intervals held",
+            (9, 6, 5),
+        ),
+        (
+            Learned(4, 1.1),
+            "calibrated rates, input learned from 4 earlier submissions that asked otherwise",
+            (None, 0, 0),
+        ),
+    ],
+)
+def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_json):
+    figures = {"rows": 9, "skipped": 0, "erased_rows": 0, "requests": 9, "reused": 0, "shards": ()}
+    costs = {name: Decimal(amount) for name, amount in (("estimated_usd", 2), ("p05_usd", 1), ("p95_usd", 3))}
+    preview = Preview(
+        **figures,
+        **costs,
+        input_tokens=9,
+        output_tokens=9,
+        realtime_usd=None,
+        price_basis=PriceBasis.BATCH,
+        learned=learned,
+    )
+    plan = Planned("labels", None, "openai/gpt-4o", "api.openai.com", None, preview)
+    assert tuple(plan.document[name] for name in ("learned_from", "estimates_judged", "estimates_held")) == from_json
+    print_plan([plan])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"estimate from {basis}" in printed
+    assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed

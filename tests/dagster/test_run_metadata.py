@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -21,8 +22,9 @@ from dagster_llm_batch import (
     Resend,
     Spend,
 )
+from dagster_llm_batch.core.forecast import Learned
 from dagster_llm_batch.core.pricing import TokenPrice
-from dagster_llm_batch.metadata import markdown_table
+from dagster_llm_batch.metadata import estimate_metadata, markdown_table
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Endpoint
@@ -60,6 +62,7 @@ def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
     assert len(told["llm_batch/batch_ids"]) == 2
     assert 0 < told["llm_batch/estimated_cost_usd"] <= told["llm_batch/p95_cost_usd"]
     assert told["llm_batch/p95_cost_usd"] <= told["llm_batch/bound_cost_usd"]
+    assert told["llm_batch/estimate_basis"] == "calibrated rates"
     assert told["llm_batch/model"] == "openai/gpt-4o"
     assert "You label tickets." in told["llm_batch/prompt"]
     assert "{{ subject }}" in told["llm_batch/prompt"]
@@ -108,6 +111,7 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     assert told["llm_batch/rows_succeeded"] == 3
     assert told["llm_batch/cost_usd"] == pytest.approx(told["llm_batch/realtime_cost_usd"] / 2)
     assert told["llm_batch/saved_usd"] == pytest.approx(told["llm_batch/cost_usd"])
+    assert told["llm_batch/estimate_basis"] == "calibrated rates"
     assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
     assert len(told["llm_batch/preview"].records) == 3
     # as dagster-openai tells of calls, for Insights
@@ -303,3 +307,17 @@ def test_a_prompt_with_fences_stays_inside_its_own(make):
     html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(location.metadata(BATCH)["llm_batch/prompt"])
     assert html.count("<code>") == 1
     assert "<script>" not in html
+
+
+def test_what_an_estimate_has_learned_and_how_often_it_was_right_is_told(make):
+    location = make(*labeled())
+    location.land()
+    first = location.engine().ledger.submission(location.metadata()["llm_batch/submission_id"])
+    learned = Learned(12, input_ratio=1.1, output_tokens=30.0, judged=10, held=9)
+    assert estimate_metadata(replace(first, learned_from=12), learned) == {
+        "llm_batch/estimate_basis": "learned from 12 earlier submissions",
+        "llm_batch/estimates_held": "9 of 10",
+    }
+    assert estimate_metadata(replace(first, learned_from=1), Learned(2, 1.0, 30.0)) == {
+        "llm_batch/estimate_basis": "learned from 1 earlier submission"
+    }

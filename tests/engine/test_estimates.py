@@ -6,6 +6,8 @@ nothing was said, 1,000 for an image, and a nested maximum was not seen.
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -209,3 +211,55 @@ def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
     first, second = workspace.engine().ledger.shards(submission.submission_id)
     assert (second.wave, second.requests, second.input_bound) == (2, 8, first.input_bound)
     assert (second.bound_usd or 0) >= (first.bound_usd or 0) > 0
+
+
+def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
+    """Replies far shorter than their maximum, some of which do not fit and are asked again."""
+    draw, length = random.Random(4), 60
+
+    def answer(*_: Any) -> Reply:
+        fits = draw.random() > 0.1
+        return Reply(
+            text=GOOD if fits else "no JSON", input_tokens=130, output_tokens=round(length * draw.uniform(0.5, 1.5))
+        )
+
+    definition = labeling(params={"max_tokens": 1_000}, resend=Resend(invalid_waves=2))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        told: list[tuple[Preview, Decimal]] = []
+        for day in range(8):
+            length = 60 if day < 5 else 120
+            rows = tickets(60, start=60 * day)
+            preview = workspace.engine().preview(definition, rows, partition=str(day))
+            submission = workspace.run(definition, rows, partition=str(day)).submission
+            assert submission.cost_usd is not None
+            assert (submission.estimated_usd, submission.p05_usd) == (preview.estimated_usd, preview.p05_usd)
+            assert submission.learned_from == (day or None)
+            told.append((preview, submission.cost_usd))
+        learned = workspace.engine().deployment.learned(definition)
+        other = workspace.engine().preview(
+            replace(definition, prompt=Prompt(user="{{ body }}")), tickets(9), partition="9"
+        )
+    ratios = [float((preview.estimated_usd or 0) / cost) for preview, cost in told]
+    # By the maximum, which no reply comes near.
+    assert ratios[0] > 5
+    assert all(0.8 < ratio < 1.25 for ratio in ratios[1:5]), ratios
+    # Replies are twice as long from one day to the next: half of that is expected two days later.
+    assert ratios[5] < 0.7
+    assert ratios[5] < ratios[6] < ratios[7]
+    assert ratios[7] > 0.8
+    assert [preview.p05_usd is None for preview, _ in told[:4]] == [True, True, True, False]
+    assert all((preview.p05_usd or 0) <= cost <= (preview.p95_usd or 0) for preview, cost in told[3:5])
+    assert learned is not None
+    # One in ten asked again.
+    assert 1.02 < learned.times < 1.2
+    assert learned.judged == 5
+    # The vendor counted more than was estimated.
+    assert learned.input_ratio > 1.3
+    assert told[4][0].input_tokens == pytest.approx(60 * 130, rel=0.02)
+    bounds = [preview.bound_usd or 0 for preview, _ in told]
+    assert max(bounds) < min(bounds) * Decimal("1.05")
+    # Another prompt: its replies are not known.
+    assert other.learned is not None
+    assert other.learned.complete is None
+    assert other.output_tokens == 9 * 1_000

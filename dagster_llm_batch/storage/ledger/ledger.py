@@ -129,6 +129,7 @@ class Ledger(LedgerQueries):
         cost_usd: Decimal | None,
         realtime_usd: Decimal | None,
         price_basis: PriceBasis | None,
+        billed: Mapping[str, Any] | None = None,
     ) -> Submission:
         """Record that every request of a submission has its outcome, and what they cost.
 
@@ -150,6 +151,7 @@ class Ledger(LedgerQueries):
                 cost_usd=cost_usd,
                 realtime_usd=realtime_usd,
                 price_basis=price_basis,
+                billed=billed,
             )
 
     def mark_delivered(self, *submission_ids: str) -> None:

@@ -391,6 +391,16 @@ class LedgerQueries:
         with self._database.read() as connection:
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
 
+    def billed_submissions(self, namespace: str, assets: Collection[str], model: str, limit: int) -> list[Submission]:
+        """Return submissions of these assets that asked this provider's model and were billed, newest first.
+
+        `model` is the provider, a slash, and its model.
+        """
+        provider, _, name = model.partition("/")
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
+        query = query.where(SUBMISSION.c.provider == provider, SUBMISSION.c.model == name)
+        return self._submissions(query.where(SUBMISSION.c.billed.is_not(None)).order_by(*_NEWEST_FIRST).limit(limit))
+
     def settled_submissions(self, namespace: str, asset: str, limit: int) -> list[Submission]:
         """Return settled submissions of an asset that sent requests, not only reused answers, newest first."""
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)

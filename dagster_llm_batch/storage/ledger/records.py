@@ -14,7 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from shlex import quote
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
@@ -65,7 +65,7 @@ class Submission:
     bound_usd: Decimal | None = None  # the most that its first wave can cost; None where nobody knows
     p05_usd: Decimal | None = None  # what 19 of 20 such submissions cost more than; None: too few came before
     learned_from: int | None = None  # so many earlier submissions its estimate rests on; None: on calibrated rates
-    billed: Mapping[str, float] | None = None  # what its requests took; see core/forecast.py. None: not known
+    billed: Mapping[str, Any] | None = None  # what estimates learn from it; see core/forecast.py. None: nothing
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
     tags: Mapping[str, str] | None = None  # Dagster's, of its asset when it was opened: whose money it is
 
