@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -340,6 +340,11 @@ class Eraser:
                     if names_any(line, shard.nonce, known):
                         out.write(line)
         self._purge_results(shard, going)
+        # Where a batch failed as a whole, the rows of all shards in it have the provider's words.
+        for other in self._ledger.told_with(shard):
+            is_held = other.submission_id == shard.submission_id
+            with nullcontext() if is_held else self._deployment.leased(other.submission_id):
+                self._purge_results(other, set())
         write_ids(payloads, shard, packed(kept))
         self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
         if not kept and shard.state is ShardState.PLANNED:
@@ -355,8 +360,8 @@ class Eraser:
             for batch in self._payloads.iter_batches(path):
                 kept = batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted)))
                 # Where a batch failed as a whole, all of its requests have the provider's words on it.
-                if shard.reason is not None and shard.cause is None:
-                    quotes = pc.fill_null(pc.equal(kept.column(_REASON), shard.reason), fill_value=False)
+                if shard.is_quoted:
+                    quotes = pc.fill_null(pc.match_substring(kept.column(_REASON), shard.reason), fill_value=False)
                     reasons = pc.if_else(quotes, WORDS_ERASED, kept.column(_REASON))
                     kept = kept.set_column(schema.get_field_index(_REASON), schema.field(_REASON), reasons)
                 out.write_batch(kept)

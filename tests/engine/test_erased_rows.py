@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
@@ -290,6 +291,47 @@ def test_words_of_the_provider_go_with_the_rows_that_they_may_quote(workspace):
     # Not by its bytes: the pages that a database has freed are its own matter.
     assert SECRET not in f"{shards} {events}"
     assert SECRET.encode() not in stored_files(workspace)
+
+
+def sent_together(workspace: Workspace, code: str) -> tuple[Any, list[str]]:
+    """Two partitions in one batch, which fails with words that quote a row of the first."""
+    definition = replace(ECHO, limits=Limits(), resend=Resend(max_waves=1))
+    workspace.emulator.inject(BatchFault(kind="fails", batches=[0], code=code, message=f"Line 4 is '{SECRET}'"))
+    engine = workspace.engine()
+    monday = engine.plan(definition, rows(), partition="monday").submission_id
+    tuesday = engine.plan(definition, rows(4, without=("t3",)), partition="tuesday").submission_id
+    engine.submit_together(definition, [monday, tuesday])
+    assert len(workspace.emulator.books.batches) == 1
+    return definition, [monday, tuesday]
+
+
+def test_words_of_the_provider_go_from_the_partitions_that_shared_the_batch_too(workspace):
+    definition, ids = sent_together(workspace, "internal_error")
+    _, before = (workspace.finish(definition, submission_id).submission for submission_id in ids)
+    engine = workspace.engine()
+    assert SECRET in str(engine.labels(definition, ids[1]).rejects["llm_reason"])
+    # While another process works on the one that shares it, it is not said to be done.
+    with engine.deployment.leased(ids[1]):
+        left = erase(workspace, "t3", partitions=["monday"])
+    assert {one.submission.partition for one in left} == {"monday", "tuesday"}
+    assert workspace.engine().eraser.erase("ticket_labels") == []
+    assert SECRET not in f"{engine.ledger.shards(ids[1])} {engine.ledger.events(ids[1])}"
+    assert SECRET.encode() not in stored_files(workspace)
+    assert engine.ledger.submission(ids[1]).outcomes == before.outcomes == {"errored": 3}
+    assert all_whole(workspace)
+
+
+def test_words_on_a_batch_that_was_put_back_go_from_all_that_were_in_it(workspace):
+    definition, ids = sent_together(workspace, "token_limit_exceeded")
+    workspace.emulator.settle()
+    workspace.skipped += timedelta(hours=1)
+    engine = workspace.engine()
+    engine.collect(definition, ids[1])
+    assert SECRET in str(engine.ledger.shards(ids[1]))
+    assert erase(workspace, "t3", partitions=["monday"]) == []
+    for submission_id in ids:
+        assert SECRET not in f"{engine.ledger.shards(submission_id)} {engine.ledger.events(submission_id)}"
+    assert workspace.finish(definition, ids[1]).submission.outcomes == {"succeeded": 3}
 
 
 def test_what_is_left_is_read_by_the_definition_that_asked_for_it(workspace):

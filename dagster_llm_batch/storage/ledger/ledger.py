@@ -26,7 +26,7 @@ from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
-from dagster_llm_batch.storage.ledger.queries import LedgerQueries
+from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
     Shard,
@@ -79,9 +79,6 @@ ERASED = "erased"
 
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
 """In the place of what a provider said of a batch, some rows of which were erased."""
-
-_WITH_WORDS = (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)
-_PROVIDERS_WORDS = (*(move.value for move in _WITH_WORDS), "fetch_again", "unavailable")
 
 
 def utc_now() -> datetime:
@@ -485,21 +482,28 @@ class Ledger(LedgerQueries):
             return int(connection.execute(update.values(undone_at=self._clock())).rowcount)
 
     def record_erased_shard(self, shard_id: str, *, requests: int, padding: int, size: int, digest: str) -> None:
-        """Record what is left in a shard's files: requests, copies of one, bytes, digest. Idempotent."""
+        """Record what is left in a shard's files: requests, copies of one, bytes, digest. Idempotent.
+
+        A provider's words on it, which may quote a request, go; so they do from the shards that were told the same.
+        """
+        told_with = self.told_with(self.shard(shard_id))
         with self._database.write() as connection:
             before = get_shards(connection, [shard_id])[shard_id]
             gone = before.requests - requests + before.padding - padding
             left = {"requests": requests, "padding": padding, "bytes": size, "digest": digest}
             if gone or (before.bytes, before.digest) != (size, digest):
                 values: dict[str, Any] = {"key": shard_id, "erased": (before.erased or 0) + gone, **left}
-                # A provider may quote a request in saying why it failed.
-                if before.reason is not None and before.cause is None:
-                    values["reason"] = WORDS_ERASED
                 connection.execute(UPDATE_SHARD, [values])
-                told = (EVENT.c.submission_id == before.submission_id, EVENT.c.kind.in_(_PROVIDERS_WORDS))
-                connection.execute(
-                    sa.update(EVENT).where(*told, EVENT.c.detail.is_not(None)).values(detail=WORDS_ERASED)
+                quoted = [
+                    {"key": one.shard_id, "reason": WORDS_ERASED} for one in (before, *told_with) if one.is_quoted
+                ]
+                if quoted:
+                    connection.execute(UPDATE_SHARD, quoted)
+                of_these = (EVENT.c.submission_id == before.submission_id) | EVENT.c.shard_id.in_(
+                    [one.shard_id for one in told_with]
                 )
+                told = (of_these, EVENT.c.kind.in_(PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
+                connection.execute(sa.update(EVENT).where(*told).values(detail=WORDS_ERASED))
                 detail = f"{gone} of {before.requests + before.padding} requests"
                 insert_events(
                     connection, self._clock, event_row(before.submission_id, ERASED, None, None, shard_id, detail)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState, Tombstone
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
@@ -23,7 +23,14 @@ from dagster_llm_batch.storage.ledger.shards import AWAITED, count_sends, forgot
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane
 
-__all__ = ["LedgerQueries", "Unreadable"]
+__all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
+
+PROVIDERS_WORDS = (
+    *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
+    "fetch_again",
+    "unavailable",
+)
+"""The kinds of events whose detail may be a provider's words, which may quote a request."""
 
 Unreadable = Callable[[str, Exception], None]
 """Takes the id of a row that cannot be read, and why."""
@@ -221,6 +228,36 @@ class LedgerQueries:
         if shard.batch_id is None:
             return [shard]
         return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
+
+    def told_with(self, shard: Shard) -> list[Shard]:
+        """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
+
+        None where there are no such words.
+        """
+        of_submission, own = EVENT.c.submission_id == shard.submission_id, EVENT.c.shard_id == shard.shard_id
+        words = sa.select(EVENT.c.event_id).where(of_submission, own, EVENT.c.detail.is_not(None))
+        with self._database.read() as connection:
+            told = connection.execute(words.where(EVENT.c.kind.in_(PROVIDERS_WORDS)).limit(1)).first()
+            if told is None and not shard.is_quoted:
+                return []
+            asset = connection.execute(
+                sa.select(SUBMISSION.c.namespace, SUBMISSION.c.asset).where(
+                    SUBMISSION.c.submission_id == shard.submission_id
+                )
+            ).one()
+        beside = sa.select(SUBMISSION.c.submission_id).where(
+            SUBMISSION.c.namespace == asset.namespace, SUBMISSION.c.asset == asset.asset
+        )
+        # What is sent together is sent by one move, whose events have one time. A batch that was put back has no id.
+        sends = sa.select(EVENT.c.at).where(of_submission, own, EVENT.c.kind == Move.SEND.value)
+        sent = sa.select(EVENT.c.shard_id).where(
+            EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
+        )
+        together = SHARD.c.shard_id.in_(sent)
+        if shard.batch_id is not None:
+            of_batch = (SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "batch_id"))
+            together |= sa.and_(*of_batch)
+        return self._shards(sa.select(SHARD).where(together, SHARD.c.shard_id != shard.shard_id))
 
     def awaited_shards(self, namespace: str, *, given_up_since: datetime) -> list[Shard]:
         """Return the shards that are settled without answers, and whose batches may still bring some."""

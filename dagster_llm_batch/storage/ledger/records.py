@@ -159,6 +159,11 @@ class Shard:
         """Whether what has no answer in it is not sent again before a person says so."""
         return self.cause is not None and self.cause.is_final
 
+    @property
+    def is_quoted(self) -> bool:
+        """Whether `reason` has the provider's own words, which may quote requests; with other causes it has ours."""
+        return self.reason is not None and self.cause in (None, Cause.NOT_TAKEN)
+
 
 class ShardFields(TypedDict, total=False):
     """The columns that a move may set beside the new state."""

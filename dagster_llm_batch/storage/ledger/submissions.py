@@ -64,9 +64,10 @@ def event_row(
 
 
 def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *events: Mapping[str, str | None]) -> None:
-    """Append events in one statement, at the clock's time."""
+    """Append events in one statement, at the clock's time: the same for all of them."""
     if events:
-        connection.execute(_INSERT_EVENT, [{"at": clock(), **event} for event in events])
+        now = clock()
+        connection.execute(_INSERT_EVENT, [{"at": now, **event} for event in events])
 
 
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
