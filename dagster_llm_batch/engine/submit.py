@@ -287,7 +287,7 @@ class Sender:
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
                 sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
                 try:
-                    write_receipts(self._deployment, sent)
+                    write_receipts(self._deployment, [*sent, *self._untold_halves(sent)])
                     # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
                     # may have sent these shards since. Between this line and the provider nothing can be asked.
                     self._lease.check()
@@ -315,6 +315,15 @@ class Sender:
                 else:
                     self._record(sent, batch_id)
                     return
+
+    def _untold_halves(self, sent: Sequence[Shard]) -> list[Shard]:
+        """Return planned halves of what these are halves of, too, that have no receipt: their process was killed."""
+        submissions = {shard.submission_id for shard in sent if shard.most_tokens is not None}
+        planned = (
+            shard for one in submissions for shard in self._ledger.shards(one) if shard.state is ShardState.PLANNED
+        )
+        refused = (shard for shard in planned if shard.most_tokens is not None)
+        return [shard for shard in refused if not self._deployment.payloads.exists(beside(shard, SENT))]
 
     def _record(self, shards: Sequence[Shard], batch_id: str) -> None:
         """Record a batch that was created now; cancel it where another process has sent the shards meanwhile.

@@ -15,6 +15,7 @@ import pytest
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.engine.request_files import split_requests
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -259,6 +260,30 @@ def test_what_was_split_after_the_backup_is_not_asked_again(site: Site, backed_u
 @pytest.mark.parametrize("emulator", [VendorLimits(enqueued_tokens=8)], indirect=True, ids=["refuses later"])
 def test_what_was_under_way_at_the_backup_and_split_after_it_is_not_asked_again(site: Site) -> None:
     check_split(site, forget(site, "submitted", "all"))
+
+
+@pytest.mark.parametrize(
+    "emulator", [VendorLimits(enqueued_tokens=8, fails_fast=True)], indirect=True, ids=["small queue"]
+)
+def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(site: Site) -> None:
+    """Between the commit of the split and the receipts of its halves; one of these was sent before the restoring."""
+    labeling = replace(LABELS, limits=Limits())
+    submission_id = site.engine().plan(labeling, ROWS).submission_id
+    site.engine().advance(labeling, submission_id)
+    engine = site.engine()
+    [whole] = engine.ledger.shards(submission_id)
+    assert whole.no_room_at is not None
+    backup = site.back_up()
+    engine = site.engine()
+    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, number=1, least=1))
+    for _ in range(6):
+        site.skipped += timedelta(hours=1)
+        engine.advance(labeling, submission_id)
+        if len(site.emulator.books.batches) == 1:
+            break
+    assert sorted(shard.state.value for shard in engine.ledger.shards(submission_id)) == ["planned", "submitted"]
+    site.restore(backup)
+    check_split(site, submission_id)
 
 
 def check_split(site: Site, submission_id: str) -> None:
