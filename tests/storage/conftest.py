@@ -6,8 +6,12 @@ DLB_TEST_POSTGRES=0 skips the PostgreSQL half where no server is installed; with
 from __future__ import annotations
 
 import os
+import sqlite3
 import uuid
+from contextlib import closing
 from datetime import UTC
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from pg_cluster import Cluster, server_binaries
@@ -55,6 +59,26 @@ def new_ledger_url(request, tmp_path):
 def ledger_url(new_ledger_url):
     """The URL of an empty database, of each kind in turn."""
     return new_ledger_url()
+
+
+@pytest.fixture
+def copy_ledger(request, new_ledger_url):
+    """Copies a ledger that nobody has open, as a backup does; gives the URL of the copy."""
+
+    def copy(url: str) -> str:
+        copied = new_ledger_url()
+        source, target = (urlsplit(each).path for each in (url, copied))
+        if url.startswith("sqlite"):
+            Path(target[1:]).parent.mkdir()
+            with closing(sqlite3.connect(source[1:])) as file, closing(sqlite3.connect(target[1:])) as to:
+                file.backup(to)
+        else:
+            cluster = request.getfixturevalue("postgres_cluster")
+            cluster.execute(f"DROP DATABASE {target[1:]}")
+            cluster.execute(f"CREATE DATABASE {target[1:]} TEMPLATE {source[1:]}")
+        return copied
+
+    return copy
 
 
 class Clock:

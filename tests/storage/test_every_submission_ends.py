@@ -51,6 +51,8 @@ WORDS = [
     "files are lost",
     "a clock ahead",
     "a freeze",
+    "a backup",
+    "a restoring",
 ]
 STORED = (".results.parquet", ".raw.jsonl.zst")
 AGAIN = "again"
@@ -59,15 +61,17 @@ AGAIN = "again"
 class Place:
     """One deployment with two batches under way, and what can happen to it."""
 
-    def __init__(self, emulator: Emulator, ledger_url: str, folder: str) -> None:
+    def __init__(self, emulator: Emulator, ledger_url: str, copy: Callable[[str], str], folder: str) -> None:
         self.emulator = emulator
         self.skipped = timedelta()
         self.provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5.0)
+        self.url, self.copy = ledger_url, copy
         self.ledger = Ledger(ledger_url, self.now)
         self.folder = Path(folder, "payloads")
         self.engine = self.engine_with(self.provider)
         self.faults = 0
         self.send(again=False)
+        self.back_up()
 
     def engine_with(self, provider: Any) -> Engine:
         deployment = Deployment(
@@ -105,6 +109,10 @@ class Place:
             self.skipped -= timedelta(days=365)
         elif word == "a freeze":
             self.freeze()
+        elif word == "a backup":
+            self.back_up()
+        elif word == "a restoring":
+            self.restore()
         else:
             with suppress(LLMBatchError):
                 self.decide(word, number)
@@ -132,6 +140,20 @@ class Place:
         submission = self.engine.plan(LABELS, rows, partition=partition)
         with suppress(LeaseError):
             self.engine_with(Frozen(self)).submit(LABELS, submission.submission_id)
+
+    def back_up(self) -> None:
+        self.ledger.close()
+        self.backup = self.copy(self.url)
+
+    def restore(self) -> None:
+        """Put the ledger of the last backup back; whoever does so calls `recover`."""
+        self.ledger.close()
+        self.url = self.backup
+        self.ledger = Ledger(self.url, self.now)
+        self.engine = self.engine_with(self.provider)
+        self.engine.adopt_all()
+        # It goes on from there, and can be restored once more.
+        self.back_up()
 
     def run(self) -> dict[str, LLMBatchError]:
         """What the sensor and its runs do; return what a failed run said, by submission."""
@@ -171,10 +193,10 @@ class Frozen:
 )
 @given(words=st.lists(st.tuples(st.sampled_from([*WORDS, AGAIN]), st.integers(0, 1)), max_size=9))
 def test_every_submission_ends_or_a_person_is_told(
-    new_ledger_url: Callable[[], str], words: list[tuple[str, int]]
+    new_ledger_url: Callable[[], str], copy_ledger: Callable[[str], str], words: list[tuple[str, int]]
 ) -> None:
     with Emulator() as emulator, TemporaryDirectory() as folder:
-        place = Place(emulator, new_ledger_url(), folder)
+        place = Place(emulator, new_ledger_url(), copy_ledger, folder)
         for word, number in words:
             place.happen(word, number)
         told: dict[str, Any] = {}

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -36,10 +33,10 @@ LABELS = Labeling(
 class Site:
     """A deployment whose ledger can be copied, and be put back from the copy while nobody works."""
 
-    def __init__(self, emulator: Emulator, url: str, new_url: Callable[[], str], request: Any, folder: Path) -> None:
+    def __init__(self, emulator: Emulator, url: str, copy: Callable[[str], str], folder: Path) -> None:
         self.emulator = emulator
         self.skipped = timedelta()
-        self._url, self._new_url, self._request, self._folder = url, new_url, request, folder
+        self._url, self._copy, self._folder = url, copy, folder
         self._ledgers: list[Ledger] = []
 
     def now(self) -> datetime:
@@ -61,20 +58,7 @@ class Site:
         """Copy the ledger; return the URL of the copy."""
         self.engine().ledger.submissions("n")
         self.close()
-        if not self._url.startswith("sqlite"):
-            url = self._new_url()
-            source, copy = (urlsplit(each).path.strip("/") for each in (self._url, url))
-            cluster = self._request.getfixturevalue("postgres_cluster")
-            cluster.execute(f"DROP DATABASE {copy}")
-            cluster.execute(f"CREATE DATABASE {copy} TEMPLATE {source}")
-            return url
-        copy_file = self._folder / "backup.sqlite"
-        with (
-            closing(sqlite3.connect(self._url.removeprefix("sqlite:///"))) as file,
-            closing(sqlite3.connect(copy_file)) as to,
-        ):
-            file.backup(to)
-        return f"sqlite:///{copy_file}"
+        return self._copy(self._url)
 
     def restore(self, url: str) -> None:
         self.close()
@@ -110,10 +94,8 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def site(
-    emulator: Emulator, new_ledger_url: Callable[[], str], request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Site]:
-    site = Site(emulator, new_ledger_url(), new_ledger_url, request, tmp_path)
+def site(emulator: Emulator, ledger_url: str, copy_ledger: Callable[[str], str], tmp_path: Path) -> Iterator[Site]:
+    site = Site(emulator, ledger_url, copy_ledger, tmp_path)
     yield site
     site.close()
 

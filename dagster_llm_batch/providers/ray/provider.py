@@ -43,7 +43,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
 from dagster_llm_batch.providers.base import OwnMachines
-from dagster_llm_batch.providers.http import check_address
+from dagster_llm_batch.providers.http import Origin, check_address, guard_session
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of
@@ -146,10 +146,6 @@ class RayProvider(OwnMachines):
             # job is what was asked for: the cluster is asked for it.
             try:
                 self._job(submission_id)
-            except UnknownJobError:
-                if isinstance(error, AmbiguousError):
-                    raise
-                raise error from None
             except LLMBatchError:
                 raise error from None
         return submission_id
@@ -320,15 +316,24 @@ class RayProvider(OwnMachines):
             self._refuse_other_addresses()
             try:
                 from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 -- an optional extra
+                from requests import Session  # noqa: PLC0415 -- comes with it
             except ImportError as error:
                 raise MissingExtraError("ray", f"The provider '{self._name}'") from error
-            patience = self._timeout_seconds
+            patience, origin = self._timeout_seconds, Origin(self._address)
 
             class Client(JobSubmissionClient):  # type: ignore[misc]  # it has no types
-                """The SDK waits for ever for a server that does not answer."""
+                """The SDK waits for ever for a server that does not answer, or whose answer comes in drips."""
 
-                def _do_request(self, *arguments: Any, **options: Any) -> Any:
-                    return super()._do_request(*arguments, **{"timeout": patience, **options})
+                def _do_request(
+                    self, method: str, endpoint: str, *, data: Any = None, json_data: Any = None, **options: Any
+                ) -> Any:
+                    # As the SDK does it: a session for each call, so that no connection is used that was closed since.
+                    with Session() as session:
+                        guard_session(session, origin, patience)
+                        common = {"headers": self._headers, "cookies": self._cookies, "verify": self._verify}
+                        body = {"data": data, "json": json_data}
+                        url = self._address + endpoint
+                        return session.request(method, url, **{"timeout": patience, **common, **body, **options})
 
             with self._calls("reach the cluster"):
                 self._known_client = Client(self._address, headers=dict(self._headers))

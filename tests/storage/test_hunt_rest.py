@@ -1,0 +1,226 @@
+"""Whatever a vendor, a clock and people at consoles do: every submission ends, or a person is told what to do.
+
+And nothing is billed twice, unless a person asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, BinaryIO
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+from dagster_llm_batch.types import RequestSpec
+
+ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
+LABELS = Labeling(
+    asset="labels",
+    model="openai/gpt-4o",
+    key="id",
+    prompt=Prompt(user="{{ text }}"),
+    params={"max_tokens": 50},
+    limits=Limits(max_requests_per_batch=3),
+)
+FAULTS = {
+    "batches are unknown": WireFault(kind="status", status=404, route="GET /v1/batches/*", times=None),
+    "results are gone": WireFault(kind="status", status=404, route="GET /v1/files/*/content", times=None),
+    "nobody answers": WireFault(kind="status", status=503, route="*", times=None),
+    "credentials are refused": WireFault(kind="status", status=401, route="*", times=None),
+}
+WORDS = [
+    *FAULTS,
+    "all is well",
+    "batches end",
+    "a day passes",
+    "a run",
+    "somebody at the console",
+    "cancel",
+    "give up",
+    "files are lost",
+    "a clock ahead",
+    "a freeze",
+    "a backup",
+    "a restoring",
+]
+STORED = (".results.parquet", ".raw.jsonl.zst")
+AGAIN = "again"
+
+
+class Place:
+    """One deployment with two batches under way, and what can happen to it."""
+
+    def __init__(self, emulator: Emulator, ledger_url: str, copy: Callable[[str], str], folder: str) -> None:
+        self.emulator = emulator
+        self.skipped = timedelta()
+        self.provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5.0)
+        self.url, self.copy = ledger_url, copy
+        self.ledger = Ledger(ledger_url, self.now)
+        self.folder = Path(folder, "payloads")
+        self.engine = self.engine_with(self.provider)
+        self.faults = 0
+        self.send(again=False)
+        self.back_up()
+
+    def engine_with(self, provider: Any) -> Engine:
+        deployment = Deployment(
+            {"openai": provider}, self.ledger, PayloadStore(str(self.folder)), "n", self.now, sleep=lambda _: None
+        )
+        return Engine(deployment)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.skipped
+
+    def send(self, *, again: bool) -> None:
+        submission = self.engine.plan(LABELS, ROWS, again=again)
+        self.engine.submit(LABELS, submission.submission_id)
+
+    def happen(self, word: str, number: int) -> None:
+        """Let one thing happen; `number` chooses a batch."""
+        if word in FAULTS:
+            self.faults += 1
+            self.emulator.inject(FAULTS[word])
+        elif word == "all is well":
+            self.faults = 0
+            self.emulator.clear_faults()
+        elif word == "batches end":
+            self.emulator.settle()
+        elif word == "a day passes":
+            self.skipped += timedelta(days=1)
+        elif word == "a run":
+            self.run()
+        elif word == "files are lost":
+            for file in self.folder.rglob(f"*{STORED[number]}"):
+                file.unlink()
+        elif word == "a clock ahead":
+            self.skipped += timedelta(days=365)
+            self.run()
+            self.skipped -= timedelta(days=365)
+        elif word == "a freeze":
+            self.freeze()
+        elif word == "a backup":
+            self.back_up()
+        elif word == "a restoring":
+            self.restore()
+        else:
+            with suppress(LLMBatchError):
+                self.decide(word, number)
+
+    def decide(self, word: str, number: int) -> None:
+        """A person does something."""
+        newest = self.ledger.history("n", "labels")[0]
+        shards = [shard for shard in self.ledger.shards(newest.submission_id) if shard.batch_id]
+        if word == AGAIN:
+            self.send(again=True)
+        elif word == "cancel":
+            self.engine.cancel(newest.submission_id)
+        elif shards and word == "give up":
+            self.engine.give_up(shards[number % len(shards)].shard_id)
+        elif shards:
+            self.provider.cancel(shards[number % len(shards)].batch_id or "")
+
+    def freeze(self) -> None:
+        """Send another partition by a process that is frozen in its create call for longer than its lease."""
+        # Where the vendor cannot be asked, the batch that is sent beside another one's cannot be canceled either.
+        if self.faults:
+            return
+        partition = str(len(self.ledger.submissions("n")))
+        rows = [{"id": "frozen", "text": f"Ticket of {partition}"}]
+        submission = self.engine.plan(LABELS, rows, partition=partition)
+        with suppress(LeaseError):
+            self.engine_with(Frozen(self)).submit(LABELS, submission.submission_id)
+
+    def back_up(self) -> None:
+        self.ledger.close()
+        self.backup = self.copy(self.url)
+
+    def restore(self) -> None:
+        """Put the ledger of the last backup back; whoever does so calls `recover`."""
+        self.ledger.close()
+        self.url = self.backup
+        self.ledger = Ledger(self.url, self.now)
+        self.engine = self.engine_with(self.provider)
+        self.engine.adopt_all()
+        # It goes on from there, and can be restored once more.
+        self.back_up()
+
+    def run(self) -> dict[str, LLMBatchError]:
+        """What the sensor and its runs do; return what a failed run said, by submission."""
+        failures = {}
+        for progress in self.ledger.progress("n"):
+            try:
+                self.engine.advance(LABELS, progress.submission.submission_id)
+            except TransientError:
+                continue
+            except LLMBatchError as error:
+                failures[progress.submission.submission_id] = error
+        self.engine.poll_awaited(["labels"], self.now() - timedelta(hours=1))
+        return failures
+
+
+class Frozen:
+    """The provider of a process that is frozen in its SDK while others go on."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place.provider, name)
+
+    def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
+        for _ in range(3):
+            self._place.skipped += timedelta(minutes=10)
+            self._place.run()
+        return self._place.provider.submit(lines, spec, tag)
+
+
+# A failing example is short enough as it is found; to make it shorter would take minutes.
+@settings(
+    max_examples=70,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    words=st.lists(
+        st.tuples(
+            st.sampled_from([*WORDS, AGAIN, "a restoring", "a restoring", "a backup", "batches end", "a run"]),
+            st.integers(0, 1),
+        ),
+        max_size=9,
+    )
+)
+def test_every_submission_ends_or_a_person_is_told(
+    new_ledger_url: Callable[[], str], copy_ledger: Callable[[str], str], words: list[tuple[str, int]]
+) -> None:
+    with Emulator() as emulator, TemporaryDirectory() as folder:
+        place = Place(emulator, new_ledger_url(), copy_ledger, folder)
+        for word, number in words:
+            place.happen(word, number)
+        told: dict[str, Any] = {}
+        for _ in range(8):
+            told = place.run()
+            place.skipped += timedelta(hours=6)
+        overdue = {submission.submission_id for submission, _ in place.engine.overdue()}
+        emulator.clear_faults()
+        for submission in place.ledger.submissions("n"):
+            # What waits for the answers of another is told of with it.
+            own = {submission.submission_id, *submission.reused_from}
+            assert submission.is_settled or own & (overdue | told.keys())
+            if submission.is_settled:
+                assert sum(submission.outcomes.values()) == submission.requests
+                labeled = place.engine.labels(LABELS, submission.submission_id)
+                assert labeled.labels.num_rows + labeled.rejects.num_rows == submission.rows
+        if AGAIN not in [word for word, _ in words]:
+            assert emulator.books.billed_twice() == {}
+        place.ledger.close()
