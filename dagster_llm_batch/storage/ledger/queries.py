@@ -253,7 +253,7 @@ class LedgerQueries:
         sent = sa.select(EVENT.c.shard_id).where(
             EVENT.c.submission_id.in_(beside), EVENT.c.kind == Move.SEND.value, EVENT.c.at.in_(sends)
         )
-        together = SHARD.c.shard_id.in_(sent)
+        together: sa.ColumnElement[bool] = SHARD.c.shard_id.in_(sent)
         if shard.batch_id is not None:
             of_batch = (SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "batch_id"))
             together |= sa.and_(*of_batch)
