@@ -38,7 +38,7 @@ from dagster_llm_batch.metrics import (
 )
 from dagster_llm_batch.metrics.agreement import labelers_markdown, pairs_markdown
 from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
-from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, refuse_weights
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.schemas import table_of
 
@@ -148,11 +148,11 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
     if design.gold is not None and tables.parts(design.gold, partition):
         names = {target.name: target.gold_column or target.name for target in design.targets}
         wanted = [design.join_key, *names.values(), *([design.annotator] if design.annotator else [])]
-        gold = tables.read(design.gold, partition, wanted, also=(WEIGHT, named), hint=_HINT)
+        gold = tables.read(design.gold, partition, wanted, also=(*SAMPLE_COLUMNS, named), hint=_HINT)
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
             keys = stack_tables([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
-        refuse_weights(gold, design.join_key, *names.values())
+        refuse_weights(gold, "agreement", "evaluation_assets has the weighted kappa of each candidate with gold")
         by_group[GOLD] = _people(design, gold, names, set(candidates))
     if sum(map(len, by_group.values())) < 2:  # noqa: PLR2004
         absent = [key.to_user_string() for key in design.upstreams if not tables.parts(key, partition)]

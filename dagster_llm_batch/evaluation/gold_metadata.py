@@ -29,12 +29,14 @@ from dagster_llm_batch.metrics import (
     evaluations_markdown,
     pareto_png,
     per_class_markdown,
+    plain_text,
     reliability_png,
     table_markdown,
 )
 from dagster_llm_batch.metrics.mistakes import kept_name
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
+from dagster_llm_batch.metrics.survey import MIN_CLASS_ROWS, MIN_ROWS
 from dagster_llm_batch.text import money_text
 
 __all__ = [
@@ -50,7 +52,7 @@ __all__ = [
 ]
 
 _PLOTTED = (
-    *("coverage", "accuracy", "accuracy_all", "macro_f1", "kappa", "kappa_all", "ece", "brier"),
+    *("coverage", "n_eff", "accuracy", "accuracy_all", "macro_f1", "kappa", "kappa_all", "ece", "brier"),
     *("mae", "rmse", "pearson", "spearman"),
     *("cost_usd", "cost_per_correct_usd", "latency_p50_seconds"),
 )
@@ -70,11 +72,12 @@ DOCS = {
     "n_gold_null": "gold rows without a value, left out",
     "n_ignored": "candidate rows without gold, left out",
     "coverage": "n_labeled / n_gold",
+    "n_eff": "labeled rows that would tell as much if they were drawn alike; null where gold has no weights",
     "n_classes": "distinct values in gold and labels",
     "n_correct": "labels that equal gold",
     "accuracy": "share of labeled rows that are correct",
-    "accuracy_low": "95 % interval (Wilson)",
-    "accuracy_high": "95 % interval (Wilson)",
+    "accuracy_low": "95 % interval (Wilson; of gold with weights, design-based)",
+    "accuracy_high": "95 % interval (Wilson; of gold with weights, design-based)",
     "accuracy_all": "share of gold rows that are correct; a row without a label is wrong",
     "baseline_class": "most frequent class of gold",
     "baseline_accuracy": "accuracy_all of always answering baseline_class",
@@ -82,11 +85,11 @@ DOCS = {
     "macro_precision": "mean precision of the classes",
     "macro_recall": "mean recall of the classes",
     "macro_f1": "mean F1 of the classes",
-    "macro_f1_low": "95 % interval (bootstrap)",
-    "macro_f1_high": "95 % interval (bootstrap)",
+    "macro_f1_low": "95 % interval (bootstrap; of gold with weights, design-based)",
+    "macro_f1_high": "95 % interval (bootstrap; of gold with weights, design-based)",
     "kappa": "Cohen's kappa with gold",
-    "kappa_low": "95 % interval (bootstrap)",
-    "kappa_high": "95 % interval (bootstrap)",
+    "kappa_low": "95 % interval (bootstrap; of gold with weights, design-based)",
+    "kappa_high": "95 % interval (bootstrap; of gold with weights, design-based)",
     "kappa_all": "kappa over all gold rows, where no label is an answer that is never right",
     "kappa_weights": "linear or quadratic for ordinal classes",
     "mae": "mean absolute error",
@@ -151,6 +154,7 @@ def evaluation_metadata(report: EvaluationReport, read: Read) -> dict[str, Any]:
             for name, value in _figures(evaluation, report.evaluations).items()
         },
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
+        **_weights(report.evaluations),
     }
 
 
@@ -234,6 +238,23 @@ def _figures(evaluation: Evaluation, among: Sequence[Evaluation]) -> dict[str, f
     figures = {name: float(f"{value:.8g}") for name, value in known.items() if value is not None}
     counts = {"rows_unlabeled": evaluation.n_gold - evaluation.n_labeled}
     return {figure_name(evaluation, among, name): value for name, value in {**figures, **counts}.items()}
+
+
+def _weights(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Say how gold was drawn, where its rows do not count alike; some may have no interval for it."""
+    weighted = [evaluation for evaluation in evaluations if evaluation.n_eff is not None]
+    if not weighted:
+        return {}
+    told = "; ".join(
+        f"{plain_text(evaluation.candidate)}, {plain_text(evaluation.target)}: {evaluation.n_labeled:,} labeled rows "
+        f"tell as much as {evaluation.n_eff:.1f} that are drawn alike"
+        for evaluation in weighted
+    )
+    return {
+        "llm_batch/gold_weights": f"Gold was drawn with unequal probabilities: figures are estimates for all rows that "
+        f"it was drawn from. {told}. Below {MIN_ROWS} such rows there is no interval, nor one of kappa and macro F1 "
+        f"where gold has fewer than {MIN_CLASS_ROWS} rows of a class."
+    }
 
 
 def _summary(evaluations: Sequence[Evaluation]) -> str:

@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
-from dagster_llm_batch.metrics.columns import WEIGHT
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS
 from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
 __all__ = ["Read", "Upstreams"]
@@ -171,7 +171,7 @@ class Upstreams:
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:
         key = self._gold
-        also = (WEIGHT, *self._clusters)
+        also = (*SAMPLE_COLUMNS, *self._clusters)
         tables = [
             (partition, self._tables.load(key, partition, self._gold_columns, also=also, hint=_HINT))
             for partition in partitions

@@ -20,6 +20,7 @@ from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.gold_sample import check_design, propose
 from dagster_llm_batch.metrics.gold_signals import gold_signals
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, next_round
 from dagster_llm_batch.metrics.tables import rows_markdown
 
 __all__ = ["gold_sample_assets"]
@@ -33,7 +34,10 @@ _DOCS = {
     "rare_class": "how far below an even share the row's class is",
     "drift": "part of the class that its share in the partition before does not explain",
     "probability": "of being proposed",
-    "weight": "1 / probability: rows that this one stands for",
+    "sample_weight": "1 / probability; gold keeps this column, and the following",
+    "sample_round": "how often rows were drawn, this time included",
+    "sample_rows": "rows that there were, those with gold included",
+    "sample_partition": "partition that was drawn from",
 }
 
 
@@ -56,14 +60,15 @@ def gold_sample_assets(
     classes that grow.
 
         candidate a ─┐
-        candidate b ─┼─▶ <name>    one row for each proposal: key, why, probability, weight
+        candidate b ─┼─▶ <name>    one row for each proposal: key, why, probability, sample_…
         gold ────────┘
 
     Not the hardest rows only: `random_share` of them is drawn from all rows alike, and each proposal says with what
-    probability it was drawn. Keep `weight` with the label: `sum(weight * correct) / sum(weight)` is the accuracy over
-    all rows without gold, not only over the hard ones. Evaluations do not compute that yet, and refuse gold whose
-    `weight` varies: their figures would hold for these rows only. What candidates said is not shown: people should not
-    follow it. The same labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
+    probability it was drawn. Keep the columns that begin with `sample_` with the label: evaluations use them, so that
+    their figures are those of all rows, not of the hard ones. Each time that gold has grown, the next round is drawn
+    from the other rows; label a round before the next is drawn. Rows that had gold before the first one get
+    `sample_weight` 1 and `sample_round` 0. What candidates said is not shown: people should not follow it. The same
+    labels and seed give the same proposals. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
@@ -160,15 +165,18 @@ class _Sampling:
         )
         if self.confidence and "low_confidence" not in signals:
             raise ConfigError(f"No candidate has a column {' or '.join(map(repr, self.confidence))}. {_HINT}")
-        has_gold = self._gold_keys(context, stored, partition)
+        gold = self._read_gold(context, stored, partition)
+        has_gold = None if gold is None else gold[self.join_key].combine_chunks()
         proposed = propose(
             keys,
             signals,
             key=self.join_key,
             sample_size=max(len(keys), 1) if self.sample_size is None else self.sample_size,
             random_share=self.random_share,
-            seed=f"{self.seed}\0{partition or ''}",
+            seed=self.seed,
             has_gold=has_gold,
+            sample_round=1 if gold is None else next_round(gold, partition),
+            partition=partition,
         )
         reasons = Counter(proposed["why"].to_pylist()).most_common()
         metadata: dict[str, Any] = {
@@ -202,10 +210,10 @@ class _Sampling:
                 earlier_labels[candidate.name] = (earlier, stored.read(candidate.key, earlier, columns, hint=_HINT))
         return earlier_labels
 
-    def _gold_keys(
+    def _read_gold(
         self, context: dg.AssetExecutionContext, stored: StoredTables, partition: str | None
-    ) -> pa.Array | None:
-        """Return keys of the rows that have gold; None where there is no gold yet."""
+    ) -> pa.Table | None:
+        """Return keys of the rows that have gold, and how they were drawn; None where there is no gold yet."""
         if self.gold is None:
             return None
         # Gold may be declared before anybody has labeled a row: until something is materialized there is none.
@@ -213,5 +221,5 @@ class _Sampling:
         here = stored.parts(self.gold, partition)
         if not begun or not here:
             return None
-        tables = [stored.load(self.gold, part, [self.join_key], hint=_HINT) for part in here]
-        return stack_tables(tables, self.gold)[self.join_key].combine_chunks()
+        tables = [stored.load(self.gold, part, [self.join_key], also=SAMPLE_COLUMNS, hint=_HINT) for part in here]
+        return stack_tables(tables, self.gold)

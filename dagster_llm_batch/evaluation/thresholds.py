@@ -188,12 +188,15 @@ def _lower_bound(
 ) -> float | None:
     on_all, confidence = limit.on == "all", limit.confidence
     assert confidence is not None
-    if figure == "accuracy":
-        n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
-        return share_lower_bound(evaluation.n_correct or 0, n_rows, confidence)
     matrix = next(
         one for one in report.confusions if (one.candidate, one.target) == (evaluation.candidate, evaluation.target)
     )
+    if figure == "accuracy" and matrix.effective is not None:
+        rows = [row if on_all else row[:-1] for row in matrix.effective]
+        return share_lower_bound(sum(row[at] for at, row in enumerate(rows)), sum(map(sum, rows)), confidence)
+    if figure == "accuracy":
+        n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
+        return share_lower_bound(evaluation.n_correct or 0, n_rows, confidence)
     return kappa_lower_bound(matrix, confidence, unlabeled=on_all, weights=evaluation.kappa_weights)
 
 

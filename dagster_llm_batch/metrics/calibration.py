@@ -1,7 +1,8 @@
 """Does a candidate know when it is right? Its stated confidence against the share of its labels that are correct.
 
 Over the labeled rows that have a confidence. A confidence is the probability, 0 to 1, that the label is correct; one
-given out of 100, or on a scale of 5, has to be divided first.
+given out of 100, or on a scale of 5, has to be divided first. Of gold with the weights of a sample, counts are those
+of rows, and all else is estimated for all rows.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.tally import Tally, tally
+from dagster_llm_batch.metrics.tally import Tally, stands_for, tally
 
 __all__ = ["CALIBRATION_SCHEMA", "Calibration", "CalibrationBin", "calibration_of", "calibrations_to_arrow"]
 
@@ -38,7 +39,11 @@ CALIBRATION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Labels whose confidence is over `confidence_from` (0 itself is in the first bin), at most `confidence_to`."""
+    """Labels whose confidence is over `confidence_from` (0 itself is in the first bin), at most `confidence_to`.
+
+    `share`: of all labels with a confidence. `rows`: how many labels that count alike would tell as much, which is `n`
+    but for weighted gold.
+    """
 
     confidence_from: float
     confidence_to: float
@@ -46,6 +51,8 @@ class CalibrationBin:
     n_correct: int
     mean_confidence: float | None
     accuracy: float | None
+    share: float
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -80,12 +87,16 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
     with evaluation_extra("Calibration"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     cells = counted.cells.filter(counted.cells["confidence"].is_valid())
-    confidence, times = cells["confidence"].to_numpy(), cells["n"].to_numpy()
+    confidence, times, weighted = cells["confidence"].to_numpy(), cells["n"].to_numpy(), stands_for(cells)
     correct = np.asarray(pc.equal(cells["predicted"], cells["gold"]), dtype=bool)
     edges = np.linspace(0, 1, n_bins + 1)
     at = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
-    n, n_correct, total = (
-        np.bincount(at, weights=times * weights, minlength=n_bins) for weights in (1, correct, confidence)
+    n, n_correct, size, right, total, squares = (
+        np.bincount(at, weights=counts, minlength=n_bins)
+        for counts in (
+            *(times, times * correct),
+            *(weighted, weighted * correct, weighted * confidence, weighted**2 / times),
+        )
     )
     bins = tuple(
         CalibrationBin(
@@ -93,20 +104,22 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
             confidence_to=float(edges[i + 1]),
             n=int(n[i]),
             n_correct=int(n_correct[i]),
-            mean_confidence=float(total[i] / n[i]) if n[i] else None,
-            accuracy=float(n_correct[i] / n[i]) if n[i] else None,
+            mean_confidence=float(total[i] / size[i]) if n[i] else None,
+            accuracy=float(right[i] / size[i]) if n[i] else None,
+            share=float(size[i] / size.sum()) if n[i] else 0.0,
+            rows=round(size[i] ** 2 / squares[i]) if n[i] else 0,
         )
         for i in range(n_bins)
     )
-    rows = int(times.sum())
+    rows, whole = int(times.sum()), weighted.sum()
     return Calibration(
         candidate=counted.candidate,
         target=counted.target.name,
         n=rows,
-        mean_confidence=float(total.sum() / rows) if rows else None,
-        accuracy=float(n_correct.sum() / rows) if rows else None,
-        ece=float(np.abs(total - n_correct).sum() / rows) if rows else None,
-        brier=float((times * (confidence - correct) ** 2).sum() / rows) if rows else None,
+        mean_confidence=float(total.sum() / whole) if rows else None,
+        accuracy=float(right.sum() / whole) if rows else None,
+        ece=float(np.abs(total - right).sum() / whole) if rows else None,
+        brier=float((weighted * (confidence - correct) ** 2).sum() / whole) if rows else None,
         bins=bins,
     )
 

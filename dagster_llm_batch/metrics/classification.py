@@ -9,21 +9,24 @@ predictions of the labeled rows, with precision and recall 0 where nothing was p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.bootstrap import CONFIDENCE, bootstrap_intervals, kappa, macro_f1
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.columns import Kind
-from dagster_llm_batch.metrics.joining import Joined
-from dagster_llm_batch.metrics.per_class import class_name, coded, with_unlabeled
+from dagster_llm_batch.metrics.joining import Class, Joined
+from dagster_llm_batch.metrics.per_class import class_name, coded, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.tally import Tally, tally
+from dagster_llm_batch.metrics.survey import Survey
+from dagster_llm_batch.metrics.tally import Tally, sampled_rows, stands_for, tally
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +38,13 @@ __all__ = ["Evaluation", "evaluate"]
 @dataclass(frozen=True)
 class Evaluation:
     """One candidate measured on one target. Intervals are 95 %: Wilson for accuracy, percentile bootstrap for the
-    others.
+    others; of gold with weights, design-based (see `survey`).
 
     - Rows: `n_gold = n_labeled + n_absent + n_rejected + n_empty` (see `Joined`); `coverage = n_labeled / n_gold`, 0
       with no gold. `n_gold_null` gold rows without a value and `n_ignored` candidate rows without gold take no part.
+    - `n_eff`: how many labeled rows that are drawn alike would tell as much, where gold has the weights of a sample;
+      None where each row counts once. With weights, all figures but counts, costs and latencies are estimates for all
+      rows that the sample was drawn from.
     - `accuracy` is over labeled rows; `accuracy_all` over all gold rows, an unlabeled row being wrong.
     - `baseline_accuracy`: what answering `baseline_class` (the most frequent in gold; the first, in a tie) always would
       score over all gold rows, to compare with `accuracy_all`; a candidate below it knows less than a constant.
@@ -67,6 +73,7 @@ class Evaluation:
     n_gold_null: int
     n_ignored: int
     coverage: float
+    n_eff: float | None = None
     n_classes: int | None = None
     n_correct: int | None = None
     accuracy: float | None = None
@@ -117,7 +124,10 @@ def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) 
     n_correct = figures.get("n_correct")
     per_correct = None
     if counted.cost_usd is not None and not counted.n_cost_unknown and n_correct:
-        per_correct = counted.cost_usd / n_correct
+        # What a row of gold has cost, for the share of all rows that is correct.
+        weighted = Decimal(figures["accuracy_all"] * counted.n_gold) if counted.is_weighted else n_correct
+        per_correct = counted.cost_usd / weighted
+    labeled, all_gold = stands_for(counted.cells), stands_for(counted.gold)
     p50, p95 = _waits(counted)
     return Evaluation(
         candidate=counted.candidate,
@@ -130,7 +140,8 @@ def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) 
         n_empty=counted.n_empty,
         n_gold_null=counted.n_gold_null,
         n_ignored=counted.n_ignored,
-        coverage=counted.n_labeled / counted.n_gold if counted.n_gold else 0.0,
+        coverage=float(labeled.sum() / all_gold.sum()) if counted.n_gold else 0.0,
+        n_eff=_effective(counted),
         cost_usd=counted.cost_usd,
         n_cost_unknown=counted.n_cost_unknown,
         cost_per_correct_usd=per_correct,
@@ -154,13 +165,16 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
     if not n_gold:
         return {"n_classes": 0, "n_correct": 0, "kappa_weights": weights}
     n_correct = int(cells.counts[cells.gold == cells.predicted].sum())
-    baseline = min(counted.gold.to_pylist(), key=lambda row: (-row["n"], row["gold"]))
+    of_class = _by_class(counted)
+    whole = sum(of_class.values())
+    baseline = min(of_class, key=lambda value: (-of_class[value], value))
+    is_correct = pc.equal(counted.cells["gold"], counted.cells["predicted"]).to_numpy()
     figures = {
         "n_classes": len(classes),
         "n_correct": n_correct,
-        "accuracy_all": n_correct / n_gold,
-        "baseline_class": class_name(baseline["gold"]),
-        "baseline_accuracy": baseline["n"] / n_gold,
+        "accuracy_all": float(stands_for(counted.cells)[is_correct].sum() / whole),
+        "baseline_class": class_name(baseline),
+        "baseline_accuracy": of_class[baseline] / whole,
         "kappa_weights": weights,
     }
     values = [int(value) for value in classes] if weights else []
@@ -169,6 +183,8 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
     figures["kappa_all"] = _finite(weighted(all_rows, all_rows.counts[None, :])[0])
     if not cells.n:
         return figures
+    if counted.is_weighted:
+        return figures | _weighted(surveyed(counted), values, weights)
 
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -198,12 +214,49 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _weighted(
+    survey: Survey, values: Sequence[int], weights: Literal["linear", "quadratic"] | None
+) -> dict[str, float | None]:
+    """Return figures of classes and their intervals, where rows stand for unequal numbers of rows."""
+    accuracy = survey.accuracy()
+    kappa_, (precision, recall, f1) = survey.kappa(values, weights), survey.macro()
+    return {
+        "accuracy": accuracy.value,
+        "accuracy_low": accuracy.low,
+        "accuracy_high": accuracy.high,
+        "baseline_accuracy_labeled": survey.largest_class(),
+        "macro_precision": precision,
+        "macro_recall": recall,
+        "macro_f1": f1.value,
+        "macro_f1_low": f1.low,
+        "macro_f1_high": f1.high,
+        "kappa": kappa_.value,
+        "kappa_low": kappa_.low,
+        "kappa_high": kappa_.high,
+    }
+
+
+def _by_class(counted: Tally) -> dict[Class, float]:
+    """Return how many rows each class of gold stands for."""
+    by_class: dict[Class, float] = {}
+    for value, rows in zip(counted.gold["gold"].to_pylist(), stands_for(counted.gold).tolist(), strict=True):
+        by_class[value] = by_class.get(value, 0.0) + rows
+    return by_class
+
+
+def _effective(counted: Tally) -> float | None:
+    if not counted.is_weighted or not len(counted.cells):
+        return None
+    return sampled_rows(counted)[1].n_eff
+
+
 def _numeric(counted: Tally) -> dict[str, Any]:
     if not len(counted.cells):
         return {}
     with evaluation_extra("Evaluating numbers"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    gold, predicted, times = (counted.cells[name].to_numpy() for name in ("gold", "predicted", "n"))
+    gold, predicted = (counted.cells[name].to_numpy() for name in ("gold", "predicted"))
+    times = stands_for(counted.cells)
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(predicted - gold)
         # Divided by the largest error, so that no square leaves the range of floats.
@@ -218,7 +271,7 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     }
 
 
-def _ranks(values: NDArray[np.float64], times: NDArray[np.int64]) -> NDArray[np.float64]:
+def _ranks(values: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean rank, from 1, of each value that occurs so many times."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
@@ -228,14 +281,14 @@ def _ranks(values: NDArray[np.float64], times: NDArray[np.int64]) -> NDArray[np.
     return ranks
 
 
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[np.int64]) -> float | None:
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[np.float64]) -> float | None:
     """Compute Pearson's r. None for a constant side, which has nothing to go along with."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     if np.min(a) == np.max(a) or np.min(b) == np.max(b):
         return None
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        (var_a, both), (_, var_b) = np.cov(a, b, fweights=times)
+        (var_a, both), (_, var_b) = np.cov(a, b, aweights=times, ddof=0)
         return _finite(np.clip(both / np.sqrt(var_a) / np.sqrt(var_b), -1, 1))
 
 

@@ -6,7 +6,6 @@ Two normalisations only: dictionary columns are decoded, and whole numbers store
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import pyarrow as pa
@@ -17,7 +16,6 @@ from dagster_llm_batch.text import plain_text
 
 __all__ = [
     "EXAMPLES",
-    "WEIGHT",
     "Kind",
     "category",
     "check_unique",
@@ -25,16 +23,12 @@ __all__ = [
     "comparable_keys",
     "comparable_values",
     "finite",
-    "refuse_weights",
 ]
 
 Kind = Literal["categorical", "numeric"]
 
 EXAMPLES = 3
 """Bad values that an error shows."""
-
-WEIGHT = "weight"
-"""Column of proposed rows (`propose`, `gold_sample_assets`): how many rows each stands for."""
 
 
 def column(table: pa.Table, name: str, owner: str) -> pa.Array:
@@ -48,32 +42,6 @@ def column(table: pa.Table, name: str, owner: str) -> pa.Array:
         # 64-bit offsets, so that chunks of any size can be combined.
         column = column.cast(pa.large_string())
     return column.combine_chunks()
-
-
-def refuse_weights(gold: pa.Table, *named: str, counted: pa.Array | None = None) -> None:
-    """Raise InputError for gold whose rows stand for unequal numbers of rows: no figure here takes weights.
-
-    Equal weights change no figure. `named` are the columns that are key or target here, which are no weights; `counted`
-    says of each row whether it is measured.
-    """
-    if WEIGHT not in gold.column_names or WEIGHT in named:
-        return
-    weights = gold[WEIGHT] if counted is None else gold[WEIGHT].filter(counted)
-    if not _is_number(weights.type) or weights.null_count == len(weights):
-        return
-    least, most = (float(bound) for bound in pc.min_max(weights.cast(pa.float64())).as_py().values())
-    if weights.null_count or not math.isclose(least, most, rel_tol=1e-9):
-        nulls = f", {weights.null_count:,} of them null" if weights.null_count else ""
-        raise InputError(
-            f"Gold has the weights of a sample: column '{WEIGHT}', {least:.3g} to {most:.3g} in {len(weights):,} rows"
-            f"{nulls}. Its rows were not drawn alike, and figures that count each of them once would not hold for all "
-            "rows. Evaluations cannot use weights yet: compute sum(weight * correct) / sum(weight) yourself, or give "
-            "gold without such rows. If the column is something else, or only these rows are meant, rename or drop it."
-        )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.classification import Evaluation
@@ -43,7 +43,8 @@ def confusion_png(matrix: Confusion) -> bytes:
     """
     if not matrix.classes:
         raise ConfigError(f"Candidate '{matrix.candidate}' and target '{matrix.target}' have no classes to draw.")
-    names, counts = _fold(matrix)
+    groups = _groups(matrix)
+    names, counts = _names(matrix, groups), _folded(matrix.counts, groups)
     n, longest = len(names), min(max(map(len, names)), CLASS_CHARS)
     slanted = n * longest > 60  # noqa: PLR2004  # side by side they would touch
     # inches around the cells
@@ -52,7 +53,8 @@ def confusion_png(matrix: Confusion) -> bytes:
     height = top + cells + bottom
     figure, type_ = blank(height)
     axes = figure.add_axes((_LEFT, bottom / height, _CELLS, cells / height))
-    shares = [[count / (sum(row) or 1) for count in row] for row in counts]
+    weighted = counts if matrix.effective is None else _folded(matrix.effective, groups)
+    shares = [[count / (sum(row) or 1) for count in row] for row in weighted]
     # past 1: the darkest blue swallows its number
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.15, aspect="auto")
     digits = max(len(_count(count, n)) for row in counts for count in row)
@@ -87,7 +89,8 @@ def confusion_png(matrix: Confusion) -> bytes:
         f"{type_.clean(matrix.candidate, CANDIDATE_CHARS)} against gold: {type_.clean(matrix.target, CANDIDATE_CHARS)}"
     )
     done = f"{correct:,} of {total:,} labeled rows are correct" if total else "no row has a label"
-    headline(figure, type_, title, f"{done}; color: share of the gold class", height)
+    weighing = "" if matrix.effective is None else ", rows weighted as they were drawn"
+    headline(figure, type_, title, f"{done}; color: share of the gold class{weighing}", height)
     return png(figure)
 
 
@@ -117,9 +120,7 @@ def accuracy_png(evaluations: Sequence[Evaluation]) -> bytes:
         if len(targets) > 1
         else f"{type_.clean(targets[0], CANDIDATE_CHARS)}: accuracy by candidate"
     )
-    headline(
-        figure, type_, title, "dot: accuracy; line: 95 % interval (Wilson); dashed: always the majority class", height
-    )
+    headline(figure, type_, title, "dot: accuracy; line: 95 % interval; dashed: always the majority class", height)
     return png(figure)
 
 
@@ -161,19 +162,25 @@ def _accuracy_panel(axes: Axes, type_: Lettering, target: str, panel: Sequence[E
         )
 
 
-def _fold(matrix: Confusion) -> tuple[list[str], list[list[int]]]:
-    """Return names and counts of at most MAX_DRAWN classes, the most frequent ones in their order, then the sum of the
-    others.
-    """
-    names, counts = [class_name(value) for value in matrix.classes], [list(row) for row in matrix.counts]
-    if len(names) <= MAX_DRAWN:
-        return names, counts
-    weight = [sum(counts[i]) + sum(row[i] for row in counts) for i in range(len(names))]
-    kept = sorted(sorted(range(len(names)), key=lambda i: (-weight[i], i))[: MAX_DRAWN - 1])
-    rare = sorted(set(range(len(names))) - set(kept))
-    groups = [*([i] for i in kept), rare]
-    folded = [[sum(counts[i][j] for i in rows for j in columns) for columns in groups] for rows in groups]
-    return [*(names[i] for i in kept), f"{len(rare)} others"], folded
+def _groups(matrix: Confusion) -> list[list[int]]:
+    """Return which classes share a row and column: none, but the rarest of more than MAX_DRAWN, which stand last."""
+    n, counts = len(matrix.classes), matrix.counts
+    if n <= MAX_DRAWN:
+        return [[i] for i in range(n)]
+    size = [sum(counts[i]) + sum(row[i] for row in counts) for i in range(n)]
+    kept = sorted(sorted(range(n), key=lambda i: (-size[i], i))[: MAX_DRAWN - 1])
+    return [*([i] for i in kept), sorted(set(range(n)) - set(kept))]
+
+
+def _names(matrix: Confusion, groups: Sequence[Sequence[int]]) -> list[str]:
+    return [class_name(matrix.classes[group[0]]) if len(group) == 1 else f"{len(group)} others" for group in groups]
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+def _folded(counts: Sequence[Sequence[_Number]], groups: Sequence[Sequence[int]]) -> list[list[_Number]]:
+    return [[sum(counts[i][j] for i in rows for j in columns) for columns in groups] for rows in groups]
 
 
 def _count(count: int, n_classes: int) -> str:

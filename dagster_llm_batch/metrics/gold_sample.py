@@ -8,9 +8,9 @@ that have something to say share the rest equally, each giving it to rows in pro
     rare class       1 - rows of the class / rows of a class if all were alike; 0 for the frequent ones
     drift            share of the class's rows that its share in the reference does not explain
 
-No row has probability 0, and it is kept with each row: a sum over the proposed rows, each counted `weight` (1 /
-probability) times, estimates the sum over all rows without bias, whatever the signals prefer. An accuracy over all rows
-is sum(weight * correct) / sum(weight). Rows that have gold are not proposed again: the estimate is for the others.
+No row has probability 0, and it is kept with each row: a sum over the proposed rows, each counted `sample_weight` (1 /
+probability) times, estimates the sum over all rows without gold without bias, whatever the signals prefer. How the
+rounds of a sample make one estimate over all rows: `gold_weights`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.columns import comparable_keys
 from dagster_llm_batch.metrics.gold_signals import SIGNALS
+from dagster_llm_batch.metrics.gold_weights import PARTITION, ROUND, ROWS, WEIGHT
 from dagster_llm_batch.metrics.key_hash import unit
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
@@ -44,13 +45,15 @@ def propose(
     random_share: float = 0.3,
     seed: object = 0,
     has_gold: pa.Array | None = None,
+    sample_round: int = 1,
+    partition: str | None = None,
 ) -> pa.Table:
     """Propose `sample_size` rows to label, or all there are, in order of their keys: key, `why`, the SIGNALS,
-    `probability`, `weight`.
+    `probability`, and SAMPLE_COLUMNS, which a label must keep.
 
     `keys` and `signals` (see `gold_signals`) are of all rows; those whose key is in `has_gold` are not proposed. `why`
-    names the signals that weighed as much as chance did, strongest first, else `random`. The same rows and seed give
-    the same proposals. Raises ConfigError for a size or share that cannot be.
+    names the signals that weighed as much as chance did, strongest first, else `random`. The same rows, seed and round
+    give the same proposals. Raises ConfigError for a size or share that cannot be.
     """
     check_design(sample_size, random_share)
     with evaluation_extra("Proposing rows for gold"):
@@ -63,10 +66,11 @@ def propose(
     strengths = {name: values[np.asarray(order)] for name, values in signals.items()}
     parts = _parts(strengths, len(rows), random_share)
     chance = probabilities(sum(parts.values()), sample_size) if len(rows) else np.zeros(0)
-    drawn = _draw(rows.to_pylist(), chance, seed)
+    # Each round draws anew: what an earlier one left would else be what comes late in the order of that round.
+    drawn = _draw(rows.to_pylist(), chance, f"{seed}\0{partition or ''}\0{sample_round}")
+    n = len(drawn)
     columns = {
-        name: pa.array(strengths[name][drawn]) if name in strengths else pa.nulls(len(drawn), pa.float64())
-        for name in SIGNALS
+        name: pa.array(strengths[name][drawn]) if name in strengths else pa.nulls(n, pa.float64()) for name in SIGNALS
     }
     return pa.table(
         {
@@ -74,7 +78,10 @@ def propose(
             "why": pa.array([_why({name: part[at] for name, part in parts.items()}) for at in drawn], pa.string()),
             **columns,
             "probability": pa.array(chance[drawn]),
-            "weight": pa.array(1 / chance[drawn]),
+            WEIGHT: pa.array(1 / chance[drawn]),
+            ROUND: pa.array([sample_round] * n, pa.int64()),
+            ROWS: pa.array([len(keys)] * n, pa.int64()),
+            PARTITION: pa.array([partition] * n, pa.string()),
         }
     )
 

@@ -30,8 +30,8 @@ from dagster_llm_batch.metrics.columns import (
     comparable_keys,
     comparable_values,
     finite,
-    refuse_weights,
 )
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, gold_weights
 from dagster_llm_batch.types import SKIPPED, Outcome
 
 __all__ = ["CANDIDATE_COLUMNS", "MAX_CLASSES", "Class", "Joined", "Target", "join", "succeeded"]
@@ -100,6 +100,7 @@ class Joined:
     - `models`, `prompt_versions`: distinct `llm_model` and `llm_prompt_version` of the labeled rows, sorted.
     - `waits`: microseconds of the labeled rows, from `llm_submitted_at` to `llm_completed_at` of their batch, where
       both are known; in no order.
+    - `weight`, `spread`: what each gold row stands for (see `gold_weights`); None where each counts once.
     - `position`: the candidate's row for each gold row, null where it has none. `confidence`: its confidence, null
       where there is none; None where the target names no column, or the candidate does not have it.
     - `cluster`: id of the unit that each gold row belongs to, null for a row that is one by itself (see `clusters`).
@@ -120,6 +121,8 @@ class Joined:
     models: tuple[str, ...]
     prompt_versions: tuple[str, ...]
     waits: pa.Array
+    weight: pa.Array | None
+    spread: pa.Array | None
     position: pa.Array
     confidence: pa.Array | None
     cluster: pa.Array
@@ -151,7 +154,7 @@ def join(
 
     `cluster` names a column of gold, or else of the candidate, whose equal values are one unit; default: the request.
     Raises ConfigError for a missing column or a type that cannot be evaluated, InputError for bad keys or values, and
-    for gold with the `weight` of a sample.
+    for gold of which some rows have the weight of a sample and others have none.
     """
     target = Target(target) if isinstance(target, str) else target
     theirs = f"candidate '{candidate_name}'"
@@ -165,10 +168,10 @@ def join(
     )
 
     has_gold = truth.is_valid()
-    refuse_weights(gold, key, target.gold_column or target.name, counted=has_gold)
     keys, truth = gold_keys.filter(has_gold), truth.filter(has_gold)
     order = pc.sort_indices(keys)
     keys, truth = keys.take(order), truth.take(order)
+    weights = gold_weights(_sampled(gold).filter(has_gold).take(order))
 
     # Null where the candidate has no such row.
     position = pc.index_in(keys, value_set=candidate_keys)
@@ -196,6 +199,8 @@ def join(
         models=_distinct(candidate, "llm_model", labeled),
         prompt_versions=_distinct(candidate, "llm_prompt_version", labeled),
         waits=_waits(candidate, labeled),
+        weight=None if weights is None else weights.weight,
+        spread=None if weights is None else weights.spread,
         position=position,
         confidence=_confidence(candidate, target, position, theirs),
         cluster=(
@@ -215,6 +220,11 @@ def succeeded(candidate: pa.Table) -> pa.Array:
     if unknown := set(pc.unique(outcome).to_pylist()) - {None, *allowed}:
         raise InputError(f"Unknown llm_outcome {sorted(map(repr, unknown))[:EXAMPLES]}; allowed: {', '.join(allowed)}.")
     return pc.fill_null(pc.equal(outcome.cast(pa.large_string()), Outcome.SUCCEEDED.value), fill_value=True)
+
+
+def _sampled(gold: pa.Table) -> pa.Table:
+    """Return the columns that say how gold was drawn."""
+    return gold.select([name for name in gold.column_names if name in SAMPLE_COLUMNS])
 
 
 def _cost(candidate: pa.Table, rows: pa.Array) -> tuple[Decimal | None, int]:

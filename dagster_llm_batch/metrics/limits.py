@@ -26,8 +26,10 @@ _DENSE_CLASSES = 40
 """Up to here each pair of classes that was never mixed up may be mixed up in the next row."""
 
 
-def share_lower_bound(successes: int, n: int, confidence: float) -> float:
-    """Compute the exact one-sided lower bound of a share (Clopper and Pearson); 0 without a row."""
+def share_lower_bound(successes: float, n: float, confidence: float) -> float:
+    """Compute the exact one-sided lower bound of a share (Clopper and Pearson); 0 without a row. Of effective rows, the
+    counts need not be whole.
+    """
     if successes == 0:
         return 0.0
     with evaluation_extra("The bound of a share"):
@@ -58,9 +60,11 @@ def kappa_lower_bound(
     """
     with evaluation_extra("The bound of kappa"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    counts = np.array(matrix.counts, dtype=np.float64).reshape(len(matrix.classes), -1)
-    if unlabeled:
+    counts = np.array(matrix.effective or matrix.counts, dtype=np.float64).reshape(len(matrix.classes), -1)
+    if matrix.effective is None:
         counts = np.column_stack([counts, matrix.unlabeled])
+    if not unlabeled:
+        counts = counts[:, :-1]
     if not counts.sum():
         return None
     wrong = ~np.eye(*counts.shape, dtype=bool)
@@ -91,11 +95,11 @@ def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -
     with evaluation_extra("Calibration"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     filled = [bin_ for bin_ in calibration.bins if bin_.n]
-    n = np.array([bin_.n for bin_ in filled])
+    n, share = np.array([bin_.rows for bin_ in filled]), np.array([bin_.share for bin_ in filled])
     stated: NDArray[np.float64] = np.array([bin_.mean_confidence for bin_ in filled], dtype=np.float64)
     right = np.array([bin_.accuracy for bin_ in filled], dtype=np.float64)
     truth = stated + (right - stated) * limit / calibration.ece
     drawn = np.random.default_rng(seed).binomial(n, truth, (_TESTS, len(n)))
-    errors = np.abs(n * stated - drawn).sum(axis=1) / n.sum()
+    errors = (share * np.abs(stated - drawn / n)).sum(axis=1)
     # An error that differs by rounding alone is as large.
     return float((1 + (errors >= calibration.ece - 1e-12).sum()) / (1 + _TESTS))

@@ -17,9 +17,12 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics.bootstrap import Cells, kappa
+from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.gold_weights import SampledRows
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.per_class import positions
 from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey, guard
 
 __all__ = ["EXACT_BELOW", "Agreement", "agreement_between", "pairwise_agreement"]
 
@@ -37,6 +40,8 @@ class Agreement:
     - `accuracy_difference`: accuracy of `a` minus that of `b` on these rows; None if there are none.
     - McNemar's `p_value` (two-sided): how often two equally good candidates would differ as much. `test` is `exact`
       (binomial) below EXACT_BELOW discordant rows, else `chi2` with continuity correction and its `statistic`.
+    - Of gold with the weights of a sample, `kappa` and `accuracy_difference` are those of all rows, and `test` is `t`,
+      of the weighted difference (`statistic`; None and p_value 1 where there are too few rows for it).
     """
 
     target: str
@@ -50,7 +55,7 @@ class Agreement:
     n_only_b_correct: int
     n_both_wrong: int
     accuracy_difference: float | None
-    test: Literal["exact", "chi2"]
+    test: Literal["exact", "chi2", "t"]
     statistic: float | None
     p_value: float
 
@@ -71,19 +76,25 @@ def agreement_between(a: Joined, b: Joined) -> Agreement:
     a_right, b_right = pc.equal(says_a, gold), pc.equal(says_b, gold)
     both_right, only_a = _count(pc.and_(a_right, b_right)), _count(pc.and_not(a_right, b_right))
     only_b, n = _count(pc.and_not(b_right, a_right)), len(gold)
+    test: Literal["exact", "chi2", "t"]
     test, statistic, p_value = _mcnemar(only_a, only_b)
+    difference, rows = (only_a - only_b) / n if n else None, None
+    if n and a.weight is not None and a.spread is not None:
+        weight, spread = (values.filter(both).to_numpy() for values in (a.weight, a.spread))
+        rows = SampledRows(weight, spread, number_units(a.cluster.filter(both), b.cluster.filter(both)))
+        test, difference, statistic, p_value = _weighted(a_right, b_right, rows)
     return Agreement(
         target=a.target.name,
         a=a.candidate,
         b=b.candidate,
         n_both=n,
         n_same=_count(pc.equal(says_a, says_b)),
-        kappa=_kappa(says_a, says_b, a.target.kappa_weights),
+        kappa=_kappa(says_a, says_b, a.target.kappa_weights, rows),
         n_both_correct=both_right,
         n_only_a_correct=only_a,
         n_only_b_correct=only_b,
         n_both_wrong=n - both_right - only_a - only_b,
-        accuracy_difference=(only_a - only_b) / n if n else None,
+        accuracy_difference=difference,
         test=test,
         statistic=statistic,
         p_value=p_value,
@@ -115,10 +126,33 @@ def _mcnemar(only_a: int, only_b: int) -> tuple[Literal["exact", "chi2"], float 
     return "chi2", statistic, float(chi2.sf(statistic, 1))
 
 
-def _kappa(a: pa.Array, b: pa.Array, weights: Literal["linear", "quadratic"] | None) -> float | None:
+def _weighted(
+    a_right: pa.Array, b_right: pa.Array, rows: SampledRows
+) -> tuple[Literal["t"], float, float | None, float]:
+    """Return the difference of the accuracies over all rows, and the test of its design-based variance."""
+    with evaluation_extra("Comparing candidates"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+        from scipy.special import stdtr  # noqa: PLC0415  # optional dependency
+    ahead = np.asarray(a_right, dtype=np.float64) - np.asarray(b_right, dtype=np.float64)
+    difference = float(np.average(ahead, weights=rows.weight))
+    if rows.n_eff < MIN_ROWS:
+        return "t", difference, None, 1.0
+    variance = rows.variance_of_mean(ahead - difference) + guard(rows.n_least)
+    statistic = difference / math.sqrt(variance)
+    return "t", difference, statistic, float(2 * stdtr(rows.n_eff - 1, -abs(statistic)))
+
+
+def _kappa(
+    a: pa.Array,
+    b: pa.Array,
+    weights: Literal["linear", "quadratic"] | None,
+    rows: SampledRows | None,
+) -> float | None:
     if not len(a):
         return None
     classes = sorted(pc.unique(pa.chunked_array([a, b])).to_pylist())
+    if rows is not None:
+        return Survey(positions(a, classes), positions(b, classes), rows, len(classes)).kappa(classes, weights).value
     cells = Cells.of(positions(a, classes), positions(b, classes), len(classes))
     value = float(kappa(cells, cells.counts[None, :], values=classes, weights=weights)[0])
     return value if math.isfinite(value) else None

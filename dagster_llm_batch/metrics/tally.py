@@ -11,14 +11,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.gold_weights import SampledRows
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Joined, Target
+from dagster_llm_batch.metrics.schemas import evaluation_extra
 
-__all__ = ["Tally", "tally", "total"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Tally", "sampled_rows", "stands_for", "tally", "total"]
 
 N = "n"
 
@@ -32,6 +40,7 @@ class Tally:
     - `gold`: `gold`, all gold values, labeled or not.
     - `cells`: `gold`, `predicted`, `cluster` (see `Joined`) and, where the candidate gives one, `confidence`, of the
       labeled rows.
+    - Both have `weight` and `spread` beside, where gold was drawn with unequal probabilities (see `gold_weights`).
     - `unlabeled`: `cluster`, of the rows that are rejected or empty.
     - `waits`: `microseconds` from submission to the end of its batch, of the labeled rows where both are known.
     """
@@ -60,6 +69,11 @@ class Tally:
     def n_labeled(self) -> int:
         return _sum(self.cells)
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether gold was drawn with unequal probabilities."""
+        return "weight" in self.gold.column_names
+
     def classes(self) -> tuple[Class, ...]:
         """Return all values of gold (labeled or not) and of the predictions, sorted. Raises ConfigError over
         MAX_CLASSES.
@@ -78,13 +92,16 @@ def tally(joined: Joined | Tally) -> Tally:
     if isinstance(joined, Tally):
         return joined
     has_label = joined.predicted.is_valid()
-    columns = {"gold": joined.gold, "predicted": joined.predicted, "cluster": joined.cluster}
+    gold = {"gold": joined.gold}
+    if joined.weight is not None and joined.spread is not None:
+        gold |= {"weight": joined.weight, "spread": joined.spread}
+    columns = {**gold, "predicted": joined.predicted, "cluster": joined.cluster}
     if joined.confidence is not None:
         columns["confidence"] = joined.confidence
     return Tally(
         candidate=joined.candidate,
         target=joined.target,
-        gold=_counted({"gold": joined.gold}),
+        gold=_counted(gold),
         cells=_counted({name: values.filter(has_label) for name, values in columns.items()}),
         unlabeled=_counted({"cluster": joined.cluster.filter(pc.and_not(joined.has_row, has_label))}),
         waits=_counted({"microseconds": joined.waits}),
@@ -142,6 +159,22 @@ def _grouped(table: pa.Table) -> pa.Table:
     names = [name for name in table.column_names if name != N]
     grouped = table.group_by(names).aggregate([(N, "sum")]).rename_columns([*names, N])
     return grouped.sort_by([(name, "ascending") for name in names]).combine_chunks()
+
+
+def stands_for(table: pa.Table) -> NDArray[np.float64]:
+    """Return how many rows of the whole each row of a table of a Tally stands for: its count, weighted."""
+    times: NDArray[np.float64] = table[N].to_numpy().astype(float)
+    return times * table["weight"].to_numpy() if "weight" in table.column_names else times
+
+
+def sampled_rows(counted: Tally) -> tuple[NDArray[np.int64], SampledRows]:
+    """Return the labeled rows of weighted gold one by one: the cell of each, and what it stands for."""
+    with evaluation_extra("Weighted gold"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    cells = counted.cells
+    cell = np.repeat(np.arange(len(cells)), cells[N].to_numpy())
+    weight, spread = (cells[name].to_numpy()[cell] for name in ("weight", "spread"))
+    return cell, SampledRows(weight, spread, number_units(cells["cluster"].take(pa.array(cell))))
 
 
 def _sum(table: pa.Table) -> int:

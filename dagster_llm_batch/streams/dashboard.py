@@ -10,7 +10,7 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, picture
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
-from dagster_llm_batch.metrics.columns import WEIGHT, refuse_weights
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, gold_weights
 from dagster_llm_batch.metrics.schemas import table_of
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.consumer import messages_from, offsets_at, watermarks
@@ -87,8 +87,8 @@ def stream_dashboard_asset(
     def compute(context: dg.AssetExecutionContext, _: str | None) -> Computed:
         since = None if last is None else datetime.now(UTC) - last
         stored = stream_results(kafka_of(context.resources, resource_key), results, since)
-        known = {} if source is None or target is None else _truth(context, source, target)
-        figures = stream_figures(stored, known)
+        known, weights = ({}, {}) if source is None or target is None else _truth(context, source, target)
+        figures = stream_figures(stored, known, weights)
         metadata: dict[str, Any] = {"stream/figures": dg.MetadataValue.md(figures_markdown(figures))}
         for figure in figures:
             for field in ("per_second", "p50_ms", "p99_ms", "share", "truth_agreement"):
@@ -101,12 +101,18 @@ def stream_dashboard_asset(
     return builder.table_asset(spec, compute, resource_keys={resource_key})
 
 
-def _truth(context: dg.AssetExecutionContext, source: dg.AssetKey, target: str) -> dict[str, str]:
-    """Return labels by message id; none where nothing is materialized yet."""
+def _truth(
+    context: dg.AssetExecutionContext, source: dg.AssetKey, target: str
+) -> tuple[dict[str, str], dict[str, float]]:
+    """Return labels, and what they stand for if they do not count alike, by message id; none where nothing is
+    materialized yet.
+    """
     tables = StoredTables(context)
     if not tables.partitions(source):
-        return {}
-    table: pa.Table = tables.read(source, None, [KEY, target], also=(WEIGHT,), hint="See truth= and target=.")
-    refuse_weights(table, KEY, target)
-    pairs = zip(table[KEY].to_pylist(), table[target].to_pylist(), strict=True)
-    return {str(pair): str(label) for pair, label in pairs if label is not None}
+        return {}, {}
+    table: pa.Table = tables.read(source, None, [KEY, target], also=SAMPLE_COLUMNS, hint="See truth= and target=.")
+    table = table.filter(table[target].is_valid())
+    ids = [str(message_id) for message_id in table[KEY].to_pylist()]
+    sampled = gold_weights(table)
+    weights = {} if sampled is None else dict(zip(ids, sampled.weight.to_pylist(), strict=True))
+    return dict(zip(ids, map(str, table[target].to_pylist()), strict=True)), weights

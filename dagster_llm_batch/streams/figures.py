@@ -28,7 +28,7 @@ class StreamFigures:
     - `n_student`, `student_agreement`: results of the LLM for which the student had said something, and how often it
       was the same. Such messages are those that the student is not sure of: a hard choice.
     - `n_truth`, `truth_agreement`: results whose message is in the table given as truth, and how often the label is
-      the same.
+      the same; of gold with the weights of a sample, weighted.
     - `cost_usd`, `cost_per_1000_usd`: of the LLM; None where one is not known.
     """
 
@@ -46,17 +46,23 @@ class StreamFigures:
     cost_per_1000_usd: Decimal | None
 
 
-def stream_figures(results: Iterable[StreamResult], truth: Mapping[str, str]) -> list[StreamFigures]:
-    """Of all results, then of each lane. `truth`: labels by message_id."""
+def stream_figures(
+    results: Iterable[StreamResult], truth: Mapping[str, str], weights: Mapping[str, float] | None = None
+) -> list[StreamFigures]:
+    """Of all results, then of each lane. `truth`: labels by message_id; `weights`: how many messages each stands for,
+    where they do not count alike.
+    """
     last = {result.message_id: result for result in results}
     groups: dict[str, list[StreamResult]] = {"all": list(last.values())}
     for result in last.values():
         groups.setdefault(result.by, []).append(result)
     order = [name for name in ("all", "student", "llm", "none") if name in groups]
-    return [_figures(name, groups[name], len(last), truth) for name in order]
+    return [_figures(name, groups[name], len(last), truth, weights or {}) for name in order]
 
 
-def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mapping[str, str]) -> StreamFigures:
+def _figures(
+    by: str, results: Sequence[StreamResult], total: int, truth: Mapping[str, str], weights: Mapping[str, float]
+) -> StreamFigures:
     done = sorted(result.done_ms for result in results)
     waits = latencies(results)
     asked = [result for result in results if result.by == "llm" and result.student_label is not None]
@@ -75,7 +81,10 @@ def _figures(by: str, results: Sequence[StreamResult], total: int, truth: Mappin
         n_student=len(asked),
         student_agreement=_part(result.student_label == result.label for result in asked),
         n_truth=len(known),
-        truth_agreement=_part(truth[result.message_id] == result.label for result in known),
+        truth_agreement=_part(
+            (truth[result.message_id] == result.label for result in known),
+            [weights.get(result.message_id, 1.0) for result in known],
+        ),
         cost_usd=cost,
         cost_per_1000_usd=None if cost is None or not results else cost * _ROWS_OF_A_PRICE / len(results),
     )
@@ -90,9 +99,10 @@ def _quantile(values: Sequence[int], part: float) -> float | None:
     return float(values[min(len(values) - 1, int(part * len(values)))]) if values else None
 
 
-def _part(same: Iterable[bool]) -> float | None:
+def _part(same: Iterable[bool], weights: Sequence[float] | None = None) -> float | None:
     flags = list(same)
-    return sum(flags) / len(flags) if flags else None
+    counts = weights or [1] * len(flags)
+    return sum(count for flag, count in zip(flags, counts, strict=True) if flag) / sum(counts) if flags else None
 
 
 def figures_markdown(figures: Sequence[StreamFigures]) -> str:

@@ -94,7 +94,7 @@ class TestProposals:
         # how is rare, for the one who says it
         assert found["mon20"]["why"] in ("disagreement, rare class", "rare class, disagreement")
         assert any(row["why"] == "random" for row in found.values())
-        assert all(row["weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
+        assert all(row["sample_weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
         assert project.metadata()["llm_batch/rows"].value == N
         assert "| random |" in project.metadata()["llm_batch/why"].md_str
 
@@ -159,7 +159,7 @@ class TestProposals:
         project.run(assets, "to_label")
         proposed = project.proposals()
         assert set(proposed) == {*ids("mon"), *ids("tue")}
-        assert {row["weight"] for row in proposed.values()} == {1.0}  # all, so that each stands for itself
+        assert {row["sample_weight"] for row in proposed.values()} == {1.0}  # all, so that each stands for itself
 
     def test_it_follows_labels_and_not_gold(self, project):
         one = labels("one", mostly_bugs, None)
@@ -212,25 +212,55 @@ class TestFailures:
             sample(["one"], **wrong)
 
 
-@pytest.mark.parametrize("measure", [evaluation_assets, agreement_assets])
-def test_gold_from_proposals_with_their_weights_is_refused_where_it_would_be_counted_row_by_row(project, measure):
-    one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
+class TestGoldThatComesBack:
+    def project(self, kept):
+        """Labels of 60 rows, of which 12 are drawn, and gold that keeps some columns of what was proposed."""
+        one, other = labels("one", mostly_bugs, None), labels("other", other_in_two, None)
 
-    @dg.asset
-    def gold(to_label):
-        right = pa.array([mostly_bugs("mon", int(key[3:])) for key in to_label["id"].to_pylist()])
-        return to_label.select(["id", "weight"]).append_column("topic", right)
+        @dg.asset
+        def gold(to_label):
+            right = pa.array([mostly_bugs("mon", int(key[3:])) for key in to_label["id"].to_pylist()])
+            return to_label.select(["id", *kept]).append_column("topic", right)
 
-    @dg.asset
-    def unweighted(gold):
-        return gold.drop_columns("weight")
+        return [one, other, *sample([one, other]), gold]
 
-    def against(name):
-        return measure(name=f"{name}_quality", gold=name, candidates=[one, other], key="id", target="topic")
+    @pytest.mark.parametrize("measure", [evaluation_assets, agreement_assets])
+    def test_its_weights_are_used_or_it_is_refused_with_words(self, project, measure):
+        made = measure(name="quality", gold="gold", candidates=["one", "other"], key="id", target="topic")
+        assets = [*self.project(["sample_weight", "sample_round"]), *made]
+        project.run(assets, "one", "other", "to_label", "gold")
+        run = project.run(assets, "quality", succeeds=measure is evaluation_assets)
+        if measure is agreement_assets:
+            assert "agreement would hold for these rows, not for all. evaluation_assets has" in failure(run)
+            return
+        table = dg.Definitions(assets=assets, resources=project.resources).load_asset_value(
+            "quality", instance=project.instance
+        )
+        one, other = table.to_pylist()
+        assert one["accuracy"] == 1
+        # The two rows in which it is wrong are certain to be drawn, and stand for themselves: 2 of about 60 rows.
+        assert other["n_labeled"] - other["n_correct"] == 2
+        assert other["accuracy"] == pytest.approx(1 - 2 / 60, abs=0.02)
+        assert other["n_eff"] < 12
+        [record] = project.instance.fetch_materializations(dg.AssetKey("quality"), limit=1).records
+        shown = record.asset_materialization.metadata
+        assert "drawn with unequal probabilities" in shown["llm_batch/gold_weights"].value
+        assert shown["llm_batch/n_eff of one"].value == pytest.approx(one["n_eff"])
 
-    assets = [one, other, *sample([one, other]), gold, unweighted, *against("gold"), *against("unweighted")]
-    project.run(assets, "one", "other", "to_label", "gold", "unweighted")
-    said = failure(project.run(assets, "gold_quality", succeeds=False))
-    assert "Gold has the weights of a sample: column 'weight', 1" in said
-    assert "sum(weight * correct) / sum(weight)" in said
-    project.run(assets, "unweighted_quality")  # as one may still want
+    def test_the_next_round_is_drawn_from_the_other_rows_and_says_so(self, project):
+        one = labels("one", mostly_bugs)
+
+        @dg.asset
+        def gold():
+            earlier = {"sample_weight": [4.0, 5.0], "sample_round": [1, 2], "sample_partition": ["mon", "mon"]}
+            return pa.table({"id": ["mon00", "mon01"], "topic": ["bug", "bug"], **earlier})
+
+        assets = [one, gold, *sample([one], gold="gold", partitions_def=DAYS)]
+        project.run(assets, "gold")
+        for day, expected in (("mon", 3), ("tue", 1)):
+            project.run(assets, "one", "to_label", partition=day)
+            found = project.proposals(day)
+            assert {row["sample_round"] for row in found.values()} == {expected}
+            assert {row["sample_rows"] for row in found.values()} == {N}
+            assert {row["sample_partition"] for row in found.values()} == {day}
+            assert not {"mon00", "mon01"} & set(found)

@@ -114,7 +114,7 @@ class TestProposals:
         # the two would have 10 * (0.5 / 40 + 0.5 / 2) > 1: they are certain, the other 38 share 8
         assert found[3]["probability"] == 1
         assert [row["probability"] for key, row in found.items() if key not in (3, 7)] == [pytest.approx(8 / 38)] * 8
-        assert all(row["weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
+        assert all(row["sample_weight"] == pytest.approx(1 / row["probability"]) for row in found.values())
         assert found[3]["drift"] is None  # not measured
 
     def test_signals_share_equally_what_chance_leaves(self):
@@ -181,7 +181,7 @@ class TestProposals:
         for seed in range(400):
             found = proposals(n=100, sample_size=20, strong=wrong, seed=seed).to_pylist()
             plain.append(sum(row["id"] not in wrong for row in found) / 20)
-            weighted.append(sum(row["weight"] for row in found if row["id"] not in wrong) / 100)
+            weighted.append(sum(row["sample_weight"] for row in found if row["id"] not in wrong) / 100)
         assert np.mean(plain) < 0.6
         assert np.mean(weighted) == pytest.approx(0.9, abs=0.01)
 

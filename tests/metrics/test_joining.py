@@ -238,30 +238,5 @@ def test_settings_that_contradict_each_other_are_refused():
         Target("t", kind="numeric", kappa_weights="linear")
 
 
-WEIGHED = pa.table({"id": [1, 2, 3], "topic": ["a", "b", None], "weight": [1.0, 12.5, 40.0]})
-
-
-def test_gold_with_the_weights_of_a_sample_is_refused_and_told_what_to_do():
-    with pytest.raises(
-        InputError, match=r"'weight', 1 to 12.5 in 2 rows\. .*sum\(weight \* correct\) .*rename or drop"
-    ):
-        joined(WEIGHED, pa.table({"id": [1], "topic": ["a"]}))
-    some = WEIGHED.set_column(2, "weight", pa.array([2.0, None, 2.0]))  # one was drawn, one came otherwise
-    with pytest.raises(InputError, match="2 to 2 in 2 rows, 1 of them null"):
-        joined(some, pa.table({"id": [1], "topic": ["a"]}))
-
-
-@pytest.mark.parametrize("weights", [[3.0, 3.0, 7.0], pa.array([None] * 3, pa.float64()), ["heavy", "light", "light"]])
-def test_equal_weights_and_what_is_no_weight_change_nothing(weights):
-    gold = WEIGHED.set_column(2, "weight", pa.array(weights))  # the third row has no label
-    assert joined(gold, pa.table({"id": [1], "topic": ["a"]})).n_labeled == 1
-
-
-def test_a_target_may_be_called_weight():
-    numbers = pa.table({"id": [1, 2], "weight": [1.0, 2.0]})
-    assert joined(numbers, numbers, Target("weight", kind="numeric")).n_labeled == 2
-    assert joined(numbers, numbers.rename_columns(["id", "kg"]), Target("kg", "weight", "numeric")).n_labeled == 2
-
-
 def test_what_is_read_of_a_candidate_is_what_labeled_tables_carry() -> None:
     assert set(CANDIDATE_COLUMNS) < set(PROVENANCE)

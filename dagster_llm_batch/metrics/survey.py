@@ -1,0 +1,160 @@
+"""Figures of classes from gold whose rows were drawn with unequal probabilities, and their intervals.
+
+Each figure is that of the whole table, as the weighted rows show it (Hájek). Its variance is that of the design: how
+much the figure changes with each row (linearization), squared, weighted by what the row adds (`gold_weights`).
+Intervals are Student's with as many degrees of freedom as there are effective rows, less one.
+
+Linearization knows only what it has seen: where no row is wrong, no row has a residual. So each share has a guard, as
+if two rows more were right and two wrong: 2 / (n + 4)^2 is added to its variance, where n is what was seen of the rows
+that were least likely to be drawn (`SampledRows.n_least`), since that is where the unseen ones are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from dagster_llm_batch.metrics.bootstrap import CONFIDENCE
+from dagster_llm_batch.metrics.gold_weights import SampledRows
+from dagster_llm_batch.metrics.schemas import evaluation_extra
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["MIN_CLASS_ROWS", "MIN_ROWS", "Figure", "Survey", "guard", "t_interval"]
+
+MIN_ROWS = 10
+"""Effective rows below which there is no interval: too few residuals are seen to tell how large they are."""
+
+MIN_CLASS_ROWS = 10
+"""Gold rows of each class below which kappa and macro F1 have no interval."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its 95 % interval; None where there are too few rows for one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+def guard(n: float, width: float = 1.0) -> float:
+    """Return what the variance of a share of `n` rows, or of a mean of values from a range of `width`, gets more."""
+    return 2 * (width / (n + 4)) ** 2
+
+
+def t_interval(
+    value: float, variance: float, n: float, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float] | tuple[None, None]:
+    """Compute Student's interval with n - 1 degrees of freedom, inside of `bounds`; none below MIN_ROWS."""
+    if n < MIN_ROWS:
+        return None, None
+    with evaluation_extra("Evaluating labels"):
+        from scipy.special import stdtrit  # noqa: PLC0415  # optional dependency
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * variance**0.5
+    return max(bounds[0], value - half), min(bounds[1], value + half)
+
+
+@dataclass(frozen=True, eq=False)
+class Survey:
+    """Labeled rows: the codes of gold and predicted class (`0 … n_classes - 1`), and what each row stands for."""
+
+    gold: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    rows: SampledRows
+    n_classes: int
+
+    @cached_property
+    def total(self) -> NDArray[np.float64]:
+        """What each row stands for, as a share of the whole."""
+        shares: NDArray[np.float64] = self.rows.weight / self.rows.weight.sum()
+        return shares
+
+    def accuracy(self) -> Figure:
+        """Return the share of the rows that are correct."""
+        hit = self.gold == self.predicted
+        return self.ratio(hit, hit | True)
+
+    def largest_class(self) -> float:
+        """Return the share of the most frequent class of gold."""
+        return float(self._margins()[0].max())
+
+    def ratio(self, hit: NDArray[np.bool_], among: NDArray[np.bool_]) -> Figure:
+        """Return the share of the rows that are `hit`, of those that are `among`."""
+        whole = float(self.total[among].sum())
+        if not whole:
+            return Figure(None)
+        value = float(self.total[hit & among].sum()) / whole
+        rows = self.rows.among(among)
+        residuals = among * (hit - value) / whole
+        variance = self.rows.variance_of_mean(residuals) + guard(rows.n_least)
+        return Figure(value, *t_interval(value, variance, rows.n_eff))
+
+    def macro(self) -> tuple[float, float, Figure]:
+        """Return precision, recall and F1 as means over the classes that occur; 0 where there is nothing to divide."""
+        with evaluation_extra("Evaluating labels"):
+            import numpy as np  # noqa: PLC0415  # optional dependency
+        support, predicted, correct = self._margins()
+        occurs = support + predicted
+        present = int((occurs > 0).sum())
+        inverse, by_support, by_predicted = (
+            np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0) for shares in (occurs, support, predicted)
+        )
+        f1 = 2 * correct * inverse
+        of_gold, of_predicted = f1 * inverse, (f1 * inverse)[self.predicted]
+        hit = self.gold == self.predicted
+        residuals = (2 * hit * inverse[self.gold] - of_gold[self.gold] - of_predicted) / present
+        value = float(f1.sum() / present)
+        members = [rows for code in range(self.n_classes) if (rows := self._of_class(code)).any()]
+        guards = [guard(self.rows.among(rows).n_least) for rows in members]
+        variance = self.rows.variance_of_mean(residuals) + sum(guards) / present**2
+        bounds = t_interval(value, variance, self.rows.n_eff) if self.has_class_rows else (None, None)
+        precision, recall = (float((correct * by).sum() / present) for by in (by_predicted, by_support))
+        return precision, recall, Figure(value, *bounds)
+
+    def kappa(self, values: Sequence[int] = (), weights: Literal["linear", "quadratic"] | None = None) -> Figure:
+        """Return kappa, 1 - observed / expected disagreement; no value where chance cannot disagree."""
+        with evaluation_extra("Evaluating labels"):
+            import numpy as np  # noqa: PLC0415  # optional dependency
+        if weights is None:
+            distance = 1.0 - np.eye(self.n_classes)
+        else:
+            at = np.array(values, dtype=np.float64)
+            distance = np.abs(at[:, None] - at[None, :]) ** (1 if weights == "linear" else 2)
+        support, predicted, _ = self._margins()
+        apart = distance[self.gold, self.predicted]
+        observed, expected = float(self.total @ apart), float(support @ distance @ predicted)
+        if not expected:
+            return Figure(None)
+        by_chance = (distance @ predicted)[self.gold] + (support @ distance)[self.predicted] - 2 * expected
+        residuals = (observed / expected * by_chance - (apart - observed)) / expected
+        value = 1 - observed / expected
+        variance = self.rows.variance_of_mean(residuals) + guard(self.rows.n_least, distance.max()) / expected**2
+        bounds = t_interval(value, variance, self.rows.n_eff, (-1.0, 1.0)) if self.has_class_rows else (None, None)
+        return Figure(value, *bounds)
+
+    def _margins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return the share of each class in gold, in the predictions, and in both."""
+        import numpy as np  # noqa: PLC0415  # its callers have it
+
+        hit = self.gold == self.predicted
+        support, predicted, correct = (
+            np.bincount(codes, weights=shares, minlength=self.n_classes).astype(np.float64)
+            for codes, shares in ((self.gold, self.total), (self.predicted, self.total), (self.gold, self.total * hit))
+        )
+        return support, predicted, correct
+
+    @cached_property
+    def has_class_rows(self) -> bool:
+        """Whether there are two classes or more, and gold has MIN_CLASS_ROWS of each."""
+        seen = [code for code in range(self.n_classes) if self._of_class(code).any()]
+        return len(seen) > 1 and all((self.gold == code).sum() >= MIN_CLASS_ROWS for code in seen)
+
+    def _of_class(self, code: int) -> NDArray[np.bool_]:
+        """Return which rows gold or prediction put into a class."""
+        rows: NDArray[np.bool_] = (self.gold == code) | (self.predicted == code)
+        return rows
