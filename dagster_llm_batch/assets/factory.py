@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Literal, Unpack
 
@@ -95,6 +96,8 @@ def llm_batch_assets(
         metadata: Metadata of all three assets, as the IO manager may want it (`partition_expr`, a column of `keep`).
         automation_condition: When the submission is made without a person. "default": never, since it costs. Labels and
             rejects land by the sensor.
+        tags: Tags of all three assets. They are stored with each submission, so that costs are summed by them:
+            `dagster-llm-batch cost --by tag:team`.
         op_tags: Tags of both ops, the one that submits and the one that lands, for executors that size a step by them.
         pool: Concurrency pool of the op that submits. Landing needs none.
         retry_policy: How often the op that submits is tried again, and when. What was sent is found in the ledger, and
@@ -129,7 +132,7 @@ def llm_batch_assets(
             resend=resend or Resend(),
             spend=spend or Spend(),
             workers=workers,
-            tags=own.tags or {},
+            tags=_users_own(own.tags or {}),
         ),
         rows=_rows(rows),
         partitions_def=partitions_def,
@@ -143,9 +146,17 @@ def llm_batch_assets(
         backfill_policy=backfill_policy or (dg.BackfillPolicy.single_run() if partitions_def else None),
         options=own,
     )
+    # A platform's translator is where it says whose money it is.
+    if own.translator is not None and (tags := _users_own(dataset.labels_spec.tags)) != dataset.labeling.tags:
+        dataset = replace(dataset, labeling=replace(dataset.labeling, tags=tags))
     check_deps(dataset.upstreams)
     check_partitions(dataset.batch_key, partitions_def, rows, dataset.upstreams)
     return [submission_asset(dataset), labels_asset(dataset)]
+
+
+def _users_own(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags without those of Dagster and of this package, as of kinds and roles."""
+    return {name: value for name, value in tags.items() if not name.startswith(("dagster/", "llm_batch/"))}
 
 
 def _rows(rows: Rows) -> dg.AssetKey | RowsFunction:

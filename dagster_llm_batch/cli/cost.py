@@ -1,136 +1,121 @@
-"""`cost`: what was spent, and saved against real time, summed as one likes."""
+"""`cost`: what was spent, saved and wasted, summed as one likes, and what the month will have cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
 import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import Money, money, print_json, print_table
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.cli.output import Money, console, money, print_json, table
+from dagster_llm_batch.engine.cost_forecast import HISTORY, forecast_month, month_of, next_month
+from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table, group_names
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.ledger.ledger import utc_now
 
 __all__ = ["cost_command"]
 
-_GROUPS: dict[str, Callable[[Submission], str]] = {
-    "asset": lambda submission: submission.asset,
-    "partition": lambda submission: submission.partition,
-    "provider": lambda submission: submission.provider,
-    "model": lambda submission: f"{submission.provider}/{submission.model}",
-    "day": lambda submission: submission.created_at.strftime("%Y-%m-%d"),
-    "month": lambda submission: submission.created_at.strftime("%Y-%m"),
-}
 _DATE = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"])
 
+_Column = tuple[str, Callable[[CostSum], object]]
 
-@dataclass
-class _Sum:
-    """Money of some submissions. Those of unknown cost are counted, and in no amount: it is at least so much then.
-
-    None is what is not known of any settled one. `known` counts the settled ones whose cost is.
-    """
-
-    submissions: int = 0
-    requests: int = 0
-    cost_usd: Decimal | None = field(default_factory=Decimal)
-    realtime_usd: Decimal | None = field(default_factory=Decimal)
-    saved_usd: Decimal | None = field(default_factory=Decimal)
-    open_estimate_usd: Decimal = field(default_factory=Decimal)
-    known: int = 0
-    unknown: int = 0
-
-    def add(self, submission: Submission) -> None:
-        self.submissions += 1
-        self.requests += submission.requests - submission.reused
-        if not submission.is_settled:
-            if submission.estimated_usd is None:
-                self.unknown += 1
-            else:
-                self.open_estimate_usd += submission.estimated_usd
-        elif submission.cost_usd is None:
-            if not self.known:
-                self.cost_usd = self.realtime_usd = self.saved_usd = None
-            self.unknown += 1
-        else:
-            self.known += 1
-            self.cost_usd = (self.cost_usd or 0) + submission.cost_usd
-            if submission.realtime_usd is not None:
-                self.realtime_usd = (self.realtime_usd or 0) + submission.realtime_usd
-                self.saved_usd = (self.saved_usd or 0) + submission.realtime_usd - submission.cost_usd
+_SPENT: Sequence[_Column] = [
+    ("requests", lambda part: part.requests),
+    ("cost", lambda part: _at_least(part.cost_usd, part.requests_unknown)),
+    ("vendor says", lambda part: money(part.reported_usd)),
+    ("of", lambda part: money(part.reported_of_usd)),
+    ("in real time", lambda part: money(part.realtime_usd)),
+    ("saved", lambda part: money(part.saved_usd)),
+    ("under way ~cost", lambda part: _at_least(part.open_usd or None, part.open_unknown)),
+    ("unknown", lambda part: part.requests_unknown + part.open_unknown),
+]
+_TOKENS: Sequence[_Column] = [
+    ("tokens in", lambda part: part.input_tokens),
+    ("cached", lambda part: part.cached_tokens),
+    ("out", lambda part: part.output_tokens),
+    ("sent again", lambda part: part.requests_again),
+    ("wasted", lambda part: money(part.wasted_usd)),
+    ("invalid", lambda part: money(part.invalid_usd)),
+    ("retries", lambda part: money(part.retries_usd)),
+    ("padding", lambda part: money(part.padding_usd or None)),
+    ("lost ~cost", lambda part: money(part.lost_usd or None)),
+]
+# Left out where they say nothing of any group.
+_RARE = ("vendor says", "of", "under way ~cost", "unknown", "cached", "sent again", "padding", "lost ~cost")
 
 
-@click.command("cost", cls=Command, short_help="Money spent, and saved against real time.")
+@click.command("cost", cls=Command, short_help="Money spent, saved and wasted, and the month's forecast.")
 @ledger_command
 @click.option(
     "--by",
     default="asset",
     show_default=True,
-    help=f"What to sum by, several with commas: {', '.join(_GROUPS)}. Days are those of the submission, in UTC.",
+    help=f"What to sum by, several with commas: {', '.join(GROUPS)}, tag:NAME. Days are those of the sending, in UTC.",
 )
-@click.option("--asset", help="Of this labeled asset only.")
-@click.option("--since", type=_DATE, help="Submitted from then on, UTC.")
-@click.option("--until", type=_DATE, help="Submitted before then, UTC.")
+@click.option("--asset", multiple=True, help="Of this labeled asset only; repeatable.")
+@click.option("--since", type=_DATE, help="Sent from then on, UTC.")
+@click.option("--until", type=_DATE, help="Sent before then, UTC.")
+@click.option("--month", type=click.DateTime(["%Y-%m"]), help="Sent in this month, and its forecast.")
 @json_option
 def cost_command(
     deployment: DeploymentAccess,
     by: str,
-    asset: str | None,
+    asset: tuple[str, ...],
     since: datetime | None,
     until: datetime | None,
+    month: datetime | None,
     *,
     as_json: bool,
 ) -> None:
-    """Sum what submissions cost, in US dollars, from the usage in their results.
+    """Sum what requests cost, in US dollars, from the usage in their results, and say what the month will have cost.
 
-    Those that are not settled count with their estimate, in a column of its own. An unknown cost is never zero: such
-    submissions are counted as unknown, and what stands beside them is at least so much.
+    What is not collected counts with its estimate, in a column of its own. An unknown cost is never zero: such requests
+    are counted as unknown, and what stands beside them is at least so much. Nothing is read but the ledger.
     """
-    names = [name.strip() for name in by.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in _GROUPS]:
-        raise click.UsageError(f"--by {unknown[0]!r} is none of {', '.join(_GROUPS)}.")
-    groups, total = _summed(_between(deployment.ledger.submissions(deployment.namespace), asset, since, until), names)
+    if month is not None and (since is not None or until is not None):
+        raise click.UsageError("Give either --month or --since and --until, not both.")
+    try:
+        names = group_names([name.strip() for name in by.split(",") if name.strip()])
+    except ConfigError as error:
+        raise click.UsageError(f"--by: {error}") from None
+    now = utc_now()
+    this = month_of(now.date() if month is None else month.date())
+    if month is not None:
+        since, until = _midnight(this), _midnight(next_month(this))
+    costs = deployment.ledger.shard_costs(
+        deployment.namespace, assets=asset or None, since=_utc(since), until=_utc(until)
+    )
+    summed = cost_table(costs, names)
+    look_back = min(_midnight(this), _midnight(now.date()) - HISTORY)
+    recent = deployment.ledger.shard_costs(deployment.namespace, assets=asset or None, since=look_back)
+    forecast = forecast_month(recent, this, now)
     if as_json:
-        parts = [{**dict(zip(names, key, strict=True)), **vars(group)} for key, group in groups.items()]
-        print_json({"namespace": deployment.namespace, "by": names, "groups": parts, "total": total})
+        told = {"by": names, "groups": summed.as_dicts(), "total": summed.total.as_dict(), "forecast": forecast}
+        print_json({"namespace": deployment.namespace, **told})
         return
-    columns = [*names, "submissions", "requests", "cost", "in real time", "saved", "under way ~cost", "unknown"]
-    rows: list[list[object]] = [[*(part or None for part in key), *_row(group)] for key, group in groups.items()]
-    if len(rows) != 1:
-        rows.append([*(["total"] + [""] * (len(names) - 1))[: len(names)], *_row(total)])
-    print_table(columns, rows, title=f"Costs in namespace {deployment.namespace}")
+    groups = [*summed.groups.items()]
+    if len(groups) != 1:
+        groups.append((("total", *[""] * (len(names) - 1))[: len(names)], summed.total))
+    out = console()
+    for columns, title in ((_SPENT, f"Costs in namespace {deployment.namespace}"), (_TOKENS, "Tokens and waste")):
+        shown = [column for column in columns if column[0] not in _RARE or any(column[1](part) for _, part in groups)]
+        rows = [[*(name or None for name in key), *(tell(part) for _, tell in shown)] for key, part in groups]
+        out.print(table([*names, *(name for name, _ in shown)], rows, title=title))
+        out.print()
+    out.print(f"{this:%Y-%m}: {forecast}.")
 
 
-def _between(
-    submissions: Sequence[Submission], asset: str | None, since: datetime | None, until: datetime | None
-) -> list[Submission]:
-    first = None if since is None else since.replace(tzinfo=UTC)
-    last = None if until is None else until.replace(tzinfo=UTC)
-    return [
-        submission
-        for submission in submissions
-        if asset in (None, submission.asset)
-        and (first is None or submission.created_at >= first)
-        and (last is None or submission.created_at < last)
-    ]
+def _at_least(amount: Decimal | None, unknown: int) -> Money | None:
+    told = money(amount)
+    return Money(f"at least {told}") if told is not None and unknown else told
 
 
-def _summed(submissions: Sequence[Submission], names: Sequence[str]) -> tuple[dict[tuple[str, ...], _Sum], _Sum]:
-    groups: dict[tuple[str, ...], _Sum] = {}
-    total = _Sum()
-    for submission in submissions:
-        key = tuple(_GROUPS[name](submission) for name in names)
-        groups.setdefault(key, _Sum()).add(submission)
-        total.add(submission)
-    return dict(sorted(groups.items())), total
+def _utc(at: datetime | None) -> datetime | None:
+    return None if at is None else at.replace(tzinfo=UTC)
 
 
-def _row(sum_: _Sum) -> list[object]:
-    cost = money(sum_.cost_usd)
-    if cost is not None and sum_.unknown:
-        cost = Money(f"at least {cost}")
-    amounts = (sum_.realtime_usd, sum_.saved_usd, sum_.open_estimate_usd)
-    return [sum_.submissions, sum_.requests, cost, *(money(amount) for amount in amounts), sum_.unknown]
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, time(), UTC)

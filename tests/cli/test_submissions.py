@@ -168,30 +168,51 @@ def test_batches_of_another_account_are_not_asked_about_and_counted(project):
 
 
 def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(project):
+    project.change('"max_cost_usd": 1,', '"max_cost_usd": 1, "tags": {"team": "support"},')
     project.land()
     project.land("daily_labels", DAYS[0])
     project.submit("daily_labels", DAYS[1])
     everything = project.json("list", "--all")["submissions"]
     settled = [one for one in everything if one["cost_usd"] is not None]
-    total = project.json("cost")["total"]
+    told = project.json("cost")
+    total = told["total"]
     assert Decimal(total["cost_usd"]) == sum(Decimal(one["cost_usd"]) for one in settled) > 0
     assert Decimal(total["realtime_usd"]) == 2 * Decimal(total["cost_usd"])
     assert Decimal(total["saved_usd"]) == Decimal(total["cost_usd"])
+    assert (total["wasted_usd"], total["requests_unknown"], total["requests_again"]) == ("0", 0, 0)
     [flying] = [one for one in everything if one["cost_usd"] is None]
-    assert Decimal(total["open_estimate_usd"]) == Decimal(flying["estimated_usd"])
+    assert Decimal(total["open_usd"]) == Decimal(flying["estimated_usd"])
+    assert told["forecast"]["reason"] == "0 complete days are too few, 14 are needed"
+    assert Decimal(told["forecast"]["committed_usd"]) == Decimal(total["cost_usd"]) + Decimal(total["open_usd"])
     groups = project.json("cost", "--by", "asset,partition")["groups"]
     assert [(one["asset"], one["partition"], one["submissions"]) for one in groups] == [
         ("daily_labels", DAYS[0], 1),
         ("daily_labels", DAYS[1], 1),
         ("ticket_labels", "", 1),
     ]
-    [group] = project.json("cost", "--by", "model")["groups"]
-    assert (group["model"], group["requests"]) == ("openai/gpt-4o", 9)
-    for by in ("provider", "day", "month", "provider, model,day"):
+    [group] = project.json("cost", "--by", "model, tag:team")["groups"]
+    assert (group["model"], group["tag:team"], group["requests"]) == ("openai/gpt-4o", "support", 9)
+    for by in ("provider", "day", "month", "tag", "provider, model,day"):
         assert len(project.json("cost", "--by", by)["groups"]) == 1
-    assert project.json("cost", "--since", "2099-01-01")["total"]["submissions"] == 0
+    assert project.json("cost", "--since", "2099-01-01")["total"]["requests"] == 0
     assert project.json("cost", "--until", "2099-01-01", "--asset", "ticket_labels")["total"]["submissions"] == 1
-    assert "total" in project.on_file("cost").stdout
+    past = project.json("cost", "--month", "2026-01")
+    assert (past["total"]["requests"], past["forecast"]["expected_usd"]) == (0, "0.000000")
+    assert "not both" in project.on_file("cost", "--month", "2026-01", "--since", "2026-01-01", code=2).stderr
+
+
+def test_a_table_of_costs_can_be_read_in_80_columns(project, monkeypatch):
+    project.land()
+    project.land("daily_labels", DAYS[0])
+    monkeypatch.setattr("dagster_llm_batch.cli.output._PIPE_COLUMNS", 80)
+    shown = project.on_file("cost").stdout
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Costs in namespace test"
+    assert lines[1].split() == ["asset", "requests", "cost", "in", "real", "time", "saved"]
+    assert [line.split()[0] for line in lines[2:5]] == ["daily_labels", "ticket_labels", "total"]
+    assert "Tokens and waste" in shown
+    assert "committed so far; no forecast: 0 complete days are too few" in " ".join(shown.split())
 
 
 def test_a_price_that_nobody_knows_is_counted_as_unknown_and_never_as_zero(project):
@@ -199,13 +220,17 @@ def test_a_price_that_nobody_knows_is_counted_as_unknown_and_never_as_zero(proje
     project.change('"max_cost_usd": 1,', "")
     project.land()
     total = project.json("cost")["total"]
-    assert (total["unknown"], total["cost_usd"], total["submissions"]) == (1, None, 1)
+    assert (total["requests_unknown"], total["cost_usd"], total["submissions"]) == (3, None, 1)
+    assert total["input_tokens"] > 0
     assert project.json("list", "--all")["submissions"][0]["cost_usd"] is None
+    assert project.on_file("cost").stdout.splitlines()[2].split()[:3] == ["ticket_labels", "3", "-"]
 
 
 def test_an_unknown_sum_is_refused(project):
     project.submit()
-    assert "--by 'week' is none of asset, partition" in project.on_file("cost", "--by", "week", code=2).stderr
+    refused = project.on_file("cost", "--by", "week", code=2).stderr
+    assert "there is no sum 'week'" in refused
+    assert "asset, partition" in refused
 
 
 def test_rejected_rows_are_in_the_outcomes(project):

@@ -23,6 +23,7 @@ from dagster_llm_batch import (
     evaluation_assets,
     pairwise_judge_assets,
 )
+from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -270,3 +271,11 @@ def test_two_datasets_of_one_name_in_the_ledger_are_refused_in_the_run_too_befor
     with dg.execute_job(ReconstructableRepository(pointer).get_reconstructable_job("submit"), stored) as result:
         assert not result.success
         assert "are both declared as ticket_labels" in failure(result)
+
+
+def test_the_tags_by_which_costs_are_summed_are_the_users_and_those_of_a_translator() -> None:
+    def tags(**options: Any) -> Any:
+        return dataset_of(labeled(tags={"team": "support", "dagster/priority": "3"}, **options)).labeling.tags
+
+    assert tags() == {"team": "support"}
+    assert tags(translator=Gold()) == {"team": "support", "tier": "gold"}

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
 from enum import StrEnum
 from shlex import quote
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ENDED, Move, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["Ending", "Event", "Progress", "Shard", "ShardFields", "Submission", "SubmissionState", "Tombstone"]
+__all__ = [
+    "Ending",
+    "Event",
+    "Progress",
+    "Shard",
+    "ShardCost",
+    "ShardFields",
+    "Submission",
+    "SubmissionState",
+    "Tombstone",
+]
 
 
 class SubmissionState(StrEnum):
@@ -200,6 +210,56 @@ class ShardFields(TypedDict, total=False):
     realtime_usd: Decimal
     unlabeled_usd: Decimal
     padding_usd: Decimal
+
+
+class ShardCost(NamedTuple):
+    """What a table of costs is summed from: one shard, with whose it is. The names are those of the columns."""
+
+    asset: str
+    partition: str
+    tags: Mapping[str, str] | None
+    expected_usd: Decimal | None  # `estimated_usd` of the whole submission, as the next two
+    p05_usd: Decimal | None
+    p95_usd: Decimal | None
+    submission_id: str
+    provider: str
+    model: str
+    lane: Lane
+    wave: int
+    state: ShardState
+    cause: Cause | None
+    batch_id: str | None
+    sent_at: datetime | None
+    planned_at: datetime
+    requests: int
+    padding: int
+    estimated_usd: Decimal | None
+    cost_usd: Decimal | None
+    reported_usd: Decimal | None
+    replies: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cache_read_tokens: int | None
+    known_usd: Decimal | None
+    unpriced: int | None
+    realtime_usd: Decimal | None
+    unlabeled_usd: Decimal | None
+    padding_usd: Decimal | None
+
+    @property
+    def day(self) -> date:
+        """The day, in UTC, on which it was sent, or else planned: when its money was committed."""
+        return (self.sent_at or self.planned_at).date()
+
+    @property
+    def was_taken(self) -> bool:
+        """Whether a provider may have answered, and billed. In real time there is no batch."""
+        return self.batch_id is not None or (self.lane is Lane.REALTIME and self.sent_at is not None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may cost something still that its results will tell."""
+        return self.state is not ShardState.COLLECTED and (self.state not in ENDED or self.was_taken)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,191 @@
+"""The table of costs, on both ledgers, against a bill that is added up here by hand from what the emulator answered.
+
+Five tickets, of which one is asked twice and one three times, the last time of a fallback; mails whose vendor says what
+they cost; one batch that is given up, and one that is still in flight.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Resend
+from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
+from dagster_llm_batch.testing.emulator.answers import last_user_text
+
+FIRST = datetime(2026, 11, 3, 9, tzinfo=UTC)
+TOPIC = {"type": "object", "properties": {"topic": {"enum": ["bug"]}}, "required": ["topic"]}
+# USD for a million tokens in a batch; in real time twice as much.
+NANO = {"fresh": Decimal("0.025"), "read": Decimal("0.0025"), "out": Decimal("0.20")}
+MINI = {"fresh": Decimal("0.075"), "read": Decimal("0.0375"), "out": Decimal("0.30")}
+RESEND = Resend(max_waves=2, invalid_waves=2, fallback=["openai/gpt-4o-mini"])
+
+
+def usd(prices: dict[str, Decimal], fresh: int, out: int, read: int = 0) -> Decimal:
+    return (fresh * prices["fresh"] + read * prices["read"] + out * prices["out"]) / 1_000_000
+
+
+def labels(asset: str, model: str, **more: Any) -> Labeling:
+    prompt = Prompt(user="{{ text }}")
+    return Labeling(asset=asset, model=model, key="id", prompt=prompt, response=TOPIC, params={}, **more)
+
+
+class House:
+    """A deployment whose clock stands, and an emulator that answers ticket `n` wrong as often as it is to."""
+
+    def __init__(self, ledger_url: str, folder: Path) -> None:
+        self.now = FIRST
+        self.wrong = Counter({"ticket 3": 1, "ticket 4": 2})
+        self.emulator = Emulator(answer=self._answer).__enter__()
+        self.ledger = Ledger(ledger_url, lambda: self.now)
+        provider = OpenAIProvider(DEFAULT_KEY, self.emulator.openai_base_url, timeout_seconds=5)
+        payloads = PayloadStore(str(folder / "payloads"))
+        self.engine = Engine(Deployment({"openai": provider}, self.ledger, payloads, "test", clock=lambda: self.now))
+
+    def _answer(self, body: dict[str, Any], _endpoint: str) -> Reply:
+        text = last_user_text(body)
+        number = int(text.split()[1])
+        is_wrong, is_mail = self.wrong[text] > 0, text.startswith("mail")
+        self.wrong[text] -= 1
+        return Reply(
+            text="?" if is_wrong else json.dumps({"topic": "bug"}),
+            input_tokens=1_000 + number,
+            output_tokens=100,
+            cached_tokens=400 if text == "ticket 0" else 0,
+            cost_usd=0.0002 if is_mail else None,
+        )
+
+    def send(self, definition: Labeling, texts: list[str], partition: str = "") -> str:
+        rows = pa.table({"id": texts, "text": texts})
+        submission_id = self.engine.plan(definition, rows, partition=partition).submission_id
+        self.engine.submit(definition, submission_id)
+        return submission_id
+
+    def land(self, definition: Labeling, texts: list[str], partition: str = "") -> None:
+        submission_id = self.send(definition, texts, partition)
+        while not self.engine.status(submission_id).is_settled:
+            self.emulator.settle()
+            self.now += timedelta(days=1)  # each wave is sent on a day of its own
+            self.engine.advance(definition, submission_id)
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.emulator.__exit__(None, None, None)
+
+
+@pytest.fixture
+def house(ledger_url: str, tmp_path: Path) -> Iterator[House]:
+    house = House(ledger_url, tmp_path)
+    tickets = labels("tickets", "openai/gpt-5-nano", resend=RESEND, tags={"team": "support", "cost_center": "7"})
+    house.land(tickets, [f"ticket {n}" for n in range(5)], "2026-11-03")
+    house.land(labels("mails", "openai/gpt-4o-mini"), ["mail 7", "mail 8"])
+    lost = labels("lost", "openai/gpt-5-nano", tags={"team": "support"})
+    given_up = house.send(lost, ["thing 1", "thing 2"])
+    [shard] = house.ledger.shards(given_up)
+    house.engine.give_up(shard.shard_id)
+    assert house.engine.advance(lost, given_up).is_settled
+    house.send(labels("open", "openai/gpt-5-nano"), ["thing 3"])
+    yield house
+    house.close()
+
+
+def table(house: House, *by: str, **limits: Any) -> dict[tuple[str, ...], CostSum]:
+    summed = cost_table(house.ledger.shard_costs("test", **limits), by)
+    assert sum(part.requests for part in summed.groups.values()) == summed.total.requests
+    known = [part.cost_usd for part in summed.groups.values() if part.cost_usd is not None]
+    assert sum(known, Decimal(0)) == (summed.total.cost_usd or 0)
+    return {**summed.groups, ("total",): summed.total}
+
+
+def test_every_part_of_the_bill_is_what_it_is_by_hand(house: House) -> None:
+    first = usd(NANO, 600, 100, read=400) + sum(usd(NANO, 1_000 + n, 100) for n in range(1, 5))
+    second = usd(NANO, 1_003, 100) + usd(NANO, 1_004, 100)
+    third = usd(MINI, 1_004, 100)
+    mails = usd(MINI, 1_007, 100) + usd(MINI, 1_008, 100)
+    by_day = table(house, "asset", "day")
+    assert [key for key in by_day if key[0] == "tickets"] == [("tickets", f"2026-11-0{n}") for n in (3, 4, 5)]
+    for key, cost, wasted in (
+        (("tickets", "2026-11-03"), first, ("invalid_usd", usd(NANO, 1_003, 100) + usd(NANO, 1_004, 100))),
+        (("tickets", "2026-11-04"), second, ("retries_usd", usd(NANO, 1_004, 100))),
+        (("tickets", "2026-11-05"), third, ("retries_usd", Decimal(0))),
+        (("mails", "2026-11-06"), mails, ("invalid_usd", Decimal(0))),
+    ):
+        part = by_day[key]
+        assert (part.cost_usd, part.realtime_usd, part.saved_usd) == (cost, 2 * cost, cost)
+        assert getattr(part, wasted[0]) == part.wasted_usd == wasted[1]
+    total = by_day["total",]
+    assert total.cost_usd == first + second + third + mails
+    assert (total.requests, total.requests_again) == (5 + 2 + 1 + 2 + 2 + 1, 3)
+    billed = [execution for execution in house.emulator.books.executions if execution.billed]
+    assert total.input_tokens == sum(execution.input_tokens for execution in billed)
+    assert total.output_tokens == sum(execution.output_tokens for execution in billed) == 1_000
+    assert total.cached_tokens == 400
+    assert (by_day["mails", "2026-11-06"].reported_usd, total.reported_of_usd) == (Decimal("0.0004"), mails)
+    assert by_day["tickets", "2026-11-03"].reported_usd is None
+
+
+def test_what_nobody_knows_is_counted_and_is_no_amount(house: House) -> None:
+    groups = table(house, "asset")
+    lost, flying = groups["lost",], groups["open",]
+    [submission] = house.ledger.history("test", "lost")
+    assert (lost.requests_unknown, lost.lost_usd) == (2, submission.estimated_usd)
+    for name in ("cost_usd", "realtime_usd", "saved_usd", "wasted_usd", "input_tokens"):
+        assert getattr(lost, name) is None, name
+    [submission] = house.ledger.history("test", "open")
+    assert (flying.open_usd, flying.open_requests, flying.open_unknown) == (submission.estimated_usd, 1, 0)
+    assert (flying.cost_usd, flying.requests_unknown) == (0, 0)
+    assert groups["total",].requests_unknown == 2
+
+
+def test_groups_are_those_that_are_asked_for(house: House) -> None:
+    keys = {name: [key[0] for key in table(house, name) if key != ("total",)] for name in GROUPS}
+    assert keys == {
+        "asset": ["lost", "mails", "open", "tickets"],
+        "partition": ["", "2026-11-03"],
+        "provider": ["openai"],
+        "model": ["openai/gpt-4o-mini", "openai/gpt-5-nano"],
+        "day": ["2026-11-03", "2026-11-04", "2026-11-05", "2026-11-06", "2026-11-07"],
+        "month": ["2026-11"],
+        "tag": ["", "cost_center=7, team=support", "team=support"],
+    }
+    teams = table(house, "tag:team")
+    assert [key[0] for key in teams] == ["", "support", "total"]
+    assert teams["support",].cost_usd == table(house, "asset")["tickets",].cost_usd
+    # A fallback's cost is that of the fallback.
+    assert table(house, "asset", "model")["tickets", "openai/gpt-4o-mini"].cost_usd == usd(MINI, 1_004, 100)
+    within = table(house, "day", since=datetime(2026, 11, 4, tzinfo=UTC), until=datetime(2026, 11, 5, tzinfo=UTC))
+    assert [key[0] for key in within] == ["2026-11-04", "total"]
+    assert [key[0] for key in table(house, "asset", assets=["mails"])] == ["mails", "total"]
+    with pytest.raises(ConfigError, match="did you mean 'asset'"):
+        cost_table([], ["aset"])
+
+
+def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(house: House, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "payloads")
+    looks: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        looks.append(statement)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        assert table(house, "asset", "model", "day", "tag:team")["total",].requests == 13
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    assert sum("shard" in look for look in looks) == 1
