@@ -53,7 +53,7 @@ if TYPE_CHECKING:
         skew_assets,
     )
     from dagster_llm_batch.io import HiveParquetIOManager
-    from dagster_llm_batch.jobs import build_llm_batch_jobs
+    from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
     from dagster_llm_batch.resources import (
         AnthropicBatchResource,
         BedrockBatchResource,
@@ -111,6 +111,7 @@ __all__ = [
     "agreement_assets",
     "build_llm_batch_alert_sensor",
     "build_llm_batch_jobs",
+    "build_llm_batch_retention",
     "build_llm_batch_sensor",
     "cost_assets",
     "drift_assets",
@@ -142,6 +143,7 @@ _MODULES = {
     "SqlRows": "assets",
     "TokenPrice": "core.pricing",
     "build_llm_batch_jobs": "jobs",
+    "build_llm_batch_retention": "jobs",
     "build_llm_batch_alert_sensor": "sensors",
     "build_llm_batch_sensor": "sensors",
     "llm_batch_assets": "assets",

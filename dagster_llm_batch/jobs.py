@@ -1,10 +1,11 @@
-"""Jobs for what a person decides: cancel a submission, resolve a shard.
+"""Jobs for what a person decides, cancel a submission and resolve a shard; and the schedule that prunes stored files.
 
-They are started from the launchpad, or as any Dagster job. No sensor starts them: canceling loses rows, and a shard
+The jobs are started from the launchpad, or as any Dagster job. No sensor starts them: canceling loses rows, and a shard
 that is resolved wrongly is paid twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -22,8 +23,9 @@ from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.engine.prune import Pruning
 
-__all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs"]
+__all__ = ["CancelConfig", "ResolveConfig", "RetentionConfig", "build_llm_batch_jobs", "build_llm_batch_retention"]
 
 
 class CancelConfig(CheckedConfig):
@@ -43,6 +45,18 @@ class ResolveConfig(CheckedConfig):
     lost: bool = Field(default=False, description="True where its batch never ends: it is waited for no longer.")
 
 
+class RetentionConfig(CheckedConfig):
+    """Which stored files are removed: see `dagster-llm-batch prune`."""
+
+    older_than_days: float = Field(
+        default=30, ge=1, description="Days after which the files of submissions go that newer ones replaced."
+    )
+    raw_older_than_days: float | None = Field(
+        default=None, ge=1, description="Days after which requests and raw results of landed labels go. None: never."
+    )
+    delete: bool = Field(default=True, description="False: only show what would go.")
+
+
 @checked
 def build_llm_batch_jobs(
     *, resource_key: str = "llm_batch", tags: dict[str, str] | None = None
@@ -54,17 +68,10 @@ def build_llm_batch_jobs(
         tags: Of both jobs, as for run coordinators.
     """
 
-    def engine_of(context: dg.OpExecutionContext) -> "Engine":
-        resource = getattr(context.resources, resource_key)
-        if not isinstance(resource, LLMBatchResource):
-            msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
-            raise ConfigError(msg)
-        return resource.engine()
-
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def cancel_submission(context: dg.OpExecutionContext, config: CancelConfig) -> None:
         """Nothing more is sent, running batches are asked to stop, and what is done already is kept."""
-        engine = engine_of(context)
+        engine = _engine_of(context, resource_key)
         submission = _submission(engine, config)
         status = engine.cancel(submission.submission_id)
         context.log.info(f"Canceled {submission.asset} {submission.partition}: {progress_text(status)}")
@@ -81,7 +88,7 @@ def build_llm_batch_jobs(
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
         """The shard goes on with the batch that was named, is sent where none exists, or is given up."""
-        engine = engine_of(context)
+        engine = _engine_of(context, resource_key)
         if config.shard_id:
             _resolve(context, engine, config)
         elif config.batch_id or config.no_batch or config.lost:
@@ -107,6 +114,92 @@ def build_llm_batch_jobs(
         resolve_shard()
 
     return [llm_batch_cancel, llm_batch_resolve]
+
+
+@checked
+def build_llm_batch_retention(
+    name: str = "llm_batch_retention",
+    *,
+    raw_older_than: timedelta | None = None,
+    older_than: timedelta = timedelta(days=30),
+    cron_schedule: str = "0 4 * * *",
+    execution_timezone: str | None = None,
+    default_status: dg.DefaultScheduleStatus = dg.DefaultScheduleStatus.RUNNING,
+    resource_key: str = "llm_batch",
+    tags: Mapping[str, str] | None = None,
+) -> dg.ScheduleDefinition:
+    """Return a schedule, with its job, that removes stored files by age, as `dagster-llm-batch prune` does.
+
+    Labels, results, and what says where a label is from stay. What is in flight, has not landed or waits for a person
+    is never touched. The job's launchpad takes other ages, and `delete: false` to see what would go.
+
+    Args:
+        name: Name of the schedule, and of its job.
+        raw_older_than: How long after its labels landed a submission's requests and raw results, which hold the texts
+            of rows, are kept. Default: for ever.
+        older_than: How long the files of submissions that newer ones replaced are kept. If the rows, prompt or model
+            of a partition go back to what such a submission asked, it is asked, and paid, again.
+        cron_schedule: When it runs.
+        execution_timezone: In which time zone that is. Default: UTC.
+        default_status: Whether it runs until somebody starts or stops it in the UI.
+        resource_key: Where LLMBatchResource is.
+        tags: Of the job, as for run coordinators.
+    """
+    for argument, age in (("raw_older_than", raw_older_than), ("older_than", older_than)):
+        if age is not None and age < timedelta(days=1):
+            raise ConfigError(f"Files are pruned after a day at the earliest; got {argument}={age}.")
+
+    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
+        """Files that nothing needs any more are removed from the payload store."""
+        engine = _engine_of(context, resource_key)
+        raw = None if config.raw_older_than_days is None else timedelta(days=config.raw_older_than_days)
+        pruning = engine.prune(timedelta(days=config.older_than_days), raw, delete=config.delete)
+        did = "Deleted" if config.delete else "Would delete"
+        context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
+        context.add_output_metadata(_pruning_metadata(pruning, deleted=config.delete))
+
+    ages = RetentionConfig(
+        older_than_days=older_than / timedelta(days=1),
+        raw_older_than_days=None if raw_older_than is None else raw_older_than / timedelta(days=1),
+    )
+
+    @dg.job(
+        name=name,
+        tags=tags,
+        config=dg.RunConfig(ops={"prune_payloads": ages}),
+        description="Remove requests and results of LLM batches that nothing needs any more, by their age.",
+    )
+    def retention() -> None:
+        prune_payloads()
+
+    return dg.ScheduleDefinition(
+        name=name,
+        job=retention,
+        cron_schedule=cron_schedule,
+        execution_timezone=execution_timezone,
+        default_status=default_status,
+    )
+
+
+def _engine_of(context: dg.OpExecutionContext, resource_key: str) -> "Engine":
+    resource = getattr(context.resources, resource_key)
+    if not isinstance(resource, LLMBatchResource):
+        msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+        raise ConfigError(msg)
+    return resource.engine()
+
+
+def _pruning_metadata(pruning: "Pruning", *, deleted: bool) -> dict[str, Any]:
+    return {
+        "llm_batch/files_deleted": len(pruning.files) if deleted else 0,
+        "llm_batch/files_found": len(pruning.files),
+        "llm_batch/bytes_found": pruning.bytes,
+        "llm_batch/submissions_replaced": len(pruning.replaced),
+        "llm_batch/submissions_aged": len(pruning.aged),
+        "llm_batch/submissions_kept": pruning.kept,
+        "llm_batch/files_of_unknown_submissions": len(pruning.foreign),
+    }
 
 
 def _submission(engine: "Engine", config: CancelConfig) -> Submission:

@@ -22,7 +22,7 @@ from dagster_llm_batch.components.scaffolders import BatchScaffolder
 from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.jobs import build_llm_batch_jobs
+from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors import build_llm_batch_sensor
@@ -144,14 +144,30 @@ SENSOR = dg.Resolver(
 )
 
 
+@wraps(build_llm_batch_retention)
+def _retention_settings(**settings: Any) -> dict[str, Any]:
+    # as above
+    build_llm_batch_retention(**settings)
+    return settings
+
+
+RETENTION = dg.Resolver(
+    made,
+    model_field_type=create_block(_retention_settings, name="RetentionSettings", resource_key=None) | None,
+    description="The schedule that removes stored files by their age. Default: they stay until somebody prunes them.",
+    examples=[{"raw_older_than": {"days": 90}}],
+    inject_before_resolve=False,
+)
+
+
 @dg.scaffold_with(BatchScaffolder)
 @component_of(llm_batch_assets, Labeling, DagsterOptions)
 class LLMBatchComponent(FactoryComponent):
     """Rows labeled by an LLM at batch prices: a submission, the labeled table, its rejects and its checks.
 
-    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor` and `jobs` are what a
-    project needs once. What `dg scaffold defs` writes runs as it is, without a key; for a vendor, add `--provider`
-    (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
+    Attributes are the arguments of `llm_batch_assets`, by the same names; `resource`, `sensor`, `jobs` and `retention`
+    are what a project needs once. What `dg scaffold defs` writes runs as it is, without a key; for a vendor, add
+    `--provider` (openai, anthropic, gemini, vertex, bedrock, ray or slurm) and, if you like, `--model`.
     """
 
     # Any: Dagster looks into each type that it could read by itself, and refuses a mapping of resources in it
@@ -167,8 +183,10 @@ class LLMBatchComponent(FactoryComponent):
         ),
     ] = None
 
+    retention: Annotated[Mapping[str, Any] | None, RETENTION] = None
+
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Return assets and checks; resource, sensor and jobs where this component gives them."""
+        """Return assets and checks; resource, sensor, jobs and retention where this component gives them."""
         resource_key, is_shared_here = self.resource_key, self.resource is not None
         sensor = is_shared_here if self.sensor is None else self.sensor
         settings = sensor if isinstance(sensor, Mapping) else {}
@@ -179,5 +197,8 @@ class LLMBatchComponent(FactoryComponent):
                 resources={resource_key: self.resource} if is_shared_here else {},
                 sensors=[] if sensor is False else [build_llm_batch_sensor(resource_key=resource_key, **settings)],
                 jobs=build_llm_batch_jobs(resource_key=resource_key) if jobs else [],
+                schedules=[]
+                if self.retention is None
+                else [build_llm_batch_retention(resource_key=resource_key, **self.retention)],
             ),
         )

@@ -24,6 +24,7 @@ from dagster_llm_batch import (
     Spend,
     agreement_assets,
     build_llm_batch_jobs,
+    build_llm_batch_retention,
     build_llm_batch_sensor,
     cost_assets,
     drift_assets,
@@ -256,6 +257,7 @@ ONCE = {
     "resource": {"namespace": "every", "openai": {"api_key": "{{ env.OPENAI_API_KEY }}"}},
     "sensor": {"name": "lands", "minimum_interval_seconds": 60},
     "jobs": True,
+    "retention": {"raw_older_than": {"days": 90}, "cron_schedule": "0 5 * * 1", "tags": {"team": "ml"}},
 }
 """What the component of labels can give beside them."""
 
@@ -281,5 +283,13 @@ def in_python() -> dg.Definitions:
             resources={"models": llm},
             sensors=[build_llm_batch_sensor(name="lands", resource_key="models", minimum_interval_seconds=60)],
             jobs=build_llm_batch_jobs(resource_key="models"),
+            schedules=[
+                build_llm_batch_retention(
+                    raw_older_than=timedelta(days=90),
+                    cron_schedule="0 5 * * 1",
+                    tags={"team": "ml"},
+                    resource_key="models",
+                )
+            ],
         ),
     )

@@ -27,7 +27,7 @@ from dagster_llm_batch.components.attributes import attributes_of
 from dagster_llm_batch.components.base import FactoryComponent
 
 COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
-OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs"}}
+OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs", "retention"}}
 """Attributes that are no arguments of the factory; of the others: translation."""
 MODELS = [component.get_model_cls() for component in COMPONENTS]
 DAGSTERS = ("PartitionsDefinitionModel", "AssetSpecUpdateKwargsModel")

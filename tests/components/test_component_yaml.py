@@ -455,6 +455,16 @@ def test_sensor_and_jobs_come_with_the_resource_unless_it_is_said_otherwise():
                     assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
 
 
+def test_retention_is_a_schedule_with_its_job():
+    retention = {"raw_older_than": {"days": 90}, "cron_schedule": "0 3 * * 1", "default_status": "STOPPED"}
+    with loaded(labels(resource={"openai": {"api_key": "k"}}, retention=retention)) as project:
+        [schedule] = project.defs.schedules
+        assert (schedule.name, schedule.cron_schedule) == ("llm_batch_retention", "0 3 * * 1")
+        assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
+        config = project.defs.resolve_job_def("llm_batch_retention").run_config
+        assert config["ops"]["prune_payloads"]["config"]["raw_older_than_days"] == 90
+
+
 def test_the_resource_is_under_its_key_and_the_sensor_asks_for_that_one():
     given = labels(resource={"openai": {"api_key": "k"}}, resource_key="second_llm")
     with loaded(given) as project:

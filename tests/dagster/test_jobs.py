@@ -1,11 +1,17 @@
-"""The jobs of the launchpad: a submission is canceled, a shard resolved, and those in doubt are on the run's page."""
+"""The jobs of the launchpad: a submission is canceled, a shard resolved, and those in doubt are on the run's page.
+
+And the schedule that removes stored files by their age.
+"""
+
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, CodeLocation, failure, labeled
 from test_batch_sensor import change
 
-from dagster_llm_batch import build_llm_batch_jobs
+from dagster_llm_batch import build_llm_batch_jobs, build_llm_batch_retention
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.testing.emulator import WireFault
 
@@ -150,6 +156,43 @@ def test_a_resolve_that_does_not_say_what_became_of_which_shard_lists_them_and_c
     assert said in text
     assert shard_id in text
     assert location.engine().ledger.shard(shard_id).state.value == "submitting"
+
+
+def retained(location: CodeLocation, schedule: dg.ScheduleDefinition, **config) -> dict[str, object]:
+    """What a tick of the schedule asks for, run: the metadata on its page. `config` is given in the launchpad."""
+    defs = dg.Definitions(assets=location.defs.assets, schedules=[schedule], resources=location.resources)
+    with dg.build_schedule_context(instance=location.instance, scheduled_execution_time=datetime.now(UTC)) as context:
+        [request] = schedule.evaluate_tick(context).run_requests
+    run_config = {"ops": {"prune_payloads": {"config": config}}} if config else request.run_config or None
+    result = defs.resolve_job_def(schedule.job_name).execute_in_process(
+        instance=location.instance, run_config=run_config
+    )
+    return shown(result)
+
+
+def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
+    location = make(*labeled())
+    assert location.land().success
+    schedule = build_llm_batch_retention(raw_older_than=timedelta(days=90), cron_schedule="30 3 * * *")
+    assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
+    assert retained(location, schedule)["llm_batch/files_found"] == 0
+    long_ago = datetime.now(UTC) - timedelta(days=91)
+    change(location, f"delivered_at = '{long_ago:%Y-%m-%d %H:%M:%S.%f}'", table="submission")
+    # In the launchpad, with another age, and for a look.
+    assert retained(location, schedule, raw_older_than_days=100)["llm_batch/files_found"] == 0
+    looked = retained(location, schedule, raw_older_than_days=90, delete=False)
+    assert (looked["llm_batch/files_found"], looked["llm_batch/files_deleted"]) == (2, 0)
+    metadata = retained(location, schedule)
+    assert (metadata["llm_batch/files_deleted"], metadata["llm_batch/submissions_aged"]) == (2, 1)
+    assert metadata["llm_batch/bytes_found"] > 0
+    assert retained(location, schedule)["llm_batch/files_found"] == 0
+    submission_id = location.engine().latest(LABELS).submission_id
+    assert "raw_pruned" in [event.kind for event in location.engine().ledger.events(submission_id)]
+
+
+def test_an_age_below_a_day_is_refused_when_definitions_load():
+    with pytest.raises(ConfigError, match="after a day at the earliest; got raw_older_than=1:00:00"):
+        build_llm_batch_retention(raw_older_than=timedelta(hours=1))
 
 
 def test_a_resource_of_another_kind_is_refused_by_name(make):
