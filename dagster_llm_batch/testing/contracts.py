@@ -244,6 +244,8 @@ class ProviderContract:
             left = []
         assert left == []
         assert subject.provider.delete(batch_id) is None
+        # It ended, or is not there: never a failure, for which it would be sent, and paid, once more.
+        assert subject.provider.poll([batch_id])[batch_id].status in (BatchStatus.ENDED, BatchStatus.NOT_FOUND)
         assert len(subject.results(other)) == 1
 
     def test_respond_gives_the_result_line_that_a_batch_would(self, subject: ProviderUnderTest) -> None:

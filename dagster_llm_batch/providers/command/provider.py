@@ -163,8 +163,11 @@ class CommandProvider(OwnMachines):
         with reaching(batch.path):
             if batch.is_alive():
                 return f"the batch '{batch_id}' still runs"
-            for path in (batch.input, batch.output, batch.part, batch.progress, batch.log):
+            for path in (batch.input, batch.part, batch.progress, batch.log):
                 path.unlink(missing_ok=True)
+            if batch.output.exists():
+                # Without it the batch would have failed, which is sent again.
+                batch.output.write_bytes(b"")
         return None
 
     def respond(self, line: bytes) -> bytes:

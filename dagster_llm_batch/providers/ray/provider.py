@@ -253,12 +253,12 @@ class RayProvider(OwnMachines):
             raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: the folder of requests and results. The cluster keeps the job's log, without rows."""
+        """See Provider.delete: requests and results. That it ran stays known, and the cluster's log has no rows."""
         if self._report(batch_id).status.is_stoppable:
             return f"the job '{batch_id}' still runs"
         files = self._files(batch_id)
         with _reaching(files):
-            files.remove()
+            files.remove_rows()
         return None
 
     def respond(self, line: bytes) -> bytes:

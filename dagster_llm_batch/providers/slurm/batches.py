@@ -118,9 +118,12 @@ class SlurmBatch:
 
     def delete_rows(self) -> None:
         """Remove requests, results and what tasks printed. What became of the tasks stays known."""
-        for pattern in ("in-*", "out-*", "kept-*", "log-*"):
+        for pattern in ("in-*", "out-*.part", "kept-*", "log-*"):
             for path in self.path.glob(pattern):
                 path.unlink(missing_ok=True)
+        for path in self.path.glob("out-*"):
+            # Without it the task would have failed, which is sent again.
+            path.write_bytes(b"")
 
     def accepted(self, job_id: int) -> None:
         """Write down what sbatch said. Only a help for people: the batch is found without it."""

@@ -75,6 +75,21 @@ def test_a_worker_that_is_killed_loses_no_row_and_what_was_finished_is_not_asked
     assert [text for text in texts if times.count(text) > 1] == ["c", "wait"]  # the run that was under way
 
 
+def test_what_is_stored_of_a_running_job_stays_and_of_an_ended_one_the_rows_go(tmp_path):
+    provider = shouting(tmp_path / "s", "shouting:Slow", rows=1, at_once=1)
+    batch_id = submit(provider, ["secret one", "wait"], "erased")
+    until(lambda: "wait" in [text for _, text in asked(tmp_path)])
+    assert provider.delete(batch_id) == f"the job '{batch_id}' still runs"
+    (tmp_path / "gate").touch()
+    assert wait_for_end(provider, batch_id).status is BatchStatus.ENDED
+    assert len(results(provider, batch_id)) == 2
+    assert provider.delete(batch_id) is None
+    left = [path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()]
+    assert not any(b"secret" in file or b"SECRET" in file for file in left)
+    assert report(provider, batch_id).status is BatchStatus.ENDED
+    assert provider.delete(batch_id) is None
+
+
 def test_a_second_submit_of_a_tag_runs_nothing_again(tmp_path):
     provider = shouting(tmp_path / "s", "shouting:Slow")
     assert provider.find("twice", HINTS) == Absent()

@@ -384,3 +384,25 @@ def test_an_answer_in_real_time_tells_what_went_wrong_and_leaves_nothing(cluster
     with pytest.raises(RefusedError, match=r"code 5\..*broken"):
         provider.respond(line)
     assert list(tmp_path.iterdir()) == []
+
+
+def holding(folder: Path, *words: bytes) -> list[str]:
+    """The files that hold one of these words."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in files if any(word in path.read_bytes() for word in words))
+
+
+@BOTH
+def test_what_is_stored_of_a_running_batch_stays_and_of_an_ended_one_the_rows_go(cluster, tmp_path):
+    gate = tmp_path / "gate"
+    provider = provider_on(tmp_path / "w", "--gate", str(gate))
+    batch_id = submit(provider, ["secret one", "secret two"])
+    assert provider.delete(batch_id) == f"the batch '{batch_id}' still runs"
+    gate.touch()
+    ended = wait_for_end(provider, batch_id)
+    assert texts(provider, batch_id) == {"n-0": "SECRET ONE", "n-1": "SECRET TWO"}
+    assert holding(tmp_path / "w", b"secret", b"SECRET")
+    assert provider.delete(batch_id) is None
+    assert holding(tmp_path / "w", b"secret", b"SECRET") == []
+    assert report(provider, batch_id).status is ended.status is BatchStatus.ENDED
+    assert provider.delete(batch_id) is None

@@ -118,6 +118,13 @@ class Files:
         counts = (name.removesuffix(".jsonl").rpartition("-")[2] for name in self.results())
         return sum(int(count) for count in counts if count.isdecimal())
 
+    def remove_rows(self) -> None:
+        """Remove requests and results, half-written ones, too. What became of the job stays known."""
+        selector = pyarrow.fs.FileSelector(self._path, allow_not_found=True, recursive=True)
+        for info in self._fs.get_file_info(selector):
+            if info.type == pyarrow.fs.FileType.File and not info.base_name.endswith(".json"):
+                self._fs.delete_file(info.path)
+
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
         if self._fs.get_file_info(self._path).type != pyarrow.fs.FileType.NotFound:
