@@ -127,7 +127,7 @@ class LLMBatchGoldSampleComponent(FactoryComponent):
 @dg.scaffold_with(CostScaffolder)
 @component_of(cost_assets, EvaluationBuilder)
 class LLMBatchCostComponent(FactoryComponent):
-    """What each submission has cost, from the ledger, beside real time: a table, and a picture by day.
+    """What labeling has cost, from the ledger, by asset, model, day and tag: a table, a picture, the month's forecast.
 
     Attributes are the arguments of `cost_assets`, by the same names.
     """

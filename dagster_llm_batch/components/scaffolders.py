@@ -310,6 +310,7 @@ class CostScaffolder(AroundScaffolder):
     suffix = "costs"
     attributes = """\
   candidates: [$labels]  # without this: all of the namespace
+  # max_month_usd: 500  # a check, by the forecast; without this: the deployment's budgets of a month
 """
 
 

@@ -1,10 +1,13 @@
-"""What labeling has cost, as a table and over time: every submission in the ledger, superseded ones too."""
+"""What labeling has cost, as a table, over time, and against the budget of a month. All of it is from the ledger.
 
-from __future__ import annotations
+This module must not have `from __future__ import annotations`: Dagster reads the annotation of `context`.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
@@ -12,104 +15,191 @@ import pyarrow as pa
 from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.translator import DATASET_KEY
-from dagster_llm_batch.core.pricing import MONEY_TOTAL
+from dagster_llm_batch.checks import CheckOutcome
+from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR, dollars
+from dagster_llm_batch.engine.cost_forecast import HISTORY, MonthForecast, forecast_month, month_of
+from dagster_llm_batch.engine.costs import CostSum, CostTable, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, TableOptions, code_digest, picture
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of
 from dagster_llm_batch.metrics import DayCost, costs_png
 from dagster_llm_batch.metrics.tables import rows_markdown
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.ledger.records import ShardCost
 from dagster_llm_batch.text import money_text
 
-__all__ = ["cost_assets"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
 
-_SCHEMA = pa.schema(
-    {
-        "dataset": pa.string(),
-        "partition": pa.string(),
-        "submission_id": pa.string(),
-        "provider": pa.string(),
-        "model": pa.string(),
-        "state": pa.string(),
-        "submitted_at": pa.timestamp("us", "UTC"),
-        "settled_at": pa.timestamp("us", "UTC"),
-        "rows": pa.int64(),
-        "requests": pa.int64(),
-        "requests_reused": pa.int64(),
-        "waves": pa.int64(),
-        "estimated_usd": MONEY_TOTAL,
-        "cost_usd": MONEY_TOTAL,
-        "realtime_usd": MONEY_TOTAL,
-        "price_basis": pa.string(),
-    }
-)
+__all__ = ["CHECK", "cost_assets"]
+
+CHECK = "month_cost"
+"""Name of the asset check."""
+
 _DOCS = {
-    "dataset": "labeled asset",
+    "asset": "labeled asset",
     "partition": "of the asset; empty if it has none",
-    "submission_id": "one labeling of one partition, as in the ledger",
     "provider": "who was asked",
-    "model": "which LLM",
-    "state": "open, settled or canceled",
-    "submitted_at": "when it was opened",
-    "settled_at": "when every request had its outcome",
-    "rows": "rows of the partition",
-    "requests": "unique ones, reused included",
-    "requests_reused": "requests whose answers were there already, and cost nothing again",
-    "waves": "times that requests were sent",
-    "estimated_usd": "before anything was sent",
-    "cost_usd": "from the usage in the results; null: not known, or not settled",
-    "realtime_usd": "the same in real time",
-    "price_basis": "batch, rule:half, rule:half-but-cached, free or unknown",
+    "model": "which LLM, with its provider",
+    "day": "of the sending, in UTC",
+    "month": "of the sending, in UTC",
+    "tag": "all tags of the asset when it was submitted",
+    "submissions": "that have requests here",
+    "requests": "that were sent; one that was sent again counts again",
+    "requests_again": "of these, in a second wave or a later one",
+    "input_tokens": "as billed, cached ones included",
+    "output_tokens": "as billed",
+    "cached_tokens": "part of the input tokens",
+    "cost_usd": "from the usage in the results; null: not known",
+    "requests_unknown": "requests that are collected, and of which nobody knows what they cost",
+    "reported_usd": "what vendors say, of batches of which they say it",
+    "reported_of_usd": "what the same batches cost by our prices",
+    "realtime_usd": "what the same would have cost in real time",
+    "saved_usd": "so much less was paid than in real time",
+    "invalid_usd": "replies that were paid for and gave no label, when first asked for",
+    "retries_usd": "the same, when they were asked for again",
+    "padding_usd": "copies that were sent to reach a provider's least number",
+    "wasted_usd": "the sum of the three: paid, and no label",
+    "lost_usd": "expected of batches that were given up or are gone: it may have been billed; in no other amount",
+    "open_usd": "expected of what is planned, in flight or not collected",
+    "open_requests": "planned, in flight or not collected",
+    "open_unknown": "of these, requests of which nobody knows what they will cost",
 }
 
 
-@checked_options(TableOptions, EvaluationBuilder)
+@checked_options(PartitionOptions, EvaluationBuilder)
 def cost_assets(
     *,
     name: str,
     candidates: Candidates = (),
+    by: Sequence[str] = ("day", "asset", "model"),
+    max_month_usd: Decimal | float | str | None = None,
     resource_key: str = "llm_batch",
-    **options: Unpack[TableOptions],
+    **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
-    """Declare an asset with what each submission has cost, from the ledger: one row each, and in the UI costs by day
-    beside real time.
+    """Declare an asset with what labeling has cost, from the ledger: a row for each group. The UI shows costs by day,
+    beside real time, and the month's forecast, which the check `month_cost` holds against a limit.
 
     Args:
         name: Name of the asset.
         candidates: Labeled datasets. Empty: all of the namespace.
+        by: What costs are summed by, each a column: "asset", "partition", "provider", "model", "day" and "month" (of
+            the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag; its column
+            is "tag_team").
+        max_month_usd: The check warns where these datasets are expected to cost more US dollars in the calendar month.
+            Default: the deployment's own budgets of a month.
         resource_key: Key of the LLMBatchResource.
+        partitions_def: Partitions of time, as DailyPartitionsDefinition: each has what was sent within it. What is
+            collected later is there when it is made again. Default: all that was ever sent, in one table.
         frame, io_manager_key: As for `evaluation_assets`.
         options: Dagster's own, as for `evaluation_assets`. By default it is made when any partition of `candidates` is
-            new.
+            new; with partitions of its own when a person or a schedule says so.
 
     Returns:
         The asset, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
+    names = group_names(by)
     datasets = candidates_of(candidates, {}) if candidates else ()
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
+    is_partitioned = builder.partitions_def is not None
+    deps: list[dg.AssetKey | dg.AssetDep] = [*upstreams]
+    if is_partitioned:
+        # No partition of labels is that of a time of sending.
+        deps = [dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) for key in upstreams]
+    if is_partitioned and not isinstance(builder.partitions_def, dg.TimeWindowPartitionsDefinition):
+        raise ConfigError(
+            f"partitions_def={builder.partitions_def}: costs are summed by the time of sending. Give partitions of "
+            "time, as dg.DailyPartitionsDefinition, or none."
+        )
+    costs = _Costs(
+        name=builder.key.to_user_string(),
+        by=names,
+        upstreams=upstreams,
+        partitions_def=builder.partitions_def,
+        max_month_usd=None if max_month_usd is None else dollars("max_month_usd", max_month_usd),
+        resource_key=resource_key,
+    )
     spec = builder.spec(
         "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
-        deps=upstreams,
-        code_version=code_digest("1", upstreams),
-        # all of the namespace is no asset that could be followed
-        follow=builder.follow(upstreams) if upstreams else None,
+        deps=deps,
+        code_version=code_digest("2", upstreams, names),
+        # All of the namespace is no asset that could be followed, and what a day has cost no partition of labels says.
+        follow=builder.follow(upstreams) if upstreams and not is_partitioned else None,
         skippable=False,
     )
+    check = builder.check(
+        CHECK,
+        "The calendar month is expected to cost no more than max_month_usd or, without it, than the deployment's "
+        "budgets of a month. Before there are days enough for a forecast: no more is committed.",
+        blocking=False,
+    )
+    return [builder.table_asset(spec, costs.compute, [check], {resource_key})]
 
-    def compute(context: dg.AssetExecutionContext, _partition: str | None) -> Computed:
-        resource = getattr(context.resources, resource_key)
+
+@dataclass(frozen=True)
+class _Costs:
+    name: str
+    by: tuple[str, ...]
+    upstreams: Sequence[dg.AssetKey]
+    partitions_def: dg.PartitionsDefinition[Any] | None
+    max_month_usd: Decimal | None
+    resource_key: str
+
+    def compute(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
+        resource = getattr(context.resources, self.resource_key)
         if not isinstance(resource, LLMBatchResource):
             raise ConfigError(
-                f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
+                f"The resource '{self.resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             )
         engine = resource.engine()
-        names = [_ledger_name(context, key) for key in upstreams] or None
-        submissions = engine.ledger.submissions(engine.namespace, assets=names)
-        return Computed(_table(submissions), _metadata(submissions), _DOCS)
+        assets = [_ledger_name(context, key) for key in self.upstreams] or None
+        since, until = self._window(partition)
+        costs = engine.ledger.shard_costs(engine.namespace, assets=assets, since=since, until=until)
+        month = month_of((since or engine.now()).date())
+        forecast = _forecast(engine, month, assets)
+        table = cost_table(costs, self.by)
+        verdict = self._verdict(engine, month, assets, forecast)
+        docs = {_column(name): _DOCS.get(name, "of the asset when it was submitted") for name in [*self.by, *_SUMS]}
+        return Computed(_arrow(table), _metadata(costs, table.total, month, forecast), docs, [verdict])
 
-    return [builder.table_asset(spec, compute, resource_keys={resource_key})]
+    def _window(self, partition: str | None) -> tuple[datetime | None, datetime | None]:
+        if partition is None or not isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
+            return None, None
+        window = self.partitions_def.time_window_for_partition_key(partition)
+        return window.start.astimezone(UTC), window.end.astimezone(UTC)
+
+    def _verdict(
+        self, engine: "Engine", month: date, assets: Sequence[str] | None, forecast: MonthForecast
+    ) -> CheckOutcome:
+        """Judge the month by each of its limits."""
+        if self.max_month_usd is not None:
+            limits = [(f"limit of {money_text(self.max_month_usd)}", self.max_month_usd, forecast)]
+        else:
+            limits = [
+                (
+                    str(budget),
+                    Decimal(budget.max_usd),
+                    _forecast(engine, month, None if budget.asset is None else [budget.asset]),
+                )
+                for budget in engine.deployment.budgets
+                if budget.period == "month" and (assets is None or budget.asset is None or budget.asset in assets)
+            ]
+        over = [
+            f"{limit}: {told}"
+            for limit, most, told in limits
+            if (told.committed_usd if told.expected_usd is None else told.expected_usd) > most
+        ]
+        limit = "; ".join(limit for limit, _, _ in limits) or "no limit is set"
+        text = f"over the {'; the '.join(over)}" if over else f"{forecast} ({limit})"
+        severity, description = dg.AssetCheckSeverity.WARN, f"{month:%Y-%m}: {text}."
+        return CheckOutcome(CHECK, passed=not over, severity=severity, description=description, metadata={})
+
+
+def _forecast(engine: "Engine", month: date, assets: Sequence[str] | None) -> MonthForecast:
+    now = engine.now()
+    since = min(datetime.combine(month, time(), UTC), now - HISTORY).replace(hour=0, minute=0, second=0, microsecond=0)
+    return forecast_month(engine.ledger.shard_costs(engine.namespace, assets=assets, since=since), month, now)
 
 
 def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:
@@ -119,73 +209,75 @@ def _ledger_name(context: dg.AssetExecutionContext, labels: dg.AssetKey) -> str:
     return str(metadata.get(DATASET_KEY, labels.to_user_string()))
 
 
-def _table(submissions: Sequence[Submission]) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "dataset": submission.asset,
-                "partition": submission.partition,
-                "submission_id": submission.submission_id,
-                "provider": submission.provider,
-                "model": submission.model,
-                "state": submission.state.value,
-                "submitted_at": submission.created_at,
-                "settled_at": submission.settled_at,
-                "rows": submission.rows,
-                "requests": submission.requests,
-                "requests_reused": submission.reused,
-                "waves": submission.waves,
-                "estimated_usd": submission.estimated_usd,
-                "cost_usd": submission.cost_usd,
-                "realtime_usd": submission.realtime_usd,
-                "price_basis": None if submission.price_basis is None else submission.price_basis.value,
-            }
-            for submission in submissions
-        ],
-        schema=_SCHEMA,
-    )
+_SUMS = tuple(CostSum().as_dict())
 
 
-def _metadata(submissions: Sequence[Submission]) -> dict[str, Any]:
-    known = [submission for submission in submissions if submission.cost_usd is not None]
+def _column(name: str) -> str:
+    """Return a name that every database takes for a column."""
+    return name.replace(":", "_")
+
+
+def _arrow(table: CostTable) -> pa.Table:
+    kinds = {name: MONEY_TOTAL if name.endswith("_usd") else pa.int64() for name in _SUMS}
+    groups = {_column(name): pa.date32() if name == "day" else pa.string() for name in table.by}
+    rows = [{_column(name): _value(name, value) for name, value in row.items()} for row in table.as_dicts()]
+    return pa.Table.from_pylist(rows, schema=pa.schema({**groups, **kinds}))
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return value.quantize(PICODOLLAR)
+    return date.fromisoformat(value) if name == "day" else value
+
+
+def _metadata(costs: Sequence[ShardCost], total: CostSum, month: date, forecast: MonthForecast) -> dict[str, Any]:
+    collected = [cost for cost in costs if not cost.is_open]
     by_day = [
-        DayCost(submission.created_at.date(), submission.asset, submission.cost_usd, submission.realtime_usd)
-        for submission in known
-        if submission.cost_usd is not None
+        DayCost(date.fromisoformat(day), asset, part.cost_usd, part.realtime_usd)
+        for (day, asset), part in cost_table(collected, ["day", "asset"]).groups.items()
+        if part.cost_usd is not None
     ]
-    parts = [rows_markdown(_by_model(known))]
+    parts = [f"{month:%Y-%m}: {forecast}."]
     if by_day:
-        parts.append(picture("costs by day", costs_png(by_day)))
+        parts = [rows_markdown(_by_model(costs)), *parts, picture("costs by day", costs_png(by_day))]
+    else:
+        parts = ["No costs are known yet.", *parts]
+    amounts: Mapping[str, Decimal | None] = {
+        "cost_usd": total.cost_usd if by_day else None,
+        "realtime_cost_usd": total.realtime_usd if by_day else None,
+        "saved_usd": total.saved_usd if by_day else None,
+        "wasted_usd": total.wasted_usd if by_day else None,
+        "open_usd": total.open_usd,
+        "month_committed_usd": forecast.committed_usd,
+        "month_expected_usd": forecast.expected_usd,
+        "month_low_usd": forecast.low_usd,
+        "month_high_usd": forecast.high_usd,
+    }
     return {
-        "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts) if known else "No costs are known yet."),
-        # left out where no cost is known: zero would be a figure
-        **(
-            {"llm_batch/cost_usd": float(sum((submission.cost_usd for submission in by_day), Decimal(0)))}
-            if by_day
-            else {}
-        ),
-        "llm_batch/submissions": len(submissions),
-        "llm_batch/submissions_without_cost": len(submissions) - len(known),
+        "llm_batch/costs": dg.MetadataValue.md("\n\n".join(parts)),
+        # Left out where nothing is known: zero would be a figure.
+        **{f"llm_batch/{name}": float(amount) for name, amount in amounts.items() if amount is not None},
+        "llm_batch/submissions": total.submissions,
+        "llm_batch/requests": total.requests,
+        "llm_batch/requests_of_unknown_cost": total.requests_unknown,
     }
 
 
-def _by_model(submissions: Sequence[Submission]) -> list[dict[str, str]]:
-    groups: dict[tuple[str, str], list[Submission]] = {}
-    for submission in submissions:
-        groups.setdefault((submission.asset, f"{submission.provider}/{submission.model}"), []).append(submission)
+def _by_model(costs: Sequence[ShardCost]) -> list[dict[str, str]]:
     return [
         {
-            "dataset": dataset,
+            "asset": asset,
             "model": model,
-            "submissions": f"{len(group):,}",
-            "requests": f"{sum(submission.requests - submission.reused for submission in group):,}",
-            "USD": money_text(sum((submission.cost_usd or Decimal(0) for submission in group), Decimal(0))),
-            "in real time": _total([submission.realtime_usd for submission in group]),
+            "submissions": f"{part.submissions:,}",
+            "requests": f"{part.requests:,}",
+            "USD": _amount(part.cost_usd),
+            "in real time": _amount(part.realtime_usd),
+            "wasted": _amount(part.wasted_usd),
+            "of unknown cost": f"{part.requests_unknown:,}",
         }
-        for (dataset, model), group in sorted(groups.items())
+        for (asset, model), part in cost_table(costs, ["asset", "model"]).groups.items()
     ]
 
 
-def _total(amounts: Sequence[Decimal | None]) -> str:
-    known = [amount for amount in amounts if amount is not None]
-    return money_text(sum(known, Decimal(0))) if len(known) == len(amounts) else "not known"
+def _amount(amount: Decimal | None) -> str:
+    return "not known" if amount is None else money_text(amount)

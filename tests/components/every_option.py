@@ -221,7 +221,13 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "costs": (
         cost_assets,
         "LLMBatchCostComponent",
-        alike(candidates=["crm/labels"], resource_key="models") | STORED,
+        alike(candidates=["crm/labels"], by=["asset", "day", "tag:team"], max_month_usd="12.5", resource_key="models")
+        | STORED
+        | BACKFILL
+        | Same(
+            {"partitions_def": dg.DailyPartitionsDefinition("2026-01-01")},
+            {"partitions_def": {"type": "daily", "start_date": "2026-01-01"}},
+        ),
     ),
     "duel": (
         pairwise_judge_assets,

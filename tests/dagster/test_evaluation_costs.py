@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import dagster as dg
+import pytest
+import sqlalchemy as sa
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 
-from dagster_llm_batch import cost_assets
+from dagster_llm_batch import Budget, cost_assets
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.costs import CHECK
+from dagster_llm_batch.storage.ledger.schema import SHARD, to_row
+from dagster_llm_batch.text import money_text
+
+TODAY = datetime.now(UTC).date()
 
 
-def stored(location: CodeLocation):
-    return location.defs.load_asset_value("llm_costs", instance=location.instance)
+def stored(location: CodeLocation, **where: Any):
+    return location.defs.load_asset_value("llm_costs", instance=location.instance, **where)
 
 
-def test_every_submission_is_a_row_with_what_it_has_cost(make):
-    location = make(*labeled(partitions_def=DAILY), *cost_assets(name="llm_costs"))
+def check(location: CodeLocation, partition: str | None = None):
+    result = location.run("llm_costs", partition=partition)
+    assert result.success
+    [evaluation] = result.get_asset_check_evaluations()
+    assert evaluation.check_name == CHECK
+    return evaluation
+
+
+def test_each_group_is_a_row_with_what_it_has_cost(make):
+    location = make(
+        *labeled(partitions_def=DAILY, tags={"team": "support"}),
+        *cost_assets(name="llm_costs", by=["partition", "day", "model", "tag:team"]),
+    )
     for day in DAYS[:2]:
         assert location.land(partition=day).success
     assert location.run("llm_costs").success
-    rows = stored(location).to_pylist()
-    assert [(row["dataset"], row["partition"], row["state"], row["requests"]) for row in rows] == [
-        (LABELS, DAYS[0], "settled", 3),
-        (LABELS, DAYS[1], "settled", 3),
+    table = stored(location)
+    assert table.column_names[:4] == ["partition", "day", "model", "tag_team"]
+    rows = table.to_pylist()
+    assert [(row["partition"], row["day"], row["tag_team"], row["requests"]) for row in rows] == [
+        (DAYS[0], TODAY, "support", 3),
+        (DAYS[1], TODAY, "support", 3),
     ]
     for row in rows:
         shown = location.metadata(partition=row["partition"])
         assert row["cost_usd"] == Decimal(str(shown["llm_batch/cost_usd"])).quantize(Decimal("1e-12"))
         assert row["realtime_usd"] == 2 * row["cost_usd"] > 0
-        assert row["submitted_at"] <= row["settled_at"]
+        assert (row["saved_usd"], row["wasted_usd"], row["requests_unknown"]) == (row["cost_usd"], 0, 0)
+        assert row["input_tokens"] == shown["llm_batch/input_tokens"]
     said = location.metadata("llm_costs")
     assert said["llm_batch/cost_usd"] == float(sum(row["cost_usd"] for row in rows))
     assert "| ticket\\_labels | openai/gpt-4o | 2 | 6 |" in said["llm_batch/costs"]
     assert "![costs by day](data:image/png;base64," in said["llm_batch/costs"]
+    assert "no forecast: 0 complete days are too few, 14 are needed" in said["llm_batch/costs"]
+    assert "llm_batch/month_expected_usd" not in said
 
 
-def test_what_is_under_way_is_a_row_without_a_cost(make):
+def test_what_is_under_way_is_expected_and_has_no_cost_yet(make):
     location = make(*labeled(), *cost_assets(name="llm_costs"))
     assert location.submit().success
     assert location.run("llm_costs").success
     [row] = stored(location).to_pylist()
-    assert (row["state"], row["cost_usd"], row["partition"]) == ("open", None, "")
+    assert (row["asset"], row["cost_usd"], row["open_requests"]) == (LABELS, 0, 3)
     said = location.metadata("llm_costs")
-    assert said["llm_batch/submissions_without_cost"] == 1
-    assert said["llm_batch/costs"] == "No costs are known yet."
+    assert said["llm_batch/open_usd"] == float(row["open_usd"]) > 0
+    assert "llm_batch/cost_usd" not in said
+    assert said["llm_batch/costs"].startswith("No costs are known yet.")
 
 
 def test_only_the_datasets_that_are_named_count_and_are_its_lineage(make):
@@ -52,12 +79,73 @@ def test_only_the_datasets_that_are_named_count_and_are_its_lineage(make):
     assert location.land().success
     assert location.run("mails_batch").success
     assert location.run("llm_costs").success
-    assert [row["dataset"] for row in stored(location).to_pylist()] == ["mails"]
+    assert [row["asset"] for row in stored(location).to_pylist()] == ["mails"]
     [asset] = [one for one in location.defs.assets if dg.AssetKey("llm_costs") in one.keys]
     assert [dep.asset_key.to_user_string() for spec in asset.specs for dep in spec.deps] == ["mails"]
 
 
 def test_an_empty_ledger_is_an_empty_table(make):
     location = make(*labeled(), *cost_assets(name="llm_costs"))
-    assert location.run("llm_costs").success
+    assert "no limit is set" in str(check(location).description)
     assert len(stored(location)) == 0
+
+
+def test_a_partition_of_time_has_what_was_sent_within_it(make):
+    daily = dg.DailyPartitionsDefinition(str(TODAY - timedelta(days=2)), end_offset=1)
+    labels = labeled(partitions_def=DAILY)
+    location = make(*labels, *cost_assets(name="llm_costs", candidates=[labels], partitions_def=daily))
+    assert location.land(partition=DAYS[0]).success
+    for day, requests in ((TODAY, [3]), (TODAY - timedelta(days=1), [])):
+        assert check(location, str(day)).passed
+        assert stored(location, partition_key=str(day))["requests"].to_pylist() == requests
+    with pytest.raises(ConfigError, match="Give partitions of time"):
+        cost_assets(name="llm_costs", partitions_def=dg.StaticPartitionsDefinition(["a"]))
+
+
+def add_days(location: CodeLocation, days: int) -> None:
+    """Leave the ledger as if the batch that was sent today had been sent, and had cost the same, on each day before."""
+    ledger = location.engine().ledger
+    [submission] = ledger.submissions("default")
+    [shard] = ledger.shards(submission.submission_id)
+    now = datetime.now(UTC)
+    rows = [
+        {**to_row(shard), "shard_id": f"d{n}", "number": n, "batch_id": f"b{n}", "sent_at": at, "planned_at": at}
+        for n in range(1, days + 1)
+        for at in [now - timedelta(days=n)]
+    ]
+    with ledger._database.write() as connection:
+        connection.execute(sa.insert(SHARD), rows)
+    ledger.close()
+
+
+def test_the_check_says_when_the_month_will_be_over_a_limit(make):
+    labels = labeled()
+    location = make(*labels, *cost_assets(name="llm_costs"))
+    assert location.land().success
+    paid = Decimal(str(location.metadata()["llm_batch/cost_usd"]))
+
+    def judged(budgets=(), **options: Any) -> tuple[bool, str]:
+        found = check(make(*labels, *cost_assets(name="llm_costs", **options), budgets=list(budgets)))
+        assert found.severity is dg.AssetCheckSeverity.WARN
+        return found.passed, str(found.description)
+
+    def budget(times: float, **which: Any) -> Budget:
+        return Budget(max_usd=float(paid) * times, **which)
+
+    # With too few days it goes by what is committed.
+    assert judged(max_month_usd=paid * 2)[0]
+    passed, told = judged(max_month_usd=paid / 2)
+    assert (passed, f"over the limit of {money_text(paid / 2)}" in told) == (False, True)
+    assert judged([budget(2), budget(0.5, period="ever"), budget(0.5, asset="others")], candidates=[labels])[0]
+    passed, told = judged([budget(2), budget(0.5, asset=LABELS)])
+    assert (passed, f"over the budget of {money_text(paid / 2)} for '{LABELS}'" in told) == (False, True)
+    assert judged([budget(0.5)], max_month_usd=paid * 2)[0]
+    # With days enough, by what the whole month is expected to cost: as much each day.
+    add_days(location, 20)
+    month = TODAY.replace(day=1)
+    length = ((month + timedelta(days=31)).replace(day=1) - month).days
+    expected = paid * (length - max((TODAY - month).days - 20, 0))
+    assert judged(max_month_usd=expected * Decimal("1.01"))[0]
+    passed, told = judged(max_month_usd=expected * Decimal("0.99"))
+    assert (passed, f"{money_text(expected)} expected, with 90 % between" in told) == (False, True)
+    assert location.metadata("llm_costs")["llm_batch/month_expected_usd"] == pytest.approx(float(expected), rel=1e-2)
