@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
     from dagster_llm_batch.resources import (
         AnthropicBatchResource,
+        AzureOpenAIBatchResource,
         BedrockBatchResource,
         Budget,
         CommandBatchResource,
@@ -66,12 +67,14 @@ if TYPE_CHECKING:
         RayBatchResource,
         SlurmBatchResource,
         VertexBatchResource,
+        preset,
     )
     from dagster_llm_batch.sensors import build_llm_batch_alert_sensor, build_llm_batch_sensor
 
 __all__ = [
     "AnthropicBatchResource",
     "AtLeast",
+    "AzureOpenAIBatchResource",
     "BedrockBatchResource",
     "Budget",
     "Checks",
@@ -120,6 +123,7 @@ __all__ = [
     "llm_batch_assets",
     "on_labels_ready",
     "pairwise_judge_assets",
+    "preset",
     "rubric_judge_assets",
     "skew_assets",
 ]

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ResponseSchemaError
+from dagster_llm_batch.providers.openai.servers import SERVERS, Fact, Server
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.types import Usage
 from tests.providers.schema_matrix import CONSTRUCTS, TARGETS, Construct, Target
@@ -51,6 +52,54 @@ def providers() -> list[str]:
         resource = entry.resource.partition(":")[2]
         rows.append(f"| {name} | `{resource}` | {extra} | {entry.price_book or 'nobody'} |")
     return rows
+
+
+def servers() -> list[str]:
+    """What is known of each server that speaks OpenAI's Batch API, and where that is from."""
+    header = ["Preset", "Address", "Answers", "Requests", "Bytes", "Window", "Request file", "Price"]
+    rows = [_row(header), "| --- | --- | --- | --: | --: | --- | --- | --- |"]
+    rows += [_row([f"`{name}`", *_known(server)]) for name, server in SERVERS.items()]
+    for name, server in SERVERS.items():
+        facts = {"Counts": server.counts, "Errors": server.errors, "Most tokens of a reply": server.output_tokens}
+        if server.has_pages is not None and not server.has_pages.value:
+            facts["List"] = Fact("one, without pages", server.has_pages.source)
+        if server.keeps_metadata is None:
+            facts["Metadata"] = Fact("not known; a batch is found by its request file's name", "nobody's")
+        told = [f"{what}: {_shown(fact)}" for what, fact in facts.items() if fact is not None]
+        told += [_shown(quirk) for quirk in server.quirks]
+        known = [fact for fact in [*vars(server).values(), *server.quirks] if isinstance(fact, Fact)]
+        told.append(f"from {', '.join(dict.fromkeys(fact.source for fact in known))}")
+        rows += ["", f"**{server.title}** (`{name}`). {'; '.join(told)}."]
+    return rows
+
+
+def _known(server: Server) -> list[str]:
+    windows, expiry, endpoints = server.windows, server.expiry, server.endpoints
+    return [
+        "yours" if server.base_url.value is None else f"`{server.base_url.value}`" + _mark(server.base_url),
+        "" if endpoints is None else ", ".join(one.value for one in endpoints.value) + _mark(endpoints),
+        "" if server.max_requests is None else f"{server.max_requests.value:,}" + _mark(server.max_requests),
+        "" if server.max_bytes is None else f"{server.max_bytes.value:,}" + _mark(server.max_bytes),
+        ""
+        if windows is None
+        else (" to " if windows.value.any_between else ", ").join(windows.value.words) + _mark(windows),
+        ""
+        if expiry is None or not expiry.value.seconds
+        else f"kept {expiry.value.seconds // 86_400} days" + _mark(expiry),
+        "" if server.price_rule is None else _shown(server.price_rule),
+    ]
+
+
+def _shown(fact: Fact[object]) -> str:
+    return f"{fact.value:,}" + _mark(fact) if isinstance(fact.value, int) else f"{fact.value}{_mark(fact)}"
+
+
+def _mark(fact: Fact[object]) -> str:
+    return " °" if fact.seen_live else ""
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def limits() -> list[str]:
@@ -99,7 +148,7 @@ def _per_million(thousand: Decimal | None) -> str:
     return "not known" if thousand is None else f"{thousand * 1_000:f}".rstrip("0").rstrip(".") or "0"
 
 
-TABLES = {"providers": providers, "limits": limits, "schemas": schemas, "prices": prices}
+TABLES = {"providers": providers, "servers": servers, "limits": limits, "schemas": schemas, "prices": prices}
 
 
 def with_tables(page: str) -> str:

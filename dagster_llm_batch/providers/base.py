@@ -195,6 +195,9 @@ class StainlessProvider(VendorProvider):
     _page_size: int
     """How many batches one list call gives at most."""
 
+    _has_pages = True
+    """Whether the list has pages; else it is one, whatever it says of more."""
+
     def __init__(
         self,
         name: str,
@@ -242,14 +245,16 @@ class StainlessProvider(VendorProvider):
         start: dict[str, Any] = {} if after is None else {self._page_after: after}
         with self._calls("list the batches"):
             page = parse_reply(self._batches(retries=0).with_raw_response.list(limit=self._page_size, **start))
-            return {batch.id: batch for batch in self._listed(page)}, page.has_next_page()
+            has_more = self._has_pages and page.has_next_page()
+            return {batch.id: batch for batch in self._listed(page)}, has_more
 
     def _pages(self, first: Any) -> Iterator[list[Any]]:
         """Yield the batches of this page of the list and of all that follow. Raises RepeatedListError."""
-        return unrepeated(map(self._listed, first.iter_pages()), lambda batch: str(batch.id))
+        pages = first.iter_pages() if self._has_pages else [first]
+        return unrepeated(map(self._listed, pages), lambda batch: str(batch.id))
 
     def _listed(self, page: Any) -> list[Any]:
-        return check_listed(page.data, self._is_batch, has_more=page.has_more)
+        return check_listed(page.data, self._is_batch, has_more=self._has_pages and page.has_more)
 
     def _read_report(self, batch_id: str) -> BatchReport:
         # under the id that was asked for, whatever the answer says: it is the one that the ledger knows

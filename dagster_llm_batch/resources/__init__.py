@@ -8,14 +8,17 @@ from dagster_llm_batch.resources.deployment import Budget, LLMBatchResource, Que
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
     AnthropicBatchResource,
+    AzureOpenAIBatchResource,
     BedrockBatchResource,
     GeminiBatchResource,
     OpenAIBatchResource,
     VertexBatchResource,
+    preset,
 )
 
 __all__ = [
     "AnthropicBatchResource",
+    "AzureOpenAIBatchResource",
     "BedrockBatchResource",
     "Budget",
     "CommandBatchResource",
@@ -26,4 +29,5 @@ __all__ = [
     "RayBatchResource",
     "SlurmBatchResource",
     "VertexBatchResource",
+    "preset",
 ]

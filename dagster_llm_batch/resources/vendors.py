@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated, Any, cast
 
+import dagster as dg
 from pydantic import Field
 
+from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.config import ProviderResource
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.openai.servers import SERVERS, Server
 
 __all__ = [
     "AnthropicBatchResource",
+    "AzureOpenAIBatchResource",
     "BedrockBatchResource",
     "GeminiBatchResource",
     "OpenAIBatchResource",
     "VertexBatchResource",
+    "preset",
 ]
 
 _TIMEOUT_SECONDS = "Seconds of one call; its answer may take longer while 1,000 bytes a second come."
@@ -22,6 +30,8 @@ _SETTLE_SECONDS = (
     "How long after a create call of unknown end the batch may still appear. Only then is a batch that the provider "
     "does not list taken as not created, and sent again."
 )
+_NO_KEY = "none"
+"""What is sent where a server takes calls without a key: its SDK sends none without one."""
 _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
@@ -68,10 +78,28 @@ class AnthropicBatchResource(ProviderResource):
 
 
 class OpenAIBatchResource(ProviderResource):
-    """OpenAI's Batch API, and any server that speaks it: Azure OpenAI v1, Groq, Doubleword (by `base_url`)."""
+    """OpenAI's Batch API, and any server that speaks it: by a preset (`server`), or by its address (`base_url`)."""
 
-    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
-    base_url: str | None = Field(default=None, description="Address of a compatible server. Default: OpenAI's own.")
+    api_key: str | None = Field(repr=False, default=None, description="API key. Give it as an EnvVar.")
+    # Dagster's configuration holds no functions: it hands this on as it is.
+    token_provider: Annotated[Any, "resource_dependency"] = Field(
+        default=None,
+        repr=False,
+        description=(
+            "In place of a key: a function that gives a token for each call, as azure-identity's "
+            "get_bearer_token_provider makes one; or its import path, module:function."
+        ),
+    )
+    server: str = Field(
+        default="openai",
+        description=(
+            "Which server it is: openai, azure, groq, deepinfra, doubleword, parasail, dashscope, vllm, aibrix or ogx. "
+            "Limits, windows, prices and what else is known of it are taken from there."
+        ),
+    )
+    base_url: str | None = Field(
+        default=None, description="Address of the server. Default: the vendor's own, where it has one for everybody."
+    )
     organization: str | None = Field(default=None, description="OpenAI organization id.")
     project: str | None = Field(default=None, description="OpenAI project id.")
     account: str | None = Field(
@@ -84,26 +112,107 @@ class OpenAIBatchResource(ProviderResource):
     completion_window: str = Field(
         default="24h", description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h."
     )
-    price_book: str = Field(default="openai", description="The price book's id of who bills: openai, azure, groq, …")
+    price_book: str | None = Field(
+        default=None, description="The price book's id of who bills: openai, azure, groq, …. Default: the server's."
+    )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a server that is not known, and what it does not take."""
+        super().model_post_init(context)
+        server = self._server
+        if self.api_key is None and self.token_provider is None and server.needs_key:
+            raise ConfigError(
+                f"{server.title} takes no call without a key. Give api_key=dg.EnvVar(…) or token_provider=…."
+            )
+        if self.api_key is not None and self.token_provider is not None:
+            raise ConfigError("Give either an api_key or a token_provider, not both: only one of them can be sent.")
+        if self.base_url is None and server.base_url.value is None:
+            raise ConfigError(
+                f"{server.title} has no address that is the same for all. Give base_url, as in {server.example_url!r}."
+            )
+        if not isinstance(self.completion_window, dg.EnvVar):
+            _check_window(server, self.completion_window)
+
+    @property
+    def _server(self) -> Server:
+        if self.server not in SERVERS:
+            raise ConfigError(f"server={self.server!r}: {unknown_name('server', self.server, SERVERS)}")
+        return SERVERS[self.server]
+
+    def _credentials(self) -> str | Callable[[], str]:
+        # an empty key is a variable that is not set, and is refused
+        if self.api_key is not None:
+            return self.api_key
+        return _NO_KEY if self.token_provider is None else _function_of(self.token_provider)
 
     def provider(self) -> Provider:
         """Return the provider; makes no call."""
         from dagster_llm_batch.providers.openai.provider import OpenAIProvider  # noqa: PLC0415 - its SDK is an extra
 
+        server = self._server
         return OpenAIProvider(
             name=self.name,
-            api_key=self.api_key,
+            server=server,
+            api_key=self._credentials(),
             base_url=self.base_url,
             organization=self.organization,
             project=self.project,
             account=self.account,
             completion_window=self.completion_window,
-            price_book=self.price_book,
+            price_book=self.price_book or server.price_book.value,
             timeout_seconds=self.timeout_seconds,
             settle_seconds=self.settle_seconds,
         )
+
+
+class AzureOpenAIBatchResource(OpenAIBatchResource):
+    """Azure OpenAI's v1 API: the preset `azure`, with keys or with Entra ID (`token_provider`)."""
+
+    server: str = Field(default="azure", description="Which server it is.")
+
+
+def preset(name: str, **settings: Any) -> OpenAIBatchResource:
+    """Return the settings of a server that speaks OpenAI's Batch API, with what is known of it.
+
+    Args:
+        name: Which server, as in docs/reference/providers.md: azure, groq, vllm, ….
+        settings: Those of OpenAIBatchResource that are yours: api_key, base_url, ….
+    """
+    if name not in SERVERS:
+        raise ConfigError(f"preset({name!r}): {unknown_name('preset', name, SERVERS)}")
+    return OpenAIBatchResource(server=name, **settings)
+
+
+def _function_of(given: Any) -> Callable[[], str]:
+    """Return the function that gives tokens: itself, or what an import path names."""
+    if callable(given):
+        return cast("Callable[[], str]", given)
+    module, colon, name = str(given).partition(":")
+    if not (module and colon and name):
+        raise ConfigError(f"token_provider={given!r} is no import path; it looks like 'my_package.azure:token'.")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"token_provider={given!r} cannot be imported: {type(error).__name__}: {error}.") from error
+    if not callable(function):
+        raise ConfigError(f"token_provider={given!r} is a {type(function).__name__}; it must be a function.")
+    return cast("Callable[[], str]", function)
+
+
+def _check_window(server: Server, word: str) -> None:
+    """Raise ConfigError for a window that the server is known not to take."""
+    from dagster_llm_batch.providers.openai.batches import window_of  # noqa: PLC0415 - as the providers
+
+    if server.windows is None or word in server.windows.value.words:
+        return
+    words, any_between = server.windows.value
+    asked, least, most = (window_of(each) for each in (word, words[0], words[-1]))
+    if any_between and asked and least and most and least <= asked <= most:
+        return
+    allowed = f"anything from {words[0]} to {words[-1]}" if any_between else " or ".join(words)
+    raise ConfigError(f"completion_window={word!r} is none that {server.title} takes; it takes {allowed}.")
 
 
 class VertexBatchResource(ProviderResource):

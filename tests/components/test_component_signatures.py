@@ -167,7 +167,8 @@ def test_an_argument_that_yaml_cannot_say_is_refused_when_the_component_is_decla
 
 def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
     shown = LLMBatchComponent.get_model_cls().model_json_schema()["$defs"]
-    for one in (getattr(resources, name) for name in resources.__all__):
+    in_python_alone = {"preset", "AzureOpenAIBatchResource"}  # `kind: azure` in YAML
+    for one in (getattr(resources, name) for name in resources.__all__ if name not in in_python_alone):
         block = shown[f"{one.__name__}Settings"]
         assert set(block["properties"]) == set(one.model_fields)
         assert set(block.get("required", ())) == {

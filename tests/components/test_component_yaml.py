@@ -375,6 +375,11 @@ def test_providers_have_names_of_the_users_own_and_a_kind(monkeypatch):
         "providers": {
             "openai_eu": {"kind": "openai", "api_key": "{{ env.EU_KEY }}", "project": "eu"},
             "tickets": {"kind": "command", "command": ["run", "{input}", "{output}"]},
+            "azure": {
+                "kind": "azure",
+                "base_url": "https://r.openai.azure.com/openai/v1",
+                "token_provider": "os:getcwd",
+            },
         },
         "queue_limits": {"openai_eu": {"max_batches": 2}},
     }
@@ -383,7 +388,10 @@ def test_providers_have_names_of_the_users_own_and_a_kind(monkeypatch):
         assert {name: type(one) for name, one in found.providers.items()} == {
             "openai_eu": OpenAIBatchResource,
             "tickets": CommandBatchResource,
+            "azure": OpenAIBatchResource,
         }
+        assert (found.providers["openai_eu"].server, found.providers["azure"].server) == ("openai", "azure")
+        assert found.make_providers(Path())["azure"].price_book == "azure"
         assert isinstance(found.providers["openai_eu"].api_key, dg.EnvVar)
         assert found.make_providers(Path())["openai_eu"].account == "api.openai.com/v1?project=eu"
         assert "sk-secret" not in repr(found)

@@ -16,6 +16,7 @@ from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Absent, FindHints
 
@@ -42,6 +43,7 @@ class Place:
     def of(emulator: Emulator, folder: Path, s3_url: str | None, gcs_url: str | None) -> Place:
         urls = {
             "openai": emulator.openai_base_url,
+            "azure": emulator.azure_base_url,
             "anthropic": emulator.anthropic_base_url,
             "bedrock": emulator.bedrock_url,
             "vertex": emulator.vertex_base_url,
@@ -71,6 +73,18 @@ class Cloud:
 def _openai(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
     return OpenAIProvider(
         DEFAULT_KEY, place.urls["openai"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
+    )
+
+
+def _azure(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
+    """A batch shows no metadata there: it is found by its request file."""
+    return OpenAIProvider(
+        DEFAULT_KEY,
+        place.urls["azure"],
+        name="azure",
+        server=SERVERS["azure"],
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
     )
 
 
@@ -146,6 +160,15 @@ CLOUDS = {
             _openai,
             r"^POST /v1/batches$",
             r"^GET /v1/files/[^/]+/content$",
+        ),
+        Cloud(
+            "azure",
+            "gpt-4o",
+            "gpt-4o-mini",
+            _MAX_TOKENS,
+            _azure,
+            r"^POST /openai/v1/batches$",
+            r"^GET /openai/v1/files/[^/]+/content$",
         ),
         Cloud(
             "anthropic",

@@ -72,7 +72,7 @@ SETTINGS = {name: one for name, one in _PUBLIC.items() if is_dataclass(one) and 
 }
 SETTINGS = {name: one for name, one in SETTINGS.items() if not name.endswith("Component")}
 CONFIGS = {
-    **{name: getattr(resources, name) for name in resources.__all__},
+    **{name: getattr(resources, name) for name in resources.__all__ if name != "preset"},
     **{
         one.__name__: one
         for one in (streams.KafkaResource, HiveParquetIOManager, SubmitConfig, CancelConfig, ResolveConfig, Accept)

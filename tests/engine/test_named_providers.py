@@ -133,3 +133,7 @@ def test_a_wrong_name_is_told_with_those_that_there_are_and_the_nearest(workspac
     )
     with pytest.raises(ConfigError, match=r"Add it to LLMBatchResource\(providers=\{'zebra': \.\.\.\}\)"):
         workspace.engine().plan(labeling(model="zebra/gpt-4o"), tickets(1))
+    with pytest.raises(
+        ConfigError, match=r"Add it to LLMBatchResource\(providers=\{'groq': preset\('groq', \.\.\.\)\}\)"
+    ):
+        workspace.engine().plan(labeling(model="groq/gpt-oss"), tickets(1))

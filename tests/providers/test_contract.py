@@ -11,6 +11,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -32,11 +33,11 @@ class TestOpenAI(ProviderContract):
 
 
 class TestAzure(ProviderContract):
-    @pytest.fixture
-    def subject(self) -> Iterator[ProviderUnderTest]:
+    @pytest.fixture(params=["chat", "responses"])
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
-            provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url)
-            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
+            provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url, server=SERVERS["azure"])
+            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAnthropic(ProviderContract):

@@ -8,7 +8,8 @@ Format: https://platform.openai.com/docs/api-reference/batch/object
 
 from __future__ import annotations
 
-from datetime import datetime
+import re
+from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.providers.answers import count_of, time_of
@@ -16,7 +17,10 @@ from dagster_llm_batch.providers.openai.errors import QUEUE_IS_FULL
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["created_at", "is_batch", "read_batch"]
+__all__ = ["created_at", "is_batch", "read_batch", "window_of"]
+
+# OpenAI has 24h alone; compatible servers have 1h, 7d, 336h, …
+_WINDOW = re.compile(r"([0-9]{1,4})(h|d)")
 
 # Compatible servers write "canceled" with one l or two, and in any case of letters.
 _STATUSES = {
@@ -55,7 +59,7 @@ def read_batch(batch: Any) -> BatchReport:
         batch_id=str(batch.id),
         status=status or BatchStatus.RUNNING,
         total=total if known else None,
-        done=(completed or 0) + (failed or 0) if known else None,
+        done=(completed or 0) + (failed or 0) if known and (completed, failed) != (None, None) else None,
         failed=failed if known else None,
         reason=reason and plain_words(reason),
         retryable=is_full,
@@ -63,6 +67,12 @@ def read_batch(batch: Any) -> BatchReport:
         created_at=created_at(batch),
         ended_at=ended_at,
     )
+
+
+def window_of(word: str) -> timedelta | None:
+    """Return how long the window is that this word names, as in 24h or 7d; None for another form."""
+    found = _WINDOW.fullmatch(word)
+    return found and int(found[1]) * (timedelta(hours=1) if found[2] == "h" else timedelta(days=1))
 
 
 def is_batch(value: Any) -> bool:

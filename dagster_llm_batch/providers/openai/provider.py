@@ -1,8 +1,9 @@
 """OpenAI's Batch API through the official SDK, and every server that speaks it: Azure's v1 API, Groq, Doubleword, ….
 
-A batch carries its tag in `metadata`, by which `find` knows it. The create call runs once, with the SDK's retries off;
-uploads and downloads, which cost nothing, are retried. Counts are reported, results are read from the files: both the
-output and the error file, of which either may be missing.
+What is different at a server is data, in `servers`. A batch carries its tag in `metadata`, by which `find` knows it,
+and in the name of its request file, for servers that show no metadata. The create call runs once, with the SDK's
+retries off; uploads and downloads, which cost nothing, are retried. Counts are reported, results are read from the
+files: both the output and the error file, of which either may be missing.
 
 Refuses to read the environment: whose answers these are must not depend on where the code runs.
 
@@ -16,16 +17,19 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
+    ConfigError,
+    CredentialsError,
     MissingExtraError,
     ProviderError,
+    RefusedError,
     TransientError,
 )
 from dagster_llm_batch.providers.answers import (
@@ -34,19 +38,23 @@ from dagster_llm_batch.providers.answers import (
     created_id,
     parse_reply,
     result_lines,
+    words_of,
 )
-from dagster_llm_batch.providers.base import StainlessProvider
+from dagster_llm_batch.providers.base import StainlessProvider, check_key
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch
+from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
-from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
+from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, OpenAILines
+from dagster_llm_batch.providers.openai.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.text import is_id
+from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import (
     Absent,
+    BatchLimits,
     BatchReport,
     CannotTell,
     FindHints,
@@ -63,16 +71,43 @@ TAG_KEY = "dagster_llm_batch"
 """The metadata key that holds the tag."""
 
 _CHUNK_BYTES = 1 << 16
-# OpenAI has 24h alone; compatible servers have 1h, 7d, 336h, …
-_WINDOW = re.compile(r"([0-9]{1,4})(h|d)")
+# The name of a request file that this package has uploaded: its tag's form.
+_OWN_FILE = re.compile(r"dlb-[0-9a-f]{8}-r[0-9a-f]{16}\.jsonl")
+# Of so many batches that may be ours, the request file is looked at.
+_MOST_FILES = 100
+
+
+class _Tokens:
+    """Tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
+
+    The last ones are remembered, so that they can be masked in what a call says.
+    """
+
+    def __init__(self, make_token: Callable[[], str], name: str) -> None:
+        self._make_token = make_token
+        self._name = name
+        self.known: tuple[str, ...] = ()
+
+    def __call__(self) -> str:
+        """Return a token. Raises CredentialsError: nothing was sent."""
+        try:
+            token = check_key(self._make_token(), self._name)
+        except Exception as error:  # noqa: BLE001 - the user's function: anything may come
+            reason = plain_words(words_of(error))
+            raise CredentialsError(f"The token provider of '{self._name}' gave no token: {reason}") from None
+        if token not in self.known:
+            self.known = (*self.known[-2:], token)
+        return token
 
 
 @masked
 class OpenAIProvider(StainlessProvider):
     """Batches in one OpenAI account, or on a compatible server at `base_url`.
 
-    `account` names whose answers these are; by default the address, organization and project. `http_client` is one of
-    httpx2, for this provider alone: it is made to send nothing secret elsewhere. Building makes no call.
+    `server` says what is known of the server; by default, what is known of OpenAI's. `api_key` is a key, or a function
+    that gives a token for each call. `account` names whose answers these are; by default the address, organization and
+    project. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
+    Building makes no call.
     """
 
     _public_url = "https://api.openai.com/v1"
@@ -81,7 +116,7 @@ class OpenAIProvider(StainlessProvider):
 
     def __init__(
         self,
-        api_key: str,
+        api_key: str | Callable[[], str],
         base_url: str | None = None,
         organization: str | None = None,
         project: str | None = None,
@@ -93,32 +128,52 @@ class OpenAIProvider(StainlessProvider):
         name: str = "openai",
         price_book: str | None = PROVIDERS["openai"].price_book,
         settle_seconds: float = 300.0,
+        server: Server = OPENAI,
     ) -> None:
         scope = {"organization": organization, "project": project}
-        super().__init__(name, api_key, base_url, scope, account, price_book, settle_seconds)
+        tokens = None if isinstance(api_key, str) else _Tokens(api_key, name)
+        address = server.base_url.value if base_url is None else base_url
+        key = api_key if isinstance(api_key, str) else "a-function-gives-it"
+        super().__init__(name, key, address, scope, account, price_book, settle_seconds)
+        self._tokens = tokens
+        self._server = server
+        self._has_pages = server.has_pages is None or server.has_pages.value
         self._organization = organization
         self._project = project
         self._window = completion_window
-        if (window := _WINDOW.fullmatch(completion_window)) is not None:
-            self.window = int(window[1]) * (timedelta(hours=1) if window[2] == "h" else timedelta(days=1))
+        if (window := window_of(completion_window)) is not None:
+            self.window = window
         self._timeout_seconds = timeout_seconds
         self._headers = dict(default_headers or {})
         self._http_client = http_client
         self._sdk: OpenAI | None = None
 
     def _secrets(self) -> list[str]:
-        return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
+        keys = (self._api_key,) if self._tokens is None else self._tokens.known
+        return [*keys, *(part for value in self._headers.values() for part in value.split())]
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec."""
+        server = self._server
+        if server.endpoints is not None and spec.endpoint not in server.endpoints.value:
+            raise ConfigError(
+                f"{server.title} has no batches of the endpoint '{spec.endpoint.value}'; it has: "
+                f"{', '.join(endpoint.value for endpoint in server.endpoints.value)}."
+            )
+        limits = BatchLimits(
+            OPENAI_LIMITS.max_requests if server.max_requests is None else server.max_requests.value,
+            OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,
+        )
+        rules = STRICT_RULES if server.strict_schemas else None
         # At any other address, nobody here knows what answers.
-        return OpenAILines(spec, enforces_format=self._public)
+        return OpenAILines(spec, limits, rules, enforces_format=self._public)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         with self._calls("upload the request file"), _file(lines) as file:
-            upload = (f"{tag}.jsonl", file, "application/jsonl")
-            uploaded = parse_reply(self._client(retries=2).files.with_raw_response.create(file=upload, purpose="batch"))
+            upload = (_file_name(tag), file, "application/jsonl")
+            files = self._client(retries=2).files.with_raw_response
+            uploaded = parse_reply(files.create(file=upload, purpose="batch", **self._expiry()))
         file_id = uploaded.id
         if not is_id(file_id):
             raise TransientError("Could not upload the request file: the reply names no file.")
@@ -130,13 +185,20 @@ class OpenAIProvider(StainlessProvider):
             self._forget(file_id)
             raise
 
+    def _expiry(self) -> dict[str, Any]:
+        expiry = self._server.expiry
+        if expiry is None or not expiry.value.seconds:
+            return {}
+        return {"expires_after": {"anchor": "created_at", "seconds": expiry.value.seconds}}
+
     def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
         # The API has no idempotency key, and the SDK would make the call three times: each may create a batch.
         client = self._client(retries=0)
+        paths = URLS if self._server.create_endpoints is None else {**URLS, **self._server.create_endpoints.value}
         with self._calls("create the batch", creating=True):
             reply = client.batches.with_raw_response.create(
                 input_file_id=file_id,
-                endpoint=URLS[spec.endpoint],  # type: ignore[arg-type]  # the SDK knows them as literals
+                endpoint=paths[spec.endpoint],  # type: ignore[arg-type]  # the SDK knows them as literals
                 completion_window=self._window,  # type: ignore[arg-type]  # compatible servers know more than 24h
                 metadata={TAG_KEY: tag},
             )
@@ -161,7 +223,7 @@ class OpenAIProvider(StainlessProvider):
         # without one may be ours, and "no" could not be taken back: the row would be paid twice.
         # As dicts: a list that grows while it is read may show a batch on two pages.
         ours: dict[str, None] = {}
-        untagged: dict[str, None] = {}
+        untagged: dict[str, object] = {}
         server_keeps_tags = self._public
         times: list[datetime | None] = []
         repeats: RepeatedListError | None = None
@@ -177,7 +239,7 @@ class OpenAIProvider(StainlessProvider):
                         if tags.get(TAG_KEY) == tag and batch.id not in hints.known:
                             ours[batch.id] = None
                         elif not tags and (time is None or time >= since):
-                            untagged[batch.id] = None
+                            untagged[batch.id] = batch.input_file_id
                         times.append(time)
                     if _newest_first(times) and all(time < since for time in times[-len(page) :] if time is not None):
                         break
@@ -189,13 +251,48 @@ class OpenAIProvider(StainlessProvider):
             return Found(next(iter(ours)))
         if repeats is not None:
             return CannotTell(str(repeats), tuple(untagged))
-        if untagged and not server_keeps_tags:
-            return CannotTell("The provider shows no metadata, so these may be ours.", tuple(untagged))
+        return Absent() if server_keeps_tags else self._find_by_file(_file_name(tag), untagged, hints.known)
+
+    def _find_by_file(
+        self, file_name: str, batches: Mapping[str, object], known: Collection[str]
+    ) -> Found | Absent | CannotTell:
+        """Find the batch whose request file has this name, among batches and the ids of their files.
+
+        Where it is not known that the server keeps names, and none in the form of ours is seen, another name tells
+        nothing.
+        """
+        looked_at = dict(list(batches.items())[:_MOST_FILES])
+        names = {batch_id: self._name_of_file(file_id) for batch_id, file_id in looked_at.items()}
+        ours = [batch_id for batch_id, name in names.items() if name == file_name and batch_id not in known]
+        if len(ours) > 1:
+            return CannotTell("More than one batch is of the request file of this name.", tuple(ours))
+        if ours:
+            return Found(ours[0])
+        fact = self._server.keeps_file_names
+        keeps_names = (fact is not None and fact.value) or any(map(_OWN_FILE.fullmatch, filter(None, names.values())))
+        unclear = [one for one in batches if one not in known and not (keeps_names and names.get(one))]
+        if unclear:
+            return CannotTell("The provider shows no metadata, so these may be ours.", tuple(unclear))
         return Absent()
+
+    def _name_of_file(self, file_id: object) -> str | None:
+        """Return the name of a file; None where it has none that can be read."""
+        if not is_id(file_id):
+            return None
+        try:
+            with self._calls(f"look at the file '{file_id}'"):
+                name = parse_reply(self._client(retries=2).files.with_raw_response.retrieve(str(file_id))).filename
+        except CredentialsError:
+            raise
+        except RefusedError:
+            # it was deleted, or has expired
+            return None
+        return name if isinstance(name, str) and name else None
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # beyond that, single calls are fewer
-        return walk_pages(wanted, self._page, self._read, self._report, most=len(wanted) // 10 + 1)
+        most = len(wanted) // 10 + 1 if self._has_pages else 1
+        return walk_pages(wanted, self._page, self._read, self._report, most=most)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
@@ -261,7 +358,7 @@ class OpenAIProvider(StainlessProvider):
             except ImportError as error:
                 raise MissingExtraError("openai", f"The provider '{self._name}'") from error
             self._sdk = OpenAI(
-                api_key=self._api_key,
+                api_key=self._tokens or self._api_key,
                 base_url=self._base_url,
                 timeout=self._timeout_seconds,
                 default_headers=self._headers,
@@ -284,7 +381,11 @@ class OpenAIProvider(StainlessProvider):
         return read_batch(batch)
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        return provider_error(error, f"{doing} at {self._account}", [self._api_key], creating=creating)
+        return provider_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)
+
+
+def _file_name(tag: str) -> str:
+    return f"{tag}.jsonl"
 
 
 def _newest_first(times: Sequence[datetime | None]) -> bool:

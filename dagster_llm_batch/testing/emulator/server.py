@@ -123,7 +123,7 @@ class Emulator:
 
     @property
     def azure_base_url(self) -> str:
-        """For `openai.OpenAI(base_url=...)`, in the form of Azure's v1 API."""
+        """For `openai.OpenAI(base_url=...)`, in the form, and with the ways, of Azure's v1 API."""
         return f"http://{HOST}:{self.port}/openai/v1/"
 
     @property

@@ -39,6 +39,7 @@ class Hooks:
     input_file: Callable[[], tuple[Blob, str] | None]  # the input file's bytes and purpose, if the account has it
     write_file: Callable[[Blob, str], str]  # keep a results file under this name; its id
     enqueued_tokens: Callable[[str], int]  # prompt tokens of the account's other live batches for the model
+    bend_row: Callable[[Body], Body] | None = None  # of Azure, whose rows differ, and which writes empty error files
 
 
 @dataclass
@@ -184,6 +185,8 @@ class OpenAIBatch:
         )
         status, body = respond(world, request)
         result = row(world.new_id("batch_req_"), line["custom_id"], world.new_id("req_"), status, body)
+        if self._hooks.bend_row is not None:
+            result = self._hooks.bend_row(result)
         succeeded = status // 100 == _SUCCESS
         (self._output if succeeded else self._errors).write(result, world.faults.file(*place))
         if succeeded:
@@ -216,7 +219,7 @@ class OpenAIBatch:
             return
         self._placed = True
         for kind, writer in (("output", self._output), ("error", self._errors)):
-            if (blob := writer.finish()) is not None:
+            if (blob := writer.finish(empty=kind == "error" and self._hooks.bend_row is not None)) is not None:
                 file_id = self._hooks.write_file(blob, f"{self.record.id}_{kind}.jsonl")
                 setattr(self._outcome, f"{kind}_file_id", file_id)
 

@@ -15,8 +15,12 @@ _UPLOAD_SECONDS = 3600
 _EXPIRING = frozenset({"batch", "batch_output"})
 
 
-def expiry_seconds(given: Any, *, param: str = "expires_after") -> int | None:
-    """Seconds of an `expires_after` value, from JSON or form fields; None if there is none."""
+def expiry_seconds(given: Any, *, param: str = "expires_after", allowed: tuple[int, int] | None = None) -> int | None:
+    """Seconds of an `expires_after` value, from JSON or form fields; None if there is none.
+
+    `allowed`: the shortest and the longest; by default OpenAI's.
+    """
+    least, most = allowed or (_SHORTEST_SECONDS, _LONGEST_SECONDS)
     if given is None:
         return None
     seconds = given.get("seconds") if isinstance(given, dict) else None
@@ -26,9 +30,9 @@ def expiry_seconds(given: Any, *, param: str = "expires_after") -> int | None:
         not isinstance(given, dict)
         or given.get("anchor") != "created_at"
         or not isinstance(seconds, int)
-        or not _SHORTEST_SECONDS <= seconds <= _LONGEST_SECONDS
+        or not least <= seconds <= most
     ):
-        text = f"Invalid '{param}': anchor 'created_at' and {_SHORTEST_SECONDS} to {_LONGEST_SECONDS} seconds."
+        text = f"Invalid '{param}': anchor 'created_at' and {least} to {most} seconds."
         raise ApiError(400, text, param=param)
     return seconds
 
@@ -44,6 +48,7 @@ class StoredFile:
     purpose: str
     created_at: int
     expires_at: int | None
+    was_told: bool  # when to expire; else it is the default of its purpose
 
     def as_json(self) -> Body:
         """The file object."""
@@ -106,11 +111,12 @@ class Files:
                 raise ApiError(400, "Invalid file format for Batch API. Must be .jsonl")
             if blob.bytes > self._world.limits.file_bytes:
                 raise ApiError(400, "File is too large.")
+        was_told = seconds is not None
         if seconds is None and purpose in _EXPIRING:
             seconds = _LONGEST_SECONDS
         now = int(self._world.clock())
         expires_at = None if seconds is None else now + seconds
-        stored = StoredFile(self._world.new_id("file-"), account, blob, filename, purpose, now, expires_at)
+        stored = StoredFile(self._world.new_id("file-"), account, blob, filename, purpose, now, expires_at, was_told)
         self._files[stored.id] = stored
         self._world.books.write(FileRecord(stored.id, account, purpose, filename, blob.bytes, now))
         return stored

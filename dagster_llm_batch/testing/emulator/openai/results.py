@@ -16,7 +16,7 @@ _UNKNOWN = {"x_emulator_unknown": {"nested": [1, None, "future"]}}
 
 
 class ResultFile:
-    """Rows in, a `Blob` out; None where no row was written, for the vendor writes no empty files."""
+    """Rows in, a `Blob` out; None where no row was written, for most vendors write no empty files."""
 
     def __init__(self, whole_file: Collection[FileKind], id_field: str = "custom_id") -> None:
         self._id_field = id_field
@@ -69,9 +69,9 @@ class ResultFile:
         copy.seek(0)
         return copy
 
-    def finish(self) -> Blob | None:
-        """The file, whole."""
-        if self._handle.tell() == 0:
+    def finish(self, *, empty: bool = False) -> Blob | None:
+        """The file, whole; with `empty` also one without a row."""
+        if self._handle.tell() == 0 and not empty:
             self._handle.close()
             return None
         return Blob(self._handle)

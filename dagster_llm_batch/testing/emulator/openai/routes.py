@@ -1,4 +1,4 @@
-"""OpenAI's routes: files, uploads, batches, and the three real-time endpoints. Azure's `/openai/v1/` form is the same.
+"""OpenAI's routes: files, uploads, batches, and the three real-time endpoints. `azure` bends those below `/openai/`.
 
 https://platform.openai.com/docs/api-reference
 Reads report and never move a batch. What belongs to another account is not found.
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.openai import azure
 from dagster_llm_batch.testing.emulator.openai.batches import Hooks, OpenAIBatch
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile, Upload, expiry_seconds
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
@@ -105,8 +106,12 @@ class OpenAIHouse:
         seconds = expiry_seconds(
             {"anchor": form.get("expires_after[anchor]"), "seconds": form.get("expires_after[seconds]")}
             if "expires_after[seconds]" in form or "expires_after[anchor]" in form
-            else None
+            else None,
+            allowed=azure.EXPIRY_SECONDS if azure.is_azure(request) else None,
         )
+        if purpose == "batch" and azure.is_azure(request):
+            files = [one for one in self._files.of(account) if one.purpose == purpose]
+            azure.check_quota(sum(not one.was_told for one in files), len(files), expires=seconds is not None)
         stored = self._files.store(account, Blob(upload.file), upload.filename or "upload", purpose, seconds)
         return JSONResponse(stored.as_json())
 
@@ -190,12 +195,19 @@ class OpenAIHouse:
         for name in ("input_file_id", "endpoint", "completion_window"):
             if not isinstance(body.get(name), str):
                 raise ApiError(400, f"Missing required parameter: '{name}'.", param=name)
+        is_azure = azure.is_azure(request)
+        if is_azure:
+            body["endpoint"] = azure.endpoint_of(body["endpoint"])
         if body["endpoint"] not in ENDPOINTS:
             allowed = ", ".join(ENDPOINTS)
             raise ApiError(400, f"Invalid value: '{body['endpoint']}'. Emulated: {allowed}.", param="endpoint")
         if body["completion_window"] != "24h":
             raise ApiError(400, "Invalid value for 'completion_window': only '24h'.", param="completion_window")
-        results_seconds = expiry_seconds(body.get("output_expires_after"), param="output_expires_after")
+        results_seconds = expiry_seconds(
+            body.get("output_expires_after"),
+            param="output_expires_after",
+            allowed=azure.EXPIRY_SECONDS if is_azure else None,
+        )
         record = BatchRecord(
             id=self._world.new_id("batch_"),
             ordinal=len(self._batches),
@@ -211,6 +223,7 @@ class OpenAIHouse:
             input_file=lambda: None if stored is None else (stored.blob, stored.purpose),
             write_file=lambda blob, name: self._files.store(account, blob, name, "batch_output", results_seconds).id,
             enqueued_tokens=functools.partial(self._enqueued_tokens, account),
+            bend_row=azure.row_of if is_azure else None,
         )
         batch = OpenAIBatch(self._world, hooks, record, completion_window=body["completion_window"])
         if self._world.limits.fails_fast and (error := await asyncio.to_thread(batch.over_limit)) is not None:
@@ -219,14 +232,16 @@ class OpenAIHouse:
         self._world.books.write(record)
         reply = batch.as_json()  # before the mover can see it: a create always answers `validating`
         self._world.mover.add(batch)
-        return JSONResponse(reply)
+        return _shown(request, reply)
 
     async def _list_batches(self, request: HttpRequest, account: str) -> Response:
         mine = [one.as_json() for one in reversed(list(self._batches.values())) if one.record.account == account]
+        if azure.is_azure(request):
+            mine = [azure.batch_object(one) for one in mine]
         return _page(request, mine, most=_MOST_BATCHES, default=20)
 
     async def _get_batch(self, request: HttpRequest, account: str) -> Response:
-        return JSONResponse(self._batch(request, account).as_json())
+        return _shown(request, self._batch(request, account).as_json())
 
     async def _cancel_batch(self, request: HttpRequest, account: str) -> Response:
         batch = self._batch(request, account)
@@ -236,7 +251,7 @@ class OpenAIHouse:
             except IllegalMoveError:
                 text = f"Cannot cancel a batch with status '{batch.life.state}'."
                 raise ApiError(409, text) from None
-        return JSONResponse(batch.as_json())
+        return _shown(request, batch.as_json())
 
     def _batch(self, request: HttpRequest, account: str) -> OpenAIBatch:
         batch = self._batches.get(request.path_params["id"])
@@ -258,6 +273,10 @@ class OpenAIHouse:
         one = Request(account=account, endpoint=request.url.path, body=body)
         status, answer = await asyncio.to_thread(respond, self._world, one)
         return JSONResponse(answer, status)
+
+
+def _shown(request: HttpRequest, batch: Body) -> Response:
+    return JSONResponse(azure.batch_object(batch) if azure.is_azure(request) else batch)
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Response:

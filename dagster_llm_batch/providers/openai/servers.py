@@ -1,0 +1,266 @@
+"""Servers that speak OpenAI's Batch API, as data: what is different at each, where that is from, and who has seen it.
+
+A value that is None is not known: then OpenAI's own is taken. Nothing is guessed from a server's address. Data alone:
+what follows from a value is where it is used, in `provider`, and in the settings of a resource.
+
+Not here, as they have a wire of their own: Mistral, Together, Fireworks and xAI (see docs/reference/providers.md), and
+OpenRouter, whose batches are inline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Generic, NamedTuple, TypeVar
+
+from dagster_llm_batch.types import Endpoint
+
+__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "Server", "Windows"]
+
+_T = TypeVar("_T")
+_HOUR, _DAY = 3_600, 86_400
+
+
+@dataclass(frozen=True)
+class Fact(Generic[_T]):
+    """A value of a server, with its source. `seen_live`: somebody saw the vendor's server do so, and wrote it down."""
+
+    value: _T
+    source: str
+    seen_live: bool = False
+
+
+class Expiry(NamedTuple):
+    """After how many seconds an uploaded file may be told to expire, and what we tell. 0: nothing is told."""
+
+    least_seconds: int
+    most_seconds: int
+    seconds: int
+
+
+class Windows(NamedTuple):
+    """What `completion_window` may be: one of these words or, with `any_between`, a time from the first to the last."""
+
+    words: tuple[str, ...]
+    any_between: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """One server, or one program that people run as a server of their own.
+
+    Args:
+        title: What people call it.
+        base_url: Its address. None: it is the user's own, and has to be given.
+        example_url: How an address of the user's own looks.
+        needs_key: Whether it takes no call without a key.
+        price_book: The price book's id of who bills; None in it: nobody does. Prices that the book lacks are not known.
+        price_rule: What a batch costs, in words.
+        endpoints: The APIs that answer batches.
+        create_endpoints: What the create call says of an API, where that is not the path in the lines.
+        max_requests: Most requests of a batch.
+        max_bytes: Most bytes of its file.
+        windows: What a batch's window may be.
+        expiry: Whether and for how long a request file is kept.
+        has_pages: Whether the list of batches has pages; else it is one, and whatever says that there is more is wrong.
+        keeps_metadata: Whether a batch shows the metadata that it was created with. No batch is taken as not created by
+            that alone, unless a tag of ours was seen: else it is looked for by the name of its request file.
+        keeps_file_names: Whether a file has the name that it was uploaded with.
+        strict_schemas: Whether response schemas are those of OpenAI's strict mode; else they go out as they are.
+        counts: When `request_counts` say what, in words.
+        errors: The form of errors, in words.
+        output_tokens: The most tokens of a reply without a maximum.
+        quirks: What else differs, in words.
+    """
+
+    title: str
+    base_url: Fact[str | None]
+    example_url: str = "https://llm.internal/v1"
+    needs_key: bool = True
+    price_book: Fact[str | None]
+    price_rule: Fact[str] | None = None
+    endpoints: Fact[tuple[Endpoint, ...]] | None = None
+    create_endpoints: Fact[Mapping[Endpoint, str]] | None = None
+    max_requests: Fact[int] | None = None
+    max_bytes: Fact[int] | None = None
+    windows: Fact[Windows] | None = None
+    expiry: Fact[Expiry] | None = None
+    has_pages: Fact[bool] | None = None
+    keeps_metadata: Fact[bool] | None = None
+    keeps_file_names: Fact[bool] | None = None
+    strict_schemas: bool = True
+    counts: Fact[str] | None = None
+    errors: Fact[str] | None = None
+    output_tokens: Fact[int] | None = None
+    quirks: tuple[Fact[str], ...] = ()
+
+
+_OPENAI = "developers.openai.com, Batch guide and API reference, 2026-11"
+_AZURE = "MicrosoftDocs/azure-ai-docs, articles/foundry/openai, batch how-to, 2026-03"
+_GROQ = "groq 1.7.0 (Python SDK), 2026-11"
+_DEEPINFRA = "OpenRouterTeam/docs, batch-research/deepinfra, 2026-09-21"
+_PARASAIL = "OpenRouterTeam/docs, batch-research/parasail, 2026-09"
+_DOUBLEWORD = "docs.doubleword.ai and its published skill file, 2026-11"
+_DASHSCOPE = "help.aliyun.com, Model Studio, OpenAI-compatible batches, 2026-11"
+_LLM_D = "llm-d.ai/docs/dev/guides/batch-gateway, 2026-11"
+_AIBRIX = "aibrix.readthedocs.io/latest/features/batch-api.html, 2026-11"
+_OWN = "your own machines: nobody bills"
+
+_CHAT, _RESPONSES, _EMBEDDINGS = Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS
+
+OPENAI = Server(
+    title="OpenAI",
+    base_url=Fact("https://api.openai.com/v1", _OPENAI, seen_live=True),
+    price_book=Fact("openai", _OPENAI),
+    price_rule=Fact("half", _OPENAI, seen_live=True),
+    endpoints=Fact((_CHAT, _RESPONSES, _EMBEDDINGS), _OPENAI, seen_live=True),
+    max_requests=Fact(50_000, _OPENAI),
+    max_bytes=Fact(200_000_000, _OPENAI),
+    expiry=Fact(Expiry(_HOUR, 30 * _DAY, 0), _OPENAI),
+    has_pages=Fact(value=True, source=_OPENAI, seen_live=True),
+    keeps_metadata=Fact(value=True, source=_OPENAI, seen_live=True),
+    counts=Fact("0 until the file is validated", _OPENAI, seen_live=True),
+)
+
+SERVERS: Mapping[str, Server] = MappingProxyType(
+    {
+        "openai": OPENAI,
+        "azure": Server(
+            title="Azure OpenAI (v1 API)",
+            base_url=Fact(None, _AZURE),
+            example_url="https://RESOURCE.openai.azure.com/openai/v1",
+            price_book=Fact("azure", _AZURE),
+            price_rule=Fact("half of Global Standard; DataZone is dearer", _AZURE),
+            endpoints=Fact((_CHAT, _RESPONSES), _AZURE),
+            create_endpoints=Fact(MappingProxyType({_CHAT: "/chat/completions"}), _AZURE),
+            max_requests=Fact(100_000, _AZURE),
+            max_bytes=Fact(200_000_000, _AZURE),
+            windows=Fact(Windows(("24h",)), _AZURE),
+            # With an expiry a resource holds 10,000 request files, and 500 without.
+            expiry=Fact(Expiry(14 * _DAY, 30 * _DAY, 14 * _DAY), _AZURE),
+            has_pages=Fact(value=True, source=_AZURE),
+            # It is a documented field, and null in every documented answer.
+            keeps_metadata=None,
+            keeps_file_names=Fact(value=True, source=_AZURE),
+            counts=Fact("null in a failed batch", _AZURE),
+            errors=Fact("OpenAI's; in ten regions a full queue is a 400 of the create call", _AZURE),
+            quirks=(
+                Fact("`model` is the name of a Global-Batch or DataZone-Batch deployment; one in a file", _AZURE),
+                Fact("a batch that was just created has file ids that are empty texts", _AZURE),
+                Fact("a batch that went well names an error file of 0 bytes", _AZURE),
+                Fact("a failed batch may name both files", _AZURE),
+                Fact("no batch expires, whatever `expires_at` says", _AZURE),
+                Fact("resources made by the Azure CLI have other host names, and no batches", _AZURE),
+            ),
+        ),
+        "groq": Server(
+            title="Groq",
+            base_url=Fact("https://api.groq.com/openai/v1", _GROQ),
+            price_book=Fact("groq", _GROQ),
+            price_rule=Fact("half", "console.groq.com/docs/batch, 2026-11"),
+            endpoints=Fact((_CHAT,), _GROQ),
+            max_bytes=Fact(100_000_000, _GROQ),
+            windows=Fact(Windows(("24h", "7d"), any_between=True), _GROQ),
+            has_pages=Fact(value=False, source=_GROQ),
+            keeps_metadata=Fact(value=True, source=_GROQ),
+        ),
+        "deepinfra": Server(
+            title="DeepInfra",
+            base_url=Fact("https://api.deepinfra.com/v1", _DEEPINFRA, seen_live=True),
+            price_book=Fact("deepinfra", _DEEPINFRA),
+            price_rule=Fact("20 % off", _DEEPINFRA, seen_live=True),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), _DEEPINFRA, seen_live=True),
+            max_requests=Fact(50_000, _DEEPINFRA),
+            max_bytes=Fact(200_000_000, _DEEPINFRA),
+            windows=Fact(Windows(("24h",)), _DEEPINFRA, seen_live=True),
+            has_pages=Fact(value=True, source=_DEEPINFRA, seen_live=True),
+            keeps_metadata=Fact(value=True, source="DeepInfra's documentation: 16 pairs, 2026-09"),
+            counts=Fact("null until the file is validated, and in a failed batch", _DEEPINFRA, seen_live=True),
+            errors=Fact('{"detail": a text, an object or a list}', _DEEPINFRA, seen_live=True),
+            quirks=(
+                Fact("never /v1/openai/v1, which its older pages name", _DEEPINFRA, seen_live=True),
+                Fact("an error file is named where no row failed", _DEEPINFRA, seen_live=True),
+                Fact("a batch that was canceled may end as completed", _DEEPINFRA, seen_live=True),
+                Fact("100 batches at once, 2 GB of files for a user", _DEEPINFRA),
+            ),
+        ),
+        "doubleword": Server(
+            title="Doubleword",
+            base_url=Fact("https://api.doubleword.ai/v1", _DOUBLEWORD),
+            price_book=Fact("doubleword", _DOUBLEWORD),
+            price_rule=Fact("a price list of its own; 1h is dearer", _DOUBLEWORD),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), _DOUBLEWORD),
+            windows=Fact(Windows(("24h", "1h")), _DOUBLEWORD),
+            has_pages=Fact(value=True, source=_DOUBLEWORD),
+        ),
+        "parasail": Server(
+            title="Parasail",
+            base_url=Fact("https://api.parasail.io/v1", "Parasail's OpenAPI file at apis.io, 2026-11"),
+            price_book=Fact("parasail", _PARASAIL),
+            price_rule=Fact("half; what is cached, less", _PARASAIL),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), _PARASAIL, seen_live=True),
+            max_requests=Fact(50_000, _PARASAIL),
+            max_bytes=Fact(1_000_000_000, _PARASAIL, seen_live=True),
+            windows=Fact(Windows(("24h",)), _PARASAIL, seen_live=True),
+            has_pages=Fact(value=True, source=_PARASAIL, seen_live=True),
+            errors=Fact("OpenAI's, without codes in validation; a 401 is plain text", _PARASAIL, seen_live=True),
+            output_tokens=Fact(8_192, _PARASAIL),
+            quirks=(
+                Fact(
+                    "a file's content is a redirect to a host that gets no credentials",
+                    _PARASAIL,
+                    seen_live=True,
+                ),
+                Fact("deleting a file that never was answers that it is deleted", _PARASAIL, seen_live=True),
+                Fact("`max_completion_tokens` up to 16,384", _PARASAIL),
+            ),
+        ),
+        "dashscope": Server(
+            title="Alibaba Cloud Model Studio (DashScope)",
+            base_url=Fact("https://dashscope-intl.aliyuncs.com/compatible-mode/v1", _DASHSCOPE),
+            price_book=Fact("dashscope", _DASHSCOPE),
+            price_rule=Fact("half", _DASHSCOPE),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), _DASHSCOPE),
+            max_requests=Fact(50_000, _DASHSCOPE),
+            max_bytes=Fact(500_000_000, _DASHSCOPE),
+            has_pages=Fact(value=True, source=_DASHSCOPE),
+            keeps_metadata=Fact(value=True, source=_DASHSCOPE),
+            quirks=(
+                Fact("windows up to 336h were seen in somebody's code", _DASHSCOPE),
+                Fact(
+                    "the region decides which models there are",
+                    _DASHSCOPE,
+                ),
+                Fact("say `enable_thinking` outright: newer models think unless told not to", _DASHSCOPE),
+            ),
+        ),
+        "vllm": Server(
+            title="vLLM behind llm-d's batch gateway",
+            base_url=Fact(None, _LLM_D),
+            needs_key=False,
+            price_book=Fact(None, _OWN),
+            price_rule=Fact("free", _OWN),
+            max_requests=Fact(50_000, _LLM_D),
+            strict_schemas=False,
+            quirks=(Fact("`vllm serve` itself has no /v1/batches: a gateway does", "vLLM 0.32, its routes"),),
+        ),
+        "aibrix": Server(
+            title="AIBrix",
+            base_url=Fact(None, _AIBRIX),
+            needs_key=False,
+            price_book=Fact(None, _OWN),
+            price_rule=Fact("free", _OWN),
+            windows=Fact(Windows(("24h",)), _AIBRIX),
+            strict_schemas=False,
+        ),
+        "ogx": Server(
+            title="OGX",
+            base_url=Fact(None, "ogx-ai/ogx, 2026-11"),
+            needs_key=False,
+            price_book=Fact(None, _OWN),
+            price_rule=Fact("free", _OWN),
+            strict_schemas=False,
+        ),
+    }
+)
