@@ -221,32 +221,43 @@ _KIND_OF = _kinds()
 _Counts = npt.NDArray[np.int64]
 
 
+_WIDTH = _KINDS + len(_SCRIPTS) + 1
+
+
 class _Rates:
-    """The rates of one tokenizer, in hundredths, as tables to look many characters up in."""
+    """The rates of one tokenizer, in hundredths, as a table to look many characters up in."""
 
     def __init__(self, tokenizer: str) -> None:
         pairs, column = _PAIRS[tokenizer], _TOKENIZERS.index(tokenizer)
         scripts = [*(rates[column] for *_, rates in _SCRIPTS), _UNMEASURED]
-        self._ascii = np.rint(np.array(pairs) * 100).astype(np.int64).ravel()
-        self._all = np.rint(np.array([[*row, *scripts] for row in pairs]) * 100).astype(np.int64).ravel()
+        self._table = np.rint(np.array([[*row, *scripts] for row in pairs]) * 100).astype(np.float32).ravel()
 
-    def of(self, text: str) -> _Counts:
-        """Return what each character costs. The text begins as after a space."""
-        if text.isascii():
-            columns = np.frombuffer(text.encode("ascii").translate(_KIND_OF), np.uint8)
-            kinds, table = columns, self._ascii
-        else:
-            code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-            columns = np.where(
-                code_points < _END_OF_ASCII, _kind_table()[code_points & 127], _script_table()[code_points >> 4]
-            )
-            kinds, table = np.minimum(columns, _BEYOND), self._all
-        rows = np.empty(len(kinds), np.intp)
-        rows[0], rows[1:] = _SPACE, kinds[:-1]
-        rows *= len(table) // len(_PAIRS["o200k"])
-        rows += columns
-        costs: _Counts = table.take(rows)
+    def of(self, characters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return what each character costs, along the last axis: the first only says what the second follows.
+
+        ASCII characters are bytes, others code points.
+        """
+        kinds = _kinds_of(characters)
+        pairs = np.minimum(kinds[..., :-1], _BEYOND).astype(np.uint16)
+        pairs *= _WIDTH
+        pairs += kinds[..., 1:]
+        costs: npt.NDArray[np.float32] = self._table.take(pairs)
         return costs
+
+
+def _kinds_of(characters: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if characters.dtype == np.uint8:
+        kinds = np.frombuffer(characters.tobytes().translate(_KIND_OF), np.uint8)
+        return kinds.reshape(characters.shape)
+    is_ascii = characters < _END_OF_ASCII
+    return np.where(is_ascii, _kind_table()[characters & 127], _script_table()[characters >> 4])
+
+
+def _characters_of(text: str) -> npt.NDArray[Any]:
+    """Return the characters of a text: bytes of ASCII, else code points."""
+    if text.isascii():
+        return np.frombuffer(text.encode("ascii"), np.uint8)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 @lru_cache(maxsize=1)
@@ -276,26 +287,70 @@ def expected_text_tokens(texts: Sequence[str], tokenizer: str, seeds: _Counts | 
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     if not texts:
         return lengths
-    looked_at, looked, is_cut = lengths, texts, np.zeros(len(texts), np.bool_)
-    if seeds is not None:
-        # One character more, which costs nothing: it tells what the first of the stretch follows.
-        looked_at = np.minimum(lengths, np.maximum(lengths // _ONE_IN, _LOOKED_AT))
-        is_cut = looked_at < lengths
-        starts = np.where(is_cut, seeds % np.maximum(lengths - looked_at, 1), 0)
-        ends = starts + looked_at + is_cut
-        looked = [text[start:end] for text, start, end in zip(texts, starts.tolist(), ends.tolist(), strict=True)]
-    ends = np.cumsum(looked_at + is_cut + 1)
-    begins = np.concatenate(([0], ends[:-1]))
-    hundredths = _rates(tokenizer).of(" ".join([*looked, ""]))
-    hundredths[ends - 1] = 0
-    hundredths[begins[is_cut]] = 0
-    sums = np.add.reduceat(hundredths, begins)
-    counts: _Counts = -(-sums * lengths // (np.maximum(looked_at, 1) * 100))
+    if seeds is None:
+        return _rounded_up(_sums(texts, tokenizer), lengths, lengths)
+    looked_at = np.minimum(lengths, np.maximum(lengths // _ONE_IN, _LOOKED_AT))
+    starts = seeds % np.maximum(lengths - looked_at, 1)
+    is_usual = (lengths > _LOOKED_AT) & (looked_at == _LOOKED_AT)
+    if is_usual.all():
+        return _rounded_up(_sums_of_stretches(texts, lengths, starts, tokenizer), lengths, looked_at)
+    sums = np.empty(len(texts), np.int64)
+    usual, others = np.flatnonzero(is_usual), np.flatnonzero(~is_usual)
+    if len(usual):
+        chosen = [texts[at] for at in usual.tolist()]
+        sums[usual] = _sums_of_stretches(chosen, lengths[usual], starts[usual], tokenizer)
+    places = zip(others.tolist(), starts[others].tolist(), looked_at[others].tolist(), strict=True)
+    # A stretch that is not all of its text begins a character earlier, which costs nothing; see `_Rates.of`.
+    cut = [(texts[at][start : start + 1 + count], count < len(texts[at])) for at, start, count in places]
+    sums[others] = _sums([text for text, _ in cut], tokenizer, np.array([is_cut for _, is_cut in cut], np.bool_))
+    return _rounded_up(sums, lengths, looked_at)
+
+
+def _rounded_up(hundredths: _Counts, lengths: _Counts, looked_at: _Counts) -> _Counts:
+    """Return the tokens of texts of which so many characters were looked at."""
+    counts: _Counts = -(-hundredths * lengths // (np.maximum(looked_at, 1) * 100))
     return counts
+
+
+def _sums(texts: Sequence[str], tokenizer: str, are_cut: npt.NDArray[np.bool_] | None = None) -> _Counts:
+    """Return what all characters of each text cost, but for the first of those that are cut."""
+    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)) + 1)
+    begins = np.concatenate(([0], ends[:-1]))
+    # Each begins as after a space.
+    hundredths = _rates(tokenizer).of(_characters_of(" ".join(["", *texts, ""]))).astype(np.int64)
+    hundredths[ends - 1] = 0
+    if are_cut is not None:
+        hundredths[begins[are_cut]] = 0
+    sums: _Counts = np.add.reduceat(hundredths, begins) if len(texts) else ends
+    return sums
+
+
+_ONES = np.ones(_LOOKED_AT, np.float32)
+
+
+def _sums_of_stretches(texts: Sequence[str], lengths: _Counts, starts: _Counts, tokenizer: str) -> _Counts:
+    """Return what so many characters of each text cost as are looked at, after the one at its start."""
+    width = _LOOKED_AT + 1
+    if all(map(str.isascii, texts)):
+        whole = "".join(texts).encode("ascii")
+        begins = np.cumsum(lengths)
+        begins += starts - lengths
+        # All stretches of the whole, each as one value: to take some of these copies whole stretches.
+        windows = np.ndarray((len(whole) - _LOOKED_AT,), f"V{width}", whole, strides=(1,))
+        stretches = windows[begins].view(np.uint8)
+    else:
+        # Code points take four times the memory: of all texts it would be new each time, which takes longer than this.
+        cut = [text[start : start + width] for text, start in zip(texts, starts.tolist(), strict=True)]
+        stretches = _characters_of("".join(cut))
+    # Sums of hundredths are whole numbers, far below those that float32 has no exact value of.
+    sums: _Counts = (_rates(tokenizer).of(stretches.reshape(len(texts), width)) @ _ONES).astype(np.int64)
+    return sums
 
 
 def most_text_tokens(texts: Sequence[str], tokenizer: str) -> _Counts:
     """Return how many tokens each text has at most."""
+    if all(map(str.isascii, texts)):
+        return np.fromiter(map(len, texts), np.int64, len(texts))
     sizes = [len(text) if text.isascii() else _most_bytes(text, tokenizer) for text in texts]
     return np.array(sizes, np.int64)
 
