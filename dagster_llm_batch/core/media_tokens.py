@@ -1,11 +1,12 @@
-"""How many input tokens an image has, by the vendors' formulas.
+"""How many input tokens an image, a document, sound or film has, by the vendors' formulas.
 
 The size is read from the file's first bytes. Nobody here loads what has an address only: such an image is expected to
 have 1,024 by 1,024 pixels, and its bound is the most that the vendor makes of any image. None: there is no such most.
 
 Formulas as of 2026-11-27: https://platform.claude.com/docs/en/build-with-claude/vision,
 https://developers.openai.com/api/docs/guides/images-vision, https://ai.google.dev/gemini-api/docs/media-resolution.
-Where two sources differ, the larger figure is taken.
+Where two sources differ, the larger figure is taken. Files by address that are no images are Gemini's alone: pages and
+seconds by its formulas, how many there are is a guess, and the model takes no more of them than it takes in all.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _USUAL = Size(1_024, 1_024)
 # What no formula is known for: more than any vendor's usual image, since it is a guess.
 _UNKNOWN_VENDOR = 2_000
 
-# Files by address that are no images, which Google takes: ten pages of a document, a minute of sound or film.
-_OTHER_MEDIA = {"application": 10 * 560, "audio": 60 * 32, "video": 60 * 290}
+# How many pages or seconds a file by address is expected to have.
+_USUAL_PAGES, _USUAL_SECONDS = 10, 60
 
 
 _GEMINI = re.compile("gemini")
@@ -49,10 +50,7 @@ def media_tokens(book: str | None, model: str, params: Mapping[str, Any], image:
         return _counted(size, _claude_tokens, name, _claude_cap(name)[1])
     if _GEMINI.search(name):
         named = image.media_type or mimetypes.guess_type((image.url or "").partition("?")[0])[0] or ""
-        kind = named.partition("/")[0]
-        if kind in _OTHER_MEDIA:
-            return InputTokens(_OTHER_MEDIA[kind], None)
-        return _gemini_tokens(name, params, size)
+        return _gemini_tokens(name, params, size, named.partition("/")[0])
     if book in OPENAI_BOOKS:
         if (tiles := _first(_TILES, name)) is not None:
             return _counted(size, _tile_tokens, tiles, tiles[0] + _MOST_TILES * tiles[1])
@@ -156,10 +154,28 @@ _GEMINI_2 = {"LOW": 64, "MEDIUM": 256, "HIGH": 2_048}
 _GEMINI_TILE, _GEMINI_TILE_PIXELS, _GEMINI_SMALL = 258, 768, 384
 
 
-def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None) -> InputTokens:
+# By the version of Gemini: tokens of a page, and of a frame of film, of which there is one a second. Sound has as many
+# in each.
+_GEMINI_PAGE = {2: {"LOW": 64, "MEDIUM": 256, "HIGH": 258}, 3: {"LOW": 280, "MEDIUM": 560, "HIGH": 1_120}}
+_GEMINI_FRAME = {2: {"LOW": 64, "MEDIUM": 256, "HIGH": 258}, 3: {"LOW": 70, "MEDIUM": 70, "HIGH": 280}}
+_GEMINI_SECOND_OF_SOUND = 32
+_GEMINI_USUAL = {2: ("HIGH", "HIGH"), 3: ("MEDIUM", "LOW")}
+
+
+def _gemini_tokens(model: str, params: Mapping[str, Any], size: Size | None, kind: str) -> InputTokens:
     given = str(params.get("mediaResolution") or params.get("media_resolution") or "")
     resolution = given.removeprefix("MEDIA_RESOLUTION_").upper()
-    if re.search(r"gemini-[12]", model) is None:
+    version = 2 if re.search(r"gemini-[12]", model) else 3
+    page, frame = (resolution if resolution in _GEMINI_PAGE[2] else usual for usual in _GEMINI_USUAL[version])
+    match kind:
+        case "application":
+            return InputTokens(_USUAL_PAGES * _GEMINI_PAGE[version][page], None)
+        case "audio":
+            return InputTokens(_USUAL_SECONDS * _GEMINI_SECOND_OF_SOUND, None)
+        case "video":
+            each = _GEMINI_FRAME[version][frame] + _GEMINI_SECOND_OF_SOUND
+            return InputTokens(_USUAL_SECONDS * each, None)
+    if version == 3:  # noqa: PLR2004 - that of Gemini
         tokens = _GEMINI_3.get(resolution, _GEMINI_3["HIGH"])
         return InputTokens(tokens, tokens)
     if resolution in _GEMINI_2:

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image as Picture
 
+from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.media_tokens import Size, image_size, media_tokens
-from dagster_llm_batch.core.token_counts import InputTokens
-from dagster_llm_batch.types import Image
+from dagster_llm_batch.core.token_counts import InputCounter, InputTokens
+from dagster_llm_batch.types import Image, RequestSpec
 
 
 def file_of(kind: str, size: tuple[int, int], **options: Any) -> bytes:
@@ -125,3 +126,32 @@ def test_a_document_or_a_film_by_its_address_has_no_bound(name: str) -> None:
     counted = media_tokens("google", "gemini-3.5-flash", {}, Image(url=f"https://files.example/{name}"))
     assert counted.expected > 1_000
     assert counted.bound is None
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "resolution", "tokens"),
+    [
+        # Ten pages; a minute of sound, 32 tokens a second; a minute of film, a frame a second and its sound.
+        ("gemini-3.5-flash", "a.pdf", None, 10 * 560),
+        ("gemini-3.5-flash", "a.pdf", "MEDIA_RESOLUTION_HIGH", 10 * 1_120),
+        ("gemini-2.5-flash", "a.pdf", None, 10 * 258),
+        ("gemini-3.5-flash", "a.mp3", None, 60 * 32),
+        ("gemini-2.5-flash", "a.wav", "MEDIA_RESOLUTION_LOW", 60 * 32),
+        ("gemini-3.5-flash", "a.mp4", None, 60 * (70 + 32)),
+        ("gemini-3.5-flash", "a.mp4", "MEDIA_RESOLUTION_HIGH", 60 * (280 + 32)),
+        ("gemini-2.5-flash", "a.mp4", None, 60 * (258 + 32)),
+    ],
+)
+def test_pages_and_seconds_count_by_geminis_formulas(
+    model: str, name: str, resolution: str | None, tokens: int
+) -> None:
+    params = {} if resolution is None else {"media_resolution": resolution}
+    counted = media_tokens("google", model, params, Image(url=f"https://files.example/{name}"))
+    assert counted == InputTokens(tokens, None)
+
+
+def test_a_document_of_any_length_is_bounded_by_what_the_model_takes() -> None:
+    request = make_request(None, "Sum up.", (Image(url="https://files.example/a.pdf"),))
+    counts = InputCounter("google", RequestSpec(model="gemini-3.5-flash"), 1_048_576).count([request])
+    assert counts.bounds == [1_048_576]
+    assert 5_600 < counts.expected[0] < 5_700

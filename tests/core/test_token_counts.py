@@ -74,6 +74,20 @@ def test_a_quarter_of_the_bytes_is_no_count_of_tokens(name: str) -> None:
     assert 0.5 <= (count - frame) / text["o200k"] <= 2
 
 
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        *(("emoji", 1.4), ("Chinese", 1.9), ("Hindi", 5.1), ("English", 1.4), ("csv", 0.42), ("base64", 0.38)),
+        ("digits", 0.75),
+    ],
+)
+def test_a_quarter_of_the_lines_bytes_was_far_off_where_the_rates_are_near(name: str, before: float) -> None:
+    text = next(text for text in TEXTS if text["name"] == name)
+    assert len(json.dumps(text["text"])) / 4 / text["o200k"] == pytest.approx(before, rel=0.05)
+    (count,) = expected_text_tokens([text["text"]], "o200k").tolist()
+    assert count / text["o200k"] == pytest.approx(1, abs=0.15)
+
+
 def test_what_is_looked_at_stands_for_the_rest() -> None:
     english = next(text["text"] for text in TEXTS if text["name"] == "English")
     rows = [(english * 3)[start : start + 300] for start in range(400)]
