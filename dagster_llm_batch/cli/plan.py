@@ -232,7 +232,7 @@ def _basis(preview: Preview) -> str:
     """Return what the estimate rests on, and how often those before were right."""
     learned = preview.learned
     if learned is None:
-        return learned_text(None)
+        return learned_text(None) + (", input by the model's tokenizer" if preview.has_tokenizer else "")
     if learned.complete is None:
         others = f"input {learned_text(learned.submissions)} that asked otherwise"
         return f"{learned_text(None)}, {others}"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -31,6 +31,20 @@ import numpy as np
 import numpy.typing as npt
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, packed
+from dagster_llm_batch.core.token_rates import (
+    BEYOND,
+    BREAK,
+    DIGIT,
+    KINDS,
+    LOWER,
+    MARK,
+    PAIRS,
+    SCRIPTS,
+    SPACE,
+    TOKENIZERS,
+    UNMEASURED,
+    UPPER,
+)
 from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
 
 __all__ = [
@@ -84,102 +98,13 @@ class OutputTokens(NamedTuple):
 NO_OUTPUT = OutputTokens(0, 0, 0)
 
 
-# The tokenizers that the rates below are fitted to, in the order of their columns.
-_TOKENIZERS = ("o200k", "claude", "gemma", "llama")
-
-# Kinds of ASCII characters: lower case, upper case, digit, space, other white space and control, punctuation. The
-# seventh is all that is not ASCII.
-_END_OF_ASCII = 128
-_LOWER, _UPPER, _DIGIT, _SPACE, _BREAK, _MARK, _BEYOND = range(7)
-_KINDS = 6
-
-# Tokens of an ASCII character, by the kind of the one before it (rows) and its own (columns).
-#
-# Fitted on 2026-11-27 by non-negative least squares to 1,045 pieces of 200 to 400 characters, and checked on 349
-# others: the Universal Declaration of Human Rights in 40 languages, Python, CSV with UUIDs and times, JSON, URLs,
-# base64, hex, digits, emoji. The tokenizers: OpenAI's o200k_base; Anthropic's of 2023, the only one that it has
-# published; Gemma 3's, for Gemini; Llama 3.1's, for all others. tests/core/token_counts.json has texts with counts.
-_PAIRS: dict[str, tuple[tuple[float, ...], ...]] = {
-    "o200k": (
-        (0.07, 1.41, 0.19, 0.00, 0.19, 0.00),
-        (0.51, 0.23, 0.68, 0.00, 0.00, 0.98),
-        (1.65, 1.83, 0.33, 0.00, 1.26, 0.00),
-        (0.72, 0.62, 1.62, 0.03, 0.31, 0.38),
-        (0.20, 0.00, 0.00, 1.53, 0.00, 2.92),
-        (1.23, 0.00, 1.69, 1.13, 0.18, 0.20),
-        (0.00, 1.17, 0.03, 0.80, 0.00, 0.58),
-    ),
-    "claude": (
-        (0.07, 1.31, 0.07, 0.00, 0.00, 0.37),
-        (0.46, 0.22, 0.54, 0.00, 0.03, 1.87),
-        (1.68, 2.46, 0.42, 0.00, 2.22, 0.07),
-        (0.66, 1.01, 0.52, 0.03, 0.00, 0.00),
-        (0.82, 0.00, 0.00, 0.50, 0.32, 2.67),
-        (1.46, 0.00, 1.31, 1.16, 0.84, 0.07),
-        (0.00, 0.98, 0.00, 1.30, 0.00, 0.00),
-    ),
-    "gemma": (
-        (0.07, 1.24, 0.42, 0.00, 0.45, 0.30),
-        (0.49, 0.19, 0.75, 0.00, 0.50, 1.42),
-        (1.66, 1.89, 0.99, 0.00, 1.64, 0.22),
-        (0.71, 0.62, 1.49, 0.03, 0.00, 0.29),
-        (0.82, 0.00, 0.00, 1.47, 0.00, 2.07),
-        (1.47, 0.00, 1.70, 0.91, 1.03, 0.23),
-        (0.00, 0.81, 0.00, 0.54, 0.00, 0.84),
-    ),
-    "llama": (
-        (0.08, 1.44, 0.00, 0.00, 0.09, 0.00),
-        (0.59, 0.17, 0.24, 0.00, 0.00, 1.28),
-        (1.83, 2.52, 0.33, 0.68, 1.24, 0.00),
-        (0.64, 0.88, 0.94, 0.04, 0.09, 0.33),
-        (0.14, 0.00, 0.00, 1.29, 0.00, 2.52),
-        (1.24, 0.00, 1.58, 1.37, 0.00, 0.17),
-        (0.00, 1.47, 0.00, 0.86, 0.00, 1.08),
-    ),
-}
-
-# Tokens of a character beyond ASCII, by its script: the first and last code point, and the rates of the tokenizers.
-# Both are multiples of 16.
-_SCRIPTS = (
-    (0x0080, 0x0300, (1.56, 3.43, 1.49, 1.91)),  # Latin with accents
-    (0x0300, 0x0370, (0.84, 1.50, 0.22, 0.42)),  # accents by themselves
-    (0x0370, 0x0400, (0.26, 1.12, 0.31, 0.26)),  # Greek
-    (0x0400, 0x0530, (0.18, 0.49, 0.21, 0.19)),  # Cyrillic
-    (0x0530, 0x0590, (0.18, 1.98, 0.48, 1.71)),  # Armenian
-    (0x0590, 0x0600, (0.28, 0.81, 0.42, 0.98)),  # Hebrew
-    (0x0600, 0x0780, (0.18, 0.86, 0.25, 0.20)),  # Arabic
-    (0x0900, 0x0980, (0.17, 1.09, 0.18, 0.44)),  # Devanagari
-    (0x0980, 0x0A00, (0.26, 1.88, 0.17, 1.29)),  # Bengali
-    (0x0A00, 0x0A80, (0.42, 2.98, 0.51, 1.77)),  # Gurmukhi
-    (0x0A80, 0x0B00, (0.25, 2.96, 0.31, 1.84)),  # Gujarati
-    (0x0B80, 0x0C00, (0.28, 1.99, 0.20, 1.45)),  # Tamil
-    (0x0C00, 0x0C80, (0.41, 2.25, 0.39, 1.89)),  # Telugu
-    (0x0C80, 0x0D00, (0.33, 2.22, 0.35, 1.89)),  # Kannada
-    (0x0D00, 0x0D80, (0.29, 2.33, 0.28, 1.74)),  # Malayalam
-    (0x0D80, 0x0E00, (0.50, 1.68, 0.41, 2.01)),  # Sinhala
-    (0x0E00, 0x0E80, (0.40, 1.78, 0.32, 0.43)),  # Thai
-    (0x0E80, 0x0F00, (1.87, 3.05, 0.56, 2.00)),  # Lao
-    (0x0F00, 0x1000, (1.51, 2.97, 0.69, 2.07)),  # Tibetan
-    (0x1000, 0x10A0, (0.50, 0.90, 0.39, 2.04)),  # Burmese
-    (0x10A0, 0x1100, (0.20, 1.21, 0.34, 2.01)),  # Georgian
-    (0x1200, 0x13A0, (2.00, 2.96, 0.82, 2.95)),  # Ethiopic
-    (0x1780, 0x1800, (0.60, 2.98, 0.45, 1.65)),  # Khmer
-    (0x1E00, 0x2000, (0.50, 0.70, 0.49, 0.50)),  # Vietnamese
-    (0x2000, 0x2070, (0.60, 0.80, 0.60, 0.60)),  # dashes and quotation marks
-    (0x3000, 0x3100, (0.90, 1.01, 0.46, 0.64)),  # kana
-    (0x3400, 0xA000, (0.70, 1.05, 0.62, 0.75)),  # Han: less than of the Declaration, more than of everyday messages
-    (0xAC00, 0xD7B0, (0.46, 1.09, 0.50, 0.42)),  # Hangul
-    (0xFF00, 0xFFF0, (0.80, 0.90, 0.80, 0.80)),  # full width
-    (0x1F000, 0x1FB00, (2.19, 2.57, 1.65, 2.81)),  # emoji
-)
-
-# Scripts that were not measured are ones that tokenizers know least: nearly a token a byte.
-_UNMEASURED = 2.5
-
 # Of a row's text, so many characters are looked at in one stretch, and one in so many where it is long. The rest is
 # taken to be like them: over many rows that evens out. Where they begin is up to the request_id, so that a request has
 # one count, wherever it is counted.
 _LOOKED_AT, _ONE_IN = 32, 32
+
+# So many texts a tokenizer counts, and characters of each: some hundredths of a second.
+_CALIBRATED_TEXTS, _CALIBRATED_BY = 256, 400
 
 # What frames a message, and a request: its role, and marks where it begins and ends. OpenAI: 3 a message and 3 for the
 # reply (https://cookbook.openai.com/examples/how_to_count_tokens_with_tiktoken_toolkit). The bounds have room for
@@ -211,25 +136,26 @@ def tokenizer_of(book: str | None, model: str) -> str:
 
 
 def _kinds() -> bytes:
-    kinds = bytearray([_BREAK] * 33 + [_MARK] * 95 + [_BEYOND] * 128)
-    for first, last, kind in ((b"a", b"z", _LOWER), (b"A", b"Z", _UPPER), (b"0", b"9", _DIGIT), (b" ", b" ", _SPACE)):
+    kinds = bytearray([BREAK] * 33 + [MARK] * 95 + [BEYOND] * 128)
+    for first, last, kind in ((b"a", b"z", LOWER), (b"A", b"Z", UPPER), (b"0", b"9", DIGIT), (b" ", b" ", SPACE)):
         kinds[first[0] : last[0] + 1] = bytes([kind]) * (last[0] - first[0] + 1)
     return bytes(kinds)
 
 
+_END_OF_ASCII = 128
 _KIND_OF = _kinds()
 _Counts = npt.NDArray[np.int64]
 
 
-_WIDTH = _KINDS + len(_SCRIPTS) + 1
+_WIDTH = KINDS + len(SCRIPTS) + 1
 
 
 class _Rates:
     """The rates of one tokenizer, in hundredths, as a table to look many characters up in."""
 
     def __init__(self, tokenizer: str) -> None:
-        pairs, column = _PAIRS[tokenizer], _TOKENIZERS.index(tokenizer)
-        scripts = [*(rates[column] for *_, rates in _SCRIPTS), _UNMEASURED]
+        pairs, column = PAIRS[tokenizer], TOKENIZERS.index(tokenizer)
+        scripts = [*(rates[column] for *_, rates in SCRIPTS), UNMEASURED]
         self._table = np.rint(np.array([[*row, *scripts] for row in pairs]) * 100).astype(np.float32).ravel()
 
     def of(self, characters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -238,7 +164,7 @@ class _Rates:
         ASCII characters are bytes, others code points.
         """
         kinds = _kinds_of(characters)
-        pairs = np.minimum(kinds[..., :-1], _BEYOND).astype(np.uint16)
+        pairs = np.minimum(kinds[..., :-1], BEYOND).astype(np.uint16)
         pairs *= _WIDTH
         pairs += kinds[..., 1:]
         costs: npt.NDArray[np.float32] = self._table.take(pairs)
@@ -249,8 +175,9 @@ def _kinds_of(characters: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if characters.dtype == np.uint8:
         kinds = np.frombuffer(characters.tobytes().translate(_KIND_OF), np.uint8)
         return kinds.reshape(characters.shape)
-    is_ascii = characters < _END_OF_ASCII
-    return np.where(is_ascii, _kind_table()[characters & 127], _script_table()[characters >> 4])
+    own, others = _kind_table()[characters & 127], _script_table()[characters >> 4]
+    chosen: npt.NDArray[np.uint8] = np.where(characters < _END_OF_ASCII, own, others)
+    return chosen
 
 
 def _characters_of(text: str) -> npt.NDArray[Any]:
@@ -268,13 +195,13 @@ def _kind_table() -> npt.NDArray[np.uint8]:
 @lru_cache(maxsize=1)
 def _script_table() -> npt.NDArray[np.uint8]:
     """Return the column of each script in a table of rates, by code point divided by 16."""
-    columns = np.full(0x110000 >> 4, _KINDS + len(_SCRIPTS), np.uint8)
-    for number, (first, end, _) in enumerate(_SCRIPTS):
-        columns[first >> 4 : end >> 4] = _KINDS + number
+    columns = np.full(0x110000 >> 4, KINDS + len(SCRIPTS), np.uint8)
+    for number, (first, end, _) in enumerate(SCRIPTS):
+        columns[first >> 4 : end >> 4] = KINDS + number
     return columns
 
 
-@lru_cache(maxsize=len(_TOKENIZERS))
+@lru_cache(maxsize=len(TOKENIZERS))
 def _rates(tokenizer: str) -> _Rates:
     return _Rates(tokenizer)
 
@@ -379,16 +306,31 @@ class InputCounter:
         book: The price book's id of the model's vendor; None where nothing is billed.
         spec: What the requests share.
         context: How many tokens the model takes in all; None where nobody knows.
+        exact: The model's own tokenizer, where it is at hand: returns the tokens of each text. It would take most of
+            the time of a plan, so it counts what all requests share, and some of the first texts: the others have so
+            many times what the rates say as these do.
+
+    Without `exact` a request has one count, wherever it is counted. Pickled, it has none: workers need none.
     """
 
-    def __init__(self, book: str | None, spec: RequestSpec, context: int | None) -> None:
+    def __init__(
+        self,
+        book: str | None,
+        spec: RequestSpec,
+        context: int | None,
+        exact: Callable[[Sequence[str]], Sequence[int]] | None = None,
+    ) -> None:
         self._book, self._model, self._params, self._context = book, spec.model, spec.params, context
-        self._tokenizer = tokenizer_of(book, spec.model)
+        self._tokenizer, self._exact = tokenizer_of(book, spec.model), exact
+        self._ratio: float | None = None
         self._frame = InputTokens(0, _MOST_MESSAGE) if _embeds(spec) else self._frame_of(spec)
         # Of the system part before: mostly, all requests have the same.
         self._last_system: tuple[str | None, tuple[_Counts, _Counts]] = (None, self._texts([""], _SYSTEM))
         self._is_open = "mcp_servers" in spec.params or any(map(_runs_at_vendor, _tools(spec.params)))
         self._is_stored = any(spec.params.get(name) is not None for name in _STORED)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_exact": None}
 
     def _frame_of(self, spec: RequestSpec) -> InputTokens:
         """Return the tokens of what every request has besides its own texts and images."""
@@ -444,8 +386,21 @@ class InputCounter:
     def _texts(self, texts: Sequence[str], frame: InputTokens, seeds: _Counts | None = None) -> tuple[_Counts, _Counts]:
         """Return how many tokens are expected of each text and its frame, and how many there are at most."""
         most = most_text_tokens(texts, self._tokenizer)
-        expected = np.minimum(expected_text_tokens(texts, self._tokenizer, seeds), most)
-        return expected + frame.expected, most + (frame.bound or 0)
+        if self._exact is not None and seeds is None:
+            expected = np.array(self._exact(texts), np.int64)
+        else:
+            expected = expected_text_tokens(texts, self._tokenizer, seeds)
+            if self._exact is not None:
+                expected = np.rint(expected * self._times_the_rates(texts)).astype(np.int64)
+        return np.minimum(expected, most) + frame.expected, most + (frame.bound or 0)
+
+    def _times_the_rates(self, texts: Sequence[str]) -> float:
+        """Return so many times what the rates say as the tokenizer counts of some of the first texts."""
+        if self._ratio is None and self._exact is not None:
+            some = [text[:_CALIBRATED_BY] for text in texts[:_CALIBRATED_TEXTS]]
+            rated = int(expected_text_tokens(some, self._tokenizer).sum())
+            self._ratio = sum(self._exact(some)) / rated if rated else None
+        return 1.0 if self._ratio is None else self._ratio
 
     def _limited(self, bound: int | None) -> int | None:
         """Return the bound of a request whose own texts and images have this one; None: that is not known."""
@@ -610,9 +565,9 @@ def _reply_tokens(schema: Any, root: Mapping[str, Any], depth: int) -> int:
             return max(_reply_tokens(one, root, depth - 1) for one in schema[name])
     if "const" in schema or "enum" in schema:
         values = [canonical_json(value) for value in schema.get("enum", [schema.get("const")])]
-        return int(expected_text_tokens(values, _TOKENIZERS[0]).max(initial=1))
+        return int(expected_text_tokens(values, TOKENIZERS[0]).max(initial=1))
     if properties := schema.get("properties"):
-        keys = int(expected_text_tokens([f'"{name}":,' for name in properties], _TOKENIZERS[0]).sum())
+        keys = int(expected_text_tokens([f'"{name}":,' for name in properties], TOKENIZERS[0]).sum())
         return 2 + keys + sum(_reply_tokens(value, root, depth - 1) for value in properties.values())
     match schema.get("type"):
         case "array":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 import threading
 import time
 import uuid
@@ -13,7 +15,10 @@ from contextlib import AbstractContextManager
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
@@ -22,7 +27,7 @@ from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
 from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_gap, tariff
 from dagster_llm_batch.core.sharding import tightest
-from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, writes_cache
+from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, tokenizer_of, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import Owner, definition_in
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
@@ -352,7 +357,12 @@ class Deployment:
     def counter(self, labeling: Labeling) -> InputCounter:
         """Return the counter of the input tokens of this labeling's requests."""
         book = self.provider(labeling.provider).price_book
-        return InputCounter(book, labeling.spec, self.context_tokens(labeling))
+        return InputCounter(book, labeling.spec, self.context_tokens(labeling), self.tokenizer(labeling))
+
+    def tokenizer(self, labeling: Labeling) -> Callable[[Sequence[str]], list[int]] | None:
+        """Return the tokenizer of the labeling's model, where it is installed and needs no network."""
+        book = self.provider(labeling.provider).price_book
+        return _openai_tokenizer() if tokenizer_of(book, labeling.spec.model) == "o200k" else None
 
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH, learned: Learned | None = None) -> Estimate:
         """Return an estimate, without any request yet, at the prices of this labeling's model in this lane."""
@@ -484,6 +494,29 @@ def use_fetched_book(payloads: PayloadStore) -> None:
         with payloads.reader(BOOK_FILE) as file:
             use_book(file.read())
     _BOOKS_READ[place] = time.monotonic()
+
+
+# The vocabulary of OpenAI's models since gpt-4o, where tiktoken gets it and what it must be: tiktoken 0.14.0.
+_VOCABULARY = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
+_VOCABULARY_SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+
+
+@lru_cache(maxsize=1)
+def _openai_tokenizer() -> Callable[[Sequence[str]], list[int]] | None:
+    """Return what counts tokens by tiktoken; None where that, or the file that it would download, is not there."""
+    if find_spec("tiktoken") is None:
+        return None
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    cache = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
+    try:
+        vocabulary = (cache / hashlib.sha1(_VOCABULARY.encode(), usedforsecurity=False).hexdigest()).read_bytes()
+    except OSError:
+        return None
+    # Of any other file it would download a new one.
+    if folder == "" or hashlib.sha256(vocabulary).hexdigest() != _VOCABULARY_SHA256:
+        return None
+    encoding = import_module("tiktoken").get_encoding("o200k_base")
+    return lambda texts: [len(encoding.encode_ordinary(text)) for text in texts]
 
 
 def _free() -> Tariff:

@@ -64,6 +64,7 @@ class Preview:
         p95_usd: What 19 of 20 such submissions cost less than.
         bound_usd: What they can cost at most, if each is sent once.
         learned: What was learned from earlier submissions, if there are any.
+        has_tokenizer: Whether the model's own tokenizer has counted some of the texts.
         realtime_usd: What they would cost in real time.
         price_basis: Where the price is from.
         known: The submission that these rows have already; nothing would be sent then.
@@ -91,6 +92,7 @@ class Preview:
     p95_usd: Decimal | None = None
     bound_usd: Decimal | None = None
     learned: Learned | None = None
+    has_tokenizer: bool = False
     known: Submission | None = None
     refused: str | None = None
     longest: tuple[LongRow, ...] = ()
@@ -282,6 +284,7 @@ class Planner:
             return replace(
                 preview_of(plan, draft.estimate, refused),
                 context_tokens=self._deployment.context_tokens(self._labeling),
+                has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
             )

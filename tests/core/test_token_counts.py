@@ -9,7 +9,9 @@ as can be.
 from __future__ import annotations
 
 import json
+import pickle
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,44 @@ def test_counts_of_any_text(texts: list[str], tokenizer: str) -> None:
     # The same, whichever others are counted beside it.
     alone = [counter.count([request]) for request in make_requests("Answer.", texts)]
     assert [(*one.expected, *one.bounds) for one in alone] == list(zip(counts.expected, counts.bounds, strict=True))
+
+
+def counted(texts: Sequence[str]) -> list[int]:
+    """A tokenizer that makes a token of every second character."""
+    return [len(text) // 2 for text in texts]
+
+
+def test_a_tokenizer_that_is_at_hand_tells_how_far_the_rates_are_off() -> None:
+    finnish = next(text["text"] for text in TEXTS if text["name"] == "Finnish")
+    requests = make_requests("Answer.", [(finnish * 40)[start : start + 300] for start in range(900)])
+    rated, exact = (InputCounter("openai", spec_of(), None, tokenizer) for tokenizer in (None, counted))
+    chunks = [requests[start : start + 256] for start in range(0, 900, 256)]
+    by_rates, by_tokenizer = (
+        [each for chunk in chunks for each in counter.count(chunk).expected] for counter in (rated, exact)
+    )
+    # With the instruction and what frames a request.
+    assert sum(by_tokenizer) == pytest.approx(900 * (150 + 3 + 11), rel=0.04)
+    assert sum(by_rates) != pytest.approx(sum(by_tokenizer), rel=0.2)
+    bounds = [counter.count(requests).bounds for counter in (rated, exact)]
+    assert bounds[0] == bounds[1]
+
+
+def test_a_tokenizer_looks_at_some_texts_alone_and_stays_where_it_is() -> None:
+    seen = 0
+
+    def looking(texts: Sequence[str]) -> list[int]:
+        nonlocal seen
+        seen += sum(map(len, texts))
+        return counted(texts)
+
+    counter = InputCounter("openai", spec_of(), None, looking)
+    for _ in range(5):
+        counter.count(make_requests(None, ["word " * 20_000] * 300))
+    assert seen < 110_000
+    # A worker has the rates; pickled, a tokenizer may load what it needs from the network.
+    copy = pickle.loads(pickle.dumps(InputCounter("openai", spec_of(), None, counted)))
+    texts = make_requests(None, ["word " * 20])
+    assert copy.count(texts) == InputCounter("openai", spec_of(), None).count(texts)
 
 
 def test_half_surrogates_are_counted() -> None:

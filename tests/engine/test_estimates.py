@@ -18,6 +18,7 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend, Spend
+from dagster_llm_batch.engine.deployment import _openai_tokenizer
 from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.engine.request_files import split_requests
 from dagster_llm_batch.errors import BudgetError
@@ -263,3 +264,19 @@ def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
     assert other.learned is not None
     assert other.learned.complete is None
     assert other.output_tokens == 9 * 1_000
+
+
+def test_a_tokenizer_that_would_have_to_be_downloaded_is_not_used(
+    workspace: Workspace, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether tiktoken is installed or not: the file that it needs is not there, or is another one."""
+    (tmp_path / "tiktoken.py").write_text("raise AssertionError('imported, which looks for the file in the network')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    deployment = workspace.engine().deployment
+    _openai_tokenizer.cache_clear()
+    assert deployment.tokenizer(labeling()) is None
+    (tmp_path / "fb374d419588a4632f3f557e76b4b70aebbca790").write_bytes(b"IQ== 0\n")
+    _openai_tokenizer.cache_clear()
+    assert deployment.tokenizer(labeling()) is None
+    assert workspace.engine().preview(labeling(), tickets(2)).learned is None
