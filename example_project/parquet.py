@@ -34,6 +34,9 @@ class ParquetIOManager(dg.ConfigurableIOManager):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.write_parquet(path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
+        # Where tools, such as `dagster-llm-batch review`, find the table: a file, or the folder of all partitions.
+        path = self._path(context, None) if keys == [None] else self._path(context, keys[0]).parent
+        context.add_output_metadata({"dagster/uri": path.as_uri()})
 
     def load_input(self, context: dg.InputContext) -> pl.DataFrame:
         import polars as pl

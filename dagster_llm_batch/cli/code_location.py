@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import click
@@ -30,6 +30,7 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.engine.status import Advice
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.io import URI_KEY
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.text import plain_words
 
@@ -38,6 +39,7 @@ __all__ = ["CodeLocation", "Pointer", "pointer_in"]
 # A daemon that runs is seen every half minute.
 _SILENT = timedelta(minutes=5)
 _QUEUED_SEEN = 100
+_EVENTS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,35 @@ class CodeLocation:
             found |= dict.fromkeys(sorted(children))
         return list(found)
 
+    @property
+    def specs(self) -> list[dg.AssetSpec]:
+        """All assets that the definitions make."""
+        return [spec for assets in self._repository.assets_defs_by_key.values() for spec in assets.specs]
+
+    def stored_places(self, key: dg.AssetKey) -> dict[str, str | None]:
+        """Return the partitions of an asset that were materialized ("" for an unpartitioned one), each with where its
+        IO manager stored it as Parquet, as far as it told Dagster.
+        """
+        partitions_def = self._repository.asset_graph.get(key).partitions_def
+        if partitions_def is None:
+            event = self._instance.get_latest_materialization_event(key)
+            materialization = event and event.asset_materialization
+            return {} if not materialization else {"": _place_of(materialization)}
+        places: dict[str, str | None] = dict.fromkeys(self._instance.get_materialized_partitions(key))
+        # The newest come first, and are those that count.
+        told: dict[str, str | None] = {}
+        cursor: str | None = None
+        while len(told) < len(places):
+            page = self._instance.fetch_materializations(key, limit=_EVENTS_AT_ONCE, cursor=cursor)
+            for record in page.records:
+                materialization = record.asset_materialization
+                if record.partition_key in places and materialization is not None:
+                    told.setdefault(record.partition_key, _place_of(materialization))
+            if not page.has_more:
+                break
+            cursor = page.cursor
+        return places | told
+
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
         """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
         found: dict[str, dg.AssetSpec] = {}
@@ -282,6 +313,16 @@ class CodeLocation:
             # The message as a whole may quote values, which may be secrets: of each error, only the reason is told.
             reasons = "; ".join(_reason(problem.message) for problem in error.errors)
             raise ConfigError(f"The resources {', '.join(sorted(wanted))} are not configured: {reasons}") from error
+
+
+def _place_of(materialization: dg.AssetMaterialization) -> str | None:
+    """Return the place that an IO manager told Dagster, where that is Parquet: a file, or a folder of HIVE's layout."""
+    for name in (URI_KEY, "uri", "path"):
+        value = materialization.metadata.get(name)
+        text = getattr(value, "value", None)
+        if isinstance(text, str) and (text.endswith(".parquet") or (name == URI_KEY and not PurePath(text).suffix)):
+            return text
+    return None
 
 
 def _reason(message: str) -> str:

@@ -20,6 +20,7 @@ from dagster_llm_batch.cli.export import export_command
 from dagster_llm_batch.cli.plan import plan_command
 from dagster_llm_batch.cli.prices import prices_command
 from dagster_llm_batch.cli.prune import prune_command
+from dagster_llm_batch.cli.review import review_command
 from dagster_llm_batch.cli.submissions import list_command, show_command
 from dagster_llm_batch.cli.watch import watch_command
 
@@ -50,6 +51,7 @@ for _command in (
     recover_command,
     rename_command,
     retry_command,
+    review_command,
     export_command,
     prices_command,
     prune_command,

@@ -1,0 +1,112 @@
+"""`review`: a page on this machine on which people look at the rows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+import dagster as dg
+
+from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
+from dagster_llm_batch.cli.commands import Command
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
+from dagster_llm_batch.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.review.tables import StoredAsset
+
+__all__ = ["review_command"]
+
+_ROLES = ("labels", "rejects", "evaluation")
+
+
+@click.command("review", cls=Command, short_help="A page on this machine to look at rows, prompts and replies.")
+@click.argument("asset", required=False)
+@code_location_command
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 (the default) takes a free one.")
+@click.option(
+    "--user-header",
+    help=(
+        "Header in which your team's proxy says who is there, such as X-Forwarded-User. The proxy must take away what "
+        "others send under that name."
+    ),
+)
+@click.option("--allow-host", "hosts", multiple=True, help="Name by which that proxy asks, repeatable.")
+def review_command(
+    deployment: DeploymentAccess, asset: str | None, port: int, user_header: str | None, hosts: tuple[str, ...]
+) -> None:
+    """Serve until interrupted; print the address to open. Nothing is asked of a provider, and nothing is changed.
+
+    Tables that an IO manager stored as Parquet, and says so in its metadata, are read in place; others are loaded one
+    partition at a time. The page listens on loopback only. The address works once, in one browser.
+    """
+    try:
+        from dagster_llm_batch.review.access import Door  # noqa: PLC0415 - an extra, and slow to load
+        from dagster_llm_batch.review.server import HOSTS, ReviewedDeployment, review_app, serve  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingExtraError("review", "The page") from error
+    known = list(_stored_assets(deployment))
+    start = "/"
+    if asset is not None:
+        keys = [one.key for one in known]
+        if asset not in keys:
+            raise ConfigError(f"There is no stored table {asset!r}; there are {', '.join(keys) or 'none yet'}.")
+        start = f"/table/{quote(asset)}"
+    reviewed = ReviewedDeployment(
+        str(deployment.code.pointer.module_name or deployment.code.pointer.python_file or "Dagster"),
+        deployment.ledger,
+        deployment.payloads,
+        deployment.namespace,
+        lambda: list(_stored_assets(deployment)),
+        partial(_console_url, deployment),
+    )
+    door = Door(user_header)
+
+    def tell(address: str) -> None:
+        click.echo(f"Open {address}{start}?token={door.token}")
+        click.echo("It works once, in one browser. Ctrl-C ends it.", err=True)
+        sys.stdout.flush()
+
+    serve(review_app(reviewed, door, [*HOSTS, *hosts]), port, tell)
+
+
+def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
+    """Yield the tables that there is something of: those of datasets, then those of evaluations, then all others that
+    lie in Parquet.
+    """
+    from dagster_llm_batch.review.tables import StoredAsset  # noqa: PLC0415 - an extra
+
+    code = deployment.code
+    datasets = {key: each for each in code.datasets.values() for key in (each.key, each.rejects_key)}
+    specs = {spec.key: spec for spec in code.specs}
+    for key in sorted(specs, key=lambda key: (key not in datasets, not _is_ours(specs[key]), key.to_user_string())):
+        spec, places, dataset = specs[key], code.stored_places(key), datasets.get(key)
+        # What somebody else's asset stores elsewhere may be anything, and of any size.
+        if not places or not (_is_ours(spec) or any(places.values())):
+            continue
+        yield StoredAsset(
+            key=key.to_user_string(),
+            dataset=dataset.name if dataset else None,
+            role=spec.tags.get(ROLE_TAG) or str(spec.metadata.get(TABLE_KEY, "")),
+            row_key=dataset.labeling.key if dataset else "",
+            files={partition: place for partition, place in places.items() if place},
+            others=tuple(partition for partition, place in places.items() if not place),
+            load=partial(_load, deployment, key),
+        )
+
+
+def _load(deployment: DeploymentAccess, key: dg.AssetKey, partition: str) -> object:
+    return deployment.code.load_asset(key, partition or None)
+
+
+def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> str | None:
+    known = deployment.engine.deployment.providers.get(provider)
+    return None if known is None else known.console_url(batch_id)
+
+
+def _is_ours(spec: dg.AssetSpec) -> bool:
+    return spec.tags.get(ROLE_TAG) in _ROLES or TABLE_KEY in spec.metadata

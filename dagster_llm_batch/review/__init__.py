@@ -1,0 +1,7 @@
+"""A page on loopback on which people look at the rows of a deployment: `dagster-llm-batch review`.
+
+tables.py     stored tables, filtered and paged in place by DuckDB
+evidence.py   what was sent and what came back for one request
+prompts.py    a request body of any vendor as the messages that a person reads
+server.py     the pages, and who may see them
+"""

@@ -1,0 +1,377 @@
+"""The pages: tables of rows, and all that is known of one row. On loopback, for who may see them (`access.py`)."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import jinja2
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from dagster_llm_batch.core.json_values import as_json
+from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.review.access import AccessGate, Door
+from dagster_llm_batch.review.evidence import Attempt, read_attempts
+from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
+from dagster_llm_batch.review.tables import FILTERS, PARTITION, Filter, Page, StoredAsset, TableBrowser, View
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["HOSTS", "ReviewedDeployment", "review_app", "serve"]
+
+HOSTS = ("127.0.0.1", "localhost")
+"""Names by which a browser may ask. Another name that leads here is a page that tries to read rows."""
+
+_SECONDS_KNOWN = 10.0
+_MOST_CELL = 160
+_MOST_TEXT = 20_000
+_PROVENANCE = "llm_"
+_WHERE = re.compile(rf"(.+?):({'|'.join(FILTERS)}):(.*)", re.DOTALL)
+
+# Bytes that no text of a person has, as the signs that stand for them.
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
+
+
+@dataclass(frozen=True)
+class ReviewedDeployment:
+    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions."""
+
+    name: str
+    ledger: Ledger
+    payloads: PayloadStore
+    namespace: str
+    look: Callable[[], Sequence[StoredAsset]]
+    console_url: Callable[[str, str], str | None] = lambda _provider, _batch_id: None
+    browser: TableBrowser = field(default_factory=TableBrowser)
+    _seen: list[tuple[float, Sequence[StoredAsset]]] = field(default_factory=list)
+
+    def asset(self, key: str) -> StoredAsset | None:
+        """Return the asset of this key."""
+        return next((asset for asset in self.assets() if asset.key == key), None)
+
+    def assets(self) -> Sequence[StoredAsset]:
+        """Return all tables, as of some seconds ago."""
+        # To ask Dagster's event log of each asset takes longer than a page should.
+        if not self._seen or time.monotonic() - self._seen[-1][0] > _SECONDS_KNOWN:
+            self.browser.forget()
+            self._seen[:] = [(time.monotonic(), self.look())]
+        return self._seen[-1][1]
+
+    def submissions(self, dataset: str, partition: str) -> list[Submission]:
+        """Return what was submitted for a partition, the oldest first, behind what it took answers of."""
+        found: dict[str, Submission] = {}
+        waiting = list(reversed(self.ledger.history(self.namespace, dataset, partition)))
+        while waiting:
+            submission = waiting.pop()
+            if submission.submission_id not in found:
+                found[submission.submission_id] = submission
+                waiting += [self.ledger.submission(source) for source in submission.reused_from]
+        return sorted(found.values(), key=lambda submission: submission.created_at)
+
+
+def review_app(deployment: ReviewedDeployment, door: Door, hosts: Sequence[str] = HOSTS) -> Starlette:
+    """Return the pages as an ASGI application."""
+    pages = _Pages(deployment)
+    return Starlette(
+        routes=[
+            Route("/", pages.overview),
+            Route("/table/{key:path}", pages.table),
+            Route("/row/{key:path}", pages.row),
+            Mount("/static", StaticFiles(packages=[("dagster_llm_batch.review", "static")])),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts)),
+            Middleware(AccessGate, door=door),
+        ],
+    )
+
+
+def serve(app: Starlette, port: int, tell: Callable[[str], None]) -> None:
+    """Serve on loopback until interrupted. `tell` is given the address when the port is open.
+
+    Raises ConfigError where the port is taken.
+    """
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOSTS[0], port))
+        except OSError as error:
+            raise ConfigError(f"Port {port} cannot be had: {error.strerror}. Give another --port, or 0.") from error
+        listener.listen()
+        tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}")
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
+        server.run([listener])
+
+
+class _Pages:
+    def __init__(self, deployment: ReviewedDeployment) -> None:
+        self._deployment = deployment
+        self._templates = jinja2.Environment(
+            loader=jinja2.PackageLoader("dagster_llm_batch.review"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty}
+        self._templates.globals |= {"table_url": table_url, "row_url": row_url, "deployment": deployment.name}
+
+    def overview(self, request: Request) -> Response:
+        """All tables, by dataset."""
+        groups: dict[str, list[StoredAsset]] = {}
+        for asset in self._deployment.assets():
+            groups.setdefault(asset.dataset or "", []).append(asset)
+        return self._page(request, "overview.html", groups=groups)
+
+    def table(self, request: Request) -> Response:
+        """Rows of one table."""
+        asset = self._deployment.asset(request.path_params["key"])
+        if asset is None:
+            return self._nothing(request, f"There is no table {request.path_params['key']!r}.")
+        asked = request.query_params
+        try:
+            view = _view(asked.multi_items())
+            keys = [each.row_key for each in self._deployment.assets()]
+            page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
+        except LLMBatchError as error:
+            return self._nothing(request, str(error), 400)
+        return self._page(
+            request,
+            "table.html",
+            asset=asset,
+            view=view,
+            page=page,
+            inside=asked.get("in"),
+            columns=_ordered(page),
+            kinds=FILTERS,
+            address=_Address(asset.key, asked.get("in"), view),
+        )
+
+    def row(self, request: Request) -> Response:
+        """All that is known of one row."""
+        asset = self._deployment.asset(request.path_params["key"])
+        asked = request.query_params
+        column, value = asked.get("by", ""), asked.get("key")
+        if asset is None or not column or value is None:
+            return self._nothing(request, "The address names no row.")
+        partition = asked.get("in")
+        try:
+            rows = self._deployment.browser.find(asset, column, value, partition)
+            elsewhere = self._elsewhere(asset, column, value, partition)
+        except LLMBatchError as error:
+            return self._nothing(request, str(error), 400)
+        if not rows:
+            return self._nothing(request, f"{asset.key} has no row {value}.")
+        attempts = [self._shown(attempt) for attempt in self._attempts(asset, rows[0], partition)]
+        return self._page(
+            request,
+            "row.html",
+            asset=asset,
+            column=column,
+            value=value,
+            inside=partition,
+            row=rows[0],
+            count=len(rows),
+            answers=_compared(asset, rows[0], elsewhere, column),
+            own={name: value for name, value in rows[0].items() if not name.startswith(_PROVENANCE)},
+            provenance={name: value for name, value in rows[0].items() if name.startswith(_PROVENANCE)},
+            attempts=attempts,
+            most=None if asked.get("whole") else _MOST_TEXT,
+            whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
+        )
+
+    def _elsewhere(
+        self, asset: StoredAsset, column: str, key: str, partition: str | None
+    ) -> list[tuple[StoredAsset, str | None, Mapping[str, Any]]]:
+        """Return the same row in the other tables that lie in Parquet: candidates, gold, mistakes."""
+        found: list[tuple[StoredAsset, str | None, Mapping[str, Any]]] = []
+        for other in self._deployment.assets():
+            if other.key == asset.key or not other.files:
+                continue
+            part = partition if partition in other.files else None
+            try:
+                rows = self._deployment.browser.find(other, column, key, part, most=1)
+            # One table that is gone or damaged keeps nobody from the others.
+            except Exception:  # noqa: BLE001, S112 - duckdb and file systems raise what they like
+                continue
+            found += [(other, part, row) for row in rows]
+        return found
+
+    def _attempts(self, asset: StoredAsset, row: Mapping[str, Any], partition: str | None) -> list[Attempt]:
+        request_id = row.get("llm_request_id")
+        if asset.dataset is None or not isinstance(request_id, str):
+            return []
+        submissions = self._deployment.submissions(asset.dataset, partition or str(row.get(PARTITION) or ""))
+        return read_attempts(self._deployment.ledger, self._deployment.payloads, submissions, request_id)
+
+    def _shown(self, attempt: Attempt) -> Mapping[str, Any]:
+        body = None if attempt.request is None else read_body(attempt.request)
+        replies = [read_body(line) for line in attempt.replies]
+        shard = attempt.shard
+        return {
+            "shard": shard,
+            "submission": attempt.submission,
+            "lost": attempt.lost,
+            "body": body,
+            "prompt": read_prompt(body),
+            "replies": [(read_texts(reply), reply) for reply in replies],
+            "results": attempt.results,
+            "console": shard.batch_id and self._deployment.console_url(shard.provider, shard.batch_id),
+        }
+
+    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        text = self._templates.get_template(template).render(person=request.state.person, **values)
+        return HTMLResponse(text.encode("utf-8", "replace"), status)
+
+    def _nothing(self, request: Request, words: str, status: int = 404) -> Response:
+        return self._page(request, "nothing.html", status, words=words)
+
+
+def table_url(key: str, inside: str | None = None, filters: Sequence[Filter] = ()) -> str:
+    """Return the address of a table's page, on this server."""
+    asked = [("in", inside)] if inside else []
+    asked += [("where", f"{each.column}:{each.kind}:{each.value}") for each in filters]
+    return f"/table/{quote(key)}" + (f"?{urlencode(asked)}" if asked else "")
+
+
+def row_url(asset: str, column: str, key: str, inside: str | None = None) -> str:
+    """Return the address of a row's page, on this server: the column that names it, and its value as text."""
+    asked = {"by": column, "key": key} | ({"in": inside} if inside else {})
+    return f"/row/{quote(asset)}?{urlencode(asked)}"
+
+
+@dataclass(frozen=True)
+class _Address:
+    """The address of the table that is shown, with one thing changed."""
+
+    key: str
+    inside: str | None
+    view: View
+
+    def _with(self, filters: Sequence[Filter], *, order: str | None = None, page: int = 1) -> str:
+        asked = [("in", self.inside)] if self.inside else []
+        asked += [("q", self.view.search)] if self.view.search else []
+        asked += [("where", f"{each.column}:{each.kind}:{each.value}") for each in filters]
+        order = self.view.order if order is None else order
+        asked += [("order", order)] if order else []
+        asked += [("page", str(page))] if page > 1 else []
+        return f"/table/{quote(self.key)}" + (f"?{urlencode(asked)}" if asked else "")
+
+    def page(self, number: int) -> str:
+        return self._with(self.view.filters, page=number)
+
+    def order(self, column: str) -> str:
+        return self._with(self.view.filters, order=f"-{column}" if self.view.order == column else column)
+
+    def without(self, which: Filter) -> str:
+        return self._with([each for each in self.view.filters if each != which])
+
+    def toggle(self, column: str, value: str | None) -> str:
+        """Ask for a facet's value, or no more where it is asked for."""
+        wanted = facet_filter(column, value)
+        if wanted in self.view.filters:
+            return self.without(wanted)
+        others = [each for each in self.view.filters if each.column != column or each.kind not in ("is", "null")]
+        return self._with([*others, wanted])
+
+    def has(self, column: str, value: str | None) -> bool:
+        return facet_filter(column, value) in self.view.filters
+
+
+def facet_filter(column: str, value: str | None) -> Filter:
+    """Return the filter of a facet's value."""
+    return Filter(column, "null") if value is None else Filter(column, "is", value)
+
+
+def _view(asked: Sequence[tuple[str, str]]) -> View:
+    given = dict(asked)
+    found = [_WHERE.fullmatch(value) for name, value in asked if name == "where"]
+    # What is no filter asks for a column that no table has, and is refused by that name.
+    filters = [Filter(*match.groups()) if match else Filter("", "is") for match in found]
+    if given.get("column"):
+        filters.append(Filter(given["column"], given.get("kind", "is"), given.get("value", "")))
+    number = given.get("page", "1")
+    is_number = number.isascii() and number.isdecimal() and len(number) < 9  # noqa: PLR2004 - no table has more
+    return View(given.get("q", "").strip(), tuple(filters), given.get("order", ""), int(number) if is_number else 1)
+
+
+def _ordered(page: Page) -> list[str]:
+    """Return the columns as they are shown: key first, provenance last, and ids not at all."""
+    hidden = {"llm_run_id", "llm_batch_id", "llm_request_id", "llm_prompt_version", "llm_price_basis"}
+    first = [*([page.key] if page.key else []), *([PARTITION] if PARTITION in page.columns else [])]
+    rest = [name for name in page.columns if name not in first and name not in hidden]
+    return [*first, *sorted(rest, key=lambda name: name.startswith(_PROVENANCE))]
+
+
+def _compared(
+    asset: StoredAsset,
+    row: Mapping[str, Any],
+    elsewhere: Sequence[tuple[StoredAsset, str | None, Mapping[str, Any]]],
+    key: str,
+) -> Mapping[str, Any]:
+    """Return the fields that this row has in common with it elsewhere, and whether their values differ."""
+    others = list(elsewhere)
+
+    def rows_with(name: str) -> Iterator[Mapping[str, Any]]:
+        return (each for _, _, each in others if name in each)
+
+    fields = [
+        name
+        for name in row
+        if name not in (key, PARTITION)
+        and not name.startswith(_PROVENANCE)
+        and any(name in each for _, _, each in others)
+    ]
+    return {
+        "tables": [(asset, None, row), *others],
+        "fields": fields,
+        "differs": {
+            name
+            for name in fields
+            if len({_text(each[name]) for _, _, each in [(0, 0, row), *others] if name in each}) > 1
+        },
+    }
+
+
+def _text(value: Any) -> str:
+    """Return a value as DuckDB casts it to text, for plain types; nested ones as JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Decimal):
+        return format(value.normalize(), "f") if value else "0"
+    plain = as_json(value)
+    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False, default=str)
+
+
+def _cell(value: Any) -> str:
+    """Return the beginning of a value, as one line."""
+    text = " ".join(_text(value)[: 4 * _MOST_CELL].split()).translate(_CONTROLS)
+    return text if len(text) <= _MOST_CELL else text[:_MOST_CELL] + "…"
+
+
+def _whole(value: Any, most: int | None = None) -> str:
+    """Return a value's text, or so much of it."""
+    return _text(value)[:most].translate(_CONTROLS)
+
+
+def _pretty(value: Any) -> str:
+    if isinstance(value, str):
+        return value.translate(_CONTROLS)
+    return json.dumps(as_json(value), ensure_ascii=False, indent=2, default=str).translate(_CONTROLS)

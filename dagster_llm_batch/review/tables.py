@@ -1,0 +1,342 @@
+"""Stored tables as pages of rows: filtered, counted and sorted in place.
+
+Parquet is read where it lies, by DuckDB, so that a million rows need neither memory nor patience. What another IO
+manager stored is loaded by it, one partition at a time, and kept while it is looked at.
+
+Queries are built of DuckDB's expressions: no text of a row or a web address is ever read as SQL.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+from duckdb import ColumnExpression as Column
+from duckdb import ConstantExpression as Constant
+from duckdb import FunctionExpression as Function
+from upath import UPath
+
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import InputError
+
+__all__ = ["FILTERS", "PARTITION", "Facet", "Filter", "Page", "StoredAsset", "TableBrowser", "View"]
+
+PARTITION = "partition"
+"""The column that tells a row's partition."""
+
+FILTERS = {
+    "is": "is",
+    "not": "is not",
+    "has": "contains",
+    "ge": "at least",
+    "le": "at most",
+    "null": "is empty",
+    "some": "is not empty",
+}
+"""What a column can be asked, as addresses have it, and in words."""
+
+_PLACE, _KEY = "llm_review_place", "llm_review_key"
+_PAGE_ROWS = 50
+_MOST_VALUES = 30
+_MOST_FACETS = 12
+
+# Told of every row; the rest is on its own page.
+_FACETS_FIRST = (PARTITION, "llm_outcome", "label", "target", "gold")
+_NO_FACETS = ("llm_request_id", "llm_batch_id", "llm_run_id", "llm_submitted_at", "llm_completed_at", "llm_reply")
+_TABLES_KEPT = 4
+
+
+@dataclass(frozen=True)
+class StoredAsset:
+    """A table of the deployment: where its partitions are, or how they are loaded.
+
+    `files` has a file or folder of Parquet by partition ("" where there are no partitions). `load` is asked for the
+    partitions in `others`.
+    """
+
+    key: str
+    dataset: str | None = None
+    role: str = ""
+    row_key: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+    load: Callable[[str], Any] | None = None
+
+    @property
+    def partitions(self) -> list[str]:
+        """All partitions that there are rows of, the newest first."""
+        return sorted({*self.files, *self.others}, reverse=True)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What one column is asked; `kind` is one of FILTERS."""
+
+    column: str
+    kind: str
+    value: str = ""
+
+
+@dataclass(frozen=True)
+class View:
+    """What is asked of a table. `order` is a column, with a minus before it for the greatest first."""
+
+    search: str = ""
+    filters: tuple[Filter, ...] = ()
+    order: str = ""
+    page: int = 1
+
+    @property
+    def is_narrow(self) -> bool:
+        """Return whether rows may be left out."""
+        return bool(self.search or self.filters)
+
+
+@dataclass(frozen=True)
+class Facet:
+    """The values of a column as text, each with the number of rows that have it under the present filters."""
+
+    column: str
+    values: tuple[tuple[str | None, int], ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a table. `total` counts those that pass the filters, `rows_at_all` all of them.
+
+    `key` is the column that names a row, "" where none does; `row_keys` has its value in each row, as text.
+    """
+
+    columns: tuple[str, ...]
+    key: str
+    rows: tuple[Mapping[str, Any], ...]
+    row_keys: tuple[str, ...]
+    total: int
+    rows_at_all: int
+    number: int
+    facets: tuple[Facet, ...] = ()
+    told: str | None = None
+
+    @property
+    def pages(self) -> int:
+        return max(-(-self.total // _PAGE_ROWS), 1)
+
+
+class TableBrowser:
+    """Answers questions about stored tables. May be asked by several threads."""
+
+    def __init__(self) -> None:
+        # Nothing is kept in the database: it lives in memory, and only reads.
+        self._database = duckdb.connect(":memory:")
+        self._lock = threading.Lock()
+        self._systems: set[str] = set()
+        self._loaded: dict[tuple[str, str], pa.Table] = {}
+
+    def read(self, asset: StoredAsset, view: View, partition: str | None = None, keys: Sequence[str] = ()) -> Page:
+        """Return a page of the rows that pass, with facets. None is all partitions that lie in Parquet. A row is named
+        by its table's key, or by the first of `keys` that is a column of the table.
+
+        Raises InputError where a filter names no column of the table, or nothing is stored.
+        """
+        with self._open(asset, partition) as table:
+            passing = table.passing(view)
+            total = _count(passing)
+            number = min(max(view.page, 1), max(-(-total // _PAGE_ROWS), 1))
+            columns = tuple(table.types)
+            key = next((each for each in (asset.row_key, *keys) if each in columns), "")
+            shown = table.sorted(passing, view.order).limit(_PAGE_ROWS, offset=(number - 1) * _PAGE_ROWS)
+            # As `find` is asked for it, whatever its type is.
+            named = shown.select(duckdb.StarExpression(), (_text(key) if key else Constant("")).alias(_KEY))
+            rows = _dicts(named)
+            return Page(
+                columns,
+                key,
+                tuple(rows),
+                tuple(row.pop(_KEY) or "" for row in rows),
+                total,
+                _count(table.all) if view.is_narrow else total,
+                number,
+                tuple(table.facets(passing)),
+                table.told,
+            )
+
+    def find(
+        self, asset: StoredAsset, column: str, key: str, partition: str | None = None, most: int = 5
+    ) -> list[dict[str, Any]]:
+        """Return the rows whose column holds this key, as text; none where the table has no such column."""
+        with self._open(asset, partition) as table:
+            if column not in table.types:
+                return []
+            return _dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
+
+    def _open(self, asset: StoredAsset, partition: str | None) -> _Rows:
+        files = asset.files if partition is None else {p: f for p, f in asset.files.items() if p == partition}
+        if files:
+            return self._over_files(files)
+        wanted = partition if partition is not None else next(iter(asset.partitions), None)
+        if wanted is None or wanted not in asset.others or asset.load is None:
+            raise InputError(f"{asset.key} has nothing stored{f' of {partition}' if partition else ''}.")
+        told = None
+        if len(asset.partitions) > 1:
+            told = f"Its IO manager does not store Parquet: one partition is loaded at a time, here {wanted}."
+        cursor = self._database.cursor()
+        rows = cursor.from_arrow(self._load(asset, wanted))
+        if wanted:
+            rows = rows.select(Constant(wanted).alias(PARTITION), duckdb.StarExpression())
+        return _Rows(cursor, rows, told)
+
+    def _over_files(self, files: Mapping[str, str]) -> _Rows:
+        cursor = self._database.cursor()
+        place_of: dict[str, str] = {}
+        for partition, place in files.items():
+            place_of |= dict.fromkeys(self._parquet_files(place, partition), partition)
+        if not place_of:
+            raise InputError(f"The files of this table are gone: {', '.join(sorted(files.values())[:3])}.")
+        # A folder `partition=…` is told by the column of that name already.
+        rows = cursor.read_parquet(list(place_of), union_by_name=True, hive_partitioning=False, filename=True)
+        if list(files) == [""]:
+            return _Rows(cursor, rows.select(duckdb.StarExpression(exclude=["filename"])), None)
+        places = cursor.from_arrow(pa.table({_PLACE: list(place_of), PARTITION: list(place_of.values())}))
+        joined = places.join(rows, Column(_PLACE) == Column("filename"))
+        return _Rows(cursor, joined.select(duckdb.StarExpression(exclude=[_PLACE, "filename"])), None)
+
+    def _parquet_files(self, place: str, partition: str) -> list[str]:
+        """Return the Parquet files of a partition, as DuckDB is told them.
+
+        Many IO managers keep all partitions of a table in one folder, a file for each.
+        """
+        path = UPath(place)
+        is_local = path.protocol in ("", "file")
+        if not is_local:
+            with self._lock:
+                if path.protocol not in self._systems:
+                    self._database.register_filesystem(path.fs)
+                    self._systems.add(path.protocol)
+        if not path.is_dir():
+            files = [path] if path.exists() else []
+        elif partition and (own := path / f"{partition}.parquet").exists():
+            files = [own]
+        else:
+            files = sorted(path.rglob("*.parquet"), key=str)
+        return [file.path if is_local else str(file) for file in files]
+
+    def _load(self, asset: StoredAsset, partition: str) -> pa.Table:
+        place = (asset.key, partition)
+        with self._lock:
+            if (known := self._loaded.get(place)) is not None:
+                return known
+        assert asset.load is not None
+        table = pa.Table.from_batches(list(record_batches(asset.load(partition))))
+        with self._lock:
+            while len(self._loaded) >= _TABLES_KEPT:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[place] = table
+        return table
+
+    def forget(self) -> None:
+        """Load again, when next asked, what an IO manager stored."""
+        with self._lock:
+            self._loaded.clear()
+
+
+class _Rows:
+    """The rows of a table while it is asked."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, told: str | None) -> None:
+        self._cursor, self.all, self.told = cursor, rows, told
+        self.types = {name: str(kind) for name, kind in zip(rows.columns, rows.types, strict=True)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._cursor.close()
+
+    def passing(self, view: View) -> duckdb.DuckDBPyRelation:
+        """Return the rows that pass search and filters."""
+        rows = self.all
+        if view.search:
+            texts = [name for name, kind in self.types.items() if kind == "VARCHAR" or kind.endswith(("]", ")"))]
+            nothing = Constant(value=False)
+            rows = rows.filter(reduce(or_, [_contains(name, view.search) for name in texts], nothing))
+        for wanted in view.filters:
+            if wanted.column not in self.types:
+                raise InputError(f"There is no column {wanted.column!r}; there are {', '.join(self.types)}.")
+            rows = rows.filter(_condition(wanted, self.types[wanted.column]))
+        return rows
+
+    def sorted(self, rows: duckdb.DuckDBPyRelation, order: str) -> duckdb.DuckDBPyRelation:
+        """Return the rows sorted by a column. Files keep their order where none is named."""
+        name = order.removeprefix("-")
+        if name not in self.types:
+            return rows
+        column = Column(name)
+        return rows.sort((column.desc() if order.startswith("-") else column.asc()).nulls_last())
+
+    def facets(self, rows: duckdb.DuckDBPyRelation) -> Iterator[Facet]:
+        """Yield the columns that have few values in all rows, with how often each comes in these."""
+        plain = [
+            name
+            for name, kind in self.types.items()
+            if name not in _NO_FACETS and (kind in ("VARCHAR", "BOOLEAN") or "ENUM" in kind or name == "llm_attempt")
+        ]
+        if not plain:
+            return
+        (distinct,) = self.all.aggregate([Function("approx_count_distinct", Column(name)) for name in plain]).fetchall()
+        few = [name for name, count in zip(plain, distinct, strict=True) if 1 < count <= _MOST_VALUES]
+        few.sort(key=lambda name: (name not in _FACETS_FIRST, name.startswith("llm_")))
+        for name in few[:_MOST_FACETS]:
+            values = rows.aggregate([_text(name).alias("value"), Function("count").alias("rows")])
+            ranked = values.sort(Column("rows").desc(), Column("value")).limit(_MOST_VALUES)
+            yield Facet(name, tuple((value, count) for value, count in ranked.fetchall()))
+
+
+def _count(rows: duckdb.DuckDBPyRelation) -> int:
+    return int(rows.aggregate([Function("count")]).fetchall()[0][0])
+
+
+def _dicts(rows: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
+
+
+def _condition(wanted: Filter, kind: str) -> duckdb.Expression:
+    column, text = Column(wanted.column), _text(wanted.column)
+    match wanted.kind:
+        case "null":
+            return column.isnull()
+        case "some":
+            return column.isnotnull()
+        case "is":
+            return text == Constant(wanted.value)
+        case "not":
+            return column.isnull() | (text != Constant(wanted.value))
+        case "has":
+            return _contains(wanted.column, wanted.value)
+        case "ge" | "le":
+            if kind == "VARCHAR" or "TIME" in kind or "DATE" in kind:
+                value, limit = text, Constant(wanted.value)
+            else:
+                value, limit = column.cast(duckdb.type("DOUBLE")), Constant(_number(wanted))
+            return value >= limit if wanted.kind == "ge" else value <= limit
+    raise InputError(f"There is no filter {wanted.kind!r}; there are {', '.join(FILTERS)}.")
+
+
+def _number(wanted: Filter) -> float:
+    try:
+        return float(wanted.value)
+    except ValueError:
+        raise InputError(f"{wanted.column} is compared with a number; got {wanted.value!r}.") from None
+
+
+def _contains(name: str, wanted: str) -> duckdb.Expression:
+    return Function("contains", Function("lower", _text(name)), Constant(wanted.lower()))
+
+
+def _text(name: str) -> duckdb.Expression:
+    return Column(name).cast(duckdb.type("VARCHAR"))
