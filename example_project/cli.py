@@ -1,4 +1,4 @@
-"""The four commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+"""The five commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
     parser.add_argument(
-        "command", nargs="?", choices=("run", "ui", "providers", "stream"), default="run", help="default: run"
+        "command", nargs="?", choices=("run", "ui", "review", "providers", "stream"), default="run", help="default: run"
     )
     command = parser.parse_args().command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
@@ -41,6 +41,9 @@ def main() -> None:
         if command == "stream":
             _stream()
             return
+        if command == "review":
+            _review()
+            return
         with dagster(settings.HOME) as running:
             if running.found:
                 what_of_dagster = "Dagster runs on, as it did before."
@@ -54,7 +57,9 @@ def main() -> None:
     except (settings.SettingError, DagsterError) as error:
         sys.exit(f"\nStopped: {error}")
     except KeyboardInterrupt:
-        if command in ("providers", "stream"):
+        if command == "review":
+            said = "The page is gone; what it showed is still there."
+        elif command in ("providers", "stream"):
             said = "All that was started is stopped, and nothing is kept; the next run begins anew."
         else:
             said = (
@@ -63,6 +68,14 @@ def main() -> None:
             )
         print(f"\nInterrupted. {said}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+
+
+def _review() -> None:
+    _accept_beta()
+    from dagster_llm_batch.cli.main import main as package_command  # noqa: PLC0415 - Dagster takes seconds to import
+
+    package_command(["review", "-m", "example_project.definitions"], standalone_mode=False)
+    raise KeyboardInterrupt
 
 
 def _tour() -> None:
@@ -96,6 +109,10 @@ def _accept_beta() -> None:
 def _stay(running: RunningDagster) -> None:
     how = "it was started elsewhere, and stops there" if running.found else "Ctrl-C stops it"
     print(f"Dagster's UI: {running.url}  ({how})", flush=True)
+    # Before the first batch there is no row to look at.
+    if any(settings.HOME.glob("dagster_home/**/ledger.sqlite")):
+        print("Every row and reply, on a page of its own:", flush=True)
+        _review()
     threading.Event().wait()
 
 

@@ -48,6 +48,7 @@ def show(running: RunningDagster) -> None:
     console.print()
     ui = f"{running.url}/assets/sentiment_eval" if running.found else "python3 -m example_project ui"
     console.print(f"See all of it in Dagster's UI:  {ui}", markup=False, soft_wrap=True)
+    console.print("Look at every row and reply:    python3 -m example_project review", markup=False, soft_wrap=True)
     console.print(f"The tables are Parquet files:   {settings.HOME / 'tables'}", markup=False, soft_wrap=True)
 
 

@@ -12,8 +12,9 @@ import click
 import dagster as dg
 
 from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
-from dagster_llm_batch.cli.commands import Command
+from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
+from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -36,8 +37,15 @@ _ROLES = ("labels", "rejects", "evaluation")
     ),
 )
 @click.option("--allow-host", "hosts", multiple=True, help="Name by which that proxy asks, repeatable.")
+@json_option
 def review_command(
-    deployment: DeploymentAccess, asset: str | None, port: int, user_header: str | None, hosts: tuple[str, ...]
+    deployment: DeploymentAccess,
+    asset: str | None,
+    port: int,
+    user_header: str | None,
+    hosts: tuple[str, ...],
+    *,
+    as_json: bool,
 ) -> None:
     """Serve until interrupted; print the address to open. Nothing is asked of a provider, and nothing is changed.
 
@@ -67,8 +75,12 @@ def review_command(
     door = Door(user_header)
 
     def tell(address: str) -> None:
-        click.echo(f"Open {address}{start}?token={door.token}")
-        click.echo("It works once, in one browser. Ctrl-C ends it.", err=True)
+        url = f"{address}{start}?token={door.token}"
+        if as_json:
+            print_json({"url": url}, indent=None)
+        else:
+            click.echo(f"Open {url}")
+            click.echo("It works once, in one browser. Ctrl-C ends it.", err=True)
         sys.stdout.flush()
 
     serve(review_app(reviewed, door, [*HOSTS, *hosts]), port, tell)

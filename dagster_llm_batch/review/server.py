@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -115,7 +116,9 @@ def serve(app: Starlette, port: int, tell: Callable[[str], None]) -> None:
         listener.listen()
         tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}")
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
-        server.run([listener])
+        # It ends by Ctrl-C, which is no error.
+        with suppress(KeyboardInterrupt):
+            server.run([listener])
 
 
 class _Pages:

@@ -8,6 +8,7 @@ Queries are built of DuckDB's expressions: no text of a row or a web address is 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,11 +46,13 @@ _PLACE, _KEY = "llm_review_place", "llm_review_key"
 _PAGE_ROWS = 50
 _MOST_VALUES = 30
 _MOST_FACETS = 12
+_LONGEST_VALUE = 200
 
 # Told of every row; the rest is on its own page.
 _FACETS_FIRST = (PARTITION, "llm_outcome", "label", "target", "gold")
 _NO_FACETS = ("llm_request_id", "llm_batch_id", "llm_run_id", "llm_submitted_at", "llm_completed_at", "llm_reply")
 _TABLES_KEPT = 4
+_NUMBER = re.compile(r"U?\w*INT|DOUBLE|FLOAT|DECIMAL\(\d+,\s*\d+\)")
 
 
 @dataclass(frozen=True)
@@ -288,8 +291,14 @@ class _Rows:
         ]
         if not plain:
             return
-        (distinct,) = self.all.aggregate([Function("approx_count_distinct", Column(name)) for name in plain]).fetchall()
-        few = [name for name, count in zip(plain, distinct, strict=True) if 1 < count <= _MOST_VALUES]
+        counts = [Function("approx_count_distinct", Column(name)) for name in plain]
+        lengths = [Function("max", Function("length", _text(name))) for name in plain]
+        (found,) = self.all.aggregate([*counts, *lengths]).fetchall()
+        few = [
+            name
+            for name, count, length in zip(plain, found, found[len(plain) :], strict=False)
+            if 1 < count <= _MOST_VALUES and length <= _LONGEST_VALUE
+        ]
         few.sort(key=lambda name: (name not in _FACETS_FIRST, name.startswith("llm_")))
         for name in few[:_MOST_FACETS]:
             values = rows.aggregate([_text(name).alias("value"), Function("count").alias("rows")])
@@ -319,10 +328,10 @@ def _condition(wanted: Filter, kind: str) -> duckdb.Expression:
         case "has":
             return _contains(wanted.column, wanted.value)
         case "ge" | "le":
-            if kind == "VARCHAR" or "TIME" in kind or "DATE" in kind:
-                value, limit = text, Constant(wanted.value)
-            else:
+            if _NUMBER.fullmatch(kind):
                 value, limit = column.cast(duckdb.type("DOUBLE")), Constant(_number(wanted))
+            else:
+                value, limit = text, Constant(wanted.value)
             return value >= limit if wanted.kind == "ge" else value <= limit
     raise InputError(f"There is no filter {wanted.kind!r}; there are {', '.join(FILTERS)}.")
 

@@ -54,7 +54,10 @@ def test_every_command_of_the_page_runs_in_its_order(project, home):
         if program == "dg":
             materialize(line)
         elif arguments[0] == "emulate":
-            run_until_interrupted(arguments)
+            exports = run_until_interrupted(arguments)
+            assert exports["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
+        elif arguments[0] == "review":
+            assert "/table/ticket_labels?token=" in run_until_interrupted(arguments)["url"]
         else:
             result = CliRunner().invoke(main, arguments, prog_name=program)
             assert result.exit_code == 0, (line, result.output, result.exception)
@@ -78,10 +81,10 @@ def materialize(launch):
 def run_until_interrupted(arguments):
     with subprocess.Popen([SCRIPTS / "dagster-llm-batch", *arguments], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        exports = json.loads(process.stdout.readline())
-        assert exports["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
+        said = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+        return said
 
 
 def leave_a_shard_in_doubt(project):

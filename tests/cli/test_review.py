@@ -1,0 +1,159 @@
+"""`review`: the rows of a deployment, from its definitions, ledger and payload store."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Self
+
+import dagster as dg
+import pytest
+from project import DAYS
+
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.review.evidence import read_attempts
+
+
+def evidence(project, dataset: str, request_id: str, partition: str = ""):
+    with project.engine() as engine:
+        submissions = engine.ledger.history("test", dataset, partition)
+        return read_attempts(engine.ledger, engine.deployment.payloads, submissions, request_id)
+
+
+def labels(project, submission_id: str):
+    module = project.module()
+    with project.engine() as engine:
+        asset = engine.ledger.submission(submission_id).asset
+        return engine.labels(dataset_of(module[asset]).labeling, submission_id).labels.to_pylist()
+
+
+def test_what_was_sent_and_what_came_back_is_found_in_the_stored_files(project):
+    submission_id = project.land("daily_labels", DAYS[0])
+    for row in labels(project, submission_id):
+        (attempt,) = evidence(project, "daily_labels", row["llm_request_id"], DAYS[0])
+        assert f"Where is my invoice {row['ticket_id'].rpartition('-')[0]}".encode() in attempt.request
+        assert len(attempt.replies) == 1
+        assert row["llm_request_id"].encode() in attempt.replies[0]
+        (result,) = attempt.results
+        assert (result["llm_outcome"], result["llm_cost_usd"]) == ("succeeded", row["llm_cost_usd"])
+        assert attempt.shard.batch_id == row["llm_batch_id"]
+        assert attempt.lost is None
+
+
+@pytest.mark.parametrize("request_id", ["", "zz", "00" * 20, "ab", "é" * 40])
+def test_a_request_that_was_never_sent_has_no_attempt(project, request_id):
+    project.land()
+    assert evidence(project, "ticket_labels", request_id) == []
+
+
+def test_files_that_are_gone_are_said_to_be_gone(project):
+    submission_id = project.land()
+    row = labels(project, submission_id)[0]
+    for path in Path(project.batches).rglob("*"):
+        if path.name.endswith((".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst")):
+            path.unlink()
+    (attempt,) = evidence(project, "ticket_labels", row["llm_request_id"])
+    assert (attempt.request, attempt.replies) == (None, ())
+    assert "the request was removed" in attempt.lost
+    assert "the raw replies were removed" in attempt.lost
+    assert attempt.results[0]["llm_outcome"] == "succeeded"
+
+
+def test_a_damaged_file_is_no_error_of_the_page(project):
+    submission_id = project.land()
+    row = labels(project, submission_id)[0]
+    for path in Path(project.batches).rglob("*.raw.jsonl.zst"):
+        path.write_bytes(b"\x00" * 30)
+    (attempt,) = evidence(project, "ticket_labels", row["llm_request_id"])
+    assert attempt.request is not None
+    assert "the raw replies were removed from the payload store, or cannot be read" in attempt.lost
+
+
+def materialize(project, *names: str) -> None:
+    """What runs of Dagster do, in its real instance."""
+    module = project.module()
+    with dg.DagsterInstance.get() as instance:
+        for name in names:
+            project.settle()
+            assets = list(module[name])
+            result = dg.materialize(
+                assets, instance=instance, selection=f"key:{name}_batch", resources=module["defs"].resources
+            )
+            assert result.success
+            project.settle()
+            assert dg.materialize(
+                assets,
+                instance=instance,
+                selection=f"key:{name} or key:{name}_rejects",
+                resources=module["defs"].resources,
+            ).success
+
+
+@pytest.fixture
+def landed(project, home):
+    project.change(
+        '"plain": "no LLMBatchResource",',
+        f'"io_manager": HiveParquetIOManager(root="{project.folder}/tables"),',
+    )
+    project.change("    Limits,\n", "    HiveParquetIOManager,\n    Limits,\n")
+    materialize(project, "ticket_labels")
+    return project
+
+
+class Server:
+    """The command as its user starts it."""
+
+    def __init__(self, project, *more: str) -> None:
+        words = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()", "review", *more]
+        self.process = subprocess.Popen(
+            [*words, "-f", str(project.file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.line = self.process.stdout.readline()
+        self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def get(self, path: str) -> str:
+        address = re.match(r"Open (http://127\.0\.0\.1:\d+)", self.line)
+        assert address, self.process.communicate()
+        return self.opener.open(address[1] + path, timeout=60).read().decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed):
+    refused = landed.on_file("review", "ticket_label", code=1)
+    assert "There is no stored table 'ticket_label'; there are ticket_labels, ticket_labels_rejects" in refused.stderr
+    before = landed.files()
+    with Server(landed, "ticket_labels") as server:
+        path = server.line.split("/", 3)[3].strip()
+        table = server.get(f"/{path}")
+        assert "3 rows" in table
+        assert "/row/ticket_labels?by=ticket_id&amp;key=all-0" in table
+        row = server.get("/row/ticket_labels?by=ticket_id&key=all-1")
+        assert "Where is my invoice all 1?" in row
+        assert "You label tickets." in row
+        assert "As it came back" in row
+        assert "<h2>Attempt 1: openai gpt-4o, wave 1, batch</h2>" in row
+        assert "ticket_labels_rejects" in server.get("/")
+        with pytest.raises(urllib.error.HTTPError):
+            server.get("/row/ticket_labels?by=ticket_id&key=none")
+        # it only reads
+        after = landed.files()
+        assert {name: data for name, data in after.items() if "home/" not in name} == {
+            name: data for name, data in before.items() if "home/" not in name
+        }
+        port = re.search(r":(\d+)/", server.line)[1]
+        refused = landed.on_file("review", "--port", port, code=1)
+        assert f"Port {port} cannot be had" in refused.stderr
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+        assert "Traceback" not in server.process.stderr.read()

@@ -1,0 +1,176 @@
+"""Stored tables: filters, search, facets and pages, over what IO managers leave behind."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.io import HiveParquetIOManager
+from dagster_llm_batch.review.tables import FILTERS, Filter, StoredAsset, TableBrowser, View
+
+ROWS = pa.table(
+    {
+        "id": pa.array(range(120)),
+        "text": [f"row {n} says {'Thanks' if n % 3 else 'NO'}" for n in range(120)],
+        "label": [("good", "bad", None)[n % 3] for n in range(120)],
+        "cost": pa.array([Decimal(n) / 1000 for n in range(120)], pa.decimal128(20, 12)),
+        "when": pa.array([datetime(2026, 1, 1 + n % 28, tzinfo=UTC) for n in range(120)], pa.timestamp("us", "UTC")),
+        "tags": [[f"t{n % 2}"] for n in range(120)],
+        'odd "name".x': [n % 2 == 0 for n in range(120)],
+    }
+)
+
+
+@pytest.fixture
+def browser() -> TableBrowser:
+    return TableBrowser()
+
+
+@pytest.fixture
+def asset(tmp_path) -> StoredAsset:
+    places = {}
+    for number in range(3):
+        path = tmp_path / f"day-{number}.parquet"
+        pq.write_table(ROWS.slice(number * 40, 40), path)
+        places[f"2026-01-0{number + 1}"] = str(path)
+    return StoredAsset("labels", row_key="id", files=places)
+
+
+def ids(browser, asset, *filters: Filter, **view) -> list[int]:
+    return [row["id"] for row in browser.read(asset, View(filters=filters, **view)).rows]
+
+
+def expected(keep) -> list[int]:
+    return [row["id"] for row in ROWS.to_pylist() if keep(row)][:50]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "keep"),
+    [
+        (Filter("label", "is", "good"), lambda row: row["label"] == "good"),
+        (Filter("label", "not", "good"), lambda row: row["label"] != "good"),
+        (Filter("label", "null"), lambda row: row["label"] is None),
+        (Filter("label", "some"), lambda row: row["label"] is not None),
+        (Filter("text", "has", "thanks"), lambda row: "Thanks" in row["text"]),
+        (Filter("cost", "ge", "0.1"), lambda row: row["cost"] >= Decimal("0.1")),
+        (Filter("id", "le", "7"), lambda row: row["id"] <= 7),
+        (Filter("when", "ge", "2026-01-20"), lambda row: row["when"].day >= 20),
+        (Filter("tags", "has", "t1"), lambda row: row["tags"] == ["t1"]),
+        (Filter('odd "name".x', "is", "true"), lambda row: row["id"] % 2 == 0),
+        (Filter("partition", "is", "2026-01-02"), lambda row: 40 <= row["id"] < 80),
+    ],
+)
+def test_a_filter_keeps_the_rows_that_python_would_keep(browser, asset, wanted, keep):
+    page = browser.read(asset, View(filters=(wanted,), order="id"))
+    assert [row["id"] for row in page.rows] == expected(keep)
+    assert page.total == sum(map(keep, ROWS.to_pylist()))
+    assert page.rows_at_all == 120
+
+
+def test_search_looks_through_all_texts_and_pages_follow_each_other(browser, asset):
+    found = browser.read(asset, View(search="SAYS no", order="-id"))
+    assert [row["id"] for row in found.rows] == [n for n in reversed(range(120)) if n % 3 == 0]
+    pages = [browser.read(asset, View(order="id", page=number)) for number in (1, 2, 3)]
+    assert [row["id"] for page in pages for row in page.rows] == list(range(120))
+    assert browser.read(asset, View(order="id", page=99)).number == 3
+
+
+def test_facets_count_what_passes_and_know_all_values(browser, asset):
+    page = browser.read(asset, View(filters=(Filter("partition", "is", "2026-01-01"),)))
+    facets = {facet.column: dict(facet.values) for facet in page.facets}
+    assert facets["label"] == {"good": 14, "bad": 13, None: 13}
+    assert facets["partition"] == {"2026-01-01": 40}
+    assert facets['odd "name".x'] == {"true": 20, "false": 20}
+    assert "text" not in facets
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Filter("nothing", "is", "x"), "no column 'nothing'; there are partition, id, text"),
+        (Filter("cost", "ge", "dear"), "cost is compared with a number; got 'dear'"),
+        (Filter("cost", "like", "x"), "no filter 'like'; there are is, not"),
+    ],
+)
+def test_a_filter_that_cannot_be_is_refused_in_words(browser, asset, wanted, words):
+    with pytest.raises(InputError, match=words):
+        browser.read(asset, View(filters=(wanted,)))
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+@pytest.mark.parametrize("text", ["'; DROP TABLE x; --", '" OR 1=1', "%", "\\", "{}", "\0", "🙂"])
+def test_what_an_address_says_is_never_read_as_sql(browser, asset, kind, text):
+    for column in ("text", "label", "tags"):
+        page = browser.read(asset, View(search=text, filters=(Filter(column, kind, text),), order=text))
+        assert page.total == 0
+    assert browser.find(asset, "id", text) == []
+
+
+def test_a_row_is_found_by_its_key_whatever_its_type(browser, asset):
+    page = browser.read(asset, View(order="-id"))
+    assert (page.key, page.row_keys[0]) == ("id", "119")
+    (row,) = browser.find(asset, "id", "119", "2026-01-03")
+    assert row["text"] == "row 119 says Thanks"
+    assert browser.find(asset, "id", "119", "2026-01-01") == []
+    times = StoredAsset("labels", row_key="when", files=asset.files)
+    page = browser.read(times, View(order="id"))
+    assert {row["when"].day for row in browser.find(times, "when", page.row_keys[3], most=9)} == {4}
+
+
+def test_partitions_whose_columns_differ_are_one_table(browser, tmp_path):
+    pq.write_table(pa.table({"id": [1], "label": ["a"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"label": ["b"], "score": [0.5], "id": [2]}), tmp_path / "2.parquet")
+    both = StoredAsset("labels", files={name: str(tmp_path / f"{name}.parquet") for name in "12"})
+    rows = {row["id"]: row for row in browser.read(both, View()).rows}
+    assert (rows[1]["score"], rows[2]["score"], rows[1]["partition"]) == (None, 0.5, "1")
+
+
+def test_a_folder_with_a_file_for_each_partition_and_the_layout_of_hive(browser, tmp_path):
+    for day in ("d1", "d2"):
+        pq.write_table(pa.table({"id": [day]}), tmp_path / f"{day}.parquet")
+    one = StoredAsset("labels", files={"d2": str(tmp_path)})
+    assert [row["id"] for row in browser.read(one, View()).rows] == ["d2"]
+
+    manager = HiveParquetIOManager(root=str(tmp_path / "hive"))
+    key = dg.AssetKey("labels")
+    places = {}
+    for day in ("d1", "d 2"):
+        context = dg.build_output_context(asset_key=key, partition_key=day)
+        manager.handle_output(context, pa.table({"id": [day, "x"]}))
+        places[day] = manager.folder(key, day)
+    hive = StoredAsset("labels", files=places)
+    page = browser.read(hive, View(filters=(Filter("partition", "is", "d 2"),)))
+    assert [row["id"] for row in page.rows] == ["d 2", "x"]
+
+
+def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(browser):
+    loads: list[str] = []
+
+    def load(partition: str) -> pa.Table:
+        loads.append(partition)
+        return pa.table({"id": [f"{partition}-1"]})
+
+    asset = StoredAsset("labels", row_key="id", others=("a", "b"), load=load)
+    page = browser.read(asset, View())
+    assert (page.rows[0]["id"], page.rows[0]["partition"]) == ("b-1", "b")
+    assert "one partition is loaded at a time, here b" in (page.told or "")
+    assert browser.find(asset, "id", "a-1", "a") == [{"partition": "a", "id": "a-1"}]
+    browser.read(asset, View())
+    assert loads == ["b", "a"]
+    browser.forget()
+    browser.read(asset, View())
+    assert loads == ["b", "a", "b"]
+
+
+def test_files_that_are_gone_are_told(browser, tmp_path):
+    gone = StoredAsset("labels", files={"": str(tmp_path / "gone.parquet")})
+    with pytest.raises(InputError, match="The files of this table are gone"):
+        browser.read(gone, View())
+    with pytest.raises(InputError, match="nothing stored of d9"):
+        browser.read(gone, View(), "d9")
