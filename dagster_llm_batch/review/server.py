@@ -114,10 +114,10 @@ def serve(app: Starlette, port: int, tell: Callable[[str], None]) -> None:
         except OSError as error:
             raise ConfigError(f"Port {port} cannot be had: {error.strerror}. Give another --port, or 0.") from error
         listener.listen()
-        tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}")
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
-        # It ends by Ctrl-C, which is no error.
+        # It ends by Ctrl-C, which is no error, as soon as somebody was told that it is there.
         with suppress(KeyboardInterrupt):
+            tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}")
             server.run([listener])
 
 
