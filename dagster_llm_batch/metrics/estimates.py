@@ -1,0 +1,419 @@
+"""Figures of a whole table, from few gold rows and the labels that a model gave to all rows: shares of classes, means,
+accuracy, and how groups differ (prediction-powered inference).
+
+    naive       the labels alone, as if they were right
+    gold only   the gold rows alone, weighted as they were drawn
+    powered     slope x labels of all rows  +  weighted mean of (gold - slope x label) over the gold rows
+
+The last is right whatever the labels are, since gold says by how much they are off; and the better they are, the less
+is left to say, so that its interval is narrower than that of gold alone. The slope, 0 to 1, is what makes the variance
+least: labels that know nothing get 0, and nothing is lost by them. Gold rows that were certain to be drawn are known, and
+add no variance; the others stand for the rest of the rows.
+
+Intervals are those of the design, with Student's t and a guard (`survey`) for what no gold row shows: without it, the
+share of a class of 2 % is covered in about half of the samples of 50 rows, as most of these hold no mistake to learn from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.columns import category, column, finite
+from dagster_llm_batch.metrics.gold_weights import SampledRows
+from dagster_llm_batch.metrics.joining import MAX_CLASSES, Joined, Target, join, succeeded
+from dagster_llm_batch.metrics.per_class import class_name
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
+from dagster_llm_batch.metrics.survey import MIN_ROWS, Figure, guard, t_interval
+from dagster_llm_batch.metrics.tables import figure, rows_markdown
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ESTIMATE_SCHEMA", "Estimate", "estimate", "estimates_markdown", "estimates_to_arrow", "power"]
+
+MAX_PAIRED_GROUPS = 10
+"""Groups that are compared two by two; of more, each is compared with the one before."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One figure of the whole table, or of one `group` of it; with `against`, the group's less that of another one.
+
+    - `figure`: `share` of the rows whose right value is `label`; `mean`; or `accuracy`, a row without a label being
+      wrong. Labels that are not there are of no class; for a mean, they are taken as the mean of the others.
+    - `n_rows` of the table, `n_gold` of them with gold, and `n_eff`: how many that are drawn alike would tell as much,
+      of those that were not certain to be drawn; None where all were. Of a difference, `n_rows` are the group's, and
+      the others those of the group that has fewer.
+    - `naive`, `gold_only` and `powered`: see the module. 95 % intervals; None below MIN_ROWS effective rows. Of
+      accuracy, `naive` is the mean confidence, and with `powered` None where the candidate states none.
+    - `slope`: how much the labels count, 0 to 1. `worth_gold_rows`: how many gold rows would have told as much without
+      the labels; None without an interval.
+    """
+
+    candidate: str
+    target: str
+    figure: Literal["share", "mean", "accuracy"]
+    label: str | None
+    group: str | None
+    against: str | None
+    n_rows: int
+    n_gold: int
+    n_eff: float | None
+    naive: float | None
+    gold_only: float | None
+    gold_only_low: float | None
+    gold_only_high: float | None
+    powered: float | None
+    powered_low: float | None
+    powered_high: float | None
+    slope: float | None
+    worth_gold_rows: float | None
+
+
+ESTIMATE_SCHEMA = schema_of(Estimate)
+"""The fields of `Estimate`, in order."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A figure of one group: its value, what each gold row adds to its error, and the guard of its variance."""
+
+    value: float
+    errors: NDArray[np.float64]
+    guard: float
+
+    def minus(self, other: _Part) -> _Part:
+        """Return the difference of two groups, which may share units."""
+        return _Part(self.value - other.value, self.errors - other.errors, self.guard + other.guard)
+
+    def spread_over(self, which: NDArray[np.bool_]) -> _Part:
+        """Return the same with the errors of all gold rows, of which these are `which`."""
+        import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
+
+        errors = np.zeros(len(which))
+        errors[which] = self.errors
+        return replace(self, errors=errors)
+
+    def figure(self, unit: NDArray[np.int64], n_eff: float, bounds: tuple[float, float]) -> Figure:
+        """Return the value with its interval."""
+        return Figure(self.value, *t_interval(self.value, self.variance(unit), n_eff, bounds))
+
+    def variance(self, unit: NDArray[np.int64]) -> float:
+        """Return the design-based variance; rows of one unit are off together."""
+        import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
+
+        return float((np.bincount(unit, weights=self.errors) ** 2).sum()) + self.guard
+
+
+@dataclass(frozen=True, eq=False)
+class Powered:
+    """The mean of a group, from gold alone and with labels. `n_eff`: of the rows that were not certain to be drawn."""
+
+    n_eff: float
+    gold_only: _Part
+    powered: _Part
+    slope: float
+
+
+def power(
+    y: NDArray[np.float64],
+    f: NDArray[np.float64],
+    f_mean: float,
+    rows: SampledRows,
+    n_rows: int,
+    *,
+    width: float | None,
+) -> Powered:
+    """Estimate the mean of y over `n_rows` rows, of which some were drawn.
+
+    Args:
+        y: The truth of the gold rows.
+        f: What the labels say of the same rows.
+        f_mean: Mean of what the labels say of all rows.
+        rows: What the gold rows stand for.
+        n_rows: How many rows there are.
+        width: How far an unseen row may be off, for the guard. None: numbers without ends, where it may be off as far as
+            the gold rows are apart, by half.
+    """
+    with evaluation_extra("Estimating from gold and labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    drawn = rows.spread > 0
+    if not drawn.any():
+        # Every row was certain to be drawn: nothing is left to estimate.
+        none = np.zeros(len(y))
+        exact = _Part(float(np.average(y, weights=rows.weight)), none, 0.0)
+        return Powered(float("inf"), exact, exact, 0.0)
+    # Rows that were certain to be drawn stand for themselves, the others for all that is left.
+    left = max(n_rows - float(rows.weight[~drawn].sum()), 1.0)
+    scale = left / rows.weight[drawn].sum()
+    share = np.where(drawn, scale * rows.weight, rows.weight)
+    share /= share.sum()
+    error = rows.spread**0.5 * scale / n_rows
+
+    def residuals(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        off: NDArray[np.float64] = values - np.average(values[drawn], weights=rows.weight[drawn])
+        return off
+
+    off, along = error * residuals(y), error * residuals(f)
+    varies = float(along @ along)
+    slope = min(1.0, max(0.0, float(off @ along) / varies)) if varies else 0.0
+    some = rows.among(drawn)
+
+    def part(value: float, errors: NDArray[np.float64]) -> _Part:
+        if width is not None:
+            return _Part(value, errors, guard(some.n_least, width) * (left / n_rows) ** 2)
+        n = int(drawn.sum())
+        return _Part(value, errors, float(np.ptp(errors[drawn]) * n / (n + 4)) ** 2)
+
+    by_both = slope * f_mean + float(share @ (y - slope * f))
+    return Powered(some.n_eff, part(float(share @ y), off), part(by_both, off - slope * along), slope)
+
+
+def estimate(
+    gold: pa.Table,
+    candidate: pa.Table,
+    *,
+    key: str,
+    target: str | Target,
+    candidate_name: str,
+    by: str | None = None,
+    cluster: str | None = None,
+) -> tuple[Estimate, ...]:
+    """Estimate the figures of one target of a whole table: shares and accuracy of classes, or a mean.
+
+    Args:
+        gold: Rows with the right value. With SAMPLE_COLUMNS they are weighted, else taken as drawn alike.
+        candidate: All rows with the labels of a model, those without a label too.
+        key: Column that both share.
+        target: What is labeled. Numbers, and classes with `kappa_weights` (scores), have a mean; other classes have
+            shares and an accuracy.
+        candidate_name: For the table, and for errors.
+        by: Column of the candidate whose values are groups: each is estimated by itself, and compared with others.
+        cluster: See `join`.
+
+    Raises ConfigError and InputError as `join` does, and InputError where no gold row is in the table.
+    """
+    with evaluation_extra("Estimating from gold and labels"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    joined = join(gold, candidate, key=key, target=target, candidate_name=candidate_name, cluster=cluster)
+    met = joined.has_row
+    n_rows, n = len(candidate), int(pc.sum(met).as_py() or 0)
+    if not n:
+        raise InputError(f"No gold row has a '{key}' of '{candidate_name}': there is nothing to estimate from.")
+    if joined.weight is None or joined.spread is None:
+        # Drawn alike: each stands for as many rows, and a table that has gold in whole has no error.
+        weight = np.full(n, n_rows / n)
+        spread = weight**2 * (1 - n / n_rows) * (n / (n - 1) if n > 1 else 1.0)
+    else:
+        weight, spread = (values.filter(met).to_numpy() for values in (joined.weight, joined.spread))
+    rows = SampledRows(weight, spread, number_units(joined.cluster.filter(met)))
+    position = joined.position.filter(met).to_numpy()
+    groups = _Groups.of(candidate, by, candidate_name, position)
+    return tuple(
+        one
+        for values in _columns(joined, candidate, joined.gold.filter(met), position)
+        for one in _estimates(joined, values, rows, groups)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Column:
+    """What is averaged: `y` of the gold rows, `f` of all rows and `f_gold` of the gold rows, and whether a row has what
+    f is made of, `known`. None of them: there are no labels to go by.
+    """
+
+    figure: Literal["share", "mean", "accuracy"]
+    label: str | None
+    y: NDArray[np.float64]
+    f: NDArray[np.float64]
+    f_gold: NDArray[np.float64]
+    known: NDArray[np.bool_]
+    width: float | None = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Names of the groups, and the group of each row and of each gold row: its number, or -1 for none."""
+
+    names: tuple[str, ...]
+    of_row: NDArray[np.int64]
+    of_gold: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, candidate: pa.Table, by: str | None, name: str, position: NDArray[np.int64]) -> _Groups:
+        """Return the groups that the values of a column make; none without one."""
+        import numpy as np  # noqa: PLC0415  # its caller has it
+
+        if by is None:
+            none = np.full(len(candidate), -1, dtype=np.int64)
+            return cls((), none, none[position])
+        values = column(candidate, by, f"candidate '{name}'")
+        distinct = sorted(pc.unique(values.drop_null()).to_pylist())
+        if len(distinct) > MAX_CLASSES:
+            raise ConfigError(f"by='{by}' has {len(distinct)} values; at most {MAX_CLASSES} are groups.")
+        code = pc.index_in(values, value_set=pa.array(distinct, values.type)).fill_null(-1).to_numpy().astype(np.int64)
+        return cls(tuple(map(str, distinct)), code, code[position])
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the groups to compare, the later one first."""
+        at = range(len(self.names))
+        some = combinations(at, 2) if len(at) <= MAX_PAIRED_GROUPS else pairwise(at)
+        yield from ((later, earlier) for earlier, later in some)
+
+
+def _columns(joined: Joined, candidate: pa.Table, truth: pa.Array, position: NDArray[np.int64]) -> Iterator[_Column]:
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    target, owner = joined.target, f"candidate '{joined.candidate}'"
+    has_label, said = succeeded(candidate), column(candidate, target.name, owner)
+    if target.kind == "numeric" or target.kappa_weights:
+        if not (pa.types.is_integer(truth.type) or pa.types.is_floating(truth.type)):
+            raise ConfigError(f"Target '{target.name}' is {truth.type}, and a mean needs numbers. Use 'categorical'.")
+        f = finite(pc.if_else(has_label, said.cast(pa.float64(), safe=False), None)).fill_null(float("nan")).to_numpy()
+        known = np.isfinite(f)
+        f = np.where(known, f, f[known].mean() if known.any() else 0.0)
+        y = truth.to_numpy().astype(np.float64)
+        # Scores have ends, where all that is seen may be alike: an unseen row may be off as far as any label is.
+        width = float(np.ptp(np.concatenate([y, f]))) if target.kappa_weights else None
+        yield _Column("mean", None, y, f, f[position], known, width)
+        return
+    labels = pc.if_else(has_label, category(said, target.name, owner).cast(truth.type), pa.scalar(None, truth.type))
+    classes = sorted({*pc.unique(truth).to_pylist(), *pc.unique(labels.drop_null()).to_pylist()})
+    if len(classes) > MAX_CLASSES:
+        raise ConfigError(
+            f"Target '{target.name}' has {len(classes)} distinct values; at most {MAX_CLASSES} are classes."
+        )
+    value_set = pa.array(classes, truth.type)
+    right, code = (pc.index_in(v, value_set=value_set).fill_null(-1).to_numpy() for v in (truth, labels))
+    for at, value in enumerate(classes):
+        f = (code == at).astype(np.float64)
+        yield _Column("share", class_name(value), (right == at).astype(np.float64), f, f[position], code >= 0)
+    sure = np.full(len(code), np.nan)
+    if target.confidence_column is not None and target.confidence_column in candidate.column_names:
+        stated = column(candidate, target.confidence_column, owner).cast(pa.float64(), safe=False)
+        sure = np.where(code >= 0, stated.fill_null(float("nan")).to_numpy(), np.nan)
+    f = np.nan_to_num(sure)
+    yield _Column("accuracy", None, (right == code[position]).astype(np.float64), f, f[position], np.isfinite(sure))
+
+
+def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Groups) -> Iterator[Estimate]:
+    """Yield the estimate of all rows, of each group, and of the differences of groups."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    n_groups = len(groups.names)
+    n_rows, f_sum, n_known, known_sum = (
+        np.bincount(groups.of_row + 1, weights=weights, minlength=n_groups + 1)
+        for weights in (None, values.f, values.known, values.f * values.known)
+    )
+
+    def part(at: int | None) -> tuple[int, int, float | None, Powered | None]:
+        of = slice(None) if at is None else slice(at + 1, at + 2)
+        size, known = int(n_rows[of].sum()), int(n_known[of].sum())
+        mine = np.ones(len(values.y), bool) if at is None else groups.of_gold == at
+        naive = float(known_sum[of].sum() / known) if known else None
+        if not mine.any():
+            return size, 0, naive, None
+        f_mean = float(f_sum[of].sum() / size)
+        some = power(values.y[mine], values.f_gold[mine], f_mean, rows.among(mine), size, width=values.width)
+        return (
+            size,
+            int(mine.sum()),
+            naive,
+            replace(some, gold_only=some.gold_only.spread_over(mine), powered=some.powered.spread_over(mine)),
+        )
+
+    def row(n_rows: int, n_gold: int, naive: float | None, of: Powered | None, **named: str) -> Estimate:
+        bounds = (-np.inf, np.inf) if values.figure == "mean" else (-1.0 if "against" in named else 0.0, 1.0)
+        gold_only = powered = Figure(None)
+        worth = None
+        if of is not None:
+            gold_only = of.gold_only.figure(rows.unit, of.n_eff, bounds)
+        if of is not None and naive is not None:
+            powered = of.powered.figure(rows.unit, of.n_eff, bounds)
+            before, after = (one.variance(rows.unit) for one in (of.gold_only, of.powered))
+            worth = n_gold * before / after if after and powered.low is not None else None
+        return Estimate(
+            candidate=joined.candidate,
+            target=joined.target.name,
+            figure=values.figure,
+            label=values.label,
+            group=named.get("group"),
+            against=named.get("against"),
+            n_rows=n_rows,
+            n_gold=n_gold,
+            n_eff=None if of is None or math.isinf(of.n_eff) else of.n_eff,
+            naive=naive,
+            gold_only=gold_only.value,
+            gold_only_low=gold_only.low,
+            gold_only_high=gold_only.high,
+            powered=powered.value,
+            powered_low=powered.low,
+            powered_high=powered.high,
+            slope=None if of is None or naive is None else of.slope,
+            worth_gold_rows=worth,
+        )
+
+    yield row(*part(None))
+    parts = [part(at) for at in range(n_groups)]
+    for name, one in zip(groups.names, parts, strict=True):
+        yield row(*one, group=name)
+    for at, other in groups.pairs():
+        (size, n_gold, naive, later), (_, n_other, naive_other, earlier) = parts[at], parts[other]
+        if later is None or earlier is None:
+            continue
+        both = Powered(
+            min(later.n_eff, earlier.n_eff),
+            later.gold_only.minus(earlier.gold_only),
+            later.powered.minus(earlier.powered),
+            min(later.slope, earlier.slope),
+        )
+        gap = None if naive is None or naive_other is None else naive - naive_other
+        yield row(size, min(n_gold, n_other), gap, both, group=groups.names[at], against=groups.names[other])
+
+
+def estimates_to_arrow(estimates: Iterable[Estimate]) -> pa.Table:
+    """Return one row for each estimate, in ESTIMATE_SCHEMA."""
+    return table_of(estimates, Estimate)
+
+
+def estimates_markdown(estimates: Sequence[Estimate]) -> str:
+    """Return what labels alone, gold alone, and both together say, with 95 % intervals."""
+    return rows_markdown(
+        [
+            {
+                "candidate": one.candidate,
+                "figure": f"{one.figure} of {one.label if one.label is not None else one.target}",
+                "group": "all" if one.group is None else one.group if one.against is None else _against(one),
+                "labels alone": figure(one.naive),
+                "gold alone (95 %)": figure(one.gold_only, one.gold_only_low, one.gold_only_high),
+                "both (95 %)": figure(one.powered, one.powered_low, one.powered_high),
+                "gold rows": f"{one.n_gold:,} of {one.n_rows:,}",
+                "interval": _interval_words(one),
+            }
+            for one in estimates
+        ]
+    )
+
+
+def _against(one: Estimate) -> str:
+    return f"{one.group} less {one.against}"
+
+
+def _interval_words(one: Estimate) -> str:
+    if one.gold_only is None:
+        return "no gold row"
+    if one.gold_only_low is None:
+        return f"none: the rows tell as much as {one.n_eff or 0:.1f}; {MIN_ROWS} are wanted"
+    if one.worth_gold_rows is None:
+        return "gold alone" if one.powered is None else "every row is known"
+    return f"as of {one.worth_gold_rows:,.0f} gold rows"
