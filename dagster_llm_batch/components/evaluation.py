@@ -14,6 +14,7 @@ from dagster_llm_batch.components.scaffolders import (
     AgreementScaffolder,
     CostScaffolder,
     DriftScaffolder,
+    EstimateScaffolder,
     EvaluationScaffolder,
     GoldSampleScaffolder,
     PairwiseJudgeScaffolder,
@@ -26,6 +27,7 @@ from dagster_llm_batch.evaluation import (
     agreement_assets,
     cost_assets,
     drift_assets,
+    estimate_assets,
     evaluation_assets,
     gold_sample_assets,
     pairwise_judge_assets,
@@ -38,6 +40,7 @@ __all__ = [
     "LLMBatchAgreementComponent",
     "LLMBatchCostComponent",
     "LLMBatchDriftComponent",
+    "LLMBatchEstimateComponent",
     "LLMBatchEvaluationComponent",
     "LLMBatchGoldSampleComponent",
     "LLMBatchPairwiseJudgeComponent",
@@ -112,6 +115,15 @@ class LLMBatchSkewComponent(FactoryComponent):
     """A sample of batch labels, asked again in real time and compared with what came: training-serving skew.
 
     Attributes are the arguments of `skew_assets`, by the same names.
+    """
+
+
+@dg.scaffold_with(EstimateScaffolder)
+@component_of(estimate_assets, evaluation_assets, EvaluationBuilder)
+class LLMBatchEstimateComponent(FactoryComponent):
+    """Shares, means and accuracy of a whole table, from few gold rows and the labels of all rows, with intervals.
+
+    Attributes are the arguments of `estimate_assets`, by the same names.
     """
 
 

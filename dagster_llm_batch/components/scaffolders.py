@@ -24,6 +24,7 @@ __all__ = [
     "BatchScaffolder",
     "CostScaffolder",
     "DriftScaffolder",
+    "EstimateScaffolder",
     "EvaluationScaffolder",
     "GoldSampleScaffolder",
     "PairwiseJudgeScaffolder",
@@ -264,6 +265,19 @@ class AgreementScaffolder(AroundScaffolder):
     attributes = """\
   gold: $gold
   candidates: [$labels]
+  key: $key
+  target: $target
+"""
+
+
+class EstimateScaffolder(AroundScaffolder):
+    """Figures of all labels of the project, corrected by gold, and gold for it."""
+
+    suffix, gold = "estimates", True
+    attributes = """\
+  gold: $gold
+  candidates: [$labels]
+  rejects: {$labels: ${labels}_rejects}
   key: $key
   target: $target
 """

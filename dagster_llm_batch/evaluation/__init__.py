@@ -5,6 +5,7 @@ against themselves in real time; and what they have cost. As tables, and as figu
 from dagster_llm_batch.evaluation.agreement import agreement_assets
 from dagster_llm_batch.evaluation.costs import cost_assets
 from dagster_llm_batch.evaluation.drift import drift_assets
+from dagster_llm_batch.evaluation.estimates import estimate_assets
 from dagster_llm_batch.evaluation.gold import evaluation_assets
 from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
 from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
@@ -18,6 +19,7 @@ __all__ = [
     "agreement_assets",
     "cost_assets",
     "drift_assets",
+    "estimate_assets",
     "evaluation_assets",
     "gold_sample_assets",
     "pairwise_judge_assets",

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.assets.upstream import refuse_repeated, stack_tables
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.evaluation.builder import in_partition
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
@@ -29,6 +30,9 @@ from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS
 from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
 __all__ = ["Read", "Upstreams"]
+
+PARTITION = "partition"
+"""Column of candidates that is made of Dagster's partition, where it is asked for and not there."""
 
 _SHOWN = 3
 
@@ -59,7 +63,10 @@ class Upstreams:
         self,
         context: dg.AssetExecutionContext,
         evaluation: EvaluationSpec,
+        *,
+        kept_by: str = "keep",
     ) -> None:
+        """`kept_by`: the argument that names the columns to keep, for messages."""
         key, targets = evaluation.join_key, evaluation.targets
         self._context = context
         self._gold = evaluation.gold
@@ -67,7 +74,7 @@ class Upstreams:
         self._key = key
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
-        self._keep = evaluation.keep
+        self._keep, self._kept_by = evaluation.keep, kept_by
         self._clusters = evaluation.clusters
         self._confidences = list(dict.fromkeys(t.confidence_column for t in targets if t.confidence_column))
         self._tables = StoredTables(context)
@@ -83,7 +90,7 @@ class Upstreams:
             self._refuse_no_overlap(name, table, read.gold)
         # A candidate that has not landed yet may be the one that has the column: its table says nothing so far.
         landed = all(self._stored(candidate.key) for candidate in self._candidates)
-        for argument, names in (("confidence", self._confidences), ("keep", self._keep)) if landed else ():
+        for argument, names in (("confidence", self._confidences), (self._kept_by, self._keep)) if landed else ():
             for name in names:
                 if not any(name in table.column_names for table in read.candidates.values()):
                     raise ConfigError(
@@ -167,6 +174,8 @@ class Upstreams:
             ]
         if not tables:
             return pa.schema([(name, pa.null()) for name in dict.fromkeys(self._columns)]).empty_table()
+        if PARTITION in self._keep:
+            tables = [(partition, in_partition(table, partition)) for partition, table in tables]
         return self._stack(tables, candidate.key)
 
     def _load_gold(self, partitions: Sequence[str | None]) -> pa.Table:

@@ -7,11 +7,11 @@ accuracy, and how groups differ (prediction-powered inference).
 
 The last is right whatever the labels are, since gold says by how much they are off; and the better they are, the less
 is left to say, so that its interval is narrower than that of gold alone. The slope, 0 to 1, is what makes the variance
-least: labels that know nothing get 0, and nothing is lost by them. Gold rows that were certain to be drawn are known, and
-add no variance; the others stand for the rest of the rows.
+least: labels that know nothing get 0, and nothing is lost by them. Gold rows that were certain to be drawn are known,
+and add no variance; the others stand for the rest of the rows.
 
 Intervals are those of the design, with Student's t and a guard (`survey`) for what no gold row shows: without it, the
-share of a class of 2 % is covered in about half of the samples of 50 rows, as most of these hold no mistake to learn from.
+share of a class of 2 % is covered in about half of the samples of 50 rows, as most of these hold no mistake.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ def power(
         f_mean: Mean of what the labels say of all rows.
         rows: What the gold rows stand for.
         n_rows: How many rows there are.
-        width: How far an unseen row may be off, for the guard. None: numbers without ends, where it may be off as far as
-            the gold rows are apart, by half.
+        width: How far an unseen row may be off, for the guard; None for numbers without ends.
     """
     with evaluation_extra("Estimating from gold and labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -172,11 +171,21 @@ def power(
     def part(value: float, errors: NDArray[np.float64]) -> _Part:
         if width is not None:
             return _Part(value, errors, guard(some.n_least, width) * (left / n_rows) ** 2)
-        n = int(drawn.sum())
-        return _Part(value, errors, float(np.ptp(errors[drawn]) * n / (n + 4)) ** 2)
+        return _Part(value, errors, _guard_without_ends(errors[drawn]))
 
     by_both = slope * f_mean + float(share @ (y - slope * f))
     return Powered(some.n_eff, part(float(share @ y), off), part(by_both, off - slope * along), slope)
+
+
+def _guard_without_ends(errors: NDArray[np.float64]) -> float:
+    """Return the guard of a mean of numbers: an unseen row may be half as far off as the seen ones are apart, and more
+    where they are skewed, as prices are: the largest ones are then seldom seen, and missed to one side.
+    """
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    n, squares = len(errors), float((errors**2).sum())
+    skewness = n * float((errors**3).sum()) ** 2 / squares**3 if squares else 0.0
+    return float(np.ptp(errors) * n / (n + 4)) ** 2 * (1 + 2 * skewness / (1 + skewness))
 
 
 def estimate(
@@ -186,7 +195,7 @@ def estimate(
     key: str,
     target: str | Target,
     candidate_name: str,
-    by: str | None = None,
+    group_by: str | None = None,
     cluster: str | None = None,
 ) -> tuple[Estimate, ...]:
     """Estimate the figures of one target of a whole table: shares and accuracy of classes, or a mean.
@@ -198,7 +207,7 @@ def estimate(
         target: What is labeled. Numbers, and classes with `kappa_weights` (scores), have a mean; other classes have
             shares and an accuracy.
         candidate_name: For the table, and for errors.
-        by: Column of the candidate whose values are groups: each is estimated by itself, and compared with others.
+        group_by: Column of the candidate whose values are groups: each is estimated, and compared with others.
         cluster: See `join`.
 
     Raises ConfigError and InputError as `join` does, and InputError where no gold row is in the table.
@@ -218,7 +227,7 @@ def estimate(
         weight, spread = (values.filter(met).to_numpy() for values in (joined.weight, joined.spread))
     rows = SampledRows(weight, spread, number_units(joined.cluster.filter(met)))
     position = joined.position.filter(met).to_numpy()
-    groups = _Groups.of(candidate, by, candidate_name, position)
+    groups = _Groups.of(candidate, group_by, candidate_name, position)
     return tuple(
         one
         for values in _columns(joined, candidate, joined.gold.filter(met), position)
@@ -250,17 +259,17 @@ class _Groups:
     of_gold: NDArray[np.int64]
 
     @classmethod
-    def of(cls, candidate: pa.Table, by: str | None, name: str, position: NDArray[np.int64]) -> _Groups:
+    def of(cls, candidate: pa.Table, group_by: str | None, name: str, position: NDArray[np.int64]) -> _Groups:
         """Return the groups that the values of a column make; none without one."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
-        if by is None:
+        if group_by is None:
             none = np.full(len(candidate), -1, dtype=np.int64)
             return cls((), none, none[position])
-        values = column(candidate, by, f"candidate '{name}'")
+        values = column(candidate, group_by, f"candidate '{name}'")
         distinct = sorted(pc.unique(values.drop_null()).to_pylist())
         if len(distinct) > MAX_CLASSES:
-            raise ConfigError(f"by='{by}' has {len(distinct)} values; at most {MAX_CLASSES} are groups.")
+            raise ConfigError(f"group_by='{group_by}' has {len(distinct)} values; at most {MAX_CLASSES} are groups.")
         code = pc.index_in(values, value_set=pa.array(distinct, values.type)).fill_null(-1).to_numpy().astype(np.int64)
         return cls(tuple(map(str, distinct)), code, code[position])
 

@@ -28,6 +28,7 @@ from dagster_llm_batch import (
     build_llm_batch_sensor,
     cost_assets,
     drift_assets,
+    estimate_assets,
     evaluation_assets,
     gold_sample_assets,
     llm_batch_assets,
@@ -202,6 +203,22 @@ CASES: dict[str, tuple[Any, str, Same]] = {
         drift_assets,
         "LLMBatchDriftComponent",
         alike(candidates=["crm/labels"], target="topic", online=True),
+    ),
+    "estimate": (
+        estimate_assets,
+        "LLMBatchEstimateComponent",
+        alike(
+            gold="gold",
+            rejects={"labels": "crm/labels_rejects"},
+            confidence="sure",
+            gold_target="topic",
+            kind="categorical",
+            group_by="topic",
+            cluster="id",
+        )
+        | MEASURED
+        | STORED
+        | BY_DAY,
     ),
     "gold_sample": (
         gold_sample_assets,

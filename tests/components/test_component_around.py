@@ -31,6 +31,7 @@ ALL_SAID = {
         "partitions_def": {"type": "daily", "start_date": "2026-01-01"},
         "blocking": True,
     },
+    "Estimate": {"group_by": "body", "confidence": "sureness", "rejects": {"ticket_labels": "ticket_labels_rejects"}},
     "GoldSample": {"gold": "ticket_gold", "confidence": "sureness", "random_share": 0.5, "seed": 3},
     "PairwiseJudge": {
         "sample_size": 10,

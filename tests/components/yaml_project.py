@@ -31,6 +31,7 @@ AROUND: dict[str, dict[str, Any]] = {
     "Agreement": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},
     "Cost": {"candidates": ["ticket_labels"]},
     "Drift": {"candidates": ["ticket_labels"], "target": "topic"},
+    "Estimate": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},
     "GoldSample": {"candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic", "sample_size": 2},
     "PairwiseJudge": {
         "rows": "tickets",

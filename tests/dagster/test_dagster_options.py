@@ -85,6 +85,7 @@ CASES = {
         lambda: [source("days", TRUTH)],
         partition="mon",
     ),
+    "estimate_assets": Case({**TARGETED, "gold": "gold", "candidates": ["one"]}),
     "gold_sample_assets": Case({**TARGETED, "candidates": ["one", "two"], "sample_size": 2}),
     "cost_assets": Case({"candidates": ["one"]}),
     "pairwise_judge_assets": Case(COMPARED, asset="crm/made_cases"),

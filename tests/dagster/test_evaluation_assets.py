@@ -21,6 +21,7 @@ from dagster_llm_batch import (
     Rubric,
     agreement_assets,
     drift_assets,
+    estimate_assets,
     evaluation_assets,
     gold_sample_assets,
     llm_batch_assets,
@@ -596,6 +597,7 @@ TOPIC = {"type": "object", "properties": {"topic": {"type": "string"}}}
         (evaluation_assets, {"key": "id", "gold": "gold"}),
         (agreement_assets, {"key": "id", "gold": "gold"}),
         (drift_assets, {}),
+        (estimate_assets, {"key": "id", "gold": "gold"}),
         (gold_sample_assets, {"key": "id"}),
         (pairwise_judge_assets, {**CANDIDATES, "prompt": Prompt(user="{{ answer_a }} {{ answer_b }}")}),
         (

@@ -61,6 +61,7 @@ ROLES = {
     },
     "agreement_assets": {"made": "evaluation", "made_pairs": "pairs"},
     "drift_assets": {"made": "evaluation", "made_shares": "shares"},
+    "estimate_assets": {"made": "evaluation"},
     "gold_sample_assets": {"made": "evaluation"},
     "cost_assets": {"made": "evaluation"},
     "skew_assets": {"made": "evaluation", "made_sample": "sample"},

@@ -1,0 +1,139 @@
+"""Estimates in a real Dagster: partitions are groups, a judge's scores are corrected by people's."""
+
+from __future__ import annotations
+
+from random import Random
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from code_location import failure
+
+from dagster_llm_batch import estimate_assets
+
+DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
+N = 120
+GIVEN = {"gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic"}
+
+
+@dg.asset(partitions_def=DAYS)
+def labels(context):
+    """A third is billing on monday, half on tuesday; the labels say billing for each tenth row that is none."""
+    day = context.partition_key
+    said = ["billing" if is_billing(day, n) or n % 10 == 1 else "bug" for n in range(N)]
+    return pa.table({"id": [f"{day}{n}" for n in range(N)], "topic": said})
+
+
+def is_billing(day, n):
+    return n % 3 == 0 if day == "mon" else n % 2 == 0
+
+
+@dg.asset
+def gold():
+    rows = Random(1).sample([(day, n) for day in ("mon", "tue") for n in range(N)], 80)
+    topics = ["billing" if is_billing(day, n) else "bug" for day, n in rows]
+    return pa.table({"id": [f"{day}{n}" for day, n in rows], "topic": topics})
+
+
+class Project:
+    def __init__(self, tmp_path, assets):
+        self.assets = assets
+        self.instance = dg.DagsterInstance.ephemeral()
+        self.resources = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path))}
+
+    def run(self, *names, partition=None, succeeds=True):
+        result = dg.materialize(
+            self.assets,
+            instance=self.instance,
+            resources=self.resources,
+            selection=list(names),
+            partition_key=partition,
+            raise_on_error=False,
+        )
+        assert result.success is succeeds
+        return result
+
+    def rows(self, name, **wanted):
+        defs = dg.Definitions(assets=self.assets, resources=self.resources)
+        table = defs.load_asset_value(name, instance=self.instance).to_pylist()
+        return [row for row in table if all(row[column] == value for column, value in wanted.items())]
+
+    def metadata(self, name):
+        [record] = self.instance.fetch_materializations(dg.AssetKey(name), limit=1).records
+        return record.asset_materialization.metadata
+
+
+def test_partitions_are_groups_that_are_estimated_and_compared(tmp_path):
+    made = estimate_assets(
+        name="totals", gold="gold", candidates=["labels"], key="id", target="topic", group_by="partition"
+    )
+    project = Project(tmp_path, [labels, gold, *made])
+    for day in ("mon", "tue"):
+        project.run("labels", partition=day)
+    project.run("gold", "totals")
+    whole, mon, tue, gap = project.rows("totals", figure="share", label="billing")
+    assert (whole["group"], whole["n_rows"], whole["n_gold"]) == (None, 2 * N, 80)
+    assert (mon["group"], tue["group"], mon["n_rows"]) == ("mon", "tue", N)
+    assert (gap["group"], gap["against"]) == ("tue", "mon")
+    # of each tenth row, some are billing indeed
+    assert whole["naive"] == pytest.approx((100 + 8 + 12) / 240)
+    for row, truth in ((whole, 100 / 240), (mon, 1 / 3), (tue, 0.5)):
+        assert row["powered_low"] < truth < row["powered_high"]
+    assert tue["powered_high"] - tue["powered_low"] < tue["gold_only_high"] - tue["gold_only_low"]
+    assert tue["worth_gold_rows"] > tue["n_gold"]
+    shown = project.metadata("totals")
+    assert shown["llm_batch/gold_drawn"].value.startswith("taken as drawn from all rows alike")
+    assert "| labels | share of billing | tue less mon |" in shown["llm_batch/estimates"].md_str
+    assert "data:image/png" in shown["llm_batch/estimates"].md_str
+    assert shown["llm_batch/share billing of labels"].value == pytest.approx(whole["powered"])
+
+
+def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
+    """The judge gives the long answers a point too much; people scored some of both, with the weights of a sample."""
+
+    @dg.asset
+    def verdicts():
+        rows = [(f"{name}/{n}", name, 3 + n % 2 + (name == "long")) for name in ("short", "long") for n in range(N)]
+        ids, names, scores = zip(*rows, strict=True)
+        return pa.table({"case_id": ids, "candidate": names, "faithful": scores})
+
+    @dg.asset
+    def people():
+        ids = [f"{name}/{n}" for name in ("short", "long") for n in range(0, N, 3)]
+        scores = [3 + int(case.split("/")[1]) % 2 for case in ids]
+        weights = [2.5 if n % 2 else 3.5 for n in range(len(ids))]
+        return pa.table({"case_id": ids, "faithful": scores, "sample_weight": weights})
+
+    made = estimate_assets(
+        name="scores",
+        gold="people",
+        candidates=["verdicts"],
+        key="case_id",
+        target="faithful",
+        kind="ordinal",
+        group_by="candidate",
+    )
+    project = Project(tmp_path, [verdicts, people, *made])
+    project.run("verdicts", "people", "scores")
+    [gap] = project.rows("scores", against="long")
+    assert (gap["figure"], gap["naive"]) == ("mean", -1)
+    assert gap["powered"] == pytest.approx(0, abs=0.15)
+    assert gap["powered_low"] < 0 < gap["powered_high"]
+    assert project.metadata("scores")["llm_batch/gold_drawn"].value == "with unequal probabilities: weighted"
+
+
+def test_a_group_that_no_candidate_has_is_refused_and_one_without_gold_says_so(tmp_path):
+    given = {"gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic"}
+    made = [
+        *estimate_assets(name="wrong", group_by="region", **given),
+        *estimate_assets(name="by_topic", group_by="id", **given),
+    ]
+    project = Project(tmp_path, [labels, gold, *made])
+    project.run("labels", partition="mon")
+    project.run("gold")
+    assert "No candidate has the column 'region' that group_by= names" in failure(project.run("wrong", succeeds=False))
+    project.run("by_topic")
+    without = project.rows("by_topic", n_gold=0)
+    assert without
+    assert {row["gold_only"] for row in without} == {row["powered"] for row in without} == {None}
+    assert {row["naive"] for row in without if row["figure"] == "share"} == {0, 1}

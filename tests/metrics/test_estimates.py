@@ -1,0 +1,192 @@
+"""Figures of a whole table from few gold rows and many labels: right whatever the labels are, and covered."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.metrics.estimate_plots import estimates_png
+from dagster_llm_batch.metrics.estimates import estimate, estimates_markdown, estimates_to_arrow, power
+from dagster_llm_batch.metrics.gold_sample import probabilities
+from dagster_llm_batch.metrics.gold_weights import SampledRows, gold_weights
+
+SCORES = Target("score", kappa_weights="quadratic")
+
+
+def one_of(estimates, **wanted):
+    [found] = [one for one in estimates if all(getattr(one, name) == value for name, value in wanted.items())]
+    return found
+
+
+class TestByHand:
+    def test_a_share_is_that_of_the_labels_corrected_by_what_gold_shows(self):
+        """Ten rows, of which the first four have gold. Labels say a in 6 of 10; gold finds one of them wrong."""
+        labels = pa.table({"id": range(10), "topic": list("aaabaaabbb")})
+        gold = pa.table({"id": range(4), "topic": list("aabb")})
+        found = estimate(gold, labels, key="id", target="topic", candidate_name="c")
+        a = one_of(found, label="a")
+        # cov(y, f) / var(f) over the four: y = 1, 1, 0, 0 and f = 1, 1, 1, 0
+        slope = np.cov([1, 1, 0, 0], [1, 1, 1, 0])[0, 1] / np.var([1, 1, 1, 0], ddof=1)
+        assert (a.naive, a.gold_only, a.slope) == (0.6, 0.5, pytest.approx(slope))
+        assert a.powered == pytest.approx(slope * 0.6 + 0.5 - slope * 0.75)
+        assert (a.n_rows, a.n_gold, a.gold_only_low, a.powered_low) == (10, 4, None, None)
+        assert "none: the rows tell as much as 4.0; 10 are wanted" in estimates_markdown(found)
+        assert one_of(found, label="b").powered == pytest.approx(1 - a.powered)
+        accuracy = one_of(found, figure="accuracy")
+        assert (accuracy.gold_only, accuracy.naive, accuracy.powered) == (0.75, None, None)
+
+    def test_rows_that_were_certain_stand_for_themselves_and_add_no_variance(self):
+        y, f = np.array([1.0, 1, 0, 1]), np.zeros(4)
+        weight = np.array([1.0, 1, 4, 4])
+        spread = np.array([0.0, 0, 24, 24])
+        found = power(y, f, 0.0, SampledRows(weight, spread, np.arange(4)), 12, width=1.0)
+        # two rows are known, the other ten are half and half; 1 / (n + 4)^2 of ten rows in twelve is the guard
+        assert found.gold_only.value == pytest.approx((2 + 5) / 12)
+        residuals = 24 * (10 / 8) ** 2 * (0.25 + 0.25) / 12**2
+        assert found.gold_only.variance(np.arange(4)) == pytest.approx(residuals + 2 / 36 * (10 / 12) ** 2)
+        assert found.n_eff == 2
+
+    def test_a_table_that_has_gold_in_whole_is_known(self):
+        table = pa.table({"id": range(12), "topic": list("abababababab")})
+        a = one_of(estimate(table, table, key="id", target="topic", candidate_name="c"), label="a")
+        assert (a.powered, a.powered_low, a.powered_high, a.n_eff) == (0.5, 0.5, 0.5, None)
+
+    def test_rows_without_a_label_are_of_no_class_wrong_and_not_lost(self):
+        labels = pa.table(
+            {"id": range(20), "topic": ["a"] * 10 + [None] * 10, "llm_outcome": ["succeeded"] * 10 + ["invalid"] * 10}
+        )
+        gold = pa.table({"id": range(0, 20, 2), "topic": ["a"] * 10})
+        found = estimate(gold, labels, key="id", target="topic", candidate_name="c")
+        assert (one_of(found, label="a").naive, one_of(found, label="a").powered) == (1, pytest.approx(1))
+        assert one_of(found, figure="accuracy").gold_only == 0.5
+
+    def test_groups_and_their_differences(self):
+        rng, n = np.random.default_rng(0), 400
+        region = np.where(np.arange(n) % 2, "north", "south")
+        y = np.where(rng.random(n) < np.where(region == "north", 0.7, 0.3), "a", "b")
+        table = pa.table({"id": range(n), "topic": y, "region": region})
+        gold = table.select(["id", "topic"]).take(pa.array(rng.choice(n, 120, replace=False)))
+        found = estimate(gold, table, key="id", target="topic", candidate_name="c", group_by="region")
+        north, south = (one_of(found, label="a", group=name, against=None) for name in ("north", "south"))
+        gap = one_of(found, label="a", against="north")
+        assert gap.group == "south"
+        for figure in ("naive", "gold_only", "powered"):
+            assert getattr(gap, figure) == pytest.approx(getattr(south, figure) - getattr(north, figure))
+        assert gap.powered_high < 0
+        widths = [one.powered_high - one.powered_low for one in (north, south)]
+        assert np.hypot(*widths) * 0.9 < gap.powered_high - gap.powered_low < sum(widths)
+        assert north.n_gold + south.n_gold == 120
+        assert estimates_to_arrow(found)["against"].null_count < len(found)
+        assert estimates_png(found).startswith(b"\x89PNG")
+
+    def test_answers_to_the_same_row_are_one_unit_of_a_difference(self):
+        """People find one candidate a point better in every row: rows differ much, the difference does not."""
+        rng, n = np.random.default_rng(1), 60
+        of_row = rng.integers(1, 5, n)
+        score = np.concatenate([of_row, of_row + 1])
+        verdicts = pa.table(
+            {"case_id": range(2 * n), "candidate": ["a"] * n + ["b"] * n, "score": rng.integers(1, 6, 2 * n)}
+        )
+        at = np.concatenate([np.arange(0, n, 2), n + np.arange(0, n, 2)])
+        people = pa.table({"case_id": at, "score": score[at], "ticket": at % n})
+        given = {"key": "case_id", "target": SCORES, "candidate_name": "judge", "group_by": "candidate"}
+        alone, together = (estimate(people, verdicts, **given, cluster=one) for one in (None, "ticket"))
+        wide, narrow = (one_of(found, against="a") for found in (alone, together))
+        assert narrow.gold_only == wide.gold_only == pytest.approx(1)
+        assert narrow.gold_only_high - narrow.gold_only_low < wide.gold_only_high - wide.gold_only_low
+
+    def test_what_cannot_be_estimated_is_refused(self):
+        labels = pa.table({"id": [1, 2], "topic": ["a", "b"]})
+        with pytest.raises(InputError, match="No gold row has a 'id' of 'c'"):
+            estimate(pa.table({"id": [3], "topic": ["a"]}), labels, key="id", target="topic", candidate_name="c")
+        with pytest.raises(ConfigError, match="no column 'region'"):
+            estimate(labels, labels, key="id", target="topic", candidate_name="c", group_by="region")
+        with pytest.raises(ConfigError, match="a mean needs numbers"):
+            estimate(labels, labels, key="id", target=Target("topic", kappa_weights="linear"), candidate_name="c")
+        with pytest.raises(ConfigError, match="nothing to draw"):
+            estimates_png([])
+
+
+def drawn(rng, chance):
+    order = rng.permutation(len(chance))
+    steps = chance[order].cumsum()
+    passed = np.floor(steps * round(steps[-1]) / steps[-1] + rng.random())
+    return order[np.diff(passed, prepend=0) > 0]
+
+
+def population(rng, n, kind):
+    """Truth, labels and the width of the guard."""
+    if kind.startswith("rare"):
+        y = (rng.random(n) < 0.02).astype(float)
+        label = {
+            "rare, good labels": np.where(rng.random(n) < 0.97, y, 1 - y),
+            "rare, often said": np.where(y == 1, y, rng.random(n) < 0.15),
+            "rare, useless labels": rng.random(n) < 0.3,
+        }[kind]
+        return y, label.astype(float), 1.0
+    if kind == "biased labels":
+        y = (rng.random(n) < 0.3).astype(float)
+        return y, np.where(rng.random(n) < 0.8, y, 1.0), 1.0
+    if kind == "scores at the ceiling":
+        y = np.where(rng.random(n) < 0.03, rng.integers(1, 5, n), 5).astype(float)
+        return y, np.where(rng.random(n) < 0.9, y, np.clip(y - 1, 1, 5)), 4.0
+    y = np.exp(rng.normal(size=n))
+    return y, y * np.exp(rng.normal(size=n) * 0.3), None
+
+
+KINDS = (
+    *("rare, good labels", "rare, often said", "rare, useless labels"),
+    *("biased labels", "scores at the ceiling", "skewed numbers"),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("design", ["alike", "hard rows"])
+def test_intervals_cover_in_1000_draws_of_50_rows(kind, design):
+    rng, rows, n = np.random.default_rng(2), 2000, 50
+    y, f, width = population(rng, rows, kind)
+    hard = rng.random(rows) * (rng.random(rows) < 0.15) + (f != y) * rng.random(rows) / 2
+    chance = np.full(rows, n / rows)
+    if design == "hard rows":
+        chance = probabilities(0.3 / rows + 0.7 * hard / hard.sum(), n)
+    covered, widths, draws = np.zeros(2), np.zeros(2), 1000
+    for _ in range(draws):
+        at = drawn(rng, chance)
+        weight = 1 / chance[at]
+        spread = weight**2 * (1 - chance[at]) * n / (n - 1)
+        if design == "hard rows":
+            sampled = gold_weights(pa.table({"sample_weight": weight}))
+            weight, spread = sampled.weight.to_numpy(), sampled.spread.to_numpy()
+        found = power(y[at], f[at], f.mean(), SampledRows(weight, spread, np.arange(n)), rows, width=width)
+        for which, part in enumerate((found.gold_only, found.powered)):
+            # Below ten effective rows there is no interval, which covers nothing and misses nothing.
+            got = part.figure(np.arange(n), max(found.n_eff, 10), (-np.inf, np.inf))
+            covered[which] += got.low <= y.mean() <= got.high
+            widths[which] += got.high - got.low
+    assert (covered / draws >= 0.927).all(), covered
+    # Labels that know something are worth something, and useless ones cost nothing.
+    assert widths[1] <= widths[0] * 1.001
+
+
+def test_labels_alone_and_gold_without_its_weights_do_not_cover():
+    """What the intervals are for: 0 and few of 300 draws would."""
+    rng, rows, n = np.random.default_rng(4), 2000, 50
+    y, f, _ = population(rng, rows, "biased labels")
+    hard = (f != y) * rng.random(rows)
+    chance = probabilities(0.3 / rows + 0.7 * hard / hard.sum(), n)
+    covered = np.zeros(3)
+    for _ in range(300):
+        at = drawn(rng, chance)
+        alike = SampledRows(np.full(n, rows / n), np.full(n, (rows / n) ** 2), np.arange(n))
+        sampled = gold_weights(pa.table({"sample_weight": 1 / chance[at]}))
+        weighted = SampledRows(sampled.weight.to_numpy(), sampled.spread.to_numpy(), np.arange(n))
+        for which, sample in enumerate((alike, weighted)):
+            found = power(y[at], f[at], f.mean(), sample, rows, width=1.0)
+            got = found.gold_only.figure(np.arange(n), max(found.n_eff, 10), (0, 1))
+            covered[which] += got.low <= y.mean() <= got.high
+    assert abs(f.mean() - y.mean()) > 0.1
+    assert covered[0] < 30
+    assert covered[1] >= 0.927 * 300
