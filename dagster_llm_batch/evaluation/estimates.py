@@ -85,8 +85,8 @@ def estimate_assets(
         kind: Scale of all targets, or by target. Of "categorical" ones shares and accuracy are estimated, of "numeric"
             ones and of "ordinal" scores the mean.
         group_by: Column of the candidates whose values are groups, such as `region`, or `candidate` of a judge's
-            verdicts; "partition" means that of Dagster. Each group is estimated, and compared with the others (of more than 10,
-            with the one before).
+            verdicts; "partition" means that of Dagster. Each group is estimated, and compared with the others (of more
+            than 10, with the one before).
         cluster: Column of gold, or else of the candidates, whose rows belong together, such as the customer or the
             document: they count as one. Default: rows that shared a request.
         rejects: Assets with rejected rows by candidate: they are rows of the table too. Those of `llm_batch_assets` are
