@@ -38,7 +38,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
@@ -361,9 +361,12 @@ class LabelAssembler(Answers):
     def _billed(self) -> dict[str, Any] | None:
         """Return what estimates learn from: the arguments of core/forecast.py's Billed, and what was asked.
 
-        None where no reply was billed, or older code collected them.
+        None where no reply was billed, older code collected them, or a person canceled it. Of a batch that did not end
+        by itself nobody knows what all of it would have cost.
         """
-        sent = [shard for shard in self.shards if shard.sent_at is not None]
+        if self.submission.state is SubmissionState.CANCELED:
+            return None
+        sent = [shard for shard in self.shards if shard.sent_at is not None and not shard.waits_for_person]
         first = [shard for shard in sent if shard.wave == 1]
         requests, replies = sum(shard.requests for shard in first), sum(shard.replies or 0 for shard in first)
         if not replies:

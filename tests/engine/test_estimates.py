@@ -280,3 +280,21 @@ def test_a_tokenizer_that_would_have_to_be_downloaded_is_not_used(
     _openai_tokenizer.cache_clear()
     assert deployment.tokenizer(labeling()) is None
     assert workspace.engine().preview(labeling(), tickets(2)).learned is None
+
+
+def test_of_what_was_canceled_halfway_nothing_is_learned(tmp_path: Any) -> None:
+    """It did cost half of what it would have: so would the next one be expected to."""
+    with Emulator(work_steps=2) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine, definition = workspace.engine(), labeling()
+        submission_id = engine.plan(definition, tickets(60)).submission_id
+        engine.submit(definition, submission_id)
+        emulator.tick(2)
+        engine.cancel(submission_id)
+        canceled = workspace.finish(definition, submission_id).submission
+        assert (canceled.outcomes["succeeded"], canceled.billed) == (30, None)
+        assert engine.deployment.learned(definition) is None
+        whole = workspace.run(definition, tickets(60, start=100), partition="2").submission
+    assert whole.billed is not None
+    assert (whole.billed["requests"], whole.billed["replies"], whole.billed["times"]) == (60, 60, 1.0)
+    assert workspace.engine().deployment.learned(definition) is not None
