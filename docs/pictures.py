@@ -58,7 +58,7 @@ candidates = {
     "small, prompt v1": labeled(0.72, "0.0005", 1.4),
     "keywords": labeled(0.45, "0", 0.01),
 }
-report = compare(gold, candidates, key="id", targets=[TOPIC], n_resamples=0)
+report = compare(gold, candidates, key="id", targets=[TOPIC])
 tables = {"human": gold, **candidates}
 labels = Labels.of(
     TOPIC, {name: (t["id"].combine_chunks(), t["topic"].combine_chunks()) for name, t in tables.items()}, key="id"
@@ -91,7 +91,7 @@ spent = [
 PICTURES = {
     "pareto": pareto_png(report.evaluations, "topic"),
     "reliability": reliability_png(report.calibrations[0]),
-    "agreement": agreement_png(agreement_of_pairs(labels, n_resamples=0)),
+    "agreement": agreement_png(agreement_of_pairs(labels)),
     "drift": drift_png("tickets", "topic", counts, drifts, max_psi=0.25),
     "costs": costs_png(spent),
 }

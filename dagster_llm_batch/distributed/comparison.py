@@ -35,8 +35,6 @@ def compare_spread(
     key: str,
     targets: Sequence[str | Target],
     cluster: str | None = None,
-    n_resamples: int = 1000,
-    seed: int = 0,
     rows_at_once: int = 200_000,
 ) -> EvaluationReport:
     """Compare candidates whose rows the workers read (Spark DataFrames, Ray datasets), as `metrics.compare` does.
@@ -55,7 +53,7 @@ def compare_spread(
         for name, rows in candidates.items()
     }
     tallies = [measured[name][number] for number in range(len(wanted)) for name in candidates]
-    return report_of(tallies, n_resamples=n_resamples, seed=seed)
+    return report_of(tallies)
 
 
 @dataclass(frozen=True)

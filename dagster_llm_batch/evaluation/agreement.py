@@ -56,11 +56,13 @@ _DOCS = {
     "group": "all labelers, those of gold, or the candidates",
     "n_labelers": "labelers in the group",
     "n_rows": "rows with at least two labels",
+    "n_units": "independent units among them: requests, or clusters",
     "n_labels": "labels on these rows",
     "agreement": "share of the pairs of labels on the same row that are equal",
     "alpha": "Krippendorff's alpha: agreement beyond chance; 1 is full, 0 is chance",
-    "alpha_low": "95 % interval (bootstrap)",
-    "alpha_high": "95 % interval (bootstrap)",
+    "alpha_low": "95 % interval by the unit",
+    "alpha_high": "95 % interval by the unit",
+    "alpha_interval": "its method, or why there is none",
     "n_complete": "rows that all labelers of the group have labeled",
     "fleiss_kappa": "Fleiss' kappa over the complete rows",
     "a": "a labeler",
@@ -68,8 +70,9 @@ _DOCS = {
     "n_both": "rows that both have labeled",
     "n_same": "rows that both have labeled alike",
     "kappa": "Cohen's kappa",
-    "kappa_low": "95 % interval (bootstrap)",
-    "kappa_high": "95 % interval (bootstrap)",
+    "kappa_low": "95 % interval by the unit",
+    "kappa_high": "95 % interval by the unit",
+    "kappa_interval": "its method, or why there is none",
 }
 
 

@@ -59,6 +59,9 @@ _PLOTTED = (
 
 MISTAKES_SHOWN = 20
 
+_LOW, _HIGH = "95 % interval by the unit, lower end", "95 % interval by the unit, upper end"
+_METHOD = "method of the interval, or why there is none"
+
 DOCS = {
     "partition": "partition that was evaluated",
     "candidate": "whose labels",
@@ -76,20 +79,27 @@ DOCS = {
     "n_classes": "distinct values in gold and labels",
     "n_correct": "labels that equal gold",
     "accuracy": "share of labeled rows that are correct",
-    "accuracy_low": "95 % interval (Wilson; of gold with weights, design-based)",
-    "accuracy_high": "95 % interval (Wilson; of gold with weights, design-based)",
+    "n_units": "independent units among the labeled rows: requests, or clusters",
+    "accuracy_low": _LOW,
+    "accuracy_high": _HIGH,
+    "accuracy_interval": _METHOD,
     "accuracy_all": "share of gold rows that are correct; a row without a label is wrong",
+    "accuracy_all_low": _LOW,
+    "accuracy_all_high": _HIGH,
+    "accuracy_all_interval": _METHOD,
     "baseline_class": "most frequent class of gold",
     "baseline_accuracy": "accuracy_all of always answering baseline_class",
     "baseline_accuracy_labeled": "accuracy of always answering the most frequent class of the labeled rows",
     "macro_precision": "mean precision of the classes",
     "macro_recall": "mean recall of the classes",
     "macro_f1": "mean F1 of the classes",
-    "macro_f1_low": "95 % interval (bootstrap; of gold with weights, design-based)",
-    "macro_f1_high": "95 % interval (bootstrap; of gold with weights, design-based)",
+    "macro_f1_low": _LOW,
+    "macro_f1_high": _HIGH,
+    "macro_f1_interval": _METHOD,
     "kappa": "Cohen's kappa with gold",
-    "kappa_low": "95 % interval (bootstrap; of gold with weights, design-based)",
-    "kappa_high": "95 % interval (bootstrap; of gold with weights, design-based)",
+    "kappa_low": _LOW,
+    "kappa_high": _HIGH,
+    "kappa_interval": _METHOD,
     "kappa_all": "kappa over all gold rows, where no label is an answer that is never right",
     "kappa_weights": "linear or quadratic for ordinal classes",
     "mae": "mean absolute error",
@@ -109,6 +119,9 @@ DOCS = {
     "models": "LLMs that answered, as the provider names them",
     "prompt_versions": "versions of the prompt's wording",
     "class": "class of the target",
+    **{f"{figure}_low": _LOW for figure in ("precision", "recall", "f1")},
+    **{f"{figure}_high": _HIGH for figure in ("precision", "recall", "f1")},
+    **{f"{figure}_interval": _METHOD for figure in ("precision", "recall", "f1")},
     "f1": "harmonic mean of precision and recall",
     "support": "labeled rows of the class",
     "predicted": "rows labeled as the class",

@@ -34,6 +34,7 @@ from dagster_llm_batch.evaluation.builder import (
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of
+from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.metrics.numeric import ANSWERS, CASE_ID, JUDGE_COLUMNS
 
 __all__ = [
@@ -255,9 +256,9 @@ class Judge:
     ) -> tuple[pa.Table, pa.Table]:
         """Return the cases, and what was said of them: a reject is a row without a verdict."""
         stored = StoredTables(context)
-        costs, columns = ["llm_cost_usd"], [CASE_ID, *response["properties"]]
-        verdicts = self._read(stored, said.key, partition, columns, also=costs)
-        rejects = self._read(stored, said.rejects_key, partition, [CASE_ID], also=costs)
+        also, columns = ["llm_cost_usd", REQUEST], [CASE_ID, *response["properties"]]
+        verdicts = self._read(stored, said.key, partition, columns, also=also)
+        rejects = self._read(stored, said.rejects_key, partition, [CASE_ID], also=also)
         return self._stored_cases(stored, partition, cases), stack_tables([verdicts, rejects], said.key)
 
     def _stored_cases(self, stored: StoredTables, partition: str | None, cases: dg.AssetKey) -> pa.Table:

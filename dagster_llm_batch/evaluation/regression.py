@@ -220,7 +220,7 @@ def _accept(
         context.log.warning(f"What was accepted before is dropped, for it cannot be compared any more: {error}")
         table, replaced = stack_tables(new, spec.key), []
     measured = [
-        evaluate(join(read.gold, labels, key=design.join_key, target=target, candidate_name=name), n_resamples=0)
+        evaluate(join(read.gold, labels, key=design.join_key, target=target, candidate_name=name))
         for target in design.targets
         for name, labels in chosen.candidates.items()
     ]

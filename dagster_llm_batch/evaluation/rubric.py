@@ -42,8 +42,9 @@ _RUBRIC_DOCS = {
     "n_cases": "answers",
     "n_scored": "answers that have a score",
     "mean": "mean score",
-    "mean_low": "95 % interval (Student)",
-    "mean_high": "95 % interval (Student)",
+    "mean_low": "95 % interval, by the request",
+    "mean_high": "95 % interval, by the request",
+    "mean_interval": "its method, or why there is none",
     "lowest": "lowest score given",
     "highest": "highest score given",
 }
@@ -53,12 +54,12 @@ def rubric_table(
     cases: pa.Table,
     scores: pa.Table,
     candidates: Sequence[str],
-    criteria: Sequence[str],
-    least: Mapping[str, float],
+    rubric: Rubric,
     severity: dg.AssetCheckSeverity,
 ) -> Computed:
     """Return the table of candidates and criteria; `scores` holds rejects too, as rows without any."""
-    scored = score_rubric(cases, scores, candidates, criteria)
+    least = rubric.least
+    scored = score_rubric(cases, scores, candidates, list(rubric.criteria), scale=rubric.scale)
     figures = {
         figure_key("mean_score", score.candidate, score.criterion): score.mean
         for score in scored
@@ -182,7 +183,7 @@ def rubric_judge_assets(
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:
         names = [candidate.name for candidate in judged]
-        return rubric_table(cases, verdicts, names, list(rubric.criteria), rubric.least, check_severity)
+        return rubric_table(cases, verdicts, names, rubric, check_severity)
 
     lowest, highest = rubric.scale
     score = {"type": "integer", "minimum": lowest, "maximum": highest}

@@ -15,7 +15,8 @@ from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
-from dagster_llm_batch.metrics.limits import kappa_lower_bound, miscalibration_p, share_lower_bound
+from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
+from dagster_llm_batch.metrics.limits import miscalibration_p
 from dagster_llm_batch.metrics.looks import ALPHA
 
 __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
@@ -188,16 +189,12 @@ def _lower_bound(
 ) -> float | None:
     on_all, confidence = limit.on == "all", limit.confidence
     assert confidence is not None
-    matrix = next(
-        one for one in report.confusions if (one.candidate, one.target) == (evaluation.candidate, evaluation.target)
-    )
-    if figure == "accuracy" and matrix.effective is not None:
-        rows = [row if on_all else row[:-1] for row in matrix.effective]
-        return share_lower_bound(sum(row[at] for at, row in enumerate(rows)), sum(map(sum, rows)), confidence)
+    counted = report.tallies[report.evaluations.index(evaluation)]
+    # Both ends of an interval are missed alike: at one end of it less.
+    both_ends = 2 * confidence - 1
     if figure == "accuracy":
-        n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
-        return share_lower_bound(evaluation.n_correct or 0, n_rows, confidence)
-    return kappa_lower_bound(matrix, confidence, unlabeled=on_all, weights=evaluation.kappa_weights)
+        return accuracy_interval(counted, on_all=on_all, confidence=both_ends).low
+    return kappa_of(counted, on_all=on_all, confidence=both_ends)[1].low
 
 
 def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, level: float) -> _Judged:

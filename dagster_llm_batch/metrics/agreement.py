@@ -5,8 +5,8 @@
     Fleiss' kappa           the same for rows that all labelers have labeled; comparable with older studies
     Cohen's kappa           for each two labelers, on the rows that both have labeled
 
-Intervals are 95 %, by bootstrap over rows. Alpha of 0.8 is commonly asked for, 0.667 the least to draw conclusions from
-(Krippendorff); 0 is chance.
+Intervals are 95 %, by the unit (`intervals`). Alpha of 0.8 is commonly asked for, 0.667 the least to draw conclusions
+from (Krippendorff); 0 is chance.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
@@ -22,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, interval, kappa, resamples
-from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.clusters import Units, number_units
 from dagster_llm_batch.metrics.columns import category, check_unique
+from dagster_llm_batch.metrics.crosstab import MOST_CHANCE_ERROR, Crosstab
+from dagster_llm_batch.metrics.intervals import Interval, effective_interval
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.metrics.per_class import positions
 from dagster_llm_batch.metrics.schemas import evaluation_extra
@@ -52,7 +52,8 @@ LIBRARY_CELLS = 20_000_000
 class LabelerAgreement:
     """A group of labelers on one target.
 
-    - `n_rows`: rows with at least two labels; all figures but Fleiss' are over them. `n_labels`: labels on them.
+    - `n_rows`: rows with at least two labels; all figures but Fleiss' are over them. `n_units`: independent units among
+      them (see `clusters`). `n_labels`: labels on them.
     - `agreement`: observed; None without a row. `alpha`: Krippendorff's; None where chance cannot disagree (one class
       only). Disagreement is 0 or 1, or the squared difference where the target has `kappa_weights`.
     - `n_complete`: rows that all `n_labelers` have labeled, over which `fleiss_kappa` is.
@@ -62,11 +63,13 @@ class LabelerAgreement:
     group: str
     n_labelers: int
     n_rows: int
+    n_units: int
     n_labels: int
     agreement: float | None
     alpha: float | None
     alpha_low: float | None
     alpha_high: float | None
+    alpha_interval: str | None
     n_complete: int
     fleiss_kappa: float | None
 
@@ -84,6 +87,7 @@ class LabelerPair:
     kappa: float | None
     kappa_low: float | None
     kappa_high: float | None
+    kappa_interval: str | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,46 +163,40 @@ class Labels:
         return Labels(self.target, tuple(labelers), self.classes, codes, self.units)
 
 
-def agreement_among(
-    labels: Labels, group: str, *, n_resamples: int = 1000, seed: int = 0, library_cells: int = LIBRARY_CELLS
-) -> LabelerAgreement:
+def agreement_among(labels: Labels, group: str, *, library_cells: int = LIBRARY_CELLS) -> LabelerAgreement:
     """Measure how far all labelers agree. The same labels give the same figures, in any order of rows and labelers.
 
     Args:
         labels: What the labelers of the group said.
         group: Its name, for the table.
-        n_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
         library_cells: Up to so many numbers alpha is the library's; beyond, the same figure is computed here.
     """
-    with evaluation_extra("Agreement"):
-        import numpy as np  # noqa: PLC0415  # optional dependency
     rows = _Rows.of(labels)
     has_rows = len(rows.counts) > 0
-    alpha, low_high = None, None
-    if has_rows:
-        drawn = [rows.alpha(counts) for counts in resamples(rows.counts, n_resamples, seed)]
-        alpha = _finite(_alpha(labels, rows, library_cells))
-        low_high = interval(np.concatenate(drawn)) if drawn and alpha is not None else None
-    low, high = low_high or (None, None)
+    alpha = _finite(_alpha(labels, rows, library_cells)) if has_rows else None
+    bounds = Interval(None, None, "none: chance cannot disagree") if alpha is None else rows.alpha_interval()
     n_complete, fleiss = rows.fleiss(len(labels.labelers))
     return LabelerAgreement(
         target=labels.target.name,
         group=group,
         n_labelers=len(labels.labelers),
         n_rows=int(rows.counts.sum()),
+        n_units=rows.units.n_units,
         n_labels=int((rows.counts * rows.n).sum()),
         agreement=float((rows.counts * rows.same_pairs).sum() / (rows.counts * rows.pairs).sum()) if has_rows else None,
         alpha=alpha,
-        alpha_low=low,
-        alpha_high=high,
+        alpha_low=bounds.low,
+        alpha_high=bounds.high,
+        alpha_interval=bounds.method if has_rows else None,
         n_complete=n_complete,
         fleiss_kappa=fleiss,
     )
 
 
-def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0) -> list[LabelerPair]:
+def agreement_of_pairs(labels: Labels) -> list[LabelerPair]:
     """Return each two labelers, in order."""
+    with evaluation_extra("Agreement"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
     weights = labels.target.kappa_weights
     values = [int(value) for value in labels.classes] if weights else []
     pairs = []
@@ -206,13 +204,10 @@ def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0
         both = (labels.codes[i] >= 0) & (labels.codes[j] >= 0)
         a, b = labels.codes[i][both], labels.codes[j][both]
         n, same = len(a), int((a == b).sum())
-        point, bounds = None, None
+        point, bounds = None, Interval(None, None, "none: no row in common")
         if n:
-            cells = Cells.of(a, b, len(labels.classes))
-            weighted = partial(kappa, values=values, weights=weights)
-            point = _finite(float(weighted(cells, cells.counts[None, :])[0]))
-            [bounds] = bootstrap_intervals(cells, [weighted], n_resamples=n_resamples, seed=seed)
-        low, high = (bounds or (None, None)) if point is not None else (None, None)
+            units = Units(np.ones(n), labels.units[both])
+            point, bounds = Crosstab.of(a, b, len(labels.classes), units).kappa(values=values, weights=weights)
         pairs.append(
             LabelerPair(
                 target=labels.target.name,
@@ -222,8 +217,9 @@ def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0
                 n_same=same,
                 agreement=same / n if n else None,
                 kappa=point,
-                kappa_low=low,
-                kappa_high=high,
+                kappa_low=bounds.low,
+                kappa_high=bounds.high,
+                kappa_interval=bounds.method,
             )
         )
     return pairs
@@ -231,13 +227,13 @@ def agreement_of_pairs(labels: Labels, *, n_resamples: int = 1000, seed: int = 0
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows with at least two labels; those that got the same labels, from whomever, are one pattern.
+    """Rows with at least two labels; those of a unit that got the same labels, from whomever, are one pattern.
 
     Shapes: `counts`, `n` (labels a row), `pairs`, `same_pairs` (unordered) and `disagreement` (see `alpha`) are
     (patterns,); `classes` (labels of each class) is (patterns, classes); `values` is (classes,), or None.
     """
 
-    counts: NDArray[np.int64]
+    units: Units
     n: NDArray[np.int64]
     pairs: NDArray[np.float64]
     same_pairs: NDArray[np.float64]
@@ -249,8 +245,12 @@ class _Rows:
     def of(cls, labels: Labels) -> _Rows:
         import numpy as np  # noqa: PLC0415  # its caller has it
 
-        codes = labels.codes[:, (labels.codes >= 0).sum(axis=0) >= 2]  # noqa: PLR2004  # one label agrees with nobody
-        patterns, counts = np.unique(np.sort(codes, axis=0), axis=1, return_counts=True)
+        several = (labels.codes >= 0).sum(axis=0) >= 2  # noqa: PLR2004  # one label agrees with nobody
+        codes, unit = labels.codes[:, several], labels.units[several]
+        # A unit of one row is like any other with the same labels.
+        number = np.where(np.bincount(unit, minlength=1)[unit] > 1, unit, -1) if len(unit) else unit
+        whole, counts = np.unique(np.vstack([number, np.sort(codes, axis=0)]), axis=1, return_counts=True)
+        units, patterns = Units(counts.astype(np.float64), whole[0]), whole[1:]
         by_class = np.zeros((patterns.shape[1], len(labels.classes)), dtype=np.int64)
         for row in patterns:
             there = row >= 0
@@ -258,17 +258,49 @@ class _Rows:
         n = by_class.sum(axis=1)
         pairs, same = n * (n - 1) / 2, (by_class * (by_class - 1)).sum(axis=1) / 2
         values = np.array(labels.classes, dtype=np.float64) if labels.target.kappa_weights else None
-        return cls(counts, n, pairs, same, _apart(by_class, values) / np.maximum(n - 1, 1), by_class, values)
+        return cls(units, n, pairs, same, _apart(by_class, values) / np.maximum(n - 1, 1), by_class, values)
 
-    def alpha(self, counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Compute Krippendorff's alpha of each of (resamples, patterns): 1 - observed / expected disagreement."""
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """Rows of each pattern."""
+        return self.units.counts
+
+    def alpha(self) -> float:
+        """Compute Krippendorff's alpha, 1 - observed / expected disagreement; NaN where none is expected."""
+        by_class = self.counts @ self.classes
+        expected = float(_apart(by_class[None, :], self.values)[0])
+        observed = float(self.counts @ self.disagreement)
+        return 1 - (by_class.sum() - 1) * observed / expected if expected else math.nan
+
+    def alpha_interval(self) -> Interval:
+        """Compute the interval of alpha, which is 1 less a disagreement from 0 to 1 that is nearly a mean of rows,
+        beside that of chance (see `crosstab`).
+        """
         import numpy as np  # noqa: PLC0415  # as above
 
-        by_class = counts @ self.classes
-        with np.errstate(invalid="ignore", divide="ignore"):
-            observed, expected = counts @ self.disagreement, _apart(by_class, self.values)
-            result: NDArray[np.float64] = 1 - (by_class.sum(axis=1) - 1) * observed / expected
-        return result
+        by_class = self.counts @ self.classes
+        n_labels, n_rows = float(by_class.sum()), float(self.counts.sum())
+        share = by_class / n_labels
+        # Distances as shares of the largest, so that a row's disagreement is between 0 and 1.
+        squared = None if self.values is None else (self.values[:, None] - self.values[None, :]) ** 2
+        scale = 1.0 if squared is None else float(squared.max()) or 1.0
+        distance = 1 - np.eye(len(share)) if squared is None else squared / scale
+        of_class = distance @ share
+        expected = float(share @ of_class) * n_labels / (n_labels - 1)
+        apart = self.disagreement / scale
+        observed = float(self.counts @ apart) / n_labels
+        chance = 2 * (self.classes @ of_class - self.n * float(share @ of_class))
+        mean_labels = n_labels / n_rows
+        error = math.sqrt(float((self.units.times * self.units.sums(chance) ** 2).sum())) / n_labels
+        if error > MOST_CHANCE_ERROR * expected:
+            return Interval(None, None, "none: too few rows of the rarer classes")
+        influence = (apart - observed * self.n - observed / expected * chance) / mean_labels
+        largest = max(1.0, float(np.abs(influence).max()))
+        interval = effective_interval(observed, influence, self.units, largest=largest)
+        ends = interval.ends
+        if ends is None:
+            return interval
+        return Interval(max(-1.0, 1 - ends[1] / expected), 1 - ends[0] / expected, interval.method)
 
     def fleiss(self, n_labelers: int) -> tuple[int, float | None]:
         """Return rows that all have labeled, and Fleiss' kappa of them."""
@@ -283,7 +315,9 @@ class _Rows:
         return n, None if expected >= 1 else float((observed - expected) / (1 - expected))
 
 
-def _apart(by_class: NDArray[np.int64], values: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def _apart(
+    by_class: NDArray[np.int64] | NDArray[np.float64], values: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
     """Disagreement summed over all ordered pairs of labels that are counted in a row of `by_class`."""
     # squares of counts leave int64
     counts: NDArray[np.float64] = by_class.astype("float64")
@@ -299,14 +333,14 @@ def _alpha(labels: Labels, rows: _Rows, library_cells: int) -> float:
     if len(labels.classes) < 2:  # noqa: PLR2004  # the library refuses a single class, whose alpha is not defined
         return math.nan
     if rows.counts.sum() * len(labels.classes) ** 2 > library_cells:
-        return float(rows.alpha(rows.counts[None, :])[0])
+        return rows.alpha()
     with evaluation_extra("Agreement"):
         import krippendorff  # noqa: PLC0415  # optional dependency
         import numpy as np  # noqa: PLC0415  # optional dependency
     level: Literal["nominal", "interval"] = "nominal" if rows.values is None else "interval"
     domain = np.arange(len(labels.classes)) if rows.values is None else rows.values
     with np.errstate(invalid="ignore", divide="ignore"):
-        counted = np.repeat(rows.classes, rows.counts, axis=0)
+        counted = np.repeat(rows.classes, rows.counts.astype(np.int64), axis=0)
         return float(krippendorff.alpha(value_counts=counted, value_domain=domain, level_of_measurement=level))
 
 

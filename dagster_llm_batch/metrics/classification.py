@@ -12,39 +12,40 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics.bootstrap import CONFIDENCE, bootstrap_intervals, kappa, macro_f1
 from dagster_llm_batch.metrics.calibration import calibration_of
+from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.columns import Kind
+from dagster_llm_batch.metrics.intervals import CONFIDENCE, Interval, share_interval
 from dagster_llm_batch.metrics.joining import Class, Joined
-from dagster_llm_batch.metrics.per_class import class_name, coded, surveyed, with_unlabeled
+from dagster_llm_batch.metrics.per_class import class_name, coded, effective_rows, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.survey import Survey
+from dagster_llm_batch.metrics.survey import Figure, Survey
 from dagster_llm_batch.metrics.tally import Tally, sampled_rows, stands_for, tally
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "accuracy_interval", "evaluate", "kappa_of"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One candidate measured on one target. Intervals are 95 %: Wilson for accuracy, percentile bootstrap for the
-    others; of gold with weights, design-based (see `survey`).
+    """One candidate measured on one target. Intervals are 95 %, by the unit; `…_interval` says their method, or why
+    there is none (see `intervals`; of gold with weights, design-based (see `survey`).
 
     - Rows: `n_gold = n_labeled + n_absent + n_rejected + n_empty` (see `Joined`); `coverage = n_labeled / n_gold`, 0
       with no gold. `n_gold_null` gold rows without a value and `n_ignored` candidate rows without gold take no part.
     - `n_eff`: how many labeled rows that are drawn alike would tell as much, where gold has the weights of a sample;
       None where each row counts once. With weights, all figures but counts, costs and latencies are estimates for all
       rows that the sample was drawn from.
+    - `n_units`: independent units among the labeled rows, requests or clusters (see `clusters`).
     - `accuracy` is over labeled rows; `accuracy_all` over all gold rows, an unlabeled row being wrong.
     - `baseline_accuracy`: what answering `baseline_class` (the most frequent in gold; the first, in a tie) always would
       score over all gold rows, to compare with `accuracy_all`; a candidate below it knows less than a constant.
@@ -73,13 +74,18 @@ class Evaluation:
     n_gold_null: int
     n_ignored: int
     coverage: float
+    n_units: int = 0
     n_eff: float | None = None
     n_classes: int | None = None
     n_correct: int | None = None
     accuracy: float | None = None
     accuracy_low: float | None = None
     accuracy_high: float | None = None
+    accuracy_interval: str | None = None
     accuracy_all: float | None = None
+    accuracy_all_low: float | None = None
+    accuracy_all_high: float | None = None
+    accuracy_all_interval: str | None = None
     baseline_class: str | None = None
     baseline_accuracy: float | None = None
     baseline_accuracy_labeled: float | None = None
@@ -88,9 +94,11 @@ class Evaluation:
     macro_f1: float | None = None
     macro_f1_low: float | None = None
     macro_f1_high: float | None = None
+    macro_f1_interval: str | None = None
     kappa: float | None = None
     kappa_low: float | None = None
     kappa_high: float | None = None
+    kappa_interval: str | None = None
     kappa_all: float | None = None
     kappa_weights: Literal["linear", "quadratic"] | None = None
     mae: float | None = None
@@ -111,13 +119,11 @@ class Evaluation:
     prompt_versions: tuple[str, ...] = ()
 
 
-def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) -> Evaluation:
-    """Measure one candidate. `n_resamples=0` leaves the bootstrap intervals out. The same input gives the same
-    figures, in one piece or in parts.
-    """
+def evaluate(joined: Joined | Tally) -> Evaluation:
+    """Measure one candidate. The same input gives the same figures, in one piece or in parts."""
     counted = tally(joined)
     numeric = counted.target.kind == "numeric"
-    figures = _numeric(counted) if numeric else _categorical(counted, n_resamples, seed)
+    figures = _numeric(counted) if numeric else _categorical(counted)
     if calibrated := calibration_of(counted):
         figures |= {"n_confident": calibrated.n, "mean_confidence": calibrated.mean_confidence}
         figures |= {"ece": calibrated.ece, "brier": calibrated.brier}
@@ -142,6 +148,7 @@ def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) 
         n_ignored=counted.n_ignored,
         coverage=float(labeled.sum() / all_gold.sum()) if counted.n_gold else 0.0,
         n_eff=_effective(counted),
+        n_units=Units.of(counted.cells["n"], counted.cells["cluster"]).n_units,
         cost_usd=counted.cost_usd,
         n_cost_unknown=counted.n_cost_unknown,
         cost_per_correct_usd=per_correct,
@@ -153,18 +160,19 @@ def evaluate(joined: Joined | Tally, *, n_resamples: int = 1000, seed: int = 0) 
     )
 
 
-def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
+def _categorical(counted: Tally) -> dict[str, Any]:
     weights, kind = counted.target.kappa_weights, counted.gold.schema.field("gold").type
     if weights and not pa.types.is_integer(kind):
         raise ConfigError(
             f"Target '{counted.target.name}' has kappa_weights='{weights}', which needs integer classes, and its "
             f"values are {kind}. Remove kappa_weights or store the classes as integers."
         )
-    classes, cells = coded(counted)
+    classes, table = coded(counted)
     n_gold = counted.n_gold
     if not n_gold:
         return {"n_classes": 0, "n_correct": 0, "kappa_weights": weights}
-    n_correct = int(cells.counts[cells.gold == cells.predicted].sum())
+    support, predicted, correct = table.marginals()
+    n_correct = int(correct.sum())
     of_class = _by_class(counted)
     whole = sum(of_class.values())
     baseline = min(of_class, key=lambda value: (-of_class[value], value))
@@ -173,67 +181,88 @@ def _categorical(counted: Tally, n_resamples: int, seed: int) -> dict[str, Any]:
         "n_classes": len(classes),
         "n_correct": n_correct,
         "accuracy_all": float(stands_for(counted.cells)[is_correct].sum() / whole),
+        **_ends("accuracy_all", accuracy_interval(counted, on_all=True)),
         "baseline_class": class_name(baseline),
         "baseline_accuracy": of_class[baseline] / whole,
         "kappa_weights": weights,
     }
     values = [int(value) for value in classes] if weights else []
-    weighted = partial(kappa, values=values, weights=weights)
-    all_rows = with_unlabeled(counted, classes, cells)
-    figures["kappa_all"] = _finite(weighted(all_rows, all_rows.counts[None, :])[0])
-    if not cells.n:
+    figures["kappa_all"] = with_unlabeled(counted, classes).kappa(values=values, weights=weights)[0]
+    if not counted.n_labeled:
         return figures
     if counted.is_weighted:
         return figures | _weighted(surveyed(counted), values, weights)
 
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-        from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
-        from sklearn.metrics import precision_recall_fscore_support  # noqa: PLC0415  # optional dependency
-    wilson = binomtest(n_correct, cells.n).proportion_ci(CONFIDENCE, method="wilson")
-    present = sorted({*cells.gold.tolist(), *cells.predicted.tolist()})
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        cells.gold, cells.predicted, labels=present, average="macro", zero_division=0, sample_weight=cells.counts
-    )
-    point = _finite(weighted(cells, cells.counts[None, :])[0])
-    intervals = bootstrap_intervals(cells, [macro_f1, weighted], n_resamples=n_resamples, seed=seed)
-    (f1_low, f1_high), (kappa_low, kappa_high) = (interval or (None, None) for interval in intervals)
+    seen = support + predicted > 0
+    macro_f1, f1_interval = table.macro_f1()
+    kappa, kappa_interval = table.kappa(values=values, weights=weights)
     return figures | {
-        "accuracy": n_correct / cells.n,
-        "accuracy_low": float(wilson.low),
-        "accuracy_high": float(wilson.high),
-        "baseline_accuracy_labeled": int(np.bincount(cells.gold, cells.counts).max()) / cells.n,
-        "macro_precision": float(precision),
-        "macro_recall": float(recall),
-        "macro_f1": float(f1),
-        "macro_f1_low": f1_low,
-        "macro_f1_high": f1_high,
-        "kappa": point,
-        "kappa_low": kappa_low,
-        "kappa_high": kappa_high,
+        "accuracy": n_correct / counted.n_labeled,
+        **_ends("accuracy", accuracy_interval(counted)),
+        "baseline_accuracy_labeled": float(support.max()) / counted.n_labeled,
+        # 0 where nothing was predicted, or nothing was there
+        "macro_precision": float(np.mean((correct / predicted.clip(min=1))[seen])),
+        "macro_recall": float(np.mean((correct / support.clip(min=1))[seen])),
+        "macro_f1": macro_f1,
+        **_ends("macro_f1", f1_interval),
+        "kappa": kappa,
+        **_ends("kappa", kappa_interval),
     }
 
 
-def _weighted(
-    survey: Survey, values: Sequence[int], weights: Literal["linear", "quadratic"] | None
-) -> dict[str, float | None]:
+def _ends(figure: str, interval: Interval) -> dict[str, Any]:
+    """Return the fields of the interval of a figure."""
+    return {
+        f"{figure}_low": interval.low,
+        f"{figure}_high": interval.high,
+        f"{figure}_interval": interval.method,
+    }
+
+
+def accuracy_interval(counted: Tally, *, on_all: bool = False, confidence: float = CONFIDENCE) -> Interval:
+    """Compute the interval of the accuracy over the labeled rows, or over all gold rows, of which those without a label
+    are wrong. Of weighted gold it is that of its effective rows.
+    """
+    table = effective_rows(counted, on_all=on_all)
+    if not table.n:
+        return Interval(None, None, "none: no labeled rows")
+    return share_interval((table.gold == table.predicted).astype("float64"), table.units, confidence=confidence)
+
+
+def kappa_of(counted: Tally, *, on_all: bool = False, confidence: float = CONFIDENCE) -> tuple[float | None, Interval]:
+    """Compute kappa over the labeled rows, or over all gold rows (see `Evaluation`), as its target weighs it, with its
+    interval. Of weighted gold it is that of its effective rows.
+    """
+    weights, table = counted.target.kappa_weights, effective_rows(counted, on_all=on_all)
+    if not table.n:
+        return None, Interval(None, None, "none: no labeled rows")
+    values = [int(value) for value in counted.classes()] if weights else []
+    return table.kappa(values=values, weights=weights, confidence=confidence)
+
+
+def _weighted(survey: Survey, values: Sequence[int], weights: Literal["linear", "quadratic"] | None) -> dict[str, Any]:
     """Return figures of classes and their intervals, where rows stand for unequal numbers of rows."""
     accuracy = survey.accuracy()
-    kappa_, (precision, recall, f1) = survey.kappa(values, weights), survey.macro()
+    kappa, (precision, recall, f1) = survey.kappa(values, weights), survey.macro()
     return {
         "accuracy": accuracy.value,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
+        **_ends("accuracy", _of_design(accuracy)),
         "baseline_accuracy_labeled": survey.largest_class(),
         "macro_precision": precision,
         "macro_recall": recall,
         "macro_f1": f1.value,
-        "macro_f1_low": f1.low,
-        "macro_f1_high": f1.high,
-        "kappa": kappa_.value,
-        "kappa_low": kappa_.low,
-        "kappa_high": kappa_.high,
+        **_ends("macro_f1", _of_design(f1)),
+        "kappa": kappa.value,
+        **_ends("kappa", _of_design(kappa)),
     }
+
+
+def _of_design(figure: Figure) -> Interval:
+    """Return the interval of a figure of weighted gold, with its method."""
+    few = "none: too few effective rows, or rows of a class"
+    return Interval(figure.low, figure.high, few if figure.low is None else "design-based (Student)")
 
 
 def _by_class(counted: Tally) -> dict[Class, float]:

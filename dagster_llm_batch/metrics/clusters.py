@@ -5,14 +5,18 @@ right or wrong together. So the unit is the request (`llm_request_id`), unless t
 such as the customer or the document that rows belong to. A row without an id, or without a row in the candidate's
 table, is a unit of its own.
 
-Units are given as arrays with one id a row, null for a row of its own, and are numbered where they are counted.
+Units are given as arrays with one id a row, null for a row of its own, and are numbered where they are counted. What is
+computed from rows needs their sums by unit only (`Units`).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.columns import column
@@ -22,12 +26,81 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["REQUEST", "cluster_ids", "number_units"]
+__all__ = ["REQUEST", "Units", "cluster_ids", "number_units"]
 
 REQUEST = "llm_request_id"
 """Column of a labeled table that names the unit, where the user names none."""
 
 _ID = pa.large_string()
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Rows that were counted, by the unit that they belong to.
+
+    - `counts`: rows of each entry, which are alike in all that is measured; or the sum of their weights.
+    - `number`: the unit of each entry, from 0; -1 where each of its rows is a unit.
+    """
+
+    counts: NDArray[np.float64]
+    number: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, counts: pa.ChunkedArray | pa.Array, *ids: pa.ChunkedArray | pa.Array) -> Units:
+        """From rows of each entry and, in one or more arrays, the ids of its unit. Rows with an id in none are units of
+        their own.
+        """
+        with evaluation_extra("Counting independent rows"):
+            import numpy as np  # noqa: PLC0415  # optional dependency
+        number = number_units(*ids)
+        alone = np.logical_and.reduce([np.asarray(pc.is_null(values), dtype=bool) for values in ids])
+        number[alone] = -1
+        return cls(np.asarray(counts, dtype=np.float64), number)
+
+    @cached_property
+    def _alone(self) -> NDArray[np.bool_]:
+        return self.number < 0
+
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum of `values`, which are those of one row of each entry, by unit."""
+        import numpy as np  # noqa: PLC0415  # as above
+
+        shared = ~self._alone
+        by_number = np.bincount(self.number[shared], values[shared] * self.counts[shared], self._n_shared)
+        return np.concatenate([values[self._alone].astype(np.float64), by_number[self._there]])
+
+    @cached_property
+    def _n_shared(self) -> int:
+        return int(self.number.max(initial=-1)) + 1
+
+    @cached_property
+    def _there(self) -> NDArray[np.bool_]:
+        """Which numbers any entry has: those of rows that were left out have none."""
+        import numpy as np  # noqa: PLC0415  # as above
+
+        return np.bincount(self.number[~self._alone], minlength=self._n_shared) > 0
+
+    @cached_property
+    def sizes(self) -> NDArray[np.float64]:
+        """Rows of each unit, in the order of `sums`."""
+        import numpy as np  # noqa: PLC0415  # as above
+
+        return self.sums(np.ones(len(self.counts)))
+
+    @cached_property
+    def times(self) -> NDArray[np.float64]:
+        """How many units are like each of `sums`: entries of single rows stand for all of them."""
+        import numpy as np  # noqa: PLC0415  # as above
+
+        return np.concatenate([self.counts[self._alone], np.ones(int(self._there.sum()))])
+
+    @property
+    def n_units(self) -> int:
+        return int(self.times.sum())
+
+    def only(self, entries: NDArray[np.bool_]) -> Units:
+        """Return some of the entries."""
+        return Units(self.counts[entries], self.number[entries])
 
 
 def cluster_ids(table: pa.Table, cluster: str | None, owner: str) -> pa.Array:

@@ -1,39 +1,146 @@
-"""Intervals of a share and of a mean, 95 %."""
+"""Intervals that cover: 95 %, by the unit, with the name of their method, or the reason why there is none.
+
+Every figure here is a mean of rows, or as good as one: what a row adds to it is known (`influence`), so that its
+variance is that of the sums by unit, whatever the units are (rows, requests, customers) and whatever the rows weigh.
+
+    independent rows, right or wrong     Clopper and Pearson's exact interval
+    all else                             the same interval at the effective number of rows (Korn and Graubard): as many
+                                         independent rows as have the figure's variance
+
+A normal or bootstrapped interval fails where it matters most: where nothing or nearly nothing is wrong the rows show no
+variance, and the interval is too narrow or a point. The binomial's tails do not need to see an error. What they must
+know is how much an error could weigh that has not been seen: as much as a unit with many rows, or, in a mean over
+classes, as an error in the rarest class. So one such error is added to the variance.
+
+`python -m benchmarks.truth` shows for which rows they cover, and how wide they are (docs/truth.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import NormalDist, fmean, stdev
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
 
-from dagster_llm_batch.metrics.bootstrap import CONFIDENCE
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
-__all__ = ["mean_interval", "sign_test", "wilson"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
+    from dagster_llm_batch.metrics.clusters import Units
+
+__all__ = [
+    "CONFIDENCE",
+    "EFFECTIVE",
+    "EXACT",
+    "Interval",
+    "effective_interval",
+    "mean_interval",
+    "share_interval",
+    "sign_test",
+    "wilson",
+]
+
+CONFIDENCE = 0.95
+
+EXACT = "exact (Clopper-Pearson)"
+EFFECTIVE = "effective rows (Korn-Graubard)"
+
+# what rounding leaves of nothing
+_NOTHING = 1e-12
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Compute Wilson's interval of a share; `n` is at least 1.
+@dataclass(frozen=True)
+class Interval:
+    """From `low` to `high`, by `method`; without an interval both are None, and `method` says why there is none."""
 
-    `successes` may hold halves (ties): a row that can be a half varies less than one that cannot, so the interval is
-    then wider than need be, never narrower.
+    low: float | None
+    high: float | None
+    method: str
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Both ends, where there are any."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
+
+
+def share_interval(hits: NDArray[np.float64], units: Units, *, confidence: float = CONFIDENCE) -> Interval:
+    """Compute the interval of the share of rows that are hits.
+
+    Args:
+        hits: 1 or 0 for the rows of each entry of `units`, or a part of 1.
+        units: Rows and the units that they belong to; at least one.
+        confidence: Of both sides together.
     """
+    total, found = float(units.counts.sum()), float((hits * units.counts).sum())
+    if (units.sizes == 1).all() and ((hits == 0) | (hits == 1)).all() and not (units.counts % 1).any():
+        return Interval(*_clopper_pearson(found, total, confidence), EXACT)
+    return effective_interval(found / total, hits - found / total, units, confidence=confidence)
+
+
+def mean_interval(
+    values: NDArray[np.float64], units: Units, *, lowest: float, highest: float, confidence: float = CONFIDENCE
+) -> Interval:
+    """Compute the interval of the mean of values that cannot be below `lowest` or above `highest`.
+
+    `values` are those of the rows of each entry of `units`.
+    """
+    span = highest - lowest
+    scaled = (values - lowest) / span
+    mean = float((scaled * units.counts).sum() / units.counts.sum())
+    # A value that was not seen may lie at the farther end of the scale; where that is near, it cannot count as much.
+    farthest = max(mean, 1 - mean) ** 0.5
+    share = effective_interval(mean, scaled - mean, units, largest=farthest, confidence=confidence)
+    ends = share.ends
+    return share if ends is None else Interval(lowest + ends[0] * span, lowest + ends[1] * span, share.method)
+
+
+def effective_interval(
+    share: float,
+    influence: NDArray[np.float64],
+    units: Units,
+    *,
+    largest: float = 1.0,
+    confidence: float = CONFIDENCE,
+) -> Interval:
+    """Compute the interval of a figure from 0 to 1 that is a mean of rows, or nearly one.
+
+    Args:
+        share: The figure.
+        influence: What a row of each entry of `units` adds to the figure, times the number of rows: 0 in sum.
+        units: Rows and the units that they belong to; at least one.
+        largest: What one row more that is wrong can add to the figure, times the number of rows.
+        confidence: Of both sides together.
+    """
+    sums, sizes, times = units.sums(influence), units.sizes, units.times
+    n, n_units = float((times * sizes).sum()), float(times.sum())
+    # A row in which something is wrong that was not seen is as likely to be in a unit as that has rows.
+    unseen = largest**2 * float((times * sizes**3).sum()) / n**2
+    variance = n_units / max(1.0, n_units - 1) * float((times * sums**2).sum()) / n + unseen
+    spread = max(0.0, share * (1 - share)) + largest / n
+    # The rows of a unit are at most all right or all wrong together.
+    most = max(1.0, largest) * float((times * sizes**2).sum()) / n
+    effect = min(variance / spread, most)
+    return Interval(*_clopper_pearson(share * n / effect, n / effect, confidence), EFFECTIVE)
+
+
+def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[float, float]:
+    """Compute the exact interval of a binomial share; of parts of rows, too."""
+    with evaluation_extra("An interval"):
+        from scipy.special import betaincinv  # noqa: PLC0415  # optional dependency
+    tail, failures = (1 - confidence) / 2, n - successes
+    low = 0.0 if successes <= _NOTHING * n else float(betaincinv(successes, failures + 1, tail))
+    high = 1.0 if failures <= _NOTHING * n else float(betaincinv(successes + 1, failures, 1 - tail))
+    return low, high
+
+
+def wilson(successes: float, n: int) -> tuple[float, float]:
+    """Compute Wilson's interval of a share; `n` is at least 1."""
     p, z2 = successes / n, _Z**2
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n**2)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Compute Student's interval of a mean; None for fewer than two values, which have no spread."""
-    n = len(values)
-    if n < 2:  # noqa: PLR2004
-        return None
-    with evaluation_extra("The interval of a mean"):
-        from scipy.stats import t  # noqa: PLC0415  # optional dependency
-    mean, half = fmean(values), float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stdev(values) / n**0.5
-    return mean - half, mean + half
 
 
 def sign_test(wins: int, losses: int) -> float:

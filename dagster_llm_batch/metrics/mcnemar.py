@@ -10,24 +10,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics.bootstrap import Cells, kappa
-from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.clusters import Units, number_units
+from dagster_llm_batch.metrics.crosstab import Crosstab
 from dagster_llm_batch.metrics.gold_weights import SampledRows
+from dagster_llm_batch.metrics.intervals import sign_test
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.per_class import positions
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey, guard
 
-__all__ = ["EXACT_BELOW", "Agreement", "agreement_between", "pairwise_agreement"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-EXACT_BELOW = 25
-"""Discordant rows from which on chi-squared is close enough to the binomial."""
+__all__ = ["Agreement", "agreement_between", "pairwise_agreement"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class Agreement:
     - `n_same`: rows with the same label, right or wrong; `kappa`: the same, corrected for chance, and None where chance
       cannot disagree (both always answer one and the same class) or `n_both` is 0.
     - `accuracy_difference`: accuracy of `a` minus that of `b` on these rows; None if there are none.
-    - McNemar's `p_value` (two-sided): how often two equally good candidates would differ as much. `test` is `exact`
-      (binomial) below EXACT_BELOW discordant rows, else `chi2` with continuity correction and its `statistic`.
+    - `n_units`: independent units among the rows, requests or clusters (see `clusters`).
+    - McNemar's `p_value` (two-sided): how often two equally good candidates would differ in as many units. A unit of
+      several rows counts once, for the candidate that has more of them right. `test` is `exact` (binomial).
     - Of gold with the weights of a sample, `kappa` and `accuracy_difference` are those of all rows, and `test` is `t`,
       of the weighted difference (`statistic`; None and p_value 1 where there are too few rows for it).
     """
@@ -55,7 +58,8 @@ class Agreement:
     n_only_b_correct: int
     n_both_wrong: int
     accuracy_difference: float | None
-    test: Literal["exact", "chi2", "t"]
+    n_units: int
+    test: Literal["exact", "t"]
     statistic: float | None
     p_value: float
 
@@ -76,12 +80,14 @@ def agreement_between(a: Joined, b: Joined) -> Agreement:
     a_right, b_right = pc.equal(says_a, gold), pc.equal(says_b, gold)
     both_right, only_a = _count(pc.and_(a_right, b_right)), _count(pc.and_not(a_right, b_right))
     only_b, n = _count(pc.and_not(b_right, a_right)), len(gold)
-    test: Literal["exact", "chi2", "t"]
-    test, statistic, p_value = _mcnemar(only_a, only_b)
+    test: Literal["exact", "t"] = "exact"
+    statistic: float | None = None
+    units = number_units(a.cluster.filter(both), b.cluster.filter(both))
+    p_value = _mcnemar(a_right, b_right, units)
     difference, rows = (only_a - only_b) / n if n else None, None
     if n and a.weight is not None and a.spread is not None:
         weight, spread = (values.filter(both).to_numpy() for values in (a.weight, a.spread))
-        rows = SampledRows(weight, spread, number_units(a.cluster.filter(both), b.cluster.filter(both)))
+        rows = SampledRows(weight, spread, units)
         test, difference, statistic, p_value = _weighted(a_right, b_right, rows)
     return Agreement(
         target=a.target.name,
@@ -95,6 +101,7 @@ def agreement_between(a: Joined, b: Joined) -> Agreement:
         n_only_b_correct=only_b,
         n_both_wrong=n - both_right - only_a - only_b,
         accuracy_difference=difference,
+        n_units=int(units.max(initial=-1)) + 1,
         test=test,
         statistic=statistic,
         p_value=p_value,
@@ -114,16 +121,13 @@ def _count(flags: pa.Array) -> int:
     return int(pc.sum(flags).as_py() or 0)
 
 
-def _mcnemar(only_a: int, only_b: int) -> tuple[Literal["exact", "chi2"], float | None, float]:
-    with evaluation_extra("Comparing candidates"):
-        from scipy.stats import binomtest, chi2  # noqa: PLC0415  # optional dependency
-    discordant = only_a + only_b
-    if discordant == 0:
-        return "exact", None, 1.0
-    if discordant < EXACT_BELOW:
-        return "exact", None, float(binomtest(only_a, discordant).pvalue)
-    statistic = max(abs(only_a - only_b) - 1, 0) ** 2 / discordant
-    return "chi2", statistic, float(chi2.sf(statistic, 1))
+def _mcnemar(a_right: pa.Array, b_right: pa.Array, units: NDArray[np.int64]) -> float:
+    """Return the p-value of the sign test over the units that differ."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    apart = np.asarray(a_right, dtype=np.float64) - np.asarray(b_right, dtype=np.float64)
+    by_unit = np.bincount(units, apart) if len(units) else apart
+    return sign_test(int((by_unit > 0).sum()), int((by_unit < 0).sum()))
 
 
 def _weighted(
@@ -153,6 +157,6 @@ def _kappa(
     classes = sorted(pc.unique(pa.chunked_array([a, b])).to_pylist())
     if rows is not None:
         return Survey(positions(a, classes), positions(b, classes), rows, len(classes)).kappa(classes, weights).value
-    cells = Cells.of(positions(a, classes), positions(b, classes), len(classes))
-    value = float(kappa(cells, cells.counts[None, :], values=classes, weights=weights)[0])
-    return value if math.isfinite(value) else None
+    alike = Units.of(pa.repeat(1, len(a)), pa.nulls(len(a)))
+    table = Crosstab.of(positions(a, classes), positions(b, classes), len(classes), alike)
+    return table.kappa(values=classes, weights=weights)[0]

@@ -14,17 +14,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.metrics.clusters import Units, cluster_ids, number_units
 from dagster_llm_batch.metrics.columns import EXAMPLES
-from dagster_llm_batch.metrics.intervals import sign_test, wilson
+from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval, sign_test
 from dagster_llm_batch.metrics.numeric import CASE_ID
-from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 
 __all__ = ["PAIRWISE_SCHEMA", "VERDICTS", "Pairwise", "compare_pairs", "pairwise_markdown", "pairwise_to_arrow"]
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_NO_ROWS = Interval(None, None, "none: no rows")
 
 VERDICTS = ("A", "B", "tie")
 """What a judge says: the first answer is better, the second is, or neither."""
@@ -36,8 +44,11 @@ class Pairwise:
 
     `n_rows = n_identical + n_unjudged + n_judged`, `n_judged = n_a_wins + n_b_wins + n_ties + n_inconsistent`.
 
+    Intervals (95 %) and tests are by the unit: rows whose verdicts are replies to the same requests are one.
+    `…_interval` is their method (see `intervals`), or why there is none.
+
     - `win_rate_a`: share of the judged and identical rows that `a` wins, a tie of any kind being half a win; that of
-      `b` is the rest to 1. Wilson's 95 % interval. None without such rows.
+      `b` is the rest to 1. None without such rows.
     - `p_value`: how often two equally good candidates would differ as much in wins (exact sign test, ties left out).
     - `inconsistent_rate`: share of the judged rows whose verdicts differ.
     - `first_rate`: share of the verdicts of judged rows for A or B that are for A, the answer shown first: 0.5 from a
@@ -59,11 +70,13 @@ class Pairwise:
     win_rate_a: float | None
     win_rate_a_low: float | None
     win_rate_a_high: float | None
+    win_rate_a_interval: str
     p_value: float
     inconsistent_rate: float | None
     first_rate: float | None
     first_rate_low: float | None
     first_rate_high: float | None
+    first_rate_interval: str
     n_both_first: int
     n_both_second: int
     position_p_value: float
@@ -76,37 +89,52 @@ PAIRWISE_SCHEMA = schema_of(Pairwise)
 def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str], *, key: str) -> tuple[Pairwise, ...]:
     """Return one figure for each pair of `candidates`, in their order.
 
-    `cases`: see `pairwise_cases`. `verdicts`: `case_id` and `verdict`, null where the judge gave none. Raises
-    InputError for a verdict that is none of VERDICTS.
+    `cases`: see `pairwise_cases`. `verdicts`: `case_id`, `verdict`, null where the judge gave none, and
+    `llm_request_id`, where requests were sent. Raises InputError for a verdict that is none of VERDICTS.
     """
-    by_case = dict(zip(verdicts[CASE_ID].to_pylist(), verdicts["verdict"].to_pylist(), strict=True))
-    if strangers := {*by_case.values()} - {*VERDICTS, None}:
+    requests = cluster_ids(verdicts, None, "the verdicts").to_pylist()
+    said = list(zip(verdicts["verdict"].to_pylist(), requests, strict=True))
+    by_case = dict(zip(verdicts[CASE_ID].to_pylist(), said, strict=True))
+    if strangers := {verdict for verdict, _ in said} - {*VERDICTS, None}:
         raise InputError(f"Verdicts {sorted(map(repr, strangers))[:EXAMPLES]} are none of {', '.join(VERDICTS)}.")
     columns = (cases[name].to_pylist() for name in (CASE_ID, key, "first", "second", "identical"))
     rank = {name: at for at, name in enumerate(candidates)}
-    asked: dict[tuple[str, str], dict[object, dict[str, str | None]]] = {}
+    asked: dict[tuple[str, str], dict[object, dict[str, _Said]]] = {}
     identical: Counter[tuple[str, str]] = Counter()
     for case_id, row, first, second, same in zip(*columns, strict=True):
         pair = (first, second) if rank[first] < rank[second] else (second, first)
         if same:
             identical[pair] += 1
         else:
-            asked.setdefault(pair, {}).setdefault(row, {})[first] = by_case.get(case_id)
+            asked.setdefault(pair, {}).setdefault(row, {})[first] = by_case.get(case_id, (None, None))
     pairs = [(a, b) for at, a in enumerate(candidates) for b in candidates[at + 1 :]]
     return tuple(_pair(a, b, [*asked.get((a, b), {}).values()], identical[a, b]) for a, b in pairs)
 
 
-def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: int) -> Pairwise:
-    """Compute one pair. `rows`: the verdict of each row with `a` shown first, and with `b` shown first, by who was."""
-    both = Counter((row.get(a), row.get(b)) for row in rows if row.get(a) is not None and row.get(b) is not None)
-    n_judged = sum(both.values())
+_Said = tuple[str | None, str | None]
+"""A verdict, and the request that it is the reply to."""
+
+
+def _pair(a: str, b: str, rows: Sequence[dict[str, _Said]], n_identical: int) -> Pairwise:
+    """Compute one pair. `rows`: what was said of each row, by who was shown first."""
+    with evaluation_extra("Comparing candidates"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    judged = [(row[a], row[b]) for row in rows if a in row and b in row and row[a][0] and row[b][0]]
+    verdicts = [(first, second) for (first, _), (second, _) in judged]
+    number = number_units(*(pa.array([row[order][1] for row in judged], pa.large_string()) for order in (0, 1)))
+    both = Counter(verdicts)
+    n_judged = len(judged)
     n_a, n_b, n_ties = both["A", "B"], both["B", "A"], both["tie", "tie"]
     n_compared = n_judged + n_identical
     wins = n_a + (n_compared - n_a - n_b) / 2
-    low, high = wilson(wins, n_compared) if n_compared else (None, None)
-    firsts = sum(n * verdicts.count("A") for verdicts, n in both.items())
-    decided = firsts + sum(n * verdicts.count("B") for verdicts, n in both.items())
-    first_low, first_high = wilson(firsts, decided) if decided else (None, None)
+    lead = np.array([(said == ("A", "B")) - (said == ("B", "A")) for said in verdicts], np.float64)
+    # Identical answers are ties of rows that nobody was asked about: each is a unit.
+    units = Units(np.append(np.ones(n_judged), n_identical), np.append(number, -1))
+    win = mean_interval(np.append((1 + lead) / 2, 0.5), units, lowest=0, highest=1) if n_compared else _NO_ROWS
+    for_first, for_second = (np.array([said.count(which) for said in verdicts], np.float64) for which in "AB")
+    firsts, decided = int(for_first.sum()), int((for_first + for_second).sum())
+    shown = Units(np.concatenate([for_first, for_second]), np.concatenate([number, number]))
+    first = share_interval(np.repeat([1.0, 0.0], n_judged), shown) if decided else _NO_ROWS
     n_inconsistent = n_judged - n_a - n_b - n_ties
     return Pairwise(
         a=a,
@@ -120,17 +148,27 @@ def _pair(a: str, b: str, rows: Sequence[dict[str, str | None]], n_identical: in
         n_ties=n_ties,
         n_inconsistent=n_inconsistent,
         win_rate_a=wins / n_compared if n_compared else None,
-        win_rate_a_low=low,
-        win_rate_a_high=high,
-        p_value=sign_test(n_a, n_b),
+        win_rate_a_low=win.low,
+        win_rate_a_high=win.high,
+        win_rate_a_interval=win.method,
+        p_value=_sign_test(lead, number),
         inconsistent_rate=n_inconsistent / n_judged if n_judged else None,
         first_rate=firsts / decided if decided else None,
-        first_rate_low=first_low,
-        first_rate_high=first_high,
+        first_rate_low=first.low,
+        first_rate_high=first.high,
+        first_rate_interval=first.method,
         n_both_first=both["A", "A"],
         n_both_second=both["B", "B"],
-        position_p_value=sign_test(both["A", "A"], both["B", "B"]),
+        position_p_value=_sign_test((for_first - for_second) * (lead == 0), number),
     )
+
+
+def _sign_test(lead: NDArray[np.float64], number: NDArray[np.int64]) -> float:
+    """Return the p-value of the units that lead to either side; a unit of several rows counts once."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    by_unit = np.bincount(number, lead) if len(number) else lead
+    return sign_test(int((by_unit > 0).sum()), int((by_unit < 0).sum()))
 
 
 def pairwise_to_arrow(figures: Iterable[Pairwise]) -> pa.Table:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.metrics.bootstrap import Cells
+from dagster_llm_batch.metrics.clusters import Units
+from dagster_llm_batch.metrics.crosstab import Crosstab
 from dagster_llm_batch.metrics.joining import Class, Joined
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.survey import Survey
@@ -26,6 +27,7 @@ __all__ = [
     "class_name",
     "coded",
     "confusion",
+    "effective_rows",
     "per_class",
     "positions",
     "with_unlabeled",
@@ -40,12 +42,21 @@ PER_CLASS_SCHEMA = pa.schema(
         "support": pa.int64(),
         "predicted": pa.int64(),
         "correct": pa.int64(),
-        "precision": pa.float64(),
-        "recall": pa.float64(),
-        "f1": pa.float64(),
+        **{
+            name: kind
+            for figure in ("precision", "recall", "f1")
+            for name, kind in (
+                (figure, pa.float64()),
+                (f"{figure}_low", pa.float64()),
+                (f"{figure}_high", pa.float64()),
+                (f"{figure}_interval", pa.string()),
+            )
+        },
     }
 )
-"""`n_gold` counts all gold rows of the class, `support` the labeled ones. A null figure has nothing to divide by."""
+"""`n_gold` counts all gold rows of the class, `support` the labeled ones. A null figure has nothing to divide by.
+Intervals are 95 %, by the unit (see `clusters`); `…_interval` is their method, or why there is none.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,20 +81,18 @@ class Confusion:
 def confusion(joined: Joined | Tally) -> Confusion:
     """Count the confusion matrix of a candidate. Raises ConfigError for a numeric target."""
     counted = tally(joined)
-    classes, cells = coded(counted)
+    classes, table = coded(counted)
     counts = [[0] * len(classes) for _ in classes]
-    for gold, predicted, n in zip(cells.gold.tolist(), cells.predicted.tolist(), cells.counts.tolist(), strict=True):
-        counts[gold][predicted] = n
-    unlabeled = tuple(_unlabeled(counted, classes, cells).astype(int).tolist())
+    for gold, predicted, n in zip(table.gold.tolist(), table.predicted.tolist(), table.counts.tolist(), strict=True):
+        counts[gold][predicted] += int(n)
+    missing = _of_class(counted.gold.select(["gold", "n"]), classes) - table.marginals()[0]
+    unlabeled = tuple(map(int, missing.tolist()))
     effective = None
     if counted.is_weighted:
-        rows = with_unlabeled(counted, classes, cells)
-        _, sampled = sampled_rows(counted)
-        # Rows without a label tell as much as those with one.
-        scale = sampled.n_least / sampled.weight.sum() if len(sampled.weight) else 0.0
+        rows = effective_rows(counted, on_all=True)
         weighted = [[0.0] * (len(classes) + 1) for _ in classes]
         for gold, predicted, n in zip(rows.gold.tolist(), rows.predicted.tolist(), rows.counts.tolist(), strict=True):
-            weighted[gold][predicted] += n * scale
+            weighted[gold][predicted] += n
         effective = tuple(map(tuple, weighted))
     return Confusion(counted.candidate, counted.target.name, classes, tuple(map(tuple, counts)), unlabeled, effective)
 
@@ -91,12 +100,18 @@ def confusion(joined: Joined | Tally) -> Confusion:
 def per_class(joined: Joined | Tally) -> pa.Table:
     """Return one row for each class, in order, in PER_CLASS_SCHEMA. Raises ConfigError for a numeric target."""
     counted = tally(joined)
-    matrix = confusion(counted)
+    matrix, table = confusion(counted), effective_rows(counted)
     rows = []
     for at, value in enumerate(matrix.classes):
         support, predicted, correct = _margins(matrix.counts, at)
         # As shares of all rows, where gold has weights; the counts stay those of rows.
         has_gold, labeled_as, right = _margins(matrix.effective or matrix.counts, at)
+        figures = {
+            "precision": right / labeled_as if labeled_as else None,
+            "recall": right / has_gold if has_gold else None,
+            "f1": 2 * right / (has_gold + labeled_as) if has_gold + labeled_as else None,
+        }
+        intervals = dict(zip(figures, table.class_shares(at), strict=True))
         rows.append(
             {
                 "candidate": matrix.candidate,
@@ -106,9 +121,10 @@ def per_class(joined: Joined | Tally) -> pa.Table:
                 "support": support,
                 "predicted": predicted,
                 "correct": correct,
-                "precision": right / labeled_as if labeled_as else None,
-                "recall": right / has_gold if has_gold else None,
-                "f1": 2 * right / (has_gold + labeled_as) if has_gold + labeled_as else None,
+                **figures,
+                **{f"{figure}_low": interval.low for figure, interval in intervals.items()},
+                **{f"{figure}_high": interval.high for figure, interval in intervals.items()},
+                **{f"{figure}_interval": interval.method for figure, interval in intervals.items()},
             }
         )
     return pa.Table.from_pylist(rows, schema=PER_CLASS_SCHEMA)
@@ -124,46 +140,61 @@ def class_name(value: Class) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def coded(counted: Tally) -> tuple[tuple[Class, ...], Cells]:
+def coded(counted: Tally) -> tuple[tuple[Class, ...], Crosstab]:
     """Return the classes, and the labeled rows by the positions of their gold and predicted class among them."""
     if counted.target.kind == "numeric":
         raise ConfigError(f"Target '{counted.target.name}' is numeric: it has no classes to count.")
     classes = counted.classes()
     gold, predicted = (positions(counted.cells[name], classes) for name in ("gold", "predicted"))
-    return classes, Cells.of(gold, predicted, len(classes), counted.cells["n"].to_numpy())
+    units = Units.of(counted.cells["n"], counted.cells["cluster"])
+    return classes, Crosstab.of(gold, predicted, len(classes), units)
 
 
-def with_unlabeled(counted: Tally, classes: Sequence[Class], cells: Cells) -> Cells:
-    """Return the cells of all gold rows, weighted: those without a label are predicted as a last class of their own."""
+def with_unlabeled(counted: Tally, classes: Sequence[Class]) -> Crosstab:
+    """Return all gold rows, weighted: those without a label are predicted as a class of their own, the last one. A row
+    that the candidate does not have is a unit by itself; of weighted gold, every row is.
+    """
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    n = len(classes)
+    n, cells, unlabeled = len(classes), counted.cells, counted.unlabeled
+    gold, predicted = (positions(cells[name], classes) for name in ("gold", "predicted"))
     if counted.is_weighted:
-        gold, predicted = (positions(counted.cells[name], classes) for name in ("gold", "predicted"))
-        # Cells may be repeated, and their counts any numbers: the formulas only add them up.
-        stand_for: Any = stands_for(counted.cells)
-        cells = Cells(gold, predicted, stand_for, n)
-    return Cells(
-        np.concatenate([cells.gold, np.arange(n)]),
-        np.concatenate([cells.predicted, np.full(n, n)]),
-        np.concatenate([cells.counts, _unlabeled(counted, classes, cells, weighted=True)]),
-        n + 1,
-    )
+        labeled = stands_for(cells)
+        # Rounding may leave less than nothing.
+        without = (_of_class(counted.gold, classes) - np.bincount(gold, labeled, n)).clip(min=0)
+        counts, codes = np.concatenate([labeled, without]), np.concatenate([gold, np.arange(n)])
+        units = Units(counts, np.full(len(counts), -1))
+    else:
+        absent = _of_class(counted.gold, classes) - np.bincount(gold, cells["n"].to_numpy(), n)
+        absent -= _of_class(unlabeled, classes)
+        without_row = {
+            "gold": pa.array(classes, unlabeled.schema.field("gold").type),
+            "cluster": pa.nulls(n, pa.large_string()),
+            "n": pa.array(absent.astype(np.int64)),
+        }
+        rows = pa.concat_tables([cells.select(["gold", "cluster", "n"]), unlabeled, pa.table(without_row)])
+        codes, units = positions(rows["gold"], classes), Units.of(rows["n"], rows["cluster"])
+    return Crosstab.of(codes, np.concatenate([predicted, np.full(len(codes) - len(predicted), n)]), n + 1, units)
 
 
-def _unlabeled(
-    counted: Tally, classes: Sequence[Class], cells: Cells, *, weighted: bool = False
-) -> NDArray[np.float64]:
-    """Count the gold rows of each class that have no label, or what they stand for."""
+def effective_rows(counted: Tally, *, on_all: bool = False) -> Crosstab:
+    """Return the labeled rows, or all (`on_all`, see `with_unlabeled`). Of weighted gold: how many rows that are drawn
+    alike would show the same shares, and tell no less.
+    """
+    classes, table = coded(counted)
+    if counted.is_weighted:
+        _, sampled = sampled_rows(counted)
+        # Rows without a label tell as much as those with one.
+        scale = float(sampled.n_least / sampled.weight.sum()) if len(sampled.weight) else 0.0
+        return with_unlabeled(counted, classes).scaled(scale, None if on_all else len(classes))
+    return with_unlabeled(counted, classes) if on_all else table
+
+
+def _of_class(table: pa.Table, classes: Sequence[Class]) -> NDArray[np.float64]:
+    """Count the rows of each gold class, or what they stand for."""
     with evaluation_extra("Evaluating labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    at, n = positions(counted.gold["gold"], classes), len(classes)
-    rows = stands_for(counted.gold) if weighted else counted.gold["n"].to_numpy()
-    # Rounding may leave less than nothing.
-    unlabeled: NDArray[np.float64] = np.maximum(
-        0.0, np.bincount(at, rows, n) - np.bincount(cells.gold, cells.counts, n)
-    )
-    return unlabeled
+    return np.bincount(positions(table["gold"], classes), stands_for(table), len(classes)).astype(np.float64)
 
 
 def surveyed(counted: Tally) -> Survey:

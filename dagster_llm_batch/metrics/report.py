@@ -25,8 +25,9 @@ class EvaluationReport:
     """What `compare` found. Order: targets as given, within a target candidates as given.
 
     `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
-    only. `calibrations` are of the candidates that give a confidence. `mistakes` are the rows behind the figures
-    (`mistakes`); None where rows were counted in parts and are not there any more.
+    only. `calibrations` are of the candidates that give a confidence. `tallies` are the counts behind `evaluations`, in
+    their order. `mistakes` are the rows behind the figures (`mistakes`); None where rows were counted in parts and
+    are not there any more.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -34,6 +35,7 @@ class EvaluationReport:
     per_class: pa.Table
     agreements: tuple[Agreement, ...]
     calibrations: tuple[Calibration, ...]
+    tallies: tuple[Tally, ...]
     mistakes: pa.Table | None = None
 
 
@@ -45,8 +47,6 @@ def compare(
     targets: Sequence[str | Target],
     keep: Sequence[str] = (),
     cluster: str | None = None,
-    n_resamples: int = 1000,
-    seed: int = 0,
 ) -> EvaluationReport:
     """Evaluate every candidate (by name) on every target. Raises what `join` and `evaluate` raise.
 
@@ -63,17 +63,18 @@ def compare(
         for name, table in candidates.items()
     ]
     agreements = pairwise_agreement(joined)
-    report = report_of(list(map(tally, joined)), n_resamples=n_resamples, seed=seed)
+    report = report_of(list(map(tally, joined)))
     return replace(report, agreements=agreements, mistakes=find_mistakes(joined, candidates, key=key, keep=keep))
 
 
-def report_of(tallies: Sequence[Tally], *, n_resamples: int = 1000, seed: int = 0) -> EvaluationReport:
+def report_of(tallies: Sequence[Tally]) -> EvaluationReport:
     """Return what counts alone say: all but agreements, which need the rows of both candidates side by side."""
     categorical = [counts for counts in tallies if counts.target.kind == "categorical"]
     return EvaluationReport(
-        evaluations=with_pareto_front([evaluate(counts, n_resamples=n_resamples, seed=seed) for counts in tallies]),
+        evaluations=with_pareto_front([evaluate(counts) for counts in tallies]),
         confusions=tuple(map(confusion, categorical)),
         per_class=pa.concat_tables([PER_CLASS_SCHEMA.empty_table(), *map(per_class, categorical)]),
         agreements=(),
         calibrations=tuple(calibration for counts in categorical if (calibration := calibration_of(counts))),
+        tallies=tuple(tallies),
     )

@@ -8,9 +8,10 @@ from statistics import fmean
 
 import pyarrow as pa
 
-from dagster_llm_batch.metrics.intervals import mean_interval
+from dagster_llm_batch.metrics.clusters import Units, cluster_ids
+from dagster_llm_batch.metrics.intervals import Interval, mean_interval
 from dagster_llm_batch.metrics.numeric import CASE_ID
-from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, rows_markdown, share
 
 __all__ = ["RUBRIC_SCHEMA", "RubricScore", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
@@ -18,10 +19,10 @@ __all__ = ["RUBRIC_SCHEMA", "RubricScore", "rubric_markdown", "rubric_to_arrow",
 
 @dataclass(frozen=True)
 class RubricScore:
-    """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers; Student's 95 % interval.
+    """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers, with its 95 % interval by the
+    request (see `intervals`); `mean_interval` is its method, or why there is none.
 
-    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure, or, for the
-    interval, fewer than two scores.
+    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure.
     """
 
     candidate: str
@@ -31,6 +32,7 @@ class RubricScore:
     mean: float | None
     mean_low: float | None
     mean_high: float | None
+    mean_interval: str
     lowest: int | None
     highest: int | None
 
@@ -40,20 +42,28 @@ RUBRIC_SCHEMA = schema_of(RubricScore)
 
 
 def score_rubric(
-    cases: pa.Table, scores: pa.Table, candidates: Sequence[str], criteria: Sequence[str]
+    cases: pa.Table,
+    scores: pa.Table,
+    candidates: Sequence[str],
+    criteria: Sequence[str],
+    *,
+    scale: tuple[int, int],
 ) -> tuple[RubricScore, ...]:
     """Return one figure for each candidate and criterion, in their orders.
 
-    `cases`: see `rubric_cases`. `scores`: `case_id` and one column for each criterion, null where the judge gave none.
+    `cases`: see `rubric_cases`. `scores`: `case_id`, one column for each criterion, null where the judge gave none, and
+    `llm_request_id`, where requests were sent. `scale`: worst and best score.
     """
     at = {case_id: row for row, case_id in enumerate(scores[CASE_ID].to_pylist())}
     given = {criterion: scores[criterion].to_pylist() for criterion in criteria}
-    of = _by_candidate(cases, candidates)
+    of, requests = _by_candidate(cases, candidates), cluster_ids(scores, None, "the scores").to_pylist()
     scores_ = []
     for name in candidates:
         for criterion in criteria:
-            values = [given[criterion][at[case_id]] for case_id in of[name] if case_id in at]
-            scores_.append(_rubric(name, criterion, len(of[name]), [value for value in values if value is not None]))
+            rows = [at[case_id] for case_id in of[name] if case_id in at]
+            scored = [row for row in rows if given[criterion][row] is not None]
+            values, ids = [given[criterion][row] for row in scored], [requests[row] for row in scored]
+            scores_.append(_rubric(name, criterion, len(of[name]), values, ids, scale))
     return tuple(scores_)
 
 
@@ -64,16 +74,31 @@ def _by_candidate(cases: pa.Table, candidates: Sequence[str]) -> dict[str, list[
     return of
 
 
-def _rubric(candidate: str, criterion: str, n_cases: int, values: Sequence[int]) -> RubricScore:
-    low, high = mean_interval(values) or (None, None)
+def _rubric(
+    candidate: str,
+    criterion: str,
+    n_cases: int,
+    values: Sequence[int],
+    requests: Sequence[str | None],
+    scale: tuple[int, int],
+) -> RubricScore:
+    with evaluation_extra("The interval of a mean score"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    interval = Interval(None, None, "none: no score")
+    if values:
+        units = Units.of(pa.repeat(1, len(values)), pa.array(requests, pa.large_string()))
+        # A judge that was asked without a schema may leave the scale.
+        lowest, highest = min(*scale, *values), max(*scale, *values)
+        interval = mean_interval(np.array(values, np.float64), units, lowest=lowest, highest=highest)
     return RubricScore(
         candidate=candidate,
         criterion=criterion,
         n_cases=n_cases,
         n_scored=len(values),
         mean=fmean(values) if values else None,
-        mean_low=low,
-        mean_high=high,
+        mean_low=interval.low,
+        mean_high=interval.high,
+        mean_interval=interval.method,
         lowest=min(values, default=None),
         highest=max(values, default=None),
     )

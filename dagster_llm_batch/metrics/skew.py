@@ -76,7 +76,7 @@ def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Targe
     low, high = wilson(n_same, n) if n else (None, None)
     keys = column(batch, key, "the batch").filter(answered)
     pair = (pa.table({key: keys, name: values}) for values in (batch_values, realtime_values))
-    figures = evaluate(join(*pair, key=key, target=target, candidate_name="real time"), n_resamples=0)
+    figures = evaluate(join(*pair, key=key, target=target, candidate_name="real time"))
     difference = pc.mean(pc.subtract(realtime_values, batch_values)).as_py() if target.kind == "numeric" else None
     return Skew(
         target=name,

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from dagster_llm_batch.metrics.bootstrap import CONFIDENCE
 from dagster_llm_batch.metrics.gold_weights import SampledRows
+from dagster_llm_batch.metrics.intervals import CONFIDENCE
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:

@@ -143,8 +143,16 @@ def confusion_markdown(matrix: Confusion) -> str:
 
 
 def per_class_markdown(table: pa.Table) -> str:
-    """Return a table of PER_CLASS_SCHEMA, as it is."""
-    return table_markdown(table, max_rows=len(table))
+    """Return a table of PER_CLASS_SCHEMA, each figure with its 95 % interval."""
+    figures = ("precision", "recall", "f1")
+    counts = [name for name in table.column_names if not name.startswith(figures)]
+    return rows_markdown(
+        [
+            {name: str(row[name]) for name in counts}
+            | {f"{name} (95 %)": figure(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in figures}
+            for row in table.to_pylist()
+        ]
+    )
 
 
 def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:

@@ -41,7 +41,7 @@ class Tally:
     - `cells`: `gold`, `predicted`, `cluster` (see `Joined`) and, where the candidate gives one, `confidence`, of the
       labeled rows.
     - Both have `weight` and `spread` beside, where gold was drawn with unequal probabilities (see `gold_weights`).
-    - `unlabeled`: `cluster`, of the rows that are rejected or empty.
+    - `unlabeled`: `gold` and `cluster`, of the rows that are rejected or empty.
     - `waits`: `microseconds` from submission to the end of its batch, of the labeled rows where both are known.
     """
 
@@ -96,6 +96,7 @@ def tally(joined: Joined | Tally) -> Tally:
     if joined.weight is not None and joined.spread is not None:
         gold |= {"weight": joined.weight, "spread": joined.spread}
     columns = {**gold, "predicted": joined.predicted, "cluster": joined.cluster}
+    without = pc.and_not(joined.has_row, has_label)
     if joined.confidence is not None:
         columns["confidence"] = joined.confidence
     return Tally(
@@ -103,7 +104,7 @@ def tally(joined: Joined | Tally) -> Tally:
         target=joined.target,
         gold=_counted(gold),
         cells=_counted({name: values.filter(has_label) for name, values in columns.items()}),
-        unlabeled=_counted({"cluster": joined.cluster.filter(pc.and_not(joined.has_row, has_label))}),
+        unlabeled=_counted({name: columns[name].filter(without) for name in ("gold", "cluster")}),
         waits=_counted({"microseconds": joined.waits}),
         n_absent=joined.n_absent,
         n_rejected=joined.n_rejected,

@@ -185,11 +185,9 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspac
     )
     gold, said = with_gold(labels)
     candidates = {"first": said, "half": said.slice(1_500), "none": said.slice(0, 0)}
-    here = compare(gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200)
+    here = compare(gold, candidates, key="ticket_id", targets=TARGETS)
     for at_once in (200_000, 500):
-        there = compare_spread(
-            WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, n_resamples=200, rows_at_once=at_once
-        )
+        there = compare_spread(WORKERS, gold, candidates, key="ticket_id", targets=TARGETS, rows_at_once=at_once)
         assert_same_report(here, there)
     topic, stars, numbers = (evaluation for evaluation in there.evaluations if evaluation.candidate == "first")
     assert topic.n_gold_null > 0 < topic.n_absent < topic.n_labeled > topic.n_correct > 0 < topic.n_ignored

@@ -12,11 +12,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta, binomtest
 from sklearn import metrics as sk
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target, compare, confusion, evaluate, join, per_class
-from dagster_llm_batch.metrics.bootstrap import Cells, bootstrap_intervals, kappa, macro_f1
+from dagster_llm_batch.metrics.clusters import Units
+from dagster_llm_batch.metrics.crosstab import Crosstab
 
 
 def joined(gold, predicted, target="t", **columns):
@@ -50,12 +52,14 @@ def test_figures_of_a_small_example_are_those_computed_by_hand():
     assert (got.mae, got.rmse, got.pearson, got.spearman) == (None,) * 4
 
 
-def test_the_wilson_interval_follows_its_formula():
+def test_accuracy_has_the_exact_interval_of_a_binomial():
     got = evaluate(HAND)
-    p, n, z = 3 / 5, 5, 1.959963984540054
-    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert (got.accuracy_low, got.accuracy_high) == (pytest.approx(middle - half), pytest.approx(middle + half))
+    for right, n, low, high in ((3, 5, got.accuracy_low, got.accuracy_high), (3, 6, got.accuracy_all_low, None)):
+        expected = binomtest(right, n).proportion_ci(0.95, method="exact")
+        assert low == pytest.approx(expected.low)
+        assert high is None or high == pytest.approx(expected.high)
+    assert (got.accuracy_interval, got.accuracy_all_interval) == ("exact (Clopper-Pearson)",) * 2
+    assert got.n_units == 5
 
 
 def test_the_table_of_classes_is_that_computed_by_hand():
@@ -172,10 +176,11 @@ def test_without_labels_there_is_coverage_0_and_no_figure(kind, n, covered):
         assert got.baseline_accuracy == (1.0 if n else None)
 
 
-def test_one_row_has_a_point_and_no_bootstrap():
+def test_one_row_has_a_point_and_says_next_to_nothing_of_the_others():
     got = evaluate(joined(["a"], ["a"]))
     assert (got.accuracy, got.accuracy_high, got.macro_f1) == (1.0, 1.0, 1.0)
-    assert got.accuracy_low == pytest.approx(1 / (1 + 1.959963984540054**2))  # Wilson for 1 of 1
+    assert got.accuracy_low == pytest.approx(0.025)
+    assert got.macro_f1_interval == "none: all rows are of one class"
     assert (got.macro_f1_low, got.macro_f1_high, got.kappa, got.kappa_low) == (None,) * 4
 
 
@@ -184,54 +189,96 @@ def test_one_class_has_no_kappa():
     assert (got.accuracy, got.kappa, got.kappa_low, got.kappa_high) == (1.0, None, None, None)
 
 
-# --- bootstrap ---
+# --- intervals ---
 
 
-def cells_of(gold, said, n_classes):
-    return Cells.of(np.array(gold), np.array(said), n_classes)
+def crosstab_of(gold, said, n_classes, cluster=None):
+    ids = pa.nulls(len(gold)) if cluster is None else pa.array(cluster)
+    return Crosstab.of(np.array(gold), np.array(said), n_classes, Units.of(pa.repeat(1, len(gold)), ids))
 
 
-def test_statistics_of_many_resamples_equal_those_of_scikit_learn_on_each():
+def test_figures_of_a_crosstab_equal_those_of_scikit_learn():
     rng = np.random.default_rng(1)
-    gold, said = rng.integers(0, 4, 40), rng.integers(0, 4, 40)
-    cells = cells_of(gold, said, 4)
-    draws = [rng.integers(0, 40, 40) for _ in range(30)]
-    index = {cell: at for at, cell in enumerate(zip(cells.gold.tolist(), cells.predicted.tolist(), strict=True))}
-    counts = np.zeros((30, len(cells.counts)), dtype=np.int64)
-    for row, draw in enumerate(draws):
-        for i in draw:
-            counts[row, index[gold[i], said[i]]] += 1
-    f1 = [sk.f1_score(gold[d], said[d], average="macro") for d in draws]
-    assert macro_f1(cells, counts) == pytest.approx(np.array(f1))
-    for weights in (None, "linear", "quadratic"):
-        expected = [sk.cohen_kappa_score(gold[d], said[d], labels=range(4), weights=weights) for d in draws]
-        assert kappa(cells, counts, values=range(4), weights=weights) == pytest.approx(np.array(expected))
+    for _ in range(10):
+        gold, said = rng.integers(0, 4, 40), rng.integers(0, 4, 40)
+        table = crosstab_of(gold, said, 4)
+        assert table.macro_f1()[0] == pytest.approx(sk.f1_score(gold, said, average="macro"))
+        for weights in (None, "linear", "quadratic"):
+            expected = sk.cohen_kappa_score(gold, said, labels=range(4), weights=weights)
+            assert table.kappa(values=range(4), weights=weights)[0] == pytest.approx(expected)
 
 
-def test_intervals_agree_with_a_bootstrap_that_draws_rows():
+def test_intervals_of_many_rows_agree_with_a_bootstrap_that_draws_rows():
     rng = np.random.default_rng(2)
-    n = 100
-    gold = rng.integers(0, 3, n)
+    n, many = 2_000, 4_000
+    gold = rng.choice(3, n, p=[0.6, 0.3, 0.1])
     said = np.where(rng.random(n) < 0.7, gold, rng.integers(0, 3, n))
-    values = []
-    for _ in range(10_000):
-        draw = rng.integers(0, n, n)
-        table = np.bincount(gold[draw] * 3 + said[draw], minlength=9).reshape(3, 3)
-        values.append(np.mean(2 * np.diag(table) / (table.sum(0) + table.sum(1))))
-    (interval,) = bootstrap_intervals(cells_of(gold, said, 3), [macro_f1], n_resamples=10_000, seed=0)
-    assert interval == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.005)
-    assert interval != pytest.approx(np.quantile(values, [0.05, 0.95]), abs=0.005)
+    tables = rng.multinomial(n, np.bincount(gold * 3 + said, minlength=9) / n, size=many).reshape(many, 3, 3)
+    diagonal, of_gold, of_said = tables.trace(axis1=1, axis2=2), tables.sum(axis=2), tables.sum(axis=1)
+    f1 = (2 * np.einsum("rii->ri", tables) / (of_gold + of_said)).mean(axis=1)
+    by_chance = (of_gold * of_said).sum(axis=1) / n**2
+    table = crosstab_of(gold, said, 3)
+    for drawn, (_, interval) in ((f1, table.macro_f1()), ((diagonal / n - by_chance) / (1 - by_chance), table.kappa())):
+        assert interval.ends == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.004)
+        assert interval.ends != pytest.approx(np.quantile(drawn, [0.05, 0.95]), abs=0.004)
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
-    rng = np.random.default_rng(3)
-    gold, said = rng.choice(list("abc"), 80).tolist(), rng.choice(list("abc"), 80).tolist()
-    first, again, other = (evaluate(joined(gold, said), seed=seed) for seed in (7, 7, 8))
-    assert first == again
-    assert (first.macro_f1_low, first.kappa_low) != (other.macro_f1_low, other.kappa_low)
-    assert dataclasses.replace(
-        first, macro_f1_low=0, macro_f1_high=0, kappa_low=0, kappa_high=0
-    ) == dataclasses.replace(other, macro_f1_low=0, macro_f1_high=0, kappa_low=0, kappa_high=0)
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_few_errors_leave_an_interval_of_some_width(wrong):
+    gold = ["a", "b", "c"] * 17
+    got = evaluate(joined(gold, ["b"] * wrong + gold[wrong:]))
+    for low, high in ((got.kappa_low, got.kappa_high), (got.macro_f1_low, got.macro_f1_high)):
+        # what the truth may be: 5 % of the rows wrong shows at most one error of 51 in a quarter of the samples
+        assert low < 0.94
+        assert high >= 1 - wrong / 51
+
+
+def test_a_class_of_few_rows_leaves_macro_f1_and_kappa_without_an_interval_and_says_so():
+    gold = ["a"] * 96 + ["b"] * 4
+    got = evaluate(joined(gold, gold))
+    assert (got.macro_f1_low, got.kappa_low, got.kappa_high) == (None, None, None)
+    assert got.macro_f1_interval == "none: a class has 4 gold rows; each needs 5"
+    assert got.kappa_interval == "none: too few rows of the rarer classes"
+    enough = evaluate(joined(gold + ["b"] * 6, gold + ["b"] * 6))
+    assert None not in (enough.macro_f1_low, enough.kappa_low)
+
+
+def test_rows_of_one_request_are_one_row_of_evidence():
+    ten = [f"r{n // 10}" for n in range(100)]
+    gold, said = ["a", "b"] * 50, ["a", "b"] * 40 + ["b", "a"] * 10
+    alone = evaluate(joined(gold, said))
+    together = evaluate(joined(gold, said, llm_request_id=pa.array(ten)))
+    assert (together.accuracy, together.kappa) == (alone.accuracy, alone.kappa)
+    assert (alone.n_units, together.n_units) == (100, 10)
+    # all rows of a request are right or wrong together: 8 of 10
+    low, high = beta.ppf([0.025, 0.975], [8, 9], [3, 2])
+    assert (together.accuracy_low, together.accuracy_high) == pytest.approx((low, high), abs=1e-6)
+    for figure in ("accuracy_all", "kappa", "macro_f1"):
+        widths = [getattr(got, f"{figure}_high") - getattr(got, f"{figure}_low") for got in (alone, together)]
+        assert widths[1] > 2 * widths[0]
+        assert getattr(together, f"{figure}_interval") == "effective rows (Korn-Graubard)"
+
+
+def test_rows_of_a_request_without_a_label_are_one_unit_of_the_accuracy_over_all_rows():
+    ids = pa.array([None] * 50 + ["r"] * 50)
+    outcomes = pa.array(["succeeded"] * 50 + ["invalid"] * 50)
+    columns = {"llm_outcome": outcomes, "llm_request_id": ids}
+    got = evaluate(joined(["a"] * 100, ["a"] * 100, **columns))
+    assert (got.accuracy_all, got.n_units) == (0.5, 50)
+    assert got.accuracy_all_high - got.accuracy_all_low > 0.8  # half of the rows are one reply
+    plain = evaluate(joined(["a"] * 100, ["a"] * 100, llm_outcome=outcomes))
+    assert plain.accuracy_all_high - plain.accuracy_all_low == pytest.approx(0.2, abs=0.01)
+
+
+def test_classes_have_intervals_by_the_unit():
+    [a, b] = per_class(joined(["a"] * 20 + ["b"] * 10, ["a"] * 18 + ["b"] * 12)).to_pylist()
+    expected = binomtest(18, 20).proportion_ci(0.95, method="exact")
+    assert (a["recall_low"], a["recall_high"]) == pytest.approx((expected.low, expected.high))
+    assert (a["precision_low"], a["precision_high"]) == pytest.approx((0.025 ** (1 / 18), 1.0))
+    assert a["f1_low"] < a["f1"] < a["f1_high"] < 1
+    assert (b["precision_interval"], b["recall_interval"]) == ("exact (Clopper-Pearson)",) * 2
+    never = per_class(HAND).to_pylist()[2]
+    assert (never["recall"], never["recall_low"], never["recall_interval"]) == (None, None, "none: no rows")
 
 
 def test_evaluating_leaves_global_randomness_alone():
@@ -239,18 +286,6 @@ def test_evaluating_leaves_global_randomness_alone():
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     evaluate(HAND)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
-
-
-def test_no_resamples_means_no_bootstrap_intervals():
-    got = evaluate(HAND, n_resamples=0)
-    assert (got.macro_f1_low, got.macro_f1_high, got.kappa_low, got.kappa_high) == (None,) * 4
-    assert got.macro_f1 == evaluate(HAND).macro_f1
-
-
-def test_more_cells_than_fit_in_one_chunk_are_drawn_in_several():
-    codes = np.arange(9000)  # 9000 different cells: 444 resamples a chunk
-    (interval,) = bootstrap_intervals(Cells.of(codes, codes, 9000), [macro_f1], n_resamples=450, seed=0)
-    assert interval == (1.0, 1.0)
 
 
 # --- properties ---
@@ -263,7 +298,7 @@ rows = st.lists(st.tuples(classes, st.none() | classes), min_size=1, max_size=60
 @settings(max_examples=60)
 def test_counts_and_shares_are_consistent(pairs):
     one = joined(*zip(*pairs, strict=True))
-    got = evaluate(one, n_resamples=50)
+    got = evaluate(one)
     counts = confusion(one).counts
     assert sum(map(sum, counts)) == got.n_labeled
     assert sum(row[i] for i, row in enumerate(counts)) == got.n_correct
@@ -279,7 +314,7 @@ def test_counts_and_shares_are_consistent(pairs):
 @given(rows.filter(lambda pairs: any(said for _, said in pairs)))
 @settings(max_examples=60)
 def test_figures_equal_those_of_scikit_learn(pairs):
-    got = evaluate(joined(*zip(*pairs, strict=True)), n_resamples=0)
+    got = evaluate(joined(*zip(*pairs, strict=True)))
     gold, said = zip(*[pair for pair in pairs if pair[1]], strict=True)
     assert got.accuracy == pytest.approx(sk.accuracy_score(gold, said))
     labels = sorted({*gold, *said})
@@ -296,7 +331,7 @@ def test_figures_equal_those_of_scikit_learn(pairs):
 @given(st.lists(classes, min_size=1, max_size=40))
 @settings(max_examples=40)
 def test_perfect_predictions_have_perfect_figures(gold):
-    got = evaluate(joined(gold, gold), n_resamples=20)
+    got = evaluate(joined(gold, gold))
     assert (got.coverage, got.accuracy, got.accuracy_all, got.macro_f1, got.accuracy_high) == (1, 1, 1, 1, 1)
     assert got.kappa == (1.0 if len(set(gold)) > 1 else None)
     assert got.baseline_accuracy <= got.accuracy
@@ -309,8 +344,8 @@ def test_the_order_of_rows_changes_nothing(pairs, random):
     gold = pa.table({"id": range(n), "t": pa.array([g for g, _ in pairs])})
     said = pa.table({"id": range(n), "t": pa.array([s for _, s in pairs], pa.string()), "llm_cost_usd": [0.1] * n})
     ours, theirs = random.sample(range(n), n), random.sample(range(n), n)
-    straight = compare(gold, {"c": said}, key="id", targets=["t"], n_resamples=20)
-    shuffled = compare(gold.take(ours), {"c": said.take(theirs)}, key="id", targets=["t"], n_resamples=20)
+    straight = compare(gold, {"c": said}, key="id", targets=["t"])
+    shuffled = compare(gold.take(ours), {"c": said.take(theirs)}, key="id", targets=["t"])
     assert straight.evaluations == shuffled.evaluations
     assert straight.confusions == shuffled.confusions
     assert straight.per_class.equals(shuffled.per_class)

@@ -7,14 +7,10 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from dagster_llm_batch.metrics import Target, compare, confusion, evaluate, join
+from dagster_llm_batch.metrics import Target, compare, evaluate, join, tally
 from dagster_llm_batch.metrics.calibration import calibration_of
-from dagster_llm_batch.metrics.limits import (
-    kappa_lower_bound,
-    miscalibration_p,
-    share_lower_bound,
-    share_p_below,
-)
+from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
+from dagster_llm_batch.metrics.limits import miscalibration_p, share_p_below
 
 
 def joined(gold, said, *, confidence=None, **target):
@@ -53,8 +49,9 @@ class TestAllRows:
 
 class TestBounds:
     def test_the_bound_of_a_share_is_exact(self):
-        assert share_lower_bound(50, 50, 0.95) == pytest.approx(0.05 ** (1 / 50))
-        assert (share_lower_bound(0, 9, 0.95), share_lower_bound(0, 0, 0.95)) == (0, 0)
+        right, wrong = (tally(joined(["a"] * 50, [said] * 50)) for said in "ab")
+        assert accuracy_interval(right, confidence=0.9).low == pytest.approx(0.05 ** (1 / 50))
+        assert accuracy_interval(wrong, confidence=0.9).low == 0
         assert share_p_below(3, 3, 0.9) == 1
         assert share_p_below(0, 2, 0.9) == pytest.approx(0.01)
 
@@ -71,19 +68,19 @@ class TestBounds:
         for counts in rng.multinomial(n, cells.ravel(), 200):
             gold = np.repeat(["a", "a", "b", "b"], counts).tolist()
             said = np.repeat(["a", "b", "a", "b"], counts).tolist()
-            bound = kappa_lower_bound(confusion(joined(gold, said)), 0.95, unlabeled=True)
+            bound = kappa_of(tally(joined(gold, said)), on_all=True, confidence=0.9)[1].low
             missed += bound is not None and bound > true
         assert missed / 200 < 0.09  # 5 % are meant, and 200 draws vary by 1.5 points
 
     def test_rows_without_a_label_lower_the_bound(self):
-        matrix = confusion(joined(["a", "b"] * 20, ["a", "b"] * 15 + [None] * 10))
-        of_all, of_labeled = (kappa_lower_bound(matrix, 0.95, unlabeled=flag) for flag in (True, False))
+        counted = tally(joined(["a", "b"] * 20, ["a", "b"] * 15 + [None] * 10))
+        of_all, of_labeled = (kappa_of(counted, on_all=flag, confidence=0.9)[1].low for flag in (True, False))
         assert of_all < 0.65 < of_labeled < 1
-        assert kappa_lower_bound(confusion(joined(["a"], [None])), 0.95, unlabeled=False) is None
+        assert kappa_of(tally(joined(["a"], [None])), on_all=True)[1].low is None
 
     def test_many_classes_that_were_never_mixed_up_have_a_bound(self):
         names = [f"class {at % 60}" for at in range(600)]
-        assert 0.98 < kappa_lower_bound(confusion(joined(names, names)), 0.95, unlabeled=True) < 1
+        assert 0.98 < kappa_of(tally(joined(names, names)), on_all=True, confidence=0.9)[1].low < 1
 
 
 class TestCalibration:

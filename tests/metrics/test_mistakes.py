@@ -23,7 +23,7 @@ LARGE = pa.table({"id": [1, 2, 3], "topic": ["a", "b", "a"], "score": [1.0, 2.0,
 
 
 def mistakes(candidates, *targets, keep=("text",)):
-    return compare(GOLD, candidates, key="id", targets=targets, keep=keep, n_resamples=10).mistakes
+    return compare(GOLD, candidates, key="id", targets=targets, keep=keep).mistakes
 
 
 def test_a_row_stands_there_once_where_any_candidate_is_wrong_or_gave_no_label():

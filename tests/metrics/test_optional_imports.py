@@ -36,7 +36,6 @@ def test_importing_loads_none_of_the_optional_packages():
     ("without", "call"),
     [
         ("scipy", "evaluate(one)"),
-        ("sklearn", "evaluate(one)"),
         ("scipy", "agreement_between(one, one)"),
         ("krippendorff", "agreement_among(Labels.of(Target('t'), dict.fromkeys('ab', (ids, topics))), 'all')"),
         ("matplotlib", "confusion_png(Confusion('c', 't', ('a',), ((1,),), (0,)))"),

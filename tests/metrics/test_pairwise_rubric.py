@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.stats import binomtest, bootstrap
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics.intervals import mean_interval, sign_test, wilson
+from dagster_llm_batch.metrics.clusters import Units
+from dagster_llm_batch.metrics.intervals import EFFECTIVE, EXACT, mean_interval, share_interval, sign_test
 from dagster_llm_batch.metrics.numeric import pairwise_cases, rubric_cases
 from dagster_llm_batch.metrics.pairwise import compare_pairs, pairwise_markdown, pairwise_to_arrow
 from dagster_llm_batch.metrics.pairwise_plots import pairwise_png
@@ -227,15 +228,28 @@ class TestRubric:
     def scored(self, **scores):
         found = cases(rubric_cases, mine=MINE, other=OTHER)
         given = pa.table({"case_id": ["mine/1", "mine/2", "mine/3", "other/1", "gone/1"], **scores})
-        return score_rubric(found, given, ["mine", "other"], list(scores))
+        criteria = [name for name in scores if name != "llm_request_id"]
+        return score_rubric(found, given, ["mine", "other"], criteria, scale=(1, 5))
 
     def test_means_are_of_the_scored_answers_of_each_candidate_and_criterion(self):
         mine, _, other, _ = self.scored(true=[5, 3, 4, 2, 1], short=[1, None, 1, None, 5])
         assert (mine.candidate, mine.criterion, mine.n_cases, mine.n_scored, mine.mean) == ("mine", "true", 3, 3, 4.0)
         assert (mine.lowest, mine.highest) == (3, 5)
-        # s = 1, n = 3, t(0.975, 2) = 4.302653
-        assert mine.mean_high - mine.mean == pytest.approx(4.302653 / 3**0.5, abs=1e-5)
-        assert (other.n_cases, other.n_scored, other.mean, other.mean_low) == (2, 1, 2.0, None)
+        assert 1 < mine.mean_low < mine.mean < mine.mean_high < 5
+        assert (other.n_cases, other.n_scored, other.mean) == (2, 1, 2.0)
+        assert other.mean_high - other.mean_low > 3  # one score of the four steps says little
+
+    def test_scores_at_the_ceiling_leave_an_interval_of_some_width(self):
+        [mine, _] = self.scored(true=[5, 5, 5, 2, 1])
+        assert (mine.mean, mine.mean_high) == (5.0, 5.0)
+        assert mine.mean_low < 4
+
+    def test_answers_of_one_request_are_one_score(self):
+        scores = {"true": [5, 3, 4, 2, 1]}
+        [alone, _], [shared, _] = self.scored(**scores), self.scored(**scores, llm_request_id=["r", "r", "r", "s", "t"])
+        assert shared.mean == alone.mean
+        assert shared.mean_low < alone.mean_low
+        assert shared.mean_high > alone.mean_high
 
     def test_no_score_is_no_mean(self):
         *_, short = self.scored(true=[5, 3, 4, 2, 1], short=[1, None, 1, None, 5])
@@ -246,19 +260,19 @@ class TestRubric:
 
 class TestIntervals:
     @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-    def test_wilson_is_that_of_scipy_for_whole_numbers(self, counts):
-        expected = binomtest(*counts).proportion_ci(0.95, method="wilson")
-        assert wilson(*counts) == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-    def test_wilson_with_halves_lies_between_its_neighbours(self):
-        assert wilson(3, 9)[0] < wilson(3.5, 9)[0] < wilson(4, 9)[0]
+    def test_a_share_of_independent_rows_has_the_exact_interval_of_scipy(self, counts):
+        right, n = counts
+        expected = binomtest(right, n).proportion_ci(0.95, method="exact")
+        found = share_interval(np.array([1.0, 0.0]), Units(np.array([right, n - right], float), np.array([-1, -1])))
+        assert found.ends == pytest.approx((expected.low, expected.high), abs=1e-9)
+        assert found.method == EXACT
 
     def test_the_interval_of_a_mean_agrees_with_a_bootstrap_of_many_values(self):
-        values = [1, 2, 2, 3, 3, 3, 4, 4, 5, 5] * 20
-        low, high = mean_interval(values)
+        values = np.array([1, 2, 2, 3, 3, 3, 4, 4, 5, 5] * 20, float)
+        found = mean_interval(values, Units(np.ones(200), np.full(200, -1)), lowest=1, highest=5)
         drawn = bootstrap((values,), lambda x, axis: x.mean(axis=axis), rng=0, n_resamples=2000).confidence_interval
-        assert (low, high) == pytest.approx((drawn.low, drawn.high), abs=0.02)
-        assert mean_interval([3]) is None
+        assert found.ends == pytest.approx((drawn.low, drawn.high), abs=0.03)
+        assert found.method == EFFECTIVE
 
     def test_the_sign_test_is_exact(self):
         assert sign_test(0, 0) == 1.0

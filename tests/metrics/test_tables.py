@@ -69,7 +69,7 @@ def test_no_evaluation_is_an_empty_table_of_the_same_schema():
 
 def test_agreements_and_confusions_become_rows():
     (row,) = ev.agreements_to_arrow(REPORT.agreements).to_pylist()
-    assert (row["a"], row["b"], row["n_both"], row["n_only_b_correct"], row["test"]) == ("one", "two", 3, 1, "exact")
+    assert (row["a"], row["b"], row["n_both"], row["n_only_b_correct"], row["n_units"]) == ("one", "two", 3, 1, 3)
     cells = ev.confusions_to_arrow(REPORT.confusions).to_pylist()
     assert cells[:3] == [
         {"candidate": "one", "target": "topic", "gold": "a", "predicted": "a", "n": 1},
@@ -84,7 +84,7 @@ def test_markdown_shows_the_figures_that_decide():
     shown = dict(zip([text for text, _ in rows[0]], [text for text, _ in rows[1]], strict=True))
     assert shown["candidate"] == "one"
     assert shown["labeled"] == "3 of 4 (75.0%)"
-    assert shown["accuracy (95 %)"].startswith("66.7% (20.8% to 93.9%)")
+    assert shown["accuracy (95 %)"].startswith("66.7% (9.4% to 99.2%)")
     assert shown["unlabeled as wrong"] == "50.0%"
     assert shown["cost (USD)"] == "$0.0000045"
     assert shown["model"] == "m1, m2"
@@ -118,7 +118,10 @@ def test_other_tables_read_as_they_are():
     rows, _ = parsed_cells(ev.confusion_markdown(REPORT.confusions[0]))
     assert [[text for text, _ in row] for row in rows[1:]] == [["a", "1", "1"], ["b", "0", "1"]]
     rows, _ = parsed_cells(ev.per_class_markdown(REPORT.per_class))
-    assert [text for text, _ in rows[1]] == ["one", "topic", "a", "2", "2", "1", "1", "1.000", "0.500", "0.667"]
+    assert [text for text, _ in rows[1]] == [
+        *("one", "topic", "a", "2", "2", "1", "1"),
+        *("1.000 (0.025 to 1.000)", "0.500 (0.013 to 0.987)", "0.667 (0.025 to 0.994)"),
+    ]
     rows, _ = parsed_cells(ev.agreements_markdown(REPORT.agreements))
     assert [text for text, _ in rows[1]][:5] == ["one", "two", "topic", "3", "2 of 3 (66.7%)"]
 

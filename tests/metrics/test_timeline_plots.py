@@ -52,7 +52,7 @@ def bake_off(*candidates, name=None, kind="categorical"):
         if cost is not None:
             table["llm_cost_usd"] = pa.array([Decimal(cost)] * 20)
         tables[name or f"c{at}"] = pa.table(table)
-    return compare(gold, tables, key="id", targets=[Target(target, kind=kind)], n_resamples=0).evaluations
+    return compare(gold, tables, key="id", targets=[Target(target, kind=kind)]).evaluations
 
 
 class TestPareto:
@@ -92,7 +92,7 @@ class TestReliability:
         said = pa.array(["a" if one else "b" for one in right])
         table = pa.table({"id": gold["id"], "t": said, "sure": pa.array(sure, pa.float64())})
         target = Target("t", confidence_column="sure")
-        return compare(gold, {"c": table}, key="id", targets=[target], n_resamples=0).calibrations[0]
+        return compare(gold, {"c": table}, key="id", targets=[target]).calibrations[0]
 
     def test_the_gap_is_amber_and_grows_with_the_error(self):
         near, far = self.drawn([0.95, 0.9, 0.1]), self.drawn([0.1, 0.05, 0.95])
@@ -108,7 +108,7 @@ class TestAgreement:
     def pairs(self, n, kappa=0.5):
         names = [f"labeler {i}" for i in range(n)]
         return [
-            LabelerPair("t", a, b, 100 - i, 50, 0.5, kappa, None, None)
+            LabelerPair("t", a, b, 100 - i, 50, 0.5, kappa, None, None, "none")
             for i, a in enumerate(names)
             for b in names[i + 1 :]
         ]
@@ -211,7 +211,7 @@ def test_any_text_can_be_drawn_without_a_warning(text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert opened(pareto_png(bake_off((0.5, "1"), name=text), text))
-        assert opened(agreement_png([LabelerPair(text, text, "b", 1, 1, 1.0, 1.0, None, None)]))
+        assert opened(agreement_png([LabelerPair(text, text, "b", 1, 1, 1.0, 1.0, None, None, "none")]))
         counts = {text: {text: 3, "b": 1}}
         assert opened(drift_png(text, text, counts, [], max_psi=0.25))
         assert opened(costs_png([DayCost(date(2026, 1, 1), text, Decimal(1), None)]))
