@@ -347,7 +347,7 @@ class TestShown:
     def test_tables_show_intervals_and_whether_candidates_differ(self, shown):
         assert "| weak | 0.857 | 0.667 |" in shown["llm_batch/evaluation"].md_str
         report = shown["llm_batch/report"].md_str
-        assert "66.7% (30.0% to 90.3%)" in report
+        assert "66.7% (22.3% to 95.7%)" in report
         assert "McNemar" in report
 
     def test_columns_are_described_and_lead_back_to_gold_and_candidates(self, shown):

@@ -55,7 +55,7 @@ def test_units_of_parts_are_those_of_the_whole():
 def test_rows_without_a_label_keep_their_unit():
     rejected = LABELS.append_column("llm_outcome", pa.array(["errored", "succeeded", "errored", "succeeded"]))
     counted = tally(join(GOLD, rejected, key="id", target="topic", candidate_name="c"))
-    assert counted.unlabeled.to_pylist() == [{"cluster": "x", "n": 2}]
+    assert counted.unlabeled.to_pylist() == [{"gold": "b", "cluster": "x", "n": 2}]
 
 
 def test_labelers_are_compared_on_the_units_of_all_of_them():

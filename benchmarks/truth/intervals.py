@@ -1,0 +1,389 @@
+"""How often the intervals miss, how wide they are, and when there is none: a grid of data sets whose truth is known."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+from scipy.stats import t as student
+
+from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from dagster_llm_batch.metrics import Labels, Target, agreement_among
+from dagster_llm_batch.metrics.clusters import Units
+from dagster_llm_batch.metrics.crosstab import Crosstab
+from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval
+
+MOST_MISSES = 0.07
+"""Promised: an interval is given and misses in no more of the data sets, in any cell."""
+
+WIDEST = 1.5
+"""Promised: the mean width is at most so many times that of the reference, where that covers."""
+
+COVERS = 0.93
+"""A reference that holds the truth so often is taken to cover."""
+
+ENOUGH_OF_A_CLASS = 10
+"""Promised: there is an interval where each class has so many rows."""
+
+REFERENCE_DRAWS = 200
+"""Data sets of a cell that the reference measures too, of which a bootstrap takes most of the time."""
+
+_RESAMPLES = 300
+_BASES: dict[str, tuple[int, float | None]] = {
+    "2, even": (2, None),
+    "2, 10 %": (2, 0.1),
+    "2, 1 %": (2, 0.01),
+    "3, even": (3, None),
+    "10, even": (10, None),
+    "50, even": (50, None),
+}
+"""Number of classes, and the share of the rarer of two."""
+
+Ends = tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of data set. `quality`: the accuracy, or, of a rubric, how the scores are spread."""
+
+    kind: Literal["classes", "ordinal", "requests", "customers", "weighted", "labelers", "rubric"]
+    n: int
+    classes: str
+    quality: float | str
+
+
+@dataclass
+class Tallied:
+    """What became of the intervals of one figure in one cell."""
+
+    given: int = 0
+    missed: int = 0
+    none: int = 0
+    none_of_enough: int = 0
+    points: int = 0
+    width: float = 0.0
+    reference: list[tuple[bool, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure of one data set: its truth, our interval, the reference's, and the rows of the rarest class."""
+
+    figure: str
+    truth: float
+    interval: Interval
+    reference: Callable[[], Ends]
+    fewest: float
+
+
+CELLS = [
+    *(Cell("classes", n, base, right) for n in (30, 100, 300, 1_000) for base in _BASES for right in (0.5, 0.9, 0.995)),
+    *(Cell("ordinal", n, "5, even", right) for n in (30, 100, 1_000) for right in (0.5, 0.9, 0.99)),
+    *(Cell("requests", n, "2, even", right) for n in (100, 300, 1_000) for right in (0.5, 0.9, 0.98)),
+    *(Cell("customers", n, "2, even", right) for n in (100, 1_000) for right in (0.5, 0.9)),
+    *(Cell("weighted", n, "2, even", right) for n in (100, 1_000) for right in (0.9, 0.99)),
+    *(Cell("labelers", n, which, right) for n in (30, 300) for which in ("2", "3", "5") for right in (0.7, 0.95, 0.99)),
+    *(Cell("rubric", n, "1 to 5", spread) for n in (30, 300) for spread in ("ceiling", "middle")),
+]
+
+QUICK = [
+    Cell("classes", 30, "2, even", 0.995),
+    Cell("classes", 100, "2, 1 %", 0.9),
+    Cell("classes", 100, "3, even", 0.995),
+    Cell("requests", 100, "2, even", 0.9),
+    Cell("customers", 100, "2, even", 0.9),
+    Cell("weighted", 100, "2, even", 0.9),
+    Cell("ordinal", 100, "5, even", 0.9),
+    Cell("labelers", 30, "3", 0.95),
+    Cell("rubric", 30, "1 to 5", "ceiling"),
+]
+
+
+def measure(draws: int, quick: bool) -> Measured:  # a section's form
+    """Measure all cells, or the quick ones in this process."""
+    cells = QUICK if quick else CELLS
+    results = measured_cells(_measured, cells, draws, processes=1 if quick else 2)
+    rows, broken = [], []
+    for cell, by_figure in zip(cells, results, strict=True):
+        for figure, found in by_figure.items():
+            covered = [hit for hit, _ in found.reference]
+            coverage = sum(covered) / len(covered) if covered else None
+            theirs = float(np.mean([width for _, width in found.reference])) if covered else None
+            ours = found.width / found.given if found.given else None
+            ratio = ours / theirs if ours and theirs else None
+            named = (cell.kind, cell.classes, cell.quality, cell.n, figure)
+            misses = found.missed / draws
+            rows.append(
+                (*named, 100 * misses, 100 * found.none / draws, ours, ratio, coverage and 100 * (1 - coverage))
+            )
+            named_so = ", ".join(map(str, named))
+            # what chance makes of a true 7 %
+            if misses > MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / draws) ** 0.5:
+                broken.append(f"{named_so}: misses in {misses:.1%}, of which {MOST_MISSES:.0%} are promised.")
+            if found.none_of_enough:
+                broken.append(f"{named_so}: no interval in {found.none_of_enough} data sets with enough of each class.")
+            if found.points:
+                broken.append(f"{named_so}: an interval without width in {found.points} data sets.")
+            if coverage is not None and coverage >= COVERS and ratio is not None and ratio > WIDEST:
+                broken.append(f"{named_so}: {ratio:.2f} times as wide as a reference that covers {coverage:.0%}.")
+    head = [
+        "data",
+        "classes",
+        "quality",
+        "rows",
+        "figure",
+        "misses %",
+        "none %",
+        "width",
+        "of reference's",
+        "it misses %",
+    ]
+    return Measured(table(head, rows), tuple(broken))
+
+
+def _measured(cell: Cell, draws: int) -> dict[str, Tallied]:
+    rng = np.random.default_rng(seed_of(cell))
+    found: dict[str, Tallied] = defaultdict(Tallied)
+    for number in range(draws):
+        for drawn in _DRAW[cell.kind](cell, rng):
+            tallied = found[drawn.figure]
+            ends = drawn.interval.ends
+            if ends is None:
+                tallied.none += 1
+                tallied.none_of_enough += drawn.fewest >= ENOUGH_OF_A_CLASS
+            else:
+                tallied.given += 1
+                tallied.width += ends[1] - ends[0]
+                tallied.points += ends[0] == ends[1]
+                tallied.missed += not ends[0] - 1e-9 <= drawn.truth <= ends[1] + 1e-9
+            if number < REFERENCE_DRAWS and (theirs := drawn.reference()) is not None:
+                hit = bool(theirs[0] - 1e-9 <= drawn.truth <= theirs[1] + 1e-9)
+                tallied.reference.append((hit, theirs[1] - theirs[0]))
+    return dict(found)
+
+
+def _joint(classes: str, right: float) -> NDArray[np.float64]:
+    """Return the share of each gold and predicted class. Errors go to the other classes by their shares."""
+    k, rare = _BASES[classes]
+    share = np.full(k, 1 / k) if rare is None else np.array([1 - rare, rare])
+    wrong = share[None, :] * (1 - np.eye(k))
+    return share[:, None] * (right * np.eye(k) + (1 - right) * wrong / wrong.sum(axis=1, keepdims=True))
+
+
+def _kappa(joint: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute kappa of one or more joint shares: (…, classes, classes)."""
+    by_chance = joint.sum(axis=-1, keepdims=True) * joint.sum(axis=-2, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: NDArray[np.float64] = 1 - (joint * distance).sum(axis=(-2, -1)) / (by_chance * distance).sum(
+            axis=(-2, -1)
+        )
+    return found
+
+
+def _macro_f1(joint: NDArray[np.float64]) -> NDArray[np.float64]:
+    occurrences = joint.sum(axis=-1) + joint.sum(axis=-2)
+    f1 = 2 * np.einsum("...ii->...i", joint) / np.where(occurrences > 0, occurrences, 1)
+    found: NDArray[np.float64] = f1.sum(axis=-1) / (occurrences > 0).sum(axis=-1)
+    return found
+
+
+def _middle(values: NDArray[np.float64]) -> Ends:
+    """Return what the middle 95 % of what is defined span: the percentile bootstrap."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _bootstrap(
+    tables: NDArray[np.int64], figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], rng: np.random.Generator
+) -> Callable[[], Ends]:
+    """Return the percentile bootstrap of a figure over units: (units, classes, classes), or of one table of rows."""
+
+    def drawn() -> Ends:
+        n, k = (int(tables.sum()), tables.shape[-1]) if tables.ndim == 2 else (len(tables), tables.shape[-1])
+        if tables.ndim == 2:
+            again = rng.multinomial(n, tables.ravel() / n, _RESAMPLES).reshape(-1, k, k)
+        else:
+            again = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES) @ tables.reshape(n, -1)
+            again = again.reshape(-1, k, k)
+        return _middle(figure(again / again.sum(axis=(-2, -1), keepdims=True)))
+
+    return drawn
+
+
+def _wilson(right: int, n: int) -> Callable[[], Ends]:
+    def ends() -> Ends:
+        found = binomtest(right, n).proportion_ci(method="wilson")
+        return float(found.low), float(found.high)
+
+    return ends
+
+
+def _of_classes(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Independent rows: accuracy, kappa, macro F1, and precision and recall of the last class."""
+    joint = _joint(cell.classes, float(cell.quality))
+    k = len(joint)
+    counts = rng.multinomial(cell.n, joint.ravel()).reshape(k, k)
+    gold, predicted = counts.nonzero()
+    crosstab = Crosstab.of(gold, predicted, k, Units(counts[gold, predicted].astype(float), np.full(len(gold), -1)))
+    fewest, right = float(counts.sum(axis=1).min()), int(np.trace(counts))
+    hits = share_interval((gold == predicted).astype(float), crosstab.units)
+    apart = 1 - np.eye(k)
+    yield Drawn("accuracy", float(np.trace(joint)), hits, _wilson(right, cell.n), fewest)
+    of_kappa = _bootstrap(counts, lambda tables: _kappa(tables, apart), rng)
+    yield Drawn("kappa", float(_kappa(joint, apart)), crosstab.kappa()[1], of_kappa, fewest)
+    of_f1 = _bootstrap(counts, _macro_f1, rng)
+    yield Drawn("macro F1", float(_macro_f1(joint)), crosstab.macro_f1()[1], of_f1, fewest)
+    precision, recall, f1 = crosstab.class_shares(k - 1)
+    hit = float(joint[-1, -1])
+    said, there = float(joint[:, -1].sum()), float(joint[-1].sum())
+    for figure, truth, interval, rows in (
+        ("precision", hit / said, precision, counts[:, -1].sum()),
+        ("recall", hit / there, recall, counts[-1].sum()),
+        ("F1 of a class", 2 * hit / (said + there), f1, 0),
+    ):
+        reference = _wilson(int(counts[-1, -1]), int(rows)) if rows else lambda: None
+        yield Drawn(figure, truth, interval, reference, fewest if figure == "recall" else 0)
+
+
+def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Five classes, whose errors are mostly a step away: kappa with squared distances."""
+    steps = np.arange(5)
+    near = np.exp(-1.0 * np.abs(steps[:, None] - steps)) * (1 - np.eye(5))
+    right = float(cell.quality)
+    joint = (right * np.eye(5) + (1 - right) * near / near.sum(axis=1, keepdims=True)) / 5
+    counts = rng.multinomial(cell.n, joint.ravel()).reshape(5, 5)
+    gold, predicted = counts.nonzero()
+    crosstab = Crosstab.of(gold, predicted, 5, Units(counts[gold, predicted].astype(float), np.full(len(gold), -1)))
+    distance = (steps[:, None] - steps) ** 2.0
+    yield Drawn(
+        "kappa, quadratic",
+        float(_kappa(joint, distance)),
+        crosstab.kappa(values=steps.tolist(), weights="quadratic")[1],
+        _bootstrap(counts, lambda tables: _kappa(tables, distance), rng),
+        float(counts.sum(axis=1).min()),
+    )
+
+
+def _clustered(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Half of the rows in groups of ten: identical requests, right or wrong together; or customers, of whom some are
+    harder than others (a correlation of 0.1).
+    """
+    sizes = np.array([10] * (cell.n // 20) + [1] * (cell.n - 10 * (cell.n // 20)))
+    unit = np.repeat(np.arange(len(sizes)), sizes)
+    mean, same = float(cell.quality), cell.kind == "requests"
+    easy = np.full(len(sizes), mean) if same else rng.beta(9 * mean, 9 * (1 - mean), len(sizes))
+    if same:
+        gold, wrong = rng.integers(0, 2, len(sizes))[unit], (rng.random(len(sizes)) >= mean)[unit]
+    else:
+        gold, wrong = rng.integers(0, 2, cell.n), rng.random(cell.n) >= easy[unit]
+    predicted = np.where(wrong, 1 - gold, gold)
+    crosstab = Crosstab.of(gold, predicted, 2, Units(np.ones(cell.n), unit))
+    tables = np.zeros((len(sizes), 2, 2), dtype=np.int64)
+    np.add.at(tables, (unit, gold, predicted), 1)
+    joint, apart = _joint("2, even", mean), 1 - np.eye(2)
+    hits = share_interval((crosstab.gold == crosstab.predicted).astype(float), crosstab.units)
+    # Few classes by rows are few by units too, and then an interval may be left out.
+    fewest = float(min(np.bincount(np.unique(unit[gold == code])).sum() for code in (0, 1)))
+    figures: list[tuple[str, Any, Interval]] = [
+        ("accuracy", lambda shares: np.einsum("...ii->...", shares), hits),
+        ("kappa", lambda shares: _kappa(shares, apart), crosstab.kappa()[1]),
+        ("macro F1", _macro_f1, crosstab.macro_f1()[1]),
+    ]
+    for figure, of, interval in figures:
+        yield Drawn(figure, float(of(joint)), interval, _bootstrap(tables, of, rng), fewest)
+
+
+def _weighted(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Gold of which half was drawn nine times as often as the other, where more is wrong: accuracy of all rows."""
+    n, hard = cell.n, rng.random(cell.n) < 0.5
+    wrong_hard, share_hard = min(0.5, 3 * (1 - float(cell.quality))), 0.1
+    easy_right = (float(cell.quality) - share_hard * (1 - wrong_hard)) / (1 - share_hard)
+    right = rng.random(n) < np.where(hard, 1 - wrong_hard, easy_right)
+    weights = np.where(hard, 2 * share_hard, 2 * (1 - share_hard))
+    units = Units(weights * n / weights.sum(), np.arange(n))
+    truth = share_hard * (1 - wrong_hard) + (1 - share_hard) * easy_right
+
+    def bootstrapped() -> Ends:
+        again = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
+        return _middle((again @ (weights * right)) / (again @ weights))
+
+    yield Drawn("accuracy", truth, share_interval(right.astype(float), units), bootstrapped, 0)
+
+
+def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Labelers of three classes who leave out a fifth of the rows: Krippendorff's alpha."""
+    m, right = int(cell.classes), float(cell.quality)
+    share = np.array([0.5, 0.3, 0.2])
+    truth = rng.choice(3, cell.n, p=share)
+    said = np.where(rng.random((m, cell.n)) < right, truth, rng.choice(3, (m, cell.n), p=share))
+    said = np.where(rng.random((m, cell.n)) < 0.2, -1, said)
+    labels = Labels(Target("t"), tuple(map(str, range(m))), (0, 1, 2), said, np.arange(cell.n))
+    found = agreement_among(labels, "all", library_cells=0)
+    interval = Interval(found.alpha_low, found.alpha_high, found.alpha_interval or "none: no row with two labels")
+    # Two labels of a row are equal where both are those of the truth, or else by chance.
+    agree = right**2 + (1 - right**2) * float((share**2).sum())
+    expected = float((share**2).sum())
+    by_class = np.stack([(said == code).sum(axis=0) for code in range(3)], axis=1)
+    by_class = by_class[by_class.sum(axis=1) > 1]
+    fewest = float(by_class.sum(axis=0).min())
+
+    def bootstrapped() -> Ends:
+        again = rng.multinomial(len(by_class), np.full(len(by_class), 1 / len(by_class)), _RESAMPLES)
+        n = by_class.sum(axis=1)
+        apart = (n**2 - (by_class**2).sum(axis=1)) / (n - 1)
+        totals = again @ by_class
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chance = totals.sum(axis=1) ** 2 - (totals**2).sum(axis=1)
+            return _middle(1 - (totals.sum(axis=1) - 1) * (again @ apart) / chance)
+
+    yield Drawn("alpha", (agree - expected) / (1 - expected), interval, bootstrapped, fewest)
+
+
+def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Scores from 1 to 5: nearly all the best, or around the middle."""
+    spread = {"ceiling": [0.005, 0.0, 0.005, 0.02, 0.97], "middle": [0.02, 0.18, 0.6, 0.18, 0.02]}[str(cell.quality)]
+    scores = rng.choice(np.arange(1.0, 6.0), cell.n, p=spread)
+    units = Units(np.ones(cell.n), np.full(cell.n, -1))
+
+    def students() -> Ends:
+        half = float(student.ppf(0.975, cell.n - 1)) * float(scores.std(ddof=1)) / cell.n**0.5
+        return float(scores.mean()) - half, float(scores.mean()) + half
+
+    truth = float(np.arange(1.0, 6.0) @ np.array(spread))
+    yield Drawn("mean", truth, mean_interval(scores, units, lowest=1, highest=5), students, 0)
+
+
+_DRAW: dict[str, Callable[[Cell, np.random.Generator], Iterator[Drawn]]] = {
+    "classes": _of_classes,
+    "ordinal": _ordinal,
+    "requests": _clustered,
+    "customers": _clustered,
+    "weighted": _weighted,
+    "labelers": _labelers,
+    "rubric": _rubric,
+}
+
+SECTION = Section(
+    "intervals",
+    f"""## Intervals of 95 %
+
+Promised: an interval is given and misses the truth in at most {MOST_MISSES:.0%} of the data sets, in every row of the
+table; there is one wherever each class has {ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most
+{WIDEST} times that of a reference where the reference covers. References: Wilson's interval (scipy) for shares,
+Student's for means, the percentile bootstrap over rows or units for all else. `none %` is the share of the data sets
+that are too few or too even for an interval, which then says so.
+
+Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
+Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
+alike (0.1); `weighted`: gold of which half was drawn nine times as often; `labelers`: a fifth of the labels is
+missing.""",
+    measure,
+)
