@@ -30,10 +30,10 @@ COVERS = 0.93
 ENOUGH_OF_A_CLASS = 10
 """Promised: there is an interval where each class has so many rows."""
 
-REFERENCE_DRAWS = 200
+REFERENCE_DRAWS = 100
 """Data sets of a cell that the reference measures too, of which a bootstrap takes most of the time."""
 
-_RESAMPLES = 300
+_RESAMPLES = 200
 _BASES: dict[str, tuple[int, float | None]] = {
     "2, even": (2, None),
     "2, 10 %": (2, 0.1),
