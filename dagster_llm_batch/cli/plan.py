@@ -74,6 +74,7 @@ class Planned:
             "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
             "context_tokens": preview.context_tokens,
             "queue_rounds": preview.rounds,
+            "limit_steps": preview.steps,
             "shards": [
                 {
                     "requests": shard.requests,
@@ -198,6 +199,16 @@ def _warnings(plan: Planned) -> Iterator[str]:
         yield (
             f"{str(limit).capitalize()} lets these {len(preview.shards):,} batches into the queue in "
             f"{preview.rounds:,} rounds, each when batches of the one before have ended."
+        )
+    if preview.steps is None and preview.refused is None and plan.price_gap is None:
+        yield (
+            "Not all of it is sent within the limits of money, if it costs what is expected: before the end, less is "
+            "left of them than a batch can cost at most. Raise them, or lower the maximum of output tokens in params."
+        )
+    elif preview.steps is not None and preview.steps > 1:
+        yield (
+            f"It can cost more than the limits of money allow at most, so it goes in about {preview.steps:,} steps, "
+            "each when those before are billed."
         )
     most = None if limit is None else limit.max_tokens
     if most is not None and (alone := [row for row in preview.longest if row.tokens > most]):

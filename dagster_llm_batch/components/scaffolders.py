@@ -86,7 +86,7 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         if needs_max_tokens(kind, model):
             lines.append(_PARAMS)
         if entry.price_book is not None:
-            lines.append("  max_cost_usd: 1  # refuses before anything is sent")
+            lines.append("  max_cost_usd: 1  # may be billed")
         lines += [f"  {line}" for line in starter.attributes]
         files = ["prompt.md.j2", "rows.py", "schema.py"]
         if shared is None:
@@ -301,7 +301,7 @@ class SkewScaffolder(AroundScaffolder):
   candidates: $labels
   target: $target
   sample_size: 50
-  max_cost_usd: 1  # for each sample; refuses before anything is sent
+  max_cost_usd: 1  # may be billed for each sample
 """
 
 
@@ -359,7 +359,7 @@ _JUDGED = """\
 """
 _JUDGE = """\
   model: $judge  # a real model, whose provider is in the project's resource
-$judge_params  max_cost_usd: 1  # refuses before anything is sent
+$judge_params  max_cost_usd: 1  # may be billed
 """
 
 

@@ -369,8 +369,9 @@ class Estimate:
         learned: What earlier submissions say, if there are any. The bound does not follow it.
 
     `cost_usd` is expected. Of 20 submissions 19 cost more than `p05_usd`, 19 less than `p95_usd`, and none can cost
-    more than `bound_usd` if it sends each request once, as long as the vendor keeps its documented maxima and the price
-    book's prices hold. None: nobody knows; `p05_usd`, too, where it is not learned.
+    more than `bound_usd` if it sends each request once, nor any request more than `row_bound_usd`, as long as the
+    vendor keeps its documented maxima and the price book's prices hold. None: nobody knows; `p05_usd`, too, where it is
+    not learned.
     """
 
     tariff: Tariff
@@ -380,6 +381,7 @@ class Estimate:
     input_tokens: int = 0
     requests: int = 0
     input_bound: int | None = 0
+    row_bound_usd: Decimal | None = Decimal(0)
     _cost_usd: Decimal = Decimal(0)
     _p95_usd: Decimal = Decimal(0)
     _bound_usd: Decimal = Decimal(0)
@@ -450,12 +452,15 @@ class Estimate:
         cost = Decimal(0)
         if None in bounds:
             self.input_bound = None
+            row = self.most_usd(None, lane)
         else:
             known = [bound for bound in bounds if bound is not None]
+            row = self.most_usd(max(known, default=0), lane)
             self.input_bound = None if self.input_bound is None else self.input_bound + sum(known)
             for steps, count in Counter(-(-bound // _BOUND_STEP) for bound in known).items():
                 cost += (self._bound_of(steps * _BOUND_STEP, lane) or 0) * count
             self._bound_usd += cost
+        self.row_bound_usd = None if row is None or self.row_bound_usd is None else max(row, self.row_bound_usd)
         is_open = None in bounds or (self.output.bound is None and len(bounds) > 0)
         return None if is_open and not self._is_free else self._known(cost)
 

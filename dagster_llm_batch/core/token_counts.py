@@ -20,6 +20,7 @@ None: nobody knows, as of a tool that runs at the vendor, which reads pages of a
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -364,6 +365,17 @@ class InputCounter:
             return InputCounts(expected.tolist(), [self._limited(None)] * len(requests))
         limited = bounds if self._context is None else np.minimum(bounds, self._context)
         return InputCounts(expected.tolist(), limited.tolist())
+
+    def bound_of_line(self, line: bytes, *, has_images: bool) -> int | None:
+        """Return the most input tokens of a request that is encoded already; None where nobody knows.
+
+        All texts of the request are in its line.
+        """
+        if has_images:
+            return None if self._is_open else self._context
+        text = json.dumps(json.loads(line), ensure_ascii=False)
+        most = int(most_text_tokens([text], self._tokenizer)[0])
+        return self._limited(most + (self._frame.bound or 0))
 
     def _system(self, text: str) -> tuple[_Counts, _Counts]:
         known, counts = self._last_system

@@ -33,9 +33,10 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 
-__all__ = ["Breaker", "stop_reason"]
+__all__ = ["STOPPED", "Breaker", "stop_reason"]
 
-_STOPPED = "stopped"
+STOPPED = "stopped"
+"""The event of a submission of which nothing more is sent, whatever is asked again; its detail says why."""
 _MISFITS = (Outcome.MISSING.value, Outcome.INVALID.value)
 
 # Fewer judged requests say nothing: where half of a model's replies fit, one wave of ten in a thousand has none that
@@ -82,7 +83,7 @@ class Breaker:
             return True
         for wave, siblings in waves:
             if (reason := self._judge(wave, siblings, submission)) is not None:
-                self._ledger.add_event(submission.submission_id, _STOPPED, reason)
+                self._ledger.add_event(submission.submission_id, STOPPED, reason)
                 return True
         return False
 
@@ -191,7 +192,7 @@ class Breaker:
 
 def stop_reason(ledger: LedgerQueries, submission_id: str) -> str | None:
     """Return why a submission was stopped, with an example and what to do next; None where it was not."""
-    return next((event.detail for event in ledger.events(submission_id) if event.kind == _STOPPED), None)
+    return next((event.detail for event in ledger.events(submission_id) if event.kind == STOPPED), None)
 
 
 def _is_telling(wave: Sequence[Shard], siblings: Sequence[Shard]) -> bool:

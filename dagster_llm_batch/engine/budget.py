@@ -1,24 +1,58 @@
-"""Budgets: what would exceed one is refused before anything is sent. The ledger sums up what is committed so far.
+"""What limits leave of money: `max_cost_usd` of a submission, and budgets of a period.
 
-Looking and committing happen under one lease: two processes that look at the same moment would both find room.
+What is expected to exceed one is refused when it is planned. What is planned is sent in steps, so that what is billed
+exceeds none: each limit has room for what was billed, for what all that is in flight can be billed at most, and for
+what is sent next (core/releases.py). Mostly all has room at once. Else the rest waits until what is in flight is
+billed, and is stopped where there is no room left then: a person is told how much is missing.
+
+The ledger keeps the money for a batch before it is sent, in one transaction: of two processes that ask at the same
+moment, the second sees what the first has got. It stays kept for what is lost or given up, whose cost nobody knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from decimal import Decimal
+from functools import cached_property
+from math import floor
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed
 from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.releases import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.request_files import packed_ids
+from dagster_llm_batch.engine.rules import Budget
+from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.text import money_text
+from dagster_llm_batch.types import Lane
 
-__all__ = ["committing", "exceeded", "refuse_over_budget"]
+__all__ = ["Allowance", "Pick", "committing", "exceeded", "forecast_steps", "refuse_over_budget"]
 
 # How long to wait for another process that commits money at this moment.
 _WAIT_SECONDS = 60.0
+
+# How long shards wait for a budget that others have used up.
+_BUDGET_PAUSE = timedelta(minutes=10)
+
+_DIGEST_CHARS = 16
+
+# Floating point must not make more of the room than there is.
+_ROUNDED = 1 - 1e-9
+_Digests = npt.NDArray[np.uint64]
+
+Split = Callable[[Shard, Callable[[str, bytes], bool]], tuple[Shard, Shard]]
+"""Splits a planned shard: the requests of which this holds, and the others."""
 
 
 @contextmanager
@@ -52,6 +86,8 @@ def refuse_over_budget(
     if not estimate.requests:
         yield
         return
+    if cost is not None and (reason := _unkept(deployment, labeling, estimate)) is not None:
+        raise BudgetError(f"'{labeling.asset}': {counted} are refused: {reason} Nothing was sent.")
     with committing(deployment, _WAIT_SECONDS):
         if (reason := exceeded(deployment, labeling, cost, replaced)) is not None:
             msg = f"'{labeling.asset}': {counted} are refused: {reason}. Nothing was sent. Raise the budget, or wait."
@@ -59,13 +95,29 @@ def refuse_over_budget(
         yield
 
 
+def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> str | None:
+    """Return why a limit cannot be kept, in sentences: not one batch may be sent within it. None where one may."""
+    for name, _, limit in limits_of(deployment, labeling):
+        if estimate.row_bound_usd is None:
+            return (
+                f"nobody knows how much they can cost at most, so {name} cannot be kept. Give params a maximum of "
+                "output tokens, leave out tools that run at the vendor, or leave the limit out."
+            )
+        least = least_requests(deployment, labeling)
+        if least * estimate.row_bound_usd > limit.max_usd:
+            one = "one of them" if least == 1 else f"a batch, which has at least {least} of them,"
+            return (
+                f"{one} can cost {money_text(least * estimate.row_bound_usd)}, which is more than {name} allows. Raise "
+                "the limit, or lower the maximum of output tokens in params."
+            )
+    return None
+
+
 def exceeded(
     deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None, replaced: Sequence[str] = ()
 ) -> str | None:
     """Return which of the deployment's budgets the cost would exceed, in words; None where none."""
-    for budget in deployment.budgets:
-        if budget.asset not in (None, labeling.asset):
-            continue
+    for budget in budgets_of(deployment, labeling):
         if cost_usd is None:
             return (
                 f"no price is known for '{labeling.model}', so the {budget} cannot be kept. "
@@ -77,3 +129,278 @@ def exceeded(
             spent_text = f"the {money_text(spent)} already committed"
             return f"with {money_text(cost_usd)} more than {spent_text}, the {budget} is exceeded"
     return None
+
+
+def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> int | None:
+    """Return in how many steps the limits let requests out that cost what is expected.
+
+    None where they do not let all of them out, or nobody knows the cost.
+    """
+    if not (limits := limits_of(deployment, labeling)) or not estimate.requests:
+        return 1
+    expected, bound, most = estimate.cost_usd, estimate.bound_usd, estimate.row_bound_usd
+    if expected is None or bound is None or most is None:
+        return None
+    steps = []
+    for entry in limits:
+        room = entry.limit.max_usd - deployment.ledger.committed_usd(entry.limit)
+        each = float(expected) / estimate.requests
+        steps.append(1 if bound <= room else count_steps(entry.kind, estimate.requests, each, float(most), float(room)))
+    known = [count for count in steps if count is not None]
+    return max(known) if len(known) == len(steps) else None
+
+
+def limits_of(deployment: Deployment, labeling: Labeling, submission_id: str = "") -> list[_Limit]:
+    """Return the limits that hold for a labeling's submission."""
+    namespace, now = deployment.namespace, deployment.clock()
+    limits: list[_Limit] = []
+    if (most := labeling.budget_usd) is not None:
+        own = SpendLimit(most, namespace, submission_id=submission_id)
+        limits.append(_Limit(f"max_cost_usd={most:f}", labeling.spend.limit, own))
+    for budget in budgets_of(deployment, labeling):
+        of_period = SpendLimit(Decimal(budget.max_usd), namespace, asset=budget.asset, since=budget.since(now))
+        limits.append(_Limit(f"the {budget}", budget.limit, of_period))
+    return limits
+
+
+def budgets_of(deployment: Deployment, labeling: Labeling) -> list[Budget]:
+    """Return the budgets that hold for a labeling."""
+    return [budget for budget in deployment.budgets if budget.asset in (None, labeling.asset)]
+
+
+def least_requests(deployment: Deployment, labeling: Labeling) -> int:
+    """Return how many requests a step has at least."""
+    if labeling.limits.below_minimum == "realtime":
+        return 1
+    return deployment.codec(labeling).limits.min_requests
+
+
+class _Limit(NamedTuple):
+    """A limit with its name and its kind."""
+
+    name: str
+    kind: LimitKind
+    limit: SpendLimit
+
+
+class Pick(NamedTuple):
+    """Which shards may go now. Of those that may not: why they wait, until when, or why they are never sent."""
+
+    going: Sequence[Shard]
+    waits_for: str | None = None
+    wait: timedelta | None = None
+    stopped: str | None = None
+
+
+class Allowance:
+    """What the limits of one labeling let out. The caller holds the leases of the submissions.
+
+    `split` splits planned shards, of which only a part may go.
+    """
+
+    def __init__(self, labeling: Labeling, deployment: Deployment, split: Split) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._split = split
+        # By shard_id: less than the most that they can cost, where a sample says so.
+        self._amounts: dict[str, Decimal] = {}
+
+    @cached_property
+    def is_limited(self) -> bool:
+        return self._labeling.budget_usd is not None or bool(budgets_of(self._deployment, self._labeling))
+
+    def reserve(self, shards: Sequence[Shard], *, padding: int = 0, lane: Lane = Lane.BATCH) -> bool:
+        """Keep the money for shards that are about to be sent in one batch; False where a limit has no room."""
+        if not self.is_limited:
+            return True
+        amounts: dict[str, Decimal] = {}
+        for shard in shards:
+            if (most := self._bound(shard, lane)) is None:
+                return False
+            amounts[shard.shard_id] = min(most, self._amounts.get(shard.shard_id, most))
+        if padding:
+            amounts[shards[0].shard_id] += padding * max(self._row_bound(shard, lane) or Decimal(0) for shard in shards)
+        ids = {shard.submission_id for shard in shards}
+        limits = {entry.limit for submission_id in sorted(ids) for entry in self._limits(submission_id)}
+        return self._ledger.reserve(amounts, list(limits))
+
+    def pick(self, planned: Sequence[Shard], *, all_due: bool) -> Pick:
+        """Return which of the planned shards of one submission, model and lane may go now, split where only a part may.
+
+        `all_due`: whether no other shards of these wait for their time.
+        """
+        if not self.is_limited:
+            return Pick(planned)
+        first, requests = planned[0], sum(shard.requests for shard in planned)
+        labeling = self._labeling.by(f"{first.provider}/{first.model}")
+        least = least_requests(self._deployment, labeling)
+        minimum = self._deployment.codec(labeling).limits.min_requests
+        is_small = requests < minimum and labeling.limits.below_minimum == "realtime"
+        lane = Lane.REALTIME if is_small else first.lane
+        if lane is Lane.REALTIME:
+            least = 1
+        bounds = [self._bound(shard, lane) for shard in planned]
+        rows = [self._row_bound(shard, lane) for shard in planned]
+        known, known_rows = [b for b in bounds if b is not None], [row for row in rows if row is not None]
+        if len(known) < len(planned) or len(known_rows) < len(planned):
+            why = f"nobody knows how much they cost at most at {labeling.model}, so no limit can be kept"
+            return Pick((), stopped=self._stopped(first.submission_id, requests, why))
+        most = max(known_rows)
+        rooms = [(self._room(entry.limit, planned), entry) for entry in self._limits(first.submission_id)]
+        room, tightest = min(rooms, key=lambda pair: pair[0])
+        if sum(known) + max(0, least - requests) * most <= room:
+            return Pick(planned)
+        siblings = self._ledger.shards(first.submission_id)
+        if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
+            return Pick((), waits_for="what is in flight to be billed")
+        sample: _Sample | None = None
+        if lane is Lane.BATCH and all(entry.kind == "measured" for left, entry in rooms if left < sum(known)):
+            sample = self._sample(planned, siblings, float(most))
+            covered = floor(min(room / most, Decimal(requests)))
+            count = max(covered, sample.count_more(float(room / most), self._share(labeling, first)))
+        else:
+            count = _count_covered(planned, known, known_rows, room)
+        if is_too_few(count, requests, least):
+            return self._without_room(tightest, room, first.submission_id, requests, most)
+        # The last step has at least as many requests as a batch.
+        count = requests if count >= requests else max(least, min(count, requests - least))
+        if sample is None:
+            return Pick(self._first(planned, count))
+        going = self._drawn(planned, sample, count)
+        reserve = Decimal(sample.reserve) * most
+        for shard in going:
+            self._amounts[shard.shard_id] = reserve * shard.requests / count
+        return Pick(going)
+
+    def _limits(self, submission_id: str) -> list[_Limit]:
+        return limits_of(self._deployment, self._labeling, submission_id)
+
+    def _room(self, limit: SpendLimit, besides: Sequence[Shard]) -> Decimal:
+        left = limit.max_usd - self._ledger.committed_usd(limit, [shard.shard_id for shard in besides])
+        return max(left, Decimal(0))
+
+    def _row_bound(self, shard: Shard, lane: Lane) -> Decimal | None:
+        """Return the most that one request of a shard can cost; None where nobody knows."""
+        labeling = self._labeling.by(f"{shard.provider}/{shard.model}")
+        return self._deployment.estimate(labeling, lane).most_usd(shard.input_bound)
+
+    def _bound(self, shard: Shard, lane: Lane) -> Decimal | None:
+        if (row := self._row_bound(shard, lane)) is None:
+            return None
+        most = row * shard.requests
+        return most if lane is not shard.lane or shard.bound_usd is None else min(most, shard.bound_usd)
+
+    def _share(self, labeling: Labeling, shard: Shard) -> float:
+        """Return which part of the probability of an excess this model may use up in this wave: all have one."""
+        place = self._labeling.models.index(labeling)
+        return 0.5 ** (shard.wave + place + 1)
+
+    def _without_room(self, tightest: _Limit, room: Decimal, submission_id: str, requests: int, most: Decimal) -> Pick:
+        left = (
+            f"{tightest.name} has {money_text(room)} left beside what was billed and "
+            f"what can still be, and each of the {requests:,} can cost {money_text(most)}"
+        )
+        if tightest.limit.submission_id is None:
+            return Pick((), waits_for=left, wait=_BUDGET_PAUSE)
+        return Pick((), stopped=self._stopped(submission_id, requests, left))
+
+    def _stopped(self, submission_id: str, requests: int, why: str) -> str:
+        submission: Submission = self._ledger.submission(submission_id)
+        return (
+            f"{requests:,} requests are not sent: {why}. Raise the limit; then `{retry_command(submission)}` asks "
+            "for the rows without a label, and shows the price first."
+        )
+
+    def _first(self, planned: Sequence[Shard], count: int) -> list[Shard]:
+        """Return the first `count` requests, in their order; the shard in which these end is split."""
+        going: list[Shard] = []
+        for shard in planned:
+            if count >= shard.requests:
+                going.append(shard)
+            elif count:
+                places = iter(range(shard.requests))
+                part, _ = self._split(shard, lambda _, __, most=count, at=places: next(at) < most)  # type: ignore[misc]
+                going.append(part)
+            count = max(0, count - shard.requests)
+        return going
+
+    def _drawn(self, planned: Sequence[Shard], sample: _Sample, count: int) -> list[Shard]:
+        """Return the `count` requests with the lowest digests; each shard that has some of them is split."""
+        if count == len(sample.unsent):
+            return list(planned)
+        end, going = int(sample.unsent[count]), []
+        for shard in planned:
+            below = int((_digests(packed_ids(self._deployment.payloads, shard)) < end).sum())
+            if below == shard.requests:
+                going.append(shard)
+            elif below:
+                part, _ = self._split(shard, lambda request_id, _: int(request_id[:_DIGEST_CHARS], 16) < end)
+                going.append(part)
+        return going
+
+    def _sample(self, planned: Sequence[Shard], siblings: Sequence[Shard], most: float) -> _Sample:
+        """Return what requests of the same wave, model and lane did cost, and which are not sent yet."""
+        payloads, first = self._deployment.payloads, planned[0]
+        unsent = np.sort(np.concatenate([_digests(packed_ids(payloads, shard)) for shard in planned]))
+        digests, costs, billed = [np.empty(0, np.uint64)], [np.empty(0)], 0.0
+        for shard in siblings:
+            is_same = _target(shard) == _target(first)
+            # What was dropped before it was sent is in no release.
+            if not is_same or not shard.results_path or (shard.batch_id is None and shard.sent_at is None):
+                continue
+            table = payloads.read_table(shard.results_path, ["llm_request_id", "llm_cost_usd"])
+            row = float(self._row_bound(shard, shard.lane) or 0)
+            own = pc.fill_null(pc.cast(table["llm_cost_usd"], "float64"), row).to_numpy()
+            digests.append(_digests(packed(table["llm_request_id"].to_pylist())))
+            costs.append(own / most)
+            counted = shard.reserved_usd if shard.cost_usd is None else shard.cost_usd
+            billed += min(float(own.sum()), float(counted or 0)) / most
+        order = np.argsort(np.concatenate(digests), kind="stable")
+        billed_digests, billed_costs = np.concatenate(digests)[order], np.concatenate(costs)[order]
+        # Those before the first that is not sent: where a batch of a step was not taken, the others are no sample.
+        seen = int(np.searchsorted(billed_digests, unsent[0]))
+        return _Sample(billed_costs[:seen], len(billed_costs), billed, unsent)
+
+
+class _Sample:
+    """What is known of the costs of requests that are sent in the order of their digests.
+
+    `costs` are those of the first, `billed` what all `sent` did cost, in units of the most that one can cost; `unsent`
+    the digests of the others, sorted.
+    """
+
+    def __init__(self, costs: npt.NDArray[np.float64], sent: int, billed: float, unsent: _Digests) -> None:
+        self.unsent = unsent
+        self.reserve = 0.0
+        self._costs, self._sent, self._billed = costs, sent, billed
+
+    def count_more(self, room: float, share: float) -> int:
+        """Return how many more may go within so much room, and note in `reserve` what to keep for them."""
+        self.reserve = room
+        limit, size = room + self._billed, self._sent + len(self.unsent)
+        count = count_releasable(self._costs, size, limit, share)
+        more = count - self._sent
+        if more > room:
+            self.reserve = min(room, find_reserve(self._costs, count, limit, share) - self._billed) * _ROUNDED
+        return max(more, 0)
+
+
+def _count_covered(planned: Sequence[Shard], bounds: Sequence[Decimal], rows: Sequence[Decimal], room: Decimal) -> int:
+    """Return how many requests, from the first on, the room covers if each costs the most that it can."""
+    count = 0
+    for shard, bound, row in zip(planned, bounds, rows, strict=True):
+        if bound > room:
+            return count + floor(room / row)
+        count, room = count + shard.requests, room - bound
+    return count
+
+
+def _target(shard: Shard) -> tuple[object, ...]:
+    return shard.wave, shard.provider, shard.model, shard.lane
+
+
+def _digests(ids: bytes) -> _Digests:
+    """Return the first eight bytes of each packed id, as numbers."""
+    table = np.frombuffer(ids, np.uint8).reshape(-1, REQUEST_ID_BYTES)[:, : _DIGEST_CHARS // 2]
+    return np.ascontiguousarray(table).view(">u8").ravel().astype(np.uint64)

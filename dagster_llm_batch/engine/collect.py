@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 
 import pyarrow as pa
@@ -236,8 +237,16 @@ class Collector:
             fields: ShardFields = {"results_path": results_path, **bill_of(tally)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
+            if tally.cost_usd is None:
+                fields["reserved_usd"] = self._most_usd(shard, tally)
             fields["collected_at"] = self._deployment.clock()
             self._ledger.move_shard(shard.shard_id, Move.COLLECTED, **fields)
+
+    def _most_usd(self, shard: Shard, tally: Tally) -> Decimal | None:
+        """Return the most that a shard did cost, some of whose requests have no known cost; None: nobody knows."""
+        estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"), shard.lane)
+        row = estimate.most_usd(shard.input_bound)
+        return None if row is None else tally.known_usd + tally.unpriced * row
 
     def restore(self, shards: Iterable[Shard]) -> int:
         """Make results anew that are gone or damaged; return how many shards lost their answers for good.

@@ -243,9 +243,10 @@ class Engine:
         """Record a person's decision to wait no longer for the batch of a shard in flight.
 
         Its requests get the outcome `missing`, and the rest of its submission goes on and lands. Nothing of it is sent
-        again before a person says so (`plan` with `again`). Its estimated cost stays reserved, since nobody knows what
-        was billed; answers that come within a month are used (`poll_awaited`). The decision holds for all shards in the
-        batch. Raises IllegalMoveError where it does not run, LeaseError while a process works on its submission.
+        again before a person says so (`plan` with `again`). The most that it can cost stays reserved, since nobody
+        knows what was billed; answers that come within a month are used (`poll_awaited`). The decision holds for all
+        shards in the batch. Raises IllegalMoveError where it does not run, LeaseError while a process works on its
+        submission.
         """
         shard = self.ledger.shard(shard_id)
         together = self.ledger.shards_of_batch(shard)

@@ -17,6 +17,7 @@ from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
@@ -131,10 +132,14 @@ class Spend:
             rate. Default: that of the price book.
         expected_output_tokens: Tokens of one reply, for the estimate, until replies have come. Default: the most that
             `params` allow, or, where they allow any length, what the response and the model's thinking usually take.
+        limit: How `max_cost_usd` is kept. "measured": what is billed exceeds it with a probability of 0.1 % at most; a
+            sample goes first, and the rest as its cost allows. "hard": never, which can take many steps, each when
+            the one before is billed. Where all of it costs at most less than the limit, all goes at once.
     """
 
     price: TokenPrice | None = None
     expected_output_tokens: int | None = None
+    limit: LimitKind = "measured"
 
     def __post_init__(self) -> None:
         _at_least(self, expected_output_tokens=0)
@@ -158,7 +163,8 @@ class Labeling:
         keep: More columns of the rows to carry into the labeled table.
         empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
             "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
-        max_cost_usd: Refuse a submission whose estimate, retries included, exceeds this many US dollars.
+        max_cost_usd: What may be billed for a submission, retries included, in US dollars. One that is expected to cost
+            more is refused; any other is sent in steps that keep to it, as `spend` says.
         limits: How large a batch may be, and what to do with one that is too small.
         realtime: What is answered in real time, at its price, and how. Default: nothing is.
         resend: What is sent again, how often, and to which model then.

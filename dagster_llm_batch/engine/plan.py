@@ -24,7 +24,7 @@ from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
-from dagster_llm_batch.engine.budget import refuse_over_budget
+from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling, Limits
@@ -73,6 +73,8 @@ class Preview:
         context_tokens: What the model takes in all, as the price book knows it.
         queue_limit: The limit of the provider's queue, where one is declared.
         rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
+        steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
+            expected. None: not all of them, or nobody knows.
     """
 
     rows: int
@@ -99,6 +101,7 @@ class Preview:
     context_tokens: int | None = None
     queue_limit: QueueLimit | None = None
     rounds: int = 1
+    steps: int | None = 1
 
     @property
     def to_send(self) -> int:
@@ -286,6 +289,7 @@ class Planner:
                 context_tokens=self._deployment.context_tokens(self._labeling),
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
+                steps=forecast_steps(self._deployment, self._labeling, draft.estimate),
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
             )
 

@@ -86,7 +86,9 @@ class Answerer:
                 write_answers_so_far(payloads, shard, answers)
             until = self._gate.closed_until if isinstance(stopped_by, _TurnedAwayError) else None
             reason = str(stopped_by) or type(stopped_by).__name__
-            ledger.move_shard(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until)
+            # What was answered is billed.
+            kept = ledger.shard(shard.shard_id).reserved_usd if answers else None
+            ledger.move_shard(shard.shard_id, Move.NOT_SENT, reason=reason, waits_until=until, reserved_usd=kept)
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 

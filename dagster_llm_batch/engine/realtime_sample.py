@@ -43,10 +43,11 @@ def marked(rows: pa.RecordBatch) -> pa.RecordBatch:
 def answer_now(engine: Engine, labeling: Labeling, submission_id: str) -> Status:
     """Advance until the submission is settled. Raises TransientError where it does not settle; answers are kept."""
     status = engine.status(submission_id)
-    for _ in range(labeling.resend.max_waves + 1):
-        if status.is_settled:
-            return status
-        status = engine.advance(labeling, submission_id)
+    tries = labeling.resend.max_waves + 1
+    while tries and not status.is_settled:
+        before, status = status, engine.advance(labeling, submission_id)
+        # Within its limit it may go in many steps.
+        tries -= status.states[ShardState.COLLECTED.value] <= before.states[ShardState.COLLECTED.value]
     if not status.is_settled:
         where = f"{labeling.asset} {status.submission.partition}".strip()
         waiting = [shard for shard in status.shards if shard.state is ShardState.PLANNED]

@@ -45,6 +45,7 @@ __all__ = [
     "beside",
     "definition_in",
     "delete_requests",
+    "halve",
     "names_any",
     "packed_ids",
     "renamed",
@@ -436,13 +437,32 @@ class _OpenShard:
         self._wave.payloads.delete(self._path)
 
 
-def split_requests(
-    payloads: PayloadStore, whole: Shard, number: int, least: int, dearest_usd: Decimal | None = None
-) -> tuple[Shard, Shard]:
-    """Write a shard's requests into two new files, each with half of the bytes and at least `least` requests.
+def halve(whole: Shard, least: int) -> Callable[[str, bytes], bool]:
+    """Return which requests are in the first of two halves: half of the bytes, and at least `least` requests in each.
 
-    Return the shard with the first half, and a new one of this `number` with the others. The file of the whole stays:
-    a process that is killed before the ledger knows of the halves writes them again, under the same names.
+    It is asked of each request once, in their order.
+    """
+    place, written = -1, 0
+
+    def is_first(request_id: str, line: bytes) -> bool:  # noqa: ARG001 - which one it is does not matter
+        nonlocal place, written
+        place, before, written = place + 1, written, written + len(line)
+        return place < least or (2 * before < whole.bytes and place < whole.requests - least)
+
+    return is_first
+
+
+def split_requests(
+    payloads: PayloadStore,
+    whole: Shard,
+    number: int,
+    is_first: Callable[[str, bytes], bool],
+    dearest_usd: Decimal | None = None,
+) -> tuple[Shard, Shard]:
+    """Write a shard's requests into two new files: those of which `is_first` holds, by request_id and line, and others.
+
+    Return the shard with the first part, and a new one of this `number` with the others. The file of the whole stays:
+    a process that is killed before the ledger knows of the parts writes them again, under the same names.
     `dearest_usd` is the most that any one of its requests can cost.
     """
     nonce = shard_nonce(whole.submission_id, whole.wave, number)
@@ -452,17 +472,14 @@ def split_requests(
     other_path = f"{start}wave-{whole.wave}-{number:04d}{REQUESTS}"
     ids: list[str] = []
     other_ids: list[str] = []
-    written = 0
     with payloads.writer(path) as first, payloads.writer(other_path) as second:
         for request_id, line in requests_of(payloads, whole.path, whole.nonce):
-            is_first = len(ids) < least or (2 * written < whole.bytes and len(ids) < whole.requests - least)
-            if is_first and not other_ids:
+            if is_first(request_id, line):
                 first.write(line)
                 ids.append(request_id)
             else:
                 second.write(renamed(line, custom_id(whole.nonce, request_id), request_id, nonce))
                 other_ids.append(request_id)
-            written += len(line)
     tokens = whole.tokens * first.bytes // whole.bytes
     cost = None if whole.estimated_usd is None else whole.estimated_usd * first.bytes / whole.bytes
     rest = replace(
@@ -474,6 +491,7 @@ def split_requests(
         tokens=tokens,
         estimated_usd=cost,
         bound_usd=_bound_of_some(whole, len(ids), dearest_usd),
+        reserved_usd=None,
         # The provider's words may quote a row of either, and go with it where it is erased.
         reason=None,
     )

@@ -8,7 +8,7 @@ partition had in flight, and that got no good answer there, are asked here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.engine.request_writer import Spare
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
@@ -113,12 +113,12 @@ class NextWave:
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
             for ask in group:
-                # Those of each are not kept: expected is an average request, and the bound is that of the longest.
-                tokens, bound = ask.shard.tokens // max(ask.shard.requests, 1), ask.shard.input_bound
+                # Those of each are not kept: expected is an average request.
+                tokens, bounds = ask.shard.tokens // max(ask.shard.requests, 1), self._bounds(ask)
                 cost = self._estimate(ask).add
                 for lines in self._lines(ask):
                     ids = lines.request_ids
-                    files.add(lines, ids, InputCounts([tokens] * len(ids), [bound] * len(ids)), cost)
+                    files.add(lines, ids, InputCounts([tokens] * len(ids), bounds(lines.lines)), cost)
             shards += files.close()
         return shards
 
@@ -206,14 +206,15 @@ class NextWave:
 
     def _affordable(self, shards: Sequence[Shard]) -> bool:
         """Return whether max_cost_usd and the budgets allow these shards; else add an event that says why not."""
-        known = [shard.estimated_usd if shard.cost_usd is None else shard.cost_usd for shard in self._shards]
-        spent = sum((cost for cost in known if cost is not None), Decimal(0))
+        submission_id = self._submission.submission_id
+        limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
+        spent = self._deployment.ledger.committed_usd(limit)
         unknown = next((self._labeling.by(_model(shard)) for shard in shards if shard.estimated_usd is None), None)
         more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
         requests = sum(shard.requests for shard in shards)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
-            reason: str | None = f"{money_text(spent)} is spent of max_cost_usd={most:f}"
+            reason: str | None = f"{money_text(spent)} is spent, or may be, of max_cost_usd={most:f}"
         else:
             reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if reason is not None:
@@ -224,6 +225,17 @@ class NextWave:
     def _estimate(self, ask: _Ask) -> Estimate:
         """Return an estimate at the price of the model and lane that are asked now."""
         return self._planner.estimate(self._labeling.models[ask.model], ask.lane)
+
+    def _bounds(self, ask: _Ask) -> Callable[[Sequence[bytes]], Sequence[int | None]]:
+        """Return what tells the most input tokens of each of these requests' lines."""
+        labeling = self._labeling.models[ask.model]
+        if _model(ask.shard) != labeling.model:
+            # Another model counts otherwise.
+            counter = self._deployment.counter(labeling)
+            return lambda lines: [
+                counter.bound_of_line(line, has_images=bool(labeling.prompt.images)) for line in lines
+            ]
+        return lambda lines: [ask.shard.input_bound] * len(lines)
 
     def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
         """Yield the requests' lines, several at once, encoded for this model's provider."""

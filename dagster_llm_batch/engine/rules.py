@@ -10,6 +10,7 @@ from typing import Literal
 
 from dagster_llm_batch.arguments import checked, unknown_name
 from dagster_llm_batch.core.pricing import dollars
+from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.text import money_text
 
@@ -27,11 +28,13 @@ class Budget:
         max_usd: US dollars.
         period: "day" or "month" (of the calendar, UTC), or "ever".
         asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
+        limit: How it is kept: "measured" or "hard"; see Spend.
     """
 
     max_usd: Decimal | float | str
     period: Period = "month"
     asset: str | None = None
+    limit: LimitKind = "measured"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_usd", dollars("Budget.max_usd", self.max_usd))

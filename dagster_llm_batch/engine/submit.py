@@ -264,17 +264,20 @@ _LONGEST_PAUSE_SECONDS = 30.0
 class Sender:
     """Send shards as batches, and find batches whose create call left no record."""
 
-    def __init__(self, deployment: Deployment, lease: Lease) -> None:
+    def __init__(
+        self, deployment: Deployment, lease: Lease, reserve: Callable[..., bool] = lambda *_, **__: True
+    ) -> None:
         self._deployment = deployment
         self._ledger = deployment.ledger
         self._lease = lease
+        self._reserve = reserve
 
     def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
         """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
 
-        Afterwards they are `submitted`, `planned` (the provider is busy, or its queue full), `submitting` (nobody knows
-        yet) or `failed` (the provider refused them for good, or too often). Raises CredentialsError or ConfigError with
-        the shards `planned` again.
+        Afterwards they are `submitted`, `planned` (the provider is busy, its queue full, or a limit has no room, as
+        `reserve` says), `submitting` (nobody knows yet) or `failed` (the provider refused them for good, or too often).
+        Raises CredentialsError or ConfigError with the shards `planned` again.
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
@@ -282,6 +285,8 @@ class Sender:
         with outgoing(self._deployment.payloads, shards, padding) as lines:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
+                if not self._reserve(shards, padding=padding):
+                    return
                 now = self._deployment.clock()
                 # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
                 # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.

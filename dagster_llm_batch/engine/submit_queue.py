@@ -8,17 +8,20 @@ smallest first and one at a time, since each try uploads its file; what is too l
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+from dagster_llm_batch.engine.breaker import STOPPED
+from dagster_llm_batch.engine.budget import Allowance
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
-from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, split_requests
+from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, halve, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.status import advise_on_change
 from dagster_llm_batch.engine.submit import Sender, write_receipts
@@ -45,6 +48,8 @@ __all__ = [
 
 WAITS = "waits"
 """The event of a submission whose shards stay planned, since they may not be sent yet."""
+
+_FOR_MONEY = "for money:"
 
 _HELD = "definition_changed"
 """The event of a submission of which nothing more is sent, since its definition has changed."""
@@ -74,8 +79,15 @@ class Dispatcher:
         self._labeling = labeling
         self._deployment = deployment
         self._lease = lease
-        self._sender = Sender(deployment, lease)
+        self._sender = Sender(deployment, lease, self._reserve)
         self._answerers: dict[str, Answerer] = {}  # by model
+
+    @cached_property
+    def _allowance(self) -> Allowance:
+        return Allowance(self._labeling, self._deployment, self._split)
+
+    def _reserve(self, shards: Sequence[Shard], padding: int) -> bool:
+        return self._allowance.reserve(shards, padding=padding)
 
     def send(self, planned: Sequence[Shard]) -> None:
         """Send the shards that can be sent now. Others stay planned, and an event says that they wait.
@@ -92,7 +104,7 @@ class Dispatcher:
                 for submission_id in {shard.submission_id for shard in shards}:
                     self._waits(submission_id)
             elif lane == Lane.REALTIME:
-                batches += [(labeling, [shard]) for shard in shards]
+                batches += [(labeling, [shard]) for shard in self._affordable(list(shards), all_due=True)]
             else:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
         if batches:
@@ -143,7 +155,9 @@ class Dispatcher:
     def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
         limits = self._deployment.batch_limits(labeling)
         now = self._deployment.clock()
-        going = [part for shard in shards if due(shard, now) for part in self._parts(shard, limits.min_requests)]
+        may_go = [shard for shard in shards if due(shard, now)]
+        affordable = self._affordable(may_go, all_due=len(may_go) == len(shards))
+        going = [part for shard in affordable for part in self._parts(shard, limits.min_requests)]
         for batch in _together(sorted(going, key=_size_without_room), limits):
             requests = sum(shard.requests for shard in batch)
             if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
@@ -162,24 +176,47 @@ class Dispatcher:
         for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
             self._waits(submission_id)
 
-    def _parts(self, shard: Shard, least: int) -> list[Shard]:
+    def _affordable(self, shards: Sequence[Shard], *, all_due: bool) -> list[Shard]:
+        """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
+        going: list[Shard] = []
+        for submission_id, own in groupby(sorted(shards, key=_submission_id), key=_submission_id):
+            pick = self._allowance.pick(list(own), all_due=all_due)
+            going += pick.going
+            ledger, rest = self._deployment.ledger, [s for s in shards if s.submission_id == submission_id]
+            if pick.stopped is not None:
+                ledger.add_event(submission_id, STOPPED, pick.stopped)
+                planned = [s for s in ledger.shards(submission_id) if s.state is ShardState.PLANNED]
+                drop(self._deployment, planned, "it was not sent: its limit has no room left")
+            elif pick.wait is not None:
+                until = self._deployment.clock() + pick.wait
+                ledger.delay_shards([shard.shard_id for shard in rest], until, f"it waits for money: {pick.waits_for}")
+                self._waits(submission_id)
+            elif pick.waits_for is not None:
+                self._waits(submission_id, f"{_FOR_MONEY} {pick.waits_for}")
+        return going
+
+    def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
         """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
         is_too_large = shard.most_tokens is not None and shard.tokens > shard.most_tokens
         if not is_too_large or shard.requests < 2 * least:
             return [shard]
+        return self._split(shard, halve(shard, least))
+
+    def _split(self, shard: Shard, is_first: Callable[[str, bytes], bool]) -> tuple[Shard, Shard]:
+        """Split a planned shard; return both, as they are planned in its place."""
         self._lease.check()
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         wave = [other.number for other in ledger.shards(shard.submission_id) if other.wave == shard.wave]
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"))
         dearest = estimate.most_usd(shard.input_bound, shard.lane)
-        rest, half = split_requests(payloads, shard, max(wave) + 1, least, dearest)
+        rest, half = split_requests(payloads, shard, max(wave) + 1, is_first, dearest)
         # Before either is sent. A process that is killed before this leaves files that the next one writes over.
         ledger.split_shard(shard, rest, half)
         # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.
         write_receipts(self._deployment, [rest, half])
         delete_requests(payloads, shard)
         payloads.delete(beside(shard, SENT))
-        return [rest, half]
+        return rest, half
 
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
         self._lease.check()
@@ -188,6 +225,8 @@ class Dispatcher:
             for shard in batch:
                 if answerer.is_turned_away:
                     self._is_unavailable(shard.submission_id, labeling.model)
+                elif not self._allowance.reserve([shard], lane=Lane.REALTIME):
+                    self._waits(shard.submission_id)
                 else:
                     answerer.answer(shard)
             return
@@ -213,9 +252,10 @@ class Dispatcher:
             going.pop()
         return going if sum(shard.requests for shard in going) >= at_least else []
 
-    def _waits(self, submission_id: str) -> None:
-        if self._deployment.ledger.last_event(submission_id).kind != WAITS:
-            self._deployment.ledger.add_event(submission_id, WAITS, "for the provider's queue, or for its time")
+    def _waits(self, submission_id: str, reason: str = "for the provider's queue, or for its time") -> None:
+        last = self._deployment.ledger.last_event(submission_id)
+        if (last.kind, last.detail) != (WAITS, reason):
+            self._deployment.ledger.add_event(submission_id, WAITS, reason)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
@@ -309,12 +349,27 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
     """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
     turned_away = _turned_away(planned, now)
+    if planned and _waits_for_money(deployment, planned[0].submission_id):
+        return False
     return any(
         _target(shard) not in turned_away
         if shard.lane is Lane.REALTIME
         else late or (due(shard, now) and has_room(deployment, [shard]))
         for shard in planned
     )
+
+
+def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
+    """Return whether the rest of a submission waits for what is in flight of it to be billed."""
+    last = deployment.ledger.last_event(submission_id)
+    if last.kind != WAITS or not (last.detail or "").startswith(_FOR_MONEY):
+        return False
+    is_settled = (ShardState.PLANNED, ShardState.COLLECTED)
+    return any(shard.state not in is_settled for shard in deployment.ledger.shards(submission_id))
+
+
+def _submission_id(shard: Shard) -> str:
+    return shard.submission_id
 
 
 def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]]:

@@ -10,11 +10,13 @@ import pytest
 from bedrock_workspace import BUCKET, LEAST, ROWS, definition, provider
 from workspace import Workspace, assert_total, billed, tickets
 
-from dagster_llm_batch.engine import Limits, Status
+from dagster_llm_batch.core.releases import LimitKind
+from dagster_llm_batch.engine import Limits, Spend, Status
 from dagster_llm_batch.errors import BudgetError, ConfigError
 from dagster_llm_batch.testing.emulator import (
     BatchFault,
     Emulator,
+    Reply,
     RowFault,
     VendorLimits,
     local_s3,
@@ -179,14 +181,40 @@ def test_the_estimate_of_a_tail_is_that_of_what_the_user_chose(workspace: Worksp
 
 def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Workspace) -> None:
     workspace.emulator.inject(RowFault(containing="number 1?", status_code=503, times=1))
-    for_all = workspace.engine().preview(definition(), tickets(LEAST)).estimated_usd  # and for LEAST copies of one
+    for_all = workspace.engine().preview(definition(), tickets(LEAST)).bound_usd  # and for LEAST copies of one
     status = workspace.run(
         definition(limits=Limits(max_requests_per_batch=3, below_minimum="pad"), max_cost_usd=for_all), tickets(LEAST)
     )
     assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
     assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
     events = workspace.engine().ledger.events(status.submission.submission_id)
-    assert "over_budget" in [event.kind for event in events]
+    assert "stopped" in [event.kind for event in events]
+
+
+@pytest.mark.parametrize("kind", ["hard", "measured"])
+def test_copies_and_a_nested_maximum_are_inside_of_the_limit(
+    workspace: Workspace, s3_url: str, kind: LimitKind
+) -> None:
+    """Each reply is as long as `inferenceConfig.maxTokens` allows, which nobody saw once: 20 of them cost 0.017."""
+    nova = {"model": "bedrock/us.amazon.nova-lite-v1:0", "params": {"inferenceConfig": {"maxTokens": 7_000}}}
+    most = Reply(text="word", input_tokens=60, output_tokens=7_000)
+    for limit, answered in (("0.004", 4), ("0.02", 20)):
+        definition_of = definition(
+            **nova,
+            asset=f"for_{answered}",
+            response=None,
+            limits=Limits(below_minimum="pad"),
+            max_cost_usd=limit,
+            spend=Spend(limit=kind, expected_output_tokens=10),
+        )
+        with Emulator(
+            answer=lambda *_: most, s3_url=s3_url, limits=VendorLimits(bedrock_min_records=LEAST)
+        ) as emulator:
+            workspace.emulator = emulator
+            workspace.providers = {"bedrock": provider(emulator.bedrock_url, s3_url)}
+            status = workspace.run(definition_of, tickets(20))
+        assert status.submission.outcomes["succeeded"] == answered
+        assert 0 < sum(shard.cost_usd or 0 for shard in status.shards) <= Decimal(limit)
 
 
 def test_a_tail_is_filled_up_from_the_batch_before_it(workspace: Workspace, s3_url: str) -> None:

@@ -17,7 +17,13 @@ from workspace import Workspace, billed, labeling, texts
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend
-from dagster_llm_batch.engine.request_files import answers_so_far, request_ids, split_requests, write_answers_so_far
+from dagster_llm_batch.engine.request_files import (
+    answers_so_far,
+    halve,
+    request_ids,
+    split_requests,
+    write_answers_so_far,
+)
 from dagster_llm_batch.errors import PayloadError, RefusedError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
@@ -366,7 +372,7 @@ def test_requests_of_a_shard_that_was_split_go_too_where_the_process_was_killed_
     engine.ledger.move_shard(planned.shard_id, Move.SEND)
     whole = engine.ledger.move_shard(planned.shard_id, Move.NOT_SENT, reason=f"No room for '{SECRET}'")
     # Between this and the removal of the whole's file it dies.
-    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, number=1, least=1))
+    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
     assert erase(workspace, "t3") == []
     assert SECRET.encode() not in stored_files(workspace)
     assert SECRET not in str(engine.ledger.shards(submission.submission_id))

@@ -20,7 +20,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.deployment import _openai_tokenizer
 from dagster_llm_batch.engine.plan import Preview
-from dagster_llm_batch.engine.request_files import split_requests
+from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.testing.emulator import Emulator, Reply
 
@@ -180,7 +180,7 @@ def test_each_batch_has_its_own_bound(workspace: Workspace) -> None:
     for shard in shards:
         dearest = estimate.most_usd(shard.input_bound) or Decimal(0)
         assert dearest < (shard.bound_usd or 0) <= shard.requests * dearest
-        halves = split_requests(engine.payloads, shard, 9, 1, dearest)
+        halves = split_requests(engine.payloads, shard, 9, halve(shard, 1), dearest)
         assert sum(half.bound_usd or 0 for half in halves) >= (shard.bound_usd or 0)
         assert all(half.bound_usd is not None and half.bound_usd <= (shard.bound_usd or 0) for half in halves)
 

@@ -372,13 +372,13 @@ def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(wo
     definition = labeling()
     estimate = workspace.engine().plan(definition, tickets(1, start=100), partition="x").estimated_usd
     assert estimate is not None
-    engine = engine_with(workspace, budgets=[Budget(estimate * 5, "day")])
-    engine.plan(definition, tickets(3), partition="1")
+    engine = engine_with(workspace, budgets=[Budget(estimate * 60, "day")])
+    engine.plan(definition, tickets(40), partition="1")
     with pytest.raises(BudgetError, match=r"already committed, the budget of .* per day is exceeded. Nothing was sent"):
-        engine.plan(definition, tickets(3, start=3), partition="2")
+        engine.plan(definition, tickets(40, start=40), partition="2")
     assert len(engine.ledger.submissions("test")) == 2
     workspace.skipped += timedelta(days=1)
-    engine.plan(definition, tickets(3, start=3), partition="2")
+    engine.plan(definition, tickets(40, start=40), partition="2")
 
 
 def test_a_budget_of_one_asset_leaves_the_others_alone(workspace: Workspace) -> None:
@@ -392,12 +392,12 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Work
     definition = labeling()
     estimate = workspace.engine().plan(labeling(asset="x"), tickets(5)).estimated_usd
     assert estimate is not None
-    engine = engine_with(workspace, budgets=[Budget(estimate * 2, "ever")])
+    engine = engine_with(workspace, budgets=[Budget(estimate * 20, "ever")])
     workspace.emulator.inject(RowFault(status_code=503, times=None))
     submission = engine.plan(definition, tickets(5))
     engine.ledger.add_event(submission.submission_id, "test")
-    engine = engine_with(workspace, budgets=[Budget(Decimal("0.000001"), "ever")])
     engine.submit(definition, submission.submission_id)
+    engine = engine_with(workspace, budgets=[Budget(Decimal("0.000001"), "ever")])
     workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"errored": 5}

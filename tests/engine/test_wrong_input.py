@@ -346,8 +346,8 @@ def test_an_unknown_price_without_a_budget_is_no_obstacle(workspace: Workspace) 
 def test_a_budget_counts_only_what_is_still_to_be_asked(workspace: Workspace) -> None:
     workspace.run(labeling(), tickets(200))
     with pytest.raises(BudgetError):
-        workspace.engine().plan(labeling(max_cost_usd="0.0005", asset="another"), tickets(201))
-    assert workspace.run(labeling(max_cost_usd="0.0005"), tickets(201)).submission.outcomes == {"succeeded": 201}
+        workspace.engine().plan(labeling(max_cost_usd="0.005", asset="another"), tickets(201))
+    assert workspace.run(labeling(max_cost_usd="0.005"), tickets(201)).submission.outcomes == {"succeeded": 201}
 
 
 EMPTY: dict[str, Any] = {

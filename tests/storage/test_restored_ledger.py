@@ -12,7 +12,7 @@ import pytest
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
-from dagster_llm_batch.engine.request_files import split_requests
+from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -257,7 +257,7 @@ def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(sit
     assert whole.no_room_at is not None
     backup = site.back_up()
     engine = site.engine()
-    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, number=1, least=1))
+    engine.ledger.split_shard(whole, *split_requests(engine.payloads, whole, 1, halve(whole, 1)))
     for _ in range(6):
         site.skipped += timedelta(hours=1)
         engine.advance(labeling, submission_id)

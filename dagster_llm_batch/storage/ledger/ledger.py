@@ -31,6 +31,7 @@ from dagster_llm_batch.storage.ledger.records import (
     Ending,
     Shard,
     ShardFields,
+    SpendLimit,
     Submission,
     SubmissionState,
     Tombstone,
@@ -39,6 +40,7 @@ from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TO
 from dagster_llm_batch.storage.ledger.shards import (
     OF_SPLIT,
     UPDATE_SHARD,
+    committed_usd,
     forgotten_sends,
     get_shards,
     illegal_move,
@@ -79,6 +81,9 @@ ERASED = "erased"
 
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
 """In the place of what a provider said of a batch, some rows of which were erased."""
+
+
+_MONEY_KEY = 0x646C_625F_6D6F_6E79  # of a lock in PostgreSQL that nobody else takes: "dlb_mony"
 
 
 def utc_now() -> datetime:
@@ -287,6 +292,24 @@ class Ledger(LedgerQueries):
             move = event_row(whole.submission_id, Move.SPLIT, before.state, to, whole.shard_id, detail)
             insert_events(connection, self._clock, move)
 
+    def reserve(self, amounts: Mapping[str, Decimal], limits: Sequence[SpendLimit]) -> bool:
+        """Keep money for planned shards, by shard_id, where each limit has room for all of them; return whether it has.
+
+        Nothing is kept where one has not. Of several processes that ask at once, each sees what those before have kept.
+        """
+        with self._database.write() as connection:
+            if connection.dialect.name == "postgresql":
+                # What is summed up are many rows, of which none may change until the sum is compared.
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MONEY_KEY)))
+            shards = get_shards(connection, list(amounts))
+            for limit in limits:
+                own = (key for key in amounts if limit.submission_id in (None, shards[key].submission_id))
+                more = sum((amounts[key] for key in own), Decimal(0))
+                if committed_usd(connection, limit, list(amounts)) + more > limit.max_usd:
+                    return False
+            connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
+            return True
+
     def remember_sent(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
         """Record shards that were sent, or split, as they were then, where this ledger has forgotten it; return these.
 
@@ -456,6 +479,14 @@ class Ledger(LedgerQueries):
         """Record what a collected shard's answers cost, where they were read again. Changes no state. Idempotent."""
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
+
+    def delay_shards(self, shard_ids: Sequence[str], until: datetime, reason: str) -> None:
+        """Record that planned shards are not to be sent before this time, and why."""
+        with self._database.write() as connection:
+            planned = [s for s in get_shards(connection, shard_ids).values() if s.state is ShardState.PLANNED]
+            rows = [{"key": shard.shard_id, "waits_until": until, "reason": reason} for shard in planned]
+            if rows:
+                connection.execute(UPDATE_SHARD, rows)
 
     def forget_raw(self, submission_id: str, detail: str) -> None:
         """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""

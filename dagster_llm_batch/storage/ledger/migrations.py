@@ -137,6 +137,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE shard ADD COLUMN realtime_usd TEXT",
         "ALTER TABLE shard ADD COLUMN unlabeled_usd TEXT",
         "ALTER TABLE shard ADD COLUMN padding_usd TEXT",
+        # What is kept of limits for a batch.
+        "ALTER TABLE shard ADD COLUMN reserved_usd TEXT",
     ),
 )
 

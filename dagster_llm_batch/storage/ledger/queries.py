@@ -22,12 +22,21 @@ from dagster_llm_batch.storage.ledger.records import (
     Progress,
     Shard,
     ShardCost,
+    SpendLimit,
     Submission,
     SubmissionState,
     Tombstone,
 )
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
-from dagster_llm_batch.storage.ledger.shards import AWAITED, count_sends, forgotten_sends, looked_after, unknown_shard
+from dagster_llm_batch.storage.ledger.shards import (
+    AWAITED,
+    committed_usd,
+    count_sends,
+    forgotten_sends,
+    looked_after,
+    unknown_shard,
+    was_taken,
+)
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane
 
@@ -402,6 +411,15 @@ class LedgerQueries:
         with self._database.read() as connection:
             return [ShardCost(*row) for row in connection.execute(query)]
 
+    def committed_usd(self, limit: SpendLimit, besides: Sequence[str] = ()) -> Decimal:
+        """Return the money in USD that a limit has left no more: what was billed, and what can be at most.
+
+        Of a shard that was sent counts its cost; until that is known, what is reserved for it, or else its bound. Of
+        one that ended without a known cost, as one that was given up, counts its bound.
+        """
+        with self._database.read() as connection:
+            return committed_usd(connection, limit, besides)
+
     def last_event(self, submission_id: str) -> Event:
         """Return the newest of a submission's events."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id)
@@ -576,6 +594,4 @@ def _committed_usd(
     """Return what one shard takes from a budget; see Ledger.spent_usd."""
     if cost_usd is not None:
         return cost_usd
-    # Without a batch nothing was billed. In real time there is none: what was sent may have been answered, and counts.
-    was_taken = batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
-    return Decimal(0) if state in _OVER and not was_taken else estimated_usd or Decimal(0)
+    return Decimal(0) if state in _OVER and not was_taken(lane, batch_id, sent_at) else estimated_usd or Decimal(0)

@@ -26,6 +26,7 @@ __all__ = [
     "Shard",
     "ShardCost",
     "ShardFields",
+    "SpendLimit",
     "Submission",
     "SubmissionState",
     "Tombstone",
@@ -153,6 +154,7 @@ class Shard:
     erased: int | None = None  # requests that were erased from it, which its batch has or had; None: none
     erased_there_at: datetime | None = None  # the provider was made to delete what it stored of its batch
     reported_usd: Decimal | None = None  # what the vendor says that it cost; None: it does not, or not of all replies
+    reserved_usd: Decimal | None = None  # what is kept of limits for it until it is known what it cost
     # What was billed, as its results tell it. None of all these: it is not collected, or by older code.
     replies: int | None = None  # how many tell their tokens; copies that were sent as padding are among them
     input_tokens: int | None = None  # of those, as the next two
@@ -210,6 +212,7 @@ class ShardFields(TypedDict, total=False):
     realtime_usd: Decimal
     unlabeled_usd: Decimal
     padding_usd: Decimal
+    reserved_usd: Decimal | None
 
 
 class ShardCost(NamedTuple):
@@ -260,6 +263,20 @@ class ShardCost(NamedTuple):
     def is_open(self) -> bool:
         """Whether it may cost something still that its results will tell."""
         return self.state is not ShardState.COLLECTED and (self.state not in ENDED or self.was_taken)
+
+
+class SpendLimit(NamedTuple):
+    """The most that may be billed, with what can be billed at most of all that is sent.
+
+    It holds for one submission, or for all shards of a namespace, of one asset where that is given, that were planned
+    at or after `since`.
+    """
+
+    max_usd: Decimal
+    namespace: str
+    submission_id: str | None = None
+    asset: str | None = None
+    since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,6 +257,7 @@ SHARD = sa.Table(
     _column("realtime_usd", _MONEY, null=True),
     _column("unlabeled_usd", _MONEY, null=True),
     _column("padding_usd", _MONEY, null=True),
+    _column("reserved_usd", _MONEY, null=True),
 )
 
 EVENT = sa.Table(

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, from_row, to_row
-from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, SpendLimit, Submission
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
 
 __all__ = [
     "AWAITED",
     "OF_SPLIT",
     "UPDATE_SHARD",
+    "committed_usd",
     "count_sends",
     "forgotten_sends",
     "get_shards",
@@ -37,6 +39,7 @@ __all__ = [
     "report_values",
     "store_forgotten",
     "unknown_shard",
+    "was_taken",
 ]
 
 _STAMPS: dict[Move, str] = {
@@ -76,7 +79,7 @@ def is_awaited(shard: Shard) -> bool:
 
 _INSERT_SHARD = sa.insert(SHARD)
 
-OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "estimated_usd", "bound_usd", "reason")
+OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "estimated_usd", "bound_usd", "reserved_usd", "reason")
 """The columns that a split changes of the shard that is split."""
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.
@@ -191,6 +194,8 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
     # late report on that batch would be taken for one on the batch that is created next.
     if move in (Move.NOT_SENT, Move.PUT_BACK):
         values |= dict.fromkeys(("sent_at", "submitted_at", "batch_id", "carrier", "status", "cause"))
+        # In real time a part may have been answered, and then the caller says so.
+        values.setdefault("reserved_usd", None)
     if move is Move.ACCEPTED and not fields.get("batch_id"):
         raise LedgerError(f"Shard {shard_id} cannot be accepted without a batch_id. Nothing was changed.")
     if unknown := fields.keys() - ShardFields.__annotations__.keys():
@@ -206,6 +211,44 @@ def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
     return {"status": report.status} | {
         name: getattr(shard, name) if count is None else count for name, count in counts.items()
     }
+
+
+_OF_COST = ("state", "lane", "batch_id", "sent_at", "estimated_usd", "cost_usd", "bound_usd", "reserved_usd")
+
+
+def committed_usd(connection: sa.Connection, limit: SpendLimit, besides: Sequence[str]) -> Decimal:
+    """See LedgerQueries.committed_usd."""
+    query = sa.select(*(SHARD.c[name] for name in _OF_COST)).where(SHARD.c.shard_id.not_in(besides))
+    if limit.submission_id is not None:
+        query = query.where(SHARD.c.submission_id == limit.submission_id)
+    else:
+        query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == limit.namespace)
+    if limit.asset is not None:
+        query = query.where(SUBMISSION.c.asset == limit.asset)
+    if limit.since is not None:
+        query = query.where(SHARD.c.planned_at >= limit.since)
+    return sum((_reserved_usd(row) for row in connection.execute(query)), Decimal(0))
+
+
+def _reserved_usd(row: sa.Row[Any]) -> Decimal:
+    """Return what one shard takes from a limit; see LedgerQueries.committed_usd."""
+    if row.cost_usd is not None:
+        return Decimal(row.cost_usd)
+    reserved = row.reserved_usd or Decimal(0)
+    if row.state is ShardState.PLANNED:
+        return reserved
+    if row.state in (*ENDED, ShardState.COLLECTED) and not was_taken(row.lane, row.batch_id, row.sent_at):
+        return Decimal(0)
+    # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
+    known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
+    return next(known, Decimal(0))
+
+
+def was_taken(lane: Lane, batch_id: str | None, sent_at: datetime | None) -> bool:
+    """Return whether a shard that is over may have been billed."""
+    # Without a batch nothing was. In real time there is none: what was sent may have been answered, and counts.
+    return batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
 
 
 def unknown_shard(shard_id: str) -> LedgerError:

@@ -1,0 +1,266 @@
+"""What is billed stays within `max_cost_usd` and budgets, whatever the vendor bills up to its documented maximum.
+
+The limits of the first tests are those at which work once passed, whose bill was 4 to 10 times as much.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+import pytest
+from workspace import Workspace, labeling, tickets
+
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Labeling, Realtime, Resend, Spend, Status
+from dagster_llm_batch.engine.labeling import Fallback
+from dagster_llm_batch.engine.rules import Budget, LimitKind
+from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.storage.ledger.records import SpendLimit
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply
+
+GOOD = '{"topic": "bug", "urgency": 3}'
+PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1_024).to_bytes(4, "big") * 2
+KINDS: list[LimitKind] = ["hard", "measured"]
+# A reply of 50 tokens of gpt-4o in a batch, and one as long as it can be; about 200 tokens are expected of it.
+FREE_TEXT: dict[str, Any] = {"params": {}, "response": None}
+
+
+def reply(tokens: int, given: int = 60, text: str = GOOD) -> Callable[..., Reply]:
+    return lambda *_: Reply(text=text, input_tokens=given, output_tokens=tokens)
+
+
+def spend(kind: LimitKind) -> Spend:
+    return Spend(limit=kind, expected_output_tokens=10)
+
+
+def run(workspace: Workspace, definition: Labeling, rows: Any, most_steps: int = 60, **rules: Any) -> Status:
+    """Run to the end. At no time more is committed than the limit has."""
+    engine = workspace.engine(**rules)
+    submission = engine.plan(definition, rows)
+    engine.submit(definition, submission.submission_id)
+    for _ in range(most_steps):
+        if definition.spend.limit == "hard" and definition.budget_usd is not None:
+            limit = SpendLimit(definition.budget_usd, "test", submission_id=submission.submission_id)
+            assert engine.ledger.committed_usd(limit) <= limit.max_usd
+        workspace.emulator.settle()
+        workspace.skipped += timedelta(hours=1)
+        status = workspace.engine(**rules).advance(definition, submission.submission_id)
+        if status.is_settled:
+            return status
+    raise AssertionError(f"not settled: {status.states}")
+
+
+def billed(status: Status) -> Decimal:
+    """What all batches did cost, padding and all waves included."""
+    return sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
+
+
+def stop_reason(workspace: Workspace, status: Status) -> str:
+    return workspace.engine().stop_reason(status.submission.submission_id) or ""
+
+
+ONCE = {
+    "gpt-5-nano thinks": ({"model": "openai/gpt-5-nano", "params": {}}, reply(1_300), tickets(400), "0.03", "0.1036"),
+    "free text of gpt-4o": (FREE_TEXT, reply(1_500, text="word " * 9), tickets(540), "0.70", "4.04"),
+    "images to gpt-4o-mini": (
+        {"model": "openai/gpt-4o-mini", "prompt": Prompt(user="{{ subject }}", images=["picture"])},
+        reply(30, given=2_833 + 4 * 5_667 + 60),
+        tickets(100).with_columns(picture=pl.lit(PICTURE)),
+        "0.02",
+        "0.192",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONCE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_billed_beyond_its_limit_is_no_more(tmp_path: Any, name: str, kind: LimitKind) -> None:
+    changes, answer, rows, limit, bill = ONCE[name]
+    definition = labeling(**changes, max_cost_usd=limit, spend=spend(kind))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        if name.startswith("images"):
+            # They are known to cost more.
+            with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
+                run(workspace, definition, rows)
+            assert not emulator.books.batches
+            return
+        status = run(workspace, definition, rows)
+        reason = stop_reason(workspace, status)
+    assert 0 < billed(status) <= Decimal(limit)
+    answered = status.submission.outcomes["succeeded"]
+    assert billed(status) / answered * rows.height > Decimal(bill) * Decimal("0.98")
+    assert f"{rows.height - answered:,} requests are not sent: max_cost_usd={limit} has " in reason
+    assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_costs_less_than_the_limit_at_most_goes_at_once(workspace: Workspace, kind: LimitKind) -> None:
+    definition = labeling(max_cost_usd=1, spend=Spend(limit=kind))
+    status = run(workspace, definition, tickets(30), most_steps=1)
+    assert [shard.requests for shard in status.shards] == [30]
+    assert len(workspace.emulator.books.batches) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_any_cost_go_in_steps_that_keep_to_the_limit(tmp_path: Any, kind: LimitKind) -> None:
+    lengths = random.Random(1)
+
+    def answer(*_: Any) -> Reply:
+        return Reply(text="word", input_tokens=60, output_tokens=min(16_384, int(lengths.paretovariate(1.1) * 100)))
+
+    definition = labeling(**FREE_TEXT, max_cost_usd="1.2", spend=spend(kind))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        preview = workspace.engine().preview(definition, tickets(100))
+        assert (preview.bound_usd or 0) > 8
+        assert (preview.steps or 0) > 1
+        status = run(workspace, definition, tickets(100))
+    assert status.submission.outcomes == {"succeeded": 100}
+    assert status.submission.cost_usd == billed(status) <= Decimal("1.2")
+    assert len({shard.batch_id for shard in status.shards}) > 1
+
+
+def test_a_sample_lets_the_rest_out_in_fewer_steps(tmp_path: Any) -> None:
+    steps = {}
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        with Emulator(answer=reply(400, text="word")) as emulator:
+            workspace = Workspace(tmp_path / kind, emulator)
+            definition = labeling(**FREE_TEXT, max_cost_usd=5, spend=spend(kind))
+            status = run(workspace, definition, tickets(600))
+            steps[kind] = len(emulator.books.batches)
+        assert status.submission.outcomes == {"succeeded": 600}
+    # A sample, and two releases.
+    assert steps["measured"] <= 3
+    assert steps["hard"] > 8
+
+
+def test_rows_that_are_sorted_by_their_cost_are_drawn(tmp_path: Any) -> None:
+    """Cheap rows first: a sample of the first rows would let out what costs too much."""
+
+    def answer(body: Any, _url: str) -> Reply:
+        number = int(str(body).rpartition("invoice number ")[2].partition("?")[0])
+        return Reply(text="word", input_tokens=60, output_tokens=50 if number < 450 else 16_384)
+
+    definition = labeling(**FREE_TEXT, max_cost_usd="2.5", spend=spend("measured"))
+    with Emulator(answer=answer) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        status = run(workspace, definition, tickets(600))
+        reason = stop_reason(workspace, status)
+    assert 1 < billed(status) <= Decimal("2.5")
+    assert "requests are not sent" in reason
+
+
+def test_a_larger_limit_asks_for_the_rest(tmp_path: Any) -> None:
+    with Emulator(answer=reply(16_384, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        small = labeling(**FREE_TEXT, max_cost_usd="0.5", spend=spend("hard"))
+        status = run(workspace, small, tickets(20))
+        assert status.submission.outcomes == {"succeeded": 6, "canceled": 14}
+        large = labeling(**FREE_TEXT, max_cost_usd=2, spend=spend("hard"))
+        again = workspace.run(large, tickets(20), again=True)
+    assert again.submission.outcomes == {"succeeded": 20}
+    assert [shard.requests for shard in again.shards] == [14]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_time_goes_in_steps_too(tmp_path: Any, kind: LimitKind) -> None:
+    rows = tickets(40).with_columns(is_urgent=pl.lit(value=True))
+    realtime = Realtime(urgent="is_urgent", concurrency=2)
+    definition = labeling(**FREE_TEXT, realtime=realtime, max_cost_usd="1.5", spend=spend(kind))
+    with Emulator(answer=reply(400, text="word")) as emulator:
+        status = run(Workspace(tmp_path, emulator), definition, rows)
+    assert status.submission.outcomes == {"succeeded": 40}
+    assert billed(status) <= Decimal("1.5")
+    assert max(shard.requests for shard in status.shards) <= 9
+
+
+@pytest.mark.parametrize(("kind", "limit", "is_enough"), [("hard", "0.9", True), ("measured", "0.25", False)])
+def test_retries_and_a_fallback_are_inside_of_the_limit(
+    tmp_path: Any, kind: LimitKind, limit: str, *, is_enough: bool
+) -> None:
+    resend = Resend(max_waves=3, invalid_waves=3, fallback=[Fallback("openai/gpt-4.1", params={"max_tokens": 9_000})])
+    definition = labeling(params={"max_tokens": 9_000}, max_cost_usd=limit, spend=spend(kind), resend=resend)
+
+    def answer(body: Any, _url: str) -> Reply:
+        return Reply(text="no JSON" if "number 1" in str(body) else GOOD, input_tokens=60, output_tokens=1_000)
+
+    with Emulator(answer=answer) as emulator:
+        status = run(Workspace(tmp_path, emulator), definition, tickets(30))
+    assert 0 < billed(status) <= Decimal(limit)
+    models = {shard.model for shard in status.shards if shard.batch_id}
+    assert ("gpt-4.1" in models) == is_enough
+
+
+def test_what_is_given_up_stays_reserved_at_its_bound(tmp_path: Any) -> None:
+    definition = labeling(**FREE_TEXT, max_cost_usd="0.5", spend=spend("hard"))
+    with Emulator(answer=reply(10, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine()
+        submission = engine.plan(definition, tickets(20))
+        [first, *_] = engine.submit(definition, submission.submission_id).shards
+        engine.give_up(first.shard_id)
+        status = workspace.finish(definition, submission.submission_id)
+        limit = SpendLimit(Decimal("0.5"), "test", submission_id=submission.submission_id)
+        assert Decimal("0.41") < engine.ledger.committed_usd(limit) <= Decimal("0.5")
+    assert status.submission.outcomes == {"missing": 6, "canceled": 14}
+    assert "max_cost_usd=0.5 has $0.00" in stop_reason(workspace, status)
+
+
+def test_a_row_without_a_known_cost_is_reserved_and_no_other(tmp_path: Any) -> None:
+    """A result is lost in each wave: what the others of its batch did not cost is there for the rest."""
+
+    definition = labeling(**FREE_TEXT, max_cost_usd="0.5", spend=spend("hard"))
+    with Emulator(answer=reply(10, text="word")) as emulator:
+        emulator.inject(FileFault(kind="missing", containing="number 1?", times=None))
+        workspace = Workspace(tmp_path, emulator)
+        status = run(workspace, definition, tickets(20))
+    assert status.submission.outcomes == {"succeeded": 19, "missing": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_budget_is_kept_by_all_processes_together(tmp_path: Any, kind: LimitKind) -> None:
+    rules = {"budgets": [Budget("0.5", "day", limit=kind)]}
+    with Emulator(answer=reply(16_384, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        for name in ("a", "b", "c"):
+            engine = workspace.engine(**rules)
+            definition = labeling(**FREE_TEXT, asset=name, spend=Spend(expected_output_tokens=10))
+            submission = engine.plan(definition, tickets(4, start=ord(name) * 10))
+            engine.submit(definition, submission.submission_id)
+        # Each can cost 0.33 at most.
+        sent = [shard.requests for shard in workspace.engine().ledger.shards_in_flight("test")]
+        assert sum(sent) == 6
+        [waiting] = [each for each in engine.ledger.progress("test") if each.submission.asset == "c"]
+        assert not engine.can_advance(waiting)
+        [shard] = engine.ledger.shards(submission.submission_id)
+        assert "it waits for money: the budget of $0.50 for all labeled datasets together per day" in str(shard.reason)
+        emulator.settle()
+        workspace.skipped += timedelta(days=1)
+        assert engine.can_advance(waiting)
+        assert run_on(workspace, definition, submission.submission_id, rules).submission.outcomes == {"succeeded": 4}
+
+
+def run_on(workspace: Workspace, definition: Labeling, submission_id: str, rules: Any) -> Status:
+    for _ in range(5):
+        status = workspace.engine(**rules).advance(definition, submission_id)
+        workspace.emulator.settle()
+        workspace.skipped += timedelta(hours=1)
+    return status
+
+
+def test_a_limit_that_nobody_can_keep_is_refused(workspace: Workspace) -> None:
+    searching = {"max_tokens": 50, "tools": [{"type": "web_search"}]}
+    with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so max_cost_usd=5 cannot be"):
+        workspace.engine().plan(labeling(params=searching, max_cost_usd=5), tickets(2))
+    with pytest.raises(BudgetError, match=r"one of them can cost \$0.082.*, which is more than max_cost_usd=0.08"):
+        workspace.engine().plan(labeling(**FREE_TEXT, max_cost_usd="0.08", spend=spend("measured")), tickets(2))
+    with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so the budget of"):
+        workspace.engine(budgets=[Budget(5)]).plan(labeling(params=searching), tickets(2))
+    assert not workspace.emulator.books.batches
