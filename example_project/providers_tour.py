@@ -1,6 +1,6 @@
-"""The same labeling through five clouds' batch APIs, all emulated on this machine, in one process.
+"""The same labeling through six clouds' batch APIs, all emulated on this machine, in one process.
 
-    tweets ──▶ tour_<provider>_batch ─▶ tour_<provider>  (five of them) ─┬─▶ tour_eval
+    tweets ──▶ tour_<provider>_batch ─▶ tour_<provider>  (six of them) ─┬─▶ tour_eval
     tweet_gold ─────────────────────────────────────────────────────────┘
 
 Real: the assets, the engine, each vendor's own SDK, and the S3 and Cloud Storage protocols that files go through.
@@ -33,6 +33,7 @@ from dagster_llm_batch import (
     VertexBatchResource,
     evaluation_assets,
     llm_batch_assets,
+    preset,
 )
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs, local_s3
@@ -45,6 +46,7 @@ __all__ = ["MODELS", "Clouds", "clouds", "go", "show", "tour"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "openai/gpt-5-nano": {},
+    "azure/gpt-4o": {},
     "anthropic/claude-haiku-4-5": {"max_tokens": 64},
     "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0": {"max_tokens": 64},
     "vertex/gemini-2.5-flash": {"max_output_tokens": 64},
@@ -62,14 +64,14 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 @dataclass(frozen=True)
 class Clouds:
-    """Five emulated vendors, and the storage that two of them need."""
+    """Six emulated vendors, and the storage that two of them need."""
 
     emulator: Emulator
     s3_url: str
     gcs_url: str
 
     def resource(self) -> LLMBatchResource:
-        """What a deployment would be given: all five, here with other addresses."""
+        """What a deployment would be given: all six, here with other addresses."""
         emulator, key = self.emulator, DEFAULT_KEY
         return LLMBatchResource(
             openai=OpenAIBatchResource(api_key=key, base_url=emulator.openai_base_url),
@@ -93,6 +95,7 @@ class Clouds:
                 access_token=key,
             ),
             gemini=GeminiBatchResource(api_key=key, base_url=emulator.gemini_base_url),
+            providers={"azure": preset("azure", api_key=key, base_url=emulator.azure_base_url)},
         )
 
 
@@ -194,7 +197,7 @@ def _sum(amounts: pl.Series) -> Decimal | None:
 def show(rows: pl.DataFrame) -> Table:
     """The table that the tour ends with."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
-    table.title = f"One labeling through five providers\n({SIMULATED})"
+    table.title = f"One labeling through six providers\n({SIMULATED})"
     table.add_column("provider", no_wrap=True)
     table.add_column("model", overflow="fold")
     for name in ("labeled", "accuracy", "cost", "real-time", "saved", "basis"):
@@ -219,9 +222,7 @@ def show(rows: pl.DataFrame) -> Table:
 def go() -> None:
     """The whole tour, printed."""
     console = Console(highlight=False)
-    console.print(
-        f"Five providers, emulated on this machine; {_DAY}'s tweets to each. Some 30 seconds.", soft_wrap=True
-    )
+    console.print(f"Six providers, emulated on this machine; {_DAY}'s tweets to each. Some 30 seconds.", soft_wrap=True)
     with clouds() as around, tempfile.TemporaryDirectory() as folder:
         console.print(show(tour(around, Path(folder))))
         books = around.emulator.books

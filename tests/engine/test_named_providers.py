@@ -11,7 +11,7 @@ import pytest
 
 from dagster_llm_batch.engine import Fallback, Limits, Resend
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.errors import ConfigError, TransientError
+from dagster_llm_batch.errors import ConfigError, ProviderError, TransientError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
 from tests.engine.workspace import Workspace, assert_total, labeling, tickets
@@ -66,6 +66,19 @@ def test_a_create_call_whose_answer_was_lost_is_looked_for_in_its_own_account(wo
     assert status.submission.outcomes == {"succeeded": 3}
     assert asked(workspace, status.submission.submission_id) == [("openai_eu", "eu")]
     assert len(workspace.emulator.books.batches) == 1
+
+
+def test_no_accounts_key_is_in_what_its_provider_says(workspace: Workspace) -> None:
+    """Not even where the key has a form that nobody would take for one."""
+    for name, key in (("plain_a", "0123456789-of-account-a"), ("plain_b", "0123456789-of-account-b")):
+        said = WireFault(kind="status", route="GET *", status=400, message=f"no batch for {key}", times=1)
+        with Emulator(keys={key: name}, faults=[said]) as emulator:
+            provider = workspace.openai_at(emulator.openai_base_url, api_key=key, name=name)
+            workspace.providers[name] = provider
+            with pytest.raises(ProviderError) as refused:
+                workspace.engine().provider(name).poll(["batch_1"])
+            assert "no batch for ***" in str(refused.value)
+            assert key not in f"{refused.value} {provider!r}"
 
 
 def test_a_queue_limit_holds_for_its_name_alone(workspace: Workspace) -> None:

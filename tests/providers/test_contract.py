@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sample_batches import labeler, until
 
+from dagster_llm_batch import preset
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
@@ -38,6 +39,16 @@ class TestAzure(ProviderContract):
         with Emulator() as emulator:
             provider = OpenAIProvider(DEFAULT_KEY, emulator.azure_base_url, server=SERVERS["azure"])
             yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+
+
+class TestOwnServer(ProviderContract):
+    """A gateway before vLLM, which is documented as OpenAI's wire: without a key of anybody's."""
+
+    @pytest.fixture
+    def subject(self) -> Iterator[ProviderUnderTest]:
+        with Emulator(keys=None) as emulator:
+            provider = preset("vllm", base_url=emulator.openai_base_url).provider()
+            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle)
 
 
 class TestAnthropic(ProviderContract):

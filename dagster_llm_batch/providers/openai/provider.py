@@ -239,7 +239,7 @@ class OpenAIProvider(StainlessProvider):
                         if tags.get(TAG_KEY) == tag and batch.id not in hints.known:
                             ours[batch.id] = None
                         elif not tags and (time is None or time >= since):
-                            untagged[batch.id] = batch.input_file_id
+                            untagged[batch.id] = getattr(batch, "input_file_id", None)
                         times.append(time)
                     if _newest_first(times) and all(time < since for time in times[-len(page) :] if time is not None):
                         break
