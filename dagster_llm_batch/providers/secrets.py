@@ -111,9 +111,14 @@ def _verb(verb: Callable[..., Any], mask_value: Callable[[Mask, Any], Any] | Non
 def _fetching(fetch: Callable[[Any, str], Iterator[bytes]]) -> Callable[[Any, str], Iterator[bytes]]:
     @wraps(fetch)
     def call(self: Any, batch_id: str) -> Iterator[bytes]:
-        mask = Mask(self._secrets())
         try:
-            yield from map(mask.line, fetch(self, batch_id))
+            lines = fetch(self, batch_id)
+            if (first := next(lines, None)) is None:
+                return
+            # asked for after the first call, which may have got the first token
+            mask = Mask(self._secrets())
+            yield mask.line(first)
+            yield from map(mask.line, lines)
         except LLMBatchError:
             with Mask(self._secrets()).errors():
                 raise

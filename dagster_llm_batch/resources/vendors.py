@@ -93,8 +93,8 @@ class OpenAIBatchResource(ProviderResource):
     server: str = Field(
         default="openai",
         description=(
-            "Which server it is: openai, azure, groq, deepinfra, doubleword, parasail, dashscope, vllm, aibrix or ogx. "
-            "Limits, windows, prices and what else is known of it are taken from there."
+            f"Which server it is: {', '.join(SERVERS)}. Limits, windows, prices and what else is known of it are taken "
+            "from there."
         ),
     )
     base_url: str | None = Field(

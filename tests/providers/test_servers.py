@@ -197,6 +197,15 @@ def test_a_token_is_asked_for_at_each_call_and_no_token_is_shown(emulator: Emula
     assert "bad *** ***" in str(refused.value)
 
 
+def test_the_first_token_is_masked_in_the_first_results_that_are_read() -> None:
+    """In a process that has asked for nothing yet."""
+    line = b'{"custom_id":"n-0","response":{"status_code":400,"body":"' + TOKENS[0].encode() + b'"},"error":null}\n'
+    batch = {"id": "batch_1", "object": "batch", "status": "completed", "output_file_id": "file-1"}
+    with odd_server(lambda _, path: line if path.endswith("/content") else batch) as url:
+        provider = OpenAIProvider(lambda: TOKENS[0], url, server=SERVERS["azure"])
+        assert b"".join(provider.fetch("batch_1")) == line.replace(TOKENS[0].encode(), b"***")
+
+
 @pytest.mark.parametrize("token", ["", "a token", None, OSError("no identity here")])
 def test_without_a_token_nothing_is_sent(emulator: Emulator, token) -> None:
     def make_token() -> str:
