@@ -15,6 +15,7 @@ from concurrent.futures import Future, as_completed
 from dagster_llm_batch.engine.deployment import Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
+from dagster_llm_batch.engine.submit import write_receipts
 from dagster_llm_batch.errors import (
     ConfigError,
     CredentialsError,
@@ -67,7 +68,8 @@ class Answerer:
         answers = answers_so_far(payloads, shard)
         before = len(answers)
         # Committed before the first call: a process that dies after this must not let the same calls be made again.
-        ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        sent = ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
+        write_receipts(self._deployment, [sent])
         stopped_by = self._ask_all(provider, lines, answers)
         # What another process has recorded of this shard stays: these answers are lost, as those of a killed one are.
         self._lease.check()

@@ -14,8 +14,8 @@ A ledger that is restored from a backup, or a second one of the same namespace, 
 have it sent, and paid, again. Between the intent and the call each shard gets a receipt in the payload store: shard
 and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
 knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
-nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. Real time has none: no
-provider can be asked what became of a call.
+nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. No provider can be
+asked what became of calls in real time: their answers serve where they are stored, and count as not answered else.
 
 The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
 
@@ -406,13 +406,11 @@ class Sender:
         # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
         # wave where the policy says so.
         if carrier.lane is Lane.REALTIME:
-            self._ledger.move_shards(
-                ids,
-                Move.ANSWERED,
-                status=BatchStatus.ENDED,
-                ended_at=self._deployment.clock(),
-                reason="the process that asked in real time ended before its answers were stored",
-            )
+            reason = "the process that asked in real time ended before its answers were stored"
+            if self._deployment.payloads.exists(beside(carrier, RAW)):
+                reason = "the ledger had forgotten its calls in real time, whose answers are stored"
+            now = self._deployment.clock()
+            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
             return
         provider = self._deployment.provider_of(carrier)
         requests = sum(shard.requests for shard in shards) + carrier.padding

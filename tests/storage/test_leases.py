@@ -19,7 +19,7 @@ from dagster_llm_batch.storage.ledger.schema import LEASE
 
 def rows(ledger):
     with ledger._database.read() as connection:
-        return [tuple(row) for row in connection.execute(sa.select(LEASE))]
+        return [tuple(row) for row in connection.execute(sa.select(LEASE).where(LEASE.c.name != "machine"))]
 
 
 def put(ledger, owner, expires_at, name="collect"):
@@ -114,7 +114,7 @@ def test_two_machines_at_work_on_one_sqlite_file_are_refused_before_anything_is_
     put(ledger, owner, utc_now() + timedelta(seconds=30), name="theirs")
     threading.Timer(0.5, put, (ledger, owner, utc_now() + timedelta(seconds=60), "theirs")).start()
     with (
-        pytest.raises(LedgerError, match=r"Two machines work on the ledger .* at once: .*-2/.*PostgreSQL"),
+        pytest.raises(LedgerError, match=r"Two machines work on the ledger .*: .*-2/.*PostgreSQL"),
         ledger.hold_leases("mine"),
     ):
         pass
@@ -135,6 +135,24 @@ def test_what_another_machine_left_is_no_sign_of_two(new_ledger_url):
     with ledger.hold_leases("mine") as lease, ledger.hold_leases("mine too"):
         lease.check()
         ledger.active_leases()
+    ledger.close()
+
+
+def test_two_machines_whose_leases_never_overlap_are_noticed_by_the_process_that_was_there_before(sqlite_url):
+    ledger = Ledger(sqlite_url)
+    # What the process before this one has left, on a machine that is gone.
+    put(ledger, of_another_machine(Ledger(f"{sqlite_url}-2")), utc_now() - timedelta(days=1), name="machine")
+    ledger.active_leases()
+    for _ in range(2):
+        with ledger.hold_leases("mine"):
+            ledger.active_leases()
+    # A process there takes a lease, and gives it back.
+    put(ledger, of_another_machine(ledger), utc_now(), name="machine")
+    with pytest.raises(LedgerError, match=r"Two machines work on the ledger .*-2/"), ledger.hold_leases("mine"):
+        pass
+    with pytest.raises(LedgerError, match="Two machines"):
+        ledger.active_leases()
+    assert rows(ledger) == []
     ledger.close()
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime
 from dagster_llm_batch.engine.request_files import halve, split_requests
+from dagster_llm_batch.errors import CredentialsError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
@@ -71,14 +72,14 @@ class Site:
         engine.submit(LABELS, submission.submission_id)
         return submission.submission_id
 
-    def finish(self, submission_id: str) -> dict[str, int]:
+    def finish(self, submission_id: str, labeling: Labeling = LABELS) -> dict[str, int]:
         """Go on as the sensor and its runs do, until it is settled; return the outcomes."""
         for _ in range(8):
             self.emulator.settle()
             self.skipped += timedelta(hours=1)
             engine = self.engine()
             for progress in engine.ledger.progress("n"):
-                engine.advance(LABELS, progress.submission.submission_id)
+                engine.advance(labeling, progress.submission.submission_id)
             if (submission := engine.ledger.submission(submission_id)).is_settled:
                 return dict(submission.outcomes)
         raise AssertionError(engine.status(submission_id))
@@ -293,6 +294,44 @@ def test_rows_are_erased_of_what_a_restored_ledger_has_forgotten_too(site: Site,
     for path in [file.path for file in engine.payloads.files("n") if not file.path.endswith(".parquet")]:
         with engine.payloads.reader(path) as stored:
             assert b"Ticket 3" not in stored.read()
+
+
+URGENT = replace(LABELS, realtime=Realtime(urgent="is_urgent"))
+URGENT_ROWS = [{**row, "is_urgent": True} for row in ROWS]
+
+
+@pytest.mark.parametrize("backed_up", ["lacking", "planned"])
+def test_answers_in_real_time_that_a_restored_ledger_has_forgotten_are_not_paid_again(
+    site: Site, backed_up: str
+) -> None:
+    backup = site.back_up()
+    submission_id = site.engine().plan(URGENT, URGENT_ROWS).submission_id
+    if backed_up == "planned":
+        backup = site.back_up()
+    site.engine().advance(URGENT, submission_id)
+    assert len(site.emulator.books.executions) == 6
+    site.restore(backup)
+    assert site.engine().find_forgotten()
+    assert site.engine().plan(URGENT, URGENT_ROWS).submission_id == submission_id
+    assert site.finish(submission_id, URGENT) == {"succeeded": 6}
+    assert site.restored(submission_id)
+    assert len(site.emulator.books.executions) == 6
+
+
+def test_calls_in_real_time_of_unknown_end_are_asked_again_in_the_next_wave_and_a_person_is_told(site: Site) -> None:
+    backup = site.back_up()
+    site.emulator.inject(WireFault(kind="status", status=401, route="POST /v1/chat/completions", times=None, skip=2))
+    submission_id = site.engine().plan(URGENT, URGENT_ROWS).submission_id
+    with pytest.raises(CredentialsError):
+        site.engine().submit(URGENT, submission_id)
+    answered = len(site.emulator.books.executions)
+    site.emulator.clear_faults()
+    site.restore(backup)
+    assert site.engine().plan(URGENT, URGENT_ROWS).submission_id == submission_id
+    # What was stored of the shard before it was put back serves.
+    assert site.finish(submission_id, URGENT) == {"succeeded": 6}
+    assert site.restored(submission_id)
+    assert answered <= len(site.emulator.books.executions) == 6
 
 
 def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:

@@ -8,8 +8,10 @@ of each other.
 Refuses to guess: a process of another host, container or boot is alive until its lease expires.
 
 SQLite keeps a file safe between processes of one machine only. Where a process of another one renews its lease on the
-same file, as pods do that share a volume, whoever sees it does nothing. A lease of another boot that nobody renews is
-no sign of that: a laptop starts anew, and a container moves to another machine.
+same file, as pods do that share a volume, whoever sees it does nothing. So does a process that has taken a lease here
+and sees that one of another machine did so since: the file has the name of the last machine. A lease of another boot
+that nobody renews, and another machine's name that a process finds when it begins, are no signs of that: a laptop
+starts anew, and a container moves to another machine.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ _LONGEST_SECONDS = 60.0
 
 # Host name, boot, process namespace: see `_host`.
 _HOST_PARTS = 3
+
+# The name of the row that says which machine took a lease last. It is no lease, and expired when it is written.
+_MACHINE = "machine"
 
 # No lease is made for so long. One that expires later was taken by a clock that was ahead; its time says nothing.
 _BEYOND_ANY = timedelta(hours=2)
@@ -127,6 +132,7 @@ class Lease:
         inserted = False
         while not inserted and row is None:  # a holder can give it back between our two statements
             with self._database.write() as connection:
+                _note_machine(self._database, connection, now)
                 inserted = insert_or_nothing(connection, LEASE, {"name": name, **wanted}, "name")
                 if inserted:
                     continue
@@ -138,6 +144,7 @@ class Lease:
                     return _Holder(name, row["owner"], row["expires_at"])
                 seen = (LEASE.c.name == name) & (LEASE.c.owner == row["owner"])
                 connection.execute(sa.update(LEASE).where(seen).values(wanted))
+        _noted_in.add(self._database.shown_url)
         self._expires_at = expires_at
         return None
 
@@ -205,6 +212,18 @@ def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]
 _seen: dict[tuple[str, str], datetime] = {}
 
 
+# The ledgers that have this machine's name from a process that is this one.
+_noted_in: set[str] = set()
+
+
+def _note_machine(database: Database, connection: sa.Connection, now: datetime) -> None:
+    """Record that a process of this machine takes a lease on a SQLite file, once in its life."""
+    if database.is_file and database.shown_url not in _noted_in:
+        connection.execute(sa.delete(LEASE).where(LEASE.c.name == _MACHINE))
+        row = {"name": _MACHINE, "owner": _process(os.getpid()) + ":", "expires_at": now}
+        connection.execute(sa.insert(LEASE).values(row))
+
+
 def _refuse_other_machines(database: Database, clock: Callable[[], datetime]) -> None:
     """Wait until leases of other machines on a SQLite file have expired. Raise LedgerError where one is renewed."""
     began = time.monotonic()
@@ -227,21 +246,28 @@ def _watch_other_machines(database: Database, clock: Callable[[], datetime]) -> 
     if not database.is_file or own is None:
         return {}
     with database.read() as connection:
-        rows = connection.execute(sa.select(LEASE.c.owner, LEASE.c.expires_at).where(_is_held(clock()))).all()
+        rows = connection.execute(sa.select(LEASE).where(_is_held(clock()) | (LEASE.c.name == _MACHINE))).all()
     others = {row.owner: row.expires_at for row in rows if _boot(_host_of(row.owner)) not in (None, own)}
+    last = next((row.owner for row in rows if row.name == _MACHINE), None)
+    if last is not None and others.pop(last, None) is not None and database.shown_url in _noted_in:
+        raise _two_machines(database, last)
     for place in [place for place in _seen if place[0] == database.shown_url and place[1] not in others]:
         del _seen[place]
     for owner, expires_at in others.items():
         before = _seen.get((database.shown_url, owner))
         _seen[database.shown_url, owner] = expires_at
         if before is not None and before < expires_at:
-            raise LedgerError(
-                f"Two machines work on the ledger {database.shown_url} at once: {_host()} and {_host_of(owner)}. "
-                "SQLite keeps a file safe between the processes of one machine only; on a shared volume it can forget "
-                "what was paid for. Nothing was done. Give the deployment a ledger in PostgreSQL (ledger_url), or let "
-                "all of it run on one machine."
-            )
+            raise _two_machines(database, owner)
     return others
+
+
+def _two_machines(database: Database, owner: str) -> LedgerError:
+    return LedgerError(
+        f"Two machines work on the ledger {database.shown_url}: {_host()} and {_host_of(owner)}. "
+        "SQLite keeps a file safe between the processes of one machine only; on a shared volume it can forget "
+        "what was paid for. Nothing was done. Give the deployment a ledger in PostgreSQL (ledger_url), or let "
+        "all of it run on one machine; a process that began before the ledger was moved here is to be started again."
+    )
 
 
 def _is_held(now: datetime) -> sa.ColumnElement[bool]:
