@@ -22,7 +22,8 @@ from dagster_llm_batch.engine.deployment import _openai_tokenizer
 from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.errors import BudgetError
-from dagster_llm_batch.testing.emulator import Emulator, Reply
+from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, PromptCache, Reply
 
 GOOD = '{"topic": "bug", "urgency": 3}'
 # The start of a PNG file of 1,024 by 1,024 pixels.
@@ -298,3 +299,24 @@ def test_of_what_was_canceled_halfway_nothing_is_learned(tmp_path: Any) -> None:
     assert whole.billed is not None
     assert (whole.billed["requests"], whole.billed["replies"], whole.billed["times"]) == (60, 60, 1.0)
     assert workspace.engine().deployment.learned(definition) is not None
+
+
+def test_what_a_cached_prefix_saves_is_learned(tmp_path: Any) -> None:
+    """Tokens alone would not tell: nine tenths of the input cost a tenth."""
+    rules = "Rules for labels, the same for every row. " * 200
+    prompt = Prompt(system=rules, user="{{ body }}", cache_prefix=True)
+    definition = labeling(model="anthropic/claude-sonnet-4-5", prompt=prompt, response=None)
+    with Emulator(answer=PromptCache()) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        workspace.providers["anthropic"] = AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url)
+        ratios = []
+        for day in range(4):
+            rows = tickets(50, start=50 * day)
+            submission = workspace.run(definition, rows, partition=str(day)).submission
+            ratios.append(float((submission.estimated_usd or 0) / (submission.cost_usd or 1)))
+        learned = workspace.engine().deployment.learned(definition)
+    assert ratios[0] > 3
+    # Only on the first day the prefix had to be written, which costs as much as twelve reads of it.
+    assert 1.1 > ratios[3] > 0.95
+    assert learned is not None
+    assert learned.times < 0.5

@@ -126,6 +126,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN p05_usd TEXT",
         "ALTER TABLE submission ADD COLUMN learned_from BIGINT",
         "ALTER TABLE submission ADD COLUMN billed TEXT",
+        # The last ones of an asset are looked up whenever it is planned.
+        "CREATE INDEX submission_by_asset ON submission (namespace, asset, created_at)",
         # What answers cost in parts, and whose money it is: a table of costs is summed without a look at results.
         "ALTER TABLE submission ADD COLUMN tags TEXT",
         "ALTER TABLE shard ADD COLUMN replies BIGINT",
