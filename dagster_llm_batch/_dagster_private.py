@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "asset_graph",
+    "check_history",
     "check_target",
     "env_file",
     "failed_evaluations",
@@ -225,6 +226,20 @@ def failed_evaluations(
         if len(page) < _PAGE or page[-1].create_timestamp < since - _LONGEST_RUN_SECONDS:
             return
         cursor = page[-1].id
+
+
+def check_history(
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, limit: int
+) -> Iterator[tuple[str | None, AssetCheckEvaluation]]:
+    """Yield the last evaluations of a check, each with its partition; the newest first."""
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        check,
+        limit=limit,
+        status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
+    )
+    for record in records:
+        if record.evaluation is not None:
+            yield record.partition, record.evaluation
 
 
 def failed_ticks(

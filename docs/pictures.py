@@ -28,6 +28,7 @@ from dagster_llm_batch.metrics import (
     pareto_png,
     reliability_png,
 )
+from dagster_llm_batch.metrics.looks import look_level
 
 CLASSES = np.array(["billing", "bug", "how_to", "refund"])
 TOPIC = Target("topic", confidence_column="confidence")
@@ -78,6 +79,8 @@ drifts = [
         target="topic",
         against=f"{min(i, 7)} days before",
         max_psi=0.25,
+        level=look_level(i),
+        earlier=[counts[other] for other in days[max(0, i - 28) : i]],
         adwin_changed=seen[day],
     )
     for i, day in enumerate(days)

@@ -9,11 +9,11 @@ import dagster as dg
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
-from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation import gold_metadata
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.looks import Looks
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
@@ -31,10 +31,13 @@ __all__ = ["evaluation_assets"]
 
 
 def _prepare(
-    design: EvaluationSpec, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
+    design: EvaluationSpec, main: dg.AssetKey, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
 ) -> Callable[[str | None], Tables]:
     upstreams = Upstreams(context, design)
     accepted = Accepted(context, design, accepted_spec) if design.regression else None
+    looks = {
+        name: Looks(context, dg.AssetCheckKey(main, name), design.builder.partitions_def) for name in (CHECK, "ece")
+    }
 
     def compute(partition: str | None) -> Tables:
         read = upstreams.read(partition)
@@ -49,10 +52,16 @@ def _prepare(
         regressions = accepted.regressions(read) if accepted else []
 
         def table(suffix: str) -> Computed:
-            computed = _computed(design, suffix, read, report, regressions, accepted_spec.key)
+            computed = _computed(design, suffix, read, report, regressions)
             if accepted and suffix == "versions":
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
-            return computed
+            if suffix:
+                return computed
+            verdicts = design.thresholds.verdicts(report, partition, looks["ece"])
+            if accepted:
+                severity = design.thresholds.severity
+                verdicts.append(regression_verdict(regressions, looks[CHECK], partition, accepted, severity))
+            return replace(computed, verdicts=verdicts)
 
         # The main table comes last: a blocking check of it may end the run, and the others are stored by then.
         return {suffix: partial(table, suffix) for suffix in (*reversed(list(design.beside)), "")}
@@ -66,7 +75,6 @@ def _computed(
     read: Read,
     report: EvaluationReport,
     regressions: Sequence[Regression],
-    accepted: dg.AssetKey,
 ) -> Computed:
     """Return one of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be
     evaluated.
@@ -82,7 +90,6 @@ def _computed(
         lineage = gold_metadata.mistakes_lineage(report.mistakes.schema, **sources)
         metadata = {**gold_metadata.mistakes_metadata(report.mistakes), "dagster/column_lineage": lineage}
         return Computed(report.mistakes, metadata, gold_metadata.mistakes_docs(design.candidates))
-    verdicts: list[CheckOutcome] = []
     if suffix == "per_class":
         table, metadata = report.per_class, gold_metadata.per_class_metadata(report)
     elif suffix == "calibration":
@@ -91,11 +98,8 @@ def _computed(
         table, metadata = regressions_to_arrow(regressions), gold_metadata.versions_metadata(regressions)
     else:
         table, metadata = evaluations_to_arrow(report.evaluations), gold_metadata.evaluation_metadata(report, read)
-        verdicts = design.thresholds.verdicts(report)
-        if design.regression:
-            verdicts.append(regression_verdict(regressions, accepted, design.thresholds.severity))
     lineage = gold_metadata.column_lineage(table.schema, **sources)
-    return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS, verdicts)
+    return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS)
 
 
 @checked_options(PartitionOptions, EvaluationBuilder)
@@ -222,7 +226,7 @@ def evaluation_assets(
     if regression:
         not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))
-    assets = [builder.asset(specs, partial(_prepare, design, accepted), checks)]
+    assets = [builder.asset(specs, partial(_prepare, design, specs[""].key, accepted), checks)]
     if regression:
         assets.append(accepted_asset(design, accepted, by_hand))
     return assets

@@ -10,7 +10,9 @@ since a candidate's own table is overwritten by its next version. That the next 
 Dagster's graph, which has no circles; the evaluation's metadata link to the run that accepted.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
@@ -25,13 +27,15 @@ from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder
+from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, code_digest
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
+from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import columns_of
 from dagster_llm_batch.metadata import figure_key
-from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between, worse
+from dagster_llm_batch.metrics import Evaluation, Regression, evaluate, join, regression_between
 from dagster_llm_batch.metrics.clusters import REQUEST
+from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.text import plain_text
@@ -70,6 +74,15 @@ class Accepted:
         self._design = design
         self._spec = spec
         self._event = context.instance.get_latest_materialization_event(spec.key)
+
+    @property
+    def shown_key(self) -> str:
+        return self._spec.key.to_user_string()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that accepted."""
+        return None if self._event is None else self._event.run_id
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -133,55 +146,93 @@ class Accepted:
 
 
 def regression_verdict(
-    regressions: Sequence[Regression], accepted: dg.AssetKey, severity: dg.AssetCheckSeverity
+    regressions: Sequence[Regression],
+    looks: Looks,
+    partition: str | None,
+    accepted: Accepted,
+    severity: dg.AssetCheckSeverity,
 ) -> CheckOutcome:
     """Return the verdict, which passes if no accepted candidate is surely worse than it was. Where nothing is accepted
     yet, or the rows are too few for a verdict, it does not fail either, and says so first.
     """
-    bad = worse(regressions)
     if not regressions:
-        description = (
-            f"Nothing is accepted yet. Materialize {accepted.to_user_string()} with candidates= in its run config."
+        hint = f"Materialize {accepted.shown_key} with candidates= in its run config."
+        return CheckOutcome(CHECK, True, severity, f"Nothing is accepted yet. {hint}", {})  # noqa: FBT003  # a field
+    compared = [regression for regression in regressions if regression.n_both]
+    look = Look(
+        partition,
+        # Versions that say the same on all rows cannot fail: that is no look.
+        state=code_digest(compared) if any(one.n_fixed or one.n_broken for one in compared) else "",
+        question=accepted.run_id or "",
+        payoffs={_name(one): one.log_payoffs for one in compared},
+    )
+    judged = [_Judged.of(one, look, looks, len(compared)) for one in regressions]
+    bad = [one for one in judged if one.is_worse]
+    description = " ".join(one.sentence for one in bad or sorted(judged, key=lambda one: one.p_life is not None))
+    if not any(one.p_life is not None for one in judged):
+        description = f"Nothing was judged. {description}"
+    figures: dict[str, Any] = {}
+    for one in judged:
+        names = (one.regression.candidate, one.regression.target)
+        if one.regression.p_worse is not None:
+            figures[figure_key("p_worse", *names)] = one.regression.p_worse
+        if one.p_life is None:
+            figures[figure_key("too_few_rows", *names)] = one.rows_short
+        else:
+            figures[figure_key("p_worse_over_looks", *names)] = one.p_life
+    return CheckOutcome(
+        CHECK, passed=not bad, severity=severity, description=description, metadata={**figures, **looks.keep(look)}
+    )
+
+
+def _name(regression: Regression) -> str:
+    """Return what evidence is pooled for: another prompt's labels are another question."""
+    return ", ".join([regression.candidate, regression.target, *regression.current_versions])
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """`p_life`: how often a life of looks at equal versions would show as much; None where so few units can show
+    nothing. `units_wanted` could.
+    """
+
+    regression: Regression
+    p_life: float | None
+    units_wanted: int
+
+    @classmethod
+    def of(cls, regression: Regression, look: Look, looks: Looks, n_compared: int) -> "_Judged":
+        if look.partition is not None and regression.n_units:
+            return cls(regression, min(1.0, n_compared / looks.evidence(look, _name(regression))), 1)
+        level = looks.level(look, n_compared)
+        # If all units got worse, chance would do that in one of 2 ** units looks.
+        wanted = math.ceil(-math.log2(level))
+        if regression.p_worse is None or regression.n_units < wanted:
+            return cls(regression, None, wanted)
+        return cls(regression, min(1.0, regression.p_worse * ALPHA / level), wanted)
+
+    @property
+    def is_worse(self) -> bool:
+        return self.p_life is not None and self.p_life < ALPHA
+
+    @property
+    def rows_short(self) -> str:
+        return f"{self.regression.n_units} of {self.units_wanted}"
+
+    @property
+    def sentence(self) -> str:
+        regression = self.regression
+        subject = f"{plain_text(regression.candidate)}, {plain_text(regression.target)}"
+        if regression.accepted is None or regression.current is None:
+            return f"{subject}: no gold row in common with the accepted version."
+        form = ".3f" if regression.kind == "numeric" else ".1%"
+        life = f"{self.p_life:.2g} over all looks" if self.p_life is not None else ""
+        life = life or f"too few rows for a verdict: {self.rows_short}"
+        verdict = f"p = {regression.p_worse:.2g} in this look, {life}"
+        return (
+            f"{subject}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
+            f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."
         )
-    else:
-        description = " ".join(map(_sentence, bad or sorted(regressions, key=_is_judged)))
-        if not any(map(_is_judged, regressions)):
-            description = f"Nothing was judged. {description}"
-    metadata: dict[str, Any] = {
-        figure_key("p_worse", regression.candidate, regression.target): regression.p_worse
-        for regression in regressions
-        if regression.p_worse is not None
-    }
-    metadata |= {
-        figure_key("too_few_rows", regression.candidate, regression.target): _rows_short(regression)
-        for regression in regressions
-        if not _is_judged(regression)
-    }
-    return CheckOutcome(CHECK, passed=not bad, severity=severity, description=description, metadata=metadata)
-
-
-def _sentence(regression: Regression) -> str:
-    subject = f"{plain_text(regression.candidate)}, {plain_text(regression.target)}"
-    if regression.accepted is None or regression.current is None:
-        return f"{subject}: no gold row in common with the accepted version."
-    form = ".3f" if regression.kind == "numeric" else ".1%"
-    verdict = (
-        f"p = {regression.p_worse:.2g}"
-        if _is_judged(regression)
-        else f"too few rows for a verdict: {_rows_short(regression)}"
-    )
-    return (
-        f"{subject}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
-        f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."
-    )
-
-
-def _is_judged(regression: Regression) -> bool:
-    return regression.p_worse is not None
-
-
-def _rows_short(regression: Regression) -> str:
-    return f"{regression.n_both} of {regression.rows_wanted}"
 
 
 def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: EvaluationBuilder) -> dg.AssetsDefinition:

@@ -28,10 +28,13 @@ from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.candidates import check_targets
+from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
 from dagster_llm_batch.metrics.key_hash import draw_keys
+from dagster_llm_batch.metrics.limits import share_p_below
+from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
 from dagster_llm_batch.types import Lane
 
@@ -103,8 +106,8 @@ def skew_assets(
             None (in YAML null): all of them. Only those that came in batches of the labels' own model are drawn.
         seed: Seed of the drawing; another one draws other rows.
         max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this many US dollars.
-        min_agreement: Least share of equal values, of every target, as a check. It fails where even the upper end of
-            the interval is below, so that a small sample does not fail by chance.
+        min_agreement: Least share of equal values, of every target, as a check. It fails where chance does not explain
+            that the sample has less (exact test; the looks at all partitions share 5 %, see `evaluation.looks`).
         check_severity: Severity of the check when it fails.
         blocking: Whether the failed check holds back what is downstream.
         realtime: How many calls run at once, and how long they wait. All rows of the sample are asked at once, so it
@@ -161,16 +164,17 @@ def skew_assets(
         least = f"At least {min_agreement:.0%} of the labels are the same in real time."
         checks.append(builder.check(_AGREEMENT, least, blocking=blocking))
     resource_keys = {dataset.resource_key, *dataset.rows_resource_keys}
-    return [builder.asset(specs, partial(_prepare, skew), checks, resource_keys)]
+    return [builder.asset(specs, partial(_prepare, skew, specs[""].key), checks, resource_keys)]
 
 
-def _prepare(skew: "_Skew", context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+def _prepare(skew: "_Skew", main: dg.AssetKey, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
     engine = skew.dataset.engine(context)
     # before any row is read
     engine.check(skew.labeling)
+    looks = Looks(context, dg.AssetCheckKey(main, _AGREEMENT), skew.dataset.partitions_def)
 
     def compute(partition: str | None) -> Tables:
-        sample, figures = skew.compute(context, engine, partition)
+        sample, figures = skew.compute(context, engine, partition, looks)
         return {"sample": lambda: sample, "": lambda: figures}
 
     return compute
@@ -189,7 +193,7 @@ class _Skew:
     severity: dg.AssetCheckSeverity
 
     def compute(
-        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, looks: Looks
     ) -> tuple[Computed, Computed]:
         """Return the sample side by side, and the figures."""
         batch = self._drawn(context, engine, partition)
@@ -203,7 +207,7 @@ class _Skew:
             **({} if cost is None else {"llm_batch/cost_usd": float(cost)}),
             "llm_batch/submission_id": status.submission.submission_id,
         }
-        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement)]
+        verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement, partition, looks)]
         sample = side_by_side(batch, realtime, key=key, targets=names)
         differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
         return (
@@ -266,20 +270,31 @@ class _Skew:
             f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
         )
 
-    def _verdict(self, skews: Sequence[Skew], least: float) -> CheckOutcome:
-        judged = [(skew, skew.agreement, skew.agreement_high) for skew in skews]
+    def _verdict(self, skews: Sequence[Skew], least: float, partition: str | None, looks: Looks) -> CheckOutcome:
+        """Return the verdict: a target fails where a share of `least` would show so few equal values too seldom."""
+        judged = [(skew, share) for skew in skews if (share := skew.agreement) is not None]
+        p_values = [share_p_below(skew.n_same, skew.n_compared, least) for skew, _ in judged]
+        # What reaches the share cannot fail: that is no look.
+        below = any(share < least for _, share in judged)
+        look = Look(
+            partition, state=code_digest(*((skew.n_same, skew.n_compared) for skew, _ in judged)) if below else ""
+        )
+        level = looks.level(look, len(judged))
         lines = [
-            f"{plain_text(skew.target)}: {share:.1%} (up to {high:.1%}) of {skew.n_compared} are the same; at least "
-            f"{least:.1%} wanted"
-            for skew, share, high in judged
-            if share is not None and high is not None
+            f"{plain_text(skew.target)}: {share:.1%} of {skew.n_compared} are the same; at least {least:.1%} wanted"
+            + (
+                f" (p = {p:.2g} in this look, {min(1.0, p * ALPHA / level):.2g} over all looks)"
+                if share < least
+                else ""
+            )
+            for (skew, share), p in zip(judged, p_values, strict=True)
         ]
         return CheckOutcome(
             _AGREEMENT,
-            passed=all(high is None or high >= least for _, _, high in judged),
+            passed=all(p >= level for p in p_values),
             severity=self.severity,
             description=". ".join(lines) + "." if lines else "Nothing to compare.",
-            metadata={},
+            metadata=looks.keep(look),
         )
 
 

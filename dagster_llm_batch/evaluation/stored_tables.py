@@ -14,7 +14,7 @@ from dagster_llm_batch.assets.upstream import mapped_partitions, stack_tables
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 
-__all__ = ["StoredTables", "columns_of"]
+__all__ = ["StoredTables", "columns_of", "partition_places"]
 
 
 class StoredTables:
@@ -54,6 +54,10 @@ class StoredTables:
     def mapped(self, key: dg.AssetKey, partition: str) -> list[str | None]:
         """Return what `in_partition` would if all were materialized."""
         return mapped_partitions(self._graph, self._context.instance, self._reader, key, partition)
+
+    def places(self, key: dg.AssetKey) -> dict[str, int]:
+        """Return the place of each partition of an asset among all that it may have."""
+        return partition_places(self.partitions_def(key), self._context.instance)
 
     def before(self, partition: str) -> Iterator[str]:
         """Yield the partitions of what is computed that come before this one, the nearest first."""
@@ -96,6 +100,14 @@ class StoredTables:
             todo = " It was never materialized here: materialize it first." if never else ""
             raise InputError(f"{place} could not be read: {type(error).__name__}: {error}.{todo}") from error
         return columns_of(batches, place, columns, also=also, hint=hint)
+
+
+def partition_places(
+    partitions_def: dg.PartitionsDefinition[Any] | None, instance: dg.DagsterInstance
+) -> dict[str, int]:
+    """Return the place of each partition among all of them, materialized or not; nothing where there are none."""
+    keys = [] if partitions_def is None else partitions_def.get_partition_keys(dynamic_partitions_store=instance)
+    return {key: place for place, key in enumerate(keys)}
 
 
 def columns_of(

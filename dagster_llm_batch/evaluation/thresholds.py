@@ -11,13 +11,13 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck
+from dagster_llm_batch.evaluation.builder import EvaluationBuilder, MainCheck, code_digest
 from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
 from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
 from dagster_llm_batch.metrics.limits import miscalibration_p
-from dagster_llm_batch.metrics.looks import ALPHA
 
 __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
 
@@ -112,21 +112,34 @@ class Thresholds:
             for figure, wanted in self.limits.items()
         ]
 
-    def verdicts(self, report: EvaluationReport) -> list[CheckOutcome]:
+    def verdicts(self, report: EvaluationReport, partition: str | None, looks: Looks) -> list[CheckOutcome]:
         """Return one answer for each figure; it passes if every candidate keeps its limit on every categorical target.
 
-        Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough.
+        Without gold it passes, as there was nothing to miss; a figure that is not defined is not enough. `looks` are
+        those of the check `ece`, the only one here that is a test.
         """
-        return [self._verdict(figure, wanted, report) for figure, wanted in self.limits.items()]
+        return [self._verdict(figure, wanted, report, partition, looks) for figure, wanted in self.limits.items()]
 
-    def _verdict(self, figure: _Figure, wanted: Mapping[str, AtLeast], report: EvaluationReport) -> CheckOutcome:
+    def _verdict(
+        self,
+        figure: _Figure,
+        wanted: Mapping[str, AtLeast],
+        report: EvaluationReport,
+        partition: str | None,
+        looks: Looks,
+    ) -> CheckOutcome:
         measured = [
             evaluation
             for evaluation in report.evaluations
             if evaluation.kind == "categorical" and evaluation.candidate in wanted and evaluation.n_gold
         ]
+        kept: dict[str, Any] = {}
         if figure == "ece":
-            level = ALPHA / max(1, len(measured))
+            over = any(one.ece is not None and one.ece > wanted[one.candidate].least for one in measured)
+            # An error within the limit cannot fail: that is no look.
+            look = Look(partition, state=code_digest(report.calibrations) if over else "")
+            level = looks.level(look, len(measured))
+            kept = looks.keep(look)
             judged = [
                 _judge_ece(evaluation, wanted[evaluation.candidate].least, report, level) for evaluation in measured
             ]
@@ -142,9 +155,12 @@ class Thresholds:
             )
             or "No gold rows to measure.",
             metadata={
-                figure_name(evaluation, report.evaluations, one.figure): one.value
-                for evaluation, one in zip(measured, judged, strict=True)
-                if one.value is not None
+                **{
+                    figure_name(evaluation, report.evaluations, one.figure): one.value
+                    for evaluation, one in zip(measured, judged, strict=True)
+                    if one.value is not None
+                },
+                **kept,
             },
         )
 

@@ -57,7 +57,6 @@ from dagster_llm_batch.metrics.regression import (
     Regression,
     regression_between,
     regressions_to_arrow,
-    worse,
 )
 from dagster_llm_batch.metrics.report import EvaluationReport, compare, report_of
 from dagster_llm_batch.metrics.rubric import RUBRIC_SCHEMA, RubricScore, rubric_to_arrow, score_rubric
@@ -162,5 +161,4 @@ __all__ = [
     "tally",
     "total",
     "with_pareto_front",
-    "worse",
 ]

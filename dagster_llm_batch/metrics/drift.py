@@ -2,11 +2,12 @@
 
     PSI                       population stability index, the size of the shift: below 0.1 small, over 0.25 large
     Jensen-Shannon distance   the size too, from 0 (equal) to 1 (nothing in common)
-    chi-squared               whether chance explains it
+    chi-squared               whether chance explains it, and whether the dataset's own variation does
 
-A large shift in few rows may be chance, and a shift that is surely there may be too small to matter: labels have
-drifted where PSI is over a limit *and* chance does not explain it. ADWIN, an online detector, finds slow shifts too, in
-which each partition is like those just before it.
+A large shift in few rows may be chance, a shift that is surely there may be too small to matter, and one that comes
+every Sunday is no news: labels have drifted where PSI is over a limit, chance does not explain it *and* it is larger
+than what earlier partitions differ by among themselves. ADWIN, an online detector, finds slow shifts too, in which
+each partition is like those just before it.
 """
 
 from __future__ import annotations
@@ -46,9 +47,14 @@ __all__ = [
 Counts = Mapping[Class, int]
 """Rows of each class; classes without rows may be left out."""
 
-LEAST_P = 0.01
-# rows of a class, for chi-squared to be near enough
+# Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
+_DRAWS, _MORE_DRAWS, _MOST_CELLS = 2_000, 100_000, 20_000_000
+# Where so few draws are enough to see that chance explains it, no more are made.
+_NEAR = 0.05
+_DEGREES = 0.75
+# Cells drawn at a time: 32 MB.
+_CHUNK_CELLS = 4_000_000
 # of a partition that the detector is shown: more of the same tell it little
 _ADWIN_ROWS = 2_000
 
@@ -71,8 +77,11 @@ class Drift:
 
     - `reference`: the partitions that it is compared with, in words; None where there are none yet.
     - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
-    - `p_value`: of chi-squared, classes of which fewer than 5 rows are expected taken together; None where only one
-      class is left.
+    - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
+    - `p_chance`: how often rows that were drawn alike would differ as much (a permutation test where a class is rare).
+      `p_variation`: how often a partition would, that varies as the earlier ones do; None without two of them.
+      `p_value`: the larger of both, and None without either: then there is no verdict.
+    - `drifted`: PSI is over the limit, and `p_value` below the level of this look (see `looks`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
     - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
     """
@@ -85,7 +94,10 @@ class Drift:
     n_reference: int
     psi: float | None = None
     js_distance: float | None = None
+    n_classes: int | None = None
     chi2: float | None = None
+    p_chance: float | None = None
+    p_variation: float | None = None
     p_value: float | None = None
     most_changed: str | None = None
     change: float | None = None
@@ -117,9 +129,24 @@ def drift_between(
     target: str,
     against: str | None,
     max_psi: float,
+    level: float,
+    earlier: Sequence[Counts] = (),
     adwin_changed: tuple[str, ...] | None = None,
 ) -> Drift:
-    """Compare. `against` names the reference."""
+    """Compare. `against` names the reference.
+
+    Args:
+        here: Classes of the partition.
+        reference: Classes of the reference.
+        partition: Its name, like `candidate` and `target` for the table.
+        candidate: Whose labels.
+        target: Which column.
+        against: What the reference is, in words.
+        max_psi: The limit of PSI.
+        level: The p-value below which neither chance nor variation explains a shift.
+        earlier: Classes of the partitions before it, one by one, which show how much days differ by themselves.
+        adwin_changed: What the online detector has seen.
+    """
     n, n_reference = sum(here.values()), sum(reference.values())
     if not n or not n_reference:
         return Drift(partition, candidate, target, against, n, n_reference, adwin_changed=adwin_changed)
@@ -132,7 +159,9 @@ def drift_between(
     smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
-    chi2, p_value = _chi_squared(table)
+    chi2, p_chance = _chi_squared(table)
+    p_variation = None if chi2 is None else _p_variation(chi2, len(classes), earlier)
+    p_value = None if p_chance is None or p_variation is None else max(p_chance, p_variation)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
@@ -146,28 +175,69 @@ def drift_between(
         psi=psi,
         # equal shares may give the root of -1e-17
         js_distance=distance if math.isfinite(distance) else 0.0,
+        n_classes=len(classes),
         chi2=chi2,
+        p_chance=p_chance,
+        p_variation=p_variation,
         p_value=p_value,
         most_changed=class_name(classes[most]),
         change=float(apart[most]) / (n * n_reference),
-        drifted=psi > max_psi and p_value is not None and p_value < LEAST_P,
+        drifted=psi > max_psi and p_value is not None and p_value < level,
         adwin_changed=adwin_changed,
     )
 
 
-def _chi_squared(table: NDArray[np.float64]) -> tuple[float | None, float | None]:
+def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | None, float | None]:
+    """Return chi-squared of two rows of counts, and how often chance alone makes it as large; None for one class."""
     import numpy as np  # noqa: PLC0415  # its caller has it
-    from scipy.stats import chi2_contingency  # noqa: PLC0415  # as above
+    from scipy.stats import chi2 as chi2_distribution  # noqa: PLC0415  # as above
 
-    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
-    rare = expected.min(axis=0) < _LEAST_EXPECTED
-    pooled = table[:, ~rare]
-    if rare.any():
-        pooled = np.column_stack([pooled, table[:, rare].sum(axis=1)])
-    if pooled.shape[1] < 2:  # noqa: PLR2004  # one class has nothing to shift to
+    of_class, of_row = table.sum(axis=0), table.sum(axis=1)
+    if len(of_class) < 2:  # noqa: PLR2004  # one class has nothing to shift to
         return None, None
-    tested = chi2_contingency(pooled, correction=False)
-    return float(tested.statistic), float(tested.pvalue)
+    expected = of_row[0] * of_class / of_row.sum()
+    # Both rows are off by the same number of labels.
+    weight = of_row.sum() / of_row[1] / expected
+    statistic = float(((table[0] - expected) ** 2 * weight).sum())
+    if np.outer(of_row, of_class).min() / of_row.sum() >= _LEAST_EXPECTED:
+        return statistic, float(chi2_distribution.sf(statistic, len(of_class) - 1))
+    rng = np.random.default_rng(seed)
+
+    def p_of(draws: int) -> float:
+        as_large, chunk = 0, max(1, _CHUNK_CELLS // len(of_class))
+        for start in range(0, draws, chunk):
+            size = min(chunk, draws - start)
+            drawn = rng.multivariate_hypergeometric(of_class.astype(int), int(of_row[0]), size, method="marginals")
+            # What differs by rounding alone is as large.
+            as_large += int((((drawn - expected) ** 2 * weight).sum(axis=1) >= statistic * (1 - 1e-9)).sum())
+        return (1 + as_large) / (1 + draws)
+
+    first = p_of(_DRAWS)
+    return statistic, first if first > _NEAR else p_of(min(_MORE_DRAWS, _MOST_CELLS // len(of_class)))
+
+
+def _p_variation(chi2: float, n_classes: int, earlier: Sequence[Counts]) -> float | None:
+    """Return how often a partition that varies as the earlier ones do would have so large a chi-squared; None where
+    fewer than two have labels.
+
+    Days differ by more than chance: chi-squared is then larger by a factor, the overdispersion. It is estimated from
+    what the earlier partitions differ by, and known the better the more of them there are (F distribution).
+    """
+    import numpy as np  # noqa: PLC0415  # its caller has it
+    from scipy.stats import f  # noqa: PLC0415  # as above
+
+    days = [counts for counts in earlier if sum(counts.values())]
+    classes = sorted({class_ for counts in days for class_, n in counts.items() if n})
+    if len(days) < 2:  # noqa: PLR2004  # one has nothing to differ from
+        return None
+    if len(classes) < 2:  # noqa: PLR2004  # always the same class: no variation
+        return 0.0
+    table = np.array([[counts.get(class_, 0) for class_ in classes] for counts in days], dtype=np.float64)
+    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
+    factor = float(((table - expected) ** 2 / expected).sum()) / ((len(days) - 1) * (len(classes) - 1))
+    # Shares of whole days have longer tails than counts of rows: simulated days raise 5 % of alarms with this part.
+    degrees = [_DEGREES * df for df in (n_classes - 1, (len(days) - 1) * (len(classes) - 1))]
+    return float(f.sf(chi2 / (n_classes - 1) / factor, *degrees)) if factor else 0.0
 
 
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:
@@ -236,7 +306,8 @@ def drifts_markdown(drifts: Sequence[Drift]) -> str:
                 "against": drift.reference or "-",
                 "PSI": figure(drift.psi),
                 "Jensen-Shannon": figure(drift.js_distance),
-                "chi-squared p": "-" if drift.p_value is None else f"{drift.p_value:.2g}",
+                "p (chance)": "-" if drift.p_chance is None else f"{drift.p_chance:.2g}",
+                "p (own variation)": "-" if drift.p_variation is None else f"{drift.p_variation:.2g}",
                 "most changed": "-" if drift.most_changed is None else f"{drift.most_changed} {drift.change:+.1%}",
                 "drifted": "yes" if drift.drifted else "no",
                 **({} if drift.adwin_changed is None else {"ADWIN": ", ".join(drift.adwin_changed) or "-"}),

@@ -48,8 +48,12 @@ _TOTAL = sum(1 / place for place in range(1, LOOKS + 1))
 
 
 def look_share(place: int) -> float:
-    """Return the share of ALPHA that a look has by its place: 0 for the first one. LOOKS in a row have 1 in all."""
-    return 1 / ((place % LOOKS + 1) * _TOTAL)
+    """Return the share of ALPHA that a look has by its place: 0 for the first one. LOOKS in a row have 1 in all.
+
+    Half is shared alike. Half falls with the place, so that a young dataset, of which there is little to see, has more.
+    """
+    falling = 1 / ((place % LOOKS + 1) * _TOTAL)
+    return (falling + 1 / LOOKS) / 2
 
 
 def look_level(place: int, comparisons: int = 1) -> float:
@@ -98,10 +102,14 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
     """
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
+        from scipy.stats import binom  # noqa: PLC0415  # optional dependency
     sizes = np.sort(np.abs(differences[differences != 0]))[::-1]
     total = float(differences.sum())
     if not len(sizes):
         return 1.0
+    if np.isclose(sizes[0], sizes[-1]):
+        worse = int((differences > 0).sum())
+        return float(binom.sf(worse - 1, len(sizes), 0.5))
     one_by_one, rest = sizes[:_FLIPPED], float((sizes[_FLIPPED:] ** 2).sum()) ** 0.5
     rng = np.random.default_rng(seed)
 

@@ -1,15 +1,17 @@
 """Has a candidate become worse than its last accepted version? On the same gold rows, pair by pair.
 
 Only rows that both versions were asked about count: a gold row that either has no row for is left out. Of classes, a
-row without a label is wrong, so that a version that fails on the hard rows is not better for it; exact McNemar test,
-one-sided, over the rows that only one of the two has right. Of numbers, the rows that both have labeled; bootstrap of
-the mean difference of their absolute errors, and no verdict below MIN_NUMERIC_ROWS.
+row without a label is wrong, so that a version that fails on the hard rows is not better for it. Of numbers, the rows
+that both have labeled, by their absolute errors. Rows of one unit (see `clusters`) count together, in either version.
+
+The test is exact at any number of rows: if both versions are equally good, swapping them in a unit changes nothing, so
+that worse is as likely as better there (one-sided; where each unit is a row of a class it is McNemar's).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -17,9 +19,11 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.metrics.bootstrap import interval, resamples
+from dagster_llm_batch.metrics.clusters import number_units
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.joining import Joined
-from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
+from dagster_llm_batch.metrics.looks import log_payoffs, sign_flip_p
+from dagster_llm_batch.metrics.schemas import UNSTORED, evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown
 
 if TYPE_CHECKING:
@@ -32,18 +36,7 @@ __all__ = [
     "regression_between",
     "regressions_markdown",
     "regressions_to_arrow",
-    "worse",
 ]
-
-ALPHA = 0.05
-"""How often all comparisons together may call something worse that is not."""
-
-MIN_NUMERIC_ROWS = 30
-"""Fewer rows of numbers give no verdict, since the bootstrap knows only the rows that it has.
-
-Simulated equal versions were called worse, at one row, two, ten and thirty, in .50, .25, .09 and .05 of the comparisons
-where errors are normal, and in .50, .25, .10 and .08 where they are skewed; more rows than thirty change that slowly.
-"""
 
 
 @dataclass(frozen=True)
@@ -53,8 +46,10 @@ class Regression:
     - `accepted` and `current` are accuracies over the `n_both` rows (categorical), or mean absolute errors (numeric);
       `change` is current minus accepted, with its 95 % interval (bootstrap). None without a row.
     - `n_fixed`: rows that only the current version has right (nearer, of numbers); `n_broken`: only the accepted one.
-    - `p_worse`: how often a current version that is no worse would look this bad, or worse; None without a row, and of
-      numbers without MIN_NUMERIC_ROWS: then there is no verdict.
+    - `n_units`: units of the `n_both` rows, which are the rows themselves unless several share a request.
+    - `p_worse`: how often a current version that is no worse would look this bad, or worse, in this look alone; None
+      without a row.
+    - `log_payoffs`: what bets on "worse" pay (see `looks`); not stored in the table.
     """
 
     candidate: str
@@ -71,11 +66,8 @@ class Regression:
     change_low: float | None
     change_high: float | None
     p_worse: float | None
-
-    @property
-    def rows_wanted(self) -> int:
-        """How many rows both versions must have before there is a verdict."""
-        return MIN_NUMERIC_ROWS if self.kind == "numeric" else 1
+    n_units: int
+    log_payoffs: tuple[float, ...] = field(default=(), metadata=UNSTORED)
 
 
 REGRESSION_SCHEMA = schema_of(Regression)
@@ -88,10 +80,19 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
     """
     if not (accepted.keys.equals(current.keys) and accepted.gold.equals(current.gold)):
         raise InputError(f"The versions of candidate '{current.candidate}' were joined with different gold rows.")
-    measure = _numbers if current.target.kind == "numeric" else _classes
-    before, after, n_fixed, n_broken, p_worse, change = measure(accepted, current, n_resamples, seed)
+    with evaluation_extra("Comparing versions"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    numeric = current.target.kind == "numeric"
+    before, after, both = (_errors if numeric else _mistakes)(accepted, current)
     n = len(before)
-    low, high = change or (None, None)
+    worse_by = np.zeros(0)
+    if n:
+        units = number_units(accepted.cluster.filter(both), current.cluster.filter(both))
+        worse_by = np.bincount(units, after - before).astype(np.float64)
+    # Of classes, accuracy: what is not wrong.
+    sums = [float(side.sum() if numeric else n - side.sum()) for side in (before, after)]
+    then, now = (total / n if n else None for total in sums)
+    low, high = _change_interval(worse_by if numeric else -worse_by, n, n_resamples, seed)
     return Regression(
         candidate=current.candidate,
         target=current.target.name,
@@ -99,25 +100,17 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
         accepted_versions=accepted.prompt_versions,
         current_versions=current.prompt_versions,
         n_both=n,
-        n_fixed=n_fixed,
-        n_broken=n_broken,
-        accepted=float(before.mean()) if n else None,
-        current=float(after.mean()) if n else None,
-        change=float(after.mean() - before.mean()) if n else None,
+        n_fixed=int((after < before).sum()),
+        n_broken=int((after > before).sum()),
+        accepted=then,
+        current=now,
+        change=None if then is None or now is None else now - then,
         change_low=low,
         change_high=high,
-        p_worse=p_worse,
+        p_worse=sign_flip_p(worse_by, seed=seed) if n else None,
+        n_units=len(worse_by),
+        log_payoffs=log_payoffs(worse_by),
     )
-
-
-def worse(regressions: Sequence[Regression]) -> list[Regression]:
-    """Return those that chance does not explain. The comparisons share ALPHA (Bonferroni)."""
-    compared = [regression for regression in regressions if regression.p_worse is not None]
-    return [
-        regression
-        for regression in compared
-        if regression.p_worse is not None and regression.p_worse < ALPHA / len(compared)
-    ]
 
 
 def regressions_to_arrow(regressions: Iterable[Regression]) -> pa.Table:
@@ -125,46 +118,48 @@ def regressions_to_arrow(regressions: Iterable[Regression]) -> pa.Table:
     return table_of(regressions, Regression)
 
 
-_Measured = tuple["NDArray[np.float64]", "NDArray[np.float64]", int, int, float | None, tuple[float, float] | None]
+_Compared = tuple["NDArray[np.float64]", "NDArray[np.float64]", pa.Array]
 
 
-def _classes(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> _Measured:
-    with evaluation_extra("Comparing versions"):
-        import numpy as np  # noqa: PLC0415  # optional dependency
-        from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
+def _mistakes(accepted: Joined, current: Joined) -> _Compared:
+    """Return 1 for each row that is wrong, by the accepted version and by the current one, and which rows they are."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
     both = pc.and_(accepted.has_row, current.has_row)
     before, after = (
         np.asarray(
-            pc.fill_null(pc.equal(labels.predicted, labels.gold), fill_value=False).filter(both), dtype=np.float64
+            pc.invert(pc.fill_null(pc.equal(labels.predicted, labels.gold), fill_value=False)).filter(both),
+            dtype=np.float64,
         )
         for labels in (accepted, current)
     )
-    n, fixed, broken = len(before), int((after > before).sum()), int((after < before).sum())
-    if not n:
-        return before, after, 0, 0, None, None
-    p_worse = float(binomtest(broken, fixed + broken, alternative="greater").pvalue) if fixed + broken else 1.0
-    counts = np.array([fixed, broken, n - fixed - broken])
-    drawn = [(chunk[:, 0] - chunk[:, 1]) / n for chunk in resamples(counts, n_resamples, seed)]
-    return before, after, fixed, broken, p_worse, interval(np.concatenate(drawn)) if drawn else None
+    return before, after, both
 
 
-def _numbers(accepted: Joined, current: Joined, n_resamples: int, seed: int) -> _Measured:
-    with evaluation_extra("Comparing versions"):
-        import numpy as np  # noqa: PLC0415  # optional dependency
+def _errors(accepted: Joined, current: Joined) -> _Compared:
+    """Return the absolute error of each row, likewise."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
     both = pc.and_(accepted.predicted.is_valid(), current.predicted.is_valid())
     before, after = (
         np.abs(np.asarray(pc.subtract(labels.predicted, labels.gold).filter(both), dtype=np.float64))
         for labels in (accepted, current)
     )
-    n, fixed, broken = len(before), int((after < before).sum()), int((after > before).sum())
-    if not n:
-        return before, after, 0, 0, None, None
-    # Rows that changed alike are drawn together: a resample costs as many draws as there are different changes.
-    apart, of_row = np.unique(after - before, return_inverse=True)
-    counts = np.bincount(of_row)
-    drawn = np.concatenate([chunk @ apart / n for chunk in resamples(counts, n_resamples, seed)])
-    p_worse = float((1 + (drawn <= 0).sum()) / (1 + len(drawn))) if n >= MIN_NUMERIC_ROWS else None
-    return before, after, fixed, broken, p_worse, interval(drawn)
+    return before, after, both
+
+
+def _change_interval(
+    by_unit: NDArray[np.float64], n: int, n_resamples: int, seed: int
+) -> tuple[float | None, float | None]:
+    """Return the interval of the mean change of a row, from its sums by unit (bootstrap)."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    if not n or not n_resamples:
+        return None, None
+    # Units that changed alike are drawn together: a resample costs as many draws as there are different changes.
+    apart, of_unit = np.unique(by_unit, return_inverse=True)
+    drawn = [chunk @ apart / n for chunk in resamples(np.bincount(of_unit), n_resamples, seed)]
+    return interval(np.concatenate(drawn)) or (None, None)
 
 
 def regressions_markdown(regressions: Sequence[Regression]) -> str:
@@ -180,17 +175,11 @@ def regressions_markdown(regressions: Sequence[Regression]) -> str:
                 **_change(regression),
                 "fixed": f"{regression.n_fixed:,}",
                 "broken": f"{regression.n_broken:,}",
-                "p (worse)": _p_value(regression),
+                "p (worse)": "-" if regression.p_worse is None else f"{regression.p_worse:.2g}",
             }
             for regression in regressions
         ]
     )
-
-
-def _p_value(regression: Regression) -> str:
-    if regression.p_worse is not None:
-        return f"{regression.p_worse:.2g}"
-    return f"too few rows: {regression.n_both} of {regression.rows_wanted}" if regression.n_both else "-"
 
 
 def _change(regression: Regression) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,11 @@ import pyarrow as pa
 from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR
 from dagster_llm_batch.errors import MissingExtraError
 
-__all__ = ["evaluation_extra", "schema_of", "table_of"]
+__all__ = ["UNSTORED", "evaluation_extra", "schema_of", "table_of"]
+
+
+UNSTORED = {"stored": False}
+"""`metadata` of a field that is no column of the table."""
 
 
 @contextmanager
@@ -39,7 +44,8 @@ def schema_of(of: type) -> pa.Schema:
     """Return one column a field. Its annotations are texts (`from __future__ import annotations`); a Literal is
     text.
     """
-    plain = {name: annotation.removesuffix(" | None") for name, annotation in of.__annotations__.items()}
+    stored = [one for one in fields(of) if one.metadata != UNSTORED]
+    plain = {one.name: str(one.type).removesuffix(" | None") for one in stored}
     return pa.schema(
         {name: pa.string() if kind.startswith("Literal[") else _ARROW_TYPES[kind] for name, kind in plain.items()}
     )

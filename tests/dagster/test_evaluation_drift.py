@@ -98,7 +98,7 @@ class TestAllPartitions:
         assert shown.endswith("2 older ones are in the table.")
 
     def test_named_partitions_are_the_reference_of_all_others(self, project):
-        upstream, assets = build_assets(labels({DAYS[0]: SHIFTED}), reference=DAYS[0])
+        upstream, assets = build_assets(labels({DAYS[2]: SHIFTED}), reference=DAYS[0])
         project.fill(upstream, *DAYS[:3])
         project.run([*upstream, *assets], select=assets)
         found = by_partition(project)

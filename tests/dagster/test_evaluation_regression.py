@@ -6,10 +6,13 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from dagster_duckdb_pandas import DuckDBPandasIOManager
-from evaluation_project import DAYS, ROWS, TRUTH, EvaluationProject, source
+from evaluation_project import DAYS, EvaluationProject
 
 from dagster_llm_batch import evaluation_assets
+from dagster_llm_batch.metrics.looks import look_share
 
+ROWS = {day: [f"{day}{at}" for at in range(10)] for day in DAYS.get_partition_keys()}
+TRUTH = {one: ["bug", "how"][at % 2] for at, one in enumerate(one for ids in ROWS.values() for one in ids)}
 ACCEPTED = dg.AssetKey("quality_accepted")
 WRONG = {one: "how" if label == "bug" else "bug" for one, label in TRUTH.items()}
 
@@ -40,7 +43,11 @@ class Labeler:
 
 
 def build_assets(labelers, partitions_def=None, **more):
-    gold = source("gold", TRUTH, costs=False)
+    @dg.asset(partitions_def=DAYS)
+    def gold(context):
+        ids = ROWS[context.partition_key]
+        return pa.table({"id": ids, "topic": [TRUTH[one] for one in ids]})
+
     evaluation = evaluation_assets(
         name="quality",
         gold=gold,
@@ -89,16 +96,16 @@ def test_a_worse_version_fails_the_check_and_accepting_it_ends_that(project):
     project.fill(upstream, "mon", "tue", "wed")
     verdict = evaluate(project, upstream, evaluation)
     assert not verdict.passed
-    assert "smol, topic: 100.0% accepted, 0.0% now, on 7 rows; 0 fixed, 7 broken (p = 0.0078)" in verdict.description
-    assert verdict.metadata["llm_batch/p_worse of smol, topic"].value == pytest.approx(1 / 128)
+    assert "smol, topic: 100.0% accepted, 0.0% now, on 30 rows; 0 fixed, 30 broken (p = 9.3e-10" in verdict.description
+    assert verdict.metadata["llm_batch/p_worse of smol, topic"].value == pytest.approx(2**-30)
     [row] = project.stored("quality_versions").to_pylist()
-    assert (row["accepted_versions"], row["current_versions"], row["n_broken"]) == ("v1", "v2", 7)
-    assert "| v1 | v2 | 7 |" in project.metadata("quality_versions")["llm_batch/versions"].md_str
+    assert (row["accepted_versions"], row["current_versions"], row["n_broken"]) == ("v1", "v2", 30)
+    assert "| v1 | v2 | 30 |" in project.metadata("quality_versions")["llm_batch/versions"].md_str
 
     accept(project, assets, "smol")
     assert evaluate(project, upstream, evaluation).passed
     shown = project.metadata("quality_accepted")
-    assert "| v1 | v2 | 7 |" in shown["llm_batch/replaced"].md_str
+    assert "| v1 | v2 | 30 |" in shown["llm_batch/replaced"].md_str
     assert "v2" in shown["llm_batch/accepted"].md_str
 
 
@@ -107,11 +114,11 @@ def test_what_chance_explains_is_no_regression(project):
     upstream, evaluation = build_assets([smol])
     project.fill(upstream, "mon", "tue", "wed")
     accept(project, [*upstream, *evaluation], "smol")
-    smol.says = {**TRUTH, "m1": "how"}
+    smol.says = {**TRUTH, "mon0": "how"}
     project.fill(upstream, "mon")
     verdict = evaluate(project, upstream, evaluation)
     assert verdict.passed
-    assert "85.7% now" in verdict.description
+    assert "96.7% now" in verdict.description
 
 
 def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
@@ -120,7 +127,7 @@ def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
     def numbers(name, value):
         @dg.asset(name=name)
         def produced():
-            return pa.table({"id": list(TRUTH), "score": [value() for _ in TRUTH]})
+            return pa.table({"id": ROWS["mon"][:7], "score": [value()] * 7})
 
         return produced
 
@@ -135,11 +142,10 @@ def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
     verdict = evaluate(project, [gold, smol], evaluation)
     assert verdict.passed
     assert verdict.description == (
-        "Nothing was judged. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (too few rows for a "
-        "verdict: 7 of 30)."
+        "Nothing was judged. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (p = 0.0078 in this "
+        "look, too few rows for a verdict: 7 of 8)."
     )
-    assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 30"
-    assert "too few rows: 7 of 30" in project.metadata("quality_versions")["llm_batch/versions"].md_str
+    assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 8"
 
 
 def test_one_candidate_can_be_accepted_and_the_others_stay_as_they_were(project):
@@ -153,7 +159,7 @@ def test_one_candidate_can_be_accepted_and_the_others_stay_as_they_were(project)
     accept(project, assets, "large")
     stored = project.stored("quality_accepted").to_pylist()
     assert {(row["candidate"], row["llm_prompt_version"]) for row in stored} == {("smol", "v1"), ("large", "v2")}
-    assert len(stored) == 14
+    assert len(stored) == 60
 
 
 def test_a_candidate_that_is_not_there_cannot_be_accepted(project):
@@ -169,12 +175,12 @@ def test_partitions_are_each_held_against_their_own_rows(project):
     upstream, evaluation = build_assets([smol], DAYS)
     project.fill(upstream, "mon", "tue", "wed")
     accept(project, [*upstream, *evaluation], "smol")
-    smol.says = {**TRUTH, "t1": "how"}
+    smol.says = {**TRUTH, **dict.fromkeys(ROWS["tue"][:5], "other")}
     project.fill(upstream, "tue")
     result = project.run([*upstream, *evaluation], select=evaluation[:1], between=("mon", "wed"))
     said = {one.partition: one.description for one in result.get_asset_check_evaluations()}
-    assert "100.0% now, on 3 rows" in said["mon"]
-    assert "50.0% now, on 2 rows; 0 fixed, 1 broken" in said["tue"]
+    assert "100.0% now, on 10 rows" in said["mon"]
+    assert "50.0% now, on 10 rows; 0 fixed, 5 broken" in said["tue"]
     assert project.stored("quality_versions", "tue").to_pylist()[0]["partition"] == "tue"
 
 
@@ -185,7 +191,7 @@ def test_rows_that_the_accepted_version_never_saw_do_not_count(project):
     accept(project, [*upstream, *evaluation], "smol")
     smol.says = dict(WRONG)
     project.fill(upstream, "tue", "wed")
-    assert "on 3 rows; 0 fixed, 0 broken" in evaluate(project, upstream, evaluation).description
+    assert "on 10 rows; 0 fixed, 0 broken" in evaluate(project, upstream, evaluation).description
 
 
 def test_a_blocking_check_holds_back_what_is_downstream(project):
@@ -228,7 +234,7 @@ def test_what_was_accepted_comes_back_through_a_database(tmp_path):
     project.fill(upstream, "mon", "tue", "wed")
     accept(project, [*upstream, *evaluation], "smol")
     verdict = evaluate(project, upstream, evaluation)
-    assert "100.0% accepted, 100.0% now, on 7 rows" in verdict.description
+    assert "100.0% accepted, 100.0% now, on 30 rows" in verdict.description
 
 
 def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_helps(project):
@@ -251,3 +257,69 @@ def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_
     assert "accept a version anew" in message
     accept(project, [gold, smol, *changed], "smol")
     assert evaluate(project, [gold, smol], changed).passed
+
+
+class TestLooks:
+    """What a check has looked at is in its own history, and looks share the chance of a false alarm."""
+
+    def look(self, project, upstream, evaluation, *days, **run):
+        result = project.run([*upstream, *evaluation], select=evaluation[:1], **run)
+        return {one.partition: one for one in result.get_asset_check_evaluations() if one.check_name == "regression"}
+
+    def accepted(self, project, partitions_def=None):
+        smol = Labeler()
+        upstream, evaluation = build_assets([smol], partitions_def)
+        project.fill(upstream, "mon", "tue", "wed")
+        accept(project, [*upstream, *evaluation], "smol")
+        smol.version = "v2"
+        return smol, upstream, evaluation
+
+    def p_value(self, verdict):
+        return verdict.metadata["llm_batch/p_worse_over_looks of smol, topic"].value
+
+    def test_small_falls_of_several_partitions_add_up_in_any_order_and_in_one_run_or_many(self, tmp_path):
+        found = []
+        for at, runs in enumerate([["wed", "mon", "tue", "wed"], [("mon", "wed")]]):
+            project = EvaluationProject(tmp_path / str(at))
+            smol, upstream, evaluation = self.accepted(project, DAYS)
+            smol.says = {**TRUTH, **dict.fromkeys([one for ids in ROWS.values() for one in ids[:8]], "other")}
+            project.fill(upstream, "mon", "tue", "wed")
+            said = {}
+            for run in runs:
+                how = {"between": run} if isinstance(run, tuple) else {"partition": run}
+                said |= self.look(project, upstream, evaluation, **how)
+            found.append({day: (self.p_value(one), one.passed) for day, one in said.items()})
+        assert found[0] == found[1]
+        p_values = [found[0][day][0] for day in ("mon", "tue", "wed")]
+        assert p_values == sorted(p_values, reverse=True)
+        assert [found[0][day][1] for day in ("mon", "tue", "wed")] == [True, False, False]
+
+    def test_materializing_the_same_again_is_no_other_look(self, project):
+        smol, upstream, evaluation = self.accepted(project)
+        smol.says = {**TRUTH, **dict.fromkeys(ROWS["mon"][:9], "other")}
+        project.fill(upstream, "mon", "tue", "wed")
+        [first, again] = [self.look(project, upstream, evaluation)[None] for _ in range(2)]
+        assert not first.passed
+        assert self.p_value(first) == self.p_value(again)
+        # Other data are another look, which has less of the 5 %.
+        smol.says = {**TRUTH, **dict.fromkeys(ROWS["tue"][:10], "other")}
+        project.fill(upstream, "mon", "tue", "wed")
+        assert self.p_value(self.look(project, upstream, evaluation)[None]) == pytest.approx(2**-10 / look_share(1))
+
+    def test_a_partition_that_is_relabeled_until_it_fails_has_the_least_level_after_its_first_look(self, project):
+        smol, upstream, evaluation = self.accepted(project, DAYS)
+        seen = []
+        for wrong in ("other", "another"):
+            smol.says = {**TRUTH, **dict.fromkeys(ROWS["mon"][:9] + ([] if seen else ["mon9"]), wrong)}
+            project.fill(upstream, "mon")
+            seen.append(self.p_value(self.look(project, upstream, evaluation, partition="mon")["mon"]))
+        assert seen[1] > 10 * seen[0]
+
+    def test_accepting_starts_anew(self, project):
+        smol, upstream, evaluation = self.accepted(project, DAYS)
+        smol.says = dict(WRONG)
+        project.fill(upstream, "mon", "tue", "wed")
+        said = self.look(project, upstream, evaluation, between=("mon", "wed"))
+        assert not said["wed"].passed
+        accept(project, [*upstream, *evaluation], "smol")
+        assert self.look(project, upstream, evaluation, partition="wed")["wed"].passed

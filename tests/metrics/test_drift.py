@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -20,10 +21,24 @@ from dagster_llm_batch.metrics import (
     drifts_to_arrow,
     shares_to_arrow,
 )
+from dagster_llm_batch.metrics.looks import look_level
+
+CALM = [{"a": 50, "b": 50}, {"a": 57, "b": 43}, {"a": 43, "b": 57}] * 10
+"""Earlier partitions, which vary as chance does."""
 
 
-def compared(here, reference, *, max_psi=0.25):
-    return drift_between(here, reference, partition="tue", candidate="c", target="t", against="mon", max_psi=max_psi)
+def compared(here, reference, *, max_psi=0.25, level=0.01, earlier=CALM):
+    return drift_between(
+        here,
+        reference,
+        partition="tue",
+        candidate="c",
+        target="t",
+        against="mon",
+        max_psi=max_psi,
+        level=level,
+        earlier=earlier,
+    )
 
 
 def test_figures_are_those_of_their_formulas():
@@ -38,14 +53,14 @@ def test_figures_are_those_of_their_formulas():
     expected = [60, 40]
     chi2 = sum((n - e) ** 2 / e for row in ([70, 30], [50, 50]) for n, e in zip(row, expected, strict=True))
     assert got.chi2 == pytest.approx(chi2)
-    assert got.p_value == pytest.approx(math.erfc(math.sqrt(chi2 / 2)))  # one degree of freedom
+    assert got.p_chance == pytest.approx(math.erfc(math.sqrt(chi2 / 2)))  # one degree of freedom
     assert (got.most_changed, got.change) == ("a", pytest.approx(0.2))
     assert (got.n, got.n_reference, got.reference) == (100, 100, "mon")
 
 
 def test_drift_is_large_and_not_chance():
     large_and_sure = compared({"a": 900, "b": 100}, {"a": 500, "b": 500})
-    large_but_few = compared({"a": 9, "b": 1}, {"a": 500, "b": 500})
+    large_but_few = compared({"a": 4, "b": 1}, {"a": 500, "b": 500})
     sure_but_small = compared({"a": 54_000, "b": 46_000}, {"a": 50_000, "b": 50_000})
     assert (large_and_sure.psi > 0.25, large_and_sure.p_value < 0.01, large_and_sure.drifted) == (True, True, True)
     assert (large_but_few.psi > 0.25, large_but_few.p_value < 0.01, large_but_few.drifted) == (True, False, False)
@@ -62,18 +77,65 @@ def test_a_class_that_is_new_or_gone_is_a_shift_of_finite_size():
     assert compared({"a": 5}, {"b": 5}).js_distance == pytest.approx(1)
 
 
-def test_rare_classes_are_taken_together_for_chi_squared():
-    here, reference = {"a": 96, "b": 1, "c": 3}, {"a": 94, "b": 3, "c": 3}
-    together = compared({"a": 96, "rest": 4}, {"a": 94, "rest": 6})
-    assert compared(here, reference).p_value == pytest.approx(together.p_value)
-    assert compared({"a": 3}, {"a": 2, "b": 1}).p_value is None  # nothing but rare ones
-    assert compared({"a": 30}, {"a": 20}).p_value is None
+def test_classes_of_few_rows_are_tested_too():
+    # Half of the classes are gone, and of no class are there five rows to expect: all of it was once "too few rows".
+    ten, fifty = (
+        compared(
+            {at: 8 for at in range(n // 2)},
+            dict.fromkeys(range(n), 28),
+            earlier=[{at: 3 + (at + day) % 3 for at in range(n)} for day in range(7)],
+        )
+        for n in (10, 50)
+    )
+    assert (ten.p_chance < 0.001, fifty.p_chance < 0.0001) == (True, True)
+    assert (ten.drifted, fifty.drifted) == (True, True)
+    assert compared({"a": 30}, {"a": 20}).p_chance is None  # one class has nothing to shift to
+
+
+def test_by_chance_means_the_share_of_permutations():
+    # Of the 4 labels, 2 are "a": of 6 ways to choose a partition of two, 2 are as far apart as these.
+    assert compared({"a": 2}, {"b": 2}).p_chance == pytest.approx(2 / 6, abs=0.03)
+
+
+def test_a_partition_is_held_against_what_earlier_ones_were_off():
+    here, reference = {"a": 80, "b": 20}, {"a": 350, "b": 350}
+    wild = [{"a": 90, "b": 10}, {"a": 10, "b": 90}] * 4
+    assert compared(here, reference).drifted
+    usual = compared(here, reference, earlier=wild)
+    assert (usual.p_chance < 1e-6, usual.p_variation > 0.1, usual.drifted) == (True, True, False)
+    first = compared(here, reference, earlier=wild[:1])
+    assert (first.p_variation, first.p_value, first.drifted) == (None, None, False)
+
+
+def test_days_that_vary_by_themselves_raise_few_alarms_and_a_shift_raises_one():
+    rng = np.random.default_rng(4)
+
+    def life(days, shift_at=None):
+        days_counts, alarms = [], []
+        for day in range(days):
+            share = rng.dirichlet([12, 9, 6, 3])
+            if day == shift_at:
+                share = np.array([0.02, 0.05, 0.13, 0.8])
+            days_counts.append(rng.multinomial(300, share))
+            reference = np.sum(days_counts[max(0, day - 7) : day], axis=0) if day else np.zeros(4, int)
+            got = compared(
+                dict(enumerate(days_counts[-1].tolist())),
+                dict(enumerate(reference.tolist())),
+                level=look_level(day),
+                earlier=[dict(enumerate(counts.tolist())) for counts in days_counts[max(0, day - 28) : day]],
+            )
+            alarms += [day] if got.drifted else []
+        return alarms
+
+    # By chance alone, as it was judged before, a third of such lives has an alarm within a month.
+    assert sum(bool(life(60)) for _ in range(40)) <= 5
+    assert sum(40 in life(41, shift_at=40) for _ in range(20)) >= 12
 
 
 @pytest.mark.parametrize(("here", "reference"), [({}, {"a": 3}), ({"a": 3}, {}), ({"a": 0}, {"a": 3})])
 def test_without_labels_on_either_side_there_are_no_figures(here, reference):
     got = compared(here, reference)
-    assert (got.psi, got.p_value, got.js_distance, got.most_changed, got.drifted) == (None, None, None, None, False)
+    assert (got.psi, got.p_chance, got.js_distance, got.most_changed, got.drifted) == (None, None, None, None, False)
 
 
 shares = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 500), min_size=1)

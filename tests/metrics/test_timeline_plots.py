@@ -142,7 +142,16 @@ def drifts(counts, **more):
     keys = list(counts)
     return [
         drift_between(
-            counts[key], counts[keys[0]], partition=key, candidate="c", target="t", against="", max_psi=0.25, **more
+            counts[key],
+            counts[keys[0]],
+            partition=key,
+            candidate="c",
+            target="t",
+            against="",
+            max_psi=0.25,
+            level=0.01,
+            earlier=[counts[keys[0]]] * 2,
+            **more,
         )
         for key in keys
     ]

@@ -1,0 +1,110 @@
+"""How often a check has looked at a dataset, so that all looks together keep its chance of a false alarm.
+
+What is looked at is kept in the check's own metadata (`llm_batch/look`), in Dagster's event log, which all runs share:
+there is no other state. A look is one partition in one state of its data, known by a digest, so that materializing the
+same again is no other look. Its level is that of the partition's place among all partitions (`metrics.looks`): it needs
+to know of no other run, whatever the order of a backfill and however many runs are at work.
+
+Where a partition's data have changed since its first look, the further looks have the least level there is. Without
+partitions the places are those of the states, in the order in which they were seen. Whoever wipes the check's history
+begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch._dagster_private import check_history
+from dagster_llm_batch.evaluation.stored_tables import partition_places
+from dagster_llm_batch.metrics.looks import LOOKS, life_evidence, look_level, look_share
+
+__all__ = ["Look", "Looks"]
+
+_KEY = "llm_batch/look"
+_READ = 4 * LOOKS
+"""Evaluations of the check that are read: those of a life, of which some were repeated."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one evaluation of a check looks at.
+
+    - `state`: digest of the data; empty where they cannot fail the check, which is no look.
+    - `question`: what evidence of several partitions is pooled for; that of another question does not count.
+    - `payoffs`: by the name of what is compared, see `log_payoffs`.
+    """
+
+    partition: str | None
+    state: str
+    question: str = ""
+    payoffs: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+class Looks:
+    """The looks of one check, for one run. Looks of runs beside this one are not seen, and need not be."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        check: dg.AssetCheckKey,
+        partitions_def: dg.PartitionsDefinition[Any] | None,
+    ) -> None:
+        self._instance = context.instance
+        self._check = check
+        self._partitions_def = partitions_def
+
+    @cached_property
+    def _seen(self) -> list[Look]:
+        """All looks, the first one first. Those of this run are appended."""
+        looks = []
+        for partition, evaluation in check_history(self._instance, self._check, _READ):
+            kept = evaluation.metadata.get(_KEY)
+            if isinstance(kept, dg.JsonMetadataValue) and isinstance(kept.value, dict):
+                looks.append(Look(partition, **kept.value))
+        return looks[::-1]
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return partition_places(self._partitions_def, self._instance)
+
+    def place(self, look: Look) -> int:
+        """Return the place of a look among those that share the chance of a false alarm."""
+        states = list(
+            dict.fromkeys(seen.state for seen in self._seen if seen.partition == look.partition and seen.state)
+        )
+        at = states.index(look.state) if look.state in states else len(states)
+        if look.partition is None:
+            return at
+        # The last place has the least share.
+        return LOOKS - 1 if at else self._places.get(look.partition, LOOKS - 1)
+
+    def level(self, look: Look, comparisons: int) -> float:
+        """Return the p-value below which each of several comparisons of this look is an alarm."""
+        return look_level(self.place(look), comparisons)
+
+    def evidence(self, look: Look, name: str) -> float:
+        """Return the evidence of this partition and those before it, on what `name` compares (see `life_evidence`)."""
+        asked = [seen for seen in [*self._seen, look] if seen.question == look.question and name in seen.payoffs]
+        # The last state of each partition counts.
+        by_place = {
+            self._places[seen.partition]: seen.payoffs[name] for seen in asked if seen.partition in self._places
+        }
+        assert look.partition is not None
+        place = self._places[look.partition]
+        evidence = life_evidence(by_place, place)
+        return evidence if self.place(look) == place else evidence * look_share(LOOKS - 1)
+
+    def keep(self, look: Look) -> dict[str, dg.MetadataValue[Any]]:
+        """Return the metadata of the check that later looks read."""
+        self._seen.append(look)
+        kept = {
+            "state": look.state,
+            "question": look.question,
+            "payoffs": {k: list(v) for k, v in look.payoffs.items()},
+        }
+        return {_KEY: dg.MetadataValue.json(kept)}
