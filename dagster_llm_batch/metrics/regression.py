@@ -2,7 +2,8 @@
 
 Only rows that both versions were asked about count: a gold row that either has no row for is left out. Of classes, a
 row without a label is wrong, so that a version that fails on the hard rows is not better for it. Of numbers, the rows
-that both have labeled, by their absolute errors. Rows of one unit (see `clusters`) count together, in either version.
+that both have labeled, by their absolute errors. Rows of one unit (see `clusters`) count together, in either version,
+and rows of a sample by what they stand for (`gold_weights`).
 
 The test is exact at any number of rows: if both versions are equally good, swapping them in a unit changes nothing, so
 that worse is as likely as better there (one-sided; where each unit is a row of a class it is McNemar's).
@@ -86,11 +87,16 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
     before, after, both = (_errors if numeric else _mistakes)(accepted, current)
     n = len(before)
     worse_by = np.zeros(0)
+    counted = np.ones(n)
+    if n and current.weight is not None:
+        counted = current.weight.filter(both).to_numpy()
+        # Only how much a row stands for beside the others counts.
+        counted = counted * (n / counted.sum())
     if n:
         units = number_units(accepted.cluster.filter(both), current.cluster.filter(both))
-        worse_by = np.bincount(units, after - before).astype(np.float64)
+        worse_by = np.bincount(units, (after - before) * counted).astype(np.float64)
     # Of classes, accuracy: what is not wrong.
-    sums = [float(side.sum() if numeric else n - side.sum()) for side in (before, after)]
+    sums = [float((counted * (side if numeric else 1 - side)).sum()) for side in (before, after)]
     then, now = (total / n if n else None for total in sums)
     low, high = _change_interval(worse_by if numeric else -worse_by, n, n_resamples, seed)
     return Regression(

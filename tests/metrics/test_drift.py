@@ -81,7 +81,7 @@ def test_classes_of_few_rows_are_tested_too():
     # Half of the classes are gone, and of no class are there five rows to expect: all of it was once "too few rows".
     ten, fifty = (
         compared(
-            {at: 8 for at in range(n // 2)},
+            dict.fromkeys(range(n // 2), 8),
             dict.fromkeys(range(n), 28),
             earlier=[{at: 3 + (at + day) % 3 for at in range(n)} for day in range(7)],
         )

@@ -92,6 +92,18 @@ def test_rows_of_one_request_are_one_difference():
     assert (got.n_both, got.n_broken, got.n_units, got.p_worse) == (12, 8, 3, 0.25)  # two of three answers, not 8 rows
 
 
+def test_rows_of_a_sample_count_by_what_they_stand_for():
+    truth = pa.table({"id": range(4), "t": ["x"] * 4, "sample_weight": [10.0, 1.0, 1.0, 1.0]})
+
+    def version(said):
+        return join(truth, pa.table({"id": range(4), "t": list(said)}), key="id", target="t", candidate_name="c")
+
+    got = regression_between(version("xyyy"), version("yxxx"))
+    assert (got.accepted, got.current) == (pytest.approx(10 / 13), pytest.approx(3 / 13))
+    assert (got.n_fixed, got.n_broken) == (3, 1)
+    assert got.p_worse == pytest.approx(0.5, abs=0.03)  # the heavy row's sign decides
+
+
 def test_numbers_are_worse_where_their_errors_grow():
     target = Target("t", kind="numeric")
     gold = [float(i) for i in range(30)]
