@@ -142,7 +142,6 @@ DOCS = {
     "change_low": "95 % interval (bootstrap)",
     "change_high": "95 % interval (bootstrap)",
     "p_worse": "how often a version that is no worse would look this bad, in this look alone (exact, one-sided)",
-    "n_units": "independent units of these rows: rows of one request are one",
 }
 
 
