@@ -18,8 +18,9 @@ from rich.text import Text
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
-from dagster_llm_batch.cli.prices import OLD_BOOK
+from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
+from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.prune import is_pruned
@@ -44,6 +45,8 @@ __all__ = ["doctor_command"]
 _DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
 _OLD_PRICES = timedelta(days=180)
+# Discounts and surcharges change less often than prices.
+_OLD_RULES = timedelta(days=365)
 _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
@@ -122,6 +125,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _left(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
     yield _tried("price book", partial(_prices, deployment))
+    yield _tried("price rules", partial(_price_rules, deployment))
 
 
 def _tried(check: str, look: Callable[[], Finding]) -> Finding:
@@ -401,3 +405,16 @@ def _prices(deployment: DeploymentAccess) -> Finding:
         then = "Upgrade it: pip install --upgrade genai-prices; or see `dagster-llm-batch prices --help`"
         return Finding("price book", Verdict.WARNING, state, then)
     return Finding("price book", Verdict.OK, f"{state}, {age(now.date() - changed)} ago")
+
+
+def _price_rules(deployment: DeploymentAccess) -> Finding:
+    """Look for the oldest of our own price rules that the configured providers rest on."""
+    books = (
+        [provider.price_book for provider in deployment.dry_engine.providers.values()] if deployment.has_code else None
+    )
+    oldest = oldest_source(books)
+    state = f"{rules_text(oldest)[:-1]}, {age(utc_now().date() - oldest.read_on)} ago"
+    if utc_now().date() - oldest.read_on > _OLD_RULES:
+        then = f"A newer dagster-llm-batch may have read it since; else hold {oldest.document} against your bill."
+        return Finding("price rules", Verdict.WARNING, state, then)
+    return Finding("price rules", Verdict.OK, state)

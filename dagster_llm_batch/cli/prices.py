@@ -17,13 +17,14 @@ from dagster_llm_batch.core.price_book import (
     newest_price_change,
     use_book,
 )
+from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import plain_words
 
-__all__ = ["OLD_BOOK", "prices_command"]
+__all__ = ["OLD_BOOK", "prices_command", "rules_text"]
 
 OLD_BOOK = timedelta(days=90)
 """A fetched book that is older is warned of."""
@@ -39,7 +40,9 @@ class FetchError(LLMBatchError):
 @click.option("--url", help="Where to fetch it from.  [default: where genai-prices itself looks]")
 @json_option
 def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool, as_json: bool) -> None:
-    """Tell which price book is in use, and how old it is. Nothing is fetched without --fetch.
+    """Tell which price book is in use, how old it is, and which of our own price rules is the oldest.
+
+    Nothing is fetched without --fetch.
 
     A fetched book lies in the payload root, and counts where `LLMBatchResource(fetched_prices=True)` says so. One that
     is more than 90 days old is warned of.
@@ -51,17 +54,23 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
     use_fetched_book(payloads)
     at = fetched_at()
     is_used = deployment.has_code and deployment.resource.fetched_prices
+    oldest = oldest_source()
     if as_json:
-        changed = newest_price_change(now.date())
-        print_json(
-            {"fetched_at": at, "is_used": at is not None and is_used, "newest_price_change": changed and str(changed)}
-        )
+        told = {"fetched_at": at, "is_used": at is not None and is_used}
+        rules = {"oldest_rule": oldest._asdict(), "rules": [source._asdict() for source in SOURCES]}
+        print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules})
         return
     click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
+    click.echo(f"{rules_text(oldest)} ({oldest.document})")
     if at is not None and not is_used:
         click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
     if at is not None and now - at > OLD_BOOK:
         click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
+
+
+def rules_text(oldest: PriceSource) -> str:
+    """Return a sentence on our own price rules, and on the oldest of them."""
+    return f"{len(SOURCES)} price rules stand beside it; the oldest is of {oldest.read_on}: {oldest.rule}."
 
 
 def _fetch(payloads: PayloadStore, url: str | None, now: datetime) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -21,6 +21,16 @@ import genai_prices
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, Tier, TieredPrices
 
+from dagster_llm_batch.core.price_sources import (
+    ANTHROPIC_BATCH,
+    AWS_BATCH,
+    AZURE_BATCH,
+    GOOGLE_BATCH,
+    GROQ_BATCH,
+    MISTRAL_BATCH,
+    OPENAI_PRICES,
+    PriceSource,
+)
 from dagster_llm_batch.core.pricing import PerToken, Rate, UnpricedError
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
@@ -39,6 +49,7 @@ __all__ = [
     "newest_price_change",
     "price_list_of",
     "use_book",
+    "use_stored_book",
 ]
 
 PLACE = "/"
@@ -66,8 +77,8 @@ _CACHED = {"input_audio_tokens": "cache_audio_read_tokens", "input_image_tokens"
 # Billed apiece, in thousands, and not by tokens: no discount of tokens holds for them.
 _APIECE = {"web_searches": "web_searches_kcount", "storage_searches": "storage_searches_kcount"}
 
-# Google's list has one price for media where it names no other (https://ai.google.dev/gemini-api/docs/pricing,
-# 2026-10-14). Elsewhere audio, and whatever is made but text, always has its own, so a book without it lacks it.
+# Google's list has one price for media where it names no other (GOOGLE_PRICES). Elsewhere audio, and whatever is made
+# but text, always has its own, so a book without it lacks it.
 _NEVER_AS_TEXT = frozenset({"input_audio_tokens", "output_audio_tokens", "output_image_tokens", "output_video_tokens"})
 _ONE_PRICE = {"google": _NEVER_AS_TEXT - {"input_audio_tokens"}}
 
@@ -95,6 +106,23 @@ def fetched_book(published: bytes, at: datetime) -> bytes:
 def use_book(book: bytes) -> None:
     """Take prices from a book that was fetched, in this process. Raises ConfigError where it is none."""
     set_custom_snapshot(_snapshot_of(book))
+
+
+# When this process read which place's book, in seconds of a clock that goes on evenly.
+_READ_AT: dict[str, float] = {}
+_HOLDS_SECONDS = 3_600.0
+
+
+def use_stored_book(place: str, read: Callable[[], bytes | None], now_seconds: float) -> None:
+    """Take prices from the book that is stored at a place, if there is one. It is read once an hour.
+
+    Raises ConfigError where what is read is no book.
+    """
+    if now_seconds - _READ_AT.get(place, -_HOLDS_SECONDS) < _HOLDS_SECONDS:
+        return
+    if (book := read()) is not None:
+        use_book(book)
+    _READ_AT[place] = now_seconds
 
 
 def fetched_at() -> datetime | None:
@@ -224,8 +252,7 @@ def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
     return PriceList(_linear(prices), provider, prices)
 
 
-# Of the price of input, for all models. https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing,
-# as of 2026-08
+# Of the price of input, for all models: CLAUDE_CACHES.
 _CLAUDE_WRITES = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
 
 
@@ -295,14 +322,14 @@ _HALF = Decimal("0.5")
 
 # Who documents half the price for all batches, and where. Others give less off (xAI and DeepInfra 20 %), or not for
 # every model (Together), or nothing.
-_HALVES: Mapping[str, str] = {
-    "anthropic": "https://platform.claude.com/docs/en/build-with-claude/batch-processing#pricing, 2026-10-14",
-    "aws": "https://aws.amazon.com/bedrock/pricing/ (batch: 50 % of on-demand), 2026-11",
-    "azure": "https://learn.microsoft.com/azure/foundry/openai/how-to/batch (50 % of Global Standard), 2026-03",
-    "google": "https://ai.google.dev/gemini-api/docs/batch-api and Vertex AI's batch prediction, 2026-10-14",
-    "groq": "https://console.groq.com/docs/batch, 2026-11",
-    "mistral": "https://docs.mistral.ai/capabilities/batch, 2026-10-14",
-    "openai": "https://developers.openai.com/api/docs/pricing (Batch), 2026-10-14",
+_HALVES: Mapping[str, PriceSource] = {
+    "anthropic": ANTHROPIC_BATCH,
+    "aws": AWS_BATCH,
+    "azure": AZURE_BATCH,
+    "google": GOOGLE_BATCH,
+    "groq": GROQ_BATCH,
+    "mistral": MISTRAL_BATCH,
+    "openai": OPENAI_PRICES,
 }
 
 _TENTH_MORE = Decimal("1.1")
@@ -310,10 +337,10 @@ _TENTH_MORE = Decimal("1.1")
 # What it costs more where a reply ran, for all kinds of tokens: by the id in the price book, the place, and the first
 # version of each family of models for which it holds. Earlier models cost the same everywhere.
 _DEARER_PLACES: Mapping[tuple[str, str], Mapping[str, tuple[int, int]]] = {
-    # https://platform.claude.com/docs/en/about-claude/pricing#data-residency-pricing, as of 2026-08
+    # CLAUDE_RESIDENCY
     ("anthropic", "us"): {"opus": (4, 6), "sonnet": (4, 6), "haiku": (4, 5), "fable": (0, 0), "mythos": (0, 0)},
-    # https://platform.claude.com/docs/en/build-with-claude/claude-on-vertex-ai#global-vs-regional-endpoints, as of
-    # 2026-08: endpoints of a region or of several, from Sonnet 4.5 on. The book has the prices of the global endpoint.
+    # CLAUDE_ON_VERTEX: endpoints of a region or of several, from Sonnet 4.5 on. The book has the prices of the global
+    # endpoint.
     ("google", "regional"): {"opus": (4, 5), "sonnet": (4, 5), "haiku": (4, 5), "fable": (0, 0), "mythos": (0, 0)},
 }
 _CLAUDE = re.compile(r"claude-(?P<family>[a-z]+)-(?P<major>\d+)(?:-(?P<minor>\d{1,2})(?!\d))?")
@@ -406,7 +433,7 @@ class Book:
         if batch is not None:
             return Terms(PriceBasis.BATCH, batch)
         if self._provider == "openrouter":
-            # There a model's batches are a model of their own: https://openrouter.ai/docs/features/batches, 2026-11.
+            # There a model's batches are a model of their own: OPENROUTER_BATCH.
             batch = price_list_of(self._provider, f"{self._model}:batch", self._at)
             if batch is not None:
                 return Terms(PriceBasis.BATCH, batch)
@@ -424,8 +451,8 @@ def _half_but_cached(standard: Rate) -> Rate:
     """Return half of the price for all tokens but those read from a cache.
 
     Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
-    tokens goes before, and the Gemini API lists one price of cached tokens for both. The book's batch prices agree
-    (2026-11, genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
+    tokens goes before, and the Gemini API lists one price of cached tokens for both: GOOGLE_BATCH. The book's batch
+    prices agree (genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
     """
     if isinstance(standard, PerToken):
         return replace(standard.times(_HALF), read=standard.read)

@@ -451,9 +451,8 @@ def _runs_at_vendor(tool: Any) -> bool:
     return "input_schema" not in tool and not _OWN_DECLARATIONS.issuperset(tool)
 
 
-# What a reply may have at most where the caller says nothing, by the model's name. The first that matches holds. Cut on
-# 2026-11-27 from litellm 1.110.2's table (MIT, (c) Berri AI), whose sources are the vendors' pages; where platforms
-# differ, the largest.
+# What a reply may have at most where the caller says nothing, by the model's name. The first that matches holds. Cut
+# from litellm's table (MIT, (c) Berri AI): MOST_OUTPUT of `core/price_sources.py`. Where platforms differ, the largest.
 _MOST_OUTPUT = tuple(
     (re.compile(pattern), tokens)
     for pattern, tokens in (

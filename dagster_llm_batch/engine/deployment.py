@@ -478,22 +478,17 @@ def _tariff_of_fetched(payloads: PayloadStore, *about: Any) -> Tariff:
     return tariff(*about)
 
 
-# When this process read which store's book.
-_BOOKS_READ: dict[str, float] = {}
-_BOOK_SECONDS = 3_600.0
-
-
 def use_fetched_book(payloads: PayloadStore) -> None:
-    """Take prices from the book that was fetched last, if any. Reads it once an hour. Raises ConfigError."""
-    place = repr(payloads)
-    if time.monotonic() - _BOOKS_READ.get(place, -_BOOK_SECONDS) < _BOOK_SECONDS:
-        return
-    from dagster_llm_batch.core.price_book import BOOK_FILE, use_book  # noqa: PLC0415 - the book takes a while to load
+    """Take prices from the book that was fetched last into this store, if any. See `use_stored_book`."""
+    from dagster_llm_batch.core.price_book import BOOK_FILE, use_stored_book  # noqa: PLC0415 - it takes a while to load
 
-    if payloads.exists(BOOK_FILE):
+    def read() -> bytes | None:
+        if not payloads.exists(BOOK_FILE):
+            return None
         with payloads.reader(BOOK_FILE) as file:
-            use_book(file.read())
-    _BOOKS_READ[place] = time.monotonic()
+            return file.read()
+
+    use_stored_book(repr(payloads), read, time.monotonic())
 
 
 # The vocabulary of OpenAI's models since gpt-4o, where tiktoken gets it and what it must be: tiktoken 0.14.0.

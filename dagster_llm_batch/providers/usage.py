@@ -1,7 +1,8 @@
 """What of a reply's usage is not billed as plain tokens: `types.Extra`, by one table of words for each vendor's shape.
 
 A table says of each count that a vendor documents what it is: None where tokens are all that is billed, else the price
-book's name of its unit. A count that no table has may have a price, so it makes the cost unknown, and is named.
+book's name of its unit. A count that no table has may have a price, so it makes the cost unknown, and is named. The
+tables' source, with its date, is USAGE_SHAPES of `core/price_sources.py`, as are all that are named in capitals here.
 
 This is off the way of most replies: providers read a reply that has nothing but plain tokens without it.
 """
@@ -68,7 +69,7 @@ CLAUDE: Fields = {
         )
     ),
     "server_tool_use.web_search_requests": "web_searches",
-    # Nothing but the tokens of what is fetched: docs/en/agents-and-tools/tool-use/web-fetch-tool, 2026-08.
+    # Nothing but the tokens of what is fetched: CLAUDE_TOOLS.
     "server_tool_use.web_fetch_requests": None,
 }
 """Claude, wherever it runs: anthropic 2.14.0, types/usage.py."""
@@ -116,7 +117,8 @@ GEMINI: Fields = {
 }
 """Gemini: google-genai 3.6.1, types.GenerateContentResponseUsageMetadata."""
 
-# What a vendor says that a reply cost, in USD: OpenRouter, DeepInfra (an estimate of its own), xAI in ticks.
+# What a vendor says that a reply cost, in USD: OpenRouter, DeepInfra (an estimate of its own), xAI in ticks. See
+# REPORTED_COSTS.
 _REPORTED = {"cost": Decimal(1), "estimated_cost": Decimal(1), "cost_in_usd_ticks": Decimal("1e-10")}
 
 # How long it took, and parts of a reported cost: neither is a count that is billed.
@@ -191,8 +193,7 @@ def claude_extra(
     if (speed := usage.get("speed")) not in (None, "standard"):
         tier = ("speed", str(speed))
     geo = usage.get("inference_geo")
-    # Code runs at a price by the hour, beside an allowance of the account that no reply tells:
-    # docs/en/agents-and-tools/tool-use/code-execution-tool, 2026-08.
+    # Code runs at a price by the hour, beside an allowance of the account that no reply tells: CLAUDE_TOOLS.
     if unpriced is None and (uncounted := sorted(tools - _COUNTED_TOOLS)):
         unpriced = f"the server tool '{uncounted[0]}'"
     return extra_of(usage, CLAUDE, others=Extra(tier, None if geo in _USUAL_GEOS else str(geo), unpriced=unpriced))

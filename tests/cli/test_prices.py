@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from genai_prices.data_snapshot import set_custom_snapshot
 
+from dagster_llm_batch.core import price_book, price_sources
 from dagster_llm_batch.core.price_book import BOOK_FILE, fetched_at, fetched_book, use_book
+from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
 from dagster_llm_batch.core.pricing import tariff
-from dagster_llm_batch.engine import deployment
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Usage
@@ -34,11 +37,16 @@ PUBLISHED = [
 ]
 
 
+def forget_books():
+    """As in another process: nothing is read yet."""
+    price_book._READ_AT.clear()
+    set_custom_snapshot(None)
+
+
 @pytest.fixture(autouse=True)
 def _bundled_again():
     yield
-    set_custom_snapshot(None)
-    deployment._BOOKS_READ.clear()
+    forget_books()
 
 
 @pytest.fixture
@@ -77,8 +85,7 @@ def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_sai
     assert (published.asked, fetched["is_used"]) == (1, False)
     assert datetime.now(UTC) - datetime.fromisoformat(fetched["fetched_at"]) < timedelta(minutes=5)
 
-    set_custom_snapshot(None)  # as another process
-    deployment._BOOKS_READ.clear()
+    forget_books()  # as another process
     assert project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"] == before
     project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
     dearer = project.json("plan", "ticket_labels")["plans"][0]["estimated_usd"]
@@ -89,7 +96,7 @@ def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_sai
 
 def test_the_age_of_a_fetched_book_is_told_and_an_old_one_is_warned_of(project, published):
     def finding():
-        deployment._BOOKS_READ.clear()
+        forget_books()
         return next(one for one in project.json("doctor")["findings"] if one["check"] == "price book")
 
     assert finding()["verdict"] == "ok"
@@ -122,3 +129,37 @@ def test_a_fetched_book_has_the_prices_it_was_published_with_tiers_included():
     assert prices.price(Usage(2_000, 100)).realtime_usd == Decimal("0.14") + Decimal("0.0095")
     with pytest.raises(ConfigError, match="no price book"):
         use_book(b"{}")
+
+
+def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project, monkeypatch):
+    def finding():
+        return next(one for one in project.json("doctor")["findings"] if one["check"] == "price rules")
+
+    told = project.json("prices")
+    assert told["oldest_rule"]["read_on"] == min(rule["read_on"] for rule in told["rules"])
+    assert {"rule", "document", "read_on", "books"} == set(told["oldest_rule"])
+    assert len(told["rules"]) == len(SOURCES)
+    assert told["oldest_rule"]["document"] in " ".join(project.on_file("prices").stdout.split())
+    # The project asks OpenAI alone.
+    oldest = oldest_source(["openai"])
+    assert finding()["verdict"] == "ok"
+    assert f"the oldest is of {oldest.read_on}" in finding()["said"]
+    monkeypatch.setattr("dagster_llm_batch.cli.doctor.utc_now", lambda: datetime(2028, 1, 1, tzinfo=UTC))
+    assert finding()["verdict"] == "warning"
+    assert oldest.document in finding()["then"]
+
+
+def test_each_price_rule_names_a_source_and_no_rule_has_a_date_of_its_own():
+    package = Path(price_book.__file__).parents[1]
+    rules = [package / "core" / f"{name}.py" for name in ("price_book", "pricing", "media_tokens", "token_counts")]
+    rules += [package / "providers" / "usage.py", *package.glob("providers/*/replies.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in rules}
+    named = {name for name, value in vars(price_sources).items() if isinstance(value, PriceSource)}
+    assert {name for name in named if any(name in text for text in texts.values())} == named
+    for path, text in texts.items():
+        if path.name != "token_counts.py":  # what it has beside is fitted or counted, and says when
+            assert not re.search(r"20\d\d-\d\d|https://\S*pric", text), path
+    for source in SOURCES:
+        assert source.rule
+        assert source.document
+        assert source.read_on <= datetime.now(UTC).date()

@@ -233,7 +233,7 @@ _PLAIN_CLAUDE = frozenset({*(name for name in CLAUDE if "." not in name), "cache
 _WRITTEN = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
 _NOTHING = Extra()
 _PLAIN_CHAT = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
-# What names a tier, or costs beside the tokens.
+# What names a tier (AWS_TIERS of `core/price_sources.py`), or costs beside the tokens.
 _BESIDE = frozenset({"serviceTier", "service_tier", "performanceConfig", "trace", "amazon-bedrock-trace"})
 
 

@@ -293,9 +293,8 @@ def _extra(usage: Mapping[str, Any], reply: _Reply) -> Extra | None:
 def _searches(reply: _Reply) -> tuple[int, str | None]:
     """Return how many searches are billed, and what of the grounding has a price that is not known here.
 
-    https://ai.google.dev/gemini-api/docs/google-search#pricing, 2026-10: up to Gemini 2.5 a prompt that was grounded
-    counts once, since Gemini 3 each query. The account's allowance of free searches shows in no reply, so all are
-    priced.
+    Up to Gemini 2.5 a prompt that was grounded counts once, since Gemini 3 each query (GOOGLE_SEARCHES of
+    `core/price_sources.py`). The account's allowance of free searches shows in no reply, so all are priced.
     """
     queries, unpriced = 0, None
     for candidate in reply.candidates or ():

@@ -425,7 +425,7 @@ def _embedding(body: _Embeddings[Any, Any]) -> list[float]:
 
 _NOTHING = Extra()
 
-# Tools that cost nothing but tokens: https://developers.openai.com/api/docs/pricing, 2026-10-12.
+# Tools that cost nothing but tokens: OPENAI_PRICES of `core/price_sources.py`.
 _FREE_ITEMS = frozenset(
     {
         "message",
@@ -453,8 +453,7 @@ def _beside(body: _Body[Any, Any]) -> Extra:
     if isinstance(body, _Responses):
         for item in body.output:
             if item.type == "web_search_call":
-                # Opening a page that was found, or looking in it, is no search:
-                # https://developers.openai.com/api/docs/guides/tools-web-search, 2026-10
+                # Opening a page that was found, or looking in it, is no search: OPENAI_SEARCHES.
                 action = item.action.get("type") if isinstance(item.action, Mapping) else None
                 searches += action in (None, "search")
             elif item.type == "file_search_call":
