@@ -3,9 +3,9 @@
 The size is read from the file's first bytes. Nobody here loads what has an address only: such an image is expected to
 have 1,024 by 1,024 pixels, and its bound is the most that the vendor makes of any image. None: there is no such most.
 
-Formulas: IMAGE_TOKENS of `core/price_sources.py`. Where two sources differ, the larger figure is taken. Files by address
-that are no images are Gemini's alone: pages and seconds by its formulas, how many there are is a guess, and the model
-takes no more of them than it takes in all.
+Formulas: IMAGE_TOKENS of `core/price_sources.py`. Where two sources differ, the larger figure is taken. Files by
+address that are no images are Gemini's alone: pages and seconds by its formulas, how many there are is a guess, and the
+model takes no more of them than it takes in all.
 """
 
 from __future__ import annotations

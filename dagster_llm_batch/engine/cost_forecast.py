@@ -1,4 +1,4 @@
-"""What a calendar month will have cost: what is committed so far, and the days to come by the days that were.
+"""What a calendar month will have cost: what it has cost so far, and the days to come by the days that were.
 
 The method, whose promise `tests/engine/test_cost_forecast.py` holds against simulations:
 
@@ -53,7 +53,7 @@ class MonthForecast:
 
     Attributes:
         month: Its first day.
-        committed_usd: What was sent so far: billed or, until that is known, expected.
+        so_far_usd: What was sent so far: billed or, until that is known, expected.
         expected_usd: The whole month.
         low_usd, high_usd: Of 20 such months 18 are between them, one is below, and one above.
         days: Complete days that it rests on.
@@ -62,7 +62,7 @@ class MonthForecast:
     """
 
     month: date
-    committed_usd: Decimal
+    so_far_usd: Decimal
     expected_usd: Decimal | None = None
     low_usd: Decimal | None = None
     high_usd: Decimal | None = None
@@ -73,11 +73,11 @@ class MonthForecast:
     def __str__(self) -> str:
         unknown = f"; {self.requests_unknown:,} requests of unknown cost are not in it" if self.requests_unknown else ""
         if self.expected_usd is None or self.low_usd is None or self.high_usd is None:
-            return f"{money_text(self.committed_usd)} committed so far; no forecast: {self.reason}{unknown}"
+            return f"{money_text(self.so_far_usd)} so far; no forecast: {self.reason}{unknown}"
         rests = f"by the last {self.days} days" if self.days else "the month is over"
         return (
             f"{money_text(self.expected_usd)} expected, with 90 % between {money_text(self.low_usd)} and "
-            f"{money_text(self.high_usd)} ({rests}); {money_text(self.committed_usd)} committed so far{unknown}"
+            f"{money_text(self.high_usd)} ({rests}); {money_text(self.so_far_usd)} so far{unknown}"
         )
 
 
@@ -108,7 +108,7 @@ def forecast_month(costs: Iterable[ShardCost], month: date, now: datetime) -> Mo
     for cost in costs:
         bill = bill_of_shard(cost)
         day = days[cost.day]
-        day.usd += bill.committed_usd
+        day.usd += bill.usd
         day.below_usd += bill.below_usd
         day.above_usd += bill.above_usd
         if month <= cost.day < end:

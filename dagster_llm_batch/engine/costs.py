@@ -151,7 +151,7 @@ class CostSum:
 class ShardBill(NamedTuple):
     """What a shard takes from the money of its day, in USD."""
 
-    committed_usd: Decimal  # billed or, as far as that is not known, expected
+    usd: Decimal  # billed or, as far as that is not known, expected
     below_usd: float  # so much less it may be, in 19 of 20 cases, where it is not collected
     above_usd: float  # likewise more
     unexpected: int  # requests whose cost nobody knows or expects

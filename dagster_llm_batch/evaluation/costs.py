@@ -131,7 +131,7 @@ def cost_assets(
     check = builder.check(
         CHECK,
         "The calendar month is expected to cost no more than max_month_usd or, without it, than the deployment's "
-        "budgets of a month. Before there are days enough for a forecast: no more is committed.",
+        "budgets of a month. Before there are days enough for a forecast: it has cost no more so far.",
         blocking=False,
     )
     return [builder.table_asset(spec, costs.compute, [check], {resource_key})]
@@ -188,7 +188,7 @@ class _Costs:
         over = [
             f"{limit}: {told}"
             for limit, most, told in limits
-            if (told.committed_usd if told.expected_usd is None else told.expected_usd) > most
+            if (told.so_far_usd if told.expected_usd is None else told.expected_usd) > most
         ]
         limit = "; ".join(limit for limit, _, _ in limits) or "no limit is set"
         text = f"over the {'; the '.join(over)}" if over else f"{forecast} ({limit})"
@@ -248,7 +248,7 @@ def _metadata(costs: Sequence[ShardCost], total: CostSum, month: date, forecast:
         "saved_usd": total.saved_usd if by_day else None,
         "wasted_usd": total.wasted_usd if by_day else None,
         "open_usd": total.open_usd,
-        "month_committed_usd": forecast.committed_usd,
+        "month_so_far_usd": forecast.so_far_usd,
         "month_expected_usd": forecast.expected_usd,
         "month_low_usd": forecast.low_usd,
         "month_high_usd": forecast.high_usd,

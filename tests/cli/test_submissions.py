@@ -183,7 +183,7 @@ def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(pro
     [flying] = [one for one in everything if one["cost_usd"] is None]
     assert Decimal(total["open_usd"]) == Decimal(flying["estimated_usd"])
     assert told["forecast"]["reason"] == "0 complete days are too few, 14 are needed"
-    assert Decimal(told["forecast"]["committed_usd"]) == Decimal(total["cost_usd"]) + Decimal(total["open_usd"])
+    assert Decimal(told["forecast"]["so_far_usd"]) == Decimal(total["cost_usd"]) + Decimal(total["open_usd"])
     groups = project.json("cost", "--by", "asset,partition")["groups"]
     assert [(one["asset"], one["partition"], one["submissions"]) for one in groups] == [
         ("daily_labels", DAYS[0], 1),
@@ -212,7 +212,7 @@ def test_a_table_of_costs_can_be_read_in_80_columns(project, monkeypatch):
     assert lines[1].split() == ["asset", "requests", "cost", "in", "real", "time", "saved"]
     assert [line.split()[0] for line in lines[2:5]] == ["daily_labels", "ticket_labels", "total"]
     assert "Tokens and waste" in shown
-    assert "committed so far; no forecast: 0 complete days are too few" in " ".join(shown.split())
+    assert "so far; no forecast: 0 complete days are too few" in " ".join(shown.split())
 
 
 def test_a_price_that_nobody_knows_is_counted_as_unknown_and_never_as_zero(project):

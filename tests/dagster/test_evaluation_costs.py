@@ -132,7 +132,7 @@ def test_the_check_says_when_the_month_will_be_over_a_limit(make):
     def budget(times: float, **which: Any) -> Budget:
         return Budget(max_usd=float(paid) * times, **which)
 
-    # With too few days it goes by what is committed.
+    # With too few days it goes by what it has cost so far.
     assert judged(max_month_usd=paid * 2)[0]
     passed, told = judged(max_month_usd=paid / 2)
     assert (passed, f"over the limit of {money_text(paid / 2)}" in told) == (False, True)

@@ -88,7 +88,7 @@ def test_a_job_of_tuesdays_is_expected_on_tuesdays() -> None:
     tuesdays = {date(2026, 10, 27): 7, date(2026, 11, 3): 9, date(2026, 11, 10): 7, date(2026, 11, 17): 9}
     costs = [sent(day, usd) for day, usd in tuesdays.items()]
     before = forecast_month(costs, MONTH, at_noon(23))
-    assert (before.committed_usd, before.expected_usd) == (25, 33)
+    assert (before.so_far_usd, before.expected_usd) == (25, 33)
     # By hand: variance 4/3, one day and the error of a mean of four, 3 degrees of freedom, 27 - 6 days of history.
     half = Decimal(str(2.353 * (4 / 3 * (1 + 1 / 4)) ** 0.5))
     assert before.low_usd is not None
@@ -96,13 +96,13 @@ def test_a_job_of_tuesdays_is_expected_on_tuesdays() -> None:
     assert before.high_usd - 33 == 33 - before.low_usd
     assert half <= before.high_usd - 33 < half * 2
     after = forecast_month([*costs, sent(date(2026, 11, 24), 8)], MONTH, at_noon(25))
-    assert (after.committed_usd, after.expected_usd, after.low_usd, after.high_usd) == (33, 33, 33, 33)
+    assert (after.so_far_usd, after.expected_usd, after.low_usd, after.high_usd) == (33, 33, 33, 33)
 
 
 @pytest.mark.parametrize("days", [0, 1, 13])
 def test_too_few_days_give_no_figure(days: int) -> None:
     told = forecast([1.0] * days, at_noon(20))
-    assert (told.expected_usd, told.low_usd, told.high_usd, told.committed_usd) == (None, None, None, days)
+    assert (told.expected_usd, told.low_usd, told.high_usd, told.so_far_usd) == (None, None, None, days)
     assert f"no forecast: {days} complete days are too few, 14 are needed" in str(told)
 
 
@@ -114,10 +114,10 @@ def test_what_is_in_flight_is_expected_and_adds_the_error_of_its_estimate() -> N
     flying = sent(now.date(), 0, **estimate, estimated_usd=Decimal(10), **whole)
     # Today it is more than a usual day, so nothing more is expected.
     told = forecast(usual, now, flying)
-    assert (told.committed_usd, told.expected_usd) == (66, 66)
+    assert (told.so_far_usd, told.expected_usd) == (66, 66)
     assert (told.low_usd, told.high_usd) == (64, 71)
     unpriced = forecast(usual, now, sent(now.date(), 0, **estimate, estimated_usd=None))
-    assert (unpriced.requests_unknown, unpriced.committed_usd) == (10, 56)
+    assert (unpriced.requests_unknown, unpriced.so_far_usd) == (10, 56)
     assert "10 requests of unknown cost are not in it" in str(unpriced)
 
 

@@ -26,6 +26,7 @@ from dagster_llm_batch.storage.ledger.records import (
     Submission,
     SubmissionState,
     Tombstone,
+    was_taken,
 )
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
 from dagster_llm_batch.storage.ledger.shards import (
@@ -35,7 +36,6 @@ from dagster_llm_batch.storage.ledger.shards import (
     forgotten_sends,
     looked_after,
     unknown_shard,
-    was_taken,
 )
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane

@@ -30,6 +30,7 @@ __all__ = [
     "Submission",
     "SubmissionState",
     "Tombstone",
+    "was_taken",
 ]
 
 
@@ -215,6 +216,12 @@ class ShardFields(TypedDict, total=False):
     reserved_usd: Decimal | None
 
 
+def was_taken(lane: Lane, batch_id: str | None, sent_at: datetime | None) -> bool:
+    """Return whether a shard that is over may have been billed."""
+    # Without a batch nothing was. In real time there is none: what was sent may have been answered, and counts.
+    return batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
+
+
 class ShardCost(NamedTuple):
     """What a table of costs is summed from: one shard, with whose it is. The names are those of the columns."""
 
@@ -256,8 +263,7 @@ class ShardCost(NamedTuple):
 
     @property
     def was_taken(self) -> bool:
-        """Whether a provider may have answered, and billed. In real time there is no batch."""
-        return self.batch_id is not None or (self.lane is Lane.REALTIME and self.sent_at is not None)
+        return was_taken(self.lane, self.batch_id, self.sent_at)
 
     @property
     def is_open(self) -> bool:

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, SpendLimit, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, SpendLimit, Submission, was_taken
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
-from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
@@ -39,7 +39,6 @@ __all__ = [
     "report_values",
     "store_forgotten",
     "unknown_shard",
-    "was_taken",
 ]
 
 _STAMPS: dict[Move, str] = {
@@ -243,12 +242,6 @@ def _reserved_usd(row: sa.Row[Any]) -> Decimal:
     # Without a limit nothing was reserved, and ledgers of before have shards without a bound.
     known = (usd for usd in (row.reserved_usd, row.bound_usd, row.estimated_usd) if usd is not None)
     return next(known, Decimal(0))
-
-
-def was_taken(lane: Lane, batch_id: str | None, sent_at: datetime | None) -> bool:
-    """Return whether a shard that is over may have been billed."""
-    # Without a batch nothing was. In real time there is none: what was sent may have been answered, and counts.
-    return batch_id is not None or (lane is Lane.REALTIME and sent_at is not None)
 
 
 def unknown_shard(shard_id: str) -> LedgerError:
