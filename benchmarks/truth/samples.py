@@ -1,0 +1,247 @@
+"""Gold that was drawn with unequal probabilities, and figures of a whole table: how often their intervals miss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from dagster_llm_batch.metrics.estimates import power
+from dagster_llm_batch.metrics.gold_sample import probabilities
+from dagster_llm_batch.metrics.gold_weights import SampledRows, gold_weights
+from dagster_llm_batch.metrics.survey import Survey
+
+MOST_MISSES = 0.07
+"""Promised: an interval is given and misses in no more of the samples, in any cell."""
+
+ROWS = 2_000
+"""Of the table that gold is drawn from."""
+
+RANDOM_SHARE = 0.3
+"""Of the proposals that go to all rows alike, as `propose` has it by default."""
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`data`: of _CLASSES, evaluated, or of _TABLES, estimated. `drawn`: how the `n` gold rows are; see SECTION."""
+
+    data: str
+    drawn: Literal["alike", "mistakes", "misled", "two rounds", "some certain"]
+    n: int
+
+
+@dataclass
+class Missed:
+    """What became of the intervals of one figure in one cell. `missed_once`: if each gold row counted once."""
+
+    given: int = 0
+    missed: int = 0
+    width: float = 0.0
+    missed_once: int | None = None
+    labels_off: float | None = None
+
+
+_CLASSES: dict[str, tuple[int, float | None, float]] = {
+    "2 even classes, .9 right": (2, None, 0.9),
+    "3 even classes, .98 right": (3, None, 0.98),
+    "a class of 2 %, .95 right": (2, 0.02, 0.95),
+}
+"""Number of classes, share of the rarer of two, accuracy."""
+
+_TABLES = (
+    *("share of 2 %, good labels", "share of 2 %, said too often", "share of 2 %, useless labels"),
+    *("share of 30 %, biased labels", "scores at the ceiling", "skewed numbers"),
+)
+
+CELLS = [
+    *(Cell(data, drawn, n) for data in _CLASSES for drawn in ("mistakes", "misled", "two rounds") for n in (50, 200)),
+    *(Cell(data, drawn, n) for data in _TABLES for drawn in ("alike", "mistakes", "some certain") for n in (50, 200)),
+]
+
+QUICK = [
+    Cell("2 even classes, .9 right", "two rounds", 50),
+    Cell("3 even classes, .98 right", "misled", 100),
+    Cell("share of 2 %, good labels", "alike", 50),
+    Cell("share of 30 %, biased labels", "mistakes", 50),
+    Cell("skewed numbers", "some certain", 50),
+]
+
+
+def measure(draws: int, quick: bool) -> Measured:  # a section's form
+    """Measure all cells, or the quick ones in this process."""
+    cells = QUICK if quick else CELLS
+    rows, broken = [], []
+    for cell, by_figure in zip(
+        cells, measured_cells(measure_cell, cells, draws, processes=1 if quick else 2), strict=True
+    ):
+        for figure, found in by_figure.items():
+            misses = found.missed / draws
+            rows.append(
+                (
+                    *(cell.data, cell.drawn, cell.n, figure, 100 * misses, 100 * (1 - found.given / draws)),
+                    found.width / found.given if found.given else None,
+                    None if found.missed_once is None else 100 * found.missed_once / draws,
+                    found.labels_off,
+                )
+            )
+            # what chance makes of a true 7 %
+            if misses > MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / draws) ** 0.5:
+                broken.append(
+                    f"{cell.data}, {cell.drawn}, {cell.n}, {figure}: misses in {misses:.1%}, of which "
+                    f"{MOST_MISSES:.0%} are promised."
+                )
+    head = ("data", "gold is drawn", "gold rows", "figure", "misses %", "none %", "width")
+    return Measured(table([*head, "each row once: misses %", "labels alone are off by"], rows), tuple(broken))
+
+
+def measure_cell(cell: Cell, draws: int) -> dict[str, Missed]:
+    """Draw so many samples of gold from one table, and compare what is said with what is true."""
+    rng = np.random.default_rng(seed_of(cell))
+    found: dict[str, Missed] = defaultdict(Missed)
+    samples = _evaluated if cell.data in _CLASSES else _estimated
+    for figure, truth, ends, once, off in samples(cell, rng, draws):
+        tallied = found[figure]
+        tallied.labels_off = off
+        if ends[0] is not None and ends[1] is not None:
+            tallied.given += 1
+            tallied.width += ends[1] - ends[0]
+            tallied.missed += not ends[0] - 1e-9 <= truth <= ends[1] + 1e-9
+        if once is not None and once[0] is not None and once[1] is not None:
+            tallied.missed_once = (tallied.missed_once or 0) + (not once[0] <= truth <= once[1])
+    return dict(found)
+
+
+Ends = tuple[float | None, float | None]
+Told = tuple[str, float, Ends, Ends | None, float | None]
+
+
+def _evaluated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Told]:
+    """Yield the figures of `evaluation_assets`."""
+    classes, rare, accuracy = _CLASSES[cell.data]
+    gold = rng.choice(classes, ROWS, p=None if rare is None else [1 - rare, rare])
+    hard = rng.random(ROWS) < 0.15
+    # Seven of ten mistakes are in the hard rows.
+    wrong = rng.random(ROWS) < np.where(hard, 0.7 * (1 - accuracy) / 0.15, 0.3 * (1 - accuracy) / 0.85)
+    predicted = np.where(wrong, (gold + rng.integers(1, classes, ROWS)) % classes, gold)
+    whole = Survey(gold, predicted, _alike(np.arange(ROWS), ROWS), classes)
+    truths = [figure.value for figure in (whole.accuracy(), whole.kappa(), whole.macro()[2])]
+    for _ in range(draws):
+        at, sampled = _sample(cell, rng, hard, wrong)
+        survey = Survey(gold[at], predicted[at], sampled, classes)
+        once = Survey(gold[at], predicted[at], _alike(at, ROWS), classes).accuracy()
+        figures = {"accuracy": survey.accuracy(), "kappa": survey.kappa(), "macro F1": survey.macro()[2]}
+        for (name, figure), truth in zip(figures.items(), truths, strict=True):
+            if truth is not None:
+                each = (once.low, once.high) if name == "accuracy" else None
+                yield name, truth, (figure.low, figure.high), each, None
+
+
+def _estimated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Told]:
+    """Yield the figures of `estimate_assets`: from gold alone, and from gold and labels."""
+    y, f, width = _table(cell.data, rng)
+    wrong = f != y
+    truth, off = float(y.mean()), float(f.mean() - y.mean())
+    bounds = (0.0, 1.0) if cell.data.startswith("share") else (-np.inf, np.inf)
+    for _ in range(draws):
+        at, rows = _sample(cell, rng, rng.random(ROWS) < 0.15, wrong)
+        found = power(y[at], f[at], float(f.mean()), rows, ROWS, width=width)
+        once = power(y[at], f[at], float(f.mean()), _alike(at, ROWS), ROWS, width=width)
+        for name in ("gold_only", "powered"):
+            got, plain = (getattr(one, name).figure(rows.unit, one.n_eff, bounds) for one in (found, once))
+            yield name.replace("_", " "), truth, (got.low, got.high), (plain.low, plain.high), off
+
+
+def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, float | None]:
+    """Return the truth of each row, what labels say of it, and how far a row may be off (None: without ends)."""
+    if data.startswith("share of 2 %"):
+        y = (rng.random(ROWS) < 0.02).astype(np.float64)
+        said = {
+            "share of 2 %, good labels": np.where(rng.random(ROWS) < 0.97, y, 1 - y),
+            "share of 2 %, said too often": np.maximum(y, rng.random(ROWS) < 0.15),
+            "share of 2 %, useless labels": rng.random(ROWS) < 0.3,
+        }
+        return y, said[data].astype(np.float64), 1.0
+    if data == "share of 30 %, biased labels":
+        y = (rng.random(ROWS) < 0.3).astype(np.float64)
+        return y, np.where(rng.random(ROWS) < 0.8, y, 1.0), 1.0
+    if data == "scores at the ceiling":
+        y = np.where(rng.random(ROWS) < 0.03, rng.integers(1, 5, ROWS), 5).astype(np.float64)
+        return y, np.where(rng.random(ROWS) < 0.9, y, np.clip(y - 1, 1, 5)), 4.0
+    y = np.exp(rng.normal(size=ROWS))
+    return y, y * np.exp(rng.normal(size=ROWS) * 0.3), None
+
+
+def _alike(at: NDArray[np.int64], n_rows: int) -> SampledRows:
+    """Return rows as if they had been drawn alike."""
+    n = len(at)
+    weight = np.full(n, n_rows / n)
+    return SampledRows(weight, weight**2 * (1 - n / n_rows) * n / (n - 1), np.arange(n))
+
+
+def _sample(
+    cell: Cell, rng: np.random.Generator, hard: NDArray[np.bool_], wrong: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], SampledRows]:
+    """Draw gold, and return which rows it is and what each stands for."""
+    if cell.drawn == "alike":
+        at = rng.choice(ROWS, cell.n, replace=False)
+        return at, _alike(at, ROWS)
+    rounds, drawn, weights = [], [], []
+    if cell.drawn == "some certain":
+        certain = rng.random(ROWS) < np.where(wrong, 0.3, 0.02)
+        chance = np.where(certain, 1.0, cell.n / (ROWS - certain.sum()))
+        drawn, weights, rounds = [_systematic(rng, chance)], [1 / chance], [1]
+    else:
+        left, sizes = np.arange(ROWS), [cell.n // 2] * 2 if cell.drawn == "two rounds" else [cell.n]
+        signal = rng.random(ROWS) * (np.where(wrong, 0.02, 1.0) if cell.drawn == "misled" else hard + 0.5 * wrong)
+        for number, size in enumerate(sizes, start=1):
+            strength = signal[left]
+            parts = RANDOM_SHARE / len(left) + (1 - RANDOM_SHARE) * strength / strength.sum()
+            chance = np.zeros(ROWS)
+            chance[left] = probabilities(parts, size)
+            at = left[_systematic(rng, chance[left])]
+            drawn.append(at)
+            weights.append(np.divide(1, chance, out=np.zeros(ROWS), where=chance > 0))
+            rounds.append(number)
+            left = np.setdiff1d(left, at)
+            # The next round goes where this one has found mistakes.
+            signal = signal * (1 + wrong[at].mean() * hard)
+    gold = pa.table(
+        {
+            "sample_weight": np.concatenate([weight[at] for weight, at in zip(weights, drawn, strict=True)]),
+            "sample_round": np.repeat(rounds, [len(at) for at in drawn]),
+        }
+    )
+    at, weighed = np.concatenate(drawn), gold_weights(gold)
+    if weighed is None:
+        return at, _alike(at, ROWS)
+    return at, SampledRows(weighed.weight.to_numpy(), weighed.spread.to_numpy(), np.arange(len(at)))
+
+
+def _systematic(rng: np.random.Generator, chance: Numbers) -> NDArray[np.int64]:
+    """Draw rows with these probabilities, as `propose` does: in steps, in an order of chance."""
+    order = rng.permutation(len(chance))
+    steps = chance[order].cumsum()
+    passed = np.floor(steps * max(1, round(steps[-1])) / steps[-1] + rng.random())
+    return order[np.diff(passed, prepend=0) > 0]
+
+
+SECTION = Section(
+    "samples",
+    f"""## Gold from a sample, and figures of a whole table
+
+Promised: an interval is given and misses in at most {MOST_MISSES:.0%} of the samples, in every row of the table.
+Gold is drawn from a table of {ROWS:,} rows: `mistakes` by a signal that finds them, `misled` by one that avoids them,
+`two rounds` of which the second knows what the first found, `some certain` where rows are in gold for sure. What is
+measured of it is that of `evaluation_assets` (accuracy, kappa, macro F1) and of `estimate_assets` (gold alone; powered:
+gold and labels). Beside it: how often an interval misses that counts each gold row once, and how far labels alone are
+off, whose interval would be next to nothing.""",
+    measure,
+)
