@@ -110,7 +110,8 @@ class OpenAIBatchResource(ProviderResource):
         ),
     )
     completion_window: str = Field(
-        default="24h", description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h."
+        default="24h",
+        description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h, Mistral 1h to 168h.",
     )
     price_book: str | None = Field(
         default=None, description="The price book's id of who bills: openai, azure, groq, …. Default: the server's."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from bent_server import BENDS, bent
 from sample_batches import labeler, until
 
 from dagster_llm_batch import preset
@@ -49,6 +50,14 @@ class TestOwnServer(ProviderContract):
         with Emulator(keys=None) as emulator:
             provider = preset("vllm", base_url=emulator.openai_base_url).provider()
             yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle)
+
+
+class TestMistral(ProviderContract):
+    @pytest.fixture
+    def subject(self) -> Iterator[ProviderUnderTest]:
+        with Emulator() as emulator, bent(emulator, BENDS["mistral"]) as url:
+            provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url, timeout_seconds=10.0).provider()
+            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAnthropic(ProviderContract):

@@ -16,7 +16,14 @@ from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsErr
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, WireFault, lost_create_reply
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    Emulator,
+    RowFault,
+    VendorLimits,
+    WireFault,
+    lost_create_reply,
+)
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
@@ -71,7 +78,7 @@ SMOKE: dict[str, Callable[[ProviderContract, ProviderUnderTest], None]] = {
 }
 
 
-@pytest.mark.parametrize("server", [name for name in SERVERS if name not in ("openai", "azure")])
+@pytest.mark.parametrize("server", [name for name in SERVERS if name not in ("openai", "azure", "mistral")])
 def test_the_contract_holds_at_each_server(server: str) -> None:
     bend: Bend = BENDS.get(server, as_openai)
     for duty in SMOKE.values():
@@ -293,6 +300,64 @@ def test_limits_are_the_servers() -> None:
     assert limits("azure", base_url=AZURE) == (100_000, 200_000_000)
     assert limits("groq") == (50_000, 100_000_000)
     assert limits("dashscope") == (50_000, 500_000_000)
+
+
+# Mistral
+
+
+def test_a_row_that_failed_at_mistral_is_read_with_its_reason_and_a_timeout_keeps_what_was_answered(emulator) -> None:
+    emulator.inject(RowFault(containing="two", status_code=400, message="no such thing"))
+    with bent(emulator, BENDS["mistral"]) as url:
+        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
+        batch_id = submit(provider)
+        emulator.settle()
+        report = provider.poll([batch_id])[batch_id]
+        results = {one.custom_id: one for one in map(provider.codec(SPEC).decode, provider.fetch(batch_id))}
+    assert (report.status, report.total, report.done, report.failed) == (BatchStatus.ENDED, 3, 3, 1)
+    assert results["n-1"].outcome is Outcome.ERRORED
+    assert "no such thing" in results["n-1"].reason
+    assert {results[name].outcome for name in ("n-0", "n-2")} == {Outcome.SUCCEEDED}
+
+
+def test_a_job_of_mistral_whose_create_call_gave_no_answer_is_found_and_not_made_twice(emulator) -> None:
+    emulator.inject(lost_create_reply("500"))
+    with bent(emulator, BENDS["mistral"]) as url:
+        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
+        with pytest.raises(AmbiguousError):
+            submit(provider)
+        [created] = emulator.books.batches
+        assert provider.find(TAG, hints()) == Found(created.id)
+        assert provider.find(OTHER_TAG, hints()) == Absent()
+
+
+@pytest.mark.parametrize(
+    ("word", "status"),
+    [
+        ("QUEUED", BatchStatus.PENDING),
+        ("RUNNING", BatchStatus.RUNNING),
+        ("SUCCESS", BatchStatus.ENDED),
+        ("FAILED", BatchStatus.FAILED),
+        ("TIMEOUT_EXCEEDED", BatchStatus.EXPIRED),
+        ("CANCELLATION_REQUESTED", BatchStatus.CANCELING),
+        ("CANCELLED", BatchStatus.CANCELED),
+        ("A_NEW_WORD", BatchStatus.RUNNING),
+    ],
+)
+def test_the_words_of_mistrals_jobs_are_read(word, status) -> None:
+    job = {"id": "job-1", "object": "batch", "status": word, "errors": [{"message": "bad file", "count": 2}]}
+    with odd_server(lambda _, _path: job) as url:
+        report = preset("mistral", api_key="k", base_url=url).provider().poll(["job-1"])["job-1"]
+    assert report.status is status
+    assert (report.reason == "bad file") == (word == "FAILED")
+
+
+def test_mistrals_list_is_read_over_its_numbered_pages(emulator) -> None:
+    with bent(emulator, BENDS["mistral"]) as url:
+        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
+        provider._page_size = 2
+        ids = [submit(provider, f"tag-{number}") for number in range(5)]
+        assert provider.find("tag-0", hints()) == Found(ids[0])
+        assert set(provider.poll(ids)) == set(ids)
 
 
 # Prices

@@ -45,6 +45,7 @@ from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
+from dagster_llm_batch.providers.openai.mistral import Jobs
 from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, OpenAILines
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai.servers import OPENAI, Server
@@ -57,6 +58,7 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     CannotTell,
+    Endpoint,
     FindHints,
     Found,
     RequestSpec,
@@ -166,7 +168,7 @@ class OpenAIProvider(StainlessProvider):
         )
         rules = STRICT_RULES if server.strict_schemas else None
         # At any other address, nobody here knows what answers.
-        return OpenAILines(spec, limits, rules, enforces_format=self._public)
+        return OpenAILines(spec, limits, rules, enforces_format=self._public, names_url=server.jobs is None)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
@@ -193,14 +195,16 @@ class OpenAIProvider(StainlessProvider):
 
     def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
         # The API has no idempotency key, and the SDK would make the call three times: each may create a batch.
-        client = self._client(retries=0)
+        # A job of Mistral's names its model itself.
+        more = {} if self._server.jobs is None else {"model": spec.model}
         paths = URLS if self._server.create_endpoints is None else {**URLS, **self._server.create_endpoints.value}
         with self._calls("create the batch", creating=True):
-            reply = client.batches.with_raw_response.create(
+            reply = self._batches(retries=0).with_raw_response.create(
                 input_file_id=file_id,
-                endpoint=paths[spec.endpoint],  # type: ignore[arg-type]  # the SDK knows them as literals
-                completion_window=self._window,  # type: ignore[arg-type]  # compatible servers know more than 24h
+                endpoint=paths[spec.endpoint],
+                completion_window=self._window,
                 metadata={TAG_KEY: tag},
+                **more,
             )
             batch_id = parse_reply(reply).id
         return created_id(batch_id)
@@ -228,7 +232,7 @@ class OpenAIProvider(StainlessProvider):
         times: list[datetime | None] = []
         repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
-            reply = self._client(retries=0).batches.with_raw_response.list(limit=self._page_size)
+            reply = self._batches(retries=0).with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
             try:
                 for page in self._pages(parse_reply(reply)):
@@ -291,7 +295,8 @@ class OpenAIProvider(StainlessProvider):
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # beyond that, single calls are fewer
-        most = len(wanted) // 10 + 1 if self._has_pages else 1
+        # Numbered pages have no place to begin after.
+        most = len(wanted) // 10 + 1 if self._has_pages and self._server.jobs is None else 1
         return walk_pages(wanted, self._page, self._read, self._report, most=most)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
@@ -338,7 +343,8 @@ class OpenAIProvider(StainlessProvider):
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        status, body, failure = self._answer(request["url"].removeprefix("/v1"), request["body"])
+        path = request.get("url", URLS[Endpoint.CHAT])  # Mistral's lines have none, and are of chats
+        status, body, failure = self._answer(path.removeprefix("/v1"), request["body"])
         answer = {
             "id": None,
             "custom_id": request["custom_id"],
@@ -372,7 +378,8 @@ class OpenAIProvider(StainlessProvider):
         return client
 
     def _batches(self, retries: int) -> Any:
-        return self._client(retries=retries).batches
+        client = self._client(retries=retries)
+        return client.batches if self._server.jobs is None else Jobs(client)
 
     def _is_batch(self, value: Any) -> bool:
         return is_batch(value)

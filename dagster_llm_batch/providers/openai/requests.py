@@ -48,6 +48,7 @@ class OpenAILines:
     """The codec for one spec.
 
     `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
+    `names_url`: whether a line says method and URL; Mistral's says them once, of the whole batch.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class OpenAILines:
         schema_rules: SchemaRules | None = STRICT_RULES,
         *,
         enforces_format: bool = False,
+        names_url: bool = True,
     ) -> None:
         self.enforces_format = enforces_format
         _check_shape(spec)
@@ -74,7 +76,8 @@ class OpenAILines:
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, schema_rules)})[:-1] + f',"{key}":'
-        self._head = f',"method":"POST","url":"{URLS[spec.endpoint]}","body":{body}'
+        call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
+        self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start: tuple[str | None, bytes] = (None, self._before_content(None))
 

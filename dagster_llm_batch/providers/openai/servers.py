@@ -3,7 +3,7 @@
 A value that is None is not known: then OpenAI's own is taken. Nothing is guessed from a server's address. Data alone:
 what follows from a value is where it is used, in `provider`, and in the settings of a resource.
 
-Not here, as they have a wire of their own: Mistral, Together, Fireworks and xAI (see docs/reference/providers.md), and
+Not here, as they have a wire of their own: Together, Fireworks and xAI (see docs/reference/providers.md), and
 OpenRouter, whose batches are inline.
 """
 
@@ -67,6 +67,7 @@ class Server:
         keeps_metadata: Whether a batch shows the metadata that it was created with. No batch is taken as not created by
             that alone, unless a tag of ours was seen: else it is looked for by the name of its request file.
         keeps_file_names: Whether a file has the name that it was uploaded with.
+        jobs: Whether batches are Mistral's jobs, with lines that have neither method nor URL; see `mistral`.
         strict_schemas: Whether response schemas are those of OpenAI's strict mode; else they go out as they are.
         counts: When `request_counts` say what, in words.
         errors: The form of errors, in words.
@@ -89,6 +90,7 @@ class Server:
     has_pages: Fact[bool] | None = None
     keeps_metadata: Fact[bool] | None = None
     keeps_file_names: Fact[bool] | None = None
+    jobs: Fact[bool] | None = None
     strict_schemas: bool = True
     counts: Fact[str] | None = None
     errors: Fact[str] | None = None
@@ -100,6 +102,8 @@ _OPENAI = "developers.openai.com, Batch guide and API reference, 2026-11"
 _AZURE = "MicrosoftDocs/azure-ai-docs, articles/foundry/openai, batch how-to, 2026-03"
 _GROQ = "groq 1.7.0 (Python SDK), 2026-11"
 _DEEPINFRA = "OpenRouterTeam/docs, batch-research/deepinfra, 2026-09-21"
+_MISTRAL = "OpenRouterTeam/docs, batch-research/mistral, 2026-09"
+_MISTRAL_SDK = "mistralai 3.7.0 (Python SDK), 2026-11"
 _PARASAIL = "OpenRouterTeam/docs, batch-research/parasail, 2026-09"
 _DOUBLEWORD = "docs.doubleword.ai and its published skill file, 2026-11"
 _DASHSCOPE = "help.aliyun.com, Model Studio, OpenAI-compatible batches, 2026-11"
@@ -152,6 +156,29 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("a failed batch may name both files", _AZURE),
                 Fact("no batch expires, whatever `expires_at` says", _AZURE),
                 Fact("resources made by the Azure CLI have other host names, and no batches", _AZURE),
+            ),
+        ),
+        "mistral": Server(
+            title="Mistral",
+            base_url=Fact("https://api.mistral.ai/v1", _MISTRAL, seen_live=True),
+            price_book=Fact("mistral", _MISTRAL),
+            price_rule=Fact("half", "docs.mistral.ai/studio-api/batch-processing, 2026-11"),
+            endpoints=Fact((_CHAT,), _MISTRAL, seen_live=True),
+            max_requests=Fact(1_000_000, _MISTRAL, seen_live=True),
+            max_bytes=Fact(512_000_000, _MISTRAL, seen_live=True),
+            windows=Fact(Windows(("1h", "168h"), any_between=True), _MISTRAL, seen_live=True),
+            has_pages=Fact(value=True, source=_MISTRAL_SDK),
+            keeps_metadata=Fact(value=True, source=_MISTRAL, seen_live=True),
+            jobs=Fact(value=True, source=_MISTRAL, seen_live=True),
+            counts=Fact(
+                "`completed_requests` are those that were processed, failed ones too", _MISTRAL, seen_live=True
+            ),
+            errors=Fact('{"detail": …}; of a row, a JSON text in its body', _MISTRAL, seen_live=True),
+            quirks=(
+                Fact("batches are jobs of its own API, numbered pages list them", _MISTRAL_SDK),
+                Fact("a file with one bad line is refused when it is uploaded", _MISTRAL, seen_live=True),
+                Fact("a canceled job may have answered every row", _MISTRAL, seen_live=True),
+                Fact("it also has embeddings, OCR and others, which are not asked here", _MISTRAL_SDK),
             ),
         ),
         "groq": Server(
