@@ -67,7 +67,8 @@ class Tallied:
     none_of_enough: int = 0
     points: int = 0
     width: float = 0.0
-    reference: list[tuple[bool, float]] = field(default_factory=list)
+    reference: list[tuple[bool, float, float | None]] = field(default_factory=list)
+    """Of data sets that the reference measured: whether it held the truth, its width, and ours."""
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
     rows, broken = [], []
     for cell, by_figure in zip(cells, results, strict=True):
         for figure, found in by_figure.items():
-            covered = [hit for hit, _ in found.reference]
+            covered = [hit for hit, _, _ in found.reference]
             coverage = sum(covered) / len(covered) if covered else None
-            theirs = float(np.mean([width for _, width in found.reference])) if covered else None
+            both = [(theirs, own) for _, theirs, own in found.reference if own is not None]
             ours = found.width / found.given if found.given else None
-            ratio = ours / theirs if ours and theirs else None
+            whole = sum(theirs for theirs, _ in both)
+            ratio = sum(own for _, own in both) / whole if whole else None
             named = (cell.kind, cell.classes, cell.quality, cell.n, figure)
             misses = found.missed / draws
             rows.append(
@@ -163,7 +165,7 @@ def _measured(cell: Cell, draws: int) -> dict[str, Tallied]:
                 tallied.missed += not ends[0] - 1e-9 <= drawn.truth <= ends[1] + 1e-9
             if number < REFERENCE_DRAWS and (theirs := drawn.reference()) is not None:
                 hit = bool(theirs[0] - 1e-9 <= drawn.truth <= theirs[1] + 1e-9)
-                tallied.reference.append((hit, theirs[1] - theirs[0]))
+                tallied.reference.append((hit, theirs[1] - theirs[0], None if ends is None else ends[1] - ends[0]))
     return dict(found)
 
 

@@ -358,7 +358,9 @@ def labelers_markdown(agreements: Sequence[LabelerAgreement]) -> str:
                 "labelers": f"{agreement.n_labelers:,}",
                 "rows": f"{agreement.n_rows:,}",
                 "agreement": percent(agreement.agreement),
-                "Krippendorff's alpha (95 %)": figure(agreement.alpha, agreement.alpha_low, agreement.alpha_high),
+                "Krippendorff's alpha (95 %)": figure(
+                    agreement.alpha, agreement.alpha_low, agreement.alpha_high, agreement.alpha_interval
+                ),
                 "Fleiss' κ": figure(agreement.fleiss_kappa),
                 "rows of Fleiss": f"{agreement.n_complete:,}",
             }
@@ -376,7 +378,7 @@ def pairs_markdown(pairs: Sequence[LabelerPair]) -> str:
                 "a": pair.a,
                 "b": pair.b,
                 "same label": share(pair.n_same, pair.n_both),
-                "Cohen's κ (95 %)": figure(pair.kappa, pair.kappa_low, pair.kappa_high),
+                "Cohen's κ (95 %)": figure(pair.kappa, pair.kappa_low, pair.kappa_high, pair.kappa_interval),
             }
             for pair in pairs
         ]

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.tally import Tally, stands_for, tally
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["CALIBRATION_SCHEMA", "Calibration", "CalibrationBin", "calibration_of", "calibrations_to_arrow"]
 
@@ -41,8 +47,8 @@ CALIBRATION_SCHEMA = pa.schema(
 class CalibrationBin:
     """Labels whose confidence is over `confidence_from` (0 itself is in the first bin), at most `confidence_to`.
 
-    `share`: of all labels with a confidence. `rows`: how many labels that count alike would tell as much, which is `n`
-    but for weighted gold.
+    `share`: of all labels with a confidence. `rows`: how many independent labels that count alike would tell as much,
+    which is `n` but for weighted gold, and for labels of one unit (see `clusters`), which count as one.
     """
 
     confidence_from: float
@@ -91,13 +97,11 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
     correct = np.asarray(pc.equal(cells["predicted"], cells["gold"]), dtype=bool)
     edges = np.linspace(0, 1, n_bins + 1)
     at = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, n_bins - 1)
-    n, n_correct, size, right, total, squares = (
+    n, n_correct, size, right, total = (
         np.bincount(at, weights=counts, minlength=n_bins)
-        for counts in (
-            *(times, times * correct),
-            *(weighted, weighted * correct, weighted * confidence, weighted**2 / times),
-        )
+        for counts in (times, times * correct, weighted, weighted * correct, weighted * confidence)
     )
+    squares = _squares(at, weighted, Units.of(cells["n"], cells["cluster"]), n_bins)
     bins = tuple(
         CalibrationBin(
             confidence_from=float(edges[i]),
@@ -122,6 +126,18 @@ def calibration_of(joined: Joined | Tally, *, n_bins: int = N_BINS) -> Calibrati
         brier=float((weighted * (confidence - correct) ** 2).sum() / whole) if rows else None,
         bins=bins,
     )
+
+
+def _squares(at: NDArray[np.int64], weighted: NDArray[np.float64], units: Units, n_bins: int) -> NDArray[np.float64]:
+    """Sum, in each bin, the squares of what its units stand for."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    shared = units.number >= 0
+    of_rows = np.bincount(at[~shared], (weighted**2 / units.counts)[~shared], n_bins)
+    many = int(units.number.max(initial=-1)) + 1
+    by_unit = np.bincount((at * many + units.number)[shared], weighted[shared], n_bins * many)
+    squares: NDArray[np.float64] = of_rows + (by_unit**2).reshape(n_bins, -1).sum(axis=1)
+    return squares
 
 
 def calibrations_to_arrow(calibrations: Iterable[Calibration]) -> pa.Table:

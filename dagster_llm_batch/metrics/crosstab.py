@@ -98,7 +98,7 @@ class Crosstab:
         if n_seen < 2:  # noqa: PLR2004
             return 1 - mean, Interval(None, None, "none: all rows are of one class")
         if fewest < LEAST_OF_A_CLASS:
-            why = f"none: a class has {fewest:g} gold rows; each needs {LEAST_OF_A_CLASS}"
+            why = f"none: a class has {fewest:g} gold rows, needs {LEAST_OF_A_CLASS}"
             return 1 - mean, Interval(None, None, why)
         weight = np.where(seen, self.n / occurrences.clip(min=1e-300) / n_seen, 0.0)
         wrong = self.gold != self.predicted

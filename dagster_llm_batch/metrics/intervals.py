@@ -89,9 +89,7 @@ def mean_interval(
     span = highest - lowest
     scaled = (values - lowest) / span
     mean = float((scaled * units.counts).sum() / units.counts.sum())
-    # A value that was not seen may lie at the farther end of the scale; where that is near, it cannot count as much.
-    farthest = max(mean, 1 - mean) ** 0.5
-    share = effective_interval(mean, scaled - mean, units, largest=farthest, confidence=confidence)
+    share = effective_interval(mean, scaled - mean, units, confidence=confidence)
     ends = share.ends
     return share if ends is None else Interval(lowest + ends[0] * span, lowest + ends[1] * span, share.method)
 
@@ -115,12 +113,14 @@ def effective_interval(
     """
     sums, sizes, times = units.sums(influence), units.sizes, units.times
     n, n_units = float((times * sizes).sum()), float(times.sum())
-    # A row in which something is wrong that was not seen is as likely to be in a unit as that has rows.
-    unseen = largest**2 * float((times * sizes**3).sum()) / n**2
+    # What was not seen lies at the farther end; where that is near, it counts less. A row is as likely to be in a unit
+    # as that has rows, and takes all of them along.
+    reach = largest * max(share, 1 - share) ** 0.5
+    unseen = reach**2 * float((times * sizes**3).sum()) / n**2
     variance = n_units / max(1.0, n_units - 1) * float((times * sums**2).sum()) / n + unseen
-    spread = max(0.0, share * (1 - share)) + largest / n
+    spread = max(0.0, share * (1 - share)) + reach / n
     # The rows of a unit are at most all right or all wrong together.
-    most = max(1.0, largest) * float((times * sizes**2).sum()) / n
+    most = max(1.0, reach) * float((times * sizes**2).sum()) / n
     effect = min(variance / spread, most)
     return Interval(*_clopper_pearson(share * n / effect, n / effect, confidence), EFFECTIVE)
 

@@ -90,8 +90,8 @@ def evaluations_markdown(evaluations: Sequence[Evaluation]) -> str:
             "always majority": percent(e.baseline_accuracy_labeled),
             "unlabeled as wrong": percent(e.accuracy_all),
             "always majority, of all": percent(e.baseline_accuracy),
-            "macro F1 (95 %)": figure(e.macro_f1, e.macro_f1_low, e.macro_f1_high),
-            f"{_KAPPA} (95 %)": figure(e.kappa, e.kappa_low, e.kappa_high),
+            "macro F1 (95 %)": figure(e.macro_f1, e.macro_f1_low, e.macro_f1_high, e.macro_f1_interval),
+            f"{_KAPPA} (95 %)": figure(e.kappa, e.kappa_low, e.kappa_high, e.kappa_interval),
             **_money(e),
         }
         for e in evaluations
@@ -181,11 +181,13 @@ def _cell(value: object) -> str:
     return figure(value) if isinstance(value, float) else str(value)
 
 
-def figure(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    """With its interval, where it has one; a dash for None."""
+def figure(value: float | None, low: float | None = None, high: float | None = None, method: str | None = None) -> str:
+    """With its interval, where it has one, or with why it has none (`method`); a dash for None."""
     if value is None:
         return _DASH
-    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    if low is None or high is None:
+        return f"{value:.3f}" + (f" (no interval: {method.removeprefix('none: ')})" if method else "")
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def percent(value: float | None, low: float | None = None, high: float | None = None) -> str:

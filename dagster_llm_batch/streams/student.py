@@ -119,19 +119,28 @@ def out_of_fold(
 ) -> tuple[list[int], list[str], list[float]]:
     """Return what students say of rows that they have not seen: positions in `texts`, labels and confidences.
 
-    Each fifth is answered by a student of the others. Rows of classes that cannot be learned are answered too.
+    Each fifth of the texts is answered by a student of the others, which has seen no row with the same text. Rows of
+    classes that cannot be learned are answered too.
     """
     with evaluation_extra(_WHAT):
         import numpy as np  # noqa: PLC0415 - an extra
         from sklearn.model_selection import KFold  # noqa: PLC0415 - an extra
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    if len(numbers) < folds:
+        raise InputError(
+            f"The labeled rows have {len(numbers)} different texts; a student is tried on {folds} or more."
+        )
+    of_row = np.array([numbers[text] for text in texts])
     predictions: dict[int, tuple[str, float]] = {}
-    for learned, asked in KFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(texts))):
-        kept = [int(learned[at]) for at in _learnable([labels[at] for at in learned])]
+    for _, tried in KFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(numbers))):
+        is_asked = np.isin(of_row, tried)
+        learned, asked = (np.flatnonzero(rows).tolist() for rows in (~is_asked, is_asked))
+        kept = [learned[at] for at in _learnable([labels[at] for at in learned])]
         pipeline = _fitted([texts[at] for at in kept], [labels[at] for at in kept], seed)
         chances = pipeline.predict_proba([texts[at] for at in asked])
         for at, row in zip(asked, chances, strict=True):
             best = int(row.argmax())
-            predictions[int(at)] = (str(pipeline.classes_[best]), float(row[best]))
+            predictions[at] = (str(pipeline.classes_[best]), float(row[best]))
     order = sorted(predictions)
     return order, [predictions[at][0] for at in order], [predictions[at][1] for at in order]
 

@@ -16,12 +16,14 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
+from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["student_assets", "student_of"]
 
 _DOCS = {
+    REQUEST: "digest of the request whose label it is compared with; rows with equal requests share it",
     "confidence": "probability that the label is the LLM's, calibrated",
     "llm_model": "student, and its version",
     "model": "pickle; load it from your own store only",
@@ -114,7 +116,7 @@ def student_of(table: Any) -> Student:
 
 def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, target: str) -> pa.Table:
     columns = [dataset.labeling.key, text, target]
-    table = StoredTables(context).read(dataset.key, None, columns, hint="See text= and target=.")
+    table = StoredTables(context).read(dataset.key, None, columns, also=(REQUEST,), hint="See text= and target=.")
     rows = table.filter(table[target].is_valid()).sort_by(dataset.labeling.key)
     return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
 
@@ -129,6 +131,8 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
     predictions = pa.table(
         {
             key: table[key].take(pa.array(at)),
+            # Rows of one request have one text, and one answer of the student: evaluations count them once.
+            **({REQUEST: table[REQUEST].take(pa.array(at))} if REQUEST in table.column_names else {}),
             target: pa.array(labels, pa.string()),
             "confidence": pa.array(confidences, pa.float64()),
             "llm_outcome": pa.repeat(Outcome.SUCCEEDED.value, n),

@@ -100,6 +100,21 @@ class TestCalibration:
         drawn = [self.found(200, 0.3, seed) for seed in range(40)]
         assert sum(miscalibration_p(one, 0.1) < 0.001 for one in drawn) > 36
 
+    def test_labels_of_one_request_are_one_label_of_the_test(self):
+        sure, said = [0.9] * 40, ["a", "a", "b", "b"] * 10
+        truth = pa.table({"id": range(40), "t": ["a"] * 40})
+        table = pa.table({"id": range(40), "t": said, "sure": sure})
+        target = Target("t", confidence_column="sure")
+        once = table.append_column("llm_request_id", pa.array([f"r{n % 4}" for n in range(40)]))
+        alone, shared = (
+            calibration_of(join(truth, labels, key="id", target=target, candidate_name="c")) for labels in (table, once)
+        )
+        assert alone.ece == shared.ece == pytest.approx(0.4)
+        assert [bin_.rows for bin_ in alone.bins if bin_.n] == [40]
+        assert [bin_.rows for bin_ in shared.bins if bin_.n] == [4]
+        assert miscalibration_p(alone, 0.1) < 0.001
+        assert miscalibration_p(shared, 0.1) > 0.05
+
     def test_an_error_within_the_limit_is_within_it(self):
         assert miscalibration_p(self.found(50, 0.0, 1), 0.9) == 1
         empty = calibration_of(joined(["a"], [None], confidence=[0.5]))

@@ -114,6 +114,14 @@ def test_cost_says_whether_it_is_all(cost, unknown, shown):
     assert f"| {shown} |" in ev.evaluations_markdown([one])
 
 
+def test_a_figure_without_an_interval_says_why():
+    truth = pa.table({"id": range(50), "t": ["a"] * 47 + ["b"] * 3})
+    [one] = ev.compare(truth, {"c": truth}, key="id", targets=["t"]).evaluations
+    shown = ev.evaluations_markdown([one])
+    assert "1.000 (no interval: a class has 3 gold rows, needs 5)" in shown
+    assert "1.000 (no interval: too few rows of the rarer classes)" in shown
+
+
 def test_other_tables_read_as_they_are():
     rows, _ = parsed_cells(ev.confusion_markdown(REPORT.confusions[0]))
     assert [[text for text, _ in row] for row in rows[1:]] == [["a", "1", "1"], ["b", "0", "1"]]

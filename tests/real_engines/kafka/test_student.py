@@ -60,6 +60,16 @@ def test_out_of_fold_answers_are_of_students_that_did_not_see_the_row():
     assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 90
 
 
+def test_out_of_fold_answers_are_of_students_that_did_not_see_another_row_with_the_text():
+    lines = [f"only{n} this{n} text{n}" for n in range(60)] * 3
+    labels = [("a", "b")[n * 7919 % 13 % 2] for n in range(60)] * 3
+    at, said, _ = out_of_fold(lines, labels)
+    assert sorted(at) == list(range(180))
+    assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 135
+    with pytest.raises(InputError, match="2 different texts"):
+        out_of_fold(["one", "two"] * 20, ["a", "b"] * 20)
+
+
 def test_detectors_are_quiet_on_a_steady_stream_and_see_a_change_of_each_kind():
     def seen(*lines):
         watch = DriftWatch(["a", "b"])
