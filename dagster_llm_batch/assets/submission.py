@@ -162,10 +162,10 @@ def _log(context: dg.AssetExecutionContext, partition: str | None, status: Statu
     waiting = status.states[ShardState.PLANNED.value]
     if waiting:
         reasons = sorted({shard.reason for shard in status.shards if shard.reason})
-        reason = "; ".join(reasons) or "its queue is as full as queue_limits allow"
+        reason = "; ".join(reasons) or "what is in flight leaves them no room within queue_limits, or limits of money"
         batches = "1 batch waits" if waiting == 1 else f"{waiting} batches wait"
         context.log.warning(
-            f"{where}{batches}, since the provider takes nothing now: {reason.rstrip('.')}. "
+            f"{where}{batches}, since nothing more is taken now: {reason.rstrip('.')}. "
             "Nothing is lost; the sensor sends what waits when it can."
         )
     refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]

@@ -119,7 +119,7 @@ ASKED = alike(
         "limits": Limits(max_requests_per_batch=100),
         "realtime": Realtime(concurrency=2),
         "resend": Resend(max_waves=2),
-        "spend": Spend(expected_output_tokens=9),
+        "spend": Spend(expected_output_tokens=9, limit="hard"),
         "checks": Checks(min_coverage=0.5),
     },
     {

@@ -17,6 +17,7 @@ from tests.crash.scenarios import (
     EXPIRED,
     FALLBACK,
     LATE,
+    LIMITED,
     OWN_QUEUE,
     PLAIN,
     PUT_BACK,
@@ -127,6 +128,13 @@ CRASHES: tuple[Crash, ...] = (
     *_at(TOO_LARGE, "ledger: split_shard", _TRANSACTION),
     *_at(TOO_LARGE, "file: sent", (_U, _A), nth=_SECOND),
     *_at(TOO_LARGE, "call: create", _CALL, nth=_SECOND),
+    # a sample goes first, and the rest when it is billed
+    *_at(LIMITED, "ledger: split_shard", _TRANSACTION),
+    *_at(LIMITED, "ledger: reserve", _TRANSACTION),
+    *_at(LIMITED, "call: create", (_R, _C, _A)),
+    *_at(LIMITED, "ledger: collected", (_U, _A)),
+    *_at(LIMITED, "ledger: reserve", (_U, _A), nth=_SECOND),
+    *_at(LIMITED, "call: create", (_R, _C, _A), nth=_SECOND),
     # queues and shared batches
     *_at(OWN_QUEUE, "ledger: add_event", (_U, _A)),
     *_at(OWN_QUEUE, "call: create", (_R, _C, _A), nth=_SECOND),

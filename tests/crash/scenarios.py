@@ -157,6 +157,13 @@ TOO_LARGE = Scenario(
     spare_batches=1,
     enqueued_tokens=100,
 )
+LIMITED = Scenario(
+    "a limit lets out a sample first",
+    waves=(2,),
+    # Of nine requests that can cost 0.0186 at most.
+    changes=(("limits", Limits(max_requests_per_batch=9)), ("max_cost_usd", "0.0114")),
+    clouds=frozenset({"openai"}),
+)
 OWN_QUEUE = Scenario("batches wait for their turn", queue_limit=QueueLimit(max_batches=1), clouds=frozenset({"openai"}))
 SHARED = Scenario(
     "partitions share a batch", waves=(1,), partitions=3, changes=(("limits", Limits(max_requests_per_batch=9)),)
@@ -199,6 +206,7 @@ SCENARIOS = (
     EXPIRED,
     PUT_BACK,
     TOO_LARGE,
+    LIMITED,
     OWN_QUEUE,
     SHARED,
     URGENT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
@@ -16,7 +17,7 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import Ending, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Ending, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 
 
@@ -406,6 +407,42 @@ def test_spent_is_exact_and_counts_costs_then_estimates(ledger, clock):
     assert ledger.spent_usd("prod", asset="tickets") == Decimal("0.43")
     assert ledger.spent_usd("prod", since=clock.now) == Decimal("2.1")
     assert ledger.spent_usd("prod", since=clock.now + timedelta(microseconds=1)) == 0
+
+
+def test_a_limit_has_room_for_no_more_than_it_says_however_many_ask_at_once(ledger, clock):
+    shards = [a_shard(f"h{n}", number=n, nonce=f"n{n}", bound_usd=Decimal(9)) for n in range(6)]
+    ledger.open_submission(a_submission(), shards)
+    limits = [SpendLimit(Decimal(1), "prod", asset="tickets", since=clock.now), SpendLimit(Decimal(5), "prod", "s1")]
+    with ThreadPoolExecutor(6) as pool:
+        kept = list(pool.map(lambda shard: ledger.reserve({shard.shard_id: Decimal("0.3")}, limits), shards))
+    assert sorted(kept) == [False] * 3 + [True] * 3
+    assert ledger.committed_usd(limits[0]) == Decimal("0.9")
+    assert not ledger.reserve({"h0": Decimal("0.3"), "h5": Decimal("0.8")}, limits)
+    assert ledger.reserve({"h0": Decimal("0.1"), "h5": Decimal("0.1")}, [SpendLimit(Decimal("0.2"), "prod", "other")])
+    assert ledger.committed_usd(SpendLimit(Decimal(1), "dev")) == 0
+
+
+def test_what_is_billed_frees_what_was_kept_for_it_and_what_nobody_knows_does_not(ledger):
+    names = ("billed", "unknown", "refused", "put_off", "unlimited")
+    ledger.open_submission(
+        a_submission(), [a_shard(name, number=n, nonce=name, bound_usd=Decimal(4)) for n, name in enumerate(names)]
+    )
+    limit = SpendLimit(Decimal(10), "prod", "s1")
+    for name in names[:-1]:
+        assert ledger.reserve({name: Decimal(2)}, [limit])
+    assert ledger.committed_usd(limit) == 8
+    bring_to(ledger, "billed", ShardState.ENDED)
+    ledger.move_shard("billed", Move.COLLECTED, cost_usd=Decimal("0.5"))
+    bring_to(ledger, "unknown", ShardState.SUBMITTED)
+    ledger.move_shard("unknown", Move.ENDED)
+    ledger.move_shard("unknown", Move.COLLECTED, cost_usd=None, reserved_usd=Decimal(3))
+    for name, move in (("refused", Move.REFUSED), ("put_off", Move.NOT_SENT)):
+        ledger.move_shard(name, Move.SEND)
+        ledger.move_shard(name, move)
+    assert ledger.committed_usd(limit) == Decimal("3.5")
+    ledger.move_shard("unlimited", Move.SEND)
+    assert ledger.committed_usd(limit) == Decimal("7.5")
+    assert ledger.committed_usd(limit, ["unlimited"]) == Decimal("3.5")
 
 
 def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
