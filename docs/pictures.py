@@ -28,6 +28,8 @@ from dagster_llm_batch.metrics import (
     pareto_png,
     reliability_png,
 )
+from dagster_llm_batch.metrics.estimate_plots import estimates_png
+from dagster_llm_batch.metrics.estimates import estimate
 from dagster_llm_batch.metrics.looks import look_level
 
 CLASSES = np.array(["billing", "bug", "how_to", "refund"])
@@ -91,12 +93,15 @@ spent = [
     for i in range(30)
     for usd in [Decimal(str(round(float(rng.normal(mean, mean / 6)), 4)))]
 ]
+known = gold.take(pa.array(rng.choice(600, 120, replace=False)))
+estimates = estimate(known, candidates["small, prompt v2"], key="id", target=TOPIC, candidate_name="small, prompt v2")
 PICTURES = {
     "pareto": pareto_png(report.evaluations, "topic"),
     "reliability": reliability_png(report.calibrations[0]),
     "agreement": agreement_png(agreement_of_pairs(labels)),
     "drift": drift_png("tickets", "topic", counts, drifts, max_psi=0.25),
     "costs": costs_png(spent),
+    "estimates": estimates_png(estimates),
 }
 
 if __name__ == "__main__":

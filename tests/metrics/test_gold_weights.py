@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.metrics import Target, compare, evaluate, join
+from dagster_llm_batch.metrics import Target, compare, evaluate, join, report_of, tally, total
 from dagster_llm_batch.metrics.gold_sample import propose
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, SampledRows, gold_weights, next_round
 from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey, guard
@@ -203,3 +203,22 @@ class TestWhatRowsStandFor:
         got = evaluate(join(gold, gold.select(["id", "topic"]), key="id", target="topic", candidate_name="c"))
         assert (got.accuracy, got.accuracy_low) == (1, None)
         assert got.n_eff == pytest.approx(n, abs=0.1)
+
+
+def test_parts_of_weighted_gold_have_the_figures_of_the_whole():
+    rng, n = np.random.default_rng(8), 60
+    truth, said = table(rng, n)
+    gold = pa.table({"id": range(n), **truth, "sample_weight": rng.integers(1, 6, n).astype(float)})
+    labels = pa.table({"id": range(n), **said, "llm_request_id": [f"r{at // 3}" for at in range(n)]})
+    whole = compare(gold, {"c": labels}, key="id", targets=TARGETS)
+    parts = [labels.filter(pa.array([at % 3 == part for at in range(n)])) for part in range(3)]
+    joined = [[join(gold, part, key="id", target=one, candidate_name="c") for part in parts] for one in TARGETS]
+    again = report_of([total(list(map(tally, some))) for some in joined])
+    assert again.evaluations == whole.evaluations
+    assert again.per_class.equals(whole.per_class)
+    assert again.calibrations == whole.calibrations
+    [stars, _] = whole.evaluations
+    assert stars.accuracy_low < stars.accuracy < stars.accuracy_high
+    assert stars.accuracy_all_low < stars.accuracy_all < stars.accuracy_all_high
+    # Three rows a request are one unit: the rows tell at most as much as twenty.
+    assert stars.n_eff <= 20
