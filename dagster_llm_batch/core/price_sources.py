@@ -19,6 +19,7 @@ __all__ = [
     "CLAUDE_CACHES",
     "CLAUDE_ON_VERTEX",
     "CLAUDE_RESIDENCY",
+    "CLAUDE_TIERS",
     "CLAUDE_TOOLS",
     "GOOGLE_BATCH",
     "GOOGLE_PRICES",
@@ -83,6 +84,12 @@ CLAUDE_RESIDENCY = PriceSource(
     date(2026, 8, 1),
     ("anthropic",),
 )
+CLAUDE_TIERS = PriceSource(
+    "fast replies by their own list, priority at the price of a commitment, which no reply tells, searches apiece",
+    "https://platform.claude.com/docs/en/about-claude/pricing",
+    date(2026, 10, 14),
+    ("anthropic", "google"),
+)
 CLAUDE_TOOLS = PriceSource(
     "web fetches cost nothing but tokens, code runs at a price by the hour that no reply tells",
     "https://platform.claude.com/docs/en/agents-and-tools/tool-use/code-execution-tool",
@@ -105,7 +112,7 @@ AWS_TIERS = PriceSource(
     ("aws",),
 )
 GOOGLE_PRICES = PriceSource(
-    "one price for all media where the list names no other",
+    "one price for all media where the list names no other, flex and priority by their list, maps at their own price",
     "https://ai.google.dev/gemini-api/docs/pricing",
     date(2026, 10, 14),
     ("google",),

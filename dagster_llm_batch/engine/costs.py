@@ -78,8 +78,8 @@ class CostSum:
     invalid_usd: Decimal | None = Decimal(0)
     retries_usd: Decimal | None = Decimal(0)
     padding_usd: Decimal | None = Decimal(0)
-    lost_usd: Decimal = Decimal(0)
-    open_usd: Decimal = Decimal(0)
+    lost_usd: Decimal | None = Decimal(0)
+    open_usd: Decimal | None = Decimal(0)
     open_requests: int = 0
     open_unknown: int = 0
 
@@ -108,16 +108,14 @@ class CostSum:
             self._add_bill(cost)
             return
         self.open_requests += cost.requests
-        if cost.estimated_usd is None:
-            self.open_unknown += cost.requests
-        else:
-            self.open_usd += cost.estimated_usd
+        self.open_unknown += cost.requests if cost.estimated_usd is None else 0
+        self._add("open_usd", cost.estimated_usd)
 
     def _add_bill(self, cost: ShardCost) -> None:
         known, unknown = _known(cost)
         self.requests_unknown += unknown
-        if cost.cause in _LOST and cost.estimated_usd is not None and cost.requests:
-            self.lost_usd += cost.estimated_usd * min(unknown, cost.requests) / cost.requests
+        if cost.cause in _LOST and unknown:
+            self._add("lost_usd", _expected(cost, unknown))
         # Tokens may be known where the price is not.
         has_tokens = bool(cost.replies or not unknown)
         self._add("input_tokens", cost.input_tokens if has_tokens else None)
@@ -171,9 +169,15 @@ def bill_of_shard(cost: ShardCost) -> ShardBill:
     if not cost.was_taken:
         return ShardBill(Decimal(0), 0.0, 0.0, 0)
     known, unknown = _known(cost)
-    if expected is None or not cost.requests:
-        return ShardBill(known, 0.0, 0.0, unknown)
-    return ShardBill(known + expected * min(unknown, cost.requests) / cost.requests, 0.0, 0.0, 0)
+    rest = _expected(cost, unknown)
+    return ShardBill(known, 0.0, 0.0, unknown) if rest is None else ShardBill(known + rest, 0.0, 0.0, 0)
+
+
+def _expected(cost: ShardCost, unknown: int) -> Decimal | None:
+    """Return what so many of a shard's requests were expected to cost; None where nobody knows."""
+    if cost.estimated_usd is None or not cost.requests:
+        return None
+    return cost.estimated_usd * min(unknown, cost.requests) / cost.requests
 
 
 def _known(cost: ShardCost) -> tuple[Decimal, int]:

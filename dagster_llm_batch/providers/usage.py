@@ -175,8 +175,8 @@ def _counts(usage: Mapping[str, Any], start: str = "") -> list[tuple[str, int | 
     return counts
 
 
-# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells. Not sets: a
-# server may send a list in the place of a word, and no set can be asked for one.
+# Words that say that nothing is special. Priority has the price of a commitment, which no reply tells (CLAUDE_TIERS).
+# Not sets: a server may send a list in the place of a word, and no set can be asked for one.
 _USUAL_TIERS = (None, "standard", "batch")
 _USUAL_GEOS = (None, "", "not_available", "global")
 # Their searches are counted in `usage`, or they cost nothing but tokens.

@@ -153,6 +153,13 @@ def test_what_nobody_knows_is_counted_and_is_no_amount(house: House) -> None:
     assert groups["total",].requests_unknown == 2
 
 
+def test_what_nobody_can_expect_is_no_zero_either(house: House) -> None:
+    costs = [cost._replace(estimated_usd=None) for cost in house.ledger.shard_costs("test")]
+    groups = cost_table(costs, ["asset"]).groups
+    assert (groups["lost",].lost_usd, groups["lost",].requests_unknown) == (None, 2)
+    assert (groups["open",].open_usd, groups["open",].open_unknown) == (None, 1)
+
+
 def test_groups_are_those_that_are_asked_for(house: House) -> None:
     keys = {name: [key[0] for key in table(house, name) if key != ("total",)] for name in GROUPS}
     assert keys == {

@@ -309,7 +309,7 @@ def _searches(reply: _Reply) -> tuple[int, str | None]:
     return min(queries, 1) if is_once else queries, unpriced
 
 
-# Google Maps, Vertex AI Search and images have prices of their own.
+# Google Maps, Vertex AI Search and images have prices of their own: GOOGLE_PRICES.
 _DEAR_GROUNDS = frozenset(
     {"maps", "googleMapsWidgetContextToken", "retrievedContext", "retrievalQueries", "image", "imageSearchQueries"}
 )
