@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.truth import intervals, page, samples
+from benchmarks.truth import gates, intervals, page, samples
 
-SECTIONS = {section.name: section for section in (intervals.SECTION, samples.SECTION)}
+SECTIONS = {section.name: section for section in (intervals.SECTION, samples.SECTION, gates.SECTION)}
 """By name, in the order of the page."""
 
 QUICK_DRAWS = 200
