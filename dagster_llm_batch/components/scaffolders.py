@@ -17,6 +17,7 @@ from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
 
 __all__ = [
@@ -132,8 +133,10 @@ def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
 
 
 def _kinds_in_yaml(resource: Mapping[str, Any]) -> Mapping[str, str]:
-    named = resource.get("providers") or {}
-    return _kinds(resource) | {name: given["kind"] for name, given in named.items() if given.get("kind") in PROVIDERS}
+    presets = dict.fromkeys(SERVERS, "openai")
+    named = {name: given.get("kind") for name, given in (resource.get("providers") or {}).items()}
+    kinds = {name: presets.get(kind, kind) for name, kind in named.items()}
+    return _kinds(resource) | {name: kind for name, kind in kinds.items() if kind in PROVIDERS}
 
 
 def _kinds_in_python(call: ast.Call) -> Mapping[str, str] | None:
@@ -142,6 +145,7 @@ def _kinds_in_python(call: ast.Call) -> Mapping[str, str] | None:
     if None in given or not isinstance(named, ast.Dict) or None in named.keys:
         return None
     classes = {entry.resource.partition(":")[2]: kind for kind, entry in PROVIDERS.items()}
+    classes |= {"preset": "openai", "AzureOpenAIBatchResource": "openai"}
     kinds = _kinds(name for name in given if name is not None)
     for name, value in zip(named.keys, named.values, strict=True):
         function = getattr(value, "func", None)

@@ -241,13 +241,15 @@ def test_a_dataset_is_scaffolded_for_a_provider_under_the_name_that_the_project_
         in_python(sandbox, settings="providers={'eu': dagster_llm_batch.AnthropicBatchResource(api_key='k')}")
         attributes = scaffold(LLMBatchComponent, "first", provider="anthropic")["attributes"]
         assert (attributes["model"], attributes["params"]) == ("eu/claude-haiku-4-5", {"max_tokens": 1000})
+        in_python(sandbox, settings="providers={'az': preset('azure', base_url='https://r/v1', api_key='k')}")
+        assert scaffold(LLMBatchComponent, "preset")["attributes"]["model"] == "az/gpt-5-nano"
         in_python(sandbox, settings="providers={**more}")
         with pytest.raises(Exception, match=r"in resources.py has cannot be read off it"):
             scaffold(LLMBatchComponent, "second")
     with project() as (sandbox, scaffold):
         path = sandbox.scaffold_component(component_cls=LLMBatchComponent, defs_path="first") / "defs.yaml"
         document = yaml.safe_load(path.read_text())
-        document["attributes"]["resource"] = {"providers": {"us": {"kind": "openai", "api_key": "k"}}}
+        document["attributes"]["resource"] = {"providers": {"us": {"kind": "groq", "api_key": "k"}}}
         path.write_text(yaml.safe_dump(document))
         assert scaffold(LLMBatchComponent, "second")["attributes"]["model"] == "us/gpt-5-nano"
 
