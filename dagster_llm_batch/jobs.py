@@ -13,7 +13,7 @@ from pydantic import Field
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
-from dagster_llm_batch.engine.submit import orphans
+from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.progress import progress_text

@@ -20,7 +20,7 @@ from dagster_llm_batch.cli.selection import (
     partitions_options,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.submit import orphans
+from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState

@@ -22,6 +22,7 @@ from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
+from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import (
@@ -31,7 +32,6 @@ from dagster_llm_batch.engine.status import (
     cause_text,
     retry_command,
 )
-from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState

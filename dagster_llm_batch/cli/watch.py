@@ -18,10 +18,9 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
-from dagster_llm_batch.engine.activity import FAILED
+from dagster_llm_batch.engine.activity import FAILED, orphans
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_doubt
-from dagster_llm_batch.engine.submit import orphans
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, progress_text, usual_of

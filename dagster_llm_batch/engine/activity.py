@@ -1,4 +1,6 @@
-"""All undelivered submissions at a glance: which are worked on, and the last event of each. Only reads the ledger."""
+"""All undelivered submissions at a glance: which are worked on, which can go on, which are in doubt, and the last event
+of each. Only reads the ledger.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,31 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import takewhile
+from typing import TYPE_CHECKING, NamedTuple
 
-from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.submit_queue import STRANDED, UNAVAILABLE, WAITS
-from dagster_llm_batch.states import Move
+from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
+from dagster_llm_batch.engine.submit_queue import STRANDED, UNAVAILABLE, WAITS, can_go
+from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
-from dagster_llm_batch.storage.ledger.records import Event
+from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
 
-__all__ = ["FAILED", "LOST", "STRANDED", "TOLD", "TURN", "Outlook", "count_lost", "find_first_unsent", "look_out"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.ledger import Ledger
+
+__all__ = [
+    "FAILED",
+    "LOST",
+    "STRANDED",
+    "TOLD",
+    "TURN",
+    "Orphan",
+    "Outlook",
+    "can_send",
+    "count_lost",
+    "find_first_unsent",
+    "look_out",
+    "orphans",
+]
 
 TURN = "turn"
 """The event of a submission whose waiting shards may be sent now."""
@@ -93,4 +112,34 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
         last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
         failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable).keys(),
+    )
+
+
+def can_send(deployment: Deployment, submission: Submission) -> bool:
+    """Return whether one of the submission's planned shards may be sent now."""
+    if submission.state is not SubmissionState.OPEN:
+        return True
+    shards = deployment.ledger.shards(submission.submission_id)
+    planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
+    return can_go(deployment, planned, late=deployment.is_late(submission))
+
+
+class Orphan(NamedTuple):
+    """A shard in doubt: its create call left no record, and nobody is sending it."""
+
+    submission: Submission
+    shard: Shard
+
+
+def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
+    """Return the orphans of a namespace, the oldest first."""
+    shards = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
+    if shards:
+        # What a living process works on is being sent, or looked for, at this moment.
+        at_work = submissions_at_work(ledger)
+        shards = [shard for shard in shards if shard.submission_id not in at_work]
+    submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in shards}
+    return sorted(
+        (Orphan(submissions[shard.submission_id], shard) for shard in shards),
+        key=lambda orphan: (orphan.shard.sent_at is None, orphan.shard.sent_at),
     )

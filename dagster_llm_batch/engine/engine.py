@@ -24,6 +24,7 @@ from dagster_llm_batch.engine.activity import (
     TOLD,
     TURN,
     Outlook,
+    can_send,
     count_lost,
     find_first_unsent,
     look_out,
@@ -43,7 +44,6 @@ from dagster_llm_batch.engine.submit import Receipt, Sender, adopt_all, adopt_pa
 from dagster_llm_batch.engine.submit_queue import (
     UNAVAILABLE,
     Dispatcher,
-    can_go,
     drop,
     held_reason,
     hold,
@@ -64,7 +64,7 @@ from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RESTORED
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import BatchReport, Cause
+from dagster_llm_batch.types import BatchReport
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.erase import Eraser
@@ -233,10 +233,8 @@ class Engine:
             if batch_id is None:
                 moved = self.ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
             else:
-                detail = f"resolved by a person: {batch_id}"
-                moved = self.ledger.move_shards(
-                    ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=self.deployment.clock()
-                )
+                detail, now = f"resolved by a person: {batch_id}", self.deployment.clock()
+                moved = self.ledger.move_shards(ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=now)
         return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
     def give_up(self, shard_id: str) -> Shard:
@@ -248,20 +246,7 @@ class Engine:
         shards in the batch. Raises IllegalMoveError where it does not run, LeaseError while a process works on its
         submission.
         """
-        shard = self.ledger.shard(shard_id)
-        together = self.ledger.shards_of_batch(shard)
-        with self.deployment.leased(*{other.submission_id for other in together}):
-            now = self.deployment.clock()
-            reason = f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, while its batch had not ended"
-            moved = self.ledger.move_shards(
-                [other.shard_id for other in together],
-                Move.GIVEN_UP,
-                of_batch=shard.batch_id,
-                cause=Cause.GIVEN_UP,
-                reason=reason,
-                ended_at=now,
-            )
-        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
+        return self._poller.give_up(shard_id)
 
     # poll -----------------------------------------------------------------------------------------------------------
 
@@ -298,13 +283,7 @@ class Engine:
 
         Answers so far are kept.
         """
-        self._stop_late(*self.ledger.submission_with_shards(submission_id), failed)
-
-    def _stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
-        if self.deployment.is_late(submission):
-            self._poller.stop(shards, failed)
-        else:
-            self._poller.stop_asked(shards, failed)
+        self._poller.stop_late(*self.ledger.submission_with_shards(submission_id), failed)
 
     # collect --------------------------------------------------------------------------------------------------------
 
@@ -337,7 +316,7 @@ class Engine:
             def add_error(_: Sequence[Shard], error: Exception) -> None:
                 poll_errors.append(error)
 
-            self._stop_late(submission, shards, add_error)
+            self._poller.stop_late(submission, shards, add_error)
             running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
             # With all that share their batches, so that a batch is polled once for all its submissions.
             reports = self.poll(
@@ -470,17 +449,10 @@ class Engine:
 
     def can_advance(self, progress: Progress) -> bool:
         """Return whether `advance` would send, collect or settle something."""
-        submission = progress.submission
-        if ShardState.PLANNED in progress.states and self._can_send(submission):
+        submission, states = progress.submission, set(progress.states)
+        if ShardState.PLANNED in states and can_send(self.deployment, submission):
             return True
-        return not set(progress.states) & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
-
-    def _can_send(self, submission: Submission) -> bool:
-        """Return whether one of the submission's planned shards may be sent now."""
-        if submission.state is not SubmissionState.OPEN:
-            return True
-        planned = [s for s in self.ledger.shards(submission.submission_id) if s.state is ShardState.PLANNED]
-        return can_go(self.deployment, planned, late=self.deployment.is_late(submission))
+        return not states & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
         """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""

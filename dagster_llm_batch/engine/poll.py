@@ -16,7 +16,7 @@ from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.submit import plan_next_try
 from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
-from dagster_llm_batch.storage.ledger.records import Ending, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
@@ -254,6 +254,30 @@ class Poller:
         if stopping:
             self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
             self._stop(stopping, failed)
+
+    def stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
+        """See Engine.stop_late."""
+        if self._deployment.is_late(submission):
+            self.stop(shards, failed)
+        else:
+            self.stop_asked(shards, failed)
+
+    def give_up(self, shard_id: str) -> Shard:
+        """See Engine.give_up."""
+        shard = self._ledger.shard(shard_id)
+        together = self._ledger.shards_of_batch(shard)
+        with self._deployment.leased(*{other.submission_id for other in together}):
+            now = self._deployment.clock()
+            reason = f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, while its batch had not ended"
+            moved = self._ledger.move_shards(
+                [other.shard_id for other in together],
+                Move.GIVEN_UP,
+                of_batch=shard.batch_id,
+                cause=Cause.GIVEN_UP,
+                reason=reason,
+                ended_at=now,
+            )
+        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
     def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
         """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""

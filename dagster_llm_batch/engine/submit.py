@@ -35,12 +35,12 @@ from decimal import Decimal
 from functools import cache
 from itertools import groupby
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
-from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.engine.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -62,18 +62,13 @@ from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, p
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
 
-if TYPE_CHECKING:
-    from dagster_llm_batch.storage.ledger import Ledger
-
 __all__ = [
-    "Orphan",
     "Receipt",
     "Sender",
     "adopt_all",
     "adopt_partition",
     "adopt_planned",
     "find_forgotten",
-    "orphans",
     "outgoing",
     "plan_next_try",
     "write_receipts",
@@ -170,27 +165,6 @@ class _Joined(io.RawIOBase):
                 return int(count)
             self._stream = next(self._streams, None)
         return 0
-
-
-class Orphan(NamedTuple):
-    """A shard in doubt: its create call left no record, and nobody is sending it."""
-
-    submission: Submission
-    shard: Shard
-
-
-def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
-    """Return the orphans of a namespace, the oldest first."""
-    shards = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
-    if shards:
-        # What a living process works on is being sent, or looked for, at this moment.
-        at_work = submissions_at_work(ledger)
-        shards = [shard for shard in shards if shard.submission_id not in at_work]
-    submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in shards}
-    return sorted(
-        (Orphan(submissions[shard.submission_id], shard) for shard in shards),
-        key=lambda orphan: (orphan.shard.sent_at is None, orphan.shard.sent_at),
-    )
 
 
 # So often in a row a submission's batches are not taken, whichever of its requests are in them: a day and a half of

@@ -1,4 +1,5 @@
-"""The runs of Dagster that matter to the sensor: those at work now, and those that it asked for and that did nothing.
+"""The runs of Dagster that matter to the sensor: those at work now, those that have landed labels, and those that it
+asked for and that did nothing.
 
 A landing run that ended and changed nothing is asked for again, a few times; then a failed check says what to do.
 
@@ -22,6 +23,7 @@ import dagster as dg
 
 from dagster_llm_batch.checks import COVERAGE
 from dagster_llm_batch.engine.activity import LOST
+from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
 from dagster_llm_batch.text import short_run
 
@@ -31,13 +33,16 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.sensors.run_requests import Group, Ready
+    from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns"]
+__all__ = ["ASKED_AGAIN_TAG", "LostRuns", "TickBounds", "UnfinishedRuns", "deliver_landed"]
 
 ASKED_AGAIN_TAG = "llm_batch/asked_again"
 """Tag of a run that was asked for again, as in `2 of 3`."""
 
 _RETRIED_WITHIN = timedelta(hours=1)
+_AT_ONCE = 200
+_CLOCKS_APART = timedelta(minutes=1)
 
 _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 _WAITING = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED]
@@ -263,3 +268,65 @@ def _is_stale(record: RunRecord, now: datetime) -> bool:
     """
     starting = (dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING)
     return record.dagster_run.status in starting and now - record.update_timestamp >= _NEVER_STARTS_AFTER
+
+
+def deliver_landed(
+    instance: dg.DagsterInstance,
+    engine: Engine,
+    labels: dg.AssetKey,
+    settled: Sequence[Submission],
+    has_time: Callable[[], bool],
+) -> tuple[set[str], set[str]]:
+    """Mark submissions of one dataset delivered whose labels have landed.
+
+    Returns the ids of these, and of those that were not looked at for want of time.
+    """
+    home: set[str] = set()
+    unknown: set[str] = set()
+    newest = engine.ledger.newest_ids(engine.namespace, settled[0].asset)
+    for start in range(0, len(settled), _AT_ONCE):
+        page = settled[start : start + _AT_ONCE]
+        if not has_time():
+            unknown.update(submission.submission_id for submission in page)
+            continue
+        superseded = {
+            submission.submission_id for submission in page if newest[submission.partition] != submission.submission_id
+        }
+        rest = [submission for submission in page if submission.submission_id not in superseded]
+        landed = superseded | set(_materialized(instance, labels, rest))
+        engine.ledger.mark_delivered(*landed)
+        home |= landed
+    return home, unknown
+
+
+def _materialized(
+    instance: dg.DagsterInstance, labels: dg.AssetKey, submissions: Sequence[Submission]
+) -> Iterator[str]:
+    """Yield the ids of the submissions that the newest materialization of their partition is of.
+
+    One from before it was settled does not count: late answers have come since.
+    """
+    if not submissions:
+        return
+    wanted = {submission.partition: submission for submission in submissions}
+    records = dg.AssetRecordsFilter(
+        labels,
+        asset_partitions=[partition for partition in wanted if partition] or None,
+        after_timestamp=(min(submission.created_at for submission in submissions) - _CLOCKS_APART).timestamp(),
+    )
+    cursor: str | None = None
+    while wanted:
+        page = instance.fetch_materializations(records, limit=_AT_ONCE, cursor=cursor)
+        # the newest first
+        for record in page.records:
+            submission = wanted.pop(record.partition_key or "", None)
+            stored = record.asset_materialization
+            value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
+            if submission is None or value is None or value.value != submission.submission_id:
+                continue
+            settled_at = submission.settled_at or submission.created_at
+            if record.timestamp >= (settled_at - _CLOCKS_APART).timestamp():
+                yield submission.submission_id
+        if not page.has_more:
+            return
+        cursor = page.cursor

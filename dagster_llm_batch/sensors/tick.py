@@ -15,7 +15,7 @@ ledger had forgotten what was sent. It says what to do, every six hours until th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -28,10 +28,10 @@ from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_restored, advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
-from dagster_llm_batch.metadata import SUBMISSION_KEY, progress_observations, status_metadata
+from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
-from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns
+from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RESTORED
@@ -557,69 +557,3 @@ def _is_further(before: Progress, after: Progress) -> bool:
     """Return whether a wave or another quarter of the requests came in between."""
     stages = [stage(each.submission.waves, each.done, each.total) for each in (before, after)]
     return stages[1] > stages[0]
-
-
-_AT_ONCE = 200
-_CLOCKS_APART = timedelta(minutes=1)
-
-
-def deliver_landed(
-    instance: dg.DagsterInstance,
-    engine: Engine,
-    labels: dg.AssetKey,
-    settled: Sequence[Submission],
-    has_time: Callable[[], bool],
-) -> tuple[set[str], set[str]]:
-    """Mark submissions of one dataset delivered whose labels have landed.
-
-    Returns the ids of these, and of those that were not looked at for want of time.
-    """
-    home: set[str] = set()
-    unknown: set[str] = set()
-    newest = engine.ledger.newest_ids(engine.namespace, settled[0].asset)
-    for start in range(0, len(settled), _AT_ONCE):
-        page = settled[start : start + _AT_ONCE]
-        if not has_time():
-            unknown.update(submission.submission_id for submission in page)
-            continue
-        superseded = {
-            submission.submission_id for submission in page if newest[submission.partition] != submission.submission_id
-        }
-        rest = [submission for submission in page if submission.submission_id not in superseded]
-        landed = superseded | set(_materialized(instance, labels, rest))
-        engine.ledger.mark_delivered(*landed)
-        home |= landed
-    return home, unknown
-
-
-def _materialized(
-    instance: dg.DagsterInstance, labels: dg.AssetKey, submissions: Sequence[Submission]
-) -> Iterator[str]:
-    """Yield the ids of the submissions that the newest materialization of their partition is of.
-
-    One from before it was settled does not count: late answers have come since.
-    """
-    if not submissions:
-        return
-    wanted = {submission.partition: submission for submission in submissions}
-    records = dg.AssetRecordsFilter(
-        labels,
-        asset_partitions=[partition for partition in wanted if partition] or None,
-        after_timestamp=(min(submission.created_at for submission in submissions) - _CLOCKS_APART).timestamp(),
-    )
-    cursor: str | None = None
-    while wanted:
-        page = instance.fetch_materializations(records, limit=_AT_ONCE, cursor=cursor)
-        # the newest first
-        for record in page.records:
-            submission = wanted.pop(record.partition_key or "", None)
-            stored = record.asset_materialization
-            value = None if stored is None else stored.metadata.get(SUBMISSION_KEY)
-            if submission is None or value is None or value.value != submission.submission_id:
-                continue
-            settled_at = submission.settled_at or submission.created_at
-            if record.timestamp >= (settled_at - _CLOCKS_APART).timestamp():
-                yield submission.submission_id
-        if not page.has_more:
-            return
-        cursor = page.cursor

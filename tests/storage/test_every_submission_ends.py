@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
-from dagster_llm_batch.engine.submit import orphans
+from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
