@@ -378,10 +378,11 @@ SECTION = Section(
     f"""## Intervals of 95 %
 
 Promised: an interval is given and misses the truth in at most {MOST_MISSES:.0%} of the data sets, in every row of the
-table; there is one wherever each class has {ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most
-{WIDEST} times that of a reference where the reference covers. References: Wilson's interval (scipy) for shares,
-Student's for means, the percentile bootstrap over rows or units for all else. `none %` is the share of the data sets
-that are too few or too even for an interval, which then says so.
+table, as far as so many draws can tell (two standard errors); there is one wherever each class has
+{ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most {WIDEST} times that of a reference, in the data
+sets where there is one, where the reference covers. References: Wilson's interval (scipy) for shares, Student's for
+means, the percentile bootstrap over rows or units for all else. `none %` is the share of the data sets that are too few
+or too even for an interval, which then says so.
 
 Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
 Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
