@@ -12,14 +12,14 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, Computed, EvaluationBuilder, PartitionOptions, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
-from dagster_llm_batch.evaluation.gold_rows import Upstreams
+from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.metrics.estimate_plots import estimates_png
 from dagster_llm_batch.metrics.estimates import Estimate, estimate, estimates_markdown, estimates_to_arrow
-from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS
+from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, rows_drawn_from
 
 __all__ = ["estimate_assets"]
 
@@ -147,13 +147,26 @@ def _compute(
     metadata: dict[str, Any] = {
         "llm_batch/estimates": dg.MetadataValue.md(_report(estimates)),
         "llm_batch/gold_rows": len(read.gold),
-        "llm_batch/gold_drawn": "with unequal probabilities: weighted"
-        if SAMPLE_COLUMNS[0] in read.gold.column_names
-        else "taken as drawn from all rows alike, since it has no sample_weight",
+        "llm_batch/gold_drawn": _how_drawn(read),
         "dagster/column_lineage": _lineage(design, table.column_names),
         **_plotted(estimates),
     }
     return Computed(table, metadata, _DOCS)
+
+
+def _how_drawn(read: Read) -> str:
+    """Say what is assumed of the rows that gold stands for."""
+    if SAMPLE_COLUMNS[0] not in read.gold.column_names:
+        return "taken as drawn from all rows alike, since it has no sample_weight"
+    drawn_from = rows_drawn_from(read.gold)
+    later = {name: len(table) - drawn_from for name, table in read.candidates.items()} if drawn_from else {}
+    grown = [f"{n:,} rows of {name}" for name, n in later.items() if n > 0]
+    if not grown:
+        return "with unequal probabilities: weighted"
+    return (
+        f"with unequal probabilities: weighted. {', '.join(grown)} could not be drawn, since they were not there or "
+        "their partition was not sampled; they are taken to be like the others. Draw another round to know."
+    )
 
 
 def _report(estimates: Sequence[Estimate]) -> str:

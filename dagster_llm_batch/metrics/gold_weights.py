@@ -44,6 +44,7 @@ __all__ = [
     "gold_weights",
     "next_round",
     "refuse_weights",
+    "rows_drawn_from",
 ]
 
 WEIGHT, ROUND, ROWS, PARTITION = "sample_weight", "sample_round", "sample_rows", "sample_partition"
@@ -120,6 +121,16 @@ def next_round(gold: pa.Table, partition: str | None) -> int:
     if PARTITION in gold.column_names and partition is not None:
         gold = gold.filter(pc.equal(gold[PARTITION].cast(pa.string()), partition))
     return int(pc.max(gold[ROUND]).as_py() or 0) + 1
+
+
+def rows_drawn_from(gold: pa.Table) -> int | None:
+    """Return how many rows the last rounds were drawn from, of all partitions; None where gold does not say."""
+    if not {WEIGHT, ROWS} <= set(gold.column_names) or not (most := pc.max(gold[ROWS]).as_py()):
+        return None
+    if PARTITION not in gold.column_names:
+        return int(most)
+    by_partition = gold.group_by(PARTITION).aggregate([(ROWS, "max")])
+    return int(pc.sum(by_partition[f"{ROWS}_max"]).as_py())
 
 
 def _combined(

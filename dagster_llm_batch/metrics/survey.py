@@ -77,22 +77,13 @@ class Survey:
     def accuracy(self) -> Figure:
         """Return the share of the rows that are correct."""
         hit = self.gold == self.predicted
-        return self.ratio(hit, hit | True)
+        value = float(self.total[hit].sum())
+        variance = self.rows.variance_of_mean(hit - value) + guard(self.rows.n_least)
+        return Figure(value, *t_interval(value, variance, self.rows.n_eff))
 
     def largest_class(self) -> float:
         """Return the share of the most frequent class of gold."""
         return float(self._margins()[0].max())
-
-    def ratio(self, hit: NDArray[np.bool_], among: NDArray[np.bool_]) -> Figure:
-        """Return the share of the rows that are `hit`, of those that are `among`."""
-        whole = float(self.total[among].sum())
-        if not whole:
-            return Figure(None)
-        value = float(self.total[hit & among].sum()) / whole
-        rows = self.rows.among(among)
-        residuals = among * (hit - value) / whole
-        variance = self.rows.variance_of_mean(residuals) + guard(rows.n_least)
-        return Figure(value, *t_interval(value, variance, rows.n_eff))
 
     def macro(self) -> tuple[float, float, Figure]:
         """Return precision, recall and F1 as means over the classes that occur; 0 where there is nothing to divide."""

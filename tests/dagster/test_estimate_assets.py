@@ -102,7 +102,8 @@ def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
         ids = [f"{name}/{n}" for name in ("short", "long") for n in range(0, N, 3)]
         scores = [3 + int(case.split("/")[1]) % 2 for case in ids]
         weights = [2.5 if n % 2 else 3.5 for n in range(len(ids))]
-        return pa.table({"case_id": ids, "faithful": scores, "sample_weight": weights})
+        earlier = [N] * len(ids)
+        return pa.table({"case_id": ids, "faithful": scores, "sample_weight": weights, "sample_rows": earlier})
 
     made = estimate_assets(
         name="scores",
@@ -119,7 +120,8 @@ def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
     assert (gap["figure"], gap["naive"]) == ("mean", -1)
     assert gap["powered"] == pytest.approx(0, abs=0.15)
     assert gap["powered_low"] < 0 < gap["powered_high"]
-    assert project.metadata("scores")["llm_batch/gold_drawn"].value == "with unequal probabilities: weighted"
+    said = project.metadata("scores")["llm_batch/gold_drawn"].value
+    assert said.startswith(f"with unequal probabilities: weighted. {N} rows of verdicts could not be drawn")
 
 
 def test_a_group_that_no_candidate_has_is_refused_and_one_without_gold_says_so(tmp_path):

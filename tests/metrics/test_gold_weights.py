@@ -10,7 +10,13 @@ from scipy.stats import t as student
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.metrics import Target, compare, evaluate, join, report_of, tally, total
 from dagster_llm_batch.metrics.gold_sample import propose
-from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, SampledRows, gold_weights, next_round
+from dagster_llm_batch.metrics.gold_weights import (
+    SAMPLE_COLUMNS,
+    SampledRows,
+    gold_weights,
+    next_round,
+    rows_drawn_from,
+)
 from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey, guard
 
 TARGETS = [Target("stars", kappa_weights="quadratic", confidence_column="sure"), Target("price", kind="numeric")]
@@ -190,6 +196,12 @@ class TestWhatRowsStandFor:
         assert next_round(gold.drop_columns("sample_partition"), None) == 3
         assert next_round(gold_of(topic=["a"]), None) == 1
         assert next_round(gold_of(sample_weight=[2.0, 3.0]), None) == 2
+
+    def test_rows_that_could_be_drawn_are_those_of_the_last_round_of_each_partition(self):
+        drawn = {"sample_weight": [2.0, 3.0, 4.0], "sample_rows": [50, 60, 30], "sample_partition": ["a", "a", "b"]}
+        assert rows_drawn_from(gold_of(**drawn)) == 90
+        assert rows_drawn_from(gold_of(**drawn).drop_columns("sample_partition")) == 60
+        assert rows_drawn_from(gold_of(sample_weight=[2.0])) is None
 
     def test_rows_without_a_label_do_not_count_among_the_rounds(self):
         gold = gold_of(topic=["a", "a", None], sample_weight=[2.0, 3.0, None])
