@@ -29,7 +29,8 @@ from dagster_llm_batch.exports.fine_tuning import (
     provenance_path,
     write_example_lines,
 )
-from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, write_table
+from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, judgment_table, write_table
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["export_command"]
@@ -41,12 +42,12 @@ __all__ = ["export_command"]
 @code_location_command
 @click.option(
     "--what",
-    type=click.Choice(["labels", "rejects", "mistakes", "fine-tuning"]),
+    type=click.Choice(["labels", "rejects", "mistakes", "fine-tuning", "judgments"]),
     default="labels",
     show_default=True,
     help=(
         "mistakes: of an evaluation, the rows that a candidate got wrong. fine-tuning: a line of messages for each "
-        "label, and a file beside it with where each comes from."
+        "label, and a file beside it with where each comes from. judgments: what people said on the page of `review`."
     ),
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
@@ -98,7 +99,10 @@ def export_command(
         _refuse_replacing([Path(output), *([provenance_path(Path(output))] if what == "fine-tuning" else [])])
     if submission_id is not None and (what == "mistakes" or partitions or partition_range):
         raise click.UsageError("--submission names one submission of a labeled asset, and with it one partition.")
-    if what == "mistakes":
+    if what == "judgments":
+        table = _judgments(deployment, find_dataset(deployment, asset), partitions, partition_range)
+        count = _write_table(table, output, form)
+    elif what == "mistakes":
         mistakes = deployment.code.mistakes(asset)
         wanted = partitions_of(deployment, mistakes, partitions, partition_range)
         parts = [_stored_table(deployment, mistakes.key, partition) for partition in wanted]
@@ -148,6 +152,19 @@ def _refuse_replacing(files: Sequence[Path]) -> None:
     for file in files:
         if file.is_file() and file.name != "-":
             raise click.UsageError(f"There is a file {file} already. Name another one, or give --force to replace it.")
+
+
+def _judgments(
+    deployment: DeploymentAccess, dataset: Dataset, partitions: tuple[str, ...], partition_range: str | None
+) -> pa.Table:
+    """Return what people said of the rows of these partitions, or of all."""
+    said = standing_judgments(deployment.ledger.judgments(deployment.namespace, dataset.name))
+    if partitions or partition_range:
+        wanted = partitions_of(deployment, dataset, partitions, partition_range)
+        said = [judgment for judgment in said if judgment.partition in wanted]
+    if not said:
+        raise InputError(f"Nobody has judged a row of '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
+    return judgment_table(said, dataset.labeling.key, dataset.labeling.reader.fields)
 
 
 def _newest(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> Submission:

@@ -16,8 +16,10 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.types import ResponseKind
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.review.forms import LabelForm
     from dagster_llm_batch.review.tables import StoredAsset
 
 __all__ = ["review_command"]
@@ -37,6 +39,13 @@ _ROLES = ("labels", "rejects", "evaluation")
     ),
 )
 @click.option("--allow-host", "hosts", multiple=True, help="Name by which that proxy asks, repeatable.")
+@click.option(
+    "--overlap",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the rows that everybody is asked to judge, so that agreement can be measured.",
+)
 @json_option
 def review_command(
     deployment: DeploymentAccess,
@@ -44,17 +53,20 @@ def review_command(
     port: int,
     user_header: str | None,
     hosts: tuple[str, ...],
+    overlap: float,
     *,
     as_json: bool,
 ) -> None:
-    """Serve until interrupted; print the address to open. Nothing is asked of a provider, and nothing is changed.
+    """Serve until interrupted; print the address to open. Nothing is asked of a provider. What people judge
+    goes to the ledger; nothing else is changed.
 
     Tables that an IO manager stored as Parquet, and says so in its metadata, are read in place; others are loaded one
     partition at a time. The page listens on loopback only. The address works once, in one browser.
     """
     try:
         from dagster_llm_batch.review.access import Door  # noqa: PLC0415 - an extra, and slow to load
-        from dagster_llm_batch.review.server import HOSTS, ReviewedDeployment, review_app, serve  # noqa: PLC0415
+        from dagster_llm_batch.review.deployment import ReviewedDeployment  # noqa: PLC0415
+        from dagster_llm_batch.review.server import HOSTS, review_app, serve  # noqa: PLC0415
     except ImportError as error:
         raise MissingExtraError("review", "The page") from error
     known = list(_stored_assets(deployment))
@@ -71,6 +83,7 @@ def review_command(
         deployment.namespace,
         lambda: list(_stored_assets(deployment)),
         partial(_console_url, deployment),
+        _forms(deployment),
     )
     door = Door(user_header)
 
@@ -83,7 +96,7 @@ def review_command(
             click.echo("It works once, in one browser. Ctrl-C ends it.", err=True)
         sys.stdout.flush()
 
-    serve(review_app(reviewed, door, [*HOSTS, *hosts]), port, tell)
+    serve(review_app(reviewed, door, [*HOSTS, *hosts], overlap), port, tell)
 
 
 def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
@@ -113,6 +126,22 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
 
 def _load(deployment: DeploymentAccess, key: dg.AssetKey, partition: str) -> object:
     return deployment.code.load_asset(key, partition or None)
+
+
+def _forms(deployment: DeploymentAccess) -> list[LabelForm]:
+    """Return what people can be asked of the rows of each dataset. Nobody judges a vector."""
+    from dagster_llm_batch.review.forms import LabelForm  # noqa: PLC0415 - an extra
+
+    return [
+        LabelForm(
+            name,
+            dataset.labeling.key,
+            dataset.labeling.reader.format.json_schema,
+            tuple(field.name for field in dataset.labeling.reader.fields),
+        )
+        for name, dataset in deployment.code.datasets.items()
+        if dataset.labeling.reader.format.kind is not ResponseKind.EMBEDDING
+    ]
 
 
 def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> str | None:

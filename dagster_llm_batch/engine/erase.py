@@ -134,6 +134,9 @@ class Eraser:
             if (partition, salt, digest) not in in_force
         ]
         self._ledger.add_tombstones(fresh)
+        # What people said of such rows names them by their keys.
+        for partition in [None] if partitions is None else partitions:
+            self._ledger.erase_judgments(self._namespace, asset, partition, keys)
         return len(fresh)
 
     def take_back_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:

@@ -29,8 +29,9 @@ from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.exports.files import whole
+from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "write_table"]
+__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "judgment_table", "write_table"]
 
 _Features = Mapping[str, tuple[list[Any], str]]
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord": "tfrecord"}
@@ -65,6 +66,37 @@ def write_table(table: Any, path: str | Path, form: str | None = None) -> int:
         with whole(path) as half:
             _write_tfrecord(rows, half)
     return len(rows)
+
+
+def judgment_table(judgments: Sequence[Judgment], key: str, fields: Sequence[pa.Field]) -> pa.Table:
+    """Return what people said as a table, a row for each judgment that stands. `fields` are the response's columns.
+
+    Its columns: `partition`, the row's key as text, `annotator`, `kind`, the answer, `comment`, `seconds`, `at`, and
+    how the row was drawn (`sample_…`), which gold must keep.
+    """
+    samples = dict.fromkeys(name for judgment in judgments for name in judgment.sample or {})
+    rows = [
+        {
+            "partition": judgment.partition or None,
+            key: judgment.row_key,
+            "annotator": judgment.annotator,
+            "kind": judgment.kind,
+            **(judgment.answer or {}),
+            "comment": judgment.comment,
+            "seconds": judgment.seconds,
+            "at": judgment.at,
+            **(judgment.sample or {}),
+        }
+        for judgment in judgments
+    ]
+    texts = [pa.field(name, pa.string()) for name in ("partition", key, "annotator", "kind")]
+    own = [
+        pa.field("comment", pa.string()),
+        pa.field("seconds", pa.float64()),
+        pa.field("at", pa.timestamp("us", "UTC")),
+    ]
+    drawn = [pa.field(name, pa.string() if name == "sample_partition" else pa.float64()) for name in samples]
+    return pa.Table.from_pylist(rows, pa.schema([*texts, *fields, *own, *drawn]))
 
 
 def form_of(path: Path) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -26,19 +25,17 @@ from starlette.staticfiles import StaticFiles
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
-from dagster_llm_batch.review.evidence import Attempt, read_attempts
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.evidence import Attempt
+from dagster_llm_batch.review.label_pages import LabelPages, label_url
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.tables import FILTERS, PARTITION, Filter, Page, StoredAsset, TableBrowser, View
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.review.tables import FILTERS, PARTITION, Filter, Page, StoredAsset, View
 
-__all__ = ["HOSTS", "ReviewedDeployment", "review_app", "serve"]
+__all__ = ["HOSTS", "review_app", "serve"]
 
 HOSTS = ("127.0.0.1", "localhost")
 """Names by which a browser may ask. Another name that leads here is a page that tries to read rows."""
 
-_SECONDS_KNOWN = 10.0
 _MOST_CELL = 160
 _MOST_TEXT = 20_000
 _PROVENANCE = "llm_"
@@ -48,51 +45,19 @@ _WHERE = re.compile(rf"(.+?):({'|'.join(FILTERS)}):(.*)", re.DOTALL)
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
 
 
-@dataclass(frozen=True)
-class ReviewedDeployment:
-    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions."""
-
-    name: str
-    ledger: Ledger
-    payloads: PayloadStore
-    namespace: str
-    look: Callable[[], Sequence[StoredAsset]]
-    console_url: Callable[[str, str], str | None] = lambda _provider, _batch_id: None
-    browser: TableBrowser = field(default_factory=TableBrowser)
-    _seen: list[tuple[float, Sequence[StoredAsset]]] = field(default_factory=list)
-
-    def asset(self, key: str) -> StoredAsset | None:
-        """Return the asset of this key."""
-        return next((asset for asset in self.assets() if asset.key == key), None)
-
-    def assets(self) -> Sequence[StoredAsset]:
-        """Return all tables, as of some seconds ago."""
-        # To ask Dagster's event log of each asset takes longer than a page should.
-        if not self._seen or time.monotonic() - self._seen[-1][0] > _SECONDS_KNOWN:
-            self.browser.forget()
-            self._seen[:] = [(time.monotonic(), self.look())]
-        return self._seen[-1][1]
-
-    def submissions(self, dataset: str, partition: str) -> list[Submission]:
-        """Return what was submitted for a partition, the oldest first, behind what it took answers of."""
-        found: dict[str, Submission] = {}
-        waiting = list(reversed(self.ledger.history(self.namespace, dataset, partition)))
-        while waiting:
-            submission = waiting.pop()
-            if submission.submission_id not in found:
-                found[submission.submission_id] = submission
-                waiting += [self.ledger.submission(source) for source in submission.reused_from]
-        return sorted(found.values(), key=lambda submission: submission.created_at)
-
-
-def review_app(deployment: ReviewedDeployment, door: Door, hosts: Sequence[str] = HOSTS) -> Starlette:
-    """Return the pages as an ASGI application."""
+def review_app(
+    deployment: ReviewedDeployment, door: Door, hosts: Sequence[str] = HOSTS, overlap: float = 0.0
+) -> Starlette:
+    """Return the pages as an ASGI application. `overlap` is the share of rows that everybody is asked to judge."""
     pages = _Pages(deployment)
+    labels = LabelPages(deployment, pages.show, overlap)
     return Starlette(
         routes=[
             Route("/", pages.overview),
             Route("/table/{key:path}", pages.table),
             Route("/row/{key:path}", pages.row),
+            Route("/label/{key:path}", labels.ask),
+            Route("/label/{key:path}", labels.take, methods=["POST"]),
             Mount("/static", StaticFiles(packages=[("dagster_llm_batch.review", "static")])),
         ],
         middleware=[
@@ -132,14 +97,19 @@ class _Pages:
             lstrip_blocks=True,
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty}
-        self._templates.globals |= {"table_url": table_url, "row_url": row_url, "deployment": deployment.name}
+        self._templates.globals |= {
+            "table_url": table_url,
+            "row_url": row_url,
+            "deployment": deployment.name,
+            "label_url": label_url,
+        }
 
     def overview(self, request: Request) -> Response:
         """All tables, by dataset."""
         groups: dict[str, list[StoredAsset]] = {}
         for asset in self._deployment.assets():
             groups.setdefault(asset.dataset or "", []).append(asset)
-        return self._page(request, "overview.html", groups=groups)
+        return self.show(request, "overview.html", groups=groups)
 
     def table(self, request: Request) -> Response:
         """Rows of one table."""
@@ -153,7 +123,7 @@ class _Pages:
             page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
         except LLMBatchError as error:
             return self._nothing(request, str(error), 400)
-        return self._page(
+        return self.show(
             request,
             "table.html",
             asset=asset,
@@ -163,6 +133,7 @@ class _Pages:
             columns=_ordered(page),
             kinds=FILTERS,
             address=_Address(asset.key, asked.get("in"), view),
+            forms=self._deployment.forms_of(page.key),
         )
 
     def row(self, request: Request) -> Response:
@@ -181,7 +152,7 @@ class _Pages:
         if not rows:
             return self._nothing(request, f"{asset.key} has no row {value}.")
         attempts = [self._shown(attempt) for attempt in self._attempts(asset, rows[0], partition)]
-        return self._page(
+        return self.show(
             request,
             "row.html",
             asset=asset,
@@ -219,8 +190,7 @@ class _Pages:
         request_id = row.get("llm_request_id")
         if asset.dataset is None or not isinstance(request_id, str):
             return []
-        submissions = self._deployment.submissions(asset.dataset, partition or str(row.get(PARTITION) or ""))
-        return read_attempts(self._deployment.ledger, self._deployment.payloads, submissions, request_id)
+        return self._deployment.attempts(asset.dataset, partition or str(row.get(PARTITION) or ""), request_id)
 
     def _shown(self, attempt: Attempt) -> Mapping[str, Any]:
         body = None if attempt.request is None else read_body(attempt.request)
@@ -237,12 +207,13 @@ class _Pages:
             "console": shard.batch_id and self._deployment.console_url(shard.provider, shard.batch_id),
         }
 
-    def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    def show(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:
+        """Return a template as a page."""
         text = self._templates.get_template(template).render(person=request.state.person, **values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
     def _nothing(self, request: Request, words: str, status: int = 404) -> Response:
-        return self._page(request, "nothing.html", status, words=words)
+        return self.show(request, "nothing.html", status, words=words)
 
 
 def table_url(key: str, inside: str | None = None, filters: Sequence[Filter] = ()) -> str:

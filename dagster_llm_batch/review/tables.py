@@ -178,6 +178,18 @@ class TableBrowser:
                 return []
             return _dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
 
+    def places(self, asset: StoredAsset, column: str) -> list[tuple[str, str]]:
+        """Return each row's partition ("" without) and key, as text, in the order of the table.
+
+        Raises InputError where the table has no such column.
+        """
+        with self._open(asset, None) as table:
+            if column not in table.types:
+                raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
+            partition = Column(PARTITION) if PARTITION in table.types and asset.partitions != [""] else Constant("")
+            rows = table.all.select(partition.alias("place"), _text(column).alias("key"))
+            return list(dict.fromkeys((str(place or ""), key) for place, key in rows.fetchall() if key is not None))
+
     def _open(self, asset: StoredAsset, partition: str | None) -> _Rows:
         files = asset.files if partition is None else {p: f for p, f in asset.files.items() if p == partition}
         if files:

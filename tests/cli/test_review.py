@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +19,7 @@ from project import DAYS
 
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.review.evidence import read_attempts
+from dagster_llm_batch.storage.ledger.records import Judgment
 
 
 def evidence(project, dataset: str, request_id: str, partition: str = ""):
@@ -157,3 +160,27 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         assert "Traceback" not in server.process.stderr.read()
+
+
+def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_name(project):
+    project.land()
+    assert (
+        "Nobody has judged a row"
+        in project.on_file("export", "ticket_labels", "--what", "judgments", "-o", "-", code=1).stderr
+    )
+    with project.engine() as engine:
+        for key in ("all-0", "all-1"):
+            said = {"answer": {"topic": "bug"}, "kind": "label", "annotator": "ada", "at": datetime.now(UTC)}
+            engine.ledger.add_judgment(
+                Judgment(form_id=key, namespace="test", dataset="ticket_labels", row_key=key, **said)
+            )
+    lines = project.on_file("export", "ticket_labels", "--what", "judgments", "-o", "-").stdout.splitlines()
+    assert [(row["ticket_id"], row["topic"], row["annotator"]) for row in map(json.loads, lines)] == [
+        ("all-0", "bug", "ada"),
+        ("all-1", "bug", "ada"),
+    ]
+    project.on_file("erase", "ticket_labels", "--key", "all-1", "--delete", "--yes")
+    with project.engine() as engine:
+        assert [one.row_key for one in engine.ledger.judgments("test", "ticket_labels")] == ["all-0"]
+        engine.ledger.rename_asset("test", "ticket_labels", "renamed")
+        assert [one.row_key for one in engine.ledger.judgments("test", "renamed")] == ["all-0"]

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.review.access import Door
-from dagster_llm_batch.review.server import HOSTS, ReviewedDeployment, review_app
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import HOSTS, review_app
 from dagster_llm_batch.review.tables import StoredAsset
 
 TABLE = StoredAsset("labels", row_key="id", others=("",), load=lambda _partition: pa.table({"id": ["a"]}))

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dagster_llm_batch.review.access import Door
-from dagster_llm_batch.review.server import ReviewedDeployment, review_app
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 
 HOSTILE = {

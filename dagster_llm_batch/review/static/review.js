@@ -18,17 +18,45 @@ function follow(selector) {
   if (link) link.click();
 }
 
+const form = document.getElementById("judge");
+
+// A number answers the first question that is open; where it is the only one, that is all.
+function choose(number) {
+  const groups = [...form.querySelectorAll("[data-choices]")];
+  const open = groups.find((group) => !group.querySelector(":checked")) ?? groups[0];
+  const choice = open?.querySelectorAll("input")[number - 1];
+  if (!choice) return;
+  choice.checked = true;
+  choice.focus();
+  if ("one" in form.dataset) press("Enter");
+}
+
+let sent = false;
+
+function press(key) {
+  const button = document.querySelector(`button[data-key="${key}"]`);
+  // A key that is held down must not judge the next row, too.
+  if (!button || sent) return;
+  sent = true;
+  button.click();
+}
+
 document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(input|select|textarea)$/i.test(event.target.tagName)) return;
-  const keys = {
-    j: () => goTo(here + 1),
-    k: () => goTo(here - 1),
-    n: () => follow("a[rel=next]"),
-    p: () => follow("a[rel=prev]"),
-    "/": () => document.querySelector("[data-key='/']")?.focus(),
-  };
-  const act = keys[event.key];
-  if (act) {
+  const typing = /^(select|textarea)$/i.test(event.target.tagName) || event.target.matches("input:not([type=radio])");
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (typing && !(form && event.key === "Enter" && event.target.tagName === "INPUT")) return;
+  const keys = form
+    ? { d: () => press("d"), s: () => press("s"), u: () => press("u"), Enter: () => press("Enter") }
+    : {
+        j: () => goTo(here + 1),
+        k: () => goTo(here - 1),
+        n: () => follow("a[rel=next]"),
+        p: () => follow("a[rel=prev]"),
+        u: () => press("u"),
+        "/": () => document.querySelector("[data-key='/']")?.focus(),
+      };
+  const act = form && /^[1-9]$/.test(event.key) ? () => choose(Number(event.key)) : keys[event.key];
+  if (act && !(event.key === "Enter" && event.target.tagName === "BUTTON")) {
     event.preventDefault();
     act();
   }

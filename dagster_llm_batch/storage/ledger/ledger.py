@@ -24,11 +24,13 @@ from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger import judgments
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
+    Judgment,
     Shard,
     ShardFields,
     SpendLimit,
@@ -460,6 +462,7 @@ class Ledger(LedgerQueries):
             told = (event_row(submission_id, "renamed", detail=detail) for submission_id in moved)
             insert_events(connection, self._clock, *told)
             given, kept = set(places.values()) - taken, set(places.values()) & taken
+            judgments.rename_judgments(connection, namespace, old, new, sorted(given))
             return sorted(given), sorted(kept)
 
     def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
@@ -503,6 +506,16 @@ class Ledger(LedgerQueries):
         if tombstones:
             with self._database.write() as connection:
                 connection.execute(sa.insert(TOMBSTONE), [to_row(tombstone) for tombstone in tombstones])
+
+    def add_judgment(self, judgment: Judgment) -> None:
+        """Record what a person said of a row. The form that was sent twice is recorded once."""
+        with self._database.write() as connection:
+            judgments.add_judgment(connection, judgment)
+
+    def erase_judgments(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
+        """Remove what was said of rows of a partition, or (None) of all; return how much it was."""
+        with self._database.write() as connection:
+            return judgments.erase_judgments(connection, namespace, dataset, partition, row_keys)
 
     def take_back_tombstones(self, namespace: str, asset: str, partition: str | None, digests: Sequence[str]) -> int:
         """Record that rows may be asked again; return how many tombstones that were in force are not any more."""

@@ -141,6 +141,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE shard ADD COLUMN padding_usd TEXT",
         # What is kept of limits for a batch.
         "ALTER TABLE shard ADD COLUMN reserved_usd TEXT",
+        # What people say of rows. Nothing is changed but by `erase`, which removes what was said of an erased row.
+        """
+        CREATE TABLE judgment (
+            judgment_id {identity},
+            form_id TEXT NOT NULL, namespace TEXT NOT NULL, dataset TEXT NOT NULL, partition TEXT NOT NULL,
+            row_key TEXT NOT NULL, annotator TEXT NOT NULL, kind TEXT NOT NULL, answer TEXT, comment TEXT,
+            seconds DOUBLE PRECISION, sample TEXT, at {time} NOT NULL
+        )
+        """,
+        "CREATE UNIQUE INDEX judgment_once ON judgment (form_id)",
+        "CREATE INDEX judgment_by_dataset ON judgment (namespace, dataset, judgment_id)",
     ),
 )
 

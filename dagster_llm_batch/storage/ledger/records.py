@@ -22,6 +22,7 @@ from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 __all__ = [
     "Ending",
     "Event",
+    "Judgment",
     "Progress",
     "Shard",
     "ShardCost",
@@ -342,6 +343,24 @@ class Tombstone:
     digest: str  # of the key's text, with the salt; see core/keys.py
     at: datetime
     undone_at: datetime | None = None  # a person took it back: the row is asked again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """What a person said of a row. A later one of the same person on the same row takes its place; none is changed."""
+
+    form_id: str  # of the page on which it was said: sent twice, it is stored once
+    namespace: str
+    dataset: str
+    partition: str = ""
+    row_key: str  # as text
+    annotator: str
+    kind: str  # label, undecidable, skip, or undo: of the same person's last one on this row
+    answer: Mapping[str, Any] | None = None  # of a label: the response's fields
+    comment: str | None = None
+    seconds: float | None = None  # from the page to its answer
+    sample: Mapping[str, Any] | None = None  # how the row was drawn: its columns sample_…
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,12 +26,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState, Tombstone
+from dagster_llm_batch.storage.ledger.records import Event, Judgment, Shard, Submission, SubmissionState, Tombstone
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["EVENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
+__all__ = ["EVENT", "JUDGMENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
 
-_R = TypeVar("_R", Submission, Shard, Event, Tombstone)
+_R = TypeVar("_R", Submission, Shard, Event, Tombstone, Judgment)
 
 
 class _Utc(TypeDecorator[datetime]):
@@ -286,6 +286,24 @@ TOMBSTONE = sa.Table(
     _column("undone_at", _UTC, null=True),
 )
 
+JUDGMENT = sa.Table(
+    "judgment",
+    METADATA,
+    sa.Column("judgment_id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    _name("form_id"),
+    _name("namespace"),
+    _name("dataset"),
+    _name("partition"),
+    _name("row_key"),
+    _foreign_text("annotator"),
+    _name("kind"),
+    _column("answer", _AsText(json.loads, _json), null=True),
+    _foreign_text("comment"),
+    _column("seconds", sa.Float, null=True),
+    _column("sample", _AsText(json.loads, _json), null=True),
+    _column("at", _UTC),
+)
+
 LEASE = sa.Table(
     "lease",
     METADATA,
@@ -295,10 +313,10 @@ LEASE = sa.Table(
 )
 
 
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event, Tombstone)}
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event, Tombstone, Judgment)}
 
 
-def to_row(record: Submission | Shard | Tombstone) -> dict[str, Any]:
+def to_row(record: Submission | Shard | Tombstone | Judgment) -> dict[str, Any]:
     """Return the record's fields by column name."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 

@@ -1,0 +1,64 @@
+"""What the pages read, and the one thing that they write: what people say of rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from dagster_llm_batch.review.evidence import Attempt, read_attempts
+from dagster_llm_batch.review.forms import LabelForm
+from dagster_llm_batch.review.tables import StoredAsset, TableBrowser
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["ReviewedDeployment"]
+
+_SECONDS_KNOWN = 10.0
+
+
+@dataclass(frozen=True)
+class ReviewedDeployment:
+    """What the pages read. `look` finds the tables, and is asked again and again, since runs add partitions."""
+
+    name: str
+    ledger: Ledger
+    payloads: PayloadStore
+    namespace: str
+    look: Callable[[], Sequence[StoredAsset]]
+    console_url: Callable[[str, str], str | None] = lambda _provider, _batch_id: None
+    forms: Sequence[LabelForm] = ()
+    browser: TableBrowser = field(default_factory=TableBrowser)
+    _seen: list[tuple[float, Sequence[StoredAsset]]] = field(default_factory=list)
+
+    def asset(self, key: str) -> StoredAsset | None:
+        """Return the asset of this key."""
+        return next((asset for asset in self.assets() if asset.key == key), None)
+
+    def assets(self) -> Sequence[StoredAsset]:
+        """Return all tables, as of some seconds ago."""
+        # To ask Dagster's event log of each asset takes longer than a page should.
+        if not self._seen or time.monotonic() - self._seen[-1][0] > _SECONDS_KNOWN:
+            self.browser.forget()
+            self._seen[:] = [(time.monotonic(), self.look())]
+        return self._seen[-1][1]
+
+    def submissions(self, dataset: str, partition: str) -> list[Submission]:
+        """Return what was submitted for a partition, the oldest first, behind what it took answers of."""
+        found: dict[str, Submission] = {}
+        waiting = list(reversed(self.ledger.history(self.namespace, dataset, partition)))
+        while waiting:
+            submission = waiting.pop()
+            if submission.submission_id not in found:
+                found[submission.submission_id] = submission
+                waiting += [self.ledger.submission(source) for source in submission.reused_from]
+        return sorted(found.values(), key=lambda submission: submission.created_at)
+
+    def attempts(self, dataset: str, partition: str, request_id: str) -> list[Attempt]:
+        """Return each time that a request of a partition was sent."""
+        return read_attempts(self.ledger, self.payloads, self.submissions(dataset, partition), request_id)
+
+    def forms_of(self, key: str) -> list[LabelForm]:
+        """Return what the rows of a table with this key can be asked."""
+        return [form for form in self.forms if form.key == key]

@@ -1,0 +1,179 @@
+"""The pages on which people say what is right, a row at a time. What they say goes to the ledger, and stays there."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dagster_llm_batch.core.json_values import as_json
+from dagster_llm_batch.errors import InputError, LLMBatchError
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.forms import LabelForm
+from dagster_llm_batch.review.prompts import Part, read_body, read_prompt
+from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, Place
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.storage.ledger.records import Judgment
+
+__all__ = ["LabelPages", "label_url"]
+
+_KINDS = (*ANSWERS, "skip", "undo")
+_SAMPLE = "sample_"
+_MOST_COMMENT = 5_000
+_LONGEST_SECONDS = 3_600.0
+
+
+class ShowPage(Protocol):
+    """Returns a template as a page."""
+
+    def __call__(self, request: Request, template: str, status: int = 200, **values: Any) -> Response: ...
+
+
+def label_url(asset: str, dataset: str) -> str:
+    """Return the address on which the rows of a table are judged as those of a dataset."""
+    return f"/label/{quote(asset)}?{urlencode({'as': dataset})}"
+
+
+class LabelPages:
+    """Ask for one row after the other, and take what is said."""
+
+    def __init__(self, deployment: ReviewedDeployment, show: ShowPage, overlap: float) -> None:
+        self._deployment = deployment
+        self._show = show
+        self._overlap = overlap
+        self._queues: dict[tuple[str, str], LabelQueue] = {}
+
+    def ask(self, request: Request) -> Response:
+        """Show the next row, with its form."""
+        return self._ask(request)
+
+    async def take(self, request: Request) -> Response:
+        """Record what a form says, then show the next row."""
+        given = {name: str(value) for name, value in (await request.form()).items()}
+        return await run_in_threadpool(self._take, request, given)
+
+    def _ask(self, request: Request, wrong: str | None = None, given: Mapping[str, str] | None = None) -> Response:
+        found = self._find(request)
+        if isinstance(found, Response):
+            return found
+        asset, form = found
+        person = request.state.person
+        try:
+            rows = self._deployment.browser.places(asset, form.key)
+        except LLMBatchError as error:
+            return self._show(request, "nothing.html", 400, words=str(error))
+        judgments = self._deployment.ledger.judgments(self._deployment.namespace, form.dataset)
+        queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
+        left = queue.left(rows, judgments, person)
+        # A form that could not be taken is shown once more, with the row that it was of.
+        again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
+        place = again if again in left else queue.take(left, person)
+        mine = [each for each in standing_judgments(judgments) if each.annotator == person]
+        return self._show(
+            request,
+            "label.html",
+            200 if wrong is None else 400,
+            asset=asset,
+            form=form,
+            place=place,
+            left=len(left),
+            done=sum(each.kind in ANSWERS for each in mine),
+            last=mine[-1] if mine else None,
+            shown=None if place is None else self._shown(form, place),
+            form_id=secrets.token_urlsafe(12),
+            begun=time.time(),
+            wrong=wrong,
+            given=given or {},
+        )
+
+    def _take(self, request: Request, given: Mapping[str, str]) -> Response:
+        found = self._find(request)
+        if isinstance(found, Response):
+            return found
+        asset, form = found
+        kind, place = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
+        try:
+            if kind not in _KINDS or not given.get("form_id") or place not in self._places(asset, form):
+                raise InputError("The form is of another page: judge the row that is shown now.")
+            judgment = Judgment(
+                form_id=given["form_id"],
+                namespace=self._deployment.namespace,
+                dataset=form.dataset,
+                partition=place[0],
+                row_key=place[1],
+                annotator=request.state.person,
+                kind=kind,
+                answer=form.answer(given) if kind == "label" else None,
+                comment=given.get("comment", "").strip()[:_MOST_COMMENT] or None,
+                seconds=_seconds(given.get("begun", "")),
+                sample=self._sample(asset, form, place),
+                at=datetime.now(UTC),
+            )
+        except InputError as error:
+            return self._ask(request, str(error), given)
+        self._deployment.ledger.add_judgment(judgment)
+        # A page that is loaded again must not send the form again.
+        return RedirectResponse(label_url(asset.key, form.dataset), 303)
+
+    def _find(self, request: Request) -> tuple[StoredAsset, LabelForm] | Response:
+        asset = self._deployment.asset(request.path_params["key"])
+        dataset = request.query_params.get("as")
+        form = next((form for form in self._deployment.forms if form.dataset == dataset), None)
+        if asset is None or form is None:
+            return self._show(request, "nothing.html", 404, words="The address names no table and dataset to judge.")
+        return asset, form
+
+    def _places(self, asset: StoredAsset, form: LabelForm) -> set[Place]:
+        return set(self._deployment.browser.places(asset, form.key))
+
+    def _sample(self, asset: StoredAsset, form: LabelForm, place: Place) -> Mapping[str, Any] | None:
+        """Return how the row was drawn: what gold must keep, so that its figures hold for all rows."""
+        (row, *_) = self._deployment.browser.find(asset, form.key, place[1], place[0] or None)
+        sample = {name: as_json(value) for name, value in row.items() if name.startswith(_SAMPLE)}
+        return sample or None
+
+    def _shown(self, form: LabelForm, place: Place) -> Mapping[str, Any]:
+        """Return what a person needs to see of a row: what the model was told last, and columns that were kept.
+
+        Not what candidates said, nor how the row came to be proposed: people should not follow it.
+        """
+        partition, key = place
+        columns: dict[str, Any] = {}
+        parts: list[Part] = []
+        hidden = {field.name for field in form.fields} | {PARTITION}
+        for asset in self._deployment.assets():
+            if asset.dataset != form.dataset:
+                continue
+            inside = partition if partition in asset.partitions else None
+            for row in self._deployment.browser.find(asset, form.key, key, inside, most=1):
+                columns |= {n: v for n, v in row.items() if n not in hidden and not n.startswith("llm_")}
+                parts = parts or self._prompt(form, partition, row.get("llm_request_id"))
+        return {"columns": columns, "parts": parts}
+
+    def _prompt(self, form: LabelForm, partition: str, request_id: Any) -> list[Part]:
+        if not isinstance(request_id, str):
+            return []
+        sent = next(
+            (a.request for a in self._deployment.attempts(form.dataset, partition, request_id) if a.request), None
+        )
+        parts = [] if sent is None else read_prompt(read_body(sent))
+        # Examples of the prompt come before the row's own message.
+        asked = [number for number, part in enumerate(parts) if part.role != "user"]
+        return parts[asked[-1] + 1 :] if asked else parts
+
+
+def _seconds(begun: str) -> float | None:
+    """Return how long the page was looked at, as far as that can be believed."""
+    try:
+        passed = time.time() - float(begun)
+    except ValueError:
+        return None
+    return round(passed, 3) if 0 <= passed <= _LONGEST_SECONDS else None

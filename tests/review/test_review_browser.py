@@ -1,0 +1,127 @@
+"""The page in a real Chromium: rows judged by keyboard, a server that is killed between two, hostile rows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dagster_llm_batch.storage.ledger import Ledger
+from tests.browser import chromium
+
+HERE = Path(__file__).parent
+ROWS = 50
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="needs a Chromium or Chrome on this machine"),
+]
+
+
+@contextmanager
+def served(folder: Path, port: str = "0"):
+    command = [sys.executable, str(HERE / "served_sample.py"), str(folder), port]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE.parents[1])
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def browsers(*people: str):
+    """A page of an own browser for each person, with what went wrong in it."""
+    from playwright.sync_api import sync_playwright
+
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=sandbox)
+        pages, wrong = [], []
+        for person in people:
+            page = browser.new_context(extra_http_headers={"X-User": person}).new_page()
+            page.set_default_timeout(120_000)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+            pages.append(page)
+        yield pages, wrong
+        browser.close()
+
+
+def judgments(folder: Path):
+    with closing(Ledger(f"sqlite:///{folder}/ledger.sqlite")) as ledger:
+        return [(one.row_key, one.annotator, one.answer) for one in ledger.judgments("test", "tickets")]
+
+
+def judge(page, number: int) -> None:
+    page.get_by_text(f"Text of {number} ", exact=False).wait_for()
+    # Keys are heard once the page has its script.
+    page.wait_for_load_state()
+    page.keyboard.press(str(1 + number % 2))
+    page.get_by_text(f"{number + 1} judged by you").wait_for()
+
+
+@pytest.mark.timeout(600)
+def test_fifty_rows_are_judged_by_keyboard_and_a_killed_server_loses_none(tmp_path):
+    texts = [f"Text of {number} <img src=x onerror='window.hurt=1'>" for number in range(ROWS)]
+    keys = [f"t{number}" for number in range(ROWS)]
+    pq.write_table(pa.table({"id": keys, "body": texts}), tmp_path / "tickets.parquet")
+    path = "/label/tickets?as=tickets"
+    with browsers("ada") as ((page,), wrong):
+        with served(tmp_path) as (process, url):
+            page.goto(url + path)
+            for number in range(ROWS // 2):
+                judge(page, number)
+            process.kill()
+            process.wait()
+        assert len(judgments(tmp_path)) == ROWS // 2
+        with served(tmp_path, url.rpartition(":")[2]) as (process, url):
+            page.goto(url + path)
+            for number in range(ROWS // 2, ROWS):
+                judge(page, number)
+            assert page.get_by_text("Nothing is left").is_visible()
+            assert page.evaluate("window.hurt") is None
+        assert wrong == []
+    said = judgments(tmp_path)
+    assert said == [(f"t{n}", "ada", {"topic": ("billing", "bug")[n % 2]}) for n in range(ROWS)]
+
+
+@pytest.mark.timeout(600)
+def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mouse_does(tmp_path):
+    keys = [f"t{number}" for number in range(4)]
+    pq.write_table(pa.table({"id": keys, "body": keys}), tmp_path / "tickets.parquet")
+    with served(tmp_path) as (_, url), browsers("ada", "bob") as ((ada, bob), wrong):
+        for page in (ada, bob):
+            page.goto(f"{url}/table/tickets")
+            page.get_by_text("Judge these rows as tickets").click()
+            page.locator("#judge").wait_for()
+            page.wait_for_load_state()
+        first, second = (page.locator("h1").inner_text() for page in (ada, bob))
+        assert (first, second) == ("t0", "t1")
+        ada.keyboard.press("d")
+        ada.get_by_text("1 judged by you").wait_for()
+        bob.keyboard.press("s")
+        bob.get_by_text("Undo t1").wait_for()
+        bob.wait_for_load_state()
+        bob.keyboard.press("u")
+        bob.locator("h1", has_text="t1").wait_for()
+        bob.get_by_label("Comment").fill("1 d s u")
+        bob.get_by_text("bug").click()
+        bob.get_by_role("button", name="Save").click()
+        bob.get_by_text("1 judged by you").wait_for()
+        assert wrong == []
+    with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
+        said = [(one.annotator, one.row_key, one.kind, one.comment) for one in ledger.judgments("test", "tickets")]
+    assert said == [
+        ("ada", "t0", "undecidable", None),
+        ("bob", "t1", "skip", None),
+        ("bob", "t1", "undo", None),
+        ("bob", "t1", "label", "1 d s u"),
+    ]

@@ -1,0 +1,240 @@
+"""What people say of rows: asked one at a time, stored once, by several at once, and nothing else is told them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+from urllib.parse import urlencode
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import BaseModel, Field
+
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.exports.tables import judgment_table, write_table
+from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.forms import LabelForm
+from dagster_llm_batch.review.queue import LabelQueue
+from dagster_llm_batch.review.server import review_app
+from dagster_llm_batch.review.tables import StoredAsset
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+
+class Inner(BaseModel):
+    place: str
+
+
+class Ticket(BaseModel):
+    topic: Literal["billing", "bug"] = Field(description="What it is about.")
+    urgent: bool
+    score: int | None = None
+    words: str
+    inner: Inner
+
+
+TOPIC = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]})
+ROWS = 12
+
+
+@pytest.fixture
+def desk(serve, tmp_path):
+    """Serves a sample of rows to judge, as proposed; gives the ledger and what makes a client of a person."""
+    rows = [f"t{number}" for number in range(ROWS)]
+    labels = pa.table(
+        {"id": rows, "body": [f"Text of {row}" for row in rows], "topic": ["bug"] * ROWS, "llm_model": ["m"] * ROWS}
+    )
+    pq.write_table(labels, tmp_path / "labels.parquet")
+    sample = pa.table(
+        {"id": rows, "why": ["disagreement"] * ROWS, "sample_weight": [2.5] * ROWS, "sample_round": [1] * ROWS}
+    )
+    pq.write_table(sample, tmp_path / "sample.parquet")
+    assets = [
+        StoredAsset("tickets", dataset="tickets", row_key="id", files={"": str(tmp_path / "labels.parquet")}),
+        StoredAsset("sample", files={"": str(tmp_path / "sample.parquet")}),
+    ]
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+
+    def open_page(overlap: float = 0.0):
+        payloads = PayloadStore(str(tmp_path / "payloads"))
+        deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=[TOPIC])
+        return serve(review_app(deployment, Door(user_header="X-User"), overlap=overlap))
+
+    yield ledger, open_page
+    ledger.close()
+
+
+PAGE = "/label/sample?as=tickets"
+
+
+def fields_of(text: str) -> dict[str, str]:
+    form = text.partition('id="judge"')[2].partition("</form>")[0]
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
+
+
+def say(client, person: str, **answer: str):
+    page = client.get(PAGE, X_User=person)
+    return send(client, person, {**fields_of(page.text), **answer})
+
+
+def send(client, person: str, form: dict[str, str]):
+    return client.ask(
+        "POST",
+        PAGE,
+        urlencode(form),
+        X_User=person,
+        Origin=f"http://127.0.0.1:{client.port}",
+        Content_Type="application/x-www-form-urlencoded",
+    )
+
+
+def said(ledger) -> list[tuple[str, str, str]]:
+    return [(one.annotator, one.row_key, one.kind) for one in ledger.judgments("test", "tickets")]
+
+
+def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk):
+    _, open_page = desk
+    text = open_page().get(PAGE, X_User="ada").text
+    assert "Text of t0" in text
+    shown = text.partition('<section class="card" aria-label="Row">')[2].partition("</section>")[0]
+    assert "bug" not in shown
+    assert "disagreement" not in text
+    assert "sample_weight" not in text
+
+
+def test_an_answer_is_stored_once_with_who_when_how_long_and_how_the_row_was_drawn(desk):
+    ledger, open_page = desk
+    client = open_page()
+    form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"', "comment": " Clear. "}
+    assert [send(client, "ada", form).status for _ in range(3)] == [303] * 3
+    (judgment,) = ledger.judgments("test", "tickets")
+    assert (judgment.annotator, judgment.row_key, judgment.answer) == ("ada", "t0", {"topic": "bug"})
+    assert (judgment.comment, judgment.sample) == ("Clear.", {"sample_weight": 2.5, "sample_round": 1})
+    assert judgment.seconds is not None
+    assert 0 <= judgment.seconds < 60
+    assert judgment.at.tzinfo is not None
+    assert "t1" in client.get(PAGE, X_User="ada").text
+
+
+def test_skip_undecidable_and_undo(desk):
+    ledger, open_page = desk
+    client = open_page()
+    say(client, "ada", kind="skip")
+    say(client, "ada", kind="undecidable")
+    page = client.get(PAGE, X_User="ada").text
+    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition("</main>")[0].rpartition("<form")[2]))
+    send(client, "ada", undo)
+    assert said(ledger) == [("ada", "t0", "skip"), ("ada", "t1", "undecidable"), ("ada", "t1", "undo")]
+    assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
+    # Another is asked what was skipped, too.
+    assert fields_of(client.get(PAGE, X_User="bob").text)["row_key"] == "t0"
+    assert [one.kind for one in standing_judgments(ledger.judgments("test", "tickets"))] == ["skip"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"topic": '"dog"'}, "topic: &#39;dog&#39; is not one of"),
+        ({"topic": ""}, "topic is not answered"),
+        ({"topic": "{"}, "topic is JSON"),
+        ({"kind": "delete", "topic": '"bug"'}, "of another page"),
+        ({"row_key": "none", "topic": '"bug"'}, "of another page"),
+        ({"form_id": "", "topic": '"bug"'}, "of another page"),
+    ],
+)
+def test_what_does_not_fit_is_said_and_nothing_is_stored(desk, change, words):
+    ledger, open_page = desk
+    client = open_page()
+    answer = say(client, "ada", **({"kind": "label"} | change))
+    assert answer.status == 400
+    assert words in answer.text
+    assert said(ledger) == []
+
+
+def test_two_people_share_the_rows_and_the_overlap_is_asked_of_both(desk):
+    ledger, open_page = desk
+    client = open_page(overlap=0.4)
+    for _ in range(ROWS):
+        for person in ("ada", "bob"):
+            if 'id="judge"' in client.get(PAGE, X_User=person).text:
+                assert say(client, person, kind="label", topic='"bug"').status == 303
+    shared = {f"t{n}" for n in range(ROWS) if LabelQueue(0.4).is_shared(("", f"t{n}"))}
+    assert 0 < len(shared) < ROWS
+    rows = {person: {row for who, row, _ in said(ledger) if who == person} for person in ("ada", "bob")}
+    assert rows["ada"] | rows["bob"] == {f"t{n}" for n in range(ROWS)}
+    assert rows["ada"] & rows["bob"] == shared
+    assert len(rows["ada"] - shared) > 1
+    assert len(rows["bob"] - shared) > 1
+    assert "Nothing is left" in client.get(PAGE, X_User="ada").text
+
+
+def test_two_who_look_at_once_see_different_rows(desk):
+    _, open_page = desk
+    client = open_page()
+    first, second, again = (fields_of(client.get(PAGE, X_User=who).text)["row_key"] for who in ("ada", "bob", "ada"))
+    assert (first, second, again) == ("t0", "t1", "t0")
+
+
+def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
+    ledger, open_page = desk
+    client = open_page()
+    for _ in range(3):
+        say(client, "ada", kind="label", topic='"bug"')
+    assert ledger.erase_judgments("test", "tickets", None, ["t1", "t9"]) == 1
+    assert [row for _, row, _ in said(ledger)] == ["t0", "t2"]
+
+
+def test_a_table_or_dataset_that_is_not_there(desk):
+    _, open_page = desk
+    client = open_page()
+    for path in ("/label/none?as=tickets", "/label/sample?as=none", "/label/sample"):
+        assert client.get(path, X_User="ada").status == 404
+
+
+def test_a_form_of_a_response_model_asks_each_field_in_its_way():
+    form = LabelForm("d", "id", Ticket.model_json_schema())
+    kinds = {field.name: (field.kind, field.is_optional) for field in form.fields}
+    assert kinds == {
+        "topic": ("choice", False),
+        "urgent": ("choice", False),
+        "score": ("integer", True),
+        "words": ("text", False),
+        "inner": ("json", False),
+    }
+    topic, urgent = form.fields[:2]
+    assert (topic.choices, topic.description) == ((('"billing"', "billing"), ('"bug"', "bug")), "What it is about.")
+    assert urgent.choices == (("true", "yes"), ("false", "no"))
+    given = {"topic": '"bug"', "urgent": "true", "score": "3", "words": "a < b", "inner": '{"place": "x"}'}
+    assert Ticket.model_validate(form.answer(given)) == Ticket(
+        topic="bug", urgent=True, score=3, words="a < b", inner=Inner(place="x")
+    )
+    assert form.answer({**given, "score": ""}) == {k: v for k, v in form.answer(given).items() if k != "score"}
+    with pytest.raises(InputError, match=r"score is a whole number; got '3\.5'"):
+        form.answer({**given, "score": "3.5"})
+    with pytest.raises(InputError, match=r"inner: 'place' is a required property"):
+        form.answer({**given, "inner": "{}"})
+
+
+def test_a_dataset_of_text_is_asked_its_text():
+    form = LabelForm("d", "id", None, ("summary",))
+    assert form.answer({"summary": "Short."}) == {"summary": "Short."}
+    assert not form.is_one_choice
+
+
+def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_path):
+    ledger, open_page = desk
+    client = open_page()
+    say(client, "ada", kind="label", topic='"bug"', comment="=1+1")
+    say(client, "ada", kind="undecidable")
+    judgments = standing_judgments(ledger.judgments("test", "tickets"))
+    table = judgment_table(judgments, "id", [pa.field("topic", pa.string())])
+    write_table(table, tmp_path / "gold.csv")
+    lines = (tmp_path / "gold.csv").read_text().splitlines()
+    head = '"partition","id","annotator","kind","topic","comment","seconds","at","sample_round","sample_weight"'
+    assert lines[0] == head
+    assert lines[1].startswith(',"t0","ada","label","bug","\'=1+1",')
+    assert lines[2].startswith(',"t1","ada","undecidable",,,')
+    assert table["sample_weight"].to_pylist() == [2.5, 2.5]
