@@ -110,8 +110,9 @@ def review_pages(url: str, *, labels: str, key: str, row: str) -> list[Page]:
             "review-row",
             f"/row/{labels}?by={key}&key={row}",
             ("As it was sent", "The same row elsewhere"),
-            size=(1280, 1150),
+            size=(1280, 1500),
         ),
+        Page("review-judge", f"/label/{labels}?as={labels}", ("left for you", "Not decidable"), size=(1280, 620)),
     ]
 
 
