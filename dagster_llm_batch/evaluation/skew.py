@@ -56,8 +56,10 @@ _DOCS = {
     "n_compared": "rows with both",
     "n_same": "compared rows with the same value",
     "agreement": "n_same / n_compared",
-    "agreement_low": "95 % interval (Wilson)",
-    "agreement_high": "95 % interval (Wilson)",
+    "n_requests": "different requests among the compared rows",
+    "n_requests_same": "those with the same value",
+    "agreement_low": "95 % interval, by requests",
+    "agreement_high": "95 % interval, by requests",
     "kappa": "Cohen's kappa of both",
     "mean_difference": "real time less batch",
     "mean_absolute_difference": "distance of both",
@@ -273,7 +275,7 @@ class _Skew:
     def _verdict(self, skews: Sequence[Skew], least: float, partition: str | None, looks: Looks) -> CheckOutcome:
         """Return the verdict: a target fails where a share of `least` would show so few equal values too seldom."""
         judged = [(skew, share) for skew in skews if (share := skew.agreement) is not None]
-        p_values = [share_p_below(skew.n_same, skew.n_compared, least) for skew, _ in judged]
+        p_values = [share_p_below(skew.n_requests_same, skew.n_requests, least) for skew, _ in judged]
         # What reaches the share cannot fail: that is no look.
         below = any(share < least for _, share in judged)
         look = Look(

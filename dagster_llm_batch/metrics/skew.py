@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.metrics.classification import evaluate
+from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.columns import Kind, column, comparable_keys, comparable_values
-from dagster_llm_batch.metrics.intervals import wilson
+from dagster_llm_batch.metrics.intervals import share_interval
 from dagster_llm_batch.metrics.joining import Target, join
-from dagster_llm_batch.metrics.schemas import schema_of, table_of
+from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 from dagster_llm_batch.types import Outcome
 
@@ -31,7 +32,8 @@ class Skew:
 
     - `n_changed`: rows that are gone, or make another request now; left out. `n_unanswered`: rows without a good reply
       in real time.
-    - `agreement`: share of the compared rows with the same value (two nulls are the same); Wilson's 95 % interval.
+    - `agreement`: share of the compared rows with the same value (two nulls are the same), with its 95 % interval.
+      Identical requests have one reply in each way, so `n_requests` and `n_requests_same` are what tells anything.
     - `kappa`: Cohen's, for classes. `mean_difference` (real time less batch), `mean_absolute_difference`: for numbers.
     - `batch_models`, `realtime_models`: the LLMs that answered, as the provider names them; where these differ, so may
       the labels.
@@ -44,6 +46,8 @@ class Skew:
     n_unanswered: int
     n_compared: int
     n_same: int
+    n_requests: int
+    n_requests_same: int
     agreement: float | None
     agreement_low: float | None
     agreement_high: float | None
@@ -72,8 +76,10 @@ def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Targe
         kind=target.kind,
         theirs="real time",
     )
-    n, n_same = len(batch_values), int(pc.sum(_same(batch_values, realtime_values)).as_py() or 0)
-    low, high = wilson(n_same, n) if n else (None, None)
+    same = _same(batch_values, realtime_values)
+    n, n_same = len(same), int(pc.sum(same).as_py() or 0)
+    requests = _text(batch, _ID).filter(answered)
+    low, high = _interval(same, requests) if n else (None, None)
     keys = column(batch, key, "the batch").filter(answered)
     pair = (pa.table({key: keys, name: values}) for values in (batch_values, realtime_values))
     figures = evaluate(join(*pair, key=key, target=target, candidate_name="real time"))
@@ -86,6 +92,8 @@ def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Targe
         n_unanswered=int(pc.sum(pc.and_not(same_request, answered)).as_py() or 0),
         n_compared=n,
         n_same=n_same,
+        n_requests=pc.count_distinct(requests).as_py(),
+        n_requests_same=pc.count_distinct(requests.filter(same)).as_py(),
         agreement=n_same / n if n else None,
         agreement_low=low,
         agreement_high=high,
@@ -95,6 +103,14 @@ def skew_between(batch: pa.Table, realtime: pa.Table, *, key: str, target: Targe
         batch_models=_names(_text(batch, _MODEL).filter(answered)),
         realtime_models=_names(_text(realtime, _MODEL).take(at.filter(answered))),
     )
+
+
+def _interval(same: pa.Array, requests: pa.Array) -> tuple[float | None, float | None]:
+    with evaluation_extra("The interval of an agreement"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    units = Units.of(pa.array(np.ones(len(same))), requests)
+    found = share_interval(np.asarray(same, dtype=np.float64), units)
+    return found.low, found.high
 
 
 def _met(batch: pa.Table, realtime: pa.Table, key: str) -> tuple[pa.Array, pa.Array, pa.Array]:

@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.metrics.intervals import wilson
 from dagster_llm_batch.metrics.skew import side_by_side, skew_between, skew_markdown, skew_to_arrow
 
 
@@ -42,9 +42,20 @@ class TestSkew:
         one = skew(batch(["a", "b", "b", "a", "b"]), realtime(["a", "a", "b", "a", None], changed=[3], failed=[4]))
         assert (one.n_sampled, one.n_changed, one.n_unanswered, one.n_compared, one.n_same) == (5, 1, 1, 3, 2)
         assert one.agreement == pytest.approx(2 / 3)
-        assert (one.agreement_low, one.agreement_high) == pytest.approx(wilson(2, 3))
+        exact = binomtest(2, 3).proportion_ci(0.95, method="exact")
+        assert (one.agreement_low, one.agreement_high) == pytest.approx((exact.low, exact.high))
         # observed 2/3, by chance (1 * 2 + 2 * 1) / 9
         assert one.kappa == pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))
+
+    def test_rows_of_one_request_are_one_answer(self):
+        ids = ["r0"] * 8 + ["r1", "r2"]
+        one, other = (
+            table.set_column(table.column_names.index("llm_request_id"), "llm_request_id", [ids])
+            for table in (batch(["a"] * 10), realtime(["b"] * 8 + ["a"] * 2))
+        )
+        found = skew(one, other)
+        assert (found.n_compared, found.n_same, found.n_requests, found.n_requests_same) == (10, 2, 3, 2)
+        assert found.agreement_high > binomtest(2, 10).proportion_ci(0.95, method="exact").high
 
     def test_a_row_that_is_gone_counts_as_changed(self):
         one = skew(batch(["a", "b"]), realtime(["a", "b"]).slice(1))
