@@ -143,7 +143,7 @@ def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimat
         return None
     steps = []
     for entry in limits:
-        room = entry.limit.max_usd - deployment.ledger.committed_usd(entry.limit)
+        room = max(entry.limit.max_usd - deployment.ledger.committed_usd(entry.limit), Decimal(0))
         each = float(expected) / estimate.requests
         steps.append(1 if bound <= room else count_steps(entry.kind, estimate.requests, each, float(most), float(room)))
     known = [count for count in steps if count is not None]
@@ -205,6 +205,7 @@ class Allowance:
         self._split = split
         # By shard_id: less than the most that they can cost, where a sample says so.
         self._amounts: dict[str, Decimal] = {}
+        self._estimates: dict[tuple[str, Lane], Estimate] = {}
 
     @cached_property
     def is_limited(self) -> bool:
@@ -255,7 +256,8 @@ class Allowance:
         if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
             return Pick((), waits_for="what is in flight to be billed")
         sample: _Sample | None = None
-        if lane is Lane.BATCH and all(entry.kind == "measured" for left, entry in rooms if left < sum(known)):
+        # A hard limit counts the most that what is in flight can cost, so under one no less is reserved.
+        if lane is Lane.BATCH and all(entry.kind == "measured" for _, entry in rooms):
             sample = self._sample(planned, siblings, float(most))
             covered = floor(min(room / most, Decimal(requests)))
             count = max(covered, sample.count_more(float(room / most), self._share(labeling, first)))
@@ -282,8 +284,10 @@ class Allowance:
 
     def _row_bound(self, shard: Shard, lane: Lane) -> Decimal | None:
         """Return the most that one request of a shard can cost; None where nobody knows."""
-        labeling = self._labeling.by(f"{shard.provider}/{shard.model}")
-        return self._deployment.estimate(labeling, lane).most_usd(shard.input_bound)
+        model = f"{shard.provider}/{shard.model}"
+        if (model, lane) not in self._estimates:
+            self._estimates[model, lane] = self._deployment.estimate(self._labeling.by(model), lane)
+        return self._estimates[model, lane].most_usd(shard.input_bound)
 
     def _bound(self, shard: Shard, lane: Lane) -> Decimal | None:
         if (row := self._row_bound(shard, lane)) is None:
@@ -298,8 +302,8 @@ class Allowance:
 
     def _without_room(self, tightest: _Limit, room: Decimal, submission_id: str, requests: int, most: Decimal) -> Pick:
         left = (
-            f"{tightest.name} has {money_text(room)} left beside what was billed and "
-            f"what can still be, and each of the {requests:,} can cost {money_text(most)}"
+            f"{tightest.name} has {money_text(room)} left beside what was billed and what can still be, and each of "
+            f"the {requests:,} can cost {money_text(most)}"
         )
         if tightest.limit.submission_id is None:
             return Pick((), waits_for=left, wait=_BUDGET_PAUSE)

@@ -129,9 +129,8 @@ CRASHES: tuple[Crash, ...] = (
     *_at(TOO_LARGE, "file: sent", (_U, _A), nth=_SECOND),
     *_at(TOO_LARGE, "call: create", _CALL, nth=_SECOND),
     # a sample goes first, and the rest when it is billed
-    *_at(LIMITED, "ledger: split_shard", _TRANSACTION),
     *_at(LIMITED, "ledger: reserve", _TRANSACTION),
-    *_at(LIMITED, "call: create", (_R, _C, _A)),
+    *_at(LIMITED, "call: create", (_A,)),
     *_at(LIMITED, "ledger: collected", (_U, _A)),
     *_at(LIMITED, "ledger: reserve", (_U, _A), nth=_SECOND),
     *_at(LIMITED, "call: create", (_R, _C, _A), nth=_SECOND),

@@ -255,6 +255,20 @@ def run_on(workspace: Workspace, definition: Labeling, submission_id: str, rules
     return status
 
 
+def test_under_a_hard_budget_a_sample_lets_out_nothing(tmp_path: Any) -> None:
+    definition = labeling(**FREE_TEXT, max_cost_usd="2.5", spend=spend("measured"))
+    with Emulator(answer=reply(400, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine(budgets=[Budget(30, "ever", limit="hard")])
+        submission = engine.plan(definition, tickets(300))
+        for _ in range(3):
+            engine.advance(definition, submission.submission_id)
+            flying = engine.ledger.shards_in_flight("test")
+            assert flying
+            assert all(shard.reserved_usd == shard.bound_usd for shard in flying)
+            emulator.settle()
+
+
 def test_a_limit_that_nobody_can_keep_is_refused(workspace: Workspace) -> None:
     searching = {"max_tokens": 50, "tools": [{"type": "web_search"}]}
     with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so max_cost_usd=5 cannot be"):
