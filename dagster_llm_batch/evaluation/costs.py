@@ -84,8 +84,8 @@ def cost_assets(
         name: Name of the asset.
         candidates: Labeled datasets. Empty: all of the namespace.
         by: What costs are summed by, each a column: "asset", "partition", "provider", "model", "day" and "month" (of
-            the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag; its column
-            is "tag_team").
+            the sending, in UTC), "tag" (all tags of the dataset, as it was submitted), "tag:team" (one tag). The column
+            of "partition" is `label_partition`, that of "tag:team" `tag_team`.
         max_month_usd: The check warns where these datasets are expected to cost more US dollars in the calendar month.
             Default: the deployment's own budgets of a month.
         resource_key: Key of the LLMBatchResource.
@@ -103,17 +103,14 @@ def cost_assets(
     upstreams = [dataset.key for dataset in datasets]
     builder = EvaluationBuilder(name=name, **options)
     is_partitioned = builder.partitions_def is not None
-    deps: list[dg.AssetKey | dg.AssetDep] = [*upstreams]
-    if is_partitioned:
-        # No partition of labels is that of a time of sending.
-        deps = [dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) for key in upstreams]
+    # No partition of labels is that of a time of sending.
+    every = dg.AllPartitionMapping() if is_partitioned else None
     if is_partitioned and not isinstance(builder.partitions_def, dg.TimeWindowPartitionsDefinition):
         raise ConfigError(
             f"partitions_def={builder.partitions_def}: costs are summed by the time of sending. Give partitions of "
             "time, as dg.DailyPartitionsDefinition, or none."
         )
     costs = _Costs(
-        name=builder.key.to_user_string(),
         by=names,
         upstreams=upstreams,
         partitions_def=builder.partitions_def,
@@ -122,7 +119,7 @@ def cost_assets(
     )
     spec = builder.spec(
         "Costs of " + (", ".join(dataset.name for dataset in datasets) or "all datasets") + ".",
-        deps=deps,
+        deps=[dg.AssetDep(key, partition_mapping=every) for key in upstreams],
         code_version=code_digest("2", upstreams, names),
         # All of the namespace is no asset that could be followed, and what a day has cost no partition of labels says.
         follow=builder.follow(upstreams) if upstreams and not is_partitioned else None,
@@ -139,7 +136,6 @@ def cost_assets(
 
 @dataclass(frozen=True)
 class _Costs:
-    name: str
     by: tuple[str, ...]
     upstreams: Sequence[dg.AssetKey]
     partitions_def: dg.PartitionsDefinition[Any] | None
@@ -213,8 +209,8 @@ _SUMS = tuple(CostSum().as_dict())
 
 
 def _column(name: str) -> str:
-    """Return a name that every database takes for a column."""
-    return name.replace(":", "_")
+    """Return the name of a column, which every database takes. The table's own partition is another one."""
+    return "label_partition" if name == "partition" else name.replace(":", "_")
 
 
 def _arrow(table: CostTable) -> pa.Table:

@@ -41,14 +41,14 @@ def test_each_group_is_a_row_with_what_it_has_cost(make):
         assert location.land(partition=day).success
     assert location.run("llm_costs").success
     table = stored(location)
-    assert table.column_names[:4] == ["partition", "day", "model", "tag_team"]
+    assert table.column_names[:4] == ["label_partition", "day", "model", "tag_team"]
     rows = table.to_pylist()
-    assert [(row["partition"], row["day"], row["tag_team"], row["requests"]) for row in rows] == [
+    assert [(row["label_partition"], row["day"], row["tag_team"], row["requests"]) for row in rows] == [
         (DAYS[0], TODAY, "support", 3),
         (DAYS[1], TODAY, "support", 3),
     ]
     for row in rows:
-        shown = location.metadata(partition=row["partition"])
+        shown = location.metadata(partition=row["label_partition"])
         assert row["cost_usd"] == Decimal(str(shown["llm_batch/cost_usd"])).quantize(Decimal("1e-12"))
         assert row["realtime_usd"] == 2 * row["cost_usd"] > 0
         assert (row["saved_usd"], row["wasted_usd"], row["requests_unknown"]) == (row["cost_usd"], 0, 0)
@@ -93,11 +93,16 @@ def test_an_empty_ledger_is_an_empty_table(make):
 def test_a_partition_of_time_has_what_was_sent_within_it(make):
     daily = dg.DailyPartitionsDefinition(str(TODAY - timedelta(days=2)), end_offset=1)
     labels = labeled(partitions_def=DAILY)
-    location = make(*labels, *cost_assets(name="llm_costs", candidates=[labels], partitions_def=daily))
+    location = make(
+        *labels, *cost_assets(name="llm_costs", candidates=[labels], by=["partition"], partitions_def=daily)
+    )
     assert location.land(partition=DAYS[0]).success
     for day, requests in ((TODAY, [3]), (TODAY - timedelta(days=1), [])):
         assert check(location, str(day)).passed
-        assert stored(location, partition_key=str(day))["requests"].to_pylist() == requests
+        table = stored(location, partition_key=str(day))
+        assert table["requests"].to_pylist() == requests
+        assert table["partition"].to_pylist() == [str(day)] * len(requests)
+        assert table["label_partition"].to_pylist() == [DAYS[0]] * len(requests)
     with pytest.raises(ConfigError, match="Give partitions of time"):
         cost_assets(name="llm_costs", partitions_def=dg.StaticPartitionsDefinition(["a"]))
 
