@@ -136,7 +136,8 @@ def test_an_added_translator_asks_nothing_again_and_the_sensor_lands_under_the_n
     assert emulator.books.creates_seen == 1
     assert location.run("costs").success
     rows = location.defs.load_asset_value("costs", instance=location.instance).to_pylist()
-    assert [(row["dataset"], row["state"]) for row in rows] == [(LABELS, "settled")]
+    assert [(row["asset"], row["open_requests"]) for row in rows] == [(LABELS, 0)]
+    assert rows[0]["requests"] == 3
 
 
 def test_labels_that_are_translated_are_evaluated_and_accepted_under_translated_keys(make):
