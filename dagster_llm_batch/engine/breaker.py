@@ -160,7 +160,7 @@ class Breaker:
     def _row(self, submission: Submission, request_id: str) -> str:
         """Name the first row that makes this request by its key."""
         key = self._labeling.key
-        batches = self._payloads.iter_batches(submission.manifest_path or "", _ROWS_AT_ONCE, [key, "llm_request_id"])
+        batches = self._payloads.iter_batches(submission.manifest, _ROWS_AT_ONCE, [key, "llm_request_id"])
         for batch in batches:
             rows = batch.filter(pc.equal(batch["llm_request_id"], request_id))
             if len(rows):

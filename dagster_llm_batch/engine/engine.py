@@ -529,8 +529,7 @@ class Engine:
 
     def left_out_rows(self, submission: Submission) -> tuple[int, int]:
         """Return how many rows of a submission are empty and not sent, and how many more came that were erased."""
-        # Every plan writes a manifest.
-        metadata = self.payloads.table_metadata(submission.manifest_path or "")
+        metadata = self.payloads.table_metadata(submission.manifest)
         empty, erased = (int(metadata.get(name.encode(), 0)) for name in (SKIPPED, ERASED_ROWS))
         return empty, erased
 

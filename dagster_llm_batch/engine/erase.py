@@ -52,6 +52,7 @@ from dagster_llm_batch.engine.request_files import (
     write_ids,
 )
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
+from dagster_llm_batch.engine.status import advise_on_lost_manifest
 from dagster_llm_batch.engine.submit import adopt_all, adopt_planned
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
@@ -165,10 +166,10 @@ class Eraser:
 
     def _is_gone(self, submission: Submission) -> bool:
         """Return whether a submission's files were pruned. They stay where a plan took up its answers just then."""
-        return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest_path or "")
+        return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest)
 
     def _find_in(self, submission: Submission, erased: ErasedKeys) -> FoundRows:
-        if not self._payloads.is_whole(submission.manifest_path or ""):
+        if not self._payloads.is_whole(submission.manifest):
             return FoundRows(submission, manifest_lost=True)
         rows, candidates = self._matches(submission, erased)
         going = candidates - self._still_needed(submission, erased, candidates)
@@ -181,7 +182,7 @@ class Eraser:
 
     def _rows(self, submission: Submission) -> Iterator[tuple[list[Any], pa.Array]]:
         """Yield the keys and the request_ids of a manifest, some thousand rows at a time."""
-        path = submission.manifest_path or ""
+        path = submission.manifest
         key = self._payloads.table_schema(path).names[0]
         for batch in self._payloads.iter_batches(path, columns=[key, _ID]):
             yield batch.column(0).to_pylist(), batch.column(1)
@@ -203,7 +204,7 @@ class Eraser:
         wanted = pa.array(sorted(candidates), pa.string())
         # Newer submissions may reuse this one's answers.
         for other in self._ledger.history(submission.namespace, submission.asset, submission.partition):
-            if not self._payloads.exists(other.manifest_path or ""):
+            if not self._payloads.exists(other.manifest):
                 continue
             for keys, ids in self._rows(other):
                 places = pc.indices_nonzero(pc.is_in(ids, wanted)).to_pylist()
@@ -245,7 +246,7 @@ class Eraser:
         erased = self._deployment.erased_keys(submission.partition, submission.asset)
         if submission.has_applied(erased.tombstones):
             return True
-        path, going_path = submission.manifest_path or "", self._beside_manifest(submission, ERASING)
+        path, going_path = submission.manifest, self._beside_manifest(submission, ERASING)
         if self._is_gone(submission):
             # A prune that was killed may have left some.
             for file in list(self._payloads.files(path.rpartition("/")[0])):
@@ -253,11 +254,11 @@ class Eraser:
             self._ledger.record_erased_submission(submission_id, erased.tombstones)
             return True
         if not self._payloads.is_whole(path):
-            raise PayloadError(
-                f"The manifest of submission {submission_id} is lost or damaged: {path}. Rows of '{submission.asset}' "
-                "were erased since, and it alone says which requests were theirs. Nothing is sent or landed before. "
-                f"Materialize {submission.submitter} again, or restore the manifest from a backup."
+            meanwhile = (
+                f"Rows of '{submission.asset}' were erased since, and it alone says which requests were theirs. "
+                "Nothing is sent or landed before"
             )
+            raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
         # What this ledger has forgotten of it has files that no shard names before this.
         if shards := self._ledger.shards(submission_id):
             adopt_planned(self._deployment, shards)
@@ -292,7 +293,7 @@ class Eraser:
         return shard.state not in IN_FLIGHT
 
     def _beside_manifest(self, submission: Submission, name: str) -> str:
-        return f"{(submission.manifest_path or '').rpartition('/')[0]}/{name}"
+        return f"{submission.folder}/{name}"
 
     def _read_erasing(self, path: str) -> set[str]:
         """Return the request_ids that an erasure, which was killed, was at."""
@@ -384,14 +385,14 @@ class Eraser:
         """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
         shards = self._ledger.shards(submission.submission_id)
         named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
-        folder = (submission.manifest_path or "").rpartition("/")[0]
+        folder = submission.folder
         for file in list(self._payloads.files(folder)):
             if file.path.endswith((REQUESTS, IDS)) and file.path not in named and not file.path.endswith(ERASING):
                 self._payloads.remove(file)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
         """Take requests out of what is kept for fallbacks."""
-        folder = (submission.manifest_path or "").rpartition("/")[0]
+        folder = submission.folder
         for file in list(self._payloads.files(folder)):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
                 nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))

@@ -36,6 +36,7 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
+from dagster_llm_batch.engine.status import advise_on_lost_manifest
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -198,7 +199,7 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
     """See Engine.write_labels."""
     workers = assembler.labeling.workers
     spread = map if workers is None else workers.map
-    sources = [_Source(assembler.manifest_path, 0)]
+    sources = [_Source(assembler.submission.manifest, 0)]
     sources += [
         _Source(shard.results_path or "", wave)
         for wave, shards in enumerate(assembler.waves, start=1)
@@ -259,12 +260,6 @@ class Answers:
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
 
-    @property
-    def manifest_path(self) -> str:
-        # Every plan writes one.
-        assert self.submission.manifest_path is not None
-        return self.submission.manifest_path
-
     def count_outcomes(self) -> dict[str, int]:
         """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
         if not self.waves:
@@ -294,7 +289,7 @@ class Answers:
         """
         names = self.part_names()
         starts = accumulate(map(len, self.waves), initial=0)
-        sources = [(manifest, self.payloads.iter_batches(self.manifest_path, ROWS_AT_ONCE, manifest.names))]
+        sources = [(manifest, self.payloads.iter_batches(self.submission.manifest, ROWS_AT_ONCE, manifest.names))]
         numbered = results.append(_SHARD)
         sources += [
             (numbered, self._results(wave, numbered, start)) for wave, start in zip(self.waves, starts, strict=False)
@@ -338,12 +333,9 @@ class LabelAssembler(Answers):
 
         Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
         """
-        if not self.payloads.is_whole(self.manifest_path):
-            raise PayloadError(
-                f"The manifest of submission {self.submission.submission_id} is lost or damaged: {self.manifest_path}. "
-                f"It says which row has which answer. No label was changed. Materialize {self.submission.submitter} "
-                "again: from the same rows it is written anew, and nothing is asked or paid again."
-            )
+        if not self.payloads.is_whole(self.submission.manifest):
+            meanwhile = "It says which row has which answer. No label was changed"
+            raise PayloadError(str(advise_on_lost_manifest(self.submission, meanwhile)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
     def settle(self) -> Submission:
@@ -402,14 +394,14 @@ class LabelAssembler(Answers):
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
         self.read_again(reread=reread)
         tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
-        return self._label(self.payloads.read_table(self.manifest_path), tables, run_id)
+        return self._label(self.payloads.read_table(self.submission.manifest), tables, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
         self.read_again(reread=reread)
         shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
-        for manifest, results in self._parts(self.payloads.table_schema(self.manifest_path), own):
+        for manifest, results in self._parts(self.payloads.table_schema(self.submission.manifest), own):
             yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
             # Or it would be in memory while the next part is read.
             del manifest

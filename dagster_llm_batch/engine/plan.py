@@ -198,7 +198,7 @@ class Planner:
             if known is not None and not self._may_follow(known, again=again):
                 if known.created_at >= max((s.created_at for s in history), default=known.created_at):
                     # The fingerprint has no kept columns: these may be others now.
-                    draft.replace_manifest(known.manifest_path or "")
+                    draft.replace_manifest(known.manifest)
                     draft.discard()
                     return known
                 # Other rows were planned after it. A new attempt with nothing to send makes it the latest again.

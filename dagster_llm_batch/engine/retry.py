@@ -183,7 +183,7 @@ class NextWave:
         """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
         if not self._submission.reused_from:
             return
-        manifest = self._deployment.payloads.read_table(self._submission.manifest_path or "", [_RESULT_COLUMNS[0]])
+        manifest = self._deployment.payloads.read_table(self._submission.manifest, [_RESULT_COLUMNS[0]])
         open_ids = set(manifest[_RESULT_COLUMNS[0]].to_pylist())
         open_ids.difference_update(request_id for request_id, *_ in self._result_rows(self._shards))
         sources = {source: self._deployment.ledger.shards(source) for source in self._submission.reused_from}

@@ -20,6 +20,7 @@ __all__ = [
     "Status",
     "advise_on_change",
     "advise_on_doubt",
+    "advise_on_lost_manifest",
     "advise_on_no_room",
     "advise_on_overdue",
     "advise_on_restored",
@@ -84,6 +85,15 @@ def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
         f"Materialize {submission.submitter}: then it is asked by the present definition",
+    )
+
+
+def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
+    """Return that a submission's manifest is lost, what is so `meanwhile`, and what a person can do."""
+    return Advice(
+        f"The manifest of submission {submission.submission_id} is lost or damaged: {submission.manifest}. {meanwhile}",
+        f"Materialize {submission.submitter} again: from the same rows it is written anew, and nothing is asked or "
+        "paid again. Or restore it from a backup",
     )
 
 

@@ -254,7 +254,7 @@ class _Skew:
         # Where no label of the sample comes from the request that its row makes now, different questions would be
         # compared: nothing is paid for that.
         if len(batch) and not planned.is_settled:
-            self._refuse_other_requests(engine, planned.submission_id, planned.manifest_path or "", batch)
+            self._refuse_other_requests(engine, planned.submission_id, planned.manifest, batch)
         status = answer_now(engine, self.labeling, planned.submission_id)
         labeled = engine.labels(self.labeling, planned.submission_id, run_id=context.run.run_id)
         engine.ledger.mark_delivered(planned.submission_id)

@@ -87,6 +87,16 @@ class Submission:
         return self.settled_at is not None
 
     @property
+    def manifest(self) -> str:
+        """The path of its manifest, which every plan writes. Where none is recorded: a path that no file has."""
+        return self.manifest_path or ""
+
+    @property
+    def folder(self) -> str:
+        """The folder of its files in the payload store."""
+        return self.manifest.rpartition("/")[0]
+
+    @property
     def place(self) -> str:
         """What it is for, as people are told it: the asset and, where there is one, the partition."""
         return f"{self.asset} {self.partition}" if self.partition else self.asset
