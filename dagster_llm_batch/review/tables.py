@@ -42,6 +42,7 @@ FILTERS = {
 }
 """What a column can be asked, as addresses have it, and in words."""
 
+_PLACES = ("filename", "file_row_number")
 _PLACE, _KEY = "llm_review_place", "llm_review_key"
 _PAGE_ROWS = 50
 _MOST_VALUES = 30
@@ -156,7 +157,7 @@ class TableBrowser:
             shown = table.sorted(passing, view.order).limit(_PAGE_ROWS, offset=(number - 1) * _PAGE_ROWS)
             # As `find` is asked for it, whatever its type is.
             named = shown.select(duckdb.StarExpression(), (_text(key) if key else Constant("")).alias(_KEY))
-            rows = _dicts(named)
+            rows = table.dicts(named)
             return Page(
                 columns,
                 key,
@@ -176,7 +177,7 @@ class TableBrowser:
         with self._open(asset, partition) as table:
             if column not in table.types:
                 return []
-            return _dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
+            return table.dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
 
     def places(self, asset: StoredAsset, column: str) -> list[tuple[str, str]]:
         """Return each row's partition ("" without) and key, as text, in the order of the table.
@@ -187,7 +188,7 @@ class TableBrowser:
             if column not in table.types:
                 raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
             partition = Column(PARTITION) if PARTITION in table.types and asset.partitions != [""] else Constant("")
-            rows = table.all.select(partition.alias("place"), _text(column).alias("key"))
+            rows = table.sorted(table.all).select(partition.alias("place"), _text(column).alias("key"))
             return list(dict.fromkeys((str(place or ""), key) for place, key in rows.fetchall() if key is not None))
 
     def _open(self, asset: StoredAsset, partition: str | None) -> _Rows:
@@ -214,12 +215,14 @@ class TableBrowser:
         if not place_of:
             raise InputError(f"The files of this table are gone: {', '.join(sorted(files.values())[:3])}.")
         # A folder `partition=…` is told by the column of that name already.
-        rows = cursor.read_parquet(list(place_of), union_by_name=True, hive_partitioning=False, filename=True)
+        rows = cursor.read_parquet(
+            list(place_of), union_by_name=True, hive_partitioning=False, filename=True, file_row_number=True
+        )
         if list(files) == [""]:
-            return _Rows(cursor, rows.select(duckdb.StarExpression(exclude=["filename"])), None)
+            return _Rows(cursor, rows, None)
         places = cursor.from_arrow(pa.table({_PLACE: list(place_of), PARTITION: list(place_of.values())}))
         joined = places.join(rows, Column(_PLACE) == Column("filename"))
-        return _Rows(cursor, joined.select(duckdb.StarExpression(exclude=[_PLACE, "filename"])), None)
+        return _Rows(cursor, joined.select(duckdb.StarExpression(exclude=[_PLACE])), None)
 
     def _parquet_files(self, place: str, partition: str) -> list[str]:
         """Return the Parquet files of a partition, as DuckDB is told them.
@@ -265,7 +268,9 @@ class _Rows:
 
     def __init__(self, cursor: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation, told: str | None) -> None:
         self._cursor, self.all, self.told = cursor, rows, told
-        self.types = {name: str(kind) for name, kind in zip(rows.columns, rows.types, strict=True)}
+        kinds = {name: str(kind) for name, kind in zip(rows.columns, rows.types, strict=True)}
+        self._places = [name for name in _PLACES if name in kinds]
+        self.types = {name: kind for name, kind in kinds.items() if name not in _PLACES}
 
     def __enter__(self) -> Self:
         return self
@@ -286,13 +291,21 @@ class _Rows:
             rows = rows.filter(_condition(wanted, self.types[wanted.column]))
         return rows
 
-    def sorted(self, rows: duckdb.DuckDBPyRelation, order: str) -> duckdb.DuckDBPyRelation:
-        """Return the rows sorted by a column. Files keep their order where none is named."""
+    def sorted(self, rows: duckdb.DuckDBPyRelation, order: str = "") -> duckdb.DuckDBPyRelation:
+        """Return the rows sorted by a column, and among equals, or where none is named, by their place in the files."""
+        # Without a full order, two pages of a table could hold the same row, and none of them another one.
+        places = [Column(name).asc() for name in ([PARTITION] if PARTITION in self.types else []) + self._places]
         name = order.removeprefix("-")
-        if name not in self.types:
-            return rows
-        column = Column(name)
-        return rows.sort((column.desc() if order.startswith("-") else column.asc()).nulls_last())
+        if name in self.types:
+            column = Column(name)
+            places.insert(0, (column.desc() if order.startswith("-") else column.asc()).nulls_last())
+        return rows.sort(*places) if places else rows
+
+    def dicts(self, rows: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
+        """Return rows by the names of their columns, without their places."""
+        if self._places:
+            rows = rows.select(duckdb.StarExpression(exclude=self._places))
+        return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
 
     def facets(self, rows: duckdb.DuckDBPyRelation) -> Iterator[Facet]:
         """Yield the columns that have few values in all rows, with how often each comes in these."""
@@ -320,10 +333,6 @@ class _Rows:
 
 def _count(rows: duckdb.DuckDBPyRelation) -> int:
     return int(rows.aggregate([Function("count")]).fetchall()[0][0])
-
-
-def _dicts(rows: duckdb.DuckDBPyRelation) -> list[dict[str, Any]]:
-    return [dict(zip(rows.columns, row, strict=True)) for row in rows.fetchall()]
 
 
 def _condition(wanted: Filter, kind: str) -> duckdb.Expression:

@@ -78,6 +78,11 @@ def test_search_looks_through_all_texts_and_pages_follow_each_other(browser, ass
     assert [row["id"] for row in found.rows] == [n for n in reversed(range(120)) if n % 3 == 0]
     pages = [browser.read(asset, View(order="id", page=number)) for number in (1, 2, 3)]
     assert [row["id"] for page in pages for row in page.rows] == list(range(120))
+    # The same without an order, and with one in which most rows are equal.
+    for order in ("", "label", "-label"):
+        pages = [browser.read(asset, View(order=order, page=number)) for number in (1, 2, 3)]
+        assert sorted(row["id"] for page in pages for row in page.rows) == list(range(120))
+    assert browser.places(asset, "id") == [(f"2026-01-0{n // 40 + 1}", str(n)) for n in range(120)]
     assert browser.read(asset, View(order="id", page=99)).number == 3
 
 
@@ -166,6 +171,11 @@ def test_what_lies_elsewhere_is_loaded_one_partition_at_a_time_and_says_so(brows
     browser.forget()
     browser.read(asset, View())
     assert loads == ["b", "a", "b"]
+
+
+def test_a_table_has_its_own_columns_alone(browser, asset):
+    assert browser.read(asset, View()).columns == ("partition", *ROWS.column_names)
+    assert set(browser.read(asset, View()).rows[0]) == {"partition", *ROWS.column_names}
 
 
 def test_files_that_are_gone_are_told(browser, tmp_path):
