@@ -18,6 +18,7 @@ from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
 from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
 from dagster_llm_batch.metrics.limits import miscalibration_p
+from dagster_llm_batch.metrics.looks import ALPHA
 
 __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
 
@@ -228,12 +229,13 @@ def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, l
     p_value = None if calibration is None else miscalibration_p(calibration, limit)
     if calibration is None or calibration.ece is None or p_value is None:
         return _Judged(False, "ece", None, f"not defined; at most {limit:g} wanted")  # noqa: FBT003  # a field
-    chance = "" if calibration.ece <= limit else f" (p = {p_value:.2g} that chance alone makes it more)"
+    chance = f" (p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks)"
     return _Judged(
         passed=p_value >= level,
         figure="ece",
         value=calibration.ece,
-        text=f"{calibration.ece:.3f} of {calibration.n:,} labels with a confidence; at most {limit:g} wanted{chance}",
+        text=f"{calibration.ece:.3f} of {calibration.n:,} labels with a confidence; at most {limit:g} wanted"
+        + (chance if calibration.ece > limit else ""),
     )
 
 
