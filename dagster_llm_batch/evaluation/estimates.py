@@ -16,9 +16,8 @@ from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metadata import figure_key
-from dagster_llm_batch.metrics import Target
-from dagster_llm_batch.metrics.estimate_plots import estimates_png
-from dagster_llm_batch.metrics.estimates import Estimate, estimate, estimates_markdown, estimates_to_arrow
+from dagster_llm_batch.metrics import Estimate, Target, estimate, estimates_png, estimates_to_arrow
+from dagster_llm_batch.metrics.estimates import estimates_markdown
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, rows_drawn_from
 
 __all__ = ["estimate_assets"]

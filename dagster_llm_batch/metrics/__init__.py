@@ -5,6 +5,7 @@
                                      ├─calibration_of ──────────────────────────┤
                                      ├─agreement_between (two candidates) ──────┤
                                      └─regression_between (two versions) ───────┤
+    gold + all labels ─estimate→ Estimate ──────────────────────────────────────┤
     labelers ─Labels.of→ agreement_among, agreement_of_pairs ───────────────────┤
     partitions ─class_counts→ drift_between, adwin_changes ─────────────────────┘
 
@@ -42,6 +43,8 @@ from dagster_llm_batch.metrics.drift import (
     drifts_to_arrow,
     shares_to_arrow,
 )
+from dagster_llm_batch.metrics.estimate_plots import estimates_png
+from dagster_llm_batch.metrics.estimates import ESTIMATE_SCHEMA, Estimate, estimate, estimates_to_arrow
 from dagster_llm_batch.metrics.gold_sample import propose
 from dagster_llm_batch.metrics.gold_signals import gold_signals
 from dagster_llm_batch.metrics.joining import Joined, Target, join
@@ -83,6 +86,7 @@ __all__ = [
     "CALIBRATION_SCHEMA",
     "CONFUSION_SCHEMA",
     "DRIFT_SCHEMA",
+    "ESTIMATE_SCHEMA",
     "EVALUATION_SCHEMA",
     "PAIRWISE_SCHEMA",
     "PER_CLASS_SCHEMA",
@@ -96,6 +100,7 @@ __all__ = [
     "Counts",
     "DayCost",
     "Drift",
+    "Estimate",
     "Evaluation",
     "EvaluationReport",
     "Joined",
@@ -130,6 +135,9 @@ __all__ = [
     "drift_between",
     "drift_png",
     "drifts_to_arrow",
+    "estimate",
+    "estimates_png",
+    "estimates_to_arrow",
     "evaluate",
     "evaluations_markdown",
     "evaluations_to_arrow",

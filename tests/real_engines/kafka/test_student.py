@@ -102,6 +102,9 @@ def test_figures_of_a_stream_count_each_message_once_by_its_last_result():
     assert (everything.n, own.n, llm.n, none.n) == (100, 97, 2, 1)
     assert (llm.share, llm.student_agreement, llm.truth_agreement) == (0.02, 0.5, 1.0)
     assert (everything.n_truth, everything.truth_agreement) == (2, 0.5)
+    # Of a sample, the message that is right stands for one, and the wrong one for three.
+    [weighted, *_] = stream_figures(results, {"t-0-1": "b", "t-0-5": "b"}, {"t-0-1": 1.0, "t-0-5": 3.0})
+    assert (weighted.n_truth, weighted.truth_agreement) == (2, 0.25)
     assert (own.p50_ms, own.p99_ms, llm.p99_ms) == (51, 99, 2000)
     assert everything.cost_usd == Decimal("0.004")
     assert everything.cost_per_1000_usd == Decimal("0.04")
