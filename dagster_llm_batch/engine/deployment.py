@@ -304,7 +304,7 @@ class Deployment:
 
     def sent_definition(self, labeling: Labeling, submission: Submission) -> SentDefinition:
         """Return the definition that a submission was sent by. Its answers are read, and landed, by that one."""
-        stored = definition_in(self.payloads, submission.manifest)
+        stored = definition_in(self.payloads, submission.manifest_path)
 
         def find_changes() -> Sequence[str]:
             if stored is None:

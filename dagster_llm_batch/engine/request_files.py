@@ -138,13 +138,13 @@ def _digest(nonce: str, ids: bytes) -> bytes:
     return hashlib.blake2b(ids, key=nonce.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def definition_in(payloads: PayloadStore, manifest_path: str) -> Mapping[str, Any] | None:
+def definition_in(payloads: PayloadStore, manifest_path: str | None) -> Mapping[str, Any] | None:
     """Return the definition by which the requests of a manifest were made.
 
     None where older code wrote it, or it cannot be read: whoever needs its rows says so.
     """
     try:
-        stored = payloads.table_metadata(manifest_path).get(DEFINITION.encode())
+        stored = payloads.table_metadata(manifest_path or "").get(DEFINITION.encode())
     except (OSError, pa.ArrowException):
         return None
     definition: Mapping[str, Any] | None = None if stored is None else json.loads(stored)
