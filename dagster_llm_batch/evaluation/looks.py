@@ -72,16 +72,19 @@ class Looks:
     def _places(self) -> dict[str, int]:
         return partition_places(self._partitions_def, self._instance)
 
+    def _nth(self, look: Look) -> int:
+        """Return which of the states of its partition a look is at: 0 for the first one."""
+        seen = [one.state for one in self._seen if one.partition == look.partition and one.state]
+        states = list(dict.fromkeys([*seen, look.state]))
+        return states.index(look.state)
+
     def place(self, look: Look) -> int:
         """Return the place of a look among those that share the chance of a false alarm."""
-        states = list(
-            dict.fromkeys(seen.state for seen in self._seen if seen.partition == look.partition and seen.state)
-        )
-        at = states.index(look.state) if look.state in states else len(states)
+        nth = self._nth(look)
         if look.partition is None:
-            return at
+            return nth
         # The last place has the least share.
-        return LOOKS - 1 if at else self._places.get(look.partition, LOOKS - 1)
+        return LOOKS - 1 if nth else self._places.get(look.partition, LOOKS - 1)
 
     def level(self, look: Look, comparisons: int) -> float:
         """Return the p-value below which each of several comparisons of this look is an alarm."""
@@ -95,9 +98,8 @@ class Looks:
             self._places[seen.partition]: seen.payoffs[name] for seen in asked if seen.partition in self._places
         }
         assert look.partition is not None
-        place = self._places[look.partition]
-        evidence = life_evidence(by_place, place)
-        return evidence if self.place(look) == place else evidence * look_share(LOOKS - 1)
+        evidence = life_evidence(by_place, self._places[look.partition])
+        return evidence * look_share(LOOKS - 1) if self._nth(look) else evidence
 
     def keep(self, look: Look) -> dict[str, dg.MetadataValue[Any]]:
         """Return the metadata of the check that later looks read."""
