@@ -18,7 +18,6 @@ classes, as an error in the rarest class. So one such error is added to the vari
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.metrics.schemas import evaluation_extra
@@ -38,7 +37,6 @@ __all__ = [
     "mean_interval",
     "share_interval",
     "sign_test",
-    "wilson",
 ]
 
 CONFIDENCE = 0.95
@@ -48,7 +46,6 @@ EFFECTIVE = "effective rows (Korn-Graubard)"
 
 # what rounding leaves of nothing
 _NOTHING = 1e-12
-_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -133,14 +130,6 @@ def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[flo
     low = 0.0 if successes <= _NOTHING * n else float(betaincinv(successes, failures + 1, tail))
     high = 1.0 if failures <= _NOTHING * n else float(betaincinv(successes + 1, failures, 1 - tail))
     return low, high
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Compute Wilson's interval of a share; `n` is at least 1."""
-    p, z2 = successes / n, _Z**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z / (1 + z2 / n) * (p * (1 - p) / n + z2 / (4 * n**2)) ** 0.5
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def sign_test(wins: int, losses: int) -> float:
