@@ -77,7 +77,8 @@ class Survey:
     def accuracy(self) -> Figure:
         """Return the share of the rows that are correct."""
         hit = self.gold == self.predicted
-        value = float(self.total[hit].sum())
+        # Not the sum of shares, which rounding leaves below 1 where all are correct.
+        value = float(self.rows.weight[hit].sum() / self.rows.weight.sum())
         variance = self.rows.variance_of_mean(hit - value) + guard(self.rows.n_least)
         return Figure(value, *t_interval(value, variance, self.rows.n_eff))
 
