@@ -41,6 +41,7 @@ from dagster_llm_batch.metrics import (
     plain_text,
     shares_to_arrow,
 )
+from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
 from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.looks import ALPHA, look_level
@@ -61,8 +62,8 @@ _DOCS = {
     "candidate": "whose labels",
     "target": "column with classes",
     "reference": "partitions that it is compared with",
-    "n": "labels",
-    "n_reference": "labels of the reference",
+    "n": "labels; rows with one request, or of one cluster, count once for each of their classes",
+    "n_reference": "labels of the reference, counted alike",
     "psi": "population stability index: 0 equal, 0.1 a small shift, 0.25 a large one",
     "js_distance": "Jensen-Shannon distance: 0 equal, 1 nothing in common",
     "n_classes": "classes that either has",
@@ -89,6 +90,7 @@ class DriftSpec:
     reference: int | tuple[str, ...]
     max_psi: float
     online: bool
+    cluster: str | None
     severity: dg.AssetCheckSeverity
 
     @property
@@ -97,7 +99,7 @@ class DriftSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest("2", self.candidates, self.targets, self.reference, self.max_psi, self.online)
+        return code_digest("3", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
 
 
 @dataclass(frozen=True)
@@ -210,12 +212,14 @@ class _Labels:
         return [key for key in stored if key in reference and key != partition]
 
     def _count(self, key: dg.AssetKey, partition: str) -> dict[str, Counts]:
-        table = self._tables.load(
-            key, partition, self._design.targets, also=("llm_outcome",), hint="Set target= to columns that are there."
-        )
+        targets, cluster = self._design.targets, self._design.cluster
+        wanted = [*targets, *([cluster] if cluster else [])]
+        hint = f"Set target={' and cluster=' if cluster else ''} to columns that are there."
+        table = self._tables.load(key, partition, wanted, also=("llm_outcome", REQUEST), hint=hint)
         labeled = table.filter(succeeded(table))
         owner = f"{key.to_user_string()} ({partition})"
-        return {target: class_counts(labeled[target], target, owner) for target in self._design.targets}
+        ids = cluster_ids(labeled, cluster, owner)
+        return {target: class_counts(labeled[target], target, owner, ids) for target in targets}
 
 
 def _pooled(counts: Sequence[Counts]) -> Counts:
@@ -333,6 +337,7 @@ def drift_assets(
     reference: int | str | Sequence[str] = 7,
     max_psi: float = 0.25,
     online: bool = False,
+    cluster: str | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
     **options: Unpack[PartitionOptions],
@@ -340,8 +345,9 @@ def drift_assets(
     """Declare assets with the shifts of the classes' shares between the partitions of labeled datasets.
 
         candidate ─▶ <name>           PSI, Jensen-Shannon distance and chi-squared of each partition and target
-                     <name>_shares    rows and share of each class
+                     <name>_shares    labels and share of each class
 
+    Rows with one request have one reply, which counts once; so do rows of a `cluster`, once for each of their classes.
     A partition has drifted where its PSI against the reference is over `max_psi`, chance does not explain it, however
     few its rows are (chi-squared, by permutations where a class is rare), and it is further off than the 28 partitions
     before it differ by among themselves (below two of them there is no verdict). All looks share 5 % of false alarms in
@@ -356,6 +362,8 @@ def drift_assets(
         max_psi: Largest population stability index, in the check `label_drift`. 0.1 is a small shift, 0.25 a large one.
         online: Whether an online detector (ADWIN) looks at all partitions in turn, too, for slow shifts. It is shown,
             not checked. Needs the extra `drift`.
+        cluster: Column of the candidates whose rows belong together, such as the customer or the document. Default: the
+            request.
         partitions_def: The partitions of the candidates: each by itself, with one check for each. Default: one table of
             all partitions, and a check of the last one that has labels.
         check_severity: Severity of that check when it fails.
@@ -388,6 +396,7 @@ def drift_assets(
         reference=before,
         max_psi=max_psi,
         online=online,
+        cluster=cluster,
         severity=check_severity,
     )
     builder = design.builder

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Counts = Mapping[Class, int]
-"""Rows of each class; classes without rows may be left out."""
+"""Labels of each class, as `class_counts` counts them; classes without any may be left out."""
 
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
@@ -109,9 +109,20 @@ DRIFT_SCHEMA = schema_of(Drift)
 """The fields of `Drift`, in order; `adwin_changed` is one text, joined by commas."""
 
 
-def class_counts(values: pa.ChunkedArray, target: str, owner: str) -> dict[Class, int]:
-    """Return rows of each class, nulls left out. Raises ConfigError for values that are no classes."""
-    counted = pc.value_counts(category(values.combine_chunks(), target, owner).drop_null()).to_pylist()
+def class_counts(
+    values: pa.ChunkedArray, target: str, owner: str, ids: pa.Array | pa.ChunkedArray | None = None
+) -> dict[Class, int]:
+    """Return labels of each class, nulls left out. Raises ConfigError for values that are no classes.
+
+    `ids` are those of the rows' units (see `cluster_ids`): the rows of a unit count once for each of its classes.
+    """
+    classes = category(values.combine_chunks(), target, owner)
+    if ids is not None:
+        rows = pa.table({"class": classes, "id": ids})
+        alone, shared = rows.filter(pc.is_null(rows["id"])), rows.filter(pc.is_valid(rows["id"]))
+        once = shared.group_by(["class", "id"]).aggregate([])["class"]
+        classes = pa.chunked_array([*alone["class"].chunks, *once.chunks], classes.type)
+    counted = pc.value_counts(classes.drop_null()).to_pylist()
     if len(counted) > MAX_CLASSES:
         raise ConfigError(
             f"Target '{target}' of {owner} has {len(counted)} distinct values; at most {MAX_CLASSES} are classes. Bin "

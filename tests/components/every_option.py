@@ -202,7 +202,7 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "slow_drift": (
         drift_assets,
         "LLMBatchDriftComponent",
-        alike(candidates=["crm/labels"], target="topic", online=True),
+        alike(candidates=["crm/labels"], target="topic", online=True, cluster="customer"),
     ),
     "estimate": (
         estimate_assets,

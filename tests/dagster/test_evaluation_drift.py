@@ -127,6 +127,22 @@ class TestAllPartitions:
         assert changed[DAYS[4]] == "billing, bug"
         assert {changed[day] for day in DAYS[:4]} == {""}
 
+    @pytest.mark.parametrize(("column", "cluster"), [("llm_request_id", None), ("customer", "customer")])
+    def test_a_reply_to_many_rows_is_one_label(self, project, column, cluster):
+        """One text that came sixty times is no drift; neither is one customer who wrote sixty times."""
+
+        @dg.asset(partitions_def=DAILY)
+        def tickets(context):
+            repeated = 60 if context.partition_key == DAYS[3] else 1
+            said = ["billing"] * 60 + ["bug"] * 39 + ["bug"] * repeated
+            ids = [*map(str, range(99)), *["the same"] * repeated]
+            return pa.table({"id": range(len(said)), "topic": said, column: ids})
+
+        upstream, assets = build_assets(tickets, cluster=cluster, max_psi=0.05)
+        project.fill(upstream, *DAYS[:4])
+        assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
+        assert [row["n"] for row in by_partition(project).values()] == [100] * 4
+
     def test_rejected_rows_do_not_count(self, project):
         upstream, assets = build_assets(labels({}, llm_outcome="invalid"))
         project.fill(upstream, DAYS[0])

@@ -186,6 +186,15 @@ def test_classes_are_counted_without_nulls_and_kept_as_they_are():
     assert class_counts(pa.chunked_array([pa.array([], pa.string())]), "t", "labels") == {}
 
 
+def test_rows_of_one_unit_are_one_label_of_each_of_their_classes():
+    """Row 2 of the table of issue 20: rows that share a request were counted as independent."""
+    said = pa.chunked_array([["a", "a", "a"], ["b", "a", "a", None, None]])
+    ids = pa.array(["x", "x", "x", "x", None, None, "y", None], pa.large_string())
+    assert class_counts(said, "t", "labels", ids) == {"a": 3, "b": 1}
+    nothing_said = pa.chunked_array([pa.nulls(2)])
+    assert class_counts(nothing_said, "t", "labels", pa.array(["x", "x"])) == {}
+
+
 def test_what_has_no_classes_is_refused():
     with pytest.raises(ConfigError, match="at most 1000 are classes"):
         class_counts(pa.chunked_array([list(range(1001))]), "t", "labels")
