@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,8 @@ __all__ = ["SqlRows"]
 
 _PARTITION_KEY = re.compile(r"(?<!:):partition_key\b|\$partition_key\b|%\(partition_key\)s")
 """How drivers write a named parameter: sqlite3 and Oracle, DuckDB, PostgreSQL and Snowflake. `::` is a cast."""
-_NO_PARAMETER = re.compile(r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'", re.DOTALL)
-"""Comments and texts: no parameter is bound in them."""
-_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\$(\w*)\$.*?\$\1\$', re.DOTALL)
-"""Names in quotes, and PostgreSQL's texts between dollars: a `;` in them ends no statement."""
+_QUOTED = re.compile(r"""--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|"[^"]*"|`[^`]*`|\$(\w*)\$.*?\$\1\$""", re.DOTALL)
+"""Comments, texts and names in quotes, whichever begins first: no parameter is bound and no statement ends in them."""
 _CHANGES = re.compile(
     r"\W*(alter|analyze|attach|begin|checkpoint|commit|copy|create|delete|detach|drop|export|grant|import|insert|install"
     r"|load|lock|merge|optimize|reindex|release|rename|replace|revoke|rollback|savepoint|set|start|truncate|undrop|unset"
@@ -36,8 +34,8 @@ _CHANGES = re.compile(
 """First words of statements that are no query in any dialect."""
 _DUCKDB_QUERIES = frozenset(["SELECT", "MULTI", "CALL"])
 """DuckDB's kinds of statements that only read. `show` and `describe` are a SELECT to it, and `pivot` is a MULTI."""
-_SERVER_SIDE = ("psycopg", "psycopg2")
-"""Drivers of PostgreSQL, which hold the whole result unless the cursor has a name."""
+_SERVER_SIDE = {"psycopg": "read_only", "psycopg2": "readonly"}
+"""Drivers of PostgreSQL, which hold the whole result unless the cursor has a name; and what sets them to read alone."""
 
 
 @checked
@@ -69,7 +67,7 @@ class SqlRows:
         """Raise ConfigError where there is no query, or more than one, or a statement that changes something."""
         if not self.sql.strip() or not self.resource:
             raise ConfigError(f"SqlRows(sql={self.sql!r}, resource={self.resource!r}): give a query and a resource.")
-        statements = [part for part in _QUOTED.sub(" ", _bare(self.sql)).split(";") if part.strip()]
+        statements = [part for part in _bare(self.sql).split(";") if part.strip()]
         changes = _CHANGES.match(statements[0]) if statements else None
         if changes or len(statements) != 1:
             got = f"a statement that begins with '{changes[1]}'" if changes else f"{len(statements)} statements"
@@ -122,8 +120,8 @@ class SqlRows:
 
 
 def _bare(sql: str) -> str:
-    """Return a query without its comments and texts."""
-    return _NO_PARAMETER.sub(" ", sql)
+    """Return a query without its comments, texts and quoted names."""
+    return _QUOTED.sub(" ", sql)
 
 
 @contextmanager
@@ -153,15 +151,19 @@ def _batches(connection: Any, sql: str, parameters: Any) -> Iterator[pa.RecordBa
         yield next(reader, pa.RecordBatch.from_pylist([], schema=reader.schema))
         yield from reader
         return
+    from dagster_llm_batch.storage.payloads import temporary_folder  # noqa: PLC0415 - a file system takes a while
+
     # where each statement commits, such a cursor needs to be told to stay
     named = {"name": "llm_batch_rows", "withhold": connection.autocommit} if driver in _SERVER_SIDE else {}
-    with _read_only(connection, driver):
-        cursor = connection.cursor(**named)
-        try:
-            cursor.execute(sql, parameters) if parameters is not None else cursor.execute(sql)
-            yield from _in_one_schema(_fetched(cursor))
-        finally:
-            cursor.close()
+    with temporary_folder() as folder:
+        path = str(folder / "rows")
+        # No transaction is open while rows are used, which may take hours: servers end those in which nothing happens.
+        with _read_only(connection, driver):
+            cursor = connection.cursor(**named)
+            with _undone(cursor.close):
+                cursor.execute(sql, parameters) if parameters is not None else cursor.execute(sql)
+                schemas = _store(_fetched(cursor), path)
+        yield from _in_one_schema(path, schemas)
 
 
 def _refuse_changes(connection: Any, sql: str) -> None:
@@ -182,30 +184,46 @@ def _read_only(connection: Any, driver: str) -> Iterator[None]:
         with _executed(connection, "pragma query_only = 1", f"pragma query_only = {was}"):
             yield
     # a transaction of the owner's own is open unless the status is 0, which is idle
-    elif driver in _SERVER_SIDE and connection.autocommit and not connection.info.transaction_status:
-        with _executed(connection, "begin read only", "rollback"):
-            yield
-    elif driver in _SERVER_SIDE:
+    elif driver in _SERVER_SIDE and connection.info.transaction_status:
         # The setting is undone with the savepoint: what the owner does next may write again.
         before = "savepoint llm_batch_rows; set local transaction_read_only = on"
         with _executed(connection, before, "rollback to savepoint llm_batch_rows"):
+            yield
+    elif driver in _SERVER_SIDE and connection.autocommit:
+        with _executed(connection, "begin read only", "rollback"):
+            yield
+    elif driver in _SERVER_SIDE:
+        was = getattr(connection, _SERVER_SIDE[driver])
+        setattr(connection, _SERVER_SIDE[driver], True)
+        with _undone(lambda: setattr(connection, _SERVER_SIDE[driver], was)), _undone(connection.rollback):
             yield
     else:
         try:
             yield
         finally:
-            # Not every driver has transactions, as the DB-API allows.
-            getattr(connection, "rollback", lambda: None)()
+            # The DB-API lets a driver have no transactions, and refuse this or lack it.
+            with suppress(Exception):
+                connection.rollback()
 
 
 @contextmanager
 def _executed(connection: Any, before: str, after: str) -> Iterator[None]:
     with closing(connection.cursor()) as cursor:
         cursor.execute(before)
-        try:
+        with _undone(lambda: cursor.execute(after)):
             yield
-        finally:
-            cursor.execute(after)
+
+
+@contextmanager
+def _undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Call `undo` at the end. Where the block has failed, its own error is told, not that of a connection now gone."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            undo()
+        raise
+    undo()
 
 
 def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:
@@ -219,20 +237,22 @@ def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:
             return
 
 
-def _in_one_schema(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the batches with the types that hold for all of them. The DB-API gives values without types: a column that
-    is null at first is text, a number or a date later on. So all of them pass through the local disk.
-    """
-    from dagster_llm_batch.storage.payloads import temporary_folder  # noqa: PLC0415 - a file system takes a while
+def _store(batches: Iterator[pa.RecordBatch], path: str) -> list[pa.Schema]:
+    """Write the batches to a file, one stream each; return their schemas."""
+    schemas = []
+    with pa.OSFile(path, "wb") as file:
+        for batch in batches:
+            schemas.append(batch.schema)
+            with pa.ipc.new_stream(file, batch.schema) as stream:
+                stream.write_batch(batch)
+    return schemas
 
-    with temporary_folder() as folder:
-        path, schemas = str(folder / "rows"), []
-        with pa.OSFile(path, "wb") as file:
-            for batch in batches:
-                schemas.append(batch.schema)
-                with pa.ipc.new_stream(file, batch.schema) as stream:
-                    stream.write_batch(batch)
-        whole = pa.unify_schemas(schemas, promote_options="permissive")
-        with pa.OSFile(path) as file:
-            for _ in schemas:
-                yield pa.ipc.open_stream(file).read_all().cast(whole)
+
+def _in_one_schema(path: str, schemas: Sequence[pa.Schema]) -> Iterator[pa.Table]:
+    """Yield stored batches with the types that hold for all of them. The DB-API gives values without types: a column
+    that is null at first is text, a number or a date later on. So all of them pass through the local disk.
+    """
+    whole = pa.unify_schemas(schemas, promote_options="permissive")
+    with pa.OSFile(path) as file:
+        for _ in schemas:
+            yield pa.ipc.open_stream(file).read_all().cast(whole)

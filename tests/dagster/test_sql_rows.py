@@ -183,6 +183,15 @@ def test_a_semicolon_that_ends_no_statement_is_no_second_one(end):
     assert SqlRows(sql=f"{WHOLE}{end}", resource="warehouse")
 
 
+@pytest.mark.parametrize("column", ['"body -- as sent"', '"customer\'s"', '"a /* b"', "`it's`", "$$it's$$"])
+def test_a_parameter_beside_a_name_in_quotes_is_seen(column):
+    """What begins a comment or a text elsewhere begins none in a name."""
+    sql = f"select {column} from tickets where day = :partition_key and subject = 'x' /* ' */"
+    SqlRows(sql=sql, resource="warehouse").check_partitions(are_there=True)
+    with pytest.raises(ConfigError, match="the dataset has no partitions"):
+        SqlRows(sql=sql, resource="warehouse").check_partitions(are_there=False)
+
+
 # Statements whose first word does not tell that they change something.
 CHANGED = "with late as (select 't1' as id) update tickets set body = '' where ticket_id in (select id from late)"
 
@@ -221,3 +230,18 @@ def test_a_driver_of_the_db_api_that_has_no_read_only_mode_rolls_back():
     connection = Connection()
     read(connection, f"{CHANGED} returning ticket_id")
     assert connection.cursor().execute("select count(*) from tickets where body <> ''").fetchone() == (6,)
+
+
+def test_a_driver_without_transactions_may_refuse_to_roll_back():
+    """As those of Trino, Athena, Databricks and Hive do, since the DB-API allows it."""
+
+    class Connection:
+        def __init__(self) -> None:
+            self.cursor = lite().cursor
+
+        def rollback(self) -> None:
+            raise sqlite3.NotSupportedError("no transactions")
+
+    assert sum(batch.num_rows for batch in read(Connection())) == 6
+    with pytest.raises(InputError, match="no such table: no_table"):
+        read(Connection(), "select * from no_table")

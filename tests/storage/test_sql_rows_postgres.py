@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import psycopg2
 import pytest
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
 from dagster_llm_batch import SqlRows
 from dagster_llm_batch.core.rows import BATCH_ROWS
@@ -42,3 +43,27 @@ def test_a_function_that_writes_is_refused_and_what_the_owner_has_not_committed_
     cursor.execute("select array_agg(id order by id) from seen")
     assert cursor.fetchone() == ([1, 4],)
     connection.close()
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_no_transaction_is_open_while_the_rows_are_used(postgres_cluster, autocommit):
+    """Planning may take hours; servers end sessions that do nothing within a transaction."""
+    connection = psycopg2.connect(postgres_cluster.new_database().replace("postgresql+psycopg2", "postgresql"))
+    connection.autocommit = autocommit
+    context = SimpleNamespace(resources=SimpleNamespace(warehouse=connection), partition_key=None)
+    batches = SqlRows(sql="select i as id from generate_series(1, 10000) i", resource="warehouse")(context)
+    next(batches)
+    assert connection.info.transaction_status == TRANSACTION_STATUS_IDLE
+    connection.cursor().execute("create table free (id int)")
+    connection.commit()
+    assert sum(batch.num_rows for batch in batches) == 10_000 - BATCH_ROWS
+    connection.close()
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+def test_a_connection_that_is_lost_is_told_as_the_database_said_it(postgres_cluster, autocommit):
+    connection = psycopg2.connect(postgres_cluster.new_database().replace("postgresql+psycopg2", "postgresql"))
+    connection.autocommit = autocommit
+    context = SimpleNamespace(resources=SimpleNamespace(warehouse=connection), partition_key=None)
+    with pytest.raises(InputError, match="server closed the connection"):
+        list(SqlRows(sql="select pg_terminate_backend(pg_backend_pid()) as id", resource="warehouse")(context))
