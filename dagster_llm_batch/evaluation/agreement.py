@@ -25,6 +25,7 @@ from dagster_llm_batch.evaluation.builder import (
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
+from dagster_llm_batch.evaluation.thresholds import AtLeast
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import (
     LabelerAgreement,
@@ -87,7 +88,7 @@ class AgreementSpec:
     join_key: str
     targets: tuple[Target, ...]
     cluster: str | None
-    min_alpha: float | None
+    min_alpha: AtLeast | None
     severity: dg.AssetCheckSeverity
 
     @property
@@ -125,7 +126,7 @@ def _prepare(design: AgreementSpec, context: dg.AssetExecutionContext) -> Callab
         def agreements_table() -> Computed:
             table = table_of(agreements, LabelerAgreement)
             metadata = {**_metadata(agreements, pairs, design.targets), **design.lineage(table)}
-            verdicts = [] if design.min_alpha is None else [_verdict(design, agreements)]
+            verdicts = [] if design.min_alpha is None else [_verdict(design.min_alpha, agreements, design.severity)]
             return Computed(table, metadata, _DOCS, verdicts)
 
         return {"pairs": pairs_table, "": agreements_table}
@@ -224,6 +225,7 @@ def _measured(
     agreements, pairs = [], []
     everyone = {name: table for group in by_group.values() for name, table in group.items()}
     clusters = _clusters(design, everyone)
+    bound = None if design.min_alpha is None else design.min_alpha.both_ends
     for target in design.targets:
         labels = Labels.of(
             target,
@@ -234,7 +236,7 @@ def _measured(
             key=design.join_key,
             clusters=clusters,
         )
-        agreements.append(agreement_among(labels, ALL))
+        agreements.append(agreement_among(labels, ALL, bound_confidence=bound))
         for group, members in by_group.items():
             if 1 < len(members) < len(everyone):
                 agreements.append(agreement_among(labels.only(list(members)), group))
@@ -244,17 +246,17 @@ def _measured(
     return agreements, pairs
 
 
-def _verdict(design: AgreementSpec, agreements: Sequence[LabelerAgreement]) -> CheckOutcome:
+def _verdict(wanted: AtLeast, agreements: Sequence[LabelerAgreement], severity: dg.AssetCheckSeverity) -> CheckOutcome:
     judged = [agreement for agreement in agreements if agreement.group == ALL and agreement.n_rows]
     lines = [
-        f"{plain_text(agreement.target)}: {'not defined' if agreement.alpha is None else f'{agreement.alpha:.3f}'}; "
-        f"at least {design.min_alpha:g} wanted"
+        f"{plain_text(agreement.target)}: {'not defined' if agreement.alpha is None else f'{agreement.alpha:.3f}'}"
+        f"{wanted.shown_bound(agreement.alpha_bound)}; at least {wanted} wanted"
         for agreement in judged
     ]
     return CheckOutcome(
         "alpha",
-        passed=all(agreement.alpha is not None and agreement.alpha >= (design.min_alpha or 0) for agreement in judged),
-        severity=design.severity,
+        passed=all(wanted.is_reached(agreement.alpha, agreement.alpha_bound) for agreement in judged),
+        severity=severity,
         description=". ".join(lines) + "." if lines else "No row has two labels.",
         metadata={
             figure_key("alpha", agreement.target): agreement.alpha
@@ -302,7 +304,7 @@ def agreement_assets(
     gold_target: str | Mapping[str, str] | None = None,
     kind: Scale | Mapping[str, Scale] = "categorical",
     cluster: str | None = None,
-    min_alpha: float | None = None,
+    min_alpha: float | AtLeast | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
     **options: Unpack[PartitionOptions],
@@ -328,7 +330,8 @@ def agreement_assets(
         kind: Scale of all targets, or by target. "ordinal" is for integer classes, where a disagreement counts by its
             squared distance.
         cluster: Column of gold or of candidates whose rows belong together, as for `evaluation_assets`.
-        min_alpha: Least alpha of all labelers, as an asset check over all targets.
+        min_alpha: Least alpha of all labelers, as an asset check over all targets. `AtLeast(0.8, confidence=0.95)`
+            asks for a lower bound.
         check_severity: Severity of the check when it fails.
         blocking: Whether the failed check holds back what is downstream.
         frame, io_manager_key, partitions_def, backfill_policy: As for `evaluation_assets`.
@@ -339,8 +342,9 @@ def agreement_assets(
     """
     if gold is None and (annotator or gold_target):
         raise ConfigError("annotator= and gold_target= are about gold=, which is not given.")
-    if min_alpha is not None and not -1 <= min_alpha <= 1:
-        raise ConfigError(f"min_alpha={min_alpha!r}: alpha is between -1 and 1.")
+    least = None if min_alpha is None else AtLeast.of_labels("min_alpha", min_alpha)
+    if least is not None and not -1 <= least.least <= 1:
+        raise ConfigError(f"min_alpha={least.least!r}: alpha is between -1 and 1.")
     targets = targets_of(target, gold_target, kind)
     if numbers := [numeric.name for numeric in targets if numeric.kind == "numeric"]:
         raise ConfigError(f"Agreement is about classes; {numbers} are numeric. Bin them first.")
@@ -356,7 +360,7 @@ def agreement_assets(
         join_key=key,
         targets=targets,
         cluster=cluster,
-        min_alpha=min_alpha,
+        min_alpha=least,
         severity=check_severity,
     )
     builder = design.builder
@@ -375,7 +379,7 @@ def agreement_assets(
         "pairs": builder.spec(f"Each two labelers: {compared}", suffix="pairs", **shared),
     }
     checks = []
-    if min_alpha is not None:
-        least = f"Krippendorff's alpha of all labelers is at least {min_alpha:g}."
-        checks.append(builder.check("alpha", least, blocking=blocking))
+    if least is not None:
+        meaning = f"Krippendorff's alpha of all labelers is at least {least}."
+        checks.append(builder.check("alpha", meaning, blocking=blocking))
     return [builder.asset(specs, partial(_prepare, design), checks)]

@@ -26,6 +26,7 @@ from dagster_llm_batch.evaluation.judge import (
     response_schema,
     split_options,
 )
+from dagster_llm_batch.evaluation.thresholds import AtLeast
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics.numeric import rubric_cases
 from dagster_llm_batch.metrics.rubric import RubricScore, rubric_markdown, rubric_to_arrow, score_rubric
@@ -59,7 +60,8 @@ def rubric_table(
 ) -> Computed:
     """Return the table of candidates and criteria; `scores` holds rejects too, as rows without any."""
     least = rubric.least
-    scored = score_rubric(cases, scores, candidates, list(rubric.criteria), scale=rubric.scale)
+    bounds = {criterion: wanted.both_ends for criterion, wanted in least.items()}
+    scored = score_rubric(cases, scores, candidates, list(rubric.criteria), scale=rubric.scale, bound_confidence=bounds)
     figures = {
         figure_key("mean_score", score.candidate, score.criterion): score.mean
         for score in scored
@@ -70,19 +72,22 @@ def rubric_table(
     return Computed(rubric_to_arrow(scored), shown, _RUBRIC_DOCS, outcomes)
 
 
-def _score(scored: Sequence[RubricScore], least: Mapping[str, float], severity: dg.AssetCheckSeverity) -> CheckOutcome:
+def _score(
+    scored: Sequence[RubricScore], least: Mapping[str, AtLeast], severity: dg.AssetCheckSeverity
+) -> CheckOutcome:
     judged = [
         (score, score.mean, least[score.criterion])
         for score in scored
         if score.criterion in least and score.mean is not None
     ]
     lines = [
-        f"{plain_text(score.candidate)}, {plain_text(score.criterion)}: {mean:.2f}; at least {wanted:g} wanted"
+        f"{plain_text(score.candidate)}, {plain_text(score.criterion)}: {mean:.2f}"
+        f"{wanted.shown_bound(score.mean_bound, '.2f')}; at least {wanted} wanted"
         for score, mean, wanted in judged
     ]
     return CheckOutcome(
         SCORE,
-        passed=all(mean >= wanted for _, mean, wanted in judged),
+        passed=all(wanted.is_reached(mean, score.mean_bound) for score, mean, wanted in judged),
         severity=severity,
         description=". ".join(lines) + "." if lines else "No answer was scored.",
         metadata={},
@@ -99,11 +104,12 @@ class Rubric:
             `<name>_verdicts`. The texts are part of the system template.
         scale: Worst and best score, as whole numbers.
         min_score: Least mean score of every candidate, of all criteria or by criterion; as a check.
+            `AtLeast(4, confidence=0.95)` asks for a lower bound.
     """
 
     criteria: Mapping[str, str]
     scale: tuple[int, int] = (1, 5)
-    min_score: float | Mapping[str, float] | None = None
+    min_score: float | AtLeast | Mapping[str, float | AtLeast] | None = None
 
     def __post_init__(self) -> None:
         lowest, highest = self.scale
@@ -115,15 +121,17 @@ class Rubric:
         given = self.min_score if isinstance(self.min_score, Mapping) else {}
         if strangers := sorted(set(given) - set(self.criteria)):
             raise ConfigError(f"min_score names {strangers}; the criteria are {', '.join(self.criteria)}.")
-        if wrong := [value for value in self.least.values() if not lowest <= value <= highest]:
+        if wrong := [limit.least for limit in self.least.values() if not lowest <= limit.least <= highest]:
             raise ConfigError(f"min_score={wrong[0]!r}: scores are from {lowest} to {highest}.")
 
     @property
-    def least(self) -> dict[str, float]:
+    def least(self) -> dict[str, AtLeast]:
         """The least mean score by criterion, of those that have one."""
-        if isinstance(self.min_score, Mapping):
-            return dict(self.min_score)
-        return {} if self.min_score is None else dict.fromkeys(self.criteria, self.min_score)
+        given = self.min_score
+        if given is None:
+            return {}
+        by_criterion = given if isinstance(given, Mapping) else dict.fromkeys(self.criteria, given)
+        return {criterion: AtLeast.of_labels("min_score", limit) for criterion, limit in by_criterion.items()}
 
     @property
     def instruction(self) -> str:
@@ -178,7 +186,7 @@ def rubric_judge_assets(
     )
     checks = []
     if rubric.least:
-        scores = ", ".join(f"{value:g} ({name})" for name, value in rubric.least.items())
+        scores = ", ".join(f"{limit} ({name})" for name, limit in rubric.least.items())
         checks.append(builder.check(SCORE, f"Mean scores of at least {scores}.", blocking=blocking))
 
     def figures(cases: pa.Table, verdicts: pa.Table) -> Computed:

@@ -30,10 +30,11 @@ from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Ta
 from dagster_llm_batch.evaluation.candidates import check_targets
 from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
+from dagster_llm_batch.evaluation.thresholds import AtLeast
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Target, plain_text
 from dagster_llm_batch.metrics.key_hash import draw_keys
-from dagster_llm_batch.metrics.limits import share_p_below
+from dagster_llm_batch.metrics.limits import share_lower_bound, share_p_below
 from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
 from dagster_llm_batch.types import Lane
@@ -85,7 +86,7 @@ def skew_assets(
     sample_size: int | None = 100,
     seed: int = 0,
     max_cost_usd: Decimal | float | str | None = None,
-    min_agreement: float | None = None,
+    min_agreement: float | AtLeast | None = None,
     check_severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
     blocking: bool = False,
     realtime: Realtime | None = None,
@@ -110,6 +111,8 @@ def skew_assets(
         max_cost_usd: Ask nothing if the estimate for one sample, in real time, exceeds this many US dollars.
         min_agreement: Least share of equal values, of every target, as a check. It fails where chance does not explain
             that the sample has less (exact test; the looks at all partitions share 5 %, see `evaluation.looks`).
+            `AtLeast(0.9, confidence=0.95)` fails where the sample does not show that there are as many: its lower bound
+            must reach the share. Either counts requests.
         check_severity: Severity of the check when it fails.
         blocking: Whether the failed check holds back what is downstream.
         realtime: How many calls run at once, and how long they wait. All rows of the sample are asked at once, so it
@@ -128,8 +131,9 @@ def skew_assets(
     check_targets([compared.name for compared in targets], dataset.labeling.reader.schema.names, dataset.key)
     if not targets or (sample_size is not None and sample_size < 1):
         raise ConfigError(f"target={given}, sample_size={sample_size!r}: give at least one of each.")
-    if min_agreement is not None and not 0 <= min_agreement <= 1:
-        raise ConfigError(f"min_agreement={min_agreement!r}: a share is between 0 and 1.")
+    least = None if min_agreement is None else AtLeast.of_labels("min_agreement", min_agreement)
+    if least is not None and not 0 <= least.least <= 1:
+        raise ConfigError(f"min_agreement={least.least!r}: a share is between 0 and 1.")
     for field in ("deadline", "urgent"):
         if realtime is not None and (value := getattr(realtime, field)) is not None:
             raise ConfigError(
@@ -149,7 +153,7 @@ def skew_assets(
         targets=targets,
         sample_size=sample_size,
         seed=seed,
-        min_agreement=min_agreement,
+        min_agreement=least,
         severity=check_severity,
     )
     shared: dict[str, Any] = {
@@ -162,9 +166,9 @@ def skew_assets(
         "sample": builder.spec(f"Rows of {of}, asked again.", suffix="sample", kinds={"table"}, **shared),
     }
     checks = []
-    if min_agreement is not None:
-        least = f"At least {min_agreement:.0%} of the labels are the same in real time."
-        checks.append(builder.check(_AGREEMENT, least, blocking=blocking))
+    if least is not None:
+        meaning = f"The share of labels that are the same in real time is at least {least}."
+        checks.append(builder.check(_AGREEMENT, meaning, blocking=blocking))
     resource_keys = {dataset.resource_key, *dataset.rows_resource_keys}
     return [builder.asset(specs, partial(_prepare, skew, specs[""].key), checks, resource_keys)]
 
@@ -191,7 +195,7 @@ class _Skew:
     targets: tuple[Target, ...]
     sample_size: int | None
     seed: int
-    min_agreement: float | None
+    min_agreement: AtLeast | None
     severity: dg.AssetCheckSeverity
 
     def compute(
@@ -272,9 +276,14 @@ class _Skew:
             f"{self.dataset.batch_key.to_user_string()} and the labels again, or name the prompt's columns."
         )
 
-    def _verdict(self, skews: Sequence[Skew], least: float, partition: str | None, looks: Looks) -> CheckOutcome:
-        """Return the verdict: a target fails where a share of `least` would show so few equal values too seldom."""
+    def _verdict(self, skews: Sequence[Skew], wanted: AtLeast, partition: str | None, looks: Looks) -> CheckOutcome:
+        """Return the verdict. A target fails where the share that is wanted would show so few equal values too seldom;
+        where a confidence is asked for, where its lower bound is below.
+        """
         judged = [(skew, share) for skew in skews if (share := skew.agreement) is not None]
+        if wanted.confidence is not None:
+            return self._bounded(judged, wanted, wanted.confidence)
+        least = wanted.least
         p_values = [share_p_below(skew.n_requests_same, skew.n_requests, least) for skew, _ in judged]
         # What reaches the share cannot fail: that is no look.
         below = any(share < least for _, share in judged)
@@ -297,6 +306,21 @@ class _Skew:
             severity=self.severity,
             description=". ".join(lines) + "." if lines else "Nothing to compare.",
             metadata=looks.keep(look),
+        )
+
+    def _bounded(self, judged: Sequence[tuple[Skew, float]], wanted: AtLeast, confidence: float) -> CheckOutcome:
+        bounds = [share_lower_bound(skew.n_requests_same, skew.n_requests, confidence) for skew, _ in judged]
+        lines = [
+            f"{plain_text(skew.target)}: {share:.3f} of {skew.n_compared} are the same{wanted.shown_bound(bound)}; at "
+            f"least {wanted} wanted"
+            for (skew, share), bound in zip(judged, bounds, strict=True)
+        ]
+        return CheckOutcome(
+            _AGREEMENT,
+            passed=all(wanted.is_reached(share, bound) for (_, share), bound in zip(judged, bounds, strict=True)),
+            severity=self.severity,
+            description=". ".join(lines) + "." if lines else "Nothing to compare.",
+            metadata={},
         )
 
 

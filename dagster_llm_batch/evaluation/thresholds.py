@@ -32,7 +32,8 @@ class AtLeast:
         least: The least value.
         confidence: Such as 0.95: the lower bound of this confidence must reach it, so that few rows do not pass by
             luck. Default: the figure itself.
-        on: "all" gold rows, of which one without a label counts as wrong, or the "labeled" ones only.
+        on: "all" gold rows, of which one without a label counts as wrong, or the "labeled" ones only. It is of
+            accuracy and kappa: agreement and scores are of labels that are there.
     """
 
     least: float
@@ -42,6 +43,38 @@ class AtLeast:
     def __post_init__(self) -> None:
         if self.confidence is not None and not 0.5 <= self.confidence < 1:  # noqa: PLR2004  # below it is no bound
             raise ConfigError(f"AtLeast.confidence={self.confidence!r} is not allowed; it is from 0.5 to below 1.")
+
+    @classmethod
+    def of(cls, limit: Limit) -> AtLeast:
+        """Return a limit that may be given as a number alone."""
+        return limit if isinstance(limit, AtLeast) else cls(limit)
+
+    @classmethod
+    def of_labels(cls, argument: str, limit: Limit) -> AtLeast:
+        """Return the limit of a figure of labels that are there, by whatever argument. Raises ConfigError for `on`."""
+        wanted = cls.of(limit)
+        if wanted.on != "all":
+            raise ConfigError(
+                f"{argument} takes no on={wanted.on!r}: it is of labels that are there, so leave on out. It is for "
+                "min_accuracy and min_kappa."
+            )
+        return wanted
+
+    @property
+    def both_ends(self) -> float | None:
+        """Of the interval whose lower end is the bound: both ends are missed alike, at one end of it less."""
+        return None if self.confidence is None else 2 * self.confidence - 1
+
+    def is_reached(self, figure: float | None, bound: float | None) -> bool:
+        """Return whether the figure, or the bound where a confidence is asked for, is there and high enough."""
+        reached = figure if self.confidence is None else bound
+        return reached is not None and reached >= self.least
+
+    def shown_bound(self, bound: float | None, form: str = ".3f") -> str:
+        """Return what to say of the bound behind the figure; nothing where none is asked for."""
+        if self.confidence is None:
+            return ""
+        return ", and no bound" if bound is None else f", surely {bound:{form}} or more"
 
     def __str__(self) -> str:
         surely = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"
@@ -89,9 +122,7 @@ class Thresholds:
             by_candidate = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(names, wanted)
             if strangers := sorted(set(by_candidate) - set(names)):
                 raise ConfigError(f"{argument} names {strangers}; the candidates are {', '.join(names)}.")
-            limits[figure] = {
-                name: limit if isinstance(limit, AtLeast) else AtLeast(limit) for name, limit in by_candidate.items()
-            }
+            limits[figure] = {name: AtLeast.of(limit) for name, limit in by_candidate.items()}
             if wrong := [limit.least for limit in limits[figure].values() if not lowest <= limit.least <= 1]:
                 raise ConfigError(f"{argument}={wrong[0]!r}: {figure} is between {lowest:g} and 1.")
             if all(target.kind == "numeric" for target in targets):
@@ -183,10 +214,10 @@ def _judge_least(
     name = f"{figure}_all" if on_all else figure
     value: float | None = getattr(evaluation, name)
     n_rows = evaluation.n_gold if on_all else evaluation.n_labeled
-    reached, shown = value, "not defined" if value is None else f"{value:.3f}"
-    if limit.confidence is not None and value is not None:
-        reached = _lower_bound(figure, evaluation, limit, report)
-        shown += f", surely {reached:.3f} or more" if reached is not None else ", and no bound"
+    bound, shown = None, "not defined"
+    if value is not None:
+        bound = _lower_bound(figure, evaluation, limit, report)
+        shown = f"{value:.3f}{limit.shown_bound(bound)}"
     rows = f"on {n_rows:,} rows" if on_all else f"on the {n_rows:,} labeled of {evaluation.n_gold:,} rows"
     if on_all and (missing := evaluation.n_gold - evaluation.n_labeled):
         rows += f", {missing:,} of them without a label, which count as wrong"
@@ -194,7 +225,7 @@ def _judge_least(
         baseline = evaluation.baseline_accuracy if on_all else evaluation.baseline_accuracy_labeled
         rows += "" if baseline is None else f" (always the most frequent class: {baseline:.3f})"
     return _Judged(
-        passed=reached is not None and reached >= limit.least,
+        passed=limit.is_reached(value, bound),
         figure=name,
         value=value,
         text=f"{shown} {rows}; at least {limit} wanted",
@@ -204,14 +235,13 @@ def _judge_least(
 def _lower_bound(
     figure: Literal["accuracy", "kappa"], evaluation: Evaluation, limit: AtLeast, report: EvaluationReport
 ) -> float | None:
-    on_all, confidence = limit.on == "all", limit.confidence
-    assert confidence is not None
+    on_all, confidence = limit.on == "all", limit.both_ends
+    if confidence is None:
+        return None
     counted = report.tallies[report.evaluations.index(evaluation)]
-    # Both ends of an interval are missed alike: at one end of it less.
-    both_ends = 2 * confidence - 1
     if figure == "accuracy":
-        return accuracy_interval(counted, on_all=on_all, confidence=both_ends).low
-    return kappa_of(counted, on_all=on_all, confidence=both_ends)[1].low
+        return accuracy_interval(counted, on_all=on_all, confidence=confidence).low
+    return kappa_of(counted, on_all=on_all, confidence=confidence)[1].low
 
 
 def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, level: float) -> _Judged:

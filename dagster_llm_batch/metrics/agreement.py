@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
@@ -24,10 +24,10 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.metrics.clusters import Units, number_units
 from dagster_llm_batch.metrics.columns import category, check_unique
 from dagster_llm_batch.metrics.crosstab import MOST_CHANCE_ERROR, Crosstab
-from dagster_llm_batch.metrics.intervals import Interval, effective_interval
+from dagster_llm_batch.metrics.intervals import CONFIDENCE, Interval, effective_interval
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class, Target
 from dagster_llm_batch.metrics.per_class import positions
-from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.metrics.schemas import UNSTORED, evaluation_extra
 from dagster_llm_batch.metrics.tables import figure, percent, rows_markdown, share
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class LabelerAgreement:
     - `agreement`: observed; None without a row. `alpha`: Krippendorff's; None where chance cannot disagree (one class
       only). Disagreement is 0 or 1, or the squared difference where the target has `kappa_weights`.
     - `n_complete`: rows that all `n_labelers` have labeled, over which `fleiss_kappa` is.
+    - `alpha_bound`: lower end of alpha's interval of the confidence that was asked for; not stored in the table.
     """
 
     target: str
@@ -72,6 +73,7 @@ class LabelerAgreement:
     alpha_interval: str | None
     n_complete: int
     fleiss_kappa: float | None
+    alpha_bound: float | None = field(default=None, metadata=UNSTORED)
 
 
 @dataclass(frozen=True)
@@ -163,18 +165,22 @@ class Labels:
         return Labels(self.target, tuple(labelers), self.classes, codes, self.units)
 
 
-def agreement_among(labels: Labels, group: str, *, library_cells: int = LIBRARY_CELLS) -> LabelerAgreement:
+def agreement_among(
+    labels: Labels, group: str, *, bound_confidence: float | None = None, library_cells: int = LIBRARY_CELLS
+) -> LabelerAgreement:
     """Measure how far all labelers agree. The same labels give the same figures, in any order of rows and labelers.
 
     Args:
         labels: What the labelers of the group said.
         group: Its name, for the table.
+        bound_confidence: Confidence, of both sides together, of the interval whose lower end is `alpha_bound`.
         library_cells: Up to so many numbers alpha is the library's; beyond, the same figure is computed here.
     """
     rows = _Rows.of(labels)
     has_rows = len(rows.counts) > 0
     alpha = _finite(_alpha(labels, rows, library_cells)) if has_rows else None
     bounds = Interval(None, None, "none: chance cannot disagree") if alpha is None else rows.alpha_interval()
+    asked = None if alpha is None else bound_confidence
     n_complete, fleiss = rows.fleiss(len(labels.labelers))
     return LabelerAgreement(
         target=labels.target.name,
@@ -190,6 +196,7 @@ def agreement_among(labels: Labels, group: str, *, library_cells: int = LIBRARY_
         alpha_interval=bounds.method if has_rows else None,
         n_complete=n_complete,
         fleiss_kappa=fleiss,
+        alpha_bound=None if asked is None else rows.alpha_interval(asked).low,
     )
 
 
@@ -272,7 +279,7 @@ class _Rows:
         observed = float(self.counts @ self.disagreement)
         return 1 - (by_class.sum() - 1) * observed / expected if expected else math.nan
 
-    def alpha_interval(self) -> Interval:
+    def alpha_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Compute the interval of alpha, which is 1 less a disagreement from 0 to 1 that is nearly a mean of rows,
         beside that of chance (see `crosstab`).
         """
@@ -296,7 +303,7 @@ class _Rows:
             return Interval(None, None, "none: too few rows of the rarer classes")
         influence = (apart - observed * self.n - observed / expected * chance) / mean_labels
         largest = max(1.0, float(np.abs(influence).max()))
-        interval = effective_interval(observed, influence, self.units, largest=largest)
+        interval = effective_interval(observed, influence, self.units, largest=largest, confidence=confidence)
         ends = interval.ends
         if ends is None:
             return interval

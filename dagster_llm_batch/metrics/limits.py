@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["miscalibration_p", "share_p_below"]
+__all__ = ["miscalibration_p", "share_lower_bound", "share_p_below"]
 
 _TESTS = 100_000
 """Simulated candidates: enough for the smallest p-value that a look can need (see `looks`)."""
@@ -22,6 +22,13 @@ def share_p_below(successes: int, n: int, limit: float) -> float:
     with evaluation_extra("Testing a share"):
         from scipy.stats import binom  # noqa: PLC0415  # optional dependency
     return float(binom.cdf(successes, n, limit))
+
+
+def share_lower_bound(successes: int, n: int, confidence: float) -> float:
+    """Return the share that so many successes show there to be at least, of independent tries (exact)."""
+    with evaluation_extra("Testing a share"):
+        from scipy.stats import binomtest  # noqa: PLC0415  # optional dependency
+    return float(binomtest(successes, n, alternative="greater").proportion_ci(confidence).low)
 
 
 def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -> float | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow as pa
 from dagster_llm_batch.metrics.clusters import Units, cluster_ids
 from dagster_llm_batch.metrics.intervals import Interval, mean_interval
 from dagster_llm_batch.metrics.numeric import CASE_ID
-from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
+from dagster_llm_batch.metrics.schemas import UNSTORED, evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, rows_markdown, share
 
 __all__ = ["RUBRIC_SCHEMA", "RubricScore", "rubric_markdown", "rubric_to_arrow", "score_rubric"]
@@ -22,7 +22,8 @@ class RubricScore:
     """One candidate by one criterion. `mean` is over the `n_scored` of `n_cases` answers, with its 95 % interval by the
     request (see `intervals`); `mean_interval` is its method, or why there is none.
 
-    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure.
+    `lowest` and `highest` are the scores given, not the ends of the scale. None: nothing to measure. `mean_bound`, not
+    stored in the table, is the lower end of the interval of the confidence that was asked for.
     """
 
     candidate: str
@@ -35,6 +36,7 @@ class RubricScore:
     mean_interval: str
     lowest: int | None
     highest: int | None
+    mean_bound: float | None = field(default=None, metadata=UNSTORED)
 
 
 RUBRIC_SCHEMA = schema_of(RubricScore)
@@ -48,11 +50,13 @@ def score_rubric(
     criteria: Sequence[str],
     *,
     scale: tuple[int, int],
+    bound_confidence: Mapping[str, float | None] | None = None,
 ) -> tuple[RubricScore, ...]:
     """Return one figure for each candidate and criterion, in their orders.
 
     `cases`: see `rubric_cases`. `scores`: `case_id`, one column for each criterion, null where the judge gave none, and
-    `llm_request_id`, where requests were sent. `scale`: worst and best score.
+    `llm_request_id`, where requests were sent. `scale`: worst and best score. `bound_confidence`: by criterion, that of
+    the interval whose lower end is `mean_bound`.
     """
     at = {case_id: row for row, case_id in enumerate(scores[CASE_ID].to_pylist())}
     given = {criterion: scores[criterion].to_pylist() for criterion in criteria}
@@ -63,7 +67,8 @@ def score_rubric(
             rows = [at[case_id] for case_id in of[name] if case_id in at]
             scored = [row for row in rows if given[criterion][row] is not None]
             values, ids = [given[criterion][row] for row in scored], [requests[row] for row in scored]
-            scores_.append(_rubric(name, criterion, len(of[name]), values, ids, scale))
+            bound = (bound_confidence or {}).get(criterion)
+            scores_.append(_rubric(name, criterion, len(of[name]), values, ids, scale, bound))
     return tuple(scores_)
 
 
@@ -81,15 +86,20 @@ def _rubric(
     values: Sequence[int],
     requests: Sequence[str | None],
     scale: tuple[int, int],
+    bound_confidence: float | None,
 ) -> RubricScore:
     with evaluation_extra("The interval of a mean score"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     interval = Interval(None, None, "none: no score")
+    bound = None
     if values:
         units = Units.of(pa.repeat(1, len(values)), pa.array(requests, pa.large_string()))
         # A judge that was asked without a schema may leave the scale.
         lowest, highest = min(*scale, *values), max(*scale, *values)
-        interval = mean_interval(np.array(values, np.float64), units, lowest=lowest, highest=highest)
+        given = np.array(values, np.float64)
+        interval = mean_interval(given, units, lowest=lowest, highest=highest)
+        if bound_confidence is not None:
+            bound = mean_interval(given, units, lowest=lowest, highest=highest, confidence=bound_confidence).low
     return RubricScore(
         candidate=candidate,
         criterion=criterion,
@@ -101,6 +111,7 @@ def _rubric(
         mean_interval=interval.method,
         lowest=min(values, default=None),
         highest=max(values, default=None),
+        mean_bound=bound,
     )
 
 

@@ -21,7 +21,7 @@ ALL_SAID = {
     "Agreement": {
         "target": [{"name": "urgency", "kappa_weights": "quadratic"}],
         "annotator": "person",
-        "min_alpha": 0.6,
+        "min_alpha": {"least": 0.6, "confidence": 0.9},
         "check_severity": "WARN",
     },
     "Cost": {"candidates": {"mine": "ticket_labels"}, "resource_key": "llm_batch", "frame": "polars"},
@@ -44,13 +44,17 @@ ALL_SAID = {
         "automation_condition": "{{ on_labels_ready() }}",
     },
     "RubricJudge": {
-        "rubric": {"criteria": {"right": "Is it?"}, "scale": [0, 10], "min_score": {"right": 7}},
+        "rubric": {
+            "criteria": {"right": "Is it?"},
+            "scale": [0, 10],
+            "min_score": {"right": {"least": 7, "confidence": 0.9}},
+        },
         "resend": {"max_waves": 2},
         "mode": "wait",
     },
     "Skew": {
         "sample_size": 5,
-        "min_agreement": 0.9,
+        "min_agreement": {"least": 0.9, "confidence": 0.95},
         "max_cost_usd": 1,
         "realtime": {"concurrency": 2},
         "automation_condition": "{{ on_labels_ready() }}",

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from evaluation_project import DAYS, ROWS, TRUTH, EvaluationProject, source
 
-from dagster_llm_batch import agreement_assets
+from dagster_llm_batch import AtLeast, agreement_assets
 from dagster_llm_batch.errors import ConfigError
 
 WEAK = {**TRUTH, "m1": "how", "m2": None, "t1": "how"}
@@ -134,6 +134,19 @@ def test_a_least_alpha_is_a_check(project, least, passed):
     assert f"at least {least:g} wanted" in verdict.description
 
 
+def test_a_least_alpha_may_be_a_bound_that_few_rows_do_not_reach(project):
+    """All agree on nine rows: alpha is 1, and surely no more than what its own interval says."""
+    bound = AtLeast(0.9, confidence=0.975)
+    upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)], min_alpha=bound)
+    project.fill(upstream, "mon", "tue", "wed")
+    [verdict] = project.run([*upstream, *assets], select=assets).get_asset_check_evaluations()
+    [row] = [row for row in project.stored("agree").to_pylist() if row["group"] == "all"]
+    assert not verdict.passed
+    # One side of 97.5 % is that of the interval of 95 %.
+    assert f"topic: 1.000, surely {row['alpha_low']:.3f} or more; at least 0.9, with 0.975 " in verdict.description
+    assert "alpha_bound" not in row
+
+
 def test_fewer_than_two_labelers_say_what_is_missing(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH)])
     project.fill(upstream[:1], "mon")
@@ -158,6 +171,7 @@ def test_an_annotator_who_labels_a_row_twice_is_refused_by_name(project):
         ({"candidates": [], "annotator": None}, "needs two labelers"),
         ({"kind": "numeric"}, "numeric"),
         ({"min_alpha": 70}, "between -1 and 1"),
+        ({"min_alpha": AtLeast(0.7, on="labeled")}, "min_alpha takes no on='labeled'"),
         ({"frame": "spark"}, "'spark'"),
     ],
 )

@@ -11,6 +11,7 @@ from code_location import failure
 
 from dagster_llm_batch import (
     AnthropicBatchResource,
+    AtLeast,
     BedrockBatchResource,
     Checks,
     GeminiBatchResource,
@@ -27,6 +28,7 @@ from dagster_llm_batch import (
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.rubric import rubric_table
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
@@ -410,6 +412,19 @@ class TestRubric:
         assert (check.check_name, check.passed) == ("score", False)
         assert "short, complete: 3.75; at least 4 wanted" in check.description
 
+    def test_a_least_score_may_be_a_bound_that_few_answers_do_not_reach(self):
+        cases = pa.table({"case_id": ["m/1", "m/2", "m/3"], "candidate": ["m"] * 3})
+        scores = pa.table({"case_id": ["m/1", "m/2", "m/3"], "complete": [5, 4, 5], "polite": [5, 5, 5]})
+        rubric = Rubric(CRITERIA, min_score={"complete": 4, "polite": AtLeast(4, confidence=0.975)})
+        table = rubric_table(cases, scores, ["m"], rubric, dg.AssetCheckSeverity.ERROR)
+        [outcome] = table.verdicts
+        low = table.table.to_pylist()[1]["mean_low"]
+        assert not outcome.passed
+        assert outcome.description == (
+            "m, complete: 4.67; at least 4 wanted. "
+            f"m, polite: 5.00, surely {low:.2f} or more; at least 4, with 0.975 confidence wanted."
+        )
+
     def test_a_score_outside_of_the_scale_is_a_reject(self, project):
         upstream, judging = grades(rubric=Rubric(CRITERIA, scale=(1, 3)), checks=Checks(blocking=False))
         project.run(upstream)
@@ -425,6 +440,8 @@ class TestRubric:
             ({"scale": (5, 1)}, "from a lower to a higher"),
             ({"min_score": {"kind": 3}}, "the criteria are complete, polite"),
             ({"min_score": 7}, "scores are from 1 to 5"),
+            ({"min_score": AtLeast(7, confidence=0.9)}, "scores are from 1 to 5"),
+            ({"min_score": AtLeast(4, on="labeled")}, "min_score takes no on='labeled'"),
         ],
     )
     def test_a_rubric_that_cannot_work_is_refused_at_once(self, wrong, says):

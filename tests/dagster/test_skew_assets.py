@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from code_location import DAYS, CodeLocation, failure, labeled, tickets
 
-from dagster_llm_batch import Realtime, Resend, skew_assets
+from dagster_llm_batch import AtLeast, Realtime, Resend, skew_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import Emulator, Reply, WireFault
@@ -179,6 +179,15 @@ class TestSkew:
         assert location.checks(result) == {(None, "agreement"): False}
         assert result.success is False
 
+    def test_a_bound_fails_where_the_sample_does_not_show_that_as_many_are_the_same(self, workspace):
+        location = workspace.location(usual(), min_agreement=AtLeast(0.9, confidence=0.95))
+        assert location.land().success
+        result = check(location)
+        [verdict] = result.get_asset_check_evaluations()
+        assert location.checks(result) == {(None, "agreement"): False}
+        # All ten are the same: a share below 0.05 ** (1 / 10) would show that less than once in twenty.
+        assert "topic: 1.000 of 10 are the same, surely 0.741 or more; at least 0.9, with 0.95" in verdict.description
+
     def test_only_labels_of_batches_are_drawn(self, workspace):
         def half_urgent(_context):
             return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
@@ -236,6 +245,7 @@ class TestRefusals:
             ({"target": []}, "at least one of each"),
             ({"sample_size": 0}, "at least one of each"),
             ({"min_agreement": 95}, "between 0 and 1"),
+            ({"min_agreement": AtLeast(0.9, on="labeled")}, "min_agreement takes no on='labeled'"),
             ({"realtime": Realtime(urgent="now")}, "realtime.urgent='now' is not allowed"),
             (
                 {"realtime": Realtime(deadline=timedelta(hours=1))},
