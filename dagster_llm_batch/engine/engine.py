@@ -183,7 +183,7 @@ class Engine:
             in_doubt: list[str] = []
             for submission_id in submission_ids:
                 submission, shards = self.ledger.submission_with_shards(submission_id)
-                if self._erase(submission, tombstones):
+                if self._erase(submission, held, tombstones):
                     submission, shards = self.ledger.submission_with_shards(submission_id)
                 # Another account could not collect what is in flight: refuse before more is sent.
                 for shard in shards:
@@ -346,7 +346,7 @@ class Engine:
                             read_errors.append(read_error)
             # First what passes by itself: a run that ends with it is tried again.
             transient = [error for error in fetch_errors if isinstance(error, TransientError)]
-            self._erase(submission)
+            self._erase(submission, {submission_id})
             if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
                 raise errors[0]
             status = self.status(submission_id)
@@ -427,7 +427,7 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
-        self._erase(self.ledger.submission(submission_id), is_leased=False)
+        self._erase(self.ledger.submission(submission_id))
         status = self.status(submission_id)
         if not status.submission.is_settled:
             msg = f"Submission {submission_id} is not settled; it has no labels yet."
@@ -572,17 +572,18 @@ class Engine:
 
         return Eraser(self.deployment)
 
-    def _erase(self, submission: Submission, tombstones: int | None = None, *, is_leased: bool = True) -> bool:
+    def _erase(self, submission: Submission, held: Collection[str] = (), tombstones: int | None = None) -> bool:
         """Erase, before it is sent or landed, what is to be erased of a submission; return whether something was.
 
-        `tombstones` is how many its asset has.
+        The caller holds the leases of `held`. `tombstones` is how many the asset has.
         """
         if tombstones is None:
             tombstones = len(self.ledger.tombstones(self.namespace, submission.asset))
         if not tombstones or submission.has_applied(tombstones):
             return False
-        with nullcontext() if is_leased else self.deployment.leased(submission.submission_id):
-            self.eraser.erase_submission(submission.submission_id)
+        own = submission.submission_id
+        with nullcontext() if own in held else self.deployment.leased(own):
+            self.eraser.erase_submission(own, {own, *held})
             self.eraser.erase_at_providers(submission.asset)
         return True
 

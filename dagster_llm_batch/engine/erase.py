@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -226,7 +226,7 @@ class Eraser:
             reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
             try:
                 with self._deployment.leased(submission.submission_id):
-                    if self.erase_submission(submission.submission_id):
+                    if self.erase_submission(submission.submission_id, {submission.submission_id}):
                         reason = None
             except LeaseError as error:
                 reason = f"another process works on it, and erases before it sends or lands: {error}"
@@ -236,8 +236,8 @@ class Eraser:
                 left.append(Left(submission, reason))
         return left
 
-    def erase_submission(self, submission_id: str) -> bool:
-        """Do what tombstones say of one submission, whose lease the caller holds; return whether all is done.
+    def erase_submission(self, submission_id: str, held: Collection[str]) -> bool:
+        """Do what tombstones say of one submission; return whether all is done. The caller holds the leases of `held`.
 
         Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
         which rows the files have then.
@@ -274,7 +274,7 @@ class Eraser:
         flying = False
         for shard in self._ledger.shards(submission_id):
             if self._is_at_rest(shard):
-                self._purge_shard(shard, going)
+                self._purge_shard(shard, going, held)
             else:
                 flying = True
         self._remove_unnamed(submission)
@@ -316,7 +316,7 @@ class Eraser:
             if (definition := metadata.get(DEFINITION.encode())) is not None:
                 out.add_key_value_metadata({DEFINITION: definition.decode()})
 
-    def _purge_shard(self, shard: Shard, going: set[str]) -> None:
+    def _purge_shard(self, shard: Shard, going: set[str], held: Collection[str]) -> None:
         """Take requests out of all files of a shard, and out of its numbers. The list of its requests is the last."""
         try:
             ids = request_ids(self._payloads, shard)
@@ -346,7 +346,7 @@ class Eraser:
         self._purge_results(shard, going)
         # Where a batch failed as a whole, the rows of all shards in it have the provider's words.
         for other in self._ledger.told_with(shard):
-            is_held = other.submission_id == shard.submission_id
+            is_held = other.submission_id in held
             with nullcontext() if is_held else self._deployment.leased(other.submission_id):
                 self._purge_results(other, set())
         write_ids(payloads, shard, packed(kept))

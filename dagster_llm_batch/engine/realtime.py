@@ -69,8 +69,13 @@ class Answerer:
         before = len(answers)
         # Committed before the first call: a process that dies after this must not let the same calls be made again.
         sent = ledger.move_shard(shard.shard_id, Move.SEND, lane=Lane.REALTIME, sent_at=self._deployment.clock())
-        write_receipts(self._deployment, [sent])
-        stopped_by = self._ask_all(provider, lines, answers)
+        stopped_by: BaseException | None
+        try:
+            write_receipts(self._deployment, [sent])
+            stopped_by = self._ask_all(provider, lines, answers)
+        # Where there is no receipt no call was made: the requests are asked later, and do not count as asked.
+        except BaseException as error:  # noqa: BLE001 - it is raised below
+            stopped_by = error
         # What another process has recorded of this shard stays: these answers are lost, as those of a killed one are.
         self._lease.check()
         if len(answers) == len(lines):

@@ -11,7 +11,8 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine, Realtime
 from dagster_llm_batch.engine.realtime_sample import answer_now
-from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.engine.request_files import SENT, beside
+from dagster_llm_batch.errors import PayloadError, TransientError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import WireFault
@@ -179,3 +180,18 @@ def test_who_asks_now_or_never_is_told_until_when_the_provider_takes_nothing(wor
     with pytest.raises(TransientError, match=r"not all of it was answered now\. openai/gpt-4o is asked .* after 2"):
         answer_now(run.engine, definition(), one)
     assert (run.slept, calls(workspace)) == (0, 1)
+
+
+def test_rows_whose_receipt_cannot_be_stored_are_not_asked_and_count_as_not_asked(workspace: Workspace) -> None:
+    one, engine = planned(workspace, urgent(3)), Run(workspace).engine
+    [shard] = engine.ledger.shards(one)
+    # Nothing can be written over a folder with a file in it.
+    in_the_way = workspace.tmp_path / "payloads" / beside(shard, SENT) / "file"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(PayloadError):
+        engine.advance(definition(), one)
+    assert (calls(workspace), engine.status(one).states) == (0, {"planned": 1})
+    in_the_way.rmdir()
+    in_the_way.parent.rmdir()
+    settled = engine.advance(definition(), one)
+    assert (settled.submission.outcomes, settled.submission.waves) == ({"succeeded": 3}, 1)
