@@ -292,7 +292,8 @@ class Collector:
     def _fetch_again(self, shard: Shard) -> bool:
         """Store the raw lines of a collected shard again; return whether the provider still has them."""
         shards = self._ledger.shards_of_batch(shard)
-        if shard.batch_id is None:
+        # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
+        if shard.batch_id is None or shard.erased_there_at is not None:
             return False
         try:
             self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -25,6 +27,7 @@ from dagster_llm_batch.engine.request_files import (
     write_answers_so_far,
 )
 from dagster_llm_batch.errors import PayloadError, RefusedError
+from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -354,6 +357,25 @@ def test_partitions_that_shared_a_batch_are_sent_together_again_after_one_is_era
     assert SECRET not in f"{engine.ledger.shards(ids[1])} {engine.ledger.events(ids[1])}"
     for submission_id, rows_left in ((ids[1], 3), (ids[0], 9)):
         assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": rows_left}
+
+
+def test_own_machines_are_not_asked_again_for_results_that_were_deleted_there(workspace):
+    labeler = Path(__file__).parents[1] / "providers" / "labeler.py"
+    words = [sys.executable, "-S", str(labeler), "-i", "{input}", "-o", "{output}", "--model", "{model}"]
+    workspace.providers["command"] = CommandProvider(words, str(workspace.tmp_path / "jobs"))
+    definition, engine = replace(ECHO, model="command/own"), workspace.engine()
+    submission_id = engine.plan(definition, rows()).submission_id
+    while not engine.advance(definition, submission_id).is_settled:
+        pass
+    assert erase(workspace, "t3") == []
+    assert [copy.left for copy in engine.eraser.erase_at_providers("ticket_labels")] == [None]
+    [first, *_] = engine.ledger.shards(submission_id)
+    assert first.erased_there_at is not None
+    for path in (first.results_path, first.raw_path):
+        (workspace.tmp_path / "payloads" / path).unlink()
+    # What cannot come any more is told as lost, and waits for a person: it is neither awaited for ever nor sent again.
+    assert len(engine.labels(definition, submission_id).labels) == 6
+    assert engine.ledger.shard(first.shard_id).waits_for_person
 
 
 def test_what_is_left_is_read_by_the_definition_that_asked_for_it(workspace):
