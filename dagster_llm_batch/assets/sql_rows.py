@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -180,7 +180,10 @@ def _refuse_changes(connection: Any, sql: str) -> None:
 def _read_only(connection: Any, driver: str) -> Iterator[None]:
     """Keep nothing that a statement changes within the block, and leave what its owner has not committed as it is."""
     if driver == "sqlite3":
-        [was] = connection.execute("pragma query_only").fetchone()
+        cursor = connection.cursor()
+        # the owner's may give dicts
+        cursor.row_factory = None
+        [was] = cursor.execute("pragma query_only").fetchone()
         with _executed(connection, "pragma query_only = 1", f"pragma query_only = {was}"):
             yield
     # a transaction of the owner's own is open unless the status is 0, which is idle
@@ -231,7 +234,9 @@ def _fetched(cursor: Any) -> Iterator[pa.RecordBatch]:
     # of a server-side cursor, the columns are known once it has fetched
     names = [column[0] for column in cursor.description]
     while True:
-        columns = list(zip(*rows, strict=True)) or [()] * len(names)
+        # some drivers and settings give dicts, which are their keys to zip
+        values = [row.values() for row in rows] if rows and isinstance(rows[0], Mapping) else rows
+        columns = list(zip(*values, strict=True)) or [()] * len(names)
         yield pa.RecordBatch.from_arrays([pa.array(column, from_pandas=True) for column in columns], names=names)
         if not (rows := cursor.fetchmany(BATCH_ROWS)):
             return

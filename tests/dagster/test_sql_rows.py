@@ -245,3 +245,15 @@ def test_a_driver_without_transactions_may_refuse_to_roll_back():
     assert sum(batch.num_rows for batch in read(Connection())) == 6
     with pytest.raises(InputError, match="no such table: no_table"):
         read(Connection(), "select * from no_table")
+
+
+def test_rows_that_a_connection_gives_as_dicts_have_their_values():
+    """As with DictCursor of PyMySQL, dict_row of psycopg, or this recipe of Python's own documentation."""
+    connection = lite()
+    connection.row_factory = lambda cursor, row: {
+        column[0]: value for column, value in zip(cursor.description, row, strict=True)
+    }
+    connection.execute("pragma query_only = 1")
+    [batch] = read(connection, f"{WHOLE} where day = ?", DAYS[1])
+    assert batch.column("body").to_pylist() == ["Body 1", "Body 3", "Body 5"]
+    assert connection.execute("pragma query_only").fetchone() == {"query_only": 1}
