@@ -21,11 +21,11 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.columns import Kind
-from dagster_llm_batch.metrics.intervals import CONFIDENCE, Interval, share_interval
+from dagster_llm_batch.metrics.intervals import CONFIDENCE, Interval, share_interval, unbounded_interval
 from dagster_llm_batch.metrics.joining import Class, Joined
 from dagster_llm_batch.metrics.per_class import class_name, coded, effective_rows, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.survey import Figure, Survey
+from dagster_llm_batch.metrics.survey import Figure, Survey, t_interval
 from dagster_llm_batch.metrics.tally import Tally, sampled_rows, stands_for, tally
 
 if TYPE_CHECKING:
@@ -102,7 +102,13 @@ class Evaluation:
     kappa_all: float | None = None
     kappa_weights: Literal["linear", "quadratic"] | None = None
     mae: float | None = None
+    mae_low: float | None = None
+    mae_high: float | None = None
+    mae_interval: str | None = None
     rmse: float | None = None
+    rmse_low: float | None = None
+    rmse_high: float | None = None
+    rmse_interval: str | None = None
     pearson: float | None = None
     spearman: float | None = None
     cost_usd: Decimal | None = None
@@ -292,12 +298,39 @@ def _numeric(counted: Tally) -> dict[str, Any]:
         largest = error.max() or 1.0
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
+        bounds, squared = (_error_interval(counted, values) for values in (error / largest, (error / largest) ** 2))
     return {
         "mae": _finite(mae),
+        **_ends("mae", _scaled(bounds, largest)),
         "rmse": _finite(rmse),
+        **_ends("rmse", _scaled(squared, largest, root=True)),
         "pearson": _correlation(gold, predicted, times),
         "spearman": _correlation(_ranks(gold, times), _ranks(predicted, times), times),
     }
+
+
+def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
+    """Compute the interval of the mean of values that are those of the rows of each cell, and not negative."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    if not np.isfinite(values).all():
+        return Interval(None, None, "none: errors are not finite")
+    if not counted.is_weighted:
+        return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]))
+    cell, rows = sampled_rows(counted)
+    mean = float(np.average(values[cell], weights=rows.weight))
+    variance = rows.variance_of_mean(values[cell] - mean)
+    # All errors are alike: that they vary is not seen.
+    bounds = t_interval(mean, variance, rows.n_eff, (0.0, math.inf)) if variance else (None, None)
+    return _of_design(Figure(mean, *bounds))
+
+
+def _scaled(interval: Interval, by: float, *, root: bool = False) -> Interval:
+    """Return the interval of errors that were divided by `by`; with `root`, of the root of their squares' mean."""
+    if interval.ends is None:
+        return interval
+    low, high = (max(0.0, end) ** (0.5 if root else 1) * by for end in interval.ends)
+    return Interval(low, high, interval.method)
 
 
 def _ranks(values: NDArray[np.float64], times: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
-from dagster_llm_batch.metrics.bootstrap import interval, resamples
-from dagster_llm_batch.metrics.clusters import number_units
+from dagster_llm_batch.metrics.clusters import Units, number_units
 from dagster_llm_batch.metrics.columns import Kind
+from dagster_llm_batch.metrics.intervals import Interval, mean_interval, unbounded_interval
 from dagster_llm_batch.metrics.joining import Joined
 from dagster_llm_batch.metrics.looks import log_payoffs, sign_flip_p
 from dagster_llm_batch.metrics.schemas import UNSTORED, evaluation_extra, schema_of, table_of
@@ -45,7 +45,8 @@ class Regression:
     """The current labels of a candidate against those that were accepted.
 
     - `accepted` and `current` are accuracies over the `n_both` rows (categorical), or mean absolute errors (numeric);
-      `change` is current minus accepted, with its 95 % interval (bootstrap). None without a row.
+      `change` is current minus accepted, with its 95 % interval by the unit (see `intervals`); `change_interval` is its
+      method, or why there is none. None without a row.
     - `n_fixed`: rows that only the current version has right (nearer, of numbers); `n_broken`: only the accepted one.
     - `n_units`: units of the `n_both` rows, which are the rows themselves unless several share a request.
     - `p_worse`: how often a current version that is no worse would look this bad, or worse, in this look alone; None
@@ -66,6 +67,7 @@ class Regression:
     change: float | None
     change_low: float | None
     change_high: float | None
+    change_interval: str | None
     p_worse: float | None
     n_units: int
     log_payoffs: tuple[float, ...] = field(default=(), metadata=UNSTORED)
@@ -75,7 +77,7 @@ REGRESSION_SCHEMA = schema_of(Regression)
 """The fields of `Regression`, in order; the versions are one text each, joined by commas."""
 
 
-def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 2000, seed: int = 0) -> Regression:
+def regression_between(accepted: Joined, current: Joined, *, seed: int = 0) -> Regression:
     """Compare two versions of the same labels. Raises InputError where the two were joined with different gold. The
     same input gives the same figures.
     """
@@ -86,7 +88,7 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
     numeric = current.target.kind == "numeric"
     before, after, both = (_errors if numeric else _mistakes)(accepted, current)
     n = len(before)
-    worse_by = np.zeros(0)
+    worse_by, bounds = np.zeros(0), Interval(None, None, "none: no row in common")
     counted = np.ones(n)
     if n and current.weight is not None:
         counted = current.weight.filter(both).to_numpy()
@@ -95,10 +97,16 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
     if n:
         units = number_units(accepted.cluster.filter(both), current.cluster.filter(both))
         worse_by = np.bincount(units, (after - before) * counted).astype(np.float64)
+        weighed = Units(counted, units)
+        # Of classes, `change` is that of accuracy: from all rows broken to all rows fixed.
+        bounds = (
+            unbounded_interval(after - before, weighed)
+            if numeric
+            else mean_interval(before - after, weighed, lowest=-1, highest=1)
+        )
     # Of classes, accuracy: what is not wrong.
     sums = [float((counted * (side if numeric else 1 - side)).sum()) for side in (before, after)]
     then, now = (total / n if n else None for total in sums)
-    low, high = _change_interval(worse_by if numeric else -worse_by, n, n_resamples, seed)
     return Regression(
         candidate=current.candidate,
         target=current.target.name,
@@ -111,8 +119,9 @@ def regression_between(accepted: Joined, current: Joined, *, n_resamples: int = 
         accepted=then,
         current=now,
         change=None if then is None or now is None else now - then,
-        change_low=low,
-        change_high=high,
+        change_low=bounds.low,
+        change_high=bounds.high,
+        change_interval=bounds.method if n else None,
         p_worse=sign_flip_p(worse_by, seed=seed) if n else None,
         n_units=len(worse_by),
         log_payoffs=log_payoffs(worse_by),
@@ -152,20 +161,6 @@ def _errors(accepted: Joined, current: Joined) -> _Compared:
         for labels in (accepted, current)
     )
     return before, after, both
-
-
-def _change_interval(
-    by_unit: NDArray[np.float64], n: int, n_resamples: int, seed: int
-) -> tuple[float | None, float | None]:
-    """Return the interval of the mean change of a row, from its sums by unit (bootstrap)."""
-    import numpy as np  # noqa: PLC0415  # its caller has it
-
-    if not n or not n_resamples:
-        return None, None
-    # Units that changed alike are drawn together: a resample costs as many draws as there are different changes.
-    apart, of_unit = np.unique(by_unit, return_inverse=True)
-    drawn = [chunk @ apart / n for chunk in resamples(np.bincount(of_unit), n_resamples, seed)]
-    return interval(np.concatenate(drawn)) or (None, None)
 
 
 def regressions_markdown(regressions: Sequence[Regression]) -> str:

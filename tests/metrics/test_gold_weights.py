@@ -52,6 +52,7 @@ def test_figures_are_those_of_a_table_in_which_each_row_stands_as_often_as_its_w
     for one, all_rows in zip(got.evaluations, expected.evaluations, strict=True):
         for figure in figures:
             assert getattr(one, figure) == pytest.approx(getattr(all_rows, figure)), figure
+        assert one.mae is None or one.mae_low < one.mae < one.mae_high
     for column in ("precision", "recall", "f1"):
         assert got.per_class[column].to_pylist() == pytest.approx(expected.per_class[column].to_pylist())
     assert got.per_class["support"].to_pylist() != expected.per_class["support"].to_pylist()  # counts stay counts
