@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.engine.prune import Pruning
 
-__all__ = ["CancelConfig", "ResolveConfig", "RetentionConfig", "build_llm_batch_jobs", "build_llm_batch_retention"]
+__all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs", "build_llm_batch_retention"]
 
 
 class CancelConfig(CheckedConfig):
@@ -43,18 +43,6 @@ class ResolveConfig(CheckedConfig):
     batch_id: str = Field(default="", description="Its batch, where the provider's console shows one.")
     no_batch: bool = Field(default=False, description="True where no batch exists: the shard is sent (again).")
     lost: bool = Field(default=False, description="True where its batch never ends: it is waited for no longer.")
-
-
-class RetentionConfig(CheckedConfig):
-    """Which stored files are removed: see `dagster-llm-batch prune`."""
-
-    older_than_days: float = Field(
-        default=30, ge=1, description="Days after which the files of submissions go that newer ones replaced."
-    )
-    raw_older_than_days: float | None = Field(
-        default=None, ge=1, description="Days after which requests and raw results of landed labels go. None: never."
-    )
-    delete: bool = Field(default=True, description="False: only show what would go.")
 
 
 @checked
@@ -149,6 +137,25 @@ def build_llm_batch_retention(
         if age is not None and age < timedelta(days=1):
             raise ConfigError(f"Files are pruned after a day at the earliest; got {argument}={age}.")
 
+    def in_days(age: timedelta) -> float:
+        return age / timedelta(days=1)
+
+    # An age that a run's configuration leaves out is the schedule's, not a shorter one.
+    class RetentionConfig(CheckedConfig):
+        """Which stored files are removed: see `dagster-llm-batch prune`."""
+
+        older_than_days: float = Field(
+            default=in_days(older_than),
+            ge=1,
+            description="Days after which the files of submissions go that newer ones replaced.",
+        )
+        raw_older_than_days: float | None = Field(
+            default=None if raw_older_than is None else in_days(raw_older_than),
+            ge=1,
+            description="Days after which requests and raw results of landed labels go. None: never.",
+        )
+        delete: bool = Field(default=True, description="False: only show what would go.")
+
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
         """Files that nothing needs any more are removed from the payload store."""
@@ -159,15 +166,10 @@ def build_llm_batch_retention(
         context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
         context.add_output_metadata(_pruning_metadata(pruning, deleted=config.delete))
 
-    ages = RetentionConfig(
-        older_than_days=older_than / timedelta(days=1),
-        raw_older_than_days=None if raw_older_than is None else raw_older_than / timedelta(days=1),
-    )
-
     @dg.job(
         name=name,
         tags=tags,
-        config=dg.RunConfig(ops={"prune_payloads": ages}),
+        config=dg.RunConfig(ops={"prune_payloads": RetentionConfig()}),
         description="Remove requests and results of LLM batches that nothing needs any more, by their age.",
     )
     def retention() -> None:

@@ -182,6 +182,8 @@ def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
     assert retained(location, schedule, raw_older_than_days=100)["llm_batch/files_found"] == 0
     looked = retained(location, schedule, raw_older_than_days=90, delete=False)
     assert (looked["llm_batch/files_found"], looked["llm_batch/files_deleted"]) == (2, 0)
+    # What a configuration leaves out is as the schedule has it.
+    assert retained(location, schedule, delete=False)["llm_batch/files_found"] == 2
     metadata = retained(location, schedule)
     assert (metadata["llm_batch/files_deleted"], metadata["llm_batch/submissions_aged"]) == (2, 1)
     assert metadata["llm_batch/bytes_found"] > 0
