@@ -37,13 +37,13 @@ from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submissi
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 
-__all__ = ["Allowance", "Pick", "committing", "exceeded", "forecast_steps", "refuse_over_budget"]
+__all__ = ["BUDGET_PAUSE", "Allowance", "Pick", "committing", "exceeded", "forecast_steps", "refuse_over_budget"]
 
 # How long to wait for another process that commits money at this moment.
 _WAIT_SECONDS = 60.0
 
-# How long shards wait for a budget that others have used up.
-_BUDGET_PAUSE = timedelta(minutes=10)
+BUDGET_PAUSE = timedelta(minutes=10)
+"""How long shards wait for a budget that others have used up."""
 
 _DIGEST_CHARS = 16
 
@@ -306,7 +306,7 @@ class Allowance:
             f"the {requests:,} can cost {money_text(most)}"
         )
         if tightest.limit.submission_id is None:
-            return Pick((), waits_for=left, wait=_BUDGET_PAUSE)
+            return Pick((), waits_for=left, wait=BUDGET_PAUSE)
         return Pick((), stopped=self._stopped(submission_id, requests, left))
 
     def _stopped(self, submission_id: str, requests: int, why: str) -> str:

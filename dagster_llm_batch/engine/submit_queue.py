@@ -17,7 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from dagster_llm_batch.engine.breaker import STOPPED
-from dagster_llm_batch.engine.budget import Allowance
+from dagster_llm_batch.engine.budget import BUDGET_PAUSE, Allowance
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
@@ -156,6 +156,9 @@ class Dispatcher:
         limits = self._deployment.batch_limits(labeling)
         now = self._deployment.clock()
         may_go = [shard for shard in shards if due(shard, now)]
+        for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
+            self._waits(submission_id)
+        # That the rest waits for money, too, is the last word: until then no run can do anything.
         affordable = self._affordable(may_go, all_due=len(may_go) == len(shards))
         going = [part for shard in affordable for part in self._parts(shard, limits.min_requests)]
         for batch in _together(sorted(going, key=_size_without_room), limits):
@@ -173,8 +176,6 @@ class Dispatcher:
             for submission_id in {shard.submission_id for shard in batch}:
                 self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {reason}")
             drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
-        for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
-            self._waits(submission_id)
 
     def _affordable(self, shards: Sequence[Shard], *, all_due: bool) -> list[Shard]:
         """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
@@ -185,15 +186,18 @@ class Dispatcher:
             ledger, rest = self._deployment.ledger, [s for s in shards if s.submission_id == submission_id]
             if pick.stopped is not None:
                 ledger.add_event(submission_id, STOPPED, pick.stopped)
-                planned = [s for s in ledger.shards(submission_id) if s.state is ShardState.PLANNED]
-                drop(self._deployment, planned, "it was not sent: its limit has no room left")
+                # Not those of another model or lane, which may have room, and be about to be sent.
+                drop(self._deployment, rest, "it was not sent: its limit has no room left")
             elif pick.wait is not None:
-                until = self._deployment.clock() + pick.wait
-                ledger.delay_shards([shard.shard_id for shard in rest], until, f"it waits for money: {pick.waits_for}")
+                self._pause_for_money(rest, pick.wait, pick.waits_for)
                 self._waits(submission_id)
             elif pick.waits_for is not None:
                 self._waits(submission_id, f"{_FOR_MONEY} {pick.waits_for}")
         return going
+
+    def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
+        until = self._deployment.clock() + pause
+        self._deployment.ledger.delay_shards([shard.shard_id for shard in shards], until, f"it waits for money: {why}")
 
     def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
         """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
@@ -238,19 +242,30 @@ class Dispatcher:
             # submission is lost, and what was sent beside another process, is an error of this one.
             with suppress(LeaseError):
                 queue.enter_context(_queue(self._deployment, batch[0]))
-                going = self._that_fit(batch, at_least=1 if is_padded else min(least, requests))
+                going = self._that_fit(batch, min(least, requests), fill_up_to=least if is_padded else 0)
             waiting = batch[len(going) :]
             if going:
                 self._sender.send(going, labeling.spec, fill_up_to=least if is_padded else 0)
         for submission_id in {shard.submission_id for shard in waiting}:
             self._waits(submission_id)
 
-    def _that_fit(self, batch: list[Shard], at_least: int) -> list[Shard]:
-        """Return the first shards that the queue has room for; none where they have fewer than `at_least` requests."""
-        going = list(batch)
-        while going and not has_room(self._deployment, going):
+    def _that_fit(self, batch: list[Shard], at_least: int, fill_up_to: int) -> list[Shard]:
+        """Return the first shards that the queue and the limits have room for together, with copies that fill them up.
+
+        None where they have fewer than `at_least` requests, unless they are filled up. Each submission by itself has
+        the room, but of those that are sent together the first take it.
+        """
+        going, lacks_money = list(batch), False
+        while going and (fill_up_to or sum(shard.requests for shard in going) >= at_least):
+            if has_room(self._deployment, going):
+                padding = max(0, fill_up_to - sum(shard.requests for shard in going))
+                if self._reserve(going, padding):
+                    return going
+                lacks_money = True
             going.pop()
-        return going if sum(shard.requests for shard in going) >= at_least else []
+        if lacks_money:
+            self._pause_for_money(batch, BUDGET_PAUSE, "the limits have no room for a batch of these")
+        return []
 
     def _waits(self, submission_id: str, reason: str = "for the provider's queue, or for its time") -> None:
         last = self._deployment.ledger.last_event(submission_id)
@@ -349,7 +364,7 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
     """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
     turned_away = _turned_away(planned, now)
-    if planned and _waits_for_money(deployment, planned[0].submission_id):
+    if planned and not late and _waits_for_money(deployment, planned[0].submission_id):
         return False
     return any(
         _target(shard) not in turned_away
@@ -360,12 +375,15 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
 
 
 def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
-    """Return whether the rest of a submission waits for what is in flight of it to be billed."""
+    """Return whether the rest of a submission waits for what is in flight of it, or goes before it, to be billed."""
     last = deployment.ledger.last_event(submission_id)
     if last.kind != WAITS or not (last.detail or "").startswith(_FOR_MONEY):
         return False
-    is_settled = (ShardState.PLANNED, ShardState.COLLECTED)
-    return any(shard.state not in is_settled for shard in deployment.ledger.shards(submission_id))
+    now = deployment.clock()
+    return any(
+        not due(shard, now) if shard.state is ShardState.PLANNED else shard.state is not ShardState.COLLECTED
+        for shard in deployment.ledger.shards(submission_id)
+    )
 
 
 def _submission_id(shard: Shard) -> str:

@@ -16,12 +16,12 @@ import pytest
 from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Labeling, Realtime, Resend, Spend, Status
+from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend, Status
 from dagster_llm_batch.engine.labeling import Fallback
 from dagster_llm_batch.engine.rules import Budget, LimitKind
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.storage.ledger.records import SpendLimit
-from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
 
 GOOD = '{"topic": "bug", "urgency": 3}'
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1_024).to_bytes(4, "big") * 2
@@ -278,3 +278,72 @@ def test_a_limit_that_nobody_can_keep_is_refused(workspace: Workspace) -> None:
     with pytest.raises(BudgetError, match="nobody knows how much they can cost at most, so the budget of"):
         workspace.engine(budgets=[Budget(5)]).plan(labeling(params=searching), tickets(2))
     assert not workspace.emulator.books.batches
+
+
+def test_what_has_waited_for_the_next_period_shares_its_budget(tmp_path: Any) -> None:
+    rules = {"budgets": [Budget("0.5", "day", limit="hard")]}
+    waiting: dict[str, Labeling] = {}
+    with Emulator(answer=reply(16_384, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        for name in ("a", "b", "c", "d"):
+            engine = workspace.engine(**rules)
+            definition = labeling(**FREE_TEXT, asset=name, spend=Spend(expected_output_tokens=10))
+            submission = engine.plan(definition, tickets(6, start=ord(name) * 10))
+            engine.submit(definition, submission.submission_id)
+            waiting[submission.submission_id] = definition
+        assert len(emulator.books.batches) == 1
+        for day in range(1, 4):
+            emulator.settle()
+            workspace.skipped += timedelta(days=1)
+            for submission_id, definition in waiting.items():
+                workspace.engine(**rules).advance(definition, submission_id)
+            # One each day: a second would cost 0.98 together with it.
+            assert len(emulator.books.batches) == day + 1
+
+
+def test_of_submissions_that_are_sent_together_one_goes_where_a_budget_has_room_for_one(tmp_path: Any) -> None:
+    rules = {"budgets": [Budget("0.5", "ever", limit="hard")]}
+    definition = labeling(**FREE_TEXT, spend=Spend(expected_output_tokens=10))
+    with Emulator(answer=reply(10, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine(**rules)
+        ids = [
+            engine.plan(definition, tickets(4, start=day * 10), partition=str(day)).submission_id for day in range(3)
+        ]
+        for _ in ids:
+            workspace.engine(**rules).submit_together(definition, ids)
+            for submission_id in ids:
+                emulator.settle()
+                workspace.skipped += timedelta(hours=1)
+                workspace.engine(**rules).collect(definition, submission_id)
+        assert all(engine.status(submission_id).is_settled for submission_id in ids)
+
+
+def test_a_model_without_room_stops_no_other_that_has_some(tmp_path: Any) -> None:
+    """In the second wave the same model is asked again, and a fallback, of which one request has no room."""
+    resend = Resend(max_waves=3, invalid_waves=1, fallback=[Fallback("openai/gpt-4", params={"max_tokens": 8_000})])
+    definition = labeling(params={"max_tokens": 500}, max_cost_usd="0.1", spend=spend("hard"), resend=resend)
+
+    def answer(body: Any, _url: str) -> Reply:
+        return Reply(text="no JSON" if "number 1?" in str(body) else GOOD, input_tokens=60, output_tokens=10)
+
+    with Emulator(answer=answer) as emulator:
+        emulator.inject(RowFault(status_code=500, containing="number 2?", times=1))
+        status = run(Workspace(tmp_path, emulator), definition, tickets(4))
+    assert status.submission.outcomes == {"succeeded": 3, "invalid": 1}
+
+
+def test_nothing_is_tried_while_what_goes_first_waits_for_its_time(tmp_path: Any) -> None:
+    definition = labeling(**FREE_TEXT, max_cost_usd="0.3", spend=spend("hard"), limits=Limits(max_requests_per_batch=3))
+    with Emulator(answer=reply(10, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine()
+        submission = engine.plan(definition, tickets(9))
+        [first, *_] = engine.ledger.shards(submission.submission_id)
+        engine.ledger.delay_shards([first.shard_id], engine.now() + timedelta(minutes=5), "its queue is full")
+        engine.submit(definition, submission.submission_id)
+        [waiting] = engine.ledger.progress("test")
+        assert not emulator.books.batches
+        assert not engine.can_advance(waiting)
+        workspace.skipped += timedelta(minutes=5)
+        assert engine.can_advance(waiting)

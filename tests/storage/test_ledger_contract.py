@@ -445,6 +445,19 @@ def test_what_is_billed_frees_what_was_kept_for_it_and_what_nobody_knows_does_no
     assert ledger.committed_usd(limit, ["unlimited"]) == Decimal("3.5")
 
 
+def test_a_period_has_what_was_sent_in_it_whenever_it_was_planned(ledger, clock):
+    shards = [a_shard(name, number=n, nonce=name, estimated_usd=Decimal(2)) for n, name in enumerate(("a", "b", "c"))]
+    ledger.open_submission(a_submission(), shards)
+    bring_to(ledger, "a", ShardState.SUBMITTED)
+    clock.pass_seconds(86_400)
+    limit = SpendLimit(Decimal(3), "prod", since=clock.now)
+    assert ledger.committed_usd(limit) == ledger.spent_usd("prod", since=clock.now) == 0
+    assert ledger.reserve({"b": Decimal(2)}, [limit])
+    assert not ledger.reserve({"c": Decimal(2)}, [limit])
+    ledger.move_shard("b", Move.SEND)
+    assert ledger.committed_usd(limit) == ledger.spent_usd("prod", since=clock.now) == 2
+
+
 def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
     ledger.open_submission(a_submission(), [])
     ledger.add_event("s1", "collect.skipped", "2 shards in flight")

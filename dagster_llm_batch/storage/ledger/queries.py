@@ -369,9 +369,9 @@ class LedgerQueries:
     ) -> Decimal:
         """Return the committed money in USD: what collected shards cost, and what the others are estimated to cost.
 
-        Of shards planned at or after `since`, those in `besides` left out. A shard that ended without a batch (refused,
-        or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an unknown estimate as
-        nothing.
+        Of shards sent, or else planned, at or after `since`, those in `besides` left out. A shard that ended without a
+        batch (refused, or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an
+        unknown estimate as nothing.
         """
         counted = (
             SHARD.c.state,
@@ -387,7 +387,7 @@ class LedgerQueries:
         if asset is not None:
             query = query.where(SUBMISSION.c.asset == asset)
         if since is not None:
-            query = query.where(SHARD.c.planned_at >= since)
+            query = query.where(sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at) >= since)
         with self._database.read() as connection:
             return sum((_committed_usd(*row) for row in connection.execute(query)), Decimal(0))
 

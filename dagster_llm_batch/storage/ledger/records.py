@@ -285,8 +285,8 @@ class ShardCost(NamedTuple):
 class SpendLimit(NamedTuple):
     """The most that may be billed, with what can be billed at most of all that is sent.
 
-    It holds for one submission, or for all shards of a namespace, of one asset where that is given, that were planned
-    at or after `since`.
+    It holds for one submission, or for all shards of a namespace, of one asset where that is given, that were sent at
+    or after `since` or are about to be.
     """
 
     max_usd: Decimal

@@ -218,7 +218,7 @@ SHARD = sa.Table(
     _name("digest"),
     _column("estimated_usd", _MONEY, null=True),
     _foreign_text("batch_id", _ID_CHARS),
-    _column("planned_at", _UTC),  # when it was stored: what `spent` counts from; the ledger's own
+    _column("planned_at", _UTC),  # when it was stored: its place in the queue; the ledger's own
     _column("sent_at", _UTC, null=True),
     _column("submitted_at", _UTC, null=True),
     _column("ended_at", _UTC, null=True),

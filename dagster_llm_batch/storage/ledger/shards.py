@@ -226,7 +226,8 @@ def committed_usd(connection: sa.Connection, limit: SpendLimit, besides: Sequenc
     if limit.asset is not None:
         query = query.where(SUBMISSION.c.asset == limit.asset)
     if limit.since is not None:
-        query = query.where(SHARD.c.planned_at >= limit.since)
+        # What is kept for a shard that is about to be sent counts now, whenever it was planned.
+        query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
     return sum((_reserved_usd(row) for row in connection.execute(query)), Decimal(0))
 
 
