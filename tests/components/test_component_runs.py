@@ -342,6 +342,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
       model: openai/gpt-4o
       params: {max_tokens: 50}
       max_cost_usd: 1
+      spend: {limit: hard}
       partitions_def: {type: daily, start_date: "2026-01-01", end_date: "2026-01-04"}
       resource:
         openai: {api_key: "{{ env.OPENAI_API_KEY }}", base_url: "{{ env.OPENAI_BASE_URL }}"}
@@ -356,6 +357,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
     with Emulator() as emulator, dg.instance_for_test() as instance, loaded(text, files={"rows.py": rows}) as one:
         monkeypatch.setenv("OPENAI_API_KEY", DEFAULT_KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_base_url)
+        assert one.component.spend.limit == "hard"
         run(one.defs, instance, "ticket_labels_batch", partition_key="2026-01-02")
         emulator.settle()
         repository = one.defs.get_repository_def()

@@ -7,7 +7,7 @@ import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
 from test_landing_runs import FullDisk
 
-from dagster_llm_batch import Checks, on_labels_ready
+from dagster_llm_batch import Checks, Spend, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
@@ -294,6 +294,37 @@ def test_a_submission_that_was_stopped_lands_with_a_failed_check_that_says_why_a
     [spend] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "spend"]
     assert "Cost: not known" in spend.description
     assert sum(one.billed for one in emulator.books.executions) == 12
+
+
+@pytest.mark.parametrize("kind", ["hard", "measured"])
+def test_what_a_limit_stops_lands_with_a_failed_check_that_says_what_is_left_and_what_to_do(instance, kind):
+    def answer(body, endpoint):
+        return Reply(text="word", input_tokens=60, output_tokens=16_384)
+
+    limited = labeled(
+        rows=lambda _: tickets(12),
+        response=None,
+        params={},
+        max_cost_usd="0.5",
+        spend=Spend(limit=kind, expected_output_tokens=10),
+        checks=Checks(min_coverage=0),
+    )
+    with Emulator(answer=answer) as dear:
+        location = CodeLocation(dear, instance, *limited)
+        landed = location.land()
+        while not location.materializations():
+            dear.settle()
+            landed = location.collect()
+        billed = sum(one.billed for one in dear.books.executions)
+    assert 0 < billed < 7
+    assert location.metadata()["dagster/partition_row_count"] == billed
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert not coverage.passed
+    assert f"{billed} of 12 rows have a label" in coverage.description
+    assert f"Stopped: {12 - billed} requests are not sent: max_cost_usd=0.5 has $0.00" in coverage.description
+    assert "each of the 6 can cost $0.08" in coverage.description
+    assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in coverage.description
+    assert location.metadata()["llm_batch/stopped"] in coverage.description
 
 
 def sent_check(result):
