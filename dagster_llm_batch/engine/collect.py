@@ -40,10 +40,10 @@ from dagster_llm_batch.engine.request_files import (
 from dagster_llm_batch.errors import CredentialsError, PayloadError, ProviderError, RefusedError, TransientError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
-from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.types import BatchStatus, Cause, Lane
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
 __all__ = ["Collector"]
 
@@ -234,7 +234,7 @@ class Collector:
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
                 self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
-            fields: ShardFields = {"results_path": results_path, **bill_of(tally)}
+            fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, tally)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
             if tally.cost_usd is None:
@@ -282,8 +282,42 @@ class Collector:
                 "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
             )
         if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
-            _, tally = self.read(shard)
-            self._ledger.record_bill(shard.shard_id, bill_of(tally))
+            results_path, tally = self.read(shard)
+            self._ledger.record_bill(shard.shard_id, self._bill(shard, results_path, tally))
+
+    def _bill(self, shard: Shard, results_path: str, tally: Tally) -> ShardFields:
+        """Return what the ledger stores of what a shard's results cost."""
+        bill = bill_of(tally)
+        asked_again = self._asked_again(shard) if tally.replies else set()
+        if asked_again:
+            columns = ["llm_request_id", "llm_outcome", "llm_cost_usd"]
+            results = self._payloads.read_table(results_path, columns).to_pylist()
+            twice = (
+                row["llm_cost_usd"] or Decimal(0)
+                for row in results
+                if row["llm_outcome"] == Outcome.SUCCEEDED and row["llm_request_id"] in asked_again
+            )
+            bill["unlabeled_usd"] = tally.unlabeled_usd + sum(twice, Decimal(0))
+        return bill
+
+    def _asked_again(self, shard: Shard) -> set[str]:
+        """Return requests that newer submissions have sent, too, and may have labels of.
+
+        A person has asked them again, after a batch was given up or was gone, and now its answers came.
+        """
+        own = self._ledger.submission(shard.submission_id)
+        requests: set[str] = set()
+        for newer in self._ledger.history(own.namespace, own.asset, own.partition):
+            if newer.submission_id == own.submission_id:
+                break
+            for other in self._ledger.shards(newer.submission_id):
+                if other.results_path and self._payloads.exists(other.results_path):
+                    results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
+                    is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)
+                    requests.update(results["llm_request_id"].filter(is_label).to_pylist())
+                elif other.state in IN_FLIGHT:
+                    requests.update(request_ids(self._payloads, other))
+        return requests
 
     def _lacks_lines(self, shard: Shard) -> bool:
         """Return whether raw lines were stored that are gone or damaged."""

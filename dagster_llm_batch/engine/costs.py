@@ -52,7 +52,8 @@ class CostSum:
         reported_of_usd: What the same cost by our prices.
         realtime_usd: What the requests in `cost_usd` would have cost in real time.
         saved_usd: So much less was paid.
-        invalid_usd: Part of `cost_usd`: replies that were paid for and gave no label, when first asked for.
+        invalid_usd: Part of `cost_usd`: replies that were paid for and gave no label, when first asked for. So are
+            answers of a batch that was given up which come when the same has been asked again: that one is the label.
         retries_usd: Likewise, when they were asked for again. A second reply that gives the label is no waste: the
             first one was.
         padding_usd: Part of `cost_usd`: copies that were sent to reach a provider's least number.

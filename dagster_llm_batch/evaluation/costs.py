@@ -56,7 +56,7 @@ _DOCS = {
     "reported_of_usd": "what the same batches cost by our prices",
     "realtime_usd": "what the same would have cost in real time",
     "saved_usd": "so much less was paid than in real time",
-    "invalid_usd": "replies that were paid for and gave no label, when first asked for",
+    "invalid_usd": "replies that were paid for and gave no label, when first asked for, or came after another had",
     "retries_usd": "the same, when they were asked for again",
     "padding_usd": "copies that were sent to reach a provider's least number",
     "wasted_usd": "the sum of the three: paid, and no label",

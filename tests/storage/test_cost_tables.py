@@ -26,7 +26,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
 FIRST = datetime(2026, 11, 3, 9, tzinfo=UTC)
@@ -111,6 +111,29 @@ def table(house: House, *by: str, **limits: Any) -> dict[tuple[str, ...], CostSu
     known = [part.cost_usd for part in summed.groups.values() if part.cost_usd is not None]
     assert sum(known, Decimal(0)) == (summed.total.cost_usd or 0)
     return {**summed.groups, ("total",): summed.total}
+
+
+def test_an_answer_that_comes_late_to_what_was_asked_again_is_waste(house: House) -> None:
+    """Of three that were given up, two are asked again; one of these gets no label then."""
+    definition = labels("late", "openai/gpt-5-nano")
+    first = house.send(definition, ["late 1", "late 2", "late 3"])
+    [shard] = house.ledger.shards(first)
+    house.engine.give_up(shard.shard_id)
+    house.engine.advance(definition, first)
+    house.now += timedelta(hours=1)
+    again_is = len(house.emulator.books.batches)
+    house.emulator.inject(RowFault(containing="late 2", status_code=400, batches={again_is}))
+    rows = pa.table({"id": ["late 1", "late 2"], "text": ["late 1", "late 2"]})
+    again = house.engine.plan(definition, rows, partition="", again=True).submission_id
+    house.engine.submit(definition, again)
+    house.emulator.settle()
+    house.now += timedelta(hours=1)
+    assert house.engine.advance(definition, again).is_settled
+    house.engine.poll_awaited(["late"], house.now)
+    house.engine.advance(definition, first)
+    part = table(house, "asset")["late",]
+    assert part.cost_usd == usd(NANO, 1_001, 100) + usd(NANO, 3_006, 300)
+    assert part.wasted_usd == part.invalid_usd == usd(NANO, 1_001, 100)
 
 
 def test_every_part_of_the_bill_is_what_it_is_by_hand(house: House) -> None:
