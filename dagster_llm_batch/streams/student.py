@@ -21,7 +21,7 @@ from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 __all__ = ["STUDENT_SCHEMA", "Answer", "Student", "out_of_fold", "train"]
 
-# of the calibration; a class with fewer rows cannot be learned
+# of the calibration; a class with fewer texts cannot be learned
 _FOLDS = 3
 _WHAT = "A student"
 
@@ -101,11 +101,11 @@ class Student:
 
 
 def train(texts: Sequence[str], labels: Sequence[str], *, code_version: str, target: str, seed: int = 0) -> Student:
-    """Train a student on these labels. Classes with fewer than 3 rows are left out.
+    """Train a student on these labels. Classes with fewer than 3 different texts are left out.
 
     Raises InputError where fewer than two classes are left.
     """
-    kept = _learnable(labels)
+    kept = _learnable(texts, labels)
     texts, labels = [texts[at] for at in kept], [labels[at] for at in kept]
     pipeline = _fitted(texts, labels, seed)
     classes = tuple(map(str, pipeline.classes_))
@@ -135,7 +135,7 @@ def out_of_fold(
     for _, tried in KFold(folds, shuffle=True, random_state=seed).split(np.zeros(len(numbers))):
         is_asked = np.isin(of_row, tried)
         learned, asked = (np.flatnonzero(rows).tolist() for rows in (~is_asked, is_asked))
-        kept = [learned[at] for at in _learnable([labels[at] for at in learned])]
+        kept = [learned[at] for at in _learnable([texts[at] for at in learned], [labels[at] for at in learned])]
         pipeline = _fitted([texts[at] for at in kept], [labels[at] for at in kept], seed)
         chances = pipeline.predict_proba([texts[at] for at in asked])
         for at, row in zip(asked, chances, strict=True):
@@ -154,19 +154,40 @@ def _fitted(texts: Sequence[str], labels: Sequence[str], seed: int) -> Any:
         from sklearn.pipeline import Pipeline  # noqa: PLC0415 - an extra
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, max_features=50_000, strip_accents="unicode")
     linear = LogisticRegression(C=4.0, max_iter=1_000, class_weight="balanced", random_state=seed)
-    pipeline = Pipeline([("words", words), ("linear", CalibratedClassifierCV(linear, cv=_FOLDS, ensemble=False))])
+    calibrated = CalibratedClassifierCV(linear, cv=_splits(texts, labels), ensemble=False)
+    pipeline = Pipeline([("words", words), ("linear", calibrated)])
     # on a busy machine its threads wait for each other, for minutes
     with threadpoolctl.threadpool_limits(1):
-        return pipeline.fit(texts, labels)
+        pipeline.fit(texts, labels)
+    # The positions of all rows would be stored with the student.
+    return pipeline.set_params(linear__cv=_FOLDS)
 
 
-def _learnable(labels: Sequence[str]) -> list[int]:
-    counts = Counter(labels)
+def _splits(texts: Sequence[str], labels: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Return positions to learn from and positions to calibrate on: no text is in both, and each class in all."""
+    import numpy as np  # noqa: PLC0415 - its caller has it
+
+    seen: Counter[str] = Counter()
+    fold_of: dict[str, int] = {}
+    for text, label in zip(texts, labels, strict=True):
+        if text not in fold_of:
+            fold_of[text] = seen[label] % _FOLDS
+            seen[label] += 1
+    folds = np.array([fold_of[text] for text in texts])
+    return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(_FOLDS)]
+
+
+def _learnable(texts: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Return positions of rows whose class has enough different texts; one with several labels counts for the first."""
+    first: dict[str, str] = {}
+    for text, label in zip(texts, labels, strict=True):
+        first.setdefault(text, label)
+    counts = Counter(first.values())
     kept = [at for at, label in enumerate(labels) if counts[label] >= _FOLDS]
     if len({labels[at] for at in kept}) < 2:  # noqa: PLR2004 - there is nothing to tell apart
         raise InputError(
-            f"A student needs at least two classes with {_FOLDS} labeled rows each; there are {dict(counts)}. Label "
-            "more rows first."
+            f"A student needs at least two classes with {_FOLDS} different labeled texts each; there are "
+            f"{dict(counts)}. Label more rows first."
         )
     return kept
 

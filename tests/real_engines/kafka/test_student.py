@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from decimal import Decimal
 
 import dagster as dg
@@ -47,7 +48,7 @@ def test_too_few_labels_are_not_learned_from_and_rare_classes_are_left_out():
     lines, topics = [text for text, _ in known], [topic for _, topic in known]
     one = train([*lines, "once"], [*topics, "rare"], code_version="c", target="topic")
     assert "rare" not in one.classes
-    with pytest.raises(InputError, match="at least two classes with 3 labeled rows"):
+    with pytest.raises(InputError, match="at least two classes with 3 different labeled texts"):
         train(lines[:3], ["a", "a", "b"], code_version="c", target="topic")
 
 
@@ -68,6 +69,23 @@ def test_out_of_fold_answers_are_of_students_that_did_not_see_another_row_with_t
     assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 135
     with pytest.raises(InputError, match="2 different texts"):
         out_of_fold(["one", "two"] * 20, ["a", "b"] * 20)
+
+
+def test_a_student_is_calibrated_on_texts_that_it_has_not_seen():
+    """Ten rows with one text say once how sure it may be. Labels here are chance: it is right half of the time."""
+    drawn, words = random.Random(1), [f"word{n}" for n in range(30)]
+    seen, new = ([" ".join(drawn.choices(words, k=6)) for _ in range(n)] for n in (80, 200))
+    labels = [drawn.choice("ab") for _ in seen]
+    one = train(seen * 10, labels * 10, code_version="c", target="topic")
+    sure = [answer.confidence for answer in one.answers(new)]
+    assert sum(sure) / len(sure) < 0.75  # by rows it was 0.90
+
+
+def test_a_class_of_one_text_that_came_often_is_not_learned():
+    known = texts(30)
+    lines, topics = [text for text, _ in known], [topic for _, topic in known]
+    one = train([*lines, *["always this"] * 9], [*topics, *["rare"] * 9], code_version="c", target="topic")
+    assert "rare" not in one.classes
 
 
 def test_detectors_are_quiet_on_a_steady_stream_and_see_a_change_of_each_kind():
