@@ -72,10 +72,11 @@ class Answerer:
         stopped_by: BaseException | None
         try:
             write_receipts(self._deployment, [sent])
-            stopped_by = self._ask_all(provider, lines, answers)
-        # Where there is no receipt no call was made: the requests are asked later, and do not count as asked.
+        # No call was made: the requests are asked later, and do not count as asked.
         except BaseException as error:  # noqa: BLE001 - it is raised below
             stopped_by = error
+        else:
+            stopped_by = self._ask_all(provider, lines, answers)
         # What another process has recorded of this shard stays: these answers are lost, as those of a killed one are.
         self._lease.check()
         if len(answers) == len(lines):
