@@ -156,7 +156,7 @@ def _labels(design: AgreementSpec, tables: StoredTables, partition: str | None) 
         if partition is not None and tables.partitions_def(design.gold) is None and candidates:
             keys = stack_tables([table.select([design.join_key]) for table in candidates.values()], design.builder.key)
             gold = gold.filter(pc.is_in(gold[design.join_key], keys[design.join_key].combine_chunks()))
-        refuse_weights(gold, "agreement", "evaluation_assets has the weighted kappa of each candidate with gold")
+        refuse_weights(gold, "agreement", "Use evaluation_assets, which has the weighted kappa with gold")
         by_group[GOLD] = _people(design, gold, names, set(candidates))
     if sum(map(len, by_group.values())) < 2:  # noqa: PLR2004
         absent = [key.to_user_string() for key in design.upstreams if not tables.parts(key, partition)]
@@ -324,7 +324,8 @@ def agreement_assets(
         key: Column that all tables share; it names one row.
         target: Column, or columns, to compare; a `Target` says more about one.
         candidates: Assets with labels. Those that are not there yet are left out.
-        gold: Asset with labels by people; without `annotator` it is one labeler, "gold".
+        gold: Asset with labels by people; without `annotator` it is one labeler, "gold". Gold that was drawn with
+            unequal probabilities is refused, as agreement would hold for its rows and not for all.
         annotator: Column of gold that says who has labeled: several rows for a key, at most one for each annotator.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
         kind: Scale of all targets, or by target. "ordinal" is for integer classes, where a disagreement counts by its

@@ -105,7 +105,7 @@ def gold_weights(gold: pa.Table) -> GoldWeights | None:
 
 def refuse_weights(gold: pa.Table, what: str, instead: str) -> None:
     """Raise InputError for gold whose rows stand for unequal numbers of rows, where figures cannot take that into
-    account: `what` they are, and what to do `instead`.
+    account: `what` they are, and what to do `instead`, as the beginning of a sentence.
     """
     if gold_weights(gold) is not None:
         raise InputError(

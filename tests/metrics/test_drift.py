@@ -187,7 +187,7 @@ def test_classes_are_counted_without_nulls_and_kept_as_they_are():
 
 
 def test_rows_of_one_unit_are_one_label_of_each_of_their_classes():
-    """Row 2 of the table of issue 20: rows that share a request were counted as independent."""
+    """Rows that share a request were counted as independent."""
     said = pa.chunked_array([["a", "a", "a"], ["b", "a", "a", None, None]])
     ids = pa.array(["x", "x", "x", "x", None, None, "y", None], pa.large_string())
     assert class_counts(said, "t", "labels", ids) == {"a": 3, "b": 1}

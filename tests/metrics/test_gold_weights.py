@@ -64,7 +64,7 @@ def test_figures_are_those_of_a_table_in_which_each_row_stands_as_often_as_its_w
         assert [one.accuracy for one in bins.bins] == pytest.approx([one.accuracy for one in all_bins.bins])
 
 
-def test_row_3_of_the_table_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
+def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
     """Before, .715 was said for .883, and covered in 0 of 300 draws."""
     rng, n = np.random.default_rng(3), 1000
     hard = rng.random(n) < 0.2
