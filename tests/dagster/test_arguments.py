@@ -261,7 +261,7 @@ def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch
         ({"limits": 100}, "it takes Limits or None. Write limits=Limits(max_requests_per_batch=100)."),
         ({"realtime": timedelta(0)}, "Write realtime=Realtime(deadline=datetime.timedelta(0))."),
         ({"resend": 3}, "Write resend=Resend(max_waves=3)."),
-        ({"spend": 1.5}, "Write spend=Spend(price=…, expected_output_tokens=…)."),
+        ({"spend": 1.5}, "Write spend=Spend(price=…, expected_output_tokens=…, limit=…)."),
         ({"checks": 0.9}, "Write checks=Checks(min_coverage=0.9)."),
         ({"limits": {"max_requests_per_batch": 3}}, "Write limits=Limits(max_requests_per_batch=…, "),
         ({"keep": "day"}, "Write keep=['day']."),
