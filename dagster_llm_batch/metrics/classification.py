@@ -313,9 +313,7 @@ def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
     """Compute the interval of the mean of values that are those of the rows of each cell, and not negative."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
-    if not np.isfinite(values).all():
-        return Interval(None, None, "none: errors are not finite")
-    if not counted.is_weighted:
+    if not counted.is_weighted or not np.isfinite(values).all():
         return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]))
     cell, rows = sampled_rows(counted)
     mean = float(np.average(values[cell], weights=rows.weight))

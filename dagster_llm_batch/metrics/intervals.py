@@ -138,8 +138,14 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     takes the skewness out of it.
     """
     with evaluation_extra("An interval"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
         from scipy.special import stdtrit  # noqa: PLC0415  # optional dependency
-    sums, sizes, times = units.sums(values), units.sizes, units.times
+    largest = float(np.abs(values).max(initial=0))
+    if not math.isfinite(largest):
+        return Interval(None, None, "none: errors are not finite")
+    # so that no square leaves the range of floats
+    scale = largest or 1.0
+    sums, sizes, times = units.sums(values / scale), units.sizes, units.times
     n, n_rows = float(times.sum()), float((times * sizes).sum())
     if n < _LEAST_UNITS:
         return Interval(None, None, f"none: below {_LEAST_UNITS} independent units")
@@ -147,19 +153,19 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     # what each unit adds to the mean, times the number of units
     apart = (sums - mean * sizes) * n / n_rows
     deviation = float((times * apart**2).sum() / (n - 1)) ** 0.5
-    if deviation <= _NOTHING * max(1.0, abs(mean)):
+    if deviation <= _NOTHING * abs(mean):
         return Interval(None, None, "none: all errors are alike")
     skewness = float((times * (apart / deviation) ** 3).sum()) / n
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) / n**0.5
-    low, high = (mean - deviation * _without_skewness(end, skewness, n) for end in (half, -half))
+
+    def without_skewness(end: float) -> float:
+        """Invert Hall's transformation, x + skewness x²/3 + skewness² x³/27 + skewness/6n, at `end`."""
+        if abs(skewness) < _NOTHING:
+            return end
+        return 3 / skewness * (math.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
+
+    low, high = (scale * (mean - deviation * without_skewness(end)) for end in (half, -half))
     return Interval(low, high, SKEWED)
-
-
-def _without_skewness(end: float, skewness: float, n: float) -> float:
-    """Invert Hall's transformation, x + skewness x²/3 + skewness² x³/27 + skewness/6n, at `end`."""
-    if abs(skewness) < _NOTHING:
-        return end
-    return 3 / skewness * (math.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
 
 
 def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[float, float]:

@@ -137,6 +137,15 @@ def compared(before, after):
     return regression_between(*both)
 
 
+@pytest.mark.parametrize("unit", [1e-150, 1.0, 1e150])
+def test_the_interval_of_a_change_of_numbers_does_not_depend_on_their_unit(unit):
+    random = np.random.default_rng(3)
+    got = compared(random.standard_normal(50) * unit, random.standard_normal(50) * unit * 2)
+    assert got.change_interval == "Student, corrected for skewness (Hall)"
+    assert (got.change_low / unit, got.change_high / unit) == pytest.approx((0.43, 1.17), abs=0.2)
+    assert got.change_low < got.change < got.change_high
+
+
 @pytest.mark.parametrize("rows", [1, 2, 10, 30])
 @pytest.mark.parametrize("error", ["normal", "skewed", "mostly the same"])
 def test_equal_versions_are_seldom_called_worse_at_any_number_of_rows(error, rows):
