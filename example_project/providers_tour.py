@@ -46,7 +46,7 @@ __all__ = ["MODELS", "Clouds", "clouds", "go", "show", "tour"]
 
 MODELS: dict[str, dict[str, Any]] = {
     "openai/gpt-5-nano": {},
-    "azure/gpt-4o": {},
+    "azure/gpt-4o": {"max_tokens": 64},
     "anthropic/claude-haiku-4-5": {"max_tokens": 64},
     "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0": {"max_tokens": 64},
     "vertex/gemini-2.5-flash": {"max_output_tokens": 64},

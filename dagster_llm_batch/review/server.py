@@ -79,11 +79,23 @@ def serve(app: Starlette, port: int, tell: Callable[[str], None]) -> None:
         except OSError as error:
             raise ConfigError(f"Port {port} cannot be had: {error.strerror}. Give another --port, or 0.") from error
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False, lifespan="off"))
-        # It ends by Ctrl-C, which is no error, as soon as somebody was told that it is there.
+        config = uvicorn.Config(app, log_level="error", access_log=False, lifespan="off")
+        server = _Server(config, lambda: tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}"))
+        # It ends by Ctrl-C, which is no error.
         with suppress(KeyboardInterrupt):
-            tell(f"http://{HOSTS[0]}:{listener.getsockname()[1]}")
             server.run([listener])
+
+
+class _Server(uvicorn.Server):
+    """Says that it is there once it hears Ctrl-C: an interrupt that Python gets while it loads modules can be lost."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._tell = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._tell()
 
 
 class _Pages:

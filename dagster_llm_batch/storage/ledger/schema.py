@@ -295,7 +295,7 @@ JUDGMENT = sa.Table(
     _name("dataset"),
     _name("partition"),
     _name("row_key"),
-    _foreign_text("annotator"),
+    _column("annotator", _ForeignText(_TEXT_CHARS)),
     _name("kind"),
     _column("answer", _AsText(json.loads, _json), null=True),
     _foreign_text("comment"),
