@@ -180,16 +180,20 @@ class Dispatcher:
     def _affordable(self, shards: Sequence[Shard], *, all_due: bool) -> list[Shard]:
         """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
         going: list[Shard] = []
-        for submission_id, own in groupby(sorted(shards, key=_submission_id), key=_submission_id):
-            pick = self._allowance.pick(list(own), all_due=all_due)
+        # In the order in which they came: what is sent first must not depend on a submission's id, which is random.
+        by_submission: dict[str, list[Shard]] = {}
+        for shard in shards:
+            by_submission.setdefault(shard.submission_id, []).append(shard)
+        for submission_id, own in by_submission.items():
+            pick = self._allowance.pick(own, all_due=all_due)
             going += pick.going
-            ledger, rest = self._deployment.ledger, [s for s in shards if s.submission_id == submission_id]
+            ledger = self._deployment.ledger
             if pick.stopped is not None:
                 ledger.add_event(submission_id, STOPPED, pick.stopped)
                 # Not those of another model or lane, which may have room, and be about to be sent.
-                drop(self._deployment, rest, "it was not sent: its limit has no room left")
+                drop(self._deployment, own, "it was not sent: its limit has no room left")
             elif pick.wait is not None:
-                self._pause_for_money(rest, pick.wait, pick.waits_for)
+                self._pause_for_money(own, pick.wait, pick.waits_for)
                 self._waits(submission_id)
             elif pick.waits_for is not None:
                 self._waits(submission_id, f"{_FOR_MONEY} {pick.waits_for}")
@@ -384,10 +388,6 @@ def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
         not due(shard, now) if shard.state is ShardState.PLANNED else shard.state is not ShardState.COLLECTED
         for shard in deployment.ledger.shards(submission_id)
     )
-
-
-def _submission_id(shard: Shard) -> str:
-    return shard.submission_id
 
 
 def _turned_away(planned: Sequence[Shard], now: datetime) -> set[tuple[str, str]]:

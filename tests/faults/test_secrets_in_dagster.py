@@ -123,7 +123,7 @@ def test_no_credential_field_of_a_provider_is_left_out() -> None:
         for field, info in one.model_fields.items()
         if not info.repr
     }
-    # The first two hold secrets sometimes; what makes tokens is no text, and is tested in tests/providers/test_servers.py.
+    # The first two hold secrets sometimes. What makes tokens is no text: tests/providers/test_servers.py has it.
     assert hidden - told == {"ledger_url", "runtime_env", "token_provider"}
     assert told <= hidden
     assert told - elsewhere.keys() == {field for fields in FIELDS.values() for field in fields}
