@@ -45,7 +45,7 @@ from example_project.parquet import ParquetIOManager
 __all__ = ["MODELS", "Clouds", "clouds", "go", "show", "tour"]
 
 MODELS: dict[str, dict[str, Any]] = {
-    "openai/gpt-5-nano": {},
+    "openai/gpt-5-nano": {"max_completion_tokens": 2_000},
     "azure/gpt-4o": {"max_tokens": 64},
     "anthropic/claude-haiku-4-5": {"max_tokens": 64},
     "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0": {"max_tokens": 64},

@@ -120,10 +120,7 @@ class Collector:
     def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
         """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
         now = self._deployment.clock()
-        said = [event for event in self._ledger.events(shard.submission_id) if event.kind == _NOT_THERE]
-        since = next((event.at for event in said if (event.detail or "").startswith(shard.shard_id)), None)
-        if since is None:
-            self._ledger.add_event(shard.submission_id, _NOT_THERE, f"{shard.shard_id}: {error}")
+        since = self._deployment.noted_since(shard, _NOT_THERE, str(error))
         if since is None or now - since < GONE_AFTER:
             until = (since or now) + GONE_AFTER
             msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."

@@ -422,6 +422,19 @@ class Deployment:
         """Return whether the submission's deadline has passed."""
         return submission.deadline_at is not None and self.clock() >= submission.deadline_at
 
+    def noted_since(self, shard: Shard, kind: str, words: str) -> datetime | None:
+        """Return when an event of this kind was first noted of a shard; None where that is done only now.
+
+        A time that lies ahead was written by a clock that was wrong: it is noted anew, or nothing would come of it
+        until then.
+        """
+        now = self.clock()
+        for event in self.ledger.events(shard.submission_id):
+            if event.kind == kind and (event.detail or "").startswith(shard.shard_id) and event.at <= now:
+                return event.at
+        self.ledger.add_event(shard.submission_id, kind, f"{shard.shard_id}: {words}")
+        return None
+
     def overdue_at(self, shard: Shard) -> datetime | None:
         """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
         if shard.state is not ShardState.SUBMITTED or shard.submitted_at is None:

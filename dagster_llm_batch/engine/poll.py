@@ -31,6 +31,9 @@ _T = TypeVar("_T")
 # Failed calls after which no smaller groups are tried: enough to find three odd items among a thousand.
 _FAILURES_MOST = 30
 
+# The event of a batch that its provider does not know, where the time of the change of its status lies ahead.
+_UNKNOWN = "not_known"
+
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
@@ -182,8 +185,11 @@ class Poller:
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
         """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
         events = self._ledger.events(shard.submission_id)
-        since = max(event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS)
-        if self._deployment.clock() - since < GONE_AFTER:
+        changed = [event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS]
+        since: datetime | None = changed[-1]
+        if changed[-1] > self._deployment.clock():
+            since = self._deployment.noted_since(shard, _UNKNOWN, "the provider knows no such batch")
+        if since is None or self._deployment.clock() - since < GONE_AFTER:
             return None
         reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
         ending = self._ending(replace(report, reason=reason), shard)

@@ -312,12 +312,14 @@ class Dispatcher:
         if is_last or shard.reason is None or shard.most_tokens is not None:
             return False
         since: datetime | None = None
+        now = self._deployment.clock()
         for event in self._deployment.ledger.events(shard.submission_id):
-            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value:
+            # A time that lies ahead was written by a clock that was wrong.
+            if event.shard_id == shard.shard_id and event.kind == Move.NOT_SENT.value and event.at <= now:
                 since = since or event.at
             elif event.shard_id == shard.shard_id and event.kind == Move.ACCEPTED.value:
                 since = None
-        return since is not None and self._deployment.clock() - since >= self._labeling.resend.fallback_after
+        return since is not None and now - since >= self._labeling.resend.fallback_after
 
 
 def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:

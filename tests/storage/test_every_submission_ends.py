@@ -194,6 +194,8 @@ class Frozen:
 )
 @given(words=st.lists(st.tuples(st.sampled_from([*WORDS, AGAIN]), st.integers(0, 1)), max_size=9))
 @example(words=[("a backup", 0), ("a freeze", 0), ("batches end", 0), ("a run", 0), ("a restoring", 0), ("a run", 0)])
+@example(words=[("results are gone", 0), ("batches end", 0), ("a clock ahead", 0), ("a day passes", 0)])
+@example(words=[("batches are unknown", 0), ("a clock ahead", 0), ("a day passes", 0)])
 def test_every_submission_ends_or_a_person_is_told(
     new_ledger_url: Callable[[], str], copy_ledger: Callable[[str], str], words: list[tuple[str, int]]
 ) -> None:
