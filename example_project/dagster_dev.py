@@ -25,7 +25,7 @@ from typing import Any
 __all__ = ["DagsterError", "RunningDagster", "dagster", "end_dead_runs"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_START_SECONDS, _STOP_SECONDS = 180, 30
+_START_SECONDS, _STOP_SECONDS = 300, 30
 _INSTANCE = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
