@@ -231,7 +231,8 @@ class TestGoldThatComesBack:
         project.run(assets, "one", "other", "to_label", "gold")
         run = project.run(assets, "quality", succeeds=measure is evaluation_assets)
         if measure is agreement_assets:
-            assert "agreement would hold for these rows, not for all. evaluation_assets has" in failure(run)
+            assert "agreement would hold for these rows, not for all." in failure(run)
+            assert "evaluation_assets, which has the weighted kappa" in failure(run)
             return
         table = dg.Definitions(assets=assets, resources=project.resources).load_asset_value(
             "quality", instance=project.instance
