@@ -32,7 +32,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
 

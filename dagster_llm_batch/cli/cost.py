@@ -14,7 +14,7 @@ from dagster_llm_batch.cli.output import Money, console, money, print_json, tabl
 from dagster_llm_batch.engine.cost_forecast import HISTORY, forecast_month, month_of, next_month
 from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 
 __all__ = ["cost_command"]
 

@@ -24,7 +24,7 @@ from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
 

@@ -35,7 +35,7 @@ from dagster_llm_batch.engine.status import (
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, Cause, FindHints

@@ -160,7 +160,7 @@ def _judgments(
     deployment: DeploymentAccess, dataset: Dataset, partitions: tuple[str, ...], partition_range: str | None
 ) -> pa.Table:
     """Return what people said of the rows of these partitions, or of all."""
-    said = standing_judgments(deployment.ledger.judgments(deployment.namespace, dataset.name))
+    said = standing_judgments(deployment.ledger.judgments.read(deployment.namespace, dataset.name))
     if partitions or partition_range:
         wanted = partitions_of(deployment, dataset, partitions, partition_range)
         said = [judgment for judgment in said if judgment.partition in wanted]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -44,10 +45,10 @@ _LEAST = 20
 
 
 def console() -> Console:
-    """Standard output. What is not a terminal gets plain lines, wide enough that no table is cut."""
+    """Standard output. What is not a terminal gets plain lines, wide enough that no table is cut, or of COLUMNS."""
     # A pipe has no width. rich would take 80 columns, and cut what a script reads.
-    terminal = sys.stdout.isatty()
-    return Console(file=sys.stdout, width=None if terminal else _PIPE_COLUMNS, highlight=False)
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(file=sys.stdout, width=None if known else _PIPE_COLUMNS, highlight=False)
 
 
 class FittingTable:

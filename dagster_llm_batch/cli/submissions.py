@@ -11,7 +11,8 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
-from dagster_llm_batch.storage.ledger.ledger import Ledger, utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.text import learned_text
 from dagster_llm_batch.types import Lane

@@ -25,7 +25,7 @@ from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, progress_text, usual_of
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import cell_text, plain_words
 

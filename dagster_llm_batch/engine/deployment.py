@@ -37,8 +37,8 @@ from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.ledger import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis

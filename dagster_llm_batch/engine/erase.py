@@ -137,7 +137,7 @@ class Eraser:
         self._ledger.add_tombstones(fresh)
         # What people said of such rows names them by their keys.
         for partition in [None] if partitions is None else partitions:
-            self._ledger.erase_judgments(self._namespace, asset, partition, keys)
+            self._ledger.judgments.erase(self._namespace, asset, partition, keys)
         return len(fresh)
 
     def take_back_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.review.evidence import Attempt, read_attempts
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.tables import StoredAsset, TableBrowser
@@ -62,3 +63,12 @@ class ReviewedDeployment:
     def forms_of(self, key: str) -> list[LabelForm]:
         """Return what the rows of a table with this key can be asked."""
         return [form for form in self.forms if form.key == key]
+
+    def is_erased(self, dataset: str, partition: str, key: str) -> bool:
+        """Return whether a person had this row erased: nothing of it is stored any more, its key included."""
+        return any(
+            stone.undone_at is None
+            and stone.partition in (None, partition)
+            and stone.digest == key_digest(stone.salt, key)
+            for stone in self.ledger.tombstones(self.namespace, dataset)
+        )

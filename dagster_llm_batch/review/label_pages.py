@@ -70,7 +70,7 @@ class LabelPages:
             rows = self._deployment.browser.places(asset, form.key)
         except LLMBatchError as error:
             return self._show(request, "nothing.html", 400, words=str(error))
-        judgments = self._deployment.ledger.judgments(self._deployment.namespace, form.dataset)
+        judgments = self._deployment.ledger.judgments.read(self._deployment.namespace, form.dataset)
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
         left = queue.left(rows, judgments, person)
         # A form that could not be taken is shown once more, with the row that it was of.
@@ -101,8 +101,11 @@ class LabelPages:
         asset, form = found
         kind, place = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
         try:
-            if kind not in _KINDS or not given.get("form_id") or place not in self._places(asset, form):
+            row = self._row(asset, form, place)
+            if kind not in _KINDS or not given.get("form_id") or row is None:
                 raise InputError("The form is of another page: judge the row that is shown now.")
+            if self._deployment.is_erased(form.dataset, *place):
+                raise InputError("This row was erased while its page was open. Nothing was stored; skip it.")
             judgment = Judgment(
                 form_id=given["form_id"],
                 namespace=self._deployment.namespace,
@@ -114,12 +117,12 @@ class LabelPages:
                 answer=form.answer(given) if kind == "label" else None,
                 comment=given.get("comment", "").strip()[:_MOST_COMMENT] or None,
                 seconds=_seconds(given.get("begun", "")),
-                sample=self._sample(asset, form, place),
+                sample=_sample(row),
                 at=datetime.now(UTC),
             )
-        except InputError as error:
+        except LLMBatchError as error:
             return self._ask(request, str(error), given)
-        self._deployment.ledger.add_judgment(judgment)
+        self._deployment.ledger.judgments.add(judgment)
         # A page that is loaded again must not send the form again.
         return RedirectResponse(label_url(asset.key, form.dataset), 303)
 
@@ -131,14 +134,12 @@ class LabelPages:
             return self._show(request, "nothing.html", 404, words="The address names no table and dataset to judge.")
         return asset, form
 
-    def _places(self, asset: StoredAsset, form: LabelForm) -> set[Place]:
-        return set(self._deployment.browser.places(asset, form.key))
-
-    def _sample(self, asset: StoredAsset, form: LabelForm, place: Place) -> Mapping[str, Any] | None:
-        """Return how the row was drawn: what gold must keep, so that its figures hold for all rows."""
-        (row, *_) = self._deployment.browser.find(asset, form.key, place[1], place[0] or None)
-        sample = {name: as_json(value) for name, value in row.items() if name.startswith(_SAMPLE)}
-        return sample or None
+    def _row(self, asset: StoredAsset, form: LabelForm, place: Place) -> Mapping[str, Any] | None:
+        """Return the row at a place; None where the table has none there."""
+        partition, key = place
+        if not partition and asset.partitions != [""]:
+            return None
+        return next(iter(self._deployment.browser.find(asset, form.key, key, partition or None, most=1)), None)
 
     def _shown(self, form: LabelForm, place: Place) -> Mapping[str, Any]:
         """Return what a person needs to see of a row: what the model was told last, and columns that were kept.
@@ -168,6 +169,11 @@ class LabelPages:
         # Examples of the prompt come before the row's own message.
         asked = [number for number, part in enumerate(parts) if part.role != "user"]
         return parts[asked[-1] + 1 :] if asked else parts
+
+
+def _sample(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return how the row was drawn: what gold must keep, so that its figures hold for all rows."""
+    return {name: as_json(value) for name, value in row.items() if name.startswith(_SAMPLE)} or None
 
 
 def _seconds(begun: str) -> float | None:

@@ -171,7 +171,7 @@ def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_nam
     with project.engine() as engine:
         for key in ("all-0", "all-1"):
             said = {"answer": {"topic": "bug"}, "kind": "label", "annotator": "ada", "at": datetime.now(UTC)}
-            engine.ledger.add_judgment(
+            engine.ledger.judgments.add(
                 Judgment(form_id=key, namespace="test", dataset="ticket_labels", row_key=key, **said)
             )
     lines = project.on_file("export", "ticket_labels", "--what", "judgments", "-o", "-").stdout.splitlines()
@@ -181,6 +181,6 @@ def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_nam
     ]
     project.on_file("erase", "ticket_labels", "--key", "all-1", "--delete", "--yes")
     with project.engine() as engine:
-        assert [one.row_key for one in engine.ledger.judgments("test", "ticket_labels")] == ["all-0"]
+        assert [one.row_key for one in engine.ledger.judgments.read("test", "ticket_labels")] == ["all-0"]
         engine.ledger.rename_asset("test", "ticket_labels", "renamed")
-        assert [one.row_key for one in engine.ledger.judgments("test", "renamed")] == ["all-0"]
+        assert [one.row_key for one in engine.ledger.judgments.read("test", "renamed")] == ["all-0"]

@@ -204,7 +204,7 @@ def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(pro
 def test_a_table_of_costs_can_be_read_in_80_columns(project, monkeypatch):
     project.land()
     project.land("daily_labels", DAYS[0])
-    monkeypatch.setattr("dagster_llm_batch.cli.output._PIPE_COLUMNS", 80)
+    monkeypatch.setenv("COLUMNS", "80")
     shown = project.on_file("cost").stdout
     lines = [line.rstrip() for line in shown.splitlines()]
     assert max(map(len, lines)) <= 80

@@ -57,7 +57,7 @@ def browsers(*people: str):
 
 def judgments(folder: Path):
     with closing(Ledger(f"sqlite:///{folder}/ledger.sqlite")) as ledger:
-        return [(one.row_key, one.annotator, one.answer) for one in ledger.judgments("test", "tickets")]
+        return [(one.row_key, one.annotator, one.answer) for one in ledger.judgments.read("test", "tickets")]
 
 
 def judge(page, number: int) -> None:
@@ -118,7 +118,7 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
         bob.get_by_text("1 judged by you").wait_for()
         assert wrong == []
     with closing(Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")) as ledger:
-        said = [(one.annotator, one.row_key, one.kind, one.comment) for one in ledger.judgments("test", "tickets")]
+        said = [(one.annotator, one.row_key, one.kind, one.comment) for one in ledger.judgments.read("test", "tickets")]
     assert said == [
         ("ada", "t0", "undecidable", None),
         ("bob", "t1", "skip", None),

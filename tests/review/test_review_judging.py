@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import urlencode
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import BaseModel, Field
 
+from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.exports.tables import judgment_table, write_table
 from dagster_llm_batch.review.access import Door
@@ -21,6 +23,7 @@ from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.storage.ledger.records import Tombstone
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 
@@ -92,7 +95,7 @@ def send(client, person: str, form: dict[str, str]):
 
 
 def said(ledger) -> list[tuple[str, str, str]]:
-    return [(one.annotator, one.row_key, one.kind) for one in ledger.judgments("test", "tickets")]
+    return [(one.annotator, one.row_key, one.kind) for one in ledger.judgments.read("test", "tickets")]
 
 
 def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk):
@@ -110,7 +113,7 @@ def test_an_answer_is_stored_once_with_who_when_how_long_and_how_the_row_was_dra
     client = open_page()
     form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"', "comment": " Clear. "}
     assert [send(client, "ada", form).status for _ in range(3)] == [303] * 3
-    (judgment,) = ledger.judgments("test", "tickets")
+    (judgment,) = ledger.judgments.read("test", "tickets")
     assert (judgment.annotator, judgment.row_key, judgment.answer) == ("ada", "t0", {"topic": "bug"})
     assert (judgment.comment, judgment.sample) == ("Clear.", {"sample_weight": 2.5, "sample_round": 1})
     assert judgment.seconds is not None
@@ -131,7 +134,7 @@ def test_skip_undecidable_and_undo(desk):
     assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
     # Another is asked what was skipped, too.
     assert fields_of(client.get(PAGE, X_User="bob").text)["row_key"] == "t0"
-    assert [one.kind for one in standing_judgments(ledger.judgments("test", "tickets"))] == ["skip"]
+    assert [one.kind for one in standing_judgments(ledger.judgments.read("test", "tickets"))] == ["skip"]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +186,21 @@ def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
     client = open_page()
     for _ in range(3):
         say(client, "ada", kind="label", topic='"bug"')
-    assert ledger.erase_judgments("test", "tickets", None, ["t1", "t9"]) == 1
+    assert ledger.judgments.erase("test", "tickets", None, ["t1", "t9"]) == 1
     assert [row for _, row, _ in said(ledger)] == ["t0", "t2"]
+
+
+def test_a_row_that_was_erased_while_its_page_was_open_is_not_stored_again(desk):
+    ledger, open_page = desk
+    client = open_page()
+    form = {**fields_of(client.get(PAGE, X_User="ada").text), "kind": "label", "topic": '"bug"'}
+    salt = "0" * 32
+    stone = {"namespace": "test", "asset": "tickets", "salt": salt, "at": datetime.now(UTC)}
+    ledger.add_tombstones([Tombstone(partition=None, digest=key_digest(salt, "t0"), **stone)])
+    refused = send(client, "ada", form)
+    assert (refused.status, "was erased while its page was open" in refused.text) == (400, True)
+    assert said(ledger) == []
+    assert say(client, "ada", kind="label", topic='"bug"', row_key="t1").status == 303
 
 
 def test_a_table_or_dataset_that_is_not_there(desk):
@@ -229,7 +245,7 @@ def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_p
     client = open_page()
     say(client, "ada", kind="label", topic='"bug"', comment="=1+1")
     say(client, "ada", kind="undecidable")
-    judgments = standing_judgments(ledger.judgments("test", "tickets"))
+    judgments = standing_judgments(ledger.judgments.read("test", "tickets"))
     table = judgment_table(judgments, "id", [pa.field("topic", pa.string())])
     write_table(table, tmp_path / "gold.csv")
     lines = (tmp_path / "gold.csv").read_text().splitlines()

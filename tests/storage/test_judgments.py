@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
@@ -39,27 +40,38 @@ def judgment(number: int, **changes) -> Judgment:
 def test_what_was_said_comes_back_once_and_in_order(ledger):
     said = [judgment(number) for number in (2, 1, 3)]
     for each in [*said, *said]:
-        ledger.add_judgment(each)
-    found = ledger.judgments("n", "d")
+        ledger.judgments.add(each)
+    found = ledger.judgments.read("n", "d")
     assert [one.row_key for one in found] == ["k2", "k1", "k3"]
     assert found[0].answer == said[0].answer
     assert (found[0].seconds, found[0].sample, found[0].at) == (1.25, said[0].sample, said[0].at)
     assert found[0].comment == "a\ufffdb"
-    assert ledger.judgments("other", "d") == ledger.judgments("n", "other") == []
+    assert ledger.judgments.read("other", "d") == ledger.judgments.read("n", "other") == []
+
+
+def test_a_form_that_arrives_twice_at_once_is_stored_once(ledger_url):
+    ledgers = [Ledger(ledger_url) for _ in range(4)]
+    ledgers[0].judgments.read("n", "d")
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(10):
+            list(pool.map(lambda ledger, number=number: ledger.judgments.add(judgment(number)), ledgers))
+    assert [one.row_key for one in ledgers[0].judgments.read("n", "d")] == [f"k{number}" for number in range(10)]
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_the_last_word_of_each_person_stands(ledger):
     for number, (who, kind) in enumerate([("ada", "label"), ("bob", "label"), ("ada", "undo"), ("bob", "undecidable")]):
-        ledger.add_judgment(judgment(number, row_key="k", annotator=who, kind=kind))
-    assert [(one.annotator, one.kind) for one in standing_judgments(ledger.judgments("n", "d"))] == [
+        ledger.judgments.add(judgment(number, row_key="k", annotator=who, kind=kind))
+    assert [(one.annotator, one.kind) for one in standing_judgments(ledger.judgments.read("n", "d"))] == [
         ("bob", "undecidable")
     ]
 
 
 def test_an_erased_row_takes_with_it_what_was_said_of_it(ledger):
     for number, partition in enumerate(["p", "q", "q"]):
-        ledger.add_judgment(judgment(number, row_key="k", partition=partition))
-    assert ledger.erase_judgments("n", "d", "p", ["k"]) == 1
-    assert ledger.erase_judgments("n", "d", "p", []) == 0
-    assert [one.partition for one in ledger.judgments("n", "d")] == ["q", "q"]
-    assert ledger.erase_judgments("n", "d", None, ["k"]) == 2
+        ledger.judgments.add(judgment(number, row_key="k", partition=partition))
+    assert ledger.judgments.erase("n", "d", "p", ["k"]) == 1
+    assert ledger.judgments.erase("n", "d", "p", []) == 0
+    assert [one.partition for one in ledger.judgments.read("n", "d")] == ["q", "q"]
+    assert ledger.judgments.erase("n", "d", None, ["k"]) == 2

@@ -13,7 +13,7 @@ from ledger_builders import a_submission
 from benchmarks.writes import counted
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.ledger import utc_now
+from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.schema import LEASE
 
 

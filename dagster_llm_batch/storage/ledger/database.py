@@ -34,13 +34,18 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
 from dagster_llm_batch.storage.ledger.migrations import LATEST, VERSION, is_current, migrate, refuse_other_version
 
-__all__ = ["Database", "insert_or_nothing"]
+__all__ = ["Database", "insert_or_nothing", "utc_now"]
 
 _BUSY_SECONDS = 30
 _FROZEN_SECONDS = 60  # as long as a lease: whoever sleeps longer within a transaction has lost its own
 _CLOCKS_APART = timedelta(seconds=30)  # at most: half of what a lease is renewed for
 # SQLAlchemy does so from 2.1 on; a URL must name the same ledger before and after it is upgraded
 _DECODES_DATABASE = sa.make_url("sqlite:///%20").database == " "
+
+
+def utc_now() -> datetime:
+    """Return the present time, aware, in UTC."""
+    return datetime.now(UTC)
 
 
 class Database:
@@ -143,10 +148,12 @@ def insert_or_nothing(connection: sa.Connection, table: sa.Table, row: Mapping[s
 # and are compiled anew each time.
 @cache
 def _insert_or_nothing(table: sa.Table, once: tuple[str, ...]) -> sa.TextClause:
-    names = [column.name for column in table.c]
+    # The database counts up by itself.
+    columns = [column for column in table.c if column.autoincrement is not True]
+    names = [column.name for column in columns]
     fields, values, key = (", ".join(words) for words in (names, [f":{name}" for name in names], once))
     text = f"INSERT INTO {table.name} ({fields}) VALUES ({values}) ON CONFLICT ({key}) DO NOTHING"  # noqa: S608  # ours
-    return sa.text(text).bindparams(*(sa.bindparam(column.name, type_=column.type) for column in table.c))
+    return sa.text(text).bindparams(*(sa.bindparam(column.name, type_=column.type) for column in columns))
 
 
 @contextmanager

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 
+from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.ledger.schema import JUDGMENT, from_row, to_row
 
-__all__ = ["add_judgment", "erase_judgments", "read_judgments", "rename_judgments", "standing_judgments"]
+__all__ = ["Judgments", "rename_judgments", "standing_judgments"]
 
 
 def standing_judgments(judgments: Iterable[Judgment]) -> list[Judgment]:
@@ -24,26 +25,30 @@ def standing_judgments(judgments: Iterable[Judgment]) -> list[Judgment]:
     return list(last.values())
 
 
-def add_judgment(connection: sa.Connection, judgment: Judgment) -> None:
-    """Add a judgment, unless one of the same form is there."""
-    known = sa.select(JUDGMENT.c.judgment_id).where(JUDGMENT.c.form_id == judgment.form_id)
-    if connection.execute(known).first() is None:
-        connection.execute(sa.insert(JUDGMENT), [to_row(judgment)])
+class Judgments:
+    """The judgments of a ledger: `Ledger.judgments`."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-def read_judgments(connection: sa.Connection, namespace: str, dataset: str) -> list[Judgment]:
-    """Return all judgments on a dataset, in the order in which they were added."""
-    query = sa.select(JUDGMENT).where(JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset)
-    return [from_row(Judgment, row) for row in connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()]
+    def add(self, judgment: Judgment) -> None:
+        """Record what a person said of a row. The form that was sent twice is recorded once."""
+        with self._database.write() as connection:
+            insert_or_nothing(connection, JUDGMENT, to_row(judgment), "form_id")
 
+    def read(self, namespace: str, dataset: str) -> list[Judgment]:
+        """Return what people said of the rows of a dataset, in the order in which they said it."""
+        query = sa.select(JUDGMENT).where(JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
+            return [from_row(Judgment, row) for row in rows]
 
-def erase_judgments(
-    connection: sa.Connection, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]
-) -> int:
-    """Remove the judgments on rows of a partition, or (None) of all; return how many there were."""
-    here = (JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key.in_(row_keys))
-    there = () if partition is None else (JUDGMENT.c.partition == partition,)
-    return int(connection.execute(sa.delete(JUDGMENT).where(*here, *there)).rowcount)
+    def erase(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
+        """Remove what was said of rows of a partition, or (None) of all; return how much it was."""
+        here = (JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key.in_(row_keys))
+        there = () if partition is None else (JUDGMENT.c.partition == partition,)
+        with self._database.write() as connection:
+            return int(connection.execute(sa.delete(JUDGMENT).where(*here, *there)).rowcount)
 
 
 def rename_judgments(connection: sa.Connection, namespace: str, old: str, new: str, partitions: Sequence[str]) -> None:

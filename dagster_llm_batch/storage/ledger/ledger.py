@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,12 @@ from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
-from dagster_llm_batch.storage.ledger import judgments
-from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.database import Database, utc_now
+from dagster_llm_batch.storage.ledger.judgments import Judgments, rename_judgments
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
-    Judgment,
     Shard,
     ShardFields,
     SpendLimit,
@@ -76,7 +75,7 @@ from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ERASED", "WORDS_ERASED", "Ledger", "utc_now"]
+__all__ = ["ERASED", "WORDS_ERASED", "Ledger"]
 
 ERASED = "erased"
 """The event of a submission, and of each of its shards, from whose files rows were erased."""
@@ -88,17 +87,13 @@ WORDS_ERASED = "(the provider's words were erased with rows that they may quote)
 _MONEY_KEY = 0x646C_625F_6D6F_6E79  # of a lock in PostgreSQL that nobody else takes: "dlb_mony"
 
 
-def utc_now() -> datetime:
-    """Return the present time, aware, in UTC."""
-    return datetime.now(UTC)
-
-
 class Ledger(LedgerQueries):
     """A ledger in SQLite (a path or `sqlite:///path`) or PostgreSQL (`postgresql://…`). Connects on first use."""
 
     def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
         self._database = Database(url)
         self._clock = clock
+        self.judgments = Judgments(self._database)
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"
@@ -462,7 +457,7 @@ class Ledger(LedgerQueries):
             told = (event_row(submission_id, "renamed", detail=detail) for submission_id in moved)
             insert_events(connection, self._clock, *told)
             given, kept = set(places.values()) - taken, set(places.values()) & taken
-            judgments.rename_judgments(connection, namespace, old, new, sorted(given))
+            rename_judgments(connection, namespace, old, new, sorted(given))
             return sorted(given), sorted(kept)
 
     def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
@@ -506,16 +501,6 @@ class Ledger(LedgerQueries):
         if tombstones:
             with self._database.write() as connection:
                 connection.execute(sa.insert(TOMBSTONE), [to_row(tombstone) for tombstone in tombstones])
-
-    def add_judgment(self, judgment: Judgment) -> None:
-        """Record what a person said of a row. The form that was sent twice is recorded once."""
-        with self._database.write() as connection:
-            judgments.add_judgment(connection, judgment)
-
-    def erase_judgments(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
-        """Remove what was said of rows of a partition, or (None) of all; return how much it was."""
-        with self._database.write() as connection:
-            return judgments.erase_judgments(connection, namespace, dataset, partition, row_keys)
 
     def take_back_tombstones(self, namespace: str, asset: str, partition: str | None, digests: Sequence[str]) -> int:
         """Record that rows may be asked again; return how many tombstones that were in force are not any more."""

@@ -17,10 +17,8 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.judgments import read_judgments
 from dagster_llm_batch.storage.ledger.records import (
     Event,
-    Judgment,
     Progress,
     Shard,
     ShardCost,
@@ -308,11 +306,6 @@ class LedgerQueries:
         with self._database.read() as connection:
             rows = connection.execute(query, {"namespace": namespace, **values}).mappings()
             return [from_row(Tombstone, row) for row in rows]
-
-    def judgments(self, namespace: str, dataset: str) -> list[Judgment]:
-        """Return what people said of the rows of a dataset, in the order in which they said it."""
-        with self._database.read() as connection:
-            return read_judgments(connection, namespace, dataset)
 
     def shards_at_providers(self, namespace: str, *assets: str) -> list[Shard]:
         """Return the shards of these assets with erased requests that their providers store still, in ended batches."""
