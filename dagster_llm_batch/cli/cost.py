@@ -47,7 +47,7 @@ _TOKENS: Sequence[_Column] = [
 _RARE = ("vendor says", "of", "under way ~cost", "unknown", "cached", "sent again", "padding", "lost ~cost")
 
 
-@click.command("cost", cls=Command, short_help="Money spent, saved and wasted, and the month's forecast.")
+@click.command("cost", cls=Command)
 @ledger_command
 @click.option(
     "--by",

@@ -12,18 +12,20 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from dagster_llm_batch.cli.code_location import CodeLocation, Pointer, pointer_in
-from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.engine.deployment import use_fetched_book
+from dagster_llm_batch.cli.pointer import Pointer, pointer_in
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.cli.code_location import CodeLocation
+    from dagster_llm_batch.engine import Engine
+    from dagster_llm_batch.resources import LLMBatchResource
+    from dagster_llm_batch.storage.ledger import Ledger
+    from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["DeploymentAccess", "code_location_command", "ledger_command"]
 
@@ -88,6 +90,8 @@ class DeploymentAccess:
                 f"Which deployment? Looked for: -m or -f (nor DAGSTER_MODULE_NAME or DAGSTER_PYTHON_FILE in the "
                 f"environment){ledger}, and {pyproject} ({state})."
             )
+        from dagster_llm_batch.cli.code_location import CodeLocation  # noqa: PLC0415 - Dagster, for a second
+
         return self._stack.enter_context(CodeLocation.load(pointer))
 
     @cached_property
@@ -117,7 +121,11 @@ class DeploymentAccess:
         path = self.missing_ledger_file
         if path is not None:
             raise ConfigError(f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere.")
-        return self._opened(Ledger(self.places[0])) if self._by_address else self._engine.ledger
+        if not self._by_address:
+            return self._engine.ledger
+        from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - SQLAlchemy
+
+        return self._opened(Ledger(self.places[0]))
 
     @property
     def missing_ledger_file(self) -> Path | None:
@@ -141,6 +149,8 @@ class DeploymentAccess:
             return self._engine
         # A plan leaves nothing behind: where nothing was submitted yet, it works on a ledger that is thrown away.
         if self.resource.fetched_prices:
+            from dagster_llm_batch.engine.deployment import use_fetched_book  # noqa: PLC0415 - as below
+
             # The store aside has no book.
             use_fetched_book(self.payloads)
         folder = self._stack.enter_context(TemporaryDirectory())
@@ -155,6 +165,8 @@ class DeploymentAccess:
         root = self.places[1]
         if root is None:
             raise click.UsageError(f"This command needs the payload store too: --payloads (or {_VARIABLES}_PAYLOADS).")
+        from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - pyarrow
+
         return PayloadStore(root)
 
     @cached_property
@@ -163,6 +175,8 @@ class DeploymentAccess:
             engine = self.resource.engine()
             self._opened(engine.ledger)
             return engine
+        from dagster_llm_batch.engine import Deployment, Engine  # noqa: PLC0415 - all that sends and collects
+
         return Engine(Deployment({}, self.ledger, self.payloads, self.namespace, lease_wait_seconds=5.0))
 
     def _opened(self, ledger: Ledger) -> Ledger:

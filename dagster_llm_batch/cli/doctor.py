@@ -76,7 +76,7 @@ class Finding:
     then: str | None = None
 
 
-@click.command("doctor", cls=Command, short_help="Credentials, permissions, limits, storage, ledger, prices.")
+@click.command("doctor", cls=Command)
 @ledger_command
 @json_option
 def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:

@@ -36,9 +36,7 @@ from dagster_llm_batch.storage.ledger.records import Submission
 __all__ = ["export_command"]
 
 
-@click.command(
-    "export", cls=Command, short_help="Labels, rejects, mistakes, judgments or fine-tuning examples, as a file."
-)
+@click.command("export", cls=Command)
 @click.argument("asset")
 @partitions_options
 @code_location_command

@@ -87,7 +87,7 @@ class Planned:
         }
 
 
-@click.command("plan", cls=Command, short_help="What would be sent, and cost. Sends nothing.")
+@click.command("plan", cls=Command)
 @click.argument("assets", metavar="[ASSET]...", nargs=-1)
 @partitions_options
 @code_location_command

@@ -34,7 +34,7 @@ class FetchError(LLMBatchError):
     """The published price book could not be had."""
 
 
-@click.command("prices", cls=Command, short_help="The price book in use and its age; fetch a newer one.")
+@click.command("prices", cls=Command)
 @ledger_command
 @click.option("--fetch", is_flag=True, help="Fetch the book that genai-prices publishes, and store it.")
 @click.option("--url", help="Where to fetch it from.  [default: where genai-prices itself looks]")

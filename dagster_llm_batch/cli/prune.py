@@ -14,7 +14,7 @@ from dagster_llm_batch.engine.prune import Pruning
 __all__ = ["prune_command"]
 
 
-@click.command("prune", cls=Command, short_help="Remove stored files that nothing needs any more.")
+@click.command("prune", cls=Command)
 @ledger_command
 @click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Days.")
 @click.option(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import dagster as dg
 
-from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import Submission
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from dagster_llm_batch.assets.dataset import Dataset
 
 __all__ = ["find_dataset", "find_submission", "partition_option", "partitions_of", "partitions_options"]
 
@@ -91,7 +94,7 @@ def partitions_of(
     partition_range: str | None,
 ) -> list[str | None]:
     """Return the partitions that were asked for, or None once for an unpartitioned asset."""
-    name = asset.name if isinstance(asset, Dataset) else asset.key.to_user_string()
+    name = asset.key.to_user_string()
     if asset.partitions_def is None:
         if partitions or partition_range:
             raise click.UsageError(f"'{name}' has no partitions; leave --partition out.")

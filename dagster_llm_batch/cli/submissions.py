@@ -20,7 +20,7 @@ from dagster_llm_batch.types import Lane
 __all__ = ["list_command", "show_command"]
 
 
-@click.command("list", cls=Command, short_help="Submissions: those under way, or all.")
+@click.command("list", cls=Command)
 @ledger_command
 @click.option("--asset", help="Of this labeled asset only.")
 @click.option("-p", "--partition", help="Of this partition only.")
@@ -90,7 +90,7 @@ def _about(entry: dict[str, Any]) -> str | None:
     return None if estimate is None else f"~{estimate}"
 
 
-@click.command("show", cls=Command, short_help="One submission: its batches and what happened.")
+@click.command("show", cls=Command)
 @click.argument("target", metavar="SUBMISSION|ASSET")
 @partition_option
 @ledger_command

@@ -36,7 +36,7 @@ _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
 _COLUMNS = ["asset", "partition", "wave", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
 
 
-@click.command("watch", cls=Command, short_help="Live progress: counts, rate, age, expected end.")
+@click.command("watch", cls=Command)
 @click.argument("target", metavar="[SUBMISSION|ASSET]", required=False)
 @partition_option
 @ledger_command

@@ -11,15 +11,42 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from dagster_llm_batch.cli.main import main
+
 SCRIPT = Path(sys.executable).parent / "dagster-llm-batch"
-HEAVY = ["openai", "anthropic", "boto3", "google.genai", "starlette", "uvicorn", "matplotlib", "sklearn", "pandas"]
+SDKS = ["openai", "anthropic", "boto3", "google.genai", "starlette", "uvicorn", "matplotlib", "sklearn", "pandas"]
+DAGSTER = ["dagster", "pyarrow"]
 
 
-def test_loading_the_commands_loads_no_sdk_and_nothing_of_the_emulator():
+def loaded(words, modules):
+    """Which of the modules a command has imported when it ends."""
     source = (
-        f"import dagster_llm_batch.cli.main, json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+        "import atexit, json, sys\n"
+        f"atexit.register(lambda: print(json.dumps([m for m in {modules} if m in sys.modules]), file=sys.stderr))\n"
+        f"from dagster_llm_batch.cli.main import main\nmain({words})"
+    )
+    run = [sys.executable, "-W", "ignore", "-c", source]
+    return json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stderr.splitlines()[-1])
+
+
+def test_help_loads_no_dagster_and_no_database():
+    assert loaded(["--help"], [*SDKS, *DAGSTER, "sqlalchemy"]) == []
+
+
+def test_looking_into_a_ledger_loads_no_dagster(project):
+    project.submit()
+    assert loaded(["list", "--ledger", project.ledger], [*SDKS, *DAGSTER]) == []
+
+
+def test_commands_load_no_sdk_and_nothing_of_the_emulator():
+    names = main.list_commands(click.Context(main))
+    source = (
+        "from dagster_llm_batch.cli.main import main; import json, sys\n"
+        f"for name in {names}: main.get_command(None, name)\n"
+        f"print(json.dumps([m for m in {SDKS} if m in sys.modules]))"
     )
     found = subprocess.run([sys.executable, "-W", "ignore", "-c", source], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []
