@@ -17,7 +17,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.status import advise_on_restored, retry_command
+from dagster_llm_batch.engine.status import advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.states import ShardState
@@ -113,10 +113,10 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
         return dg.AssetCheckSpec(SENT, asset=asset, description=description, partitions_def=partitions_def)
 
 
-def sent_verdict(status: Status, forgotten: str | None = None) -> CheckOutcome:
+def sent_verdict(status: Status, recovered: str | None = None) -> CheckOutcome:
     """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault.
 
-    `forgotten` is what the ledger did not know to have been sent before, if there was such.
+    `recovered` is what the ledger had no record of before, if there was such.
     """
     # What an earlier wave did not send, a later one has asked.
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
@@ -134,8 +134,8 @@ def sent_verdict(status: Status, forgotten: str | None = None) -> CheckOutcome:
         then = "The sensor sends what waits when the provider takes it; `dagster-llm-batch watch` says how it stands."
         description = f"{len(waiting):,} of {len(newest):,} batches are {not_sent} {then}"
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
-    if forgotten is not None:
-        advice = str(advise_on_restored(forgotten))
+    if recovered is not None:
+        advice = str(advise_on_recovered(recovered))
         description = f"{advice[0].upper()}{advice[1:]}."
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)

@@ -107,7 +107,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 metadata=metadata,
                 version=submission.fingerprint,
                 checks=[check],
-                verdicts=[sent_verdict(status, engine.was_forgotten(submission))],
+                verdicts=[sent_verdict(status, engine.note_of_recovery(submission))],
             )
 
         partitions = EachPartition(context)
@@ -137,7 +137,7 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
     if (newest := newest_submission(context.instance.get_latest_materialization_event(dataset.batch_key))) is None:
         return
     submission_id, partition = newest
-    if engine.ledger.known_submissions([submission_id]) or engine.adopt(dataset.name, partition):
+    if engine.ledger.known_submissions([submission_id]) or engine.recover_sends(dataset.name, partition):
         return
     if context.run.tags.get(NEW_LEDGER_TAG) != "true":
         batch = dataset.batch_key.to_user_string()

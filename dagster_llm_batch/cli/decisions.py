@@ -185,24 +185,24 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
 @_yes_option
 @json_option
 def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -> None:
-    """Take up what was sent and the ledger does not know, as after it was restored from a backup.
+    """Recover what was sent and the ledger has no record of, as after it was restored from a backup.
 
     The payload store has a receipt of each shard that was sent. Nothing is sent: Dagster's sensor finds the batches at
-    the provider and lands their answers. Each partition is taken up by itself, too, before it is submitted again.
+    the provider and lands their answers. Each partition is recovered by itself, too, before it is submitted again.
     """
-    found = deployment.engine.find_forgotten()
+    found = deployment.engine.find_unrecorded_sends()
     places = sorted({receipt.submission.place for receipt in found})
     if found:
         shown = ", ".join(map(cell_text, places[:10])) + (", …" if len(places) > 10 else "")  # noqa: PLR2004 - as above
         shards = counted(len(found), "shard was", "shards were")
-        confirm(f"{shards} sent, of {shown}, that the ledger does not know. Take them up?", yes=yes)
-    shards_taken = deployment.engine.adopt_all() if found else []
+        confirm(f"{shards} sent, of {shown}, that the ledger has no record of. Recover them?", yes=yes)
+    recovered = deployment.engine.recover_all_sends() if found else []
     if as_json:
-        print_json({"shards": shards_taken})
+        print_json({"shards": recovered})
     elif not found:
-        click.echo("The ledger knows all that was sent.")
+        click.echo("The ledger has a record of all that was sent.")
     else:
-        click.echo(f"{counted(len(shards_taken), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
+        click.echo(f"{counted(len(recovered), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
 
 
 @click.command("retry", cls=Command)

@@ -118,7 +118,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
     if ledger.verdict is Verdict.OK and deployment.missing_ledger_file is None:
         if deployment.has_code:
             yield from _left_alone(deployment)
-        yield _tried("ledger and payloads", partial(_forgotten, deployment.engine))
+        yield _tried("ledger and payloads", partial(_unrecorded, deployment.engine))
         yield _tried("stored files", partial(_stored_files, deployment.engine))
         yield from _erased(deployment.engine)
         yield from _stranded(deployment.engine)
@@ -181,20 +181,20 @@ def _payload_store(payloads: PayloadStore) -> Finding:
     return Finding("payload store", Verdict.OK, f"{payloads!r} can be written, read and deleted in")
 
 
-def _forgotten(engine: Engine) -> Finding:
-    """Look for what was sent, by its receipt in the payload store, and the ledger does not know."""
-    found = engine.find_forgotten()
+def _unrecorded(engine: Engine) -> Finding:
+    """Look for what was sent, by its receipt in the payload store, and the ledger has no record of."""
+    found = engine.find_unrecorded_sends()
     if not found:
-        return Finding("ledger and payloads", Verdict.OK, "the ledger knows all that was sent from here")
+        return Finding("ledger and payloads", Verdict.OK, "the ledger has a record of all that was sent from here")
     places = sorted({receipt.submission.place for receipt in found})
     shown = ", ".join(places[:_FILES_SHOWN]) + (", …" if len(places) > _FILES_SHOWN else "")
     shards = counted(len(found), "shard was", "shards were")
     since = min(receipt.shard.sent_at or receipt.submission.created_at for receipt in found)
     problem = (
-        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger does not know, of {shown}: it was restored "
+        f"{shards} sent since {since:%Y-%m-%d %H:%M} UTC that the ledger has no record of, of {shown}: it was restored "
         "from a backup, or a process of this deployment has another ledger"
     )
-    then = "dagster-llm-batch recover takes them up: nothing is paid again. Give all processes one ledger (ledger_url)."
+    then = "dagster-llm-batch recover: nothing is paid again. Give all processes one ledger (ledger_url)."
     return Finding("ledger and payloads", Verdict.PROBLEM, problem, then)
 
 

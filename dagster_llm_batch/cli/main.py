@@ -20,7 +20,7 @@ _COMMANDS = {
     "cost": ("cost", "Money spent, saved and wasted, and the month's forecast."),
     "cancel": ("decisions", "Stop a submission; what is done already is kept."),
     "resolve": ("decisions", "Say what became of a shard that nobody can tell."),
-    "recover": ("decisions", "Take up what the ledger has forgotten, after a backup was restored."),
+    "recover": ("decisions", "Recover what the ledger has lost, after a backup was restored."),
     "rename": ("decisions", "Give an asset's submissions to its new name."),
     "retry": ("decisions", "Ask again for rows that have no label."),
     "review": ("review", "A page on this machine to look at rows, prompts and replies."),

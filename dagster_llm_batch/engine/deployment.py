@@ -217,7 +217,7 @@ class Deployment:
         gates: When calls in real time may be made, by provider, account and model. Those of this process.
         batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
             this process has counted them.
-        opened_here: The ids of submissions that this process has opened: of these the ledger has forgotten nothing.
+        opened_here: The ids of submissions that this process has opened: all of their sendings are on record.
     """
 
     providers: Mapping[str, Provider]

@@ -17,18 +17,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.engine.activity import (
-    FAILED,
-    LOST,
-    STRANDED,
-    TOLD,
-    TURN,
-    Outlook,
-    can_send,
-    count_lost,
-    find_first_unsent,
-    look_out,
-)
+from dagster_llm_batch.engine import activity
 from dagster_llm_batch.engine.breaker import Breaker, stop_reason
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
@@ -40,7 +29,14 @@ from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status, advise_on_change
-from dagster_llm_batch.engine.submit import Receipt, Sender, adopt_all, adopt_partition, adopt_planned, find_forgotten
+from dagster_llm_batch.engine.submit import (
+    Receipt,
+    Sender,
+    find_unrecorded,
+    recover_all,
+    recover_partition,
+    recover_planned,
+)
 from dagster_llm_batch.engine.submit_queue import (
     UNAVAILABLE,
     Dispatcher,
@@ -62,7 +58,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import RESTORED
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 
@@ -107,7 +103,7 @@ class Engine:
         Raises ConfigError, InputError or BudgetError, and leaves nothing behind then.
         """
         self.take_over(labeling)
-        self.adopt(labeling.asset, partition)
+        self.recover_sends(labeling.asset, partition)
         if again:
             # What has ended since its batch was given up is paid for already.
             self.poll_awaited([labeling.asset], self.now())
@@ -135,26 +131,26 @@ class Engine:
         for former in labeling.resend.former_names:
             self.rename(former, labeling.asset)
 
-    def adopt(self, asset: str, partition: str = "") -> list[Shard]:
-        """Record what was sent of a partition and this ledger has forgotten, as one that was restored from a backup.
+    def recover_sends(self, asset: str, partition: str = "") -> list[Shard]:
+        """Record what was sent of a partition and this ledger has no record of, as after a backup was restored.
 
-        Its receipts in the payload store say so. Nothing is sent: `recover` asks the provider for these batches, and
-        what is answered or under way is not asked again. `plan` does this first. Returns the shards.
+        Its receipts in the payload store say so. Nothing is sent: `recover_batches` asks the provider for these
+        batches, and what is answered or under way is not asked again. `plan` does this first. Returns the shards.
         """
-        return adopt_partition(self.deployment, asset, partition)
+        return recover_partition(self.deployment, asset, partition)
 
-    def adopt_all(self) -> list[Shard]:
-        """Do for all partitions of the namespace what `adopt` does for one. Lists the whole payload store."""
-        return adopt_all(self.deployment)
+    def recover_all_sends(self) -> list[Shard]:
+        """Do for all partitions of the namespace what `recover_sends` does for one. Lists the whole payload store."""
+        return recover_all(self.deployment)
 
-    def find_forgotten(self) -> list[Receipt]:
-        """Return the receipts of what `adopt_all` would record. Changes nothing."""
-        return find_forgotten(self.deployment)
+    def find_unrecorded_sends(self) -> list[Receipt]:
+        """Return the receipts of what `recover_all_sends` would record. Changes nothing."""
+        return find_unrecorded(self.deployment)
 
-    def was_forgotten(self, submission: Submission) -> str | None:
-        """Return what `adopt` has recorded today of a submission, or of those whose answers it reuses, or None."""
+    def note_of_recovery(self, submission: Submission) -> str | None:
+        """Return what `recover_sends` recorded today of a submission, or of those whose answers it reuses, or None."""
         ids = (submission.submission_id, *submission.reused_from)
-        event = self.ledger.find_event(ids, RESTORED, self.now() - timedelta(days=1))
+        event = self.ledger.find_event(ids, RECOVERED, self.now() - timedelta(days=1))
         return None if event is None else event.detail
 
     def _planner(self, labeling: Labeling) -> Planner:
@@ -176,7 +172,7 @@ class Engine:
         held = self._with_sharing(submission_ids)
         with self.deployment.leased(*held) as lease:
             # First, since a shard whose create call left no record may have a batch, and must not be sent again.
-            Sender(self.deployment, lease).recover(submission_ids, held)
+            Sender(self.deployment, lease).recover_batches(submission_ids, held)
             dispatcher = Dispatcher(labeling, self.deployment, lease)
             planned: list[Shard] = []
             tombstones = len(self.ledger.tombstones(self.namespace, labeling.asset))
@@ -190,7 +186,7 @@ class Engine:
                     if shard.state in IN_FLIGHT:
                         self.deployment.provider_of(shard)
                 own = [shard for shard in shards if shard.state is ShardState.PLANNED]
-                if own and (sent := adopt_planned(self.deployment, shards)):
+                if own and (sent := recover_planned(self.deployment, shards)):
                     in_doubt.append(submission_id)
                     own = [shard for shard in own if shard.shard_id not in sent]
                 if submission.state is not SubmissionState.OPEN:
@@ -206,13 +202,13 @@ class Engine:
                     planned += dispatcher.give_up(own, late=self.deployment.is_late(submission))
             dispatcher.send(planned)
         for submission_id in in_doubt:
-            self.recover(submission_id)
+            self.recover_batches(submission_id)
 
-    def recover(self, submission_id: str) -> None:
+    def recover_batches(self, submission_id: str) -> None:
         """Find batches whose create call left no record. Never sends. Raises LeaseError or CannotTellError."""
         held = self._with_sharing([submission_id])
         with self.deployment.leased(*held) as lease:
-            Sender(self.deployment, lease).recover([submission_id], held)
+            Sender(self.deployment, lease).recover_batches([submission_id], held)
 
     def _with_sharing(self, submission_ids: Sequence[str]) -> set[str]:
         """Return these and all submissions that share a create call of unknown end with them."""
@@ -450,7 +446,7 @@ class Engine:
     def can_advance(self, progress: Progress) -> bool:
         """Return whether `advance` would send, collect or settle something."""
         submission, states = progress.submission, set(progress.states)
-        if ShardState.PLANNED in states and can_send(self.deployment, submission):
+        if ShardState.PLANNED in states and activity.can_send(self.deployment, submission):
             return True
         return not states & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
 
@@ -466,13 +462,13 @@ class Engine:
         """Record that somebody looks after these assets. Shards of others lose their place in queues in time."""
         keep_places(self.deployment, assets)
 
-    def outlook(self, unreadable: Unreadable | None = None) -> Outlook:
+    def outlook(self, unreadable: Unreadable | None = None) -> activity.Outlook:
         """Return which undelivered submissions are worked on, and their last events. See Ledger.progress."""
-        return look_out(self.deployment, unreadable)
+        return activity.look_out(self.deployment, unreadable)
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Record that waiting shards may be sent, so that a run for them has a new run key."""
-        self.ledger.add_events(submission_ids, TURN)
+        self.ledger.add_events(submission_ids, activity.TURN)
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """Record that the provider did not answer, and that another try is worthwhile later."""
@@ -481,31 +477,31 @@ class Engine:
     def note_failed(self, asset: str, partition: str, detail: str) -> None:
         """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
         if (submission := self.latest(asset, partition)) is not None:
-            self.ledger.add_event(submission.submission_id, FAILED, detail)
+            self.ledger.add_event(submission.submission_id, activity.FAILED, detail)
 
     def lost_runs(self, submission_id: str) -> int:
         """Return how many of the last runs that were to land the labels ended without having done anything."""
-        return count_lost(self.ledger.events(submission_id))
+        return activity.count_lost(self.ledger.events(submission_id))
 
     def note_lost(self, submission_id: str, detail: str) -> None:
         """Record that a run that was to land the labels did nothing, and that another is worth a try."""
-        self.ledger.add_event(submission_id, LOST, detail)
+        self.ledger.add_event(submission_id, activity.LOST, detail)
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
-        self.ledger.add_event(submission_id, STRANDED, detail)
+        self.ledger.add_event(submission_id, activity.STRANDED, detail)
 
     def unsent_since(self, submission_id: str) -> datetime:
         """Return when a batch of the submission could not be sent for the first time since one was."""
-        return find_first_unsent(self.ledger.events(submission_id))
+        return activity.find_first_unsent(self.ledger.events(submission_id))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""
-        self.ledger.add_events(submission_ids, TOLD)
+        self.ledger.add_events(submission_ids, activity.TOLD)
 
     def told_since(self, since: datetime) -> set[str]:
         """Return the undelivered submissions of which a person was told since then that something waits for one."""
-        told = self.ledger.last_events(self.namespace, kind=TOLD)
+        told = self.ledger.last_events(self.namespace, kind=activity.TOLD)
         now = self.deployment.clock()
         # A time that lies ahead was set by a clock that was wrong.
         return {submission_id for submission_id, event in told.items() if since <= event.at <= now}
@@ -544,7 +540,7 @@ class Engine:
             self.ledger.set_state(submission_id, SubmissionState.CANCELED)
             errors: list[Exception] = []
             try:
-                Sender(self.deployment, lease).recover([submission_id], held)
+                Sender(self.deployment, lease).recover_batches([submission_id], held)
             # A shard of unknown end must not keep the others running.
             except LLMBatchError as error:
                 errors.append(error)

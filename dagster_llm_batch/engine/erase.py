@@ -53,7 +53,7 @@ from dagster_llm_batch.engine.request_files import (
 )
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.status import advise_on_lost_manifest
-from dagster_llm_batch.engine.submit import adopt_all, adopt_planned
+from dagster_llm_batch.engine.submit import recover_all, recover_planned
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
@@ -218,7 +218,7 @@ class Eraser:
         """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
         left = []
         # A ledger that was restored from a backup does not know of all that is stored.
-        adopt_all(self._deployment)
+        recover_all(self._deployment)
         tombstones = len(self._ledger.tombstones(self._namespace, asset))
         for submission in self._ledger.submissions(self._namespace, assets=[asset]):
             if submission.has_applied(tombstones):
@@ -259,9 +259,9 @@ class Eraser:
                 "Nothing is sent or landed before"
             )
             raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
-        # What this ledger has forgotten of it has files that no shard names before this.
+        # What this ledger has no record of has files that no shard names before this.
         if shards := self._ledger.shards(submission_id):
-            adopt_planned(self._deployment, shards)
+            recover_planned(self._deployment, shards)
         rows, candidates = self._matches(submission, erased)
         candidates |= self._read_erasing(going_path)
         if candidates:

@@ -183,7 +183,7 @@ class Planner:
     def _plan(
         self, rows: Any, partition: str, run_id: str | None, history: Sequence[Submission], *, again: bool
     ) -> Submission:
-        # Shards collected after this time were in flight when we planned: the new submission adopts their answers.
+        # Shards collected after this time were in flight when we planned: the new submission reuses their answers.
         now = self._deployment.clock()
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()

@@ -76,7 +76,7 @@ class NextWave:
 
     @cached_property
     def _asks_now(self) -> list[_Ask]:
-        return [*self._again(), *self._adopted()]
+        return [*self._again(), *self._inherited()]
 
     @property
     def requests(self) -> int:
@@ -179,7 +179,7 @@ class NextWave:
             (same if worth else rest).append(request_id)
         return same, rest
 
-    def _adopted(self) -> Iterator[_Ask]:
+    def _inherited(self) -> Iterator[_Ask]:
         """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
         if not self._submission.reused_from:
             return

@@ -23,7 +23,7 @@ __all__ = [
     "advise_on_lost_manifest",
     "advise_on_no_room",
     "advise_on_overdue",
-    "advise_on_restored",
+    "advise_on_recovered",
     "advise_on_unknown",
     "cause_text",
     "retry_command",
@@ -108,12 +108,12 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
     )
 
 
-def advise_on_restored(detail: str) -> Advice:
-    """Return what it means that the ledger had forgotten what was sent, and what a person can do."""
+def advise_on_recovered(detail: str) -> Advice:
+    """Return what it means that the ledger had no record of what was sent, and what a person can do."""
     return Advice(
-        f"the ledger had forgotten what was sent of it: {detail}. It was restored from a backup, or a process of this "
-        "deployment has another ledger",
-        "What was sent is taken up again, and not paid again. `dagster-llm-batch recover` does that for all partitions "
+        f"the ledger had no record of what was sent of it: {detail}. It was restored from a backup, or a process of "
+        "this deployment has another ledger",
+        "It was recovered, and is not paid again. `dagster-llm-batch recover` does that for all partitions "
         "at once; processes with ledgers of their own need one that they share (ledger_url)",
     )
 

@@ -1,14 +1,15 @@
 """Submits shards as batches, each at most once. The intent is committed before the effect:
 
     planned ── commit `submitting` ──▶ create call ──▶ commit `submitted`
-                                   └─ no trustworthy reply ─▶ stays `submitting` until `recover` finds the batch or is
+                                   └─ no trustworthy reply ─▶ stays `submitting` until `recover_batches` finds it or is
                                                               certain that there is none
 
 No batch is ever created for a shard that is not `planned`. The shards of one batch, of one or of several submissions,
 make each move together, the carrier first: the batch has its tag. The caller holds the leases of all.
 
-A create call that left no record may have made a batch that is paid for. `Engine.recover` finds most of these again;
-those that it cannot find wait for a person (`Engine.resolve`).
+A create call that left no record may have made a batch that is paid for. `Engine.recover_batches` finds most of these;
+those that it cannot find wait for a person (`Engine.resolve`). What the ledger itself lost is recovered by receipts
+(`Engine.recover_sends`).
 
 A ledger that is restored from a backup, or a second one of the same namespace, does not know what was sent, and would
 have it sent, and paid, again. Between the intent and the call each shard gets a receipt in the payload store: shard
@@ -65,12 +66,12 @@ from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found
 __all__ = [
     "Receipt",
     "Sender",
-    "adopt_all",
-    "adopt_partition",
-    "adopt_planned",
-    "find_forgotten",
+    "find_unrecorded",
     "outgoing",
     "plan_next_try",
+    "recover_all",
+    "recover_partition",
+    "recover_planned",
     "write_receipts",
 ]
 
@@ -289,7 +290,7 @@ class Sender:
                     return
                 except AmbiguousError as error:
                     self._ledger.add_event(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
-                    self._recover(sent)
+                    self._recover_batch(sent)
                     return
                 else:
                     self._record(sent, batch_id)
@@ -354,7 +355,7 @@ class Sender:
         now = self._deployment.clock()
         self._ledger.move_shards(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
 
-    def recover(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
+    def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
         """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
 
         Afterwards they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to say) or, in
@@ -367,13 +368,13 @@ class Sender:
             # Others were sent since the leases were taken; they are left to the next time.
             if all(shard.submission_id in held for shard in shards):
                 try:
-                    self._recover(shards)
+                    self._recover_batch(shards)
                 except CannotTellError as error:
                     unsure.append(error)
         if unsure:
             raise unsure[0]
 
-    def _recover(self, shards: Sequence[Shard]) -> None:
+    def _recover_batch(self, shards: Sequence[Shard]) -> None:
         """Recover the shards of one create call, the carrier first."""
         carrier, ids = shards[0], [shard.shard_id for shard in shards]
         assert carrier.sent_at is not None  # it is recorded with the intent
@@ -382,7 +383,7 @@ class Sender:
         if carrier.lane is Lane.REALTIME:
             reason = "the process that asked in real time ended before its answers were stored"
             if self._deployment.payloads.exists(beside(carrier, RAW)):
-                reason = "the ledger had forgotten its calls in real time, whose answers are stored"
+                reason = "the ledger had no record of its calls in real time, whose answers are stored"
             now = self._deployment.clock()
             self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
             return
@@ -396,8 +397,8 @@ class Sender:
         if isinstance(answer, Found):
             self._accepted(shards, answer.batch_id)
         elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
-            # A ledger that was restored from a backup has forgotten that they were answered.
-            reason, now = "the ledger had forgotten its batch, whose answers are stored", self._deployment.clock()
+            # A ledger that was restored from a backup has no record that they were answered.
+            reason, now = "the ledger had no record of its batch, whose answers are stored", self._deployment.clock()
             self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
@@ -485,24 +486,24 @@ def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
             out.write(_adapter().dump_json(receipt))
 
 
-def adopt_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
-    """Record what was sent of a partition and the ledger has forgotten; return these shards, which are in doubt now."""
+def recover_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
+    """Record what was sent of a partition and the ledger has no record of; return these shards, in doubt now."""
     path = PurePosixPath(payload_path(deployment.namespace, asset, partition, "submission", "name"))
     receipts = _receipts_below(deployment, str(path.parents[1]))
     if not receipts:
         return []
     history = deployment.ledger.history(deployment.namespace, asset, partition)
-    return _adopt(deployment, _suspects(deployment, receipts, history))
+    return _recover_sends(deployment, _suspects(deployment, receipts, history))
 
 
-def adopt_all(deployment: Deployment) -> list[Shard]:
-    """Do for all of the namespace what `adopt_partition` does for one partition. Lists all stored files."""
-    return _adopt(deployment, _all_suspects(deployment))
+def recover_all(deployment: Deployment) -> list[Shard]:
+    """Do for all of the namespace what `recover_partition` does for one partition. Lists all stored files."""
+    return _recover_sends(deployment, _all_suspects(deployment))
 
 
-def find_forgotten(deployment: Deployment) -> list[Receipt]:
-    """Return the receipts of what `adopt_all` would record. Changes nothing."""
-    return _find_forgotten(deployment, _all_suspects(deployment))
+def find_unrecorded(deployment: Deployment) -> list[Receipt]:
+    """Return the receipts of what `recover_all` would record. Changes nothing."""
+    return _find_unrecorded(deployment, _all_suspects(deployment))
 
 
 def _all_suspects(deployment: Deployment) -> list[str]:
@@ -510,15 +511,15 @@ def _all_suspects(deployment: Deployment) -> list[str]:
     return _suspects(deployment, receipts, deployment.ledger.submissions(deployment.namespace))
 
 
-def adopt_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
-    """Record which shards of a submission were sent, as the ledger has forgotten; return their ids.
+def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
+    """Record which shards of a submission were sent, where the ledger has no record of it; return their ids.
 
     Nothing is looked up where this process itself has opened the submission.
     """
     if shards[0].submission_id in deployment.opened_here:
         return set()
     there = _receipts_below(deployment, shards[0].path.rpartition("/")[0])
-    return {shard.shard_id for shard in _adopt(deployment, sorted(there - _sent(shards)))}
+    return {shard.shard_id for shard in _recover_sends(deployment, sorted(there - _sent(shards)))}
 
 
 def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
@@ -549,26 +550,26 @@ def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterab
     return suspects
 
 
-def _adopt(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
-    """Record what the ledger has forgotten of these receipts' batches; return the shards of which it has."""
-    # Read first: a shard that was put back, and is sent again, has a receipt and is not forgotten.
-    if not (receipts := _find_forgotten(deployment, suspects)):
+def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
+    """Record these receipts' batches where the ledger has no record of them; return the shards of which it had none."""
+    # Read first: a shard that was put back, and is sent again, has a receipt and a record.
+    if not (receipts := _find_unrecorded(deployment, suspects)):
         return []
     submissions = [receipt.submission for receipt in receipts]
-    return deployment.ledger.remember_sent(
+    return deployment.ledger.recover_sends(
         submissions, {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
     )
 
 
-def _find_forgotten(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
-    """Return those receipts of these receipts' batches of which the ledger knows nothing."""
+def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Return those receipts of these receipts' batches of which the ledger has no record."""
     if not suspects:
         return []
     # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
     found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
     receipts = {receipt.shard.shard_id: receipt for receipt in found}
-    lacking = deployment.ledger.forgotten_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
-    return [receipts[shard_id] for shard_id in lacking]
+    unrecorded = deployment.ledger.unrecorded_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
+    return [receipts[shard_id] for shard_id in unrecorded]
 
 
 def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:

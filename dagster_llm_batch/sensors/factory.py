@@ -96,7 +96,7 @@ def bounded_sensor(
             engine.take_over(dataset.labeling)
         labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
         tick = Tick(context, engine, labels, bounds)
-        tick.look_for_forgotten()
+        tick.recover_sends()
         # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
         tick.poll()
         new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))

@@ -9,7 +9,7 @@ error that is none of ours: such a one does not pass by itself, and a skipped ti
 
 For the same reason it fails where a submission waits for a person: a batch is overdue, or finds no room in its
 provider's queue, credentials are refused, another account is configured, nobody can tell whether a batch exists, the
-ledger had forgotten what was sent. It says what to do, every six hours until that is done.
+ledger had no record of what was sent. It says what to do, every six hours until that is done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_restored, advise_on_unknown
+from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_recovered, advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
@@ -34,7 +34,7 @@ from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joi
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import RESTORED
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.text import plain_words, short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
@@ -155,8 +155,8 @@ class Tick:
     def _is_within(self, seconds: float) -> bool:
         return monotonic() - self._began < seconds
 
-    def look_for_forgotten(self) -> None:
-        """Take up what Dagster has as sent and the ledger has forgotten; note what a person has to know of it.
+    def recover_sends(self) -> None:
+        """Recover what Dagster has as sent and the ledger has no record of; note what a person has to know of it.
 
         A ledger that was restored from a backup learns it from the payload store. Where that has nothing of it either,
         another ledger was used: nobody would ever land it.
@@ -169,18 +169,18 @@ class Tick:
             batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
             unknown = batches.keys() - self._ledger.known_submissions(batches)
             # Which lists the whole payload store.
-            if any(map(self._is_untold, unknown)) and self._engine.adopt_all():
+            if any(map(self._is_untold, unknown)) and self._engine.recover_all_sends():
                 self._before = {progress.submission.submission_id: progress for progress in self._progress()}
                 unknown -= self._ledger.known_submissions(unknown)
             for submission_id in unknown:
                 advice = advise_on_unknown(batches[submission_id], submission_id, self._ledger)
                 self._unknown[submission_id] = str(advice)
                 self.note(str(advice))
-        restored = self._ledger.last_events(self._engine.namespace, kind=RESTORED, unreadable=self._unreadable)
-        for submission_id, event in restored.items():
+        recovered = self._ledger.last_events(self._engine.namespace, kind=RECOVERED, unreadable=self._unreadable)
+        for submission_id, event in recovered.items():
             if submission_id in self._before:
                 submission = self._before[submission_id].submission
-                self._needs_person(submission, advise_on_restored(event.detail or ""))
+                self._needs_person(submission, advise_on_recovered(event.detail or ""))
 
     def _is_untold(self, submission_id: str) -> bool:
         """Return whether nobody was told lately of a submission that the ledger does not know."""
@@ -447,7 +447,7 @@ class Tick:
             return self._engine.can_advance(progress)
         if self._has_time():
             self._recovered = True
-            self._engine.recover(submission.submission_id)
+            self._engine.recover_batches(submission.submission_id)
         # It can move when its batches are found, or known to be absent: at a later tick.
         return False
 

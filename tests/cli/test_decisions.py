@@ -258,7 +258,7 @@ def restored(project):
     return sent
 
 
-def test_doctor_names_what_a_restored_ledger_has_forgotten_and_recover_takes_it_up_unpaid(project, restored):
+def test_doctor_names_what_a_restored_ledger_has_no_record_of_and_recover_recovers_it_unpaid(project, restored):
     doctor = {one["check"]: one for one in project.json("doctor", code=3)["findings"]}["ledger and payloads"]
     assert doctor["verdict"] == "problem"
     assert "4 shards were sent since" in doctor["said"]
@@ -269,7 +269,7 @@ def test_doctor_names_what_a_restored_ledger_has_forgotten_and_recover_takes_it_
     assert {shard["state"] for shard in taken} == {"submitting"}
     doctor = {one["check"]: one for one in project.json("doctor")["findings"]}
     assert doctor["ledger and payloads"]["verdict"] == "ok"
-    assert project.on_file("recover", "--yes").stdout == "The ledger knows all that was sent.\n"
+    assert project.on_file("recover", "--yes").stdout == "The ledger has a record of all that was sent.\n"
     project.settle()
     for submission_id in restored:
         with project.engine() as engine:

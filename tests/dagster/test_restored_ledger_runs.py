@@ -1,4 +1,4 @@
-"""What Dagster has as sent and the ledger does not know is taken up, or refused before anything is sent, and told."""
+"""What Dagster has as sent and the ledger does not know is recovered, or refused before anything is sent, and told."""
 
 import sqlite3
 from contextlib import closing
@@ -35,7 +35,7 @@ def test_a_restored_ledger_is_told_by_the_next_tick_and_what_was_sent_since_land
     put_back(location, backup)
     told = failing_tick(location)
     for day in DAYS[1:3]:
-        assert f"{LABELS} {day} needs a person: the ledger had forgotten what was sent of it: 1 shard(s)" in told
+        assert f"{LABELS} {day} needs a person: the ledger had no record of what was sent of it: 1 shard(s)" in told
     assert "restored from a backup" in told
     assert "dagster-llm-batch recover" in told
     emulator.settle()
@@ -57,7 +57,7 @@ def test_a_batch_asset_that_is_materialized_again_fails_its_check_and_sends_noth
     assert result.success
     [verdict] = [each for each in result.get_asset_check_evaluations() if each.check_name == "sent"]
     assert (verdict.passed, verdict.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert verdict.description.startswith("The ledger had forgotten what was sent of it: 1 shard(s), sent since")
+    assert verdict.description.startswith("The ledger had no record of what was sent of it: 1 shard(s), sent since")
     assert len(emulator.books.batches) == 1
 
 
@@ -86,4 +86,4 @@ def test_processes_with_ledgers_of_their_own_and_one_payload_store_pay_nothing_t
     assert pods[0].submit().success
     assert pods[1].submit().success
     assert len(emulator.books.batches) == 1
-    assert "the ledger had forgotten what was sent of it" in failing_tick(pods[1])
+    assert "the ledger had no record of what was sent of it" in failing_tick(pods[1])

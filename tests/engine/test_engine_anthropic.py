@@ -238,6 +238,6 @@ def test_a_batch_is_found_although_this_machines_clock_is_wrong(tmp_path: Path, 
         definition, submission_id = sent(workspace)
         emulator.settle()
         workspace.skipped += timedelta(hours=1)
-        workspace.engine().recover(submission_id)
+        workspace.engine().recover_batches(submission_id)
         assert workspace.finish(definition, submission_id).submission.outcomes == {"succeeded": 5}
         assert len(emulator.books.batches) == 1

@@ -425,7 +425,7 @@ def test_requests_in_flight_are_not_asked_again_when_rows_are_added(workspace: W
     assert len(billed(workspace)) == 8
 
 
-def test_adopted_requests_that_failed_are_asked_again_by_who_adopted_them(workspace: Workspace) -> None:
+def test_inherited_requests_that_failed_are_asked_again_by_who_inherits_them(workspace: Workspace) -> None:
     definition = labeling()
     workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
     first = workspace.engine().plan(definition, tickets(5))

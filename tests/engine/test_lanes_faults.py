@@ -284,7 +284,7 @@ def test_fallbacks_declared_in_another_order_are_asked_in_their_own_name(workspa
 
 
 @pytest.mark.parametrize("kind", ["status", "truncated"])
-def test_adopted_requests_have_the_fallback_too(workspace: Workspace, kind: Any) -> None:
+def test_inherited_requests_have_the_fallback_too(workspace: Workspace, kind: Any) -> None:
     definition = labeling(resend=Resend(fallback=["openai/gpt-4o-mini"]))
     workspace.emulator.inject(RowFault(kind=kind, containing="number 3?", times=1 if kind == "status" else 2))
     first = workspace.engine().plan(definition, tickets(5))
@@ -433,7 +433,7 @@ def batches_of(table: Any, between: Any) -> Iterator[pa.RecordBatch]:
     yield batch.slice(1)
 
 
-def test_adopted_requests_whose_batch_comes_home_during_the_plan_are_asked_again(workspace: Workspace) -> None:
+def test_inherited_requests_whose_batch_comes_home_during_the_plan_are_asked_again(workspace: Workspace) -> None:
     definition = labeling()
     workspace.emulator.inject(BatchFault(kind="expires", batches=[0], fraction=0.4))
     first = workspace.engine().plan(definition, tickets(5))
@@ -475,7 +475,7 @@ def test_rows_added_twice_and_removed_while_batches_run_are_asked_once(workspace
     assert in_one_batch(workspace)
 
 
-def test_a_source_that_is_canceled_after_it_was_adopted_leaves_its_rest_to_who_adopted_it(workspace: Workspace) -> None:
+def test_a_source_that_is_canceled_after_it_was_reused_leaves_its_rest_to_who_reuses_it(workspace: Workspace) -> None:
     definition = labeling()
     first = workspace.engine().plan(definition, tickets(5))
     workspace.engine().submit(definition, first.submission_id)

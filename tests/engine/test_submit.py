@@ -469,7 +469,7 @@ def test_the_steps_say_what_is_to_do_next(workspace: Workspace) -> None:
 
     assert engine.needs_recovery(progress()[0])
     assert not engine.can_advance(progress()[0])
-    engine.recover(submission_id)
+    engine.recover_batches(submission_id)
     assert not engine.needs_recovery(progress()[0])
     before = engine.outlook().attempt(submission_id)
     workspace.emulator.settle()

@@ -24,7 +24,7 @@ from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
-from dagster_llm_batch.engine.status import advise_on_overdue, advise_on_restored
+from dagster_llm_batch.engine.status import advise_on_overdue, advise_on_recovered
 from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -202,8 +202,8 @@ class VendorWorkspace:
         except LLMBatchError as error:
             told.append(str(error))
         told += [str(advise_on_overdue(shard, engine.now())) for _, shard in engine.overdue()]
-        if (forgotten := engine.was_forgotten(engine.ledger.submission(submission_id))) is not None:
-            told.append(str(advise_on_restored(forgotten)))
+        if (recovered := engine.note_of_recovery(engine.ledger.submission(submission_id))) is not None:
+            told.append(str(advise_on_recovered(recovered)))
         engine.ledger.close()
         return is_settled, told[0] if told else None
 

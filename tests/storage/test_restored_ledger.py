@@ -1,4 +1,4 @@
-"""A ledger that was restored from a backup has forgotten what was sent since. That is noticed, and not paid again."""
+"""A ledger restored from a backup has no record of what was sent since. That is noticed, and not paid again."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Site:
         raise AssertionError(engine.status(submission_id))
 
     def restored(self, submission_id: str) -> bool:
-        return any(event.kind == "restored" for event in self.engine().ledger.events(submission_id))
+        return any(event.kind == "recovered" for event in self.engine().ledger.events(submission_id))
 
 
 @pytest.fixture
@@ -127,18 +127,18 @@ def test_all_that_a_restored_ledger_lacks_is_taken_up_at_once_and_lands_without_
     backup = site.back_up()
     sent = [site.send(partition=day) for day in ("monday", "tuesday")]
     site.restore(backup)
-    assert len(site.engine().adopt_all()) == 4
-    assert site.engine().adopt_all() == []
+    assert len(site.engine().recover_all_sends()) == 4
+    assert site.engine().recover_all_sends() == []
     assert [site.finish(submission_id) for submission_id in sent] == [{"succeeded": 6}] * 2
     assert len(site.emulator.books.batches) == 4
 
 
 def test_of_other_rows_only_what_was_not_sent_before_the_restoring_is_asked(site: Site) -> None:
     backup = site.back_up()
-    forgotten = site.send()
+    unrecorded = site.send()
     site.restore(backup)
     newest = site.send([*ROWS[1:], {"id": "new", "text": "New ticket"}])
-    assert newest != forgotten
+    assert newest != unrecorded
     assert site.finish(newest) == {"succeeded": 6}
     assert len({one.body_digest for one in site.emulator.books.executions}) == 7
     assert site.emulator.books.billed_twice() == {}
@@ -270,19 +270,19 @@ def test_what_was_split_by_a_process_that_was_killed_then_is_not_lost_either(sit
 
 
 def check_split(site: Site, submission_id: str) -> None:
-    assert site.engine().find_forgotten()
+    assert site.engine().find_unrecorded_sends()
     assert site.engine().plan(replace(LABELS, limits=Limits()), ROWS).submission_id == submission_id
     assert site.finish(submission_id) == {"succeeded": 6}
     assert site.emulator.books.billed_twice() == {}
     assert sum(shard.requests for shard in site.engine().ledger.shards(submission_id)) == 6
-    assert site.engine().find_forgotten() == []
+    assert site.engine().find_unrecorded_sends() == []
 
 
 @pytest.mark.parametrize(
     "emulator", [VendorLimits(enqueued_tokens=8, fails_fast=True)], indirect=True, ids=["small queue"]
 )
 @pytest.mark.parametrize("backed_up", ["lacking", "refused"])
-def test_rows_are_erased_of_what_a_restored_ledger_has_forgotten_too(site: Site, backed_up: str) -> None:
+def test_rows_are_erased_of_what_a_restored_ledger_has_no_record_of_too(site: Site, backed_up: str) -> None:
     submission_id = forget(site, backed_up, "some")
     engine = site.engine()
     engine.eraser.add_tombstones("labels", ["3"], None)
@@ -301,7 +301,7 @@ URGENT_ROWS = [{**row, "is_urgent": True} for row in ROWS]
 
 
 @pytest.mark.parametrize("backed_up", ["lacking", "planned"])
-def test_answers_in_real_time_that_a_restored_ledger_has_forgotten_are_not_paid_again(
+def test_answers_in_real_time_that_a_restored_ledger_has_no_record_of_are_not_paid_again(
     site: Site, backed_up: str
 ) -> None:
     backup = site.back_up()
@@ -311,7 +311,7 @@ def test_answers_in_real_time_that_a_restored_ledger_has_forgotten_are_not_paid_
     site.engine().advance(URGENT, submission_id)
     assert len(site.emulator.books.executions) == 6
     site.restore(backup)
-    assert site.engine().find_forgotten()
+    assert site.engine().find_unrecorded_sends()
     assert site.engine().plan(URGENT, URGENT_ROWS).submission_id == submission_id
     assert site.finish(submission_id, URGENT) == {"succeeded": 6}
     assert site.restored(submission_id)
@@ -334,7 +334,7 @@ def test_calls_in_real_time_of_unknown_end_are_asked_again_in_the_next_wave_and_
     assert answered <= len(site.emulator.books.executions) == 6
 
 
-def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:
+def test_a_ledger_with_a_record_of_everything_asks_nobody(site: Site) -> None:
     submission_id = site.send()
     site.emulator.inject(WireFault(kind="status", status=429, route="POST /v1/batches", times=2))
     again = site.send([*ROWS, {"id": "new", "text": "New ticket"}])
@@ -342,6 +342,6 @@ def test_a_ledger_that_has_forgotten_nothing_asks_nobody(site: Site) -> None:
     assert site.finish(again)
     assert not any(call.path == "/v1/batches" and call.method == "GET" for call in site.emulator.books.calls)
     engine = site.engine()
-    assert engine.adopt_all() == []
+    assert engine.recover_all_sends() == []
     assert not site.restored(submission_id)
     assert {s.state for s in engine.ledger.submissions("n")} == {SubmissionState.SETTLED, SubmissionState.CANCELED}

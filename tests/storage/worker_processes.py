@@ -77,7 +77,7 @@ def watch_until_settled(url: str, base_url: str, folder: Path, number: int, barr
             for progress in mine.ledger.progress(NAMESPACE):
                 try:
                     if mine.needs_recovery(progress):
-                        mine.recover(progress.submission.submission_id)
+                        mine.recover_batches(progress.submission.submission_id)
                 except LeaseError:
                     continue
             time.sleep(0.05)

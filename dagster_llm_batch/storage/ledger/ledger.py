@@ -42,7 +42,6 @@ from dagster_llm_batch.storage.ledger.shards import (
     OF_SPLIT,
     UPDATE_SHARD,
     committed_usd,
-    forgotten_sends,
     get_shards,
     illegal_move,
     insert_half,
@@ -51,12 +50,13 @@ from dagster_llm_batch.storage.ledger.shards import (
     looked_after,
     move_values,
     report_values,
-    store_forgotten,
+    store_recovered,
+    unrecorded_sends,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
     OLDEST_FIRST,
-    RESTORED,
+    RECOVERED,
     STATUS,
     UPDATE_SUBMISSION,
     check_open,
@@ -66,8 +66,8 @@ from dagster_llm_batch.storage.ledger.submissions import (
     get_submission,
     get_submissions,
     insert_events,
-    insert_forgotten,
     insert_once,
+    insert_recovered,
     update_submission,
 )
 from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
@@ -307,35 +307,35 @@ class Ledger(LedgerQueries):
             connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
             return True
 
-    def remember_sent(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
-        """Record shards that were sent, or split, as they were then, where this ledger has forgotten it; return these.
+    def recover_sends(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
+        """Record shards that were sent, or split, as they were then, where this ledger has no record; return these.
 
         `sent` has them by shard_id, and how often each was sent. Those that were sent are in doubt then, as those of a
         killed process.
-        See `insert_forgotten` for what becomes of submissions that this ledger lacks.
+        See `insert_recovered` for what becomes of submissions that this ledger lacks.
         """
         by_id = {submission.submission_id: submission for submission in submissions}
         with self._database.write() as connection:
-            lacking = forgotten_sends(connection, sent)
+            unrecorded = unrecorded_sends(connection, sent)
             own: dict[str, list[Shard]] = defaultdict(list)
-            for shard_id in lacking:
+            for shard_id in unrecorded:
                 own[sent[shard_id][0].submission_id].append(sent[shard_id][0])
             first_wave = {key: sum(s.requests for s in shards if s.wave == 1) for key, shards in own.items()}
             complete = [key for key in own if first_wave[key] == by_id[key].requests - by_id[key].reused]
-            insert_forgotten(connection, self._clock, [by_id[key] for key in own], complete)
+            insert_recovered(connection, self._clock, [by_id[key] for key in own], complete)
             for submission in get_submissions(connection, sorted(own), lock=True):
                 shards = own[submission.submission_id]
                 values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
                 values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
                 since = min(shard.sent_at or submission.created_at for shard in shards)
                 detail = f"{len(shards)} shard(s), sent since {since:%Y-%m-%d %H:%M} UTC"
-                update_submission(connection, self._clock, submission, RESTORED, detail, **values)
-            forgotten = [sent[shard_id][0] for shard_id in lacking]
-            store_forgotten(connection, forgotten, self._clock())
-            # As many as were forgotten: that a shard is put back, and sent again, must not look like a sending more.
-            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, RESTORED) for s in forgotten)
-            insert_events(connection, self._clock, *(e for e in events for _ in range(lacking[e["shard_id"] or ""])))
-            return forgotten
+                update_submission(connection, self._clock, submission, RECOVERED, detail, **values)
+            recovered = [sent[shard_id][0] for shard_id in unrecorded]
+            store_recovered(connection, recovered, self._clock())
+            # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.
+            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, RECOVERED) for s in recovered)
+            insert_events(connection, self._clock, *(e for e in events for _ in range(unrecorded[e["shard_id"] or ""])))
+            return recovered
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record how the batches of shards ended, by shard id: the moves of all of them in one transaction.

@@ -33,9 +33,9 @@ from dagster_llm_batch.storage.ledger.shards import (
     AWAITED,
     committed_usd,
     count_sends,
-    forgotten_sends,
     looked_after,
     unknown_shard,
+    unrecorded_sends,
 )
 from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
 from dagster_llm_batch.types import Cause, Lane
@@ -469,10 +469,10 @@ class LedgerQueries:
         with self._database.read() as connection:
             return count_sends(connection, shards)
 
-    def forgotten_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-        """Return how many sendings the ledger has forgotten. `sent` has shards as sent last, and how often, by id."""
+    def unrecorded_sends(self, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+        """Count the sendings without a record. `sent` has shards as sent last, and how often, by id."""
         with self._database.read() as connection:
-            return forgotten_sends(connection, sent)
+            return unrecorded_sends(connection, sent)
 
     def newest_ids(self, namespace: str, asset: str) -> dict[str, str]:
         """Return the id of the newest submission of each partition of an asset, by partition."""

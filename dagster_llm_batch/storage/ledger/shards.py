@@ -28,7 +28,6 @@ __all__ = [
     "UPDATE_SHARD",
     "committed_usd",
     "count_sends",
-    "forgotten_sends",
     "get_shards",
     "illegal_move",
     "insert_half",
@@ -37,8 +36,9 @@ __all__ = [
     "looked_after",
     "move_values",
     "report_values",
-    "store_forgotten",
+    "store_recovered",
     "unknown_shard",
+    "unrecorded_sends",
 ]
 
 _STAMPS: dict[Move, str] = {
@@ -143,28 +143,28 @@ def count_sends(connection: sa.Connection, shards: Sequence[Shard]) -> Counter[s
     return Counter({row.shard_id: row.sends for row in connection.execute(_SENDS, wanted)})
 
 
-def forgotten_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
-    """Return the shards that the ledger has forgotten, or some of whose sendings, and how many of these.
+def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, int]]) -> Counter[str]:
+    """Return the shards that the ledger lacks, or some of whose sendings it lacks, and how many of these.
 
     `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
-    not forgotten, unless it was split since: it is looked for, or was found.
+    not unrecorded, unless it was split since: it is looked for, or was found.
     """
     stored = {row.shard_id: row for row in connection.execute(_STORED, {"ids": list(sent)})}
     known = count_sends(connection, [shard for shard, _ in sent.values()])
-    forgotten: Counter[str] = Counter()
+    unrecorded: Counter[str] = Counter()
     for key, (shard, sends) in sent.items():
-        row, lacking = stored.get(key), sends - known[key]
+        row, missing = stored.get(key), sends - known[key]
         # Only by a split does a shard have another file, which has fewer requests: its batch of before ran nothing.
         was_split = row is not None and row.path != shard.path and row.requests > shard.requests
         may_be = (
             (ShardState.PLANNED, ShardState.SUBMITTING, ShardState.SUBMITTED) if was_split else (ShardState.PLANNED,)
         )
-        if row is None or (row.state in may_be and (lacking > 0 or was_split)):
-            forgotten[key] = max(0, lacking)
-    return forgotten
+        if row is None or (row.state in may_be and (missing > 0 or was_split)):
+            unrecorded[key] = max(0, missing)
+    return unrecorded
 
 
-def store_forgotten(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
+def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
     for shard in shards:
         row = {**to_row(shard), "planned_at": shard.sent_at or now}

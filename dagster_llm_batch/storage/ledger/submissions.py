@@ -24,7 +24,7 @@ from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row,
 __all__ = [
     "OF_PARTITION",
     "OLDEST_FIRST",
-    "RESTORED",
+    "RECOVERED",
     "STATUS",
     "UPDATE_SUBMISSION",
     "check_open",
@@ -34,16 +34,16 @@ __all__ = [
     "get_submission",
     "get_submissions",
     "insert_events",
-    "insert_forgotten",
     "insert_once",
+    "insert_recovered",
     "update_submission",
 ]
 
 STATUS = "status"
 """The kind of the event of a shard whose batch was reported with another status word than before."""
 
-RESTORED = "restored"
-"""The kind of the event of a submission that the ledger had forgotten, or of which it had forgotten what was sent."""
+RECOVERED = "recovered"
+"""The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
 
 _INSERT_EVENT = sa.insert(EVENT)
 _INSERT_SUBMISSION = sa.insert(SUBMISSION)
@@ -96,7 +96,7 @@ def insert_once(connection: sa.Connection, submission: Submission) -> bool:
     return insert_or_nothing(connection, SUBMISSION, to_row(submission), *_ATTEMPT)
 
 
-def insert_forgotten(
+def insert_recovered(
     connection: sa.Connection,
     clock: Callable[[], datetime],
     submissions: Collection[Submission],
@@ -121,7 +121,7 @@ def insert_forgotten(
             "state": SubmissionState.OPEN if is_open else SubmissionState.CANCELED,
             "attempt": max([submission.attempt, *(attempt + 1 for attempt in same)]),
             "reused_from": tuple(source for source in submission.reused_from if source in known),
-            # Tombstones may be forgotten, too: which of the present ones its files were held against, nobody knows.
+            # Tombstones may be lost, too: which of the present ones its files were held against, nobody knows.
             "tombstones": None,
         }
         connection.execute(_INSERT_SUBMISSION, row | changed)
