@@ -1,0 +1,283 @@
+"""A cascade of two labelers: the model answers all rows, a dearer oracle those of which the model is not sure enough.
+
+The promise: **with probability `confidence`, at least the share `agreement` of the delivered labels is what the oracle
+says.** It assumes nothing of the scores, but that the sample is drawn before anybody has seen one.
+
+Rows that the oracle answers agree with it. So what can be wrong at a threshold t are the rows above it whose label is
+not the oracle's, and their share falls as t rises. Because it is monotone, one bound holds for the threshold that the
+sample chooses, with no correction for the many that it could have been. With a sample of n rows, uniformly drawn:
+
+    allowed     the most wrong labels k with P(Binomial(n, 1 - agreement) <= k) <= 1 - confidence
+    threshold   the place of the wrong sampled row number `allowed + 1`, counted from the surest; accepted is above it
+
+Of a table that is less than twenty times the sample, the probability is that of drawing without replacement. Rows, not
+requests, are drawn: a request that a thousand rows share is a thousand labels. A sampled row without an answer of the
+oracle counts as wrong: those that it cannot answer may be those of which the model is wrongly sure. Equal scores are
+split by a digest of the request, since models say 0.9 of half of all rows.
+
+Pure; simulated in tests/core/test_cascade.py. A threshold that is chosen so that the sample itself shows the wanted
+agreement breaks such a promise in 20 to 60 of 100 cases.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from math import exp, floor, inf, isqrt, lgamma, log, log1p
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = [
+    "ALL",
+    "NOTHING",
+    "Cascade",
+    "Place",
+    "are_above",
+    "choose_sample",
+    "count_allowed",
+    "count_least",
+    "digest_keys",
+    "digest_requests",
+    "find_bound",
+    "find_threshold",
+    "reach_probability",
+    "relative_cost",
+    "smallest",
+]
+
+Digests = npt.NDArray[np.uint64]
+Scores = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+# A table with fewer rows for each of the sample is no endless source of rows: drawing uses it up.
+_FINITE = 20
+
+# The sample that costs least in simulations is the root of so many times the rows: 200 of 1,000, 2,000 of 100,000.
+_ROOTS = 40
+
+# Rows that are accepted, as a mean over kinds of scores, with a sample of that size (tests/core/test_cascade.py).
+_ACCEPTED = ((0.8, 0.75), (0.9, 0.62), (0.95, 0.36), (0.98, 0.12), (1.0, 0.0))
+
+
+@checked
+@dataclass(frozen=True)
+class Cascade:
+    """A dearer model that answers the rows of which the labeling's own model is not sure enough.
+
+    All rows are asked of the model, and a sample of them of the oracle. When both have answered, a threshold of the
+    score is set, above which the model's labels agree with the oracle as promised; the oracle is asked of all others.
+
+    Args:
+        oracle: The model whose labels count as right: the provider, a slash, and the provider's own name for it.
+        target: The column of the response whose value must be the oracle's: a choice, an integer, a boolean or a date.
+        agreement: Least share of the delivered labels that are the oracle's, above 0 and below 1.
+        confidence: How probable it is, at least, that a partition keeps that, above 0 and below 1.
+        score: The column of the response that says how sure the model is: a number, larger where it is surer.
+        sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
+            cheapest, some six times the root of its rows.
+        params: Parameters for the oracle. Default: those of the dataset.
+    """
+
+    oracle: str
+    target: str
+    agreement: float = 0.95
+    confidence: float = 0.95
+    score: str = "confidence"
+    sample: int | Literal["auto"] = "auto"
+    params: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a promise that no sample can keep."""
+        for name in ("agreement", "confidence"):
+            given = getattr(self, name)
+            if not 0 < given < 1:
+                then = "all rows would be asked of the oracle: make it the model" if given == 1 else "it is a share"
+                raise ConfigError(f"Cascade.{name}={given!r} is not allowed; it is above 0 and below 1 ({then}).")
+        least = count_least(self.agreement, self.confidence)
+        if self.sample != "auto" and self.sample < least:
+            raise ConfigError(
+                f"Cascade.sample={self.sample!r} is too small: with fewer than {least} rows no label could be accepted "
+                f"at agreement={self.agreement} and confidence={self.confidence}. Give more, or 'auto'."
+            )
+        if self.score == self.target:
+            raise ConfigError(f"Cascade.score and Cascade.target both name {self.score!r}; they are two columns.")
+
+
+class Place(NamedTuple):
+    """A place in the order of rows from the least sure on: the score, and the digest that orders equal scores."""
+
+    score: float
+    digest: int
+
+
+ALL, NOTHING = Place(-inf, 0), Place(inf, 0)
+"""The thresholds above which every row with a score is, and none."""
+
+
+def digest_keys(keys: Iterable[Any], seed: str) -> Digests:
+    """Return a number for each key, as good as uniform, by which rows are drawn: those with the smallest."""
+    return _digests((str(key).encode("utf-8", "surrogatepass") for key in keys), f"row:{seed}")
+
+
+def digest_requests(request_ids: Iterable[str], seed: str) -> Digests:
+    """Return the number of each request by which equal scores are ordered. It says nothing of whether it was drawn."""
+    return _digests((request_id.encode() for request_id in request_ids), f"tie:{seed}")
+
+
+def _digests(texts: Iterable[bytes], seed: str) -> Digests:
+    key = hashlib.blake2b(seed.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+    whole = b"".join([hashlib.blake2b(text, key=key, digest_size=8).digest() for text in texts])
+    return np.frombuffer(whole, ">u8").astype(np.uint64)
+
+
+def smallest(digests: Digests, others: Digests, count: int) -> Digests:
+    """Return the `count` smallest of both."""
+    both = np.concatenate([digests, others])
+    return both if len(both) <= count else np.partition(both, count - 1)[:count]
+
+
+def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -> int:
+    """Return how many of a sample of so many rows may be wrong; -1: not even none is enough."""
+    risk, wrong = 1 - confidence, _fewest_too_many(rows, agreement)
+    allowed, total = -1, 0.0
+    for count, probability in enumerate(_probabilities(sample, rows, wrong, 1 - agreement)):
+        total += probability
+        if total > risk:
+            break
+        allowed = count
+    return allowed
+
+
+def find_bound(allowed: int, sample: int, rows: int, confidence: float) -> float:
+    """Return the share of disagreement that is exceeded with the probability `1 - confidence` at most.
+
+    It is fixed by `count_allowed` before any answer is seen, and is what was asked for or a little less.
+    """
+    if allowed < 0:
+        return 0.0
+    low, high = 0, rows
+    while low < high:
+        middle = (low + high) // 2
+        chances = _probabilities(sample, rows, middle, middle / rows)
+        if sum(p for p, _ in zip(chances, range(allowed + 1), strict=False)) <= 1 - confidence:
+            high = middle
+        else:
+            low = middle + 1
+    # So many wrong rows, or more, would have been found out.
+    return max(low - 1, 0) / rows
+
+
+def _fewest_too_many(rows: int, agreement: float) -> int:
+    # Exact: 1 - 0.9 is a little less than a tenth in floating point.
+    return floor((1 - Fraction(str(agreement))) * rows) + 1
+
+
+def _probabilities(sample: int, rows: int, wrong: int, share: float) -> Iterable[float]:
+    """Yield the probabilities that 0, 1, … of the sample are wrong, where so many, or such a share, of all rows are."""
+    if rows < _FINITE * sample:
+        return _drawn(sample, rows, min(wrong, rows))
+    return _independent(sample, share)
+
+
+def _independent(sample: int, share: float) -> Iterable[float]:
+    for count in range(sample + 1):
+        if share in (0.0, 1.0):
+            yield float(count == sample * share)
+            continue
+        yield exp(_log_choose(sample, count) + count * log(share) + (sample - count) * log1p(-share))
+
+
+def _drawn(sample: int, rows: int, wrong: int) -> Iterable[float]:
+    whole = _log_choose(rows, sample)
+    for count in range(sample + 1):
+        if count > wrong or sample - count > rows - wrong:
+            yield 0.0
+            continue
+        yield exp(_log_choose(wrong, count) + _log_choose(rows - wrong, sample - count) - whole)
+
+
+def _log_choose(of: int, count: int) -> float:
+    return lgamma(of + 1) - lgamma(count + 1) - lgamma(of - count + 1)
+
+
+@lru_cache
+def count_least(agreement: float, confidence: float) -> int:
+    """Return the smallest sample with which any label can be accepted, of a table of any size."""
+    return next(n for n in range(1, 1 << 30) if float(agreement) ** n <= 1 - confidence)
+
+
+def choose_sample(rows: int, agreement: float, confidence: float, at_least: int = 1) -> int:
+    """Return how many rows to sample of a table: `rows` where a sample is of no use, since it would be nearly all.
+
+    `at_least` is the least that the oracle's provider takes in one batch.
+    """
+    wanted = max(isqrt(_ROOTS * rows), at_least)
+    if wanted >= rows:
+        return rows
+    allowed = max(count_allowed(wanted, rows, agreement, confidence), 0)
+    # Between two steps of what is allowed, more rows cost more and allow no more.
+    low, high = at_least, rows
+    while low < high:
+        middle = (low + high) // 2
+        if count_allowed(middle, rows, agreement, confidence) >= allowed:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def find_threshold(scores: Scores, digests: Digests, are_wrong: Flags, allowed: int) -> Place:
+    """Return the place above which labels are accepted, by the sampled rows.
+
+    A row that has no score, since its reply did not fit, is never accepted: give it -inf, and not as wrong.
+    """
+    if allowed < 0:
+        return NOTHING
+    order = np.lexsort((digests, scores))[::-1]
+    places = order[are_wrong[order]]
+    if len(places) <= allowed:
+        return ALL
+    place = places[allowed]
+    return Place(float(scores[place]), int(digests[place]))
+
+
+def are_above(scores: Scores, digests: Digests, threshold: Place) -> Flags:
+    """Return which rows are accepted."""
+    score, digest = threshold
+    above: Flags = (scores > score) | ((scores == score) & (digests > np.uint64(digest)) & np.isfinite(scores))
+    return above
+
+
+def reach_probability(shared_by: int, sample: int, rows: int) -> float:
+    """Return how probable it was that one of so many rows, which share a request, is in the sample."""
+    if shared_by > rows - sample:
+        return 1.0
+    return 1 - exp(_log_choose(rows - shared_by, sample) - _log_choose(rows, sample))
+
+
+def relative_cost(
+    cheap_usd: float, oracle_usd: float, sample: int, rows: int, agreement: float, accepted: float | None = None
+) -> float:
+    """Return what a cascade is expected to cost, as a multiple of asking the oracle alone.
+
+    Args:
+        cheap_usd, oracle_usd: What a request costs at each.
+        sample: How many rows are sampled.
+        rows: Of how many.
+        agreement: What is promised.
+        accepted: The share of rows that is accepted, as earlier partitions had it; never that of the sample that sets
+            the threshold. Default: a mean of simulations.
+    """
+    if oracle_usd <= 0:
+        return inf
+    levels, shares = zip(*_ACCEPTED, strict=True)
+    share = float(np.interp(agreement, levels, shares)) if accepted is None else accepted
+    return cheap_usd / oracle_usd + (1 - share) + share * sample / rows

@@ -1,0 +1,221 @@
+"""The promise of a cascade, by simulation: seeded, and vectorized so that thousands of runs take seconds."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dagster_llm_batch.core.cascade import (
+    ALL,
+    NOTHING,
+    Cascade,
+    are_above,
+    choose_sample,
+    count_allowed,
+    count_least,
+    digest_keys,
+    digest_requests,
+    find_bound,
+    find_threshold,
+    reach_probability,
+    relative_cost,
+    smallest,
+)
+from dagster_llm_batch.errors import ConfigError
+
+CONFIDENCE = 0.95
+
+
+@pytest.mark.parametrize("agreement", [0.8, 0.9, 0.95, 0.98, 0.99])
+@pytest.mark.parametrize(("sample", "rows"), [(59, 60), (93, 500), (208, 4000), (208, 1_000_000), (1200, 100_000)])
+def test_as_many_may_be_wrong_as_the_exact_test_says(agreement, sample, rows):
+    if rows < 20 * sample:
+        wrong = round(rows * (1 - agreement) * 1000) // 1000 + 1
+        chances = stats.hypergeom.cdf(np.arange(sample + 1), rows, wrong, sample)
+    else:
+        chances = stats.binom.cdf(np.arange(sample + 1), sample, 1 - agreement)
+    assert count_allowed(sample, rows, agreement, CONFIDENCE) == int((chances <= 1 - CONFIDENCE).sum()) - 1
+
+
+def test_the_least_samples_and_the_useful_ones_are_those_of_the_tables():
+    assert [count_least(agreement, 0.95) for agreement in (0.9, 0.95, 0.98, 0.99)] == [29, 59, 149, 299]
+    steps = [n for n in range(1, 210) if count_allowed(n, 10**6, 0.95, 0.95) > count_allowed(n - 1, 10**6, 0.95, 0.95)]
+    assert steps == [59, 93, 124, 153, 181, 208]
+
+
+def test_the_bound_is_what_was_asked_for_or_less_and_known_before_any_answer():
+    for sample, rows in ((59, 10**6), (93, 10**6), (208, 3000)):
+        allowed = count_allowed(sample, rows, 0.95, 0.95)
+        bound = find_bound(allowed, sample, rows, 0.95)
+        assert 0.04 < bound <= 0.05
+    exact = stats.beta.ppf(0.95, 2, 92)
+    assert find_bound(1, 93, 10**6, 0.95) == pytest.approx(exact, abs=2e-6)
+    assert find_bound(-1, 10, 100, 0.95) == 0
+
+
+@pytest.mark.parametrize("sample", [59, 93, 208])
+def test_the_level_is_exact_where_the_errors_are_just_too_many(sample):
+    rows, runs, generator = 20_000, 2_000, np.random.default_rng(sample)
+    wrong = np.zeros(rows, bool)
+    wrong[:1001] = True
+    scores = np.ones(rows)
+    allowed = count_allowed(sample, rows, 0.95, 0.95)
+    failures = 0
+    for _ in range(runs):
+        digests = generator.integers(0, 1 << 63, rows).astype(np.uint64)
+        drawn = generator.choice(rows, sample, replace=False)
+        threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+        failures += int((are_above(scores, digests, threshold) & wrong).sum() > 0.05 * rows)
+    # One off in what is allowed fails in 200 to 400 of them, or in 20.
+    assert 63 <= failures <= 131
+
+
+def populations(rows, generator):
+    """Yield scores, whether the label is wrong, and a name: kinds of models that a cascade may meet."""
+    hard = generator.beta(1, 4, rows)
+    wrong = generator.random(rows) < hard
+    yield "calibrated", 1 - hard, wrong
+    yield "overconfident", 1 - hard**2 / 4, wrong
+    yield "useless", generator.random(rows), generator.random(rows) < 0.15
+    yield "tied", np.ceil((1 - hard) * 10), wrong
+    surest = 1 - hard
+    yield "surest but wrong", surest, wrong | (surest > np.quantile(surest, 0.97))
+    good = generator.beta(1, 30, rows)
+    yield "good", 1 - good, generator.random(rows) < good
+    invalid = np.where(generator.random(rows) < 0.2, -np.inf, 1 - hard)
+    yield "invalid replies", invalid, wrong & np.isfinite(invalid)
+    yield "one score", np.full(rows, 0.9), generator.random(rows) < 0.08
+
+
+# Of the oracle's share, what may be lost beside a threshold that knows all: the table of the simulations, and 0.03.
+LOST = {(0.95, 100): 0.25, (0.95, 200): 0.21, (0.95, 500): 0.15, (0.9, 200): 0.25, (0.9, 500): 0.21}
+
+
+@pytest.mark.parametrize(("agreement", "sample"), [(0.95, 60), *LOST])
+def test_no_population_breaks_the_promise_more_often_than_allowed_and_the_oracle_is_asked_little(agreement, sample):
+    rows, runs = 5_000, 400
+    generator = np.random.default_rng(7)
+    allowed = count_allowed(sample, rows, agreement, CONFIDENCE)
+    asked, ideal, failures = [], [], dict[str, int]()
+    for name, scores, wrong in populations(rows, generator):
+        digests = generator.integers(0, 1 << 63, rows).astype(np.uint64)
+        order = np.lexsort((digests, scores))[::-1]
+        may = np.flatnonzero(np.cumsum(wrong[order]) <= (1 - agreement) * rows)
+        ideal.append(1 - min(len(may), int(np.isfinite(scores).sum())) / rows)
+        failures[name] = 0
+        for _ in range(runs):
+            drawn = generator.choice(rows, sample, replace=False)
+            threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+            accepted = are_above(scores, digests, threshold)
+            failures[name] += int((accepted & wrong).sum() > (1 - agreement) * rows)
+            accepted[drawn] = False
+            asked.append(1 - accepted.mean())
+    assert max(failures.values()) <= 35, failures
+    if (agreement, sample) in LOST:
+        assert np.mean(asked) <= np.mean(ideal) + LOST[agreement, sample] + 0.03
+
+
+def share_of_failures(wrong, requests, draw, runs=300, agreement=0.95, lost=None, *, drops_lost=False):
+    """Return how often a table breaks the promise; `draw` returns the places of the sampled rows."""
+    generator, rows, failures = np.random.default_rng(3), len(wrong), 0
+    scores = np.ones(rows)
+    for _ in range(runs):
+        digests = generator.permutation(int(requests.max()) + 1).astype(np.uint64)[requests]
+        drawn = draw(generator)
+        is_lost = np.zeros(len(drawn), bool) if lost is None else lost(generator, drawn)
+        if drops_lost:
+            drawn, is_lost = drawn[~is_lost], is_lost[~is_lost]
+        allowed = count_allowed(len(drawn), rows, agreement, CONFIDENCE)
+        threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn] | is_lost, allowed)
+        failures += int((are_above(scores, digests, threshold) & wrong).sum() > (1 - agreement) * rows)
+    return failures / runs
+
+
+def test_rows_are_sampled_since_sampled_requests_miss_a_template_that_many_rows_share():
+    # A thousand rows of five thousand share one request, whose label is wrong.
+    requests = np.concatenate([np.zeros(1000, int), np.arange(1, 4001)])
+    wrong = requests == 0
+    first_rows = np.flatnonzero(np.concatenate([[True], np.diff(requests) != 0]))
+    of_rows = share_of_failures(wrong, requests, lambda g: g.choice(5000, 200, replace=False))
+    of_requests = share_of_failures(wrong, requests, lambda g: g.choice(first_rows, 200, replace=False))
+    assert of_rows <= 0.05
+    # The negative control. Ties are split by request, so half of the other requests may be below the template's.
+    assert of_requests > 0.9
+
+
+def test_a_sampled_row_without_an_answer_counts_as_wrong_since_those_may_be_the_wrong_ones():
+    rows = 20_000
+    wrong = np.arange(rows) < 0.0505 * rows + 200
+    requests = np.arange(rows)
+
+    def lost(generator, drawn):
+        # The oracle refuses what the model gets wrong more often than the rest.
+        return generator.random(len(drawn)) < np.where(wrong[drawn], 0.25, 0.01)
+
+    draw = lambda generator: generator.choice(rows, 208, replace=False)  # noqa: E731
+    assert share_of_failures(wrong, requests, draw, lost=lost) <= 0.05
+    assert share_of_failures(wrong, requests, draw, lost=lost, drops_lost=True) > 0.08
+
+
+def test_the_sample_grows_with_the_root_of_the_rows_and_lies_on_a_step():
+    sizes = {rows: choose_sample(rows, 0.95, 0.95) for rows in (1_000, 5_000, 20_000, 100_000)}
+    assert 130 <= sizes[1_000] <= 200
+    assert 300 <= sizes[5_000] <= 450
+    assert 750 <= sizes[20_000] <= 900
+    assert 1_800 <= sizes[100_000] <= 2_000
+    for rows, sample in sizes.items():
+        before = count_allowed(sample - 1, rows, 0.95, 0.95)
+        assert count_allowed(sample, rows, 0.95, 0.95) == before + 1
+    assert choose_sample(30, 0.95, 0.95) == 30
+    assert choose_sample(1_000, 0.95, 0.95, at_least=300) >= 300
+
+
+def test_a_row_is_drawn_by_its_key_and_a_seed_alone_and_not_by_what_splits_ties():
+    keys = [f"k{number}" for number in range(4000)]
+    drawn, again = digest_keys(keys, "a"), digest_keys(reversed(keys), "a")[::-1]
+    assert (drawn == again).all()
+    assert np.corrcoef(drawn.astype(float), digest_requests(keys, "a").astype(float))[0, 1] == pytest.approx(
+        0, abs=0.05
+    )
+    assert (np.sort(smallest(drawn[:1000], drawn[1000:], 59)) == np.sort(drawn)[:59]).all()
+    assert stats.kstest(drawn / 2.0**64, "uniform").pvalue > 0.001
+
+
+def test_nothing_or_everything_is_accepted_where_the_sample_says_so():
+    scores, digests = np.array([0.5, 0.9, -np.inf]), np.array([1, 2, 3], np.uint64)
+    wrong = np.array([False, True, False])
+    assert find_threshold(scores, digests, wrong, -1) == NOTHING
+    assert find_threshold(scores, digests, wrong, 1) == ALL
+    assert are_above(scores, digests, ALL).tolist() == [True, True, False]
+    assert are_above(scores, digests, NOTHING).tolist() == [False] * 3
+    assert are_above(scores, digests, find_threshold(scores, digests, wrong, 0)).tolist() == [False] * 3
+
+
+def test_how_probable_it_was_that_the_oracle_answers_a_request():
+    assert reach_probability(1, 100, 1000) == pytest.approx(0.1)
+    assert reach_probability(2, 100, 1000) == pytest.approx(1 - (900 / 1000) * (899 / 999))
+    assert reach_probability(950, 100, 1000) == 1
+
+
+def test_a_cascade_does_not_pay_where_the_price_gap_is_small_or_the_sample_is_most_of_the_table():
+    assert relative_cost(1, 10, 500, 5_000, 0.95) < 1
+    assert relative_cost(1, 5, 500, 5_000, 0.98) > 1
+    assert relative_cost(1, 2, 500, 5_000, 0.95) > 1
+    assert relative_cost(1, 100, 900, 1_000, 0.95) > 0.95
+    assert relative_cost(1, 10, 500, 5_000, 0.98, accepted=0.9) < 1
+    assert relative_cost(0, 0, 500, 5_000, 0.9) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"agreement": 1.0}, "make it the model"),
+        ({"agreement": 1}, "make it the model"),
+        ({"agreement": 0.0}, "above 0"),
+        ({"confidence": 1.5}, "above 0"),
+        ({"sample": 58}, "fewer than 59"),
+        ({"score": "topic"}, "two columns"),
+    ],
+)
+def test_a_promise_that_cannot_be_kept_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Cascade(**{"oracle": "openai/large", "target": "topic", **given})
