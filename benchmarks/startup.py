@@ -1,7 +1,8 @@
-"""What importing costs beside Dagster alone, and validating the example beside a project without assets."""
+"""What it costs to start: imports, the command line, ten rows in a fresh process, and a project that is validated."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -11,11 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measure import ROOT
+from benchmarks.inputs import rows_file
+from benchmarks.measure import ROOT, child, mock
+from dagster_llm_batch.storage.ledger import Ledger
 
 _RUNS = 5
 _SDKS = ("openai", "anthropic", "boto3", "google.genai")
 _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "dagster_llm_batch.resources")
+_COMMAND = "from dagster_llm_batch.cli.main import main; main()"
+_FEW_ROWS = 10
+# The module whose import is the vendor's own share of what ten rows cost.
+_SDK_OF = {"openai": "openai", "anthropic": "anthropic", "vertex": "google.genai, google.cloud.storage"}
 
 
 def table() -> str:
@@ -27,6 +34,7 @@ def table() -> str:
     ]
     for module, (took, said) in zip(_IMPORTS, _medians([[sys.executable, "-c", code] for code in codes]), strict=True):
         lines.append(f"| `import {module}` | {took:.2f} | {said} |")
+    lines += [*_command_lines(), *_few_rows_lines()]
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.py"
         empty.write_text("import dagster as dg\n\ndefs = dg.Definitions()\n", encoding="utf-8")
@@ -40,6 +48,39 @@ def table() -> str:
         for name, (took, _) in zip(projects, _medians(commands, DAGSTER_HOME=folder), strict=True):
             lines.append(f"| `dagster definitions validate` of {name} | {took:.2f} | |")
     return "\n".join(lines)
+
+
+def _command_lines() -> list[str]:
+    """What the command line costs where no code location has to be loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = str(Path(folder) / "ledger.sqlite")
+        opened = Ledger(ledger)
+        opened.submissions("default")
+        opened.close()
+        words = {"--help": ["--help"], "list --ledger …": ["list", "--ledger", ledger]}
+        costs = _medians([[sys.executable, "-c", _COMMAND, *more] for more in words.values()])
+    return [f"| `dagster-llm-batch {name}` | {took:.2f} | |" for name, (took, _) in zip(words, costs, strict=True)]
+
+
+def _few_rows_lines() -> list[str]:
+    """Ten rows from a Parquet file to their labels in a fresh process, beside the import of the vendor's SDK alone."""
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        rows = rows_file(Path(folder), _FEW_ROWS)
+        for service, modules in _SDK_OF.items():
+            [(alone, _)] = _medians([[sys.executable, "-c", f"import {modules}"]])
+            with mock(service) as addresses:
+                whole = median(
+                    child(
+                        "benchmarks.package", service, rows, tempfile.mkdtemp(dir=folder), json.dumps(addresses)
+                    ).cpu_s
+                    for _ in range(_RUNS)
+                )
+            lines.append(
+                f"| {_FEW_ROWS} rows of {service} in a fresh process; `import {modules}` alone takes {alone:.2f} "
+                f"| {whole:.2f} | {service} |"
+            )
+    return lines
 
 
 def _medians(commands: Sequence[list[str]], **environment: str) -> list[tuple[float, str]]:
