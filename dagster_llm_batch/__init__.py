@@ -37,9 +37,9 @@ if TYPE_CHECKING:
         LLMBatchRubricJudgeComponent,
         LLMBatchSkewComponent,
     )
+    from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
-    from dagster_llm_batch.core.response import Embedding
     from dagster_llm_batch.engine import Fallback, Limits, Realtime, Resend, Spend
     from dagster_llm_batch.evaluation import (
         AtLeast,
@@ -100,6 +100,7 @@ __all__ = [
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",
     "Limits",
+    "Moderation",
     "OpenAIBatchResource",
     "Prompt",
     "QueueLimit",
@@ -136,12 +137,13 @@ _MODULES = {
     "AtLeast": "evaluation",
     "Checks": "checks",
     "ComponentOp": "components",
-    "Embedding": "core.response",
+    "Embedding": "core.fixed_responses",
     "Fallback": "engine",
     "HiveParquetIOManager": "io",
     "LLMBatchTranslator": "assets",
     "LLMBatchTranslatorData": "assets",
     "Limits": "engine",
+    "Moderation": "core.fixed_responses",
     "Prompt": "core.prompt",
     "Realtime": "engine",
     "Resend": "engine",

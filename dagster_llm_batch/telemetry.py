@@ -182,10 +182,13 @@ def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
             _measure_shard(engine, labeling, shard, shard.results_path)
 
 
+# OpenTelemetry has a name for the one, and none for the other.
+_OPERATIONS = {Endpoint.EMBEDDINGS: "embeddings", Endpoint.MODERATIONS: "moderations"}
+
+
 def _measure_shard(engine: Engine, labeling: Labeling, shard: Shard, results_path: str) -> None:
-    embeds = labeling.spec.endpoint is Endpoint.EMBEDDINGS
     common: dict[str, Any] = {
-        "gen_ai.operation.name": "embeddings" if embeds else "chat",
+        "gen_ai.operation.name": _OPERATIONS.get(labeling.spec.endpoint, "chat"),
         "gen_ai.provider.name": _provider_name(engine.deployment.kind(shard.provider)),
         "gen_ai.request.model": shard.model,
         "llm_batch.asset": labeling.asset,

@@ -119,6 +119,7 @@ class Endpoint(StrEnum):
     CHAT = "chat"
     RESPONSES = "responses"
     EMBEDDINGS = "embeddings"
+    MODERATIONS = "moderations"
 
 
 class ResponseKind(StrEnum):
@@ -127,6 +128,7 @@ class ResponseKind(StrEnum):
     TEXT = "text"
     JSON = "json"
     EMBEDDING = "embedding"
+    MODERATION = "moderation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,10 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What a reply must look like. `json_schema` is a self-contained JSON Schema of type object, for kind JSON only."""
+    """What a reply must look like. `json_schema` is a self-contained JSON Schema of type object.
+
+    Of kind JSON it is what the vendor is given; of kind MODERATION it is that of the columns.
+    """
 
     kind: ResponseKind = ResponseKind.TEXT
     name: str = "response"
@@ -237,7 +242,7 @@ class PriceBasis(StrEnum):
     HALF_BUT_CACHED = "rule:half-but-cached"  # the same, but cached input at its standard price
     REALTIME = "realtime"  # the standard price, for what was answered in real time
     TIER = "tier"  # the price of the tier that the reply names, such as flex
-    FREE = "free"  # runs on the user's own machines
+    FREE = "free"  # runs on the user's own machines, or the vendor takes nothing for it
     UNKNOWN = "unknown"  # nobody knows; the cost is null
 
 

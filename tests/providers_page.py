@@ -33,6 +33,7 @@ _PRICED = (
     ("openai", "openai", "gpt-4o"),
     ("openai", "openai", "gpt-5-nano"),
     ("openai", "openai", "text-embedding-3-small"),
+    ("openai", "openai", "omni-moderation-latest"),
     ("openai (Azure)", "azure", "gpt-4o"),
     ("openai (Groq)", "groq", "openai/gpt-oss-120b"),
     ("bedrock", "aws", "us.anthropic.claude-sonnet-4-5-20250929-v1:0"),

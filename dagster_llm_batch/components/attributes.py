@@ -31,8 +31,9 @@ from dagster_llm_batch.components.resolution import (
     pointing_at,
     templated,
 )
+from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Embedding, Response, response_format
+from dagster_llm_batch.core.response import Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import AtLeast, Rubric
@@ -374,6 +375,7 @@ def _text(context: dg.ResolutionContext, given: Mapping[str, Any], part: str) ->
 
 
 EmbeddingSettings = create_block(Embedding, templates=False, type=(Literal["embedding"], ...))
+ModerationSettings = create_block(Moderation, templates=False, type=(Literal["moderation"], ...))
 
 
 def _response(context: dg.ResolutionContext, given: Any) -> Any:
@@ -415,15 +417,16 @@ FORMS |= {
         "In YAML a text is the template of the user part.",
     ),
     Response: Form(
-        str | EmbeddingSettings | dict[str, Any] | None,
+        str | EmbeddingSettings | ModerationSettings | dict[str, Any] | None,
         [
             ".schema.TicketLabel",
             {"type": "object", "properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]},
             {"type": "embedding", "dimensions": 256},
+            {"type": "moderation"},
         ],
         _response,
         "In YAML it is the import path of a class (`.schema.TicketLabel` is in schema.py beside it), a JSON Schema, "
-        "or `type: embedding`.",
+        "`type: embedding`, or `type: moderation`.",
     ),
     RowsFunction: Form(
         FunctionSettings, [{"function": ".rows.tickets"}], note="In YAML `function` is the import path of a function."

@@ -28,6 +28,7 @@ __all__ = [
     "IMAGE_TOKENS",
     "MISTRAL_BATCH",
     "MOST_OUTPUT",
+    "OPENAI_MODERATIONS",
     "OPENAI_PRICES",
     "OPENAI_SEARCHES",
     "OPENROUTER_BATCH",
@@ -52,6 +53,12 @@ OPENAI_PRICES = PriceSource(
     "half the price in a batch, tiers by their own lists, searches apiece, other tools at no cost but tokens",
     "https://developers.openai.com/api/docs/pricing",
     date(2026, 10, 12),
+    ("openai",),
+)
+OPENAI_MODERATIONS = PriceSource(
+    "moderations cost nothing",
+    "the tables of litellm 1.110.2 and genai-prices 0.2.3, from OpenAI's pages",
+    date(2026, 11, 27),
     ("openai",),
 )
 OPENAI_SEARCHES = PriceSource(

@@ -11,6 +11,7 @@ price that nobody here knows makes the cost None, and the basis says what it is.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -276,6 +277,10 @@ _NOTHING = PerToken(*[Decimal(0)] * 5)
 FREE = Tariff(PriceBasis.FREE, _NOTHING, _NOTHING)
 UNKNOWN = Tariff(PriceBasis.UNKNOWN)
 
+# Whose models of which names are free. Such replies tell no usage, so a price per token would make no cost of them.
+# OPENAI_MODERATIONS of `core/price_sources.py`.
+_FREE_MODELS = {"openai": re.compile(r"^(omni|text)-moderation-")}
+
 
 def context_tokens(provider: str, model: str) -> int | None:
     """Return how many tokens the model takes in all, or None where the price book does not say."""
@@ -293,6 +298,8 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
     """Return the prices of `model`, or UNKNOWN. `provider`: the price book's id ("openai"); `own` has precedence."""
     if own is not None:
         return _own_tariff(own)
+    if provider in _FREE_MODELS and _FREE_MODELS[provider].match(model):
+        return FREE
     from dagster_llm_batch.core.price_book import Book  # noqa: PLC0415 - the book takes a while to load
 
     book = Book(provider, _name_in_book(provider, model), at)

@@ -4,6 +4,7 @@ response=Model       a pydantic model      one column a field
 response={…}         a JSON Schema object  one column a property
 response=None        free text             one column `text`
 response=Embedding() a vector              one column `embedding`
+response=Moderation() a moderation         `flagged`, and two columns a category
 
 A property of a JSON Schema becomes an Arrow column. One without an exact Arrow type becomes text that holds JSON.
 
@@ -28,7 +29,7 @@ from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
 
-from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.fixed_responses import Embedding, Moderation, moderation_decoder
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import Fit, check_json_schema
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
@@ -37,7 +38,6 @@ from dagster_llm_batch.types import ResponseFormat, ResponseKind
 
 __all__ = [
     "Column",
-    "Embedding",
     "ParsedReplies",
     "Reader",
     "Response",
@@ -51,8 +51,8 @@ __all__ = [
 ]
 
 Response = Annotated[Any, "response"]
-"""What `response` may be: a pydantic model class, a JSON Schema as a dict, an Embedding, or None for free text. That no
-type says; the annotation tells the argument from others that take anything.
+"""What `response` may be: a pydantic model class, a JSON Schema as a dict, an Embedding, a Moderation, or None for free
+text. That no type says; the annotation tells the argument from others that take anything.
 """
 
 _LENGTHS = {"min_length": (int,), "max_length": (int,)}
@@ -336,23 +336,6 @@ _FENCE = "```"
 _AT_ONCE = 32
 
 
-@checked
-@dataclass(frozen=True)
-class Embedding:
-    """Ask for a vector instead of a reply.
-
-    Args:
-        dimensions: Length of the vector, where the model lets one choose. Default: the model's own.
-    """
-
-    dimensions: int | None = None
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError for a length below 1."""
-        if self.dimensions is not None and self.dimensions < 1:
-            raise ConfigError(f"dimensions={self.dimensions!r} is not allowed; it is at least 1, or left out.")
-
-
 @dataclass(frozen=True)
 class StoredResponse:
     """A response as it was when requests were sent: what its class said then, which may be another, or gone, by now.
@@ -388,6 +371,8 @@ def response_format(response: Any) -> ResponseFormat:
         return response.format
     if isinstance(response, Embedding):
         return ResponseFormat(ResponseKind.EMBEDDING, dimensions=response.dimensions)
+    if isinstance(response, Moderation):
+        return response.format
     if isinstance(response, type) and issubclass(response, BaseModel):
         return ResponseFormat(ResponseKind.JSON, response.__name__, _schema_of(response, "validation"))
     if isinstance(response, Mapping):
@@ -395,7 +380,7 @@ def response_format(response: Any) -> ResponseFormat:
         return ResponseFormat(ResponseKind.JSON, str(response.get("title", "response")), dict(response))
     msg = (
         f"response={response!r} is no response format. It can be a pydantic model class, a JSON Schema as a dict, "
-        "Embedding(), or None for free text."
+        "Embedding(), Moderation(), or None for free text."
     )
     raise ConfigError(msg)
 
@@ -449,7 +434,9 @@ class Reader:
                 msg = f"The response schema '{self.format.name}' has no fields; each field becomes a column."
                 raise ResponseSchemaError(msg)
             if self._model is not None:
-                self._plain = plain_decoder(response, [field.name for field in self.fields])
+                self._plain = plain_decoder(response, self.schema.names)
+            elif self.format.kind is ResponseKind.MODERATION:
+                self._plain = moderation_decoder(self.schema.names)
 
     @property
     def schema(self) -> pa.Schema:

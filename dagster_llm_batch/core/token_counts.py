@@ -324,7 +324,7 @@ class InputCounter:
         self._book, self._model, self._params, self._context = book, spec.model, spec.params, context
         self._tokenizer, self._exact = tokenizer_of(book, spec.model), exact
         self._ratio: float | None = None
-        self._frame = InputTokens(0, _MOST_MESSAGE) if _embeds(spec) else self._frame_of(spec)
+        self._frame = InputTokens(0, _MOST_MESSAGE) if _makes_no_text(spec) else self._frame_of(spec)
         # Of the system part before: mostly, all requests have the same.
         self._last_system: tuple[str | None, tuple[_Counts, _Counts]] = (None, self._texts([""], _SYSTEM))
         self._is_open = "mcp_servers" in spec.params or any(map(_runs_at_vendor, _tools(spec.params)))
@@ -423,8 +423,8 @@ class InputCounter:
         return bound if self._context is None else min(bound, self._context)
 
 
-def _embeds(spec: RequestSpec) -> bool:
-    return spec.response.kind is ResponseKind.EMBEDDING
+def _makes_no_text(spec: RequestSpec) -> bool:
+    return spec.response.kind in (ResponseKind.EMBEDDING, ResponseKind.MODERATION)
 
 
 # How the vendors' bodies mark what is to be kept for the requests that follow.
@@ -521,7 +521,7 @@ def output_tokens(spec: RequestSpec, context: int | None, said: int | None = Non
     The bound is the caller's maximum, else the model's, else `context`. Where the user says nothing, a reply is
     expected to be as long as the caller's maximum; without one, as its schema says, and the model's thinking beside it.
     """
-    if _embeds(spec):
+    if _makes_no_text(spec):
         return NO_OUTPUT
     own = max(_given_maxima(spec.params), default=None)
     limit = own if own is not None else model_max_output(spec.model)

@@ -145,6 +145,10 @@ class Spend:
         _at_least(self, expected_output_tokens=0)
 
 
+# What only one endpoint gives.
+_ENDPOINTS = {ResponseKind.EMBEDDING: Endpoint.EMBEDDINGS, ResponseKind.MODERATION: Endpoint.MODERATIONS}
+
+
 @checked
 @dataclass(frozen=True)
 class Labeling:
@@ -156,10 +160,11 @@ class Labeling:
             "command/smollm2".
         key: Column that identifies a row.
         prompt: What is asked about each row.
-        response: What a reply must look like: a pydantic model class, a JSON Schema of type object, or an embedding.
-            Default: free text.
+        response: What a reply must look like: a pydantic model class, a JSON Schema of type object, an embedding, or
+            a moderation. Default: free text.
         params: Parameters that are given to the provider as they are (temperature, max_tokens, …).
-        endpoint: Which API of the provider. Default: "embeddings" for an embedding, else "chat".
+        endpoint: Which API of the provider. Default: "embeddings" for an embedding, "moderations" for a moderation,
+            else "chat".
         keep: More columns of the rows to carry into the labeled table.
         empty: What to do with a row all of whose columns that the prompt reads, the key aside, are null or blank:
             "skip" it, unsent and unpaid, as a reject with the outcome `skipped`, or "ask" about it like any other.
@@ -257,14 +262,14 @@ class Labeling:
     @cached_property
     def spec(self) -> RequestSpec:
         """All that the requests share."""
-        embeds = self.reader.format.kind is ResponseKind.EMBEDDING
-        default = Endpoint.EMBEDDINGS if embeds else Endpoint.CHAT
+        needed = _ENDPOINTS.get(self.reader.format.kind)
+        default = needed or Endpoint.CHAT
         try:
             endpoint = default if self.endpoint is None else Endpoint(self.endpoint)
         except ValueError as error:
             msg = f"endpoint={self.endpoint!r} is none of {', '.join(repr(e.value) for e in Endpoint)}."
             raise ConfigError(msg) from error
-        if embeds != (endpoint is Endpoint.EMBEDDINGS):
+        if endpoint is not needed and (needed is not None or endpoint in _ENDPOINTS.values()):
             msg = f"endpoint={endpoint.value!r} does not go with a response of kind {self.reader.format.kind.value!r}."
             raise ConfigError(msg)
         return RequestSpec(

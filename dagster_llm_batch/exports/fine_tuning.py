@@ -73,8 +73,8 @@ def check_examples(labeling: Labeling, form: str) -> None:
     """Refuse what has no examples in this form, with ConfigError; see fine_tuning."""
     if form not in EXAMPLE_FORMS:
         raise ConfigError(f"There is no form {form!r} of examples; the forms are {', '.join(EXAMPLE_FORMS)}.")
-    if labeling.reader.format.kind is ResponseKind.EMBEDDING:
-        raise ConfigError(f"'{labeling.asset}' gives embeddings; there are no replies to learn from.")
+    if (kind := labeling.reader.format.kind) in (ResponseKind.EMBEDDING, ResponseKind.MODERATION):
+        raise ConfigError(f"'{labeling.asset}' gives {kind.value}s; there are no replies to learn from.")
     if labeling.prompt.images:
         raise ConfigError(f"The prompt of '{labeling.asset}' has images, which are not exported for fine-tuning.")
 

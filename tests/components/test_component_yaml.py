@@ -17,6 +17,7 @@ from dagster_llm_batch import (
     Fallback,
     Limits,
     LLMBatchResource,
+    Moderation,
     OpenAIBatchResource,
     Prompt,
     QueueLimit,
@@ -142,6 +143,9 @@ def test_a_response_is_a_class_by_its_import_path_a_json_schema_an_embedding_or_
         assert project.component.response == schema  # no text has become a number, or a template
     with loaded(labels(model="openai/text-embedding-3-small", response={"type": "embedding", "dimensions": 8})) as one:
         assert one.component.response == Embedding(8)
+    moderation = {"type": "moderation", "categories": ["hate"]}
+    with loaded(labels(model="openai/omni-moderation-latest", response=moderation)) as project:
+        assert project.component.response == Moderation(["hate"])
     with loaded(labels()) as project:
         assert project.component.response is None
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, RootModel, computed_field, field_validator
 
-from dagster_llm_batch.core.response import Embedding, Reader, response_format
+from dagster_llm_batch.core.fixed_responses import Embedding
+from dagster_llm_batch.core.response import Reader, response_format
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseKind
 

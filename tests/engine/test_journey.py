@@ -11,9 +11,9 @@ import pytest
 from pydantic import BaseModel
 from workspace import TicketLabel, Workspace, assert_total, billed, forget_definition, labeling, texts, tickets
 
+from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Labeling, Limits, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -62,6 +62,39 @@ def test_embeddings_become_vectors(workspace: Workspace) -> None:
     labels, _ = assert_total(workspace, definition, status.submission.submission_id, 3)
     assert [len(vector) for vector in labels["embedding"].to_pylist()] == [4, 4, 4]
     assert status.submission.price_basis.value == "rule:half"  # type: ignore[union-attr]
+
+
+def test_moderations_become_columns_and_cost_nothing(workspace: Workspace) -> None:
+    rows = tickets(3).with_columns(
+        body=pl.Series(["I hate you", "Where is my invoice?", "a picture"]),
+        photo=pl.Series([None, None, "https://example.com/violence.png"]),
+    )
+    definition = labeling(
+        model="openai/omni-moderation-latest",
+        prompt=Prompt("{{ body }}", images=["photo"]),
+        response=Moderation(["hate", "self-harm/intent"]),
+        params={},
+        # It is free, so nothing may be billed, and nothing stops it.
+        max_cost_usd=0,
+    )
+    status = workspace.run(definition, rows)
+    labels, rejects = assert_total(workspace, definition, status.submission.submission_id, 3)
+    assert len(rejects) == 0
+    table = labels.sort_by("ticket_id")
+    assert table["flagged"].to_pylist() == [True, False, False]
+    assert table["hate"].to_pylist() == [True, False, False]
+    assert [score > 0.5 for score in table["hate_score"].to_pylist()] == [True, False, False]
+    assert table["self_harm_intent"].to_pylist() == [False] * 3
+    assert [str(table.schema.field(name).type) for name in ("flagged", "hate", "hate_score")] == [
+        "bool",
+        "bool",
+        "double",
+    ]
+    # A reply without usage is free, and not of unknown cost.
+    assert table["llm_cost_usd"].to_pylist() == [Decimal(0)] * 3
+    assert set(table["llm_price_basis"].to_pylist()) == {"free"}
+    assert table["llm_input_tokens"].to_pylist() == [None] * 3
+    assert (status.submission.cost_usd, status.submission.realtime_usd) == (0, 0)
 
 
 def test_shards_hold_every_request_once_and_stay_under_the_limits(workspace: Workspace) -> None:

@@ -16,9 +16,9 @@ import pytest
 from pydantic import BaseModel
 from workspace import TicketLabel, Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.core.fixed_responses import Embedding
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, LLMBatchError, ResponseSchemaError
 

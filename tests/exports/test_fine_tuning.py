@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 from pydantic import BaseModel
 
+from dagster_llm_batch.core.fixed_responses import Embedding
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.response import Embedding
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports import fine_tuning, write_examples

@@ -8,7 +8,7 @@ import pytest
 from bent_server import BENDS, bent
 from sample_batches import labeler, until
 
-from dagster_llm_batch import preset
+from dagster_llm_batch import Moderation, preset
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
@@ -23,6 +23,7 @@ SPECS = {
     "chat": RequestSpec("gpt-x"),
     "responses": RequestSpec("gpt-x", endpoint=Endpoint.RESPONSES),
     "embeddings": RequestSpec("embed-x", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS),
+    "moderations": RequestSpec("omni-moderation-latest", Moderation().format, Endpoint.MODERATIONS),
 }
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from openai.types.responses import ResponseInputImageParam
 from pydantic import TypeAdapter
 
+from dagster_llm_batch.core.fixed_responses import Moderation
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.types import (
@@ -160,7 +161,15 @@ def test_a_response_format_of_the_users_own_passes_through_for_text():
 
 @pytest.mark.parametrize(
     ("endpoint", "response"),
-    [(CHAT, EMBEDDING), (RESPONSES, EMBEDDING), (EMBEDDINGS, JSON), (EMBEDDINGS, ResponseFormat())],
+    [
+        (CHAT, EMBEDDING),
+        (RESPONSES, EMBEDDING),
+        (EMBEDDINGS, JSON),
+        (EMBEDDINGS, ResponseFormat()),
+        (CHAT, Moderation().format),
+        (Endpoint.MODERATIONS, JSON),
+        (Endpoint.MODERATIONS, EMBEDDING),
+    ],
 )
 def test_an_endpoint_that_cannot_give_the_response_is_refused(endpoint, response):
     with pytest.raises(ConfigError, match="cannot give a response of kind"):
@@ -175,6 +184,38 @@ def test_embeddings_refuse_what_is_not_one_text():
         codec.encode(Request("r", "s", "u"), "n-1")
     with pytest.raises(ConfigError, match="images"):
         codec.encode(Request("r", None, "u", (PNG,)), "n-1")
+
+
+MODERATIONS, MODERATION = Endpoint.MODERATIONS, Moderation().format
+
+
+def test_a_moderation_takes_a_text_or_text_and_images_and_nothing_else():
+    of = spec(MODERATIONS, MODERATION)
+    assert sent(Request("r", None, "a text"), of) == {
+        "custom_id": "n-1",
+        "method": "POST",
+        "url": "/v1/moderations",
+        "body": {"model": "gpt-x", "input": "a text"},
+    }
+    with_image = sent(Request("r", None, "look", (Image(url="https://x.test/a.png"),)), of)["body"]["input"]
+    assert with_image == [
+        {"type": "text", "text": "look"},
+        {"type": "image_url", "image_url": {"url": "https://x.test/a.png"}},
+    ]
+    with pytest.raises(ConfigError, match="a system text"):
+        OpenAILines(of).encode(Request("r", "s", "u"), "n-1")
+    with pytest.raises(ConfigError, match="few-shot turns"):
+        OpenAILines(spec(MODERATIONS, MODERATION, turns=(Turn("user", "x"),)))
+    with pytest.raises(ConfigError, match="'input' cannot be set here"):
+        OpenAILines(spec(MODERATIONS, MODERATION, params={"input": "x"}))
+
+
+def test_a_category_that_no_moderation_has_is_refused_and_so_are_two_of_one_column():
+    with pytest.raises(ConfigError, match="the categories of the columns pii, pii_score"):
+        OpenAILines(spec(MODERATIONS, Moderation(["hate", "pii"]).format))
+    for wrong in (["self-harm", "self/harm"], ["!"], ["flagged"], ["hate", "hate"]):
+        with pytest.raises(ConfigError, match="categories="):
+            Moderation(wrong)
 
 
 def test_a_turn_of_another_role_is_refused():

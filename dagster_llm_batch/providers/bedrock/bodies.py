@@ -70,8 +70,10 @@ _ALLOWED: dict[Family, tuple[str, ...]] = {
 
 def check_shape(spec: RequestSpec, family: Family) -> None:
     """Raise ConfigError where endpoint, response and family do not go together."""
-    if spec.endpoint is Endpoint.RESPONSES:
-        raise ConfigError("Bedrock's batches have no endpoint 'responses'; use 'chat', or 'embeddings' for vectors.")
+    if spec.endpoint not in (Endpoint.CHAT, Endpoint.EMBEDDINGS):
+        raise ConfigError(
+            f"Bedrock's batches have no endpoint '{spec.endpoint.value}'; use 'chat', or 'embeddings' for vectors."
+        )
     embedding = spec.endpoint is Endpoint.EMBEDDINGS
     if embedding != (spec.response.kind is ResponseKind.EMBEDDING):
         raise ConfigError(

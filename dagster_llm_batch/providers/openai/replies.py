@@ -22,6 +22,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import Raw, Struct
 
+from dagster_llm_batch.core.fixed_responses import FLAGGED, moderation_columns
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
 from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import Endpoint, Extra, Outcome, Result, Usage
@@ -192,6 +193,16 @@ class _Embeddings(_Body[_U, _T], Generic[_U, _T], gc=False):
     data: list[_Vector] = []
 
 
+class _Flags(Struct, gc=False):
+    flagged: bool
+    categories: dict[str, bool | None]
+    category_scores: dict[str, float | None]
+
+
+class _Moderations(_Body[_U, _T], Generic[_U, _T], gc=False):
+    results: list[_Flags] = []
+
+
 _B = TypeVar("_B")
 
 
@@ -218,11 +229,13 @@ _BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw, Any, _Message]),
     Endpoint.RESPONSES: msgspec.json.Decoder(_Responses[Raw, Any, _Item]),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings[Raw, Any]),
+    Endpoint.MODERATIONS: msgspec.json.Decoder(_Moderations[Raw, Any]),
 }
 _ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
     Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_PlainUsage | None, _UsualTier, _PlainMessage]]),
     Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses[_PlainUsage | None, _UsualTier, _PlainItem]]),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings[_PlainUsage | None, _UsualTier]]),
+    Endpoint.MODERATIONS: msgspec.json.Decoder(_Answered[_Moderations[_PlainUsage | None, _UsualTier]]),
 }
 
 
@@ -349,6 +362,8 @@ def _read_body(body: _Body[Any, Any], usage: Usage | None, custom_id: str | None
             reason = f"the response has the status '{body.status}'"
             return Result(custom_id, Outcome.ERRORED, reason=reason, model=body.model, usage=usage)
         text, refusal, finish = _responses(body)
+    elif isinstance(body, _Moderations):
+        return Result(custom_id, _SUCCEEDED, text=_moderation(body), model=body.model, usage=usage)
     else:
         assert isinstance(body, _Embeddings)
         return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
@@ -421,6 +436,18 @@ def _embedding(body: _Embeddings[Any, Any]) -> list[float]:
     if not body.data:
         raise _Unreadable("it has no embedding")
     return body.data[0].embedding
+
+
+def _moderation(body: _Moderations[Any, Any]) -> str:
+    """Return the columns of a moderation as JSON. It has no usage: it costs nothing."""
+    if not body.results:
+        raise _Unreadable("it has no results")
+    found = body.results[0]
+    values: dict[str, Any] = {FLAGGED: found.flagged}
+    for category, score in found.category_scores.items():
+        flag, score_column = moderation_columns(category)
+        values[flag], values[score_column] = found.categories.get(category), score
+    return msgspec.json.encode(values).decode()
 
 
 _NOTHING = Extra()

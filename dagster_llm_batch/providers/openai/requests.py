@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
@@ -34,6 +35,7 @@ URLS = {
     Endpoint.CHAT: "/v1/chat/completions",
     Endpoint.RESPONSES: "/v1/responses",
     Endpoint.EMBEDDINGS: "/v1/embeddings",
+    Endpoint.MODERATIONS: "/v1/moderations",
 }
 
 _PROMPT = "comes from the prompt"
@@ -41,7 +43,10 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
     Endpoint.CHAT: {"messages": _PROMPT},
     Endpoint.RESPONSES: {"input": _PROMPT, "instructions": "is the system part of the prompt"},
     Endpoint.EMBEDDINGS: {"input": _PROMPT},
+    Endpoint.MODERATIONS: {"input": _PROMPT},
 }
+_INPUT_ONLY = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
+_KINDS = {Endpoint.EMBEDDINGS: ResponseKind.EMBEDDING, Endpoint.MODERATIONS: ResponseKind.MODERATION}
 
 
 class OpenAILines:
@@ -71,7 +76,7 @@ class OpenAILines:
             _MAX_EMBEDDING_INPUTS if embeddings and limits.max_inputs is None else limits.max_inputs,
             limits.min_requests,
         )
-        self._endpoint, self._embeds = spec.endpoint, embeddings
+        self._endpoint, self._has_input_only = spec.endpoint, spec.endpoint in _INPUT_ONLY
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
@@ -83,12 +88,10 @@ class OpenAILines:
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
-        if self._embeds:
-            if request.system or request.images:
-                what = "a system text" if request.system else "images"
-                raise ConfigError(f"Embeddings take one text; the prompt has {what}. Leave only its user part.")
-            head = self._head.encode("ascii")
-            return b"".join((b'{"custom_id":', quoted(custom_id), head, quoted(request.user), b"}}\n"))
+        if self._has_input_only:
+            _check_input(request, self._endpoint)
+            content = quoted(request.user) if not request.images else self._parts(request)
+            return b"".join((b'{"custom_id":', quoted(custom_id), self._head.encode("ascii"), content, b"}}\n"))
         # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
         known, start = self._start
         if known != request.system:
@@ -107,7 +110,7 @@ class OpenAILines:
         return f'{self._head}[{message}{self._turns}{{"role":"user","content":'.encode("ascii")
 
     def _parts(self, request: Request) -> bytes:
-        chat = self._endpoint is Endpoint.CHAT
+        chat = self._endpoint is not Endpoint.RESPONSES
         parts: list[dict[str, Any]] = []
         if request.user:
             parts.append({"type": "text" if chat else "input_text", "text": replace_halves(request.user)})
@@ -122,15 +125,35 @@ class OpenAILines:
 
 
 def _check_shape(spec: RequestSpec) -> None:
-    embedding = spec.endpoint is Endpoint.EMBEDDINGS
-    if embedding != (spec.response.kind is ResponseKind.EMBEDDING):
+    kind = spec.response.kind
+    if kind is not _KINDS.get(spec.endpoint, kind) or (spec.endpoint not in _KINDS and kind in _KINDS.values()):
         raise ConfigError(
-            f"The endpoint '{spec.endpoint.value}' cannot give a response of kind '{spec.response.kind.value}'. "
-            "Kind 'embedding' goes with the endpoint 'embeddings', kinds 'text' and 'json' with 'chat' or 'responses'."
+            f"The endpoint '{spec.endpoint.value}' cannot give a response of kind '{kind.value}'. Kind 'embedding' "
+            "goes with the endpoint 'embeddings', 'moderation' with 'moderations', 'text' and 'json' with 'chat' or "
+            "'responses'."
         )
-    if embedding and spec.turns:
-        raise ConfigError("Embeddings take one text; the prompt has few-shot turns. Leave only its user part.")
+    if spec.endpoint in _INPUT_ONLY and spec.turns:
+        raise ConfigError(f"{_input_of(spec.endpoint)}; the prompt has few-shot turns. Leave only its user part.")
     check_roles(spec.turns)
+    if kind is ResponseKind.MODERATION:
+        known = {FLAGGED, *(name for category in OPENAI_CATEGORIES for name in moderation_columns(category))}
+        unknown = [name for name in (spec.response.json_schema or {}).get("properties", {}) if name not in known]
+        if unknown:
+            raise ConfigError(
+                f"No moderation here has the categories of the columns {', '.join(unknown)}. There are: "
+                f"{', '.join(OPENAI_CATEGORIES)}."
+            )
+
+
+def _check_input(request: Request, endpoint: Endpoint) -> None:
+    """Raise ConfigError for a request that is more than the input of an embedding or a moderation."""
+    if request.system or (request.images and endpoint is Endpoint.EMBEDDINGS):
+        what = "a system text" if request.system else "images"
+        raise ConfigError(f"{_input_of(endpoint)}; the prompt has {what}. Leave only its user part.")
+
+
+def _input_of(endpoint: Endpoint) -> str:
+    return "Embeddings take one text" if endpoint is Endpoint.EMBEDDINGS else "Moderations take one text, and images"
 
 
 def _check_params(spec: RequestSpec) -> None:

@@ -112,19 +112,21 @@ _AIBRIX = "aibrix.readthedocs.io/latest/features/batch-api.html, 2026-11"
 _OWN = "your own machines: nobody bills"
 
 _CHAT, _RESPONSES, _EMBEDDINGS = Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS
+_MODERATIONS = Endpoint.MODERATIONS
 
 OPENAI = Server(
     title="OpenAI",
     base_url=Fact("https://api.openai.com/v1", _OPENAI, seen_live=True),
     price_book=Fact("openai", _OPENAI),
     price_rule=Fact("half", _OPENAI, seen_live=True),
-    endpoints=Fact((_CHAT, _RESPONSES, _EMBEDDINGS), _OPENAI, seen_live=True),
+    endpoints=Fact((_CHAT, _RESPONSES, _EMBEDDINGS, _MODERATIONS), _OPENAI, seen_live=True),
     max_requests=Fact(50_000, _OPENAI),
     max_bytes=Fact(200_000_000, _OPENAI),
     expiry=Fact(Expiry(_HOUR, 30 * _DAY, 0), _OPENAI),
     has_pages=Fact(value=True, source=_OPENAI, seen_live=True),
     keeps_metadata=Fact(value=True, source=_OPENAI, seen_live=True),
     counts=Fact("0 until the file is validated", _OPENAI, seen_live=True),
+    quirks=(Fact("moderations have no usage and cost nothing", "openai 3.57.0 (Python SDK), 2026-11"),),
 )
 
 SERVERS: Mapping[str, Server] = MappingProxyType(

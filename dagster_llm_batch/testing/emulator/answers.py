@@ -20,6 +20,7 @@ from dagster_llm_batch.testing.emulator.schemas import instance
 
 Body = dict[str, Any]
 EMBEDDINGS = "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
 _DIMENSIONS = 8
 _IMAGE_TOKENS = 85
 
@@ -28,14 +29,15 @@ _IMAGE_TOKENS = 85
 class Reply:
     """One answer. `text` None with a `refusal` is a refusal; `status_code` other than 200 is an error with `message`.
 
-    `truncated`: the text is what fit before the output limit. `embeddings`: one vector an input. `model` None: the
-    model asked for. Token counts None: estimated.
+    `truncated`: the text is what fit before the output limit. `embeddings`: one vector an input. `moderation`: a score
+    a category. `model` None: the model asked for. Token counts None: estimated.
     """
 
     text: str | None = None
     refusal: str | None = None
     truncated: bool = False
     embeddings: list[list[float]] | None = None
+    moderation: dict[str, float] | None = None
     model: str | None = None
     status_code: int = 200
     code: str | None = None
@@ -56,6 +58,8 @@ def simulated_answer(body: Body, endpoint: str) -> Reply:
     if endpoint == EMBEDDINGS:
         size = int(body.get("dimensions") or _DIMENSIONS)
         return Reply(embeddings=[_vector(text, size) for text in embedding_inputs(body)])
+    if endpoint == MODERATIONS:
+        return Reply(moderation=_scores("\n".join(_texts(body.get("input")))))
     text = last_user_text(body)
     form = response_format(body)
     if form.get("type") == "json_schema":
@@ -135,6 +139,22 @@ def _images(value: Any) -> int:
     if isinstance(value, Mapping):
         return int(value.get("type") in {"image_url", "input_image", "image"}) + _images(value.get("content"))
     return 0
+
+
+# https://platform.openai.com/docs/api-reference/moderations/object
+_CATEGORIES = (
+    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
+    *("self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic"),
+)
+
+
+def _scores(text: str) -> dict[str, float]:
+    """A high score for each category whose name stands in the text, a low one for any other."""
+    words = text.lower()
+    return {
+        category: 0.9 if category in words else hashlib.sha256(f"{category}:{text}".encode()).digest()[0] / 10_000
+        for category in _CATEGORIES
+    }
 
 
 def _vector(text: str, size: int) -> list[float]:

@@ -13,6 +13,7 @@ from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.openai.wire import (
     CHAT,
     EMBEDDINGS,
+    MODERATIONS,
     RESPONSES,
     Body,
     error_body,
@@ -24,7 +25,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
 from dagster_llm_batch.testing.emulator.schemas import strict_problem
 from dagster_llm_batch.testing.emulator.world import VendorLimits, World
 
-_NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input"}
+_NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input", MODERATIONS: "input"}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
 _OK = 200
 

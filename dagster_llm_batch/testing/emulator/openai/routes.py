@@ -1,4 +1,4 @@
-"""OpenAI's routes: files, uploads, batches, and the three real-time endpoints. `azure` bends those below `/openai/`.
+"""OpenAI's routes: files, uploads, batches, and the four real-time endpoints. `azure` bends those below `/openai/`.
 
 https://platform.openai.com/docs/api-reference
 Reads report and never move a batch. What belongs to another account is not found.
@@ -30,6 +30,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import (
     CHAT,
     EMBEDDINGS,
+    MODERATIONS,
     RESPONSES,
     ApiError,
     Body,
@@ -38,7 +39,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
 from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
-ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
+ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, MODERATIONS)
 _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 _MOST_BATCHES, _MOST_FILES = 100, 10_000
 

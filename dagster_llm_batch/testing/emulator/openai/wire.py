@@ -10,8 +10,10 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.answers import Reply, prompt_tokens, text_tokens
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
 Body = dict[str, Any]
 _CHARACTERS_A_TOKEN = 4
+_FLAGGED = 0.5
 
 _TYPES = {401: "invalid_request_error", 429: "requests", 500: "server_error", 503: "server_error"}
 _CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
@@ -84,7 +86,7 @@ def tokens(reply: Reply, body: Body) -> tuple[int, int]:
 
 def reply_body(endpoint: str, reply: Reply, body: Body, new_id: str, at: int) -> Body:
     """The 2xx body of an endpoint."""
-    build = {CHAT: _chat, RESPONSES: _response, EMBEDDINGS: _embeddings}[endpoint]
+    build = {CHAT: _chat, RESPONSES: _response, EMBEDDINGS: _embeddings, MODERATIONS: _moderation}[endpoint]
     return build(reply, body, new_id, at)
 
 
@@ -167,6 +169,21 @@ def _embeddings(reply: Reply, body: Body, _new_id: str, _at: int) -> Body:
     ]
     usage = {"prompt_tokens": given, "total_tokens": given}
     return {"object": "list", "data": data, "model": reply.model or body.get("model"), "usage": usage}
+
+
+def _moderation(reply: Reply, body: Body, new_id: str, _at: int) -> Body:
+    """https://platform.openai.com/docs/api-reference/moderations/object: no usage, as it costs nothing."""
+    scores = reply.moderation or {}
+    flags = {category: score >= _FLAGGED for category, score in scores.items()}
+    given = body["input"]
+    kinds = ["text"] if isinstance(given, str) else sorted({part["type"].removesuffix("_url") for part in given})
+    found = {
+        "flagged": any(flags.values()),
+        "categories": flags,
+        "category_scores": scores,
+        "category_applied_input_types": dict.fromkeys(scores, kinds),
+    }
+    return {"id": f"modr-{new_id}", "model": reply.model or body.get("model"), "results": [found]}
 
 
 def usage_of(body: Body) -> Body:
