@@ -5,7 +5,8 @@ The emulator's books and the final table are the witnesses. The ledger is only a
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.connection
+import multiprocessing.process
 import os
 import signal
 import sqlite3
@@ -30,10 +31,9 @@ from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import end_idle_transactions, postgres
 from tests.crash.scenarios import ANSWER, RUNNING
 from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, Reached, work
+from tests.processes import PROCESSES
 
 LEDGERS = ("sqlite", "postgresql")
-_PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
-_PROCESSES.set_forkserver_preload(["tests.crash.warm"])
 _MOST_RESTARTS = 3
 _SECONDS_A_STATE = 0.01
 _LONGER_THAN_A_LEASE = timedelta(minutes=3)
@@ -134,8 +134,8 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
 
 
 def _start(job: Job) -> tuple[multiprocessing.process.BaseProcess, multiprocessing.connection.Connection]:
-    ours, theirs = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=work, args=(job, theirs))
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=work, args=(job, theirs))
     process.start()
     theirs.close()
     return process, ours

@@ -9,7 +9,6 @@ no faults, only the kills.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import random
 import sys
 import tempfile
@@ -30,10 +29,9 @@ from tests.crash.cells import LEDGERS
 from tests.crash.postgres import postgres
 from tests.crash.soak_processes import NAMESPACE, Billing, Task, label, serve
 from tests.fault_matrix_page import PAGE, write
+from tests.processes import PROCESSES
 
 VENDORS = ("openai", "anthropic", "bedrock", "vertex", "gemini")
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["tests.crash.warm"])
 _MOST_FAILURES = 20
 _INTRO = """\
 All at once, on PostgreSQL: two rows in a hundred fail, one call in a hundred is refused, fails, gets no answer or half
@@ -78,8 +76,8 @@ class Soak:
             time.sleep(0.05)
 
     def _start(self, task: Task) -> None:
-        ours, theirs = _PROCESSES.Pipe()
-        process = _PROCESSES.Process(target=label, args=(task, self.batch_rows, theirs))
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=label, args=(task, self.batch_rows, theirs))
         process.start()
         theirs.close()
         self.running[task] = process, ours
@@ -191,8 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ledger_url = stack.enter_context(postgres())()
         vendors: dict[str, Connection] = {}
         for vendor in VENDORS:
-            vendors[vendor], theirs = _PROCESSES.Pipe()
-            process = _PROCESSES.Process(target=serve, args=(vendor, str(folder), theirs))
+            vendors[vendor], theirs = PROCESSES.Pipe()
+            process = PROCESSES.Process(target=serve, args=(vendor, str(folder), theirs))
             process.start()
             theirs.close()
             stack.callback(_end, process, vendors[vendor])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
 from collections.abc import Iterator
 from decimal import Decimal
@@ -22,8 +21,8 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
+from tests.processes import PROCESSES
 
-PROCESSES = multiprocessing.get_context("spawn")
 PARTITIONS = 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import deque
 from datetime import UTC, datetime
 
@@ -10,11 +9,7 @@ from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-
-PROCESSES = multiprocessing.get_context("forkserver")  # each a fresh process, without paying the imports again
-PROCESSES.set_forkserver_preload(
-    ["dagster_llm_batch.engine", "dagster_llm_batch.storage.ledger.ledger", "openai", "pyarrow"]
-)
+from tests.processes import PROCESSES
 
 
 def a_submission(submission_id="s1", **changes):

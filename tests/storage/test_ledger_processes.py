@@ -7,12 +7,13 @@ import signal
 from collections import Counter
 
 import sqlalchemy as sa
-from ledger_builders import PROCESSES, a_shard, a_submission, race
+from ledger_builders import a_shard, a_submission, race
 
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.migrations import LATEST
+from tests.processes import PROCESSES
 
 
 def open_own(ledger, number):

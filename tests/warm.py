@@ -1,4 +1,4 @@
-"""All that a worker imports late, imported once: the fork server does it, and each worker is a fork of that."""
+"""All that a worker process imports late, imported once by the server that `tests.processes` forks them from."""
 
 import gc
 import importlib
