@@ -27,6 +27,8 @@ from dagster_llm_batch.types import Outcome
 __all__ = [
     "COVERAGE",
     "NOT_JUDGED",
+    "PARSE_RATE",
+    "SPEND",
     "CheckOutcome",
     "Checks",
     "check_specs",

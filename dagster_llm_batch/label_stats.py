@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import SKIPPED
 
 __all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows"]
@@ -34,7 +33,7 @@ class LabelStats:
         # rows of each
         self.outcomes: Counter[str] = Counter()
         # rejects by outcome and reason
-        self.reasons: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[tuple[str, str | None]] = Counter()
         self.tokens = dict.fromkeys(_TOKENS, 0)
         # of each provider and model that answered
         self.usage: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -57,7 +56,7 @@ class LabelStats:
         """Rows that are not sent again before a person says `retry`, by the reason."""
         waiting: Counter[str] = Counter()
         for (_, reason), rows in self.reasons.items():
-            waiting.update({cause: rows for cause in WAITING if reason.startswith(cause)})
+            waiting.update({cause: rows for cause in WAITING if (reason or "").startswith(cause)})
         return waiting
 
     @property
@@ -83,7 +82,7 @@ class LabelStats:
                 who = (row["llm_provider"] or self._provider, row["llm_model"] or self._model)
                 self.usage[who].update({name: row[f"llm_{name}_sum"] or 0 for name in _TOKENS})
         outcomes = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
-        self.reasons.update((row["llm_outcome"], cell_text(row["llm_reason"])) for row in outcomes)
+        self.reasons.update((row["llm_outcome"], row["llm_reason"]) for row in outcomes)
         if len(self.reasons) > _REASONS:
             self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))

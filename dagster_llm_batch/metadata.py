@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.addresses import Filter, Linked, RowLinks, check_review_url
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.engine import Labeling, Status
@@ -25,6 +27,7 @@ from dagster_llm_batch.label_stats import LabelStats, add_to_version
 from dagster_llm_batch.progress import progress_bar, progress_text, stage, states_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text, learned_text, money_text
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
+    "ROWS_KEY",
     "SUBMISSION_KEY",
     "column_lineage",
     "data_version",
@@ -43,6 +47,8 @@ __all__ = [
     "labels_metadata",
     "progress_observations",
     "rejects_metadata",
+    "row_links",
+    "rows_metadata",
     "status_metadata",
     "submission_metadata",
     "table_schema",
@@ -50,6 +56,9 @@ __all__ = [
 
 SUBMISSION_KEY = "llm_batch/submission_id"
 """Which submission a materialization is of; the sensor reads it to tell what has landed."""
+
+ROWS_KEY = "llm_batch/rows_behind"
+"""Link to the rows behind a table or a check, where there is a review page."""
 
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 
@@ -78,7 +87,10 @@ _PROVENANCE_DOCS = {
 
 
 def markdown_cell(value: object) -> str:
-    """Escape text, so that Markdown and HTML leave it alone."""
+    """Escape text, so that Markdown and HTML leave it alone. Only what is `Linked` leads somewhere."""
+    if isinstance(value, Linked):
+        text = markdown_cell(value.text)
+        return text if value.url is None else f"[{text or '(no text)'}]({value.url})"
     return re.sub(r"([\\`*_{}\[\]()#+!|~$-])", r"\\\1", html.escape(cell_text(value), quote=False))
 
 
@@ -101,6 +113,32 @@ def figure_key(figure: str, *whose: str) -> str:
     breaks it at spaces.
     """
     return f"llm_batch/{figure} of {', '.join(whose)}"
+
+
+def row_links(context: dg.AssetExecutionContext) -> RowLinks:
+    """Return what leads to rows on the review page that the code location's LLMBatchResource names, if it names one.
+
+    Evaluations need no such resource: so its definition is read, and it is not asked for.
+    """
+    launch: Any = context.run.run_config
+    for key, definition in context.job_def.resource_defs.items():
+        kind = getattr(definition, "configurable_resource_cls", None)
+        if isinstance(kind, type) and issubclass(kind, LLMBatchResource):
+            field: Any = definition.config_field
+            given: Mapping[str, Any] = field.default_value if field.default_provided else {}
+            at_launch = launch.get("resources", {}).get(key, {}).get("config", {})
+            url = {**given, **at_launch}.get("review_url")
+            # Dagster reads the environment when it makes a resource.
+            url = os.environ.get(url["env"]) if isinstance(url, Mapping) else url
+            if url:
+                check_review_url(url)
+                return RowLinks(url)
+    return RowLinks()
+
+
+def rows_metadata(url: str | None) -> dict[str, Any]:
+    """Return the entry that leads to the rows behind a check or a table; none without a review page."""
+    return {} if url is None else {ROWS_KEY: dg.MetadataValue.url(url)}
 
 
 def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.TableSchema:
@@ -234,8 +272,10 @@ def estimate_metadata(submission: Submission, learned: Learned | None) -> dict[s
     }
 
 
-def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, engine: Engine) -> dict[str, Any]:
-    """Describe what came back, and what it cost."""
+def labels_metadata(
+    figures: LabelStats, status: Status, labeling: Labeling, engine: Engine, rows: str | None = None
+) -> dict[str, Any]:
+    """Describe what came back, and what it cost. `rows` is the link to them, if there is one."""
     submission = status.submission
     saved = None
     if submission.cost_usd is not None and submission.realtime_usd is not None:
@@ -251,6 +291,7 @@ def labels_metadata(figures: LabelStats, status: Status, labeling: Labeling, eng
         **_usd("saved_usd", saved),
         "llm_batch/price_basis": submission.price_basis.value if submission.price_basis else "unknown",
         "llm_batch/preview": preview(figures.first_labels, figures.columns),
+        **rows_metadata(rows),
         **{f"llm_batch/{name}": count for name, count in figures.tokens.items()},
         "llm_batch/attempts": submission.waves,
         **_waves(status),
@@ -287,13 +328,19 @@ def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -
     return shown
 
 
-def rejects_metadata(figures: LabelStats, labeling: Labeling) -> dict[str, Any]:
-    """Describe which rows have no label, and why."""
-    rows: list[list[object]] = [[*reason, count] for reason, count in figures.reasons.most_common(20)]
+def rejects_metadata(
+    figures: LabelStats, labeling: Labeling, behind: Callable[..., str | None] = lambda *_filters: None
+) -> dict[str, Any]:
+    """Describe which rows have no label, and why. `behind` gives the link to the rows that pass filters."""
+    rows: list[list[object]] = [
+        [outcome, reason, Linked(count, behind(Filter.of("llm_outcome", outcome), Filter.of("llm_reason", reason)))]
+        for (outcome, reason), count in figures.reasons.most_common(20)
+    ]
     return {
         "dagster/partition_row_count": figures.rejected,
         "llm_batch/reasons": dg.MetadataValue.md(markdown_table(["outcome", "reason", "rows"], rows)),
         "llm_batch/preview": preview(figures.first_rejects, figures.reject_columns),
+        **rows_metadata(behind()),
         "dagster/column_schema": table_schema(figures.rejects_schema, _described(labeling)),
     }
 

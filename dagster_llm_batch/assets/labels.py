@@ -4,18 +4,28 @@ Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as str
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
-from dagster_llm_batch.checks import check_specs, unjudged_evaluations, verdicts
+from dagster_llm_batch.checks import (
+    COVERAGE,
+    PARSE_RATE,
+    SPEND,
+    CheckOutcome,
+    check_specs,
+    unjudged_evaluations,
+    verdicts,
+)
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.status import advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
@@ -27,6 +37,8 @@ from dagster_llm_batch.metadata import (
     labels_metadata,
     progress_observations,
     rejects_metadata,
+    row_links,
+    rows_metadata,
     status_metadata,
 )
 from dagster_llm_batch.progress import pace_of, progress_text
@@ -52,6 +64,13 @@ class LabeledTables:
     labels: pa.Table | pa.RecordBatchReader
     rejects: pa.Table | pa.RecordBatchReader
     figures: LabelStats
+
+
+def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None]) -> list[CheckOutcome]:
+    """Return the verdicts, each with the link to the rows behind it."""
+    return [
+        replace(verdict, metadata={**verdict.metadata, **rows_metadata(behind[verdict.name])}) for verdict in verdicts
+    ]
 
 
 @contextmanager
@@ -231,10 +250,12 @@ class _Landing:
         """Give the tables to the IO manager, and Dagster what there is to say of them."""
         dataset, figures = self._dataset, tables.figures
         labeling, submission_id = sent.labeling, status.submission.submission_id
-        wanted = context.selected_asset_keys
+        wanted, links = context.selected_asset_keys, row_links(context)
+        labels, rejects = dataset.key.to_user_string(), self._rejects.key.to_user_string()
         if self._rejects.key in wanted:
             logged = self._write(context, self._rejects, partition, tables.rejects)
-            metadata = {**rejects_metadata(figures, labeling), **logged}
+            behind = partial(links.table, rejects, partition=partition)
+            metadata = {**rejects_metadata(figures, labeling, behind), **logged}
             yield from materialize_result(
                 context, self._rejects.key, partition, metadata=metadata, version=submission_id
             )
@@ -242,7 +263,7 @@ class _Landing:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
             metadata = {
-                **labels_metadata(figures, status, labeling, engine),
+                **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
                 **logged,
             }
@@ -266,7 +287,16 @@ class _Landing:
                 metadata=metadata,
                 version=figures.version,
                 checks=self.checks,
-                verdicts=verdicts(figures, status, labeling, dataset.checks, stopped, held),
+                verdicts=_with_rows(
+                    verdicts(figures, status, labeling, dataset.checks, stopped, held),
+                    {
+                        COVERAGE: links.table(rejects, partition=partition),
+                        PARSE_RATE: links.table(
+                            rejects, Filter("llm_outcome", "is", Outcome.INVALID.value), partition=partition
+                        ),
+                        SPEND: links.table(labels, partition=partition, order="-llm_cost_usd"),
+                    },
+                ),
             )
             # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
             # submission undelivered, and the sensor finds the materialization by its metadata.

@@ -13,7 +13,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -27,7 +27,7 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome
-from dagster_llm_batch.metadata import data_version, table_schema
+from dagster_llm_batch.metadata import data_version, row_links, rows_metadata, table_schema
 
 __all__ = [
     "MAX_PICTURES",
@@ -305,14 +305,16 @@ class EvaluationBuilder(DagsterOptions):
             "dagster/row_count" if partition is None else "dagster/partition_row_count": len(table),
             "dagster/column_schema": table_schema(table.schema, {"partition": "of the rows", **computed.docs}),
         }
+        # Where nothing else was named, the rows behind a figure are those of the table.
+        behind = rows_metadata(row_links(context).table(spec.key.to_user_string(), partition=partition))
         yield from materialize_result(
             context,
             spec.key,
             partition,
-            metadata={**computed.metadata, **described, **logged},
+            metadata={**behind, **computed.metadata, **described, **logged},
             version=data_version(table),
             checks=checks,
-            verdicts=computed.verdicts,
+            verdicts=[replace(one, metadata={**behind, **one.metadata}) for one in computed.verdicts],
         )
 
 

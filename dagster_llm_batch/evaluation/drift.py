@@ -3,7 +3,7 @@ before.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Unpack
@@ -12,6 +12,7 @@ import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.addresses import Filter, RowLinks
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.upstream import known_specs
 from dagster_llm_batch.checks import CheckOutcome
@@ -28,7 +29,7 @@ from dagster_llm_batch.evaluation.builder import (
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of
 from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
-from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metadata import figure_key, row_links, rows_metadata
 from dagster_llm_batch.metrics import (
     SHARES_SCHEMA,
     Counts,
@@ -80,6 +81,10 @@ _DOCS = {
 }
 
 
+_Behind = Callable[[Drift], str | None]
+"""Gives the link to the rows behind a shift."""
+
+
 @dataclass(frozen=True)
 class DriftSpec:
     """One watch over label shares, in Dagster's words. `reference`: so many partitions before, or these."""
@@ -115,13 +120,19 @@ class _Series:
 def _prepare(design: DriftSpec, main: dg.AssetKey, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
     looks = Looks(context, dg.AssetCheckKey(main, CHECK), design.builder.partitions_def)
     labels = _Labels(design, StoredTables(context))
+    behind = partial(
+        _rows_behind, {each.name: each.key.to_user_string() for each in design.candidates}, row_links(context)
+    )
 
     def compute(partition: str | None) -> Tables:
         measured = labels.series(partition)
         drifts = [drift for series in measured for drift in series.drifts]
 
         def table() -> Computed:
-            metadata, verdicts = _metadata(design, measured), [_verdict(design, measured, partition, looks)]
+            metadata, verdicts = (
+                _metadata(design, measured, behind),
+                [_verdict(design, measured, partition, looks, behind)],
+            )
             return Computed(drifts_to_arrow(drifts), metadata, _DOCS, verdicts)
 
         return {"shares": lambda: Computed(_shares(measured, partition), {}, _DOCS), "": table}
@@ -242,7 +253,15 @@ def _shares(measured: Sequence[_Series], partition: str | None) -> pa.Table:
     return table if partition is None else table.filter(pc.equal(table["partition"], partition))
 
 
-def _verdict(design: DriftSpec, measured: Sequence[_Series], partition: str | None, looks: Looks) -> CheckOutcome:
+def _rows_behind(assets: Mapping[str, str], links: RowLinks, drift: Drift) -> str | None:
+    """Return the link to the rows of the partition that have the class whose share has changed the most."""
+    filters = [] if drift.most_changed is None else [Filter.of(drift.target, drift.most_changed)]
+    return links.table(assets[drift.candidate], *filters, partition=drift.partition)
+
+
+def _verdict(
+    design: DriftSpec, measured: Sequence[_Series], partition: str | None, looks: Looks, behind: _Behind
+) -> CheckOutcome:
     """Of the last partition that has labels: in a run of one, that one."""
     judged = [drift for series in measured for drift in series.drifts[-1:]]
     over = [drift for drift in judged if drift.psi is not None and drift.psi > design.max_psi]
@@ -263,8 +282,15 @@ def _verdict(design: DriftSpec, measured: Sequence[_Series], partition: str | No
                 figure_key("psi", drift.candidate, drift.target): drift.psi for drift in judged if drift.psi is not None
             },
             **looks.keep(look),
+            **_worst(drifted or judged, behind),
         },
     )
+
+
+def _worst(judged: Sequence[Drift], behind: _Behind) -> dict[str, Any]:
+    """Return the link to the rows behind the largest shift."""
+    largest = max(judged, key=lambda drift: drift.psi or 0.0, default=None)
+    return {} if largest is None else rows_metadata(behind(largest))
 
 
 def _sentence(drift: Drift, level: float) -> str:
@@ -284,7 +310,7 @@ def _sentence(drift: Drift, level: float) -> str:
     return f"{subject}: PSI {drift.psi:.3f} against {plain_text(drift.reference)}, {chance}; {most}."
 
 
-def _metadata(design: DriftSpec, measured: Sequence[_Series]) -> dict[str, Any]:
+def _metadata(design: DriftSpec, measured: Sequence[_Series], behind: _Behind) -> dict[str, Any]:
     drifts = [drift for series in measured for drift in series.drifts]
     # First what is seen at a glance: a long table above it pushes the picture off the screen.
     parts = [
@@ -295,7 +321,7 @@ def _metadata(design: DriftSpec, measured: Sequence[_Series]) -> dict[str, Any]:
         for series in [series for series in measured if any(series.counts.values())][:MAX_PICTURES]
     ]
     newest = [drift for series in measured for drift in series.drifts[-_SHOWN:]]
-    parts.append(drifts_markdown(newest))
+    parts.append(drifts_markdown(newest, behind))
     if len(drifts) > len(newest):
         parts.append(f"{len(drifts) - len(newest):,} older ones are in the table.")
     last = [drift for series in measured for drift in series.drifts[-1:]]

@@ -1,8 +1,8 @@
 """The one call that declares an evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import dagster as dg
@@ -12,11 +12,13 @@ from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.evaluation import gold_metadata
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
+from dagster_llm_batch.evaluation.gold_metadata import MistakeLinks
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.looks import Looks
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import AtLeast, Thresholds
+from dagster_llm_batch.metadata import row_links, rows_metadata
 from dagster_llm_batch.metrics import (
     EvaluationReport,
     Regression,
@@ -26,14 +28,34 @@ from dagster_llm_batch.metrics import (
     evaluations_to_arrow,
     regressions_to_arrow,
 )
+from dagster_llm_batch.metrics.failures import FAILURE_SCHEMA, Failure, failures_to_arrow, find_failures
 
 __all__ = ["evaluation_assets"]
 
 
+@dataclass(frozen=True)
+class _Evaluated:
+    """One partition, or all together."""
+
+    read: Read
+    report: EvaluationReport
+    regressions: Sequence[Regression]
+    mistakes: MistakeLinks
+    keep: Sequence[str]
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        return find_failures(self.report.joined, self.read.candidates, keep=self.keep)
+
+
 def _prepare(
-    design: EvaluationSpec, main: dg.AssetKey, accepted_spec: dg.AssetSpec, context: dg.AssetExecutionContext
+    design: EvaluationSpec,
+    keys: Mapping[str, dg.AssetKey],
+    accepted_spec: dg.AssetSpec,
+    context: dg.AssetExecutionContext,
 ) -> Callable[[str | None], Tables]:
-    upstreams = Upstreams(context, design)
+    upstreams, links, main = Upstreams(context, design), row_links(context), keys[""]
+    shown_mistakes = keys["mistakes"].to_user_string()
     accepted = Accepted(context, design, accepted_spec) if design.regression else None
     looks = {
         name: Looks(context, dg.AssetCheckKey(main, name), design.builder.partitions_def) for name in (CHECK, "ece")
@@ -50,9 +72,11 @@ def _prepare(
             cluster=design.cluster,
         )
         regressions = accepted.regressions(read) if accepted else []
+        mistakes = MistakeLinks(links, shown_mistakes, design.join_key, partition)
+        evaluated = _Evaluated(read, report, regressions, mistakes, design.keep)
 
         def table(suffix: str) -> Computed:
-            computed = _computed(design, suffix, read, report, regressions)
+            computed = _computed(design, suffix, evaluated)
             if accepted and suffix == "versions":
                 return replace(computed, metadata={**computed.metadata, **accepted.metadata})
             if suffix:
@@ -61,7 +85,8 @@ def _prepare(
             if accepted:
                 severity = design.thresholds.severity
                 verdicts.append(regression_verdict(regressions, looks[CHECK], partition, accepted, severity))
-            return replace(computed, verdicts=verdicts)
+            behind = rows_metadata(mistakes.table())
+            return replace(computed, verdicts=[replace(one, metadata={**one.metadata, **behind}) for one in verdicts])
 
         # The main table comes last: a blocking check of it may end the run, and the others are stored by then.
         return {suffix: partial(table, suffix) for suffix in (*reversed(list(design.beside)), "")}
@@ -69,16 +94,11 @@ def _prepare(
     return compute
 
 
-def _computed(
-    design: EvaluationSpec,
-    suffix: str,
-    read: Read,
-    report: EvaluationReport,
-    regressions: Sequence[Regression],
-) -> Computed:
+def _computed(design: EvaluationSpec, suffix: str, evaluated: _Evaluated) -> Computed:
     """Return one of the tables, as it is stored and shown. Nothing is stored of a partition that cannot be
     evaluated.
     """
+    read, report = evaluated.read, evaluated.report
     sources: dict[str, Any] = {
         "gold": design.gold,
         "candidates": design.candidates,
@@ -88,16 +108,30 @@ def _computed(
     if suffix == "mistakes":
         assert report.mistakes is not None
         lineage = gold_metadata.mistakes_lineage(report.mistakes.schema, **sources)
-        metadata = {**gold_metadata.mistakes_metadata(report.mistakes), "dagster/column_lineage": lineage}
+        metadata = {
+            **gold_metadata.mistakes_metadata(report.mistakes, evaluated.mistakes),
+            "dagster/column_lineage": lineage,
+        }
         return Computed(report.mistakes, metadata, gold_metadata.mistakes_docs(design.candidates))
+    if suffix == "failures":
+        failures = evaluated.failures
+        metadata = gold_metadata.failures_metadata(failures, evaluated.mistakes)
+        lineage = gold_metadata.column_lineage(FAILURE_SCHEMA, **sources)
+        return Computed(
+            failures_to_arrow(failures), {**metadata, "dagster/column_lineage": lineage}, gold_metadata.FAILURE_DOCS
+        )
     if suffix == "per_class":
         table, metadata = report.per_class, gold_metadata.per_class_metadata(report)
     elif suffix == "calibration":
         table, metadata = calibrations_to_arrow(report.calibrations), gold_metadata.calibration_metadata(report)
     elif suffix == "versions":
-        table, metadata = regressions_to_arrow(regressions), gold_metadata.versions_metadata(regressions)
+        table, metadata = (
+            regressions_to_arrow(evaluated.regressions),
+            gold_metadata.versions_metadata(evaluated.regressions),
+        )
     else:
-        table, metadata = evaluations_to_arrow(report.evaluations), gold_metadata.evaluation_metadata(report, read)
+        table = evaluations_to_arrow(report.evaluations)
+        metadata = gold_metadata.evaluation_metadata(report, read, evaluated.failures, evaluated.mistakes)
     lineage = gold_metadata.column_lineage(table.schema, **sources)
     return Computed(table, {**metadata, "dagster/column_lineage": lineage}, gold_metadata.DOCS)
 
@@ -130,6 +164,7 @@ def evaluation_assets(
         gold ───────┐
         candidate a ┼─▶ <name>                 coverage, accuracy, F1, kappa with intervals, cost, latency, Pareto front
         candidate b ┘   <name>_mistakes        the rows that a candidate got wrong, beside gold and all labels
+                        <name>_failures        the same in groups: which class for which, with share, words and examples
                         <name>_per_class       precision, recall and F1 of each class (categorical targets)
                         <name>_calibration     confidence against correctness, by bins (with `confidence`)
                         <name>_versions        present labels against the accepted ones (with `regression`)
@@ -226,7 +261,11 @@ def evaluation_assets(
     if regression:
         not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))
-    assets = [builder.asset(specs, partial(_prepare, design, specs[""].key, accepted), checks)]
+    assets = [
+        builder.asset(
+            specs, partial(_prepare, design, {suffix: spec.key for suffix, spec in specs.items()}, accepted), checks
+        )
+    ]
     if regression:
         assets.append(accepted_asset(design, accepted, by_hand))
     return assets

@@ -8,11 +8,13 @@ are reduced to few colors, as each is kept in the event log for ever.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch.addresses import Filter, Linked, RowLinks
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.gold_rows import Read
@@ -33,17 +35,23 @@ from dagster_llm_batch.metrics import (
     reliability_png,
     table_markdown,
 )
+from dagster_llm_batch.metrics.cells import markdown_text
+from dagster_llm_batch.metrics.failures import Failure
 from dagster_llm_batch.metrics.mistakes import kept_name
 from dagster_llm_batch.metrics.pareto import bake_off_markdown
 from dagster_llm_batch.metrics.regression import regressions_markdown
 from dagster_llm_batch.metrics.survey import MIN_CLASS_ROWS, MIN_ROWS
+from dagster_llm_batch.metrics.tables import percent, rows_markdown
 from dagster_llm_batch.text import money_text
 
 __all__ = [
     "DOCS",
+    "FAILURE_DOCS",
+    "MistakeLinks",
     "calibration_metadata",
     "column_lineage",
     "evaluation_metadata",
+    "failures_metadata",
     "mistakes_docs",
     "mistakes_lineage",
     "mistakes_metadata",
@@ -152,11 +160,55 @@ DOCS = {
 }
 
 
-def evaluation_metadata(report: EvaluationReport, read: Read) -> dict[str, Any]:
+FAILURE_DOCS = {
+    "partition": "partition that was evaluated",
+    "candidate": "whose labels",
+    "target": "column that was compared with gold",
+    "gold": "the right class; null of rows without a label",
+    "label": "what was said for it; null of rows without a label",
+    "reason": "why there is no label; null where there is one",
+    "n": "gold rows in the group",
+    "n_gold": "gold rows with a value",
+    "share": "share of all gold rows; of the whole table where gold has the weights of a sample",
+    "share_low": _LOW,
+    "share_high": _HIGH,
+    "share_interval": _METHOD,
+    "words": "words that distinguish its texts, the surest first: log-odds with a Dirichlet prior over 2.58",
+    "examples": "keys of the first rows, as text",
+}
+
+
+@dataclass(frozen=True)
+class MistakeLinks:
+    """Links to the rows that an evaluation found to be wrong, of one partition or of all."""
+
+    links: RowLinks
+    asset: str
+    key: str
+    partition: str | None
+
+    def table(self, *filters: Filter) -> str | None:
+        """Return the link to the mistakes that pass the filters."""
+        return self.links.table(self.asset, *filters, partition=self.partition)
+
+    def group(self, failure: Failure) -> str | None:
+        """Return the link to the rows of a group."""
+        label, reason = (Filter.of(f"{failure.candidate}_label", failure.label), f"{failure.candidate}_reason")
+        cause = Filter.of("gold", failure.gold) if failure.reason is None else Filter.of(reason, failure.reason)
+        return self.table(Filter("target", "is", failure.target), label, cause)
+
+    def row(self, key: object) -> str | None:
+        """Return the link to a row by its key."""
+        return self.links.row(self.asset, self.key, str(key), self.partition)
+
+
+def evaluation_metadata(
+    report: EvaluationReport, read: Read, failures: Sequence[Failure], mistakes: MistakeLinks
+) -> dict[str, Any]:
     """For `<name>`: the figures that decide, pictures, and what was left out."""
     shown = {
         "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
-        "llm_batch/report": dg.MetadataValue.md(_report(report)),
+        "llm_batch/report": dg.MetadataValue.md(_report(report, failures, mistakes)),
     }
     counts = {
         "gold_rows": len(read.gold),
@@ -204,10 +256,43 @@ def calibration_metadata(report: EvaluationReport) -> dict[str, Any]:
     return {"llm_batch/calibration": dg.MetadataValue.md("\n\n".join(parts) or "No label has a confidence.")}
 
 
-def mistakes_metadata(mistakes: pa.Table) -> dict[str, Any]:
+def mistakes_metadata(mistakes: pa.Table, links: MistakeLinks) -> dict[str, Any]:
     """For `<name>_mistakes`: how many rows, and the first of them to read."""
-    text = table_markdown(mistakes, max_rows=MISTAKES_SHOWN) if len(mistakes) else "Every label equals gold."
+    text = "Every label equals gold."
+    if len(mistakes):
+        text = table_markdown(mistakes, max_rows=MISTAKES_SHOWN, links={links.key: links.row})
     return {"llm_batch/mistakes": dg.MetadataValue.md(text), "llm_batch/rows_mistaken": len(mistakes)}
+
+
+def failures_metadata(failures: Sequence[Failure], mistakes: MistakeLinks) -> dict[str, Any]:
+    """For `<name>_failures`: the largest groups, with what distinguishes them."""
+    text = "Every label equals gold."
+    if failures:
+        largest = sorted(failures, key=lambda failure: -failure.n)[:MISTAKES_SHOWN]
+        text = rows_markdown(
+            [{**_group(failure, mistakes), "words": ", ".join(failure.words) or "-"} for failure in largest]
+        )
+        # Keys stand below: in a cell of the table there is one link only.
+        text += "\n\n" + "\n".join(
+            f"- {markdown_text(_named(failure))}: "
+            + ", ".join(markdown_text(Linked(key, mistakes.row(key))) for key in failure.examples)
+            for failure in largest
+        )
+    return {"llm_batch/failures": dg.MetadataValue.md(text), "llm_batch/groups": len(failures)}
+
+
+def _group(failure: Failure, mistakes: MistakeLinks) -> dict[str, str | Linked]:
+    return {
+        "candidate": failure.candidate,
+        "target": failure.target,
+        "what": _named(failure),
+        "rows": Linked(f"{failure.n:,}", mistakes.group(failure)),
+        "share (95 %)": percent(failure.share, failure.share_low, failure.share_high),
+    }
+
+
+def _named(failure: Failure) -> str:
+    return f"{failure.gold} → {failure.label}" if failure.reason is None else f"no label: {failure.reason}"
 
 
 def mistakes_docs(candidates: Sequence[Candidate]) -> dict[str, str]:
@@ -289,7 +374,7 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     return table_markdown(pa.table(known), max_rows=len(evaluations))
 
 
-def _report(report: EvaluationReport) -> str:
+def _report(report: EvaluationReport, failures: Sequence[Failure], mistakes: MistakeLinks) -> str:
     """Return everything to read, in one Markdown: the UI opens it over the whole page."""
     categorical = [
         evaluation for evaluation in report.evaluations if evaluation.kind == "categorical" and evaluation.n_gold
@@ -307,6 +392,9 @@ def _report(report: EvaluationReport) -> str:
     ]
     if (left_out := len(drawn) - MAX_PICTURES) > 0:
         parts.append(f"{left_out} more confusion matrices are not drawn.")
+    if failures:
+        largest = sorted(failures, key=lambda failure: -failure.n)[:MISTAKES_SHOWN]
+        parts += ["#### What goes wrong most often", rows_markdown([_group(one, mistakes) for one in largest])]
     if len(report.per_class):
         parts += ["#### Classes", per_class_markdown(report.per_class)]
     return "\n\n".join(parts)

@@ -35,7 +35,7 @@ class EvaluationSpec:
     @property
     def beside(self) -> dict[str, str]:
         """The tables beside the main one, and what they hold."""
-        tables = {"mistakes": "Rows that a candidate got wrong"}
+        tables = {"mistakes": "Rows that a candidate got wrong", "failures": "What goes wrong, in groups"}
         if any(target.kind == "categorical" for target in self.targets):
             tables["per_class"] = "Each class"
         if any(target.confidence_column for target in self.targets):

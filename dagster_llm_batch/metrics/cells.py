@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 
+from dagster_llm_batch.addresses import Linked
 from dagster_llm_batch.text import plain_text
 
 __all__ = ["duration_text", "markdown_text"]
@@ -19,8 +20,12 @@ def markdown_text(value: object, limit: int = 60) -> str:
     """Return `plain_text` that GitHub-flavored markdown shows as it is, inside a table cell too: no markup, HTML, or
     link.
 
-    Web and mail addresses would become links even when escaped; a zero-width space breaks them.
+    Web and mail addresses would become links even when escaped; a zero-width space breaks them. Only what is `Linked`
+    leads somewhere.
     """
+    if isinstance(value, Linked):
+        text = markdown_text(value.text, limit)
+        return text if value.url is None else f"[{text or '(no text)'}]({value.url})"
     text = plain_text(value, limit).translate(_HTML)
     return _AUTOLINK.sub("\u200b", _MARKUP.sub(r"\\\1", text))
 

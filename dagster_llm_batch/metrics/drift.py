@@ -13,13 +13,14 @@ each partition is like those just before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.addresses import Linked
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.metrics.columns import category
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class
@@ -305,8 +306,10 @@ def shares_to_arrow(candidate: str, target: str, counts: Mapping[str, Counts]) -
     return pa.Table.from_pylist(rows, schema=SHARES_SCHEMA)
 
 
-def drifts_markdown(drifts: Sequence[Drift]) -> str:
-    """Return each partition, candidate and target; the last one first."""
+def drifts_markdown(drifts: Sequence[Drift], behind: Callable[[Drift], str | None] = lambda _drift: None) -> str:
+    """Return each partition, candidate and target; the last one first. `behind` gives the link to the rows of the class
+    that changed the most.
+    """
     return rows_markdown(
         [
             {
@@ -319,7 +322,9 @@ def drifts_markdown(drifts: Sequence[Drift]) -> str:
                 "Jensen-Shannon": figure(drift.js_distance),
                 "p (chance)": "-" if drift.p_chance is None else f"{drift.p_chance:.2g}",
                 "p (own variation)": "-" if drift.p_variation is None else f"{drift.p_variation:.2g}",
-                "most changed": "-" if drift.most_changed is None else f"{drift.most_changed} {drift.change:+.1%}",
+                "most changed": "-"
+                if drift.most_changed is None
+                else Linked(f"{drift.most_changed} {drift.change:+.1%}", behind(drift)),
                 "drifted": "yes" if drift.drifted else "no",
                 **({} if drift.adwin_changed is None else {"ADWIN": ", ".join(drift.adwin_changed) or "-"}),
             }

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.metrics.joining import Joined
 
-__all__ = ["find_mistakes", "kept_name", "mistakes_schema"]
+__all__ = ["find_mistakes", "kept_name", "kept_values", "mistakes_schema", "reasons_of", "text_of_values"]
 
 _TAKEN = ("target", "gold")
 _TEXT = pa.large_string()
@@ -77,14 +77,14 @@ def _of_target(
 ) -> pa.Table:
     # of one gold table and one target, all have the same keys and gold, in the same order
     first = joined[0]
-    kept = {name: _kept(name, joined, candidates) for name in keep}
+    kept = {name: kept_values(name, joined, candidates) for name in keep}
     columns: list[pa.Array] = [first.keys, *kept.values()]
-    columns += [pa.repeat(pa.scalar(first.target.name, _TEXT), first.n_gold), _text(first.gold)]
+    columns += [pa.repeat(pa.scalar(first.target.name, _TEXT), first.n_gold), text_of_values(first.gold)]
     for labels in joined:
-        columns.append(_text(labels.predicted))
+        columns.append(text_of_values(labels.predicted))
         if confidence:
             columns.append(pa.nulls(first.n_gold, pa.float64()) if labels.confidence is None else labels.confidence)
-        columns.append(_reasons(labels, candidates[labels.candidate]))
+        columns.append(reasons_of(labels, candidates[labels.candidate]))
     schema = mistakes_schema(
         pa.field(key, first.keys.type),
         {name: values.type for name, values in kept.items()},
@@ -109,7 +109,7 @@ def _distance(joined: Joined) -> pa.Array:
     return pc.fill_null(pc.abs(pc.subtract(joined.gold, joined.predicted)), float("inf"))
 
 
-def _kept(name: str, joined: Sequence[Joined], candidates: Mapping[str, pa.Table]) -> pa.Array:
+def kept_values(name: str, joined: Sequence[Joined], candidates: Mapping[str, pa.Table]) -> pa.Array:
     """Return a kept column by gold row, from the first candidate that has the row."""
     there = [
         _whole(candidates[labels.candidate][name]).take(labels.position)
@@ -119,11 +119,11 @@ def _kept(name: str, joined: Sequence[Joined], candidates: Mapping[str, pa.Table
     if not there:
         return pa.nulls(joined[0].n_gold, _TEXT)
     if len({values.type for values in there}) > 1:
-        there = [_text(values) for values in there]
+        there = [text_of_values(values) for values in there]
     return reduce(pc.coalesce, there)
 
 
-def _reasons(joined: Joined, candidate: pa.Table) -> pa.Array:
+def reasons_of(joined: Joined, candidate: pa.Table) -> pa.Array:
     """Return why a row has no label: the outcome with the provider's or the parser's words; null for a labeled row."""
     outcome, words = (
         _whole(candidate[name]).cast(_TEXT).take(joined.position)
@@ -139,7 +139,8 @@ def _reasons(joined: Joined, candidate: pa.Table) -> pa.Array:
     return pc.if_else(joined.predicted.is_valid(), pa.scalar(None, _TEXT), pc.coalesce(reasons, absent))
 
 
-def _text(values: pa.Array) -> pa.Array:
+def text_of_values(values: pa.Array) -> pa.Array:
+    """Return the values as text, as mistakes hold them."""
     try:
         return values.cast(_TEXT)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.calibration import Calibration, calibration_of
 from dagster_llm_batch.metrics.classification import Evaluation, evaluate
-from dagster_llm_batch.metrics.joining import Target, join
+from dagster_llm_batch.metrics.joining import Joined, Target, join
 from dagster_llm_batch.metrics.mcnemar import Agreement, pairwise_agreement
 from dagster_llm_batch.metrics.mistakes import find_mistakes
 from dagster_llm_batch.metrics.pareto import with_pareto_front
@@ -27,7 +27,7 @@ class EvaluationReport:
     `per_class` is one table over all categorical targets, in PER_CLASS_SCHEMA; numeric targets are in `evaluations`
     only. `calibrations` are of the candidates that give a confidence. `tallies` are the counts behind `evaluations`, in
     their order. `mistakes` are the rows behind the figures (`mistakes`); None where rows were counted in parts and
-    are not there any more.
+    are not there any more; then `joined`, each candidate beside the gold of each target, is empty, too.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -37,6 +37,7 @@ class EvaluationReport:
     calibrations: tuple[Calibration, ...]
     tallies: tuple[Tally, ...]
     mistakes: pa.Table | None = None
+    joined: tuple[Joined, ...] = ()
 
 
 def compare(
@@ -64,7 +65,8 @@ def compare(
     ]
     agreements = pairwise_agreement(joined)
     report = report_of(list(map(tally, joined)))
-    return replace(report, agreements=agreements, mistakes=find_mistakes(joined, candidates, key=key, keep=keep))
+    mistakes = find_mistakes(joined, candidates, key=key, keep=keep)
+    return replace(report, agreements=agreements, mistakes=mistakes, joined=tuple(joined))
 
 
 def report_of(tallies: Sequence[Tally]) -> EvaluationReport:

@@ -5,10 +5,11 @@ Row data never becomes markup: every cell goes through `markdown_text`. Money is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
+from dagster_llm_batch.addresses import Linked
 from dagster_llm_batch.metrics.cells import markdown_text
 from dagster_llm_batch.metrics.classification import Evaluation
 from dagster_llm_batch.metrics.mcnemar import Agreement
@@ -155,23 +156,30 @@ def per_class_markdown(table: pa.Table) -> str:
     )
 
 
-def table_markdown(table: pa.Table, *, max_rows: int = 20) -> str:
-    """Return the first rows of any table. Says how many were left out."""
-    shown = table.slice(0, max_rows)
-    cells = [[_cell(value) for value in column.to_pylist()] for column in shown.columns]
+def table_markdown(
+    table: pa.Table, *, max_rows: int = 20, links: Mapping[str, Callable[[object], str | None]] | None = None
+) -> str:
+    """Return the first rows of any table. Says how many were left out. `links` gives addresses for the values of some
+    columns.
+    """
+    shown, links = table.slice(0, max_rows), links or {}
+    cells = [
+        [Linked(_cell(value), links[name](value)) if name in links else _cell(value) for value in column.to_pylist()]
+        for name, column in zip(shown.column_names, shown.columns, strict=True)
+    ]
     text = _grid(table.column_names, list(zip(*cells, strict=True)))
     left_out = len(table) - len(shown)
     return f"{text}\n\n{left_out:,} more rows" if left_out else text
 
 
-def rows_markdown(rows: Sequence[dict[str, str]]) -> str:
+def rows_markdown(rows: Sequence[Mapping[str, str | Linked]]) -> str:
     """Return rows of equal keys as one table; nothing for none."""
     return _grid(list(rows[0]), [list(row.values()) for row in rows]) if rows else ""
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str | Linked]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    escaped = [[cell if at == 1 else markdown_text(cell) for cell in line] for at, line in enumerate(lines)]
+    escaped = [[str(cell) if at == 1 else markdown_text(cell) for cell in line] for at, line in enumerate(lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
+from dagster_llm_batch.addresses import check_review_url
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.errors import ConfigError
@@ -136,6 +137,13 @@ class LLMBatchResource(CheckedResource):
             "Default: the bundled book, whose age `dagster-llm-batch doctor` tells."
         ),
     )
+    review_url: str | None = Field(
+        default=None,
+        description=(
+            "Where `dagster-llm-batch review` serves its page, such as http://127.0.0.1:8800: metadata and checks in "
+            "Dagster's UI then link to the rows behind them. Without path or token. Default: no links."
+        ),
+    )
     telemetry: bool = Field(
         default=False,
         description="OpenTelemetry spans of provider calls, and metrics of what lands. Needs the extra otel.",
@@ -143,6 +151,14 @@ class LLMBatchResource(CheckedResource):
 
     _home: Path | None = PrivateAttr(default=None)
     _engine: Engine | None = PrivateAttr(default=None)
+
+    @field_validator("review_url", mode="before")
+    @classmethod
+    def _check_review_url(cls, given: Any) -> Any:
+        # Pydantic makes plain text of an EnvVar: a check that comes after would see the name of the variable.
+        if isinstance(given, str) and not isinstance(given, dg.EnvVar):
+            check_review_url(given)
+        return given
 
     def model_post_init(self, context: Any, /) -> None:
         """Refuse names that no provider can have, and queue limits that would limit nothing."""

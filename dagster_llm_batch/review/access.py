@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["AccessGate", "Door"]
@@ -24,6 +24,7 @@ __all__ = ["AccessGate", "Door"]
 _COOKIE = "llm_batch_review"
 _MOST_NAME = 200
 _SAFE = {"GET", "HEAD"}
+_ONCE_MORE = '<!doctype html><meta http-equiv="refresh" content="0"><title>Opening</title>'
 _HEADERS = {
     "content-security-policy": (
         "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'; "
@@ -90,6 +91,12 @@ class AccessGate:
             await self._app(scope, receive, answer)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        # A link from Dagster's page, on another host: browsers keep strict cookies from such a request. They send them
+        # when our own page asks once more, which then is answered as any other.
+        if scope["method"] == "GET" and headers.get("sec-fetch-site") == "cross-site" and _is_page(headers):
+            await HTMLResponse(_ONCE_MORE)(scope, receive, send)
+            return
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         token = next((value for name, value in asked if name == "token"), "")
         if scope["method"] == "GET" and token and self._door.take(token):
@@ -122,6 +129,11 @@ def _is_own(headers: Headers) -> bool:
     """Return whether one of our own pages sent a form. Browsers name the sender of all that changes something."""
     origin = headers.get("origin", "")
     return origin.partition("://")[2] == headers.get("host")
+
+
+def _is_page(headers: Headers) -> bool:
+    """Return whether a person opens this as a page, and no other page loads it as a part of itself."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
 def _is_equal(given: str, right: str) -> bool:

@@ -11,7 +11,8 @@ from dagster_llm_batch.review.evidence import Attempt, read_attempts
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.tables import StoredAsset, TableBrowser
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.storage.ledger.records import Judgment, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["ReviewedDeployment"]
@@ -59,6 +60,15 @@ class ReviewedDeployment:
     def attempts(self, dataset: str, partition: str, request_id: str) -> list[Attempt]:
         """Return each time that a request of a partition was sent."""
         return read_attempts(self.ledger, self.payloads, self.submissions(dataset, partition), request_id)
+
+    def judgments(self, column: str, key: str, partition: str | None) -> list[Judgment]:
+        """Return what people said of a row and stands, as whichever dataset has this column for its key."""
+        return [
+            judgment
+            for form in self.forms_of(column)
+            for judgment in standing_judgments(self.ledger.judgments.of_row(self.namespace, form.dataset, key))
+            if judgment.kind != "skip" and (partition is None or judgment.partition in ("", partition))
+        ]
 
     def forms_of(self, key: str) -> list[LabelForm]:
         """Return what the rows of a table with this key can be asked."""

@@ -9,22 +9,40 @@ from typing import Any
 
 import jsonschema
 
+from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import InputError
 
 __all__ = ["Field", "LabelForm"]
 
+_WITHIN = "/"
+_DEEPEST = 5
 _TYPES = {"integer": "integer", "number": "number", "string": "text"}
 
 
 @dataclass(frozen=True)
 class Field:
-    """One question. `kind` is choice, number, integer, text or json; a choice's values are JSON."""
+    """One question.
 
-    name: str
+    `kind` is choice, choices (some of them), number, integer, text, json, or lines: a list of what `items` says. The
+    values of choices are JSON. `path` leads through objects within the response.
+    """
+
+    path: tuple[str, ...]
     kind: str
     choices: tuple[tuple[str, str], ...] = ()
     description: str = ""
     is_optional: bool = False
+    items: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in a form."""
+        return _WITHIN.join(self.path)
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return " / ".join(self.path)
 
 
 @dataclass(frozen=True)
@@ -47,10 +65,8 @@ class LabelForm:
     def fields(self) -> list[Field]:
         """The questions, in the order of the response."""
         if self.schema is None:
-            return [Field(name, "text") for name in self.columns]
-        required = self.schema.get("required", [])
-        properties: Mapping[str, Any] = self.schema.get("properties", {})
-        return [self._field(name, spec, is_optional=name not in required) for name, spec in properties.items()]
+            return [Field((name,), "text") for name in self.columns]
+        return list(self._fields(self.schema, (), ()))
 
     @property
     def is_one_choice(self) -> bool:
@@ -59,11 +75,14 @@ class LabelForm:
 
     def answer(self, given: Mapping[str, str]) -> dict[str, Any]:
         """Return the answer that a form holds, by names of fields. Raises InputError where it does not fit."""
-        answer = {
-            field.name: _value(field, given.get(field.name, ""))
-            for field in self.fields
-            if given.get(field.name, "") or not field.is_optional
-        }
+        answer: dict[str, Any] = {}
+        for field in self.fields:
+            text = given.get(field.name, "")
+            if text or not field.is_optional:
+                inner = answer
+                for name in field.path[:-1]:
+                    inner = inner.setdefault(name, {})
+                inner[field.path[-1]] = _value(field, text)
         if self.schema is not None:
             error = next(iter(jsonschema.Draft202012Validator(dict(self.schema)).iter_errors(answer)), None)
             if error is not None:
@@ -71,7 +90,41 @@ class LabelForm:
                 raise InputError(f"{where}: {error.message}.")
         return answer
 
-    def _field(self, name: str, spec: Mapping[str, Any], *, is_optional: bool) -> Field:
+    def given(self, answer: Mapping[str, Any]) -> dict[str, str]:
+        """Return what a form holds that gives this answer; nothing for questions that it leaves open."""
+        given: dict[str, str] = {}
+        for field in self.fields:
+            value: Any = answer
+            for name in field.path:
+                value = value.get(name) if isinstance(value, Mapping) else None
+            if value is None:
+                continue
+            if field.kind in ("choices", "lines"):
+                parts = [json.dumps(each) if field.kind == "choices" else str(each) for each in value]
+                given[field.name] = "\n".join(parts)
+            else:
+                given[field.name] = str(value) if field.kind == "text" else json.dumps(as_json(value))
+        return given
+
+    def _fields(
+        self, schema: Mapping[str, Any], path: tuple[str, ...], within: tuple[str, ...], *, is_optional: bool = False
+    ) -> Iterator[Field]:
+        """Yield the questions of an object; those of objects in it, too, but for one that holds its own kind."""
+        required = schema.get("required", [])
+        properties: Mapping[str, Any] = schema.get("properties", {})
+        for name, spec in properties.items():
+            may_lack = is_optional or name not in required
+            inner = [each for each in self._alternatives(spec) if each.get("type") != "null"]
+            options = [spec, *spec.get("anyOf", ())]
+            reference = next((str(each["$ref"]) for each in options if "$ref" in each), "")
+            if len(inner) == 1 and inner[0].get("properties") and reference not in within and len(path) < _DEEPEST:
+                may_be_null = len(list(self._alternatives(spec))) > 1
+                beneath = (*within, reference) if reference else within
+                yield from self._fields(inner[0], (*path, name), beneath, is_optional=may_lack or may_be_null)
+            else:
+                yield self._field((*path, name), spec, is_optional=may_lack)
+
+    def _field(self, name: tuple[str, ...], spec: Mapping[str, Any], *, is_optional: bool) -> Field:
         said = str(spec.get("description") or self._plain(spec).get("description") or "")
         options = list(self._options(spec))
         if options and all(option is not None for option in options):
@@ -80,8 +133,15 @@ class LabelForm:
             shown = tuple((json.dumps(value), _shown(value)) for value in choices if value is not None)
             return Field(name, "choice", shown, said, is_optional or may_be_null)
         plain = [each for each in self._alternatives(spec) if each.get("type") != "null"]
+        is_optional = is_optional or len(plain) < len(list(self._alternatives(spec)))
+        if len(plain) == 1 and plain[0].get("type") == "array" and isinstance(plain[0].get("items"), Mapping):
+            item = self._field(name, plain[0]["items"], is_optional=False)
+            if item.kind == "choice":
+                return Field(name, "choices", item.choices, said, is_optional)
+            if item.kind in _TYPES.values():
+                return Field(name, "lines", (), said, is_optional, item.kind)
         kind = _TYPES.get(str(plain[0].get("type")), "json") if len(plain) == 1 else "json"
-        return Field(name, kind, (), said, is_optional or len(plain) < len(list(self._alternatives(spec))))
+        return Field(name, kind, (), said, is_optional)
 
     def _options(self, spec: Mapping[str, Any]) -> Iterator[Sequence[Any] | None]:
         """Yield the values of each alternative; None for one that has too many to choose from."""
@@ -127,18 +187,22 @@ def _value(field: Field, text: str) -> Any:
     """Return a field's value as JSON has it."""
     if field.kind == "text":
         return text
+    if field.kind in ("choices", "lines"):
+        one = "choice" if field.kind == "choices" else field.items
+        parts = [line.strip() for line in text.splitlines() if line.strip()]
+        return [_value(Field(field.path, one), part) for part in parts]
     if not text.strip():
         if field.is_optional:
             return None
-        raise InputError(f"{field.name} is not answered.")
+        raise InputError(f"{field.title} is not answered.")
     if field.kind in ("number", "integer"):
         try:
             return int(text) if field.kind == "integer" else float(text)
         except ValueError:
             raise InputError(
-                f"{field.name} is {'a whole' if field.kind == 'integer' else 'a'} number; got {text!r}."
+                f"{field.title} is {'a whole' if field.kind == 'integer' else 'a'} number; got {text!r}."
             ) from None
     try:
         return json.loads(text)
     except ValueError:
-        raise InputError(f"{field.name} is JSON; got {text[:80]!r}.") from None
+        raise InputError(f"{field.title} is JSON; got {text[:80]!r}.") from None

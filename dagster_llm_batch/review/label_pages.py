@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
@@ -13,17 +14,17 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from dagster_llm_batch.addresses import table_path
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import InputError, LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, read_body, read_prompt
-from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, Place
-from dagster_llm_batch.review.tables import PARTITION, StoredAsset
-from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, Place, StandingJudgments
+from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["LabelPages", "label_url"]
+__all__ = ["LabelPages"]
 
 _KINDS = (*ANSWERS, "skip", "undo")
 _SAMPLE = "sample_"
@@ -37,11 +38,6 @@ class ShowPage(Protocol):
     def __call__(self, request: Request, template: str, status: int = 200, **values: Any) -> Response: ...
 
 
-def label_url(asset: str, dataset: str) -> str:
-    """Return the address on which the rows of a table are judged as those of a dataset."""
-    return f"/label/{quote(asset)}?{urlencode({'as': dataset})}"
-
-
 class LabelPages:
     """Ask for one row after the other, and take what is said."""
 
@@ -50,6 +46,7 @@ class LabelPages:
         self._show = show
         self._overlap = overlap
         self._queues: dict[tuple[str, str], LabelQueue] = {}
+        self._said: dict[str, StandingJudgments] = {}
 
     def ask(self, request: Request) -> Response:
         """Show the next row, with its form."""
@@ -57,7 +54,10 @@ class LabelPages:
 
     async def take(self, request: Request) -> Response:
         """Record what a form says, then show the next row."""
-        given = {name: str(value) for name, value in (await request.form()).items()}
+        given: dict[str, str] = {}
+        for name, value in (await request.form()).multi_items():
+            # Of several choices, each is a line.
+            given[name] = f"{given[name]}\n{value}" if name in given else str(value)
         return await run_in_threadpool(self._take, request, given)
 
     def _ask(self, request: Request, wrong: str | None = None, given: Mapping[str, str] | None = None) -> Response:
@@ -67,16 +67,18 @@ class LabelPages:
         asset, form = found
         person = request.state.person
         try:
-            rows = self._deployment.browser.places(asset, form.key)
+            asked = request.query_params
+            view, partition = View.of(asked.multi_items()), asked.get("in")
+            rows = self._deployment.browser.places(asset, form.key, view, partition)
         except LLMBatchError as error:
             return self._show(request, "nothing.html", 400, words=str(error))
-        judgments = self._deployment.ledger.judgments.read(self._deployment.namespace, form.dataset)
+        said = self._judgments(form.dataset)
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
-        left = queue.left(rows, judgments, person)
+        left = queue.left(rows, said, person)
         # A form that could not be taken is shown once more, with the row that it was of.
         again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
         place = again if again in left else queue.take(left, person)
-        mine = [each for each in standing_judgments(judgments) if each.annotator == person]
+        mine = said.of(person)
         return self._show(
             request,
             "label.html",
@@ -85,8 +87,10 @@ class LabelPages:
             form=form,
             place=place,
             left=len(left),
-            done=sum(each.kind in ANSWERS for each in mine),
-            last=mine[-1] if mine else None,
+            done=sum(kind in ANSWERS for kind in mine.values()),
+            last=next(reversed(mine), None),
+            here=_here(request),
+            table=table_path(asset.key, partition, view.filters, search=view.search, order=view.order),
             shown=None if place is None else self._shown(form, place),
             form_id=secrets.token_urlsafe(12),
             begun=time.time(),
@@ -124,7 +128,14 @@ class LabelPages:
             return self._ask(request, str(error), given)
         self._deployment.ledger.judgments.add(judgment)
         # A page that is loaded again must not send the form again.
-        return RedirectResponse(label_url(asset.key, form.dataset), 303)
+        return RedirectResponse(_here(request), 303)
+
+    def _judgments(self, dataset: str) -> StandingJudgments:
+        """Return what people have said of a dataset, as of now."""
+        read = partial(self._deployment.ledger.judgments.read_after, self._deployment.namespace, dataset)
+        said = self._said.setdefault(dataset, StandingJudgments(read))
+        said.look()
+        return said
 
     def _find(self, request: Request) -> tuple[StoredAsset, LabelForm] | Response:
         asset = self._deployment.asset(request.path_params["key"])
@@ -169,6 +180,11 @@ class LabelPages:
         # Examples of the prompt come before the row's own message.
         asked = [number for number, part in enumerate(parts) if part.role != "user"]
         return parts[asked[-1] + 1 :] if asked else parts
+
+
+def _here(request: Request) -> str:
+    """Return the address of this page: with its filters, so that the next row is of the same queue."""
+    return f"/label/{quote(request.path_params['key'])}?{urlencode(request.query_params.multi_items())}"
 
 
 def _sample(row: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["ANSWERS", "LabelQueue", "Place"]
+__all__ = ["ANSWERS", "LabelQueue", "Place", "StandingJudgments"]
 
 ANSWERS = ("label", "undecidable")
 """Kinds of judgments that end the question; a skipped row stays open for others."""
@@ -20,7 +20,50 @@ Place = tuple[str, str]
 """The partition of a row, "" where there is none, and its key as text."""
 
 _OPEN_SECONDS = 300.0
+_LATE_NUMBERS = 64
 _SHARE_DIGITS = 8
+
+
+class StandingJudgments:
+    """What people have said of a dataset's rows and stands, kept up with the ledger: only what is new is read."""
+
+    def __init__(self, read_after: Callable[[int], Sequence[tuple[int, Judgment]]]) -> None:
+        self._read_after = read_after
+        self._last = 0
+        self._recent: set[int] = set()
+        self._kinds: dict[str, dict[Place, str]] = {}
+        self._answers: Counter[Place] = Counter()
+        self._lock = threading.Lock()
+
+    def look(self) -> None:
+        """Take up what was said since the last look, on whatever page."""
+        with self._lock:
+            # Of several who write at once, the one with the lower number may end later.
+            for number, judgment in self._read_after(max(0, self._last - _LATE_NUMBERS)):
+                if number not in self._recent:
+                    self._recent.add(number)
+                    self._last = max(self._last, number)
+                    self._add(judgment)
+            self._recent = {number for number in self._recent if number > self._last - _LATE_NUMBERS}
+
+    def _add(self, judgment: Judgment) -> None:
+        place, mine = (judgment.partition, judgment.row_key), self._kinds.setdefault(judgment.annotator, {})
+        # What is said again counts as said now.
+        if mine.pop(place, None) in ANSWERS:
+            self._answers[place] -= 1
+        if judgment.kind != "undo":
+            mine[place] = judgment.kind
+        if judgment.kind in ANSWERS:
+            self._answers[place] += 1
+
+    def of(self, person: str) -> dict[Place, str]:
+        """Return what a person said of each row, by kind of judgment, the last one last."""
+        with self._lock:
+            return dict(self._kinds.get(person, {}))
+
+    def is_answered(self, place: Place) -> bool:
+        """Return whether somebody has answered this row."""
+        return self._answers[place] > 0
 
 
 @dataclass
@@ -41,16 +84,10 @@ class LabelQueue:
         digest = hashlib.blake2b("\0".join(place).encode("utf-8", "surrogatepass"), digest_size=_SHARE_DIGITS).digest()
         return bool(int.from_bytes(digest) < self.overlap * 256**_SHARE_DIGITS)
 
-    def left(self, rows: Sequence[Place], judgments: Iterable[Judgment], person: str) -> list[Place]:
+    def left(self, rows: Sequence[Place], said: StandingJudgments, person: str) -> list[Place]:
         """Return the rows that a person may still be asked, in their order."""
-        mine, answered = set(), set()
-        for judgment in standing_judgments(judgments):
-            place = (judgment.partition, judgment.row_key)
-            if judgment.annotator == person:
-                mine.add(place)
-            elif judgment.kind in ANSWERS:
-                answered.add(place)
-        return [row for row in rows if row not in mine and (row not in answered or self.is_shared(row))]
+        mine = said.of(person)
+        return [row for row in rows if row not in mine and (not said.is_answered(row) or self.is_shared(row))]
 
     def take(self, left: Sequence[Place], person: str) -> Place | None:
         """Return the row to ask next; None where nothing is left."""

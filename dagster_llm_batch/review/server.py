@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import jinja2
 import uvicorn
@@ -22,14 +21,15 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from dagster_llm_batch.addresses import FILTERS, Filter, label_path, row_path, table_path
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.review.access import AccessGate, Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
-from dagster_llm_batch.review.label_pages import LabelPages, label_url
+from dagster_llm_batch.review.label_pages import LabelPages
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
-from dagster_llm_batch.review.tables import FILTERS, PARTITION, Filter, Page, StoredAsset, View
+from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View
 
 __all__ = ["HOSTS", "review_app", "serve"]
 
@@ -39,7 +39,6 @@ HOSTS = ("127.0.0.1", "localhost")
 _MOST_CELL = 160
 _MOST_TEXT = 20_000
 _PROVENANCE = "llm_"
-_WHERE = re.compile(rf"(.+?):({'|'.join(FILTERS)}):(.*)", re.DOTALL)
 
 # Bytes that no text of a person has, as the signs that stand for them.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
@@ -110,10 +109,10 @@ class _Pages:
         )
         self._templates.filters |= {"cell": _cell, "whole": _whole, "pretty": _pretty}
         self._templates.globals |= {
-            "table_url": table_url,
-            "row_url": row_url,
+            "table_url": table_path,
+            "row_url": row_path,
             "deployment": deployment.name,
-            "label_url": label_url,
+            "label_url": label_path,
         }
 
     def overview(self, request: Request) -> Response:
@@ -130,7 +129,7 @@ class _Pages:
             return self._nothing(request, f"There is no table {request.path_params['key']!r}.")
         asked = request.query_params
         try:
-            view = _view(asked.multi_items())
+            view = View.of(asked.multi_items())
             keys = [each.row_key for each in self._deployment.assets()]
             page = self._deployment.browser.read(asset, view, asked.get("in"), keys)
         except LLMBatchError as error:
@@ -177,6 +176,7 @@ class _Pages:
             own={name: value for name, value in rows[0].items() if not name.startswith(_PROVENANCE)},
             provenance={name: value for name, value in rows[0].items() if name.startswith(_PROVENANCE)},
             attempts=attempts,
+            judgments=self._deployment.judgments(column, value, partition),
             most=None if asked.get("whole") else _MOST_TEXT,
             whole_url=f"?{urlencode([*asked.multi_items(), ('whole', '1')])}",
         )
@@ -228,19 +228,6 @@ class _Pages:
         return self.show(request, "nothing.html", status, words=words)
 
 
-def table_url(key: str, inside: str | None = None, filters: Sequence[Filter] = ()) -> str:
-    """Return the address of a table's page, on this server."""
-    asked = [("in", inside)] if inside else []
-    asked += [("where", f"{each.column}:{each.kind}:{each.value}") for each in filters]
-    return f"/table/{quote(key)}" + (f"?{urlencode(asked)}" if asked else "")
-
-
-def row_url(asset: str, column: str, key: str, inside: str | None = None) -> str:
-    """Return the address of a row's page, on this server: the column that names it, and its value as text."""
-    asked = {"by": column, "key": key} | ({"in": inside} if inside else {})
-    return f"/row/{quote(asset)}?{urlencode(asked)}"
-
-
 @dataclass(frozen=True)
 class _Address:
     """The address of the table that is shown, with one thing changed."""
@@ -250,13 +237,8 @@ class _Address:
     view: View
 
     def _with(self, filters: Sequence[Filter], *, order: str | None = None, page: int = 1) -> str:
-        asked = [("in", self.inside)] if self.inside else []
-        asked += [("q", self.view.search)] if self.view.search else []
-        asked += [("where", f"{each.column}:{each.kind}:{each.value}") for each in filters]
         order = self.view.order if order is None else order
-        asked += [("order", order)] if order else []
-        asked += [("page", str(page))] if page > 1 else []
-        return f"/table/{quote(self.key)}" + (f"?{urlencode(asked)}" if asked else "")
+        return table_path(self.key, self.inside, filters, search=self.view.search, order=order, page=page)
 
     def page(self, number: int) -> str:
         return self._with(self.view.filters, page=number)
@@ -269,31 +251,14 @@ class _Address:
 
     def toggle(self, column: str, value: str | None) -> str:
         """Ask for a facet's value, or no more where it is asked for."""
-        wanted = facet_filter(column, value)
+        wanted = Filter.of(column, value)
         if wanted in self.view.filters:
             return self.without(wanted)
         others = [each for each in self.view.filters if each.column != column or each.kind not in ("is", "null")]
         return self._with([*others, wanted])
 
     def has(self, column: str, value: str | None) -> bool:
-        return facet_filter(column, value) in self.view.filters
-
-
-def facet_filter(column: str, value: str | None) -> Filter:
-    """Return the filter of a facet's value."""
-    return Filter(column, "null") if value is None else Filter(column, "is", value)
-
-
-def _view(asked: Sequence[tuple[str, str]]) -> View:
-    given = dict(asked)
-    found = [_WHERE.fullmatch(value) for name, value in asked if name == "where"]
-    # What is no filter asks for a column that no table has, and is refused by that name.
-    filters = [Filter(*match.groups()) if match else Filter("", "is") for match in found]
-    if given.get("column"):
-        filters.append(Filter(given["column"], given.get("kind", "is"), given.get("value", "")))
-    number = given.get("page", "1")
-    is_number = number.isascii() and number.isdecimal() and len(number) < 9  # noqa: PLR2004 - no table has more
-    return View(given.get("q", "").strip(), tuple(filters), given.get("order", ""), int(number) if is_number else 1)
+        return Filter.of(column, value) in self.view.filters
 
 
 def _ordered(page: Page) -> list[str]:

@@ -23,25 +23,16 @@ from duckdb import ConstantExpression as Constant
 from duckdb import FunctionExpression as Function
 from upath import UPath
 
+from dagster_llm_batch.addresses import FILTERS, Filter
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["FILTERS", "PARTITION", "Facet", "Filter", "Page", "StoredAsset", "TableBrowser", "View"]
+__all__ = ["PARTITION", "Facet", "Page", "StoredAsset", "TableBrowser", "View"]
 
 PARTITION = "partition"
 """The column that tells a row's partition."""
 
-FILTERS = {
-    "is": "is",
-    "not": "is not",
-    "has": "contains",
-    "ge": "at least",
-    "le": "at most",
-    "null": "is empty",
-    "some": "is not empty",
-}
-"""What a column can be asked, as addresses have it, and in words."""
-
+_WHERE = re.compile(rf"(.+?):({'|'.join(FILTERS)}):(.*)", re.DOTALL)
 _PLACES = ("filename", "file_row_number")
 _PLACE, _KEY = "llm_review_place", "llm_review_key"
 _PAGE_ROWS = 50
@@ -79,15 +70,6 @@ class StoredAsset:
 
 
 @dataclass(frozen=True)
-class Filter:
-    """What one column is asked; `kind` is one of FILTERS."""
-
-    column: str
-    kind: str
-    value: str = ""
-
-
-@dataclass(frozen=True)
 class View:
     """What is asked of a table. `order` is a column, with a minus before it for the greatest first."""
 
@@ -95,6 +77,19 @@ class View:
     filters: tuple[Filter, ...] = ()
     order: str = ""
     page: int = 1
+
+    @classmethod
+    def of(cls, asked: Sequence[tuple[str, str]]) -> View:
+        """Return what the query of an address asks for."""
+        given = dict(asked)
+        found = [_WHERE.fullmatch(value) for name, value in asked if name == "where"]
+        # What is no filter asks for a column that no table has, and is refused by that name.
+        filters = [Filter(*match.groups()) if match else Filter("", "is") for match in found]
+        if given.get("column"):
+            filters.append(Filter(given["column"], given.get("kind", "is"), given.get("value", "")))
+        number = given.get("page", "1")
+        is_number = number.isascii() and number.isdecimal() and len(number) < 9  # noqa: PLR2004 - no table has more
+        return cls(given.get("q", "").strip(), tuple(filters), given.get("order", ""), int(number) if is_number else 1)
 
     @property
     def is_narrow(self) -> bool:
@@ -141,6 +136,7 @@ class TableBrowser:
         self._lock = threading.Lock()
         self._systems: set[str] = set()
         self._loaded: dict[tuple[str, str], pa.Table] = {}
+        self._listed: dict[tuple[str, str, View | None, str | None], list[tuple[str, str]]] = {}
 
     def read(self, asset: StoredAsset, view: View, partition: str | None = None, keys: Sequence[str] = ()) -> Page:
         """Return a page of the rows that pass, with facets. None is all partitions that lie in Parquet. A row is named
@@ -179,16 +175,32 @@ class TableBrowser:
                 return []
             return table.dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
 
-    def places(self, asset: StoredAsset, column: str) -> list[tuple[str, str]]:
-        """Return each row's partition ("" without) and key, as text, in the order of the table.
+    def places(
+        self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
+    ) -> Sequence[tuple[str, str]]:
+        """Return the partition ("" without) and key, as text, of each row that passes, in the order of the table.
 
-        Raises InputError where the table has no such column.
+        Raises InputError where the table has no such column, or none that a filter names.
         """
-        with self._open(asset, None) as table:
+        place = (asset.key, column, view, partition)
+        with self._lock:
+            if (known := self._listed.get(place)) is not None:
+                return known
+        rows = self._places(asset, column, view or View(), partition)
+        with self._lock:
+            while len(self._listed) >= _TABLES_KEPT:
+                self._listed.pop(next(iter(self._listed)))
+            self._listed[place] = rows
+        return rows
+
+    def _places(self, asset: StoredAsset, column: str, view: View, inside: str | None) -> list[tuple[str, str]]:
+        with self._open(asset, inside) as table:
             if column not in table.types:
                 raise InputError(f"{asset.key} has no column {column!r} that names its rows.")
             partition = Column(PARTITION) if PARTITION in table.types and asset.partitions != [""] else Constant("")
-            rows = table.sorted(table.all).select(partition.alias("place"), _text(column).alias("key"))
+            rows = table.sorted(table.passing(view), view.order).select(
+                partition.alias("place"), _text(column).alias("key")
+            )
             return list(dict.fromkeys((str(place or ""), key) for place, key in rows.fetchall() if key is not None))
 
     def _open(self, asset: StoredAsset, partition: str | None) -> _Rows:
@@ -258,9 +270,10 @@ class TableBrowser:
         return table
 
     def forget(self) -> None:
-        """Load again, when next asked, what an IO manager stored."""
+        """Load and list again, when next asked, what is stored."""
         with self._lock:
             self._loaded.clear()
+            self._listed.clear()
 
 
 class _Rows:

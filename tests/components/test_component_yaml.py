@@ -546,7 +546,7 @@ def test_tables_beside_an_evaluation_have_their_own_roles():
     translation = {"group_name": "{{ role }}", "tags": {"of": "{{ dataset }}"}}
     with loaded(evaluation(translation=translation, regression=True), EVAL) as project:
         groups = {one.key.path[-1]: one.group_name for made in project.defs.assets for one in made.specs}
-        beside = ("mistakes", "per_class", "versions", "accepted")
+        beside = ("mistakes", "failures", "per_class", "versions", "accepted")
         assert groups == {"ticket_eval": "evaluation", **{f"ticket_eval_{role}": role for role in beside}}
         assert project.spec("ticket_eval_mistakes").tags["of"] == "ticket_eval"
 

@@ -584,7 +584,7 @@ class TestAutomation:
 
     def test_it_can_be_left_to_people(self):
         _, [evaluation] = both(automation_condition=None)
-        assert [spec.automation_condition for spec in evaluation.specs] == [None, None, None]
+        assert [spec.automation_condition for spec in evaluation.specs] == [None] * 4
 
 
 CANDIDATES = {"key": "id", "rows": "texts", "model": "openai/gpt-5-mini", "prompt": Prompt(user="{{ text }}")}

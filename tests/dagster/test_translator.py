@@ -57,7 +57,7 @@ ROLES = {
     "llm_batch_assets": {"made": "labels", "made_batch": "batch", "made_rejects": "rejects"},
     "evaluation_assets": {
         "made": "evaluation",
-        **{f"made_{role}": role for role in ("mistakes", "per_class", "versions", "accepted")},
+        **{f"made_{role}": role for role in ("mistakes", "failures", "per_class", "versions", "accepted")},
     },
     "agreement_assets": {"made": "evaluation", "made_pairs": "pairs"},
     "drift_assets": {"made": "evaluation", "made_shares": "shares"},

@@ -74,6 +74,25 @@ def test_another_name_that_leads_here_is_refused(serve):
     assert client.get("/", Host="labels.team.example").status == 200
 
 
+def test_a_link_of_another_site_is_asked_once_more_and_then_answered_with_the_cookie(serve):
+    door = Door()
+    client = serve(app(door))
+    navigation = {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+    # What a browser sends for a link on another site: no strict cookie.
+    bounced = client.get("/table/labels", Sec_Fetch_Site="cross-site", **navigation)
+    assert (bounced.status, 'http-equiv="refresh"' in bounced.text) == (200, True)
+    assert "labels" not in bounced.text
+    # And for the page's own second question: the cookie, where there is one.
+    assert client.get("/table/labels", Sec_Fetch_Site="same-origin", **navigation).status == 403
+    client.come_in(door.token)
+    assert client.get("/table/labels", Sec_Fetch_Site="same-origin", **navigation).status == 200
+    client.cookie = ""
+    for dest in ("iframe", "image", "empty"):
+        assert (
+            client.get("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest=dest).status == 403
+        )
+
+
 def test_a_form_of_another_site_does_nothing(serve):
     door = Door()
     client = serve(app(door))

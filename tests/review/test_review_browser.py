@@ -7,11 +7,18 @@ import subprocess
 import sys
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import on_socket
 
+from dagster_llm_batch.addresses import Filter, table_path
+from dagster_llm_batch.review.access import Door
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.server import review_app
+from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
 from tests.browser import chromium
 
@@ -125,3 +132,23 @@ def test_two_people_at_once_are_given_different_rows_and_keys_reach_what_the_mou
         ("bob", "t1", "undo", None),
         ("bob", "t1", "label", "1 d s u"),
     ]
+
+
+@pytest.mark.timeout(600)
+def test_a_link_on_another_host_opens_the_rows_for_who_came_in_before(tmp_path):
+    door = Door()
+    rows = StoredAsset("labels", row_key="id", others=("",), load=lambda _partition: pa.table({"id": ["t0", "t1"]}))
+    nothing = SimpleNamespace()  # neither ledger nor payloads are asked for a table
+    app = review_app(ReviewedDeployment("here", nothing, nothing, "test", lambda: [rows]), door)
+    with on_socket(app) as client, browsers("") as ((page,), wrong):
+        link = f"http://127.0.0.1:{client.port}{table_path('labels', None, [Filter.of('id', 't1')])}"
+        # As Dagster's page at localhost: another site.
+        page.route(
+            "http://localhost/", lambda route: route.fulfill(content_type="text/html", body=f"<a href='{link}'>1</a>")
+        )
+        page.goto(f"http://127.0.0.1:{client.port}/?token={door.token}")
+        page.goto("http://localhost/")
+        page.get_by_text("Rows").click()
+        page.get_by_text("1 of 2 row").wait_for()
+        assert page.url == link
+        assert wrong == []

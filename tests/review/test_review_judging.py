@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.keys import key_digest
@@ -18,7 +21,7 @@ from dagster_llm_batch.exports.tables import judgment_table, write_table
 from dagster_llm_batch.review.access import Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
-from dagster_llm_batch.review.queue import LabelQueue
+from dagster_llm_batch.review.queue import LabelQueue, StandingJudgments
 from dagster_llm_batch.review.server import review_app
 from dagster_llm_batch.review.tables import StoredAsset
 from dagster_llm_batch.storage.ledger import Ledger
@@ -29,6 +32,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 class Inner(BaseModel):
     place: str
+    near: Inner | None = None
 
 
 class Ticket(BaseModel):
@@ -37,6 +41,9 @@ class Ticket(BaseModel):
     score: int | None = None
     words: str
     inner: Inner
+    tags: list[Literal["a", "b", "c"]]
+    sizes: list[float] = []
+    others: list[Inner] = []
 
 
 TOPIC = LabelForm("tickets", "id", {"properties": {"topic": {"enum": ["billing", "bug"]}}, "required": ["topic"]})
@@ -181,6 +188,72 @@ def test_two_who_look_at_once_see_different_rows(desk):
     assert (first, second, again) == ("t0", "t1", "t0")
 
 
+def test_a_filter_is_a_queue_of_its_own_and_the_next_row_is_of_it_too(desk):
+    _, open_page = desk
+    client = open_page()
+    table = client.get("/table/tickets?where=id:ge:t5&q=Text", X_User="ada").text
+    [link] = re.findall(r'href="(/label/tickets[^"]*)"', table)
+    path = html.unescape(link)
+    for expected in ("t5", "t6", "t7"):
+        page = client.get(path, X_User="ada").text
+        form = {**fields_of(page), "kind": "label", "topic": '"bug"'}
+        assert form["row_key"] == expected
+        # What was asked for may be what a candidate said: it is not shown beside the row.
+        assert "t5" not in page.partition('aria-label="Row"')[2].partition("</section>")[0] or expected == "t5"
+        body = urlencode(form)
+        origin = f"http://127.0.0.1:{client.port}"
+        kind = "application/x-www-form-urlencoded"
+        answer = client.ask("POST", path, body, X_User="ada", Origin=origin, Content_Type=kind)
+        assert (answer.status, dict(parse_qsl(urlsplit(answer.headers["location"]).query))) == (
+            303,
+            {"as": "tickets", "q": "Text", "where": "id:ge:t5"},
+        )
+    assert "2 rows left for you" in " ".join(client.get(path, X_User="ada").text.split())
+    assert "There is no column" in client.get("/label/tickets?as=tickets&where=none:is:1", X_User="ada").text
+
+
+def test_what_is_said_elsewhere_is_taken_up_and_only_what_is_new_is_read(desk):
+    ledger, open_page = desk
+    read = []
+    client, other = open_page(), open_page()
+
+    def note(*told):
+        if "FROM judgment" in told[2]:
+            read.append(told[2])
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", note)
+    for number in range(4):
+        assert say(client if number % 2 else other, "ada", kind="label", topic='"bug"').status == 303
+    sa.event.remove(sa.Engine, "after_cursor_execute", note)
+    assert [row for _, row, _ in said(ledger)] == ["t0", "t1", "t2", "t3"]
+    assert read
+    assert [statement for statement in read if "judgment_id >" not in statement] == []
+    # A number that a slower transaction took before, and that is seen after a higher one.
+    standing, rows = StandingJudgments(lambda after: [one for one in rows if one[0] > after]), []
+    one = ledger.judgments.read("test", "tickets")[0]
+    for number, row in ((5, "b"), (4, "a"), (200, "c"), (150, "d")):
+        rows = sorted([*rows, (number, replace(one, row_key=row))], key=lambda each: each[0])
+        standing.look()
+        standing.look()
+    assert set(standing.of("ada")) == {("", row) for row in "abcd"}
+
+
+def test_a_row_shows_what_people_said_of_it_and_what_they_took_back_no_more(desk):
+    _, open_page = desk
+    client = open_page(overlap=1.0)
+    say(client, "ada", kind="label", topic='"bug"', comment="<b>Sure</b>")
+    say(client, "bob", kind="undecidable")
+    page = client.get("/row/tickets?by=id&key=t0", X_User="eve").text
+    shown = page.partition("What people said")[2].partition("</section>")[0]
+    assert "ada" in shown
+    assert "bug" in shown
+    assert "&lt;b&gt;Sure&lt;/b&gt;" in shown
+    assert "undecidable" in shown
+    send(client, "bob", {"form_id": "x", "partition": "", "row_key": "t0", "kind": "undo"})
+    assert "undecidable" not in client.get("/row/tickets?by=id&key=t0", X_User="eve").text
+    assert "What people said" not in client.get("/row/tickets?by=id&key=t1", X_User="eve").text
+
+
 def test_what_was_said_of_an_erased_row_goes_and_the_rest_stays(desk):
     ledger, open_page = desk
     client = open_page()
@@ -212,26 +285,34 @@ def test_a_table_or_dataset_that_is_not_there(desk):
 
 def test_a_form_of_a_response_model_asks_each_field_in_its_way():
     form = LabelForm("d", "id", Ticket.model_json_schema())
-    kinds = {field.name: (field.kind, field.is_optional) for field in form.fields}
+    kinds = {field.title: (field.kind, field.is_optional) for field in form.fields}
     assert kinds == {
         "topic": ("choice", False),
         "urgent": ("choice", False),
         "score": ("integer", True),
         "words": ("text", False),
-        "inner": ("json", False),
+        "inner / place": ("text", False),
+        "inner / near": ("json", True),
+        "tags": ("choices", False),
+        "sizes": ("lines", True),
+        "others": ("json", True),
     }
     topic, urgent = form.fields[:2]
     assert (topic.choices, topic.description) == ((('"billing"', "billing"), ('"bug"', "bug")), "What it is about.")
     assert urgent.choices == (("true", "yes"), ("false", "no"))
-    given = {"topic": '"bug"', "urgent": "true", "score": "3", "words": "a < b", "inner": '{"place": "x"}'}
-    assert Ticket.model_validate(form.answer(given)) == Ticket(
-        topic="bug", urgent=True, score=3, words="a < b", inner=Inner(place="x")
-    )
+    given = {"topic": '"bug"', "urgent": "true", "score": "3", "words": "a < b", "inner/place": "x", "tags": '"a"\n"c"'}
+    ticket = {"topic": "bug", "urgent": True, "score": 3, "words": "a < b", "inner": {"place": "x"}, "tags": ["a", "c"]}
+    assert form.answer(given) == ticket
+    assert Ticket.model_validate(form.answer({**given, "sizes": "1.5\r\n 2 ", "others": '[{"place": "y"}]'}))
+    assert form.answer({**given, "sizes": "1.5\r\n 2 "})["sizes"] == [1.5, 2.0]
+    assert form.answer({**given, "tags": ""})["tags"] == []
     assert form.answer({**given, "score": ""}) == {k: v for k, v in form.answer(given).items() if k != "score"}
     with pytest.raises(InputError, match=r"score is a whole number; got '3\.5'"):
         form.answer({**given, "score": "3.5"})
-    with pytest.raises(InputError, match=r"inner: 'place' is a required property"):
-        form.answer({**given, "inner": "{}"})
+    with pytest.raises(InputError, match=r"tags\.0: 'z' is not one of"):
+        form.answer({**given, "tags": '"z"'})
+    with pytest.raises(InputError, match="sizes is a number; got 'x'"):
+        form.answer({**given, "sizes": "1\nx"})
 
 
 def test_a_dataset_of_text_is_asked_its_text():

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dagster_llm_batch.addresses import FILTERS, Filter
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.io import HiveParquetIOManager
-from dagster_llm_batch.review.tables import FILTERS, Filter, StoredAsset, TableBrowser, View
+from dagster_llm_batch.review.tables import StoredAsset, TableBrowser, View
 
 ROWS = pa.table(
     {

@@ -23,10 +23,12 @@ const form = document.getElementById("judge");
 // A number answers the first question that is open; where it is the only one, that is all.
 function choose(number) {
   const groups = [...form.querySelectorAll("[data-choices]")];
-  const open = groups.find((group) => !group.querySelector(":checked")) ?? groups[0];
+  // Of several choices, more can be made while the focus is among them.
+  const many = groups.find((group) => "many" in group.dataset && group.contains(document.activeElement));
+  const open = many ?? groups.find((group) => !group.querySelector(":checked")) ?? groups[0];
   const choice = open?.querySelectorAll("input")[number - 1];
   if (!choice) return;
-  choice.checked = true;
+  choice.checked = "many" in open.dataset ? !choice.checked : true;
   choice.focus();
   if ("one" in form.dataset) press("Enter");
 }
@@ -42,11 +44,22 @@ function press(key) {
 }
 
 document.addEventListener("keydown", (event) => {
-  const typing = /^(select|textarea)$/i.test(event.target.tagName) || event.target.matches("input:not([type=radio])");
+  const typing = event.target.matches("select, textarea, input:not([type=radio], [type=checkbox])");
+  if (form && typing && event.key === "Escape") event.target.blur();
+  if (form && event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    press("Enter");
+  }
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (typing && !(form && event.key === "Enter" && event.target.tagName === "INPUT")) return;
   const keys = form
-    ? { d: () => press("d"), s: () => press("s"), u: () => press("u"), Enter: () => press("Enter") }
+    ? {
+        c: () => document.getElementById("comment").focus(),
+        d: () => press("d"),
+        s: () => press("s"),
+        u: () => press("u"),
+        Enter: () => press("Enter"),
+      }
     : {
         j: () => goTo(here + 1),
         k: () => goTo(here - 1),

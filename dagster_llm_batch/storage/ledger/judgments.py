@@ -43,6 +43,27 @@ class Judgments:
             rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
             return [from_row(Judgment, row) for row in rows]
 
+    def read_after(self, namespace: str, dataset: str, number: int) -> list[tuple[int, Judgment]]:
+        """Return what was said since the judgment of this number, each with its number: to look again costs little.
+
+        A transaction that ends late may give a number that is lower than one that was read before.
+        """
+        query = sa.select(JUDGMENT).where(
+            JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.judgment_id > number
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
+            return [(int(row["judgment_id"]), from_row(Judgment, row)) for row in rows]
+
+    def of_row(self, namespace: str, dataset: str, row_key: str) -> list[Judgment]:
+        """Return what people said of one row, in all partitions, in the order in which they said it."""
+        query = sa.select(JUDGMENT).where(
+            JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key == row_key
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
+            return [from_row(Judgment, row) for row in rows]
+
     def erase(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
         """Remove what was said of rows of a partition, or (None) of all; return how much it was."""
         here = (JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key.in_(row_keys))
