@@ -17,7 +17,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.status import advise_on_recovered, retry_command
+from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.states import ShardState
@@ -33,6 +33,7 @@ __all__ = [
     "Checks",
     "check_specs",
     "evaluations",
+    "fallen_short",
     "sent_spec",
     "sent_verdict",
     "unjudged_evaluations",
@@ -45,6 +46,8 @@ NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge, and why it is as it is: it is no news."""
 
 _EMPTY = "nothing has landed"
+
+_ALL_SENT = Unsent()
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -148,13 +151,11 @@ def verdicts(
     status: Status,
     labeling: Labeling,
     wanted: Checks,
-    stopped: str | None = None,
-    held: str | None = None,
+    unsent: Unsent = _ALL_SENT,
 ) -> list[CheckOutcome]:
     """Judge one partition by all three checks. An empty partition passes: there was nothing to miss.
 
-    `stopped` is why the submission was stopped, if it was: then the coverage fails, whatever is wanted. `held` says
-    what is not sent of it since its definition has changed; likewise.
+    Where requests of it are `unsent`, the coverage fails, whatever is wanted.
     """
     rows = figures.labeled + figures.rejected - figures.skipped
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
@@ -166,18 +167,13 @@ def verdicts(
     if waiting := figures.waiting:
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
         then = f"`{retry_command(status.submission)}` asks again, and shows the price first."
-        description = f"{coverage.description} Rows wait for a person: {reasons}. {then}"
-        # What has enough labels goes on downstream all the same.
-        severity = _WARN if coverage.passed else _ERROR
-        coverage = replace(coverage, passed=False, severity=severity, description=description)
-    if held is not None:
-        severity = _WARN if coverage.passed else coverage.severity
-        coverage = replace(
-            coverage, passed=False, severity=severity, description=f"{coverage.description} Held back: {held}."
-        )
-    if stopped is not None:
-        description = f"{coverage.description} Stopped: {stopped}"
-        coverage = replace(coverage, passed=False, severity=_ERROR, description=description)
+        coverage = fallen_short(coverage, f"Rows wait for a person: {reasons}. {then}")
+    if unsent.held is not None:
+        coverage = fallen_short(coverage, f"Held back: {unsent.held}.")
+    if unsent.over_budget is not None:
+        coverage = fallen_short(coverage, f"Given up for money: {unsent.over_budget}")
+    if unsent.stopped is not None:
+        coverage = replace(fallen_short(coverage, f"Stopped: {unsent.stopped}"), severity=_ERROR)
     return [
         coverage,
         _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
@@ -192,6 +188,15 @@ def verdicts(
             status,
         ),
     ]
+
+
+def fallen_short(outcome: CheckOutcome, reason: str) -> CheckOutcome:
+    """Return the outcome of rows of which nobody asks for some any more by itself: it fails, with why and what to do.
+
+    Where it passed it warns only: what has enough labels goes on downstream all the same.
+    """
+    severity = _WARN if outcome.passed else outcome.severity
+    return replace(outcome, passed=False, severity=severity, description=f"{outcome.description} {reason}")
 
 
 _TOLERANCE = Decimal("0.01")

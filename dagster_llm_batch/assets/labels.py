@@ -267,16 +267,18 @@ class _Landing:
                 **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
                 **logged,
             }
-            if (stopped := engine.stop_reason(submission_id)) is not None:
-                metadata["llm_batch/stopped"] = cell_text(stopped, limit=1_000)
-                context.log.error(f"{partition or 'labels'}: stopped: {stopped}")
-            held = None
+            unsent = engine.unsent(submission_id)
+            for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
+                if reason is not None:
+                    metadata[f"llm_batch/{name}"] = cell_text(reason, limit=1_000)
+                    context.log.error(f"{partition or 'labels'}: {name}: {reason}")
+            # What was held back for a definition that is put back by now is no news.
+            unsent = unsent if sent.changes else unsent._replace(held=None)
             if sent.changes:
-                held = engine.held_reason(submission_id)
                 metadata["llm_batch/changed_since_sent"] = ", ".join(sent.changes)
                 context.log.warning(
                     f"{partition or 'labels'}: these labels are of an earlier definition, by which they were asked; "
-                    f"changed since: {', '.join(sent.changes)}.{'' if held is None else f' {held}.'}"
+                    f"changed since: {', '.join(sent.changes)}.{'' if unsent.held is None else f' {unsent.held}.'}"
                 )
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
@@ -288,7 +290,7 @@ class _Landing:
                 version=figures.version,
                 checks=self.checks,
                 verdicts=_with_rows(
-                    verdicts(figures, status, labeling, dataset.checks, stopped, held),
+                    verdicts(figures, status, labeling, dataset.checks, unsent),
                     {
                         COVERAGE: links.table(rejects, partition=partition),
                         PARSE_RATE: links.table(

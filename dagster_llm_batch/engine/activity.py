@@ -11,7 +11,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
-from dagster_llm_batch.engine.submit_queue import STRANDED, UNAVAILABLE, WAITS, can_go
+from dagster_llm_batch.engine.submit_queue import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, can_go
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
@@ -80,6 +80,12 @@ class Outlook:
     def waited(self, submission_id: str) -> bool:
         """Return whether the last event is that its shards have to wait."""
         return self.last[submission_id].kind == WAITS
+
+    def waits_for_money(self, submission_id: str) -> str | None:
+        """Return which limit of money has no room for its shards now, in words; None where they do not wait for one."""
+        last = self.last.get(submission_id)
+        detail = "" if last is None or last.kind != WAITS else last.detail or ""
+        return detail if detail.startswith(FOR_MONEY) else None
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """Return when the provider did not answer or take a batch, where that is the last event; else None."""

@@ -27,16 +27,13 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
-from dagster_llm_batch.engine.status import retry_command
-from dagster_llm_batch.storage.ledger.queries import LedgerQueries
+from dagster_llm_batch.engine.status import STOPPED, find_unsent, retry_command
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 
-__all__ = ["STOPPED", "Breaker", "stop_reason"]
+__all__ = ["Breaker"]
 
-STOPPED = "stopped"
-"""The event of a submission of which nothing more is sent, whatever is asked again; its detail says why."""
 _MISFITS = (Outcome.MISSING.value, Outcome.INVALID.value)
 
 # Fewer judged requests say nothing: where half of a model's replies fit, one wave of ten in a thousand has none that
@@ -79,7 +76,7 @@ class Breaker:
 
         `waves` are the shards of a wave, each with all shards of its submission.
         """
-        if stop_reason(self._ledger, submission.submission_id) is not None:
+        if find_unsent(self._ledger.events(submission.submission_id)).stopped is not None:
             return True
         for wave, siblings in waves:
             if (reason := self._judge(wave, siblings, submission)) is not None:
@@ -188,11 +185,6 @@ class Breaker:
                     shown = plain_text(got, _EXAMPLE_CHARS)
                     return f"results name custom_ids that were not asked, such as {shown!r} where {expected!r} was"
         return None
-
-
-def stop_reason(ledger: LedgerQueries, submission_id: str) -> str | None:
-    """Return why a submission was stopped, with an example and what to do next; None where it was not."""
-    return next((event.detail for event in ledger.events(submission_id) if event.kind == STOPPED), None)
 
 
 def _is_telling(wave: Sequence[Shard], siblings: Sequence[Shard]) -> bool:

@@ -3,7 +3,7 @@
 What is expected to exceed one is refused when it is planned. What is planned is sent in steps, so that what is billed
 exceeds none: each limit has room for what was billed, for what all that is in flight can be billed at most, and for
 what is sent next (core/releases.py). Mostly all has room at once. Else the rest waits until what is in flight is
-billed, and is stopped where there is no room left then: a person is told how much is missing.
+billed, and is given up where no room can be left then: a person is told how much is missing.
 
 The ledger keeps the money for a batch before it is sent, in one transaction: of two processes that ask at the same
 moment, the second sees what the first has got. It stays kept for what is lost or given up, whose cost nobody knows.
@@ -28,12 +28,12 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.releases import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import packed_ids
+from dagster_llm_batch.engine.request_files import SO_FAR, beside, packed_ids
 from dagster_llm_batch.engine.rules import Budget
-from dagster_llm_batch.engine.status import retry_command
+from dagster_llm_batch.engine.status import Advice, advise_on_money
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 
@@ -89,8 +89,8 @@ def refuse_over_budget(
     if cost is not None and (reason := _unkept(deployment, labeling, estimate)) is not None:
         raise BudgetError(f"'{labeling.asset}': {counted} are refused: {reason} Nothing was sent.")
     with committing(deployment, _WAIT_SECONDS):
-        if (reason := exceeded(deployment, labeling, cost, replaced)) is not None:
-            msg = f"'{labeling.asset}': {counted} are refused: {reason}. Nothing was sent. Raise the budget, or wait."
+        if (over := exceeded(deployment, labeling, cost, replaced)) is not None:
+            msg = f"'{labeling.asset}': {counted} are refused: {over.problem}. Nothing was sent. {over.then}."
             raise BudgetError(msg)
         yield
 
@@ -115,19 +115,22 @@ def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> s
 
 def exceeded(
     deployment: Deployment, labeling: Labeling, cost_usd: Decimal | None, replaced: Sequence[str] = ()
-) -> str | None:
-    """Return which of the deployment's budgets the cost would exceed, in words; None where none."""
+) -> Advice | None:
+    """Return which of the deployment's budgets the cost would exceed, and what a person can do; None where none."""
     for budget in budgets_of(deployment, labeling):
         if cost_usd is None:
-            return (
-                f"no price is known for '{labeling.model}', so the {budget} cannot be kept. "
-                f"{deployment.price_gap(labeling)} Correct the model's name, or give Spend(price=TokenPrice(…))"
-            )
+            gap = deployment.price_gap(labeling) or ""
+            problem = f"no price is known for '{labeling.model}', so the {budget} cannot be kept. {gap}"
+            return Advice(problem.rstrip(". "), "Correct the model's name, or give Spend(price=TokenPrice(…))")
         since = budget.since(deployment.clock())
         spent = deployment.ledger.spent_usd(deployment.namespace, asset=budget.asset, since=since, besides=replaced)
-        if spent + cost_usd > Decimal(budget.max_usd):
-            spent_text = f"the {money_text(spent)} already committed"
-            return f"with {money_text(cost_usd)} more than {spent_text}, the {budget} is exceeded"
+        left = max(Decimal(budget.max_usd) - spent, Decimal(0))
+        if cost_usd > left:
+            problem = (
+                f"the {budget} has {money_text(left)} left beside the {money_text(spent)} already committed, and they "
+                f"are expected to cost {money_text(cost_usd)}"
+            )
+            return Advice(problem, "Raise it" if since is None else f"Raise it, or wait for the next {budget.period}")
     return None
 
 
@@ -205,6 +208,8 @@ class Allowance:
         self._split = split
         # By shard_id: less than the most that they can cost, where a sample says so.
         self._amounts: dict[str, Decimal] = {}
+        # Those of which every request is answered.
+        self._paid: set[str] = set()
         self._estimates: dict[tuple[str, Lane], Estimate] = {}
 
     @cached_property
@@ -213,7 +218,7 @@ class Allowance:
 
     def reserve(self, shards: Sequence[Shard], *, padding: int = 0, lane: Lane = Lane.BATCH) -> bool:
         """Keep the money for shards that are about to be sent in one batch; False where a limit has no room."""
-        if not self.is_limited:
+        if not self.is_limited or self._paid.issuperset(shard.shard_id for shard in shards):
             return True
         amounts: dict[str, Decimal] = {}
         for shard in shards:
@@ -246,12 +251,15 @@ class Allowance:
         known, known_rows = [b for b in bounds if b is not None], [row for row in rows if row is not None]
         if len(known) < len(planned) or len(known_rows) < len(planned):
             why = f"nobody knows how much they cost at most at {labeling.model}, so no limit can be kept"
-            return Pick((), stopped=self._stopped(first.submission_id, requests, why))
+            then = "Give params a maximum of output tokens, or leave the limit out"
+            return Pick((), stopped=self._given_up(first.submission_id, requests, Advice(why, then)))
         most = max(known_rows)
         rooms = [(self._room(entry.limit, planned), entry) for entry in self._limits(first.submission_id)]
         room, tightest = min(rooms, key=lambda pair: pair[0])
         if sum(known) + max(0, least - requests) * most <= room:
             return Pick(planned)
+        if lane is Lane.REALTIME and (answered := self._answered(planned)):
+            return Pick(answered)
         siblings = self._ledger.shards(first.submission_id)
         if not all_due or any(s.state not in (ShardState.PLANNED, ShardState.COLLECTED) for s in siblings):
             return Pick((), waits_for="what is in flight to be billed")
@@ -274,6 +282,16 @@ class Allowance:
         for shard in going:
             self._amounts[shard.shard_id] = reserve * shard.requests / count
         return Pick(going)
+
+    def _answered(self, planned: Sequence[Shard]) -> list[Shard]:
+        """Return what of shards in real time was answered before, split from the rest of them.
+
+        Nothing more is paid for it, whatever a limit has left; once it is collected, what it did cost is known.
+        """
+        asked = [s for s in planned if self._deployment.payloads.exists(beside(s, SO_FAR))]
+        answered = [self._split(shard, lambda *_: False)[0] for shard in asked]
+        self._paid.update(shard.shard_id for shard in answered)
+        return answered
 
     def _limits(self, submission_id: str) -> list[_Limit]:
         return limits_of(self._deployment, self._labeling, submission_id)
@@ -305,16 +323,23 @@ class Allowance:
             f"{tightest.name} has {money_text(room)} left beside what was billed and what can still be, and each of "
             f"the {requests:,} can cost {money_text(most)}"
         )
-        if tightest.limit.submission_id is None:
+        if self._may_have_room(tightest, requests, most):
             return Pick((), waits_for=left, wait=BUDGET_PAUSE)
-        return Pick((), stopped=self._stopped(submission_id, requests, left))
+        return Pick((), stopped=self._given_up(submission_id, requests, Advice(left, "Raise the limit")))
 
-    def _stopped(self, submission_id: str, requests: int, why: str) -> str:
-        submission: Submission = self._ledger.submission(submission_id)
-        return (
-            f"{requests:,} requests are not sent: {why}. Raise the limit; then `{retry_command(submission)}` asks "
-            "for the rows without a label, and shows the price first."
-        )
+    def _may_have_room(self, limited: _Limit, requests: int, most: Decimal) -> bool:
+        """Return whether a limit that has no room may have some later: in the next period, or when others are billed.
+
+        A submission's own has none: nothing of it is in flight then.
+        """
+        limit = limited.limit
+        if limit.submission_id is not None or limit.since is not None:
+            return limit.submission_id is None
+        left = limit.max_usd - self._ledger.committed_usd(limit, only_collected=True)
+        return not is_too_few(floor(left / most), requests)
+
+    def _given_up(self, submission_id: str, requests: int, reason: Advice) -> str:
+        return f"{advise_on_money(self._ledger.submission(submission_id), requests, reason)}."
 
     def _first(self, planned: Sequence[Shard], count: int) -> list[Shard]:
         """Return the first `count` requests, in their order; the shard in which these end is split."""

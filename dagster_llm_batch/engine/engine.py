@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import activity
-from dagster_llm_batch.engine.breaker import Breaker, stop_reason
+from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
 from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.retry import NextWave
-from dagster_llm_batch.engine.status import Status, advise_on_change
+from dagster_llm_batch.engine.status import Status, Unsent, advise_on_change, find_unsent
 from dagster_llm_batch.engine.submit import (
     Receipt,
     Sender,
@@ -41,7 +41,6 @@ from dagster_llm_batch.engine.submit_queue import (
     UNAVAILABLE,
     Dispatcher,
     drop,
-    held_reason,
     hold,
     hold_unsent,
     keep_places,
@@ -372,10 +371,6 @@ class Engine:
         """Return whether the submissions whose answers this one reuses are settled."""
         return all(self.ledger.submission(source).is_settled for source in submission.reused_from)
 
-    def held_reason(self, submission_id: str) -> str | None:
-        """Return what is not sent of a submission since its definition has changed; None where nothing was held."""
-        return held_reason(self.ledger, submission_id)
-
     def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
         return LabelAssembler(
             labeling=labeling,
@@ -514,9 +509,9 @@ class Engine:
     def status(self, submission_id: str) -> Status:
         return Status(*self.ledger.submission_with_shards(submission_id))
 
-    def stop_reason(self, submission_id: str) -> str | None:
-        """Return why nothing more is sent of a submission of whose replies nearly none fitted; None if not stopped."""
-        return stop_reason(self.ledger, submission_id)
+    def unsent(self, submission_id: str) -> Unsent:
+        """Return why requests of a submission are not sent, or not again, each with what a person can do."""
+        return find_unsent(self.ledger.events(submission_id))
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """Return the newest submission of a partition, or None."""

@@ -463,7 +463,8 @@ def split_requests(
 
     Return the shard with the first part, and a new one of this `number` with the others. The file of the whole stays:
     a process that is killed before the ledger knows of the parts writes them again, under the same names.
-    `dearest_usd` is the most that any one of its requests can cost.
+    `dearest_usd` is the most that any one of its requests can cost. What was answered of it in real time stays in the
+    first part, whose custom_ids the answers name, so that it is not asked, and paid, again.
     """
     nonce = shard_nonce(whole.submission_id, whole.wave, number)
     start = whole.path.rpartition(f"wave-{whole.wave}-")[0]
@@ -472,9 +473,13 @@ def split_requests(
     other_path = f"{start}wave-{whole.wave}-{number:04d}{REQUESTS}"
     ids: list[str] = []
     other_ids: list[str] = []
+    answers = answers_so_far(payloads, whole) if whole.lane is Lane.REALTIME else {}
+    kept: dict[int, bytes] = {}
     with payloads.writer(path) as first, payloads.writer(other_path) as second:
-        for request_id, line in requests_of(payloads, whole.path, whole.nonce):
-            if is_first(request_id, line):
+        for place, (request_id, line) in enumerate(requests_of(payloads, whole.path, whole.nonce)):
+            if place in answers or is_first(request_id, line):
+                if place in answers:
+                    kept[len(ids)] = answers[place]
                 first.write(line)
                 ids.append(request_id)
             else:
@@ -491,7 +496,8 @@ def split_requests(
         tokens=tokens,
         estimated_usd=cost,
         bound_usd=_bound_of_some(whole, len(ids), dearest_usd),
-        reserved_usd=None,
+        # What was answered is billed.
+        reserved_usd=whole.reserved_usd if kept else None,
         # The provider's words may quote a row of either, and go with it where it is erased.
         reason=None,
     )
@@ -507,11 +513,14 @@ def split_requests(
         tokens=whole.tokens - tokens,
         estimated_usd=None if whole.estimated_usd is None or cost is None else whole.estimated_usd - cost,
         bound_usd=_bound_of_some(whole, len(other_ids), dearest_usd),
+        reserved_usd=None,
         # What was erased is counted of the shard whose batches had it.
         erased=None,
     )
     write_ids(payloads, rest, packed(ids))
     write_ids(payloads, half, packed(other_ids))
+    if kept:
+        write_answers_so_far(payloads, rest, kept)
     return rest, half
 
 

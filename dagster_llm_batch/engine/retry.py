@@ -28,6 +28,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests, requests_of
 from dagster_llm_batch.engine.request_writer import Spare
+from dagster_llm_batch.engine.status import OVER_BUDGET, Advice, advise_on_money, find_unsent
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
@@ -86,7 +87,7 @@ class NextWave:
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
         asks = self._asks_now
-        if not asks or self._is_broken(asks):
+        if not asks or self._is_over_budget or self._is_broken(asks):
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
             shards = self._write(asks)
@@ -96,6 +97,11 @@ class NextWave:
         for shard in shards:
             delete_requests(self._deployment.payloads, shard)
         return False
+
+    @property
+    def _is_over_budget(self) -> bool:
+        """Whether some of it was given up for money: the others are not asked again either, before a person says so."""
+        return find_unsent(self._deployment.ledger.events(self._submission.submission_id)).over_budget is not None
 
     def _is_broken(self, asks: Sequence[_Ask]) -> bool:
         """Return whether one of the waves that these requests come from is broken; see Breaker.stops."""
@@ -214,12 +220,16 @@ class NextWave:
         requests = sum(shard.requests for shard in shards)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
-            reason: str | None = f"{money_text(spent)} is spent, or may be, of max_cost_usd={most:f}"
+            problem = (
+                f"max_cost_usd={most:f} has {money_text(max(most - spent, Decimal(0)))} left beside what was billed, "
+                f"or can still be, and to ask again is expected to cost {money_text(more)}"
+            )
+            reason: Advice | None = Advice(problem, "Raise the limit")
         else:
             reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if reason is not None:
-            detail = f"{requests} requests are not sent again: {reason}"
-            self._deployment.ledger.add_event(self._submission.submission_id, "over_budget", detail)
+            detail = f"{advise_on_money(self._submission, requests, reason)}."
+            self._deployment.ledger.add_event(submission_id, OVER_BUDGET, detail)
         return reason is None
 
     def _estimate(self, ask: _Ask) -> Estimate:

@@ -22,11 +22,15 @@ Period = Literal["day", "month", "ever"]
 @checked
 @dataclass(frozen=True)
 class Budget:
-    """The most money that submissions may commit in a period: what they cost or, until that is known, their estimates.
+    """The most that submissions may be billed in a period.
+
+    What was billed counts, and of what is in flight the most that it can cost (core/releases.py). A submission, or
+    another wave of one, that is expected to cost more than is left is refused before anything of it is sent.
 
     Args:
         max_usd: US dollars.
-        period: "day" or "month" (of the calendar, UTC), or "ever".
+        period: "day" or "month" (of the calendar, UTC), or "ever". What has no room waits for the next one; where there
+            is none, and no bill can leave room, it is given up, and the check `coverage` says so.
         asset: Of one labeled dataset only, by its key ("ticket_labels"). Default: of all in the namespace together.
         limit: How it is kept: "measured" or "hard"; see Spend.
     """

@@ -10,24 +10,39 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
 __all__ = [
+    "HELD",
     "NEW_LEDGER_TAG",
+    "OVER_BUDGET",
+    "STOPPED",
     "Advice",
     "Status",
+    "Unsent",
     "advise_on_change",
     "advise_on_doubt",
     "advise_on_lost_manifest",
+    "advise_on_money",
     "advise_on_no_room",
     "advise_on_overdue",
     "advise_on_recovered",
     "advise_on_unknown",
     "cause_text",
+    "find_unsent",
     "retry_command",
 ]
+
+STOPPED = "stopped"
+"""The event of a submission of which nothing more is sent, since nearly nothing that came fits; its detail says why."""
+
+OVER_BUDGET = "over_budget"
+"""The event of requests that are given up since a limit of money has no room for them; its detail says which limit."""
+
+HELD = "definition_changed"
+"""The event of a submission of which nothing more is sent, since its definition has changed."""
 
 NEW_LEDGER_TAG = "dagster_llm_batch/new_ledger"
 """The tag of a run that may send though the ledger does not know what Dagster has as sent before."""
@@ -130,9 +145,44 @@ def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
     )
 
 
+def advise_on_money(submission: Submission, requests: int, reason: Advice) -> Advice:
+    """Return that requests are given up since a limit of money has no room for them, and what a person can do."""
+    return Advice(
+        f"{requests:,} requests are not sent: {reason.problem}",
+        f"{reason.then}; then `{retry_command(submission)}` asks for the rows without a label, and shows the price "
+        "first",
+    )
+
+
 def retry_command(submission: Submission) -> str:
     """Return the command that asks again for what has no label."""
     return f"dagster-llm-batch retry {submission.selector}"
+
+
+class Unsent(NamedTuple):
+    """Why requests of a submission are not sent, or not again, and what a person can do; None where they are.
+
+    Attributes:
+        stopped: Nearly nothing that came fits.
+        held: Its definition has changed since.
+        over_budget: A limit of money has no room for them.
+    """
+
+    stopped: str | None = None
+    held: str | None = None
+    over_budget: str | None = None
+
+
+def find_unsent(events: Sequence[Event]) -> Unsent:
+    """Return why requests are not sent of the submission that has these events."""
+    details: dict[str, list[str]] = {STOPPED: [], HELD: [], OVER_BUDGET: []}
+    for event in events:
+        if event.kind in details:
+            details[event.kind].append(event.detail or "")
+    stopped, held, over_budget = details.values()
+    # Each lane and model may have been given up for money by itself.
+    each = " ".join(dict.fromkeys(over_budget))
+    return Unsent(stopped[0] if stopped else None, held[-1] if held else None, each or None)
 
 
 @dataclass(frozen=True)

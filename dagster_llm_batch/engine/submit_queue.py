@@ -16,23 +16,22 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
-from dagster_llm_batch.engine.breaker import STOPPED
 from dagster_llm_batch.engine.budget import BUDGET_PAUSE, Allowance
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, halve, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.status import advise_on_change
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, advise_on_change
 from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.queries import LedgerQueries
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = [
+    "FOR_MONEY",
     "STRANDED",
     "UNAVAILABLE",
     "WAITS",
@@ -40,7 +39,6 @@ __all__ = [
     "can_go",
     "count_queue_rounds",
     "drop",
-    "held_reason",
     "hold",
     "hold_unsent",
     "keep_places",
@@ -49,10 +47,8 @@ __all__ = [
 WAITS = "waits"
 """The event of a submission whose shards stay planned, since they may not be sent yet."""
 
-_FOR_MONEY = "for money:"
-
-_HELD = "definition_changed"
-"""The event of a submission of which nothing more is sent, since its definition has changed."""
+FOR_MONEY = "for money:"
+"""How the detail of WAITS begins where a limit of money has no room for them now."""
 
 STRANDED = "landing_stranded"
 """The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
@@ -189,14 +185,14 @@ class Dispatcher:
             going += pick.going
             ledger = self._deployment.ledger
             if pick.stopped is not None:
-                ledger.add_event(submission_id, STOPPED, pick.stopped)
+                ledger.add_event(submission_id, OVER_BUDGET, pick.stopped)
                 # Not those of another model or lane, which may have room, and be about to be sent.
                 drop(self._deployment, own, "it was not sent: its limit has no room left")
             elif pick.wait is not None:
                 self._pause_for_money(own, pick.wait, pick.waits_for)
-                self._waits(submission_id)
+                self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
             elif pick.waits_for is not None:
-                self._waits(submission_id, f"{_FOR_MONEY} {pick.waits_for}")
+                self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
@@ -224,6 +220,8 @@ class Dispatcher:
         write_receipts(self._deployment, [rest, half])
         delete_requests(payloads, shard)
         payloads.delete(beside(shard, SENT))
+        if shard.lane is Lane.REALTIME:
+            payloads.delete(beside(shard, SO_FAR))
         return rest, half
 
     def _send(self, labeling: Labeling, batch: list[Shard]) -> None:
@@ -353,16 +351,10 @@ def hold_unsent(
     drop(deployment, planned, reason.problem)
 
 
-def held_reason(ledger: LedgerQueries, submission_id: str) -> str | None:
-    """See Engine.held_reason."""
-    held = [event for event in ledger.events(submission_id) if event.kind == _HELD]
-    return held[-1].detail if held else None
-
-
 def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
     """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
     # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
-    deployment.ledger.add_event(submission.submission_id, _HELD, reason)
+    deployment.ledger.add_event(submission.submission_id, HELD, reason)
     deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)
 
 
@@ -383,7 +375,7 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
 def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
     """Return whether the rest of a submission waits for what is in flight of it, or goes before it, to be billed."""
     last = deployment.ledger.last_event(submission_id)
-    if last.kind != WAITS or not (last.detail or "").startswith(_FOR_MONEY):
+    if last.kind != WAITS or not (last.detail or "").startswith(FOR_MONEY):
         return False
     now = deployment.clock()
     return any(

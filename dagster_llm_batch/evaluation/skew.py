@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.options import AssetOptions
-from dagster_llm_batch.checks import CheckOutcome
+from dagster_llm_batch.checks import CheckOutcome, fallen_short
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
@@ -37,6 +37,7 @@ from dagster_llm_batch.metrics.key_hash import draw_keys
 from dagster_llm_batch.metrics.limits import share_lower_bound, share_p_below
 from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.skew import Skew, side_by_side, skew_between, skew_markdown, skew_to_arrow
+from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
@@ -214,6 +215,10 @@ class _Skew:
             "llm_batch/submission_id": status.submission.submission_id,
         }
         verdicts = [] if self.min_agreement is None else [self._verdict(skews, self.min_agreement, partition, looks)]
+        if (given_up := engine.unsent(status.submission.submission_id).over_budget) is not None:
+            metadata["llm_batch/over_budget"] = cell_text(given_up, limit=1_000)
+            context.log.warning(f"{partition or 'skew'}: given up for money: {given_up}")
+            verdicts = [fallen_short(one, f"Given up for money: {given_up}") for one in verdicts]
         sample = side_by_side(batch, realtime, key=key, targets=names)
         differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
         return (

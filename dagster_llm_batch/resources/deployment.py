@@ -13,6 +13,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from dagster_llm_batch.addresses import check_review_url
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
+from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
@@ -33,7 +34,7 @@ __all__ = ["Budget", "LLMBatchResource", "QueueLimit"]
 
 
 class Budget(CheckedConfig):
-    """The most that submissions may commit to in a period: what they cost, or are estimated to cost till then."""
+    """The most that submissions may be billed in a period; what is expected to exceed it is refused, unsent."""
 
     max_usd: float = Field(description="The most US dollars in a period.")
     period: Literal["day", "month", "ever"] = Field(
@@ -41,6 +42,10 @@ class Budget(CheckedConfig):
     )
     asset: str | None = Field(
         default=None, description="Name of the one labeled dataset that it is for. Default: all together."
+    )
+    limit: LimitKind = Field(
+        default="measured",
+        description='How it is kept. "measured": more is billed with a probability of 0.1 % at most; "hard": never.',
     )
 
     def model_post_init(self, context: Any, /) -> None:
@@ -50,7 +55,7 @@ class Budget(CheckedConfig):
 
     def rule(self) -> rules.Budget:
         """Return the rule that the engine works with."""
-        return rules.Budget(str(self.max_usd), self.period, self.asset)
+        return rules.Budget(str(self.max_usd), self.period, self.asset, self.limit)
 
 
 class QueueLimit(CheckedConfig):
@@ -106,7 +111,7 @@ class LLMBatchResource(CheckedResource):
         ),
     )
     budgets: list[Budget] = Field(
-        default=[], description="The most that submissions may commit to in a period; what is over is refused unsent."
+        default=[], description="The most that submissions may be billed in a period; what is over is refused, unsent."
     )
     queue_limits: dict[str, QueueLimit] = Field(
         default={},

@@ -339,7 +339,10 @@ class Tick:
         return list(by_place.values())
 
     def _tell_of_unsent(self, outlook: Outlook) -> None:
-        """Say which batches the provider did not take at the last try, and ask for a person after a while."""
+        """Say what waits for money, and which batches the provider did not take; for these ask for a person in time."""
+        for progress in self._after:
+            if (reason := outlook.waits_for_money(progress.submission.submission_id)) is not None:
+                self.note(f"{progress.submission.place} waits {reason}")
         unsent = [
             (progress, event)
             for progress in self._after

@@ -151,7 +151,10 @@ class RealTimeLane:
         if not len(rows):
             return results, None
         labeled, submission_id = self._ask(window.key, rows)
-        return [*results, *(_result(row, labeled[row[KEY]], self._target) for row in rows.to_pylist())], submission_id
+        # Who reads the results sees it there: a lane has no checks.
+        given_up = self._engine.unsent(submission_id).over_budget or ""
+        asked = [_result(row, labeled[row[KEY]], self._target, given_up) for row in rows.to_pylist()]
+        return [*results, *asked], submission_id
 
     def _ask(self, partition: str, rows: pa.Table) -> tuple[dict[str, Any], str]:
         submission = self._engine.plan(self._labeling, map(marked, rows.to_batches()), partition=partition)
@@ -166,7 +169,8 @@ def _result(row: Mapping[str, Any], answer: Mapping[str, Any] | None, target: st
     since = headers.get(SINCE)
     student = json.loads(headers.get(SAID, b"{}"))
     good = answer is not None and answer["llm_outcome"] == Outcome.SUCCEEDED.value
-    cause = headers.get(REASON, b"asked").decode() if good else reason or str((answer or {}).get("llm_reason"))
+    said = str((answer or {}).get("llm_reason") or "").rstrip(". ")
+    cause = headers.get(REASON, b"asked").decode() if good else ". ".join(filter(None, [said, reason]))
     cost = None if answer is None else answer["llm_cost_usd"]
     return outgoing(
         StreamResult(

@@ -14,7 +14,7 @@ from yaml_project import labels, loaded
 
 from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent, LLMBatchSkewComponent
 from dagster_llm_batch.components.templates import labeler
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
 
 TYPES = {
     LLMBatchComponent: "dagster_llm_batch.LLMBatchComponent",
@@ -34,12 +34,12 @@ def project():
         yield sandbox, scaffold
 
 
-def run(defs, instance, *names, **where):
+def run(defs, instance, *names, succeeds=True, **where):
     keys = {dg.AssetKey.from_user_string(name) for name in names}
     job = defs.resolve_implicit_global_asset_job_def()
     job = job.get_subset(asset_selection=keys) if keys else job
     result = job.execute_in_process(instance=instance, **where)
-    assert result.success
+    assert result.success is succeeds
     return result
 
 
@@ -341,7 +341,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         additionalProperties: false
       model: openai/gpt-4o
       params: {max_tokens: 50}
-      max_cost_usd: 1
+      max_cost_usd: 0.0021
       spend: {limit: hard}
       partitions_def: {type: daily, start_date: "2026-01-01", end_date: "2026-01-04"}
       resource:
@@ -354,7 +354,17 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         day = context.partition_key
         return pa.table({"ticket_id": [f"{day}-1"], "subject": ["Invoice"], "body": [f"Where is it, {day}?"]})
     """
-    with Emulator() as emulator, dg.instance_for_test() as instance, loaded(text, files={"rows.py": rows}) as one:
+
+    def answer(body, endpoint):
+        return Reply(
+            text="no" if "2026-01-03" in str(body) else '{"topic": "bug"}', input_tokens=1_300, output_tokens=50
+        )
+
+    with (
+        Emulator(answer=answer) as emulator,
+        dg.instance_for_test() as instance,
+        loaded(text, files={"rows.py": rows}) as one,
+    ):
         monkeypatch.setenv("OPENAI_API_KEY", DEFAULT_KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_base_url)
         assert one.component.spend.limit == "hard"
@@ -374,4 +384,11 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         run(one.defs, instance, *landing, partition_key=request.partition_key)
         table = stored(one.defs, instance, "ticket_labels", partition_key="2026-01-02")
         assert table["ticket_id"].to_pylist() == ["2026-01-02-1"]
-        assert table["topic"][0].as_py() in {"billing", "bug", "how_to"}
+        assert table["topic"][0].as_py() == "bug"
+        # What is not asked again for money is told as in Python.
+        run(one.defs, instance, "ticket_labels_batch", partition_key="2026-01-03")
+        emulator.settle()
+        landed = run(one.defs, instance, *landing, partition_key="2026-01-03", succeeds=False, raise_on_error=False)
+        [coverage] = [check for check in landed.get_asset_check_evaluations() if check.check_name == "coverage"]
+        assert not coverage.passed
+        assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0021 has $0.0002" in coverage.description

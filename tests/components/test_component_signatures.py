@@ -25,6 +25,7 @@ from dagster_llm_batch import (
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.components.attributes import attributes_of
 from dagster_llm_batch.components.base import FactoryComponent
+from dagster_llm_batch.engine import rules
 
 COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
 OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs", "retention"}}
@@ -167,6 +168,8 @@ def test_an_argument_that_yaml_cannot_say_is_refused_when_the_component_is_decla
 
 def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_limit():
     shown = LLMBatchComponent.get_model_cls().model_json_schema()["$defs"]
+    for rule in (rules.Budget, rules.QueueLimit):  # what the engine can keep, a deployment can say
+        assert list(getattr(resources, rule.__name__).model_fields) == [field.name for field in fields(rule)]
     in_python_alone = {"preset", "AzureOpenAIBatchResource"}  # `kind: azure` in YAML
     for one in (getattr(resources, name) for name in resources.__all__ if name not in in_python_alone):
         block = shown[f"{one.__name__}Settings"]

@@ -11,7 +11,6 @@ from dagster.components.testing.test_cases import TestTranslation
 from yaml_project import EVAL, evaluation, labels, loaded
 
 from dagster_llm_batch import (
-    Budget,
     CommandBatchResource,
     Embedding,
     Fallback,
@@ -29,6 +28,7 @@ from dagster_llm_batch import (
     llm_batch_assets,
 )
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.engine import rules
 
 SCHEMA = """
 from typing import Literal
@@ -363,12 +363,15 @@ def test_budgets_and_queue_limits_are_settings_of_the_resource(monkeypatch):
     monkeypatch.setenv("MONTHLY_USD", "250")
     resource = {
         "openai": {"api_key": "k"},
-        "budgets": [{"max_usd": "{{ env.MONTHLY_USD }}"}, {"max_usd": 5, "period": "day", "asset": "ticket_labels"}],
+        "budgets": [
+            {"max_usd": "{{ env.MONTHLY_USD }}"},
+            {"max_usd": 5, "period": "day", "asset": "a", "limit": "hard"},
+        ],
         "queue_limits": {"openai/gpt-4o": {"max_tokens": 90_000}},
     }
     with loaded(labels(resource=resource)) as project:
         found = project.component.resource
-        assert found.budgets == [Budget(max_usd=250), Budget(max_usd=5, period="day", asset="ticket_labels")]
+        assert [one.rule() for one in found.budgets] == [rules.Budget(250), rules.Budget(5, "day", "a", limit="hard")]
         assert found.queue_limits == {"openai/gpt-4o": QueueLimit(max_tokens=90_000)}
 
 

@@ -3,11 +3,12 @@
 from typing import Any
 
 import dagster as dg
+import polars as pl
 import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
 from test_landing_runs import FullDisk
 
-from dagster_llm_batch import Checks, Spend, on_labels_ready
+from dagster_llm_batch import Checks, Realtime, Resend, Spend, on_labels_ready
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
@@ -321,10 +322,48 @@ def test_what_a_limit_stops_lands_with_a_failed_check_that_says_what_is_left_and
     [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
     assert not coverage.passed
     assert f"{billed} of 12 rows have a label" in coverage.description
-    assert f"Stopped: {12 - billed} requests are not sent: max_cost_usd=0.5 has $0.00" in coverage.description
+    assert (
+        f"Given up for money: {12 - billed} requests are not sent: max_cost_usd=0.5 has $0.00" in coverage.description
+    )
     assert "each of the 6 can cost $0.08" in coverage.description
     assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in coverage.description
-    assert location.metadata()["llm_batch/stopped"] in coverage.description
+    assert location.metadata()["llm_batch/over_budget"] in coverage.description
+
+
+@pytest.mark.parametrize(("lane", "least"), [("batch", 0.95), ("real time", 0.5), ("fallback", 0.5)])
+def test_what_is_not_asked_again_for_money_fails_the_coverage_and_says_which_limit(instance, lane, least):
+    """Three replies of four fit; to ask again costs what is left no more."""
+
+    def answer(body, endpoint):
+        fits = "Subject t 1" not in str(body)
+        return Reply(text='{"topic": "bug", "urgency": 3}' if fits else "no", input_tokens=1_440, output_tokens=50)
+
+    resend = Resend(invalid_waves=1, fallback=["openai/gpt-4.1"]) if lane == "fallback" else Resend(invalid_waves=2)
+    dear = labeled(
+        rows=lambda _: tickets(4).with_columns(urgent=pl.lit(value=lane == "real time")),
+        max_cost_usd="0.0166" if lane == "real time" else "0.0083",
+        realtime=Realtime(urgent="urgent"),
+        resend=resend,
+        checks=Checks(min_coverage=least),
+    )
+    with Emulator(answer=answer) as emulator:
+        location = CodeLocation(emulator, instance, *dear)
+        landed = location.land()
+        while not location.materializations():
+            emulator.settle()
+            landed = location.collect()
+        assert sum(one.billed for one in emulator.books.executions) == 4
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert not coverage.passed
+    assert coverage.severity is (dg.AssetCheckSeverity.WARN if least < 0.75 else dg.AssetCheckSeverity.ERROR)
+    assert "3 of 4 rows have a label" in coverage.description
+    assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0" in coverage.description
+    assert (
+        "left beside what was billed, or can still be, and to ask again is expected to cost $0.00"
+        in coverage.description
+    )
+    assert "Raise the limit; then `dagster-llm-batch retry ticket_labels` asks" in coverage.description
+    assert location.metadata()["llm_batch/over_budget"] in coverage.description
 
 
 def sent_check(result):

@@ -27,6 +27,7 @@ class Model:
 
     def __init__(self):
         self.off, self.broken, self.asked = set(), set(), Counter()
+        self.is_dear = False
 
     def __call__(self, body, _endpoint):
         text = last_user_text(body)
@@ -34,6 +35,8 @@ class Model:
         number = int(re.search(r"(\d+)\?", text)[1])
         if number in self.broken:
             return Reply(text="no JSON")
+        if self.is_dear:
+            return Reply(text='{"topic": "billing", "urgency": 1}', input_tokens=1_400, output_tokens=50)
         return {"topic": "bug" if number in self.off else "billing", "urgency": 1 + (number in self.off)}
 
 
@@ -131,6 +134,17 @@ class TestSkew:
         assert check(location).success
         assert len(workspace.calls) == 10
         assert location.materializations("skew_sample")[None].tags["dagster/data_version"] == before
+
+    def test_what_is_given_up_for_money_fails_the_check_though_the_rest_agrees(self, workspace, model):
+        location = workspace.location(usual(), min_agreement=0.5, max_cost_usd="0.02")
+        assert location.land().success
+        model.is_dear = True
+        result = check(location)
+        assert 0 < len(workspace.calls) < 10
+        [agreement] = result.get_asset_check_evaluations()
+        assert not agreement.passed
+        assert "Given up for money: " in agreement.description
+        assert "requests are not sent: max_cost_usd=0.02 has $0.00" in agreement.description
 
     def test_over_budget_nothing_is_asked(self, workspace):
         location = workspace.location(usual(), max_cost_usd="0.000001")

@@ -35,7 +35,7 @@ def test_a_second_wave_is_not_paid_and_the_reason_has_an_example(workspace: Work
     submission = status.submission
     assert (submission.outcomes, submission.waves, len(billed(workspace))) == ({outcome: 20}, 1, 20)
     [why] = stops(workspace, submission.submission_id)
-    assert why == workspace.engine().stop_reason(submission.submission_id)
+    assert why == workspace.engine().unsent(submission.submission_id).stopped
     assert why.startswith(f"20 of 20 requests of wave 1 got no reply that fits (20 {outcome})")
     assert "row 't" in why
     assert example in why

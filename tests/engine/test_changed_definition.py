@@ -71,7 +71,7 @@ def test_answers_are_read_by_the_definition_that_asked_and_nothing_more_is_sent(
     assert labels.select(["ticket_id", "topic", "urgency"]).num_rows == 3
     assert rejects["ticket_id"].to_pylist() == ["t1"]
     assert set(labels["llm_prompt_version"].to_pylist()) == {old.prompt_version}
-    held = workspace.engine().held_reason(first)
+    held = workspace.engine().unsent(first).held
     assert held is not None
     assert held.startswith("1 requests are not sent again: the definition has changed (")
     assert "Materialize the asset that submits 'ticket_labels'" in held
@@ -107,7 +107,7 @@ def test_what_is_not_sent_yet_waits_while_a_batch_runs_and_is_dropped_with_words
     assert status.is_settled
     assert status.submission.outcomes == {"succeeded": 2, "canceled": 4}
     assert len(workspace.emulator.books.batches) == 1
-    assert "4 requests are not sent: the definition has changed (prompt)" in (engine.held_reason(first) or "")
+    assert "4 requests are not sent: the definition has changed (prompt)" in (engine.unsent(first).held or "")
     assert workspace.run(old, tickets(6)).submission.outcomes == {"succeeded": 6}
     assert len(billed(workspace)) == len(set(billed(workspace))) == 6
 
@@ -118,7 +118,7 @@ def test_a_submission_of_which_nothing_was_sent_is_never_sent_and_leaves_the_que
     old, new = labeling(), labeling(prompt=OTHER_WORDS)
     first = workspace.engine().plan(old, tickets(3)).submission_id
     assert workspace.engine().advance(new, first).submission.outcomes == {"canceled": 3}
-    assert "3 requests are not sent" in (workspace.engine().held_reason(first) or "")
+    assert "3 requests are not sent" in (workspace.engine().unsent(first).held or "")
     assert not workspace.emulator.books.batches
     assert workspace.run(old, tickets(3)).submission.outcomes == {"succeeded": 3}
 
@@ -132,7 +132,7 @@ def test_rules_that_ask_nothing_else_hold_at_once(workspace: Workspace) -> None:
     status = workspace.finish(new, first)
     assert status.submission.outcomes == {"succeeded": 4}
     assert status.submission.waves == 2
-    assert workspace.engine().held_reason(first) is None
+    assert workspace.engine().unsent(first).held is None
 
 
 def test_answers_of_a_fallback_that_is_none_any_more_are_read_and_it_is_asked_no_more(workspace: Workspace) -> None:

@@ -6,6 +6,7 @@ The limits of the first tests are those at which work once passed, whose bill wa
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
@@ -14,6 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 from workspace import Workspace, labeling, tickets
+from workspace import billed as paid_bodies
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend, Status
@@ -21,7 +23,7 @@ from dagster_llm_batch.engine.labeling import Fallback
 from dagster_llm_batch.engine.rules import Budget, LimitKind
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.storage.ledger.records import SpendLimit
-from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault
+from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
 GOOD = '{"topic": "bug", "urgency": 3}'
 PICTURE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (1_024).to_bytes(4, "big") * 2
@@ -60,8 +62,8 @@ def billed(status: Status) -> Decimal:
     return sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
 
 
-def stop_reason(workspace: Workspace, status: Status) -> str:
-    return workspace.engine().stop_reason(status.submission.submission_id) or ""
+def given_up_reason(workspace: Workspace, status: Status) -> str:
+    return workspace.engine().unsent(status.submission.submission_id).over_budget or ""
 
 
 ONCE = {
@@ -91,7 +93,7 @@ def test_what_was_billed_beyond_its_limit_is_no_more(tmp_path: Any, name: str, k
             assert not emulator.books.batches
             return
         status = run(workspace, definition, rows)
-        reason = stop_reason(workspace, status)
+        reason = given_up_reason(workspace, status)
     assert 0 < billed(status) <= Decimal(limit)
     answered = status.submission.outcomes["succeeded"]
     assert billed(status) / answered * rows.height > Decimal(bill) * Decimal("0.98")
@@ -152,7 +154,7 @@ def test_rows_that_are_sorted_by_their_cost_are_drawn(tmp_path: Any) -> None:
     with Emulator(answer=answer) as emulator:
         workspace = Workspace(tmp_path, emulator)
         status = run(workspace, definition, tickets(600))
-        reason = stop_reason(workspace, status)
+        reason = given_up_reason(workspace, status)
     assert 1 < billed(status) <= Decimal("2.5")
     assert "requests are not sent" in reason
 
@@ -179,6 +181,41 @@ def test_real_time_goes_in_steps_too(tmp_path: Any, kind: LimitKind) -> None:
     assert status.submission.outcomes == {"succeeded": 40}
     assert billed(status) <= Decimal("1.5")
     assert max(shard.requests for shard in status.shards) <= 9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_restored", [False, True], ids=["", "after a restore of the ledger"])
+def test_what_was_answered_in_real_time_is_not_paid_again_after_the_limit_was_lowered(
+    tmp_path: Any, kind: LimitKind, *, is_restored: bool
+) -> None:
+    rows = tickets(20).with_columns(is_urgent=pl.lit(value=True))
+    limited = {**FREE_TEXT, "realtime": Realtime(urgent="is_urgent", concurrency=1), "spend": spend(kind)}
+    before, after = labeling(**limited, max_cost_usd=5), labeling(**limited, max_cost_usd=1)
+    with Emulator(answer=reply(400, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine()
+        submission_id = engine.plan(before, rows).submission_id
+        turned_away = WireFault(
+            kind="status", route="POST /v1/chat/completions", status=429, skip=7, times=None, retry_after="3600"
+        )
+        emulator.inject(turned_away)
+        engine.submit(before, submission_id)
+        assert len(paid_bodies(workspace)) == 7
+        emulator.clear_faults()
+        engine.ledger.close()
+        shutil.copy(tmp_path / "ledger.sqlite", tmp_path / "backup.sqlite")
+        workspace.skipped += timedelta(hours=1)
+        engine = workspace.engine()
+        engine.submit(after, submission_id)
+        engine.ledger.close()
+        if is_restored:
+            shutil.copy(tmp_path / "backup.sqlite", tmp_path / "ledger.sqlite")
+            workspace.engine().recover_sends(after.asset)
+        status = workspace.finish(after, submission_id)
+        assert len(paid_bodies(workspace)) == len(set(paid_bodies(workspace))) == 20
+    assert status.submission.outcomes == {"succeeded": 20}
+    assert billed(status) <= 1
+    assert not [name for name in workspace.files() if ".sofar." in name]
 
 
 @pytest.mark.parametrize(("kind", "limit", "is_enough"), [("hard", "0.9", True), ("measured", "0.25", False)])
@@ -210,7 +247,7 @@ def test_what_is_given_up_stays_reserved_at_its_bound(tmp_path: Any) -> None:
         limit = SpendLimit(Decimal("0.5"), "test", submission_id=submission.submission_id)
         assert Decimal("0.41") < engine.ledger.committed_usd(limit) <= Decimal("0.5")
     assert status.submission.outcomes == {"missing": 6, "canceled": 14}
-    assert "max_cost_usd=0.5 has $0.00" in stop_reason(workspace, status)
+    assert "max_cost_usd=0.5 has $0.00" in given_up_reason(workspace, status)
 
 
 def test_a_row_without_a_known_cost_is_reserved_and_no_other(tmp_path: Any) -> None:
@@ -222,6 +259,30 @@ def test_a_row_without_a_known_cost_is_reserved_and_no_other(tmp_path: Any) -> N
         workspace = Workspace(tmp_path, emulator)
         status = run(workspace, definition, tickets(20))
     assert status.submission.outcomes == {"succeeded": 19, "missing": 1}
+
+
+def test_a_budget_for_ever_that_no_bill_can_free_gives_up_what_waits_and_says_so(tmp_path: Any) -> None:
+    rules = {"budgets": [Budget("0.5", "ever")]}
+    first, second = (labeling(**FREE_TEXT, asset=name, spend=Spend(expected_output_tokens=10)) for name in "ab")
+    with Emulator(answer=reply(10, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine(**rules)
+        [shard] = engine.submit(first, engine.plan(first, tickets(6)).submission_id).shards
+        waiting = engine.plan(second, tickets(6, start=6)).submission_id
+        engine.submit(second, waiting)
+        # The bill of what is in flight may leave room.
+        assert engine.unsent(waiting).over_budget is None
+        why = engine.outlook().waits_for_money(waiting) or ""
+        assert "for money: the budget of $0.50 for all labeled datasets together has $0.00" in why
+        engine.give_up(shard.shard_id)
+        engine.advance(first, shard.submission_id)
+        workspace.skipped += timedelta(hours=1)
+        status = engine.advance(second, waiting)
+        told = engine.unsent(waiting).over_budget or ""
+        assert "6 requests are not sent: the budget of $0.50 for all labeled datasets together has $0.00" in told
+        assert "Raise the limit; then `dagster-llm-batch retry b` asks" in told
+        assert status.submission.outcomes == {"canceled": 6}
+        assert len(emulator.books.batches) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

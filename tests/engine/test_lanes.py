@@ -374,7 +374,10 @@ def test_a_budget_of_a_period_holds_over_submissions_and_ends_with_the_period(wo
     assert estimate is not None
     engine = engine_with(workspace, budgets=[Budget(estimate * 60, "day")])
     engine.plan(definition, tickets(40), partition="1")
-    with pytest.raises(BudgetError, match=r"already committed, the budget of .* per day is exceeded. Nothing was sent"):
+    with pytest.raises(
+        BudgetError,
+        match=r"the budget of .* per day has .* left beside .* Nothing was sent. Raise it, or wait for the next day",
+    ):
         engine.plan(definition, tickets(40, start=40), partition="2")
     assert len(engine.ledger.submissions("test")) == 2
     workspace.skipped += timedelta(days=1)
@@ -401,7 +404,10 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Work
     workspace.emulator.settle()
     status = engine.advance(definition, submission.submission_id)
     assert status.submission.outcomes == {"errored": 5}
-    assert "over_budget" in [event.kind for event in engine.ledger.events(submission.submission_id)]
+    told = engine.unsent(submission.submission_id).over_budget or ""
+    left = "has $0.00 left beside the $0.00"
+    assert f"5 requests are not sent: the budget of $0.000001 for all labeled datasets together {left}" in told
+    assert "Raise it; then `dagster-llm-batch retry ticket_labels` asks for the rows without a label" in told
 
 
 # rows that change while a batch runs --------------------------------------------------------------------------------

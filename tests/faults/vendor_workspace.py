@@ -251,7 +251,7 @@ class VendorWorkspace:
         engine = self.engine()
         status = engine.status(submission_id)
         ending.waves, ending.batches = status.submission.waves, len(set(status.batch_ids))
-        ending.stopped, ending.cost_usd = engine.stop_reason(submission_id), status.submission.cost_usd
+        ending.stopped, ending.cost_usd = engine.unsent(submission_id).stopped, status.submission.cost_usd
         if status.is_settled:
             labeled = engine.labels(self.definition, submission_id)
             tables = (labeled.labels, labeled.rejects)

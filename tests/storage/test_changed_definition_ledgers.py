@@ -40,7 +40,7 @@ def test_the_rest_is_dropped_when_all_that_was_sent_is_collected_and_asked_when_
         settled = engine.advance(new, first).submission
         assert settled.outcomes == {"succeeded": 2, "canceled": 2}
         assert len(engine.labels(new, first).labels) == 2
-        assert "2 requests are not sent" in (engine.held_reason(first) or "")
+        assert "2 requests are not sent" in (engine.unsent(first).held or "")
         again = engine.plan(OLD, rows).submission_id
         engine.submit(OLD, again)
         emulator.settle()

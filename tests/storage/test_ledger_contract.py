@@ -443,6 +443,8 @@ def test_what_is_billed_frees_what_was_kept_for_it_and_what_nobody_knows_does_no
     ledger.move_shard("unlimited", Move.SEND)
     assert ledger.committed_usd(limit) == Decimal("7.5")
     assert ledger.committed_usd(limit, ["unlimited"]) == Decimal("3.5")
+    # Of what is in flight nobody knows yet whether it will be billed.
+    assert ledger.committed_usd(limit, only_collected=True) == Decimal("3.5")
 
 
 def test_a_period_has_what_was_sent_in_it_whenever_it_was_planned(ledger, clock):

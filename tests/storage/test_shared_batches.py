@@ -77,7 +77,7 @@ def test_a_shared_batch_in_which_nothing_fits_is_the_last_that_is_paid(
     assert (len(emulator.books.batches), partitions.billed()) == (1, 20)
     for submission in submissions:
         assert (submission.outcomes, submission.waves) == ({"missing": 4}, 1)
-        reason = partitions.engine.stop_reason(submission.submission_id) or ""
+        reason = partitions.engine.unsent(submission.submission_id).stopped or ""
         assert reason.startswith("20 of 20 requests of a batch that wave 1 shares with other partitions got no reply")
         assert f"row '{submission.partition}-" in reason
         assert "results name custom_ids that were not asked, such as 'r" in reason

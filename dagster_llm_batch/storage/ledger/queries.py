@@ -411,14 +411,15 @@ class LedgerQueries:
         with self._database.read() as connection:
             return [ShardCost(*row) for row in connection.execute(query)]
 
-    def committed_usd(self, limit: SpendLimit, besides: Sequence[str] = ()) -> Decimal:
+    def committed_usd(self, limit: SpendLimit, besides: Sequence[str] = (), *, only_collected: bool = False) -> Decimal:
         """Return the money in USD that a limit has left no more: what was billed, and what can be at most.
 
         Of a shard that was sent counts its cost; until that is known, what is reserved for it, or else its bound. Of
-        one that ended without a known cost, as one that was given up, counts its bound.
+        one that ended without a known cost, as one that was given up, counts its bound. Those in `besides` are left
+        out, and with `only_collected` all that may still cost less than is reserved for them.
         """
         with self._database.read() as connection:
-            return committed_usd(connection, limit, besides)
+            return committed_usd(connection, limit, besides, only_collected=only_collected)
 
     def last_event(self, submission_id: str) -> Event:
         """Return the newest of a submission's events."""

@@ -215,9 +215,13 @@ def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:
 _OF_COST = ("state", "lane", "batch_id", "sent_at", "estimated_usd", "cost_usd", "bound_usd", "reserved_usd")
 
 
-def committed_usd(connection: sa.Connection, limit: SpendLimit, besides: Sequence[str]) -> Decimal:
+def committed_usd(
+    connection: sa.Connection, limit: SpendLimit, besides: Sequence[str], *, only_collected: bool = False
+) -> Decimal:
     """See LedgerQueries.committed_usd."""
     query = sa.select(*(SHARD.c[name] for name in _OF_COST)).where(SHARD.c.shard_id.not_in(besides))
+    if only_collected:
+        query = query.where(SHARD.c.state == ShardState.COLLECTED)
     if limit.submission_id is not None:
         query = query.where(SHARD.c.submission_id == limit.submission_id)
     else:
