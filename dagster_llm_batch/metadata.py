@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
+    "JUDGMENTS_KEY",
     "ROWS_KEY",
     "SUBMISSION_KEY",
     "column_lineage",
@@ -59,6 +60,9 @@ SUBMISSION_KEY = "llm_batch/submission_id"
 
 ROWS_KEY = "llm_batch/rows_behind"
 """Link to the rows behind a table or a check, where there is a review page."""
+
+JUDGMENTS_KEY = "llm_batch/judgments_version"
+"""Which judgments a materialization of gold is of; the sensor reads it to tell whether there are new ones."""
 
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 

@@ -15,10 +15,23 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["DATASET_KEY", "ROLE_TAG", "TABLE_KEY", "LLMBatchTranslator", "LLMBatchTranslatorData", "translate_spec"]
+__all__ = [
+    "ANNOTATES_KEY",
+    "DATASET_KEY",
+    "ROLE_TAG",
+    "TABLE_KEY",
+    "LLMBatchTranslator",
+    "LLMBatchTranslatorData",
+    "translate_spec",
+]
 
 ROLE_TAG = "llm_batch/role"
-"""Tag that says what an asset is here: `batch`, `labels`, `rejects` or `evaluation`. The sensor finds labels by it."""
+"""Tag that says what an asset is here: `batch`, `labels`, `rejects`, `evaluation` or `annotation`. The sensor finds
+labels and gold by it.
+"""
+
+ANNOTATES_KEY = "llm_batch/annotates"
+"""Metadata of gold that the sensor asks for: what ledger and command line call the dataset whose rows people judge."""
 
 DATASET_KEY = "llm_batch/dataset"
 """Metadata of labels: what ledger and command line call the dataset."""
@@ -34,9 +47,9 @@ class LLMBatchTranslatorData:
 
     Attributes:
         spec: As it is without a translator. Assets of the same factory that it reads have their translated keys.
-        role: What it is: `labels`, `batch`, `rejects`; `evaluation` for the figures of any evaluation; for a table
-            beside the main one the end of its name, as in `mistakes`, `per_class`, `accepted`, `cases`, `sample`; and
-            `messages`, `sink` or `student`.
+        role: What it is: `labels`, `batch`, `rejects`; `evaluation` for the figures of any evaluation; `annotation` for
+            gold; for a table beside the main one the end of its name, as in `mistakes`, `per_class`, `accepted`,
+            `cases`, `sample`, `raters`; and `messages`, `sink` or `student`.
         dataset: The dataset or evaluation that it belongs to, by the `key_prefix` and `name` of its factory, as in
             `crm/ticket_labels`. The verdicts of a judge are a dataset of their own, `<name>_verdicts`.
     """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["review_command"]
 
-_ROLES = ("labels", "rejects", "evaluation")
+_ROLES = ("labels", "rejects", "evaluation", "annotation")
 
 
 @click.command("review", cls=Command)

@@ -4,6 +4,7 @@ from dagster_llm_batch.components.base import ComponentOp
 from dagster_llm_batch.components.batch import LLMBatchComponent
 from dagster_llm_batch.components.evaluation import (
     LLMBatchAgreementComponent,
+    LLMBatchAnnotationComponent,
     LLMBatchCostComponent,
     LLMBatchDriftComponent,
     LLMBatchEstimateComponent,
@@ -17,6 +18,7 @@ from dagster_llm_batch.components.evaluation import (
 __all__ = [
     "ComponentOp",
     "LLMBatchAgreementComponent",
+    "LLMBatchAnnotationComponent",
     "LLMBatchComponent",
     "LLMBatchCostComponent",
     "LLMBatchDriftComponent",

@@ -12,6 +12,7 @@ from dagster_llm_batch.components.batch import LLMBatchComponent
 from dagster_llm_batch.components.resolution import import_object, pointing_at, templated
 from dagster_llm_batch.components.scaffolders import (
     AgreementScaffolder,
+    AnnotationScaffolder,
     CostScaffolder,
     DriftScaffolder,
     EstimateScaffolder,
@@ -25,6 +26,7 @@ from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation import (
     agreement_assets,
+    annotation_assets,
     cost_assets,
     drift_assets,
     estimate_assets,
@@ -38,6 +40,7 @@ from dagster_llm_batch.evaluation.builder import EvaluationBuilder
 
 __all__ = [
     "LLMBatchAgreementComponent",
+    "LLMBatchAnnotationComponent",
     "LLMBatchCostComponent",
     "LLMBatchDriftComponent",
     "LLMBatchEstimateComponent",
@@ -97,6 +100,15 @@ class LLMBatchAgreementComponent(FactoryComponent):
     """How far people and models agree: Krippendorff's alpha, Fleiss' and Cohen's kappa. None is taken to be right.
 
     Attributes are the arguments of `agreement_assets`, by the same names.
+    """
+
+
+@dg.scaffold_with(AnnotationScaffolder)
+@component_of(annotation_assets, evaluation_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
+class LLMBatchAnnotationComponent(FactoryComponent):
+    """What people said of rows on the page of `review`, as gold: one agreed label a row, and how each person judges.
+
+    Attributes are the arguments of `annotation_assets`, by the same names.
     """
 
 

@@ -322,6 +322,16 @@ class GoldSampleScaffolder(AroundScaffolder):
 """
 
 
+class AnnotationScaffolder(AroundScaffolder):
+    """What people say of rows of the project's labels, as gold."""
+
+    suffix = "annotations"
+    attributes = """\
+  candidates: $labels
+  target: $target
+"""
+
+
 class CostScaffolder(AroundScaffolder):
     """Costs of the project's labels."""
 

@@ -3,6 +3,7 @@ against themselves in real time; and what they have cost. As tables, and as figu
 """
 
 from dagster_llm_batch.evaluation.agreement import agreement_assets
+from dagster_llm_batch.evaluation.annotation import annotation_assets
 from dagster_llm_batch.evaluation.costs import cost_assets
 from dagster_llm_batch.evaluation.drift import drift_assets
 from dagster_llm_batch.evaluation.estimates import estimate_assets
@@ -17,6 +18,7 @@ __all__ = [
     "AtLeast",
     "Rubric",
     "agreement_assets",
+    "annotation_assets",
     "cost_assets",
     "drift_assets",
     "estimate_assets",

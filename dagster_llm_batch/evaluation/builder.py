@@ -50,6 +50,9 @@ MAX_PICTURES = 6
 
 _COLORS = 64
 
+_TAGGED = ("evaluation", "annotation")
+"""Roles that stand in a tag: sensors, pages and components find assets by them."""
+
 
 def reduced(png: bytes) -> bytes:
     """Reduce a picture to 64 colors, about a third of the bytes."""
@@ -114,7 +117,7 @@ class EvaluationBuilder(DagsterOptions):
             record batches.
         io_manager_key: Key of the IO manager that stores the tables.
         backfill_policy: How many runs a backfill is. Default: one run for all partitions.
-        role: What the main asset is. Those of evaluations have the tag `ROLE_TAG`.
+        role: What the main asset is. Those of evaluations and of gold have the tag `ROLE_TAG`.
     """
 
     name: str
@@ -201,7 +204,7 @@ class EvaluationBuilder(DagsterOptions):
             description=description if suffix else self.description or description,
             deps=self.all_deps(deps),
             partitions_def=self.partitions_def,
-            tags={ROLE_TAG: self.role} if self.role == "evaluation" else {},
+            tags={ROLE_TAG: self.role} if self.role in _TAGGED else {},
             metadata={TABLE_KEY: suffix} if suffix else {},
             kinds=kinds,
             code_version=code_version,

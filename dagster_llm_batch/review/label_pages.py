@@ -108,6 +108,7 @@ class LabelPages:
             row = self._row(asset, form, place)
             if kind not in _KINDS or not given.get("form_id") or row is None:
                 raise InputError("The form is of another page: judge the row that is shown now.")
+            place = (place[0] or self._partition(form, place[1]), place[1])
             if self._deployment.is_erased(form.dataset, *place):
                 raise InputError("This row was erased while its page was open. Nothing was stored; skip it.")
             judgment = Judgment(
@@ -148,9 +149,22 @@ class LabelPages:
     def _row(self, asset: StoredAsset, form: LabelForm, place: Place) -> Mapping[str, Any] | None:
         """Return the row at a place; None where the table has none there."""
         partition, key = place
-        if not partition and asset.partitions != [""]:
+        if asset.partitions == [""]:
+            partition = ""
+        elif not partition:
             return None
         return next(iter(self._deployment.browser.find(asset, form.key, key, partition or None, most=1)), None)
+
+    def _partition(self, form: LabelForm, key: str) -> str:
+        """Return the partition in which the dataset has a row that a table without partitions names; "" where that is
+        not known.
+        """
+        for asset in self._deployment.assets():
+            if asset.dataset == form.dataset and asset.partitions != [""]:
+                rows = self._deployment.browser.find(asset, form.key, key, most=2)
+                if len(rows) == 1:
+                    return str(rows[0].get(PARTITION) or "")
+        return ""
 
     def _shown(self, form: LabelForm, place: Place) -> Mapping[str, Any]:
         """Return what a person needs to see of a row: what the model was told last, and columns that were kept.

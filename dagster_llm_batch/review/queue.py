@@ -49,12 +49,12 @@ class StandingJudgments:
     def _add(self, judgment: Judgment) -> None:
         place, mine = (judgment.partition, judgment.row_key), self._kinds.setdefault(judgment.annotator, {})
         # What is said again counts as said now.
-        if mine.pop(place, None) in ANSWERS:
-            self._answers[place] -= 1
+        answers = int(judgment.kind in ANSWERS) - int(mine.pop(place, None) in ANSWERS)
         if judgment.kind != "undo":
             mine[place] = judgment.kind
-        if judgment.kind in ANSWERS:
-            self._answers[place] += 1
+        # Tables without partitions ask for a row by its key alone.
+        for each in {place, ("", judgment.row_key)}:
+            self._answers[each] += answers
 
     def of(self, person: str) -> dict[Place, str]:
         """Return what a person said of each row, by kind of judgment, the last one last."""
@@ -87,6 +87,9 @@ class LabelQueue:
     def left(self, rows: Sequence[Place], said: StandingJudgments, person: str) -> list[Place]:
         """Return the rows that a person may still be asked, in their order."""
         mine = said.of(person)
+        if not any(partition for partition, _ in rows):
+            # A table without partitions names rows by their keys alone, whatever partition the dataset has them in.
+            mine |= {("", key): kind for (_, key), kind in mine.items()}
         return [row for row in rows if row not in mine and (not said.is_answered(row) or self.is_shared(row))]
 
     def take(self, left: Sequence[Place], person: str) -> Place | None:

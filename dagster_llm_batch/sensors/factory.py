@@ -11,6 +11,7 @@ from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.sensors.annotations import new_annotations
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
 from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
 from dagster_llm_batch.sensors.tick import Tick
@@ -32,7 +33,7 @@ def build_llm_batch_sensor(
     run_config: Mapping[str, Any] | None = None,
     run_tags: Mapping[str, str] | None = None,
 ) -> dg.SensorDefinition:
-    """Return a sensor that polls batches and lands labels when they end.
+    """Return a sensor that polls batches and lands labels when they end, and makes gold of what people say of rows.
 
     Args:
         name: Name of the sensor.
@@ -79,11 +80,18 @@ def bounded_sensor(
 
     @dg.sensor(
         name=name,
-        target=dg.AssetSelection.tag(ROLE_TAG, "labels") | dg.AssetSelection.tag(ROLE_TAG, "rejects"),
+        target=(
+            dg.AssetSelection.tag(ROLE_TAG, "labels")
+            | dg.AssetSelection.tag(ROLE_TAG, "rejects")
+            | dg.AssetSelection.tag(ROLE_TAG, "annotation")
+        ),
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         required_resource_keys={resource_key},
-        description="Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels.",
+        description=(
+            "Polls LLM batches; when those of a partition have ended, asks for the run that lands its labels. When "
+            "people have judged rows, asks for the run that makes gold of it."
+        ),
     )
     def llm_batch_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         resource = getattr(context.resources, resource_key)
@@ -104,7 +112,10 @@ def bounded_sensor(
         if len(groups) == bounds.requested_runs:
             tick.note("further runs are asked for at the next ticks")
         tick.observe()
-        if not groups:
+        gold: list[dg.RunRequest] = []
+        with tick.apart("what people said of rows"):
+            gold += new_annotations(context, engine, datasets)
+        if not groups and not gold:
             tick.tell_person()
             tick.raise_trouble()
             return dg.SensorResult(skip_reason=tick.summary())
@@ -125,6 +136,10 @@ def bounded_sensor(
             )
             for group in groups
         ]
+        requests += (
+            request.with_replaced_attrs(run_config=config, tags={**request.tags, **(run_tags or {})})
+            for request in gold
+        )
         return dg.SensorResult(run_requests=requests)
 
     return llm_batch_sensor

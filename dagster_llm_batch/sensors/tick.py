@@ -103,7 +103,7 @@ class Tick:
         self._trouble(f"the ledger's row {row_id}", error)
 
     @contextmanager
-    def _apart(self, subject: str) -> Iterator[None]:
+    def apart(self, subject: str) -> Iterator[None]:
         """Keep whatever is raised inside to `subject`: it is noted, and the tick goes on."""
         try:
             yield
@@ -161,7 +161,7 @@ class Tick:
         A ledger that was restored from a backup learns it from the payload store. Where that has nothing of it either,
         another ledger was used: nobody would ever land it.
         """
-        with self._apart("what Dagster has as sent"):
+        with self.apart("what Dagster has as sent"):
             keys = [labels.dataset.batch_key for labels in self._labels.values()]
             records = self._context.instance.get_asset_records(keys) if keys else []
             entries = [record.asset_entry for record in records]
@@ -209,7 +209,7 @@ class Tick:
                     break
                 longest = max(longest, monotonic() - began)
         if self._is_within(self._bounds.poll_seconds - longest):
-            with self._apart("batches that were given up"):
+            with self.apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
         self._look_for_stuck(flying)
 
@@ -250,7 +250,7 @@ class Tick:
                 if not self._is_within(self._bounds.poll_seconds / 2):
                     self.note("late batches wait for the next tick to be stopped")
                     return
-                with self._apart(submission.place):
+                with self.apart(submission.place):
                     self._engine.stop_late(submission_id, self._not_stopped)
 
     def _not_stopped(self, shards: Sequence[Shard], error: Exception) -> None:
@@ -299,7 +299,7 @@ class Tick:
 
     def ready(self) -> list[Ready]:
         """Return the partitions that a run can advance, those of the oldest submissions first."""
-        with self._apart("places in queues"):
+        with self.apart("places in queues"):
             self._engine.keep_places(list(self._labels))
         # Read anew: polling has moved shards since the tick began.
         self._after = self._progress()
@@ -326,7 +326,7 @@ class Tick:
             outlook = self._engine.outlook(self._unreadable)
         by_place: dict[tuple[str, str], Ready] = {}
         for submission in going:
-            with self._apart(submission.place):
+            with self.apart(submission.place):
                 if (ready := self._ready(submission, outlook)) is None:
                     continue
                 place = (submission.asset, submission.partition)
@@ -371,7 +371,7 @@ class Tick:
         """Return the assets whose partition keys can be read: a definition of the user's own may raise."""
         readable = set()
         for asset in dict.fromkeys(progress.submission.asset for progress in self._after):
-            with self._apart(f"partitions of {asset}"):
+            with self.apart(f"partitions of {asset}"):
                 _ = self._labels[asset].places
                 readable.add(asset)
         self._after = [progress for progress in self._after if progress.submission.asset in readable]
@@ -407,7 +407,7 @@ class Tick:
         for progress in self._after:
             submission = progress.submission
             place = submission.place
-            with self._apart(place):
+            with self.apart(place):
                 try:
                     if self._can_go(progress):
                         moving.append(submission)
@@ -424,7 +424,7 @@ class Tick:
                 settled[submission.asset].append(submission)
         for asset, submissions in settled.items():
             late = {submission.submission_id for submission in submissions}
-            with self._apart(asset):
+            with self.apart(asset):
                 key = self._labels[asset].dataset.key
                 done, late = deliver_landed(self._context.instance, self._engine, key, submissions, self._has_time)
                 home |= done
@@ -495,7 +495,7 @@ class Tick:
             self.note("further runs are asked for at the next ticks")
             return False
         is_new = False
-        with self._apart(str(group)):
+        with self.apart(str(group)):
             reason = self._lost.reason_not_to_ask(group)
             is_new = reason is None
             if reason is not None:
@@ -508,7 +508,7 @@ class Tick:
         for progress in self._after:
             if shown == self._bounds.observations or not self._has_time():
                 return
-            with self._apart(progress.submission.place):
+            with self.apart(progress.submission.place):
                 shown += self._observed(progress)
 
     def _observed(self, progress: Progress) -> bool:
@@ -545,7 +545,7 @@ class Tick:
         usual: dict[str, timedelta | None] = {}
         paces: list[Pace] = []
         for progress in flying:
-            with self._apart(progress.submission.place):
+            with self.apart(progress.submission.place):
                 its_pace = pace(progress, self._now)
                 if its_pace.per_minute is None:
                     asset = progress.submission.asset

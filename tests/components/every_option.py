@@ -23,6 +23,7 @@ from dagster_llm_batch import (
     Rubric,
     Spend,
     agreement_assets,
+    annotation_assets,
     build_llm_batch_jobs,
     build_llm_batch_retention,
     build_llm_batch_sensor,
@@ -274,6 +275,15 @@ CASES["skew"] = (
         {"candidates": LABELS, "realtime": Realtime(concurrency=2)},
         {"candidates": "every_option.LABELS", "realtime": {"concurrency": 2}},
     ),
+)
+CASES["annotation"] = (
+    annotation_assets,
+    "LLMBatchAnnotationComponent",
+    alike(target=["topic"], method="majority", min_alpha=0.5, min_seconds=0.2)
+    | STORED
+    | BY_DAY
+    | CHECKED
+    | Same({"candidates": LABELS}, {"candidates": "every_option.LABELS"}),
 )
 
 ONCE = {

@@ -24,6 +24,7 @@ ALL_SAID = {
         "min_alpha": {"least": 0.6, "confidence": 0.9},
         "check_severity": "WARN",
     },
+    "Annotation": {"method": "majority", "min_alpha": {"least": 0.6, "confidence": 0.9}, "min_seconds": 1},
     "Cost": {"candidates": {"mine": "ticket_labels"}, "resource_key": "llm_batch", "frame": "polars"},
     "Drift": {
         "reference": ["2026-01-01"],

@@ -29,6 +29,7 @@ EVALUATION = {
 }
 AROUND: dict[str, dict[str, Any]] = {
     "Agreement": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},
+    "Annotation": {"candidates": ".theirs.ticket_labels", "target": "topic"},
     "Cost": {"candidates": ["ticket_labels"]},
     "Drift": {"candidates": ["ticket_labels"], "target": "topic"},
     "Estimate": {"gold": "ticket_gold", "candidates": ["ticket_labels"], "key": "ticket_id", "target": "topic"},

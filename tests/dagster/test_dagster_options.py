@@ -87,6 +87,7 @@ CASES = {
     ),
     "estimate_assets": Case({**TARGETED, "gold": "gold", "candidates": ["one"]}),
     "gold_sample_assets": Case({**TARGETED, "candidates": ["one", "two"], "sample_size": 2}),
+    "annotation_assets": Case({"candidates": labeled(), "target": "topic"}, lambda: [texts()]),
     "cost_assets": Case({"candidates": ["one"]}),
     "pairwise_judge_assets": Case(COMPARED, asset="crm/made_cases"),
     "rubric_judge_assets": Case(
@@ -189,6 +190,8 @@ def test_by_default_what_costs_nothing_follows_and_what_asks_a_model_waits_for_a
         "pairwise_judge_assets": {"made_verdicts_batch", "made_verdicts", "made_verdicts_rejects"},
         "rubric_judge_assets": {"made_verdicts_batch", "made_verdicts", "made_verdicts_rejects"},
         "skew_assets": {"made", "made_sample"},
+        # nothing is upstream: the sensor asks when people have judged
+        "annotation_assets": {"made", "made_raters"},
         # nothing is upstream: the sensor asks for windows
         "kafka_assets": {"made", "made_rejects"},
     }.get(factory, set())

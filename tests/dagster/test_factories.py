@@ -63,7 +63,7 @@ def parameters(factory: Any) -> dict[str, inspect.Parameter]:
 
 
 def test_these_are_all_factories():
-    assert len(FACTORIES) == 14
+    assert len(FACTORIES) == 15
     assert {"llm_batch_assets", "kafka_assets", "kafka_sink_asset", "student_assets", *JUDGES} <= set(FACTORIES)
 
 

@@ -60,6 +60,7 @@ ROLES = {
         **{f"made_{role}": role for role in ("mistakes", "failures", "per_class", "versions", "accepted")},
     },
     "agreement_assets": {"made": "evaluation", "made_pairs": "pairs"},
+    "annotation_assets": {"made": "annotation", "made_raters": "raters"},
     "drift_assets": {"made": "evaluation", "made_shares": "shares"},
     "estimate_assets": {"made": "evaluation"},
     "gold_sample_assets": {"made": "evaluation"},
@@ -112,7 +113,9 @@ def test_specs_of_every_factory_are_translated_and_their_checks_and_deps_follow(
     assert {(check.asset_key.to_user_string(), check.name) for check in checks} == {
         (f"gold/{check.asset_key.to_user_string()}", check.name) for check in expected
     }
-    assert bool(checks) == (factory in {*LIMITS, "llm_batch_assets", "drift_assets", "cost_assets"})
+    assert bool(checks) == (
+        factory in {*LIMITS, "llm_batch_assets", "drift_assets", "cost_assets", "annotation_assets"}
+    )
 
 
 def test_an_added_translator_asks_nothing_again_and_the_sensor_lands_under_the_new_key(make, emulator):

@@ -335,3 +335,29 @@ def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_p
     assert lines[1].startswith(',"t0","ada","label","bug","\'=1+1",')
     assert lines[2].startswith(',"t1","ada","undecidable",,,')
     assert table["sample_weight"].to_pylist() == [2.5, 2.5]
+
+
+def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_has_the_row(serve, tmp_path):
+    """So that gold of each partition finds it, and an erasure in that partition."""
+    for day, row in (("mon", "t0"), ("tue", "t1")):
+        pq.write_table(pa.table({"id": [row], "body": [row]}), tmp_path / f"{day}.parquet")
+    pq.write_table(pa.table({"id": ["t0", "t1"], "sample_weight": [2.5] * 2}), tmp_path / "sample.parquet")
+    days = {day: str(tmp_path / f"{day}.parquet") for day in ("mon", "tue")}
+    assets = [
+        StoredAsset("tickets", dataset="tickets", row_key="id", files=days),
+        StoredAsset("sample", files={"": str(tmp_path / "sample.parquet")}),
+    ]
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
+    payloads = PayloadStore(str(tmp_path / "payloads"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=[TOPIC])
+    client = serve(review_app(deployment, Door(user_header="X-User"), overlap=0.0))
+    say(client, "ada", kind="label", topic='"bug"')
+    say(client, "ada", kind="label", topic='"bug"')
+    assert [one.partition for one in ledger.judgments.read("test", "tickets")] == ["mon", "tue"]
+    page = client.get(PAGE, X_User="ada").text
+    assert "Nothing is left" in page
+    undo = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.partition("</main>")[0].rpartition("<form")[2]))
+    assert send(client, "ada", undo).status == 303
+    assert [one.row_key for one in standing_judgments(ledger.judgments.read("test", "tickets"))] == ["t0"]
+    assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
+    ledger.close()

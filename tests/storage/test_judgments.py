@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.judgments import standing_judgments
+from dagster_llm_batch.storage.ledger.judgments import judgments_version, standing_judgments
 from dagster_llm_batch.storage.ledger.records import Judgment
 
 
@@ -75,3 +75,16 @@ def test_an_erased_row_takes_with_it_what_was_said_of_it(ledger):
     assert ledger.judgments.erase("n", "d", "p", []) == 0
     assert [one.partition for one in ledger.judgments.read("n", "d")] == ["q", "q"]
     assert ledger.judgments.erase("n", "d", None, ["k"]) == 2
+
+
+def test_the_state_of_each_partition_is_another_one_after_each_judgment_and_each_erasure(ledger):
+    assert ledger.judgments.states("n", "d") == {}
+    versions = []
+    for number, partition in enumerate(("mon", "tue", "mon")):
+        ledger.judgments.add(judgment(number, row_key=f"k{number}", partition=partition))
+        versions.append(judgments_version(ledger.judgments.states("n", "d").values()))
+    ledger.judgments.erase("n", "d", None, ["k1"])
+    states = ledger.judgments.states("n", "d")
+    assert {partition: state.n for partition, state in states.items()} == {"mon": 2}
+    assert states["mon"].first_at == judgment(0).at
+    assert len({*versions, judgments_version(states.values())}) == 4

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 import sqlalchemy as sa
 
@@ -10,7 +12,23 @@ from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothin
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.ledger.schema import JUDGMENT, from_row, to_row
 
-__all__ = ["Judgments", "rename_judgments", "standing_judgments"]
+__all__ = ["Judgments", "JudgmentsState", "judgments_version", "rename_judgments", "standing_judgments"]
+
+
+@dataclass(frozen=True)
+class JudgmentsState:
+    """What there is of judgments on one partition: how many, the last one's id, and when the first and last were."""
+
+    n: int
+    last_id: int
+    first_at: datetime
+    last_at: datetime
+
+
+def judgments_version(states: Iterable[JudgmentsState]) -> str:
+    """Return a text that is another one whenever a judgment was added, or erased."""
+    there = list(states)
+    return f"{sum(state.n for state in there)}-{max((state.last_id for state in there), default=0)}"
 
 
 def standing_judgments(judgments: Iterable[Judgment]) -> list[Judgment]:
@@ -63,6 +81,14 @@ class Judgments:
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
             return [from_row(Judgment, row) for row in rows]
+
+    def states(self, namespace: str, dataset: str) -> dict[str, JudgmentsState]:
+        """Return what there is on each partition of a dataset on which there is something."""
+        c = JUDGMENT.c
+        figures = (sa.func.count(), sa.func.max(c.judgment_id), sa.func.min(c.at), sa.func.max(c.at))
+        query = sa.select(c.partition, *figures).where(c.namespace == namespace, c.dataset == dataset)
+        with self._database.read() as connection:
+            return {row[0]: JudgmentsState(*row[1:]) for row in connection.execute(query.group_by(c.partition))}
 
     def erase(self, namespace: str, dataset: str, partition: str | None, row_keys: Sequence[str]) -> int:
         """Remove what was said of rows of a partition, or (None) of all; return how much it was."""

@@ -1,0 +1,96 @@
+"""Which gold the sensor asks for: that of datasets of whose rows people have said something new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.assets.translator import ANNOTATES_KEY
+from dagster_llm_batch.metadata import JUDGMENTS_KEY
+from dagster_llm_batch.storage.ledger.judgments import JudgmentsState, judgments_version
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
+
+__all__ = ["new_annotations"]
+
+_QUIET = timedelta(seconds=30)
+"""People judge a row a second: gold is made when they pause for so long,"""
+_LONGEST = timedelta(minutes=5)
+"""and while they go on, after so long."""
+_MOST_PARTITIONS = 50
+"""That are looked at in one tick, those first of which somebody said something last."""
+
+
+def new_annotations(
+    context: dg.SensorEvaluationContext, engine: Engine, datasets: Mapping[str, Dataset]
+) -> Iterator[dg.RunRequest]:
+    """Yield a run for each gold, or partition of it, that does not hold what people have said by now.
+
+    The run's key holds which judgments there are, so that each state is asked for once: a run that fails is not
+    repeated until somebody judges again.
+    """
+    assert context.repository_def is not None
+    for definition in set(context.repository_def.assets_defs_by_key.values()):
+        for spec in definition.specs:
+            dataset = datasets.get(str(spec.metadata.get(ANNOTATES_KEY, "")))
+            if dataset is None:
+                continue
+            states = engine.ledger.judgments.states(engine.namespace, dataset.name)
+            for partition, there in _by_partition(spec, dataset, states).items():
+                record = _newest(context.instance, spec.key, partition)
+                if not _is_due(record, there, engine.now()):
+                    continue
+                # Both states: what was said last may be erased, which is a state that there was before.
+                version = f"{_held(record)} to {judgments_version(there.values())}"
+                run_key = ":".join([spec.key.to_user_string(), partition or "", version])
+                # Dagster drops a repeated key without a word, and the tick would seem to have asked for something.
+                if not _is_asked(context, run_key):
+                    yield dg.RunRequest(run_key, asset_selection=sorted(definition.keys), partition_key=partition)
+
+
+def _by_partition(
+    spec: dg.AssetSpec, dataset: Dataset, states: Mapping[str, JudgmentsState]
+) -> dict[str | None, Mapping[str, JudgmentsState]]:
+    """Return what was said for each partition of gold; None: it has no partitions, and holds all.
+
+    Gold with other partitions than the labels' waits for a person: which of them a judgment is of takes a mapping that
+    Dagster has in runs alone.
+    """
+    if spec.partitions_def is None:
+        return {None: states} if states else {}
+    if spec.partitions_def != dataset.partitions_def:
+        return {}
+    newest = sorted(states, key=lambda partition: states[partition].last_at, reverse=True)
+    return {partition: {partition: states[partition]} for partition in newest[:_MOST_PARTITIONS] if partition}
+
+
+def _is_asked(context: dg.SensorEvaluationContext, run_key: str) -> bool:
+    runs = dg.RunsFilter(tags={"dagster/run_key": run_key, "dagster/sensor_name": context.sensor_name})
+    return bool(context.instance.get_run_records(runs, limit=1))
+
+
+def _newest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dg.EventLogRecord | None:
+    wanted = dg.AssetRecordsFilter(key, asset_partitions=None if partition is None else [partition])
+    return next(iter(instance.fetch_materializations(wanted, limit=1).records), None)
+
+
+def _held(record: dg.EventLogRecord | None) -> str:
+    """Return which judgments a materialization holds."""
+    stored = None if record is None else record.asset_materialization
+    held = None if stored is None else stored.metadata.get(JUDGMENTS_KEY)
+    return "nothing" if held is None else str(held.value)
+
+
+def _is_due(record: dg.EventLogRecord | None, states: Mapping[str, JudgmentsState], now: datetime) -> bool:
+    """Return whether there is something new, and people have paused or gone on for long."""
+    if _held(record) == judgments_version(states.values()):
+        return False
+    made_at = min(state.first_at for state in states.values())
+    if record is not None:
+        made_at = max(made_at, datetime.fromtimestamp(record.timestamp, UTC))
+    return now - max(state.last_at for state in states.values()) >= _QUIET or now - made_at >= _LONGEST
