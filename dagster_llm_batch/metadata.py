@@ -76,6 +76,7 @@ _PROVENANCE_DOCS = {
     "llm_attempt": "wave that gave this outcome, from 1",
     "llm_lane": "batch, or realtime: how it was answered",
     "llm_finish_reason": "why the reply ended",
+    "llm_logprob": "log-probability of the label's tokens, where the parameters ask for it",
     "llm_input_tokens": "of the request, cached ones included",
     "llm_output_tokens": "of the reply, reasoning included",
     "llm_cache_read_tokens": "input tokens read from the provider's prompt cache",

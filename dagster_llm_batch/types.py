@@ -7,7 +7,7 @@ Times are aware UTC. Tokens are counts, money is `Decimal` US dollars. `None` al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -37,6 +37,7 @@ __all__ = [
     "ResponseFormat",
     "ResponseKind",
     "Result",
+    "TokenLogprob",
     "Turn",
     "Undecided",
     "Usage",
@@ -220,6 +221,13 @@ TOKENS = Usage._fields[:-1]
 """The fields of Usage that are counts of tokens."""
 
 
+class TokenLogprob(NamedTuple):
+    """A token of a reply, and the natural logarithm of the probability that the LLM gave it."""
+
+    text: bytes
+    logprob: float
+
+
 class Result(NamedTuple):
     """One result line, read. `custom_id` is None where the line cannot be read; `outcome` is never MISSING here."""
 
@@ -232,6 +240,7 @@ class Result(NamedTuple):
     finish_reason: str | None = None
     model: str | None = None  # the model that answered, as the provider names it
     usage: Usage | None = None
+    logprobs: Sequence[TokenLogprob] | None = None  # of all tokens of the reply, in their order
 
 
 class PriceBasis(StrEnum):

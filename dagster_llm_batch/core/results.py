@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, custom_id, is_padding, packed, request_id_of, unpacked
+from dagster_llm_batch.core.logprobs import LOGPROB, label_logprob
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
@@ -271,16 +272,27 @@ class Reconciler:
         tariff: The prices of the shard's lane.
         facts: What the results share.
         expected: The packed ids of the shard's requests.
+        has_logprob: Whether the results have the column LOGPROB, the last one.
     """
 
-    def __init__(self, codec: Codec, reader: Reader, tariff: Tariff, facts: ShardFacts, expected: bytes) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        reader: Reader,
+        tariff: Tariff,
+        facts: ShardFacts,
+        expected: bytes,
+        *,
+        has_logprob: bool = False,
+    ) -> None:
         self.tally = Tally()
         self._codec = codec
         self._reader = reader
         self._tariff = tariff
         self._facts = facts
         self._expected = Expected(facts.nonce, expected)
-        self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields])
+        self._schema = pa.schema([*RESULT_SCHEMA, *reader.fields, *([LOGPROB] if has_logprob else [])])
+        self._has_logprob = has_logprob
         self._embeds = reader.format.kind is ResponseKind.EMBEDDING
         self._may_be_fenced = not codec.enforces_format
         self._padding = 0  # lines of padding that came
@@ -429,9 +441,15 @@ class Reconciler:
                     results[at] = _misfit(results[at], reason or "the reply is empty")
             _, outcomes, texts, _, *others = zip(*results, strict=True)
             kept = [None if outcome is _SUCCEEDED else text for outcome, text in zip(outcomes, texts, strict=True)]
-        reasons, retryable, finish_reasons, models, usages = others
+        reasons, retryable, finish_reasons, models, usages, _ = others
         tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
-        return [outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], parsed.columns
+        columns = parsed.columns
+        if self._has_logprob:
+            is_json = self._reader.format.kind is ResponseKind.JSON
+            columns = columns.append_column(
+                LOGPROB, pa.array([_logprob(each, is_json) for each in results], LOGPROB.type)
+            )
+        return [outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], columns
 
     def _table(
         self, line_columns: Mapping[str, pa.Array], extras: Sequence[Extra | None], replies: pa.Table
@@ -474,6 +492,12 @@ class Reconciler:
 def _sum(values: pa.Array) -> Any:
     """Return the sum of what is not null; 0 of nothing."""
     return pc.sum(values, min_count=0).as_py()
+
+
+def _logprob(result: Result, is_json: bool) -> float | None:
+    if result.outcome is not _SUCCEEDED or result.logprobs is None or result.text is None:
+        return None
+    return label_logprob(result.text, result.logprobs, is_json=is_json)
 
 
 def _misfit(result: Result, reason: str) -> Result:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.logprobs import LOGPROB
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
@@ -70,7 +71,7 @@ class Collector:
         self._deployment = deployment
         self._ledger = deployment.ledger
         self._payloads = deployment.payloads
-        self.schema = pa.schema([*RESULT_SCHEMA, *labeling.reader.fields])
+        self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
 
     def tariff(self, lane: Lane) -> Tariff:
         """Return the prices of the labeling's own model in this lane."""
@@ -434,7 +435,8 @@ class ResultsReader:
             cause=Cause.GONE if is_lost else shard.cause,
         )
         expected = packed_ids(self.payloads, shard)
-        return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected)
+        has_logprob = LOGPROB.name in self.schema.names
+        return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected, has_logprob=has_logprob)
 
 
 def bill_of(tally: Tally) -> ShardFields:

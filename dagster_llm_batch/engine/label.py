@@ -217,7 +217,7 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
             rejects=rejects,
             name=f"part-{uuid.uuid4().hex}",
             sources=apart,
-            response=assembler.labeling.reader.schema,
+            response=assembler.labeling.result_schema,
             prompt_version=assembler.labeling.prompt_version,
             run_id=run_id,
         )
@@ -409,7 +409,7 @@ class LabelAssembler(Answers):
 
     def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
         version = self.labeling.prompt_version
-        return label(manifest, results, self.labeling.reader.schema, prompt_version=version, run_id=run_id)
+        return label(manifest, results, self.labeling.result_schema, prompt_version=version, run_id=run_id)
 
     def _shared(self) -> pa.Table:
         """Return what all results of a shard share, as one row for each shard in their order."""

@@ -11,10 +11,13 @@ from decimal import Decimal
 from functools import cached_property, partial
 from typing import Any, Literal
 
+import pyarrow as pa
+
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
+from dagster_llm_batch.core.logprobs import LOGPROB
 from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.releases import LimitKind
@@ -260,6 +263,15 @@ class Labeling:
         return Reader(self.response)
 
     @cached_property
+    def result_schema(self) -> pa.Schema:
+        """The columns that a reply gives: those of the response, and LOGPROB where it, or a fallback, is asked for it.
+
+        A request of a model that is not asked has null there.
+        """
+        has_logprob = any(asks_logprobs(labeling.spec) for labeling in self.models)
+        return pa.schema([*self.reader.fields, *([LOGPROB] if has_logprob else [])])
+
+    @cached_property
     def spec(self) -> RequestSpec:
         """All that the requests share."""
         needed = _ENDPOINTS.get(self.reader.format.kind)
@@ -400,7 +412,7 @@ class Labeling:
     def column_gap(self, other: Labeling) -> str | None:
         """Return how the labeled table of another definition differs from that of this one; None where it does not."""
         own, others = (
-            {**dict.fromkeys([each.key, *each.keep], "of the rows"), **{f.name: f.type for f in each.reader.fields}}
+            {**dict.fromkeys([each.key, *each.keep], "of the rows"), **{f.name: f.type for f in each.result_schema}}
             for each in (self, other)
         )
         parts = {
@@ -424,6 +436,15 @@ class Labeling:
         fallback = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
         return _digest([*content, fallback] if fallback else content)
+
+
+def asks_logprobs(spec: RequestSpec) -> bool:
+    """Return whether the parameters ask for the logprobs of a reply, in the words of any vendor that has some."""
+    if spec.endpoint is Endpoint.RESPONSES:
+        included = spec.params.get("include")
+        return isinstance(included, Sequence) and "message.output_text.logprobs" in included
+    names = ("logprobs", "responseLogprobs", "response_logprobs")
+    return spec.endpoint is Endpoint.CHAT and any(spec.params.get(name) for name in names)
 
 
 def _price_as_json(price: TokenPrice | None) -> Mapping[str, str] | None:

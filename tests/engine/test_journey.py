@@ -14,9 +14,11 @@ from workspace import TicketLabel, Workspace, assert_total, billed, forget_defin
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Labeling, Limits, Spend
+from dagster_llm_batch.engine import Fallback, Labeling, Limits, Resend, Spend
+from dagster_llm_batch.engine.labeling import asks_logprobs
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.types import Endpoint, RequestSpec
 
 
 class OtherLabel(BaseModel):
@@ -95,6 +97,42 @@ def test_moderations_become_columns_and_cost_nothing(workspace: Workspace) -> No
     assert set(table["llm_price_basis"].to_pylist()) == {"free"}
     assert table["llm_input_tokens"].to_pylist() == [None] * 3
     assert (status.submission.cost_usd, status.submission.realtime_usd) == (0, 0)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+def test_the_logprob_of_a_label_is_that_of_its_values(workspace: Workspace, endpoint: str) -> None:
+    asked: dict[str, Any] = {"logprobs": True, "max_tokens": 50}
+    if endpoint == "responses":
+        asked = {"include": ["message.output_text.logprobs"], "max_output_tokens": 50}
+    definition = labeling(endpoint=endpoint, params=asked)
+    status = workspace.run(definition, tickets(20))
+    labels, _ = assert_total(workspace, definition, status.submission.submission_id, 20)
+    rows = labels.select(["topic", "urgency", "llm_logprob"]).to_pylist()
+    # The emulator's tokens are words, each with the logprob -1/16 a letter.
+    assert [row["llm_logprob"] for row in rows] == [-len(f"{row['topic']}{row['urgency']}") / 16 for row in rows]
+
+
+def test_who_asks_for_logprobs() -> None:
+    included = {"include": ["message.output_text.logprobs"]}
+    assert asks_logprobs(RequestSpec("m", params={"logprobs": True}))
+    assert asks_logprobs(RequestSpec("m", params={"responseLogprobs": True}))
+    assert asks_logprobs(RequestSpec("m", endpoint=Endpoint.RESPONSES, params=included))
+    assert not asks_logprobs(RequestSpec("m", params={"logprobs": False}))
+    assert not asks_logprobs(RequestSpec("m", endpoint=Endpoint.RESPONSES, params={"logprobs": True}))
+
+
+def test_logprobs_are_a_column_where_they_are_asked_for_and_null_where_none_came(workspace: Workspace) -> None:
+    text = labeling(response=None, params={"logprobs": True, "max_tokens": 50})
+    status = workspace.run(text, tickets(2))
+    labels = workspace.engine().labels(text, status.submission.submission_id).labels
+    assert all(row["llm_logprob"] < -0.5 for row in labels.to_pylist())
+    silent = labeling(resend=Resend(fallback=[Fallback("openai/gpt-x", {"logprobs": True})]))
+    status = workspace.run(silent, tickets(2), partition="2026-01-03")
+    labels = workspace.engine().labels(silent, status.submission.submission_id).labels
+    assert labels["llm_logprob"].to_pylist() == [None, None]
+    status = workspace.run(labeling(), tickets(2), partition="2026-01-02")
+    labels = workspace.engine().labels(labeling(), status.submission.submission_id).labels
+    assert "llm_logprob" not in labels.schema.names
 
 
 def test_shards_hold_every_request_once_and_stay_under_the_limits(workspace: Workspace) -> None:

@@ -95,6 +95,8 @@ REFUSED = [
     ({"context_hint": "x"}, None),
     ({"research_preview_2026_02": "active"}, None),
     ({"output_format": {}}, None),
+    ({"logprobs": True}, None),
+    ({"top_logprobs": 5}, None),
     ({"output_config": {"format": {}}}, JSON),
 ]
 

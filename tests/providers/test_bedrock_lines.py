@@ -174,6 +174,8 @@ def test_any_text_comes_out_as_it_went_in_on_one_line(model, text):
         (HAIKU, {"max_tokens": 0}, "max_tokens"),
         (HAIKU, {"max_tokens": 5, "messages": []}, "'messages'"),
         (HAIKU, {"max_tokens": 5, "stream": True}, "'stream'"),
+        (HAIKU, {"max_tokens": 5, "logprobs": True}, "nothing that Claude tells"),
+        (NOVA, {"logprobs": True}, "'logprobs'"),
         (HAIKU, {"max_tokens": 5, "anthropic_version": "2026-10-21"}, "bedrock-2023-05-31"),
         (CONVERSE, {"toolConfig": {"tools": []}}, "InvokeModel"),
         (CONVERSE, {"response_format": {}}, "'response_format'"),

@@ -34,6 +34,7 @@ from dagster_llm_batch.types import (
     ResponseFormat,
     ResponseKind,
     Result,
+    TokenLogprob,
     Turn,
     Usage,
 )
@@ -59,6 +60,8 @@ def test_a_documented_line_reads_as_its_result(wire):
     wanted = {**wire["result"], "outcome": Outcome(wire["result"]["outcome"])}
     if wanted.get("usage") is not None:
         wanted["usage"] = Usage(**wanted["usage"])
+    if "logprobs" in wanted:
+        wanted["logprobs"] = [TokenLogprob(text.encode(), logprob) for text, logprob in wanted["logprobs"]]
     assert READERS[wire["reader"]](wire["line"].encode()) == Result(**wanted)
 
 

@@ -31,6 +31,14 @@ def test_every_fixture_names_its_source_and_is_unique():
     assert len({wire["name"] for wire in WIRE}) == len(WIRE)
 
 
+@pytest.mark.parametrize(
+    "bent", ['"x"', "[]", "{}", '{"content":null}', '{"content":[{"token":1}]}', '{"content":[{"token":"Hello."}]}']
+)
+def test_odd_logprobs_do_not_lose_a_paid_reply(bent):
+    result = read_line(REPLY.replace('"logprobs":null', f'"logprobs":{bent}').encode(), Endpoint.CHAT)
+    assert (result.outcome, result.text, result.logprobs) == (Outcome.SUCCEEDED, "Hello.", None)
+
+
 def test_bytes_that_are_no_utf8_do_not_lose_a_paid_reply():
     result = read_line(REPLY.encode().replace(b"Hello.", b"Hel\xff."), Endpoint.CHAT)
     assert (result.custom_id, result.outcome, result.text) == ("request-1", Outcome.SUCCEEDED, "Hel\ufffd.")

@@ -215,7 +215,7 @@ def _read_message(message: _Message[Any, Any], usage: Usage | None, custom_id: s
         texts = [block.text for block in content if block.type == "text" and block.text is not None]
         text = "".join(texts) if texts else _tool_input(content)
     if text and stop not in _NO_REPLY:
-        return _make(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage))
+        return _make(Result, (custom_id, _SUCCEEDED, text, None, None, False, stop, message.model, usage, None))
     return _read(text, message)._replace(custom_id=custom_id, model=message.model, usage=usage)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
@@ -44,6 +45,7 @@ _RESERVED = {
     "messages": "comes from the prompt",
     "system": "is the system part of the prompt",
     "output_format": "was replaced by output_config.format, which comes from the response schema",
+    **NO_LOGPROBS,
 }
 _NOT_IN_BATCHES = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
 _RESEARCH_PREVIEW = "research_preview_2026_02"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.providers.bedrock.models import Family, can_structure
 from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
@@ -37,6 +38,7 @@ _RESERVED: dict[Family, dict[str, str]] = {
         "model": _ON_JOB,
         "stream": _NO_STREAM,
         "anthropic_version": f"is '{CLAUDE_VERSION}' in every batch",
+        **NO_LOGPROBS,
     },
     Family.CHAT: {"messages": _PROMPT, "model": _ON_JOB, "stream": _NO_STREAM},
     Family.NOVA: {"messages": _PROMPT, "system": _PROMPT, "modelId": _ON_JOB},

@@ -216,7 +216,7 @@ _READERS: dict[str, Callable[[Body], Result]] = {
 def _reply(text: str, finish: Any, usage: Usage | None, model: Any = None) -> Result:
     finish = finish if isinstance(finish, str) else None
     model = model if isinstance(model, str) else None
-    return Result._make((None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage))
+    return Result._make((None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage, None))
 
 
 def _joined(texts: Iterable[Any]) -> str:

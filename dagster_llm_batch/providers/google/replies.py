@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Raw, Struct, field
 
+from dagster_llm_batch.core.logprobs import read_tokens
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
 from dagster_llm_batch.providers.usage import GEMINI, extra_of
 from dagster_llm_batch.types import Extra, Outcome, Result, Usage
@@ -71,12 +72,14 @@ class _Candidate(Struct):
     finish_reason: str | None = field(name="finishReason", default=None)
     finish_message: str | None = field(name="finishMessage", default=None)
     grounding: Any = field(name="groundingMetadata", default=None)
+    logprobs: Any = field(name="logprobsResult", default=None)
 
 
 class _PlainCandidate(_Candidate):
-    """One for which nothing was searched."""
+    """One for which nothing was searched, with nothing but its text."""
 
     grounding: None = field(name="groundingMetadata", default=None)
+    logprobs: None = field(name="logprobsResult", default=None)
 
 
 class _Feedback(Struct):
@@ -155,7 +158,7 @@ def read_google_line(line: bytes) -> Result:
     custom_id = answered.key if answered.custom_id is None else answered.custom_id
     usage = None if reply.usage is None else _tokens(reply.usage)
     finish = "length" if finish == _CUT_SHORT else finish
-    return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, reply.model_version, usage))
+    return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, reply.model_version, usage, None))
 
 
 def _read_bent_line(line: bytes) -> Result:
@@ -244,7 +247,10 @@ def _content(reply: _Reply) -> Result:
     if text is None and word != _CUT_SHORT:
         reason = f"the reply holds no text (finishReason: {word})"
         return Result(None, Outcome.INVALID, None, reason=reason, retryable=True, finish_reason=finish)
-    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish)
+    found = reply.candidates[0].logprobs
+    chosen = found.get("chosenCandidates") if isinstance(found, Mapping) else None
+    tokens = read_tokens(chosen, logprob="logProbability")
+    return Result(None, Outcome.SUCCEEDED, text or "", finish_reason=finish, logprobs=tokens)
 
 
 def _first_candidate(candidates: Sequence[_Candidate]) -> tuple[str | None, str | None]:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
@@ -35,6 +36,7 @@ _RESERVED = {
     "messages": "comes from the prompt",
     "system": "is the system part of the prompt",
     "anthropic_version": "is that of Vertex AI",
+    **NO_LOGPROBS,
 }
 _OF_SCHEMA = dict.fromkeys(("tools", "tool_choice"), "comes from the response schema")
 _ENDS = {"max_tokens": "length", "model_context_window_exceeded": "length"}

@@ -23,9 +23,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.core.fixed_responses import FLAGGED, moderation_columns
+from dagster_llm_batch.core.logprobs import read_tokens
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
 from dagster_llm_batch.providers.usage import CHAT, extra_of
-from dagster_llm_batch.types import Endpoint, Extra, Outcome, Result, Usage
+from dagster_llm_batch.types import Endpoint, Extra, Outcome, Result, TokenLogprob, Usage
 
 __all__ = ["read_line"]
 
@@ -118,6 +119,16 @@ class _Part(Struct, gc=False):
     type: str | None = None
     text: str | None = None
     refusal: str | None = None
+    logprobs: Any = None
+
+
+_Empty = Annotated[list[Any], msgspec.Meta(max_length=0)] | None
+
+
+class _PlainPart(_Part, gc=False):
+    """One without logprobs."""
+
+    logprobs: _Empty = None
 
 
 class _Message(Struct, gc=False):
@@ -129,15 +140,21 @@ class _Message(Struct, gc=False):
 class _PlainMessage(_Message, gc=False):
     """One for which nothing was searched."""
 
-    annotations: Annotated[list[Any], msgspec.Meta(max_length=0)] | None = None
+    annotations: _Empty = None
 
 
-_M = TypeVar("_M")
-
-
-class _Choice(Struct, Generic[_M], gc=False):
-    message: _M
+class _Choice(Struct, gc=False):
+    message: _Message
     finish_reason: str | None = None
+    logprobs: Any = None
+
+
+class _PlainChoice(Struct, gc=False):
+    """One with nothing but its text. Any other is taken apart, so that this one is read as fast as can be."""
+
+    message: _PlainMessage
+    finish_reason: str | None = None
+    logprobs: None = None
 
 
 class _Item(Struct, gc=False):
@@ -150,7 +167,7 @@ class _PlainItem(Struct, gc=False):
     """An item that costs nothing but tokens."""
 
     type: Literal["message", "reasoning", "function_call", "custom_tool_call"]
-    content: list[_Part] | None = None
+    content: list[_PlainPart] | None = None
 
 
 class _Incomplete(Struct, gc=False):
@@ -172,8 +189,11 @@ class _Body(Struct, Generic[_U, _T], gc=False):
     service_tier: _T = None  # type: ignore[assignment]  # where there is none
 
 
-class _Chat(_Body[_U, _T], Generic[_U, _T, _M], gc=False):
-    choices: list[_Choice[_M]] = []
+_C = TypeVar("_C")
+
+
+class _Chat(_Body[_U, _T], Generic[_U, _T, _C], gc=False):
+    choices: list[_C] = []
 
 
 _I = TypeVar("_I")
@@ -226,13 +246,13 @@ _ANY = msgspec.json.Decoder(Any)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _STRING = msgspec.json.Decoder(str)
 _BODY: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw, Any, _Message]),
+    Endpoint.CHAT: msgspec.json.Decoder(_Chat[Raw, Any, _Choice]),
     Endpoint.RESPONSES: msgspec.json.Decoder(_Responses[Raw, Any, _Item]),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Embeddings[Raw, Any]),
     Endpoint.MODERATIONS: msgspec.json.Decoder(_Moderations[Raw, Any]),
 }
 _ANSWERED: dict[Endpoint, msgspec.json.Decoder[Any]] = {
-    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_PlainUsage | None, _UsualTier, _PlainMessage]]),
+    Endpoint.CHAT: msgspec.json.Decoder(_Answered[_Chat[_PlainUsage | None, _UsualTier, _PlainChoice]]),
     Endpoint.RESPONSES: msgspec.json.Decoder(_Answered[_Responses[_PlainUsage | None, _UsualTier, _PlainItem]]),
     Endpoint.EMBEDDINGS: msgspec.json.Decoder(_Answered[_Embeddings[_PlainUsage | None, _UsualTier]]),
     Endpoint.MODERATIONS: msgspec.json.Decoder(_Answered[_Moderations[_PlainUsage | None, _UsualTier]]),
@@ -349,7 +369,8 @@ def _reply(raw: bytes, endpoint: Endpoint) -> Result:
         code, message = _error(body.error)
         if code is not None or message is not None:
             return _errored(None, code, message)
-        return _read_body(body, None if body.usage is None else _usage(body.usage, _beside(body)), None)
+        result = _read_body(body, None if body.usage is None else _usage(body.usage, _beside(body)), None)
+        return result if (tokens := _logprobs(body)) is None else result._replace(logprobs=tokens)
     except (_Unreadable, msgspec.MsgspecError, RecursionError) as error:
         return _unread(raw, str(error))
 
@@ -368,7 +389,7 @@ def _read_body(body: _Body[Any, Any], usage: Usage | None, custom_id: str | None
         assert isinstance(body, _Embeddings)
         return Result(custom_id, _SUCCEEDED, embedding=_embedding(body), model=body.model, usage=usage)
     if text and not refusal and finish != _WITHHELD:
-        return _make(Result, (custom_id, _SUCCEEDED, text, None, None, False, finish, body.model, usage))
+        return _make(Result, (custom_id, _SUCCEEDED, text, None, None, False, finish, body.model, usage, None))
     return _no_text(text, refusal, finish)._replace(custom_id=custom_id, model=body.model, usage=usage)
 
 
@@ -415,6 +436,19 @@ def _responses(body: _Responses[Any, Any, Any]) -> _Content:
     if body.incomplete_details is not None and body.incomplete_details.reason:
         finish = body.incomplete_details.reason
     return "".join(texts) if texts else None, "".join(part.refusal or "" for part in parts), finish
+
+
+def _logprobs(body: _Body[Any, Any]) -> list[TokenLogprob] | None:
+    """Return the tokens of a reply's text with their logprobs; None where it has none."""
+    listed: list[Any] = []
+    if isinstance(body, _Chat) and body.choices:
+        found = body.choices[0].logprobs
+        listed = [found.get("content")] if isinstance(found, Mapping) else []
+    elif isinstance(body, _Responses):
+        parts = (part for item in body.output if item.type == "message" for part in item.content or ())
+        listed = [part.logprobs for part in parts if part.type == "output_text" and part.text]
+    tokens = [read_tokens(entries) for entries in listed]
+    return [token for part in tokens for token in part or ()] if tokens and None not in tokens else None
 
 
 def _no_text(text: str | None, refusal: str | None, finish: str | None) -> Result:

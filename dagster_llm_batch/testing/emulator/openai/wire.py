@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import struct
 from dataclasses import replace
 from typing import Any
@@ -95,12 +96,13 @@ def _chat(reply: Reply, body: Body, new_id: str, at: int) -> Body:
     given, made = tokens(reply, body)
     message: Body = {"role": "assistant", "content": reply.text, "refusal": reply.refusal, "annotations": []}
     finish = "length" if reply.truncated else "stop"
+    logprobs = {"content": _logprobs(reply.text or ""), "refusal": None} if body.get("logprobs") else None
     return {
         "id": f"chatcmpl-{new_id}",
         "object": "chat.completion",
         "created": at,
         "model": reply.model or body.get("model"),
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
+        "choices": [{"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish}],
         "usage": {
             "prompt_tokens": given,
             "completion_tokens": made,
@@ -114,13 +116,26 @@ def _chat(reply: Reply, body: Body, new_id: str, at: int) -> Body:
     }
 
 
+def _logprobs(text: str) -> list[Body]:
+    """https://platform.openai.com/docs/api-reference/chat/object: words and what stands between them, as tokens.
+
+    A token is the less probable the longer it is.
+    """
+    tokens = re.findall(r"\w+|\W", text)
+    return [
+        {"token": each, "bytes": [*each.encode()], "logprob": -len(each) / 16, "top_logprobs": []} for each in tokens
+    ]
+
+
 def _response(reply: Reply, body: Body, new_id: str, at: int) -> Body:
     """https://platform.openai.com/docs/api-reference/responses/object"""
     given, made = tokens(reply, body)
+    asks = "message.output_text.logprobs" in (body.get("include") or ())
+    logprobs = _logprobs(reply.text or "") if asks else []
     if reply.text is None and reply.refusal is not None:
         part: Body = {"type": "refusal", "refusal": reply.refusal}
     else:
-        part = {"type": "output_text", "text": reply.text or "", "annotations": [], "logprobs": []}
+        part = {"type": "output_text", "text": reply.text or "", "annotations": [], "logprobs": logprobs}
     status = "incomplete" if reply.truncated else "completed"
     message: Body = {"id": f"msg_{new_id}", "type": "message", "status": status, "role": "assistant", "content": [part]}
     return {
