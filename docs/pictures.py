@@ -75,14 +75,14 @@ seen = adwin_changes(counts)
 drifts = [
     drift_between(
         counts[day],
-        {one: sum(counts[other][one] for other in days[max(0, i - 7) : i]) for one in CLASSES.tolist()},
+        [counts[other] for other in days[max(0, i - 7) : i]],
         partition=day,
         candidate="tickets",
         target="topic",
         against=f"{min(i, 7)} days before",
         max_psi=0.25,
         level=look_level(i),
-        earlier=[counts[other] for other in days[max(0, i - 28) : i]],
+        earlier=[counts[other] for other in days[max(0, i - 56) : i]],
         adwin_changed=seen[day],
     )
     for i, day in enumerate(days)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
-from dagster_llm_batch.metrics import Labels, Target, agreement_among
+from dagster_llm_batch.metrics import Labels, Target, agreement_among, evaluate, join, regression_between
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.crosstab import Crosstab
 from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval
@@ -49,9 +51,9 @@ Ends = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Cell:
-    """One kind of data set. `quality`: the accuracy, or, of a rubric, how the scores are spread."""
+    """One kind of data set. `quality`: the accuracy, or, of scores and numbers, how they are spread."""
 
-    kind: Literal["classes", "ordinal", "requests", "customers", "weighted", "labelers", "rubric"]
+    kind: Literal["classes", "ordinal", "requests", "customers", "weighted", "labelers", "rubric", "numbers"]
     n: int
     classes: str
     quality: float | str
@@ -84,12 +86,15 @@ class Drawn:
 
 CELLS = [
     *(Cell("classes", n, base, right) for n in (30, 100, 300, 1_000) for base in _BASES for right in (0.5, 0.9, 0.995)),
-    *(Cell("ordinal", n, "5, even", right) for n in (30, 100, 1_000) for right in (0.5, 0.9, 0.99)),
+    *(Cell("ordinal", n, "5, even", right) for n in (30, 1_000) for right in (0.5, 0.9, 0.99)),
     *(Cell("requests", n, "2, even", right) for n in (100, 300, 1_000) for right in (0.5, 0.9, 0.98)),
     *(Cell("customers", n, "2, even", right) for n in (100, 1_000) for right in (0.5, 0.9)),
     *(Cell("weighted", n, "2, even", right) for n in (100, 1_000) for right in (0.9, 0.99)),
-    *(Cell("labelers", n, which, right) for n in (30, 300) for which in ("2", "3", "5") for right in (0.7, 0.95, 0.99)),
+    *(Cell("labelers", n, which, right) for n in (30, 300) for which in ("2", "3", "5") for right in (0.7, 0.99)),
     *(Cell("rubric", n, "1 to 5", spread) for n in (30, 300) for spread in ("ceiling", "middle")),
+    *(Cell("numbers", n, which, "normal") for which in ("rows", "customers") for n in (100, 300)),
+    *(Cell("numbers", n, which, "lognormal") for which in ("rows", "customers") for n in (30, 300)),
+    Cell("numbers", 300, "weighted", "normal"),
 ]
 
 QUICK = [
@@ -102,6 +107,8 @@ QUICK = [
     Cell("ordinal", 100, "5, even", 0.9),
     Cell("labelers", 30, "3", 0.95),
     Cell("rubric", 30, "1 to 5", "ceiling"),
+    Cell("numbers", 30, "rows", "lognormal"),
+    Cell("numbers", 100, "customers", "normal"),
 ]
 
 
@@ -363,6 +370,60 @@ def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     yield Drawn("mean", truth, mean_interval(scores, units, lowest=1, highest=5), students, 0)
 
 
+def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
+    """Errors of two versions: of rows alone, of rows of which half are in groups of ten that are alike (0.3), or of
+    gold of which half was drawn nine times as often. The second version's errors are larger by a fifth.
+    """
+    n, at = cell.n, np.arange(cell.n)
+    unit = np.concatenate([np.repeat(at[: n // 20], 10), at[n // 20 :][: n - 10 * (n // 20)]])
+    unit = unit if cell.classes == "customers" else at
+    z = 0.3**0.5 * rng.standard_normal((2, n))[:, unit] + 0.7**0.5 * rng.standard_normal((2, n))
+    errors, mean, square = (
+        (np.abs(z), (2 / np.pi) ** 0.5, 1.0)
+        if cell.quality == "normal"
+        else (np.exp(z), float(np.exp(0.5)), float(np.exp(2)))
+    )
+    weight = np.ones(n)
+    if cell.classes == "weighted":
+        # The half that was drawn more often stands for a tenth of all rows, and has errors twice as large.
+        often = rng.random(n) < 0.5
+        weight, errors = np.where(often, 0.2, 1.8), errors * np.where(often, 2, 1)
+        mean, square = 1.1 * mean, 1.3 * square
+    errors[1] *= 1.2
+    gold = pa.table({"id": at, "t": np.zeros(n), "customer": unit.astype(str)})
+    if cell.classes == "weighted":
+        gold = gold.append_column("sample_weight", pa.array(weight)).append_column("sample_round", pa.array([1] * n))
+    then, now = (
+        join(
+            gold,
+            pa.table({"id": at, "t": side}),
+            key="id",
+            target=Target("t", kind="numeric"),
+            candidate_name="c",
+            cluster="customer",
+        )
+        for side in errors
+    )
+    found, compared = evaluate(then), regression_between(then, now)
+    shares, m = weight / weight.sum(), int(unit.max()) + 1
+    sizes = np.bincount(unit, shares, m)
+    # one set of resamples for all three figures
+    again = cache(lambda: rng.multinomial(m, np.full(m, 1 / m), _RESAMPLES))
+
+    def bootstrapped(figure: Callable[[NDArray[np.float64]], NDArray[np.float64]], values: Any) -> Callable[[], Ends]:
+        """Return the percentile bootstrap over units of a figure of a mean."""
+        return lambda: _middle(figure((again() @ np.bincount(unit, shares * values, m)) / (again() @ sizes)))
+
+    def of(result: Any, name: str) -> Interval:
+        low, high, method = (getattr(result, f"{name}_{end}") for end in ("low", "high", "interval"))
+        return Interval(low, high, method)
+
+    yield Drawn("mae", mean, of(found, "mae"), bootstrapped(lambda means: means, errors[0]), 0)
+    yield Drawn("rmse", square**0.5, of(found, "rmse"), bootstrapped(np.sqrt, errors[0] ** 2), 0)
+    change = bootstrapped(lambda means: means, errors[1] - errors[0])
+    yield Drawn("change of mae", 0.2 * mean, of(compared, "change"), change, 0)
+
+
 _DRAW: dict[str, Callable[[Cell, np.random.Generator], Iterator[Drawn]]] = {
     "classes": _of_classes,
     "ordinal": _ordinal,
@@ -371,6 +432,7 @@ _DRAW: dict[str, Callable[[Cell, np.random.Generator], Iterator[Drawn]]] = {
     "weighted": _weighted,
     "labelers": _labelers,
     "rubric": _rubric,
+    "numbers": _numbers,
 }
 
 SECTION = Section(
@@ -387,6 +449,7 @@ or too even for an interval, which then says so.
 Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
 Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
 alike (0.1); `weighted`: gold of which half was drawn nine times as often; `labelers`: a fifth of the labels is
-missing.""",
+missing. `numbers`: errors, normal or lognormal, and how they change from one version to the next. Of squares of skewed
+errors no method knows the mean from few rows, so that there mostly is no interval.""",
     measure,
 )

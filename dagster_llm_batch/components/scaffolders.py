@@ -274,17 +274,10 @@ class AgreementScaffolder(AroundScaffolder):
 """
 
 
-class EstimateScaffolder(AroundScaffolder):
+class EstimateScaffolder(EvaluationScaffolder):
     """Figures of all labels of the project, corrected by gold, and gold for it."""
 
-    suffix, gold = "estimates", True
-    attributes = """\
-  gold: $gold
-  candidates: [$labels]
-  rejects: {$labels: ${labels}_rejects}
-  key: $key
-  target: $target
-"""
+    suffix = "estimates"
 
 
 class DriftScaffolder(AroundScaffolder):

@@ -2,7 +2,6 @@
 before.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -43,7 +42,7 @@ from dagster_llm_batch.metrics import (
     shares_to_arrow,
 )
 from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
-from dagster_llm_batch.metrics.drift import drifts_markdown
+from dagster_llm_batch.metrics.drift import LEAST_EARLIER, drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.looks import ALPHA, look_level
 
@@ -55,8 +54,10 @@ CHECK = "label_drift"
 _SHOWN = 7
 """Rows of the table in the UI, of each candidate and target: the last ones."""
 
-_EARLIER = 28
-"""Partitions before one that show how much they differ by themselves: four weeks of days, with their Sundays."""
+_EARLIER = 56
+"""Partitions before one that show how much they differ by themselves: eight weeks of days, with their Sundays. Of four
+weeks too little is known of the wildest days.
+"""
 
 _DOCS = {
     "partition": "partition of the labels",
@@ -71,7 +72,8 @@ _DOCS = {
     "chi2": "chi-squared statistic",
     "p_chance": "how often chance alone would shift the shares so far",
     "p_variation": "how often a partition that varies as the earlier ones did would be so far off",
-    "p_value": "the larger of both; null: no verdict",
+    "p_value": "the larger of both; null: not decided",
+    "n_earlier": "partitions before it that show how much they vary; below 7 nothing is decided",
     "most_changed": "class whose share has changed the most",
     "change": "by how much: 0.1 is ten points more",
     "drifted": "PSI is over the limit, and neither chance nor the dataset's own variation explains it",
@@ -104,7 +106,7 @@ class DriftSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest("3", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
+        return code_digest("4", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class _Labels:
         drifts = [
             drift_between(
                 counts[key],
-                _pooled([counts[other] for other in references[key]]),
+                [counts[other] for other in references[key]],
                 partition=key,
                 candidate=candidate.name,
                 target=target,
@@ -231,13 +233,6 @@ class _Labels:
         owner = f"{key.to_user_string()} ({partition})"
         ids = cluster_ids(labeled, cluster, owner)
         return {target: class_counts(labeled[target], target, owner, ids) for target in targets}
-
-
-def _pooled(counts: Sequence[Counts]) -> Counts:
-    total: Counter[Any] = Counter()
-    for partition_counts in counts:
-        total.update(partition_counts)
-    return total
 
 
 def _named(partitions: Sequence[str]) -> str | None:
@@ -300,7 +295,10 @@ def _sentence(drift: Drift, level: float) -> str:
     if drift.p_chance is None:
         chance = "one class only"
     elif drift.p_value is None or drift.p_variation is None:
-        chance = f"p = {drift.p_chance:.2g} by chance, no verdict: no two earlier partitions show how much they vary"
+        chance = (
+            f"p = {drift.p_chance:.2g} by chance; not decided: too few partitions, since {drift.n_earlier} of the "
+            f"{LEAST_EARLIER} that show how much they vary are before it"
+        )
     else:
         chance = (
             f"p = {drift.p_chance:.2g} by chance, {drift.p_variation:.2g} by own variation, "
@@ -375,9 +373,9 @@ def drift_assets(
 
     Rows with one request have one reply, which counts once; so do rows of a `cluster`, once for each of their classes.
     A partition has drifted where its PSI against the reference is over `max_psi`, chance does not explain it, however
-    few its rows are (chi-squared, by permutations where a class is rare), and it is further off than the 28 partitions
-    before it differ by among themselves (below two of them there is no verdict). All looks share 5 % of false alarms in
-    365 partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
+    few its rows are (chi-squared, by permutations where a class is rare), and it is further off than the 56 partitions
+    before it differ by among themselves. Below seven of them nothing is decided, and the check says so. All looks share
+    5 % of false alarms in 365 partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.

@@ -13,15 +13,16 @@ begins anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from typing import Any
 
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_history
 from dagster_llm_batch.evaluation.stored_tables import partition_places
-from dagster_llm_batch.metrics.looks import LOOKS, life_evidence, look_level, look_share
+from dagster_llm_batch.metrics.looks import ALPHA, LOOKS, life_evidence, log_payoffs, look_level, look_share
 
 __all__ = ["Look", "Looks"]
 
@@ -100,6 +101,19 @@ class Looks:
         assert look.partition is not None
         evidence = life_evidence(by_place, self._places[look.partition])
         return evidence * look_share(LOOKS - 1) if self._nth(look) else evidence
+
+    def units_wanted(self, look: Look, name: str, n_units: int, comparisons: int) -> int:
+        """Return how many units this look needs to be an alarm if all of them got worse: `n_units` where those could,
+        else the least number that could.
+        """
+
+        def could(n: int) -> bool:
+            import numpy as np  # noqa: PLC0415  # optional dependency, which the payoffs were computed with
+
+            worst = replace(look, payoffs={name: log_payoffs(np.ones(n))})
+            return self.evidence(worst, name) >= comparisons / ALPHA
+
+        return next(n for n in count(max(1, n_units)) if could(n))
 
     def keep(self, look: Look) -> dict[str, dg.MetadataValue[Any]]:
         """Return the metadata of the check that later looks read."""

@@ -153,7 +153,7 @@ def regression_verdict(
     severity: dg.AssetCheckSeverity,
 ) -> CheckOutcome:
     """Return the verdict, which passes if no accepted candidate is surely worse than it was. Where nothing is accepted
-    yet, or the rows are too few for a verdict, it does not fail either, and says so first.
+    yet, or the rows are too few to decide, it does not fail either, and says so first.
     """
     if not regressions:
         hint = f"Materialize {accepted.shown_key} with candidates= in its run config."
@@ -168,17 +168,17 @@ def regression_verdict(
     )
     judged = [_Judged.of(one, look, looks, len(compared)) for one in regressions]
     bad = [one for one in judged if one.is_worse]
-    description = " ".join(one.sentence for one in bad or sorted(judged, key=lambda one: one.p_life is not None))
-    if not any(one.p_life is not None for one in judged):
-        description = f"Nothing was judged. {description}"
+    description = " ".join(one.sentence for one in bad or sorted(judged, key=lambda one: one.is_decided))
+    if not any(one.is_decided for one in judged):
+        description = f"Not decided: too few rows. {description}"
     figures: dict[str, Any] = {}
     for one in judged:
         names = (one.regression.candidate, one.regression.target)
         if one.regression.p_worse is not None:
             figures[figure_key("p_worse", *names)] = one.regression.p_worse
-        if one.p_life is None:
+        if not one.is_decided:
             figures[figure_key("too_few_rows", *names)] = one.rows_short
-        else:
+        if one.p_life is not None:
             figures[figure_key("p_worse_over_looks", *names)] = one.p_life
     return CheckOutcome(
         CHECK, passed=not bad, severity=severity, description=description, metadata={**figures, **looks.keep(look)}
@@ -192,8 +192,8 @@ def _name(regression: Regression) -> str:
 
 @dataclass(frozen=True)
 class _Judged:
-    """`p_life`: how often a life of looks at equal versions would show as much; None where so few units can show
-    nothing. `units_wanted` could.
+    """`p_life`: how often a life of looks at equal versions would show as much; None where this look is the only one to
+    show anything, and its units are too few. `units_wanted`: units that could show something if all of them got worse.
     """
 
     regression: Regression
@@ -202,14 +202,22 @@ class _Judged:
 
     @classmethod
     def of(cls, regression: Regression, look: Look, looks: Looks, n_compared: int) -> "_Judged":
-        if look.partition is not None and regression.n_units:
-            return cls(regression, min(1.0, n_compared / looks.evidence(look, _name(regression))), 1)
+        n_units = regression.n_units
+        if look.partition is not None and n_units:
+            name = _name(regression)
+            p_life = min(1.0, n_compared / looks.evidence(look, name))
+            return cls(regression, p_life, looks.units_wanted(look, name, n_units, n_compared))
         level = looks.level(look, n_compared)
         # If all units got worse, chance would do that in one of 2 ** units looks.
         wanted = math.ceil(-math.log2(level))
-        if regression.p_worse is None or regression.n_units < wanted:
+        if regression.p_worse is None or n_units < wanted:
             return cls(regression, None, wanted)
         return cls(regression, min(1.0, regression.p_worse * ALPHA / level), wanted)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether these rows could have failed the check, had they shown the worst."""
+        return self.p_life is not None and self.regression.n_units >= self.units_wanted
 
     @property
     def is_worse(self) -> bool:
@@ -226,9 +234,11 @@ class _Judged:
         if regression.accepted is None or regression.current is None:
             return f"{subject}: no gold row in common with the accepted version."
         form = ".3f" if regression.kind == "numeric" else ".1%"
-        life = f"{self.p_life:.2g} over all looks" if self.p_life is not None else ""
-        life = life or f"too few rows for a verdict: {self.rows_short}"
-        verdict = f"p = {regression.p_worse:.2g} in this look, {life}"
+        verdict = f"p = {regression.p_worse:.2g} in this look"
+        if self.p_life is not None:
+            verdict += f", {self.p_life:.2g} over all looks"
+        if not self.is_decided:
+            verdict += f"; not decided: too few rows, {self.rows_short}"
         return (
             f"{subject}: {regression.accepted:{form}} accepted, {regression.current:{form}} now, on "
             f"{regression.n_both:,} rows; {regression.n_fixed:,} fixed, {regression.n_broken:,} broken ({verdict})."

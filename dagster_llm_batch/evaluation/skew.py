@@ -298,11 +298,7 @@ class _Skew:
         level = looks.level(look, len(judged))
         lines = [
             f"{plain_text(skew.target)}: {share:.1%} of {skew.n_compared} are the same; at least {least:.1%} wanted"
-            + (
-                f" (p = {p:.2g} in this look, {min(1.0, p * ALPHA / level):.2g} over all looks)"
-                if share < least
-                else ""
-            )
+            + (_chance(p, level, skew.n_requests, least) if share < least else "")
             for (skew, share), p in zip(judged, p_values, strict=True)
         ]
         return CheckOutcome(
@@ -327,6 +323,14 @@ class _Skew:
             description=". ".join(lines) + "." if lines else "Nothing to compare.",
             metadata={},
         )
+
+
+def _chance(p_value: float, level: float, n_requests: int, least: float) -> str:
+    """Say what chance makes of too small a share, and whether so few requests could have failed the check."""
+    shown = f"p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
+    # None of them the same: what could be worse?
+    short = share_p_below(0, n_requests, least) >= level
+    return f" ({shown}; not decided: too few rows)" if short else f" ({shown})"
 
 
 def _with_keys(rows: Any, key: str, wanted: pa.ChunkedArray, read: Collection[str] | None) -> Iterator[pa.RecordBatch]:

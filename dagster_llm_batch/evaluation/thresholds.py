@@ -17,7 +17,7 @@ from dagster_llm_batch.evaluation.looks import Look, Looks
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Evaluation, EvaluationReport, Target, plain_text
 from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
-from dagster_llm_batch.metrics.limits import miscalibration_p
+from dagster_llm_batch.metrics.limits import least_miscalibration_p, miscalibration_p
 from dagster_llm_batch.metrics.looks import ALPHA
 
 __all__ = ["AtLeast", "Limit", "Thresholds", "figure_name"]
@@ -259,7 +259,9 @@ def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, l
     p_value = None if calibration is None else miscalibration_p(calibration, limit)
     if calibration is None or calibration.ece is None or p_value is None:
         return _Judged(False, "ece", None, f"not defined; at most {limit:g} wanted")  # noqa: FBT003  # a field
-    chance = f" (p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks)"
+    chance = f" (p = {p_value:.2g} in this look, {min(1.0, p_value * ALPHA / level):.2g} over all looks"
+    # Had all been as bad as can be, chance would explain even that.
+    chance += "; not decided: too few rows)" if least_miscalibration_p(calibration, limit) >= level else ")"
     return _Judged(
         passed=p_value >= level,
         figure="ece",

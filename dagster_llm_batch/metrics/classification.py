@@ -21,7 +21,14 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.columns import Kind
-from dagster_llm_batch.metrics.intervals import CONFIDENCE, Interval, share_interval, unbounded_interval
+from dagster_llm_batch.metrics.intervals import (
+    CONFIDENCE,
+    TOO_SKEWED,
+    Interval,
+    is_too_skewed,
+    share_interval,
+    unbounded_interval,
+)
 from dagster_llm_batch.metrics.joining import Class, Joined
 from dagster_llm_batch.metrics.per_class import class_name, coded, effective_rows, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
@@ -317,6 +324,10 @@ def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
         return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]))
     cell, rows = sampled_rows(counted)
     mean = float(np.average(values[cell], weights=rows.weight))
+    apart = np.bincount(rows.unit, rows.weight * (values[cell] - mean))
+    square = float((apart**2).mean())
+    if square and is_too_skewed(float((apart**3).mean()) / square**1.5, rows.n_eff):
+        return Interval(None, None, TOO_SKEWED)
     variance = rows.variance_of_mean(values[cell] - mean)
     # All errors are alike: that they vary is not seen.
     bounds = t_interval(mean, variance, rows.n_eff, (0.0, math.inf)) if variance else (None, None)

@@ -2,17 +2,22 @@
 
     PSI                       population stability index, the size of the shift: below 0.1 small, over 0.25 large
     Jensen-Shannon distance   the size too, from 0 (equal) to 1 (nothing in common)
-    chi-squared               whether chance explains it, and whether the dataset's own variation does
+    chi-squared               whether chance explains it
+    Hellinger distance        whether the dataset's own variation explains it
 
 A large shift in few rows may be chance, a shift that is surely there may be too small to matter, and one that comes
 every Sunday is no news: labels have drifted where PSI is over a limit, chance does not explain it *and* it is larger
 than what earlier partitions differ by among themselves. ADWIN, an online detector, finds slow shifts too, in which
 each partition is like those just before it.
+
+Earlier partitions are compared by the roots of their shares. A root varies by as much whether its class is common or
+rare, and does not vary less because a partition has more rows, so that days of other sizes are held to one measure.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRIFT_SCHEMA",
+    "LEAST_EARLIER",
     "SHARES_SCHEMA",
     "Counts",
     "Drift",
@@ -48,12 +54,14 @@ __all__ = [
 Counts = Mapping[Class, int]
 """Labels of each class, as `class_counts` counts them; classes without any may be left out."""
 
+LEAST_EARLIER = 7
+"""Partitions before one, without which nobody knows how much they vary: a week of days, with its Sunday."""
+
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
 _DRAWS, _MORE_DRAWS, _MOST_CELLS = 2_000, 100_000, 20_000_000
 # Where so few draws are enough to see that chance explains it, no more are made.
 _NEAR = 0.05
-_DEGREES = 0.75
 # Cells drawn at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
 # of a partition that the detector is shown: more of the same tell it little
@@ -80,8 +88,9 @@ class Drift:
     - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
     - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
     - `p_chance`: how often rows that were drawn alike would differ as much (a permutation test where a class is rare).
-      `p_variation`: how often a partition would, that varies as the earlier ones do; None without two of them.
-      `p_value`: the larger of both, and None without either: then there is no verdict.
+      `p_variation`: how often a partition would, that varies as the earlier ones do; None below LEAST_EARLIER of them.
+      `p_value`: the larger of both, and None without either: then nothing is decided. `n_earlier`: the earlier
+      partitions that have labels.
     - `drifted`: PSI is over the limit, and `p_value` below the level of this look (see `looks`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
     - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
@@ -100,6 +109,7 @@ class Drift:
     p_chance: float | None = None
     p_variation: float | None = None
     p_value: float | None = None
+    n_earlier: int = 0
     most_changed: str | None = None
     change: float | None = None
     drifted: bool = False
@@ -134,7 +144,7 @@ def class_counts(
 
 def drift_between(
     here: Counts,
-    reference: Counts,
+    reference: Sequence[Counts],
     *,
     partition: str,
     candidate: str,
@@ -149,7 +159,7 @@ def drift_between(
 
     Args:
         here: Classes of the partition.
-        reference: Classes of the reference.
+        reference: Classes of each partition of the reference; they are added up.
         partition: Its name, like `candidate` and `target` for the table.
         candidate: Whose labels.
         target: Which column.
@@ -159,20 +169,29 @@ def drift_between(
         earlier: Classes of the partitions before it, one by one, which show how much days differ by themselves.
         adwin_changed: What the online detector has seen.
     """
-    n, n_reference = sum(here.values()), sum(reference.values())
+    pooled: Counter[Class] = Counter()
+    for counts in reference:
+        pooled.update(counts)
+    days = [counts for counts in earlier if sum(counts.values())]
+    n, n_reference = sum(here.values()), pooled.total()
     if not n or not n_reference:
-        return Drift(partition, candidate, target, against, n, n_reference, adwin_changed=adwin_changed)
+        return Drift(
+            partition, candidate, target, against, n, n_reference, n_earlier=len(days), adwin_changed=adwin_changed
+        )
     with evaluation_extra("Label drift"):
         import numpy as np  # noqa: PLC0415  # optional dependency
         from scipy.spatial.distance import jensenshannon  # noqa: PLC0415  # optional dependency
-    classes = sorted(class_ for class_ in {*here, *reference} if here.get(class_, 0) + reference.get(class_, 0))
-    table = np.array([[counts.get(class_, 0) for class_ in classes] for counts in (here, reference)], dtype=np.float64)
+    classes = sorted(class_ for class_ in {*here, *pooled} if here.get(class_, 0) + pooled[class_])
+    table = _table([here, pooled], classes)
     share = table / table.sum(axis=1, keepdims=True)
     smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
     chi2, p_chance = _chi_squared(table)
-    p_variation = None if chi2 is None else _p_variation(chi2, len(classes), earlier)
+    p_variation = None
+    if chi2 is not None and len(days) >= LEAST_EARLIER:
+        n_pooled = sum(1 for counts in reference if sum(counts.values()))
+        p_variation = _p_variation([here, pooled], n_pooled, days)
     p_value = None if p_chance is None or p_variation is None else max(p_chance, p_variation)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
@@ -192,6 +211,7 @@ def drift_between(
         p_chance=p_chance,
         p_variation=p_variation,
         p_value=p_value,
+        n_earlier=len(days),
         most_changed=class_name(classes[most]),
         change=float(apart[most]) / (n * n_reference),
         drifted=psi > max_psi and p_value is not None and p_value < level,
@@ -228,28 +248,47 @@ def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | 
     return statistic, first if first > _NEAR else p_of(min(_MORE_DRAWS, _MOST_CELLS // len(of_class)))
 
 
-def _p_variation(chi2: float, n_classes: int, earlier: Sequence[Counts]) -> float | None:
-    """Return how often a partition that varies as the earlier ones do would have so large a chi-squared; None where
-    fewer than two have labels.
+def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Counts]) -> float:
+    """Return how often a partition that varies as the earlier ones do would be so far from its reference.
 
-    Days differ by more than chance: chi-squared is then larger by a factor, the overdispersion. It is estimated from
-    what the earlier partitions differ by, and known the better the more of them there are (F distribution).
+    Args:
+        compared: Classes of the partition, and of its reference.
+        n_pooled: Partitions of the reference, which differ from each other, too.
+        earlier: Classes of the earlier partitions, each with labels.
     """
     import numpy as np  # noqa: PLC0415  # its caller has it
     from scipy.stats import f  # noqa: PLC0415  # as above
 
-    days = [counts for counts in earlier if sum(counts.values())]
-    classes = sorted({class_ for counts in days for class_, n in counts.items() if n})
-    if len(days) < 2:  # noqa: PLR2004  # one has nothing to differ from
-        return None
-    if len(classes) < 2:  # noqa: PLR2004  # always the same class: no variation
-        return 0.0
-    table = np.array([[counts.get(class_, 0) for class_ in classes] for counts in days], dtype=np.float64)
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    factor = float(((table - expected) ** 2 / expected).sum()) / ((len(days) - 1) * (len(classes) - 1))
-    # Shares of whole days have longer tails than counts of rows: simulated days raise 5 % of alarms with this part.
-    degrees = [_DEGREES * df for df in (n_classes - 1, (len(days) - 1) * (len(classes) - 1))]
-    return float(f.sf(chi2 / (n_classes - 1) / factor, *degrees)) if factor else 0.0
+    sides = [*compared, *earlier]
+    table = _table(sides, sorted({class_ for counts in sides for class_, n in counts.items() if n}))
+    rows = table.sum(axis=1)
+    roots = np.sqrt(table / rows[:, None])
+    days = roots[2:] - roots[2:].mean(axis=0)
+    m = len(days)
+    apart = (days**2).sum(axis=1)
+    variance = float(apart.sum()) / (m - 1)
+    # A share of fewer rows than the earlier ones had is off by more, by chance alone: a root by 1/4n at most.
+    usual = float((1 / rows[2:]).mean())
+    noise = max(0.0, 1 / rows[0] - usual) + max(0.0, 1 / rows[1] - usual / n_pooled)
+    expected = variance * (1 + 1 / n_pooled) + noise * (table.shape[1] - 1) / 4
+    distance = float(((roots[0] - roots[1]) ** 2).sum())
+    if expected <= 0:
+        return 0.0 if distance else 1.0
+    # As many directions as the shares vary in alike (Satterthwaite), by the products of all pairs of days.
+    directions = max(1.0, (variance * (m - 1)) ** 2 / float(((days @ days.T) ** 2).sum() or 1))
+    # Some days are wilder than others: the distances then have longer tails than those of so many directions.
+    spread = float(apart.var(ddof=1)) or 1e-12
+    tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions)
+    # So few days show too short a tail. Halved and squared, the year of no kind of days that were simulated has an
+    # alarm in more than 5 %: even where days vary wildly, or are of very different sizes (docs/truth.md).
+    return float(f.sf(distance / expected, directions * max(tails, 0.05) ** 2 / 2, m - 1))
+
+
+def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.float64]:
+    """Return one row of counts for each side."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    return np.array([[counts.get(class_, 0) for class_ in classes] for counts in sides], dtype=np.float64)
 
 
 def adwin_changes(counts: Mapping[str, Counts], *, delta: float = 0.002, seed: int = 0) -> dict[str, tuple[str, ...]]:

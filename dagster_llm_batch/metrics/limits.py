@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["miscalibration_p", "share_lower_bound", "share_p_below"]
+__all__ = ["least_miscalibration_p", "miscalibration_p", "share_lower_bound", "share_p_below"]
 
-_TESTS = 100_000
-"""Simulated candidates: enough for the smallest p-value that a look can need (see `looks`)."""
+_TESTS, _MORE_TESTS = 2_000, 100_000
+"""Simulated candidates: so many first, and then enough for the smallest p-value that a look can need (see `looks`)."""
+
+_NEAR = 0.05
+"""Where the first ones are enough to see that chance explains it, no more are made."""
 
 
 def share_p_below(successes: int, n: int, limit: float) -> float:
@@ -48,7 +51,28 @@ def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -
     stated: NDArray[np.float64] = np.array([bin_.mean_confidence for bin_ in filled], dtype=np.float64)
     right = np.array([bin_.accuracy for bin_ in filled], dtype=np.float64)
     truth = stated + (right - stated) * limit / calibration.ece
-    drawn = np.random.default_rng(seed).binomial(n, truth, (_TESTS, len(n)))
-    errors = (share * np.abs(stated - drawn / n)).sum(axis=1)
-    # An error that differs by rounding alone is as large.
-    return float((1 + (errors >= calibration.ece - 1e-12).sum()) / (1 + _TESTS))
+    rng, ece = np.random.default_rng(seed), calibration.ece
+
+    def p_of(draws: int) -> float:
+        drawn = rng.binomial(n, truth, (draws, len(n)))
+        errors = (share * np.abs(stated - drawn / n)).sum(axis=1)
+        # An error that differs by rounding alone is as large.
+        return float((1 + (errors >= ece - 1e-12).sum()) / (1 + draws))
+
+    first = p_of(_TESTS)
+    return first if first > _NEAR else p_of(_MORE_TESTS)
+
+
+def least_miscalibration_p(calibration: Calibration, limit: float) -> float:
+    """Return the p-value that labels of these confidences would have at the worst, where all of a bin are right or all
+    are wrong. Where even that is no alarm, the labels are too few.
+    """
+    p_value, filled = 1.0, [bin_ for bin_ in calibration.bins if bin_.n]
+    stated = [bin_.mean_confidence or 0.0 for bin_ in filled]
+    farthest = sum(bin_.share * max(sure, 1 - sure) for bin_, sure in zip(filled, stated, strict=True))
+    for bin_, sure in zip(filled, stated, strict=True):
+        # How often all labels of a bin are so, whose candidate is off by `limit` in all.
+        end = 0.0 if sure > 1 - sure else 1.0
+        truth = sure + (end - sure) * min(1.0, limit / farthest)
+        p_value *= (truth if end else 1 - truth) ** bin_.rows
+    return p_value

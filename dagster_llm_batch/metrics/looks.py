@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ALPHA", "BETS", "LOOKS", "life_evidence", "log_payoffs", "look_level", "look_share", "sign_flip_p"]
+__all__ = [
+    "ALPHA",
+    "BETS",
+    "LOOKS",
+    "evidence_by_look",
+    "life_evidence",
+    "log_payoffs",
+    "look_level",
+    "look_share",
+    "sign_flip_p",
+]
 
 ALPHA = 0.05
 """How often all comparisons of one check together may raise a false alarm in LOOKS looks."""
@@ -85,14 +95,28 @@ def life_evidence(looks: Mapping[int, Sequence[float]], place: int) -> float:
     """
     with evaluation_extra("Comparing versions"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-        from scipy.special import logsumexp  # noqa: PLC0415  # as above
     since = place - place % LOOKS
     places = sorted(other for other in looks if since <= other <= place)
-    paid = np.array([looks[other] for other in places])
-    # of each start: all that the looks from there on pay
-    through = np.cumsum(paid[::-1], axis=0)[::-1]
-    starts = np.log([look_share(other) for other in places])[:, None]
-    return float(np.exp(min(700.0, float(logsumexp(through + starts)) - np.log(len(BETS)))))
+    return float(evidence_by_look(np.array([looks[other] for other in places]), places)[-1])
+
+
+def evidence_by_look(paid: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float64]:
+    """Return the evidence at each of several looks of one LOOKS, as `life_evidence` does at the last one.
+
+    Args:
+        paid: `log_payoffs` of each look, in order; of one life (looks, BETS), or of many (lives, looks, BETS).
+        places: Places of the looks, in order.
+    """
+    with evaluation_extra("Comparing versions"):
+        import numpy as np  # noqa: PLC0415  # optional dependency
+    through = paid.cumsum(axis=-2)
+    # What is put in at a look goes through it and the later ones, but not through those before.
+    put_in = np.log([look_share(place) for place in places])[:, None] - (through - paid)
+    by_bet = np.logaddexp.accumulate(put_in, axis=-2) + through
+    logarithm = np.logaddexp.reduce(by_bet, axis=-1) - np.log(len(BETS))
+    # larger ones leave the range of floats
+    evidence: NDArray[np.float64] = np.exp(np.minimum(700.0, logarithm))
+    return evidence
 
 
 def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
@@ -120,4 +144,7 @@ def sign_flip_p(differences: NDArray[np.float64], *, seed: int = 0) -> float:
         return float(1 + (sums >= total - 1e-9 * sizes.sum()).sum()) / (1 + draws)
 
     first = p_of(_DRAWS)
-    return first if first > _NEAR else p_of(_MORE_DRAWS)
+    # Where no draw is as large, the draws alone say how small it is: Hoeffding's bound, which is never too small, says
+    # more. Of several comparisons late in a life each needs less than one in so many draws.
+    bound = float(np.exp(-(max(0.0, total) ** 2) / (2 * (sizes**2).sum())))
+    return first if first > _NEAR else min(p_of(_MORE_DRAWS), bound)

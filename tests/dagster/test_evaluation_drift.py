@@ -14,6 +14,8 @@ from dagster_llm_batch.errors import ConfigError
 
 DAYS = [f"2026-01-0{day}" for day in range(1, 10)]
 DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-10")
+WEEK = DAYS[:7]
+"""Days that nothing is decided about: those before them are too few to show how much days vary."""
 STEADY = {"billing": 60, "bug": 40}
 SHIFTED = {"billing": 20, "bug": 80}
 
@@ -49,29 +51,36 @@ def verdicts(result):
 
 class TestAllPartitions:
     def test_each_partition_is_held_against_those_before_it(self, project):
-        upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
-        project.fill(upstream, *DAYS[:5])
+        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}))
+        project.fill(upstream, *DAYS)
         project.run([*upstream, *assets], select=assets)
         found = by_partition(project)
-        assert list(found) == DAYS[:5]
-        assert [row["drifted"] for row in found.values()] == [False, False, False, True, False]
+        assert list(found) == DAYS
+        assert [row["drifted"] for row in found.values()] == [False] * 7 + [True, False]
         assert (found[DAYS[0]]["reference"], found[DAYS[0]]["psi"]) == (None, None)
         assert found[DAYS[1]]["reference"] == DAYS[0]
-        assert (found[DAYS[3]]["reference"], found[DAYS[3]]["n_reference"]) == (f"{DAYS[0]} to {DAYS[2]} (3)", 300)
-        assert (found[DAYS[3]]["most_changed"], found[DAYS[3]]["change"]) == ("billing", pytest.approx(-0.4))
+        assert (found[DAYS[7]]["reference"], found[DAYS[7]]["n_reference"]) == (f"{DAYS[4]} to {DAYS[6]} (3)", 300)
+        assert (found[DAYS[7]]["most_changed"], found[DAYS[7]]["change"]) == ("billing", pytest.approx(-0.4))
 
     def test_the_check_speaks_of_the_last_one(self, project):
-        upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
-        project.fill(upstream, *DAYS[:4])
+        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}))
+        project.fill(upstream, *DAYS[:8])
         result = project.run([*upstream, *assets], select=assets)
         verdict = verdicts(result)[None]
         assert (verdict.check_name, verdict.passed) == ("label_drift", False)
         assert verdict.severity == dg.AssetCheckSeverity.ERROR
         assert re.search(
-            r"2026-01-04, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
+            r"2026-01-08, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
         )
-        project.fill(upstream, DAYS[4])
+        project.fill(upstream, DAYS[8])
         assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
+
+    def test_in_the_first_week_nothing_is_decided_and_the_check_says_so(self, project):
+        upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
+        project.fill(upstream, *DAYS[:4])
+        verdict = verdicts(project.run([*upstream, *assets], select=assets))[None]
+        assert verdict.passed
+        assert "not decided: too few partitions, since 3 of the 7 that show how much they vary" in verdict.description
 
     def test_shares_have_a_table_and_a_picture(self, project):
         upstream, assets = build_assets(labels({}))
@@ -98,13 +107,13 @@ class TestAllPartitions:
         assert shown.endswith("2 older ones are in the table.")
 
     def test_named_partitions_are_the_reference_of_all_others(self, project):
-        upstream, assets = build_assets(labels({DAYS[2]: SHIFTED}), reference=DAYS[0])
-        project.fill(upstream, *DAYS[:3])
+        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}), reference=DAYS[0])
+        project.fill(upstream, *DAYS[:8])
         project.run([*upstream, *assets], select=assets)
         found = by_partition(project)
         assert found[DAYS[0]]["psi"] is None
-        assert {found[day]["reference"] for day in DAYS[1:3]} == {DAYS[0]}
-        assert found[DAYS[2]]["drifted"]
+        assert {found[day]["reference"] for day in DAYS[1:8]} == {DAYS[0]}
+        assert found[DAYS[7]]["drifted"]
 
     def test_several_datasets_and_targets_are_looked_at(self, project):
         upstream, assets = build_assets(
@@ -133,15 +142,15 @@ class TestAllPartitions:
 
         @dg.asset(partitions_def=DAILY)
         def tickets(context):
-            repeated = 60 if context.partition_key == DAYS[3] else 1
+            repeated = 60 if context.partition_key == DAYS[7] else 1
             said = ["billing"] * 60 + ["bug"] * 39 + ["bug"] * repeated
             ids = [*map(str, range(99)), *["the same"] * repeated]
             return pa.table({"id": range(len(said)), "topic": said, column: ids})
 
         upstream, assets = build_assets(tickets, cluster=cluster, max_psi=0.05)
-        project.fill(upstream, *DAYS[:4])
+        project.fill(upstream, *DAYS[:8])
         assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
-        assert [row["n"] for row in by_partition(project).values()] == [100] * 4
+        assert [row["n"] for row in by_partition(project).values()] == [100] * 8
 
     def test_rejected_rows_do_not_count(self, project):
         upstream, assets = build_assets(labels({}, llm_outcome="invalid"))
@@ -152,21 +161,20 @@ class TestAllPartitions:
 
 class TestPartitions:
     def test_a_range_is_one_run_with_a_verdict_for_each(self, project):
-        upstream, assets = build_assets(labels({DAYS[2]: SHIFTED}), partitions_def=DAILY, reference=2)
-        project.fill(upstream, *DAYS[:4])
-        result = project.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[3]))
+        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}), partitions_def=DAILY, reference=2)
+        project.fill(upstream, *DAYS)
+        result = project.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[8]))
         assert {day: one.passed for day, one in verdicts(result).items()} == {
-            DAYS[0]: True,
-            DAYS[1]: True,
-            DAYS[2]: False,
-            DAYS[3]: True,
+            **dict.fromkeys(WEEK, True),
+            DAYS[7]: False,
+            DAYS[8]: True,
         }
-        assert list(by_partition(project, DAYS[2])) == [DAYS[2]]
-        assert {row["partition"] for row in project.stored("drift_shares", DAYS[2]).to_pylist()} == {DAYS[2]}
+        assert list(by_partition(project, DAYS[7])) == [DAYS[7]]
+        assert {row["partition"] for row in project.stored("drift_shares", DAYS[7]).to_pylist()} == {DAYS[7]}
 
     def test_a_blocking_check_holds_back_its_own_partition_only(self, project):
         upstream, assets = build_assets(
-            labels({DAYS[2]: SHIFTED}),
+            labels({DAYS[7]: SHIFTED}),
             partitions_def=DAILY,
             blocking=True,
             check_severity=dg.AssetCheckSeverity.ERROR,
@@ -176,11 +184,11 @@ class TestPartitions:
         def report():
             return 1
 
-        project.fill(upstream, *DAYS[:4])
+        project.fill(upstream, *DAYS)
         every = [*upstream, *assets, report]
-        project.run(every, select=[*assets, report], partition=DAYS[2], succeeds=False)
-        project.run(every, select=[*assets, report], partition=DAYS[3])
-        assert project.partitions("report") == {DAYS[3]}
+        project.run(every, select=[*assets, report], partition=DAYS[7], succeeds=False)
+        project.run(every, select=[*assets, report], partition=DAYS[8])
+        assert project.partitions("report") == {DAYS[8]}
 
     def test_other_partitions_and_none_are_refused(self, project):
         other = dg.StaticPartitionsDefinition(["a"])

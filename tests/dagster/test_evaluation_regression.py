@@ -121,7 +121,7 @@ def test_what_chance_explains_is_no_regression(project):
     assert "96.7% now" in verdict.description
 
 
-def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
+def test_numbers_of_too_few_rows_are_not_decided_and_the_check_says_so(project):
     near = 0.0
 
     def numbers(name, value):
@@ -142,8 +142,8 @@ def test_numbers_of_too_few_rows_get_no_verdict_and_the_check_says_so(project):
     verdict = evaluate(project, [gold, smol], evaluation)
     assert verdict.passed
     assert verdict.description == (
-        "Nothing was judged. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (p = 0.0078 in this "
-        "look, too few rows for a verdict: 7 of 8)."
+        "Not decided: too few rows. smol, score: 0.000 accepted, 5.000 now, on 7 rows; 0 fixed, 7 broken (p = 0.0078 "
+        "in this look; not decided: too few rows, 7 of 8)."
     )
     assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 8"
 
@@ -290,6 +290,9 @@ class TestLooks:
                 said |= self.look(project, upstream, evaluation, **how)
             found.append({day: (self.p_value(one), one.passed) for day, one in said.items()})
         assert found[0] == found[1]
+        # One partition of ten rows could not have failed by itself, and says so.
+        assert "not decided: too few rows, 10 of 11)" in said["mon"].description
+        assert "not decided" not in said["tue"].description
         p_values = [found[0][day][0] for day in ("mon", "tue", "wed")]
         assert p_values == sorted(p_values, reverse=True)
         assert [found[0][day][1] for day in ("mon", "tue", "wed")] == [True, False, False]

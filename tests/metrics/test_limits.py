@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from dagster_llm_batch.metrics import Target, compare, evaluate, join, tally
 from dagster_llm_batch.metrics.calibration import calibration_of
 from dagster_llm_batch.metrics.classification import accuracy_interval, kappa_of
-from dagster_llm_batch.metrics.limits import miscalibration_p, share_p_below
+from dagster_llm_batch.metrics.limits import least_miscalibration_p, miscalibration_p, share_p_below
 
 
 def joined(gold, said, *, confidence=None, **target):
@@ -115,6 +115,16 @@ class TestCalibration:
         assert [bin_.rows for bin_ in shared.bins if bin_.n] == [4]
         assert miscalibration_p(alone, 0.1) < 0.001
         assert miscalibration_p(shared, 0.1) > 0.05
+
+    def test_the_worst_that_labels_can_show_says_whether_they_are_too_few(self):
+        # Two wrong labels of those that are said to be 90 % sure, by a candidate that may be off by a tenth: 0.2 ** 2.
+        few, many = (calibration_of(joined(["a"] * n, ["b"] * n, confidence=[0.9] * n)) for n in (2, 7))
+        assert least_miscalibration_p(few, 0.1) == pytest.approx(0.04)
+        assert miscalibration_p(few, 0.1) == pytest.approx(0.04, abs=0.005)
+        assert least_miscalibration_p(many, 0.1) == pytest.approx(0.2**7)
+        # However they turn out: it is of the confidences alone.
+        right = calibration_of(joined(["a"] * 7, ["a"] * 7, confidence=[0.9] * 7))
+        assert least_miscalibration_p(right, 0.1) == pytest.approx(0.2**7)
 
     def test_an_error_within_the_limit_is_within_it(self):
         assert miscalibration_p(self.found(50, 0.0, 1), 0.9) == 1

@@ -11,6 +11,7 @@ from dagster_llm_batch.metrics.looks import (
     ALPHA,
     BETS,
     LOOKS,
+    evidence_by_look,
     life_evidence,
     log_payoffs,
     look_level,
@@ -89,3 +90,24 @@ def test_the_sign_test_is_exact_where_all_sizes_are_one_and_right_where_they_are
     many = rng.exponential(1, 5_000) * rng.choice([-1, 1], 5_000, p=[0.48, 0.52])
     normal = 0.5 * math.erfc(many.sum() / math.sqrt((many**2).sum()) / math.sqrt(2))
     assert sign_flip_p(many) == pytest.approx(normal, rel=0.2)
+    # What no draw is as large as can be as small as any look needs, with many comparisons late in a life.
+    surely = rng.exponential(1, 200)
+    assert sign_flip_p(surely) < look_level(LOOKS - 1, 50)
+
+
+def test_the_evidence_of_all_looks_is_that_of_each():
+    rng = np.random.default_rng(9)
+    places = [0, 1, 5, 40, 41, 300]
+    paid = np.array([[log_payoffs(rng.normal(0.1, 1, 30)) for _ in places] for _ in range(3)])
+    for life, found in zip(paid, evidence_by_look(paid, places), strict=True):
+        looks = dict(zip(places, life, strict=True))
+        by_hand = [
+            sum(
+                look_share(since) * np.exp(sum(looks[at] for at in places if since <= at <= place)).mean()
+                for since in places
+                if since <= place
+            )
+            for place in places
+        ]
+        assert found == pytest.approx(by_hand)
+        assert found == pytest.approx([life_evidence(looks, place) for place in places])

@@ -143,14 +143,14 @@ def drifts(counts, **more):
     return [
         drift_between(
             counts[key],
-            counts[keys[0]],
+            [counts[keys[0]]],
             partition=key,
             candidate="c",
             target="t",
             against="",
             max_psi=0.25,
             level=0.01,
-            earlier=[counts[keys[0]]] * 2,
+            earlier=[counts[keys[0]]] * 7,
             **more,
         )
         for key in keys
