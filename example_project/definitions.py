@@ -3,6 +3,7 @@
     tweets ──▶ tweet_sentiment_batch ─────────▶ tweet_sentiment ──────────┐
        └─────▶ tweet_sentiment_lexicon_batch ─▶ tweet_sentiment_lexicon ──┼─▶ sentiment_eval
     tweet_gold ───────────────────────────────────────────────────────────┘
+    tweet_gold_few ─ with both datasets ─▶ sentiment_shares
 
 Without any setting all of it runs on this machine. Environment variables put another model in SmolLM2's place:
 
@@ -25,6 +26,7 @@ from dagster_llm_batch import (
     OpenAIBatchResource,
     Prompt,
     build_llm_batch_sensor,
+    estimate_assets,
     evaluation_assets,
     llm_batch_assets,
 )
@@ -48,6 +50,12 @@ def tweets(context: dg.AssetExecutionContext) -> Any:
 def tweet_gold(context: dg.AssetExecutionContext) -> Any:
     """What 20 to 99 people made of each tweet: the mean of their ratings from -4 to 4, and the label it stands for."""
     return data.rated(context.partition_keys, rows_per_day()).select("text_id", "day", "label", "mean", "n_ratings")
+
+
+@dg.asset(partitions_def=daily, backfill_policy=one_run, metadata={"partition_expr": "day"}, kinds={"polars"})
+def tweet_gold_few(context: dg.AssetExecutionContext) -> Any:
+    """A fifth of the ratings, drawn by chance: what there is where people can look at a few rows only."""
+    return data.rated(context.partition_keys, max(1, rows_per_day() // 5)).select("text_id", "day", "label")
 
 
 class Sentiment(BaseModel):
@@ -92,6 +100,15 @@ sentiment_eval = evaluation_assets(
     frame="polars",
 )
 
+sentiment_shares = estimate_assets(
+    name="sentiment_shares",
+    gold=tweet_gold_few,
+    candidates=[tweet_sentiment, tweet_sentiment_lexicon],
+    key="text_id",
+    target="label",
+    frame="polars",
+)
+
 llm_batch = LLMBatchResource(
     command=CommandBatchResource(
         command=[
@@ -106,7 +123,15 @@ llm_batch = LLMBatchResource(
 )
 
 defs = dg.Definitions(
-    assets=[tweets, tweet_gold, *tweet_sentiment, *tweet_sentiment_lexicon, *sentiment_eval],
+    assets=[
+        tweets,
+        tweet_gold,
+        tweet_gold_few,
+        *tweet_sentiment,
+        *tweet_sentiment_lexicon,
+        *sentiment_eval,
+        *sentiment_shares,
+    ],
     sensors=[
         build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours
         dg.AutomationConditionSensorDefinition(

@@ -25,8 +25,9 @@ from example_project.screen import Bar, Screen
 __all__ = ["DATASETS", "submitted_text", "travel"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
-BACKFILLED = ("tweets", "tweet_gold", *(f"{name}_batch" for name in DATASETS))
-EVALUATION = "sentiment_eval"
+BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
+EVALUATIONS = {"sentiment_eval": "tweet_gold", "sentiment_shares": "tweet_gold_few"}
+"""By name, and the gold that each reads."""
 _LOOK_SECONDS = 1.0
 _BACKFILL = """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
     ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
@@ -85,7 +86,7 @@ def _watch(screen: Screen, world: _World, began: datetime) -> None:
             if evaluated:
                 screen.show(bars, last=True)
                 return
-            bars.append(Bar(EVALUATION, "automation starts it", 0, 0))
+            bars.append(Bar(" and ".join(EVALUATIONS), "automation starts them", 0, 0))
         screen.show(bars)
         time.sleep(_LOOK_SECONDS)
 
@@ -149,10 +150,13 @@ class _World:
         return next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
 
     def is_evaluated(self) -> bool:
-        """Whether the evaluation is newer than all it reads."""
-        evaluation = self._record(EVALUATION, None)
-        read = [self._record(name, day) for name in ("tweet_gold", *DATASETS) for day in settings.EXAMPLE_DAYS]
-        return evaluation is not None and all(one is not None and one.timestamp < evaluation.timestamp for one in read)
+        """Whether each evaluation is newer than all it reads."""
+        return all(self._is_newest(name, (gold, *DATASETS)) for name, gold in EVALUATIONS.items())
+
+    def _is_newest(self, evaluation: str, upstreams: Sequence[str]) -> bool:
+        newest = self._record(evaluation, None)
+        read = [self._record(name, day) for name in upstreams for day in settings.EXAMPLE_DAYS]
+        return newest is not None and all(one is not None and one.timestamp < newest.timestamp for one in read)
 
     def submitted_since(self, began: datetime) -> str:
         """What this run sent, and what was there already."""

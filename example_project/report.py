@@ -1,4 +1,4 @@
-"""What the example ends with: the labeled table's head, the evaluation, the money, and where to look further."""
+"""What the example ends with: labels, the evaluation, the shares of all rows, the money, and where to look further."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def show(running: RunningDagster) -> None:
     console.print()
     console.print(_head(labels, _load("tweet_gold"), console.width))
     console.print(_evaluation(_load("sentiment_eval", partitioned=False)))
+    console.print(_shares(_load("sentiment_shares", partitioned=False), _load("tweet_gold")))
     console.print(_mistakes(_load("sentiment_eval_mistakes", partitioned=False), console.width))
     for line in _money({settings.MODEL: labels, "command/vader": lexicon}):
         console.print(line, markup=False, soft_wrap=True)
@@ -90,6 +91,24 @@ def _evaluation(evaluation: pl.DataFrame) -> Table:
             f'Always saying "{rows[0]["baseline_class"]}" would be right in {rows[0]["baseline_accuracy"]:.2f}. '
             "The lexicon's authors made it partly from these tweets: its figures flatter it."
         )
+    return table
+
+
+def _shares(estimates: pl.DataFrame, gold: pl.DataFrame) -> Table:
+    """What few people and many labels say of the whole table; here it is known what all people say."""
+    shares = estimates.filter(pl.col("figure") == "share", pl.col("candidate") == "tweet_sentiment").to_dicts()
+    few = shares[0]["n_gold"] if shares else 0
+    table = Table(title=f"sentiment_shares: what all {len(gold)} tweets hold (95 % intervals)", **_LOOK)
+    for name in ("share", "model alone", f"{few} people's labels", "both together", "in truth"):
+        table.add_column(name, justify="left" if name == "share" else "right")
+    for row in shares:
+        truth = (gold["label"] == row["label"]).mean()
+        both = (_interval(row, "gold_only"), _interval(row, "powered"))
+        table.add_row(row["label"], f"{row['naive']:.2f}", *both, f"{truth:.2f}")
+    table.caption = (
+        "Counting a model's labels counts its mistakes; a few labels by people correct them. The better the model is, "
+        "the narrower is the interval of both beside that of people alone."
+    )
     return table
 
 

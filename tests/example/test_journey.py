@@ -43,6 +43,7 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
         answered = [done.custom_id for done in emulator.books.executions if done.billed]
     assert len(answered) == len(set(answered)) == 12
     assert "in real time" in done.stdout
+    assert "sentiment_shares: what all 12 tweets hold" in done.stdout
     assert "Starting Dagster" in done.stdout  # its own, which ends with it
     assert not tmp_path.joinpath("dagster.json").exists()
     labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
