@@ -118,6 +118,8 @@ def build_llm_batch_retention(
 ) -> dg.ScheduleDefinition:
     """Return a schedule, with its job, that removes stored files by age, as `dagster-llm-batch prune` does.
 
+    Request files that were uploaded to providers go, too, as they do at each tick of the sensor.
+
     Labels, results, and what says where a label is from stay. What is in flight, has not landed or waits for a person
     is never touched. The job's launchpad takes other ages, and `delete: false` to see what would go.
 
@@ -158,13 +160,21 @@ def build_llm_batch_retention(
 
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
-        """Files that nothing needs any more are removed from the payload store."""
+        """Files that nothing needs any more are removed from the payload store, and request files at providers."""
         engine = _engine_of(context, resource_key)
         raw = None if config.raw_older_than_days is None else timedelta(days=config.raw_older_than_days)
         pruning = engine.prune(timedelta(days=config.older_than_days), raw, delete=config.delete)
         did = "Deleted" if config.delete else "Would delete"
         context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
-        context.add_output_metadata(_pruning_metadata(pruning, deleted=config.delete))
+        from dagster_llm_batch.engine.uploads import Removal, UploadRemover  # noqa: PLC0415 - it loads all that a run needs
+
+        uploads = UploadRemover(engine.deployment)
+        found = len(uploads.due())
+        removal = uploads.remove_files() if config.delete else Removal()
+        for place, why in (removal.troubles | removal.kept).items():
+            context.log.warning(f"Request files at providers stay, of {place}: {why}")
+        figures = {"llm_batch/request_files_found": found, "llm_batch/request_files_deleted": len(removal.batches)}
+        context.add_output_metadata({**_pruning_metadata(pruning, deleted=config.delete), **figures})
 
     @dg.job(
         name=name,

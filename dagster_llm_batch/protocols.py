@@ -1,6 +1,6 @@
 """The seams, as numbered duties. One implementation a file under `providers/`; contract tests hold each to its duties.
 
-A provider is a codec (pure) and seven verbs (I/O). Engines above know nothing else of a vendor.
+A provider is a codec (pure) and nine verbs (I/O). Engines above know nothing else of a vendor.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     CannotTell,
+    FileCount,
     FindHints,
     Found,
     Request,
@@ -163,6 +164,18 @@ class Provider(Protocol):
         1. What is gone already is deleted: None, as where nothing stays.
         2. Only what belongs to this batch alone.
         """
+        ...
+
+    def delete_request_file(self, batch_id: str) -> None:
+        """Delete the request file that `submit` uploaded for an ended batch.
+
+        1. What is gone already is deleted, as is what the provider never had: one that has no such files does nothing.
+        2. Results stay, and can be fetched as before.
+        """
+        ...
+
+    def count_files(self) -> Sequence[FileCount]:
+        """Count what the provider's limits on stored files are about; empty where no such limit is known."""
         ...
 
     def respond(self, line: bytes) -> bytes:

@@ -23,6 +23,7 @@ from dagster_llm_batch.types import (
     BatchReport,
     CannotTell,
     Endpoint,
+    FileCount,
     FindHints,
     Found,
     RequestSpec,
@@ -103,6 +104,13 @@ class TracedProvider:
     def delete(self, batch_id: str) -> str | None:
         with self._span("delete_batch", None, {"llm_batch.batch_id": batch_id}):
             return self._provider.delete(batch_id)
+
+    def delete_request_file(self, batch_id: str) -> None:
+        with self._span("delete_request_file", None, {"llm_batch.batch_id": batch_id}):
+            self._provider.delete_request_file(batch_id)
+
+    def count_files(self) -> Sequence[FileCount]:
+        return self._provider.count_files()
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         with self._span("submit_batch", spec.model, _asked(spec)) as span:

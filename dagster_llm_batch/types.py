@@ -25,6 +25,7 @@ __all__ = [
     "Cause",
     "Endpoint",
     "Extra",
+    "FileCount",
     "FindHints",
     "Found",
     "Image",
@@ -277,6 +278,14 @@ class BatchReport:
     smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None
+
+
+class FileCount(NamedTuple):
+    """How much of something a provider stores, and the most that it takes."""
+
+    what: str
+    used: int
+    most: int | None
 
 
 @dataclass(frozen=True, slots=True)

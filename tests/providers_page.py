@@ -84,9 +84,7 @@ def _known(server: Server) -> list[str]:
         ""
         if windows is None
         else (" to " if windows.value.any_between else ", ").join(windows.value.words) + _mark(windows),
-        ""
-        if expiry is None or not expiry.value.seconds
-        else f"kept {expiry.value.seconds // 86_400} days" + _mark(expiry),
+        "" if expiry is None else f"kept {expiry.value.seconds // 86_400} days" + _mark(expiry),
         "" if server.price_rule is None else _shown(server.price_rule),
     ]
 

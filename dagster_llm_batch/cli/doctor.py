@@ -32,6 +32,7 @@ from dagster_llm_batch.engine.status import (
     cause_text,
     retry_command,
 )
+from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
@@ -50,6 +51,11 @@ _OLD_RULES = timedelta(days=365)
 _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
+_LATE_FILES = timedelta(days=3)
+_ON_FILES = (
+    "`dagster-llm-batch prune --delete` deletes those of collected batches; others, of other programs or of a ledger "
+    "that is gone, can be deleted at the vendor's console."
+)
 
 
 class Verdict(StrEnum):
@@ -111,6 +117,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         engine = deployment.dry_engine
         for name, provider in sorted(engine.providers.items()):
             yield _tried(f"provider {name}", partial(_provider, name, provider))
+            yield from _files_at(name, provider)
         for name, dataset in sorted(deployment.code.datasets.items()):
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
@@ -123,6 +130,8 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _erased(deployment.engine)
         yield from _stranded(deployment.engine)
         yield from _left(deployment.engine)
+        if deployment.has_code:
+            yield from _request_files(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
     yield _tried("price book", partial(_prices, deployment))
     yield _tried("price rules", partial(_price_rules, deployment))
@@ -251,6 +260,38 @@ def _provider(name: str, provider: Provider) -> Finding:
         warning = f"{state}, but a batch whose create call fails may not be found again: {sighting.reason}"
         return Finding(f"provider {name}", Verdict.WARNING, warning, "Such a batch would wait for `resolve`.")
     return Finding(f"provider {name}", Verdict.OK, state)
+
+
+def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
+    """Hold what a provider stores of request files against its limits."""
+    check = f"files at {name}"
+    try:
+        counts = provider.count_files()
+    except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+        yield Finding(check, Verdict.WARNING, f"cannot be counted: {error}")
+        return
+    for what, used, most in counts:
+        if most is None:
+            continue
+        state = f"{used:,} of {most:,} {what}"
+        if used >= most:
+            yield Finding(check, Verdict.PROBLEM, f"{state}: no more can be uploaded", _ON_FILES)
+        elif used > _NEARLY * most:
+            yield Finding(check, Verdict.WARNING, state, _ON_FILES)
+        else:
+            yield Finding(check, Verdict.OK, state)
+
+
+def _request_files(engine: Engine) -> Iterator[Finding]:
+    """Yield request files that should have gone from their providers by now."""
+    due = UploadRemover(engine.deployment).due()
+    late = [shard for shard in due if _since(shard.collected_at, utc_now()) > _LATE_FILES]
+    if late:
+        places = ", ".join(sorted({shard.provider for shard in late}))
+        problem = f"request files of {counted(len(late), 'collected batch', 'collected batches')} are still at {places}"
+        yield Finding(
+            "request files", Verdict.WARNING, problem, "dagster-llm-batch prune --delete says what is in the way."
+        )
 
 
 def _dataset(engine: Engine, labeling: Labeling) -> Finding:

@@ -208,6 +208,8 @@ class Deployment:
         fetched_prices: Whether prices are those of the book that `dagster-llm-batch prices --fetch` stored, where it
             did. Without, nothing but the bundled book is looked at.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
+        keep_request_files: How long a batch's request file stays at its provider after its results were stored. None:
+            nobody here deletes it.
         kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
@@ -232,6 +234,7 @@ class Deployment:
     overdue_after: timedelta | None = None
     fetched_prices: bool = False
     transfers_at_once: int = 4
+    keep_request_files: timedelta | None = timedelta(days=1)
     kinds: Mapping[str, str] = field(default_factory=dict)
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
@@ -247,6 +250,8 @@ class Deployment:
             raise ConfigError(f"transfers_at_once={self.transfers_at_once!r} is not allowed; it is at least 1.")
         if self.overdue_after is not None and self.overdue_after <= timedelta():
             raise ConfigError(f"overdue_after={self.overdue_after} is not allowed; a batch needs some time.")
+        if self.keep_request_files is not None and self.keep_request_files < timedelta():
+            raise ConfigError(f"keep_request_files={self.keep_request_files} is not allowed; it is no time, or some.")
 
     def erased_keys(self, partition: str, *assets: str) -> ErasedKeys:
         """Return the keys of a partition's rows that a person had erased from these assets."""

@@ -16,7 +16,7 @@
 5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
    is kept.
 
-Refuses to delete where ledger and payload store do not belong together. Never removes files at the providers.
+Refuses to delete where ledger and payload store do not belong together. Files at the providers are for `uploads`.
 """
 
 from __future__ import annotations

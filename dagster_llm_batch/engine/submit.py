@@ -436,7 +436,9 @@ class Sender:
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
         """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
         others = [*self._ledger.shards_in_flight(self._deployment.namespace)]
-        put_back: set[str] = set()
+        # Request files of what was collected meanwhile are gone, by whose names a batch may be known.
+        since = shards[0].sent_at or self._deployment.clock()
+        put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
         for submission_id in {shard.submission_id for shard in shards}:
             others += self._ledger.shards(submission_id)
             events = self._ledger.events(submission_id)

@@ -38,7 +38,7 @@ from dagster_llm_batch.providers.answers import (
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
-from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, RequestSpec
+from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, FileCount, RequestSpec
 
 __all__ = [
     "BaseProvider",
@@ -131,6 +131,13 @@ class BaseProvider:
         """See Provider.delete. Nothing can be, unless a provider knows how."""
         del batch_id
         return f"the provider '{self._name}' has no way to delete what it stores; see its documents or ask it"
+
+    def delete_request_file(self, batch_id: str) -> None:
+        """See Provider.delete_request_file. There is none, unless a provider uploads one."""
+
+    def count_files(self) -> Sequence[FileCount]:
+        """See Provider.count_files. No limit is known, unless a provider knows one."""
+        return ()
 
     def console_url(self, batch_id: str) -> str | None:
         """See Provider.console_url. There is none, unless a provider knows one."""

@@ -128,6 +128,13 @@ class LLMBatchResource(CheckedResource):
             "the provider's window (24 hours for most) and half of it more."
         ),
     )
+    keep_request_files_hours: float | None = Field(
+        default=24.0,
+        description=(
+            "How long after a batch's results were stored the request file that was uploaded for it stays at its "
+            "provider; then the sensor deletes it. Results stay. None: files go when the vendor's expiry has come."
+        ),
+    )
     transfers_at_once: int = Field(
         default=4,
         description=(
@@ -241,6 +248,9 @@ class LLMBatchResource(CheckedResource):
                     queue_limits={name: queue_limit.rule() for name, queue_limit in self.queue_limits.items()},
                     overdue_after=None if (hours := self.overdue_after_hours) is None else timedelta(hours=hours),
                     fetched_prices=self.fetched_prices,
+                    keep_request_files=None
+                    if (kept := self.keep_request_files_hours) is None
+                    else timedelta(hours=kept),
                     transfers_at_once=self.transfers_at_once,
                 )
             )

@@ -56,6 +56,10 @@ _TRIED_FOR = timedelta(hours=1)
 # When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
 _told_of: dict[str, datetime] = {}
 
+# Until when the request files of a provider are left alone that could not delete them, by its name.
+_left_until: dict[str, datetime] = {}
+_FILES_AT_MOST = 20
+
 # Batches that were given up are asked about after this: most of them never end.
 _AWAITED_EVERY = timedelta(hours=1)
 _ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
@@ -211,7 +215,22 @@ class Tick:
         if self._is_within(self._bounds.poll_seconds - longest):
             with self.apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
+        with self._apart("request files at providers"):
+            self._remove_request_files()
         self._look_for_stuck(flying)
+
+    def _remove_request_files(self) -> None:
+        """Delete some request files that nobody needs any more at their providers."""
+        from dagster_llm_batch.engine.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
+
+        besides = {name for name, until in _left_until.items() if until > self._now}
+        removal = UploadRemover(self._engine.deployment).remove_files(
+            besides=besides, most=_FILES_AT_MOST, has_time=lambda: self._is_within(self._bounds.poll_seconds)
+        )
+        for name, reason in removal.troubles.items():
+            # It costs nobody anything: no person is told but by `doctor`.
+            _left_until[name] = self._now + _AWAITED_EVERY
+            self._context.log.warning(f"Request files at {name} could not be deleted, which is tried again: {reason}")
 
     def _look_for_stuck(self, flying: Sequence[Shard]) -> None:
         """Note the batches that are overdue, and those that find no room in their provider's queue."""

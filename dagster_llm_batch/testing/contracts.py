@@ -251,6 +251,15 @@ class ProviderContract:
         assert subject.provider.poll([batch_id])[batch_id].status in (BatchStatus.ENDED, BatchStatus.NOT_FOUND)
         assert len(subject.results(other)) == 1
 
+    def test_delete_request_file_leaves_results_and_can_be_repeated(self, subject: ProviderUnderTest) -> None:
+        batch_id = subject.submit(["a", "b"], "tag-a")
+        subject.finish()
+        for _ in range(2):
+            subject.provider.delete_request_file(batch_id)
+            assert len(subject.results(batch_id)) == 2  # noqa: PLR2004 -- as many as were sent
+        assert subject.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
+        assert all(count.used >= 0 for count in subject.provider.count_files())
+
     def test_respond_gives_the_result_line_that_a_batch_would(self, subject: ProviderUnderTest) -> None:
         answer = subject.provider.respond(subject.codec.encode(Request("r", None, "a text"), "n-7"))
         assert answer.endswith(b"\n")

@@ -18,12 +18,12 @@ def findings(project, code=0, **options):
     return {one["check"]: one for one in document["findings"]}
 
 
-def pass_days(project, days):
-    """Everything that the ledger has seen was so many days earlier."""
+def pass_days(project, days, *more):
+    """Everything that the ledger has seen was so many days earlier, and `more` columns of shards."""
     with closing(sqlite3.connect(project.ledger)) as connection:
         for table, columns in {
             "submission": ["created_at", "settled_at", "delivered_at"],
-            "shard": ["sent_at", "submitted_at", "polled_at", "ended_at"],
+            "shard": ["sent_at", "submitted_at", "polled_at", "ended_at", *more],
         }.items():
             for column in columns:
                 for key, value in connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
@@ -233,3 +233,27 @@ def test_no_command_prints_a_credential(project):
         *(["cost"], ["prune"], ["resolve"], ["doctor"]),
     ):
         assert DEFAULT_KEY not in project.on_file(*arguments).output, arguments
+
+
+def test_prune_deletes_request_files_at_providers_and_results_only_on_request(project):
+    project.land()
+
+    def deleted():
+        return sum(call.method == "DELETE" for call in project.emulator.books.calls)
+
+    assert project.json("prune", "--delete", "--yes")["request_files"] == 0
+    pass_days(project, 4, "collected_at")
+    # The definitions are needed, since they have the providers: by its address nobody is asked.
+    assert "request_files" not in project.cli("prune", *project.by_address).stdout
+    batches = len(project.emulator.books.batches)
+    assert f"request files of {batches} batch are to go" in project.on_file("prune").stdout
+    assert findings(project)["request files"]["verdict"] == "warning"
+    assert deleted() == 0
+    assert project.json("prune", "--delete", "--yes")["request_files"] == batches
+    assert "request files" not in findings(project)
+    assert deleted() == batches
+    removed = project.json("prune", "--older-than", "3", "--provider-results", "--delete", "--yes")
+    assert (removed["request_files"], removed["provider_results"], removed["troubles"]) == (0, batches, {})
+    assert deleted() > batches
+    refused = project.cli("prune", "--provider-results", *project.by_address, code=2)
+    assert "give the definitions" in refused.output

@@ -11,6 +11,7 @@ from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, lab
 from dagster_llm_batch import LLMBatchResource, Resend, build_llm_batch_sensor
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.sensors.runs import TickBounds
+from dagster_llm_batch.sensors.tick import _left_until
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -417,6 +418,28 @@ def test_batches_are_polled_less_often_the_older_they_are(make, emulator):
         before = polls()
         location.tick()
         assert (polls() > before) is is_polled, (age, since_poll)
+
+
+def test_request_files_of_landed_batches_are_deleted_by_ticks_after_a_day(make, emulator):
+    location = make(*labeled())
+    assert location.land().success
+    tick(location)
+
+    def deleted():
+        return sum(call.method == "DELETE" for call in emulator.books.calls)
+
+    assert deleted() == 0
+    change(location, f"collected_at = '{sqlite_time(location.engine().now() - timedelta(hours=25))}'")
+    emulator.inject(WireFault(kind="status", status=403, route="DELETE /v1/files/*"))
+    tick(location)
+    assert deleted() == 1
+    # It is refused: an hour later is early enough for another try.
+    tick(location)
+    assert deleted() == 1
+    _left_until.clear()
+    tick(location)
+    tick(location)
+    assert deleted() == 2
 
 
 def sqlite_time(moment):

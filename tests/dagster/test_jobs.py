@@ -192,6 +192,18 @@ def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
     assert "raw_pruned" in [event.kind for event in location.engine().ledger.events(submission_id)]
 
 
+def test_the_schedule_deletes_request_files_at_providers_too(make, emulator):
+    location = make(*labeled())
+    assert location.land().success
+    schedule = build_llm_batch_retention()
+    assert retained(location, schedule)["llm_batch/request_files_found"] == 0
+    change(location, f"collected_at = '{datetime.now(UTC) - timedelta(hours=25):%Y-%m-%d %H:%M:%S.%f}'")
+    looked = retained(location, schedule, delete=False)
+    assert (looked["llm_batch/request_files_found"], looked["llm_batch/request_files_deleted"]) == (1, 0)
+    assert retained(location, schedule)["llm_batch/request_files_deleted"] == 1
+    assert retained(location, schedule)["llm_batch/request_files_found"] == 0
+
+
 def test_an_age_below_a_day_is_refused_when_definitions_load():
     with pytest.raises(ConfigError, match="after a day at the earliest; got raw_older_than=1:00:00"):
         build_llm_batch_retention(raw_older_than=timedelta(hours=1))

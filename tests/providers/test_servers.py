@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import httpx2
 import pytest
 from bent_server import BENDS, Bend, as_openai, bent, without_metadata
 from sample_batches import batch_file, odd_server
@@ -29,6 +30,7 @@ from dagster_llm_batch.types import (
     BatchStatus,
     CannotTell,
     Endpoint,
+    FileCount,
     FindHints,
     Found,
     Outcome,
@@ -150,6 +152,42 @@ def test_azure_is_told_when_the_request_file_expires_since_it_holds_500_that_do_
     with pytest.raises(RefusedError, match="exceeds its limit"):
         submit(plain)
     submit(provider, OTHER_TAG)
+
+
+def test_openai_is_told_when_the_request_file_expires_and_an_unknown_server_is_not(emulator: Emulator) -> None:
+    told: list[bytes] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        told.append(request.read())
+        return httpx2.Response(403, json={"error": {"message": "no"}})
+
+    public = OpenAIProvider("sk-x", http_client=httpx2.Client(transport=httpx2.MockTransport(answer)))
+    with pytest.raises(CredentialsError):
+        submit(public)
+    assert b'name="expires_after[seconds]"\r\n\r\n1209600\r\n' in told[0]
+    submit(OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url), TAG)
+    [stored] = azure(emulator)._client(retries=0).files.list(purpose="batch").data
+    assert stored.expires_at - stored.created_at == 30 * 86_400
+
+
+def test_azures_request_files_are_counted_against_its_limits(emulator: Emulator) -> None:
+    provider = azure(emulator)
+    submit(provider)
+    provider._client(retries=0).files.create(file=("x.jsonl", b"{}"), purpose="batch")
+    assert provider.count_files() == [
+        FileCount("request files without an expiry", 1, 500),
+        FileCount("request files", 2, 10_000),
+    ]
+    assert azure(emulator, server=SERVERS["openai"]).count_files() == []
+
+
+def test_a_deleted_request_file_hides_no_batch_that_the_ledger_knows(emulator: Emulator) -> None:
+    provider = azure(emulator)
+    gone = submit(provider, OTHER_TAG)
+    emulator.settle()
+    provider.delete_request_file(gone)
+    assert isinstance(provider.find(TAG, hints()), CannotTell)
+    assert provider.find(TAG, hints(gone)) == Absent()
 
 
 def test_azures_full_queue_is_no_refusal() -> None:

@@ -69,13 +69,22 @@ class Files:
 
     def delete(self, job: Any, source: str | None) -> None:
         """Delete the request file at `source`, and all that Bedrock wrote for the job."""
-        places = [(bucket, key) for bucket, key, _ in self._outputs(job)]
+        for bucket, key in [(bucket, key) for bucket, key, _ in self._outputs(job)]:
+            self._delete(bucket, key)
         if source is not None:
             bucket, _, key = source.removeprefix("s3://").partition("/")
-            places.append((bucket, key))
-        for bucket, key in places:
-            with self._clients.calls(f"delete 's3://{bucket}/{key}'"):
-                self._clients.of("s3").delete_object(Bucket=bucket, Key=key)
+            self._delete(bucket, key)
+
+    def delete_source(self, source: str | None) -> None:
+        """Delete the request file at `source`, if it is of this provider's own place and name."""
+        bucket, _, key = (source or "").removeprefix("s3://").partition("/")
+        own = f"{self._prefix}/" if self._prefix else ""
+        if bucket == self._bucket and key.startswith(own) and key.endswith("/requests.jsonl"):
+            self._delete(bucket, key)
+
+    def _delete(self, bucket: str, key: str) -> None:
+        with self._clients.calls(f"delete 's3://{bucket}/{key}'"):
+            self._clients.of("s3").delete_object(Bucket=bucket, Key=key)
 
     def results(self, job: Any, report: BatchReport) -> Iterator[bytes]:
         """Yield the result lines of a job, from every output file in its own folder.

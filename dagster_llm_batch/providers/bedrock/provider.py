@@ -300,6 +300,11 @@ class BedrockProvider(VendorProvider):
             job = self._job(batch_id)
             self._files.delete(job, input_of(job))
 
+    def delete_request_file(self, batch_id: str) -> None:
+        """See Provider.delete_request_file: the file in your bucket, if it is below the prefix of this provider."""
+        with suppress(UnknownIdError):
+            self._files.delete_source(input_of(self._job(batch_id)))
+
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         record = json.loads(line)

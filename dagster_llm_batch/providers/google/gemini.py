@@ -194,12 +194,30 @@ class GeminiProvider(GoogleProvider):
             operation = self._batch(batch_id)
         except UnknownIdError:
             return
-        for name in filter(None, (requests_file(operation), responses_file(operation))):
-            # The API says of a file that is not there that the caller has no right to it; to the batch he has.
-            with suppress(UnknownIdError, CredentialsError):
-                self._api.call("delete", name, f"delete the file '{name}'")
+        for name in filter(None, (*self._request_files(operation), responses_file(operation))):
+            self._delete_file(name)
         with suppress(UnknownIdError):
             self._api.call("delete", self._path(batch_id), f"delete the batch '{batch_id}'")
+
+    def delete_request_file(self, batch_id: str) -> None:
+        """See Provider.delete_request_file. A small batch has none: it travelled in the create call."""
+        with suppress(UnknownIdError):
+            for name in self._request_files(self._batch(batch_id)):
+                self._delete_file(name)
+
+    def _request_files(self, operation: Mapping[str, Any]) -> list[str]:
+        """Return the request files of a batch. Where it does not tell them, they have its display name."""
+        if (name := requests_file(operation)) is not None:
+            return [name]
+        if (tag := display_name(operation)) is None:
+            return []
+        listed = self._api.pages("files", "list the files", ("files",))
+        return [str(file["name"]) for file in listed if file.get("displayName") == tag]
+
+    def _delete_file(self, name: str) -> None:
+        # The API says of a file that is not there that the caller has no right to it; to the batch he has.
+        with suppress(UnknownIdError, CredentialsError):
+            self._api.call("delete", name, f"delete the file '{name}'")
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -229,6 +229,15 @@ class VertexProvider(GoogleProvider):
         if uris or folder:
             self._storage.delete_objects(uris, folder)
 
+    def delete_request_file(self, batch_id: str) -> None:
+        """See Provider.delete_request_file: the file in your bucket, or the table, if its place is this provider's."""
+        with suppress(UnknownIdError):
+            table, uris = inputs_of(self._batch(batch_id))
+            if table is not None and self._dataset is not None and table.startswith(f"bq://{self._dataset}."):
+                self._tables.delete_table(table)
+            place = f"gs://{self._bucket}/{self._prefix}{'/' if self._prefix else ''}"
+            self._storage.delete_objects([uri for uri in uris if uri.startswith(place)], None)
+
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)

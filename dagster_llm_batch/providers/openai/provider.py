@@ -59,6 +59,7 @@ from dagster_llm_batch.types import (
     BatchReport,
     CannotTell,
     Endpoint,
+    FileCount,
     FindHints,
     Found,
     RequestSpec,
@@ -189,7 +190,8 @@ class OpenAIProvider(StainlessProvider):
 
     def _expiry(self) -> dict[str, Any]:
         expiry = self._server.expiry
-        if expiry is None or not expiry.value.seconds:
+        # At an address that is not OpenAI's, and of no known server, nobody here knows what is taken.
+        if expiry is None or (self._server is OPENAI and not self._public):
             return {}
         return {"expires_after": {"anchor": "created_at", "seconds": expiry.value.seconds}}
 
@@ -334,11 +336,39 @@ class OpenAIProvider(StainlessProvider):
             batch = self._batch(batch_id, retries=2)
         except UnknownIdError:
             return
-        for file_id in filter(is_id, (batch.input_file_id, batch.output_file_id, batch.error_file_id)):
-            with suppress(UnknownIdError), self._calls(f"delete the file '{file_id}'"):
-                reply = parse_reply(self._client(retries=2).files.with_raw_response.delete(file_id))
-                if reply.deleted is not True:
-                    raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
+        for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
+            self._delete_file(file_id)
+
+    def delete_request_file(self, batch_id: str) -> None:
+        """See Provider.delete_request_file."""
+        with suppress(UnknownIdError):
+            self._delete_file(self._batch(batch_id, retries=2).input_file_id)
+
+    def _delete_file(self, file_id: object) -> None:
+        if not is_id(file_id):
+            return
+        with suppress(UnknownIdError), self._calls(f"delete the file '{file_id}'"):
+            reply = parse_reply(self._client(retries=2).files.with_raw_response.delete(str(file_id)))
+            if reply.deleted is not True:
+                raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
+
+    def count_files(self) -> list[FileCount]:
+        """See Provider.count_files: the request files of the account, where the server's limits on them are known."""
+        if self._server.file_limits is None:
+            return []
+        with self._calls("list the request files"):
+            page = parse_reply(self._client(retries=2).files.with_raw_response.list(purpose="batch"))
+            pages = page.iter_pages() if self._has_pages else [page]
+            files = [file for one in pages for file in one.data]
+        lasting = sum(getattr(file, "expires_at", None) is None for file in files)
+        size = sum(file.bytes for file in files if isinstance(file.bytes, int))
+        limits = self._server.file_limits.value
+        counts = (
+            FileCount("request files without an expiry", lasting, limits.without_expiry),
+            FileCount("request files", len(files), limits.files),
+            FileCount("bytes of request files", size, limits.bytes),
+        )
+        return [count for count in counts if count.most is not None]
 
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""

@@ -16,7 +16,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from dagster_llm_batch.types import Endpoint
 
-__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "Server", "Windows"]
+__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "Server", "Windows"]
 
 _T = TypeVar("_T")
 _HOUR, _DAY = 3_600, 86_400
@@ -32,11 +32,19 @@ class Fact(Generic[_T]):
 
 
 class Expiry(NamedTuple):
-    """After how many seconds an uploaded file may be told to expire, and what we tell. 0: nothing is told."""
+    """After how many seconds an uploaded file may be told to expire, and what we tell."""
 
     least_seconds: int
     most_seconds: int
     seconds: int
+
+
+class FileLimits(NamedTuple):
+    """The most request files that an account may store. None: no such limit is known."""
+
+    without_expiry: int | None = None
+    files: int | None = None
+    bytes: int | None = None
 
 
 class Windows(NamedTuple):
@@ -62,7 +70,8 @@ class Server:
         max_requests: Most requests of a batch.
         max_bytes: Most bytes of its file.
         windows: What a batch's window may be.
-        expiry: Whether and for how long a request file is kept.
+        expiry: Whether a request file can be told when to expire, and when that is.
+        file_limits: How many request files an account may store.
         has_pages: Whether the list of batches has pages; else it is one, and whatever says that there is more is wrong.
         keeps_metadata: Whether a batch shows the metadata that it was created with. No batch is taken as not created by
             that alone, unless a tag of ours was seen: else it is looked for by the name of its request file.
@@ -87,6 +96,7 @@ class Server:
     max_bytes: Fact[int] | None = None
     windows: Fact[Windows] | None = None
     expiry: Fact[Expiry] | None = None
+    file_limits: Fact[FileLimits] | None = None
     has_pages: Fact[bool] | None = None
     keeps_metadata: Fact[bool] | None = None
     keeps_file_names: Fact[bool] | None = None
@@ -122,7 +132,7 @@ OPENAI = Server(
     endpoints=Fact((_CHAT, _RESPONSES, _EMBEDDINGS, _MODERATIONS), _OPENAI, seen_live=True),
     max_requests=Fact(50_000, _OPENAI),
     max_bytes=Fact(200_000_000, _OPENAI),
-    expiry=Fact(Expiry(_HOUR, 30 * _DAY, 0), _OPENAI),
+    expiry=Fact(Expiry(_HOUR, 30 * _DAY, 14 * _DAY), _OPENAI),
     has_pages=Fact(value=True, source=_OPENAI, seen_live=True),
     keeps_metadata=Fact(value=True, source=_OPENAI, seen_live=True),
     counts=Fact("0 until the file is validated", _OPENAI, seen_live=True),
@@ -143,8 +153,9 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             max_requests=Fact(100_000, _AZURE),
             max_bytes=Fact(200_000_000, _AZURE),
             windows=Fact(Windows(("24h",)), _AZURE),
-            # With an expiry a resource holds 10,000 request files, and 500 without.
             expiry=Fact(Expiry(14 * _DAY, 30 * _DAY, 14 * _DAY), _AZURE),
+            # Files of results do not count.
+            file_limits=Fact(FileLimits(without_expiry=500, files=10_000), _AZURE),
             has_pages=Fact(value=True, source=_AZURE),
             # It is a documented field, and null in every documented answer.
             keeps_metadata=None,
@@ -180,6 +191,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("batches are jobs of its own API, numbered pages list them", _MISTRAL_SDK),
                 Fact("a file with one bad line is refused when it is uploaded", _MISTRAL, seen_live=True),
                 Fact("a canceled job may have answered every row", _MISTRAL, seen_live=True),
+                Fact("an upload takes an `expiry` of an unknown unit, which is not told", _MISTRAL_SDK),
                 Fact("it also has embeddings, OCR and others, which are not asked here", _MISTRAL_SDK),
             ),
         ),
@@ -203,6 +215,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             max_requests=Fact(50_000, _DEEPINFRA),
             max_bytes=Fact(200_000_000, _DEEPINFRA),
             windows=Fact(Windows(("24h",)), _DEEPINFRA, seen_live=True),
+            file_limits=Fact(FileLimits(bytes=2_000_000_000), _DEEPINFRA),
             has_pages=Fact(value=True, source=_DEEPINFRA, seen_live=True),
             keeps_metadata=Fact(value=True, source="DeepInfra's documentation: 16 pairs, 2026-09"),
             counts=Fact("null until the file is validated, and in a failed batch", _DEEPINFRA, seen_live=True),
@@ -211,7 +224,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("never /v1/openai/v1, which its older pages name", _DEEPINFRA, seen_live=True),
                 Fact("an error file is named where no row failed", _DEEPINFRA, seen_live=True),
                 Fact("a batch that was canceled may end as completed", _DEEPINFRA, seen_live=True),
-                Fact("100 batches at once, 2 GB of files for a user", _DEEPINFRA),
+                Fact("100 batches at once", _DEEPINFRA),
             ),
         ),
         "doubleword": Server(
@@ -253,6 +266,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             endpoints=Fact((_CHAT, _EMBEDDINGS), _DASHSCOPE),
             max_requests=Fact(50_000, _DASHSCOPE),
             max_bytes=Fact(500_000_000, _DASHSCOPE),
+            file_limits=Fact(FileLimits(files=10_000, bytes=100_000_000_000), _DASHSCOPE),
             has_pages=Fact(value=True, source=_DASHSCOPE),
             keeps_metadata=Fact(value=True, source=_DASHSCOPE),
             quirks=(

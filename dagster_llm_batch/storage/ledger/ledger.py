@@ -70,6 +70,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     insert_recovered,
     update_submission,
 )
+from dagster_llm_batch.storage.ledger.uploads import Uploads
 from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Ledger(LedgerQueries):
         self._database = Database(url)
         self._clock = clock
         self.judgments = Judgments(self._database)
+        self.uploads = Uploads(self._database, self._clock)
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"

@@ -153,6 +153,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX judgment_once ON judgment (form_id)",
         "CREATE INDEX judgment_by_dataset ON judgment (namespace, dataset, judgment_id)",
     ),
+    (  # 7: which request files are at providers still.
+        "ALTER TABLE shard ADD COLUMN request_file_done_at {time}",
+        """
+        CREATE INDEX shard_with_file ON shard (collected_at)
+            WHERE state = 'collected' AND carrier IS NULL AND request_file_done_at IS NULL
+        """,
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -258,6 +258,7 @@ SHARD = sa.Table(
     _column("unlabeled_usd", _MONEY, null=True),
     _column("padding_usd", _MONEY, null=True),
     _column("reserved_usd", _MONEY, null=True),
+    _column("request_file_done_at", _UTC, null=True),
 )
 
 EVENT = sa.Table(

@@ -167,7 +167,7 @@ def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, 
 def store_recovered(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> None:
     """Store shards as they are, whether the ledger has them or not. Money counts from when they were sent."""
     for shard in shards:
-        row = {**to_row(shard), "planned_at": shard.sent_at or now}
+        row = {**to_row(shard), "planned_at": shard.sent_at or now, "request_file_done_at": None}
         if not insert_or_nothing(connection, SHARD, row, "shard_id"):
             connection.execute(UPDATE_SHARD, {"key": shard.shard_id, **{k: row[k] for k in _OF_SENDING}})
 

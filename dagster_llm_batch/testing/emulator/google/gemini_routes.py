@@ -26,6 +26,7 @@ from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _ROOT = f"{GEMINI}/{{version}}"
+_MOST_FILES = 100  # of a page
 _UPLOADS = f"{GEMINI}/upload/{{version}}/files"
 _MOST_INLINE_BYTES = 20_000_000
 _VERSIONS = frozenset({"v1", "v1beta"})
@@ -48,6 +49,7 @@ class GeminiHouse:
         self._world = world
         self._batches: dict[str, GeminiBatch] = {}
         self._files: dict[str, tuple[str, Blob]] = {}
+        self._names: dict[str, str] = {}  # displayName of each file
         self._uploads: dict[str, _Upload] = {}
 
     def app(self) -> Starlette:
@@ -60,6 +62,7 @@ class GeminiHouse:
             ("GET", f"{_ROOT}/batches/{{id}}", self._get),
             ("DELETE", f"{_ROOT}/batches/{{id}}", self._delete),
             ("POST", _UPLOADS, self._upload),
+            ("GET", f"{_ROOT}/files", self._list_files),
             ("GET", f"{_ROOT}/files/{{id}}:download", self._download),
             ("DELETE", f"{_ROOT}/files/{{id}}", self._delete_file),
         )
@@ -178,6 +181,7 @@ class GeminiHouse:
 
     def _store(self, account: str, blob: Blob, filename: str, file_id: str) -> str:
         self._files[f"files/{file_id}"] = (account, self._world.keep(blob))
+        self._names[f"files/{file_id}"] = filename
         at = int(self._world.clock())
         self._world.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, at))
         return f"files/{file_id}"
@@ -186,6 +190,17 @@ class GeminiHouse:
         blob = self._file(f"files/{request.path_params['id']}", account)
         headers = {"content-length": str(blob.bytes)}
         return StreamingResponse(blob.chunks(), headers=headers, media_type="application/octet-stream")
+
+    # https://ai.google.dev/api/files#method:-files.list
+    async def _list_files(self, request: HttpRequest, account: str) -> Response:
+        mine = [name for name, (owner, _) in self._files.items() if owner == account]
+        size = int(request.query_params.get("pageSize", "10"))
+        if size > _MOST_FILES:
+            raise ApiError(400, f"The page size is at most {_MOST_FILES}.")
+        start = int(request.query_params.get("pageToken") or 0)
+        files = [{"name": name, "displayName": self._names[name]} for name in mine[start : start + size]]
+        more = {"nextPageToken": str(start + size)} if start + size < len(mine) else {}
+        return JSONResponse({**({"files": files} if files else {}), **more})
 
     async def _delete_file(self, request: HttpRequest, account: str) -> Response:
         name = f"files/{request.path_params['id']}"

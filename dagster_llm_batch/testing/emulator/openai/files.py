@@ -103,8 +103,10 @@ class Files:
         self._files: dict[str, StoredFile] = {}
         self._uploads: dict[str, Upload] = {}
 
-    def store(self, account: str, blob: Blob, filename: str, purpose: str, seconds: int | None) -> StoredFile:
-        """Keep these bytes as a file, for so many seconds, or for the default of its purpose."""
+    def store(
+        self, account: str, blob: Blob, filename: str, purpose: str, seconds: int | None, *, lasts: bool = False
+    ) -> StoredFile:
+        """Keep these bytes as a file, for so many seconds, or for its purpose's default: with `lasts`, for ever."""
         self._world.keep(blob)
         if purpose == "batch":
             if not filename.endswith(".jsonl"):
@@ -112,7 +114,7 @@ class Files:
             if blob.bytes > self._world.limits.file_bytes:
                 raise ApiError(400, "File is too large.")
         was_told = seconds is not None
-        if seconds is None and purpose in _EXPIRING:
+        if seconds is None and purpose in _EXPIRING and not lasts:
             seconds = _LONGEST_SECONDS
         now = int(self._world.clock())
         expires_at = None if seconds is None else now + seconds

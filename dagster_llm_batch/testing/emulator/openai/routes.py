@@ -113,7 +113,8 @@ class OpenAIHouse:
         if purpose == "batch" and azure.is_azure(request):
             files = [one for one in self._files.of(account) if one.purpose == purpose]
             azure.check_quota(sum(not one.was_told for one in files), len(files), expires=seconds is not None)
-        stored = self._files.store(account, Blob(upload.file), upload.filename or "upload", purpose, seconds)
+        blob, name = Blob(upload.file), upload.filename or "upload"
+        stored = self._files.store(account, blob, name, purpose, seconds, lasts=azure.is_azure(request))
         return JSONResponse(stored.as_json())
 
     async def _list_files(self, request: HttpRequest, account: str) -> Response:

@@ -1,0 +1,105 @@
+"""Which request files that were uploaded for batches are still at providers: `Ledger.uploads`.
+
+A carrier has the file of its batch. `request_file_done_at` is when nothing was left to do about it: it was deleted, the
+provider has no such files, or the file is not ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.shards import AWAITED, UPDATE_SHARD
+from dagster_llm_batch.types import Lane
+
+__all__ = ["ADOPTED", "Uploads"]
+
+ADOPTED = "adopted"
+"""The kind of the event of a submission whose batch was sent elsewhere: its files are not ours to delete."""
+
+# A batch that was given up may go on for so long, as vendors keep results.
+_AWAITED_FOR = timedelta(days=31)
+_IS_DUE = (
+    (SHARD.c.state == ShardState.COLLECTED)
+    & (SHARD.c.lane == Lane.BATCH)
+    & SHARD.c.carrier.is_(None)
+    # One that was put back, and not sent again, may have left a file without having a batch.
+    & (SHARD.c.batch_id.is_not(None) | (SHARD.c.refusals > 0))
+)
+
+
+class Uploads:
+    """The request files at providers, as the ledger knows of them."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def due(
+        self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
+    ) -> list[Shard]:
+        """Return the carriers whose batches were collected before then, and whose request files may be there still.
+
+        Of these providers and accounts only: nobody else can delete them. The oldest come first.
+        """
+        return self._carriers(namespace, accounts, collected_before, SHARD.c.request_file_done_at.is_(None), limit)
+
+    def with_results(
+        self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
+    ) -> list[Shard]:
+        """Return the carriers whose batches were collected before then, and whose results the provider may store."""
+        adopted = sa.select(EVENT.c.submission_id).where(EVENT.c.kind == ADOPTED)
+        is_there = (
+            SHARD.c.batch_id.is_not(None) & SHARD.c.erased_there_at.is_(None) & SHARD.c.submission_id.not_in(adopted)
+        )
+        return self._carriers(namespace, accounts, collected_before, is_there, limit)
+
+    def _carriers(
+        self,
+        namespace: str,
+        accounts: Collection[tuple[str, str]],
+        collected_before: datetime,
+        is_there: sa.ColumnElement[bool],
+        limit: int,
+    ) -> list[Shard]:
+        ours = [(SHARD.c.provider == provider) & (SHARD.c.account == account) for provider, account in accounts]
+        # A comparison with an unknown cause or status is not false, but unknown.
+        may_end = sa.func.coalesce(sa.case((AWAITED, 1)), 0) == 1
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, _IS_DUE, is_there, sa.or_(sa.false(), *ours))
+        query = query.where(SHARD.c.collected_at < collected_before)
+        query = query.where(~may_end | (SHARD.c.ended_at < self._clock() - _AWAITED_FOR))
+        query = query.order_by(SHARD.c.collected_at, SHARD.c.shard_id).limit(limit)
+        with self._database.read() as connection:
+            return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+
+    def batches_of(self, shards: Sequence[Shard]) -> list[str]:
+        """Return the batches that these shards of one batch had: it, and those that ran nothing and were put back."""
+        query = sa.select(EVENT.c.detail).where(
+            EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
+            EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),
+            EVENT.c.kind == Move.PUT_BACK.value,
+        )
+        with self._database.read() as connection:
+            put_back = connection.execute(query.order_by(EVENT.c.event_id)).scalars().all()
+        return list(dict.fromkeys(batch_id for batch_id in (shards[0].batch_id, *put_back) if batch_id))
+
+    def batches_since(self, namespace: str, shard: Shard, since: datetime) -> list[str]:
+        """Return the batches of a shard's provider and account that were sent since then."""
+        query = sa.select(SHARD.c.batch_id).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.sent_at >= since)
+        query = query.where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account)
+        with self._database.read() as connection:
+            return [str(batch_id) for batch_id in connection.execute(query).scalars() if batch_id]
+
+    def record_done(self, shard_ids: Sequence[str]) -> None:
+        """Record that nothing is left to do about the request files of these carriers."""
+        now = self._clock()
+        with self._database.write() as connection:
+            connection.execute(UPDATE_SHARD, [{"key": key, "request_file_done_at": now} for key in shard_ids])
