@@ -215,7 +215,7 @@ class Tick:
         if self._is_within(self._bounds.poll_seconds - longest):
             with self.apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
-        with self._apart("request files at providers"):
+        with self.apart("request files at providers"):
             self._remove_request_files()
         self._look_for_stuck(flying)
 
