@@ -13,7 +13,8 @@
     │   │   ├── NoConnectionError … and this one never left
     │   │   └── NoRoomError       … since its queue has no room for this batch
     │   ├── RefusedError          … for good: the same call will fail again
-    │   │   └── CredentialsError  … because of who asked
+    │   │   ├── CredentialsError  … because of who asked
+    │   │   └── CannotStopError   … since there is no way to stop a batch there
     │   └── AmbiguousError        … or perhaps yes: a create call ended without a reply that can be trusted
     ├── CannotTellError           a paid batch may or may not exist; a person decides, nothing is paid again
     ├── PayloadError              a file could not be stored; an older one of its name is as it was
@@ -29,6 +30,7 @@ from __future__ import annotations
 __all__ = [
     "AmbiguousError",
     "BudgetError",
+    "CannotStopError",
     "CannotTellError",
     "ConfigError",
     "CredentialsError",
@@ -125,6 +127,10 @@ class RefusedError(ProviderError):
 
 class CredentialsError(RefusedError):
     """The provider does not accept the credentials (401, 403)."""
+
+
+class CannotStopError(RefusedError):
+    """The provider has no call that stops a batch: it runs on to its end. Its answers are kept, and billed."""
 
 
 class AmbiguousError(ProviderError):

@@ -155,7 +155,10 @@ class Provider(Protocol):
         ...
 
     def cancel(self, batch_id: str) -> None:
-        """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing."""
+        """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing.
+
+        Raises CannotStopError where the provider has no way to stop one.
+        """
         ...
 
     def delete(self, batch_id: str) -> str | None:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ResponseSchemaError
 from dagster_llm_batch.providers.openai.servers import SERVERS, Fact, Server
+from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS, InlineServer
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.types import Usage
 from tests.providers.schema_matrix import CONSTRUCTS, TARGETS, Construct, Target
@@ -23,7 +24,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "providers.m
 _AT = datetime(2026, 11, 24, tzinfo=UTC)  # the page must not change by itself
 _NOBODY = "http://127.0.0.1:9"
 _ADDRESSES = SimpleNamespace(
-    **{f"{name}_base_url": _NOBODY for name in ("openai", "anthropic", "vertex", "gemini")}, bedrock_url=_NOBODY
+    **{f"{name}_base_url": _NOBODY for name in ("openai", "anthropic", "vertex", "gemini", "openrouter")},
+    bedrock_url=_NOBODY,
 )
 _PRICED = (
     ("anthropic", "anthropic", "claude-3-5-sonnet-20241022"),
@@ -42,6 +44,7 @@ _PRICED = (
     ("vertex", "google", "gemini-2.5-flash"),
     ("vertex (Claude in a region)", "google/regional", "claude-sonnet-4-5@20250929"),
     ("gemini", "google", "gemini-2.5-flash"),
+    ("openrouter", "openrouter", "openai/gpt-4o"),
 )
 
 
@@ -56,15 +59,16 @@ def providers() -> list[str]:
 
 
 def servers() -> list[str]:
-    """What is known of each server that speaks OpenAI's Batch API, and where that is from."""
+    """What is known of each server that speaks the Batch API of OpenAI or of OpenRouter, and where that is from."""
     header = ["Preset", "Address", "Answers", "Requests", "Bytes", "Window", "Request file", "Price"]
     rows = [_row(header), "| --- | --- | --- | --: | --: | --- | --- | --- |"]
-    rows += [_row([f"`{name}`", *_known(server)]) for name, server in SERVERS.items()]
-    for name, server in SERVERS.items():
+    presets = {**SERVERS, **INLINE_SERVERS}
+    rows += [_row([f"`{name}`", *_known(server)]) for name, server in presets.items()]
+    for name, server in presets.items():
         facts = {"Counts": server.counts, "Errors": server.errors, "Most tokens of a reply": server.output_tokens}
         if server.has_pages is not None and not server.has_pages.value:
             facts["List"] = Fact("one, without pages", server.has_pages.source)
-        if server.keeps_metadata is None:
+        if server.keeps_metadata is None and not isinstance(server, InlineServer):
             facts["Metadata"] = Fact("not known; a batch is found by its request file's name", "nobody's")
         told = [f"{what}: {_shown(fact)}" for what, fact in facts.items() if fact is not None]
         told += [_shown(quirk) for quirk in server.quirks]

@@ -24,11 +24,16 @@ from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
 from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors import build_llm_batch_sensor
 
 __all__ = ["LLMBatchComponent"]
+
+
+# The presets of a provider's kind, by which it can be called.
+_PRESETS = {"openai": tuple(SERVERS), "openrouter": tuple(INLINE_SERVERS)}
 
 
 class _Settings(Block):
@@ -45,7 +50,8 @@ class _Settings(Block):
                 here = here.with_scope(env=_Environment())
             values[name] = made(here, value)
         # the word `kind` may name a preset
-        if (kind := getattr(self, "kind", None)) in SERVERS and "server" in self.make.model_fields:
+        kind = getattr(self, "kind", None)
+        if any(kind in names for names in _PRESETS.values()) and "server" in self.make.model_fields:
             values.setdefault("server", kind)
         with pointing_at(context):
             return self.make(**values)
@@ -84,9 +90,8 @@ def _kind(annotation: Any) -> Any:
 def _any_provider() -> Any:
     """Return the YAML form of a provider of any kind: Python tells kinds apart by class, YAML by the word `kind`."""
     described = Field(description="Which provider it is, or which preset; all else is a setting of it.")
-    presets = {"openai": tuple(SERVERS)}
     settings = [
-        settings_of(class_at(entry.resource), kind=(Literal[presets.get(kind, (kind,))], described))
+        settings_of(class_at(entry.resource), kind=(Literal[_PRESETS.get(kind, (kind,))], described))
         for kind, entry in PROVIDERS.items()
     ]
     return Annotated[Union[*settings], Field(discriminator="kind")]

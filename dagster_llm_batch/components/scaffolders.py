@@ -18,6 +18,7 @@ from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block
 from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
 
 __all__ = [
@@ -133,7 +134,7 @@ def _resources(request: ScaffoldRequest[Any]) -> Iterator[_Resource]:
 
 
 def _kinds_in_yaml(resource: Mapping[str, Any]) -> Mapping[str, str]:
-    presets = dict.fromkeys(SERVERS, "openai")
+    presets = _kinds_of_presets()
     named = {name: given.get("kind") for name, given in (resource.get("providers") or {}).items()}
     kinds = {name: presets.get(kind, kind) for name, kind in named.items()}
     return _kinds(resource) | {name: kind for name, kind in kinds.items() if kind in PROVIDERS}
@@ -145,14 +146,20 @@ def _kinds_in_python(call: ast.Call) -> Mapping[str, str] | None:
     if None in given or not isinstance(named, ast.Dict) or None in named.keys:
         return None
     classes = {entry.resource.partition(":")[2]: kind for kind, entry in PROVIDERS.items()}
-    classes |= {"preset": "openai", "AzureOpenAIBatchResource": "openai"}
+    classes |= {"AzureOpenAIBatchResource": "openai"}
     kinds = _kinds(name for name in given if name is not None)
     for name, value in zip(named.keys, named.values, strict=True):
         function = getattr(value, "func", None)
-        kind = classes.get(str(getattr(function, "id", getattr(function, "attr", None))))
+        called = str(getattr(function, "id", getattr(function, "attr", None)))
+        named_so = [one.value for one in getattr(value, "args", ()) if isinstance(one, ast.Constant)]
+        kind = _kinds_of_presets().get(str(named_so[0])) if called == "preset" and named_so else classes.get(called)
         if isinstance(name, ast.Constant) and kind is not None:
             kinds[str(name.value)] = kind
     return kinds
+
+
+def _kinds_of_presets() -> dict[str, str]:
+    return dict.fromkeys(SERVERS, "openai") | dict.fromkeys(INLINE_SERVERS, "openrouter")
 
 
 def _kinds(names: Iterable[str]) -> dict[str, str]:

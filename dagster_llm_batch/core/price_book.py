@@ -332,6 +332,9 @@ _HALVES: Mapping[str, PriceSource] = {
     "openai": OPENAI_PRICES,
 }
 
+# Whose batches are models of their own in the book, by the end of their names: OPENROUTER_BATCH.
+_BATCH_SUFFIXES: Mapping[str, str] = {"openrouter": ":batch"}
+
 _TENTH_MORE = Decimal("1.1")
 
 # What it costs more where a reply ran, for all kinds of tokens: by the id in the price book, the place, and the first
@@ -432,9 +435,8 @@ class Book:
         batch = self._list(("processing", "batch"))
         if batch is not None:
             return Terms(PriceBasis.BATCH, batch)
-        if self._provider == "openrouter":
-            # There a model's batches are a model of their own: OPENROUTER_BATCH.
-            batch = price_list_of(self._provider, f"{self._model}:batch", self._at)
+        if (suffix := _BATCH_SUFFIXES.get(self._provider)) is not None:
+            batch = price_list_of(self._provider, f"{self._model}{suffix}", self._at)
             if batch is not None:
                 return Terms(PriceBasis.BATCH, batch)
         if self._provider not in _HALVES:

@@ -34,6 +34,7 @@ from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
 from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -272,8 +273,9 @@ class Deployment:
         """Return the configured provider of this name. Raises ConfigError where there is none."""
         if name not in self.providers:
             known = ", ".join(sorted(self.providers)) or "none"
-            near = None if name in PROVIDERS or name in SERVERS else nearest_name(name, {*PROVIDERS, *self.providers})
-            settings = f"preset({name!r}, ...)" if name in SERVERS else "..."
+            presets = {*SERVERS, *INLINE_SERVERS}
+            near = None if name in PROVIDERS or name in presets else nearest_name(name, {*PROVIDERS, *self.providers})
+            settings = f"preset({name!r}, ...)" if name in presets else "..."
             field_text = f"{name}=..." if name in PROVIDERS else f"providers={{{name!r}: {settings}}}"
             then = f"Add it to LLMBatchResource({field_text})." if near is None else f"Did you mean '{near}'?"
             raise ConfigError(f"No provider '{name}' is configured; configured: {known}. {then}")

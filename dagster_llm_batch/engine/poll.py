@@ -14,7 +14,7 @@ from typing import TypeVar
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.submit import plan_next_try
-from dagster_llm_batch.errors import CredentialsError, IllegalMoveError, LedgerError, TransientError
+from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
@@ -263,10 +263,16 @@ class Poller:
 
     def stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
         """See Engine.stop_late."""
+
+        # Nobody can do anything about it, and who canceled was told: such a batch is waited for.
+        def unless_nothing_can(of: Sequence[Shard], error: Exception) -> None:
+            if not isinstance(error, CannotStopError):
+                failed(of, error)
+
         if self._deployment.is_late(submission):
-            self.stop(shards, failed)
+            self.stop(shards, unless_nothing_can)
         else:
-            self.stop_asked(shards, failed)
+            self.stop_asked(shards, unless_nothing_can)
 
     def give_up(self, shard_id: str) -> Shard:
         """See Engine.give_up."""

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
-from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, ProviderError, TransientError
+from dagster_llm_batch.errors import (
+    CannotStopError,
+    ConfigError,
+    CredentialsError,
+    LLMBatchError,
+    ProviderError,
+    TransientError,
+)
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec
 from dagster_llm_batch.providers.answers import (
     UnknownIdError,
@@ -178,6 +185,9 @@ class VendorProvider(BaseProvider, ABC):
         """See Provider.cancel."""
         try:
             self._stop(batch_id)
+        except CannotStopError:
+            # the batch was looked at already
+            raise
         except ProviderError:
             # vendors refuse to stop what has ended, each in its own words; the state tells, and not the refusal
             try:

@@ -164,6 +164,13 @@ PROVIDERS: dict[str, ProviderEntry] = {
         ),
         needs_max_tokens=r"anthropic\.",
     ),
+    "openrouter": ProviderEntry(
+        provider=f"{_PACKAGE}.openrouter.provider:OpenRouterProvider",
+        resource=f"{_VENDORS}:OpenRouterBatchResource",
+        extra="openai",
+        price_book="openrouter",
+        starter=Starter("openai/gpt-5-nano", {"api_key": "OPENROUTER_API_KEY"}),
+    ),
     "ray": ProviderEntry(
         provider=f"{_PACKAGE}.ray.provider:RayProvider",
         resource=f"{_OWN}:RayBatchResource",

@@ -12,6 +12,7 @@ from dagster_llm_batch.resources.vendors import (
     BedrockBatchResource,
     GeminiBatchResource,
     OpenAIBatchResource,
+    OpenRouterBatchResource,
     VertexBatchResource,
     preset,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "GeminiBatchResource",
     "LLMBatchResource",
     "OpenAIBatchResource",
+    "OpenRouterBatchResource",
     "QueueLimit",
     "RayBatchResource",
     "SlurmBatchResource",

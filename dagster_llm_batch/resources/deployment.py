@@ -24,6 +24,7 @@ from dagster_llm_batch.resources.vendors import (
     BedrockBatchResource,
     GeminiBatchResource,
     OpenAIBatchResource,
+    OpenRouterBatchResource,
     VertexBatchResource,
 )
 
@@ -98,6 +99,7 @@ class LLMBatchResource(CheckedResource):
     gemini: GeminiBatchResource | None = Field(default=None, description="For models named gemini/….")
     vertex: VertexBatchResource | None = Field(default=None, description="For models named vertex/….")
     openai: OpenAIBatchResource | None = Field(default=None, description="For models named openai/….")
+    openrouter: OpenRouterBatchResource | None = Field(default=None, description="For models named openrouter/….")
     command: CommandBatchResource | None = Field(default=None, description="For models named command/….")
     ray: RayBatchResource | None = Field(default=None, description="For models named ray/….")
     slurm: SlurmBatchResource | None = Field(default=None, description="For models named slurm/….")

@@ -14,6 +14,7 @@ from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai.servers import SERVERS, Server
+from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS, InlineServer
 
 __all__ = [
     "AnthropicBatchResource",
@@ -21,6 +22,7 @@ __all__ = [
     "BedrockBatchResource",
     "GeminiBatchResource",
     "OpenAIBatchResource",
+    "OpenRouterBatchResource",
     "VertexBatchResource",
     "preset",
 ]
@@ -174,15 +176,79 @@ class AzureOpenAIBatchResource(OpenAIBatchResource):
     server: str = Field(default="azure", description="Which server it is.")
 
 
-def preset(name: str, **settings: Any) -> OpenAIBatchResource:
-    """Return the settings of a server that speaks OpenAI's Batch API, with what is known of it.
+class OpenRouterBatchResource(ProviderResource):
+    """OpenRouter's batches, and those of gateways that speak its API (`server`): requests and results travel inline."""
+
+    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
+    server: str = Field(
+        default="openrouter",
+        description=(
+            f"Which server it is: {', '.join(INLINE_SERVERS)}. Limits, windows, prices and what else is known of it "
+            "are taken from there."
+        ),
+    )
+    base_url: str | None = Field(
+        default=None,
+        description="Address, with the path before /batches. Default: the server's own, as https://openrouter.ai/api/v1.",
+    )
+    routing: dict[str, Any] = Field(
+        default={},
+        description=(
+            'Which vendors may answer: OpenRouter\'s `provider` object, as {"only": ["openai"], "allow_fallbacks": '
+            "false}. It is sent with each batch, and with each call in real time."
+        ),
+    )
+    account: str | None = Field(
+        default=None,
+        description=(
+            "A name for whose account this is, part of what tells finished work apart. Default: the host and path. "
+            "Keys can be rotated without paying again; give another name when a key is another account's."
+        ),
+    )
+    price_book: str | None = Field(default=None, description="The price book's id of who bills. Default: the server's.")
+    timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
+    settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a server that is not known."""
+        super().model_post_init(context)
+        assert self._server
+
+    @property
+    def _server(self) -> InlineServer:
+        if self.server not in INLINE_SERVERS:
+            raise ConfigError(f"server={self.server!r}: {unknown_name('server', self.server, INLINE_SERVERS)}")
+        return INLINE_SERVERS[self.server]
+
+    def provider(self) -> Provider:
+        """Return the provider; makes no call."""
+        from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider  # noqa: PLC0415 - its SDK is an extra
+
+        server = self._server
+        return OpenRouterProvider(
+            name=self.name,
+            server=server,
+            api_key=self.api_key,
+            base_url=self.base_url,
+            account=self.account,
+            routing=self.routing,
+            price_book=self.price_book or server.price_book.value,
+            timeout_seconds=self.timeout_seconds,
+            settle_seconds=self.settle_seconds,
+        )
+
+
+def preset(name: str, **settings: Any) -> OpenAIBatchResource | OpenRouterBatchResource:
+    """Return the settings of a server that speaks the Batch API of OpenAI or of OpenRouter, with what is known of it.
 
     Args:
-        name: Which server, as in docs/reference/providers.md: azure, groq, vllm, ….
-        settings: Those of OpenAIBatchResource that are yours: api_key, base_url, ….
+        name: Which server, as in docs/reference/providers.md: azure, groq, vllm, opper, ….
+        settings: Those of its resource that are yours: api_key, base_url, ….
     """
+    if name in INLINE_SERVERS:
+        return OpenRouterBatchResource(server=name, **settings)
     if name not in SERVERS:
-        raise ConfigError(f"preset({name!r}): {unknown_name('preset', name, SERVERS)}")
+        raise ConfigError(f"preset({name!r}): {unknown_name('preset', name, (*SERVERS, *INLINE_SERVERS))}")
     return OpenAIBatchResource(server=name, **settings)
 
 

@@ -17,6 +17,7 @@ from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Absent, FindHints
 
@@ -48,6 +49,7 @@ class Place:
             "bedrock": emulator.bedrock_url,
             "vertex": emulator.vertex_base_url,
             "gemini": emulator.gemini_base_url,
+            "openrouter": emulator.openrouter_base_url,
         }
         return Place(str(folder), emulator.port, urls, s3_url, gcs_url)
 
@@ -144,6 +146,13 @@ def _gemini(place: Place, _options: tuple[str, ...]) -> GeminiProvider:
     )
 
 
+def _openrouter(place: Place, _options: tuple[str, ...]) -> OpenRouterProvider:
+    """Nothing is attached to a batch there, and nothing stops one."""
+    return OpenRouterProvider(
+        DEFAULT_KEY, place.urls["openrouter"], timeout_seconds=_TIMEOUT_SECONDS, settle_seconds=SETTLE_SECONDS
+    )
+
+
 def _command(place: Place, options: tuple[str, ...]) -> CommandProvider:
     words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", f"{place.folder}/answers.jsonl", *options]
     return CommandProvider(words, f"{place.folder}/jobs")
@@ -208,6 +217,16 @@ CLOUDS = {
             _gemini,
             r"^POST .*:batchGenerateContent$",
             r"^GET .*:download$",
+        ),
+        Cloud(
+            "openrouter",
+            "openai/gpt-4o",
+            "openai/gpt-4o-mini",
+            _MAX_TOKENS,
+            _openrouter,
+            r"^POST /api/v1/batches$",
+            r"^GET /api/v1/batches/[^/]+/results$",
+            lacks=frozenset({"upload", "cancel"}),
         ),
         Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )

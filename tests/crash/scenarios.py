@@ -28,8 +28,11 @@ _CREATES = (
     "POST /bedrock/model-invocation-job",
     "POST /vertex/*/batchPredictionJobs",
     "POST /gemini/*:batchGenerateContent",
+    "POST /api/v1/batches",
 )
 _EMULATED = frozenset(CLOUDS) - {"command"}
+# Of which a batch can be stopped.
+_STOPPABLE = _EMULATED - {"openrouter"}
 RUNNING = ("in_progress", "InProgress", "JOB_STATE_RUNNING", "BATCH_STATE_RUNNING")
 """The providers' words for a batch that runs."""
 DEADLINE = timedelta(minutes=5)
@@ -175,7 +178,7 @@ TURNED_AWAY = Scenario(
     urgent=3,
     faults=tuple(
         WireFault(kind="status", status=429, retry_after="3600", route=route, skip=2)
-        for route in ("POST /v1/chat/completions", "POST /v1/messages", "POST /*:generateContent")
+        for route in ("POST *v1/chat/completions", "POST /v1/messages", "POST /*:generateContent")
     ),
     clouds=_EMULATED - {"bedrock"},  # which names no time
     billed=(9, 12),
@@ -187,12 +190,12 @@ FALLBACK = Scenario(
     falls_back=True,
     clouds=_EMULATED,
 )
-LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_EMULATED, billed=(9, 18))
+LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_STOPPABLE, billed=(9, 18))
 CANCELED = Scenario(
     "somebody cancels",
     runs_on=True,
     is_canceled=True,
-    clouds=_EMULATED,
+    clouds=_STOPPABLE,
     outcomes=frozenset({"canceled", "missing"}),
     billed=(0, 0),
 )

@@ -136,7 +136,12 @@ FAULTS = (
     Fault("rows twice", scripted(FileFault(kind="duplicate", **STRUCK_ROWS), command="duplicate")),
     Fault("rows missing", scripted(FileFault(kind="missing", **STRUCK_ROWS), command="missing"), STRUCK_AGAIN),
     Fault("foreign rows", scripted(FileFault(kind="foreign", **STRUCK_ROWS), command="foreign")),
-    Fault("malformed rows", scripted(FileFault(kind="malformed", **STRUCK_ROWS), command="malformed"), STRUCK_AGAIN),
+    Fault(
+        "malformed rows",
+        scripted(FileFault(kind="malformed", **STRUCK_ROWS), command="malformed"),
+        STRUCK_AGAIN,
+        but={"openrouter": Never("rows are parts of a JSON list, and not lines")},
+    ),
     Fault(
         "unknown result type",
         scripted(FileFault(kind="unknown_type", **STRUCK_ROWS), command="unknown"),
@@ -149,6 +154,7 @@ FAULTS = (
     Fault(
         "BOM, CRLF, blank lines",
         scripted(*(FileFault(kind=kind) for kind in ("bom", "crlf", "blank_lines")), command="odd-lines"),
+        but={"openrouter": Never("rows are parts of a JSON list, and not lines")},
     ),
     Fault("rows fail for now", scripted(RowFault(status_code=503, **STRUCK_ROWS), command="503")),
     Fault("rows fail for good", scripted(RowFault(status_code=400, **STRUCK_ROWS), command="400"), STRUCK_ERRORED),
@@ -206,6 +212,7 @@ FAULTS = (
         },
         but={
             **dict.fromkeys(("bedrock", "vertex"), Never("its queue counts batches, and not what is in them")),
+            "openrouter": Never("it documents no queue"),
             "command": Never("it has no queue: it starts at once"),
         },
     ),
@@ -214,6 +221,7 @@ FAULTS = (
         scripted(BatchFault(kind="fails", code="13", message="Internal error, try again.", **FIRST), command="killed"),
         but={
             "openai": Never("it documents no failure that passes but the full queue"),
+            "openrouter": Never("a batch that failed tells a message, and no code"),
             "anthropic": Never("a batch does not fail as a whole"),
         },
     ),

@@ -45,9 +45,13 @@ def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) ->
     elif name == "openai":
         files = provider._client(retries=0).files
         found += [files.content(file.id).read() for file in files.list()]
-    elif name == "anthropic":
+    elif name in ("anthropic", "openrouter"):
         # Nobody is given its requests back, but where the batch is, they are.
-        listed = provider._client(retries=0).messages.batches.list()
+        client = provider._client(retries=0)
+        if name == "anthropic":
+            listed = client.messages.batches.list()
+        else:
+            listed = provider._batches(0).list(limit=100).parse().data
         found += [SECRET.encode() for batch in listed if batch.id == batch_id]
     elif name == "gemini":
         found.append(json.dumps(list(provider._api.pages("batches", "list", ("operations", "batches")))).encode())

@@ -33,6 +33,7 @@ from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 
 KEY = "the-credential-4242424242"
@@ -168,6 +169,9 @@ def provider(name: str, url: str, bigquery: str | None = None) -> Provider:
             )
         case "anthropic":
             return AnthropicProvider(KEY, url, default_headers={"X-Of-The-User": KEY}, timeout_seconds=10)
+        case "openrouter":
+            headers = {"X-Of-The-User": KEY}
+            return OpenRouterProvider(KEY, f"{url}/api/v1", default_headers=headers, timeout_seconds=10)
         case "gemini":
             return GeminiProvider(KEY, url, inline_bytes=0, timeout_seconds=10)
         case "vertex":
@@ -200,6 +204,7 @@ def provider(name: str, url: str, bigquery: str | None = None) -> Provider:
 SPECS = {
     "openai": RequestSpec("gpt-4o"),
     "anthropic": RequestSpec("claude-haiku-4-5", params={"max_tokens": 8}),
+    "openrouter": RequestSpec("openai/gpt-4o"),
     "gemini": RequestSpec("gemini-2.5-flash"),
     "vertex": RequestSpec("gemini-2.5-flash"),
     "bedrock": RequestSpec("anthropic.claude-haiku-4-5-v1:0", params={"max_tokens": 8}),

@@ -29,6 +29,7 @@ from dagster_llm_batch import (
     BedrockBatchResource,
     GeminiBatchResource,
     OpenAIBatchResource,
+    OpenRouterBatchResource,
     VertexBatchResource,
 )
 from dagster_llm_batch.core.prompt import Prompt
@@ -39,6 +40,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider, credentials_of
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -51,7 +53,7 @@ from tests.faults.vendors import VENDORS, Vendor
 MARK = "RECOGNISE"
 # AWS names its request, else an answer is no word of AWS.
 JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
-API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini")}
+API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter")}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="
 
@@ -65,6 +67,9 @@ def resources(emulator: Emulator, folder: Path, timeout_seconds: float = 10.0) -
         ),
         "gemini": GeminiBatchResource(
             api_key=API_KEYS["gemini"], base_url=emulator.gemini_base_url, inline_bytes=0, **common
+        ),
+        "openrouter": OpenRouterBatchResource(
+            api_key=API_KEYS["openrouter"], base_url=emulator.openrouter_base_url, **common
         ),
         "vertex": VertexBatchResource(
             project="p",
@@ -201,6 +206,7 @@ ADDRESSES = {
     "openai": ["base_url"],
     "anthropic": ["base_url"],
     "gemini": ["base_url"],
+    "openrouter": ["base_url"],
     "vertex": ["base_url", "storage_url"],
     "bedrock": ["endpoint_url", "s3_endpoint_url", "quotas_endpoint_url"],
 }
@@ -275,6 +281,7 @@ HELD = {
     "openai": ["key-of-openai-4242", "the-header-of-the-user"],
     "anthropic": ["key-of-anthropic-42", "the-header-of-the-user"],
     "gemini": ["key-of-gemini-4242"],
+    "openrouter": ["key-of-openrouter-42", "the-header-of-the-user"],
     "vertex": ["token-of-vertex-4242", "-----BEGIN PRIVATE KEY-----\nMIIEvgIBADANBg\n-----END PRIVATE KEY-----\n"],
     "bedrock": ["AKIA4242424242424242", "secret/of/aws+42424242", "session//of//aws=="],
 }
@@ -289,6 +296,8 @@ def holding(name: str, url: str) -> Provider:
             return OpenAIProvider(first, f"{url}/v1", default_headers=headers, timeout_seconds=10)
         case "anthropic":
             return AnthropicProvider(first, url, default_headers=headers, timeout_seconds=10)
+        case "openrouter":
+            return OpenRouterProvider(first, f"{url}/api/v1", default_headers=headers, timeout_seconds=10)
         case "gemini":
             return GeminiBatchResource(api_key=first, base_url=url).provider()
         case "vertex":

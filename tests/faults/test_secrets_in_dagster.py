@@ -1,4 +1,4 @@
-"""The same keys in a real Dagster instance, in all six resources: none is in its databases, logs, files or messages."""
+"""The same keys in a real Dagster instance, in all resources: none is in its databases, logs, files or messages."""
 
 import logging
 import sqlite3
@@ -41,6 +41,7 @@ VARIABLES = {
     "T_OPENAI": API_KEYS["openai"],
     "T_ANTHROPIC": API_KEYS["anthropic"],
     "T_GEMINI": API_KEYS["gemini"],
+    "T_OPENROUTER": API_KEYS["openrouter"],
     "T_TOKEN": TOKEN,
     "T_ACCESS": ACCESS_KEY,
     "T_SECRET": SECRET_KEY,
@@ -51,6 +52,7 @@ FIELDS = {
     "openai": {"api_key": "T_OPENAI"},
     "anthropic": {"api_key": "T_ANTHROPIC"},
     "gemini": {"api_key": "T_GEMINI"},
+    "openrouter": {"api_key": "T_OPENROUTER"},
     "vertex": {"access_token": "T_TOKEN"},
     "bedrock": {
         "aws_access_key_id": "T_ACCESS",
@@ -65,7 +67,7 @@ def tickets(_context: Any) -> Any:
 
 
 def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
-    """Six datasets, one for each provider, whose credentials are environment variables."""
+    """Seven datasets, one for each provider, whose credentials are environment variables."""
     configured: dict[str, Any] = {}
     for name, resource in resources(emulator, folder).items():
         variables = {field: dg.EnvVar(variable) for field, variable in FIELDS[name].items()}

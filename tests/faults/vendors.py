@@ -17,6 +17,7 @@ from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 BUCKET = "bucket"
@@ -81,6 +82,10 @@ def _vertex(emulator: Emulator, folder: Path, timeout_seconds: float) -> Provide
 
 def _gemini(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
     return GeminiProvider(DEFAULT_KEY, emulator.gemini_base_url, inline_bytes=0, timeout_seconds=timeout_seconds)
+
+
+def _openrouter(emulator: Emulator, _folder: Path, timeout_seconds: float) -> Provider:
+    return OpenRouterProvider(DEFAULT_KEY, emulator.openrouter_base_url, timeout_seconds=timeout_seconds)
 
 
 def _command(_emulator: Emulator, folder: Path, _timeout_seconds: float) -> Provider:
@@ -153,6 +158,18 @@ VENDORS = (
             "find": "GET /gemini/*/batches",
             "poll": "GET /gemini/*/batches/*",
             "download": "GET /gemini/*:download",
+        },
+    ),
+    Vendor(
+        "openrouter",
+        "openai/gpt-4o",
+        _MAX_TOKENS,
+        _openrouter,
+        {
+            "create": "POST /api/v1/batches",
+            "find": "GET /api/v1/batches",
+            "poll": "GET /api/v1/batches/batch_*[0-9a-f]",
+            "download": "GET /api/v1/batches/*/results",
         },
     ),
     Vendor("command", "m", _MAX_TOKENS, _command),

@@ -18,6 +18,7 @@ from google_emulator import gemini, vertex_in_tables
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.contracts import ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import RequestSpec
@@ -122,6 +123,18 @@ VENDORS = {
         download="GET /s3/*.jsonl.out",
         framings=("length", "chunked", "close"),
         file_options=lambda emulator: {"s3_endpoint_url": emulator.s3_relay_url},
+    ),
+    "openrouter": Vendor(
+        lambda emulator, _, **options: OpenRouterProvider(
+            **{"api_key": DEFAULT_KEY, "base_url": emulator.openrouter_base_url, **options}
+        ),
+        RequestSpec("openai/gpt-x"),
+        create="POST /api/v1/batches",
+        listing="GET /api/v1/batches",
+        single="GET /api/v1/batches/*",
+        answer="POST /api/v1/chat/*",
+        with_key=lambda key: {"api_key": key},
+        other_key="sk-or-v1-wr*****cdef",
     ),
 }
 

@@ -30,6 +30,7 @@ from google_emulator import gemini, vertex, vertex_in_tables
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 
@@ -195,10 +196,14 @@ class RecordedProvider:
     truth: Mapping[str, Any]
 
 
-PROVIDERS = ("openai", "anthropic", "bedrock", "vertex", "vertex claude", "vertex tables", "gemini", "gemini inline")
+PROVIDERS = (
+    *("openai", "anthropic", "bedrock", "vertex", "vertex claude", "vertex tables", "gemini", "gemini inline"),
+    "openrouter",
+)
 
 _SPECS = {
     "openai": RequestSpec("gpt-x"),
+    "openrouter": RequestSpec("openai/gpt-x"),
     "anthropic": RequestSpec("claude-x", params={"max_tokens": 100}),
     "bedrock": RequestSpec(HAIKU, params={"max_tokens": 100}),
     "vertex claude": RequestSpec("claude-sonnet-4-5", params={"max_tokens": 100}),
@@ -232,7 +237,7 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
         hints = FindHints(datetime.now(UTC) - timedelta(hours=1), ROWS, NONCE, frozenset([*ended[1:], running]))
 
         def verbs_of(provider: Provider) -> dict[str, Callable[[], Any]]:
-            return {
+            verbs: dict[str, Callable[[], Any]] = {
                 "submit": lambda: provider.submit(io.BytesIO(file), spec, f"{TAG}-n"),
                 "find": lambda: provider.find(f"{TAG}-0", hints),
                 "poll one": lambda: provider.poll([ended[0]]),
@@ -241,6 +246,9 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
                 "cancel": lambda: provider.cancel(running),
                 "respond": lambda: provider.respond(lines[0]),
             }
+            if name == "openrouter":  # which has no call that stops a batch
+                del verbs["cancel"]
+            return verbs
 
         beside = {
             "cancel": [running],  # what is looked up where a cancel fails: that the batch runs
@@ -277,6 +285,8 @@ def _provider(name: str, seen: Any, *, google_seconds: float) -> Provider:
             return OpenAIProvider(DEFAULT_KEY, seen.openai_base_url, timeout_seconds=2.0)
         case "anthropic":
             return AnthropicProvider(DEFAULT_KEY, seen.anthropic_base_url, timeout_seconds=2.0)
+        case "openrouter":
+            return OpenRouterProvider(DEFAULT_KEY, seen.openrouter_base_url, timeout_seconds=2.0)
         case "bedrock":
             return over(seen, seen.s3_relay_url, timeout_seconds=2.0, read_quotas=False)
         case "vertex" | "vertex claude":

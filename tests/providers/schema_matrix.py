@@ -22,6 +22,7 @@ from dagster_llm_batch.providers.bedrock.provider import BedrockProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 from dagster_llm_batch.types import Endpoint, Request, RequestSpec
 
@@ -145,7 +146,7 @@ CONSTRUCTS = (
     Construct(
         "recursion",
         _Node,
-        {"*": "recursive", "openai": "", "openai (Responses)": ""},
+        {"*": "recursive", "openai": "", "openai (Responses)": "", "openrouter": ""},
         {"name": "a", "children": [{"name": "b", "children": []}]},
     ),
     Construct("map with free keys (`dict[str, int]`)", _Map, {"*": r"a map with free keys at \$\.properties\.counts"}),
@@ -202,5 +203,6 @@ TARGETS = (
     Target("bedrock (Nova, Llama)", "amazon.nova-lite-v1:0", _bedrock, _MAX, unstructured="no structured outputs"),
     Target("vertex", "gemini-2.5-flash", _vertex, _MAX_GOOGLE),
     Target("vertex (Claude)", "claude-haiku-4-5", _vertex, _MAX),
+    Target("openrouter", "openai/gpt-4o", lambda at: OpenRouterProvider(DEFAULT_KEY, at.openrouter_base_url), _MAX),
     Target("gemini", "gemini-2.5-flash", lambda at: GeminiProvider(DEFAULT_KEY, at.gemini_base_url), _MAX_GOOGLE),
 )

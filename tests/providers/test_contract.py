@@ -70,6 +70,14 @@ class TestAnthropic(ProviderContract):
             yield ProviderUnderTest(provider, spec, emulator.settle, [DEFAULT_KEY])
 
 
+class TestOpenRouter(ProviderContract):
+    @pytest.fixture(params=SPECS)
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
+        with Emulator() as emulator:
+            provider = preset("openrouter", api_key=DEFAULT_KEY, base_url=emulator.openrouter_base_url).provider()
+            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+
+
 class TestCommand(ProviderContract):
     @pytest.fixture
     def subject(self, tmp_path) -> ProviderUnderTest:

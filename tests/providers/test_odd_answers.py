@@ -54,7 +54,7 @@ def one(request: pytest.FixtureRequest, stored: Mapping[str, Any]) -> Iterator[R
 def _places(one: RecordedProvider) -> Iterator[tuple[str, int]]:
     """Each call that a verb makes. Claude on Vertex AI differs from Gemini there in its rows alone."""
     for verb in VERBS if one.name != "vertex claude" else ("fetch", "respond"):
-        for number in range(one.made[verb]):
+        for number in range(one.made.get(verb, 0)):
             yield verb, number
 
 
@@ -162,7 +162,11 @@ def test_an_answer_with_odd_values_gives_clean_values_or_one_of_our_errors(one: 
 
 
 def test_a_list_that_gives_one_page_again_and_again_ends_and_what_is_on_it_is_found(one: RecordedProvider) -> None:
-    kept = [replace(call, answer=_with_more(call.answer)) for call in one.kept["find"]]
+    kept = [
+        # pages of results are another list
+        call if "/results" in call.path else replace(call, answer=_with_more(call.answer))
+        for call in one.kept["find"]
+    ]
     one.relay.replay(kept, 0, kept[0].answer)
     assert one.verbs["find"]() == one.truth["find"]
     found = one.provider.find("another", FindHints(datetime.now(UTC) - timedelta(hours=1), ROWS + 1, "other"))
@@ -183,7 +187,7 @@ def _with_more(answer: Answer) -> Answer:
 
 
 def test_a_web_page_is_named_as_one_with_what_to_do(one: RecordedProvider) -> None:
-    last = {verb: one.made[verb] - 1 for verb in ("submit", "poll one", "cancel", "respond")}
+    last = {verb: one.made[verb] - 1 for verb in ("submit", "poll one", "cancel", "respond") if verb in one.made}
     for verb, number in last.items():
         said = str(_told(one, verb, number, WEB_PAGE))
         assert "a web page (text/html)" in said, f"{verb}: {said}"

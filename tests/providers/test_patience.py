@@ -22,6 +22,7 @@ from dagster_llm_batch.errors import AmbiguousError, TransientError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, guard_session
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.providers.patience import limit_pools
 from dagster_llm_batch.types import RequestSpec
 
@@ -103,6 +104,7 @@ def steady() -> Iterator[bytes]:
 VENDORS: dict[str, Callable[[Slow], Any]] = {
     "openai": lambda at: OpenAIProvider("sk-x", f"{at.url}/v1", timeout_seconds=0.1),
     "anthropic": lambda at: AnthropicProvider("sk-x", at.url, timeout_seconds=0.1),
+    "openrouter": lambda at: OpenRouterProvider("sk-x", f"{at.url}/api/v1", timeout_seconds=0.1),
     "gemini": lambda at: gemini(at, timeout_seconds=0.1),  # type: ignore[arg-type]  # an address is all it is asked for
     "vertex": lambda at: vertex(at, at.url, timeout_seconds=0.1),  # type: ignore[arg-type]
     "bedrock": lambda at: over(at, at.url, timeout_seconds=0.1),  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulated):
         assert emulated.vendor.other_key[-6:] not in shown
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini"])
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "openrouter"])
 @pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(name, key):
     with Emulator() as emulator, pytest.raises(ConfigError, match="API key") as caught:
@@ -181,6 +181,7 @@ settings = {
     "gemini": (("AI-x",), "google.genai"),
     "vertex": (("project", "us-central1", "bucket"), "google.genai"),
     "bedrock": (("us-east-1", role, place), "boto3"),
+    "openrouter": (("sk-x",), "openai"),
 }
 for name, (arguments, sdk) in settings.items():
     provider = provider_class(name)(*arguments)

@@ -37,7 +37,12 @@ _NEVER_RAN = {
 }
 # Not with the code `insufficient_quota`, which is a 429 too: the account has nothing left.
 _RETRYABLE_STATUSES = frozenset({408, 409, 429})
-_RETRYABLE_CODES = frozenset({"rate_limit_exceeded", "server_error", "service_unavailable", "timeout", "overloaded"})
+_RETRYABLE_CODES = frozenset(
+    {
+        *("rate_limit_exceeded", "server_error", "service_unavailable", "timeout", "overloaded"),
+        *("provider_overloaded", "server"),  # `error_type` of OpenRouter's rows
+    }
+)
 _NO_QUOTA = "insufficient_quota"
 _CUT_SHORT = frozenset({"length", "max_output_tokens"})
 _WITHHELD = "content_filter"
@@ -356,7 +361,8 @@ def _error(value: Any) -> tuple[str | None, str | None]:
         return None, value or None
     if not isinstance(value, Mapping):
         return None, None if value in (None, [], False) else str(value)
-    code = next((str(value[key]) for key in ("code", "type") if value.get(key) not in (None, "")), None)
+    names = ("code", "error_type", "type")
+    code = next((str(value[key]) for key in names if value.get(key) not in (None, "")), None)
     message = next((str(value[key]) for key in ("message", "detail") if value.get(key) not in (None, "")), None)
     if value.get("type") == _NO_QUOTA:
         code = _NO_QUOTA

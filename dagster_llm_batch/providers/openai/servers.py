@@ -3,8 +3,8 @@
 A value that is None is not known: then OpenAI's own is taken. Nothing is guessed from a server's address. Data alone:
 what follows from a value is where it is used, in `provider`, and in the settings of a resource.
 
-Not here, as they have a wire of their own: Together, Fireworks and xAI (see docs/reference/providers.md), and
-OpenRouter, whose batches are inline.
+Not here, as they have a wire of their own: Together, Fireworks and xAI (see docs/reference/providers.md). Those whose
+batches are inline, as OpenRouter's, are in `openrouter.servers`.
 """
 
 from __future__ import annotations

@@ -91,6 +91,10 @@ def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | No
             "ANTHROPIC_BASE_URL": emulator.anthropic_base_url,
             "ANTHROPIC_API_KEY": key,
         },
+        f"OpenRouter emulator at {emulator.openrouter_base_url}": {
+            "OPENROUTER_BASE_URL": emulator.openrouter_base_url,
+            "OPENROUTER_API_KEY": key,
+        },
         f"Gemini emulator at {emulator.gemini_base_url}": {
             "GOOGLE_GEMINI_BASE_URL": emulator.gemini_base_url,
             "GEMINI_API_KEY": key,

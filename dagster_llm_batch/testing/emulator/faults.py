@@ -28,6 +28,7 @@ BatchKind = Literal[
     "miscounts",  # request_counts contradict the rows: one too many completed
     "no_output_file",  # it ended well and nothing failed, yet there are no results
     "extra_fields",  # unknown JSON fields in the batch object
+    "unpaid",  # OpenRouter: a 402 withholds the results
     "no_counts",  # Bedrock: the job tells no counts, as older ones; the manifest does
     "counts_move",  # Anthropic: counts move with the rows; documented is that they stand still until the end
 ]

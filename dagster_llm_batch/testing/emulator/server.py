@@ -26,6 +26,8 @@ from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexHouse
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai.routes import OpenAIHouse
+from dagster_llm_batch.testing.emulator.openrouter.routes import OpenRouterHouse
+from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
 from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
 from dagster_llm_batch.testing.emulator.world import Keys, VendorLimits, World
@@ -84,12 +86,14 @@ class Emulator:
         self._openai = OpenAIHouse(self._world)
         self._anthropic = AnthropicHouse(self._world)
         self._bedrock = BedrockHouse(self._world, s3_url)
+        self._openrouter = OpenRouterHouse(self._world)
         self._connections = Connections()
         tables = Tables()
         apps: dict[str, App] = {
             BIGQUERY: BigQueryHouse(self._world, tables).app(),
             MESSAGES: self._anthropic.app(),
             BEDROCK: self._bedrock.app(),
+            OPENROUTER: self._openrouter.app(),
             VERTEX: VertexHouse(self._world, gcs_url, tables).app(),
             GEMINI: GeminiHouse(self._world).app(),
             **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
@@ -130,6 +134,11 @@ class Emulator:
     def anthropic_base_url(self) -> str:
         """For `anthropic.Anthropic(base_url=...)`."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def openrouter_base_url(self) -> str:
+        """For a client of OpenRouter's API, and of its batches."""
+        return f"http://{HOST}:{self.port}{OPENROUTER}"
 
     @property
     def vertex_base_url(self) -> str:
@@ -216,6 +225,7 @@ class Emulator:
         self._openai.close()
         self._anthropic.close()
         self._bedrock.close()
+        self._openrouter.close()
         self._world.close()
 
     def __enter__(self) -> Self:

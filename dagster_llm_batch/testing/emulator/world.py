@@ -23,7 +23,8 @@ class VendorLimits:
 
     `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses what is over it when it is
     created; OpenAI takes it and fails it in validation, or, with `fails_fast`, refuses it too, as Azure does in places.
-    `queued_requests` is Anthropic's, per account.
+    `queued_requests` is Anthropic's, per account. The last three are OpenRouter's: a batch of so many rows tells them
+    itself, and of more in pages of so many at most.
     """
 
     batch_requests: int = 50_000
@@ -41,6 +42,9 @@ class VendorLimits:
     queued_requests: int | None = None
     known_models: Collection[str] | None = None
     window_seconds: float = 86_400.0
+    inline_requests: int = 5_000
+    inline_results: int = 2
+    results_page: int = 5
 
 
 class World:

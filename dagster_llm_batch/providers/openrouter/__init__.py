@@ -1,0 +1,1 @@
+"""Batches that travel inline: OpenRouter's, and those of gateways that speak its API."""

@@ -1,0 +1,96 @@
+"""Servers whose batches are inline, as data: what is different at each, where that is from, and who has seen it.
+
+As in `openai.servers`: a value that is None is not known, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from dagster_llm_batch.providers.openai.servers import Fact, Server, Windows
+from dagster_llm_batch.types import Endpoint
+
+__all__ = ["INLINE_SERVERS", "OPENROUTER", "InlineServer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InlineServer(Server):
+    """One server with inline batches.
+
+    Args:
+        takes_metadata: Whether a create call may carry metadata. Where not, a batch is known by its results alone.
+        has_result_pages: Whether results are read in pages, too, and not only in the batch itself.
+        longest_hours: How long a batch may take, where that is longer than its window.
+        deletes: Whether a batch can be deleted.
+        only_image_urls: Whether images go by their web address alone.
+    """
+
+    takes_metadata: Fact[bool] | None = None
+    has_result_pages: Fact[bool] | None = None
+    longest_hours: Fact[int] | None = None
+    deletes: Fact[bool] | None = None
+    only_image_urls: Fact[bool] | None = None
+
+
+_DOCS = "openrouter.ai/docs, Batch guide and API reference, 2026-11"
+_SDK = "openrouter 1.3.84 (Python SDK), 2026-11"
+_CLIENT = "a client that was run against OpenRouter, 2026-08-29"
+_OPPER = "docs.opper.ai, Batches, 2026-11"
+_MERGE = "docs.merge.dev, Gateway, Batches, 2026-11"
+
+OPENROUTER = InlineServer(
+    title="OpenRouter",
+    base_url=Fact("https://openrouter.ai/api/v1", _DOCS),
+    price_book=Fact("openrouter", _DOCS),
+    price_rule=Fact("typically half; a model's page tells", _DOCS),
+    endpoints=Fact((Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS), _SDK),
+    max_requests=Fact(5_000, _DOCS),
+    max_bytes=Fact(200_000_000, _DOCS),
+    windows=Fact(Windows(("24h",)), _DOCS),
+    has_pages=Fact(value=True, source=_SDK),
+    takes_metadata=Fact(value=False, source=_SDK),
+    has_result_pages=Fact(value=True, source=_DOCS),
+    longest_hours=Fact(96, _SDK),
+    deletes=Fact(value=True, source=_SDK),
+    only_image_urls=Fact(value=True, source=_DOCS),
+    errors=Fact('{"error": {"code": a status, "message": …}}; of a row, with `error_type`', _SDK),
+    quirks=(
+        Fact("what is told of a batch comes before its requests: it is read as it arrives", _CLIENT, seen_live=True),
+        Fact("a 402 to a poll withholds results until the account is topped up", _SDK),
+        Fact("no batch can be canceled", _SDK),
+        Fact("no metadata: a batch whose create call was lost is known by its results", _SDK),
+        Fact("what it cost is told of the batch; rows of embeddings tell it too", _SDK),
+        Fact("Google Vertex behind it may take 96 hours", _SDK),
+        Fact("requests and results are kept for 30 days, and not with zero data retention", _DOCS),
+    ),
+)
+
+INLINE_SERVERS: Mapping[str, InlineServer] = MappingProxyType(
+    {
+        "openrouter": OPENROUTER,
+        "opper": InlineServer(
+            title="Opper",
+            base_url=Fact("https://api.opper.ai/v3", _OPPER),
+            price_book=Fact("opper", _OPPER),
+            max_requests=Fact(50_000, _OPPER),
+            takes_metadata=Fact(value=True, source=_OPPER),
+            has_result_pages=Fact(value=False, source=_OPPER),
+            quirks=(
+                Fact("one bad request refuses the create call", _OPPER),
+                Fact("no batch can be canceled", _OPPER),
+                Fact("models of OpenAI and Anthropic, in the US", _OPPER),
+            ),
+        ),
+        "merge": InlineServer(
+            title="Merge Gateway",
+            base_url=Fact("https://api-gateway.merge.dev/v1", _MERGE),
+            price_book=Fact("merge", _MERGE),
+            max_requests=Fact(10_000, _MERGE),
+            takes_metadata=Fact(value=True, source=_MERGE),
+            has_result_pages=Fact(value=True, source=_MERGE),
+            quirks=(Fact("requests that failed, expired or were canceled are not billed", _MERGE),),
+        ),
+    }
+)

@@ -1,0 +1,1 @@
+"""OpenRouter's wire, from its documents."""

@@ -1,0 +1,209 @@
+"""An inline batch: what happens in each of its states, the object that tells of it, and its rows.
+
+https://openrouter.ai/docs/api-reference/batches
+Work happens in `step`, which only the mover calls; the others report and change nothing. Taking a batch is storing it:
+whatever is wrong with it shows later, in a message without a code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
+from dagster_llm_batch.testing.emulator.faults import BatchKind
+from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, Life
+from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
+from dagster_llm_batch.testing.emulator.openai.results import ResultFile
+from dagster_llm_batch.testing.emulator.openai.wire import Body, row, usage_of
+from dagster_llm_batch.testing.emulator.openrouter.wire import failed_row
+from dagster_llm_batch.testing.emulator.world import World
+
+_WINDOW_HOURS = 96.0
+_SUCCESS = 2
+
+
+class InlineBatch:
+    """One batch, from its creation to its end. Its states have the names of OpenAI's."""
+
+    def __init__(self, world: World, record: BatchRecord, told: Body) -> None:
+        self._world = world
+        self._told = told
+        self._requests: list[Any] = told["requests"]
+        self.record = record
+        self._created_at = world.clock()
+        self._expires_at = self._created_at + min(world.limits.window_seconds, _WINDOW_HOURS * 3_600)
+        self.life = Life(OPENAI, self._created_at, self._moved)
+        self._order = list(range(len(self._requests)))
+        # results come in any order, and a batch cut short has run any part of its rows
+        random.Random(f"{world.seed}:{record.ordinal}").shuffle(self._order)  # noqa: S311
+        self._done = self._completed = self._failed = 0
+        self._late = False
+        self._error: str | None = None
+        self._usage = dict.fromkeys(("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"), 0)
+        self._costs: list[float | None] = []
+        self._file = ResultFile(world.faults.whole_file(record.ordinal))
+        self._results: Blob | None = None
+        self._is_placed = False
+
+    def _moved(self, source: str, event: str, target: str, at: float) -> None:
+        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+
+    def _fault(self, kind: BatchKind) -> Any:
+        return self._world.faults.batch(kind, self.record.ordinal)
+
+    def deadline(self) -> float:
+        """The end of the vendor's window, while rows run."""
+        return self._expires_at if self.life.state == "in_progress" else math.inf
+
+    def step(self, at: float) -> str | None:
+        """Do the work of the present state."""
+        state = self.life.state
+        stuck = self._fault("stuck")
+        if stuck is not None and stuck.during in {"", state}:
+            return None
+        if state == "validating":
+            fault = self._fault("fails")
+            self._error = fault.message if fault is not None else self._problem()
+            return "due" if self._error is None else "invalid"
+        if state == "in_progress":
+            self._late = at >= self._expires_at
+            return "window_over" if self._late else self._work()
+        self._place()
+        return "expire" if state == "finalizing" and self._late else "due"
+
+    def _problem(self) -> str | None:
+        limits, seen = self._world.limits, set()
+        if len(self._requests) > limits.inline_requests:
+            return f"A batch holds at most {limits.inline_requests} requests; this one has {len(self._requests)}."
+        if limits.known_models is not None and self._told["model"] not in limits.known_models:
+            return f"{self._told['model']} is not a valid model ID"
+        for one in self._requests:
+            if not isinstance(one, dict) or not isinstance(one.get("custom_id"), str):
+                return "custom_id is required"
+            if one.keys() - {"custom_id", "body"} or not isinstance(one.get("body"), dict):
+                return f"request '{one['custom_id']}' is not custom_id and body"
+            if one["custom_id"] in seen:
+                return f"custom_id '{one['custom_id']}' is used more than once"
+            seen.add(one["custom_id"])
+            if one["body"].get("model", self._told["model"]) != self._told["model"]:
+                return f"request '{one['custom_id']}' names another model than the batch"
+            if '"data:' in json.dumps(one["body"]):
+                return f"request '{one['custom_id']}': data: URIs are not supported in batches"
+        return None
+
+    def _work(self) -> str:
+        total = len(self._order)
+        end = min(total, self._done + math.ceil(total / self._world.work_steps))
+        short = self._fault("expires") or self._fault("cancels")
+        stop = total if short is None else min(total, int(total * short.fraction))
+        while self._done < min(end, stop) and self.life.state == "in_progress":
+            self._run_row(self._requests[self._order[self._done]])
+            self._done += 1
+        if short is not None and self._done >= stop:
+            self._late = short.kind == "expires"
+            return "window_over" if self._late else "cancel"
+        return "due" if self._done == total else "work"
+
+    def _run_row(self, one: Body) -> None:
+        world, custom_id = self._world, one["custom_id"]
+        place = (self.record.ordinal, custom_id, json.dumps(one, ensure_ascii=False).encode())
+        request = Request(
+            account=self.record.account,
+            endpoint=self.record.endpoint,
+            body={"model": self._told["model"], **one["body"]},
+            batch_id=self.record.id,
+            custom_id=custom_id,
+            faults=world.faults.row(*place),
+        )
+        status, body = respond(world, request)
+        row_id = world.new_id("batch_req_")
+        if status // 100 == _SUCCESS:
+            self._completed += 1
+            for name, count in usage_of(body).items():
+                self._usage[name] += count
+            # of a chat's row, only the batch tells what it cost
+            self._costs.append(body.get("usage", {}).pop("cost", None))
+            result = row(row_id, custom_id, "", status, body)
+            result["response"]["request_id"] = None
+        else:
+            self._failed += 1
+            result = failed_row(row_id, custom_id, status, body)
+        self._file.write(result, world.faults.file(*place))
+
+    def _place(self) -> None:
+        if not self._is_placed:
+            self._is_placed = True
+            blob = self._file.finish()
+            self._results = None if blob is None else self._world.keep(blob)
+
+    def close(self) -> None:
+        """Give back what was written and not placed."""
+        if not self._is_placed:
+            self._file.close()
+
+    @property
+    def is_unpaid(self) -> bool:
+        """Whether its charge is not covered, so that its results are withheld."""
+        return self.life.ended and self._fault("unpaid") is not None
+
+    def rows(self) -> list[Body]:
+        """The rows that there are, once it has ended; in a list, a row that cannot be parsed has no place."""
+        hidden = self._fault("no_output_file") is not None and self.life.state == "completed"
+        if self._results is None or hidden or not self.life.ended:
+            return []
+        found = []
+        for _, line in self._results.lines():
+            try:
+                found.append(json.loads(line.decode("utf-8-sig")))
+            except ValueError:
+                continue
+        return found
+
+    def as_json(self, *, with_results: bool) -> Body:
+        """The batch object as a GET answers it; in a list it has no results."""
+        state, odd = self.life.state, self._fault("status")
+        shown = odd.status if odd is not None and odd.during in {"", state} else state
+        # stored jobs collapse those phases
+        shown = "in_progress" if shown in ("finalizing", "cancelling") else shown
+        ended = self.life.ended
+        completed = self._completed + (self._fault("miscounts") is not None)
+        rows = self.rows() if with_results and state == "completed" and not self.is_unpaid else None
+        cost = None if None in self._costs else sum(cost or 0.0 for cost in self._costs)
+        given, made = self._usage["input_tokens"], self._usage["output_tokens"]
+        usage = {
+            "prompt_tokens": given,
+            "completion_tokens": made,
+            "total_tokens": given + made,
+            "prompt_tokens_details": {"cached_tokens": self._usage["cached_tokens"], "cache_write_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self._usage["reasoning_tokens"]},
+            "cost": cost,
+            "cost_details": None,
+            "is_byok": False,
+        }
+        told = {
+            "id": self.record.id,
+            "object": "batch",
+            "endpoint": self.record.endpoint,
+            "model": self._told["model"],
+            "provider": None if state in ("validating", "failed") else "OpenAI",
+            "completion_window": "24h",
+            "status": shown,
+            "created_at": int(self._created_at),
+            "expires_at": None if state == "validating" else int(self._expires_at),
+            "finalized_at": int(self.life.entered_at) if ended else None,
+            "request_counts": {"total": len(self._requests), "completed": completed, "failed": self._failed},
+            "usage": usage if state == "completed" else None,
+            "results": rows if rows is not None and len(rows) <= self._world.limits.inline_results else None,
+            "error": None if self._error is None else {"message": self._error},
+            **({"x_emulator_unknown": {"since": "later"}} if self._fault("extra_fields") is not None else {}),
+        }
+        if not with_results:
+            del told["results"]
+        elif self.is_unpaid:
+            message = "Results are withheld until the batch charge is covered."
+            told["error"] = {"code": "insufficient_credits", "message": message}
+        return told

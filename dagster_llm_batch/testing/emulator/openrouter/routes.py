@@ -1,0 +1,220 @@
+"""OpenRouter's routes: inline batches, and the three endpoints in real time.
+
+https://openrouter.ai/docs/api-reference/batches
+Reads report and never move a batch. What belongs to another account is not found. There is no call that cancels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
+from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, RESPONSES, Body
+from dagster_llm_batch.testing.emulator.openrouter.batches import InlineBatch
+from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER, ApiError, error_body
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+_ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
+_BATCHES = f"{OPENROUTER}/batches"
+_BEFORE_REQUESTS = ("endpoint", "model", "callback_url", "completion_window", "provider")
+_MOST_BATCHES, _MOST_ROWS, _DEFAULT = 100, 1_000, 20
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+class OpenRouterHouse:
+    """The OpenRouter face of an emulator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._batches: dict[str, InlineBatch] = {}
+        self._created = 0
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", _BATCHES, self._create),
+            ("GET", _BATCHES, self._list),
+            ("GET", f"{_BATCHES}/{{id}}", self._get),
+            ("DELETE", f"{_BATCHES}/{{id}}", self._delete),
+            ("GET", f"{_BATCHES}/{{id}}/results", self._results),
+            *(("POST", OPENROUTER + path.removeprefix("/v1"), self._real_time) for path in _ENDPOINTS),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+    def close(self) -> None:
+        """Give back what unfinished batches have written."""
+        for batch in self._batches.values():
+            batch.close()
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                account = self._world.account(api_key(request.scope))
+                if account is None:
+                    raise ApiError(401, "No auth credentials found")
+                return await handler(request, account)
+            except ApiError as error:
+                return JSONResponse(error.body, error.status)
+
+        return guarded
+
+    async def _create(self, request: HttpRequest, account: str) -> Response:
+        raw = await request.body()
+        if len(raw) > self._world.limits.file_bytes:
+            raise ApiError(413, "The request body is too large.")
+        told = await asyncio.to_thread(_read_in_order, raw)
+        record = BatchRecord(
+            id=self._world.new_id("batch_", "inline"),
+            ordinal=self._created,
+            account=account,
+            endpoint=told["endpoint"],
+            input_file_id="",
+            metadata={},
+            created_at=int(self._world.clock()),
+        )
+        self._created += 1
+        batch = InlineBatch(self._world, record, told)
+        self._batches[record.id] = batch
+        self._world.books.write(record)
+        reply = batch.as_json(with_results=True)  # before the mover can see it: a create always answers `validating`
+        self._world.mover.add(batch)
+        return JSONResponse(reply, 202)
+
+    async def _list(self, request: HttpRequest, account: str) -> Response:
+        """Newest first."""
+        query = request.query_params
+        limit = _number(query.get("limit", str(_DEFAULT)), _MOST_BATCHES, "limit")
+        mine = [one for one in reversed(list(self._batches.values())) if one.record.account == account]
+        told = [one.as_json(with_results=False) for one in mine]
+        if wanted := query.getlist("status"):
+            told = [one for one in told if one["status"] in wanted]
+        start = 0
+        if (after := query.get("after")) is not None:
+            ids = [one["id"] for one in told]
+            if after not in ids:
+                raise ApiError(400, f"after: there is no batch '{after}'")
+            start = ids.index(after) + 1
+        page = told[start : start + limit]
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": page,
+                "first_id": page[0]["id"] if page else None,
+                "last_id": page[-1]["id"] if page else None,
+                "has_more": start + len(page) < len(told),
+            }
+        )
+
+    async def _get(self, request: HttpRequest, account: str) -> Response:
+        batch = self._batch(request, account)
+        return JSONResponse(batch.as_json(with_results=True), 402 if batch.is_unpaid else 200)
+
+    async def _results(self, request: HttpRequest, account: str) -> Response:
+        batch = self._batch(request, account)
+        if batch.is_unpaid:
+            return JSONResponse(batch.as_json(with_results=True), 402)
+        if not batch.life.ended:
+            raise ApiError(404, f"Batch {batch.record.id} has no results yet.")
+        query = request.query_params
+        limit = _number(query.get("limit", str(_MOST_ROWS)), _MOST_ROWS, "limit")
+        limit = min(limit, self._world.limits.results_page)
+        start = _place(query["cursor"]) if "cursor" in query else 0
+        rows = batch.rows()
+        end = start + limit
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": rows[start:end],
+                "has_more": end < len(rows),
+                "next_cursor": _cursor(end) if end < len(rows) else None,
+            }
+        )
+
+    async def _delete(self, request: HttpRequest, account: str) -> Response:
+        batch = self._batch(request, account)
+        if not batch.life.ended:
+            raise ApiError(409, "Only batches in a terminal state can be deleted.")
+        del self._batches[batch.record.id]
+        deletion = {"openrouter": "deleted", "upstream": {"provider": "OpenAI", "status": "deleted"}}
+        return JSONResponse({"id": batch.record.id, "object": "batch", "deletion": deletion})
+
+    async def _real_time(self, request: HttpRequest, account: str) -> Response:
+        body = _parsed(await request.body())
+        if body.get("stream"):
+            raise ApiError(400, "The emulator does not stream; send stream=false.")
+        endpoint = f"/v1{request.url.path.removeprefix(OPENROUTER)}"
+        status, answer = await asyncio.to_thread(respond, self._world, Request(account, endpoint, body))
+        if status != 200:  # noqa: PLR2004 - HTTP
+            answer = error_body(status, answer["error"]["message"])
+        return JSONResponse(answer, status)
+
+    def _batch(self, request: HttpRequest, account: str) -> InlineBatch:
+        batch = self._batches.get(request.path_params["id"])
+        if batch is None or batch.record.account != account:
+            raise ApiError(404, f"Batch {request.path_params['id']} not found")
+        return batch
+
+
+def _read_in_order(raw: bytes) -> Body:
+    """The body of a create call. It is read as it arrives: what comes after the requests is not seen in time."""
+    told = _parsed(raw)
+    names = list(told)
+    if "requests" not in names or not isinstance(told["requests"], list) or not told["requests"]:
+        raise ApiError(400, "requests: a list of one request or more is required")
+    late = [name for name in names[names.index("requests") + 1 :] if name in _BEFORE_REQUESTS]
+    if late:
+        raise ApiError(400, f"{late[0]} must come before requests in the request body")
+    if unknown := sorted(set(names) - {*_BEFORE_REQUESTS, "requests"}):
+        raise ApiError(400, f"Unrecognized key: {unknown[0]}")
+    if told.get("endpoint") not in _ENDPOINTS:
+        raise ApiError(400, f"endpoint: expected one of {', '.join(_ENDPOINTS)}")
+    if not isinstance(told.get("model"), str) or not told["model"]:
+        raise ApiError(400, "model: required")
+    if told.get("completion_window", "24h") != "24h":
+        raise ApiError(400, "completion_window: only 24h is supported")
+    return told
+
+
+def _number(given: str, most: int, name: str) -> int:
+    if not given.isdigit() or not 1 <= int(given) <= most:
+        raise ApiError(400, f"{name}: expected a number from 1 to {most}")
+    return int(given)
+
+
+def _cursor(place: int) -> str:
+    return base64.urlsafe_b64encode(f"row:{place}".encode()).decode()
+
+
+def _place(cursor: str) -> int:
+    try:
+        return int(base64.urlsafe_b64decode(cursor).decode().removeprefix("row:"))
+    except ValueError:
+        raise ApiError(400, "cursor: not valid") from None
+
+
+def _parsed(raw: bytes) -> Body:
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(400, "The request body is not valid JSON: it must be an object.")
+    return body
+
+
+async def _no_route(_request: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse(error_body(status, "Not found"), status)
