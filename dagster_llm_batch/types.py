@@ -278,6 +278,7 @@ class BatchReport:
     smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None
+    reported_usd: Decimal | None = None  # what the vendor says that all of it cost
 
 
 class FileCount(NamedTuple):

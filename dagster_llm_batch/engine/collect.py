@@ -286,6 +286,9 @@ class Collector:
     def _bill(self, shard: Shard, results_path: str, tally: Tally) -> ShardFields:
         """Return what the ledger stores of what a shard's results cost."""
         bill = bill_of(tally)
+        if tally.reported_usd is None:
+            # Its replies do not tell what they cost; perhaps the batch did.
+            bill["reported_usd"] = shard.reported_usd
         asked_again = self._asked_again(shard) if tally.replies else set()
         if asked_again:
             columns = ["llm_request_id", "llm_outcome", "llm_cost_usd"]

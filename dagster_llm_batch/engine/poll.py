@@ -237,6 +237,7 @@ class Poller:
             reason=report.reason,
             retryable=report.retryable,
             cause=cause,
+            reported_usd=report.reported_usd,
         )
 
     def stop(self, shards: Sequence[Shard], failed: Failed) -> None:
@@ -320,13 +321,17 @@ class Poller:
         # Not every provider reports how many requests the batch has in all.
         if total is None and (report.done or 0) > shard.requests:
             total = sum(other.requests + other.padding for other in self._ledger.shards_of_batch(shard))
-        if total is None or total <= shard.requests:
+        if total is None:
+            return replace(report, reported_usd=None)
+        if total <= shard.requests:
             return report
 
         def part(count: int | None) -> int | None:
             return None if count is None else count * shard.requests // total
 
-        return replace(report, total=shard.requests, done=part(report.done), failed=part(report.failed))
+        # What a part of a batch cost, its sum does not tell.
+        parts = {name: part(getattr(report, name)) for name in ("done", "failed")}
+        return replace(report, total=shard.requests, reported_usd=None, **parts)
 
 
 def _apart(

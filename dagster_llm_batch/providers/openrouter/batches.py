@@ -12,6 +12,7 @@ Format: https://openrouter.ai/docs/api-reference/batches
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.jsonlines import dumps
 from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
+from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import Endpoint, Request, RequestSpec
 
 __all__ = ["WRAPPER_BYTES", "Batch", "BatchPage", "CreateBody", "InlineLines", "ResultPage", "as_lines", "url_of"]
@@ -121,10 +123,17 @@ class Batch(SimpleNamespace):
         return count_of(self.request_counts.total) or None
 
     @property
+    def reported_usd(self) -> Decimal | None:
+        """What all of it cost, as far as the server says so; None where vendors behind it bill for themselves."""
+        if not isinstance(self.usage, dict):
+            return None
+        extra = extra_of({name: self.usage.get(name) for name in ("cost", "is_byok")}, CHAT)
+        return None if extra is None else extra.reported_usd
+
+    @property
     def ran_nothing(self) -> bool:
         """Whether it failed before any request of it ran, so that nothing of it can have been billed."""
-        cost = self.usage.get("cost") if isinstance(self.usage, dict) else None
-        return self.status == "failed" and not cost and not count_of(self.request_counts.completed)
+        return self.status == "failed" and not self.reported_usd and not count_of(self.request_counts.completed)
 
 
 class BatchPage:

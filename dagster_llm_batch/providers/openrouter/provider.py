@@ -380,7 +380,7 @@ class OpenRouterProvider(StainlessProvider):
         return is_batch(value)
 
     def _read(self, batch: Batch) -> BatchReport:
-        report = read_batch(batch)
+        report = replace(read_batch(batch), reported_usd=batch.reported_usd)
         if not batch.is_withheld:
             return report
         # It has ended. Its answers are not to be had, and must not be asked again.

@@ -310,6 +310,7 @@ class Ending:
     reason: str | None
     retryable: bool
     cause: Cause | None = None
+    reported_usd: Decimal | None = None
 
     def values(self) -> ShardFields:
         """Return the columns that the ledger sets for it."""
@@ -322,6 +323,7 @@ class Ending:
             "reason": self.reason,
             "retryable": self.retryable,
             "cause": self.cause,
+            "reported_usd": self.reported_usd,
         }
 
 
