@@ -330,8 +330,8 @@ class Poller:
             return None if count is None else count * shard.requests // total
 
         # What a part of a batch cost, its sum does not tell.
-        parts = {name: part(getattr(report, name)) for name in ("done", "failed")}
-        return replace(report, total=shard.requests, reported_usd=None, **parts)
+        done, failed = part(report.done), part(report.failed)
+        return replace(report, total=shard.requests, done=done, failed=failed, reported_usd=None)
 
 
 def _apart(
