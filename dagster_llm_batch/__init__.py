@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.evaluation import (
         AtLeast,
         Rubric,
+        StopRule,
         agreement_assets,
         annotation_assets,
         cost_assets,
@@ -117,6 +118,7 @@ __all__ = [
     "SlurmBatchResource",
     "Spend",
     "SqlRows",
+    "StopRule",
     "TokenPrice",
     "VertexBatchResource",
     "__version__",
@@ -157,6 +159,7 @@ _MODULES = {
     "Rubric": "evaluation",
     "Spend": "engine",
     "SqlRows": "assets",
+    "StopRule": "evaluation",
     "TokenPrice": "core.pricing",
     "build_llm_batch_jobs": "jobs",
     "build_llm_batch_retention": "jobs",

@@ -40,6 +40,8 @@ __all__ = [
     "JUDGMENTS_KEY",
     "ROWS_KEY",
     "SUBMISSION_KEY",
+    "TO_LABEL_KEY",
+    "WANTED_KEY",
     "column_lineage",
     "data_version",
     "estimate_metadata",
@@ -63,6 +65,12 @@ ROWS_KEY = "llm_batch/rows_behind"
 
 JUDGMENTS_KEY = "llm_batch/judgments_version"
 """Which judgments a materialization of gold is of; the sensor reads it to tell whether there are new ones."""
+
+TO_LABEL_KEY = "llm_batch/to_label"
+"""What a stopping rule says, with how much people still have to label; the page on which they do shows it."""
+
+WANTED_KEY = "llm_batch/half_width_wanted"
+"""Metadata of a sample with a stopping rule: the half-width that is asked for."""
 
 _WAVE, _DONE, _TOTAL = "llm_batch/wave", "llm_batch/requests_done", "llm_batch/requests_total"
 

@@ -195,6 +195,13 @@ class CodeLocation:
             cursor = page.cursor
         return places | told
 
+    def told(self, key: dg.AssetKey, name: str) -> str:
+        """Return what the newest materialization of an asset says under this name, as text; "" for nothing."""
+        event = self._instance.get_latest_materialization_event(key)
+        materialization = event and event.asset_materialization
+        value = materialization.metadata.get(name) if materialization else None
+        return "" if value is None else str(value.value)
+
     def mistakes(self, evaluation: str) -> dg.AssetSpec:
         """Return the table with the mistakes that an evaluation found. Raises click.UsageError where it has none."""
         found: dict[str, dg.AssetSpec] = {}

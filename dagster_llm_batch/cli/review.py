@@ -16,6 +16,7 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
 from dagster_llm_batch.types import ResponseKind
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def _stored_assets(deployment: DeploymentAccess) -> Iterator[StoredAsset]:
             files={partition: place for partition, place in places.items() if place},
             others=tuple(partition for partition, place in places.items() if not place),
             load=partial(_load, deployment, key),
+            # Of several partitions, each has its own to say.
+            told=code.told(key, TO_LABEL_KEY) if WANTED_KEY in spec.metadata and list(places) == [""] else "",
         )
 
 

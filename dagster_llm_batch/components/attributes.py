@@ -36,7 +36,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response, response_format
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation import AtLeast, Rubric
+from dagster_llm_batch.evaluation import AtLeast, Rubric, StopRule
 from dagster_llm_batch.evaluation.candidates import Candidates
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.protocols import Workers
@@ -451,6 +451,7 @@ FORMS |= {
         ],
     ),
     AtLeast: Form(block_of(AtLeast), [{"least": 0.9, "confidence": 0.95}, {"least": 0.9, "on": "labeled"}]),
+    StopRule: Form(block_of(StopRule), [{"half_width": 0.02}, {"half_width": 0.05, "figure": "kappa"}]),
     Rubric: Form(block_of(Rubric), [{"criteria": {"right": "Is it what the text is about?"}, "scale": [1, 3]}]),
     Spend: Form(block_of(Spend), [{"expected_output_tokens": 50}]),
     dg.PartitionsDefinition[Any]: Form(

@@ -12,11 +12,13 @@ from dagster_llm_batch.evaluation.gold_sample import gold_sample_assets
 from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_judge_assets
 from dagster_llm_batch.evaluation.skew import skew_assets
+from dagster_llm_batch.evaluation.stop_rule import StopRule
 from dagster_llm_batch.evaluation.thresholds import AtLeast
 
 __all__ = [
     "AtLeast",
     "Rubric",
+    "StopRule",
     "agreement_assets",
     "annotation_assets",
     "cost_assets",

@@ -22,6 +22,7 @@ from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables, code_digest
 from dagster_llm_batch.evaluation.candidates import check_targets
+from dagster_llm_batch.evaluation.stop_rule import SECONDS
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.evaluation.thresholds import AtLeast
 from dagster_llm_batch.metadata import JUDGMENTS_KEY, figure_key
@@ -42,7 +43,7 @@ __all__ = ["annotation_assets"]
 
 Method = Literal["auto", "majority", "dawid_skene"]
 
-OUTCOME, SECONDS = "gold_outcome", "judged_seconds"
+OUTCOME = "gold_outcome"
 AGREED, TIED, UNDECIDABLE = "agreed", "tied", "undecidable"
 
 _HINT = "Materialize the labels again if the key has changed."

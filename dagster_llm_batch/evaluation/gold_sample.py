@@ -9,18 +9,27 @@ from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest
+from dagster_llm_batch.evaluation.builder import (
+    Computed,
+    EvaluationBuilder,
+    PartitionOptions,
+    code_digest,
+    whenever_new,
+)
 from dagster_llm_batch.evaluation.candidates import Candidate, Candidates, candidates_of, is_external
+from dagster_llm_batch.evaluation.stop_rule import CHECK, SECONDS, Enough, StopRule, enough_of
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
-from dagster_llm_batch.metadata import figure_key
+from dagster_llm_batch.metadata import WANTED_KEY, figure_key
+from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.metrics.gold_sample import check_design, propose
-from dagster_llm_batch.metrics.gold_signals import gold_signals
-from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, next_round
+from dagster_llm_batch.metrics.gold_signals import SIGNALS, gold_signals
+from dagster_llm_batch.metrics.gold_weights import PARTITION, ROUND, SAMPLE_COLUMNS, next_round
 from dagster_llm_batch.metrics.tables import rows_markdown
 
 __all__ = ["gold_sample_assets"]
@@ -54,6 +63,7 @@ def gold_sample_assets(
     confidence: str | Mapping[str, str] | None = None,
     random_share: float = 0.3,
     seed: int = 0,
+    stop: StopRule | None = None,
     **options: Unpack[PartitionOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare an asset with the rows most worth a human label: where candidates disagree or are unsure, rare classes,
@@ -83,10 +93,16 @@ def gold_sample_assets(
             one by target. Candidates without it have no say.
         random_share: Share of the proposals that is drawn from all rows alike; above 0.
         seed: Seed of the drawing; another one draws other rows.
+        stop: How narrow an interval is to become; gold= is needed. A round then stays until each of its rows is in
+            gold, and the next has as many rows as are forecast; `sample_size` is that of the first. Where it is narrow
+            enough, no row is proposed any more. The check `enough_gold` warns until then, with the rows that are still
+            to be labeled, and the minutes that people need, as far as gold tells (`annotation_assets` does). Each
+            round's interval is wider than that of 95 %, so that looking at all of them misses in 5 %.
         partitions_def: Partitions, from each of which rows are proposed by themselves. Its classes are then compared
             with those of the partition before, as far as a candidate has that (`drift`).
         frame, io_manager_key, backfill_policy: As for `evaluation_assets`.
-        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are new, not when gold is.
+        options: Dagster's own, as for `evaluation_assets`. By default it is made when labels are new, and with `stop`
+            when gold is; without, not when gold is.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -99,6 +115,10 @@ def gold_sample_assets(
             f"target={list(targets)}, confidence={confidence!r}: give at least one target, and a confidence of none "
             "but these."
         )
+    if stop is not None and gold is None:
+        raise ConfigError(
+            "stop= asks how narrow an interval is, which gold shows: give gold=, as of annotation_assets."
+        )
     sampling = _Sampling(
         builder=EvaluationBuilder(name=name, **options),
         candidates=candidates_of(candidates, rejects or {}, targets),
@@ -110,6 +130,7 @@ def gold_sample_assets(
         sample_size=sample_size,
         random_share=random_share,
         seed=seed,
+        stop=stop,
     )
     sampling.builder.check_partitions(gold, candidates, rejects or {})
     names = ", ".join(candidate.name for candidate in sampling.candidates)
@@ -118,9 +139,22 @@ def gold_sample_assets(
         deps=[*sampling.reads, *sampling.not_awaited],
         kinds={"table"},
         code_version=sampling.code_version,
-        follow=sampling.builder.follow(sampling.reads, not_awaited=sampling.not_awaited),
+        follow=sampling.follow,
     )
-    return [sampling.builder.table_asset(spec, sampling.compute)]
+    checks = []
+    if stop is not None:
+        spec = spec.merge_attributes(metadata={WANTED_KEY: stop.half_width})
+        meaning = f"The interval of {stop.figure} is ± {stop.half_width:g} or narrower, of all looks together."
+        checks.append(sampling.builder.check(CHECK, meaning, blocking=False))
+    return [sampling.builder.table_asset(spec, sampling.compute, checks)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A round that people are at: its rows, and how many of them nobody has judged."""
+
+    rows: pa.Table
+    left: int
 
 
 @dataclass(frozen=True)
@@ -137,6 +171,21 @@ class _Sampling:
     sample_size: int | None
     random_share: float
     seed: int
+    stop: StopRule | None
+
+    @property
+    def follow(self) -> dg.AutomationCondition[Any]:
+        """Return the condition to propose anew: when labels are new, and, for a rule, when gold is."""
+        builder = self.builder
+        if self.stop is None or self.gold is None:
+            return builder.follow(self.reads, not_awaited=self.not_awaited)
+        if builder.partitions_def is None:
+            return whenever_new([*self.reads, self.gold], *([key] for key in self.reads))
+        more = builder.more_deps([*self.reads, *self.not_awaited])
+        return builder.when_ready(
+            not_awaited=[*self.not_awaited, *more],
+            not_followed=[*(key for key in self.not_awaited if key != self.gold), *more],
+        )
 
     @property
     def reads(self) -> list[dg.AssetKey]:
@@ -150,7 +199,8 @@ class _Sampling:
     @property
     def code_version(self) -> str:
         columns = (self.join_key, self.targets, self.confidence)
-        return code_digest(self.candidates, self.gold, columns, self.sample_size, self.random_share, self.seed)
+        design = (self.candidates, self.gold, columns, self.sample_size, self.random_share, self.seed)
+        return code_digest(*design) if self.stop is None else code_digest(*design, self.stop)
 
     def compute(self, context: dg.AssetExecutionContext, partition: str | None) -> Computed:
         stored = StoredTables(context)
@@ -167,30 +217,89 @@ class _Sampling:
             raise ConfigError(f"No candidate has a column {' or '.join(map(repr, self.confidence))}. {_HINT}")
         gold = self._read_gold(context, stored, partition)
         has_gold = None if gold is None else gold[self.join_key].combine_chunks()
+        size = max(len(keys), 1) if self.sample_size is None else self.sample_size
+        enough, waiting = None, None
+        if self.stop is not None:
+            waiting = self._open_round(context, stored, keys, has_gold, partition)
+            enough = self._enough(self.stop, _of_partition(gold, partition), tables, len(keys), size, waiting)
+            size = max(1, enough.size)
         proposed = propose(
             keys,
             signals,
             key=self.join_key,
-            sample_size=max(len(keys), 1) if self.sample_size is None else self.sample_size,
+            sample_size=size,
             random_share=self.random_share,
             seed=self.seed,
             has_gold=has_gold,
             sample_round=1 if gold is None else next_round(gold, partition),
             partition=partition,
         )
+        if waiting is not None:
+            proposed = waiting.rows
+        elif enough is not None and enough.is_reached:
+            proposed = proposed.slice(0, 0)
         reasons = Counter(proposed["why"].to_pylist()).most_common()
         metadata: dict[str, Any] = {
             "llm_batch/rows": len(keys),
             "llm_batch/why": dg.MetadataValue.md(rows_markdown([{"why": why, "rows": f"{n:,}"} for why, n in reasons])),
             **{figure_key("earlier_partition", name): earlier for name, (earlier, _) in before.items()},
             **({} if has_gold is None else {"llm_batch/gold_rows": len(has_gold.unique())}),
+            **({} if enough is None else enough.metadata),
         }
-        return Computed(proposed, metadata, _DOCS)
+        return Computed(proposed, metadata, _DOCS, [] if enough is None else [enough.verdict()])
+
+    def _open_round(
+        self,
+        context: dg.AssetExecutionContext,
+        stored: StoredTables,
+        keys: pa.Array,
+        has_gold: pa.Array | None,
+        partition: str | None,
+    ) -> _Waiting | None:
+        """Return the rows that were proposed last, while somebody has to judge some of them: drawing anew would leave
+        out whoever is slow. None where there is no such row. Rows that are gone need not be judged.
+        """
+        own = next(iter(context.selected_asset_keys))
+        if partition not in stored.partitions(own):
+            return None
+        columns = [self.join_key, "why", *SIGNALS, "probability", *SAMPLE_COLUMNS]
+        rows = stored.load(own, partition, columns, hint="Wipe the materializations of this asset to begin anew.")
+        theirs = rows[self.join_key].cast(keys.type)
+        rows, theirs = (part.filter(pc.is_in(theirs, value_set=keys)) for part in (rows, theirs))
+        left = len(rows)
+        if has_gold is not None:
+            left -= int(pc.sum(pc.is_in(theirs, value_set=pc.unique(has_gold).cast(keys.type))).as_py() or 0)
+        return _Waiting(rows, left) if left else None
+
+    def _enough(
+        self,
+        rule: StopRule,
+        gold: pa.Table | None,
+        tables: Mapping[str, pa.Table],
+        n_rows: int,
+        size: int,
+        waiting: _Waiting | None,
+    ) -> Enough:
+        """Return what the rule says."""
+        return enough_of(
+            rule,
+            gold,
+            tables,
+            key=self.join_key,
+            targets=self.targets,
+            n_rows=n_rows,
+            sample_size=size,
+            open_round=None
+            if waiting is None
+            else (int(pc.max(waiting.rows[ROUND]).as_py()), len(waiting.rows), waiting.left),
+        )
 
     def _labels(self, stored: StoredTables, candidate: Candidate, partition: str | None) -> pa.Table:
         """Return labels, and the rejects as rows without a label."""
         columns = [self.join_key, *self.targets]
-        labels = stored.read(candidate.key, partition, columns, also=self.confidence, hint=_HINT)
+        # A rule counts requests, and what did not succeed is wrong.
+        also = self.confidence if self.stop is None else (*self.confidence, REQUEST, "llm_outcome")
+        labels = stored.read(candidate.key, partition, columns, also=also, hint=_HINT)
         if candidate.rejects is None:
             return labels
         here = stored.parts(candidate.rejects, partition)
@@ -221,5 +330,13 @@ class _Sampling:
         here = stored.parts(self.gold, partition)
         if not begun or not here:
             return None
-        tables = [stored.load(self.gold, part, [self.join_key], also=SAMPLE_COLUMNS, hint=_HINT) for part in here]
+        columns = [self.join_key] if self.stop is None else [self.join_key, *self.targets]
+        tables = [stored.load(self.gold, part, columns, also=(*SAMPLE_COLUMNS, SECONDS), hint=_HINT) for part in here]
         return stack_tables(tables, self.gold)
+
+
+def _of_partition(gold: pa.Table | None, partition: str | None) -> pa.Table | None:
+    """Return the gold that was drawn from a partition; all of it where it does not say."""
+    if gold is None or partition is None or PARTITION not in gold.column_names:
+        return gold
+    return gold.filter(pc.equal(gold[PARTITION].cast(pa.string()), partition))

@@ -52,7 +52,7 @@ class StoredAsset:
     """A table of the deployment: where its partitions are, or how they are loaded.
 
     `files` has a file or folder of Parquet by partition ("" where there are no partitions). `load` is asked for the
-    partitions in `others`.
+    partitions in `others`. `told` is what the table says of itself: how much people still have to label.
     """
 
     key: str
@@ -62,6 +62,7 @@ class StoredAsset:
     files: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     load: Callable[[str], Any] | None = None
+    told: str = ""
 
     @property
     def partitions(self) -> list[str]:

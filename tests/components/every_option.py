@@ -22,6 +22,7 @@ from dagster_llm_batch import (
     RowsContext,
     Rubric,
     Spend,
+    StopRule,
     agreement_assets,
     annotation_assets,
     build_llm_batch_jobs,
@@ -232,6 +233,7 @@ CASES: dict[str, tuple[Any, str, Same]] = {
             random_share=0.5,
             seed=1,
         )
+        | Same({"stop": StopRule(0.02, figure="kappa")}, {"stop": {"half_width": 0.02, "figure": "kappa"}})
         | MEASURED
         | STORED
         | BY_DAY,

@@ -33,7 +33,13 @@ ALL_SAID = {
         "blocking": True,
     },
     "Estimate": {"group_by": "body", "confidence": "sureness", "rejects": {"ticket_labels": "ticket_labels_rejects"}},
-    "GoldSample": {"gold": "ticket_gold", "confidence": "sureness", "random_share": 0.5, "seed": 3},
+    "GoldSample": {
+        "gold": "ticket_gold",
+        "confidence": "sureness",
+        "random_share": 0.5,
+        "seed": 3,
+        "stop": {"half_width": 0.02},
+    },
     "PairwiseJudge": {
         "sample_size": 10,
         "max_inconsistent": 0.2,
@@ -155,6 +161,7 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("Drift", {"max_psi": 0}, "PSI is 0 for equal shares"),
         ("GoldSample", {"sample_size": 0}, "sample_size=0"),
         ("GoldSample", {"random_share": 0}, "random_share=0"),
+        ("GoldSample", {"stop": {"half_width": 2}}, "half_width=2"),
         ("PairwiseJudge", {"candidates": ["small"]}, "a comparison needs two or more"),
         ("PairwiseJudge", {"max_inconsistent": 20}, "a share is between 0 and 1"),
         ("PairwiseJudge", {"prompt": "{{ body }}"}, "does not show ['answer_a', 'answer_b']"),

@@ -64,7 +64,7 @@ def desk(serve, tmp_path):
     pq.write_table(sample, tmp_path / "sample.parquet")
     assets = [
         StoredAsset("tickets", dataset="tickets", row_key="id", files={"": str(tmp_path / "labels.parquet")}),
-        StoredAsset("sample", files={"": str(tmp_path / "sample.parquet")}),
+        StoredAsset("sample", files={"": str(tmp_path / "sample.parquet")}, told="about <310> rows more"),
     ]
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite")
 
@@ -109,6 +109,8 @@ def test_a_row_is_asked_without_what_candidates_said_or_why_it_was_proposed(desk
     _, open_page = desk
     text = open_page().get(PAGE, X_User="ada").text
     assert "Text of t0" in text
+    # What a stopping rule says, as text.
+    assert "about &lt;310&gt; rows more" in text
     shown = text.partition('<section class="card" aria-label="Row">')[2].partition("</section>")[0]
     assert "bug" not in shown
     assert "disagreement" not in text

@@ -1,0 +1,90 @@
+"""When enough rows are labeled: the half-width that somebody asked for, looked at once a round without spoiling it.
+Pure.
+
+An interval of 95 % that is looked at again and again, until it is narrow enough, misses more often than in 5 %: one
+stops where the rows happen to look more alike than they are. So the rounds of labeling share the 5 % (alpha spending):
+the first has a sixteenth of it, the second three quarters, the third three parts of 32, and each further one half of
+the one before, which is all of it. The interval of a round is that of its share; whenever one stops, at most 5 % of all
+lives have an interval that misses (union bound). The shares are fixed before anything is seen.
+
+The second round has the most since most lives end with it: the first is a pilot, whose interval says how many rows the
+second takes. Few, growing rounds cost less than many small ones.
+
+docs/truth.md simulates such lives: how often the last interval misses, and how many rows were labeled.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dagster_llm_batch.metrics.intervals import CONFIDENCE
+from dagster_llm_batch.metrics.looks import ALPHA
+from dagster_llm_batch.metrics.schemas import evaluation_extra
+from dagster_llm_batch.metrics.survey import guard
+
+__all__ = ["more_rows", "next_size", "round_level", "unseen_part", "widening"]
+
+_EXTRA = 1.2
+"""A forecast is wrong in both ways, and a further round costs more than some rows too many."""
+_MOST_GROWTH = 10
+"""A round is at most so many times what was labeled before: what a small pilot says may be far off."""
+
+
+def round_level(number: int) -> float:
+    """Return how often the interval after a round, from 1, may miss. All rounds together have ALPHA."""
+    return ALPHA * {1: 1 / 16, 2: 3 / 4}.get(number, 3 * 2.0 ** -(number + 2))
+
+
+def widening(number: int) -> float:
+    """Return by how much the interval of a round is wider than that of 95 %."""
+    with evaluation_extra("A stopping rule"):
+        from scipy.special import ndtri  # noqa: PLC0415  # optional dependency
+    return float(ndtri(1 - round_level(number) / 2) / ndtri((1 + CONFIDENCE) / 2))
+
+
+def unseen_part(n_least: float) -> float:
+    """Return the part of the square of a half-width that stands for what no row has shown (`survey`): it falls with the
+    square of the rows, and is most of the width of a small round. `n_least`: see `SampledRows`.
+    """
+    with evaluation_extra("A stopping rule"):
+        from scipy.special import ndtri  # noqa: PLC0415  # optional dependency
+    return float(ndtri((1 + CONFIDENCE) / 2)) ** 2 * guard(n_least)
+
+
+def more_rows(
+    n: int,
+    n_rows: int,
+    half_width: float | None,
+    wanted: float,
+    next_round: int,
+    sample_size: int,
+    unseen: float = 0.0,
+) -> int:
+    """Forecast how many rows more people have to label until the interval is as narrow as is wanted.
+
+    Args:
+        n: Rows that are labeled.
+        n_rows: Rows that there are.
+        half_width: Of the interval of 95 %; None where there is none yet.
+        wanted: Half-width that is asked for, after all rounds.
+        next_round: Number of the round that they are to be labeled in.
+        sample_size: Rows of a round of which nothing is known yet.
+        unseen: From `unseen_part`, where rows are weighted.
+    """
+    left = n_rows - n
+    if half_width is None or n == 0:
+        return max(0, min(left, max(n, sample_size)))
+    if left <= 0:
+        return 0
+    square, aim = half_width**2, (wanted / widening(next_round)) ** 2
+    unseen = min(unseen, 0.9 * square)
+    seen = square - unseen
+    # To what part of itself 1 / rows must fall: seen * part + unseen * part^2 = aim. It is not counted on that a large
+    # part of the table may be known: figures of labels are those of rows like these, however many there are.
+    part = 2 * aim / (seen + math.sqrt(seen**2 + 4 * unseen * aim)) if square else 1.0
+    return max(1, min(left, math.ceil((n / part - n) * _EXTRA)))
+
+
+def next_size(n: int, more: int) -> int:
+    """Return how many of the rows that are forecast go into the next round."""
+    return min(more, _MOST_GROWTH * n) if n else more
