@@ -31,8 +31,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.pricing import TokenPrice
+from dagster_llm_batch.core.response import Reader, resolve
 from dagster_llm_batch.errors import ConfigError
 
 __all__ = [
@@ -46,6 +49,7 @@ __all__ = [
     "count_least",
     "digest_keys",
     "digest_requests",
+    "expect_accepted",
     "find_bound",
     "find_threshold",
     "reach_probability",
@@ -84,6 +88,7 @@ class Cascade:
         sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
             cheapest, some six times the root of its rows.
         params: Parameters for the oracle. Default: those of the dataset.
+        price: Your own price of the oracle. Default: that of the price book.
     """
 
     oracle: str
@@ -93,6 +98,7 @@ class Cascade:
     score: str = "confidence"
     sample: int | Literal["auto"] = "auto"
     params: Mapping[str, Any] | None = None
+    price: TokenPrice | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a promise that no sample can keep."""
@@ -109,6 +115,54 @@ class Cascade:
             )
         if self.score == self.target:
             raise ConfigError(f"Cascade.score and Cascade.target both name {self.score!r}; they are two columns.")
+
+    @property
+    def promise(self) -> list[Any]:
+        """What of a cascade decides which labels are accepted, beside the two models."""
+        return [self.target, self.agreement, self.confidence, self.score, self.sample]
+
+    def check_response(self, reader: Reader) -> None:
+        """Raise ConfigError where the response has no such score, or a target that cannot be compared."""
+        names = ", ".join(reader.schema.names)
+        for argument in ("target", "score"):
+            if getattr(self, argument) not in reader.schema.names:
+                raise ConfigError(
+                    f"Cascade.{argument} names the column {getattr(self, argument)!r}, which the response does not "
+                    f"have. Columns of the response: {names}."
+                )
+        if (why := _incomparable(reader, self.target)) is not None:
+            raise ConfigError(
+                f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever say the very same. "
+                "It takes a choice (Literal, an enum), an integer, a boolean or a date."
+            )
+        kind = reader.schema.field(self.score).type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            raise ConfigError(f"Cascade.score names the column {self.score!r} of type {kind}; it takes a number.")
+
+
+def _incomparable(reader: Reader, target: str) -> str | None:
+    """Return why values of this column are hardly ever equal; None where they can be."""
+    kind = reader.schema.field(target).type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_date(kind):
+        return None
+    if not pa.types.is_string(kind):
+        return f"of type {kind}"
+    root = reader.columns_schema or reader.format.json_schema or {}
+    is_choice = _is_choice(root.get("properties", {}).get(target, {}), root)
+    return None if is_choice else "which is free text"
+
+
+def _is_choice(schema: Any, root: Mapping[str, Any]) -> bool:
+    """Return whether the values of a text column are some that the schema names."""
+    if not isinstance(schema, Mapping):
+        return False
+    if "$ref" in schema:
+        # A reference to itself has no type, so there is no column of text with one.
+        return _is_choice(resolve(schema["$ref"], root), root)
+    options = [option for word in ("anyOf", "oneOf", "allOf") for option in schema.get(word, ())]
+    if options:
+        return all(_is_choice(option, root) or option.get("type") == "null" for option in options)
+    return "enum" in schema or "const" in schema
 
 
 class Place(NamedTuple):
@@ -263,21 +317,22 @@ def reach_probability(shared_by: int, sample: int, rows: int) -> float:
     return 1 - exp(_log_choose(rows - shared_by, sample) - _log_choose(rows, sample))
 
 
-def relative_cost(
-    cheap_usd: float, oracle_usd: float, sample: int, rows: int, agreement: float, accepted: float | None = None
-) -> float:
+def expect_accepted(agreement: float) -> float:
+    """Return the share of rows that a model's labels are accepted of, as a mean over kinds of scores in simulations."""
+    levels, shares = zip(*_ACCEPTED, strict=True)
+    return float(np.interp(agreement, levels, shares))
+
+
+def relative_cost(cheap_usd: float, oracle_usd: float, sample: int, rows: int, accepted: float) -> float:
     """Return what a cascade is expected to cost, as a multiple of asking the oracle alone.
 
     Args:
         cheap_usd, oracle_usd: What a request costs at each.
         sample: How many rows are sampled.
         rows: Of how many.
-        agreement: What is promised.
-        accepted: The share of rows that is accepted, as earlier partitions had it; never that of the sample that sets
-            the threshold. Default: a mean of simulations.
+        accepted: The share of rows that is accepted, as earlier partitions had it, or as it is expected; never that of
+            the sample that sets the threshold, by which a choice would break the promise in 30 of 100 cases.
     """
     if oracle_usd <= 0:
         return inf
-    levels, shares = zip(*_ACCEPTED, strict=True)
-    share = float(np.interp(agreement, levels, shares)) if accepted is None else accepted
-    return cheap_usd / oracle_usd + (1 - share) + share * sample / rows
+    return cheap_usd / oracle_usd + (1 - accepted) + accepted * sample / rows

@@ -46,6 +46,7 @@ from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.core.levels import Levels
 
 __all__ = [
     "GONE_AFTER",
@@ -307,7 +308,11 @@ class Deployment:
         schema.
         """
         account = self.provider(labeling.provider).account
-        return configuration_fingerprint(account, labeling.provider, labeling.spec)
+        own = configuration_fingerprint(account, labeling.provider, labeling.spec)
+        if labeling.cascade is None:
+            return own
+        # Labels of another oracle are other labels.
+        return hashlib.sha256(f"{own} {self.configuration(labeling.models[1])}".encode()).hexdigest()[: len(own)]
 
     def sent_definition(self, labeling: Labeling, submission: Submission) -> SentDefinition:
         """Return the definition that a submission was sent by. Its answers are read, and landed, by that one."""
@@ -336,6 +341,14 @@ class Deployment:
         """Return the ids of the runs that plan and send now."""
         names = (name for name in self.ledger.active_leases() if name.startswith(_AT_WORK))
         return {name.removeprefix(_AT_WORK).rpartition(":")[0] for name in names}
+
+    def levels(self, labeling: Labeling, submission: Submission) -> Levels | None:
+        """Return what gives each row of a cascade its level; None where the labeling, as it was sent, has none."""
+        if labeling.cascade is None:
+            return None
+        from dagster_llm_batch.engine.cascade import levels_of  # noqa: PLC0415 - few labelings have one
+
+        return levels_of(self.payloads, submission)
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return what this labeling's requests cost in a batch, now."""

@@ -354,7 +354,8 @@ class Engine:
             assembler.restore()
             if self._plan_next_wave(labeling, sent, status):
                 return self.status(submission_id)
-            return replace(status, submission=assembler.settle())
+            # Another one: the threshold of a cascade may be set now.
+            return replace(status, submission=self._assembler(sent.labeling, status, collector).settle())
 
     def _plan_next_wave(self, labeling: Labeling, sent: SentDefinition, status: Status) -> bool:
         submission = status.submission
@@ -380,6 +381,7 @@ class Engine:
             payloads=self.payloads,
             collector=collector,
             part_rows=self.deployment.part_rows,
+            levels=self.deployment.levels(labeling, status.submission),
         )
 
     # labels ---------------------------------------------------------------------------------------------------------

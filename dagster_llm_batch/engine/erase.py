@@ -33,6 +33,7 @@ from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
 from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.engine.cascade import forget_sampled, levels_of
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import Answers
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
@@ -391,7 +392,7 @@ class Eraser:
                 self._payloads.remove(file)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
-        """Take requests out of what is kept for fallbacks."""
+        """Take requests out of what is kept for fallbacks, and for the oracle of a cascade."""
         folder = submission.folder
         for file in list(self._payloads.files(folder)):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
@@ -400,6 +401,7 @@ class Eraser:
                     for request_id, line in requests_of(self._payloads, file.path, nonce):
                         if request_id not in going:
                             out.write(line)
+        forget_sampled(self._payloads, submission, going)
 
     def _remaining(self, submission: Submission) -> dict[str, Any]:
         """Return the numbers and the fingerprint of a submission as its files are now."""
@@ -427,6 +429,7 @@ class Eraser:
                 ledger=self._ledger,
                 payloads=self._payloads,
                 part_rows=self._deployment.part_rows,
+                levels=levels_of(self._payloads, submission),
             )
             # Where results are lost, they are counted anew when labels are made.
             with suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate, chain, groupby, pairwise, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,9 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.levels import Levels
 
 __all__ = [
     "ROWS_AT_ONCE",
@@ -172,12 +175,19 @@ class _LabelPart:
     response: pa.Schema
     prompt_version: str
     run_id: str
+    levels: Levels | None
+    are_oracles: Sequence[bool]
 
     def __call__(self, number: int) -> WrittenLabels:
         [manifest] = self._part(number, 0)
-        waves = sorted({source.wave for source in self.sources} - {0})
-        results = [table for wave in waves for table in self._part(number, wave)]
-        labeled = label(manifest, results, self.response, prompt_version=self.prompt_version, run_id=self.run_id)
+        results: list[pa.Table] = []
+        are_oracles: list[bool] = []
+        for wave in sorted({source.wave for source in self.sources} - {0}):
+            results += (tables := self._part(number, wave))
+            are_oracles += [self.are_oracles[wave - 1]] * len(tables)
+        labeled = _label(
+            manifest, results, self.response, self.levels, are_oracles, version=self.prompt_version, run_id=self.run_id
+        )
         for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
             with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
                 out.write_table(table)
@@ -193,6 +203,23 @@ class _LabelPart:
                 tables = self.payloads.take(source.path, rows)
                 parts.append(pa.concat_tables([schema.empty_table(), *tables]))
         return parts
+
+
+def _label(
+    manifest: pa.Table,
+    results: Iterable[pa.Table],
+    response: pa.Schema,
+    levels: Levels | None,
+    are_oracles: Iterable[bool],
+    *,
+    version: str,
+    run_id: str,
+) -> Labeled:
+    """See `label`. `levels` are those of a cascade, and `are_oracles` says of each results whether its oracle's."""
+    if levels is not None:
+        results = levels.apply(manifest, zip(are_oracles, results, strict=True))
+        response = pa.schema([*response, *levels.columns(response)])
+    return label(manifest, results, response, prompt_version=version, run_id=run_id)
 
 
 def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
@@ -220,6 +247,8 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
             response=assembler.labeling.result_schema,
             prompt_version=assembler.labeling.prompt_version,
             run_id=run_id,
+            levels=assembler.levels,
+            are_oracles=assembler.are_oracles,
         )
         written = list(spread(label_part, range(len(names))))
     finally:
@@ -239,7 +268,7 @@ _SHARD = pa.field("llm_shard", pa.int32())
 @dataclass(frozen=True, kw_only=True)
 class Answers:
     """The stored answers to one submission's requests. `shards` are its own; `part_rows` is how many rows fit into
-    memory.
+    memory; `levels` are those of a cascade, the oracle of which is no model of `own_model`.
     """
 
     submission: Submission
@@ -247,6 +276,15 @@ class Answers:
     ledger: Ledger
     payloads: PayloadStore
     part_rows: int = PART_ROWS
+    levels: Levels | None = None
+
+    def _is_oracles(self, shard: Shard) -> bool:
+        return self.levels is not None and self.levels.oracle == f"{shard.provider}/{shard.model}"
+
+    @property
+    def are_oracles(self) -> list[bool]:
+        """Whether each of the waves is that of a cascade's oracle."""
+        return [self._is_oracles(wave[0]) for wave in self.waves]
 
     @cached_property
     def waves(self) -> list[list[Shard]]:
@@ -258,7 +296,12 @@ class Answers:
         others = [shard for source in sources for shard in self.ledger.shards(source)]
         collected = [shard for shard in (*others, *self.shards) if shard.results_path]
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
-        return [list(wave) for _, wave in groupby(shards, key=lambda shard: (shard.submission_id, shard.wave))]
+        if self.levels is not None:
+            # A wave of a cascade asks both models of some requests. By level, not by wave: the oracle's come last.
+            shards.sort(key=self._is_oracles)
+        of_wave = ((*(shard.submission_id, shard.wave), self._is_oracles(shard)) for shard in shards)
+        pairs = groupby(zip(of_wave, shards, strict=True), key=lambda pair: pair[0])
+        return [[shard for _, shard in wave] for _, wave in pairs]
 
     def count_outcomes(self) -> dict[str, int]:
         """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
@@ -267,14 +310,19 @@ class Answers:
         counts: Counter[str] = Counter()
         # With one wave and nothing reused, every request has exactly one result: no join is needed. Where rows were
         # erased, a result can be there for another submission alone.
-        if len(self.waves) == 1 and not self.submission.reused_from and self.submission.tombstones is None:
+        is_plain = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
+        if len(self.waves) == 1 and is_plain:
             for shard in self.waves[0]:
                 read = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
                 counts.update({count["values"]: count["counts"] for count in pc.value_counts(read).to_pylist()})
             return dict(counts)
         manifest_columns, result_columns = (_chosen(RESULT_SCHEMA, names) for names in ([_ID], [_ID, _OUTCOME]))
+        if self.levels is not None:
+            result_columns = _chosen(self.payloads.table_schema(_path(self.waves[0][0])), self.levels.read)
         for manifest, results in self._parts(manifest_columns, result_columns):
             requests = pc.unique(manifest[_ID]).drop_null()
+            if self.levels is not None:
+                results = iter(self.levels.apply(manifest, zip(self.are_oracles, results, strict=True)))  # noqa: PLW2901
             newest = pa.concat_tables(reversed([*results]))
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
             by_rank = pa.concat_tables([good, newest])
@@ -356,7 +404,8 @@ class LabelAssembler(Answers):
         None where no reply was billed, older code collected them, or a person canceled it. Of a batch that did not end
         by itself nobody knows what all of it would have cost.
         """
-        if self.submission.state is SubmissionState.CANCELED:
+        # What a cascade costs is mostly its oracle's, and no sign of what its model does without one.
+        if self.submission.state is SubmissionState.CANCELED or self.levels is not None:
             return None
         sent = [shard for shard in self.shards if shard.sent_at is not None and not shard.waits_for_person]
         first = [shard for shard in sent if shard.wave == 1]
@@ -394,7 +443,8 @@ class LabelAssembler(Answers):
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
         self.read_again(reread=reread)
         tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
-        return self._label(self.payloads.read_table(self.submission.manifest), tables, run_id)
+        are_oracles = (self._is_oracles(shard) for wave in self.waves for shard in wave)
+        return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
@@ -402,14 +452,17 @@ class LabelAssembler(Answers):
         shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
         for manifest, results in self._parts(self.payloads.table_schema(self.submission.manifest), own):
-            yield self._label(manifest, (_with(shared, table).select(schema.names) for table in results), run_id)
+            whole = (_with(shared, table).select(schema.names) for table in results)
+            yield self._label(manifest, whole, self.are_oracles, run_id)
             # Or it would be in memory while the next part is read.
             del manifest
             release_memory()
 
-    def _label(self, manifest: pa.Table, results: Iterable[pa.Table], run_id: str) -> Labeled:
-        version = self.labeling.prompt_version
-        return label(manifest, results, self.labeling.result_schema, prompt_version=version, run_id=run_id)
+    def _label(
+        self, manifest: pa.Table, results: Iterable[pa.Table], are_oracles: Iterable[bool], run_id: str
+    ) -> Labeled:
+        version, response = self.labeling.prompt_version, self.labeling.result_schema
+        return _label(manifest, results, response, self.levels, are_oracles, version=version, run_id=run_id)
 
     def _shared(self) -> pa.Table:
         """Return what all results of a shard share, as one row for each shard in their order."""

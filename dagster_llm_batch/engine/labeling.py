@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
@@ -177,6 +178,8 @@ class Labeling:
         realtime: What is answered in real time, at its price, and how. Default: nothing is.
         resend: What is sent again, how often, and to which model then.
         spend: What requests are taken to cost. Default: what the price book says.
+        cascade: A dearer model that answers the rows of which this one is not sure enough, with a promise of how many
+            labels are what that one says. Default: none.
         workers: Machines that render, encode and write the requests, and read the results, in place of this process:
             `SparkWorkers` or `RayWorkers`. What comes out is the same.
         tags: Whose money it is, as in {"team": "support"}: `dagster-llm-batch cost --by tag:team` sums by it. They are
@@ -197,6 +200,7 @@ class Labeling:
     realtime: Realtime = field(default_factory=Realtime)
     resend: Resend = field(default_factory=Resend)
     spend: Spend = field(default_factory=Spend)
+    cascade: Cascade | None = None
     workers: Workers | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -211,17 +215,31 @@ class Labeling:
             msg = f"model={self.model!r} names no provider. Write it as provider/model, as in 'openai/gpt-5-nano'."
             raise ConfigError(msg)
         check_columns(self.key, self.keep, self.reader.schema.names)
+        if self.cascade is not None:
+            self._check_cascade(self.cascade)
         # Computed now, so that what is wrong with them is raised where the dataset is declared.
         _ = self.spec, self.budget_usd, self.models
 
+    def _check_cascade(self, cascade: Cascade) -> None:
+        cascade.check_response(self.reader)
+        if self.resend.fallback:
+            raise ConfigError(
+                "resend.fallback does not go with cascade: what the model does not answer is asked of the oracle, and "
+                f"another model in the place of {cascade.oracle} would void the promise. Leave resend.fallback out."
+            )
+
     @cached_property
     def models(self) -> tuple[Labeling, ...]:
-        """The labeling itself, then one for each fallback, with the fallback's model."""
+        """The labeling itself, then one for the oracle of its cascade or for each fallback, with the model of that."""
         fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
+        where = "resend.fallback"
+        if self.cascade is not None:
+            where, oracle = "cascade.oracle", self.cascade
+            fallbacks = [Fallback(oracle.oracle, oracle.params, price=oracle.price)]
         _check_max_tokens("params", self.model, self.params)
         for fallback in fallbacks:
             params = self.params if fallback.params is None else fallback.params
-            _check_max_tokens(f"resend.fallback {fallback.model}: params", fallback.model, params)
+            _check_max_tokens(f"{where} {fallback.model}: params", fallback.model, params)
         labelings = (
             self,
             *(
@@ -231,6 +249,7 @@ class Labeling:
                     params=self.params if fallback.params is None else fallback.params,
                     endpoint=fallback.endpoint or self.endpoint,
                     resend=replace(self.resend, fallback=()),
+                    cascade=None,
                     spend=replace(self.spend, price=fallback.price),
                 )
                 for fallback in fallbacks
@@ -238,7 +257,7 @@ class Labeling:
         )
         names = [labeling.model for labeling in labelings]
         if len(set(names)) < len(names):
-            msg = f"resend.fallback names a model twice, or the one that it shall replace: {', '.join(names)}."
+            msg = f"{where} names a model twice, or the one that it shall replace: {', '.join(names)}."
             raise ConfigError(msg)
         return labelings
 
@@ -347,8 +366,11 @@ class Labeling:
                     "price": _price_as_json(fallback.spend.price),
                 }
                 for fallback in self.models[1:]
+                if self.cascade is None
             ],
         }
+        if (cascade := self.cascade) is not None:
+            asked["cascade"] = {**asdict(cascade), "price": _price_as_json(cascade.price)}
         # As it is when it is read again: a tuple has become a list, and what JSON does not have, text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -367,8 +389,8 @@ class Labeling:
         """Return which arguments ask otherwise than in an earlier definition: then answers to the one are none to the
         other. How often something is asked, and of which fallback, is a rule and no question: it holds at once.
         """
-        present = self.definition["asked"]
-        return [name for name, value in definition["asked"].items() if present.get(name) != value]
+        present, earlier = self.definition["asked"], definition["asked"]
+        return [name for name in {**earlier, **present} if present.get(name) != earlier.get(name)]
 
     def as_of(self, definition: Mapping[str, Any]) -> Labeling:
         """Return the labeling by which a submission with this definition is read; rules are those of now.
@@ -399,6 +421,7 @@ class Labeling:
             response=response,
             params=asked["params"],
             endpoint=asked["endpoint"],
+            cascade=_cascade_of_json(asked.get("cascade")),
             spend=replace(self.spend, price=_price_of_json(definition["price"])),
             resend=replace(
                 self.resend,
@@ -433,8 +456,10 @@ class Labeling:
             [[t.role, t.text] for t in spec.turns],
         ]
         schema = [spec.response.kind.value, spec.response.json_schema, spec.response.dimensions]
-        fallback = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
+        fallback: list[Any] = [[labeling.model, dict(labeling.spec.params)] for labeling in self.models[1:]]
         content = [self.model, spec.endpoint.value, dict(spec.params), prompt, schema]
+        if self.cascade is not None:
+            fallback.append(self.cascade.promise)
         return _digest([*content, fallback] if fallback else content)
 
 
@@ -455,6 +480,10 @@ def _price_as_json(price: TokenPrice | None) -> Mapping[str, str] | None:
 
 def _price_of_json(stored: Mapping[str, Any] | None) -> TokenPrice | None:
     return None if stored is None else TokenPrice(**stored)
+
+
+def _cascade_of_json(stored: Mapping[str, Any] | None) -> Cascade | None:
+    return None if stored is None else Cascade(**{**stored, "price": _price_of_json(stored["price"])})
 
 
 def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:

@@ -17,10 +17,11 @@ from functools import cached_property
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from dagster_llm_batch.core.identity import shard_nonce
+from dagster_llm_batch.core.identity import canonical_json, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
@@ -42,6 +43,8 @@ from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.engine.cascade import Sampling
 
 __all__ = ["Planner", "Preview", "preview_of"]
 
@@ -75,6 +78,7 @@ class Preview:
         rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
         steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
             expected. None: not all of them, or nobody knows.
+        levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
     """
 
     rows: int
@@ -102,6 +106,7 @@ class Preview:
     queue_limit: QueueLimit | None = None
     rounds: int = 1
     steps: int | None = 1
+    levels: Levels | None = None
 
     @property
     def to_send(self) -> int:
@@ -189,9 +194,10 @@ class Planner:
         submission_id = self._deployment.new_id()
         erased = self._deployment.erased_keys(partition, self._labeling.asset)
         draft = self._draft(submission_id, partition, self._known_requests(earlier, again=again), erased)
+        sampling = self._sampling(partition, submission_id)
         try:
             draft.add_rows(rows)
-            plan = draft.finish(self.configuration)
+            plan = draft.finish(self._asked)
             known = self._ledger.find_submission(
                 self._deployment.namespace, self._labeling.asset, partition, plan.fingerprint
             )
@@ -203,24 +209,54 @@ class Planner:
                     return known
                 # Other rows were planned after it. A new attempt with nothing to send makes it the latest again.
                 plan = draft.only_rows(plan)
+                if sampling is not None:
+                    sampling.repeat(known)
                 estimate = Estimate(draft.estimate.tariff, NO_OUTPUT)
                 sources: tuple[str, ...] = (known.submission_id, *known.reused_from)
             else:
                 estimate = draft.estimate
                 sources = tuple(s.submission_id for s in earlier) if plan.reused else ()
+                if sampling is not None:
+                    answered = self._known_requests(earlier, again=again, of=self._labeling.models[1].model)
+                    plan, estimate = sampling.draw(plan, estimate, answered)
+                    sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
             submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
+            if sampling is not None:
+                submission, estimate = replace(submission, reserved_usd=sampling.rest_usd), sampling.whole(estimate)
             # What is erased from here on is applied to its files before it is sent, and before it lands.
             submission = replace(submission, tombstones=erased.tombstones or None)
             opened = self._open(submission, plan, estimate, history)
         except BaseException:
-            draft.discard()
+            self._discard(draft, sampling)
             raise
         # Another process may have stored the same submission first.
         if opened.submission_id != submission_id:
-            draft.discard()
+            self._discard(draft, sampling)
         else:
             self._deployment.opened_here.add(submission_id)
         return opened
+
+    @property
+    def _asked(self) -> str:
+        """The configuration, and what a cascade promises by it: with another promise other labels may be accepted."""
+        cascade = self._labeling.cascade
+        return self.configuration if cascade is None else f"{self.configuration} {canonical_json(cascade.promise)}"
+
+    def _sampling(self, partition: str, submission_id: str, aside: Planner | None = None) -> Sampling | None:
+        """Return what samples rows for the oracle of a cascade; None if there is none. `aside` previews."""
+        if self._labeling.cascade is None:
+            return None
+        from dagster_llm_batch.engine.cascade import Sampling  # noqa: PLC0415 - few labelings have one
+
+        planner = aside or self
+        return Sampling(planner, self._deployment, self._labeling, partition, submission_id)
+
+    @staticmethod
+    def _discard(draft: Draft, sampling: Sampling | None) -> None:
+        with ExitStack() as last_first:
+            last_first.callback(draft.discard)
+            if sampling is not None:
+                last_first.callback(sampling.discard)
 
     def _open(
         self, submission: Submission, plan: Plan, estimate: Estimate, history: Sequence[Submission]
@@ -267,29 +303,36 @@ class Planner:
             # Workers on other machines would not see a temporary folder of this one.
             alone = replace(self._labeling, workers=None)
             aside = Planner(alone, replace(self._deployment, payloads=PayloadStore(folder)))
-            known_requests = self._known_requests(self._reusable(history), again=again)
+            earlier, submission_id = self._reusable(history), self._deployment.new_id()
+            known_requests = self._known_requests(earlier, again=again)
             names = (self._labeling.asset, *self._labeling.resend.former_names)
             erased = self._deployment.erased_keys(partition, *names)
-            draft = aside._draft(self._deployment.new_id(), partition, known_requests, erased)
+            draft = aside._draft(submission_id, partition, known_requests, erased)
             stack.callback(draft.discard)
             draft.add_rows(rows)
-            plan = draft.finish(self.configuration)
+            plan = draft.finish(self._asked)
             known = self._ledger.find_submission(self._deployment.namespace, name, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
                 nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, NO_OUTPUT), None)
                 return replace(nothing, known=known)
+            estimate, whole, levels = draft.estimate, draft.estimate, None
+            if (sampling := self._sampling(partition, submission_id, aside)) is not None:
+                answered = self._known_requests(earlier, again=again, of=self._labeling.models[1].model)
+                plan, estimate = sampling.draw(plan, estimate, answered)
+                whole, levels = sampling.whole(estimate), sampling.levels
             try:
-                with refuse_over_budget(self._deployment, self._labeling, draft.estimate, self._unsent(history)):
+                with refuse_over_budget(self._deployment, self._labeling, whole, self._unsent(history)):
                     refused = None
             except BudgetError as error:
                 refused = str(error)
             limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
             return replace(
-                preview_of(plan, draft.estimate, refused),
+                preview_of(plan, estimate, refused),
+                levels=levels,
                 context_tokens=self._deployment.context_tokens(self._labeling),
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
-                steps=forecast_steps(self._deployment, self._labeling, draft.estimate),
+                steps=forecast_steps(self._deployment, self._labeling, estimate),
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
             )
 
@@ -348,8 +391,10 @@ class Planner:
 
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
         """Return an estimate without any request yet for one of the labeling's models."""
-        # Only what the first of them was asked is learned from: a fallback gets what that one did not answer.
-        learned = self._learned if labeling.model == self._labeling.model else None
+        # Only what the first of them was asked is learned from: a fallback gets what that one did not answer. What a
+        # cascade costs is mostly its oracle's.
+        is_learned = labeling.model == self._labeling.model and labeling.cascade is None
+        learned = self._learned if is_learned else None
         return self._deployment.estimate(labeling, lane, learned)
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:
@@ -373,11 +418,14 @@ class Planner:
     def _path(self, partition: str, submission_id: str, name: str) -> str:
         return payload_path(self._deployment.namespace, self._labeling.asset, partition, submission_id, name)
 
-    def _known_requests(self, submissions: Sequence[Submission], *, again: bool) -> dict[str, bool]:
+    def _known_requests(
+        self, submissions: Sequence[Submission], *, again: bool, of: str | None = None
+    ) -> dict[str, bool]:
         """Return the request_ids that are not asked now, as these submissions, newest first, have them.
 
         True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
-        flight.
+        flight. Of a cascade those of one model, by default its own: what the oracle has answered is no answer of that.
+        All of these are False, since the other may still be asked.
         """
         if not submissions:
             return {}
@@ -387,14 +435,20 @@ class Planner:
         # Without an answer: those that wait for a person, and those of which another batch says something newer.
         left: set[str] = set()
         newer: set[str] = set()
+        is_cascade, model = self._labeling.cascade is not None, of or self._labeling.model
+        # A reply of a cascade's own model that does not fit is the oracle's to answer.
+        is_final = is_cascade and of is None and not again
+        answers = pa.array([Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
         for submission in submissions:
             collector.restore(self._ledger.shards(submission.submission_id))
             # Read after that: what is lost for good has a cause now.
             for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
+                if is_cascade and f"{shard.provider}/{shard.model}" != model:
+                    continue
                 # One that was given up, and has ended after all, has the results of before until it is collected.
                 if shard.results_path and shard.state is ShardState.COLLECTED:
                     table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
-                    good = pc.equal(table["llm_outcome"], Outcome.SUCCEEDED.value)
+                    good = pc.is_in(table["llm_outcome"].cast("string"), answers)
                     answered.update(table["llm_request_id"].filter(good).to_pylist())
                     unanswered = table["llm_request_id"].filter(pc.invert(good)).to_pylist()
                     if shard.waits_for_person:
@@ -406,7 +460,7 @@ class Planner:
                     ids = request_ids(self._payloads, shard)
                     in_flight.update(ids[place] for place in answers)
         settled = answered if again else answered | (left - in_flight)
-        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(settled, True)}
+        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(settled, not is_cascade)}
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed. What was sent is still collected."""

@@ -51,7 +51,7 @@ __all__ = ["Pruner", "Pruning", "is_pruned"]
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
 _NAMES = re.compile(
-    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|{re.escape(ERASING)}|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+"
+    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|cascade\.json|{re.escape(ERASING)}|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+"
     rf"|({PART}|{APART})[0-9a-f]+\.parquet"
 )
 # How the names of files begin that are needed within one step alone.

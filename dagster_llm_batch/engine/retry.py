@@ -77,7 +77,21 @@ class NextWave:
 
     @cached_property
     def _asks_now(self) -> list[_Ask]:
-        return [*self._again(), *self._inherited()]
+        if self._labeling.cascade is None:
+            return [*self._again(), *self._inherited()]
+        # The oracle alone is asked again; and nothing is decided while it may still answer of what was sampled.
+        return [*self._again(besides=0)] or self._escalated()
+
+    def _escalated(self) -> list[_Ask]:
+        """Return what the oracle of a cascade is asked, beside the sample."""
+        from dagster_llm_batch.engine.cascade import Escalation  # noqa: PLC0415 - few labelings have one
+
+        escalation = Escalation(self._labeling, self._deployment, self._submission, self._shards, self._collector)
+        return [
+            _Ask(1, Lane.REALTIME if self._late else shard.lane, shard, request_ids)
+            for shard, request_ids in escalation.find()
+            if self._has_spare(1)
+        ]
 
     @property
     def requests(self) -> int:
@@ -92,7 +106,8 @@ class NextWave:
         with committing(self._deployment, self._deployment.lease_wait_seconds):
             shards = self._write(asks)
             if shards and self._affordable(shards):
-                self._deployment.ledger.add_wave(self._submission.submission_id, shards)
+                keeps = not self._is_escalation
+                self._deployment.ledger.add_wave(self._submission.submission_id, shards, keeps_reserve=keeps)
                 return True
         for shard in shards:
             delete_requests(self._deployment.payloads, shard)
@@ -128,11 +143,13 @@ class NextWave:
             shards += files.close()
         return shards
 
-    def _again(self) -> Iterator[_Ask]:
+    def _again(self, besides: int | None = None) -> Iterator[_Ask]:
+        """Yield what to ask again of the last wave, but of one model, by its place."""
         for shard in self._shards:
             # What failed in an earlier wave was asked again in the wave after it.
             # Of a fallback that is declared no more, nothing is asked any more.
-            if shard.wave == self._submission.waves and (model := self._places.get(_model(shard))) is not None:
+            model = self._places.get(_model(shard))
+            if shard.wave == self._submission.waves and model is not None and model != besides:
                 yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
 
     @cached_property
@@ -166,7 +183,9 @@ class NextWave:
     ) -> tuple[list[str], list[str]]:
         """Return the request_ids without a good answer: those to ask the same model again, and the others."""
         resend = self._labeling.resend
-        tries = len({other.wave for other in siblings if _model(other) == _model(shard) and other.sent_at is not None})
+        first = self._first_wave(shard)
+        own_waves = {other.wave for other in siblings if _model(other) == _model(shard) and other.sent_at is not None}
+        tries = sum(wave >= first for wave in own_waves)
         # After the deadline each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
         own = shard.submission_id == self._submission.submission_id
@@ -184,6 +203,21 @@ class NextWave:
             worth = retryable and outcome in _RETRIED and not given_up and may
             (same if worth else rest).append(request_id)
         return same, rest
+
+    @cached_property
+    def _is_escalation(self) -> bool:
+        """Whether the next wave is the one in which the oracle of a cascade is asked the rest."""
+        levels = self._deployment.levels(self._labeling, self._submission)
+        return levels is not None and levels.wave == self._submission.waves + 1
+
+    def _first_wave(self, shard: Shard) -> int:
+        """Return the wave in which requests of this shard were asked of its model for the first time, or one before."""
+        if self._labeling.cascade is None or shard.submission_id != self._submission.submission_id:
+            return 1
+        levels = self._deployment.levels(self._labeling, self._submission)
+        # The oracle of a cascade had the sample before.
+        asked_in = None if levels is None else levels.wave
+        return 1 if asked_in is None or shard.wave < asked_in else asked_in
 
     def _inherited(self) -> Iterator[_Ask]:
         """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
@@ -218,6 +252,9 @@ class NextWave:
         unknown = next((self._labeling.by(_model(shard)) for shard in shards if shard.estimated_usd is None), None)
         more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
         requests = sum(shard.requests for shard in shards)
+        if self._is_escalation:
+            # Kept since the submission was planned.
+            more -= self._submission.reserved_usd or Decimal(0)
         most = self._labeling.budget_usd
         if most is not None and spent + more > most:
             problem = (

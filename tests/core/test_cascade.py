@@ -14,6 +14,7 @@ from dagster_llm_batch.core.cascade import (
     count_least,
     digest_keys,
     digest_requests,
+    expect_accepted,
     find_bound,
     find_threshold,
     reach_probability,
@@ -197,11 +198,12 @@ def test_how_probable_it_was_that_the_oracle_answers_a_request():
 
 
 def test_a_cascade_does_not_pay_where_the_price_gap_is_small_or_the_sample_is_most_of_the_table():
-    assert relative_cost(1, 10, 500, 5_000, 0.95) < 1
-    assert relative_cost(1, 5, 500, 5_000, 0.98) > 1
-    assert relative_cost(1, 2, 500, 5_000, 0.95) > 1
-    assert relative_cost(1, 100, 900, 1_000, 0.95) > 0.95
-    assert relative_cost(1, 10, 500, 5_000, 0.98, accepted=0.9) < 1
+    usual = {agreement: expect_accepted(agreement) for agreement in (0.9, 0.95, 0.98)}
+    assert relative_cost(1, 10, 500, 5_000, usual[0.95]) < 1
+    assert relative_cost(1, 5, 500, 5_000, usual[0.98]) > 1
+    assert relative_cost(1, 2, 500, 5_000, usual[0.95]) > 1
+    assert relative_cost(1, 100, 900, 1_000, usual[0.95]) > 0.95
+    assert relative_cost(1, 10, 500, 5_000, 0.9) < 1
     assert relative_cost(0, 0, 500, 5_000, 0.9) == float("inf")
 
 

@@ -189,10 +189,10 @@ class Ledger(LedgerQueries):
 
     # --- shards ---
 
-    def add_wave(self, submission_id: str, shards: Sequence[Shard]) -> Submission:
+    def add_wave(self, submission_id: str, shards: Sequence[Shard], *, keeps_reserve: bool = True) -> Submission:
         """Store the shards of the next wave of an open submission. Idempotent: a wave that is stored stays as it is.
 
-        Raises LedgerError where the submission is not open, or the wave is not the next.
+        Unless it `keeps_reserve`, money was kept for it. Raises LedgerError where it is not the next, or none can be.
         """
         waves = {shard.wave for shard in shards}
         if len(waves) != 1:
@@ -207,7 +207,9 @@ class Ledger(LedgerQueries):
                 raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
             insert_shards(connection, self._clock, before, shards)
             detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
-            return update_submission(connection, self._clock, before, "wave", detail=detail, waves=wave)
+            kept = before.reserved_usd if keeps_reserve else None
+            values = {"waves": wave, "reserved_usd": kept}
+            return update_submission(connection, self._clock, before, "wave", detail=detail, **values)
 
     def move_shard(
         self,

@@ -153,12 +153,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX judgment_once ON judgment (form_id)",
         "CREATE INDEX judgment_by_dataset ON judgment (namespace, dataset, judgment_id)",
     ),
-    (  # 7: which request files are at providers still.
+    (  # 7: which request files are at providers still. What is kept of limits for a wave that is not planned yet.
         "ALTER TABLE shard ADD COLUMN request_file_done_at {time}",
         """
         CREATE INDEX shard_with_file ON shard (collected_at)
             WHERE state = 'collected' AND carrier IS NULL AND request_file_done_at IS NULL
         """,
+        "ALTER TABLE submission ADD COLUMN reserved_usd TEXT",
+        "CREATE INDEX submission_reserving ON submission (namespace) WHERE reserved_usd IS NOT NULL",
     ),
 )
 

@@ -33,6 +33,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     AWAITED,
     committed_usd,
     count_sends,
+    kept_usd,
     looked_after,
     unknown_shard,
     unrecorded_sends,
@@ -382,7 +383,8 @@ class LedgerQueries:
         if since is not None:
             query = query.where(sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at) >= since)
         with self._database.read() as connection:
-            return sum((_committed_usd(*row) for row in connection.execute(query)), Decimal(0))
+            kept = kept_usd(connection, namespace, asset)
+            return sum((_committed_usd(*row) for row in connection.execute(query)), kept)
 
     def shard_costs(
         self,

@@ -81,6 +81,7 @@ class Submission:
     billed: Mapping[str, Any] | None = None  # what estimates learn from it; see core/forecast.py. None: nothing
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
     tags: Mapping[str, str] | None = None  # Dagster's, of its asset when it was opened: whose money it is
+    reserved_usd: Decimal | None = None  # what is kept of limits for a wave of it that is not planned yet
 
     @property
     def is_settled(self) -> bool:

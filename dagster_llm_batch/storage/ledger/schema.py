@@ -199,6 +199,7 @@ SUBMISSION = sa.Table(
     _column("learned_from", sa.BigInteger, null=True),
     _column("billed", _AsText(json.loads, _json), null=True),
     _column("tags", _AsText(json.loads, _json), null=True),
+    _column("reserved_usd", _MONEY, null=True),
 )
 
 SHARD = sa.Table(

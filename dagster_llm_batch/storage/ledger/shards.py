@@ -18,7 +18,14 @@ import sqlalchemy as sa
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, SpendLimit, Submission, was_taken
+from dagster_llm_batch.storage.ledger.records import (
+    Shard,
+    ShardFields,
+    SpendLimit,
+    Submission,
+    SubmissionState,
+    was_taken,
+)
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
@@ -33,6 +40,7 @@ __all__ = [
     "insert_half",
     "insert_shards",
     "is_awaited",
+    "kept_usd",
     "looked_after",
     "move_values",
     "report_values",
@@ -232,7 +240,25 @@ def committed_usd(
     if limit.since is not None:
         # What is kept for a shard that is about to be sent counts now, whenever it was planned.
         query = query.where(SHARD.c.sent_at.is_(None) | (SHARD.c.sent_at >= limit.since))
-    return sum((_reserved_usd(row) for row in connection.execute(query)), Decimal(0))
+    kept = kept_usd(connection, limit.namespace, limit.asset, limit.submission_id)
+    return sum((_reserved_usd(row) for row in connection.execute(query)), kept)
+
+
+def kept_usd(
+    connection: sa.Connection, namespace: str, asset: str | None = None, submission_id: str | None = None
+) -> Decimal:
+    """Return what is kept for waves of open submissions that are not planned yet."""
+    query = sa.select(SUBMISSION.c.reserved_usd).where(
+        SUBMISSION.c.namespace == namespace,
+        SUBMISSION.c.reserved_usd.is_not(None),
+        SUBMISSION.c.state == SubmissionState.OPEN,
+        SUBMISSION.c.settled_at.is_(None),
+    )
+    if asset is not None:
+        query = query.where(SUBMISSION.c.asset == asset)
+    if submission_id is not None:
+        query = query.where(SUBMISSION.c.submission_id == submission_id)
+    return sum(connection.execute(query).scalars(), Decimal(0))
 
 
 def _reserved_usd(row: sa.Row[Any]) -> Decimal:

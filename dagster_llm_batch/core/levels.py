@@ -1,0 +1,248 @@
+"""Which of the two models of a cascade answers each row, and why. Pure.
+
+What the oracle was, or was to be, asked of has the oracle's answer, or none: never the label of the model, of which it
+was not sure. So the order of answers is that of the levels, whichever came last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.cascade import (
+    NOTHING,
+    Flags,
+    Place,
+    are_above,
+    count_allowed,
+    digest_requests,
+    find_bound,
+    find_threshold,
+    reach_probability,
+)
+from dagster_llm_batch.types import Outcome
+
+__all__ = ["ACCEPTED", "CHEAP", "ESCALATED", "INVALID", "ORACLE", "SAMPLED", "Levels"]
+
+_ID, _OUTCOME = "llm_request_id", "llm_outcome"
+
+CHEAP, ORACLE = "cheap", "oracle"
+"""The levels: the model itself, and the oracle."""
+
+ACCEPTED, ESCALATED, INVALID, SAMPLED = "accepted", "escalated", "invalid", "sampled"
+"""Why a row is at its level: its score is above the threshold; is not; has no reply that fits; was drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """What gives each row of one submission its level, and what that rests on. Stored as JSON; picklable for workers.
+
+    Attributes:
+        calibration_id: A digest of both configurations, the prompt, what is promised and the seed.
+        oracle: The oracle's model: the provider, a slash, and the provider's own name for it.
+        score: The column of scores.
+        target: The column that is compared.
+        agreement, confidence: What is promised.
+        seed: By which rows are drawn, and equal scores ordered.
+        rows: The rows that are asked of a model.
+        sample: How many of them were drawn.
+        sampled: The request of each of these; None: all rows are the oracle's.
+        relative_cost: What was expected of the cascade, as a multiple of the oracle alone; None: a price is unknown.
+        wrong: How many sampled labels are not the oracle's; None until the threshold is set.
+        allowed: How many may be wrong above the threshold.
+        bound: The share of disagreement that is exceeded only as improbably as was promised.
+        threshold: Accepted is above it. None until it is set: then nothing is accepted.
+        accepted: The share of requests that is.
+        wave: The wave that asks the oracle of the rest.
+        is_repeated: Whether all of it was decided in an earlier submission of the same rows.
+    """
+
+    calibration_id: str
+    oracle: str
+    score: str
+    target: str
+    agreement: float
+    confidence: float
+    seed: str
+    rows: int
+    sample: int
+    sampled: list[str] | None
+    relative_cost: float | None = None
+    wrong: int | None = None
+    allowed: int | None = None
+    bound: float | None = None
+    threshold: Place | None = None
+    accepted: float | None = None
+    wave: int | None = None
+    is_repeated: bool = False
+
+    def as_json(self) -> bytes:
+        """Return it as it is stored."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def of_json(cls, stored: bytes) -> Levels:
+        """Return what `as_json` gave."""
+        content = json.loads(stored)
+        if (place := content["threshold"]) is not None:
+            content["threshold"] = Place(*place)
+        return cls(**content)
+
+    @property
+    def asks_oracle_alone(self) -> bool:
+        return self.sampled is None
+
+    def columns(self, response: pa.Schema) -> list[pa.Field]:
+        """Return the columns of labels beside those of the response."""
+        return _columns(response.field(self.target).type)
+
+    @property
+    def read(self) -> list[str]:
+        """The columns of results that are needed to tell the levels."""
+        return [_ID, _OUTCOME, self.score, self.target]
+
+    def scores(self, results: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the score of each result; -inf where the reply did not fit, or has none."""
+        given = pc.fill_null(pc.cast(results[self.score], pa.float64()), -np.inf).to_numpy()
+        return np.where(_are_good(results), given, -np.inf)
+
+    def are_accepted(self, results: pa.Table) -> Flags:
+        """Return which results of the model itself are above the threshold."""
+        digests = digest_requests(results[_ID].to_pylist(), self.seed)
+        return are_above(self.scores(results), digests, self.threshold or NOTHING)
+
+    def calibrate(self, cheap: Iterable[pa.Table], oracle: Iterable[pa.Table]) -> Levels:
+        """Return the same with the threshold, by the results of both models, the newest last, for the sampled rows.
+
+        A sampled row of which the oracle gave no answer counts as wrong.
+        """
+        drawn = pa.array(self.sampled or [], pa.string())
+        own, others = _newest(cheap, self.read), _newest(oracle, self.read)
+        at, other_at = pc.index_in(drawn, own[_ID]), pc.index_in(drawn, others[_ID])
+        mine, theirs = own.take(at), others.take(other_at)
+        scores = self.scores(mine)
+        pairs = zip(mine[self.target].to_pylist(), theirs[self.target].to_pylist(), strict=True)
+        agree = np.fromiter((one == other for one, other in pairs), bool, len(drawn))
+        wrong = ~(_are_good(theirs) & agree) & np.isfinite(scores)
+        promised = (len(drawn), self.rows)
+        allowed = count_allowed(*promised, self.agreement, self.confidence) if len(drawn) else -1
+        digests = digest_requests(drawn.to_pylist(), self.seed)
+        return replace(
+            self,
+            wrong=int(wrong.sum()),
+            allowed=allowed,
+            bound=find_bound(allowed, *promised, self.confidence),
+            threshold=find_threshold(scores, digests, wrong, allowed),
+        )
+
+    def ask_oracle_alone(self) -> Levels:
+        """Return the same, by which nothing of the model itself is accepted."""
+        return replace(self, wrong=0, allowed=-1, bound=0.0, threshold=NOTHING, accepted=0.0)
+
+    def apply(self, manifest: pa.Table, waves: Iterable[tuple[bool, pa.Table]]) -> list[pa.Table]:
+        """Return the results with the columns of levels, oldest first, of which `label` may take the newest success.
+
+        `waves` are results, each with whether they are the oracle's, oldest first; `manifest` has all rows of their
+        requests. Of what the oracle is asked, a success of the model itself is none any more.
+        """
+        tables: dict[bool, list[pa.Table]] = {False: [], True: []}
+        for is_oracle, table in waves:
+            tables[is_oracle].append(table)
+        kind = next((table.schema.field(self.target).type for of in tables.values() for table in of), pa.null())
+        counted = pc.value_counts(manifest[_ID].drop_null())
+        requests, shared_by = counted.field("values"), counted.field("counts").to_numpy()
+        known = _newest(tables[False], self.read)
+        own = known.take(pc.index_in(requests, known[_ID]))
+        fits, digests = _are_good(own), digest_requests(requests.to_pylist(), self.seed)
+        above = are_above(self.scores(own), digests, self.threshold or NOTHING)
+        drawn = self._are_sampled(requests)
+        asked = drawn | ~above
+        whys = np.where(drawn, SAMPLED, np.where(~fits, INVALID, np.where(above, ACCEPTED, ESCALATED)))
+        of_request = {
+            "llm_why": pa.array(whys, pa.string()),
+            "llm_score": own[self.score].cast(pa.float64()).combine_chunks(),
+            "llm_cheap_label": own[self.target].cast(kind).combine_chunks(),
+            "llm_sample_probability": pa.array(np.where(above, self._reach(shared_by), 1.0)),
+        }
+        asked_array = pa.array(asked)
+        return [
+            *(self._own(table, requests, asked_array, of_request) for table in tables[False]),
+            *(self._oracles(table, requests, asked_array, of_request) for table in tables[True]),
+        ]
+
+    def _are_sampled(self, requests: pa.Array) -> Flags:
+        if self.sampled is None:
+            return np.ones(len(requests), bool)
+        return _flags(pc.is_in(requests, pa.array(self.sampled, pa.string())))
+
+    def _reach(self, shared_by: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        counts, places = np.unique(shared_by, return_inverse=True)
+        chances = [reach_probability(int(count), self.sample, self.rows) for count in counts]
+        return np.array(chances, float)[places]
+
+    def _own(self, table: pa.Table, requests: pa.Array, asked: pa.Array, of_request: dict[str, Any]) -> pa.Table:
+        at = pc.index_in(table[_ID].combine_chunks(), requests)
+        is_asked = pc.fill_null(asked.take(at), fill_value=False)
+        loses = pc.and_(is_asked, pc.equal(table[_OUTCOME], Outcome.SUCCEEDED.value))
+        values = {
+            _OUTCOME: pc.if_else(loses, Outcome.CANCELED.value, table[_OUTCOME]),
+            "llm_reason": f"asked of {self.oracle}, whose answer there is none of; the model was not sure of its own",
+        }
+        for name, value in values.items():
+            if name in table.column_names:
+                new = value if name == _OUTCOME else pc.if_else(loses, value, table[name])
+                table = table.set_column(table.column_names.index(name), table.schema.field(name), new)
+        more = {**of_request, "llm_cheap_label": pa.nulls(len(requests), of_request["llm_cheap_label"].type)}
+        return _with_columns(table, CHEAP, at, more)
+
+    def _oracles(self, table: pa.Table, requests: pa.Array, asked: pa.Array, of_request: dict[str, Any]) -> pa.Table:
+        at = pc.index_in(table[_ID].combine_chunks(), requests)
+        # What was asked for an earlier threshold, and is accepted now, is the model's own.
+        is_asked = pc.fill_null(asked.take(at), fill_value=False)
+        return _with_columns(table.filter(is_asked), ORACLE, at.filter(is_asked), of_request)
+
+
+def _columns(target: pa.DataType) -> list[pa.Field]:
+    return [
+        pa.field("llm_level", pa.string()),
+        pa.field("llm_why", pa.string()),
+        pa.field("llm_score", pa.float64()),
+        pa.field("llm_cheap_label", target),
+        pa.field("llm_sample_probability", pa.float64()),
+    ]
+
+
+def _with_columns(table: pa.Table, level: str, at: pa.Array, of_request: dict[str, Any]) -> pa.Table:
+    for column in _columns(of_request["llm_cheap_label"].type):
+        known = of_request.get(column.name)
+        values = pa.repeat(pa.scalar(level), len(table)) if known is None else known.take(at)
+        table = table.append_column(column, values)
+    return table
+
+
+def _newest(tables: Iterable[pa.Table], columns: list[str]) -> pa.Table:
+    """Return the results so that the first of a request is its newest success, else its newest."""
+    chosen = [table.select(columns) for table in tables]
+    if not chosen:
+        # Of no type: `take` by nothing but nulls gives nulls.
+        types = {_ID: pa.string(), _OUTCOME: pa.string()}
+        return pa.table({name: pa.nulls(1, types.get(name, pa.null())) for name in columns})
+    rows = pa.concat_tables(reversed(chosen)).combine_chunks()
+    is_good = pa.array(_are_good(rows))
+    return pa.concat_tables([rows.filter(is_good), rows.filter(pc.invert(is_good))]).combine_chunks()
+
+
+def _are_good(results: pa.Table) -> Flags:
+    return _flags(pc.fill_null(pc.equal(results[_OUTCOME], Outcome.SUCCEEDED.value), fill_value=False))
+
+
+def _flags(values: pa.Array | pa.ChunkedArray) -> Flags:
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    flags: Flags = array.to_numpy(zero_copy_only=False)
+    return flags.astype(bool)

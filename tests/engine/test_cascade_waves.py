@@ -1,0 +1,404 @@
+"""A cascade over the emulator: which rows each model is asked, whose label is taken, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import polars as pl
+import pytest
+from pydantic import BaseModel, Field
+from workspace import Workspace, labeling, tickets
+
+from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.engine import Labeling, Resend
+from dagster_llm_batch.engine.cascade import levels_of
+from dagster_llm_batch.errors import BudgetError, ConfigError
+from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
+
+TOPICS = ("billing", "bug", "how_to")
+CHEAP, ORACLE = "gpt-4o-mini", "gpt-4o"
+ROWS = 160
+
+
+class SureLabel(BaseModel):
+    """A label, and how sure the model is of it."""
+
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: Annotated[float, Field(ge=0, le=1)]
+
+
+def number_of(body: Any) -> int:
+    [number] = set(re.findall(r"invoice number (\d+)", str(body)))
+    return int(number)
+
+
+def is_wrong(number: int) -> bool:
+    return number % 6 == 0
+
+
+def answer(body: Any, _url: str) -> Any:
+    """The oracle is right; the model is mostly right, and less sure where it is not."""
+    number = number_of(body)
+    topic = TOPICS[number % 3]
+    if body["model"] == ORACLE:
+        return {"topic": topic, "confidence": 0.99}
+    if number % 40 == 7:
+        return "no JSON"
+    wrong = TOPICS[(number + 1) % 3]
+    return {
+        "topic": wrong if is_wrong(number) else topic,
+        "confidence": 0.4 if is_wrong(number) else 0.5 + number % 5 / 10,
+    }
+
+
+def cascade(**changes: Any) -> Cascade:
+    return Cascade(**{"oracle": f"openai/{ORACLE}", "target": "topic", "agreement": 0.9, "sample": 60, **changes})
+
+
+def definition(promise: Cascade | None = None, **changes: Any) -> Labeling:
+    return labeling(**{"model": f"openai/{CHEAP}", "response": SureLabel, "cascade": promise or cascade(), **changes})
+
+
+@pytest.fixture
+def workspace(tmp_path: Any) -> Any:
+    with Emulator(answer=answer) as emulator:
+        yield Workspace(tmp_path, emulator)
+
+
+def levels(workspace: Workspace, submission: Submission) -> Levels:
+    found = levels_of(workspace.engine().payloads, workspace.engine().ledger.submission(submission.submission_id))
+    assert found is not None
+    return found
+
+
+def asked(workspace: Workspace) -> dict[str, Counter[int]]:
+    """How often each row was sent to each model and billed."""
+    of_model: dict[str, Counter[int]] = {CHEAP: Counter(), ORACLE: Counter()}
+    engine = workspace.engine()
+    for submission in engine.ledger.submissions("test"):
+        for shard in engine.ledger.shards(submission.submission_id):
+            if shard.sent_at is not None:
+                lines = engine.payloads.lines(shard.path)
+                of_model[shard.model].update(number_of(json.loads(line)) for line in lines)
+    return of_model
+
+
+def numbers(table: Any) -> list[int]:
+    return [int(key[1:]) for key in table["ticket_id"].to_pylist()]
+
+
+def test_the_oracle_is_asked_the_sample_and_then_what_is_not_sure_enough(workspace: Workspace) -> None:
+    status = workspace.run(definition(), tickets(ROWS))
+    known = levels(workspace, status.submission)
+    labeled = workspace.engine().labels(definition(), status.submission.submission_id)
+    rows = labeled.labels.to_pylist()
+    assert len(rows) == ROWS
+    assert status.submission.outcomes == {"succeeded": ROWS}
+    of = {row["ticket_id"]: row for row in rows}
+    sampled = {row["ticket_id"] for row in rows if row["llm_why"] == "sampled"}
+    assert len(sampled) == known.sample == 60
+    assert known.threshold is not None
+    # Wave 2 is what is at or below the threshold, and what did not fit, without the sample.
+    [wave_2] = [shard for shard in status.shards if shard.wave == 2]
+    expected = {key for key, row in of.items() if row["llm_why"] in ("escalated", "invalid")}
+    engine = workspace.engine()
+    assert {f"t{number_of(json.loads(line))}" for line in engine.payloads.lines(wave_2.path)} == expected
+    invalid = {f"t{number}" for number in range(ROWS) if number % 40 == 7} - sampled
+    assert {key for key, row in of.items() if row["llm_why"] == "invalid"} == invalid
+    score, _ = known.threshold
+    for key, row in of.items():
+        is_oracles = row["llm_why"] != "accepted"
+        assert row["llm_level"] == ("oracle" if is_oracles else "cheap")
+        assert row["llm_model"].startswith(ORACLE if is_oracles else CHEAP)
+        if row["llm_why"] == "accepted":
+            assert row["llm_score"] >= score
+            assert row["llm_cheap_label"] is None
+            assert row["llm_sample_probability"] == pytest.approx(60 / ROWS)
+        if row["llm_why"] == "escalated":
+            assert row["llm_score"] <= score
+            assert row["llm_sample_probability"] == 1
+        if is_oracles:
+            number = int(key[1:])
+            assert row["topic"] == TOPICS[number % 3]
+            expected_label = TOPICS[(number + 1) % 3] if is_wrong(number) else TOPICS[number % 3]
+            assert row["llm_cheap_label"] == (None if number % 40 == 7 else expected_label)
+    assert asked(workspace)[CHEAP] == Counter(range(ROWS))
+    assert asked(workspace)[ORACLE] == Counter(int(key[1:]) for key in expected | sampled)
+    assert workspace.emulator.books.billed_twice() == {}
+    # It pays for both of what it asks both.
+    assert sum(row["llm_cost_usd"] for row in rows) == status.submission.cost_usd
+
+
+@pytest.mark.parametrize("part_rows", [50, 8_192])
+def test_labels_in_parts_are_those_of_the_whole(workspace: Workspace, part_rows: int) -> None:
+    status = workspace.run(definition(), tickets(ROWS))
+    whole = workspace.engine().labels(definition(), status.submission.submission_id)
+    workspace.bounds = {"part_rows": part_rows}
+    engine = workspace.engine()
+    parts = [part.labels for part in engine.label_batches(definition(), status.submission.submission_id)]
+    rows = sorted((row for part in parts for row in part.to_pylist()), key=lambda row: row["ticket_id"])
+    assert rows == sorted(whole.labels.to_pylist(), key=lambda row: row["ticket_id"])
+    folders = [str(workspace.tmp_path / name) for name in ("labels", "rejects")]
+    written = engine.write_labels(definition(), status.submission.submission_id, *folders)
+    assert (written.labels, written.rejects) == (ROWS, 0)
+
+
+def run_until_wave_2(workspace: Workspace, asked_for: Labeling) -> str:
+    engine = workspace.engine()
+    submission_id = engine.plan(asked_for, tickets(ROWS)).submission_id
+    engine.submit(asked_for, submission_id)
+    workspace.emulator.settle()
+    assert workspace.engine().collect(asked_for, submission_id).submission.waves == 2
+    return submission_id
+
+
+def expect_no_cheap_label(workspace: Workspace, asked_for: Labeling, submission_id: str, why: str) -> None:
+    """What the oracle was to answer is a reject, with the outcome counted; the rest is as sure as before."""
+    status = workspace.finish(asked_for, submission_id)
+    labeled = workspace.engine().labels(asked_for, submission_id)
+    accepted = {row["ticket_id"] for row in labeled.labels.to_pylist() if row["llm_level"] == "cheap"}
+    lost = set(numbers(labeled.rejects))
+    assert lost
+    assert not lost & {int(key[1:]) for key in accepted}
+    known = levels(workspace, status.submission)
+    assert len(lost) == round((1 - (known.accepted or 0)) * ROWS) - sum(
+        row["llm_why"] == "sampled" and row["llm_sample_probability"] == 1 for row in labeled.labels.to_pylist()
+    )
+    assert status.submission.outcomes["succeeded"] == ROWS - len(lost)
+    assert sum(status.submission.outcomes.values()) == ROWS
+    assert any(why in row["llm_reason"] for row in labeled.rejects.to_pylist()), labeled.rejects["llm_reason"]
+    assert workspace.emulator.books.billed_twice() == {}
+
+
+def test_where_the_oracle_refuses_there_is_no_label_and_never_the_models_own(workspace: Workspace) -> None:
+    asked_for = definition()
+    submission_id = run_until_wave_2(workspace, asked_for)
+    workspace.emulator.inject(WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+    expect_no_cheap_label(workspace, asked_for, submission_id, "")
+
+
+def test_where_the_oracles_batch_expires_for_good_there_is_no_label(workspace: Workspace) -> None:
+    asked_for = definition(resend=Resend(max_waves=1))
+    submission_id = run_until_wave_2(workspace, asked_for)
+    workspace.emulator.inject(BatchFault(kind="expires", fraction=0.0))
+    expect_no_cheap_label(workspace, asked_for, submission_id, "expired")
+
+
+def test_a_second_wave_below_the_minimum_is_dropped_and_leaves_no_cheap_label(workspace: Workspace) -> None:
+    asked_for = definition()
+    submission_id = run_until_wave_2(workspace, asked_for)
+    engine = workspace.engine()
+    [planned] = [shard for shard in engine.ledger.shards(submission_id) if shard.wave == 2]
+    from dagster_llm_batch.engine.submit_queue import drop
+
+    drop(engine.deployment, [planned], "it was not sent again: too few requests for a batch")
+    expect_no_cheap_label(workspace, asked_for, submission_id, "asked of openai/gpt-4o")
+
+
+def test_what_the_oracle_did_not_answer_is_asked_of_it_again_and_the_model_never(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 7?", status_code=503, times=3))
+    workspace.emulator.inject(RowFault(containing='"gpt-4o-mini"', status_code=503, fraction=0.05))
+    status = workspace.run(definition(), tickets(ROWS))
+    assert status.submission.outcomes == {"succeeded": ROWS}
+    waves = {(shard.wave, shard.model) for shard in status.shards}
+    assert (1, CHEAP) in waves
+    assert not {(wave, model) for wave, model in waves if wave > 1 and model == CHEAP}
+    assert asked(workspace)[CHEAP] == Counter(range(ROWS))
+
+
+# money --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_wave_is_in_the_limit_from_the_start(workspace: Workspace) -> None:
+    preview = workspace.engine().preview(definition(), tickets(ROWS))
+    oracle_alone = workspace.engine().preview(labeling(response=SureLabel), tickets(ROWS))
+    assert preview.estimated_usd is not None
+    assert oracle_alone.estimated_usd is not None
+    most = preview.estimated_usd * Decimal("1.05")
+    # What is expected of it would fit; that the oracle is asked of all rows would not.
+    with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
+        workspace.engine().plan(definition(max_cost_usd=most), tickets(ROWS))
+    assert workspace.files() == set()
+
+
+def test_what_is_kept_for_the_second_wave_counts_against_a_budget_until_it_is_planned(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission = engine.plan(definition(), tickets(ROWS))
+    kept = engine.ledger.submission(submission.submission_id).reserved_usd
+    assert kept is not None
+    planned = sum(shard.estimated_usd or 0 for shard in engine.ledger.shards(submission.submission_id))
+    assert engine.ledger.spent_usd("test") == planned + kept
+    engine.submit(definition(), submission.submission_id)
+    workspace.emulator.settle()
+    engine.collect(definition(), submission.submission_id)
+    assert engine.ledger.submission(submission.submission_id).reserved_usd is None
+    assert engine.ledger.spent_usd("test") < planned + kept
+    workspace.finish(definition(), submission.submission_id)
+
+
+def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Workspace) -> None:
+    asked_for = definition()
+    engine = workspace.engine()
+    submission_id = engine.plan(asked_for, tickets(ROWS)).submission_id
+    engine.submit(asked_for, submission_id)
+    workspace.emulator.settle()
+    # A limit that somebody has lowered meanwhile.
+    expect_no_cheap_label(workspace, definition(max_cost_usd="0.000001"), submission_id, "asked of openai/gpt-4o")
+
+
+def test_where_it_does_not_pay_the_oracle_is_asked_alone_and_the_plan_says_so(workspace: Workspace) -> None:
+    dear = definition(cascade(sample="auto", oracle="openai/gpt-4.1", agreement=0.98))
+    preview = workspace.engine().preview(dear, tickets(ROWS))
+    assert preview.levels is not None
+    assert preview.levels.asks_oracle_alone
+    assert {shard.model for shard in preview.shards} == {"gpt-4.1"}
+    assert preview.requests == preview.to_send == ROWS
+    assert preview.estimated_usd is not None
+    assert preview.estimated_usd > 0
+
+
+def test_the_oracle_alone_answers_every_row_once(workspace: Workspace) -> None:
+    status = workspace.run(definition(cascade(sample=ROWS)), tickets(ROWS))
+    assert {shard.model for shard in status.shards} == {ORACLE}
+    labels = workspace.engine().labels(definition(cascade(sample=ROWS)), status.submission.submission_id).labels
+    assert Counter(labels["llm_level"].to_pylist()) == {"oracle": ROWS}
+    assert set(labels["llm_sample_probability"].to_pylist()) == {1.0}
+    assert asked(workspace)[ORACLE] == Counter(range(ROWS))
+    assert status.submission.outcomes == {"succeeded": ROWS}
+
+
+# reuse --------------------------------------------------------------------------------------------------------------
+
+
+def test_another_promise_reuses_each_answer_at_its_own_level(workspace: Workspace) -> None:
+    workspace.run(definition(), tickets(ROWS))
+    before = asked(workspace)
+    stricter = definition(cascade(agreement=0.95, sample=90))
+    status = workspace.run(stricter, tickets(ROWS))
+    after = asked(workspace)
+    assert after[CHEAP] == before[CHEAP]
+    assert max(after[ORACLE].values()) == 1
+    labels = workspace.engine().labels(stricter, status.submission.submission_id).labels
+    for row in labels.to_pylist():
+        number = int(row["ticket_id"][1:])
+        if row["llm_level"] == "oracle":
+            assert row["topic"] == TOPICS[number % 3]
+            assert row["llm_model"].startswith(ORACLE)
+        else:
+            assert row["llm_model"].startswith(CHEAP)
+    assert Counter(labels["llm_why"].to_pylist())["sampled"] == 90
+    assert workspace.emulator.books.billed_twice() == {}
+
+
+def test_answers_of_another_oracle_or_of_none_are_not_reused(workspace: Workspace) -> None:
+    workspace.run(labeling(model=f"openai/{CHEAP}", response=SureLabel), tickets(ROWS))
+    first = workspace.run(definition(), tickets(ROWS))
+    assert first.submission.reused == 0
+    other = definition(cascade(oracle="openai/gpt-4.1"))
+    assert workspace.engine().plan(other, tickets(ROWS)).reused == 0
+
+
+def test_the_same_rows_are_the_same_submission_also_after_others(workspace: Workspace) -> None:
+    first = workspace.run(definition(), tickets(ROWS))
+    assert workspace.engine().plan(definition(), tickets(ROWS)).submission_id == first.submission.submission_id
+    labels = workspace.engine().labels(definition(), first.submission.submission_id).labels
+    workspace.run(definition(), tickets(ROWS + 30))
+    before = asked(workspace)
+    again = workspace.run(definition(), tickets(ROWS))
+    assert again.submission.submission_id != first.submission.submission_id
+    assert asked(workspace) == before
+    repeated = workspace.engine().labels(definition(), again.submission.submission_id).labels
+    columns = ["ticket_id", "topic", "llm_level", "llm_why"]
+    assert repeated.select(columns).to_pylist() == labels.select(columns).to_pylist()
+
+
+def test_rows_that_are_added_while_the_first_are_in_flight_are_paid_once(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    first = engine.plan(definition(), tickets(ROWS)).submission_id
+    engine.submit(definition(), first)
+    second = workspace.engine().plan(definition(), tickets(ROWS + 60)).submission_id
+    workspace.engine().submit(definition(), second)
+    workspace.emulator.settle()
+    workspace.finish(definition(), first)
+    status = workspace.finish(definition(), second)
+    assert status.submission.outcomes == {"succeeded": ROWS + 60}
+    assert workspace.emulator.books.billed_twice() == {}
+    assert asked(workspace)[CHEAP] == Counter(range(ROWS + 60))
+
+
+# rows ---------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_share_a_request_are_each_a_row_of_the_sample(workspace: Workspace) -> None:
+    rows = tickets(ROWS)
+    shared = rows[:60].with_columns(subject=pl.lit("Subject 0"), body=pl.lit(rows["body"][0]))
+    rows = shared.vstack(rows[60:])
+    status = workspace.run(definition(), rows)
+    known = levels(workspace, status.submission)
+    assert (known.rows, known.sample) == (ROWS, 60)
+    assert len(known.sampled or []) == 60
+    labels = workspace.engine().labels(definition(), status.submission.submission_id).labels.to_pylist()
+    of_shared = [row for row in labels if int(row["ticket_id"][1:]) < 60]
+    assert len({(row["llm_level"], row["llm_why"], row["topic"]) for row in of_shared}) == 1
+    [share] = {row["llm_sample_probability"] for row in of_shared}
+    assert share > 0.99
+
+
+def test_erased_rows_leave_sample_and_counts_in_order(workspace: Workspace) -> None:
+    status = workspace.run(definition(), tickets(ROWS))
+    engine = workspace.engine()
+    engine.eraser.add_tombstones("ticket_labels", [f"t{number}" for number in range(0, 60, 3)], None)
+    assert engine.eraser.erase("ticket_labels") == []
+    manifest = engine.payloads.read_table(status.submission.manifest, ["llm_request_id"])
+    assert set(levels(workspace, status.submission).sampled or []) <= set(manifest["llm_request_id"].to_pylist())
+    submission = engine.ledger.submission(status.submission.submission_id)
+    assert submission.outcomes == {"succeeded": ROWS - 20}
+    labels = engine.labels(definition(), submission.submission_id).labels
+    assert len(labels) == ROWS - 20
+    assert {row["llm_level"] for row in labels.to_pylist()} == {"cheap", "oracle"}
+
+
+# what cannot be promised --------------------------------------------------------------------------------------------
+
+
+class Loose(BaseModel):
+    """Columns that are no targets, and one that is no score."""
+
+    topic: Literal["billing", "bug"]
+    words: str
+    price: float
+    tags: list[str]
+    count: int | None
+    confidence: float
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cascade": {"target": "words"}}, "free text"),
+        ({"cascade": {"target": "price"}}, "of type double"),
+        ({"cascade": {"target": "tags"}}, "of type list"),
+        ({"cascade": {"target": "color"}}, "does not have"),
+        ({"cascade": {"score": "tags"}}, "it takes a number"),
+        ({"cascade": {"score": "sure"}}, "does not have"),
+        ({"cascade": {"agreement": 1.0}}, "make it the model"),
+        ({"cascade": {"oracle": "gpt-4o"}}, "names no provider"),
+        ({"cascade": {"oracle": f"openai/{CHEAP}"}}, "cascade.oracle names a model twice"),
+        ({"cascade": {}, "resend": Resend(fallback=["openai/gpt-4.1"])}, "void the promise"),
+        ({"cascade": {}, "response": None}, "does not have"),
+    ],
+)
+def test_what_cannot_be_promised_is_refused_when_it_is_declared(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        labeling(**{"model": f"openai/{CHEAP}", "response": Loose, **changes, "cascade": cascade(**changes["cascade"])})
+
+
+@pytest.mark.parametrize("target", ["topic", "count"])
+def test_choices_and_integers_are_targets_also_where_they_may_be_null(target: str) -> None:
+    assert labeling(model=f"openai/{CHEAP}", response=Loose, cascade=cascade(target=target)).cascade is not None
