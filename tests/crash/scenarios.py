@@ -5,7 +5,7 @@ A new way through the engine is a new Scenario in SCENARIOS, and points on its w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
 from dagster_llm_batch.engine.rules import QueueLimit
@@ -55,6 +56,7 @@ class Scenario:
     runs_on: batches run until somebody stops them.
     outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once.
     at_once: how many batches are sent, or downloaded, at once.
+    answer: what the emulated models say; default: ANSWER, always.
     spare_batches: batches that the provider has, that ran nothing, and that no shard has.
     enqueued_tokens: the most that the provider's queue takes.
     """
@@ -68,6 +70,7 @@ class Scenario:
     partitions: int = 1
     changes: tuple[tuple[str, Any], ...] = ()
     falls_back: bool = False
+    is_cascade: bool = False
     urgent: int = 0
     queue_limit: QueueLimit | None = None
     runs_on: bool = False
@@ -76,6 +79,7 @@ class Scenario:
     outcomes: frozenset[str] = frozenset({"succeeded"})
     billed: tuple[int, int] | None = None
     at_once: int = 1
+    answer: Callable[[Any, str], Any] = lambda *_: ANSWER
     spare_batches: int = 0
     enqueued_tokens: int | None = None
 
@@ -84,7 +88,9 @@ class Scenario:
         return replace(self, changes=(*self.changes, *changes))
 
     def labeling(self, cloud: Cloud) -> Labeling:
+        oracle = Cascade(f"{cloud.name}/{cloud.other_model}", "topic", 0.5, 0.9, "urgency", sample=4)
         usual: dict[str, Any] = {
+            "cascade": oracle if self.is_cascade else None,
             "asset": "ticket_labels",
             "model": f"{cloud.name}/{cloud.model}",
             "key": "ticket_id",
@@ -190,6 +196,25 @@ FALLBACK = Scenario(
     falls_back=True,
     clouds=_EMULATED,
 )
+
+
+def _disagree(body: Any, _endpoint: str) -> Any:
+    """Of one row that is in the sample the models say something else, at providers whose requests name the model."""
+    is_oracle = body.get("model") in {cloud.other_model for cloud in CLOUDS.values()}
+    return {**ANSWER, "topic": "bug"} if is_oracle and "number 7?" in str(body) else ANSWER
+
+
+CASCADE = Scenario(
+    "an oracle answers what a model is not sure of",
+    # The model in three batches and the oracle of four sampled rows in two; then of what is not accepted.
+    waves=(5, 1),
+    faults=(RowFault(containing="number 1?", status_code=400, times=1),),
+    is_cascade=True,
+    answer=_disagree,
+    clouds=_EMULATED,
+    # Nine, of which the model refuses one; four sampled; that one, and two below the threshold.
+    billed=(15, 15),
+)
 LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_STOPPABLE, billed=(9, 18))
 CANCELED = Scenario(
     "somebody cancels",
@@ -214,6 +239,7 @@ SCENARIOS = (
     SHARED,
     URGENT,
     FALLBACK,
+    CASCADE,
     LATE,
     CANCELED,
 )
