@@ -84,7 +84,8 @@ class Cascade:
         target: The column of the response whose value must be the oracle's: a choice, an integer, a boolean or a date.
         agreement: Least share of the delivered labels that are the oracle's, above 0 and below 1.
         confidence: How probable it is, at least, that a partition keeps that, above 0 and below 1.
-        score: The column of the response that says how sure the model is: a number, larger where it is surer.
+        score: The column of the response that says how sure the model is, a number that is larger where it is surer;
+            or "llm_logprob", where it is asked for.
         sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
             cheapest, some six times the root of its rows.
         params: Parameters for the oracle. Default: those of the dataset.
@@ -121,21 +122,20 @@ class Cascade:
         """What of a cascade decides which labels are accepted, beside the two models."""
         return [self.target, self.agreement, self.confidence, self.score, self.sample]
 
-    def check_response(self, reader: Reader) -> None:
-        """Raise ConfigError where the response has no such score, or a target that cannot be compared."""
-        names = ", ".join(reader.schema.names)
-        for argument in ("target", "score"):
-            if getattr(self, argument) not in reader.schema.names:
+    def check_response(self, reader: Reader, results: pa.Schema) -> None:
+        """Raise ConfigError where there is no such score among the results, or a target that cannot be compared."""
+        for argument, names in (("target", reader.schema.names), ("score", results.names)):
+            if getattr(self, argument) not in names:
                 raise ConfigError(
                     f"Cascade.{argument} names the column {getattr(self, argument)!r}, which the response does not "
-                    f"have. Columns of the response: {names}."
+                    f"have. Columns of the response: {', '.join(names)}."
                 )
         if (why := _incomparable(reader, self.target)) is not None:
             raise ConfigError(
                 f"Cascade.target names the column {self.target!r}, {why}: two models hardly ever say the very same. "
                 "It takes a choice (Literal, an enum), an integer, a boolean or a date."
             )
-        kind = reader.schema.field(self.score).type
+        kind = results.field(self.score).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise ConfigError(f"Cascade.score names the column {self.score!r} of type {kind}; it takes a number.")
 

@@ -221,7 +221,7 @@ class Labeling:
         _ = self.spec, self.budget_usd, self.models
 
     def _check_cascade(self, cascade: Cascade) -> None:
-        cascade.check_response(self.reader)
+        cascade.check_response(self.reader, self.result_schema)
         if self.resend.fallback:
             raise ConfigError(
                 "resend.fallback does not go with cascade: what the model does not answer is asked of the oracle, and "
