@@ -37,7 +37,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, Cause, FindHints
 
@@ -314,9 +314,12 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
 
 def _budget(engine: Engine, budget: Budget) -> Finding:
     rule = budget.rule()
-    spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=rule.since(utc_now()))
-    state = f"{rule}: {money(spent)} is committed"
-    if spent > _NEARLY * Decimal(rule.max_usd):
+    since = rule.since(utc_now())
+    spent = engine.ledger.spent_usd(engine.namespace, asset=rule.asset, since=since)
+    limit = SpendLimit(Decimal(rule.max_usd), engine.namespace, asset=rule.asset, since=since)
+    kept = engine.ledger.committed_usd(limit)
+    state = f"{rule}: {money(spent)} was billed, or is expected of what is not; {money(kept)} can be at most"
+    if spent > _NEARLY * limit.max_usd:
         return Finding("budget", Verdict.WARNING, state, "Submissions that would exceed it are refused.")
     return Finding("budget", Verdict.OK, state)
 

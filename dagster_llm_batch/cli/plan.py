@@ -203,7 +203,8 @@ def _warnings(plan: Planned) -> Iterator[str]:
     if preview.steps is None and preview.refused is None and plan.price_gap is None:
         yield (
             "Not all of it is sent within the limits of money, if it costs what is expected: before the end, less is "
-            "left of them than a batch can cost at most. Raise them, or lower the maximum of output tokens in params."
+            "left of them than a batch can cost at most. Raise them, or give params a maximum of output tokens, or a "
+            "lower one."
         )
     elif preview.steps is not None and preview.steps > 1:
         yield (

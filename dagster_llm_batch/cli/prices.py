@@ -61,7 +61,7 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
         print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules})
         return
     click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
-    click.echo(f"{rules_text(oldest)} ({oldest.document})")
+    click.echo(f"{rules_text(oldest)} See {oldest.document}")
     if at is not None and not is_used:
         click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
     if at is not None and now - at > OLD_BOOK:

@@ -108,7 +108,7 @@ def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> s
             one = "one of them" if least == 1 else f"a batch, which has at least {least} of them,"
             return (
                 f"{one} can cost {money_text(least * estimate.row_bound_usd)}, which is more than {name} allows. Raise "
-                "the limit, or lower the maximum of output tokens in params."
+                "the limit, or give params a maximum of output tokens, or a lower one."
             )
     return None
 
@@ -146,7 +146,12 @@ def forecast_steps(deployment: Deployment, labeling: Labeling, estimate: Estimat
         return None
     steps = []
     for entry in limits:
-        room = max(entry.limit.max_usd - deployment.ledger.committed_usd(entry.limit), Decimal(0))
+        # What is in flight of others is billed meanwhile: it costs what is expected, too.
+        limit = entry.limit
+        spent = Decimal(0)
+        if limit.submission_id is None:
+            spent = deployment.ledger.spent_usd(limit.namespace, asset=limit.asset, since=limit.since)
+        room = max(limit.max_usd - spent, Decimal(0))
         each = float(expected) / estimate.requests
         steps.append(1 if bound <= room else count_steps(entry.kind, estimate.requests, each, float(most), float(room)))
     known = [count for count in steps if count is not None]

@@ -145,7 +145,8 @@ def test_a_budget_says_what_is_committed_and_warns_when_little_is_left(project):
     told = [one for one in project.json("doctor")["findings"] if one["check"] == "budget"]
     assert [one["verdict"] for one in told] == ["ok", "warning"]
     assert told[0]["said"].startswith("budget of $100.00")
-    assert told[0]["said"].endswith("per month: $0.00095 is committed")
+    amounts = "per month: $0.00095 was billed, or is expected of what is not; $0.0057 can be at most"
+    assert told[0]["said"].endswith(amounts)
 
 
 def test_batches_of_an_account_that_is_not_configured_any_more_are_a_problem(project):

@@ -268,6 +268,8 @@ def test_a_budget_for_ever_that_no_bill_can_free_gives_up_what_waits_and_says_so
         workspace = Workspace(tmp_path, emulator)
         engine = workspace.engine(**rules)
         [shard] = engine.submit(first, engine.plan(first, tickets(6)).submission_id).shards
+        # What is in flight is expected to leave room.
+        assert engine.preview(second, tickets(6, start=6)).steps == 1
         waiting = engine.plan(second, tickets(6, start=6)).submission_id
         engine.submit(second, waiting)
         # The bill of what is in flight may leave room.
