@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from decimal import Decimal
 
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, race
@@ -13,6 +14,8 @@ from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.migrations import LATEST
+from dagster_llm_batch.storage.ledger.records import SpendLimit
+from dagster_llm_batch.types import BatchStatus
 from tests.processes import PROCESSES
 
 
@@ -32,6 +35,24 @@ def count_up(ledger, number):
     for _ in range(20):
         ledger.add_event("s1", "count", str(number))
     return number
+
+
+ONE_BUDGET = SpendLimit(Decimal(7), "prod")
+
+
+def reserve_and_send(ledger, number):
+    """Send what the budget has room for; how many shards that are."""
+    sent = 0
+    for shard in ledger.shards("s1")[number::3]:
+        if ledger.reserve({shard.shard_id: Decimal(1)}, [ONE_BUDGET]):
+            ledger.move_shard(shard.shard_id, Move.SEND)
+            sent += 1
+    return sent
+
+
+def reserve_until_killed(url, is_kept):
+    is_kept.send(Ledger(url).reserve({"a": Decimal(5)}, [ONE_BUDGET]))
+    signal.pause()
 
 
 def hold_until_killed(url, is_held):
@@ -70,6 +91,32 @@ def test_a_wave_is_added_by_one_of_two_processes(ledger_url):
     assert race(next_wave, ledger_url) == [("won", 2), ("won", 2)]
     assert [shard.wave for shard in ledger.shards("s1")].count(2) == 1
     assert [event.kind for event in ledger.events("s1")] == ["opened", "wave"]
+    ledger.close()
+
+
+def test_processes_that_share_a_budget_send_together_what_it_has_room_for(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open_submission(a_submission(), [a_shard(f"h{n}", number=n, nonce=f"n{n}") for n in range(18)])
+    answers = race(reserve_and_send, ledger_url, processes=3)
+    assert {kind for kind, _ in answers} == {"won"}
+    assert sum(sent for _, sent in answers) == ledger.committed_usd(ONE_BUDGET) == 7
+    ledger.close()
+
+
+def test_what_a_process_kept_that_was_killed_before_it_sent_is_kept_for_that_shard_alone(ledger_url):
+    ledger = Ledger(ledger_url)
+    ledger.open_submission(a_submission(), [a_shard(name, number=n, nonce=name) for n, name in enumerate("ab")])
+    here, there = PROCESSES.Pipe(duplex=False)
+    killed = PROCESSES.Process(target=reserve_until_killed, args=(ledger_url, there))
+    killed.start()
+    assert here.recv()
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    assert not ledger.reserve({"b": Decimal(3)}, [ONE_BUDGET])
+    # Whoever goes on with the shard takes its place, and does not pay for it beside that.
+    assert ledger.reserve({"a": Decimal(6)}, [ONE_BUDGET])
+    ledger.move_shard("a", Move.CANCELED, status=BatchStatus.CANCELED)
+    assert ledger.reserve({"b": Decimal(7)}, [ONE_BUDGET])
     ledger.close()
 
 
