@@ -77,17 +77,20 @@ def test_a_quarter_of_the_bytes_is_no_count_of_tokens(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "before"),
+    ("name", "tokenizer", "before"),
     [
-        *(("emoji", 1.4), ("Chinese", 1.9), ("Hindi", 5.1), ("English", 1.4), ("csv", 0.42), ("base64", 0.38)),
-        ("digits", 0.75),
+        *(("emoji", "o200k", 1.6), ("Chinese", "gemma", 2.2), ("Hindi", "o200k", 4.3), ("English", "llama", 1.33)),
+        *(("csv", "o200k", 0.44), ("base64", "o200k", 0.39), ("digits", "gemma", 0.26)),
     ],
 )
-def test_a_quarter_of_the_lines_bytes_was_far_off_where_the_rates_are_near(name: str, before: float) -> None:
+def test_a_quarter_of_the_lines_bytes_was_far_off_where_the_rates_are_near(
+    name: str, tokenizer: str, before: float
+) -> None:
+    """`before` was measured on other texts of these kinds, so that theirs are within a fifth of it."""
     text = next(text for text in TEXTS if text["name"] == name)
-    assert len(json.dumps(text["text"])) / 4 / text["o200k"] == pytest.approx(before, rel=0.05)
-    (count,) = expected_text_tokens([text["text"]], "o200k").tolist()
-    assert count / text["o200k"] == pytest.approx(1, abs=0.15)
+    assert len(json.dumps(text["text"])) / 4 / text[tokenizer] == pytest.approx(before, rel=0.2)
+    (count,) = expected_text_tokens([text["text"]], tokenizer).tolist()
+    assert count / text[tokenizer] == pytest.approx(1, abs=0.15)
 
 
 def test_what_is_looked_at_stands_for_the_rest() -> None:
