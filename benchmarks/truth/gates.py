@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, binomtest, chi2_contingency
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
-from dagster_llm_batch.metrics import Counts, Target, calibration_of, drift_between, join
+from dagster_llm_batch.metrics import Counts, Target, calibration_of, class_counts, drift_between, join
 from dagster_llm_batch.metrics.limits import miscalibration_p, share_p_below
 from dagster_llm_batch.metrics.looks import (
     ALPHA,
@@ -61,6 +61,7 @@ CELLS = [
     Cell("drift", "days of any size that vary", 300, 30.0),
     Cell("drift", "days of which some are wild", 300, 30.0),
     Cell("drift", "other shares on Sundays", 300, 1_000.0),
+    Cell("drift", "half of the rows in groups of ten", 300, np.inf),
     Cell("drift", "shares turned around after 60 days", 100, 100.0, 0.0),
     *(Cell("drift", "shares turned around after 60 days", 300, strength, LEAST_POWER) for strength in (100.0, 1_000.0)),
     Cell("drift", "shares turned around after 60 days", 100, 1_000.0, LEAST_POWER),
@@ -189,18 +190,40 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
         drawn = rng.standard_gamma(by_day * strength[:, None])
         by_day = drawn / drawn.sum(axis=1, keepdims=True)
     days = rng.multinomial(rows, by_day)
-    before = np.array([days[max(0, day - 7) : day].sum(axis=0) for day in range(LOOKS)])
-    smooth, smooth_before = ((side + 0.5) / (side + 0.5).sum(axis=1, keepdims=True) for side in (days, before))
-    psi = ((smooth - smooth_before) * np.log(smooth / smooth_before)).sum(axis=1)
-    # Whatever is within the limit is no alarm; the rest is asked.
-    over = [day for day in np.flatnonzero(psi > _MAX_PSI).tolist() if day and (cell.wanted is None or day == turned)]
+    told = [dict(enumerate(day)) for day in days.tolist()]
+    if "groups" in cell.kind:
+        grouped = rng.multinomial(cell.rows // 20, by_day)
+        days = rng.multinomial(cell.rows // 2, by_day) + 10 * grouped
+        told = [_by_group(day - 10 * some, some) for day, some in zip(days, grouped, strict=True)]
+    units = np.array([list(counts.values()) for counts in told])
     ordinary = False
-    for day in over:
-        both = np.array([days[day], before[day]])
+    for day in np.flatnonzero(_psi(days) > _MAX_PSI).tolist():
+        both = np.array([days[day], days[max(0, day - 7) : day].sum(axis=0)])
         both = both[:, both.sum(axis=0) > 0]
-        ordinary = ordinary or bool(chi2_contingency(both, correction=False).pvalue < 0.01)
-    counts = [dict(enumerate(day)) for day in days.tolist()]
-    return any(_drifted(day, counts, psi[day]) for day in over), ordinary
+        is_asked = cell.wanted is None or day == turned
+        ordinary = ordinary or (is_asked and bool(chi2_contingency(both, correction=False).pvalue < 0.01))
+    # Whatever is within the limit is no alarm; the rest is asked.
+    psi = _psi(units)
+    over = [day for day in np.flatnonzero(psi > _MAX_PSI).tolist() if cell.wanted is None or day == turned]
+    return any(_drifted(day, told, psi[day]) for day in over), ordinary
+
+
+def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the PSI of each day against the seven before it; 0 of the first one."""
+    before = np.array([days[max(0, day - 7) : day].sum(axis=0) for day in range(len(days))])
+    here, there = ((side + 0.5) / (side + 0.5).sum(axis=1, keepdims=True) for side in (days, before))
+    psi: NDArray[np.float64] = ((here - there) * np.log(here / there)).sum(axis=1)
+    psi[0] = 0
+    return psi
+
+
+def _by_group(alone: NDArray[np.int64], groups: NDArray[np.int64]) -> Counts:
+    """Count the labels of one day, of which ten each are of one group."""
+    codes = np.arange(len(alone))
+    values = np.concatenate([np.repeat(codes, alone), np.repeat(codes, 10 * groups)])
+    ids = [None] * int(alone.sum()) + np.repeat(np.arange(int(groups.sum())), 10).astype(str).tolist()
+    counts = class_counts(pa.chunked_array([pa.array(values)]), "t", "c", pa.array(ids, pa.large_string()))
+    return {code: counts.get(code, 0) for code in codes.tolist()}
 
 
 def _drifted(day: int, counts: Sequence[Counts], psi: float) -> bool:
@@ -259,8 +282,9 @@ chi-squared and PSI for `drift`, Wilson's interval for `agreement`, the error it
 Setting: of `regression` the share of rows that change (of numbers, how skewed their errors are); of `drift` how steady
 the shares of days are, as the sum of a Dirichlet distribution's parameters; of `agreement` and `ece` the limit.
 
-Of `drift`, sizes of days and how wild they are vary by the factor e, up or down (standard deviation). What is "the same
-day by day" decides what can be seen: where the most frequent of four classes has 40 % with a standard deviation of 5
-points (setting 100), a day of 100 rows whose shares are turned around is often within what such days do.""",
+Rows in groups of ten, such as those of one request, are counted by groups (`cluster=`), and by the ordinary test by
+rows. Sizes of days, and how wild they are, vary by the factor e, up or down (standard deviation). How steady days are
+decides what can be seen: where the most frequent of four classes has 40 % with a standard deviation of 5 points
+(setting 100), a day of 100 rows whose shares are turned around is often within what such days do.""",
     measure,
 )

@@ -27,8 +27,10 @@ from dagster_llm_batch.metrics.looks import ALPHA, LOOKS, life_evidence, log_pay
 __all__ = ["Look", "Looks"]
 
 _KEY = "llm_batch/look"
-_READ = 4 * LOOKS
-"""Evaluations of the check that are read: those of a life, of which some were repeated."""
+_READ = 4 * LOOKS + LOOKS // 2
+"""Evaluations of the check that are read: those of a life, of which some were repeated. Where more partitions are gone
+than that, the places stand still in the middle of a life, whose looks have less than their part.
+"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,12 @@ class Looks:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        return partition_places(self._partitions_def, self._instance)
+        """Where partitions are taken away, as old dynamic ones may be, the others keep their places: what is gone has
+        had its looks, and a place that came again would be shared by two.
+        """
+        places = partition_places(self._partitions_def, self._instance)
+        gone = {look.partition for look in self._seen if look.partition is not None} - set(places)
+        return {partition: place + len(gone) for partition, place in places.items()}
 
     def _nth(self, look: Look) -> int:
         """Return which of the states of its partition a look is at: 0 for the first one."""

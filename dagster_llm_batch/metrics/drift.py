@@ -222,7 +222,7 @@ def drift_between(
 def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | None, float | None]:
     """Return chi-squared of two rows of counts, and how often chance alone makes it as large; None for one class."""
     import numpy as np  # noqa: PLC0415  # its caller has it
-    from scipy.stats import chi2 as chi2_distribution  # noqa: PLC0415  # as above
+    from scipy.special import chdtrc  # noqa: PLC0415  # as above
 
     of_class, of_row = table.sum(axis=0), table.sum(axis=1)
     if len(of_class) < 2:  # noqa: PLR2004  # one class has nothing to shift to
@@ -232,7 +232,7 @@ def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | 
     weight = of_row.sum() / of_row[1] / expected
     statistic = float(((table[0] - expected) ** 2 * weight).sum())
     if np.outer(of_row, of_class).min() / of_row.sum() >= _LEAST_EXPECTED:
-        return statistic, float(chi2_distribution.sf(statistic, len(of_class) - 1))
+        return statistic, float(chdtrc(len(of_class) - 1, statistic))
     rng = np.random.default_rng(seed)
 
     def p_of(draws: int) -> float:
@@ -257,7 +257,7 @@ def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Co
         earlier: Classes of the earlier partitions, each with labels.
     """
     import numpy as np  # noqa: PLC0415  # its caller has it
-    from scipy.stats import f  # noqa: PLC0415  # as above
+    from scipy.special import fdtrc  # noqa: PLC0415  # as above
 
     sides = [*compared, *earlier]
     table = _table(sides, sorted({class_ for counts in sides for class_, n in counts.items() if n}))
@@ -281,7 +281,7 @@ def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Co
     tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions)
     # So few days show too short a tail. Halved and squared, the year of no kind of days that were simulated has an
     # alarm in more than 5 %: even where days vary wildly, or are of very different sizes (docs/truth.md).
-    return float(f.sf(distance / expected, directions * max(tails, 0.05) ** 2 / 2, m - 1))
+    return float(fdtrc(directions * max(tails, 0.05) ** 2 / 2, m - 1, distance / expected))
 
 
 def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.float64]:

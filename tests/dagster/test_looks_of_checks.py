@@ -1,0 +1,71 @@
+"""Places of looks, where partitions come and go, and where the history of a check was wiped."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import dagster as dg
+import pytest
+
+from dagster_llm_batch.evaluation.looks import Look, Looks
+from dagster_llm_batch.metrics.looks import look_level
+
+CHECK = dg.AssetCheckKey(dg.AssetKey("quality"), "regression")
+DAYS = dg.DynamicPartitionsDefinition(name="days")
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def looks(instance, partitions_def=DAYS):
+    """As a run sees them when it starts."""
+    return Looks(dg.build_asset_context(instance=instance), CHECK, partitions_def)
+
+
+def look_at(instance, look, seen):
+    """Look, and store the check as a run does. Returns the level that this look has."""
+    level = seen.level(look, 1)
+    evaluation = dg.AssetCheckEvaluation(
+        CHECK.asset_key, CHECK.name, passed=True, metadata=seen.keep(look), partition=look.partition
+    )
+    event = dg.DagsterEvent("ASSET_CHECK_EVALUATION", "evaluate", event_specific_data=evaluation)
+    instance.report_dagster_event(event, run_id=str(uuid4()))
+    return level
+
+
+def test_partitions_that_are_taken_away_leave_their_places_empty(instance):
+    """Seven days are kept: each new one had the place of the seventh, with its large part of the 5 %, for ever."""
+    levels = []
+    for day in range(30):
+        instance.add_dynamic_partitions("days", [f"day {day}"])
+        if day >= 7:
+            instance.delete_dynamic_partition("days", f"day {day - 7}")
+        levels.append(look_at(instance, Look(f"day {day}", state=f"state {day}"), looks(instance)))
+    assert levels == pytest.approx([look_level(place) for place in range(30)])
+
+
+def test_looking_at_a_state_again_is_no_other_look_whatever_was_between(instance):
+    instance.add_dynamic_partitions("days", ["mon", "tue"])
+    first, grown, shrunk = (Look("mon", state=state) for state in ("300 rows", "310 rows", "300 rows"))
+    levels = [look_at(instance, look, looks(instance)) for look in (first, grown, shrunk)]
+    # Gold that grew is another look, and has the least level. What it shrank to was looked at before.
+    assert levels == [look_level(0), look_level(364), look_level(0)]
+    assert look_at(instance, Look("tue", state="any"), looks(instance)) == look_level(1)
+
+
+def test_runs_side_by_side_have_the_levels_of_runs_in_turn(instance):
+    instance.add_dynamic_partitions("days", ["mon", "tue", "wed"])
+    side_by_side = [(day, looks(instance)) for day in ("wed", "mon", "tue")]
+    levels = {day: look_at(instance, Look(day, state=day), seen) for day, seen in side_by_side}
+    assert levels == {"mon": look_level(0), "tue": look_level(1), "wed": look_level(2)}
+
+
+def test_a_history_that_was_wiped_begins_anew(instance):
+    look = [Look(None, state=f"state {at}") for at in range(2)]
+    assert [look_at(instance, one, looks(instance, None)) for one in look] == [look_level(0), look_level(1)]
+    instance.wipe_assets([CHECK.asset_key])
+    again = looks(instance, None).level(look[1], 1)
+    assert again in (look_level(0), look_level(1))
