@@ -4,6 +4,7 @@
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
+    Tokens           of a function that gives one for each call
     check_key, address_of, check_command, fill_command     what the settings of several vendors have in common
 
 A provider's own modules say the rest. What its API answers is read by `answers`.
@@ -15,7 +16,7 @@ import json
 import re
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -41,16 +42,19 @@ from dagster_llm_batch.providers.answers import (
     odd_answer,
     parse_reply,
     sdk_calls,
+    words_of,
 )
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
+from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, FileCount, RequestSpec
 
 __all__ = [
     "BaseProvider",
     "OwnMachines",
     "StainlessProvider",
+    "Tokens",
     "VendorProvider",
     "address_of",
     "check_command",
@@ -71,6 +75,29 @@ def check_key(api_key: str, name: str) -> str:
         what = "is empty" if not api_key else "holds a space, a line break or a letter that no key has"
         raise ConfigError(f"The API key of provider '{name}' {what}. Check where it comes from.")
     return api_key
+
+
+class Tokens:
+    """Tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
+
+    The last ones are remembered, so that they can be masked in what a call says.
+    """
+
+    def __init__(self, make_token: Callable[[], str], name: str) -> None:
+        self._make_token = make_token
+        self._name = name
+        self.known: tuple[str, ...] = ()
+
+    def __call__(self) -> str:
+        """Return a token. Raises CredentialsError: nothing was sent."""
+        try:
+            token = check_key(self._make_token(), self._name)
+        except Exception as error:  # noqa: BLE001 - the user's function: anything may come
+            reason = plain_words(words_of(error))
+            raise CredentialsError(f"The token provider of '{self._name}' gave no token: {reason}") from None
+        if token not in self.known:
+            self.known = (*self.known[-2:], token)
+        return token
 
 
 def address_of(parts: SplitResult, scope: str = "") -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import dagster as dg
 from pydantic import Field
@@ -38,11 +38,28 @@ _AWS_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
 
 
 class AnthropicBatchResource(ProviderResource):
-    """Anthropic's Message Batches."""
+    """Anthropic's Message Batches: of its own API, of Claude Platform on AWS, and of Claude on Google Cloud.
 
-    api_key: str = Field(repr=False, description="API key. Give it as an EnvVar.")
-    base_url: str | None = Field(default=None, description="Address of another server. Default: Anthropic's own.")
-    workspace_id: str | None = Field(default=None, description="Workspace, for a key that can act on several.")
+    AWS settings have the names that they have at Bedrock, Google Cloud's those that they have at Vertex AI.
+    """
+
+    platform: str = Field(
+        default="anthropic",
+        description=(
+            "Who passes the API on: anthropic, aws or google_cloud. Claude on Bedrock and on Vertex AI has other "
+            "batches, with resources of their own; in Microsoft Foundry it has none."
+        ),
+    )
+    api_key: str | None = Field(
+        repr=False,
+        default=None,
+        description="API key, of Anthropic or of Claude Platform on AWS. Give it as an EnvVar.",
+    )
+    base_url: str | None = Field(default=None, description="Address of another server. Default: the platform's own.")
+    workspace_id: str | None = Field(
+        default=None,
+        description="Workspace. On a cloud there has to be one; else it is for a key that can act on several.",
+    )
     account: str | None = Field(
         default=None,
         description=(
@@ -58,8 +75,51 @@ class AnthropicBatchResource(ProviderResource):
         default_factory=list,
         description="Beta features to ask for, such as output-300k-2026-03-24 for replies of up to 300,000 tokens.",
     )
+    region_name: str | None = Field(default=None, description="AWS: region, as in us-east-1.")
+    profile_name: str | None = Field(default=None, description="AWS: profile of the configuration files.")
+    aws_access_key_id: str | None = Field(repr=False, default=None, description="AWS: access key. As an EnvVar.")
+    aws_secret_access_key: str | None = Field(repr=False, default=None, description="AWS: secret key. As an EnvVar.")
+    aws_session_token: str | None = Field(repr=False, default=None, description="AWS: session token. As an EnvVar.")
+    project: str | None = Field(default=None, description="Google Cloud: project id.")
+    location: str = Field(default="global", description="Google Cloud: location.")
+    service_account_json: str | None = Field(
+        repr=False,
+        default=None,
+        description="Google Cloud: key of a service account, as JSON, as an EnvVar. Default: application default.",
+    )
+    access_token: str | None = Field(
+        repr=False, default=None, description="Google Cloud: a ready token, in place of a key. As an EnvVar."
+    )
+    # Dagster's configuration holds no functions: it hands this on as it is.
+    token_provider: Annotated[Any, "resource_dependency"] = Field(
+        default=None,
+        repr=False,
+        description=(
+            "Google Cloud: in place of a key, a function that gives a token for each call; or its import path, "
+            "module:function."
+        ),
+    )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a platform that is none, settings of another one, and what is missing."""
+        super().model_post_init(context)
+        if self.platform not in _PLATFORMS:
+            raise ConfigError(f"platform={self.platform!r}: {unknown_name('platform', self.platform, _PLATFORMS)}")
+        own = _PLATFORMS[self.platform]
+        others = {name for names in _PLATFORMS.values() for name in (*names.needed, *names.taken)}
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
+        for name in sorted(others - {*own.needed, *own.taken}):
+            if getattr(self, name) not in (None, defaults[name]):
+                raise ConfigError(
+                    f"{name} is no setting of platform={self.platform!r}. Take it out, or name its platform."
+                )
+        for name in own.needed:
+            if getattr(self, name) is None:
+                raise ConfigError(
+                    f"{own.title} wants {name}: AnthropicBatchResource(platform={self.platform!r}, {name}=…)."
+                )
 
     def provider(self) -> Provider:
         """Return the provider; makes no call."""
@@ -76,7 +136,53 @@ class AnthropicBatchResource(ProviderResource):
             betas=self.betas,
             timeout_seconds=self.timeout_seconds,
             settle_seconds=self.settle_seconds,
+            platform=self._cloud(),
         )
+
+    def _cloud(self) -> Any:
+        from dagster_llm_batch.providers.anthropic.platforms import AwsPlatform, GooglePlatform  # noqa: PLC0415 - as above
+
+        if self.platform == "aws":
+            return AwsPlatform(
+                self.region_name or "",
+                self.workspace_id or "",
+                api_key=self.api_key,
+                access_key_id=self.aws_access_key_id,
+                secret_access_key=self.aws_secret_access_key,
+                session_token=self.aws_session_token,
+                profile_name=self.profile_name,
+            )
+        if self.platform == "google_cloud":
+            from dagster_llm_batch.providers.google.vertex import credentials_of, secrets_of  # noqa: PLC0415 - an extra
+
+            return GooglePlatform(
+                self.project or "",
+                self.workspace_id or "",
+                self.location,
+                credentials=credentials_of(self.service_account_json, self.access_token),
+                token_provider=None if self.token_provider is None else _function_of(self.token_provider),
+                given=secrets_of(self.service_account_json, self.access_token),
+            )
+        return None
+
+
+class _Platform(NamedTuple):
+    title: str
+    needed: tuple[str, ...]
+    taken: tuple[str, ...] = ()
+
+
+_PLATFORMS = {
+    "anthropic": _Platform("Anthropic", ("api_key",), ("workspace_id",)),
+    "aws": _Platform(
+        "Claude Platform on AWS", ("region_name", "workspace_id"), ("api_key", "profile_name", *_AWS_KEYS)
+    ),
+    "google_cloud": _Platform(
+        "Claude on Google Cloud",
+        ("project", "workspace_id"),
+        ("location", "service_account_json", "access_token", "token_provider"),
+    ),
+}
 
 
 class OpenAIBatchResource(ProviderResource):

@@ -219,7 +219,7 @@ def errors(component, **changes):
         ),
         ({"prompt": {"usr": "x"}}, "prompt", "'usr' was unexpected"),
         ({"resource": {"openai": {"api_kee": "k", "api_key": "k"}}}, "resource.openai", "'api_kee' was unexpected"),
-        ({"resource": {"anthropic": {}}}, "resource.anthropic", "'api_key' is a required property"),
+        ({"resource": {"gemini": {}}}, "resource.gemini", "'api_key' is a required property"),
         ({"resend": {"waves": 3}}, "resend", "'waves' was unexpected"),
         ({"realtime": {"deadline": {"hour": 3}}}, "realtime.deadline", "'hour' was unexpected"),
         ({"spend": {"price": {"input_usd": 3}}}, "spend.price", "'output_usd' is a required property"),

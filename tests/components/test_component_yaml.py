@@ -429,6 +429,8 @@ def test_a_key_from_the_environment_stays_a_name_and_is_shown_nowhere(monkeypatc
     "resource",
     [
         {"anthropic": {"api_key": "k", "betas": ["output-300k-2026-03-24"]}},
+        {"anthropic": {"platform": "aws", "region_name": "us-east-1", "workspace_id": "w", "api_key": "k"}},
+        {"openrouter": {"api_key": "k", "server": "opper", "routing": {"only": ["openai"]}}},
         {"bedrock": {"role_arn": "arn:aws:iam::1:role/r", "s3_uri": "s3://b/f", "tags": {"team": "ml"}}},
         {"vertex": {"project": "p", "location": "us-central1", "bucket": "b"}},
         {"gemini": {"api_key": "k"}, "openai": {"api_key": "k", "base_url": "http://127.0.0.1:1/v1"}},

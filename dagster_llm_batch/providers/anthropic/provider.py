@@ -15,6 +15,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlencode, urlsplit
 
 from dagster_llm_batch.errors import (
     MissingExtraError,
@@ -34,9 +35,10 @@ from dagster_llm_batch.providers.answers import (
 )
 from dagster_llm_batch.providers.anthropic.batches import CreateBody, created_at, is_batch, read_batch, total_requests
 from dagster_llm_batch.providers.anthropic.errors import provider_error
+from dagster_llm_batch.providers.anthropic.platforms import Platform, refuse_unbatched
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
-from dagster_llm_batch.providers.base import StainlessProvider
+from dagster_llm_batch.providers.base import StainlessProvider, address_of
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
@@ -72,8 +74,9 @@ class AnthropicProvider(StainlessProvider):
 
     `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
     asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
-    workspace. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
-    Building makes no call.
+    workspace. `platform` is the cloud that passes the API on, where it is not Anthropic's own; it has the credentials
+    then. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere. Building
+    makes no call.
     """
 
     _public_url = "https://api.anthropic.com"
@@ -82,7 +85,7 @@ class AnthropicProvider(StainlessProvider):
 
     def __init__(
         self,
-        api_key: str,
+        api_key: str | None,
         base_url: str | None = None,
         workspace_id: str | None = None,
         account: str | None = None,
@@ -94,14 +97,25 @@ class AnthropicProvider(StainlessProvider):
         name: str = "anthropic",
         price_book: str | None = PROVIDERS["anthropic"].price_book,
         settle_seconds: float = 300.0,
+        platform: Platform | None = None,
     ) -> None:
-        scope = {"workspace": workspace_id}
-        super().__init__(name, api_key, base_url, scope, account, price_book, settle_seconds)
+        named_by_header = platform is None or platform.sends_workspace
+        scope = {"workspace": workspace_id} if named_by_header else {}
+        key, address = api_key or "", base_url
+        if platform is not None:
+            key, address = "a-cloud-signs", base_url or platform.address
+            # The address of a proxy before it tells no account.
+            account = account or address_of(urlsplit(platform.address), urlencode(scope))
+        elif base_url is not None:
+            refuse_unbatched(base_url)
+        super().__init__(name, key, address, scope, account, price_book, settle_seconds)
+        self._platform = platform
+        self._own_url = base_url
         self._origin = Origin(self._base_url)
         self._version = anthropic_version
         self._secret_headers = [part for value in (default_headers or {}).values() for part in value.split()]
         self._headers = {"anthropic-version": anthropic_version, **(default_headers or {})}
-        if workspace_id:
+        if workspace_id and named_by_header:
             self._headers["anthropic-workspace-id"] = workspace_id
         if betas:
             self._headers["anthropic-beta"] = ",".join(betas)
@@ -111,7 +125,8 @@ class AnthropicProvider(StainlessProvider):
         self._workspace_id = workspace_id
 
     def _secrets(self) -> list[str]:
-        return [self._api_key, *self._secret_headers]
+        keys = [self._api_key] if self._platform is None else self._platform.secrets()
+        return [*keys, *self._secret_headers]
 
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""
@@ -276,16 +291,16 @@ class AnthropicProvider(StainlessProvider):
                 from anthropic import Anthropic, DefaultHttpxClient  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("anthropic", f"The provider '{self._name}'") from error
-            self._sdk = Anthropic(
-                api_key=self._api_key,
-                base_url=self._base_url,
-                timeout=self._timeout_seconds,
-                http_client=guard_client(
-                    self._http_client or DefaultHttpxClient(), self._origin, self._timeout_seconds
-                ),
-                open_telemetry=False,
+            http_client = guard_client(self._http_client or DefaultHttpxClient(), self._origin, self._timeout_seconds)
+            options = {"timeout": self._timeout_seconds, "http_client": http_client, "open_telemetry": False}
+            self._sdk = (
+                Anthropic(api_key=self._api_key, base_url=self._base_url, **options)
+                if self._platform is None
+                else self._platform.client(self._name, self._own_url, options)
             )
         client = self._sdk.with_options(max_retries=retries)
+        if self._platform is not None:
+            self._platform.dress(client)
         client._custom_headers = self._headers  # noqa: SLF001 -- else those of the environment would be sent too
         return client
 
@@ -299,4 +314,4 @@ class AnthropicProvider(StainlessProvider):
         return read_batch(batch)
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        return provider_error(error, f"{doing} at {self._account}", [self._api_key], creating=creating)
+        return provider_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)

@@ -38,9 +38,8 @@ from dagster_llm_batch.providers.answers import (
     created_id,
     parse_reply,
     result_lines,
-    words_of,
 )
-from dagster_llm_batch.providers.base import StainlessProvider, check_key
+from dagster_llm_batch.providers.base import StainlessProvider, Tokens
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
@@ -52,7 +51,7 @@ from dagster_llm_batch.providers.openai.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
-from dagster_llm_batch.text import is_id, plain_words
+from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
     Absent,
     BatchLimits,
@@ -78,29 +77,6 @@ _CHUNK_BYTES = 1 << 16
 _OWN_FILE = re.compile(r"dlb-[0-9a-f]{8}-r[0-9a-f]{16}\.jsonl")
 # Of so many batches that may be ours, the request file is looked at.
 _MOST_FILES = 100
-
-
-class _Tokens:
-    """Tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
-
-    The last ones are remembered, so that they can be masked in what a call says.
-    """
-
-    def __init__(self, make_token: Callable[[], str], name: str) -> None:
-        self._make_token = make_token
-        self._name = name
-        self.known: tuple[str, ...] = ()
-
-    def __call__(self) -> str:
-        """Return a token. Raises CredentialsError: nothing was sent."""
-        try:
-            token = check_key(self._make_token(), self._name)
-        except Exception as error:  # noqa: BLE001 - the user's function: anything may come
-            reason = plain_words(words_of(error))
-            raise CredentialsError(f"The token provider of '{self._name}' gave no token: {reason}") from None
-        if token not in self.known:
-            self.known = (*self.known[-2:], token)
-        return token
 
 
 @masked
@@ -134,7 +110,7 @@ class OpenAIProvider(StainlessProvider):
         server: Server = OPENAI,
     ) -> None:
         scope = {"organization": organization, "project": project}
-        tokens = None if isinstance(api_key, str) else _Tokens(api_key, name)
+        tokens = None if isinstance(api_key, str) else Tokens(api_key, name)
         address = server.base_url.value if base_url is None else base_url
         key = api_key if isinstance(api_key, str) else "a-function-gives-it"
         super().__init__(name, key, address, scope, account, price_book, settle_seconds)

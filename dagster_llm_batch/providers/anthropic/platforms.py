@@ -1,0 +1,236 @@
+"""Where Claude's Message Batches are to be had beside Anthropic's own API: on AWS and on Google Cloud.
+
+    AwsPlatform           "Claude Platform on AWS": keys of AWS that sign each call, or an API key
+    GooglePlatform        "Claude on Google Cloud": tokens of Google Cloud
+    refuse_unbatched      addresses of clouds that have Claude, and no Message Batches
+
+Both pass the whole API on, so all but who asks is as at Anthropic. The SDK's own client of each signs the calls. What
+it would read from the environment is refused: whose answers these are must not depend on where the code runs. Only
+AWS's and Google's own chains of credentials do, where none are given, as at Bedrock and Vertex AI.
+
+SDK: anthropic 2.14.0, lib/aws, lib/google_cloud, lib/bedrock, lib/vertex, lib/foundry.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, MissingExtraError
+from dagster_llm_batch.providers.answers import words_of
+from dagster_llm_batch.providers.base import Tokens
+from dagster_llm_batch.providers.secrets import Mask
+from dagster_llm_batch.text import plain_words
+
+if TYPE_CHECKING:
+    from anthropic import Anthropic
+
+__all__ = ["AwsPlatform", "GooglePlatform", "Platform", "refuse_unbatched"]
+
+_GOOGLE_ADDRESS = "ANTHROPIC_GOOGLE_CLOUD_BASE_URL"
+
+
+class Platform(ABC):
+    """A cloud that passes Anthropic's API on."""
+
+    sends_workspace = True
+    """Whether a header names the workspace; else the address does."""
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """Where it is, for whose answers these are. It has no version and no secret in it."""
+
+    @abstractmethod
+    def secrets(self) -> list[str]:
+        """List what no message may hold, as far as it is known by now."""
+
+    @abstractmethod
+    def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
+        """Make the SDK's client for the provider of this name. Raises MissingExtraError."""
+
+    def dress(self, client: Any) -> None:
+        """Take from a copy of the client what the SDK read from the environment."""
+        del client
+
+
+@dataclass(frozen=True, repr=False)
+class AwsPlatform(Platform):
+    """Claude Platform on AWS. Without an API key, calls are signed: by keys, a profile, or what AWS's chain finds."""
+
+    region: str
+    workspace_id: str
+    api_key: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    session_token: str | None = None
+    profile_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for half of a pair of keys."""
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ConfigError("aws_access_key_id and aws_secret_access_key go together: give both, or none of them.")
+
+    @property
+    def address(self) -> str:
+        """See Platform.address."""
+        return f"https://aws-external-anthropic.{self.region}.api.aws"
+
+    def secrets(self) -> list[str]:
+        """See Platform.secrets."""
+        given = (self.api_key, self.access_key_id, self.secret_access_key, self.session_token)
+        return [secret for secret in given if secret]
+
+    def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
+        """See Platform.client."""
+        try:
+            from anthropic import AnthropicAWS  # noqa: PLC0415 -- an optional extra
+        except ImportError as error:
+            raise MissingExtraError("anthropic", f"The provider '{name}'") from error
+        client = _with_own_errors(AnthropicAWS, name, "bedrock", self.secrets)(
+            api_key=self.api_key,
+            aws_region=self.region,
+            aws_access_key=self.access_key_id,
+            aws_secret_key=self.secret_access_key,
+            aws_session_token=self.session_token,
+            aws_profile=self.profile_name,
+            workspace_id=self.workspace_id,
+            base_url=base_url or self.address,
+            **options,
+        )
+        made: Anthropic = client
+        return made
+
+    def dress(self, client: Any) -> None:
+        """See Platform.dress. The SDK takes ANTHROPIC_AWS_API_KEY from the environment where no key was given."""
+        client.api_key = self.api_key
+        client._use_sigv4 = self.api_key is None  # noqa: SLF001 - as above
+
+
+class GooglePlatform(Platform):
+    """Claude on Google Cloud. Tokens are of a function, of `credentials`, or of what Google's own chain finds.
+
+    `given` is what of the credentials no message may hold.
+    """
+
+    sends_workspace = False
+
+    def __init__(
+        self,
+        project: str,
+        workspace_id: str,
+        location: str = "global",
+        credentials: Any = None,
+        token_provider: Callable[[], str] | None = None,
+        given: Sequence[str] = (),
+    ) -> None:
+        self._project = project
+        self._workspace_id = workspace_id
+        self._location = location
+        self._credentials = credentials
+        self._tokens = None if token_provider is None else Tokens(token_provider, "Claude on Google Cloud")
+        self._given = tuple(given)
+        self._client: Any = None
+
+    @property
+    def address(self) -> str:
+        """See Platform.address."""
+        words = ("projects", self._project, "locations", self._location, "workspaces", self._workspace_id)
+        return "/".join(["https://claude.googleapis.com", *(quote(word, safe="") for word in words)])
+
+    def secrets(self) -> list[str]:
+        """See Platform.secrets. A token is known from the first call on."""
+        known = self._credentials if self._client is None else self._client.google_credentials
+        token = getattr(known, "token", None)
+        return [*self._given, *(self._tokens.known if self._tokens else ()), *([token] if token else [])]
+
+    def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
+        """See Platform.client. Raises ConfigError where the environment would send the calls to another address."""
+        if base_url is None and os.environ.get(_GOOGLE_ADDRESS):
+            raise ConfigError(
+                f"{_GOOGLE_ADDRESS} is set, and would send the calls of provider '{name}' elsewhere. Unset it, or give "
+                "that address as base_url."
+            )
+        try:
+            from anthropic import AnthropicGoogleCloud  # noqa: PLC0415 -- an optional extra
+        except ImportError as error:
+            raise MissingExtraError("anthropic", f"The provider '{name}'") from error
+        self._client = _with_own_errors(AnthropicGoogleCloud, name, "google", self.secrets)(
+            project=self._project,
+            location=self._location,
+            workspace_id=self._workspace_id,
+            credentials=self._credentials,
+            token_provider=self._tokens,
+            base_url=base_url,
+            **options,
+        )
+        made: Anthropic = self._client
+        return made
+
+
+def _with_own_errors(client: type[Any], name: str, extra: str, secrets: Callable[[], list[str]]) -> type[Any]:
+    """Return the SDK's client whose credentials that cannot be had are a CredentialsError: nothing was sent then."""
+
+    @contextmanager
+    def credentials() -> Iterator[None]:
+        try:
+            yield
+        except LLMBatchError:
+            raise
+        except ImportError as error:
+            raise MissingExtraError(extra, f"The provider '{name}'") from error
+        except Exception as error:  # noqa: BLE001 - of the SDKs that find credentials: anything may come
+            reason = plain_words(Mask(secrets()).text(words_of(error)))
+            raise CredentialsError(f"The provider '{name}' has no credentials to sign a call with: {reason}") from None
+
+    class Client(client):  # type: ignore[misc]  # which of the SDK's it is, is known when it runs
+        """The SDK's own client."""
+
+        def _prepare_options(self, options: Any) -> Any:
+            with credentials():
+                return super()._prepare_options(options)
+
+        def _prepare_request(self, request: Any) -> None:
+            with credentials():
+                super()._prepare_request(request)
+
+    return Client
+
+
+# Of each cloud, how its address looks, and what to do instead.
+_UNBATCHED = (
+    (
+        re.compile(r"bedrock(-runtime|-mantle)?\.[a-z0-9-]+\.(amazonaws\.com|api\.aws)"),
+        "Claude on Amazon Bedrock has no Message Batches. Its batches are Bedrock's own: use BedrockBatchResource.",
+    ),
+    (
+        re.compile(r"([a-z0-9-]+-)?aiplatform\.googleapis\.com|aiplatform\.[a-z]+\.rep\.googleapis\.com"),
+        "Claude on Vertex AI has no Message Batches. Its batches are Vertex AI's own: use VertexBatchResource.",
+    ),
+    (
+        re.compile(r"[a-z0-9-]+\.services\.ai\.azure\.com"),
+        "Claude in Microsoft Foundry has no batches. Use Anthropic's own API, another cloud, Bedrock or Vertex AI.",
+    ),
+    (
+        re.compile(r"aws-external-anthropic\.[a-z0-9-]+\.api\.aws"),
+        'Claude Platform on AWS wants a region and a workspace: AnthropicBatchResource(platform="aws", …).',
+    ),
+    (
+        re.compile(r"claude\.googleapis\.com"),
+        'Claude on Google Cloud wants a project and a workspace: AnthropicBatchResource(platform="google_cloud", …).',
+    ),
+)
+
+
+def refuse_unbatched(base_url: str) -> None:
+    """Raise ConfigError for the address of a cloud that has Claude, and no Message Batches by an API key alone."""
+    host = (urlsplit(base_url).hostname or "").lower()
+    for form, instead in _UNBATCHED:
+        if form.fullmatch(host):
+            raise ConfigError(f"The base_url {base_url!r} cannot be Anthropic's: {instead}")
