@@ -66,6 +66,7 @@ class Cause(StrEnum):
     CANCELED = "canceled"  # canceled at the provider, and not by this package
     GONE = "gone"  # the provider knows the batch, or its results, no more
     GIVEN_UP = "given_up"  # a person waits for it no longer; answers that come late are used
+    ADOPTED = "adopted"  # it was sent elsewhere, and is asked by nobody here
     NOT_TAKEN = "not_taken"  # the provider had no room for it, or failed it for now, however often it was sent
 
     @property
@@ -279,6 +280,7 @@ class BatchReport:
     created_at: datetime | None = None
     ended_at: datetime | None = None
     reported_usd: Decimal | None = None  # what the vendor says that all of it cost
+    model: str | None = None  # where the vendor tells it, in its own words
 
 
 class FileCount(NamedTuple):

@@ -142,6 +142,11 @@ class DeploymentAccess:
         _ = self.ledger
         return self._engine
 
+    @property
+    def new_engine(self) -> Engine:
+        """The engine, for what may be the first that a deployment records: it makes the ledger where there is none."""
+        return self._engine
+
     @cached_property
     def dry_engine(self) -> Engine:
         """The engine, for a look that leaves nothing behind: where there is no ledger yet, with an empty one aside."""

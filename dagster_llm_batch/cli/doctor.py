@@ -39,7 +39,7 @@ from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import CannotTell, Cause, FindHints
+from dagster_llm_batch.types import CannotTell, Cause, FindHints, Outcome
 
 __all__ = ["doctor_command"]
 
@@ -383,6 +383,9 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
 def _left(engine: Engine) -> Iterator[Finding]:
     """Yield what is not sent again before a person says so."""
     for submission, shard in engine.ledger.left_shards(engine.namespace):
+        # All of it may have been answered where it was sent.
+        if shard.cause is Cause.ADOPTED and set(submission.outcomes) == {Outcome.SUCCEEDED.value}:
+            continue
         place = submission.place
         problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
         then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."

@@ -21,6 +21,7 @@ _COMMANDS = {
     "cancel": ("decisions", "Stop a submission; what is done already is kept."),
     "resolve": ("decisions", "Say what became of a shard that nobody can tell."),
     "recover": ("decisions", "Recover what the ledger has lost, after a backup was restored."),
+    "adopt": ("adopt", "Land the answers of a batch that was sent elsewhere. Sends nothing."),
     "rename": ("decisions", "Give an asset's submissions to its new name."),
     "retry": ("decisions", "Ask again for rows that have no label."),
     "review": ("review", "A page on this machine to look at rows, prompts and replies."),

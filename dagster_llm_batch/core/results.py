@@ -176,6 +176,7 @@ _WAITING_FOR: Mapping[Cause, str] = {
     Cause.CANCELED: "the batch was canceled at the provider, and not by this package",
     Cause.GONE: "the provider has the batch, or its results, no more",
     Cause.GIVEN_UP: "the batch had not ended, and was given up",
+    Cause.ADOPTED: "the batch was sent elsewhere and adopted, and has no answer to this request",
     Cause.NOT_TAKEN: "the provider had no room for the batch, or failed it for now, however often it was sent",
 }
 WAITING = tuple(_WAITING_FOR.values())

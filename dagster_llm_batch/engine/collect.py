@@ -262,7 +262,8 @@ class Collector:
                 source = "from the provider, once more"
                 if not self._fetch_again(shard):
                     source = f"as lost: {shard.requests} requests count as not answered"
-                    self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
+                    if shard.cause is not Cause.ADOPTED:
+                        self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
                     lost += 1
             self._reader([shard])(shard)
             self._ledger.add_event(shard.submission_id, "results_restored", f"{shard.shard_id}: {source}")
@@ -328,7 +329,8 @@ class Collector:
         """Store the raw lines of a collected shard again; return whether the provider still has them."""
         shards = self._ledger.shards_of_batch(shard)
         # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
-        if shard.batch_id is None or shard.erased_there_at is not None:
+        # The lines of an adopted batch have the sender's custom_ids there.
+        if shard.batch_id is None or shard.erased_there_at is not None or shard.cause is Cause.ADOPTED:
             return False
         try:
             self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))

@@ -193,7 +193,7 @@ class Planner:
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()
         erased = self._deployment.erased_keys(partition, self._labeling.asset)
-        draft = self._draft(submission_id, partition, self._known_requests(earlier, again=again), erased)
+        draft = self.draft(submission_id, partition, self._known_requests(earlier, again=again), erased)
         sampling = self._sampling(partition, submission_id)
         try:
             draft.add_rows(rows)
@@ -220,7 +220,7 @@ class Planner:
                     answered = self._known_requests(earlier, again=again, of=self._labeling.models[1].model)
                     plan, estimate = sampling.draw(plan, estimate, answered)
                     sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
-            submission = self._submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
+            submission = self.submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
             if sampling is not None:
                 submission, estimate = replace(submission, reserved_usd=sampling.rest_usd), sampling.whole(estimate)
             # What is erased from here on is applied to its files before it is sent, and before it lands.
@@ -307,7 +307,7 @@ class Planner:
             known_requests = self._known_requests(earlier, again=again)
             names = (self._labeling.asset, *self._labeling.resend.former_names)
             erased = self._deployment.erased_keys(partition, *names)
-            draft = aside._draft(submission_id, partition, known_requests, erased)
+            draft = aside.draft(submission_id, partition, known_requests, erased)
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self._asked)
@@ -358,7 +358,8 @@ class Planner:
         left = any(shard.waits_for_person for shard in self._ledger.shards(known.submission_id))
         return anyway or known.state is SubmissionState.CANCELED or not left
 
-    def _draft(self, submission_id: str, partition: str, known: Mapping[str, bool], erased: ErasedKeys) -> Draft:
+    def draft(self, submission_id: str, partition: str, known: Mapping[str, bool], erased: ErasedKeys) -> Draft:
+        """Return a draft of a submission, whose request files it writes. Discard it where it is not stored."""
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
         load_image = None if root is None else _ImagesBelow(UPath(root))
@@ -468,7 +469,7 @@ class Planner:
         self._ledger.set_state(older.submission_id, SubmissionState.CANCELED)
         drop(self._deployment, self._ledger.shards(older.submission_id), f"submission {by} came in its place")
 
-    def _submission(
+    def submission(
         self,
         plan: Plan,
         submission_id: str,
@@ -479,6 +480,7 @@ class Planner:
         sources: tuple[str, ...],
         now: datetime,
     ) -> Submission:
+        """Return the submission of a finished draft, as it would be stored."""
         labeling = self._labeling
         owner = self._deployment.owner(labeling)
         return Submission(

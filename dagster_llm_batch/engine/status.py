@@ -52,6 +52,7 @@ _WORDS = {
     Cause.CANCELED: "was canceled at the provider, and not by this package",
     Cause.GONE: "or its results are gone at the provider",
     Cause.GIVEN_UP: "was given up; what it may still bring within a month is used",
+    Cause.ADOPTED: "was sent elsewhere, and adopted",
     Cause.NOT_TAKEN: "was not taken, however often it was sent: the provider had no room for it, or failed it for now",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from contextlib import closing
@@ -11,7 +12,9 @@ from project import DAYS
 from test_care import pass_days
 
 from dagster_llm_batch.assets.dataset import dataset_of
-from dagster_llm_batch.testing.emulator import RowFault, WireFault
+from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, RowFault, WireFault
 
 UNLISTED = WireFault(kind="status", status=503, route="GET /v1/batches", times=None)
 
@@ -285,3 +288,39 @@ def test_recover_asks_first_and_without_a_yes_changes_nothing(project, restored,
     assert "4 shards were sent, of daily_labels" in result.stderr
     assert project.files() == before
     assert "4 shards are in doubt now" in project.on_file("recover", input="y\n").stdout
+
+
+def sent_elsewhere(project, day):
+    """A batch that a script has sent for a day's rows, but the last, and the file that it kept."""
+    labeling = dataset_of(project.module()["daily_labels"]).labeling
+    provider = OpenAIProvider(DEFAULT_KEY, project.emulator.openai_base_url)
+    codec = provider.codec(labeling.spec)
+    texts = [f"Where is my invoice {day} {number}?" for number in range(2)]
+    lines = [codec.encode(make_request("You label tickets.", text), f"row-{text[-2]}") for text in texts]
+    kept = project.folder / "requests.jsonl"
+    kept.write_bytes(b"".join(lines))
+    return provider.submit(io.BytesIO(kept.read_bytes()), labeling.spec, "theirs"), str(kept)
+
+
+def test_a_batch_that_was_sent_elsewhere_is_adopted_after_asking_and_nothing_is_sent(project):
+    batch_id, kept = sent_elsewhere(project, DAYS[0])
+    command = ["adopt", "daily_labels", batch_id, kept, "-p", DAYS[0]]
+    running = project.on_file(*command, "--yes", code=4)
+    assert "is still 'pending'" in running.output
+    project.emulator.settle()
+    before = project.files()
+    asked = project.on_file(*command, code=1, input="n\n")
+    assert "2 of 3 requests of these rows have an answer in it. 1 have none" in asked.output
+    assert f"Adopt it for daily_labels {DAYS[0]}?" in asked.output
+    assert {name for name in project.files() if "ledger" not in name} == {
+        name for name in before if "ledger" not in name
+    }
+    adopted = project.json(*command, "--yes")
+    assert (adopted["requests"], adopted["matched"], adopted["answered"]) == (3, 2, 2)
+    assert adopted["submission"]["outcomes"] == {"missing": 1, "succeeded": 2}
+    assert {shard["cause"] for shard in adopted["shards"]} == {"adopted"}
+    assert project.on_file(*command, "--yes", code=1).output.count("was adopted already") == 1
+    assert len(project.emulator.books.batches) == 1
+    waiting = [one for one in project.json("doctor")["findings"] if one["check"] == "rows without a label"]
+    assert "was sent elsewhere, and adopted" in waiting[0]["said"]
+    assert project.json("plan", "daily_labels", "-p", DAYS[0], "--again")["plans"][0]["requests_to_send"] == 1

@@ -1,5 +1,6 @@
 """The sensor: it looks, asks for runs, and never sends. Each test ticks it as the daemon would."""
 
+import io
 import sqlite3
 from datetime import timedelta
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled, observations, tickets
 
 from dagster_llm_batch import LLMBatchResource, Resend, build_llm_batch_sensor
+from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.engine.adopt import Adopter
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.sensors.tick import _left_until
@@ -104,6 +108,31 @@ def test_an_unpartitioned_dataset_lands_in_the_run_that_the_sensor_asks_for(make
     after = tick(location)
     assert after.run_requests == []
     assert after.skip_message == "no batches in flight"
+
+
+def test_a_batch_that_was_sent_elsewhere_and_adopted_lands_in_the_run_that_the_sensor_asks_for(
+    make, emulator, tmp_path
+):
+    location = make(*labeled())
+    engine, labeling = location.engine(), dataset_of(location.defs.assets).labeling
+    codec = engine.provider("openai").codec(labeling.spec)
+    texts = [f"{row['subject']}\n{row['body']}" for row in tickets().to_dicts()]
+    lines = [codec.encode(make_request("You label tickets.", text), f"row-{at}") for at, text in enumerate(texts)]
+    kept = tmp_path / "requests.jsonl"
+    kept.write_bytes(b"".join(lines))
+    batch_id = engine.provider("openai").submit(io.BytesIO(kept.read_bytes()), labeling.spec, "theirs")
+    emulator.settle()
+    adopter = Adopter(labeling, engine.deployment)
+    with adopter.look(tickets(), partition="", batch_id=batch_id, request_file=kept) as adoption:
+        submission = adopter.store(adoption)
+    # Nobody has collected it yet: the run does.
+    assert len(location.tick().run_requests) == 1
+    assert location.collect().success
+    landed = location.instance.get_latest_materialization_event(dg.AssetKey(LABELS)).asset_materialization
+    assert landed.metadata["llm_batch/submission_id"].value == submission.submission_id
+    assert location.engine().labels(labeling, submission.submission_id).labels.num_rows == 3
+    assert location.tick().run_requests == []
+    assert len(emulator.books.batches) == 1
 
 
 def test_neighbours_that_end_together_land_in_one_range_run_and_others_alone(make, emulator):

@@ -96,6 +96,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
         retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
         created_at=time_of(job.get("submitTime")),
         ended_at=time_of(job.get("endTime")),
+        model=model if isinstance(model := job.get("modelId"), str) else None,
     )
     return add_counts(report, job)
 

@@ -64,6 +64,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
         smaller_helps=None if status is BatchStatus.FAILED and code == _EXHAUSTED else False,
         created_at=time_of(batch.get("createTime")),
         ended_at=time_of(batch.get("endTime")),
+        model=_text(batch.get("model")),
     )
 
 
@@ -100,6 +101,10 @@ def inlined_results(operation: Mapping[str, Any]) -> list[Any]:
         if isinstance(rows, list):
             return rows
     return []
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _batch(operation: Mapping[str, Any]) -> Mapping[str, Any]:

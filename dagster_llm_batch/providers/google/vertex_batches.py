@@ -65,6 +65,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
         retryable=status is BatchStatus.FAILED and code in RETRYABLE_JOB_CODES,
         created_at=time_of(job.get("createTime")),
         ended_at=time_of(job.get("endTime")),
+        model=model if isinstance(model := job.get("model"), str) else None,
     )
 
 

@@ -66,6 +66,7 @@ def read_batch(batch: Any) -> BatchReport:
         smaller_helps=is_full,
         created_at=created_at(batch),
         ended_at=ended_at,
+        model=model if isinstance(model := getattr(batch, "model", None), str) else None,
     )
 
 

@@ -139,6 +139,7 @@ def _batch(job: Mapping[str, Any]) -> _Batch:
         status=_STATUSES.get(word, word) if isinstance(word, str) else word,
         metadata=job.get("metadata"),
         created_at=job.get("created_at"),
+        model=job.get("model"),
         completed_at=job.get("completed_at"),
         input_file_id=files[0] if isinstance(files, list) and files else None,
         output_file_id=job.get("output_file"),

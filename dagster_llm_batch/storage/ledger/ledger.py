@@ -311,11 +311,12 @@ class Ledger(LedgerQueries):
             connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
             return True
 
-    def recover_sends(self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]]) -> list[Shard]:
-        """Record shards that were sent, or split, as they were then, where this ledger has no record; return these.
+    def recover_sends(
+        self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]], kind: str = RECOVERED
+    ) -> list[Shard]:
+        """Record shards that were sent, or split, as they are in `sent`, where this ledger has no record; return these.
 
-        `sent` has them by shard_id, and how often each was sent. Those that were sent are in doubt then, as those of a
-        killed process.
+        `sent` has them by shard_id, and how often each was sent. `kind` is that of the event that says so.
         See `insert_recovered` for what becomes of submissions that this ledger lacks.
         """
         by_id = {submission.submission_id: submission for submission in submissions}
@@ -333,11 +334,11 @@ class Ledger(LedgerQueries):
                 values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
                 since = min(shard.sent_at or submission.created_at for shard in shards)
                 detail = f"{len(shards)} shard(s), sent since {since:%Y-%m-%d %H:%M} UTC"
-                update_submission(connection, self._clock, submission, RECOVERED, detail, **values)
+                update_submission(connection, self._clock, submission, kind, detail, **values)
             recovered = [sent[shard_id][0] for shard_id in unrecorded]
             store_recovered(connection, recovered, self._clock())
             # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.
-            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, RECOVERED) for s in recovered)
+            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, kind) for s in recovered)
             insert_events(connection, self._clock, *(e for e in events for _ in range(unrecorded[e["shard_id"] or ""])))
             return recovered
 

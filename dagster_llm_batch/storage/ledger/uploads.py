@@ -16,12 +16,12 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import AWAITED, UPDATE_SHARD
-from dagster_llm_batch.types import Lane
+from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["ADOPTED", "Uploads"]
 
 ADOPTED = "adopted"
-"""The kind of the event of a submission whose batch was sent elsewhere: its files are not ours to delete."""
+"""The kind of the event of a submission whose batch was sent elsewhere."""
 
 # A batch that was given up may go on for so long, as vendors keep results.
 _AWAITED_FOR = timedelta(days=31)
@@ -31,6 +31,8 @@ _IS_DUE = (
     & SHARD.c.carrier.is_(None)
     # One that was put back, and not sent again, may have left a file without having a batch.
     & (SHARD.c.batch_id.is_not(None) | (SHARD.c.refusals > 0))
+    # The files of a batch that was sent elsewhere are not ours.
+    & (SHARD.c.cause.is_(None) | (SHARD.c.cause != Cause.ADOPTED))
 )
 
 
@@ -54,10 +56,7 @@ class Uploads:
         self, namespace: str, accounts: Collection[tuple[str, str]], collected_before: datetime, *, limit: int
     ) -> list[Shard]:
         """Return the carriers whose batches were collected before then, and whose results the provider may store."""
-        adopted = sa.select(EVENT.c.submission_id).where(EVENT.c.kind == ADOPTED)
-        is_there = (
-            SHARD.c.batch_id.is_not(None) & SHARD.c.erased_there_at.is_(None) & SHARD.c.submission_id.not_in(adopted)
-        )
+        is_there = SHARD.c.batch_id.is_not(None) & SHARD.c.erased_there_at.is_(None)
         return self._carriers(namespace, accounts, collected_before, is_there, limit)
 
     def _carriers(
@@ -78,6 +77,14 @@ class Uploads:
         query = query.order_by(SHARD.c.collected_at, SHARD.c.shard_id).limit(limit)
         with self._database.read() as connection:
             return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+
+    def find_batch(self, provider: str, account: str, batch_id: str) -> Shard | None:
+        """Return the carrier of a batch; None where the ledger does not know it."""
+        query = sa.select(SHARD).where(SHARD.c.carrier.is_(None), SHARD.c.batch_id == batch_id)
+        query = query.where(SHARD.c.provider == provider, SHARD.c.account == account)
+        with self._database.read() as connection:
+            row = connection.execute(query).mappings().one_or_none()
+        return None if row is None else from_row(Shard, row)
 
     def batches_of(self, shards: Sequence[Shard]) -> list[str]:
         """Return the batches that these shards of one batch had: it, and those that ran nothing and were put back."""

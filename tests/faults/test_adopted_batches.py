@@ -1,0 +1,247 @@
+"""A batch that was sent elsewhere is adopted: its answers land where the bodies are equal. Nothing is sent, ever."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_llm_batch.core.identity import make_request
+from dagster_llm_batch.engine import Limits
+from dagster_llm_batch.engine.adopt import Adopter, Adoption
+from dagster_llm_batch.engine.uploads import Removal, UploadRemover
+from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.testing.emulator import BatchFault
+from dagster_llm_batch.types import Cause
+from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
+from tests.faults.vendors import VENDORS, Vendor
+
+WITH_BATCHES = [vendor for vendor in VENDORS if vendor.name != "command"]
+OPENAI = WITH_BATCHES[0]
+OTHER_MODELS = {
+    "openai": "gpt-4o-mini",
+    "anthropic": "claude-sonnet-4-5",
+    "bedrock": "anthropic.claude-sonnet-4-5-20250929-v1:0",
+    "vertex": "gemini-2.5-pro",
+    "gemini": "gemini-2.5-pro",
+}
+
+
+@pytest.fixture(params=WITH_BATCHES, ids=lambda vendor: vendor.name)
+def there(request: pytest.FixtureRequest, running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
+    vendor: Vendor = request.param
+    with closing(VendorWorkspace(vendor, running, tmp_path, 10.0)) as workspace:
+        yield workspace
+
+
+@pytest.fixture
+def openai(running: Servers, tmp_path: Path) -> Iterator[VendorWorkspace]:
+    with closing(VendorWorkspace(OPENAI, running, tmp_path, 10.0)) as workspace:
+        yield workspace
+
+
+def sent_elsewhere(workspace: VendorWorkspace, texts: Sequence[str] | None = None) -> tuple[str, Path]:
+    """A batch that a script has sent under ids of its own, and the file that it has kept."""
+    spec = workspace.definition.spec
+    codec = workspace.provider.codec(spec)
+    asked = rows()["text"].to_list() if texts is None else texts
+    lines = [codec.encode(make_request(None, text), f"theirs-{number}") for number, text in enumerate(asked)]
+    kept = workspace.folder / "kept.jsonl"
+    # As somebody else's program writes the same JSON.
+    kept.write_text("".join(json.dumps(json.loads(line), sort_keys=True) + "\n" for line in lines))
+    return workspace.provider.submit(io.BytesIO(b"".join(lines)), spec, "a-script-of-theirs"), kept
+
+
+@contextmanager
+def looked(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> Iterator[tuple[Adopter, Adoption]]:
+    definition = more.pop("definition", workspace.definition)
+    adopter = Adopter(definition, workspace.engine().deployment)
+    given = {"partition": "", "batch_id": batch_id, "request_file": kept, **more}
+    with adopter.look(rows(), **given) as adoption:
+        yield adopter, adoption
+
+
+def adopt(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> Submission:
+    with looked(workspace, batch_id, kept, **more) as (adopter, adoption):
+        return adopter.store(adoption)
+
+
+def created(workspace: VendorWorkspace) -> int:
+    return len(workspace.emulator.books.batches)
+
+
+def stored(workspace: VendorWorkspace) -> list[str]:
+    return [file.path for file in workspace.engine().payloads.files("faults")]
+
+
+def refusal(workspace: VendorWorkspace, batch_id: str, kept: Path, **more: Any) -> str:
+    """What adopting is answered, when it is refused; nothing is left behind then."""
+    files, submissions = stored(workspace), workspace.engine().ledger.submissions("faults")
+    with pytest.raises(LLMBatchError) as refused:
+        adopt(workspace, batch_id, kept, **more)
+    assert stored(workspace) == files
+    assert workspace.engine().ledger.submissions("faults") == submissions
+    assert "Nothing was changed" in str(refused.value)
+    return str(refused.value)
+
+
+def test_answers_of_a_batch_that_was_sent_elsewhere_land_and_nothing_is_sent(there: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(there)
+    there.settle()
+    before = created(there)
+    with looked(there, batch_id, kept) as (adopter, adoption):
+        assert (adoption.requests, adoption.matched, adoption.answered, adoption.unused) == (ROWS, ROWS, ROWS, 0)
+        submission = adopter.store(adoption)
+    engine = there.engine()
+    assert engine.advance(there.definition, submission.submission_id).is_settled
+    labeled = engine.labels(there.definition, submission.submission_id)
+    assert (labeled.labels.num_rows, labeled.rejects.num_rows) == (ROWS, 0)
+    assert set(labeled.labels["llm_batch_id"].to_pylist()) == {batch_id}
+    # The same rows have their submission now, and the vendor was asked for no other batch.
+    assert engine.plan(there.definition, rows()).submission_id == submission.submission_id
+    assert created(there) == before
+    # Its files are the sender's.
+    there.pass_time(40 * 86_400.0)
+    remover = UploadRemover(there.engine().deployment)
+    assert remover.remove_files() == remover.remove_results(timedelta(days=1)) == Removal()
+    assert f"Batch {batch_id} was adopted already, as submission {submission.submission_id}" in refusal(
+        there, batch_id, kept
+    )
+    assert "was adopted already" in refusal(there, batch_id, kept, partition="another")
+
+
+def test_rows_without_an_equal_body_land_without_a_label_and_wait_for_a_person(there: VendorWorkspace) -> None:
+    texts = rows()["text"].to_list()
+    batch_id, kept = sent_elsewhere(there, [*texts[3:], "Of no row here."])
+    there.settle()
+    before = created(there)
+    with looked(there, batch_id, kept) as (adopter, adoption):
+        counts = (adoption.matched, adoption.answered, adoption.lines, adoption.unused)
+        assert counts == (ROWS - 3, ROWS - 3, ROWS - 2, 1)
+        submission = adopter.store(adoption)
+    engine = there.engine()
+    assert engine.advance(there.definition, submission.submission_id).is_settled
+    labeled = engine.labels(there.definition, submission.submission_id)
+    assert sorted(labeled.rejects["id"].to_pylist()) == ["t0", "t1", "t2"]
+    assert set(labeled.rejects["llm_outcome"].to_pylist()) == {"missing"}
+    assert "sent elsewhere and adopted, and has no answer" in labeled.rejects["llm_reason"][0].as_py()
+    # Not by itself, but where a person says so, and only for these.
+    assert engine.plan(there.definition, rows()).submission_id == submission.submission_id
+    assert created(there) == before
+    assert engine.preview(there.definition, rows(), again=True).to_send == 3
+
+
+def test_a_batch_that_runs_is_adopted_when_it_has_ended(there: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(there)
+    with pytest.raises(TransientError, match="is still"), looked(there, batch_id, kept):
+        pass
+    there.settle()
+    adopt(there, batch_id, kept)
+
+
+def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(there: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(there)
+    there.settle()
+    wrong_id = batch_id[:-4] + "0000"
+    assert "another account's, or its id is wrong" in refusal(there, wrong_id, kept)
+    # Another prompt: equal ids, other bodies.
+    other = replace(there.definition, prompt=replace(there.definition.prompt, user="Say: {{ text }}"))
+    assert "so none of its answers can be theirs" in refusal(there, batch_id, kept, definition=other)
+    # Another model, where the lines say it, and where only the batch does.
+    vendor = there.vendor.name
+    other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
+    said = "so none of its answers can be theirs" if vendor in ("openai", "anthropic") else "The batch asked the model"
+    assert said in refusal(there, batch_id, kept, definition=other)
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line[next(name for name in ("custom_id", "key", "recordId") if name in line)] = f"of-another-file-{number}"
+    another = there.folder / "another.jsonl"
+    another.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert "it is another batch's file" in refusal(there, batch_id, another)
+    for name, content in {"empty": "", "prose": "Dear reader\n", "table": '{"id": 1, "text": "a"}\n'}.items():
+        odd = there.folder / name
+        odd.write_text(content)
+        with pytest.raises(InputError):
+            adopt(there, batch_id, odd)
+    with pytest.raises(InputError, match="cannot be read"):
+        adopt(there, batch_id, there.folder / "not-there")
+
+
+def test_a_batch_of_our_own_and_a_partition_under_way_are_refused(openai: VendorWorkspace) -> None:
+    engine = openai.engine()
+    submission_id = engine.plan(openai.definition, rows()).submission_id
+    engine.submit(openai.definition, submission_id)
+    [shard] = engine.ledger.shards(submission_id)
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    assert "is one of our own" in refusal(openai, shard.batch_id or "", kept)
+    assert f"is under way, as submission {submission_id}" in refusal(openai, batch_id, kept)
+    while not engine.advance(openai.definition, submission_id).is_settled:
+        openai.settle()
+    assert "were asked already" in refusal(openai, batch_id, kept)
+
+
+def test_a_batch_that_failed_is_told_with_the_vendors_words(openai: VendorWorkspace) -> None:
+    openai.emulator.inject(BatchFault(kind="fails"))
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    assert "failed as a whole, so it has no answers to adopt" in refusal(openai, batch_id, kept)
+
+
+def test_what_a_killed_process_has_adopted_goes_on_and_what_it_had_not_can_be_adopted(openai: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    submission = adopt(openai, batch_id, kept)
+    left = stored(openai)
+    # As where it was killed before the ledger knew: the files are there.
+    with sqlite3.connect(openai.folder / "ledger.sqlite") as ledger:
+        for table in ("shard", "event", "submission"):
+            ledger.execute(f"DELETE FROM {table}")
+    assert adopt(openai, batch_id, kept).submission_id == submission.submission_id
+    assert stored(openai) == left
+    # Killed right after that: whoever comes next collects. There is nothing that could be sent.
+    before = created(openai)
+    shards = openai.engine().ledger.shards(submission.submission_id)
+    assert {(shard.cause, shard.state.value) for shard in shards} == {(Cause.ADOPTED, "ended")}
+    assert openai.engine().advance(openai.definition, submission.submission_id).is_settled
+    assert created(openai) == before
+
+
+def test_a_batch_that_two_adopt_at_once_is_adopted_once(openai: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    with looked(openai, batch_id, kept) as (adopter, adoption):
+        with pytest.raises(LeaseError):
+            adopt(openai, batch_id, kept)
+        submission = adopter.store(adoption)
+    assert "was adopted already" in refusal(openai, batch_id, kept)
+    assert openai.engine().ledger.submissions("faults") == [submission]
+    assert openai.engine().advance(openai.definition, submission.submission_id).submission.outcomes == {
+        "succeeded": ROWS
+    }
+
+
+def test_rows_of_more_shards_than_one_share_the_batch_and_a_create_calls_body_is_a_file(
+    openai: VendorWorkspace,
+) -> None:
+
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    kept.write_text(json.dumps({"requests": lines}, indent=2))
+    small = replace(openai.definition, limits=Limits(max_requests_per_batch=5))
+    submission = adopt(openai, batch_id, kept, definition=small)
+    engine = openai.engine()
+    assert engine.advance(small, submission.submission_id).submission.outcomes == {"succeeded": ROWS}
+    assert len(engine.ledger.shards(submission.submission_id)) == 3
+    with pytest.raises(ConfigError, match="was adopted already"):
+        adopt(openai, batch_id, kept)
