@@ -33,6 +33,7 @@ OTHER_MODELS = {
     "bedrock": "anthropic.claude-sonnet-4-5-20250929-v1:0",
     "vertex": "gemini-2.5-pro",
     "gemini": "gemini-2.5-pro",
+    "openrouter": "openai/gpt-4o-mini",
 }
 
 
@@ -159,7 +160,11 @@ def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(the
     # Another model, where the lines say it, and where only the batch does.
     vendor = there.vendor.name
     other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
-    said = "so none of its answers can be theirs" if vendor in ("openai", "anthropic") else "The batch asked the model"
+    said = (
+        "so none of its answers can be theirs"
+        if vendor in ("openai", "anthropic", "openrouter")
+        else "The batch asked the model"
+    )
     assert said in refusal(there, batch_id, kept, definition=other)
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     for number, line in enumerate(lines):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from dagster_llm_batch.providers.answers import check_listed, count_of, time_of
@@ -106,14 +107,4 @@ def add_counts(report: BatchReport, counts: Mapping[str, Any]) -> BatchReport:
     total, done, failed = (count_of(counts.get(name)) for name in COUNTS)
     if done is None:
         return report
-    return BatchReport(
-        batch_id=report.batch_id,
-        status=report.status,
-        total=total,
-        done=done,
-        failed=failed,
-        reason=report.reason,
-        retryable=report.retryable,
-        created_at=report.created_at,
-        ended_at=report.ended_at,
-    )
+    return replace(report, total=total, done=done, failed=failed)
