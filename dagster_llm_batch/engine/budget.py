@@ -192,12 +192,12 @@ class _Limit(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """Which shards may go now. Of those that may not: why they wait, until when, or why they are never sent."""
+    """Which shards may go now. Of the others: why they wait, and until when, or for which limit they are given up."""
 
     going: Sequence[Shard]
     waits_for: str | None = None
     wait: timedelta | None = None
-    stopped: str | None = None
+    over_budget: str | None = None
 
 
 class Allowance:
@@ -257,7 +257,7 @@ class Allowance:
         if len(known) < len(planned) or len(known_rows) < len(planned):
             why = f"nobody knows how much they cost at most at {labeling.model}, so no limit can be kept"
             then = "Give params a maximum of output tokens, or leave the limit out"
-            return Pick((), stopped=self._given_up(first.submission_id, requests, Advice(why, then)))
+            return Pick((), over_budget=self._given_up(first.submission_id, requests, Advice(why, then)))
         most = max(known_rows)
         rooms = [(self._room(entry.limit, planned), entry) for entry in self._limits(first.submission_id)]
         room, tightest = min(rooms, key=lambda pair: pair[0])
@@ -330,7 +330,7 @@ class Allowance:
         )
         if self._may_have_room(tightest, requests, most):
             return Pick((), waits_for=left, wait=BUDGET_PAUSE)
-        return Pick((), stopped=self._given_up(submission_id, requests, Advice(left, "Raise the limit")))
+        return Pick((), over_budget=self._given_up(submission_id, requests, Advice(left, "Raise the limit")))
 
     def _may_have_room(self, limited: _Limit, requests: int, most: Decimal) -> bool:
         """Return whether a limit that has no room may have some later: in the next period, or when others are billed.

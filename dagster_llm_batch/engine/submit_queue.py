@@ -184,8 +184,8 @@ class Dispatcher:
             pick = self._allowance.pick(own, all_due=all_due)
             going += pick.going
             ledger = self._deployment.ledger
-            if pick.stopped is not None:
-                ledger.add_event(submission_id, OVER_BUDGET, pick.stopped)
+            if pick.over_budget is not None:
+                ledger.add_event(submission_id, OVER_BUDGET, pick.over_budget)
                 # Not those of another model or lane, which may have room, and be about to be sent.
                 drop(self._deployment, own, "it was not sent: its limit has no room left")
             elif pick.wait is not None:

@@ -35,7 +35,7 @@ from dagster_llm_batch.streams import (
 from dagster_llm_batch.streams.dashboard import stream_results
 from dagster_llm_batch.streams.drift import DriftEvent
 from dagster_llm_batch.streams.drift_sensor import SeenEvents, read_events
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply
 
 
 class Stream:
@@ -408,6 +408,20 @@ def test_a_lane_that_was_killed_pays_once_also_where_retention_took_some_of_its_
     said = [result.message_id for result in stream.results() if result.label]
     assert len(said) == len({*said}) == 10
     assert len(llm.books.executions) == 12
+
+
+def test_messages_that_are_given_up_for_money_say_so_in_their_results(stream, tmp_path):
+    stream.produce(*strange(6))
+    stream.run(6, least_confidence=1.0)
+    reply = Reply(text='{"topic": "billing"}', input_tokens=1_300, output_tokens=50)
+    with Emulator(answer=lambda *_: reply) as dear:
+        limited = labeling(max_cost_usd="0.012", params={"max_tokens": 50})
+        real_time(stream, engine(dear, tmp_path), labeling=limited).run(lambda waiting: not waiting)
+    results = stream.results()
+    given_up = [result for result in results if result.by == "none"]
+    assert 0 < len(given_up) < len(results) == 6
+    told = f"{len(given_up)} requests are not sent: max_cost_usd=0.012 has $0.0"
+    assert all(told in result.reason and "Raise the limit" in result.reason for result in given_up)
 
 
 def test_a_budget_leaves_messages_where_they_are(stream, llm, tmp_path):
