@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from google_emulator import BUCKET, gemini, vertex, vertex_in_tables
 
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs
-from dagster_llm_batch.types import RequestSpec
+from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
 VERTEX_SPECS = {
     "gemini": RequestSpec("gemini-2.5-flash"),
     "claude": RequestSpec("claude-sonnet-4-5", params={"max_tokens": 100}),
+    "embeddings": RequestSpec("gemini-embedding-001", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS),
 }
 
 
@@ -32,7 +34,7 @@ class TestVertex(ProviderContract):
 
 
 class TestVertexInTables(ProviderContract):
-    @pytest.fixture(params=VERTEX_SPECS)
+    @pytest.fixture(params=["gemini", "claude"])
     def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             yield ProviderUnderTest(
@@ -46,3 +48,11 @@ class TestGemini(ProviderContract):
         with Emulator() as emulator:
             provider = gemini(emulator, inline_bytes=request.param)
             yield ProviderUnderTest(provider, RequestSpec("gemini-2.5-flash"), emulator.settle, [DEFAULT_KEY])
+
+
+class TestGeminiEmbeddings(ProviderContract):
+    @pytest.fixture
+    def subject(self) -> Iterator[ProviderUnderTest]:
+        with Emulator() as emulator:
+            spec = replace(VERTEX_SPECS["embeddings"], response=ResponseFormat(ResponseKind.EMBEDDING, dimensions=6))
+            yield ProviderUnderTest(gemini(emulator), spec, emulator.settle, [DEFAULT_KEY])

@@ -82,7 +82,7 @@ def display_name(operation: Mapping[str, Any]) -> str | None:
 def requests_file(operation: Mapping[str, Any]) -> str | None:
     """Return the file of the requests, if they are in one, and the API tells it."""
     source = _batch(operation).get("inputConfig")
-    name = source.get("fileName") if isinstance(source, Mapping) else None
+    name = (source.get("fileName") or source.get("file_name")) if isinstance(source, Mapping) else None
     return name if is_id(name) else None
 
 
@@ -96,7 +96,7 @@ def responses_file(operation: Mapping[str, Any]) -> str | None:
 def inlined_results(operation: Mapping[str, Any]) -> list[Any]:
     """Return the results that are in the operation itself."""
     for out in _outputs(operation):
-        inlined = out.get("inlinedResponses")
+        inlined = out.get("inlinedResponses") or out.get("inlinedEmbedContentResponses")
         rows = inlined.get("inlinedResponses") if isinstance(inlined, Mapping) else None
         if isinstance(rows, list):
             return rows

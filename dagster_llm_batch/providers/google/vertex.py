@@ -26,6 +26,13 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError, answer_line, created_id, result_lines
 from dagster_llm_batch.providers.google.clients import GoogleApi, GoogleProvider
+from dagster_llm_batch.providers.google.embeddings import (
+    VERTEX_EMBEDDING_LIMITS,
+    GoogleEmbeddingLines,
+    check_vertex_embeddings,
+    is_embedding,
+    real_time,
+)
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import inputs_of, is_job, output_of, read_job
@@ -42,6 +49,7 @@ from dagster_llm_batch.types import (
     BatchLimits,
     BatchReport,
     CannotTell,
+    Endpoint,
     FindHints,
     Found,
     RequestSpec,
@@ -141,13 +149,17 @@ class VertexProvider(GoogleProvider):
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. Raises ConfigError for an open model: its lines are another form, not written yet."""
+        """See Provider.codec. Raises ConfigError for an open model: nobody has written down what its results name."""
         if _is_open(spec.model):
             raise ConfigError(
                 f"The model {spec.model!r} is not one of Google's or Claude: batches of open models (Llama, DeepSeek, "
-                "Qwen, gpt-oss, …) take lines of another form on Vertex AI, and the form of their results is not "
-                "documented. Nothing was sent. Take a Gemini or Claude model here, or this one at another provider."
+                "Qwen, gpt-oss, …) take OpenAI's lines on Vertex AI, whose custom_id the service says that it does not "
+                "use, and the form of their results is not documented: answers could not be matched to rows for "
+                "certain. Nothing was sent. Take a Gemini or Claude model here, or this one at another provider."
             )
+        if spec.endpoint is Endpoint.EMBEDDINGS or is_embedding(spec.model):
+            check_vertex_embeddings(spec.model, self._location, in_tables=self._dataset is not None)
+            return GoogleEmbeddingLines(spec, VERTEX_EMBEDDING_LIMITS, on_vertex=True)
         if not _is_claude(spec.model):
             return GoogleLines(spec, VERTEX_LIMITS, "custom_id", imported=True)
         if self._location == "global":
@@ -214,7 +226,8 @@ class VertexProvider(GoogleProvider):
         if table is not None:
             yield from result_lines(self._tables.lines(table, report), "custom_id", f"the table {table}")
         elif folder is not None:
-            yield from self._storage.lines(folder, report)
+            id_field = "key" if is_embedding(job.get("model")) else "custom_id"
+            yield from self._storage.lines(folder, report, id_field)
 
     def delete(self, batch_id: str) -> None:
         """See Provider.delete: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
@@ -241,12 +254,15 @@ class VertexProvider(GoogleProvider):
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
-        verb = "rawPredict" if _is_claude(given["model"]) else "generateContent"
-        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", given["request"])
+        verb, request = "rawPredict" if _is_claude(given["model"]) else "generateContent", given["request"]
+        id_field = "custom_id"
+        if "content" in request:
+            id_field, (verb, request) = "key", real_time(request, on_vertex=True)
+        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", request)
         ok = status == HTTPStatus.OK
         answer = {
             "status": "" if ok else f"{_phrase(status)}: {_shown(body)}",
-            "custom_id": given["custom_id"],
+            id_field: given[id_field],
             "request": given["request"],
             "response": body if ok else {},
         }

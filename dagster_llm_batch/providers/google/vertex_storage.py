@@ -101,7 +101,7 @@ class VertexStorage:
             with suppress(UnknownIdError), self._calls(f"delete gs://{bucket}/{name}"):
                 client.bucket(bucket).blob(name).delete(**self._patience())
 
-    def lines(self, folder: str, report: BatchReport) -> Iterator[bytes]:
+    def lines(self, folder: str, report: BatchReport, id_field: str = "custom_id") -> Iterator[bytes]:
         """Yield the lines of all files below this gs:// address, in the order of their names.
 
         Raises UnknownIdError where there is none, and should be: a lifecycle rule of the bucket deletes files.
@@ -121,7 +121,7 @@ class VertexStorage:
             refuse_lost(report, f"folder {folder}")
         for name, size, checksum, blob in files:
             lines = split_lines(self._chunks(blob, size, checksum))
-            yield from result_lines(lines, "custom_id", f"gs://{bucket}/{name}")
+            yield from result_lines(lines, id_field, f"gs://{bucket}/{name}")
 
     def _chunks(self, blob: Any, size: int | None, listed_checksum: str | None) -> Iterator[bytes]:
         """The object's bytes. What came is compared with its listed size and checksum: pieces of it are not checked."""

@@ -57,6 +57,8 @@ class GeminiHouse:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", f"{_ROOT}/models/{{model}}:batchGenerateContent", self._create),
             ("POST", f"{_ROOT}/models/{{model}}:generateContent", self._real_time),
+            ("POST", f"{_ROOT}/models/{{model}}:asyncBatchEmbedContent", self._create),
+            ("POST", f"{_ROOT}/models/{{model}}:batchEmbedContents", self._embed),
             ("GET", f"{_ROOT}/batches", self._list),
             ("POST", f"{_ROOT}/batches/{{id}}:cancel", self._cancel),
             ("GET", f"{_ROOT}/batches/{{id}}", self._get),
@@ -88,13 +90,17 @@ class GeminiHouse:
         if known is not None and model not in known:
             raise ApiError(404, f"models/{model} is not found for API version v1.")
         inline = "requests" in source
-        rows = _inline_rows(source) if inline else self._file_rows(source.get("fileName"), account)
+        file_name = source.get("fileName") or source.get("file_name")
+        rows = _inline_rows(source) if inline else self._file_rows(file_name, account)
+        embeds = request.url.path.endswith(":asyncBatchEmbedContent")
+        if any(("content" in row["request"]) != embeds for row in rows):
+            raise ApiError(400, "The requests are not those of this method.")
         record = BatchRecord(
             id=f"batches/{self._world.new_id('', 'batch')}",
             ordinal=len(self._world.books.batches),
             account=account,
-            endpoint="batchGenerateContent",
-            input_file_id="" if inline else source["fileName"],
+            endpoint="asyncBatchEmbedContent" if embeds else "batchGenerateContent",
+            input_file_id="" if inline else str(file_name),
             metadata={"displayName": given["displayName"]},
             created_at=int(self._world.clock()),
         )
@@ -146,6 +152,17 @@ class GeminiHouse:
         one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
         status, answer = await asyncio.to_thread(respond, self._world, one)
         return JSONResponse(answer, status)
+
+    async def _embed(self, request: HttpRequest, account: str) -> Response:
+        """https://ai.google.dev/api/embeddings#method:-models.batchembedcontents"""
+        vectors = []
+        for body in (await json_body(request)).get("requests") or ():
+            one = Request(account=account, model=request.path_params["model"], body=body)
+            status, answer = await asyncio.to_thread(respond, self._world, one)
+            if "error" in answer:
+                return JSONResponse(answer, status)
+            vectors.append(answer["embedding"])
+        return JSONResponse({"embeddings": vectors})
 
     # https://ai.google.dev/api/files#method:-media.upload
     async def _upload(self, request: HttpRequest, account: str) -> Response:

@@ -14,7 +14,7 @@ from dagster_llm_batch.testing.emulator.answers import Reply
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.google.wire import Body, chat_form, claude_reply, error_body, gemini_reply
-from dagster_llm_batch.testing.emulator.openai.wire import CHAT, limited, truncated
+from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, limited, truncated
 from dagster_llm_batch.testing.emulator.world import World
 
 _REQUEST = frozenset(
@@ -34,6 +34,8 @@ _SCHEMA = frozenset(
     | {"default", "items", "minimum", "maximum"}
 )
 _TYPES = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"})
+_EMBED = frozenset({"model", "content", "embedContentConfig"})
+_EMBED_CONFIG = frozenset({"taskType", "title", "outputDimensionality", "autoTruncate"})
 _CLAUDE_NEEDED = ("anthropic_version", "max_tokens", "messages")
 _OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
 
@@ -58,6 +60,8 @@ def problem(body: Any) -> str | None:
 def _problems(body: Any) -> Iterator[str]:
     if not isinstance(body, dict):
         yield "Invalid JSON payload received. The request must be an object."
+    elif "content" in body:
+        yield from _embedding_problems(body)
     elif "anthropic_version" in body:
         yield from (f"{name}: Field required" for name in _CLAUDE_NEEDED if not body.get(name))
     else:
@@ -70,6 +74,20 @@ def _problems(body: Any) -> Iterator[str]:
             if config.get("responseMimeType") != "application/json":
                 yield "For controlled generation, response_mime_type must be set to application/json."
             yield from _schema_problems(schema, "generation_config.response_schema")
+
+
+def _embedding_problems(body: Body) -> Iterator[str]:
+    """https://ai.google.dev/api/embeddings; one config, in either spelling, and one content."""
+    yield from _unknown(body, _EMBED, "")
+    yield from _unknown(embed_config(body), _EMBED_CONFIG, "embed_content_config.")
+    parts = body["content"].get("parts") if isinstance(body["content"], dict) else None
+    if not isinstance(parts, list) or not parts or not all(isinstance(part.get("text"), str) for part in parts):
+        yield "* EmbedContentRequest.content: contains no text"
+
+
+def embed_config(body: Body) -> Body:
+    """The options of a request for an embedding."""
+    return _camel(_camel(body).get("embedContentConfig") or {})
 
 
 def _content_problems(body: Body) -> Iterator[str]:
@@ -133,6 +151,7 @@ def respond(world: World, request: Request) -> tuple[int, Body]:
     """Status and body of the answer. Enters the books."""
     status, answer, used = _answer(world, request)
     verb = "rawPredict" if "anthropic_version" in request.body else "generateContent"
+    verb = "embedContent" if "content" in request.body else verb
     world.books.write(
         Execution(
             account=request.account,
@@ -156,12 +175,15 @@ def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]
     wrong = problem(request.body)
     if wrong is not None:
         return _BAD_REQUEST, error_body(_BAD_REQUEST, wrong), (0, 0)
-    chat = chat_form(request.model, request.body)
+    embeds = "content" in request.body
+    chat = {"model": request.model} if embeds else chat_form(request.model, request.body)
     # a struck request never reaches the model: the account doesn't pay for what the house got wrong
     failing = next((fault for fault in request.faults if fault.kind == "status"), None)
     if failing is not None:
         body = error_body(failing.status_code, failing.message, code=failing.code)
         return failing.status_code, body, (0, 0)
+    if embeds:
+        return _embedding(world, request)
     reply = _bent(limited(world.answer(chat, CHAT), chat), request.faults)
     if reply.status_code != _OK:
         return reply.status_code, error_body(reply.status_code, reply.message, code=reply.code), (0, 0)
@@ -172,6 +194,20 @@ def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]
     body = gemini_reply(request.model, reply, chat)
     usage = body["usageMetadata"]
     return _OK, body, (usage["promptTokenCount"], usage["candidatesTokenCount"] + usage["thoughtsTokenCount"])
+
+
+def _embedding(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]:
+    text = "".join(part["text"] for part in request.body["content"]["parts"])
+    asked = {
+        "model": request.model,
+        "input": text,
+        "dimensions": embed_config(request.body).get("outputDimensionality"),
+    }
+    reply = world.answer(asked, EMBEDDINGS)
+    if reply.status_code != _OK:
+        return reply.status_code, error_body(reply.status_code, reply.message, code=reply.code), (0, 0)
+    count = max(1, len(text) // 4) if reply.input_tokens is None else reply.input_tokens
+    return _OK, {"embedding": {"values": (reply.embeddings or [[]])[0]}, "tokenCount": count}, (count, 0)
 
 
 def _bent(reply: Reply, faults: Collection[RowFault]) -> Reply:

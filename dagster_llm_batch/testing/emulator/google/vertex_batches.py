@@ -40,6 +40,7 @@ class VertexJob:
         self._rows: RunningRows | None = None
         self._error: Body | None = None
         self._directory: str | None = None
+        self._id_field = "custom_id"
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
         self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
@@ -80,7 +81,8 @@ class VertexJob:
         except ImportFailedError as error:
             return self._fail(_INVALID_ARGUMENT, str(error))
         model = self.body["model"].rpartition("/")[2]
-        self._rows = RunningRows(self._world, self.record, rows, model=model, id_field="custom_id")
+        self._id_field = "key" if "key" in rows[0] else "custom_id"
+        self._rows = RunningRows(self._world, self.record, rows, model=model, id_field=self._id_field)
         return "due"
 
     def _read(self) -> list[Body]:
@@ -119,7 +121,7 @@ class VertexJob:
         if "bigqueryDestination" in self.body["outputConfig"]:
             return self._export_table(rows, at)
         assert self._storage is not None
-        file = ResultFile(self._world.faults.whole_file(self.record.ordinal))
+        file = ResultFile(self._world.faults.whole_file(self.record.ordinal), self._id_field)
         for index in rows.order:
             if index in rows.answers:
                 faults = self._world.faults.file(self.record.ordinal, rows.custom_id(index), rows.raw(index))
@@ -182,4 +184,7 @@ class VertexJob:
 
 def _row(row: Body, status: int, answer: Body, at: float) -> Body:
     words = "" if ok(status) else f"{HTTPStatus(status).phrase}: {json.dumps(answer)}"
+    if "embedding" in answer:
+        # A count is a text there.
+        answer = {**answer, "tokenCount": str(answer["tokenCount"])}
     return {"status": words, "processed_time": rfc3339(at), **row, "response": answer if ok(status) else {}}

@@ -49,6 +49,7 @@ class VertexHouse:
             ("DELETE", f"{jobs}/{{id}}", self._delete),
             ("POST", f"{model}:generateContent", self._real_time),
             ("POST", f"{model}:rawPredict", self._real_time),
+            ("POST", f"{model}:embedContent", self._real_time),
         )
         return google_app(table, cloud_caller(self._world))
 
@@ -119,6 +120,8 @@ class VertexHouse:
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
         one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
         status, answer = await asyncio.to_thread(respond, self._world, one)
+        if "embedding" in answer:
+            answer["usageMetadata"] = {"promptTokenCount": answer.pop("tokenCount")}
         if status == 200 and "candidates" in answer:  # noqa: PLR2004 -- HTTP
             answer["createTime"] = rfc3339(self._world.clock())
         return JSONResponse(answer, status)
