@@ -279,6 +279,8 @@ class BatchReport:
     smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None
+    input_tokens: int | None = None  # of all its replies together, where the vendor counts them
+    output_tokens: int | None = None
     reported_usd: Decimal | None = None  # what the vendor says that all of it cost
     model: str | None = None  # where the vendor tells it, in its own words
 

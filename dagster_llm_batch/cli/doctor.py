@@ -19,6 +19,7 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
+from dagster_llm_batch.cli.smoke import smoke_asset, smoke_namespace
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
@@ -34,6 +35,7 @@ from dagster_llm_batch.engine.status import (
 )
 from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.openai.servers import Server, unseen_facts
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -118,6 +120,8 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         for name, provider in sorted(engine.providers.items()):
             yield _tried(f"provider {name}", partial(_provider, name, provider))
             yield from _files_at(name, provider)
+            if (server := getattr(provider, "server", None)) is not None:
+                yield _tried(f"preset of {name}", partial(_preset, deployment, name, server))
         for name, dataset in sorted(deployment.code.datasets.items()):
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
@@ -292,6 +296,24 @@ def _request_files(engine: Engine) -> Iterator[Finding]:
         yield Finding(
             "request files", Verdict.WARNING, problem, "dagster-llm-batch prune --delete says what is in the way."
         )
+
+
+def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
+    """Say what of a server nobody is known to have seen, and whether a smoke has seen it since."""
+    check = f"preset of {name}"
+    unseen, seen = unseen_facts(server)
+    told = f"{server.title}: by its documents alone, and never seen live: {', '.join(unseen) or 'nothing'}"
+    smoke = None
+    if deployment.missing_ledger_file is None:
+        namespace, asset = smoke_namespace(deployment.namespace), smoke_asset(name)
+        settled = [one for one in deployment.ledger.submissions(namespace, assets=[asset]) if one.is_settled]
+        smoke = next((one for one in reversed(settled) if one.outcomes.get(Outcome.SUCCEEDED.value)), None)
+    if smoke is not None:
+        return Finding(check, Verdict.OK, f"{told}; a smoke of {smoke.created_at:%Y-%m-%d} got its labels")
+    if seen:
+        return Finding(check, Verdict.OK, told)
+    then = f"See for yourself, with three rows: dagster-llm-batch smoke {name} --max-usd 0.05"
+    return Finding(check, Verdict.WARNING, told, then)
 
 
 def _dataset(engine: Engine, labeling: Labeling) -> Finding:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "prune": ("prune", "Remove stored files that nothing needs any more."),
     "erase": ("erase", "Remove what is stored of rows, and ask them no more."),
     "doctor": ("doctor", "Credentials, permissions, limits, storage, ledger, prices."),
+    "smoke": ("smoke", "Three rows through a real account, step by step, and their price."),
     "emulate": ("emulate", "Emulated providers on loopback. Answers are simulated."),
 }
 

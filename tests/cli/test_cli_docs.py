@@ -8,6 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -61,6 +63,9 @@ def test_every_command_of_the_page_runs_in_its_order(project, home):
         elif arguments[0] == "emulate":
             exports = run_until_interrupted(arguments)
             assert exports["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
+        elif arguments[0] == "smoke":
+            with settled_all_the_time(project.emulator):
+                project.cli(*arguments)
         elif arguments[0] == "review":
             assert "/table/ticket_labels?token=" in run_until_interrupted(arguments)["url"]
         else:
@@ -81,6 +86,24 @@ def materialize(launch):
         with pytest.raises(SystemExit) as ended:
             run()
     assert not ended.value.code, arguments
+
+
+@contextmanager
+def settled_all_the_time(emulator):
+    """Batches end by themselves meanwhile: the command waits for one."""
+    is_over = threading.Event()
+
+    def settle():
+        while not is_over.wait(0.05):
+            emulator.settle()
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def run_until_interrupted(arguments):

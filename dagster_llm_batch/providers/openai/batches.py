@@ -50,6 +50,7 @@ def read_batch(batch: Any) -> BatchReport:
         reason = "The provider gives no reason."
     counts = getattr(batch, "request_counts", None)
     total, completed, failed = (count_of(getattr(counts, name, None)) for name in ("total", "completed", "failed"))
+    usage = getattr(batch, "usage", None)
     ended_at = next((time for name in _ENDS if (time := time_of(getattr(batch, name, None))) is not None), None)
     # All counts are zero before the file is validated, and in a batch that failed validation.
     known = bool(total)
@@ -67,6 +68,8 @@ def read_batch(batch: Any) -> BatchReport:
         created_at=created_at(batch),
         ended_at=ended_at,
         model=model if isinstance(model := getattr(batch, "model", None), str) else None,
+        input_tokens=count_of(getattr(usage, "input_tokens", None)),
+        output_tokens=count_of(getattr(usage, "output_tokens", None)),
     )
 
 

@@ -127,6 +127,11 @@ class OpenAIProvider(StainlessProvider):
         self._http_client = http_client
         self._sdk: OpenAI | None = None
 
+    @property
+    def server(self) -> Server:
+        """What is known of the server, as data."""
+        return self._server
+
     def _secrets(self) -> list[str]:
         keys = (self._api_key,) if self._tokens is None else self._tokens.known
         return [*keys, *(part for value in self._headers.values() for part in value.split())]

@@ -10,13 +10,13 @@ batches are inline, as OpenRouter's, are in `openrouter.servers`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Generic, NamedTuple, TypeVar
 
 from dagster_llm_batch.types import Endpoint
 
-__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "Server", "Windows"]
+__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "Server", "Windows", "unseen_facts"]
 
 _T = TypeVar("_T")
 _HOUR, _DAY = 3_600, 86_400
@@ -106,6 +106,16 @@ class Server:
     errors: Fact[str] | None = None
     output_tokens: Fact[int] | None = None
     quirks: tuple[Fact[str], ...] = ()
+
+
+def unseen_facts(server: Server) -> tuple[list[str], int]:
+    """Return what of a server is taken from documents alone, in words, and how many facts somebody saw live."""
+    named = {field.name.replace("_", " "): getattr(server, field.name) for field in fields(server)}
+    facts = {name: fact for name, fact in named.items() if isinstance(fact, Fact)}
+    seen = sum(fact.seen_live for fact in (*facts.values(), *server.quirks))
+    return [name for name, fact in facts.items() if not fact.seen_live] + [
+        fact.value for fact in server.quirks if not fact.seen_live
+    ], seen
 
 
 _OPENAI = "developers.openai.com, Batch guide and API reference, 2026-11"

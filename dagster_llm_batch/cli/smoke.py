@@ -1,0 +1,269 @@
+"""`smoke`: three rows through a real account, each step told, and our price held against what the vendor reports.
+
+It is an ordinary submission, in a namespace of its own, by the ordinary engine and ledger: whoever stops it, by Ctrl-C
+or kill -9, gives the same command again, and it goes on where it was. Nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from pydantic import BaseModel
+
+from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
+from dagster_llm_batch.cli.output import counted, print_json
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dagster_llm_batch.engine import Engine
+    from dagster_llm_batch.engine.status import Status
+
+__all__ = ["smoke_asset", "smoke_command", "smoke_namespace"]
+
+_TEXTS = ("I love this!", "This is the worst day of my life.", "The table is made of wood.")
+# Enough for a label, and at OpenAI for a model that thinks before. By the kind of a provider.
+_PARAMS: Mapping[str, dict[str, Any]] = {
+    "openai": {"max_completion_tokens": 2_000},
+    "anthropic": {"max_tokens": 64},
+    "bedrock": {"max_tokens": 64},
+    "vertex": {"max_output_tokens": 64},
+    "gemini": {"max_output_tokens": 64},
+}
+
+
+class Sentiment(BaseModel):
+    """What the three texts are asked for."""
+
+    label: Literal["positive", "negative", "neutral"]
+
+
+@dataclass
+class _Story:
+    """What was told, step by step: at once to people, and in the end to programs."""
+
+    is_silent: bool
+    steps: list[dict[str, str]] = field(default_factory=list)
+
+    def tell(self, step: str, said: str) -> None:
+        self.steps.append({"step": step, "said": said})
+        if not self.is_silent:
+            click.echo(f"{step:8}{cell_text(said, limit=400)}")
+
+
+@click.command("smoke", cls=Command)
+@click.argument("name", metavar="PROVIDER")
+@code_location_command
+@click.option("--model", help="The provider's name of a model.  [default: that of a dataset of this provider]")
+@click.option("--params", help="Parameters as JSON, with a maximum of tokens, as '{\"max_tokens\": 64}'.")
+@click.option("--max-usd", default="0.05", show_default=True, help="What may be billed at most, whatever happens.")
+@click.option("--again", is_flag=True, help="Send three new rows, where an earlier smoke has ended.")
+@click.option("--poll-seconds", default=15.0, show_default=True, help="How long to wait between two looks.")
+@json_option
+def smoke_command(
+    deployment: DeploymentAccess,
+    name: str,
+    model: str | None,
+    params: str | None,
+    max_usd: str,
+    poll_seconds: float,
+    *,
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Send three short texts through PROVIDER, as the definitions name it: a first live word, step by step. The account
+    is asked, the price planned, one batch created, waited for and read, and our price held against the vendor's counts.
+
+    It costs money, --max-usd at most; a vendor with a least size of batches is sent copies of the rows. It may take as
+    long as the vendor's window. Stopped, by Ctrl-C or harder, the same command goes on where it was.
+    """
+    story = _Story(as_json)
+    with _engine(deployment) as engine:
+        labeling = _labeling(deployment, engine, name, model, params, max_usd)
+        try:
+            is_sound = _smoke(engine, labeling, story, poll_seconds, again=again)
+        except KeyboardInterrupt:
+            story.tell("stopped", "the batch goes on at the vendor. Give the same command: nothing is paid twice.")
+            leave(ExitCode.LATER)
+    if as_json:
+        print_json({"sound": is_sound, "steps": story.steps})
+    if not is_sound:
+        leave(ExitCode.NEEDS_A_PERSON)
+
+
+def smoke_namespace(namespace: str) -> str:
+    """Return the namespace of smokes: no sensor or asset of the deployment looks there."""
+    return f"{namespace}-smoke"
+
+
+def smoke_asset(name: str) -> str:
+    """Return under which name the ledger has the smokes of a provider."""
+    return f"smoke_{name}"
+
+
+@contextmanager
+def _engine(deployment: DeploymentAccess) -> Iterator[Engine]:
+    resource = deployment.resource
+    engine = resource.model_copy(update={"namespace": smoke_namespace(resource.namespace)}).engine()
+    with closing(engine.ledger):
+        yield engine
+
+
+def _labeling(
+    deployment: DeploymentAccess, engine: Engine, name: str, model: str | None, params: str | None, max_usd: str
+) -> Labeling:
+    """Return what is asked. Raises ConfigError for a provider that is not configured, or without a model."""
+    engine.provider(name)
+    datasets = (dataset.labeling for dataset in deployment.code.datasets.values())
+    labelings = [one for dataset in datasets for one in dataset.models if one.provider == name]
+    chats = [one for one in labelings if one.spec.endpoint in (Endpoint.CHAT, Endpoint.RESPONSES)]
+    alike = next((one for one in chats if model in (None, one.spec.model)), None)
+    if model is None and alike is None:
+        raise ConfigError(f"No dataset of these definitions asks a model of '{name}' for texts. Name one: --model …")
+    given = _PARAMS.get(engine.deployment.kind(name), {"max_tokens": 64}) if alike is None else alike.params
+    try:
+        given = given if params is None else dict(json.loads(params))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--params {params!r} is no JSON object: {error}") from None
+    return Labeling(
+        asset=smoke_asset(name),
+        model=f"{name}/{model}" if alike is None else alike.model,
+        key="id",
+        prompt=Prompt(system="You label the sentiment of short texts.", user="{{ text }}"),
+        response=Sentiment,
+        params=given,
+        endpoint=None if alike is None else alike.endpoint,
+        limits=Limits(below_minimum="pad"),
+        resend=Resend(max_waves=1, invalid_waves=1),
+        # Not in expectation: never more.
+        spend=Spend(price=None if alike is None else alike.spend.price, limit="hard"),
+        max_cost_usd=max_usd,
+    )
+
+
+def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: float, *, again: bool) -> bool:
+    """Go through all steps; return whether all went well."""
+    provider, rules = engine.provider(labeling.provider), engine.deployment
+    nonce = f"s{uuid.uuid4().hex[:16]}"
+    # Of a batch that cannot exist: the vendor has to list what there is, which shows whether it takes the key.
+    sighting = provider.find(f"smoke-{nonce}", FindHints(utc_now(), 1, nonce))
+    doubt = (
+        f"; but it cannot tell whose batches are ours: {sighting.reason}" if isinstance(sighting, CannotTell) else ""
+    )
+    story.tell("key", f"{labeling.provider} takes the credentials: account {provider.account}{doubt}")
+    number, known = _round(engine, labeling, again=again)
+    rows = [
+        {"id": at, "text": text if number == 1 else f"{text} ({number})"} for at, text in enumerate(_TEXTS, start=1)
+    ]
+    if (gap := rules.price_gap(labeling)) is not None:
+        raise ConfigError(f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent.")
+    preview = engine.preview(labeling, rows, partition=str(number))
+    if preview.refused:
+        raise ConfigError(f"{preview.refused} Nothing was sent.")
+    story.tell(
+        "plan",
+        f"{labeling.model}, round {number}: {counted(preview.to_send, 'request', 'requests')} to send; "
+        f"{_usd(preview.estimated_usd)} expected, {_usd(preview.bound_usd)} at most ({preview.price_basis.value}); "
+        f"--max-usd {labeling.max_cost_usd}",
+    )
+    submission_id = engine.plan(labeling, rows, partition=str(number)).submission_id
+    status = engine.submit(labeling, submission_id)
+    way = "was created" if not known else "is known from before; nothing is sent again"
+    story.tell("create", f"batch {', '.join(status.batch_ids) or '(none yet)'} {way}")
+    status = _wait(engine, labeling, submission_id, story, poll_seconds)
+    labeled = engine.labels(labeling, submission_id)
+    for row in [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]:
+        said = row.get("label") or f"no label ({row['llm_outcome']}): {row.get('llm_reason')}"
+        tokens = f"{row['llm_input_tokens']} tokens in, {row['llm_output_tokens']} out"
+        story.tell(
+            "result",
+            f"{rows[row['id'] - 1]['text']!r}: {said}; {row['llm_model']}, {tokens}, {_usd(row['llm_cost_usd'])}",
+        )
+    is_priced = _check_price(engine, labeling, status, [labeled.labels, labeled.rejects], story)
+    if len(labeled.rejects):
+        story.tell("end", f"{counted(len(labeled.rejects), 'row has', 'rows have')} no label: see the reasons above")
+    return is_priced and not len(labeled.rejects)
+
+
+def _round(engine: Engine, labeling: Labeling, *, again: bool) -> tuple[int, bool]:
+    """Return the number of the round that is under way, or is to begin, and whether its rows were sent before."""
+    number = 1
+    while engine.latest(labeling.asset, str(number + 1)) is not None:
+        number += 1
+    last = engine.latest(labeling.asset, str(number))
+    if last is not None and last.is_settled and again:
+        return number + 1, False
+    return number, last is not None and bool(engine.status(last.submission_id).batch_ids)
+
+
+def _wait(engine: Engine, labeling: Labeling, submission_id: str, story: _Story, poll_seconds: float) -> Status:
+    """Wait until all is settled, and tell whatever has changed."""
+    last = ""
+    while True:
+        status = engine.advance(labeling, submission_id)
+        states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
+        now = f"{states}; {status.done} of {counted(status.total, 'request', 'requests')} done"
+        if now != last:
+            story.tell("poll", f"{utc_now():%H:%M:%S} UTC: {now}")
+            last = now
+        if status.is_settled:
+            return status
+        time.sleep(poll_seconds)
+
+
+def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: list[pa.Table], story: _Story) -> bool:
+    """Hold what we have counted against what the vendor says of the whole batch, and of the cost where it says that."""
+    rows = [row for table in tables for row in table.to_pylist()]
+    ours = tuple(sum(row[f"llm_{kind}_tokens"] or 0 for row in rows) for kind in ("input", "output"))
+    cost, bound = status.submission.cost_usd, Decimal(str(labeling.max_cost_usd))
+    story.tell("price", f"{_usd(cost)} by our prices, for {ours[0]} tokens in and {ours[1]} out, of --max-usd {bound}")
+    is_sound = cost is not None and cost <= bound
+    if cost is None:
+        story.tell("price", "the replies do not tell what they took, or something in them has no known price")
+    reports = engine.provider(labeling.provider).poll(status.batch_ids).values()
+    theirs = [(report.input_tokens, report.output_tokens) for report in reports]
+    if theirs and all(None not in pair for pair in theirs):
+        whole = tuple(sum(pair[at] or 0 for pair in theirs) for at in (0, 1))
+        padded = any(shard.padding for shard in status.shards)
+        agrees = whole == ours or padded
+        story.tell(
+            "price",
+            f"the vendor counts {whole[0]} tokens in and {whole[1]} out for the batch: "
+            + (
+                "the same"
+                if whole == ours
+                else "with the copies that filled it up"
+                if padded
+                else "NOT the same as ours"
+            ),
+        )
+        is_sound = is_sound and agrees
+    else:
+        story.tell("price", "the vendor counts no tokens of the batch as a whole; ours are those of its replies")
+    if (both := status.reported_usd) is not None:
+        reported, computed = both
+        agrees = abs(reported - computed) <= max(reported, computed) / 100
+        story.tell(
+            "price", f"the vendor says that it cost {_usd(reported)}: {'the same' if agrees else 'NOT the same'}"
+        )
+        is_sound = is_sound and agrees
+    return is_sound
+
+
+def _usd(amount: Decimal | None) -> str:
+    return "unknown" if amount is None else f"{amount.normalize():f} USD"

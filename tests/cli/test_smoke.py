@@ -1,0 +1,118 @@
+"""`smoke`: three rows through an account, each step told; stopped anywhere it goes on, and pays nothing twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from project import DEFINITIONS
+
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    """A batch ends by itself: the command waits for it."""
+    with Emulator(pace=0.02) as running:
+        yield running
+
+
+def smoke(project, *options, code=0, provider="openai"):
+    return project.json("smoke", provider, "--poll-seconds", "0.05", *options, code=code)
+
+
+def told(document, step):
+    return [one["said"] for one in document["steps"] if one["step"] == step]
+
+
+def test_every_step_is_told_and_the_price_is_that_of_the_vendors_counts(project):
+    document = smoke(project)
+    assert document["sound"] is True
+    assert list(dict.fromkeys(one["step"] for one in document["steps"])) == [
+        *("key", "plan", "create", "poll", "result", "price")
+    ]
+    assert project.emulator.openai_base_url.partition("//")[2].partition("/")[0] in told(document, "key")[0]
+    assert "3 requests to send" in told(document, "plan")[0]
+    assert "at most (batch)" in told(document, "plan")[0]
+    [batch] = project.emulator.books.batches
+    assert batch.id in told(document, "create")[0]
+    assert len(told(document, "result")) == 3
+    assert told(document, "price")[1].endswith("for the batch: the same")
+    assert DEFAULT_KEY not in str(document)
+
+
+def test_once_it_has_ended_it_is_told_again_and_nothing_is_sent_before_that_is_asked_for(project):
+    first = smoke(project)
+    second = smoke(project)
+    assert len(project.emulator.books.executions) == 3
+    assert "nothing is sent again" in told(second, "create")[0]
+    assert told(second, "price")[0] == told(first, "price")[0]
+    smoke(project, "--again")
+    assert len(project.emulator.books.executions) == 6
+    assert len({one.body_digest for one in project.emulator.books.executions}) == 6
+    # No dataset and no sensor of the deployment sees any of it.
+    with project.engine() as engine:
+        assert engine.ledger.submissions("test") == []
+
+
+def test_what_can_cost_more_than_max_usd_is_never_sent_at_once(project):
+    failed = project.on_file("smoke", "openai", "--max-usd", "0.0000001", code=1)
+    assert "Nothing was sent." in failed.output
+    assert project.emulator.books.batches == []
+    assert project.emulator.books.executions == []
+
+
+def test_a_provider_or_a_model_that_is_not_there_is_refused_in_words(project):
+    assert "'nobody'" in project.on_file("smoke", "nobody", code=1).output
+    assert "is no JSON object" in project.on_file("smoke", "openai", "--params", "[1", code=1).output
+    unknown = project.on_file("smoke", "openai", "--model", "brand-new", code=1)
+    assert "Without a price nobody can keep to --max-usd" in unknown.output
+    assert project.emulator.books.batches == []
+
+
+def test_after_kill_nine_the_same_command_goes_on_and_nothing_is_sent_or_paid_twice(project, emulator):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    arguments = ["smoke", "openai", "-f", str(project.file), "--poll-seconds", "600"]
+    command = [sys.executable, "-c", "from dagster_llm_batch.cli.main import main; main()", *arguments]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("create") for line in process.stdout)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert len(emulator.books.batches) == 1
+    document = smoke(project)
+    assert document["sound"] is True
+    assert "nothing is sent again" in told(document, "create")[0]
+    assert (len(emulator.books.batches), len(emulator.books.executions)) == (1, 3)
+
+
+@pytest.fixture
+def preset_project(project):
+    """The same project with a preset that nobody is known to have called."""
+    url = project.emulator.openai_base_url
+    further = f'            providers={{"fast": preset("groq", api_key="{DEFAULT_KEY}", base_url="{url}")}},\n'
+    definitions = DEFINITIONS.replace("            **places,\n", further + "            **places,\n")
+    definitions = definitions.replace("    OpenAIBatchResource,\n", "    OpenAIBatchResource,\n    preset,\n", 1)
+    project.file.write_text(definitions)
+    return project
+
+
+def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_it(preset_project):
+    def finding():
+        findings = preset_project.json("doctor")["findings"]
+        return next(one for one in findings if one["check"] == "preset of fast")
+
+    before = finding()
+    assert before["verdict"] == "warning"
+    assert "windows" in before["said"]
+    assert "dagster-llm-batch smoke fast" in before["then"]
+    smoke(preset_project, "--model", "openai/gpt-oss-20b", "--params", '{"max_tokens": 64}', provider="fast")
+    after = finding()
+    assert (after["verdict"], "got its labels" in after["said"]) == ("ok", True)
