@@ -47,6 +47,7 @@ def live(provider: Provider, spec: RequestSpec, emulator: Emulator, word: str, c
     with pytest.raises(RefusedError):
         provider.submit(batch_file(codec), spec, f"dlb-0013-{word}3")
     provider.count_files()
+    provider.delete_request_file(second)
     provider.delete(first)
 
 
