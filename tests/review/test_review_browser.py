@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import on_socket
+from served_pages import on_socket
 
 from dagster_llm_batch.addresses import Filter, table_path
 from dagster_llm_batch.review.access import Door
