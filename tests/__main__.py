@@ -188,6 +188,8 @@ _SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
     "flink": Engine(("default-jre-headless",), "java", own_environment=True, beside=True, python="3.11"),
+    # too many pins to share an environment with
+    "labelstudio": Engine(own_environment=True, beside=True, python="3.11"),
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
     "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),

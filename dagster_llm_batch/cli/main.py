@@ -26,6 +26,8 @@ _COMMANDS = {
     "retry": ("decisions", "Ask again for rows that have no label."),
     "review": ("review", "A page on this machine to look at rows, prompts and replies."),
     "export": ("export", "Labels, rejects, mistakes, judgments or fine-tuning examples, as a file."),
+    "export-tasks": ("tasks", "Rows for people to judge in Label Studio, Argilla or a spreadsheet."),
+    "import-judgments": ("tasks", "What people said in Label Studio, Argilla or a spreadsheet, into the ledger."),
     "prices": ("prices", "The price book in use and its age; fetch a newer one."),
     "prune": ("prune", "Remove stored files that nothing needs any more."),
     "erase": ("erase", "Remove what is stored of rows, and ask them no more."),
@@ -49,7 +51,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"dagster_llm_batch.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, f"{cmd_name}_command")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,7 +17,6 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_com
 from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
-from dagster_llm_batch.types import ResponseKind
 
 if TYPE_CHECKING:
     from dagster_llm_batch.review.forms import LabelForm
@@ -133,18 +132,10 @@ def _load(deployment: DeploymentAccess, key: dg.AssetKey, partition: str) -> obj
 
 def _forms(deployment: DeploymentAccess) -> list[LabelForm]:
     """Return what people can be asked of the rows of each dataset. Nobody judges a vector."""
-    from dagster_llm_batch.review.forms import LabelForm  # noqa: PLC0415 - an extra
+    from dagster_llm_batch.review.forms import form_of_labeling  # noqa: PLC0415 - an extra
 
-    return [
-        LabelForm(
-            name,
-            dataset.labeling.key,
-            dataset.labeling.reader.format.json_schema,
-            tuple(field.name for field in dataset.labeling.reader.fields),
-        )
-        for name, dataset in deployment.code.datasets.items()
-        if dataset.labeling.reader.format.kind is not ResponseKind.EMBEDDING
-    ]
+    forms = [form_of_labeling(name, dataset.labeling) for name, dataset in deployment.code.datasets.items()]
+    return [form for form in forms if form is not None]
 
 
 def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> str | None:

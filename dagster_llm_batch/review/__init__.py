@@ -1,7 +1,10 @@
-"""A page on loopback on which people look at the rows of a deployment: `dagster-llm-batch review`.
+"""A page on loopback on which people look at the rows of a deployment, `dagster-llm-batch review`, and the way of
+rows to other tools.
 
-tables.py     stored tables, filtered and paged in place by DuckDB
-evidence.py   what was sent and what came back for one request
-prompts.py    a request body of any vendor as the messages that a person reads
-server.py     the pages, and who may see them
+tables.py        stored tables, filtered and paged in place by DuckDB
+evidence.py      what was sent and what came back for one request
+prompts.py       a request body of any vendor as the messages that a person reads
+tasks.py         rows as tasks of Label Studio, Argilla and spreadsheets
+task_answers.py  what people said there, read back
+server.py        the pages, and who may see them
 """

@@ -10,9 +10,11 @@ from typing import Any
 import jsonschema
 
 from dagster_llm_batch.core.json_values import as_json
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.types import ResponseKind
 
-__all__ = ["Field", "LabelForm"]
+__all__ = ["Field", "LabelForm", "form_of_labeling"]
 
 _WITHIN = "/"
 _DEEPEST = 5
@@ -175,6 +177,14 @@ class LabelForm:
         for part in reference[2:].split("/"):
             found = found.get(part, {})
         return {**found, **{name: value for name, value in spec.items() if name != "$ref"}}
+
+
+def form_of_labeling(dataset: str, labeling: Labeling) -> LabelForm | None:
+    """Return what people can be asked of the rows of a labeling. Nobody judges a vector."""
+    reader = labeling.reader
+    if reader.format.kind is ResponseKind.EMBEDDING:
+        return None
+    return LabelForm(dataset, labeling.key, reader.format.json_schema, tuple(field.name for field in reader.fields))
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.errors import InputError, LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
-from dagster_llm_batch.review.prompts import Part, read_body, read_prompt
+from dagster_llm_batch.review.prompts import Part, asked_last, read_body
 from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, Place, StandingJudgments
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View
 from dagster_llm_batch.storage.ledger.records import Judgment
@@ -190,10 +190,7 @@ class LabelPages:
         sent = next(
             (a.request for a in self._deployment.attempts(form.dataset, partition, request_id) if a.request), None
         )
-        parts = [] if sent is None else read_prompt(read_body(sent))
-        # Examples of the prompt come before the row's own message.
-        asked = [number for number, part in enumerate(parts) if part.role != "user"]
-        return parts[asked[-1] + 1 :] if asked else parts
+        return [] if sent is None else asked_last(read_body(sent))
 
 
 def _here(request: Request) -> str:

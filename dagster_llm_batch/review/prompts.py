@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Part", "read_body", "read_prompt", "read_texts"]
+__all__ = ["Part", "asked_last", "read_body", "read_prompt", "read_texts"]
 
 _IMAGE_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "jpg": "image/jpeg", "gif": "image/gif", "webp": "image/webp"}
 
@@ -48,6 +48,13 @@ def read_prompt(body: Any) -> list[Part]:
     for name in _MESSAGES:
         parts += _parts(body.get(name), "user")
     return parts
+
+
+def asked_last(body: Any) -> list[Part]:
+    """Return what a request asks last: examples of the prompt come before the row's own message."""
+    parts = read_prompt(body)
+    asked = [number for number, part in enumerate(parts) if part.role != "user"]
+    return parts[asked[-1] + 1 :] if asked else parts
 
 
 def read_texts(body: Any) -> list[str]:

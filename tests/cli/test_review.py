@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import signal
@@ -184,3 +185,37 @@ def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_nam
         assert [one.row_key for one in engine.ledger.judgments.read("test", "ticket_labels")] == ["all-0"]
         engine.ledger.rename_asset("test", "ticket_labels", "renamed")
         assert [one.row_key for one in engine.ledger.judgments.read("test", "renamed")] == ["all-0"]
+
+
+def test_rows_go_out_as_tasks_and_come_back_once_as_judgments_but_for_erased_ones(landed):
+    path = landed.folder / "tasks.csv"
+    refused = landed.on_file("export-tasks", "ticket_labels", "-o", str(landed.folder / "tasks.json"), code=2).stderr
+    assert "Name the format by --format: label-studio, argilla, csv, parquet" in refused
+    landed.on_file("export-tasks", "ticket_labels", "--of", "ticket_labels_batch", "-o", str(path), code=1)
+    told = landed.json("export-tasks", "ticket_labels", "-o", str(path))
+    assert (told["tasks"], told["format"]) == (3, "csv")
+    assert "There is a file" in landed.on_file("export-tasks", "ticket_labels", "-o", str(path), code=2).stderr
+    rows = list(csv.DictReader(path.open(newline="")))
+    assert [(row["ticket_id"], row["llm_text"]) for row in rows] == [
+        (f"all-{number}", f"Where is my invoice all {number}?") for number in range(3)
+    ]
+    assert "model_topic" not in rows[0]
+    landed.on_file("erase", "ticket_labels", "--key", "all-1", "--delete", "--yes")
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "topic": "bug"} for row in rows)
+    nobody = landed.on_file("import-judgments", "ticket_labels", str(path), code=1).stderr
+    assert "nobody is named. Fill llm_annotator, or give --annotator" in nobody
+    for expected in ({"imported": 2, "there_already": 0}, {"imported": 0, "there_already": 2}):
+        told = landed.json("import-judgments", "ticket_labels", str(path), "--annotator", "ada")
+        assert told == {**expected, "older": 0, "erased": 1}
+    with landed.engine() as engine:
+        said = [
+            (one.annotator, one.row_key, one.answer) for one in engine.ledger.judgments.read("test", "ticket_labels")
+        ]
+    assert said == [("ada", key, {"topic": "bug"}) for key in ("all-0", "all-2")]
+    studio = landed.folder / "tasks.json"
+    landed.on_file("export-tasks", "ticket_labels", "--format", "label-studio", "--predictions", "-o", str(studio))
+    assert "<Choice" in (landed.folder / "tasks.json.xml").read_text()
+    assert json.loads(studio.read_text())[0]["predictions"][0]["result"][0]["value"]["choices"][0] in ("billing", "bug")

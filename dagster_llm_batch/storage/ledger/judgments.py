@@ -54,6 +54,12 @@ class Judgments:
         with self._database.write() as connection:
             insert_or_nothing(connection, JUDGMENT, to_row(judgment), "form_id")
 
+    def add_all(self, judgments: Sequence[Judgment]) -> None:
+        """Record several judgments together: all of them, or none."""
+        with self._database.write() as connection:
+            for judgment in judgments:
+                insert_or_nothing(connection, JUDGMENT, to_row(judgment), "form_id")
+
     def read(self, namespace: str, dataset: str) -> list[Judgment]:
         """Return what people said of the rows of a dataset, in the order in which they said it."""
         query = sa.select(JUDGMENT).where(JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset)

@@ -1,0 +1,246 @@
+"""Rows as tasks of other tools (`export-tasks`), and what people said there (`import-judgments`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import dagster as dg
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
+from dagster_llm_batch.cli.output import print_json
+from dagster_llm_batch.cli.selection import find_dataset
+from dagster_llm_batch.core.json_values import as_json
+from dagster_llm_batch.core.keys import key_digest
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.engine.request_files import requests_of
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
+from dagster_llm_batch.review.forms import LabelForm, form_of_labeling
+from dagster_llm_batch.review.prompts import asked_last, read_body
+from dagster_llm_batch.review.task_answers import read_answers, take_answers
+from dagster_llm_batch.review.tasks import TASK_FORMATS, Task, write_tasks
+from dagster_llm_batch.storage.ledger.records import Judgment
+
+__all__ = ["export_tasks_command", "import_judgments_command"]
+
+_SAMPLE, _PROVENANCE, _PARTITION = "sample_", "llm_", "partition"
+_ENDINGS = {".csv": "csv", ".parquet": "parquet"}
+
+
+@click.command("export-tasks", cls=Command)
+@click.argument("asset")
+@click.option(
+    "-p", "--partition", "partitions", multiple=True, help="Partition of the table, repeatable. Default: all."
+)
+@code_location_command
+@click.option("--of", "table", help="A table with the rows to judge, such as a sample. Default: the asset's labels.")
+@click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File.")
+@click.option(
+    "--format", "form_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
+)
+@click.option("--predictions", is_flag=True, help="Show people what the model said. They tend to follow it.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@json_option
+def export_tasks_command(
+    deployment: DeploymentAccess,
+    asset: str,
+    partitions: tuple[str, ...],
+    table: str | None,
+    path: Path,
+    form_name: str | None,
+    *,
+    predictions: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write rows of an asset for people to judge elsewhere, each with a mark that says which row it is.
+
+    For Label Studio, the labeling configuration is written beside it. `import-judgments` reads back what people said.
+    """
+    form_name = form_name or _format_of(path)
+    if not path.parent.is_dir():
+        raise click.UsageError(f"There is no folder {path.parent}.")
+    if path.exists() and not force:
+        raise click.UsageError(f"There is a file {path} already. Name another one, or give --force to replace it.")
+    dataset = find_dataset(deployment, asset)
+    form = _form(dataset)
+    tasks = _tasks(deployment, dataset, form, table, partitions, predictions=predictions)
+    files = write_tasks(tasks, form, path, form_name)
+    if as_json:
+        print_json({"files": [str(file.resolve()) for file in files], "format": form_name, "tasks": len(tasks)})
+    else:
+        click.echo(f"{len(tasks):,} tasks in {' and '.join(map(str, files))}")
+
+
+@click.command("import-judgments", cls=Command)
+@click.argument("asset")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@code_location_command
+@click.option(
+    "--format", "form_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
+)
+@click.option(
+    "--annotator", help="Who judged, where the file does not say it: a spreadsheet with an empty llm_annotator."
+)
+@json_option
+def import_judgments_command(
+    deployment: DeploymentAccess,
+    asset: str,
+    file: Path,
+    form_name: str | None,
+    annotator: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Take what people said in another tool into the ledger, as if it were said on the page of `review`.
+
+    The file is one that `export-tasks` wrote, filled in, or what Label Studio (JSON) or Argilla (`records.to_json`)
+    exports. All of it is taken, or nothing; what is there already is not taken again.
+    """
+    dataset = find_dataset(deployment, asset)
+    form = _form(dataset)
+    answers = read_answers(file, form, form_name or _format_of(file), annotator)
+    judgments = deployment.ledger.judgments
+    said = judgments.read(deployment.namespace, dataset.name)
+    taken = take_answers(answers, form, deployment.namespace, said, datetime.now(UTC))
+    kept = _without_erased(deployment, dataset, taken.judgments)
+    judgments.add_all(kept)
+    erased = len(taken.judgments) - len(kept)
+    figures = {"imported": len(kept), "there_already": taken.known, "older": taken.older, "erased": erased}
+    if as_json:
+        print_json(figures)
+        return
+    notes = [
+        f"{taken.known:,} were there already" if taken.known else "",
+        f"{taken.older:,} are older than what stands" if taken.older else "",
+        f"{erased:,} are of rows that were erased, and were left out" if erased else "",
+    ]
+    click.echo("; ".join(filter(None, [f"{len(kept):,} judgments imported", *notes])) + ".")
+
+
+def _form(dataset: Dataset) -> LabelForm:
+    form = form_of_labeling(dataset.name, dataset.labeling)
+    if form is None:
+        raise ConfigError(f"The answers of '{dataset.name}' are vectors: nobody can judge them.")
+    return form
+
+
+def _tasks(
+    deployment: DeploymentAccess,
+    dataset: Dataset,
+    form: LabelForm,
+    table: str | None,
+    partitions: Collection[str],
+    *,
+    predictions: bool,
+) -> list[Task]:
+    """Return the rows of a table, or of the dataset's labels, as tasks."""
+    key = dataset.key if table is None else dg.AssetKey.from_user_string(table)
+    places = {(partition, row_key): row for partition, row_key, row in _rows(deployment, key, partitions, form)}
+    if not places:
+        raise InputError(f"{key.to_user_string()} has no rows to judge. Materialize it, or name another partition.")
+    known = _known(deployment, dataset, form, {row_key for _, row_key in places})
+    # A table without partitions may be of rows of a dataset that has some.
+    by_key = {row_key: row for (_, row_key), row in known.items()}
+    prompts = _prompts(deployment, dataset, {partition for partition, _ in known}, known.values())
+    hidden = {field.path[0] for field in form.fields} | {_PARTITION, form.key}
+    tasks = []
+    for (partition, row_key), own in places.items():
+        labeled = known.get((partition, row_key)) or by_key.get(row_key, {})
+        said = {field.path[0]: labeled.get(field.path[0]) for field in form.fields}
+        # Neither what a candidate said nor why the row was proposed: people should not follow it.
+        shown = {n: v for n, v in labeled.items() if n not in hidden and not n.startswith(_PROVENANCE)}
+        tasks.append(
+            Task(
+                dataset=dataset.name,
+                partition=partition,
+                key=row_key,
+                shown={name: value for name, value in shown.items() if value is not None},
+                prompt=prompts.get(str(labeled.get("llm_request_id")), ""),
+                sample={name: as_json(value) for name, value in own.items() if name.startswith(_SAMPLE)} or None,
+                prediction=said if predictions and labeled.get("llm_outcome") == "succeeded" else None,
+                model=labeled.get("llm_model"),
+            )
+        )
+    return tasks
+
+
+def _format_of(path: Path) -> str:
+    if path.suffix not in _ENDINGS:
+        raise click.UsageError(f"Name the format by --format: {', '.join(TASK_FORMATS)}.")
+    return _ENDINGS[path.suffix]
+
+
+def _rows(
+    deployment: DeploymentAccess, key: dg.AssetKey, partitions: Collection[str], form: LabelForm
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield partition ("" without), key as text, and the row itself, of each row of a table."""
+    names = {spec.key for spec in deployment.code.specs}
+    if key not in names:
+        raise ConfigError(f"There is no table {key.to_user_string()!r} in this code location.")
+    for partition in sorted(deployment.code.stored_places(key)):
+        if partitions and partition not in partitions:
+            continue
+        for batch in record_batches(deployment.code.load_asset(key, partition or None)):
+            if form.key not in batch.schema.names:
+                raise InputError(f"{key.to_user_string()} has no column {form.key!r} that names the rows.")
+            keys = pc.cast(batch.column(form.key), pa.string()).to_pylist()
+            for row_key, row in zip(keys, batch.to_pylist(), strict=True):
+                if row_key is not None:
+                    yield partition, row_key, row
+
+
+def _known(
+    deployment: DeploymentAccess, dataset: Dataset, form: LabelForm, wanted: Collection[str]
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Return what the dataset's labels and rejects have of these rows, by partition and key."""
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for key in (dataset.rejects_key, dataset.key):
+        if deployment.code.stored_places(key):
+            for partition, row_key, row in _rows(deployment, key, (), form):
+                if row_key in wanted:
+                    found[partition, row_key] = row
+    return found
+
+
+def _prompts(
+    deployment: DeploymentAccess, dataset: Dataset, partitions: Collection[str], rows: Collection[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return what the model was asked last, as text, by request: each request file is read once."""
+    wanted = {str(row["llm_request_id"]) for row in rows if row.get("llm_request_id")}
+    found: dict[str, str] = {}
+    for partition in partitions:
+        for submission in deployment.ledger.history(deployment.namespace, dataset.name, partition):
+            for shard in deployment.ledger.shards(submission.submission_id):
+                if wanted <= found.keys():
+                    return found
+                try:
+                    for request_id, line in requests_of(deployment.payloads, shard.path, shard.nonce):
+                        if request_id in wanted:
+                            parts = asked_last(read_body(line))
+                            found[request_id] = "\n\n".join(part.text or "[image]" for part in parts)
+                # Pruned, or erased: the columns that were kept are what is left to read.
+                except (OSError, LLMBatchError):
+                    continue
+    return found
+
+
+def _without_erased(deployment: DeploymentAccess, dataset: Dataset, judgments: Sequence[Judgment]) -> list[Judgment]:
+    stones = [
+        stone for stone in deployment.ledger.tombstones(deployment.namespace, dataset.name) if stone.undone_at is None
+    ]
+    return [
+        judgment
+        for judgment in judgments
+        if not any(
+            stone.partition in (None, judgment.partition) and stone.digest == key_digest(stone.salt, judgment.row_key)
+            for stone in stones
+        )
+    ]
