@@ -42,12 +42,13 @@ __all__ = ["export_command"]
 @code_location_command
 @click.option(
     "--what",
-    type=click.Choice(["labels", "rejects", "mistakes", "fine-tuning", "judgments"]),
+    type=click.Choice(["labels", "rejects", "mistakes", "fine-tuning", "judgments", "notes"]),
     default="labels",
     show_default=True,
     help=(
         "mistakes: of an evaluation, the rows that a candidate got wrong. fine-tuning: a line of messages for each "
-        "label, and a file beside it with where each comes from. judgments: what people said on the page of `review`."
+        "label, and a file beside it with where each comes from. judgments, notes: what people said "
+        "on the page of `review` of rows, and of what goes wrong."
     ),
 )
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="File; - for standard output.")
@@ -99,9 +100,9 @@ def export_command(
         _refuse_replacing([Path(output), *([provenance_path(Path(output))] if what == "fine-tuning" else [])])
     if submission_id is not None and (what == "mistakes" or partitions or partition_range):
         raise click.UsageError("--submission names one submission of a labeled asset, and with it one partition.")
-    if what == "judgments":
-        table = _judgments(deployment, find_dataset(deployment, asset), partitions, partition_range)
-        count = _write_table(table, output, form)
+    if what in ("judgments", "notes"):
+        said = _said(deployment, find_dataset(deployment, asset), what, partitions, partition_range)
+        count = _write_table(said, output, form)
     elif what == "mistakes":
         mistakes = deployment.code.mistakes(asset)
         wanted = partitions_of(deployment, mistakes, partitions, partition_range)
@@ -154,6 +155,18 @@ def _refuse_replacing(files: Sequence[Path]) -> None:
             raise click.UsageError(f"There is a file {file} already. Name another one, or give --force to replace it.")
 
 
+def _said(
+    deployment: DeploymentAccess,
+    dataset: Dataset,
+    what: str,
+    partitions: tuple[str, ...],
+    partition_range: str | None,
+) -> pa.Table:
+    if what == "notes":
+        return _notes(deployment, dataset)
+    return _judgments(deployment, dataset, partitions, partition_range)
+
+
 def _judgments(
     deployment: DeploymentAccess, dataset: Dataset, partitions: tuple[str, ...], partition_range: str | None
 ) -> pa.Table:
@@ -165,6 +178,19 @@ def _judgments(
     if not said:
         raise InputError(f"Nobody has judged a row of '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
     return judgment_table(said, dataset.labeling.key, dataset.labeling.reader.fields)
+
+
+def _notes(deployment: DeploymentAccess, dataset: Dataset) -> pa.Table:
+    """Return what people noted of a dataset's prompt, each with the submission that was sent by its definition."""
+    notes = deployment.ledger.notes.read(deployment.namespace, dataset.name)
+    if not notes:
+        raise InputError(f"Nobody has noted anything of '{dataset.name}' yet: `dagster-llm-batch review` asks for it.")
+    return pa.Table.from_pylist(
+        [
+            {"at": one.at, "annotator": one.annotator, "text": one.text, **one.group, "submission": one.submission_id}
+            for one in notes
+        ]
+    )
 
 
 def _newest(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> Submission:

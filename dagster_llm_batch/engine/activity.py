@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
 from dagster_llm_batch.engine.submit_queue import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, can_go
 from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
 
@@ -46,7 +47,7 @@ TOLD = "person_told"
 FAILED = "landing_failed"
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
-_CHANGES_NOTHING = (TOLD, FAILED)
+_CHANGES_NOTHING = (TOLD, FAILED, NOTE)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from dagster_llm_batch.review.access import AccessGate, Door
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.evidence import Attempt
 from dagster_llm_batch.review.label_pages import LabelPages
+from dagster_llm_batch.review.note_pages import GROUP_COLUMNS, NotePages
 from dagster_llm_batch.review.prompts import read_body, read_prompt, read_texts
 from dagster_llm_batch.review.tables import PARTITION, Page, StoredAsset, View
 
@@ -49,7 +50,7 @@ def review_app(
 ) -> Starlette:
     """Return the pages as an ASGI application. `overlap` is the share of rows that everybody is asked to judge."""
     pages = _Pages(deployment)
-    labels = LabelPages(deployment, pages.show, overlap)
+    labels, notes = LabelPages(deployment, pages.show, overlap), NotePages(deployment, pages.show)
     return Starlette(
         routes=[
             Route("/", pages.overview),
@@ -57,6 +58,9 @@ def review_app(
             Route("/row/{key:path}", pages.row),
             Route("/label/{key:path}", labels.ask),
             Route("/label/{key:path}", labels.take, methods=["POST"]),
+            Route("/failures/{key:path}", notes.groups),
+            Route("/failures/{key:path}", notes.take, methods=["POST"]),
+            Route("/prompts/{dataset:path}", notes.changelog),
             Mount("/static", StaticFiles(packages=[("dagster_llm_batch.review", "static")])),
         ],
         middleware=[
@@ -145,6 +149,7 @@ class _Pages:
             kinds=FILTERS,
             address=_Address(asset.key, asked.get("in"), view),
             forms=self._deployment.forms_of(page.key),
+            has_groups=set(page.columns) >= GROUP_COLUMNS,
         )
 
     def row(self, request: Request) -> Response:

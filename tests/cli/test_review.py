@@ -219,3 +219,16 @@ def test_rows_go_out_as_tasks_and_come_back_once_as_judgments_but_for_erased_one
     landed.on_file("export-tasks", "ticket_labels", "--format", "label-studio", "--predictions", "-o", str(studio))
     assert "<Choice" in (landed.folder / "tasks.json.xml").read_text()
     assert json.loads(studio.read_text())[0]["predictions"][0]["result"][0]["value"]["choices"][0] in ("billing", "bug")
+
+
+def test_notes_on_a_prompt_are_exported_with_who_when_and_of_what(project):
+    submission_id = project.land()
+    nobody = project.on_file("export", "ticket_labels", "--what", "notes", "-o", "-", code=1).stderr
+    assert "Nobody has noted anything of 'ticket_labels' yet" in nobody
+    group = {"failures": "quality_failures", "partition": "", "gold": "bug", "label": "billing", "reason": None}
+    with project.engine() as engine:
+        engine.ledger.notes.add(submission_id, form_id="a", annotator="ada", group=group, text="Why?")
+    [line] = project.on_file("export", "ticket_labels", "--what", "notes", "-o", "-").stdout.splitlines()
+    told = json.loads(line)
+    assert datetime.fromisoformat(told.pop("at")).tzinfo is not None
+    assert told == {"annotator": "ada", "text": "Why?", **group, "submission": submission_id}

@@ -1,18 +1,54 @@
-"""What people say of rows, in the ledger's database: added, read, and removed where a row is erased. Never changed."""
+"""What people say, in the ledger's database. Of rows: added, read, and removed where a row is erased. Of what goes
+wrong with a prompt: notes, which are events of a submission that was sent by it. Neither is ever changed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
+from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Judgment
-from dagster_llm_batch.storage.ledger.schema import JUDGMENT, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, JUDGMENT, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.submissions import event_row, insert_events
 
-__all__ = ["Judgments", "JudgmentsState", "judgments_version", "rename_judgments", "standing_judgments"]
+__all__ = [
+    "MOST_NOTE",
+    "NOTE",
+    "Judgments",
+    "JudgmentsState",
+    "Note",
+    "Notes",
+    "judgments_version",
+    "rename_judgments",
+    "standing_judgments",
+]
+
+NOTE = "note"
+"""Kind of the event that is a note."""
+
+MOST_NOTE = 2_000
+"""Characters of a note."""
+
+_MOST_CHARS = 9_000
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a person noted of rows that went wrong alike. `group` names them, by columns of a table of failures."""
+
+    submission_id: str
+    form_id: str
+    annotator: str
+    group: Mapping[str, Any]
+    text: str
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -102,6 +138,45 @@ class Judgments:
         there = () if partition is None else (JUDGMENT.c.partition == partition,)
         with self._database.write() as connection:
             return int(connection.execute(sa.delete(JUDGMENT).where(*here, *there)).rowcount)
+
+
+class Notes:
+    """The notes of a ledger: `Ledger.notes`."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def add(
+        self, submission_id: str, *, form_id: str, annotator: str, group: Mapping[str, str | None], text: str
+    ) -> None:
+        """Note something beside the definition of a submission. The form that was sent twice is recorded once."""
+        said = json.dumps(
+            {"form_id": form_id, "annotator": annotator, "group": group, "text": text}, ensure_ascii=False
+        )
+        # An event's text has a bound: a note that is cut could not be read.
+        if len(text) > MOST_NOTE or len(said) > _MOST_CHARS:
+            raise InputError(f"A note has at most {MOST_NOTE:,} characters.")
+        with self._database.write() as connection:
+            known = connection.execute(
+                sa.select(EVENT.c.detail).where(EVENT.c.submission_id == submission_id, EVENT.c.kind == NOTE)
+            ).scalars()
+            if form_id not in {json.loads(detail)["form_id"] for detail in known}:
+                insert_events(connection, self._clock, event_row(submission_id, NOTE, detail=said))
+
+    def read(self, namespace: str, dataset: str) -> list[Note]:
+        """Return what was noted of a dataset, in the order in which it was."""
+        query = (
+            sa.select(EVENT.c.submission_id, EVENT.c.detail, EVENT.c.at)
+            .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
+            .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == dataset, EVENT.c.kind == NOTE)
+            .order_by(EVENT.c.event_id)
+        )
+        with self._database.read() as connection:
+            return [
+                Note(submission_id, at=at, **json.loads(detail))
+                for submission_id, detail, at in connection.execute(query)
+            ]
 
 
 def rename_judgments(connection: sa.Connection, namespace: str, old: str, new: str, partitions: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
-from dagster_llm_batch.storage.ledger.judgments import Judgments, rename_judgments
+from dagster_llm_batch.storage.ledger.judgments import Judgments, Notes, rename_judgments
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
 from dagster_llm_batch.storage.ledger.records import (
@@ -92,9 +92,8 @@ class Ledger(LedgerQueries):
     """A ledger in SQLite (a path or `sqlite:///path`) or PostgreSQL (`postgresql://…`). Connects on first use."""
 
     def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
-        self._database = Database(url)
-        self._clock = clock
-        self.judgments = Judgments(self._database)
+        self._database, self._clock = Database(url), clock
+        self.judgments, self.notes = Judgments(self._database), Notes(self._database, clock)
         self.uploads = Uploads(self._database, self._clock)
 
     def __repr__(self) -> str:

@@ -1,0 +1,202 @@
+"""What goes wrong, in groups, with what people note of it; and the changelog of a prompt that these notes are part of.
+
+A note is for the definition by which the group's rows were asked: it is an event of a submission that was sent by it,
+so that it stands beside that definition for good.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from dagster_llm_batch.addresses import Filter, row_path, table_path
+from dagster_llm_batch.engine.request_files import definition_in
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.review.deployment import ReviewedDeployment
+from dagster_llm_batch.review.label_pages import ShowPage
+from dagster_llm_batch.review.tables import StoredAsset, View
+from dagster_llm_batch.storage.ledger.judgments import MOST_NOTE, Note
+from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.text import plain_text
+
+__all__ = ["GROUP_COLUMNS", "NotePages"]
+
+GROUP_COLUMNS = {"candidate", "target", "gold", "label", "reason", "n", "share", "words", "examples"}
+"""Columns by which a table is known to be one of failures in groups."""
+
+_NAMES = ("candidate", "target", "gold", "label", "reason")
+_FAILURES, _MISTAKES = "failures", "mistakes"
+_MOST_SUBMISSIONS = 500
+_LONGEST_NAME = 300
+
+
+@dataclass
+class _Version:
+    """One definition of a prompt: the submissions that were sent by it, the newest last, and what was noted of it."""
+
+    definition: Mapping[str, Any] | None
+    submissions: list[Submission] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def begun(self) -> datetime:
+        return self.submissions[0].created_at
+
+    @property
+    def last(self) -> datetime:
+        return self.submissions[-1].created_at
+
+
+class NotePages:
+    """Show groups of failures, take notes on them, and show the changelog of a prompt."""
+
+    def __init__(self, deployment: ReviewedDeployment, show: ShowPage) -> None:
+        self._deployment = deployment
+        self._show = show
+
+    def groups(self, request: Request) -> Response:
+        """All groups of one table of failures."""
+        return self._groups(request)
+
+    async def take(self, request: Request) -> Response:
+        """Record a note, then show the groups."""
+        given = {name: str(value) for name, value in (await request.form()).items()}
+        return await run_in_threadpool(self._take, request, given)
+
+    def changelog(self, request: Request) -> Response:
+        """The definitions of a dataset's prompt, the newest first, each with what was noted of it."""
+        dataset = request.path_params["dataset"]
+        versions = self._versions(dataset)
+        if not versions:
+            return self._show(request, "nothing.html", 404, words=f"Nothing was submitted for {dataset!r}.")
+        return self._show(request, "prompts.html", dataset=dataset, versions=versions)
+
+    def _groups(self, request: Request, wrong: str | None = None) -> Response:
+        asset = self._deployment.asset(request.path_params["key"])
+        if asset is None:
+            return self._show(request, "nothing.html", 404, words="The address names no table of failures.")
+        asked = request.query_params
+        partition = asked.get("in")
+        try:
+            page = self._deployment.browser.read(asset, View.of(asked.multi_items()), partition)
+        except LLMBatchError as error:
+            return self._show(request, "nothing.html", 400, words=str(error))
+        if not set(page.columns) >= GROUP_COLUMNS:
+            return self._show(request, "nothing.html", 404, words=f"{asset.key} holds no groups of failures.")
+        groups = [self._shown(asset, row, partition or _text(row.get("partition"))) for row in page.rows]
+        code = 200 if wrong is None else 400
+        return self._show(request, "failures.html", code, asset=asset, groups=groups, page=page, wrong=wrong)
+
+    def _shown(self, asset: StoredAsset, row: Mapping[str, Any], partition: str) -> Mapping[str, Any]:
+        labels = self._labels_of(str(row["candidate"]))
+        mistakes = self._deployment.asset(asset.key.removesuffix(_FAILURES) + _MISTAKES)
+        rows: str | None = None
+        examples: list[tuple[str, str | None]] = []
+        if mistakes is not None and labels is not None:
+            name = row["candidate"]
+            cause = (
+                Filter.of("gold", row["gold"]) if row["reason"] is None else Filter.of(f"{name}_reason", row["reason"])
+            )
+            filters = [Filter.of("target", row["target"]), Filter.of(f"{name}_label", row["label"]), cause]
+            rows = table_path(mistakes.key, partition or None, filters)
+            examples = [
+                (key, row_path(mistakes.key, labels.row_key, key, partition or None)) for key in row["examples"] or []
+            ]
+        notes: Sequence[Note] = []
+        if labels is not None and labels.dataset is not None:
+            group = _group(asset.key, partition, row)
+            known = self._deployment.ledger.notes.read(self._deployment.namespace, labels.dataset)
+            notes = [note for note in known if note.group == group]
+        return {
+            "row": row,
+            "partition": partition,
+            "rows": rows,
+            "examples": examples or [(key, None) for key in row["examples"] or []],
+            "dataset": labels.dataset if labels is not None else None,
+            "notes": notes,
+            "form_id": secrets.token_urlsafe(12),
+        }
+
+    def _labels_of(self, candidate: str) -> StoredAsset | None:
+        """Return the labels that an evaluation has this name for; None where they are of no dataset, or of two."""
+        found = [
+            asset
+            for asset in self._deployment.assets()
+            if asset.dataset is not None and asset.role == "labels" and asset.key.rpartition("/")[2] == candidate
+        ]
+        return found[0] if len(found) == 1 else None
+
+    def _take(self, request: Request, given: Mapping[str, str]) -> Response:
+        text, form_id = given.get("text", "").replace("\r\n", "\n").strip(), given.get("form_id", "")
+        labels = self._labels_of(given.get("candidate", ""))
+        if not text or len(text) > MOST_NOTE or not form_id or labels is None or labels.dataset is None:
+            return self._groups(
+                request, f"A note has 1 to {MOST_NOTE:,} characters, and is of labels of this deployment."
+            )
+        row = {name: given.get(name) or None for name in _NAMES}
+        partition = given.get("partition", "")
+        submission = self._asked_by(labels, partition, given.get("example", ""))
+        if submission is None:
+            return self._groups(
+                request, f"Nothing was submitted for '{labels.dataset}': there is no definition to note."
+            )
+        try:
+            self._deployment.ledger.notes.add(
+                submission.submission_id,
+                form_id=form_id,
+                annotator=plain_text(request.state.person, _LONGEST_NAME),
+                group=_group(request.path_params["key"], partition, row),
+                text=text,
+            )
+        except LLMBatchError as error:
+            return self._groups(request, str(error))
+        # A page that is loaded again must not send the form again.
+        query = request.url.query
+        return RedirectResponse(f"?{query}" if query else request.url.path, 303)
+
+    def _asked_by(self, labels: StoredAsset, partition: str, example: str) -> Submission | None:
+        """Return a submission that was sent by the definition by which a row was asked; the newest, where none is."""
+        assert labels.dataset is not None
+        version = None
+        # Rejects have the version, too; a row that a person erased has none.
+        for asset in self._deployment.assets():
+            if asset.dataset == labels.dataset and version is None:
+                inside = partition if partition in asset.partitions else None
+                found = self._deployment.browser.find(asset, labels.row_key, example, inside, most=1)
+                version = next((row.get("llm_prompt_version") for row in found), None)
+        versions = self._versions(labels.dataset)
+        same = [each for each in versions if (each.definition or {}).get("prompt_version") == version]
+        chosen = same or versions
+        return chosen[0].submissions[-1] if chosen else None
+
+    def _versions(self, dataset: str) -> list[_Version]:
+        """Return the definitions of a dataset, the newest first."""
+        ledger, namespace = self._deployment.ledger, self._deployment.namespace
+        by_content: dict[str, _Version] = {}
+        of: dict[str, _Version] = {}
+        for submission in ledger.submissions(namespace, assets=[dataset])[-_MOST_SUBMISSIONS:]:
+            definition = definition_in(self._deployment.payloads, submission.manifest_path)
+            version = by_content.setdefault(repr(definition), _Version(definition))
+            version.submissions.append(submission)
+            of[submission.submission_id] = version
+        for note in ledger.notes.read(namespace, dataset):
+            if note.submission_id in of:
+                of[note.submission_id].notes.append(note)
+        return sorted(by_content.values(), key=lambda version: version.last, reverse=True)
+
+
+def _group(asset: str, partition: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what names a group: reasons may be of any length, and an event holds so much."""
+    named = {name: None if row.get(name) is None else plain_text(row[name], _LONGEST_NAME) for name in _NAMES}
+    return {"failures": asset, "partition": partition, **named}
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
