@@ -41,9 +41,13 @@ def main(service: str, rows: str, folder: str, addresses: str) -> None:
     load("pyarrow.acero")  # which groups tokens by model
     url = json.loads(addresses)["url"]
     if service == "openai":
-        llm_batch = LLMBatchResource(openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{url}/v1"))
+        llm_batch = LLMBatchResource(
+            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{url}/v1"), poll_seconds=0.01
+        )
     else:
-        llm_batch = LLMBatchResource(anthropic=AnthropicBatchResource(api_key="sk-mock", base_url=url))
+        llm_batch = LLMBatchResource(
+            anthropic=AnthropicBatchResource(api_key="sk-mock", base_url=url), poll_seconds=0.01
+        )
     resources: dict[str, Any] = {
         "llm_batch": llm_batch,
         "io_manager": HiveParquetIOManager(root=f"{folder}/tables"),
@@ -74,7 +78,6 @@ def _labeled(service: str, rows: str) -> Sequence[dg.AssetsDefinition]:
         params={"max_tokens": 200},
         mode="wait",
         frame="batches",
-        poll_seconds=0.01,
     )
 
 

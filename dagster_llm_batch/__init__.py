@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         LLMBatchRubricJudgeComponent,
         LLMBatchSkewComponent,
     )
+    from dagster_llm_batch.core.cascade import Cascade
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
@@ -83,6 +84,7 @@ __all__ = [
     "AzureOpenAIBatchResource",
     "BedrockBatchResource",
     "Budget",
+    "Cascade",
     "Checks",
     "CommandBatchResource",
     "ComponentOp",
@@ -143,6 +145,7 @@ __all__ = [
 
 _MODULES = {
     "AtLeast": "evaluation",
+    "Cascade": "core.cascade",
     "Checks": "checks",
     "ComponentOp": "components",
     "Embedding": "core.fixed_responses",

@@ -10,19 +10,24 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.metadata import oracle_alone_usd
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import Outcome
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.levels import Levels
 
 __all__ = [
     "COVERAGE",
@@ -31,6 +36,7 @@ __all__ = [
     "SPEND",
     "CheckOutcome",
     "Checks",
+    "cascade_verdicts",
     "check_specs",
     "evaluations",
     "fallen_short",
@@ -41,6 +47,7 @@ __all__ = [
 ]
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
+PROMISE, SAVES = "promise", "saves"
 
 NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge, and why it is as it is: it is no news."""
@@ -86,14 +93,23 @@ class CheckOutcome:
 
 
 def check_specs(
-    asset: dg.AssetKey, wanted: Checks, partitions_def: dg.PartitionsDefinition[Any] | None
+    asset: dg.AssetKey,
+    wanted: Checks,
+    partitions_def: dg.PartitionsDefinition[Any] | None,
+    cascade: Cascade | None = None,
 ) -> list[dg.AssetCheckSpec]:
-    """Return the specs of the three checks."""
+    """Return the specs of the three checks, and of the two of a cascade."""
     described = {
         COVERAGE: f"At least {wanted.min_coverage:.0%} of the rows that are not empty have a label.",
         PARSE_RATE: f"At least {wanted.min_parse_rate:.0%} of the replies fit the response format.",
         SPEND: "The submission cost no more than max_cost_usd, and what the vendor says that it cost, if it does.",
     }
+    if cascade is not None:
+        described[PROMISE] = (
+            f"At least {cascade.agreement:.0%} of the labels agree with {cascade.oracle}, with a confidence of "
+            f"{cascade.confidence:.0%}, and each row that it was to answer has its label."
+        )
+        described[SAVES] = f"The cascade cost no more than {cascade.oracle} alone would have."
     with warnings.catch_warnings():
         # Dagster 1.13 warns of each spec that partitioned checks are a preview.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
@@ -102,7 +118,7 @@ def check_specs(
                 name,
                 asset=asset,
                 description=description,
-                blocking=wanted.blocking and name != SPEND,
+                blocking=wanted.blocking and name not in (SPEND, SAVES),
                 partitions_def=partitions_def,
             )
             for name, description in described.items()
@@ -197,6 +213,31 @@ def fallen_short(outcome: CheckOutcome, reason: str) -> CheckOutcome:
     """
     severity = _WARN if outcome.passed else outcome.severity
     return replace(outcome, passed=False, severity=severity, description=f"{outcome.description} {reason}")
+
+
+def cascade_verdicts(levels: Levels | None, figures: LabelStats, status: Status) -> list[CheckOutcome]:
+    """Judge a partition of a cascade: whether its promise holds, and whether it saved money."""
+    lacking = figures.rejected - figures.skipped
+    # Of an empty partition, or of one that was canceled before a threshold was set, no label of the model is taken.
+    is_set = levels is not None and levels.threshold is not None
+    if lacking:
+        passed, why = False, f"{lacking:,} rows have no label, and are in no promise."
+    elif not is_set and figures.labeled:
+        passed, why = False, "No threshold was set, so nothing is promised."
+    else:
+        wrong = "" if levels is None or levels.wrong is None else f" {levels.wrong:,} of {levels.sample:,} sampled"
+        passed, why = True, f"{wrong.strip()} labels of the model disagree." if wrong else "There is no row."
+    promised = "" if levels is None else f"{levels.promise_text} "
+    metadata = {} if levels is None or levels.bound is None else {"llm_batch/disagreement_bound": levels.bound}
+    promise = CheckOutcome(PROMISE, passed, _ERROR, f"{promised}{why}", metadata)
+    alone, cost = None if levels is None else oracle_alone_usd(levels, status), status.submission.cost_usd
+    if alone is None or cost is None:
+        saves = CheckOutcome(SAVES, passed=True, severity=_WARN, description="Not known.", metadata={})
+    else:
+        told = f"The cascade cost {money_text(cost)}; {levels.oracle if levels else ''} alone: {money_text(alone)}."
+        figure = {"llm_batch/oracle_cost_avoided_usd": float(alone - cost)}
+        saves = CheckOutcome(SAVES, passed=cost <= alone, severity=_WARN, description=told, metadata=figure)
+    return [promise, saves]
 
 
 _TOLERANCE = Decimal("0.01")

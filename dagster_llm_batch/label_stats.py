@@ -37,6 +37,8 @@ class LabelStats:
         self.tokens = dict.fromkeys(_TOKENS, 0)
         # of each provider and model that answered
         self.usage: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+        # labels of each level of a cascade, and why
+        self.levels: Counter[tuple[str, str]] = Counter()
         self.first_labels: list[dict[str, Any]] = []
         self.first_rejects: list[dict[str, Any]] = []
         self.labels_schema = self.rejects_schema = pa.schema([])
@@ -81,6 +83,9 @@ class LabelStats:
             for row in table.group_by(["llm_provider", "llm_model"]).aggregate(sums).to_pylist():
                 who = (row["llm_provider"] or self._provider, row["llm_model"] or self._model)
                 self.usage[who].update({name: row[f"llm_{name}_sum"] or 0 for name in _TOKENS})
+        if "llm_level" in labels.column_names:
+            counted = labels.group_by(["llm_level", "llm_why"]).aggregate([([], "count_all")])
+            self.levels.update({(row["llm_level"], row["llm_why"]): row["count_all"] for row in counted.to_pylist()})
         outcomes = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
         self.reasons.update((row["llm_outcome"], row["llm_reason"]) for row in outcomes)
         if len(self.reasons) > _REASONS:

@@ -12,6 +12,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -34,6 +35,7 @@ from dagster_llm_batch.text import cell_text, learned_text, money_text
 if TYPE_CHECKING:
     # a code location that is only read loads no engine
     from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
@@ -42,12 +44,15 @@ __all__ = [
     "SUBMISSION_KEY",
     "TO_LABEL_KEY",
     "WANTED_KEY",
+    "cascade_metadata",
     "column_lineage",
     "data_version",
     "estimate_metadata",
     "fenced",
     "figure_key",
     "labels_metadata",
+    "oracle_alone_usd",
+    "plan_metadata",
     "progress_observations",
     "rejects_metadata",
     "row_links",
@@ -163,12 +168,23 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
     )
 
 
+_LEVEL_DOCS = {
+    "llm_level": "whose label it is: that of the model (cheap), or the oracle's",
+    "llm_why": "accepted; or why it is the oracle's: sampled, escalated or invalid",
+    "llm_score": "how sure the model said that it was",
+    "llm_cheap_label": "what the model said of a row that is the oracle's",
+    "llm_sample_probability": "how probable it was that the oracle answers the row",
+}
+
+
 def _described(labeling: Labeling) -> dict[str, str | None]:
     """Return what the labeled columns hold, as far as the response or this package says so."""
     schema = labeling.reader.format.json_schema or {}
     descriptions = {
         name: field.get("description", "from the reply") for name, field in schema.get("properties", {}).items()
     }
+    if labeling.cascade is not None:
+        descriptions |= _LEVEL_DOCS
     of_rows = {labeling.key: "the row's key", **dict.fromkeys(labeling.keep, "carried over from the rows")}
     return {**of_rows, **descriptions, **_PROVENANCE_DOCS}
 
@@ -317,6 +333,47 @@ def labels_metadata(
         "dagster/column_schema": table_schema(figures.labels_schema, _described(labeling)),
         **_insights(figures, status, engine.deployment.kind),
     }
+
+
+def plan_metadata(levels: Levels | None) -> dict[str, Any]:
+    """Say who is asked what in a cascade, and what will be promised of its labels; nothing without one."""
+    if levels is None:
+        return {}
+    return {"llm_batch/cascade": levels.plan_text, "llm_batch/promise": levels.promise_text}
+
+
+def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status) -> dict[str, Any]:
+    """Describe what a cascade promises of these labels, what that rests on, and what it saved; nothing without one."""
+    if levels is None:
+        return {}
+    accepted = sum(count for (level, _), count in figures.levels.items() if level != "oracle")
+    alone, cost = oracle_alone_usd(levels, status), status.submission.cost_usd
+    threshold = levels.threshold.score if levels.threshold is not None and isfinite(levels.threshold.score) else None
+    told = {
+        "sample_rows": levels.sample,
+        "sample_wrong": levels.wrong,
+        "sample_may_be_wrong": levels.allowed,
+        "score_threshold": threshold,
+        "disagreement_bound": levels.bound,
+        "accepted_share": accepted / figures.labeled if figures.labeled else None,
+    }
+    return {
+        "llm_batch/promise": levels.promise_text,
+        "llm_batch/promise_assumes": "nothing: the sample is of this partition, and was drawn before any score",
+        **{f"llm_batch/{name}": value for name, value in told.items() if value is not None},
+        **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(figures.levels.items())},
+        **_usd("oracle_cost_avoided_usd", None if alone is None or cost is None else alone - cost),
+        "llm_batch/calibration_id": levels.calibration_id,
+    }
+
+
+def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
+    """Return what the oracle had cost for all requests, by what it did cost; None where nobody knows."""
+    asked = [shard for shard in status.shards if f"{shard.provider}/{shard.model}" == levels.oracle and shard.replies]
+    replies, known = sum(shard.replies or 0 for shard in asked), [shard.cost_usd for shard in asked]
+    if not replies or None in known:
+        return None
+    return sum((cost for cost in known if cost is not None), Decimal(0)) / replies * status.submission.requests
 
 
 def _insights(figures: LabelStats, status: Status, kind: Callable[[str], str]) -> dict[str, int]:

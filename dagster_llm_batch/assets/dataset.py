@@ -69,7 +69,6 @@ class Dataset:
     rows: dg.AssetKey | RowsFunction
     partitions_def: dg.PartitionsDefinition[Any] | None
     mode: Literal["deferred", "wait"]
-    poll_seconds: float
     checks: Checks
     frame: Frame
     io_manager_key: str

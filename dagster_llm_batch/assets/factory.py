@@ -19,11 +19,11 @@ from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.assets.upstream import check_deps, check_partitions
 from dagster_llm_batch.checks import Checks
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.labeling import EmptyRows
-from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint
 
@@ -47,12 +47,12 @@ def llm_batch_assets(
     empty: EmptyRows = "skip",
     partitions_def: dg.PartitionsDefinition[Any] | None = None,
     mode: Literal["deferred", "wait"] = "deferred",
-    poll_seconds: float = 10.0,
     max_cost_usd: Decimal | float | str | None = None,
     limits: Limits | None = None,
     realtime: Realtime | None = None,
     resend: Resend | None = None,
     spend: Spend | None = None,
+    cascade: Cascade | None = None,
     checks: Checks | None = None,
     workers: Workers | None = None,
     frame: Frame = "arrow",
@@ -76,12 +76,12 @@ def llm_batch_assets(
             function of RowsContext (whose `load` loads what `deps` names) that gives the rows: a polars, pandas or
             arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of Arrow record batches.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
-        limits, realtime, resend, spend: See Labeling.
+        limits, realtime, resend, spend, cascade: See Labeling.
         partitions_def: Any Dagster partitions, of all three assets. Of an upstream asset, those are read that Dagster's
             partition mapping names. Default: no partitions.
         mode: "deferred": materializing the labels takes what is there, and a sensor (`build_llm_batch_sensor`) does it
-            when batches end. "wait": the run waits for them, for development and small submissions.
-        poll_seconds: Seconds between two looks in "wait" mode.
+            when batches end. "wait": the run waits for them, for development and small submissions; it looks as often
+            as `LLMBatchResource(poll_seconds=…)` says.
         checks: Least coverage and parse rate, and whether a failed check holds back what is downstream.
         frame: What the IO manager is given: a table of "arrow", "polars" or "pandas", or "batches", a stream of Arrow
             record batches (`pyarrow.RecordBatchReader`, as HiveParquetIOManager takes it) that no memory need hold.
@@ -109,8 +109,6 @@ def llm_batch_assets(
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     own = DagsterOptions(**options)
-    if not poll_seconds > 0:
-        raise ConfigError(f"poll_seconds={poll_seconds!r} is not allowed; it is more than 0.")
     resource_keys = set(required_resource_keys or ())
     if isinstance(rows, SqlRows):
         rows.check_partitions(are_there=partitions_def is not None)
@@ -131,13 +129,13 @@ def llm_batch_assets(
             realtime=realtime or Realtime(),
             resend=resend or Resend(),
             spend=spend or Spend(),
+            cascade=cascade,
             workers=workers,
             tags=_users_own(own.tags or {}),
         ),
         rows=_rows(rows),
         partitions_def=partitions_def,
         mode=mode,
-        poll_seconds=poll_seconds,
         checks=checks or Checks(),
         frame=frame,
         io_manager_key=io_manager_key,

@@ -22,6 +22,7 @@ from dagster_llm_batch.checks import (
     PARSE_RATE,
     SPEND,
     CheckOutcome,
+    cascade_verdicts,
     check_specs,
     unjudged_evaluations,
     verdicts,
@@ -32,6 +33,7 @@ from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseE
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
+    cascade_metadata,
     column_lineage,
     estimate_metadata,
     labels_metadata,
@@ -150,7 +152,7 @@ class _Landing:
         self._dataset = dataset
         self._labels = labels
         self._rejects = rejects
-        self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def)
+        self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)
 
     def land(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, news: Collection[str]
@@ -262,7 +264,9 @@ class _Landing:
         if self._labels.key in wanted:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
+            levels = engine.deployment.levels(labeling, status.submission)
             metadata = {
+                **cascade_metadata(levels, figures, status),
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
                 **logged,
@@ -289,16 +293,19 @@ class _Landing:
                 metadata=metadata,
                 version=figures.version,
                 checks=self.checks,
-                verdicts=_with_rows(
-                    verdicts(figures, status, labeling, dataset.checks, unsent),
-                    {
-                        COVERAGE: links.table(rejects, partition=partition),
-                        PARSE_RATE: links.table(
-                            rejects, Filter("llm_outcome", "is", Outcome.INVALID.value), partition=partition
-                        ),
-                        SPEND: links.table(labels, partition=partition, order="-llm_cost_usd"),
-                    },
-                ),
+                verdicts=[
+                    *_with_rows(
+                        verdicts(figures, status, labeling, dataset.checks, unsent),
+                        {
+                            COVERAGE: links.table(rejects, partition=partition),
+                            PARSE_RATE: links.table(
+                                rejects, Filter("llm_outcome", "is", Outcome.INVALID.value), partition=partition
+                            ),
+                            SPEND: links.table(labels, partition=partition, order="-llm_cost_usd"),
+                        },
+                    ),
+                    *(cascade_verdicts(levels, figures, status) if dataset.labeling.cascade is not None else ()),
+                ],
             )
             # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
             # submission undelivered, and the sensor finds the materialization by its metadata.
@@ -396,4 +403,4 @@ class _Landing:
             if (text := progress_text(status)) != note:
                 context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
                 note = text
-            time.sleep(dataset.poll_seconds)
+            time.sleep(dataset.resource(context).poll_seconds)

@@ -75,6 +75,8 @@ class Planned:
             "context_tokens": preview.context_tokens,
             "queue_rounds": preview.rounds,
             "limit_steps": preview.steps,
+            "cascade": None if preview.levels is None else preview.levels.plan_text,
+            "promise": None if preview.levels is None else preview.levels.promise_text,
             "shards": [
                 {
                     "requests": shard.requests,
@@ -194,6 +196,8 @@ def _warnings(plan: Planned) -> Iterator[str]:
             f"{counted(preview.erased_rows, 'more row was', 'more rows were')} erased, and left out: "
             "`dagster-llm-batch erase --undo` lets them be asked again."
         )
+    if preview.levels is not None:
+        yield f"The cascade {preview.levels.plan_text}. {preview.levels.promise_text}"
     limit = preview.queue_limit
     if limit is not None and preview.rounds > 1:
         yield (

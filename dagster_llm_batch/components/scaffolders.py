@@ -93,6 +93,8 @@ class BatchScaffolder(dg.Scaffolder[BatchParams]):
         files = ["prompt.md.j2", "rows.py", "schema.py"]
         if shared is None:
             lines.append("  resource:  # once in a project")
+            if any(line.startswith("mode: wait") for line in starter.attributes):
+                lines.append("    poll_seconds: 1")
             lines.append(f"    {provider}:")
             lines += [f'      {name}: "{{{{ env.{variable} }}}}"' for name, variable in starter.environment.items()]
             lines += [f"      {line.replace('$folder', _place(request))}" for line in starter.settings]

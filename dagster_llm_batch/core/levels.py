@@ -98,6 +98,27 @@ class Levels:
     def asks_oracle_alone(self) -> bool:
         return self.sampled is None
 
+    @property
+    def promise_text(self) -> str:
+        """What is promised, in words."""
+        return (
+            f"With a confidence of {self.confidence:.0%}, at least {self.agreement:.0%} of the labels agree with "
+            f"{self.oracle} on '{self.target}'."
+        )
+
+    @property
+    def plan_text(self) -> str:
+        """Who is asked what, in words."""
+        cost = "" if self.relative_cost is None else f", {self.relative_cost:.2f} times the oracle alone"
+        if self.asks_oracle_alone:
+            why = f": a cascade is expected to cost{cost[1:]}" if self.relative_cost is not None else ""
+            return f"asks {self.oracle} alone for all {self.rows:,} rows{why}"
+        expected = f", in all an expected{cost[1:]}" if cost else ""
+        return (
+            f"asks {self.oracle} for a sample of {self.sample:,} of {self.rows:,} rows, and then for what is not sure "
+            f"enough{expected}"
+        )
+
     def columns(self, response: pa.Schema) -> list[pa.Field]:
         """Return the columns of labels beside those of the response."""
         return _columns(response.field(self.target).type)

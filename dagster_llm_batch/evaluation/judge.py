@@ -74,7 +74,7 @@ downstream of tables that are stored one by one is skipped. The second is for wh
 """
 
 _HINT = "Set key=, target= or the variables of the prompt to columns that are there."
-SAYS_ITSELF = ("response", "keep", "empty", "required_resource_keys", "poll_seconds", "workers")
+SAYS_ITSELF = ("response", "keep", "empty", "required_resource_keys", "cascade", "workers")
 """Arguments of `llm_batch_assets` that follow from what a judge is asked, or do nothing for a sample."""
 
 # A prompt injection in an answer must not decide the verdict: the judge is told what the texts are.

@@ -137,6 +137,11 @@ class LLMBatchResource(CheckedResource):
             "provider; then the sensor deletes it. Results stay. None: files go when the vendor's expiry has come."
         ),
     )
+    poll_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description='Seconds between two looks at batches that a run in `mode="wait"` waits for.',
+    )
     transfers_at_once: int = Field(
         default=4,
         description=(

@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import BaseModel
 
 from dagster_llm_batch import (
+    Cascade,
     Checks,
     Limits,
     LLMBatchResource,
@@ -43,6 +44,7 @@ from dagster_llm_batch.distributed import RayWorkers
 
 class Label(BaseModel):
     topic: Literal["billing", "bug"]
+    sure: float
 
 
 def tickets(context: RowsContext) -> list[dict[str, Any]]:
@@ -144,11 +146,23 @@ CASES: dict[str, tuple[Any, str, Same]] = {
     "labels": (
         llm_batch_assets,
         "LLMBatchComponent",
-        alike(key="id", keep=["body"], empty="ask", poll_seconds=1.0)
+        alike(key="id", keep=["body"], empty="ask")
         | ASKED
         | STORED
         | BY_DAY
         | prompt("{{ body }}")
+        | Same(
+            {"cascade": Cascade("openai/gpt-5", "topic", 0.9, score="sure", sample=200)},
+            {
+                "cascade": {
+                    "oracle": "openai/gpt-5",
+                    "target": "topic",
+                    "agreement": 0.9,
+                    "score": "sure",
+                    "sample": 200,
+                }
+            },
+        )
         | Same(
             {"rows": tickets, "response": Label, "required_resource_keys": {"extra"}, "workers": RayWorkers()},
             {

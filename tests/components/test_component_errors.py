@@ -128,7 +128,6 @@ attributes:
             "the second 1 or more",
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  response: {type: embedding, dimensions: 0}", 8, "it is at least 1"),
-        ("  model: openai/gpt-5\n  prompt: x\n  poll_seconds: -1", 8, "it is more than 0"),
         (
             "  model: openai/gpt-5\n  prompt: x\n  resend:\n    fallback_after: soon",
             9,

@@ -320,7 +320,6 @@ def test_what_fits_is_taken_as_it_is() -> None:
         {"max_cost_usd": 3},
         {"max_cost_usd": Decimal(3)},
         {"limits": Limits(max_requests_per_batch=np.int64(100))},  # type: ignore[arg-type]
-        {"poll_seconds": 5},
         {"realtime": Realtime(deadline=timedelta(hours=1))},
         {"keep": ("day",)},
         {"params": types.MappingProxyType({"max_tokens": 3})},

@@ -185,7 +185,7 @@ def test_in_wait_mode_one_run_goes_from_rows_to_downstream(instance):
         return len(labels)
 
     with Emulator(pace=0.05) as emulator:
-        location = CodeLocation(emulator, instance, *labeled(mode="wait", poll_seconds=0.05), after)
+        location = CodeLocation(emulator, instance, *labeled(mode="wait"), after, poll_seconds=0.05)
         result = location.run(BATCH, *LANDING, "after")
         assert result.success
         assert result.output_for_node("after") == 3
@@ -193,14 +193,14 @@ def test_in_wait_mode_one_run_goes_from_rows_to_downstream(instance):
 
 def test_in_wait_mode_retries_go_on_in_the_same_run(instance):
     with Emulator(pace=0.05, faults=[RowFault(containing="t-1", status_code=500, times=1)]) as emulator:
-        location = CodeLocation(emulator, instance, *labeled(mode="wait", poll_seconds=0.05))
+        location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.05)
         assert location.run(BATCH, *LANDING).success
         assert location.metadata()["llm_batch/attempts"] == 2
         assert location.metadata()["llm_batch/rows_succeeded"] == 3
 
 
 def test_in_wait_mode_a_batch_that_is_overdue_fails_the_run_and_says_what_to_do(make):
-    location = make(*labeled(mode="wait", poll_seconds=0.01), overdue_after_hours=1e-6)
+    location = make(*labeled(mode="wait"), poll_seconds=0.01, overdue_after_hours=1e-6)
     told = failure(location.run(BATCH, *LANDING))
     assert "which is overdue" in told
     assert "--lost` gives it up" in told

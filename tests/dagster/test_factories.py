@@ -78,7 +78,7 @@ def test_the_same_argument_has_the_same_type_and_default_in_all_factories():
 
 
 @pytest.mark.parametrize("name", sorted(JUDGES))
-@pytest.mark.parametrize("argument", ["keep", "empty", "response", "required_resource_keys", "poll_seconds", "workers"])
+@pytest.mark.parametrize("argument", ["keep", "empty", "response", "required_resource_keys", "cascade", "workers"])
 def test_a_judge_refuses_what_follows_from_what_it_asks(name, argument):
     with pytest.raises(ConfigError, match=f"there is no argument '{argument}'"):
         FACTORIES[name](**{argument: None})

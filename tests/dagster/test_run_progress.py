@@ -193,7 +193,7 @@ def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions
 
 def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance, monkeypatch):
     with Emulator() as emulator:
-        location = CodeLocation(emulator, instance, *labeled(mode="wait", poll_seconds=0.01))
+        location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.01)
         naps = []
 
         def sleep(seconds):

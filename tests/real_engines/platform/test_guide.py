@@ -108,13 +108,13 @@ def test_spans_and_metrics_of_a_labeling_reach_a_collector(collector: dict[str, 
         prompt=Prompt(user="{{ text }}"),
         model="openai/gpt-5-nano",
         mode="wait",
-        poll_seconds=0.2,
     )
     with Emulator(pace=0.1) as emulator, dg.DagsterInstance.ephemeral() as instance:
         openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
         resource = LLMBatchResource(
             openai=openai,
             telemetry=True,
+            poll_seconds=0.2,
             ledger_url=f"sqlite:///{tmp_path}/ledger.sqlite",
             payload_root=str(tmp_path / "payloads"),
         )

@@ -41,7 +41,6 @@ def label(folder: Path) -> dict[str, str]:
         response=Sentiment,
         model="slurm/vader",
         mode="wait",
-        poll_seconds=0.3,
     )
     words = [sys.executable, "-m", "example_project.labelers", "--model", "{model}", "-i", "{input}", "-o", "{output}"]
     slurm = SlurmBatchResource(
@@ -54,7 +53,10 @@ def label(folder: Path) -> dict[str, str]:
         settle_seconds=1.0,
     )
     resource = LLMBatchResource(
-        slurm=slurm, ledger_url=f"sqlite:///{folder}/ledger.sqlite", payload_root=str(folder / "payloads")
+        slurm=slurm,
+        poll_seconds=0.3,
+        ledger_url=f"sqlite:///{folder}/ledger.sqlite",
+        payload_root=str(folder / "payloads"),
     )
     resources = {"llm_batch": resource, "io_manager": dg.FilesystemIOManager(base_dir=str(folder / "tables"))}
     with dg.DagsterInstance.ephemeral() as instance:

@@ -1,0 +1,91 @@
+"""A cascade in Dagster: what is promised stands in metadata, and a blocking check says whether it is kept."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import dagster as dg
+import polars as pl
+import pytest
+from code_location import BATCH, CodeLocation, labeled
+from pydantic import BaseModel
+
+from dagster_llm_batch import Cascade
+from dagster_llm_batch.testing.emulator import Emulator, WireFault
+
+TOPICS = ("billing", "bug", "how_to")
+ROWS = 120
+
+
+class SureLabel(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: float
+
+
+def answer(body: Any, _url: str) -> Any:
+    [number] = {int(found) for found in re.findall(r"number (\d+)", str(body))}
+    is_wrong = body["model"] == "gpt-4o-mini" and number % 8 == 0
+    return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.3 if is_wrong else 0.9}
+
+
+def rows(_context: Any) -> pl.DataFrame:
+    numbers = range(ROWS)
+    return pl.DataFrame(
+        {"ticket_id": [f"t{n}" for n in numbers], "subject": "", "body": [f"number {n}" for n in numbers]}
+    )
+
+
+def cascading(**promise: Any) -> list[dg.AssetsDefinition]:
+    usual = {"oracle": "openai/gpt-4o", "target": "topic", "agreement": 0.9, "sample": 50}
+    return labeled(rows=rows, model="openai/gpt-4o-mini", response=SureLabel, cascade=Cascade(**{**usual, **promise}))
+
+
+@pytest.fixture
+def location(instance: dg.DagsterInstance) -> Any:
+    with Emulator(answer=answer) as emulator:
+        yield CodeLocation(emulator, instance, *cascading())
+
+
+def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluation]:
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
+    assert location.submit().success
+    planned = location.materializations(BATCH)[None].metadata
+    assert planned["llm_batch/cascade"].value.startswith("asks openai/gpt-4o for a sample of 50 of 120 rows")
+    location.emulator.settle()
+    location.collect()
+    assert location.collect().success
+    location.emulator.settle()
+    result = location.collect()
+    assert result.success
+    told = {name: value.value for name, value in location.materializations()[None].metadata.items()}
+    assert told["llm_batch/promise"] == (
+        "With a confidence of 95%, at least 90% of the labels agree with openai/gpt-4o on 'topic'."
+    )
+    assert told["llm_batch/sample_rows"] == 50
+    assert 0 < told["llm_batch/disagreement_bound"] <= 0.1
+    assert 0 < told["llm_batch/accepted_share"] < 1
+    assert told["llm_batch/rows_accepted"] + told["llm_batch/rows_escalated"] + told["llm_batch/rows_sampled"] == ROWS
+    assert len(told["llm_batch/calibration_id"]) == 12
+    judged = checks(result)
+    assert judged["promise"].passed
+    assert judged["promise"].blocking
+    assert not judged["saves"].blocking
+    assert judged["saves"].passed is (told["llm_batch/oracle_cost_avoided_usd"] >= 0)
+
+
+def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocation) -> None:
+    assert location.submit().success
+    location.emulator.settle()
+    location.emulator.inject(WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+    for _ in range(4):
+        result = location.collect()
+        location.emulator.settle()
+        if "promise" in checks(result) and location.materializations():
+            break
+    judged = checks(result)
+    assert not judged["promise"].passed
+    assert "rows have no label" in (judged["promise"].description or "")
