@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.special import chdtrc
 from scipy.stats import binom, binomtest, chi2_contingency
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
@@ -189,22 +190,23 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     if cell.setting != np.inf:
         drawn = rng.standard_gamma(by_day * strength[:, None])
         by_day = drawn / drawn.sum(axis=1, keepdims=True)
-    days = rng.multinomial(rows, by_day)
-    told = [dict(enumerate(day)) for day in days.tolist()]
+    days = units = rng.multinomial(rows, by_day)
     if "groups" in cell.kind:
         grouped = rng.multinomial(cell.rows // 20, by_day)
-        days = rng.multinomial(cell.rows // 2, by_day) + 10 * grouped
-        told = [_by_group(day - 10 * some, some) for day, some in zip(days, grouped, strict=True)]
-    units = np.array([list(counts.values()) for counts in told])
+        alone = rng.multinomial(cell.rows // 2, by_day)
+        days, units = alone + 10 * grouped, alone + grouped
+        assert _by_group(alone[0], grouped[0]) == dict(enumerate(units[0].tolist()))
     ordinary = False
     for day in np.flatnonzero(_psi(days) > _MAX_PSI).tolist():
         both = np.array([days[day], days[max(0, day - 7) : day].sum(axis=0)])
         both = both[:, both.sum(axis=0) > 0]
         is_asked = cell.wanted is None or day == turned
         ordinary = ordinary or (is_asked and bool(chi2_contingency(both, correction=False).pvalue < 0.01))
-    # Whatever is within the limit is no alarm; the rest is asked.
+    # What is within the limit, or hardly more than days vary by or than chance makes, is no alarm; the rest is asked.
     psi = _psi(units)
-    over = [day for day in np.flatnonzero(psi > _MAX_PSI).tolist() if cell.wanted is None or day == turned]
+    asked = (psi > _MAX_PSI) & (_off(units) > 1.5) & (_chance(units) < 0.1)
+    over = [day for day in np.flatnonzero(asked).tolist() if cell.wanted is None or day == turned]
+    told = [dict(enumerate(counts)) for counts in units.tolist()]
     return any(_drifted(day, told, psi[day]) for day in over), ordinary
 
 
@@ -215,6 +217,27 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
     psi: NDArray[np.float64] = ((here - there) * np.log(here / there)).sum(axis=1)
     psi[0] = 0
     return psi
+
+
+def _off(days: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how far each day is from the seven before it, by the variance of the 56 before it, at the most."""
+    roots = np.sqrt(days / days.sum(axis=1, keepdims=True))
+    off = np.zeros(len(days))
+    for day in range(7, len(days)):
+        before = days[day - 7 : day].sum(axis=0)
+        variance = roots[max(0, day - 56) : day].var(axis=0, ddof=1).sum()
+        distance = ((roots[day] - np.sqrt(before / before.sum())) ** 2).sum()
+        off[day] = distance / (variance * 8 / 7) if variance else np.inf
+    return off
+
+
+def _chance(days: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how likely each day's chi-squared is against the seven before it, nearly."""
+    before = np.array([days[max(0, day - 7) : day].sum(axis=0) for day in range(len(days))])
+    n, m = days.sum(axis=1, keepdims=True), np.maximum(1, before.sum(axis=1, keepdims=True))
+    both = np.maximum(1, days + before)
+    found: NDArray[np.float64] = chdtrc(days.shape[1] - 1, ((days * m - before * n) ** 2 / both / n / m).sum(axis=1))
+    return found
 
 
 def _by_group(alone: NDArray[np.int64], groups: NDArray[np.int64]) -> Counts:

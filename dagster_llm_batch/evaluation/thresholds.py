@@ -74,7 +74,7 @@ class AtLeast:
         """Return what to say of the bound behind the figure; nothing where none is asked for."""
         if self.confidence is None:
             return ""
-        return ", and no bound" if bound is None else f", surely {bound:{form}} or more"
+        return ", and no bound: too few rows" if bound is None else f", surely {bound:{form}} or more"
 
     def __str__(self) -> str:
         surely = "" if self.confidence is None else f", with {self.confidence:.4g} confidence"

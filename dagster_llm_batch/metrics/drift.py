@@ -59,9 +59,9 @@ LEAST_EARLIER = 7
 
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
-_DRAWS, _MORE_DRAWS, _MOST_CELLS = 2_000, 100_000, 20_000_000
-# Where so few draws are enough to see that chance explains it, no more are made.
-_NEAR = 0.05
+_DRAWS, _MOST_CELLS = (2_000, 20_000, 100_000), 20_000_000
+# Where so many of the first draws are as far off, no more are made: chance explains it.
+_ENOUGH = 100
 # Cells drawn at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
 # of a partition that the detector is shown: more of the same tell it little
@@ -233,19 +233,18 @@ def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | 
     statistic = float(((table[0] - expected) ** 2 * weight).sum())
     if np.outer(of_row, of_class).min() / of_row.sum() >= _LEAST_EXPECTED:
         return statistic, float(chdtrc(len(of_class) - 1, statistic))
-    rng = np.random.default_rng(seed)
-
-    def p_of(draws: int) -> float:
+    rng, p_value = np.random.default_rng(seed), 1.0
+    for draws in dict.fromkeys(min(draws, _MOST_CELLS // len(of_class)) for draws in _DRAWS):
         as_large, chunk = 0, max(1, _CHUNK_CELLS // len(of_class))
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
             drawn = rng.multivariate_hypergeometric(of_class.astype(int), int(of_row[0]), size, method="marginals")
             # What differs by rounding alone is as large.
             as_large += int((((drawn - expected) ** 2 * weight).sum(axis=1) >= statistic * (1 - 1e-9)).sum())
-        return (1 + as_large) / (1 + draws)
-
-    first = p_of(_DRAWS)
-    return statistic, first if first > _NEAR else p_of(min(_MORE_DRAWS, _MOST_CELLS // len(of_class)))
+        p_value = (1 + as_large) / (1 + draws)
+        if as_large > _ENOUGH:
+            break
+    return statistic, p_value
 
 
 def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Counts]) -> float:
@@ -279,9 +278,13 @@ def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Co
     # Some days are wilder than others: the distances then have longer tails than those of so many directions.
     spread = float(apart.var(ddof=1)) or 1e-12
     tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions)
-    # So few days show too short a tail. Halved and squared, the year of no kind of days that were simulated has an
-    # alarm in more than 5 %: even where days vary wildly, or are of very different sizes (docs/truth.md).
-    return float(fdtrc(directions * max(tails, 0.05) ** 2 / 2, m - 1, distance / expected))
+    # So few days show too short a tail. Halved and squared, no kind of days that was simulated has an alarm in more
+    # than 5 % of its years: even where days vary wildly, or are of very different sizes (docs/truth.md). Fewer
+    # directions have the longer tail, but less before it.
+    by_chance = [float(fdtrc(some, m - 1, distance / expected)) for some in (directions, directions * tails**2 / 2)]
+    # What an earlier day was off by, compared with all others, is nothing new.
+    as_far = int((apart * m / (m - 1) * expected >= distance * variance).sum())
+    return max(*by_chance, as_far / (m + 1))
 
 
 def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.float64]:

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["least_miscalibration_p", "miscalibration_p", "share_lower_bound", "share_p_below"]
 
-_TESTS, _MORE_TESTS = 2_000, 100_000
-"""Simulated candidates: so many first, and then enough for the smallest p-value that a look can need (see `looks`)."""
+_TESTS = (2_000, 20_000, 100_000)
+"""Simulated candidates: few first, and in the end enough for the smallest p-value that a look needs (see `looks`)."""
 
-_NEAR = 0.05
-"""Where the first ones are enough to see that chance explains it, no more are made."""
+_ENOUGH = 100
+"""Where so many of the first are as far off, no more are made: chance explains it."""
 
 
 def share_p_below(successes: int, n: int, limit: float) -> float:
@@ -51,16 +51,15 @@ def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -
     stated: NDArray[np.float64] = np.array([bin_.mean_confidence for bin_ in filled], dtype=np.float64)
     right = np.array([bin_.accuracy for bin_ in filled], dtype=np.float64)
     truth = stated + (right - stated) * limit / calibration.ece
-    rng, ece = np.random.default_rng(seed), calibration.ece
-
-    def p_of(draws: int) -> float:
+    rng, p_value = np.random.default_rng(seed), 1.0
+    for draws in _TESTS:
         drawn = rng.binomial(n, truth, (draws, len(n)))
-        errors = (share * np.abs(stated - drawn / n)).sum(axis=1)
         # An error that differs by rounding alone is as large.
-        return float((1 + (errors >= ece - 1e-12).sum()) / (1 + draws))
-
-    first = p_of(_TESTS)
-    return first if first > _NEAR else p_of(_MORE_TESTS)
+        as_large = int(((share * np.abs(stated - drawn / n)).sum(axis=1) >= calibration.ece - 1e-12).sum())
+        p_value = (1 + as_large) / (1 + draws)
+        if as_large > _ENOUGH:
+            break
+    return p_value
 
 
 def least_miscalibration_p(calibration: Calibration, limit: float) -> float:

@@ -140,6 +140,16 @@ def test_a_day_of_more_rows_or_of_fewer_is_held_to_the_same_variation():
         assert sum(p < 0.01 for p in explained) <= 4
 
 
+def test_what_a_day_before_was_off_by_is_nothing_new():
+    rng = np.random.default_rng(9)
+    calm = [dict(enumerate(counts)) for counts in rng.multinomial(300, [0.4, 0.3, 0.2, 0.1], 40).tolist()]
+    wild, again = {0: 30, 1: 60, 2: 90, 3: 120}, {0: 33, 1: 62, 2: 88, 3: 117}
+    first = compared(wild, calm[-7:], earlier=calm, level=0.0005)
+    second = compared(again, calm[-7:], earlier=[*calm[:20], wild, *calm[20:]], level=0.0005)
+    assert (first.drifted, second.drifted) == (True, False)
+    assert second.p_variation >= 1 / 42
+
+
 def test_a_day_of_the_week_that_was_seen_before_is_no_drift():
     rng = np.random.default_rng(8)
     alarms = 0
