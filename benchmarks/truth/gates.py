@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -177,16 +178,17 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
 
 
 def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
-    shares, strength = np.array([0.4, 0.3, 0.2, 0.1]), np.full(LOOKS, cell.setting)
-    by_day, rows = np.tile(shares, (LOOKS, 1)), np.full(LOOKS, cell.rows)
     turned = 60 if cell.wanted is not None else LOOKS
+    looks = min(turned + 1, LOOKS)
+    shares, strength = np.array([0.4, 0.3, 0.2, 0.1]), np.full(looks, cell.setting)
+    by_day, rows = np.tile(shares, (looks, 1)), np.full(looks, cell.rows)
     by_day[turned:] = shares[::-1]
     if "Sundays" in cell.kind:
         by_day[6::7] = (shares + shares[::-1]) / 2
     if "any size" in cell.kind:
-        rows = np.maximum(5, cell.rows * rng.lognormal(0, 1, LOOKS)).astype(np.int64)
+        rows = np.maximum(5, cell.rows * rng.lognormal(0, 1, looks)).astype(np.int64)
     if "wild" in cell.kind:
-        strength *= rng.lognormal(0, 1, LOOKS)
+        strength *= rng.lognormal(0, 1, looks)
     if cell.setting != np.inf:
         drawn = rng.standard_gamma(by_day * strength[:, None])
         by_day = drawn / drawn.sum(axis=1, keepdims=True)
@@ -210,10 +212,17 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     return any(_drifted(day, told, psi[day]) for day in over), ordinary
 
 
+def _before(values: NDArray[Any], window: int) -> NDArray[np.float64]:
+    """Return the sums over so many days before each one, or as many as there are."""
+    sums = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0)])
+    day = np.arange(len(values))
+    summed: NDArray[np.float64] = sums[day] - sums[np.maximum(0, day - window)]
+    return summed
+
+
 def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the PSI of each day against the seven before it; 0 of the first one."""
-    before = np.array([days[max(0, day - 7) : day].sum(axis=0) for day in range(len(days))])
-    here, there = ((side + 0.5) / (side + 0.5).sum(axis=1, keepdims=True) for side in (days, before))
+    here, there = ((side + 0.5) / (side + 0.5).sum(axis=1, keepdims=True) for side in (days, _before(days, 7)))
     psi: NDArray[np.float64] = ((here - there) * np.log(here / there)).sum(axis=1)
     psi[0] = 0
     return psi
@@ -222,18 +231,20 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
 def _off(days: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return how far each day is from the seven before it, by the variance of the 56 before it, at the most."""
     roots = np.sqrt(days / days.sum(axis=1, keepdims=True))
-    off = np.zeros(len(days))
-    for day in range(7, len(days)):
-        before = days[day - 7 : day].sum(axis=0)
-        variance = roots[max(0, day - 56) : day].var(axis=0, ddof=1).sum()
-        distance = ((roots[day] - np.sqrt(before / before.sum())) ** 2).sum()
-        off[day] = distance / (variance * 8 / 7) if variance else np.inf
+    before = _before(days, 7)
+    m = np.minimum(np.arange(len(days)), 56)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        squares = _before(roots**2, 56) - _before(roots, 56) ** 2 / m[:, None]
+        distance = ((roots - np.sqrt(before / before.sum(axis=1, keepdims=True))) ** 2).sum(axis=1)
+        off: NDArray[np.float64] = distance / (squares.sum(axis=1) / (m - 1) * 8 / 7)
+    # below seven days nothing is decided
+    off[:7] = 0
     return off
 
 
 def _chance(days: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return how likely each day's chi-squared is against the seven before it, nearly."""
-    before = np.array([days[max(0, day - 7) : day].sum(axis=0) for day in range(len(days))])
+    before = _before(days, 7)
     n, m = days.sum(axis=1, keepdims=True), np.maximum(1, before.sum(axis=1, keepdims=True))
     both = np.maximum(1, days + before)
     found: NDArray[np.float64] = chdtrc(days.shape[1] - 1, ((days * m - before * n) ** 2 / both / n / m).sum(axis=1))

@@ -62,6 +62,8 @@ _LEAST_EXPECTED = 5
 _DRAWS, _MOST_CELLS = (2_000, 20_000, 100_000), 20_000_000
 # Where so many of the first draws are as far off, no more are made: chance explains it.
 _ENOUGH = 100
+# above what any look decides by
+_NEAR = 0.01
 # Cells drawn at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
 # of a partition that the detector is shown: more of the same tell it little
@@ -187,11 +189,13 @@ def drift_between(
     smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
-    chi2, p_chance = _chi_squared(table)
     p_variation = None
-    if chi2 is not None and len(days) >= LEAST_EARLIER:
+    if len(classes) > 1 and len(days) >= LEAST_EARLIER:
         n_pooled = sum(1 for counts in reference if sum(counts.values()))
         p_variation = _p_variation([here, pooled], n_pooled, days)
+    # Where variation explains the shift, or nothing is decided, the first draws say enough of chance.
+    decides = p_variation is not None and p_variation < _NEAR
+    chi2, p_chance = _chi_squared(table, _DRAWS if decides else _DRAWS[:1])
     p_value = None if p_chance is None or p_variation is None else max(p_chance, p_variation)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
@@ -219,8 +223,13 @@ def drift_between(
     )
 
 
-def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | None, float | None]:
-    """Return chi-squared of two rows of counts, and how often chance alone makes it as large; None for one class."""
+def _chi_squared(
+    table: NDArray[np.float64], most_draws: Sequence[int], *, seed: int = 0
+) -> tuple[float | None, float | None]:
+    """Return chi-squared of two rows of counts, and how often chance alone makes it as large; None for one class.
+
+    `most_draws`: tables to draw where a class is rare, until they are enough.
+    """
     import numpy as np  # noqa: PLC0415  # its caller has it
     from scipy.special import chdtrc  # noqa: PLC0415  # as above
 
@@ -234,7 +243,7 @@ def _chi_squared(table: NDArray[np.float64], *, seed: int = 0) -> tuple[float | 
     if np.outer(of_row, of_class).min() / of_row.sum() >= _LEAST_EXPECTED:
         return statistic, float(chdtrc(len(of_class) - 1, statistic))
     rng, p_value = np.random.default_rng(seed), 1.0
-    for draws in dict.fromkeys(min(draws, _MOST_CELLS // len(of_class)) for draws in _DRAWS):
+    for draws in dict.fromkeys(min(draws, _MOST_CELLS // len(of_class)) for draws in most_draws):
         as_large, chunk = 0, max(1, _CHUNK_CELLS // len(of_class))
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
