@@ -114,6 +114,11 @@ class Provider(Protocol):
         """How long a batch may take by what the vendor documents, queue included. One that takes longer is overdue."""
         ...
 
+    @property
+    def default_output_tokens(self) -> int | None:
+        """At how many tokens the server ends a reply to a request without a maximum; None: at the model's own."""
+        ...
+
     def codec(self, spec: RequestSpec) -> Codec:
         """The codec for this spec; see Codec for what it refuses."""
         ...

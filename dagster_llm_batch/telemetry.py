@@ -95,6 +95,10 @@ class TracedProvider:
     def window(self) -> timedelta:
         return self._provider.window
 
+    @property
+    def default_output_tokens(self) -> int | None:
+        return self._provider.default_output_tokens
+
     def codec(self, spec: RequestSpec) -> Codec:
         return self._provider.codec(spec)
 

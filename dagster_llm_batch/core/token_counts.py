@@ -518,13 +518,16 @@ _TOKENS_OF_TEXT_FIELD, _ITEMS, _DEEPEST = 16, 3, 8
 _TIMES_FOR_P95 = 4
 
 
-def output_tokens(spec: RequestSpec, context: int | None, said: int | None = None) -> OutputTokens:
+def output_tokens(
+    spec: RequestSpec, context: int | None, said: int | None = None, default: int | None = None
+) -> OutputTokens:
     """Return the output tokens of each request with this spec.
 
     Args:
         spec: What the requests share.
         context: How many tokens the model takes in all; None where nobody knows.
         said: What the user expects of a reply.
+        default: At how many tokens the server ends a reply without a maximum; None: at the model's own.
 
     The bound is the caller's maximum, else the model's, else `context`. Where the user says nothing, a reply is
     expected to be as long as the caller's maximum; without one, as its schema says, and the model's thinking beside it.
@@ -532,7 +535,10 @@ def output_tokens(spec: RequestSpec, context: int | None, said: int | None = Non
     if _makes_no_text(spec):
         return NO_OUTPUT
     own = max(_given_maxima(spec.params), default=None)
-    limit = own if own is not None else model_max_output(spec.model)
+    of_model = model_max_output(spec.model)
+    if default is not None:
+        of_model = default if of_model is None else min(default, of_model)
+    limit = own if own is not None else of_model
     bound = context if limit is None else limit
     expected = own if said is None else said
     if expected is None:

@@ -386,7 +386,8 @@ class Deployment:
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH, learned: Learned | None = None) -> Estimate:
         """Return an estimate, without any request yet, at the prices of this labeling's model in this lane."""
         spec = labeling.spec
-        output = output_tokens(spec, self.context_tokens(labeling), labeling.spend.expected_output_tokens)
+        said, default = labeling.spend.expected_output_tokens, self.provider(labeling.provider).default_output_tokens
+        output = output_tokens(spec, self.context_tokens(labeling), said, default)
         return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec), learned=learned)
 
     def learned(self, labeling: Labeling) -> Learned | None:

@@ -25,6 +25,7 @@ from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.registry import needs_max_tokens
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
@@ -303,6 +304,12 @@ class Labeling:
         if endpoint is not needed and (needed is not None or endpoint in _ENDPOINTS.values()):
             msg = f"endpoint={endpoint.value!r} does not go with a response of kind {self.reader.format.kind.value!r}."
             raise ConfigError(msg)
+        provider = self.model.partition("/")[0]
+        # A provider with a preset's name is of that preset.
+        if (server := SERVERS.get(provider)) is not None and endpoint is not Endpoint.CHAT:
+            from dagster_llm_batch.providers.openai.requests import check_endpoint  # noqa: PLC0415 - for few endpoints
+
+            check_endpoint(server, endpoint)
         return RequestSpec(
             model=self.model.partition("/")[2],
             response=self.reader.format,

@@ -131,6 +131,9 @@ class BaseProvider:
     window: timedelta = DEFAULT_WINDOW
     """See Provider.window. A vendor's own where it documents another."""
 
+    default_output_tokens: int | None = None
+    """See Provider.default_output_tokens. A server's own where it documents one."""
+
     def __init__(self, name: str, account: str, price_book: str | None, settle_seconds: float) -> None:
         self._name = name
         self._account = account

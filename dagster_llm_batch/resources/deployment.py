@@ -17,6 +17,7 @@ from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, check_name, kind_of
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (
@@ -184,6 +185,13 @@ class LLMBatchResource(CheckedResource):
         super().model_post_init(context)
         for name, resource in self.providers.items():
             check_name(name, kind_of(type(resource)))
+            server = getattr(resource, "server", None)
+            # A model's name tells then, where it is declared, what its server has.
+            if name in SERVERS and name not in PROVIDERS and server != name:
+                raise ConfigError(
+                    f"providers[{name!r}] is of the server {server!r}, and {name!r} is the name of a preset. Take "
+                    f"preset({name!r}, …), or give it a name of its own."
+                )
             if getattr(self, name, None) is not None and name in PROVIDERS:
                 raise ConfigError(
                     f"There are two providers {name!r}: LLMBatchResource({name}=…) and providers[{name!r}]. Take one "

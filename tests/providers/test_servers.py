@@ -11,8 +11,19 @@ import pytest
 from bent_server import BENDS, Bend, as_openai, bent, without_metadata
 from sample_batches import batch_file, odd_server
 
-from dagster_llm_batch import AzureOpenAIBatchResource, LLMBatchResource, OpenAIBatchResource, preset
+from dagster_llm_batch import (
+    AzureOpenAIBatchResource,
+    Embedding,
+    Fallback,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    Prompt,
+    Resend,
+    llm_batch_assets,
+    preset,
+)
 from dagster_llm_batch.core.pricing import tariff
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, NoRoomError, RefusedError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai.servers import SERVERS
@@ -328,6 +339,40 @@ def test_an_endpoint_that_the_server_has_no_batches_of_is_refused_before_anythin
     embeddings = RequestSpec("m", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS)
     with pytest.raises(ConfigError, match=r"no batches of the endpoint 'embeddings'; it has: chat, responses\."):
         preset("azure", base_url=AZURE, api_key="k").provider().codec(embeddings)
+
+
+def test_an_endpoint_that_a_preset_lacks_is_refused_when_its_assets_are_declared() -> None:
+    asked = {"rows": list, "key": "id", "prompt": Prompt(user="{{ text }}"), "response": str}
+    with pytest.raises(ConfigError, match="Groq has no batches of the endpoint 'responses'; it has: chat"):
+        llm_batch_assets(name="labels", model="groq/llama", endpoint="responses", **asked)
+    with pytest.raises(ConfigError, match="Mistral has no batches of the endpoint 'embeddings'"):
+        llm_batch_assets(name="labels", model="mistral/embed", **{**asked, "response": Embedding()})
+    # A fallback's, too; and a name of one's own tells nothing before the plan.
+    fallback = Fallback("azure/mine", endpoint="embeddings")
+    embedding = {**asked, "response": Embedding()}
+    with pytest.raises(ConfigError, match="Azure OpenAI"):
+        llm_batch_assets(name="labels", model="openai/e", resend=Resend(fallback=(fallback,)), **embedding)
+    llm_batch_assets(name="labels", model="my-groq/llama", endpoint="responses", **asked)
+    with pytest.raises(
+        ConfigError, match=r"providers\['groq'\] is of the server 'openai', and 'groq' is the name of a"
+    ):
+        LLMBatchResource(providers={"groq": OpenAIBatchResource(api_key="x", base_url="https://h/v1")})
+    assert LLMBatchResource(providers={"groq": preset("groq", api_key="x")})
+
+
+def test_a_servers_own_end_of_replies_is_in_estimates(tmp_path) -> None:
+    def bound(**params: object) -> int | None:
+        providers = {"parasail": preset("parasail", api_key="x")}
+        resource = LLMBatchResource(
+            providers=providers, ledger_url=f"sqlite:///{tmp_path}/l.sqlite", payload_root=str(tmp_path)
+        )
+        labeling = Labeling(
+            asset="a", model="parasail/m", key="id", prompt=Prompt(user="{{ text }}"), response=str, params=params
+        )
+        return resource.engine().preview(labeling, [{"id": "1", "text": "a"}], partition="").output_bound
+
+    assert bound() == 8_192
+    assert bound(max_completion_tokens=50) == 50
 
 
 def test_limits_are_the_servers() -> None:

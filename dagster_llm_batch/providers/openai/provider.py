@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
-    ConfigError,
     CredentialsError,
     MissingExtraError,
     ProviderError,
@@ -45,7 +44,7 @@ from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
 from dagster_llm_batch.providers.openai.mistral import Jobs
-from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, OpenAILines
+from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, OpenAILines, check_endpoint
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
@@ -116,6 +115,7 @@ class OpenAIProvider(StainlessProvider):
         super().__init__(name, key, address, scope, account, price_book, settle_seconds)
         self._tokens = tokens
         self._server = server
+        self.default_output_tokens = None if server.output_tokens is None else server.output_tokens.value
         self._has_pages = server.has_pages is None or server.has_pages.value
         self._organization = organization
         self._project = project
@@ -139,11 +139,7 @@ class OpenAIProvider(StainlessProvider):
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec."""
         server = self._server
-        if server.endpoints is not None and spec.endpoint not in server.endpoints.value:
-            raise ConfigError(
-                f"{server.title} has no batches of the endpoint '{spec.endpoint.value}'; it has: "
-                f"{', '.join(endpoint.value for endpoint in server.endpoints.value)}."
-            )
+        check_endpoint(server, spec.endpoint)
         limits = BatchLimits(
             OPENAI_LIMITS.max_requests if server.max_requests is None else server.max_requests.value,
             OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,

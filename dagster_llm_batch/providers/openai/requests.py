@@ -23,10 +23,11 @@ from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, s
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.providers.openai.replies import read_line
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai.servers import Server
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind, Result
 
-__all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines"]
+__all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
 
 OPENAI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=200_000_000)
 _MAX_EMBEDDING_INPUTS = 50_000
@@ -47,6 +48,15 @@ _RESERVED: dict[Endpoint, dict[str, str]] = {
 }
 _INPUT_ONLY = (Endpoint.EMBEDDINGS, Endpoint.MODERATIONS)
 _KINDS = {Endpoint.EMBEDDINGS: ResponseKind.EMBEDDING, Endpoint.MODERATIONS: ResponseKind.MODERATION}
+
+
+def check_endpoint(server: Server, endpoint: Endpoint) -> None:
+    """Raise ConfigError for an API of which the server has no batches."""
+    if server.endpoints is not None and endpoint not in server.endpoints.value:
+        raise ConfigError(
+            f"{server.title} has no batches of the endpoint '{endpoint.value}'; it has: "
+            f"{', '.join(one.value for one in server.endpoints.value)}."
+        )
 
 
 class OpenAILines:
