@@ -202,6 +202,8 @@ def assert_gone_after_an_hour(workspace: VendorWorkspace, submission_id: str) ->
 
 
 def test_a_batch_that_somebody_cancels_at_the_vendor_stays_canceled(workspace: VendorWorkspace) -> None:
+    if workspace.vendor.name == "openrouter":
+        pytest.skip("nothing stops a batch there")
     hang(workspace)
     submission_id = sent(workspace)
     [batch_id] = workspace.engine().status(submission_id).batch_ids
@@ -236,6 +238,9 @@ def test_cancel_stops_what_runs_also_where_the_vendor_cannot_be_asked_at_first(w
     workspace.settle()
     status = advance(workspace, submission_id)
     assert status.is_settled
-    assert outcomes(workspace, submission_id) == {"canceled": ROWS}
     assert not workspace.engine().ledger.left_shards("faults")  # whoever canceled here needs not be told
+    if workspace.vendor.name == "openrouter":  # nothing stops a batch there: it was paid for, so its answers are kept
+        assert outcomes(workspace, submission_id) == {"succeeded": ROWS}
+        return
+    assert outcomes(workspace, submission_id) == {"canceled": ROWS}
     assert workspace.answered() == []
