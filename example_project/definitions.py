@@ -4,6 +4,7 @@
        └─────▶ tweet_sentiment_lexicon_batch ─▶ tweet_sentiment_lexicon ──┼─▶ sentiment_eval
     tweet_gold ───────────────────────────────────────────────────────────┘
     tweet_gold_few ─ with both datasets ─▶ sentiment_shares
+    both datasets ─▶ tweets_to_label ─ you judge (`python3 -m example_project review`) ─▶ my_gold ─▶ my_eval
 
 Without any setting all of it runs on this machine. Environment variables put another model in SmolLM2's place:
 
@@ -25,9 +26,12 @@ from dagster_llm_batch import (
     LLMBatchResource,
     OpenAIBatchResource,
     Prompt,
+    StopRule,
+    annotation_assets,
     build_llm_batch_sensor,
     estimate_assets,
     evaluation_assets,
+    gold_sample_assets,
     llm_batch_assets,
 )
 from example_project import data, prompt
@@ -109,6 +113,28 @@ sentiment_shares = estimate_assets(
     frame="polars",
 )
 
+tweets_to_label = gold_sample_assets(
+    name="tweets_to_label",
+    candidates=[tweet_sentiment, tweet_sentiment_lexicon],
+    key="text_id",
+    target="label",
+    sample_size=30,
+    gold="my_gold",
+    stop=StopRule(half_width=0.1),
+    frame="polars",
+)
+
+my_gold = annotation_assets(name="my_gold", candidates=tweet_sentiment, target="label", frame="polars")
+
+my_eval = evaluation_assets(
+    name="my_eval",
+    gold="my_gold",
+    candidates=[tweet_sentiment, tweet_sentiment_lexicon],
+    key="text_id",
+    target="label",
+    frame="polars",
+)
+
 llm_batch = LLMBatchResource(
     command=CommandBatchResource(
         command=[
@@ -131,6 +157,9 @@ defs = dg.Definitions(
         *tweet_sentiment_lexicon,
         *sentiment_eval,
         *sentiment_shares,
+        *tweets_to_label,
+        *my_gold,
+        *my_eval,
     ],
     sensors=[
         build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours

@@ -50,6 +50,7 @@ def show(running: RunningDagster) -> None:
     ui = f"{running.url}/assets/sentiment_eval" if running.found else "python3 -m example_project ui"
     console.print(f"See all of it in Dagster's UI:  {ui}", markup=False, soft_wrap=True)
     console.print("Look at every row and reply:    python3 -m example_project review", markup=False, soft_wrap=True)
+    console.print("Say yourself what tweets are:   there, 'Judge these rows' on tweets_to_label", markup=False)
     console.print(f"The tables are Parquet files:   {settings.HOME / 'tables'}", markup=False, soft_wrap=True)
 
 

@@ -79,7 +79,6 @@ class Lives:
 
     missed: int = 0
     missed_plain: int = 0
-    stopped_plain: int = 0
     never: int = 0
     rows: int = 0
     rounds: int = 0
@@ -175,8 +174,7 @@ def _live(cell: Cell, rng: np.random.Generator, world: _World, truth: float, liv
             lives.rows += len(gold_at)
             lives.rounds += number
             # What a single look of 95 % would have taken, had one known.
-            varies = half**2 / (1 / len(gold_at) - 1 / ROWS)
-            lives.rows_once += 1 / (1 / ROWS + cell.half_width**2 / varies)
+            lives.rows_once += len(gold_at) * min(1.0, (half / cell.half_width) ** 2)
             lives.gold_wrong += int((gold != world.truth[gold_at]).sum())
             lives.majority_wrong += int((majority != world.truth[gold_at]).sum())
             return

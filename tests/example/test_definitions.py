@@ -50,3 +50,65 @@ def test_one_command_answers_for_every_labeler_and_refuses_others(tmp_path):
     refused = python(tmp_path, "-m", "example_project.labelers", "--model", "other", "-i", "in", "-o", "out")
     assert refused.returncode == 2
     assert "smollm2" in refused.stderr
+
+
+LABELED = """
+import dagster as dg, polars as pl
+from datetime import UTC, datetime
+from dagster_llm_batch.storage.ledger.records import Judgment
+from example_project import definitions as ex
+
+day = ex.data.DAYS[0].isoformat()
+rows = ex.data.rated([day], 40)
+
+def stored(name, label):
+    @dg.asset(name=name, partitions_def=ex.daily)
+    def produced():
+        return rows.select("text_id", "text").with_columns(label=label)
+    return produced
+
+def rejected(name):
+    @dg.asset(name=name, partitions_def=ex.daily)
+    def produced():
+        return rows.select("text_id").clear()
+    return produced
+
+labels = [
+    stored("tweet_sentiment", rows["label"]), stored("tweet_sentiment_lexicon", pl.lit("neutral")),
+    *map(rejected, ("tweet_sentiment_rejects", "tweet_sentiment_lexicon_rejects")),
+]
+ours = [*ex.tweets_to_label, *ex.my_gold, *ex.my_eval]
+resources = {"llm_batch": ex.llm_batch, "io_manager": ex.defs.resources["io_manager"]}
+with dg.DagsterInstance.get() as instance:
+    def run(assets, *selected, **more):
+        return dg.materialize(assets, selection=selected or None, instance=instance, resources=resources, **more)
+    run(labels, partition_key=day)
+    run([*labels, *ours], "tweets_to_label")
+    proposed = dg.Definitions(assets=[*labels, *ours], resources=resources).load_asset_value(
+        "tweets_to_label", instance=instance
+    )
+    said = dict(rows.select("text_id", "label").iter_rows())
+    with dg.build_resources({"llm_batch": ex.llm_batch}, instance=instance) as built:
+        engine = built.llm_batch.engine()
+        for number, row in enumerate(proposed.to_dicts()):
+            sample = {name: value for name, value in row.items() if name.startswith("sample_")}
+            engine.ledger.judgments.add(
+                Judgment(
+                    form_id=str(number), namespace=engine.namespace, dataset="tweet_sentiment", partition=day,
+                    row_key=str(row["text_id"]), annotator="you", kind="label", seconds=1.0, sample=sample,
+                    answer={"label": said[row["text_id"]]}, at=datetime.now(UTC),
+                )
+            )
+    assert run([*labels, *ours], "my_gold", "my_eval").success
+    measured = dg.Definitions(assets=[*labels, *ours], resources=resources).load_asset_value(
+        "my_eval", instance=instance
+    )
+print(dict(measured.select("candidate", "accuracy").iter_rows()))
+"""
+
+
+def test_what_somebody_says_of_tweets_is_gold_and_measures_both_labelers(tmp_path):
+    tmp_path.joinpath("dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    told = python(tmp_path, "-c", LABELED)
+    assert told.returncode == 0, told.stderr
+    assert "'tweet_sentiment': 1.0" in told.stdout
