@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "docs/llms.txt")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
-COMMANDS_RUN_ELSEWHERE = {"docs/start.md", "docs/tutorial.md", "docs/reference/cli.md", "docs/how-to/components.md"}
+COMMANDS_RUN_ELSEWHERE = {
+    *("docs/start.md", "docs/tutorial.md", "docs/reference/cli.md", "docs/how-to/components.md"),
+    "docs/how-to/look-at-rows.md",
+}
 NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
 
 
