@@ -124,6 +124,8 @@ def annotation_assets(
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
     """
     dataset = dataset_of(candidates)
+    if dataset.labeling.reader.format.kind is ResponseKind.EMBEDDING:
+        raise ConfigError(f"{dataset.name} is of embeddings: nobody judges a vector.")
     columns = dataset.labeling.reader.schema.names
     targets = tuple(columns if target is None else [target] if isinstance(target, str) else target)
     if not targets or len(set(targets)) < len(targets):
@@ -286,16 +288,23 @@ class _Annotating:
     def _tables(self, context: dg.AssetExecutionContext, partition: str | None) -> Tables:
         engine, stored, labeling = self.dataset.engine(context), StoredTables(context), self.dataset.labeling
         here = (engine.namespace, self.dataset.name)
-        wanted = None if partition is None else {part or "" for part in stored.mapped(self.dataset.key, partition)}
         # Read first: what is said meanwhile is new for the next run.
         states = engine.ledger.judgments.states(*here)
-        version = judgments_version([state for part, state in states.items() if wanted is None or part in wanted])
+        parts = states if partition is None else [part or "" for part in stored.mapped(self.dataset.key, partition)]
+        version = judgments_version([state for part, state in states.items() if part in parts])
         standing = [
             judgment
             for judgment in standing_judgments(engine.ledger.judgments.read(*here))
-            if judgment.kind != "skip" and (wanted is None or judgment.partition in wanted)
+            if judgment.kind != "skip" and (partition is None or judgment.partition in parts)
         ]
+        if "" in states and "" not in parts:
+            context.log.warning(
+                f"{states[''].n:,} judgments name no partition, and are in none: the table that was judged has none, "
+                "and which the row is in was not known. Without partitions_def they count."
+            )
         _refuse_repeated(standing, self.dataset)
+        # Where the partition was not known once, and is now, it is the same row: the last word counts.
+        standing = list({(judgment.annotator, judgment.row_key): judgment for judgment in standing}.values())
         everything = _Judged.of(standing, labeling)
         drawn = [bool(sample) for sample in everything.samples]
         judged = everything.only(drawn.__getitem__) if any(drawn) else everything
@@ -458,7 +467,7 @@ def _refuse_repeated(judgments: Sequence[Judgment], dataset: Dataset) -> None:
     """Raise InputError for a key that people judged in several partitions: whose label it would be is not known."""
     places: dict[str, str] = {}
     for judgment in judgments:
-        if places.setdefault(judgment.row_key, judgment.partition) != judgment.partition:
+        if judgment.partition and places.setdefault(judgment.row_key, judgment.partition) != judgment.partition:
             raise InputError(
                 f"Rows of {dataset.name} with the {dataset.labeling.key} {judgment.row_key!r} were judged in the "
                 f"partitions {places[judgment.row_key]!r} and {judgment.partition!r}. Give partitions_def= as of the "

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.translator import ANNOTATES_KEY
 from dagster_llm_batch.metadata import JUDGMENTS_KEY
+from dagster_llm_batch.sensors.run_requests import Partitions
 from dagster_llm_batch.storage.ledger.judgments import JudgmentsState, judgments_version
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _MOST_PARTITIONS = 50
 
 
 def new_annotations(
-    context: dg.SensorEvaluationContext, engine: Engine, datasets: Mapping[str, Dataset]
+    context: dg.SensorEvaluationContext, engine: Engine, labels: Mapping[str, Partitions]
 ) -> Iterator[dg.RunRequest]:
     """Yield a run for each gold, or partition of it, that does not hold what people have said by now.
 
@@ -37,11 +37,11 @@ def new_annotations(
     assert context.repository_def is not None
     for definition in set(context.repository_def.assets_defs_by_key.values()):
         for spec in definition.specs:
-            dataset = datasets.get(str(spec.metadata.get(ANNOTATES_KEY, "")))
-            if dataset is None:
+            of_dataset = labels.get(str(spec.metadata.get(ANNOTATES_KEY, "")))
+            if of_dataset is None:
                 continue
-            states = engine.ledger.judgments.states(engine.namespace, dataset.name)
-            for partition, there in _by_partition(spec, dataset, states).items():
+            states = engine.ledger.judgments.states(engine.namespace, of_dataset.dataset.name)
+            for partition, there in _by_partition(spec, of_dataset, states).items():
                 record = _newest(context.instance, spec.key, partition)
                 if not _is_due(record, there, engine.now()):
                     continue
@@ -54,7 +54,7 @@ def new_annotations(
 
 
 def _by_partition(
-    spec: dg.AssetSpec, dataset: Dataset, states: Mapping[str, JudgmentsState]
+    spec: dg.AssetSpec, labels: Partitions, states: Mapping[str, JudgmentsState]
 ) -> dict[str | None, Mapping[str, JudgmentsState]]:
     """Return what was said for each partition of gold; None: it has no partitions, and holds all.
 
@@ -62,11 +62,16 @@ def _by_partition(
     Dagster has in runs alone.
     """
     if spec.partitions_def is None:
-        return {None: states} if states else {}
-    if spec.partitions_def != dataset.partitions_def:
+        return {None: states}
+    if spec.partitions_def != labels.dataset.partitions_def:
         return {}
-    newest = sorted(states, key=lambda partition: states[partition].last_at, reverse=True)
-    return {partition: {partition: states[partition]} for partition in newest[:_MOST_PARTITIONS] if partition}
+    newest = sorted(states, key=lambda partition: states[partition].last_at, reverse=True)[:_MOST_PARTITIONS]
+    return {
+        partition: {partition: states[partition]}
+        for partition in newest
+        # Dagster refuses all of a tick for a partition that was deleted since.
+        if partition in labels.places
+    }
 
 
 def _is_asked(context: dg.SensorEvaluationContext, run_key: str) -> bool:
@@ -90,6 +95,9 @@ def _is_due(record: dg.EventLogRecord | None, states: Mapping[str, JudgmentsStat
     """Return whether there is something new, and people have paused or gone on for long."""
     if _held(record) == judgments_version(states.values()):
         return False
+    if not states:
+        # All was erased, and is to leave the gold, too.
+        return record is not None
     made_at = min(state.first_at for state in states.values())
     if record is not None:
         made_at = max(made_at, datetime.fromtimestamp(record.timestamp, UTC))

@@ -114,7 +114,7 @@ def bounded_sensor(
         tick.observe()
         gold: list[dg.RunRequest] = []
         with tick.apart("what people said of rows"):
-            gold += new_annotations(context, engine, datasets)
+            gold += new_annotations(context, engine, labels)
         if not groups and not gold:
             tick.tell_person()
             tick.raise_trouble()

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from code_location import DAILY, DAYS, LABELS, failure, labeled, tickets
 
-from dagster_llm_batch import annotation_assets, estimate_assets, evaluation_assets
+from dagster_llm_batch import Embedding, annotation_assets, estimate_assets, evaluation_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import Judgment
 
@@ -178,6 +178,11 @@ class TestGold:
         say(location, *(judgment("t0", "ada", "bug", partition=day) for day in ("mon", "tue")))
         assert "partitions_def" in failure(location.run("gold"))
 
+    def test_a_row_whose_partition_was_not_known_at_first_is_one_row_and_one_word_of_each_person(self, place):
+        location = place(["t0"])
+        rows = gold_of(location, judgment("t0", "ada", "bug"), judgment("t0", "ada", "how_to", partition="mon"))
+        assert [(row["ticket_id"], row["topic"], row["n_raters"]) for row in rows] == [("t0", "how_to", 1)]
+
     def test_nobody_has_judged_yet(self, place):
         location = place(["t0"])
         assert gold_of(location) == []
@@ -229,6 +234,11 @@ class TestChecks:
         assert "ada" not in words
         assert "eve" not in words
 
+    def test_nobody_judges_vectors(self):
+        vectors = labeled(response=Embedding(), endpoint="embeddings", model="openai/text-embedding-3-small", params={})
+        with pytest.raises(ConfigError, match="nobody judges a vector"):
+            annotation_assets(name="gold", candidates=vectors)
+
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -269,6 +279,10 @@ class TestSensor:
         [again] = self.asked(location)
         assert location.launch(again).success
         assert [row["ticket_id"] for row in rows_of(location)] == ["t-0"]
+        ledger = location.engine().ledger
+        ledger.judgments.erase("default", LABELS, None, ["t-0"])
+        ledger.close()
+        assert self.asked(location)
 
     def test_while_people_go_on_it_is_asked_for_after_five_minutes(self, make):
         location = make(*labeled(), *annotation_assets(name="gold", candidates=labeled(), target="topic"))
@@ -283,6 +297,8 @@ class TestSensor:
         by_hand = annotation_assets(name="by_hand", candidates=dataset, target="topic", automation_condition=None)
         location = make(*dataset, *gold, *by_hand)
         say(location, judgment("t-0", "ada", "bug", partition=DAYS[3]))
+        # That day is none of the dataset's any more.
+        say(location, judgment("t-0", "ada", "bug", partition="1999-01-01"))
         [request] = location.tick().run_requests
         assert request.partition_key == DAYS[3]
         # The labels are not there, so that it fails: it is not asked for again until somebody judges.
