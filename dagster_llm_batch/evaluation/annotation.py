@@ -220,7 +220,8 @@ class _Judged:
         """How each row was drawn; nothing for one that was not. A row is drawn once, whoever judges it."""
         samples: list[Mapping[str, Any]] = [{}] * len(self.keys)
         for judgment, row in zip(self.judgments, self.row, strict=True):
-            if judgment.sample and judgment.sample.get(WEIGHT) is not None and not samples[row]:
+            # A table of somebody's own may have columns by these names that hold something else.
+            if judgment.sample and isinstance(judgment.sample.get(WEIGHT), int | float) and not samples[row]:
                 samples[row] = judgment.sample
         return samples
 
@@ -510,9 +511,10 @@ def _sampled(samples: Sequence[Mapping[str, Any]], name: str) -> pa.Array:
     """Return a column of SAMPLE_COLUMNS. A file of numbers has whole ones as fractional ones."""
     kind = _SAMPLE_TYPES[name]
     values = [sample.get(name) for sample in samples]
-    if pa.types.is_integer(kind):
-        values = [None if value is None else int(value) for value in values]
-    return pa.array(values, kind)
+    if pa.types.is_string(kind):
+        return pa.array([None if value is None else str(value) for value in values], kind)
+    numbers = [value if isinstance(value, int | float) else None for value in values]
+    return pa.array(numbers, pa.float64()).cast(kind, safe=False)
 
 
 def _raters_markdown(raters: Sequence[Rater]) -> str:

@@ -183,6 +183,15 @@ class TestGold:
         rows = gold_of(location, judgment("t0", "ada", "bug"), judgment("t0", "ada", "how_to", partition="mon"))
         assert [(row["ticket_id"], row["topic"], row["n_raters"]) for row in rows] == [("t0", "how_to", 1)]
 
+    def test_columns_of_somebodys_own_by_the_names_of_a_sample_are_none(self, place):
+        location = place(["t0", "t1"])
+        [row, other] = gold_of(
+            location,
+            judgment("t0", "ada", "bug", sample={"sample_weight": "heavy", "sample_round": "first"}),
+            judgment("t1", "ada", "bug", sample=None),
+        )
+        assert (row["sample_weight"], row["sample_round"], other["sample_weight"]) == (None, None, None)
+
     def test_nobody_has_judged_yet(self, place):
         location = place(["t0"])
         assert gold_of(location) == []

@@ -143,3 +143,49 @@ def test_it_needs_gold_and_a_width_that_says_something():
         gold_sample_assets(name="to_label", candidates=["labels"], key="id", target="topic", stop=StopRule(0.02))
     with pytest.raises(ConfigError, match="half_width"):
         StopRule(2)
+
+
+def test_each_partition_has_a_rule_of_its_own(tmp_path):
+    days = dg.StaticPartitionsDefinition(["mon", "tue"])
+    said: list[dict[str, Any]] = []
+
+    @dg.asset(partitions_def=days)
+    def labels(context) -> pa.Table:
+        return pa.table({"id": [f"{context.partition_key}{n}" for n in range(300)], "topic": ["bug"] * 300})
+
+    @dg.asset
+    def gold() -> pa.Table:
+        return pa.Table.from_pylist(said)
+
+    sample = gold_sample_assets(
+        name="to_label",
+        candidates=[labels],
+        key="id",
+        target="topic",
+        gold=gold,
+        stop=StopRule(0.1),
+        sample_size=40,
+        partitions_def=days,
+    )
+    assets, instance = [labels, gold, *sample], dg.DagsterInstance.ephemeral()
+    resources = {"io_manager": dg.FilesystemIOManager(base_dir=str(tmp_path))}
+
+    def propose(day: str, *more: str) -> list[dict[str, Any]]:
+        for names in filter(None, (more, ["to_label"])):
+            partition = None if "gold" in names else day
+            dg.materialize(
+                assets, selection=list(names), partition_key=partition, instance=instance, resources=resources
+            )
+        defs = dg.Definitions(assets=assets, resources=resources)
+        return defs.load_asset_value("to_label", instance=instance, partition_key=day).to_pylist()
+
+    first = propose("mon", "labels")
+    other = propose("tue", "labels")
+    said += [
+        {**{name: row[name] for name in row if name.startswith("sample_")}, "id": row["id"], "topic": "bug"}
+        for row in first
+    ]
+    second = propose("mon", "gold")
+    assert (len(first), {row["sample_round"] for row in second}) == (40, {2})
+    # Of the other day nobody has judged a row.
+    assert propose("tue") == other
