@@ -13,17 +13,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from pydantic import BaseModel
 
+from dagster_llm_batch._version import __version__
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
@@ -31,10 +34,11 @@ from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.engine import Engine
     from dagster_llm_batch.engine.status import Status
 
-__all__ = ["smoke_asset", "smoke_command", "smoke_namespace"]
+__all__ = ["smoke_asset", "smoke_command", "smoke_labeling", "smoke_namespace", "smoke_rows"]
 
 _TEXTS = ("I love this!", "This is the worst day of my life.", "The table is made of wood.")
 # Enough for a label, and at OpenAI for a model that thinks before. By the kind of a provider.
@@ -45,6 +49,10 @@ _PARAMS: Mapping[str, dict[str, Any]] = {
     "vertex": {"max_output_tokens": 64},
     "gemini": {"max_output_tokens": 64},
 }
+
+
+# Whose SDKs speak over httpx or httpx2.
+_RECORDED = ("openai", "anthropic", "gemini")
 
 
 class Sentiment(BaseModel):
@@ -72,6 +80,11 @@ class _Story:
 @click.option("--model", help="The provider's name of a model.  [default: that of a dataset of this provider]")
 @click.option("--params", help="Parameters as JSON, with a maximum of tokens, as '{\"max_tokens\": 64}'.")
 @click.option("--max-usd", default="0.05", show_default=True, help="What may be billed at most, whatever happens.")
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write the dialogue to, without keys, accounts and names.",
+)
 @click.option("--again", is_flag=True, help="Send three new rows, where an earlier smoke has ended.")
 @click.option("--poll-seconds", default=15.0, show_default=True, help="How long to wait between two looks.")
 @json_option
@@ -82,6 +95,7 @@ def smoke_command(
     params: str | None,
     max_usd: str,
     poll_seconds: float,
+    record: Path | None,
     *,
     again: bool,
     as_json: bool,
@@ -89,14 +103,18 @@ def smoke_command(
     """Send three short texts through PROVIDER, as the definitions name it: a first live word, step by step. The account
     is asked, the price planned, one batch created, waited for and read, and our price held against the vendor's counts.
 
+    --record writes what is said to a file, for others: without keys, and without the names of accounts and places.
+
     It costs money, --max-usd at most; a vendor with a least size of batches is sent copies of the rows. It may take as
     long as the vendor's window. Stopped, by Ctrl-C or harder, the same command goes on where it was.
     """
     story = _Story(as_json)
     with _engine(deployment) as engine:
         labeling = _labeling(deployment, engine, name, model, params, max_usd)
+        recorder = None if record is None else _recorder(engine, labeling, record, again=again)
         try:
-            is_sound = _smoke(engine, labeling, story, poll_seconds, again=again)
+            with recording_to(recorder):
+                is_sound = _smoke(engine, labeling, story, poll_seconds, again=again)
         except KeyboardInterrupt:
             story.tell("stopped", "the batch goes on at the vendor. Give the same command: nothing is paid twice.")
             leave(ExitCode.LATER)
@@ -140,19 +158,70 @@ def _labeling(
         given = given if params is None else dict(json.loads(params))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--params {params!r} is no JSON object: {error}") from None
+    return smoke_labeling(
+        name,
+        str(model) if alike is None else alike.spec.model,
+        given,
+        endpoint=None if alike is None else alike.spec.endpoint.value,
+        price=None if alike is None else alike.spend.price,
+        max_usd=max_usd,
+    )
+
+
+def smoke_rows(number: int) -> list[dict[str, Any]]:
+    """Return the rows of a round: those of another one are others, so that no answer is in store."""
+    return [
+        {"id": at, "text": text if number == 1 else f"{text} ({number})"} for at, text in enumerate(_TEXTS, start=1)
+    ]
+
+
+def smoke_labeling(
+    name: str,
+    model: str,
+    params: Mapping[str, Any],
+    *,
+    endpoint: str | None = None,
+    price: TokenPrice | None = None,
+    max_usd: str,
+) -> Labeling:
+    """Return what a smoke asks of a provider."""
     return Labeling(
         asset=smoke_asset(name),
-        model=f"{name}/{model}" if alike is None else alike.model,
+        model=f"{name}/{model}",
         key="id",
         prompt=Prompt(system="You label the sentiment of short texts.", user="{{ text }}"),
         response=Sentiment,
-        params=given,
-        endpoint=None if alike is None else alike.endpoint,
+        params=params,
+        endpoint=endpoint,
         limits=Limits(below_minimum="pad"),
         resend=Resend(max_waves=1, invalid_waves=1),
         # Not in expectation: never more.
-        spend=Spend(price=None if alike is None else alike.spend.price, limit="hard"),
+        spend=Spend(price=price, limit="hard"),
         max_cost_usd=max_usd,
+    )
+
+
+def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) -> Recorder:
+    """Return who records the dialogue. Raises ConfigError where nobody can."""
+    kind = engine.deployment.kind(labeling.provider)
+    if kind not in _RECORDED:
+        raise ConfigError(
+            f"--record is for providers of the kinds {', '.join(_RECORDED)}; '{labeling.provider}' is of '{kind}'. "
+            "Nothing was sent."
+        )
+    server = getattr(engine.provider(labeling.provider), "server", None)
+    return Recorder(
+        file,
+        {
+            "kind": kind,
+            "server": None if server is None else server.title,
+            "model": labeling.spec.model,
+            "params": dict(labeling.params),
+            "endpoint": labeling.spec.endpoint.value,
+            "round": _round(engine, labeling, again=again)[0],
+            "package": __version__,
+            "recorded_on": utc_now().date().isoformat(),
+        },
     )
 
 
@@ -167,9 +236,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     )
     story.tell("key", f"{labeling.provider} takes the credentials: account {provider.account}{doubt}")
     number, known = _round(engine, labeling, again=again)
-    rows = [
-        {"id": at, "text": text if number == 1 else f"{text} ({number})"} for at, text in enumerate(_TEXTS, start=1)
-    ]
+    rows = smoke_rows(number)
     if (gap := rules.price_gap(labeling)) is not None:
         raise ConfigError(f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent.")
     preview = engine.preview(labeling, rows, partition=str(number))

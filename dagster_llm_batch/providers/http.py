@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
+from dagster_llm_batch.providers.dialogue import record_client
 from dagster_llm_batch.providers.patience import limit_client, limit_pools
 
 __all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
@@ -176,6 +177,7 @@ def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
     limit_client(client, timeout_seconds)
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
+    record_client(client)
     return client
 
 

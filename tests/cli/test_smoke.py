@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -116,3 +117,19 @@ def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_i
     smoke(preset_project, "--model", "openai/gpt-oss-20b", "--params", '{"max_tokens": 64}', provider="fast")
     after = finding()
     assert (after["verdict"], "got its labels" in after["said"]) == ("ok", True)
+
+
+def test_a_dialogue_is_recorded_to_its_end_over_two_commands_and_has_no_key(project, tmp_path):
+    file = tmp_path / "dialogue.jsonl"
+    smoke(project, "--record", str(file))
+    first, *exchanges = map(json.loads, file.read_text().splitlines())
+    assert (first["dialogue"], first["kind"], first["model"], first["round"]) == (1, "openai", "gpt-4o", 1)
+    assert {"POST /v1/files", "POST /v1/batches", "GET /v1/batches"} <= {
+        f"{one['method']} {one['path'].partition('?')[0]}" for one in exchanges
+    }
+    smoke(project, "--record", str(file))
+    assert DEFAULT_KEY not in file.read_text()
+    assert len(project.emulator.books.batches) == 1
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert "something else than a dialogue" in project.on_file("smoke", "openai", "--record", str(notes), code=1).output
