@@ -59,7 +59,7 @@ CALIBRATION = "cascade.json"
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
-_REMEMBERED = 5
+_REMEMBERED, _LOOKED_AT = 5, 100
 _AT_ONCE = 16
 
 
@@ -206,8 +206,11 @@ class Sampling:
         Never that of this one: what is chosen by the sample that certifies it breaks its promise in 30 of 100 cases.
         """
         deployment, configuration = self._deployment, self._planner.configuration
-        known = deployment.ledger.submissions(deployment.namespace, assets=[self._labeling.asset])
-        same = [one for one in reversed(known) if one.is_settled and one.config_fingerprint == configuration]
+        # Of a backfill, most of the newest are not settled yet.
+        known = deployment.ledger.submissions(
+            deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
+        )
+        same = [one for one in known if one.is_settled and one.config_fingerprint == configuration]
         earlier = (levels_of(deployment.payloads, one) for one in same[:_REMEMBERED])
         known_shares = (levels.accepted for levels in earlier if levels is not None and not levels.asks_oracle_alone)
         shares = [share for share in known_shares if share is not None]

@@ -9,7 +9,9 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
+from comparison import Pickled
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
 
@@ -147,6 +149,19 @@ def test_labels_in_parts_are_those_of_the_whole(workspace: Workspace, part_rows:
     folders = [str(workspace.tmp_path / name) for name in ("labels", "rejects")]
     written = engine.write_labels(definition(), status.submission.submission_id, *folders)
     assert (written.labels, written.rejects) == (ROWS, 0)
+
+
+def test_workers_give_the_same_levels(workspace: Workspace) -> None:
+    spread = definition(workers=Pickled())
+    status = workspace.run(spread, tickets(ROWS))
+    folders = [str(workspace.tmp_path / name) for name in ("labels", "rejects")]
+    written = workspace.engine().write_labels(spread, status.submission.submission_id, *folders)
+    assert (written.labels, written.rejects) == (ROWS, 0)
+    alone = workspace.engine().labels(definition(), status.submission.submission_id).labels
+    table = pq.read_table(folders[0]).select(alone.column_names)
+    assert table.sort_by("ticket_id").select(["ticket_id", "llm_level", "llm_why"]) == alone.sort_by(
+        "ticket_id"
+    ).select(["ticket_id", "llm_level", "llm_why"])
 
 
 def run_until_wave_2(workspace: Workspace, asked_for: Labeling) -> str:

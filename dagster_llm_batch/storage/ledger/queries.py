@@ -130,14 +130,15 @@ class LedgerQueries:
         state: SubmissionState | None = None,
         assets: Iterable[str] | None = None,
         limit: int | None = None,
+        newest: bool = False,
     ) -> list[Submission]:
-        """Return the submissions of a namespace, of these assets and in this state where given, oldest first."""
-        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).order_by(*OLDEST_FIRST).limit(limit)
+        """Return the submissions of a namespace, of these assets and in this state where given, oldest first or not."""
+        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace).limit(limit)
         if state is not None:
             query = query.where(SUBMISSION.c.state == state)
         if assets is not None:
             query = query.where(SUBMISSION.c.asset.in_(list(assets)))
-        return self._submissions(query)
+        return self._submissions(query.order_by(*(_NEWEST_FIRST if newest else OLDEST_FIRST)))
 
     def known_submissions(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these ids that the ledger has submissions of, in any namespace."""
@@ -383,8 +384,7 @@ class LedgerQueries:
         if since is not None:
             query = query.where(sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at) >= since)
         with self._database.read() as connection:
-            kept = kept_usd(connection, namespace, asset)
-            return sum((_committed_usd(*row) for row in connection.execute(query)), kept)
+            return sum((_committed_usd(*r) for r in connection.execute(query)), kept_usd(connection, namespace, asset))
 
     def shard_costs(
         self,
