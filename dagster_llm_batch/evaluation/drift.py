@@ -259,10 +259,12 @@ def _verdict(
 ) -> CheckOutcome:
     """Of the last partition that has labels: in a run of one, that one."""
     judged = [drift for series in measured for drift in series.drifts[-1:]]
-    over = [drift for drift in judged if drift.psi is not None and drift.psi > design.max_psi]
+    over = [
+        drift for drift in judged if drift.psi is not None and drift.psi > design.max_psi and drift.p_value is not None
+    ]
     look = Look(
         partition,
-        # What is within the limit cannot fail: that is no look.
+        # What is within the limit, or has too few partitions before it, cannot fail: that is no look.
         state=code_digest(*((drift.partition, drift.psi, drift.p_chance) for drift in judged)) if over else "",
     )
     level = looks.level(look, len(judged))
