@@ -92,9 +92,10 @@ CELLS = [
     *(Cell("weighted", n, "2, even", right) for n in (100, 1_000) for right in (0.9, 0.99)),
     *(Cell("labelers", n, which, right) for n in (30, 300) for which in ("2", "3", "5") for right in (0.7, 0.99)),
     *(Cell("rubric", n, "1 to 5", spread) for n in (30, 300) for spread in ("ceiling", "middle")),
-    *(Cell("numbers", n, which, "normal") for which in ("rows", "customers") for n in (100, 300)),
-    *(Cell("numbers", n, which, "lognormal") for which in ("rows", "customers") for n in (30, 300)),
-    Cell("numbers", 300, "weighted", "normal"),
+    *(Cell("numbers", n, "rows", "normal") for n in (100, 300)),
+    *(Cell("numbers", n, "rows", "lognormal") for n in (30, 100)),
+    *(Cell("numbers", 100, "customers", spread) for spread in ("normal", "lognormal")),
+    Cell("numbers", 100, "weighted", "normal"),
 ]
 
 QUICK = [
