@@ -94,7 +94,7 @@ CELLS = [
     *(Cell("rubric", n, "1 to 5", spread) for n in (30, 300) for spread in ("ceiling", "middle")),
     *(Cell("numbers", n, "rows", "normal") for n in (100, 300)),
     *(Cell("numbers", n, "rows", "lognormal") for n in (30, 100)),
-    *(Cell("numbers", 100, "customers", spread) for spread in ("normal", "lognormal")),
+    *(Cell("numbers", 300, "customers", spread) for spread in ("normal", "lognormal")),
     Cell("numbers", 100, "weighted", "normal"),
 ]
 
@@ -109,7 +109,7 @@ QUICK = [
     Cell("labelers", 30, "3", 0.95),
     Cell("rubric", 30, "1 to 5", "ceiling"),
     Cell("numbers", 30, "rows", "lognormal"),
-    Cell("numbers", 100, "customers", "normal"),
+    Cell("numbers", 100, "weighted", "normal"),
 ]
 
 

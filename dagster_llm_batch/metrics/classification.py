@@ -326,7 +326,7 @@ def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
     mean = float(np.average(values[cell], weights=rows.weight))
     apart = np.bincount(rows.unit, rows.weight * (values[cell] - mean))
     square = float((apart**2).mean())
-    if square and is_too_skewed(float((apart**3).mean()) / square**1.5, rows.n_eff):
+    if square and is_too_skewed(float((apart**3).mean()) / square**1.5, rows.n_eff, corrected=False):
         return Interval(None, None, TOO_SKEWED)
     variance = rows.variance_of_mean(values[cell] - mean)
     # All errors are alike: that they vary is not seen.

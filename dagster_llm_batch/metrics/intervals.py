@@ -53,10 +53,15 @@ SKEWED = "Student, corrected for skewness (Hall)"
 TOO_SKEWED = "none: too few rows, of which a few large errors decide"
 
 _LEAST_UNITS = 30
-_UNITS_FOR_SKEWNESS = 9
-"""Units below which errors do not show how skewed they are, and units to ask for by the square of their skewness. Among
-fewer a few large errors decide, of which the rows may have more or less by luck: an interval would miss in up to 40 %
-(squares of errors that are lognormal). Cochran asks for 25, where skewness is not corrected.
+_LEAST_ALIKE = 20
+"""Units below which errors do not show how skewed they are; and where some units have more rows, as many as would tell
+as much if all had the same number.
+"""
+
+_FOR_SKEWNESS, _FOR_SKEWNESS_UNCORRECTED = 9, 25
+"""Units to ask for, by the square of the skewness; Cochran's 25 where an interval is not corrected for it. Among fewer
+a few large errors decide, of which the rows may have more or less by luck: an interval would miss in up to 40 %
+(squares of errors that are lognormal).
 """
 
 # what rounding leaves of nothing
@@ -165,7 +170,9 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     skewness = float((times * (apart / deviation) ** 3).sum()) / n
     # Where some units have many rows, they show as much as fewer of one size.
     alike = n_rows**2 / float((times * sizes**2).sum())
-    if is_too_skewed(skewness, alike):
+    if alike < _LEAST_ALIKE:
+        return Interval(None, None, f"none: few units with many rows, below {_LEAST_ALIKE} of equal size")
+    if is_too_skewed(skewness, alike, corrected=True):
         return Interval(None, None, TOO_SKEWED)
     half = float(stdtrit(alike - 1, (1 + confidence) / 2)) / n**0.5
 
@@ -179,9 +186,11 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     return Interval(low, high, SKEWED)
 
 
-def is_too_skewed(skewness: float, n_units: float) -> bool:
-    """Return whether so few units leave open how large the mean of such values is."""
-    return skewness**2 * _UNITS_FOR_SKEWNESS > n_units
+def is_too_skewed(skewness: float, n_units: float, *, corrected: bool) -> bool:
+    """Return whether so few units leave open how large the mean of such values is; by an interval that is `corrected`
+    for skewness, or by Student's.
+    """
+    return skewness**2 * (_FOR_SKEWNESS if corrected else _FOR_SKEWNESS_UNCORRECTED) > n_units
 
 
 def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[float, float]:
