@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -196,7 +197,15 @@ class Adopter:
             senders.setdefault(_digest(body), []).append(sender or f"line {number}")
         if not senders:
             raise InputError(f"{request_file} has no requests. Nothing was changed.")
-        return senders
+        lines = sum(map(len, senders.values()))
+        if report.status is BatchStatus.ENDED and report.total is not None and report.total != lines:
+            raise InputError(
+                f"{request_file} has {lines:,} requests, batch {report.batch_id} has {report.total:,}: it is another "
+                "batch's file. Nothing was changed."
+            )
+        # Not every vendor refuses an id that comes twice, and of two requests nobody knows then which was answered.
+        bodies = Counter(sender for ids in senders.values() for sender in set(ids))
+        return {body: [one for one in ids if bodies[one] == 1] for body, ids in senders.items()}
 
     def _names(self, plan: Plan, senders: Mapping[bytes, list[str]], request_file: Path) -> dict[str, str]:
         """Return our custom_ids by the sender's, for requests whose bodies are equal. Raises InputError without any."""

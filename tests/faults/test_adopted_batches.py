@@ -235,6 +235,21 @@ def test_a_batch_that_two_adopt_at_once_is_adopted_once(openai: VendorWorkspace)
     }
 
 
+def test_ids_that_name_two_requests_name_none_and_a_file_of_another_size_is_refused(openai: VendorWorkspace) -> None:
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    kept.write_text("".join(f"{json.dumps(line)}\n" for line in lines[:-1]))
+    assert f"has {ROWS - 1} requests, batch {batch_id} has {ROWS}: it is another batch's file" in refusal(
+        openai, batch_id, kept
+    )
+    # As a server may take it: what came under this id can be the answer to either.
+    lines[1]["custom_id"] = lines[0]["custom_id"]
+    kept.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with looked(openai, batch_id, kept) as (_, adoption):
+        assert (adoption.matched, adoption.answered) == (ROWS - 2, ROWS - 2)
+
+
 def test_rows_of_more_shards_than_one_share_the_batch_and_a_create_calls_body_is_a_file(
     openai: VendorWorkspace,
 ) -> None:
