@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,10 +70,13 @@ def read_answers(path: Path, form: LabelForm, format_name: str, annotator: str |
 
     `annotator` is who judged, where the file names nobody. Raises InputError for a file that is none of the format.
     """
-    if format_name == "label-studio":
-        return list(_from_studio(_json_list(path), form))
-    if format_name == "argilla":
-        return list(_from_argilla(_json_list(path), form))
+    if format_name in ("label-studio", "argilla"):
+        read = _from_studio if format_name == "label-studio" else _from_argilla
+        records = _json_list(path)
+        try:
+            return list(read(records, form))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path.name} is not as {format_name} exports it: {error}.") from error
     if format_name not in ("csv", "parquet"):
         raise ConfigError(f"There is no format {format_name!r}; there are label-studio, argilla, csv and parquet.")
     rows = _csv_rows(path) if format_name == "csv" else _parquet_rows(path)
@@ -173,10 +177,13 @@ def _looks_reformatted(shown: str, key: str) -> bool:
     except ValueError:
         pass
     try:
-        datetime.fromisoformat(key)
+        day = datetime.fromisoformat(key)
     except ValueError:
         return False
-    return any(char.isdigit() for char in shown)
+    # 02.01.2026, 1/2/26 or 2-Jan-26 is the same day; 2026-01-03 is another.
+    found = [int(number) for number in re.findall(r"[0-9]+", shown)[:3]]
+    parts = [day.day, day.month, day.year, day.year % 100]
+    return len(found) > 1 and day.day in found and all(number in parts for number in found)
 
 
 def _json_list(path: Path) -> list[Any]:
@@ -184,7 +191,7 @@ def _json_list(path: Path) -> list[Any]:
         value = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path.name} is not UTF-8. Export it as JSON once more.") from error
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path.name} is no JSON: {error}. Export it as JSON (not JSON-MIN, not CSV).") from error
     if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
         raise InputError(f"{path.name} is no list of tasks or records. Export it as JSON (not JSON-MIN).")

@@ -91,9 +91,9 @@ def read_mark(mark: str, dataset: str) -> tuple[str, str, Mapping[str, Any] | No
         raise InputError(f"{MARK} was changed: it is not as it was exported. Take it from the exported file.")
     try:
         held = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode("utf-8", "surrogatepass"))
-    except (binascii.Error, ValueError) as error:
+        owner, partition, key, sample = held
+    except (binascii.Error, TypeError, ValueError) as error:
         raise InputError(f"{MARK} was changed: it is not as it was exported.") from error
-    owner, partition, key, sample = held
     if owner != dataset:
         raise InputError(f"This is a row of '{owner}', not of '{dataset}'.")
     return partition, key, sample

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -16,8 +19,9 @@ from pydantic import BaseModel
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.task_answers import read_answers, take_answers
-from dagster_llm_batch.review.tasks import Task, argilla_name, write_tasks
+from dagster_llm_batch.review.tasks import Task, argilla_name, read_mark, write_tasks
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 
@@ -148,7 +152,9 @@ def test_a_file_that_is_imported_twice_adds_nothing_and_a_changed_answer_is_news
         # And back again: that is said once more, not the first time.
         ledger.judgments.add_all(changed)
         path.write_bytes(path.read_bytes().replace(b"Ulm!", b"Bonn"))
-        assert len(taken(path, format_name, ledger.judgments.read("test", "tickets")).judgments) == len(KEYS)
+        ledger.judgments.add_all(taken(path, format_name, ledger.judgments.read("test", "tickets")).judgments)
+        stands = standing_judgments(ledger.judgments.read("test", "tickets"))
+        assert [one.answer["place"]["city"] for one in stands] == ["Bonn"] * len(KEYS)
     ledger.close()
 
 
@@ -280,6 +286,14 @@ def test_a_row_that_is_there_twice_is_one_or_told(tmp_path):
         ("label-studio", b"[1]", "no list of tasks"),
         ("label-studio", b'[{"id": 1, "topic": "bug"}]', "JSON-MIN"),
         ("label-studio", b"id,topic", "no JSON"),
+        ("label-studio", b"[" * 100_000, "no JSON"),
+        ("label-studio", b'[{"data": {}, "annotations": [1]}]', "not as label-studio exports it"),
+        (
+            "label-studio",
+            b'[{"data": {}, "annotations": [{"result": [{"value": [1]}]}]}]',
+            "not as label-studio exports",
+        ),
+        ("argilla", b'[{"responses": {"topic": 1}}]', "not as argilla exports it"),
         ("argilla", b'[{"fields": {}}]', "no responses"),
     ],
 )
@@ -306,3 +320,34 @@ def test_what_the_model_said_is_in_no_file_but_where_it_is_asked_for(tmp_path, f
 
 def test_argilla_takes_lower_case_names():
     assert [argilla_name(field) for field in FORM.fields] == ["topic", "urgent", "score", "place-city", "tags"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_same"),
+    [
+        ("02.01.2026", True),
+        ("1/2/26", True),
+        ("2-Jan-26", True),
+        ("2026-01-03", False),
+        ("46024", False),
+        ("3.1.2026", False),
+    ],
+)
+def test_a_date_that_is_written_otherwise_is_the_same_row_and_another_date_is_not(tmp_path, shown, is_same):
+    def rewrite(row):
+        row["id"] = shown if row["id"] == "2026-01-02" else row["id"]
+
+    path = filled(written(tmp_path, "csv"), rewrite)
+    if is_same:
+        assert len(taken(path, "csv").judgments) == len(KEYS)
+    else:
+        told = f"row 3: llm_row is that of row '2026-01-02', and id says '{shown}'"
+        with pytest.raises(InputError, match=re.escape(told)):
+            taken(path, "csv")
+
+
+def test_a_mark_that_somebody_made_is_no_row():
+    body = base64.urlsafe_b64encode(b"[1, 2]").decode().rstrip("=")
+    digest = hashlib.blake2b(body.encode(), digest_size=32).hexdigest()[:12]
+    with pytest.raises(InputError, match="was changed"):
+        read_mark(f"row1.{body}.{digest}", "tickets")
