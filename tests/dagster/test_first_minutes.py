@@ -106,7 +106,7 @@ def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(t
     install, run, _two_commands = commands(README)
     with shell(README, tmp_path, [install, run]) as running:
         everything = ["comments", "gold", "moods", "moods_batch", "moods_rejects"]
-        everything += ["quality", "quality_mistakes", "quality_per_class"]
+        everything += ["quality", "quality_mistakes", "quality_failures", "quality_per_class"]
         land(running, tmp_path / "project", everything)
     assert marked(str(tmp_path)) == []
 
