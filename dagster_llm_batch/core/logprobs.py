@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from math import isfinite
 from typing import Any
 
 import pyarrow as pa
@@ -100,6 +101,9 @@ def read_tokens(entries: Any, text: str = "token", logprob: str = "logprob") -> 
     for entry in entries:
         value, given = (entry.get(text), entry.get(logprob)) if isinstance(entry, Mapping) else (None, None)
         if not isinstance(value, str) or not isinstance(given, (int, float)) or isinstance(given, bool):
+            return None
+        # A number that no JSON has, as 1e999 is read.
+        if not isfinite(given):
             return None
         octets = entry.get("bytes")
         try:

@@ -73,6 +73,7 @@ def test_a_token_that_is_part_of_a_character_is_read_by_its_bytes():
         [1],
         [{"token": "a"}],
         [{"token": "a", "logprob": True}],
+        [{"token": "a", "logprob": float("-inf")}],
         [{"token": "a", "bytes": [999], "logprob": 0}],
     ],
 )
