@@ -110,6 +110,18 @@ def test_an_api_key_of_aws_is_sent_and_nothing_is_signed() -> None:
     assert asked.headers["authorization"] == "Bearer key-of-claude-on-aws"
 
 
+def test_what_awss_own_chain_finds_signs_and_no_api_key_of_the_environment_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAOFTHECHAIN424242")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    cloud = Cloud()
+    of(AwsPlatform("us-east-1", "wrkspc_1"), http_client=cloud.client()).poll(["msgbatch_1"])
+    [asked] = cloud.asked
+    assert "Credential=AKIAOFTHECHAIN424242/" in asked.headers["authorization"]
+    assert "key-of-the-environment" not in str(dict(asked.headers))
+
+
 def test_calls_to_google_cloud_go_to_the_workspace_with_a_token_of_each_call() -> None:
     cloud, tokens = Cloud(), iter(["first-token-of-google", "second-token-of-google"])
     provider = of(google(token_provider=lambda: next(tokens)), http_client=cloud.client())
