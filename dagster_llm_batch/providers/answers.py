@@ -6,7 +6,7 @@
     created_id     the id of a batch that was created, or an AmbiguousError: it may exist
     is_refusal     whether an answer with an error status is the API's own word, or that of something in its place
     result_lines   a results file, unless it is none: a web page there must not read as rows without a result
-    count_of, time_of, wait_of     numbers and times that a ledger can hold, or None
+    count_of, id_of, time_of, wait_of     numbers, names and times that a ledger can hold, or None
 
 A call that creates a batch is special: whatever went wrong after it was sent, the batch may exist and be paid for. So
 nothing here guesses: it tells what came, and `errors` tells what that means for the call that was made.
@@ -37,6 +37,7 @@ __all__ = [
     "check_listed",
     "count_of",
     "created_id",
+    "id_of",
     "is_answer",
     "is_page",
     "is_refusal",
@@ -303,6 +304,11 @@ def count_of(value: object) -> int | None:
     if isinstance(value, str) and len(value) < 20:  # noqa: PLR2004 -- digits of 64 bits
         value = int(value) if value.isdecimal() else None
     return value if type(value) is int and 0 <= value < _MOST else None
+
+
+def id_of(value: object) -> str | None:
+    """Read a name that the vendor gave something, as a model; None for anything else."""
+    return value if isinstance(value, str) and is_id(value) else None
 
 
 def time_of(value: object) -> datetime | None:

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -26,7 +28,7 @@ from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
 from dagster_llm_batch.providers.dialogue import record_client
 from dagster_llm_batch.providers.patience import limit_client, limit_pools
 
-__all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since"]
+__all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since", "load_httpx"]
 
 _MARGIN = timedelta(minutes=10)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -179,6 +181,16 @@ def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
     record_client(client)
     return client
+
+
+def load_httpx() -> None:
+    """Import httpx where it is installed, before the first call of the SDK `openai`.
+
+    That SDK looks at whatever is loaded by this name, at each call, and fails on half a module: one that another thread
+    is importing, since Google's SDK needs it.
+    """
+    with suppress(ImportError):
+        import_module("httpx")
 
 
 def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dagster_llm_batch.providers.answers import check_listed, count_of, time_of
+from dagster_llm_batch.providers.answers import check_listed, count_of, id_of, time_of
 from dagster_llm_batch.providers.bedrock.errors import is_of_aws
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -97,7 +97,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
         retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
         created_at=time_of(job.get("submitTime")),
         ended_at=time_of(job.get("endTime")),
-        model=model if isinstance(model := job.get("modelId"), str) else None,
+        model=id_of(job.get("modelId")),
     )
     return add_counts(report, job)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagster_llm_batch.providers.answers import id_of
 from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -64,7 +65,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
         smaller_helps=None if status is BatchStatus.FAILED and code == _EXHAUSTED else False,
         created_at=time_of(batch.get("createTime")),
         ended_at=time_of(batch.get("endTime")),
-        model=_text(batch.get("model")),
+        model=id_of(batch.get("model")),
     )
 
 
@@ -101,10 +102,6 @@ def inlined_results(operation: Mapping[str, Any]) -> list[Any]:
         if isinstance(rows, list):
             return rows
     return []
-
-
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _batch(operation: Mapping[str, Any]) -> Mapping[str, Any]:

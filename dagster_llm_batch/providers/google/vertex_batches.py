@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dagster_llm_batch.providers.answers import id_of
 from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -65,7 +66,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
         retryable=status is BatchStatus.FAILED and code in RETRYABLE_JOB_CODES,
         created_at=time_of(job.get("createTime")),
         ended_at=time_of(job.get("endTime")),
-        model=model if isinstance(model := job.get("model"), str) else None,
+        model=id_of(job.get("model")),
     )
 
 

@@ -12,7 +12,7 @@ import re
 from datetime import datetime, timedelta
 from typing import Any
 
-from dagster_llm_batch.providers.answers import count_of, time_of
+from dagster_llm_batch.providers.answers import count_of, id_of, time_of
 from dagster_llm_batch.providers.openai.errors import QUEUE_IS_FULL
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
@@ -67,7 +67,7 @@ def read_batch(batch: Any) -> BatchReport:
         smaller_helps=is_full,
         created_at=created_at(batch),
         ended_at=ended_at,
-        model=model if isinstance(model := getattr(batch, "model", None), str) else None,
+        model=id_of(getattr(batch, "model", None)),
         input_tokens=count_of(getattr(usage, "input_tokens", None)),
         output_tokens=count_of(getattr(usage, "output_tokens", None)),
     )

@@ -39,7 +39,7 @@ from dagster_llm_batch.providers.answers import (
     result_lines,
 )
 from dagster_llm_batch.providers.base import StainlessProvider, Tokens
-from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
+from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
@@ -370,6 +370,7 @@ class OpenAIProvider(StainlessProvider):
                 from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("openai", f"The provider '{self._name}'") from error
+            load_httpx()
             self._sdk = OpenAI(
                 api_key=self._tokens or self._api_key,
                 base_url=self._base_url,

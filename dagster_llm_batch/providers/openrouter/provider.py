@@ -42,7 +42,7 @@ from dagster_llm_batch.providers.answers import (
     sdk_calls,
 )
 from dagster_llm_batch.providers.base import StainlessProvider
-from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
+from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
 from dagster_llm_batch.providers.jsonlines import sized
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
@@ -359,6 +359,7 @@ class OpenRouterProvider(StainlessProvider):
                 from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
             except ImportError as error:
                 raise MissingExtraError("openai", f"The provider '{self._name}'") from error
+            load_httpx()
             self._sdk = OpenAI(
                 api_key=self._api_key,
                 base_url=self._base_url,
