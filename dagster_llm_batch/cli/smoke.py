@@ -27,6 +27,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
+from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
@@ -40,19 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["smoke_asset", "smoke_command", "smoke_labeling", "smoke_namespace", "smoke_rows"]
 
+# A provider that is not registered has what holds where an entry says nothing.
+_OF_YOUR_OWN = ProviderEntry(provider="", resource="")
 _TEXTS = ("I love this!", "This is the worst day of my life.", "The table is made of wood.")
-# Enough for a label, and at OpenAI for a model that thinks before. By the kind of a provider.
-_PARAMS: Mapping[str, dict[str, Any]] = {
-    "openai": {"max_completion_tokens": 2_000},
-    "anthropic": {"max_tokens": 64},
-    "bedrock": {"max_tokens": 64},
-    "vertex": {"max_output_tokens": 64},
-    "gemini": {"max_output_tokens": 64},
-}
-
-
-# Whose SDKs speak over httpx or httpx2.
-_RECORDED = ("openai", "anthropic", "gemini")
 
 
 class Sentiment(BaseModel):
@@ -153,7 +144,8 @@ def _labeling(
     alike = next((one for one in chats if model in (None, one.spec.model)), None)
     if model is None and alike is None:
         raise ConfigError(f"No dataset of these definitions asks a model of '{name}' for texts. Name one: --model …")
-    given = _PARAMS.get(engine.deployment.kind(name), {"max_tokens": 64}) if alike is None else alike.params
+    entry = PROVIDERS.get(engine.deployment.kind(name), _OF_YOUR_OWN)
+    given = dict(entry.short_reply) if alike is None else alike.params
     try:
         given = given if params is None else dict(json.loads(params))
     except (ValueError, TypeError) as error:
@@ -204,9 +196,10 @@ def smoke_labeling(
 def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) -> Recorder:
     """Return who records the dialogue. Raises ConfigError where nobody can."""
     kind = engine.deployment.kind(labeling.provider)
-    if kind not in _RECORDED:
+    kinds = [name for name, entry in PROVIDERS.items() if entry.can_record]
+    if kind not in kinds:
         raise ConfigError(
-            f"--record is for providers of the kinds {', '.join(_RECORDED)}; '{labeling.provider}' is of '{kind}'. "
+            f"--record is for providers of the kinds {', '.join(kinds)}; '{labeling.provider}' is of '{kind}'. "
             "Nothing was sent."
         )
     server = getattr(engine.provider(labeling.provider), "server", None)

@@ -71,6 +71,10 @@ class ProviderEntry(NamedTuple):
     """
     needs_max_tokens: str | None = None
     """Regular expression of the models that take no request without the parameter `max_tokens`: Claude's, anywhere."""
+    short_reply: Mapping[str, int] = MappingProxyType({"max_tokens": 64})
+    """Parameters that are enough for one word, and bound what it costs: `smoke` sends them."""
+    can_record: bool = False
+    """Whether its SDK speaks over httpx or httpx2, whose calls `smoke --record` keeps."""
 
 
 _PACKAGE = "dagster_llm_batch.providers"
@@ -103,6 +107,9 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "input_tokens": "openai.prompt_tokens",
             "output_tokens": "openai.completion_tokens",
         },
+        # For a model that thinks before, too.
+        short_reply={"max_completion_tokens": 2_000},
+        can_record=True,
     ),
     "anthropic": ProviderEntry(
         provider=f"{_PACKAGE}.anthropic.provider:AnthropicProvider",
@@ -118,6 +125,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "cache_read_tokens": "anthropic.cache_read_input_tokens",
         },
         needs_max_tokens="",
+        can_record=True,
     ),
     "gemini": ProviderEntry(
         provider=f"{_PACKAGE}.google.gemini:GeminiProvider",
@@ -133,6 +141,8 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "output_tokens": "gemini.candidates_token_count",
             "cache_read_tokens": "gemini.cached_content_token_count",
         },
+        short_reply={"max_output_tokens": 64},
+        can_record=True,
     ),
     "vertex": ProviderEntry(
         provider=f"{_PACKAGE}.google.vertex:VertexProvider",
@@ -146,6 +156,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION", "bucket": "LLM_BATCH_BUCKET"},
         ),
         needs_max_tokens="claude|publishers/anthropic/",
+        short_reply={"max_output_tokens": 64},
     ),
     "bedrock": ProviderEntry(
         provider=f"{_PACKAGE}.bedrock.provider:BedrockProvider",
@@ -167,6 +178,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         extra="openai",
         price_book="openrouter",
         starter=Starter("openai/gpt-5-nano", {"api_key": "OPENROUTER_API_KEY"}),
+        short_reply={"max_tokens": 2_000},
     ),
     "ray": ProviderEntry(
         provider=f"{_PACKAGE}.ray.provider:RayProvider",
