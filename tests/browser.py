@@ -56,10 +56,10 @@ def pages(
     return [
         Page(
             "asset-graph",
-            "/asset-groups",
-            (f"{labels}_batch", "Passed", "filled", f"{evaluation}_per_class"),
+            f"/assets/{evaluation}?view=lineage&lineageScope=upstream&lineageDepth=5",
+            ("Latest event", "Passed", "filled"),
             size=(2000, 1300),
-            clip=(610, 172, 1322, 1024),
+            clip=(420, 265, 1410, 1000),
         ),
         Page(
             "labels",

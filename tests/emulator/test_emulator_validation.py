@@ -111,7 +111,7 @@ def test_a_scripted_validation_failure_is_reported_as_given(connect):
 
 
 @pytest.mark.parametrize(
-    "change", [{"endpoint": "/v1/moderations"}, {"completion_window": "1h"}, {"input_file_id": None}]
+    "change", [{"endpoint": "/v1/files"}, {"completion_window": "1h"}, {"input_file_id": None}]
 )
 def test_a_create_with_wrong_arguments_is_a_400(connect, change):
     client = connect()

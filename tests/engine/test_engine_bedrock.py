@@ -188,7 +188,7 @@ def test_a_retry_whose_padding_would_exceed_the_budget_is_not_sent(workspace: Wo
     assert status.submission.outcomes == {"succeeded": LEAST - 1, "errored": 1}
     assert status.submission.cost_usd + for_all / LEAST < for_all, "without copies it would have fit"
     events = workspace.engine().ledger.events(status.submission.submission_id)
-    assert "stopped" in [event.kind for event in events]
+    assert "over_budget" in [event.kind for event in events]
 
 
 @pytest.mark.parametrize("kind", ["hard", "measured"])
