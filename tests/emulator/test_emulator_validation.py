@@ -110,9 +110,7 @@ def test_a_scripted_validation_failure_is_reported_as_given(connect):
     assert client.run(1).status == "completed"
 
 
-@pytest.mark.parametrize(
-    "change", [{"endpoint": "/v1/files"}, {"completion_window": "1h"}, {"input_file_id": None}]
-)
+@pytest.mark.parametrize("change", [{"endpoint": "/v1/files"}, {"completion_window": "1h"}, {"input_file_id": None}])
 def test_a_create_with_wrong_arguments_is_a_400(connect, change):
     client = connect()
     arguments = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h", **change}

@@ -88,7 +88,14 @@ class Cluster:
             words = self.call("squeue", "-h", f"--name={name}", "-O", "RestartCnt,State").split()
             return len(words) == 2 and int(words[0]) > 0 and words[1] in ("PENDING", "CONFIGURING", "RUNNING")
 
-        _until(is_put_back, seconds=180)
+        try:
+            _until(is_put_back, seconds=180)
+        except AssertionError as error:
+            error.add_note(
+                self.call("squeue", "--states=all", check=False) + self.call("sinfo", "-N", "-l", check=False)
+            )
+            error.add_note((self.folder / "log" / "slurmctld.log").read_text()[-3_000:])
+            raise
 
     def kill_node(self, name: str) -> None:
         """As a power cut: the node's daemon and all that runs below it are gone at once."""
