@@ -285,8 +285,9 @@ def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Co
     # As many directions as the shares vary in alike (Satterthwaite), by the products of all pairs of days.
     directions = max(1.0, (variance * (m - 1)) ** 2 / float(((days @ days.T) ** 2).sum() or 1))
     # Some days are wilder than others: the distances then have longer tails than those of so many directions.
-    spread = float(apart.var(ddof=1)) or 1e-12
-    tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions)
+    # Days that are all alike are not wild.
+    spread = float(apart.var(ddof=1))
+    tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions) if spread else 1.0
     # So few days show too short a tail. Halved and squared, no kind of days that was simulated has an alarm in more
     # than 5 % of its years: even where days vary wildly, or are of very different sizes (docs/truth.md). Fewer
     # directions have the longer tail, but less before it.
