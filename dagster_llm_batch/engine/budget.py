@@ -28,7 +28,7 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.releases import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import SO_FAR, beside, packed_ids
+from dagster_llm_batch.engine.request_files import answers_so_far, packed_ids
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import Advice, advise_on_money
 from dagster_llm_batch.errors import BudgetError
@@ -293,8 +293,12 @@ class Allowance:
 
         Nothing more is paid for it, whatever a limit has left; once it is collected, what it did cost is known.
         """
-        asked = [s for s in planned if self._deployment.payloads.exists(beside(s, SO_FAR))]
-        answered = [self._split(shard, lambda *_: False)[0] for shard in asked]
+        answered = []
+        for shard in planned:
+            if there := len(answers_so_far(self._deployment.payloads, shard)):
+                # Split already, by a process that died before it was sent, where nothing else is in it.
+                is_whole = there == shard.requests
+                answered.append(shard if is_whole else self._split(shard, lambda *_: False)[0])
         self._paid.update(shard.shard_id for shard in answered)
         return answered
 

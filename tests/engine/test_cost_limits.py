@@ -21,6 +21,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend, Status
 from dagster_llm_batch.engine.labeling import Fallback
 from dagster_llm_batch.engine.rules import Budget, LimitKind
+from dagster_llm_batch.engine.submit_queue import Dispatcher
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.storage.ledger.records import SpendLimit
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
@@ -217,6 +218,35 @@ def test_what_was_answered_in_real_time_is_not_paid_again_after_the_limit_was_lo
     assert status.submission.outcomes == {"succeeded": 20}
     assert billed(status) <= 1
     assert not [name for name in workspace.files() if ".sofar." in name]
+
+
+def test_what_was_answered_is_split_once_however_often_a_process_dies_before_it_is_sent(tmp_path: Any) -> None:
+    rows = tickets(20).with_columns(is_urgent=pl.lit(value=True))
+    limited = {**FREE_TEXT, "realtime": Realtime(urgent="is_urgent", concurrency=1), "spend": spend("hard")}
+    before, after = labeling(**limited, max_cost_usd=5), labeling(**limited, max_cost_usd=1)
+    with Emulator(answer=reply(400, text="word")) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        engine = workspace.engine()
+        submission_id = engine.plan(before, rows).submission_id
+        emulator.inject(
+            WireFault(
+                kind="status", route="POST /v1/chat/completions", status=429, skip=7, times=None, retry_after="3600"
+            )
+        )
+        engine.submit(before, submission_id)
+        emulator.clear_faults()
+        workspace.skipped += timedelta(hours=1)
+        for _ in range(3):
+            # All that a process does until it is killed, right before it sends what it has picked.
+            engine = workspace.engine()
+            with engine.deployment.leased(submission_id) as lease:
+                dispatcher = Dispatcher(after, engine.deployment, lease)
+                [going] = dispatcher._allowance.pick(engine.ledger.shards(submission_id), all_due=True).going
+            assert going.requests == 7
+            assert [shard.requests for shard in engine.ledger.shards(submission_id)] == [7, 13]
+        status = workspace.finish(after, submission_id)
+        assert len(paid_bodies(workspace)) == len(set(paid_bodies(workspace))) == 20
+    assert status.submission.outcomes == {"succeeded": 20}
 
 
 @pytest.mark.parametrize(("kind", "limit", "is_enough"), [("hard", "0.9", True), ("measured", "0.25", False)])
