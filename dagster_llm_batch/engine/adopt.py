@@ -22,13 +22,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dagster_llm_batch.core.identity import canonical_json, custom_id
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.plan import Planner
+from dagster_llm_batch.engine.plan import Planner, plan_lease
 from dagster_llm_batch.engine.request_files import RAW, beside, requests_of
 from dagster_llm_batch.engine.request_writer import Plan
 from dagster_llm_batch.errors import ConfigError, InputError, TransientError
@@ -115,13 +116,10 @@ class Adopter:
             answered = self._store_lines(plan, provider, batch_id, names)
             now = self._deployment.clock()
             base = planner.submission(plan, submission_id, partition, None, draft.estimate, None, (), now)
-            submission = replace(base, tombstones=erased.tombstones or None)
-            known = [one for one in history if one.fingerprint == submission.fingerprint]
-            if any(one.state is not SubmissionState.CANCELED for one in known):
-                raise ConfigError(
-                    f"These rows were asked already, as submission {known[0].submission_id}, and their answers are "
-                    "here. Nothing was changed. To ask again for rows that have no label, see `retry`."
-                )
+            # The newest is the one that lands, also after one that was planned by a clock that was ahead.
+            later = [one.created_at + timedelta(microseconds=1) for one in history]
+            submission = replace(base, tombstones=erased.tombstones or None, created_at=max([now, *later]))
+            _refuse_asked(history, submission)
             adoption = Adoption(
                 submission=submission,
                 shards=tuple(_as_ended(plan.shards, batch_id, report, submission)),
@@ -139,10 +137,19 @@ class Adopter:
                     unwanted.pop_all()
 
     def store(self, adoption: Adoption) -> Submission:
-        """Take a batch into the ledger. Who collects its submission next settles it, and its labels land."""
-        sent = {shard.shard_id: (shard, 1) for shard in adoption.shards}
-        self._ledger.recover_sends([adoption.submission], sent, ADOPTED)
-        return self._ledger.submission(adoption.submission.submission_id)
+        """Take a batch into the ledger. Who collects its submission next settles it, and its labels land.
+
+        Raises ConfigError where a run has planned the partition since it was looked at, as while a person was asked.
+        """
+        submission = adoption.submission
+        place = (submission.namespace, submission.asset, submission.partition)
+        with self._ledger.hold_leases(plan_lease(*place), wait_seconds=self._deployment.lease_wait_seconds):
+            history = self._ledger.history(*place)
+            _refuse_under_way(history)
+            _refuse_asked(history, submission)
+            sent = {shard.shard_id: (shard, 1) for shard in adoption.shards}
+            self._ledger.recover_sends([submission], sent, ADOPTED)
+        return self._ledger.submission(submission.submission_id)
 
     def _refuse_known(self, provider: Provider, batch_id: str) -> None:
         shard = self._ledger.uploads.find_batch(provider.name, provider.account, batch_id)
@@ -253,6 +260,20 @@ def _refuse_under_way(history: Iterable[Submission]) -> None:
             raise ConfigError(
                 f"{one.place} is under way, as submission {one.submission_id}: it would have two answers to a row. "
                 "Nothing was changed. Let it land, or `cancel` it first."
+            )
+
+
+def _refuse_asked(history: Iterable[Submission], submission: Submission) -> None:
+    for one in history:
+        if one.fingerprint == submission.fingerprint and one.state is not SubmissionState.CANCELED:
+            raise ConfigError(
+                f"These rows were asked already, as submission {one.submission_id}, and their answers are here. "
+                "Nothing was changed. To ask again for rows that have no label, see `retry`."
+            )
+        if one.created_at >= submission.created_at:
+            raise ConfigError(
+                f"{one.place} was planned meanwhile, as submission {one.submission_id}: its labels would not be those "
+                "of this batch. Nothing was changed. Look again."
             )
 
 

@@ -46,7 +46,12 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine.cascade import Sampling
 
-__all__ = ["Planner", "Preview", "preview_of"]
+__all__ = ["Planner", "Preview", "plan_lease", "preview_of"]
+
+
+def plan_lease(namespace: str, asset: str, partition: str) -> str:
+    """Return the name of the lease under which a partition gets a submission: one process at a time."""
+    return f"plan:{namespace}:{asset}:{partition}"
 
 
 @dataclass(frozen=True)
@@ -264,7 +269,7 @@ class Planner:
         """Store the submission, superseding those before; return another process's where that has stored the same."""
         place = (submission.namespace, submission.asset, submission.partition)
         # Two processes that plan the same partition at once would each supersede the other's submission.
-        with self._ledger.hold_leases(f"plan:{':'.join(place)}", wait_seconds=_WAIT_SECONDS):
+        with self._ledger.hold_leases(plan_lease(*place), wait_seconds=_WAIT_SECONDS):
             seen = {earlier.submission_id for earlier in history}
             present = self._ledger.history(*place)
             for other in present:

@@ -235,6 +235,28 @@ def test_a_batch_that_two_adopt_at_once_is_adopted_once(openai: VendorWorkspace)
     }
 
 
+@pytest.mark.parametrize("is_landed", [False, True], ids=["under way", "landed"])
+def test_a_partition_that_a_run_plans_while_a_person_is_asked_is_refused(
+    openai: VendorWorkspace, *, is_landed: bool
+) -> None:
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    engine = openai.engine()
+    with (
+        pytest.raises(ConfigError, match="asked already" if is_landed else "under way"),
+        looked(openai, batch_id, kept) as (adopter, adoption),
+    ):
+        submission_id = engine.plan(openai.definition, rows()).submission_id
+        while is_landed and not engine.advance(openai.definition, submission_id).is_settled:
+            openai.settle()
+        files = [path for path in stored(openai) if adoption.submission.submission_id not in path]
+        adopter.store(adoption)
+    # Its own files are gone, and what was planned goes on.
+    assert stored(openai) == files
+    assert [one.submission_id for one in engine.ledger.submissions("faults")] == [submission_id]
+    assert engine.ledger.submission(submission_id).state.value == ("settled" if is_landed else "open")
+
+
 def test_ids_that_name_two_requests_name_none_and_a_file_of_another_size_is_refused(openai: VendorWorkspace) -> None:
     batch_id, kept = sent_elsewhere(openai)
     openai.settle()
