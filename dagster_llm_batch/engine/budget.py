@@ -69,7 +69,7 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
 def refuse_over_budget(
     deployment: Deployment, labeling: Labeling, estimate: Estimate, replaced: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Raise BudgetError, or let the block commit the money. `replaced`: shard_ids that will not be sent after that."""
+    """Raise BudgetError, or let the block commit the money. `replaced`: what will not be sent after that."""
     cost = estimate.cost_usd
     counted = (
         f"{estimate.requests:,} requests (about {estimate.expected_input:,} input tokens, "

@@ -294,10 +294,13 @@ class Planner:
                 return self._ledger.open_submission(submission, plan.shards)
 
     def _unsent(self, history: Sequence[Submission]) -> list[str]:
-        """Return the ids of shards that will not be sent when another submission supersedes these."""
+        """Return the ids of shards that will not be sent when another submission supersedes these, and of those that
+        keep money for a wave that will not be.
+        """
         still_open = [submission for submission in history if submission.state is SubmissionState.OPEN]
         shards = [shard for submission in still_open for shard in self._ledger.shards(submission.submission_id)]
-        return [shard.shard_id for shard in shards if shard.state is ShardState.PLANNED]
+        unsent = [shard.shard_id for shard in shards if shard.state is ShardState.PLANNED]
+        return [*unsent, *(submission.submission_id for submission in still_open)]
 
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
         """See Engine.preview."""

@@ -19,6 +19,7 @@ from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend
 from dagster_llm_batch.engine.cascade import levels_of
+from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, ConfigError
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
@@ -255,6 +256,19 @@ def test_what_is_kept_for_the_second_wave_counts_against_a_budget_until_it_is_pl
     assert engine.ledger.submission(submission.submission_id).reserved_usd is None
     assert engine.ledger.spent_usd("test") < planned + kept
     workspace.finish(definition(), submission.submission_id)
+
+
+def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_place(workspace: Workspace) -> None:
+    submission = workspace.engine().plan(definition(), tickets(ROWS))
+    planned = sum(shard.estimated_usd or 0 for shard in workspace.engine().ledger.shards(submission.submission_id))
+    # Enough for either, and not for both: nothing of the first was sent.
+    budget = Budget((planned + (submission.reserved_usd or 0)) * Decimal("1.2"), "ever")
+    engine = workspace.engine(budgets=[budget])
+    assert not engine.preview(definition(), tickets(ROWS + 1)).refused
+    newer = engine.plan(definition(), tickets(ROWS + 1))
+    # What is kept for that one stays.
+    assert newer.reserved_usd is not None
+    assert engine.ledger.spent_usd("test", besides=[submission.submission_id]) > newer.reserved_usd
 
 
 def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Workspace) -> None:

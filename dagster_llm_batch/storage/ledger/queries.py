@@ -364,19 +364,12 @@ class LedgerQueries:
     ) -> Decimal:
         """Return the committed money in USD: what collected shards cost, and what the others are estimated to cost.
 
-        Of shards sent, or else planned, at or after `since`, those in `besides` left out. A shard that ended without a
-        batch (refused, or canceled before it was sent) costs nothing; an unknown cost counts as its estimate, an
-        unknown estimate as nothing.
+        Of shards sent, or else planned, at or after `since`; those in `besides` are left out, and what is kept for
+        submissions that are in it. A shard that ended without a batch (refused, or canceled before it was sent) costs
+        nothing; an unknown cost counts as its estimate, an unknown estimate as nothing.
         """
-        counted = (
-            SHARD.c.state,
-            SHARD.c.lane,
-            SHARD.c.batch_id,
-            SHARD.c.sent_at,
-            SHARD.c.estimated_usd,
-            SHARD.c.cost_usd,
-        )
-        query = sa.select(*counted)
+        c = SHARD.c
+        query = sa.select(c.state, c.lane, c.batch_id, c.sent_at, c.estimated_usd, c.cost_usd)
         query = query.join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
         query = query.where(SUBMISSION.c.namespace == namespace, SHARD.c.shard_id.not_in(besides))
         if asset is not None:
@@ -384,7 +377,8 @@ class LedgerQueries:
         if since is not None:
             query = query.where(sa.func.coalesce(SHARD.c.sent_at, SHARD.c.planned_at) >= since)
         with self._database.read() as connection:
-            return sum((_committed_usd(*r) for r in connection.execute(query)), kept_usd(connection, namespace, asset))
+            kept = kept_usd(connection, namespace, asset, besides=besides)
+            return sum((_committed_usd(*row) for row in connection.execute(query)), kept)
 
     def shard_costs(
         self,

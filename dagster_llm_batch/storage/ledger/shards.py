@@ -245,14 +245,19 @@ def committed_usd(
 
 
 def kept_usd(
-    connection: sa.Connection, namespace: str, asset: str | None = None, submission_id: str | None = None
+    connection: sa.Connection,
+    namespace: str,
+    asset: str | None = None,
+    submission_id: str | None = None,
+    besides: Sequence[str] = (),
 ) -> Decimal:
-    """Return what is kept for waves of open submissions that are not planned yet."""
+    """Return what is kept for waves of open submissions that are not planned yet, but for those in `besides`."""
     query = sa.select(SUBMISSION.c.reserved_usd).where(
         SUBMISSION.c.namespace == namespace,
         SUBMISSION.c.reserved_usd.is_not(None),
         SUBMISSION.c.state == SubmissionState.OPEN,
         SUBMISSION.c.settled_at.is_(None),
+        SUBMISSION.c.submission_id.not_in(besides),
     )
     if asset is not None:
         query = query.where(SUBMISSION.c.asset == asset)
