@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from datetime import timedelta
 
+import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to
 
 from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.types import BatchStatus, Cause
 
 OURS = [("openai", "api.openai.com/org-1")]
@@ -75,3 +79,17 @@ def test_a_shard_that_was_put_back_and_canceled_has_left_a_file_too(ledger, cloc
     ledger.move_shard(shard_id, Move.COLLECTED)
     assert due(ledger, clock.now + timedelta(seconds=1)) == [shard_id]
     assert ledger.uploads.batches_of([ledger.shard(shard_id)]) == ["batch-h1"]
+
+
+def test_a_tick_looks_only_at_what_has_a_file_yet(sqlite_url, clock):
+    with closing(Ledger(sqlite_url, clock)) as ledger:
+        asked = []
+        sa.event.listen(sa.Engine, "before_cursor_execute", keep := lambda *given: asked.append(given[2:4]))
+        try:
+            due(ledger, clock.now)
+        finally:
+            sa.event.remove(sa.Engine, "before_cursor_execute", keep)
+        [(statement, given)] = [one for one in asked if "shard.request_file_done_at IS NULL" in one[0]]
+        with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as file:
+            plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {statement}", given)]
+    assert plan[0].startswith("SEARCH shard USING INDEX shard_with_file")
