@@ -64,14 +64,18 @@ class UploadRemover:
         most: int = _MOST,
         has_time: Callable[[], bool] = lambda: True,
     ) -> Removal:
-        """Delete the request files that are due, `most` of them, for as long as there is time."""
+        """Delete the request files that are due, `most` of them, for as long as there is time.
+
+        Those of the providers and batches in `besides` are left alone.
+        """
 
         def delete(provider: Provider, shards: Sequence[Shard]) -> None:
             for batch_id in self._uploads.batches_of(shards):
                 provider.delete_request_file(batch_id)
             self._uploads.record_done([shards[0].shard_id])
 
-        return self._remove(self.due(besides=besides), delete, most, has_time)
+        due = [shard for shard in self.due(besides=besides) if _name_of(shard) not in besides]
+        return self._remove(due, delete, most, has_time)
 
     def remove_results(self, older_than: timedelta) -> Removal:
         """Delete all that providers store of batches that were collected longer ago than this: results, too."""
@@ -113,7 +117,7 @@ class UploadRemover:
                 break
             if carrier.provider in removal.troubles:
                 continue
-            name = carrier.batch_id or carrier.shard_id
+            name = _name_of(carrier)
             try:
                 shards = self._deployment.ledger.shards_of_batch(carrier)
                 if (reason := self._reason_to_keep(shards)) is not None:
@@ -129,9 +133,11 @@ class UploadRemover:
     def _reason_to_keep(self, shards: Sequence[Shard]) -> str | None:
         """Return why what the provider stores of a batch has to stay; None where nobody needs it."""
         payloads = self._deployment.payloads
+        # First, since to look at what is stored reads all of it.
         for shard in shards:
             if shard.state is not ShardState.COLLECTED:
                 return f"shard {shard.shard_id} in it is not collected"
+        for shard in shards:
             # A batch that failed as a whole has no lines, and its results say so. Old lines may have been pruned.
             path = shard.raw_path or shard.results_path
             if path is None or not payloads.is_whole(path):
@@ -140,3 +146,7 @@ class UploadRemover:
                 if not is_pruned(self._deployment.ledger, submission):
                     return f"the results of shard {shard.shard_id} are not whole in the payload store"
         return None
+
+
+def _name_of(carrier: Shard) -> str:
+    return carrier.batch_id or carrier.shard_id

@@ -56,7 +56,8 @@ _TRIED_FOR = timedelta(hours=1)
 # When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
 _told_of: dict[str, datetime] = {}
 
-# Until when the request files of a provider are left alone that could not delete them, by its name.
+# Until when request files are left alone, by the name of a provider that could not delete them, and by batches that
+# cannot be spared yet: to find that out, all that is stored of them is read.
 _left_until: dict[str, datetime] = {}
 _FILES_AT_MOST = 20
 
@@ -223,10 +224,14 @@ class Tick:
         """Delete some request files that nobody needs any more at their providers."""
         from dagster_llm_batch.engine.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
-        besides = {name for name, until in _left_until.items() if until > self._now}
+        for name in [name for name, until in _left_until.items() if until <= self._now]:
+            del _left_until[name]
         removal = UploadRemover(self._engine.deployment).remove_files(
-            besides=besides, most=_FILES_AT_MOST, has_time=lambda: self._is_within(self._bounds.poll_seconds)
+            besides=_left_until.keys(),
+            most=_FILES_AT_MOST,
+            has_time=lambda: self._is_within(self._bounds.poll_seconds),
         )
+        _left_until.update(dict.fromkeys(removal.kept, self._now + _AWAITED_EVERY))
         for name, reason in removal.troubles.items():
             # It costs nobody anything: no person is told but by `doctor`.
             _left_until[name] = self._now + _AWAITED_EVERY

@@ -471,6 +471,29 @@ def test_request_files_of_landed_batches_are_deleted_by_ticks_after_a_day(make, 
     assert deleted() == 2
 
 
+def test_a_request_file_that_cannot_be_spared_is_looked_at_once_an_hour(make, emulator):
+    location = make(*labeled())
+    assert location.land().success
+    engine = location.engine()
+    [shard] = engine.ledger.shards(engine.latest("ticket_labels").submission_id)
+    with engine.payloads.reader(shard.raw_path) as file:
+        lines = file.read()
+    engine.payloads.delete(shard.raw_path)
+    change(location, f"collected_at = '{sqlite_time(engine.now() - timedelta(hours=25))}'")
+
+    def deleted():
+        tick(location)
+        return sum(call.method == "DELETE" for call in emulator.books.calls)
+
+    assert deleted() == 0
+    with engine.payloads.writer(shard.raw_path) as out:
+        out.write(lines)
+    # To look again takes all of its lines from the store, which may be 200 MB each time.
+    assert deleted() == 0
+    _left_until.clear()
+    assert deleted() == 1
+
+
 def sqlite_time(moment):
     """As SQLite holds a time of the ledger."""
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")
