@@ -286,13 +286,15 @@ def test_a_page_that_cannot_be_the_last_nor_be_gone_on_from_is_no_end(page: Any)
         list(at(url).fetch("b"))
 
 
-def test_rows_in_the_batch_that_are_fewer_than_it_counts_are_not_taken_for_all() -> None:
-    batch = {**ENDED, "request_counts": {"total": 2, "completed": 2, "failed": 0}, "results": [ROW]}
+@pytest.mark.parametrize("counts", [{"total": 2, "completed": 2, "failed": 0}, {"total": 2}, None])
+@pytest.mark.parametrize("rows", [[], [ROW]])
+def test_rows_in_the_batch_that_may_not_be_all_of_them_are_not_taken_for_all(rows: Any, counts: Any) -> None:
+    batch = {**ENDED, "request_counts": counts, "results": rows}
     page = {"data": [ROW, {**ROW, "custom_id": "n-1"}], "has_more": False, "next_cursor": None}
     with odd_server(lambda _method, path: page if "/results" in path else batch) as url:
         assert len(list(at(url).fetch("b"))) == 2
         # where there are no pages, that is all there is: the engine sees that rows are missing
-        assert len(list(at(url, "opper").fetch("b"))) == 1
+        assert len(list(at(url, "opper").fetch("b"))) == len(rows)
 
 
 def test_a_row_that_is_written_over_several_lines_is_one_line() -> None:

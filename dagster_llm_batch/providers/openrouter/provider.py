@@ -275,9 +275,10 @@ class OpenRouterProvider(StainlessProvider):
         if not report.status.is_terminal:
             raise TransientError(f"The batch '{batch_id}' has no results yet: it is '{plain_words(batch.status)}'.")
         has_pages = self._server.has_result_pages is None or self._server.has_result_pages.value
-        # The rows in a batch may be the first of them: then, and where there are none, its pages tell.
-        is_whole = batch.results is not None and len(batch.results) >= (report.done or 0)
-        lines = as_lines(batch.results or ()) if is_whole or not has_pages else self._paged(batch_id, batch, report)
+        # The rows in a batch may be the first of them: then, and where there are none or no count, its pages tell.
+        rows = batch.results or ()
+        is_whole = bool(rows) and report.done is not None and len(rows) >= report.done
+        lines = as_lines(rows) if is_whole or not has_pages else self._paged(batch_id, batch, report)
         yield from result_lines(lines, "custom_id", f"the results of batch '{batch_id}'")
 
     def _paged(self, batch_id: str, batch: Batch, report: BatchReport) -> Iterator[bytes]:
