@@ -36,7 +36,7 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import APART
-from dagster_llm_batch.engine.status import advise_on_lost_manifest
+from dagster_llm_batch.engine.status import advise_on_lost_levels, advise_on_lost_manifest
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -379,11 +379,15 @@ class LabelAssembler(Answers):
     def restore(self) -> int:
         """Make stored results anew where they are lost or damaged; see Collector.restore.
 
-        Raises PayloadError where the manifest is: of all files, only the rows can make that one again.
+        Raises PayloadError where the manifest is, which only the rows can make again, or what a cascade has decided.
         """
         if not self.payloads.is_whole(self.submission.manifest):
             meanwhile = "It says which row has which answer. No label was changed"
             raise PayloadError(str(advise_on_lost_manifest(self.submission, meanwhile)))
+        is_canceled = self.submission.state is SubmissionState.CANCELED
+        if self.labeling.cascade is not None and self.levels is None and not is_canceled:
+            # Without it each row would have the label of whichever model answered last, sure of it or not.
+            raise PayloadError(str(advise_on_lost_levels(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
     def settle(self) -> Submission:

@@ -24,6 +24,7 @@ __all__ = [
     "Unsent",
     "advise_on_change",
     "advise_on_doubt",
+    "advise_on_lost_levels",
     "advise_on_lost_manifest",
     "advise_on_money",
     "advise_on_no_room",
@@ -110,6 +111,19 @@ def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
         f"The manifest of submission {submission.submission_id} is lost or damaged: {submission.manifest}. {meanwhile}",
         f"Materialize {submission.submitter} again: from the same rows it is written anew, and nothing is asked or "
         "paid again. Or restore it from a backup",
+    )
+
+
+def advise_on_lost_levels(submission: Submission) -> Advice:
+    """Return that what a cascade has decided is lost, and what a person can do."""
+    other = f"`dagster-llm-batch cancel {submission.selector}`"
+    if submission.is_settled:
+        other = "change what the cascade promises, such as its sample"
+    return Advice(
+        f"The sample and the threshold of the cascade of submission {submission.submission_id} are lost, a file beside "
+        f"{submission.manifest}. They say which model's label a row has. No label was changed",
+        f"Restore it from a backup. Or {other}, and materialize {submission.submitter} again: what was answered is not "
+        "asked or paid again",
     )
 
 

@@ -18,9 +18,9 @@ from workspace import Workspace, labeling, tickets
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend
-from dagster_llm_batch.engine.cascade import levels_of
+from dagster_llm_batch.engine.cascade import CALIBRATION, levels_of
 from dagster_llm_batch.engine.rules import Budget
-from dagster_llm_batch.errors import BudgetError, ConfigError
+from dagster_llm_batch.errors import BudgetError, ConfigError, PayloadError
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
 
@@ -226,6 +226,32 @@ def test_what_the_oracle_did_not_answer_is_asked_of_it_again_and_the_model_never
     assert (1, CHEAP) in waves
     assert not {(wave, model) for wave, model in waves if wave > 1 and model == CHEAP}
     assert asked(workspace)[CHEAP] == Counter(range(ROWS))
+
+
+@pytest.mark.parametrize("is_settled", [False, True], ids=["before the threshold", "landed"])
+def test_where_the_sample_is_lost_no_label_lands_and_nothing_is_paid_again(
+    workspace: Workspace, *, is_settled: bool
+) -> None:
+    engine = workspace.engine()
+    submission = engine.plan(definition(), tickets(ROWS))
+    engine.submit(definition(), submission.submission_id)
+    if is_settled:
+        workspace.finish(definition(), submission.submission_id)
+    workspace.emulator.settle()
+    engine.payloads.delete(f"{submission.folder}/{CALIBRATION}")
+    then = "change what the cascade promises" if is_settled else "dagster-llm-batch cancel"
+    land = engine.labels if is_settled else engine.collect
+    with pytest.raises(PayloadError, match=rf"sample and the threshold .* are lost.*{then}"):
+        land(definition(), submission.submission_id)
+    other = definition(cascade(sample=61)) if is_settled else definition()
+    if not is_settled:
+        engine.cancel(submission.submission_id)
+        workspace.finish(other, submission.submission_id)
+    again = workspace.run(other, tickets(ROWS))
+    assert levels(workspace, again.submission).threshold is not None
+    assert max(asked(workspace)[CHEAP].values()) == max(asked(workspace)[ORACLE].values()) == 1
+    labels = engine.labels(other, again.submission.submission_id).labels
+    assert set(labels["llm_why"].to_pylist()) == {"accepted", "escalated", "invalid", "sampled"}
 
 
 # money --------------------------------------------------------------------------------------------------------------
