@@ -76,18 +76,19 @@ def cleaned(text: str, words: frozenset[str] = frozenset()) -> str:
 def _without_fields(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            name: REMOVED if name in _TELLING_FIELDS and isinstance(inner, str) else _without_fields(inner)
+            name: REMOVED if name in _TELLING_FIELDS and inner is not None else _without_fields(inner)
             for name, inner in value.items()
         }
     return [_without_fields(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _line_without_fields(line: str) -> str:
+def _json_without_fields(text: str) -> str | None:
+    """Return a JSON object or list on one line, without those fields; None for what is none."""
     try:
-        value = json.loads(line)
+        value = json.loads(text)
     except ValueError:
-        return line
-    return json.dumps(_without_fields(value), separators=(",", ":")) if isinstance(value, dict | list) else line
+        return None
+    return json.dumps(_without_fields(value), separators=(",", ":")) if isinstance(value, dict | list) else None
 
 
 class Recorder:
@@ -173,9 +174,12 @@ class Recorder:
         return json.dumps(value, separators=(",", ":")) if found else said
 
     def _clean(self, text: str, host: str) -> str:
-        lines = [_line_without_fields(line) for line in text.replace(host, HOST).split("\n")]
-        # A body of several lines may be one object, as some servers write theirs.
-        whole = "\n".join(lines) if len(lines) > 1 and lines[0] != "{" else _line_without_fields("\n".join(lines))
+        text = text.replace(host, HOST)
+        # One object, over however many lines some servers write theirs; else lines with one each, as of a file.
+        whole = _json_without_fields(text)
+        if whole is None:
+            lines = text.split("\n")
+            whole = "\n".join(line if (told := _json_without_fields(line)) is None else told for line in lines)
         return cleaned(whole, self._words)
 
     def _append(self, line: Mapping[str, Any]) -> None:

@@ -165,6 +165,27 @@ def test_whatever_says_who_it_was_is_gone_before_anything_is_written(tmp_path: P
     assert '"path": "/v1/batches?limit=1"' in text
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps({"whose": PLANTED}, indent=2).replace("\n", "\r\n"),
+        " " + json.dumps([PLANTED], indent=1),
+        json.dumps({"account_id": 123456789, "owner": {"name": "Acme Inc"}, "project": ["Acme Inc"], "user": None}),
+        json.dumps(PLANTED) + "\n" + json.dumps(PLANTED) + "\n",
+    ],
+    ids=["over lines that end as on Windows", "a list over lines", "no texts", "a file of lines"],
+)
+def test_fields_that_tell_who_it_was_go_however_they_are_written(written: str, tmp_path: Path) -> None:
+    file = tmp_path / "dialogue.jsonl"
+    with server(written.encode()) as url, recording_to(Recorder(file, {"kind": "openai"})):
+        client = httpx2.Client()
+        record_client(client)
+        client.get(f"{url}/v1/files/1")
+    text = file.read_text()
+    assert [secret for secret in (*SECRETS, "123456789") if secret in text] == []
+    assert len(text.splitlines()) == 2
+
+
 def test_a_file_that_is_no_dialogue_is_never_written_to(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("my notes\n")
