@@ -36,6 +36,7 @@ _MOST_SHOWN = 10
 _MOST_NAME = 200
 _MOST_COMMENT = 5_000
 _LONGEST_FIELD = 10_000_000
+_IMPORTED = "import-"
 _YES = {"x", "yes", "true", "1", "wahr", "ja", "oui", "not decidable"}
 _TRUTHS = {"true": "true", "yes": "true", "wahr": "true", "false": "false", "no": "false", "falsch": "false"}
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -96,13 +97,18 @@ def take_answers(
         answers: From `read_answers`.
         form: The questions of the dataset.
         namespace: Of the deployment.
-        standing: All that was said of the dataset's rows so far.
+        standing: All that was said of the dataset's rows so far, in that order.
         now: When an answer was given that tells no time.
 
     Raises:
         InputError: Some answers cannot be: each is told, and none is taken.
     """
     stands = {(one.annotator, one.partition, one.row_key): one for one in standing_judgments(standing)}
+    there = {one.form_id for one in standing}
+    imported: dict[tuple[str, str, str], list[Judgment]] = {}
+    for one in standing:
+        if one.form_id.startswith(_IMPORTED):
+            imported.setdefault((one.annotator, one.partition, one.row_key), []).append(one)
     wrong: list[str] = []
     seen: dict[tuple[str, str, str], GivenAnswer] = {}
     made: list[Judgment] = []
@@ -122,15 +128,25 @@ def take_answers(
             wrong.append(f"{answer.where}: {error}")
             continue
         comment = answer.comment.strip()[:_MOST_COMMENT] or None
-        before = stands.get(place)
-        if before is not None and (before.kind, before.answer, before.comment) == (answer.kind, said, comment):
+        before, told = stands.get(place), (answer.kind, said, comment)
+        form_id = _form_id(place, answer.kind, said, comment, before)
+        # One that was undone on the page stays undone.
+        if form_id in there or (before is not None and _told(before) == told):
             known += 1
         elif before is not None and answer.at is not None and answer.at <= before.at:
+            older += 1
+        elif (
+            before is not None
+            and answer.at is None
+            and not before.form_id.startswith(_IMPORTED)
+            and any(_told(one) == told for one in imported.get(place, ()))
+        ):
+            # It was imported before, and the person has said something else on the page since.
             older += 1
         else:
             made.append(
                 Judgment(
-                    form_id=_form_id(place, answer.kind, said, comment, before),
+                    form_id=form_id,
                     namespace=namespace,
                     dataset=form.dataset,
                     partition=partition,
@@ -151,10 +167,14 @@ def take_answers(
     return Taken(tuple(made), known, older)
 
 
+def _told(judgment: Judgment) -> tuple[str, Any, str | None]:
+    return judgment.kind, judgment.answer, judgment.comment
+
+
 def _form_id(place: tuple[str, str, str], kind: str, said: Any, comment: str | None, before: Judgment | None) -> str:
     """Return the same id whenever the same answer takes the place of the same one: so two imports at once add one."""
     held = json.dumps([place, kind, said, comment, before and before.form_id], sort_keys=True)
-    return f"import-{hashlib.blake2b(held.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    return f"{_IMPORTED}{hashlib.blake2b(held.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
 
 
 def _refuse_other_key(answer: GivenAnswer, key: str, column: str) -> None:

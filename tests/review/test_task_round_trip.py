@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -156,6 +157,19 @@ def test_a_file_that_is_imported_twice_adds_nothing_and_a_changed_answer_is_news
         stands = standing_judgments(ledger.judgments.read("test", "tickets"))
         assert [one.answer["place"]["city"] for one in stands] == ["Bonn"] * len(KEYS)
     ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["undecidable", "undo"])
+def test_what_a_person_said_on_the_page_since_is_not_taken_back_by_the_same_file(tmp_path, kind):
+    path = filled(written(tmp_path, "csv"))
+    first = taken(path, "csv").judgments
+    later = {"kind": kind, "answer": None, "at": NOW + timedelta(hours=1)}
+    corrected = [replace(one, form_id=f"page-{number}", **later) for number, one in enumerate(first)]
+    again = taken(path, "csv", [*first, *corrected], now=NOW + timedelta(days=1))
+    assert (again.judgments, again.known + again.older) == ((), len(KEYS))
+    # Of what that file never said, nobody knows which is newer: it was given by somebody, now.
+    path.write_bytes(path.read_bytes().replace(b"Bonn", b"Ulm!"))
+    assert len(taken(path, "csv", [*first, *corrected]).judgments) == len(KEYS)
 
 
 def test_what_label_studio_said_before_what_stands_is_not_news(tmp_path):
