@@ -321,3 +321,22 @@ def test_the_resources_build_the_providers_of_an_engine(tmp_path):
     assert "secret" not in repr(providers)
     page = providers["vertex"].console_url("projects/p/locations/us-central1/batchPredictionJobs/7")
     assert page.endswith("/locations/us-central1/batch-predictions/7?project=p")
+
+
+def test_files_of_other_batches_with_the_same_name_are_never_deleted():
+    """A script may call all of its batches alike, and Gemini does not tell which file a batch was made of."""
+    with Emulator() as emulator:
+        subject = ProviderUnderTest(gemini(emulator, inline_bytes=0), SPEC, emulator.settle)
+
+        def requests_files():
+            listed = subject.provider._api.pages("files", "list the files", ("files",))
+            return [file["displayName"] for file in listed if not file["name"].startswith("files/batch-")]
+
+        theirs = [subject.submit(TEXTS, "nightly") for _ in range(2)]
+        own = subject.submit(TEXTS, "dlb-0123abcd-r0123456789abcdef")
+        emulator.settle()
+        subject.provider.delete_request_file(theirs[0])
+        assert "stays until it expires" in subject.provider.delete(theirs[0])
+        assert len(list(subject.provider.fetch(theirs[1]))) == len(TEXTS)
+        assert subject.provider.delete(own) is None
+        assert requests_files() == ["nightly", "nightly"]

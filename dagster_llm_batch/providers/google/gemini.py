@@ -73,6 +73,8 @@ GEMINI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=2_000_000_000)
 """The bytes are documented; the requests are not, and are what other clients use."""
 
 _HOST = "generativelanguage.googleapis.com"
+# As a deployment names its batches.
+_OWN_NAME = re.compile(r"dlb-[0-9a-f]{8}-r[0-9a-f]{16}")
 _BATCHES = "batches"
 # The API takes 20 MB a request, everything included.
 _MAX_INLINE_BYTES = 15_000_000
@@ -196,31 +198,44 @@ class GeminiProvider(GoogleProvider):
             lines = split_lines(iter(lambda: copy.read(CHUNK_BYTES), b""))
             yield from result_lines(lines, "key", f"the file '{file_name}'")
 
-    def delete(self, batch_id: str) -> None:
+    def delete(self, batch_id: str) -> str | None:
         """See Provider.delete: the files, and the batch, which holds inline requests and results itself."""
         try:
             operation = self._batch(batch_id)
         except UnknownIdError:
-            return
-        for name in filter(None, (*self._request_files(operation), responses_file(operation))):
+            return None
+        files, left = self._request_files(operation)
+        for name in filter(None, (*files, responses_file(operation))):
             self._delete_file(name)
         with suppress(UnknownIdError):
             self._api.call("delete", self._path(batch_id), f"delete the batch '{batch_id}'")
+        return left
 
     def delete_request_file(self, batch_id: str) -> None:
         """See Provider.delete_request_file. A small batch has none: it travelled in the create call."""
         with suppress(UnknownIdError):
-            for name in self._request_files(self._batch(batch_id)):
+            for name in self._request_files(self._batch(batch_id))[0]:
                 self._delete_file(name)
 
-    def _request_files(self, operation: Mapping[str, Any]) -> list[str]:
-        """Return the request files of a batch. Where it does not tell them, they have its display name."""
+    def _request_files(self, operation: Mapping[str, Any]) -> tuple[list[str], str | None]:
+        """Return the request files of a batch, and why one may stay.
+
+        Where it does not tell them, they have its display name. Ours have names of their own; those of a batch that was
+        sent elsewhere may be shared with others, whose files are not touched.
+        """
         if (name := requests_file(operation)) is not None:
-            return [name]
+            return [name], None
         if (tag := display_name(operation)) is None:
-            return []
+            return [], None
         listed = self._api.pages("files", "list the files", ("files",))
-        return [str(file["name"]) for file in listed if file.get("displayName") == tag]
+        files = [str(file["name"]) for file in listed if file.get("displayName") == tag]
+        if not files or _OWN_NAME.fullmatch(tag):
+            return files, None
+        batches = self._api.pages(_BATCHES, "list the batches", self._list_names)
+        if len(files) == 1 and sum(display_name(batch) == tag for batch in batches) == 1:
+            return files, None
+        why = "other batches or files have its name, and which of them has its requests is not told"
+        return [], f"its request file stays until it expires, after two days: {why}"
 
     def _delete_file(self, name: str) -> None:
         # The API says of a file that is not there that the caller has no right to it; to the batch he has.
