@@ -25,8 +25,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
-from math import exp, floor, inf, isqrt, lgamma, log, log1p
+from math import ceil, exp, floor, inf, isqrt, lgamma, log, log1p
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -262,10 +261,12 @@ def _log_choose(of: int, count: int) -> float:
     return lgamma(of + 1) - lgamma(count + 1) - lgamma(of - count + 1)
 
 
-@lru_cache
 def count_least(agreement: float, confidence: float) -> int:
     """Return the smallest sample with which any label can be accepted, of a table of any size."""
-    return next(n for n in range(1, 1 << 30) if float(agreement) ** n <= 1 - confidence)
+    agreement, risk = float(agreement), 1 - float(confidence)
+    # The logarithms may be off by one at either side, and for agreement=0.999999999 nobody can wait for a count.
+    about = max(1, ceil(log(risk) / log(agreement)))
+    return next((n for n in range(max(1, about - 2), about + 3) if agreement**n <= risk), about + 3)
 
 
 def choose_sample(rows: int, agreement: float, confidence: float, at_least: int = 1) -> int:

@@ -1,5 +1,7 @@
 """The promise of a cascade, by simulation: seeded, and vectorized so that thousands of runs take seconds."""
 
+from itertools import count, product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -39,6 +41,11 @@ def test_as_many_may_be_wrong_as_the_exact_test_says(agreement, sample, rows):
 
 def test_the_least_samples_and_the_useful_ones_are_those_of_the_tables():
     assert [count_least(agreement, 0.95) for agreement in (0.9, 0.95, 0.98, 0.99)] == [29, 59, 149, 299]
+    for agreement, confidence in product((0.01, 0.25, 0.5, 0.9, 0.999), (0.01, 0.5, 0.75, 0.9999)):
+        counted = next(n for n in count(1) if agreement**n <= 1 - confidence)
+        assert count_least(agreement, confidence) == counted
+    # At once, though there are three thousand millions.
+    assert count_least(0.999999999, 0.95) == 2_995_732_357
     steps = [n for n in range(1, 210) if count_allowed(n, 10**6, 0.95, 0.95) > count_allowed(n - 1, 10**6, 0.95, 0.95)]
     assert steps == [59, 93, 124, 153, 181, 208]
 
