@@ -340,3 +340,22 @@ def test_files_of_other_batches_with_the_same_name_are_never_deleted():
         assert len(list(subject.provider.fetch(theirs[1]))) == len(TEXTS)
         assert subject.provider.delete(own) is None
         assert requests_files() == ["nightly", "nightly"]
+
+
+def test_what_others_have_beside_a_job_that_a_script_has_sent_is_neither_read_nor_deleted(make):
+    """Where it ended early, it names the place of results that the script gave: that of all of its jobs, say."""
+    service = make("vertex")
+    provider, files = service.provider, Storage(service.storage_url)
+    shared = f"gs://{BUCKET}/{service.prefix}/shared"
+    lines = service.subject.lines(TEXTS)
+    _, places = provider._upload(io.BytesIO(lines), len(lines), "theirs")
+    places["outputConfig"]["gcsDestination"]["outputUriPrefix"] = shared
+    job = {"displayName": "nightly", "model": "publishers/google/models/gemini-2.5-flash", **places}
+    batch_id = provider._api.call("post", "batchPredictionJobs", "create a job", job)["name"]
+    provider.cancel(batch_id)
+    service.emulator.settle()
+    files.write(f"{shared}/another-job/predictions.jsonl", b'{"custom_id": "n-0", "response": {}}\n')
+    assert provider.poll([batch_id])[batch_id].status is BatchStatus.CANCELED
+    assert list(provider.fetch(batch_id)) == []
+    provider.delete(batch_id)
+    assert files.read(f"{shared}/another-job/predictions.jsonl")

@@ -35,7 +35,7 @@ from dagster_llm_batch.providers.google.embeddings import (
 )
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
-from dagster_llm_batch.providers.google.vertex_batches import inputs_of, is_job, output_of, read_job
+from dagster_llm_batch.providers.google.vertex_batches import RESULTS, inputs_of, is_job, output_of, read_job
 from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
@@ -197,7 +197,7 @@ class VertexProvider(GoogleProvider):
             folder = "/".join(part for part in (self._prefix, tag) if part)
             uri = self._storage.upload(folder, file, size)
             source = {"instancesFormat": "jsonl", "gcsSource": {"uris": [uri]}}
-            prefix = {"outputUriPrefix": f"gs://{self._bucket}/{folder}/results"}
+            prefix = {"outputUriPrefix": f"gs://{self._bucket}/{folder}/{RESULTS}"}
             target = {"predictionsFormat": "jsonl", "gcsDestination": prefix}
         return uri, {"inputConfig": source, "outputConfig": target}
 

@@ -16,7 +16,7 @@ from dagster_llm_batch.providers.google.clients import count, time_of
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["RETRYABLE_JOB_CODES", "inputs_of", "is_job", "job_reason", "output_of", "read_job"]
+__all__ = ["RESULTS", "RETRYABLE_JOB_CODES", "inputs_of", "is_job", "job_reason", "output_of", "read_job"]
 
 RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
 """google.rpc.Code: resources exhausted, internal, unavailable."""
@@ -84,6 +84,10 @@ def job_reason(error: Any) -> tuple[str | None, int | None]:
     return (text if code is None else f"{text} (code {code})"), code
 
 
+RESULTS = "results"
+"""The folder of a job's results, below one with its own name."""
+
+
 def inputs_of(job: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """Tell where the requests of a job are: a table (bq://), or objects (gs://)."""
     given = job.get("inputConfig")
@@ -104,6 +108,10 @@ def output_of(job: Mapping[str, Any]) -> tuple[str | None, str | None]:
         return value if is_id(value) else None
 
     table = place("outputConfig", "bigqueryDestination", "outputUri")
-    # one that ended early names no folder of its own; what finished was exported all the same, below the batch's
-    folder = place("outputInfo", "gcsOutputDirectory") or place("outputConfig", "gcsDestination", "outputUriPrefix")
+    folder = place("outputInfo", "gcsOutputDirectory")
+    prefix = place("outputConfig", "gcsDestination", "outputUriPrefix")
+    # one that ended early names no folder of its own; what finished was exported all the same, below the batch's. Below
+    # that of a job that was sent elsewhere may be what is other jobs', and all that somebody has.
+    if folder is None and prefix is not None and prefix.endswith(f"/{job.get('displayName')}/{RESULTS}"):
+        folder = prefix
     return table, folder
