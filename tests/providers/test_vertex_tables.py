@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from google.api_core.exceptions import NotFound
 from google.cloud import bigquery
 from google.oauth2.credentials import Credentials
 from google_emulator import vertex, vertex_in_tables
@@ -15,6 +16,8 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.providers.google import vertex_bigquery as vertex_tables
+from dagster_llm_batch.providers.google.files import upload_copy
+from dagster_llm_batch.providers.google.vertex_batches import inputs_of, output_of
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 from dagster_llm_batch.types import BatchStatus, Outcome, RequestSpec
 
@@ -171,3 +174,25 @@ def test_columns_of_text_are_read_as_the_json_that_they_hold():
     row = {"custom_id": "r", "request": '{"contents":[]}', "response": '{"candidates":[]}', "status": "", "x": None}
     read = json.loads(vertex_tables._line(row.items()))
     assert read == {"custom_id": "r", "request": {"contents": []}, "response": {"candidates": []}, "status": ""}
+
+
+def test_tables_of_a_job_that_a_script_has_sent_are_never_deleted(emulator: Emulator) -> None:
+    provider = vertex_in_tables(emulator)
+    with upload_copy(request_file(provider, 3), SPEC.model) as (file, size):
+        _, places = provider._upload(file, size, "all_our_tickets")
+    job = {"displayName": "nightly", "model": "publishers/google/models/gemini-2.5-flash", **places}
+    batch_id = provider._api.call("post", "batchPredictionJobs", "create a job", job)["name"]
+    emulator.settle()
+    uris = [places["inputConfig"]["bigquerySource"]["inputUri"]]
+    uris += [places["outputConfig"]["bigqueryDestination"]["outputUri"]]
+    provider.delete_request_file(batch_id)
+    assert provider.delete(batch_id) == f"tables that were not made here stay: {', '.join(uris)}"
+    for uri in uris:
+        assert client(emulator).get_table(uri.removeprefix("bq://")).num_rows == 3
+    own = provider.submit(request_file(provider, 3), SPEC, "dlb-0123abcd-r0123456789abcdef")
+    emulator.settle()
+    own_uris = inputs_of(provider._batch(own))[0], output_of(provider._batch(own))[0]
+    assert provider.delete(own) is None
+    for uri in own_uris:
+        with pytest.raises(NotFound):
+            client(emulator).get_table(uri.removeprefix("bq://"))

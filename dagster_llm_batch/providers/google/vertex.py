@@ -36,7 +36,7 @@ from dagster_llm_batch.providers.google.embeddings import (
 from dagster_llm_batch.providers.google.files import upload_copy
 from dagster_llm_batch.providers.google.requests import GoogleLines
 from dagster_llm_batch.providers.google.vertex_batches import RESULTS, inputs_of, is_job, output_of, read_job
-from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables
+from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables, is_own_table
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
 from dagster_llm_batch.providers.http import Origin, check_address, guard_session
@@ -229,24 +229,30 @@ class VertexProvider(GoogleProvider):
             id_field = "key" if is_embedding(job.get("model")) else "custom_id"
             yield from self._storage.lines(folder, report, id_field)
 
-    def delete(self, batch_id: str) -> None:
+    def delete(self, batch_id: str) -> str | None:
         """See Provider.delete: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
         try:
             job = self._batch(batch_id)
         except UnknownIdError:
-            return
+            return None
         table, uris = inputs_of(job)
         results_table, folder = output_of(job)
-        for uri in filter(None, (table, results_table)):
-            self._tables.delete_table(uri)
+        tables = [uri for uri in (table, results_table) if uri is not None]
+        # Those of a job that was sent elsewhere may be what all of somebody's work rests on.
+        others = [uri for uri in tables if not is_own_table(uri, job)]
+        for uri in tables:
+            if uri not in others:
+                self._tables.delete_table(uri)
         if uris or folder:
             self._storage.delete_objects(uris, folder)
+        return f"tables that were not made here stay: {', '.join(others)}" if others else None
 
     def delete_request_file(self, batch_id: str) -> None:
         """See Provider.delete_request_file: the file in your bucket, or the table, if its place is this provider's."""
         with suppress(UnknownIdError):
-            table, uris = inputs_of(self._batch(batch_id))
-            if table is not None and self._dataset is not None and table.startswith(f"bq://{self._dataset}."):
+            job = self._batch(batch_id)
+            table, uris = inputs_of(job)
+            if table is not None and is_own_table(table, job) and table.startswith(f"bq://{self._dataset}."):
                 self._tables.delete_table(table)
             place = f"gs://{self._bucket}/{self._prefix}{'/' if self._prefix else ''}"
             self._storage.delete_objects([uri for uri in uris if uri.startswith(place)], None)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from dagster_llm_batch.types import BatchReport
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client
 
-__all__ = ["VertexTables"]
+__all__ = ["VertexTables", "is_own_table"]
 
 # The SDK's default is ten minutes a call. Who calls a provider tries again, and has less time than that.
 _RETRY_SECONDS = 10.0
@@ -68,7 +68,7 @@ class VertexTables:
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
         file.seek(0)
-        name = f"{dataset}.{re.sub(r'[^A-Za-z0-9_]', '_', tag)}_{digest.hexdigest().decode('ascii')}"
+        name = f"{dataset}.{_in_name(tag)}_{digest.hexdigest().decode('ascii')}"
         config = LoadJobConfig(
             source_format="NEWLINE_DELIMITED_JSON",
             write_disposition="WRITE_TRUNCATE",
@@ -141,6 +141,16 @@ class _Source:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.read, self.tell, self.seek = file.read, file.tell, file.seek
+
+
+def is_own_table(uri: str, job: Mapping[str, Any]) -> bool:
+    """Return whether a table has the name that this package gives to one of such a job: that of its tag."""
+    form = rf"{re.escape(_in_name(str(job.get('displayName'))))}_[0-9a-f]{{8}}(_[0-9a-f]{{8}}_results)?"
+    return re.fullmatch(form, uri.rpartition(".")[2]) is not None
+
+
+def _in_name(tag: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]", "_", tag)
 
 
 def _name(uri: str) -> str:
