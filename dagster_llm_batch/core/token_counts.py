@@ -34,17 +34,13 @@ import numpy.typing as npt
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, packed
 from dagster_llm_batch.core.token_rates import (
     BEYOND,
-    BREAK,
-    DIGIT,
+    END_OF_ASCII,
+    KIND_OF,
     KINDS,
-    LOWER,
-    MARK,
     PAIRS,
     SCRIPTS,
-    SPACE,
     TOKENIZERS,
     UNMEASURED,
-    UPPER,
 )
 from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
 
@@ -136,17 +132,7 @@ def tokenizer_of(book: str | None, model: str) -> str:
     return "o200k" if (book in OPENAI_BOOKS and not is_older) or "gpt-oss" in name else "llama"
 
 
-def _kinds() -> bytes:
-    kinds = bytearray([BREAK] * 33 + [MARK] * 95 + [BEYOND] * 128)
-    for first, last, kind in ((b"a", b"z", LOWER), (b"A", b"Z", UPPER), (b"0", b"9", DIGIT), (b" ", b" ", SPACE)):
-        kinds[first[0] : last[0] + 1] = bytes([kind]) * (last[0] - first[0] + 1)
-    return bytes(kinds)
-
-
-_END_OF_ASCII = 128
-_KIND_OF = _kinds()
 _Counts = npt.NDArray[np.int64]
-
 
 _WIDTH = KINDS + len(SCRIPTS) + 1
 
@@ -160,9 +146,9 @@ class _Rates:
         table = np.rint(np.array([[*row, *scripts] for row in pairs]) * 100).astype(np.float32)
         self._table = table.ravel()
         # Of two bytes of ASCII that follow each other, read as one little-endian number.
-        kinds = _kind_table()[:_END_OF_ASCII]
+        kinds = _kind_table()[:END_OF_ASCII]
         of_bytes = np.zeros((256, 256), np.float32)
-        of_bytes[:_END_OF_ASCII, :_END_OF_ASCII] = table[np.ix_(kinds, kinds)].T
+        of_bytes[:END_OF_ASCII, :END_OF_ASCII] = table[np.ix_(kinds, kinds)].T
         self._of_bytes = of_bytes.ravel()
 
     def of(self, characters: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -176,7 +162,7 @@ class _Rates:
             follow = np.ndarray(shape, "<u2", np.ascontiguousarray(characters), strides=characters.strides)
             of_bytes: npt.NDArray[np.float32] = self._of_bytes.take(follow)
             return of_bytes
-        kinds = np.where(characters < _END_OF_ASCII, _kind_table()[characters & 127], _script_table()[characters >> 4])
+        kinds = np.where(characters < END_OF_ASCII, _kind_table()[characters & 127], _script_table()[characters >> 4])
         pairs = np.minimum(kinds[..., :-1], BEYOND).astype(np.uint16)
         pairs *= _WIDTH
         pairs += kinds[..., 1:]
@@ -193,7 +179,7 @@ def _characters_of(text: str) -> npt.NDArray[Any]:
 
 @lru_cache(maxsize=1)
 def _kind_table() -> npt.NDArray[np.uint8]:
-    return np.frombuffer(_KIND_OF, np.uint8)
+    return np.frombuffer(KIND_OF, np.uint8)
 
 
 @lru_cache(maxsize=1)

@@ -5,28 +5,28 @@ They are fitted to real tokenizers. `token_counts` looks characters up in them.
 
 from __future__ import annotations
 
-__all__ = [
-    "BEYOND",
-    "BREAK",
-    "DIGIT",
-    "KINDS",
-    "LOWER",
-    "MARK",
-    "PAIRS",
-    "SCRIPTS",
-    "SPACE",
-    "TOKENIZERS",
-    "UNMEASURED",
-    "UPPER",
-]
+__all__ = ["BEYOND", "END_OF_ASCII", "KINDS", "KIND_OF", "PAIRS", "SCRIPTS", "TOKENIZERS", "UNMEASURED"]
 
 # The tokenizers that the rates below are fitted to, in the order of their columns.
 TOKENIZERS = ("o200k", "claude", "gemma", "llama")
 
 # Kinds of ASCII characters: lower case, upper case, digit, space, other white space and control, punctuation. The
 # seventh is all that is not ASCII.
-LOWER, UPPER, DIGIT, SPACE, BREAK, MARK, BEYOND = range(7)
+_LOWER, _UPPER, _DIGIT, _SPACE, _BREAK, _MARK, BEYOND = range(7)
 KINDS = 6
+
+END_OF_ASCII = 128
+
+
+def _kind_of_each_byte() -> bytes:
+    kinds = bytearray([_BREAK] * 33 + [_MARK] * 95 + [BEYOND] * 128)
+    for first, last, kind in ((b"a", b"z", _LOWER), (b"A", b"Z", _UPPER), (b"0", b"9", _DIGIT), (b" ", b" ", _SPACE)):
+        kinds[first[0] : last[0] + 1] = bytes([kind]) * (last[0] - first[0] + 1)
+    return bytes(kinds)
+
+
+KIND_OF = _kind_of_each_byte()
+"""The kind of each byte."""
 
 # Tokens of an ASCII character, by the kind of the one before it (rows) and its own (columns).
 #

@@ -55,7 +55,6 @@ from dagster_llm_batch.storage.ledger.shards import (
 )
 from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
-    OLDEST_FIRST,
     RECOVERED,
     STATUS,
     UPDATE_SUBMISSION,
@@ -68,6 +67,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     insert_events,
     insert_once,
     insert_recovered,
+    rename_submissions,
     update_submission,
 )
 from dagster_llm_batch.storage.ledger.uploads import Uploads
@@ -435,34 +435,16 @@ class Ledger(LedgerQueries):
         A partition in which `new` has submissions stays: its answers are those of `new`, and of two that are under way
         nobody could say which one counts. Files stay where they are; the ledger has the path of each.
         """
-        own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
-        is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
-        query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.partition).where(is_old).order_by(*OLDEST_FIRST)
+        old_ones = sa.select(SUBMISSION.c.submission_id).where(
+            SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == old
+        )
         with self._database.read() as connection:
-            if connection.execute(query.limit(1)).first() is None:
+            if connection.execute(old_ones.limit(1)).first() is None:
                 return [], []
         with self._database.write() as connection:
-            taken = set(connection.execute(own).scalars())
-            places = {row.submission_id: row.partition for row in connection.execute(query)}
-            moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
-            for submission_id in moved:
-                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
-            # Who was erased as `old` stays so as `new`.
-            columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
-            here = TOMBSTONE.c.namespace == namespace
-            renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
-            if moved:
-                connection.execute(
-                    sa.insert(TOMBSTONE).from_select(
-                        [column.name for column in columns], sa.select(*renamed).where(here, TOMBSTONE.c.asset == old)
-                    )
-                )
-            detail = f"{old} -> {new}"
-            told = (event_row(submission_id, "renamed", detail=detail) for submission_id in moved)
-            insert_events(connection, self._clock, *told)
-            given, kept = set(places.values()) - taken, set(places.values()) & taken
-            rename_judgments(connection, namespace, old, new, sorted(given))
-            return sorted(given), sorted(kept)
+            given, kept = rename_submissions(connection, self._clock, namespace, old, new)
+            rename_judgments(connection, namespace, old, new, given)
+            return given, kept
 
     def set_cause(self, shard_ids: Sequence[str], cause: Cause, state: ShardState = ShardState.SUBMITTED) -> None:
         """Record why the batches of shards that are in flight are about to end, before anything is done to them.

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, TOMBSTONE, from_row, to_row
 
 __all__ = [
     "OF_PARTITION",
@@ -36,6 +36,7 @@ __all__ = [
     "insert_events",
     "insert_once",
     "insert_recovered",
+    "rename_submissions",
     "update_submission",
 ]
 
@@ -188,3 +189,30 @@ def update_submission(
     connection.execute(UPDATE_SUBMISSION, {"key": before.submission_id, **values})
     insert_events(connection, clock, event_row(before.submission_id, kind, before.state, after.state, detail=detail))
     return after
+
+
+def rename_submissions(
+    connection: sa.Connection, clock: Callable[[], datetime], namespace: str, old: str, new: str
+) -> tuple[list[str], list[str]]:
+    """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
+
+    Those in which `new` has submissions are not: see `Ledger.rename_asset`.
+    """
+    own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
+    is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
+    query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.partition).where(is_old).order_by(*OLDEST_FIRST)
+    taken = set(connection.execute(own).scalars())
+    places = {row.submission_id: row.partition for row in connection.execute(query)}
+    moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
+    for submission_id in moved:
+        connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
+    if moved:
+        # Who was erased as `old` stays so as `new`.
+        columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
+        renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
+        stones = sa.select(*renamed).where(TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == old)
+        connection.execute(sa.insert(TOMBSTONE).from_select([column.name for column in columns], stones))
+    detail = f"{old} -> {new}"
+    insert_events(connection, clock, *(event_row(submission_id, "renamed", detail=detail) for submission_id in moved))
+    partitions = set(places.values())
+    return sorted(partitions - taken), sorted(partitions & taken)
