@@ -43,7 +43,7 @@ _ENDINGS = {".csv": "csv", ".parquet": "parquet"}
 @click.option("--of", "table", help="A table with the rows to judge, such as a sample. Default: the asset's labels.")
 @click.option("-o", "--output", "path", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File.")
 @click.option(
-    "--format", "form_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
+    "--format", "format_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
 )
 @click.option("--predictions", is_flag=True, help="Show people what the model said. They tend to follow it.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -54,7 +54,7 @@ def export_tasks_command(
     partitions: tuple[str, ...],
     table: str | None,
     path: Path,
-    form_name: str | None,
+    format_name: str | None,
     *,
     predictions: bool,
     force: bool,
@@ -64,7 +64,7 @@ def export_tasks_command(
 
     For Label Studio, the labeling configuration is written beside it. `import-judgments` reads back what people said.
     """
-    form_name = form_name or _format_of(path)
+    format_name = format_name or _format_of(path)
     if not path.parent.is_dir():
         raise click.UsageError(f"There is no folder {path.parent}.")
     if path.exists() and not force:
@@ -72,9 +72,9 @@ def export_tasks_command(
     dataset = find_dataset(deployment, asset)
     form = _form(dataset)
     tasks = _tasks(deployment, dataset, form, table, partitions, predictions=predictions)
-    files = write_tasks(tasks, form, path, form_name)
+    files = write_tasks(tasks, form, path, format_name)
     if as_json:
-        print_json({"files": [str(file.resolve()) for file in files], "format": form_name, "tasks": len(tasks)})
+        print_json({"files": [str(file.resolve()) for file in files], "format": format_name, "tasks": len(tasks)})
     else:
         click.echo(f"{len(tasks):,} tasks in {' and '.join(map(str, files))}")
 
@@ -84,7 +84,7 @@ def export_tasks_command(
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @code_location_command
 @click.option(
-    "--format", "form_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
+    "--format", "format_name", type=click.Choice(TASK_FORMATS), help="Default: by the file's ending (.csv, .parquet)."
 )
 @click.option(
     "--annotator", help="Who judged, where the file does not say it: a spreadsheet with an empty llm_annotator."
@@ -94,7 +94,7 @@ def import_judgments_command(
     deployment: DeploymentAccess,
     asset: str,
     file: Path,
-    form_name: str | None,
+    format_name: str | None,
     annotator: str | None,
     *,
     as_json: bool,
@@ -106,7 +106,7 @@ def import_judgments_command(
     """
     dataset = find_dataset(deployment, asset)
     form = _form(dataset)
-    answers = read_answers(file, form, form_name or _format_of(file), annotator)
+    answers = read_answers(file, form, format_name or _format_of(file), annotator)
     judgments = deployment.ledger.judgments
     said = judgments.read(deployment.namespace, dataset.name)
     taken = take_answers(answers, form, deployment.namespace, said, datetime.now(UTC))

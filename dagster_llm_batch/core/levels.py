@@ -213,7 +213,7 @@ class Levels:
         loses = pc.and_(is_asked, pc.equal(table[_OUTCOME], Outcome.SUCCEEDED.value))
         values = {
             _OUTCOME: pc.if_else(loses, Outcome.CANCELED.value, table[_OUTCOME]),
-            "llm_reason": f"asked of {self.oracle}, whose answer there is none of; the model was not sure of its own",
+            "llm_reason": f"{self.oracle} was to answer it and has not; the label of the model never takes its place",
         }
         for name, value in values.items():
             if name in table.column_names:

@@ -36,7 +36,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, TransientError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.uploads import ADOPTED
+from dagster_llm_batch.storage.ledger.submissions import ADOPTED
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
 
 __all__ = ["Adopter", "Adoption"]
@@ -82,7 +82,7 @@ class Adopter:
 
     @contextmanager
     def look(self, rows: Any, *, partition: str, batch_id: str, request_file: Path) -> Iterator[Adoption]:
-        """Look what a batch brings for the rows of a partition. What is not stored in the block leaves nothing behind.
+        """Look at what a batch brings for a partition's rows. What is not stored in the block leaves nothing behind.
 
         Raises ConfigError or InputError, in words, where there is nothing to adopt: the batch is ours or was adopted,
         of another account, has failed, is of another model or another request file, or the partition is under way.

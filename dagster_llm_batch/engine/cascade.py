@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["CALIBRATION", "Escalation", "Sampling", "forget_sampled", "is_oracles", "levels_of"]
+__all__ = ["CALIBRATION", "Escalation", "Sampling", "asks_oracle", "forget_sampled", "levels_of"]
 
 CALIBRATION = "cascade.json"
 """The name of the file that has the sample and the threshold of a submission."""
@@ -61,9 +61,11 @@ _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
 _REMEMBERED, _LOOKED_AT = 5, 100
 _AT_ONCE = 16
+# Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
+_BYTES_A_TOKEN = 4
 
 
-def is_oracles(labeling: Labeling, shard: Shard) -> bool:
+def asks_oracle(labeling: Labeling, shard: Shard) -> bool:
     """Return whether a shard asks the oracle."""
     return f"{shard.provider}/{shard.model}" != labeling.model
 
@@ -276,10 +278,6 @@ class Sampling:
         self._payloads.delete(f"{self._folder}/{CALIBRATION}")
 
 
-_BYTES_A_TOKEN = 4
-"""Of a line whose tokens nobody has counted, since the model's own answer to it is there already."""
-
-
 @dataclass(frozen=True)
 class Escalation:
     """What the oracle is asked of a submission when all of its earlier waves are collected.
@@ -346,17 +344,17 @@ class Escalation:
 
     @cached_property
     def _cheap(self) -> list[Shard]:
-        return [shard for shard in self._all if not is_oracles(self.labeling, shard)]
+        return [shard for shard in self._all if not asks_oracle(self.labeling, shard)]
 
     @cached_property
     def _oracles(self) -> list[Shard]:
-        return [shard for shard in self._all if is_oracles(self.labeling, shard)]
+        return [shard for shard in self._all if asks_oracle(self.labeling, shard)]
 
     def _had(self) -> set[str]:
         """Return the requests that the oracle has answered, or that this submission has asked it."""
         had: set[str] = set()
         own = self.submission.submission_id
-        asked = [shard for shard in self.shards if shard.results_path and is_oracles(self.labeling, shard)]
+        asked = [shard for shard in self.shards if shard.results_path and asks_oracle(self.labeling, shard)]
         for shard in (*asked, *(shard for shard in self._oracles if shard.submission_id != own)):
             [table] = self.collector.results([shard], [_ID, _OUTCOME])
             if shard.submission_id != own:

@@ -278,13 +278,13 @@ class Answers:
     part_rows: int = PART_ROWS
     levels: Levels | None = None
 
-    def _is_oracles(self, shard: Shard) -> bool:
+    def _asks_oracle(self, shard: Shard) -> bool:
         return self.levels is not None and self.levels.oracle == f"{shard.provider}/{shard.model}"
 
     @property
     def are_oracles(self) -> list[bool]:
         """Whether each of the waves is that of a cascade's oracle."""
-        return [self._is_oracles(wave[0]) for wave in self.waves]
+        return [self._asks_oracle(wave[0]) for wave in self.waves]
 
     @cached_property
     def waves(self) -> list[list[Shard]]:
@@ -298,8 +298,8 @@ class Answers:
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         if self.levels is not None:
             # A wave of a cascade asks both models of some requests. By level, not by wave: the oracle's come last.
-            shards.sort(key=self._is_oracles)
-        of_wave = ((*(shard.submission_id, shard.wave), self._is_oracles(shard)) for shard in shards)
+            shards.sort(key=self._asks_oracle)
+        of_wave = ((*(shard.submission_id, shard.wave), self._asks_oracle(shard)) for shard in shards)
         pairs = groupby(zip(of_wave, shards, strict=True), key=lambda pair: pair[0])
         return [[shard for _, shard in wave] for _, wave in pairs]
 
@@ -447,7 +447,7 @@ class LabelAssembler(Answers):
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
         self.read_again(reread=reread)
         tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
-        are_oracles = (self._is_oracles(shard) for wave in self.waves for shard in wave)
+        are_oracles = (self._asks_oracle(shard) for wave in self.waves for shard in wave)
         return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:

@@ -138,7 +138,7 @@ def annotation_assets(
         raise ConfigError(f"min_alpha={least.least!r}: alpha is between -1 and 1.")
     builder = EvaluationBuilder(name=name, role="annotation", **options)
     builder.check_partitions(list(candidates))
-    annotating = _Annotating(builder, dataset, targets, method, least, min_seconds, check_severity)
+    annotation = _Annotation(builder, dataset, targets, method, least, min_seconds, check_severity)
     shared: dict[str, Any] = {
         "deps": [dataset.key],
         "code_version": code_digest("1", dataset.name, targets, method),
@@ -160,7 +160,7 @@ def annotation_assets(
     if least is not None:
         meaning = f"Krippendorff's alpha of the people is at least {least}, on rows that several judged."
         checks.append(builder.check("alpha", meaning, blocking=blocking))
-    return [builder.asset(specs, annotating.prepare, checks, {dataset.resource_key})]
+    return [builder.asset(specs, annotation.prepare, checks, {dataset.resource_key})]
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ class _Column:
 
 
 @dataclass(frozen=True)
-class _Annotating:
+class _Annotation:
     """One gold, in Dagster's words."""
 
     builder: EvaluationBuilder

@@ -48,6 +48,7 @@ MARK, TEXT, UNDECIDABLE, COMMENT, ANNOTATOR = "llm_row", "llm_text", "llm_undeci
 
 TASK_FORMATS = ("label-studio", "argilla", "csv", "parquet")
 
+_CHANGED = f"{MARK} was changed: it is not as it was exported. Take it from the exported file."
 _MARK_BEGIN = "row1"
 _DIGEST_CHARS = 12
 _CONFIG = ".xml"
@@ -88,14 +89,14 @@ def read_mark(mark: str, dataset: str) -> tuple[str, str, Mapping[str, Any] | No
     if not mark.strip():
         raise InputError(f"{MARK} is empty: it says which row this is. Take it from the exported file.")
     if begin != _MARK_BEGIN or digest != _digest(body):
-        raise InputError(f"{MARK} was changed: it is not as it was exported. Take it from the exported file.")
+        raise InputError(_CHANGED)
     try:
         held = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)).decode("utf-8", "surrogatepass"))
         owner, partition, key, sample = held
     except (binascii.Error, TypeError, ValueError) as error:
-        raise InputError(f"{MARK} was changed: it is not as it was exported.") from error
+        raise InputError(_CHANGED) from error
     if owner != dataset:
-        raise InputError(f"This is a row of '{owner}', not of '{dataset}'.")
+        raise InputError(f"This is a row of '{owner}', not of '{dataset}'. Take a file of '{dataset}'.")
     return partition, key, sample
 
 

@@ -214,7 +214,7 @@ def test_a_second_wave_below_the_minimum_is_dropped_and_leaves_no_cheap_label(wo
     from dagster_llm_batch.engine.submit_queue import drop
 
     drop(engine.deployment, [planned], "it was not sent again: too few requests for a batch")
-    expect_no_cheap_label(workspace, asked_for, submission_id, "asked of openai/gpt-4o")
+    expect_no_cheap_label(workspace, asked_for, submission_id, "openai/gpt-4o was to answer it and has not")
 
 
 def test_what_the_oracle_did_not_answer_is_asked_of_it_again_and_the_model_never(workspace: Workspace) -> None:
@@ -304,7 +304,9 @@ def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Wo
     engine.submit(asked_for, submission_id)
     workspace.emulator.settle()
     # A limit that somebody has lowered meanwhile.
-    expect_no_cheap_label(workspace, definition(max_cost_usd="0.000001"), submission_id, "asked of openai/gpt-4o")
+    expect_no_cheap_label(
+        workspace, definition(max_cost_usd="0.000001"), submission_id, "openai/gpt-4o was to answer it and has not"
+    )
 
 
 def test_where_it_does_not_pay_the_oracle_is_asked_alone_and_the_plan_says_so(workspace: Workspace) -> None:

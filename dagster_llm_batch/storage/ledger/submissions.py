@@ -22,6 +22,7 @@ from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, TOMBSTONE, from_row, to_row
 
 __all__ = [
+    "ADOPTED",
     "OF_PARTITION",
     "OLDEST_FIRST",
     "RECOVERED",
@@ -45,6 +46,9 @@ STATUS = "status"
 
 RECOVERED = "recovered"
 """The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
+
+ADOPTED = "adopted"
+"""The kind of the event of a submission whose batch was sent elsewhere."""
 
 _INSERT_EVENT = sa.insert(EVENT)
 _INSERT_SUBMISSION = sa.insert(SUBMISSION)

@@ -18,10 +18,7 @@ from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, fr
 from dagster_llm_batch.storage.ledger.shards import AWAITED, UPDATE_SHARD
 from dagster_llm_batch.types import Cause, Lane
 
-__all__ = ["ADOPTED", "Uploads"]
-
-ADOPTED = "adopted"
-"""The kind of the event of a submission whose batch was sent elsewhere."""
+__all__ = ["Uploads"]
 
 # A batch that was given up may go on for so long, as vendors keep results.
 _AWAITED_FOR = timedelta(days=31)
