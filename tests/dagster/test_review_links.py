@@ -115,14 +115,12 @@ def test_a_shift_leads_to_the_rows_of_the_class_that_changed_the_most(project):
     for day in ROWS:
         project.run([candidate], partition=day)
     result = project.run([candidate, *drift], select=drift, partition="wed")
-    most = result.get_asset_materialization_events()[0].materialization
     changed = project.stored("shift", "wed")["most_changed"].to_pylist()
     wanted = ("/table/labels", [("in", "wed"), ("where", f"topic:is:{changed[0]}")])
     [(_, url)] = links(project.metadata("shift", "wed")["llm_batch/drift"].value.rpartition("data:image")[2])
     assert asked(url) == wanted
     [check] = result.get_asset_check_evaluations()
     assert asked(check.metadata[ROWS_KEY].value) == wanted
-    assert most is not None
 
 
 @pytest.mark.parametrize(
