@@ -87,8 +87,7 @@ class Judgments:
 
     def add(self, judgment: Judgment) -> None:
         """Record what a person said of a row. The form that was sent twice is recorded once."""
-        with self._database.write() as connection:
-            insert_or_nothing(connection, JUDGMENT, to_row(judgment), "form_id")
+        self.add_all([judgment])
 
     def add_all(self, judgments: Sequence[Judgment]) -> None:
         """Record several judgments together: all of them, or none."""
@@ -98,31 +97,24 @@ class Judgments:
 
     def read(self, namespace: str, dataset: str) -> list[Judgment]:
         """Return what people said of the rows of a dataset, in the order in which they said it."""
-        query = sa.select(JUDGMENT).where(JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset)
-        with self._database.read() as connection:
-            rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
-            return [from_row(Judgment, row) for row in rows]
+        return [judgment for _, judgment in self._read(namespace, dataset)]
 
     def read_after(self, namespace: str, dataset: str, number: int) -> list[tuple[int, Judgment]]:
         """Return what was said since the judgment of this number, each with its number: to look again costs little.
 
         A transaction that ends late may give a number that is lower than one that was read before.
         """
-        query = sa.select(JUDGMENT).where(
-            JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.judgment_id > number
-        )
-        with self._database.read() as connection:
-            rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
-            return [(int(row["judgment_id"]), from_row(Judgment, row)) for row in rows]
+        return self._read(namespace, dataset, JUDGMENT.c.judgment_id > number)
 
     def of_row(self, namespace: str, dataset: str, row_key: str) -> list[Judgment]:
         """Return what people said of one row, in all partitions, in the order in which they said it."""
-        query = sa.select(JUDGMENT).where(
-            JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, JUDGMENT.c.row_key == row_key
-        )
+        return [judgment for _, judgment in self._read(namespace, dataset, JUDGMENT.c.row_key == row_key)]
+
+    def _read(self, namespace: str, dataset: str, *which: sa.ColumnElement[bool]) -> list[tuple[int, Judgment]]:
+        query = sa.select(JUDGMENT).where(JUDGMENT.c.namespace == namespace, JUDGMENT.c.dataset == dataset, *which)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(JUDGMENT.c.judgment_id)).mappings()
-            return [from_row(Judgment, row) for row in rows]
+            return [(int(row["judgment_id"]), from_row(Judgment, row)) for row in rows]
 
     def states(self, namespace: str, dataset: str) -> dict[str, JudgmentsState]:
         """Return what there is on each partition of a dataset on which there is something."""
