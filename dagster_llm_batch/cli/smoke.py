@@ -149,7 +149,9 @@ def _labeling(
     try:
         given = given if params is None else dict(json.loads(params))
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"--params {params!r} is no JSON object: {error}") from None
+        raise ConfigError(
+            f"--params {params!r} is no JSON object: {error}. Write one, as '{{\"max_tokens\": 64}}'."
+        ) from None
     return smoke_labeling(
         name,
         str(model) if alike is None else alike.spec.model,
@@ -200,7 +202,7 @@ def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) ->
     if kind not in kinds:
         raise ConfigError(
             f"--record is for providers of the kinds {', '.join(kinds)}; '{labeling.provider}' is of '{kind}'. "
-            "Nothing was sent."
+            "Nothing was sent. Leave --record out."
         )
     server = getattr(engine.provider(labeling.provider), "server", None)
     return Recorder(
@@ -231,7 +233,10 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     number, known = _round(engine, labeling, again=again)
     rows = smoke_rows(number)
     if (gap := rules.price_gap(labeling)) is not None:
-        raise ConfigError(f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent.")
+        raise ConfigError(
+            f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent. Name a model whose price is "
+            "known, or one of a dataset with Spend(price=TokenPrice(…))."
+        )
     preview = engine.preview(labeling, rows, partition=str(number))
     if preview.refused:
         raise ConfigError(f"{preview.refused} Nothing was sent.")

@@ -184,13 +184,19 @@ def _rows(
     """Yield partition ("" without), key as text, and the row itself, of each row of a table."""
     names = {spec.key for spec in deployment.code.specs}
     if key not in names:
-        raise ConfigError(f"There is no table {key.to_user_string()!r} in this code location.")
+        raise ConfigError(
+            f"There is no table {key.to_user_string()!r} in this code location. Give --of the key of an asset, with "
+            "its prefix."
+        )
     for partition in sorted(deployment.code.stored_places(key)):
         if partitions and partition not in partitions:
             continue
         for batch in record_batches(deployment.code.load_asset(key, partition or None)):
             if form.key not in batch.schema.names:
-                raise InputError(f"{key.to_user_string()} has no column {form.key!r} that names the rows.")
+                raise InputError(
+                    f"{key.to_user_string()} has no column {form.key!r} that names the rows. Give --of a table "
+                    "that has it."
+                )
             keys = pc.cast(batch.column(form.key), pa.string()).to_pylist()
             for row_key, row in zip(keys, batch.to_pylist(), strict=True):
                 if row_key is not None:

@@ -200,15 +200,16 @@ class Adopter:
             if "model" not in body and told is not None and not _is_model(told, asked):
                 raise ConfigError(
                     f"The batch asked the model {told!r}; '{self._labeling.asset}' asks {asked!r}. Nothing was changed."
+                    " Adopt it for an asset of that model."
                 )
             senders.setdefault(_digest(body), []).append(sender or f"line {number}")
         if not senders:
-            raise InputError(f"{request_file} has no requests. Nothing was changed.")
+            raise InputError(f"{request_file} has no requests. Nothing was changed. Give the file that was uploaded.")
         lines = sum(map(len, senders.values()))
         if report.status is BatchStatus.ENDED and report.total is not None and report.total != lines:
             raise InputError(
                 f"{request_file} has {lines:,} requests, batch {report.batch_id} has {report.total:,}: it is another "
-                "batch's file. Nothing was changed."
+                "batch's file. Nothing was changed. Give the file of this batch."
             )
         # Not every vendor refuses an id that comes twice, and of two requests nobody knows then which was answered.
         bodies = Counter(sender for ids in senders.values() for sender in set(ids))
@@ -249,7 +250,7 @@ class Adopter:
         if not answered:
             raise InputError(
                 f"The results of batch {batch_id} name none of the request file's ids: it is another batch's file. "
-                "Nothing was changed."
+                "Nothing was changed. Give the file of this batch."
             )
         return len(answered)
 

@@ -253,7 +253,7 @@ class Deployment:
         if self.overdue_after is not None and self.overdue_after <= timedelta():
             raise ConfigError(f"overdue_after={self.overdue_after} is not allowed; a batch needs some time.")
         if self.keep_request_files is not None and self.keep_request_files < timedelta():
-            raise ConfigError(f"keep_request_files={self.keep_request_files} is not allowed; it is no time, or some.")
+            raise ConfigError(f"keep_request_files={self.keep_request_files} is not allowed; it is None, or 0 or more.")
 
     def erased_keys(self, partition: str, *assets: str) -> ErasedKeys:
         """Return the keys of a partition's rows that a person had erased from these assets."""
