@@ -23,7 +23,6 @@ import msgspec
 
 from dagster_llm_batch.errors import (
     CannotStopError,
-    ConfigError,
     CredentialsError,
     MissingExtraError,
     ProviderError,
@@ -46,7 +45,7 @@ from dagster_llm_batch.providers.http import Origin, guard_client, listed_since,
 from dagster_llm_batch.providers.jsonlines import sized
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai.errors import provider_error
-from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS
+from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, check_endpoint
 from dagster_llm_batch.providers.openai.schema import STRICT_RULES
 from dagster_llm_batch.providers.openrouter.batches import (
     WRAPPER_BYTES,
@@ -140,11 +139,7 @@ class OpenRouterProvider(StainlessProvider):
     def codec(self, spec: RequestSpec) -> InlineLines:
         """See Provider.codec."""
         server = self._server
-        if server.endpoints is not None and spec.endpoint not in server.endpoints.value:
-            raise ConfigError(
-                f"{server.title} has no batches of the endpoint '{spec.endpoint.value}'; it has: "
-                f"{', '.join(endpoint.value for endpoint in server.endpoints.value)}."
-            )
+        check_endpoint(server, spec.endpoint)
         limits = BatchLimits(
             OPENAI_LIMITS.max_requests if server.max_requests is None else server.max_requests.value,
             (OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value) - WRAPPER_BYTES,
