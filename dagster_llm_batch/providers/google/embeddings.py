@@ -25,7 +25,7 @@ from msgspec import Struct, field
 
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.google.replies import read_parts
-from dagster_llm_batch.providers.google.requests import camel
+from dagster_llm_batch.providers.google.requests import camel, gemini_model
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, dumps, quote
 from dagster_llm_batch.types import BatchLimits, Endpoint, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
@@ -95,7 +95,7 @@ class GoogleEmbeddingLines:
         name = "embed_content_config" if on_vertex else "embedContentConfig"
         if on_vertex:
             config = {_UPPER.sub(lambda match: f"_{match[1].lower()}", key): value for key, value in config.items()}
-        model = "" if on_vertex else f'"model":{quote(_model_path(spec.model))},'
+        model = "" if on_vertex else f'"model":{quote(gemini_model(spec.model))},'
         self._head = f'{{"model":{quote(spec.model)},"key":'
         self._before = f',"request":{{{model}"content":{{"parts":[{{"text":'
         self._after = "}]}" + (f',"{name}":{dumps(config)}' if config else "") + "}}\n"
@@ -140,10 +140,6 @@ def _config(spec: RequestSpec) -> dict[str, Any]:
             )
     size = spec.response.dimensions
     return {name: params[name] for name in sorted(params)} | ({} if size is None else {"outputDimensionality": size})
-
-
-def _model_path(model: str) -> str:
-    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
 
 
 class _Values(Struct):

@@ -42,7 +42,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
     requests_file,
     responses_file,
 )
-from dagster_llm_batch.providers.google.requests import GoogleLines
+from dagster_llm_batch.providers.google.requests import GoogleLines, gemini_model
 from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.paging import find_among
@@ -141,7 +141,7 @@ class GeminiProvider(GoogleProvider):
                 file_name = self._upload(file, tag)
                 source = {"file_name" if embeds else "fileName": file_name}
         body = {"batch": {"displayName": tag, "inputConfig": source}}
-        path = f"{_model_path(spec.model)}:{'asyncBatchEmbedContent' if embeds else 'batchGenerateContent'}"
+        path = f"{gemini_model(spec.model)}:{'asyncBatchEmbedContent' if embeds else 'batchGenerateContent'}"
         try:
             operation = self._api.call("post", path, "create the batch", body, creating=True)
         except AmbiguousError:
@@ -248,7 +248,7 @@ class GeminiProvider(GoogleProvider):
         verb, request = "generateContent", given["request"]
         if "content" in request:
             verb, request = real_time(request, on_vertex=False)
-        status, body, failure = self._api.answer(f"{_model_path(given['model'])}:{verb}", request)
+        status, body, failure = self._api.answer(f"{gemini_model(given['model'])}:{verb}", request)
         answer: dict[str, Any] = {"key": given["key"]}
         if status == HTTPStatus.OK:
             answer["response"] = body
@@ -274,7 +274,3 @@ class GeminiProvider(GoogleProvider):
 def _inlined(line: bytes) -> dict[str, Any]:
     row = json.loads(line)
     return {"request": row["request"], "metadata": {"key": row["key"]}}
-
-
-def _model_path(model: str) -> str:
-    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"

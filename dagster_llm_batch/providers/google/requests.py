@@ -25,7 +25,7 @@ from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_ima
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
-__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "without_model"]
+__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model", "without_model"]
 
 # Fields beside `generationConfig`; every other parameter is one of its own.
 _REQUEST_FIELDS = frozenset(
@@ -161,6 +161,11 @@ def _image(image: Image) -> dict[str, Any]:
         return {"fileData": {"mimeType": media_type, "fileUri": replace_halves(image.url)}}
     media_type, data = encode_image(image)
     return {"inlineData": {"mimeType": media_type, "data": data}}
+
+
+def gemini_model(model: str) -> str:
+    """Return the name of a model as the Gemini API has it."""
+    return model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
 
 
 def camel(name: str) -> str:
