@@ -39,7 +39,7 @@ __all__ = [
     "cascade_verdicts",
     "check_specs",
     "evaluations",
-    "fallen_short",
+    "fail_with",
     "sent_spec",
     "sent_verdict",
     "unjudged_evaluations",
@@ -183,13 +183,13 @@ def verdicts(
     if waiting := figures.waiting:
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
         then = f"`{retry_command(status.submission)}` asks again, and shows the price first."
-        coverage = fallen_short(coverage, f"Rows wait for a person: {reasons}. {then}")
+        coverage = fail_with(coverage, f"Rows wait for a person: {reasons}. {then}")
     if unsent.held is not None:
-        coverage = fallen_short(coverage, f"Held back: {unsent.held}.")
+        coverage = fail_with(coverage, f"Held back: {unsent.held}.")
     if unsent.over_budget is not None:
-        coverage = fallen_short(coverage, f"Given up for money: {unsent.over_budget}")
+        coverage = fail_with(coverage, f"Given up for money: {unsent.over_budget}")
     if unsent.stopped is not None:
-        coverage = replace(fallen_short(coverage, f"Stopped: {unsent.stopped}"), severity=_ERROR)
+        coverage = replace(fail_with(coverage, f"Stopped: {unsent.stopped}"), severity=_ERROR)
     return [
         coverage,
         _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
@@ -206,10 +206,10 @@ def verdicts(
     ]
 
 
-def fallen_short(outcome: CheckOutcome, reason: str) -> CheckOutcome:
-    """Return the outcome of rows of which nobody asks for some any more by itself: it fails, with why and what to do.
+def fail_with(outcome: CheckOutcome, reason: str) -> CheckOutcome:
+    """Return the outcome as failed, with the reason that some rows are not asked again by themselves.
 
-    Where it passed it warns only: what has enough labels goes on downstream all the same.
+    One that had passed only warns: what has enough labels goes on downstream all the same.
     """
     severity = _WARN if outcome.passed else outcome.severity
     return replace(outcome, passed=False, severity=severity, description=f"{outcome.description} {reason}")

@@ -368,7 +368,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
 
 
 def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
-    """Return what the oracle had cost for all requests, by what it did cost; None where nobody knows."""
+    """Return what the oracle would have cost for all requests, by those that it had; None where nobody knows."""
     asked = [shard for shard in status.shards if f"{shard.provider}/{shard.model}" == levels.oracle and shard.replies]
     replies, known = sum(shard.replies or 0 for shard in asked), [shard.cost_usd for shard in asked]
     if not replies or None in known:

@@ -63,15 +63,15 @@ def adopt_command(
 
 def _text(adoption: Adoption, batch_id: str) -> str:
     report = adoption.report
-    open_ = adoption.requests - adoption.answered
+    unanswered = adoption.requests - adoption.answered
     requests = counted(adoption.requests, "request", "requests")
     answered = f"{adoption.answered:,} of {requests} of these rows have an answer in it."
     parts = [f"Batch {cell_text(batch_id)} is '{report.status.value}'. {answered}"]
-    if open_:
+    if unanswered:
         unmatched = adoption.requests - adoption.matched
         parts.append(
-            f"{open_:,} have none ({unmatched:,} have no line of an equal body in the request file): their rows land "
-            "without a label, and wait for `retry`."
+            f"{unanswered:,} have none ({unmatched:,} have no line of an equal body in the request file): their rows "
+            "land without a label, and wait for `retry`."
         )
     if adoption.unused:
         parts.append(f"{adoption.unused:,} of {adoption.lines:,} lines of the request file are of no row here.")

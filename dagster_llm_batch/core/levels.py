@@ -59,7 +59,7 @@ class Levels:
         bound: The share of disagreement that is exceeded only as improbably as was promised.
         threshold: Accepted is above it. None until it is set: then nothing is accepted.
         accepted: The share of requests that is.
-        wave: The wave that asks the oracle of the rest.
+        wave: The wave in which the oracle is asked the rest.
         is_repeated: Whether all of it was decided in an earlier submission of the same rows.
     """
 

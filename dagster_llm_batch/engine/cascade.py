@@ -101,10 +101,10 @@ class Sampling:
     """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave.
 
     Args:
-        planner: That of the draft.
-        deployment: That which is planned for.
-        labeling: With a cascade.
-        partition, submission_id: Of which it is.
+        planner: What wrote the draft; its payloads may be aside, for a preview.
+        deployment: What is planned for.
+        labeling: One with a cascade.
+        partition, submission_id: What the draft is of.
     """
 
     def __init__(

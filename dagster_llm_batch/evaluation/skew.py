@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.options import AssetOptions
-from dagster_llm_batch.checks import CheckOutcome, fallen_short
+from dagster_llm_batch.checks import CheckOutcome, fail_with
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
@@ -218,7 +218,7 @@ class _Skew:
         if (given_up := engine.unsent(status.submission.submission_id).over_budget) is not None:
             metadata["llm_batch/over_budget"] = cell_text(given_up, limit=1_000)
             context.log.warning(f"{partition or 'skew'}: given up for money: {given_up}")
-            verdicts = [fallen_short(one, f"Given up for money: {given_up}") for one in verdicts]
+            verdicts = [fail_with(one, f"Given up for money: {given_up}") for one in verdicts]
         sample = side_by_side(batch, realtime, key=key, targets=names)
         differ = int(pc.sum(pc.equal(sample["llm_same"], pa.scalar(value=False))).as_py() or 0)
         return (

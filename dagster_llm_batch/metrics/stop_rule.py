@@ -25,7 +25,7 @@ from dagster_llm_batch.metrics.survey import guard
 __all__ = ["more_rows", "next_size", "round_level", "unseen_part", "widening"]
 
 _EXTRA = 1.2
-"""A forecast is wrong in both ways, and a further round costs more than some rows too many."""
+"""So many times the forecast: it may be too low as well as too high, and another round costs more than some rows."""
 _MOST_GROWTH = 10
 """A round is at most so many times what was labeled before: what a small pilot says may be far off."""
 
@@ -43,8 +43,9 @@ def widening(number: int) -> float:
 
 
 def unseen_part(n_least: float) -> float:
-    """Return the part of the square of a half-width that stands for what no row has shown (`survey`): it falls with the
-    square of the rows, and is most of the width of a small round. `n_least`: see `SampledRows`.
+    """Return the part of the square of a half-width that allows for rows unlike all that were seen (`survey.guard`).
+
+    It falls with the square of the rows, and is most of the width of a small round. `n_least`: see `SampledRows`.
     """
     with evaluation_extra("A stopping rule"):
         from scipy.special import ndtri  # noqa: PLC0415  # optional dependency

@@ -4,7 +4,7 @@
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
-    Tokens           of a function that gives one for each call
+    AccessTokens     of a function that gives one for each call
     check_key, address_of, check_command, fill_command     what the settings of several vendors have in common
 
 A provider's own modules say the rest. What its API answers is read by `answers`.
@@ -51,10 +51,10 @@ from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, FileCount, RequestSpec
 
 __all__ = [
+    "AccessTokens",
     "BaseProvider",
     "OwnMachines",
     "StainlessProvider",
-    "Tokens",
     "VendorProvider",
     "address_of",
     "check_command",
@@ -77,8 +77,8 @@ def check_key(api_key: str, name: str) -> str:
     return api_key
 
 
-class Tokens:
-    """Tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
+class AccessTokens:
+    """Access tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
 
     The last ones are remembered, so that they can be masked in what a call says.
     """

@@ -21,6 +21,7 @@ Place = tuple[str, str]
 
 _OPEN_SECONDS = 300.0
 _LATE_NUMBERS = 64
+"""So many numbers before the last are read again: of several who write at once, the lower one may be seen later."""
 _SHARE_DIGITS = 8
 
 

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["new_annotations"]
 
 _QUIET = timedelta(seconds=30)
-"""People judge a row a second: gold is made when they pause for so long,"""
+"""Gold is made when people pause for so long: they judge a row a second."""
 _LONGEST = timedelta(minutes=5)
-"""and while they go on, after so long."""
+"""While they go on without a pause, it is made after so long."""
 _MOST_PARTITIONS = 50
-"""That are looked at in one tick, those first of which somebody said something last."""
+"""Partitions that are looked at in one tick, beginning with those that were judged last."""
 
 
 def new_annotations(

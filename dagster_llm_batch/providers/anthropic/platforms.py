@@ -24,7 +24,7 @@ from urllib.parse import quote, urlsplit
 
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, MissingExtraError
 from dagster_llm_batch.providers.answers import words_of
-from dagster_llm_batch.providers.base import Tokens
+from dagster_llm_batch.providers.base import AccessTokens
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.text import plain_words
 
@@ -134,7 +134,7 @@ class GooglePlatform(Platform):
         self._workspace_id = workspace_id
         self._location = location
         self._credentials = credentials
-        self._tokens = None if token_provider is None else Tokens(token_provider, "Claude on Google Cloud")
+        self._tokens = None if token_provider is None else AccessTokens(token_provider, "Claude on Google Cloud")
         self._given = tuple(given)
         self._client: Any = None
 

@@ -38,7 +38,7 @@ from dagster_llm_batch.providers.answers import (
     parse_reply,
     result_lines,
 )
-from dagster_llm_batch.providers.base import StainlessProvider, Tokens
+from dagster_llm_batch.providers.base import AccessTokens, StainlessProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
@@ -109,7 +109,7 @@ class OpenAIProvider(StainlessProvider):
         server: Server = OPENAI,
     ) -> None:
         scope = {"organization": organization, "project": project}
-        tokens = None if isinstance(api_key, str) else Tokens(api_key, name)
+        tokens = None if isinstance(api_key, str) else AccessTokens(api_key, name)
         address = server.base_url.value if base_url is None else base_url
         key = api_key if isinstance(api_key, str) else "a-function-gives-it"
         super().__init__(name, key, address, scope, account, price_book, settle_seconds)
