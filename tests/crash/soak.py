@@ -1,4 +1,4 @@
-"""`python -m tests.crash.soak`: many requests through all vendors' emulators, with faults, and kills all the while.
+"""`python -m tests.crash.soak`: many requests through five vendors' emulators, with faults, and kills all the while.
 
 Two rows in a hundred fail, one call in a hundred does, and every so often a worker process is killed with SIGKILL, and
 followed by another one. When the time is up no partition is begun any more; those that have begun are finished. Ends
@@ -173,7 +173,7 @@ def _lost(task: Task) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.soak", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=1_000_000, help="over all vendors (default 1,000,000)")
+    parser.add_argument("--requests", type=int, default=1_000_000, help="over all five vendors (default 1,000,000)")
     parser.add_argument("--minutes", type=float, default=30, help="after which nothing new is begun (default 30)")
     parser.add_argument("--kill-every", type=float, default=30, metavar="SECONDS", help="between kills (default 30)")
     parser.add_argument("--workers", type=int, default=4, help="processes at once (default 4)")
