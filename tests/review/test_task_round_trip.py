@@ -146,8 +146,9 @@ def test_a_file_that_is_imported_twice_adds_nothing_and_a_changed_answer_is_news
     assert len(said) == len(KEYS)
     again = taken(path, format_name, said)
     assert (again.judgments, again.known) == ((), len(KEYS))
-    path.write_bytes(path.read_bytes().replace(b"Bonn", b"Ulm!") if format_name != "parquet" else path.read_bytes())
-    if format_name not in ("parquet", "label-studio"):
+    # Label Studio would say when it was changed, and Parquet is no text to change one in.
+    if format_name in ("csv", "argilla"):
+        path.write_bytes(path.read_bytes().replace(b"Bonn", b"Ulm!"))
         changed = taken(path, format_name, said).judgments
         assert {one.answer["place"]["city"] for one in changed} == {"Ulm!"}
         # And back again: that is said once more, not the first time.
