@@ -29,6 +29,7 @@ from dagster_llm_batch.addresses import Linked
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.metrics.columns import category
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Class
+from dagster_llm_batch.metrics.looks import DRAWS, draw_p
 from dagster_llm_batch.metrics.per_class import class_name
 from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
 from dagster_llm_batch.metrics.tables import figure, rows_markdown
@@ -59,9 +60,7 @@ LEAST_EARLIER = 7
 
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
-_DRAWS, _MOST_CELLS = (2_000, 20_000, 100_000), 20_000_000
-# Where so many of the first draws are as far off, no more are made: chance explains it.
-_ENOUGH = 100
+_MOST_CELLS = 20_000_000
 # above what any look decides by
 _NEAR = 0.01
 # Cells drawn at a time: 32 MB.
@@ -195,7 +194,7 @@ def drift_between(
         p_variation = _p_variation([here, pooled], n_pooled, days)
     # Where variation explains the shift, or nothing is decided, the first draws say enough of chance.
     decides = p_variation is not None and p_variation < _NEAR
-    chi2, p_chance = _chi_squared(table, _DRAWS if decides else _DRAWS[:1])
+    chi2, p_chance = _chi_squared(table, DRAWS if decides else DRAWS[:1])
     p_value = None if p_chance is None or p_variation is None else max(p_chance, p_variation)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
@@ -242,18 +241,20 @@ def _chi_squared(
     statistic = float(((table[0] - expected) ** 2 * weight).sum())
     if np.outer(of_row, of_class).min() / of_row.sum() >= _LEAST_EXPECTED:
         return statistic, float(chdtrc(len(of_class) - 1, statistic))
-    rng, p_value = np.random.default_rng(seed), 1.0
-    for draws in dict.fromkeys(min(draws, _MOST_CELLS // len(of_class)) for draws in most_draws):
+    rng = np.random.default_rng(seed)
+
+    def count_as_large(draws: int) -> int:
         as_large, chunk = 0, max(1, _CHUNK_CELLS // len(of_class))
         for start in range(0, draws, chunk):
             size = min(chunk, draws - start)
             drawn = rng.multivariate_hypergeometric(of_class.astype(int), int(of_row[0]), size, method="marginals")
             # What differs by rounding alone is as large.
             as_large += int((((drawn - expected) ** 2 * weight).sum(axis=1) >= statistic * (1 - 1e-9)).sum())
-        p_value = (1 + as_large) / (1 + draws)
-        if as_large > _ENOUGH:
-            break
-    return statistic, p_value
+        return as_large
+
+    return statistic, draw_p(
+        count_as_large, dict.fromkeys(min(draws, _MOST_CELLS // len(of_class)) for draws in most_draws)
+    )
 
 
 def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Counts]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.metrics.calibration import Calibration
+from dagster_llm_batch.metrics.looks import draw_p
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
@@ -12,12 +13,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["least_miscalibration_p", "miscalibration_p", "share_lower_bound", "share_p_below"]
-
-_TESTS = (2_000, 20_000, 100_000)
-"""Simulated candidates: few first, and in the end enough for the smallest p-value that a look needs (see `looks`)."""
-
-_ENOUGH = 100
-"""Where so many of the first are as far off, no more are made: chance explains it."""
 
 
 def share_p_below(successes: int, n: int, limit: float) -> float:
@@ -51,15 +46,14 @@ def miscalibration_p(calibration: Calibration, limit: float, *, seed: int = 0) -
     stated: NDArray[np.float64] = np.array([bin_.mean_confidence for bin_ in filled], dtype=np.float64)
     right = np.array([bin_.accuracy for bin_ in filled], dtype=np.float64)
     truth = stated + (right - stated) * limit / calibration.ece
-    rng, p_value = np.random.default_rng(seed), 1.0
-    for draws in _TESTS:
+    rng, ece = np.random.default_rng(seed), calibration.ece
+
+    def count_as_large(draws: int) -> int:
         drawn = rng.binomial(n, truth, (draws, len(n)))
         # An error that differs by rounding alone is as large.
-        as_large = int(((share * np.abs(stated - drawn / n)).sum(axis=1) >= calibration.ece - 1e-12).sum())
-        p_value = (1 + as_large) / (1 + draws)
-        if as_large > _ENOUGH:
-            break
-    return p_value
+        return int(((share * np.abs(stated - drawn / n)).sum(axis=1) >= ece - 1e-12).sum())
+
+    return draw_p(count_as_large)
 
 
 def least_miscalibration_p(calibration: Calibration, limit: float) -> float:

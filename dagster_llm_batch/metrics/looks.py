@@ -17,7 +17,7 @@ size: that is all that is assumed of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.metrics.schemas import evaluation_extra
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ALPHA",
     "BETS",
+    "DRAWS",
     "LOOKS",
+    "draw_p",
     "evidence_by_look",
     "life_evidence",
     "log_payoffs",
@@ -49,12 +51,32 @@ BETS = (0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1.1, 1.7)
 0.45 where 71 did.
 """
 
+DRAWS = (2_000, 20_000, 100_000)
+"""Draws of what chance alone does: few first, and in the end enough for the smallest p-value that a look needs."""
+
+_ENOUGH = 100
+"""Where so many of the first draws are as far off, no more are made: chance explains it."""
+
 _FLIPPED = 250
 """Largest differences whose signs are drawn one by one. The sum of the smaller ones is normal."""
 _DRAWS, _MORE_DRAWS = 2_000, 100_000
 _NEAR = 0.05
 """Where so few draws are enough to see that chance explains it, no more are made."""
 _TOTAL = sum(1 / place for place in range(1, LOOKS + 1))
+
+
+def draw_p(count_as_large: Callable[[int], int], steps: Iterable[int] = DRAWS) -> float:
+    """Return how often chance alone shows as much, by drawing what it does, in steps until that is enough.
+
+    `count_as_large` draws so many times, and returns how many of the draws show as much.
+    """
+    p_value = 1.0
+    for draws in steps:
+        as_large = count_as_large(draws)
+        p_value = (1 + as_large) / (1 + draws)
+        if as_large > _ENOUGH:
+            break
+    return p_value
 
 
 def look_share(place: int) -> float:
