@@ -249,8 +249,9 @@ SECTION = Section(
     "annotators",
     f"""## People who judge until it is enough
 
-Promised: the interval with which a stopping rule ends misses the truth in at most {MOST_MISSES:.0%} of the lives, in
-every row of the table but those of one person who errs; and every life ends. People whose mistakes are known judge rows
+Promised: the interval of 95 % with which a stopping rule ends misses the truth in at most {MOST_MISSES:.0%} of the
+lives, as all intervals of 95 % on this page, in every row of the table but those of one person who errs; and every
+life ends. People whose mistakes are known judge rows
 of a table of {ROWS:,}, drawn in rounds by `gold_sample_assets` with `stop=`: {FIRST} first, then as many as are
 forecast. Their gold is that of `annotation_assets`. Beside it: how often an interval of 95 % misses that is looked at
 every 20 rows (drawn alike, all gold right) until the usual formula is narrow enough; how many rows were labeled, and
