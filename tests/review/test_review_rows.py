@@ -80,9 +80,12 @@ def client(serve, tmp_path):
     pq.write_table(table, tmp_path / "labels.parquet")
     pq.write_table(table.select(["id", "text"]), tmp_path / "gold.parquet")
     pq.write_table(pa.table({"id": list(HOSTILE.values())}), tmp_path / "keys.parquet")
+    pq.write_table(
+        pa.table({"id": ["a"], "share": [0.1 + 0.2], "keys": [["a long key"] * 9]}), tmp_path / "shares.parquet"
+    )
     assets = [
         StoredAsset(name, row_key="id", files={"": str(tmp_path / f"{name}.parquet")})
-        for name in ("labels", "gold", "keys")
+        for name in ("labels", "gold", "keys", "shares")
     ]
     nothing = SimpleNamespace()
     door = Door()
@@ -113,6 +116,13 @@ def test_a_table_of_hostile_rows_is_text(client):
     assert "{{ 7 * 7 }}{% raw %}" in page.text
     assert "␛[31mred" in page.text
     assert len(client.get("/table/labels").text) < 100_000  # a cell of a megabyte is told by its beginning
+
+
+def test_a_number_has_six_digits_and_all_where_one_points_and_a_long_cell_of_any_type_is_cut_by_the_style(client):
+    page = read(client, "/table/shares")
+    assert "0.30000000000000004" not in page.text
+    assert ("bdi", {"title": "0.30000000000000004"}) in page.tags
+    assert [attributes["class"] for tag, attributes in page.tags if tag == "td"] == ["short", "number", "long"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
