@@ -74,7 +74,8 @@ class LabelPages:
             return self._show(request, "nothing.html", 400, words=str(error))
         said = self._judgments(form.dataset)
         queue = self._queues.setdefault((asset.key, form.dataset), LabelQueue(self._overlap))
-        left = queue.left(rows, said, person)
+        drawn = bool(rows) and _sample(self._row(asset, form, rows[0]) or {}) is not None
+        left = queue.left(rows, said, person, drawn=drawn)
         # A form that could not be taken is shown once more, with the row that it was of.
         again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
         place = again if again in left else queue.take(left, person)

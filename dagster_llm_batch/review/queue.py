@@ -25,6 +25,24 @@ _LATE_NUMBERS = 64
 _SHARE_DIGITS = 8
 
 
+class _Standing:
+    """What stands of the judgments that were added: the last kind by person and row, and how many answers a row has."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, dict[Place, str]] = {}
+        self.answers: Counter[Place] = Counter()
+
+    def add(self, judgment: Judgment) -> None:
+        place, mine = (judgment.partition, judgment.row_key), self.kinds.setdefault(judgment.annotator, {})
+        # What is said again counts as said now.
+        answers = int(judgment.kind in ANSWERS) - int(mine.pop(place, None) in ANSWERS)
+        if judgment.kind != "undo":
+            mine[place] = judgment.kind
+        # Tables without partitions ask for a row by its key alone.
+        for each in {place, ("", judgment.row_key)}:
+            self.answers[each] += answers
+
+
 class StandingJudgments:
     """What people have said of a dataset's rows and stands, kept up with the ledger: only what is new is read."""
 
@@ -32,8 +50,7 @@ class StandingJudgments:
         self._read_after = read_after
         self._last = 0
         self._recent: set[int] = set()
-        self._kinds: dict[str, dict[Place, str]] = {}
-        self._answers: Counter[Place] = Counter()
+        self._all, self._drawn = _Standing(), _Standing()
         self._lock = threading.Lock()
 
     def look(self) -> None:
@@ -44,27 +61,23 @@ class StandingJudgments:
                 if number not in self._recent:
                     self._recent.add(number)
                     self._last = max(self._last, number)
-                    self._add(judgment)
+                    self._all.add(judgment)
+                    if judgment.sample or judgment.kind == "undo":
+                        self._drawn.add(judgment)
             self._recent = {number for number in self._recent if number > self._last - _LATE_NUMBERS}
 
-    def _add(self, judgment: Judgment) -> None:
-        place, mine = (judgment.partition, judgment.row_key), self._kinds.setdefault(judgment.annotator, {})
-        # What is said again counts as said now.
-        answers = int(judgment.kind in ANSWERS) - int(mine.pop(place, None) in ANSWERS)
-        if judgment.kind != "undo":
-            mine[place] = judgment.kind
-        # Tables without partitions ask for a row by its key alone.
-        for each in {place, ("", judgment.row_key)}:
-            self._answers[each] += answers
+    def of(self, person: str, *, drawn: bool = False) -> dict[Place, str]:
+        """Return what a person said of each row, by kind of judgment, the last one last.
 
-    def of(self, person: str) -> dict[Place, str]:
-        """Return what a person said of each row, by kind of judgment, the last one last."""
+        `drawn`: of rows as a sample drew them only. What was said of a row that somebody picked counts in no figure, so
+        that a sample's round is not done with it.
+        """
         with self._lock:
-            return dict(self._kinds.get(person, {}))
+            return dict((self._drawn if drawn else self._all).kinds.get(person, {}))
 
-    def is_answered(self, place: Place) -> bool:
-        """Return whether somebody has answered this row."""
-        return self._answers[place] > 0
+    def is_answered(self, place: Place, *, drawn: bool = False) -> bool:
+        """Return whether somebody has answered this row; `drawn` as in `of`."""
+        return (self._drawn if drawn else self._all).answers[place] > 0
 
 
 @dataclass
@@ -85,13 +98,15 @@ class LabelQueue:
         digest = hashlib.blake2b("\0".join(place).encode("utf-8", "surrogatepass"), digest_size=_SHARE_DIGITS).digest()
         return bool(int.from_bytes(digest) < self.overlap * 256**_SHARE_DIGITS)
 
-    def left(self, rows: Sequence[Place], said: StandingJudgments, person: str) -> list[Place]:
-        """Return the rows that a person may still be asked, in their order."""
-        mine = said.of(person)
+    def left(self, rows: Sequence[Place], said: StandingJudgments, person: str, *, drawn: bool = False) -> list[Place]:
+        """Return the rows that a person may still be asked, in their order. `drawn`: they are a sample's."""
+        mine = said.of(person, drawn=drawn)
         if not any(partition for partition, _ in rows):
             # A table without partitions names rows by their keys alone, whatever partition the dataset has them in.
             mine |= {("", key): kind for (_, key), kind in mine.items()}
-        return [row for row in rows if row not in mine and (not said.is_answered(row) or self.is_shared(row))]
+        return [
+            row for row in rows if row not in mine and (not said.is_answered(row, drawn=drawn) or self.is_shared(row))
+        ]
 
     def take(self, left: Sequence[Place], person: str) -> Place | None:
         """Return the row to ask next; None where nothing is left."""

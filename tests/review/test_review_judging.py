@@ -85,15 +85,15 @@ def fields_of(text: str) -> dict[str, str]:
     return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form))
 
 
-def say(client, person: str, **answer: str):
-    page = client.get(PAGE, X_User=person)
-    return send(client, person, {**fields_of(page.text), **answer})
+def say(client, person: str, at: str = PAGE, **answer: str):
+    page = client.get(at, X_User=person)
+    return send(client, person, {**fields_of(page.text), **answer}, at)
 
 
-def send(client, person: str, form: dict[str, str]):
+def send(client, person: str, form: dict[str, str], at: str = PAGE):
     return client.ask(
         "POST",
-        PAGE,
+        at,
         urlencode(form),
         X_User=person,
         Origin=f"http://127.0.0.1:{client.port}",
@@ -339,8 +339,9 @@ def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_p
     assert table["sample_weight"].to_pylist() == [2.5, 2.5]
 
 
-def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_has_the_row(serve, tmp_path):
-    """So that gold of each partition finds it, and an erasure in that partition."""
+@pytest.fixture
+def sampled_days(serve, tmp_path):
+    """Serves a dataset of two days, and a sample without partitions that has drawn a row of each."""
     for day, row in (("mon", "t0"), ("tue", "t1")):
         pq.write_table(pa.table({"id": [row], "body": [row]}), tmp_path / f"{day}.parquet")
     pq.write_table(pa.table({"id": ["t0", "t1"], "sample_weight": [2.5] * 2}), tmp_path / "sample.parquet")
@@ -353,6 +354,13 @@ def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_h
     payloads = PayloadStore(str(tmp_path / "payloads"))
     deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=[TOPIC])
     client = serve(review_app(deployment, Door(user_header="X-User"), overlap=0.0))
+    yield client, ledger
+    ledger.close()
+
+
+def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_has_the_row(sampled_days):
+    """So that gold of each partition finds it, and an erasure in that partition."""
+    client, ledger = sampled_days
     say(client, "ada", kind="label", topic='"bug"')
     say(client, "ada", kind="label", topic='"bug"')
     assert [one.partition for one in ledger.judgments.read("test", "tickets")] == ["mon", "tue"]
@@ -362,4 +370,15 @@ def test_what_is_said_of_a_sample_without_partitions_is_kept_where_the_dataset_h
     assert send(client, "ada", undo).status == 303
     assert [one.row_key for one in standing_judgments(ledger.judgments.read("test", "tickets"))] == ["t0"]
     assert fields_of(client.get(PAGE, X_User="ada").text)["row_key"] == "t1"
-    ledger.close()
+
+
+def test_a_drawn_row_that_somebody_picked_by_hand_is_still_asked_where_it_was_drawn(sampled_days):
+    """What is said of a picked row is in no gold, so that the sample's round would wait for it for ever."""
+    client, ledger = sampled_days
+    say(client, "ada", "/label/tickets?as=tickets&in=mon", kind="label", topic='"billing"')
+    for person in ("ada", "bob"):
+        assert "2 rows left for you" in client.get(PAGE, X_User=person).text
+    say(client, "ada", kind="label", topic='"bug"')
+    assert "1 row left for you" in client.get(PAGE, X_User="ada").text
+    picked, drawn = ledger.judgments.read("test", "tickets")
+    assert (picked.row_key, picked.sample, drawn.row_key, drawn.sample) == ("t0", None, "t0", {"sample_weight": 2.5})
