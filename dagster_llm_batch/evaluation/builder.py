@@ -327,12 +327,12 @@ def whenever_new(assets: Sequence[dg.AssetKey], *present: Sequence[dg.AssetKey])
     """
     condition, selected = dg.AutomationCondition, dg.AssetSelection.assets(*assets)
     first = condition.initial_evaluation() & condition.missing()
-    # not `since_last_handled`, which forgets at the first look what was there already
-    handled = condition.newly_requested() | condition.newly_updated()
+    updated = condition.any_deps_updated().allow(selected)
+    # Not `since_last_handled`: it forgets at the first look what was there already, and labels that landed since the
+    # last look, though a run that was asked for then may have read its inputs before they did.
+    handled = condition.newly_requested() & ~updated
     follows = (
-        (first | condition.any_deps_updated().allow(selected)).since(handled)
-        & ~condition.any_deps_in_progress().allow(selected)
-        & ~condition.in_progress()
+        (first | updated).since(handled) & ~condition.any_deps_in_progress().allow(selected) & ~condition.in_progress()
     )
     for keys in present:
         follows &= condition.any_deps_match(~condition.missing()).allow(dg.AssetSelection.assets(*keys))

@@ -536,6 +536,27 @@ class TestAutomation:
         asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
 
+    @pytest.mark.parametrize("first", ["run", "landing"])
+    def test_an_unpartitioned_evaluation_runs_again_for_labels_that_landed_while_it_ran(self, project, first):
+        """A run and a landing between two looks of automation, which may be a minute apart on a busy machine."""
+        upstream, evaluation = both()
+        assets = [*upstream, *evaluation]
+        _, cursor = self.tick(project, assets)
+        for asset in upstream:
+            project.fill([asset], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
+        assert asked == {None}
+        if first == "landing":
+            project.fill([upstream[2]], "mon")
+        project.run(assets, select=evaluation)
+        if first == "run":
+            project.fill([upstream[2]], "mon")
+        asked, cursor = self.tick(project, assets, cursor)
+        assert asked == {None}
+        project.run(assets, select=evaluation)
+        asked, cursor = self.tick(project, assets, cursor)
+        assert asked == set()
+
     def test_an_unpartitioned_evaluation_that_is_added_later_runs_for_the_labels_that_are_there(self, project):
         upstream, evaluation = both()
         project.fill(upstream, "mon")
