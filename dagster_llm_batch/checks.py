@@ -17,6 +17,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.levels import promise_text
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
@@ -105,10 +106,8 @@ def check_specs(
         SPEND: "The submission cost no more than max_cost_usd, and what the vendor says that it cost, if it does.",
     }
     if cascade is not None:
-        described[PROMISE] = (
-            f"At least {cascade.agreement:.0%} of the labels agree with {cascade.oracle}, with a confidence of "
-            f"{cascade.confidence:.0%}, and each row that it was to answer has its label."
-        )
+        promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
+        described[PROMISE] = f"{promise_text(*promised)} What the oracle was to answer has no other label."
         described[SAVES] = f"The cascade cost no more than {cascade.oracle} alone would have."
     with warnings.catch_warnings():
         # Dagster 1.13 warns of each spec that partitioned checks are a preview.
@@ -217,19 +216,7 @@ def fail_with(outcome: CheckOutcome, reason: str) -> CheckOutcome:
 
 def cascade_verdicts(levels: Levels | None, figures: LabelStats, status: Status) -> list[CheckOutcome]:
     """Judge a partition of a cascade: whether its promise holds, and whether it saved money."""
-    lacking = figures.rejected - figures.skipped
-    # Of an empty partition, or of one that was canceled before a threshold was set, no label of the model is taken.
-    is_set = levels is not None and levels.threshold is not None
-    if lacking:
-        passed, why = False, f"{lacking:,} rows have no label, and are in no promise."
-    elif not is_set and figures.labeled:
-        passed, why = False, "No threshold was set, so nothing is promised."
-    else:
-        wrong = "" if levels is None or levels.wrong is None else f" {levels.wrong:,} of {levels.sample:,} sampled"
-        passed, why = True, f"{wrong.strip()} labels of the model disagree." if wrong else "There is no row."
-    promised = "" if levels is None else f"{levels.promise_text} "
-    metadata = {} if levels is None or levels.bound is None else {"llm_batch/disagreement_bound": levels.bound}
-    promise = CheckOutcome(PROMISE, passed, _ERROR, f"{promised}{why}", metadata)
+    promise = _promise_verdict(levels, figures)
     alone, cost = None if levels is None else oracle_alone_usd(levels, status), status.submission.cost_usd
     if alone is None or cost is None:
         saves = CheckOutcome(SAVES, passed=True, severity=_WARN, description="Not known.", metadata={})
@@ -238,6 +225,29 @@ def cascade_verdicts(levels: Levels | None, figures: LabelStats, status: Status)
         figure = {"llm_batch/oracle_cost_avoided_usd": float(alone - cost)}
         saves = CheckOutcome(SAVES, passed=cost <= alone, severity=_WARN, description=told, metadata=figure)
     return [promise, saves]
+
+
+def _promise_verdict(levels: Levels | None, figures: LabelStats) -> CheckOutcome:
+    """Judge whether a promise holds of the labels that are there: rows without one are in none."""
+    delivered, lacking = figures.labeled, figures.rejected - figures.skipped
+    # Of an empty partition, or of one that was canceled before a threshold was set, no label of the model is taken.
+    if levels is None or levels.threshold is None:
+        why = "No threshold was set, so nothing is promised." if delivered else "There is no label."
+        return CheckOutcome(
+            PROMISE, not delivered, _ERROR, why if levels is None else f"{levels.promise_text} {why}", {}
+        )
+    most, passed = levels.most_wrong(delivered), levels.keeps_promise(delivered)
+    told = [levels.promise_text]
+    if not levels.asks_oracle_alone:
+        told.append(f"{levels.wrong or 0:,} of {levels.sample:,} sampled labels of the model are wrong by it.")
+    if lacking:
+        verb = "row has no label, and is" if lacking == 1 else "rows have no label, and are"
+        told.append(f"{lacking:,} {verb} in no promise.")
+    if most is not None:
+        keeps = "so it holds of them" if passed else "which is more than was promised: too few of the rows are there"
+        told.append(f"Of the {delivered:,} labels that are there at most {most:.2%} are wrong, {keeps}.")
+    metadata = {} if most is None else {"llm_batch/disagreement_bound": most}
+    return CheckOutcome(PROMISE, passed, _ERROR, " ".join(told), metadata)
 
 
 _TOLERANCE = Decimal("0.01")

@@ -7,7 +7,8 @@
     │   ├── DefinitionChangedError  … since rows were submitted: what was answered cannot land by it
     │   └── BudgetError           the estimate exceeds what may be spent; nothing was sent
     ├── InputError                the rows are wrong; nothing was sent
-    │   └── MessagesLostError     … since a stream's retention has deleted some before they were read
+    │   ├── MessagesLostError     … since a stream's retention has deleted some before they were read
+    │   └── MissingGoldError      … since people have not said what is right of some that were drawn
     ├── ProviderError             the provider said no
     │   ├── TransientError        … for now: the same call may succeed later
     │   │   ├── NoConnectionError … and this one never left
@@ -27,6 +28,8 @@ A message says what happened, what was got, what is allowed and what to do next.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "AmbiguousError",
     "BudgetError",
@@ -42,6 +45,7 @@ __all__ = [
     "LedgerError",
     "MessagesLostError",
     "MissingExtraError",
+    "MissingGoldError",
     "NoConnectionError",
     "NoRoomError",
     "PayloadError",
@@ -86,6 +90,17 @@ class InputError(LLMBatchError):
 
 class MessagesLostError(InputError):
     """Messages of a window were deleted by retention before they were read. Nothing was read or sent of it."""
+
+
+class MissingGoldError(InputError):
+    """People have said nothing of some rows that a promise against gold is to rest on. Nothing was sent.
+
+    `keys` are those of the rows.
+    """
+
+    def __init__(self, message: str, keys: Iterable[object] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class ProviderError(LLMBatchError):

@@ -354,7 +354,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
         "sample_wrong": levels.wrong,
         "sample_may_be_wrong": levels.allowed,
         "score_threshold": threshold,
-        "disagreement_bound": levels.bound,
+        "disagreement_bound": levels.most_wrong(figures.labeled),
         "accepted_share": accepted / figures.labeled if figures.labeled else None,
     }
     return {
@@ -369,7 +369,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
 
 def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
     """Return what the oracle would have cost for all requests, by those that it had; None where nobody knows."""
-    asked = [shard for shard in status.shards if f"{shard.provider}/{shard.model}" == levels.oracle and shard.replies]
+    asked = [shard for shard in status.shards if levels.asks_oracle(shard.asked_of) and shard.replies]
     replies, known = sum(shard.replies or 0 for shard in asked), [shard.cost_usd for shard in asked]
     if not replies or None in known:
         return None
@@ -421,7 +421,7 @@ def _waves(status: Status) -> dict[str, Any]:
         return {}
     groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
     for shard in status.shards:
-        groups[shard.wave, f"{shard.provider}/{shard.model}", shard.lane.value].append(shard)
+        groups[shard.wave, shard.asked_of, shard.lane.value].append(shard)
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shard.cost_usd for shard in shards)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch.assets.keys import Upstream, key_beside
+from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.assets.sql_rows import SqlRows
@@ -143,7 +143,26 @@ class Dataset:
     @property
     def upstreams(self) -> list[dg.AssetDep]:
         """What the submission reads, as far as it is known."""
-        return self.options.all_deps([] if self.rows_key is None else [self.rows_key])
+        own = (self.rows_key, self.gold_key)
+        return self.options.all_deps([key for key in own if key is not None])
+
+    @property
+    def gold_key(self) -> dg.AssetKey | None:
+        """The asset of the gold that a cascade's promise rests on; None where there is none, or it is a table."""
+        gold = None if self.labeling.cascade is None else self.labeling.cascade.gold
+        if isinstance(gold, str | dg.AssetKey | dg.AssetsDefinition | dg.AssetSpec):
+            return upstream_key(gold)
+        # A list of rows is a table.
+        if isinstance(gold, list | tuple) and all(isinstance(part, str) for part in gold):
+            return dg.AssetKey(gold)
+        return None
+
+    def with_gold(self, upstream: UpstreamReader) -> Labeling:
+        """Return the labeling with the gold of a cascade as one partition reads it."""
+        cascade = self.labeling.cascade
+        if self.gold_key is None or cascade is None:
+            return self.labeling
+        return replace(self.labeling, cascade=replace(cascade, gold=upstream.table(self.gold_key)))
 
     def computed_by(self, function: _Function) -> _Function:
         """Remember that `function` computes the labels, so that `dataset_of` finds the way back."""

@@ -69,7 +69,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             upstream = dataset.upstream(context, partition)
             with dataset.read_rows(context, upstream) as rows:
                 submission = engine.plan(
-                    dataset.labeling,
+                    dataset.with_gold(upstream),
                     rows,
                     partition=partition or "",
                     run_id=context.run.run_id,

@@ -254,8 +254,8 @@ def retry_command(
 
 def _send(deployment: DeploymentAccess, dataset: Any, partition: str | None) -> Status:
     engine = deployment.engine
-    with deployment.code.rows(dataset, partition) as (rows, _):
-        submission = engine.plan(dataset.labeling, rows, partition=partition or "", again=True)
+    with deployment.code.rows(dataset, partition) as (rows, upstream):
+        submission = engine.plan(dataset.with_gold(upstream), rows, partition=partition or "", again=True)
     return engine.submit(dataset.labeling, submission.submission_id)
 
 

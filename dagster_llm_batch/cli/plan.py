@@ -77,6 +77,7 @@ class Planned:
             "limit_steps": preview.steps,
             "cascade": None if preview.levels is None else preview.levels.plan_text,
             "promise": None if preview.levels is None else preview.levels.promise_text,
+            "missing_gold": list(preview.missing_gold),
             "shards": [
                 {
                     "requests": shard.requests,
@@ -138,7 +139,8 @@ def plan_rows(
     for dataset, partition in wanted:
         labeling = dataset.labeling
         with deployment.code.rows(dataset, partition) as (rows, upstream):
-            preview = deployment.dry_engine.preview(labeling, rows, partition=partition or "", again=again)
+            with_gold = dataset.with_gold(upstream)
+            preview = deployment.dry_engine.preview(with_gold, rows, partition=partition or "", again=again)
         account, gap = rules.provider(labeling.provider).account, rules.price_gap(labeling)
         planned.append(Planned(dataset.name, partition, labeling.model, account, gap, preview, upstream.notes))
     return planned

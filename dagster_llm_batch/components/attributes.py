@@ -456,6 +456,7 @@ FORMS |= {
         [
             {"oracle": "anthropic/claude-sonnet-4-5", "target": "topic"},
             {"oracle": "openai/gpt-5", "target": "topic", "agreement": 0.9, "score": "certainty", "sample": 400},
+            {"oracle": "openai/gpt-5", "target": "topic", "gold": "ticket_gold", "within": 0.03},
         ],
     ),
     AtLeast: Form(block_of(AtLeast), [{"least": 0.9, "confidence": 0.95}, {"least": 0.9, "on": "labeled"}]),

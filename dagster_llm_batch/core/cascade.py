@@ -15,6 +15,9 @@ requests, are drawn: a request that a thousand rows share is a thousand labels. 
 oracle counts as wrong: those that it cannot answer may be those of which the model is wrongly sure. Equal scores are
 split by a digest of the request, since models say 0.9 of half of all rows.
 
+**Against gold**, with `within`: wrong is a row of which the model is wrong and the oracle right. By the share of these
+at most, the labels are right less often than the oracle's are, so `1 - within` takes the place of `agreement`.
+
 Pure; simulated in tests/core/test_cascade.py. A threshold that is chosen so that the sample itself shows the wanted
 agreement breaks such a promise in 20 to 60 of 100 cases.
 """
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import ceil, exp, floor, inf, isqrt, lgamma, log, log1p
 from typing import Any, Literal, NamedTuple
@@ -43,6 +46,7 @@ __all__ = [
     "Cascade",
     "Place",
     "are_above",
+    "choices_of",
     "choose_sample",
     "count_allowed",
     "count_least",
@@ -89,6 +93,10 @@ class Cascade:
             cheapest, some six times the root of its rows.
         params: Parameters for the oracle. Default: those of the dataset.
         price: Your own price of the oracle. Default: that of the price book.
+        gold: What people say: an asset, by its key, or a table, with the key of the rows and the target under their
+            names. With it the promise is against gold: see `within`. All sampled rows need a label in it.
+        within: With `gold`, in the place of `agreement`: by which share the labels may be right less often than the
+            oracle's own, above 0 and below 1.
     """
 
     oracle: str
@@ -99,27 +107,60 @@ class Cascade:
     sample: int | Literal["auto"] = "auto"
     params: Mapping[str, Any] | None = None
     price: TokenPrice | None = None
+    # Tables are neither compared nor shown.
+    gold: Any = field(default=None, compare=False, repr=False)
+    within: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a promise that no sample can keep."""
+        self._check_gold()
         for name in ("agreement", "confidence"):
             given = getattr(self, name)
             if not 0 < given < 1:
                 then = "all rows would be asked of the oracle: make it the model" if given == 1 else "it is a share"
                 raise ConfigError(f"Cascade.{name}={given!r} is not allowed; it is above 0 and below 1 ({then}).")
-        least = count_least(self.agreement, self.confidence)
+        least = count_least(self.least_share, self.confidence)
         if self.sample != "auto" and self.sample < least:
+            asked = f"agreement={self.agreement}" if self.within is None else f"within={self.within}"
             raise ConfigError(
                 f"Cascade.sample={self.sample!r} is too small: with fewer than {least} rows no label could be accepted "
-                f"at agreement={self.agreement} and confidence={self.confidence}. Give more, or 'auto'."
+                f"at {asked} and confidence={self.confidence}. Give more, or 'auto'."
             )
         if self.score == self.target:
             raise ConfigError(f"Cascade.score and Cascade.target both name {self.score!r}; they are two columns.")
 
+    def _check_gold(self) -> None:
+        if (self.gold is None) is not (self.within is None):
+            given, lacking = ("within", "gold") if self.gold is None else ("gold", "within")
+            raise ConfigError(
+                f"Cascade.{given} needs Cascade.{lacking}: gold says what is right, and within, such as 0.03, by which "
+                "share the labels may be right less often than the oracle's. Give both, or neither."
+            )
+        if self.within is None:
+            return
+        if not 0 < self.within < 1:
+            raise ConfigError(f"Cascade.within={self.within!r} is not allowed; it is a share above 0 and below 1.")
+        if self.agreement != Cascade.agreement:
+            raise ConfigError(
+                f"Cascade.agreement={self.agreement!r} and Cascade.within={self.within!r} are two promises: the one is "
+                "against the oracle, the other against gold. Give one of them."
+            )
+
+    @property
+    def least_share(self) -> float:
+        """The share of rows that may not be wrong, at least: `agreement`, or what `within` leaves."""
+        # Exact: 1 - 0.07 is a little less than 0.93 in floating point.
+        return self.agreement if self.within is None else float(1 - Fraction(str(self.within)))
+
     @property
     def promise(self) -> list[Any]:
         """What of a cascade decides which labels are accepted, beside the two models."""
-        return [self.target, self.agreement, self.confidence, self.score, self.sample]
+        own = [self.target, self.agreement, self.confidence, self.score, self.sample]
+        return own if self.within is None else [*own, self.within]
+
+    def settings(self) -> dict[str, Any]:
+        """Return all fields but the gold, which is no setting of what is asked."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "gold"}
 
     def check_response(self, reader: Reader, results: pa.Schema) -> None:
         """Raise ConfigError where there is no such score among the results, or a target that cannot be compared."""
@@ -146,22 +187,26 @@ def _incomparable(reader: Reader, target: str) -> str | None:
         return None
     if not pa.types.is_string(kind):
         return f"of type {kind}"
+    return "which is free text" if choices_of(reader, target) is None else None
+
+
+def choices_of(reader: Reader, target: str) -> list[Any] | None:
+    """Return the values that the schema of the response names for a column; None where it leaves them open."""
     root = reader.columns_schema or reader.format.json_schema or {}
-    is_choice = _is_choice(root.get("properties", {}).get(target, {}), root)
-    return None if is_choice else "which is free text"
+    return _choices(root.get("properties", {}).get(target, {}), root)
 
 
-def _is_choice(schema: Any, root: Mapping[str, Any]) -> bool:
-    """Return whether the values of a text column are some that the schema names."""
+def _choices(schema: Any, root: Mapping[str, Any]) -> list[Any] | None:
     if not isinstance(schema, Mapping):
-        return False
+        return None
     if "$ref" in schema:
         # A reference to itself has no type, so there is no column of text with one.
-        return _is_choice(resolve(schema["$ref"], root), root)
+        return _choices(resolve(schema["$ref"], root), root)
     options = [option for word in ("anyOf", "oneOf", "allOf") for option in schema.get(word, ())]
     if options:
-        return all(_is_choice(option, root) or option.get("type") == "null" for option in options)
-    return "enum" in schema or "const" in schema
+        of_each = [_choices(option, root) for option in options if option.get("type") != "null"]
+        return None if None in of_each else [value for of in of_each for value in of or ()]
+    return [*schema["enum"]] if "enum" in schema else [schema["const"]] if "const" in schema else None
 
 
 class Place(NamedTuple):

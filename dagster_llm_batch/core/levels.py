@@ -7,8 +7,9 @@ was not sure. So the order of answers is that of the levels, whichever came last
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from dagster_llm_batch.core.cascade import (
 )
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["ACCEPTED", "CHEAP", "ESCALATED", "INVALID", "ORACLE", "SAMPLED", "Levels"]
+__all__ = ["ACCEPTED", "CHEAP", "ESCALATED", "INVALID", "ORACLE", "SAMPLED", "Levels", "percent", "promise_text"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
@@ -53,8 +54,12 @@ class Levels:
         rows: The rows that are asked of a model.
         sample: How many of them were drawn.
         sampled: The request of each of these; None: all rows are the oracle's.
+        within: What is promised against gold, in the place of `agreement`, which is what it leaves then; None: nothing.
+        gold: With `within`, what people say of each sampled row.
         relative_cost: What was expected of the cascade, as a multiple of the oracle alone; None: a price is unknown.
-        wrong: How many sampled labels are not the oracle's; None until the threshold is set.
+        wrong: How many sampled labels are wrong: not the oracle's or, against gold, wrong where the oracle is right.
+            None until the threshold is set.
+        wrong_above: How many of them are above the threshold. The oracle's labels have taken their place.
         allowed: How many may be wrong above the threshold.
         bound: The share of disagreement that is exceeded only as improbably as was promised.
         threshold: Accepted is above it. None until it is set: then nothing is accepted.
@@ -73,8 +78,11 @@ class Levels:
     rows: int
     sample: int
     sampled: list[str] | None
+    within: float | None = None
+    gold: list[Any] | None = None
     relative_cost: float | None = None
     wrong: int | None = None
+    wrong_above: int = 0
     allowed: int | None = None
     bound: float | None = None
     threshold: Place | None = None
@@ -84,7 +92,7 @@ class Levels:
 
     def as_json(self) -> bytes:
         """Return it as it is stored."""
-        return json.dumps(asdict(self)).encode()
+        return json.dumps(asdict(self), default=str).encode()
 
     @classmethod
     def of_json(cls, stored: bytes) -> Levels:
@@ -98,13 +106,34 @@ class Levels:
     def asks_oracle_alone(self) -> bool:
         return self.sampled is None
 
+    def asks_oracle(self, asked_of: str) -> bool:
+        """Return whether what was asked of this model was asked of the oracle."""
+        return asked_of == self.oracle
+
     @property
     def promise_text(self) -> str:
         """What is promised, in words."""
-        return (
-            f"With a confidence of {self.confidence:.0%}, at least {self.agreement:.0%} of the labels agree with "
-            f"{self.oracle} on '{self.target}'."
-        )
+        return promise_text(self.oracle, self.target, self.agreement, self.confidence, self.within)
+
+    def most_wrong(self, delivered: int) -> float | None:
+        """Return the share of the delivered labels that is wrong at most, as probably as is promised; None: not known.
+
+        What is certified is of all rows that were asked. Of the sampled rows above the threshold that the model has
+        wrong, the oracle has labeled what is delivered; and of rows that it did not answer, nothing is delivered.
+        """
+        if self.bound is None or not delivered:
+            return None
+        return self._most_wrong_rows / delivered
+
+    def keeps_promise(self, delivered: int) -> bool:
+        """Return whether the promise holds of so many delivered labels. A table of no rows keeps any."""
+        if self.bound is None:
+            return not delivered
+        return self._most_wrong_rows <= (1 - Fraction(str(self.agreement))) * delivered
+
+    @property
+    def _most_wrong_rows(self) -> int:
+        return max(round((self.bound or 0.0) * self.rows) - self.wrong_above, 0)
 
     @property
     def plan_text(self) -> str:
@@ -148,19 +177,42 @@ class Levels:
         at, other_at = pc.index_in(drawn, own[_ID]), pc.index_in(drawn, others[_ID])
         mine, theirs = own.take(at), others.take(other_at)
         scores = self.scores(mine)
-        pairs = zip(mine[self.target].to_pylist(), theirs[self.target].to_pylist(), strict=True)
-        agree = np.fromiter((one == other for one, other in pairs), bool, len(drawn))
-        wrong = ~(_are_good(theirs) & agree) & np.isfinite(scores)
+        labels, answers, answered = mine[self.target], theirs[self.target], _are_good(theirs)
+        if self.within is None:
+            wrong = ~(answered & _are_equal(labels, answers))
+        else:
+            gold = self._gold_as(labels.type)
+            wrong = ~_are_equal(labels, gold) & ~(answered & ~_are_equal(answers, gold))
+        wrong &= np.isfinite(scores)
         promised = (len(drawn), self.rows)
         allowed = count_allowed(*promised, self.agreement, self.confidence) if len(drawn) else -1
         digests = digest_requests(drawn.to_pylist(), self.seed)
+        threshold = find_threshold(scores, digests, wrong, allowed)
         return replace(
             self,
             wrong=int(wrong.sum()),
+            wrong_above=int((wrong & are_above(scores, digests, threshold)).sum()),
             allowed=allowed,
             bound=find_bound(allowed, *promised, self.confidence),
-            threshold=find_threshold(scores, digests, wrong, allowed),
+            threshold=threshold,
         )
+
+    def _gold_as(self, kind: pa.DataType) -> pa.Array:
+        # Of a sample without one reply of the model, nobody knows of which type they would be.
+        gold = pa.array(self.gold or [])
+        return gold if pa.types.is_null(kind) else gold.cast(kind)
+
+    def keep_sampled(self, keep: Collection[str]) -> Levels:
+        """Return the same without sampled rows of other requests than these, as of rows that were erased."""
+        if self.sampled is None:
+            return self
+        places = [place for place, request_id in enumerate(self.sampled) if request_id in keep]
+        gold = self.gold and [self.gold[place] for place in places]
+        return replace(self, sampled=[self.sampled[place] for place in places], gold=gold)
+
+    def newest(self, results: pa.Table) -> pa.Table:
+        """Return results, the newest first, so that the first of a request is its newest success, else its newest."""
+        return _newest([results], self.read)
 
     def ask_oracle_alone(self) -> Levels:
         """Return the same, by which nothing of the model itself is accepted."""
@@ -227,6 +279,29 @@ class Levels:
         # What was asked for an earlier threshold, and is accepted now, is the model's own.
         is_asked = pc.fill_null(asked.take(at), fill_value=False)
         return _with_columns(table.filter(is_asked), ORACLE, at.filter(is_asked), of_request)
+
+
+def promise_text(oracle: str, target: str, agreement: float, confidence: float, within: float | None) -> str:
+    """Return what a cascade promises, in words."""
+    if within is None:
+        what = f"at least {percent(agreement)} of the labels agree with {oracle} on '{target}'"
+    else:
+        what = (
+            f"the labels are right on '{target}' at most {percent(within)} of all rows less often than those of "
+            f"{oracle} would be, by gold"
+        )
+    return f"With a confidence of {percent(confidence)}, {what}."
+
+
+def percent(share: float) -> str:
+    """Return a share as it was given: 97.5 % is not 98 %."""
+    return f"{share * 100:.6g}%"
+
+
+def _are_equal(ones: pa.ChunkedArray | pa.Array, others: pa.ChunkedArray | pa.Array) -> Flags:
+    """Return where both have the same value. Null is one."""
+    pairs = zip(ones.to_pylist(), others.to_pylist(), strict=True)
+    return np.fromiter((one == other for one, other in pairs), bool, len(ones))
 
 
 def _columns(target: pa.DataType) -> list[pa.Field]:

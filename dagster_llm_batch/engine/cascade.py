@@ -14,12 +14,12 @@ Loaded only where a labeling has a cascade.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from itertools import count
-from typing import TYPE_CHECKING
+from itertools import compress, count
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +27,23 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.cascade import (
     Cascade,
+    choices_of,
     choose_sample,
     digest_keys,
     expect_accepted,
     relative_cost,
     smallest,
 )
-from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
+from dagster_llm_batch.engine.label import SHARD, Answers
 from dagster_llm_batch.engine.request_files import ShardFiles, WrittenLines, delete_requests, requests_of
+from dagster_llm_batch.errors import InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane, Outcome
@@ -51,7 +55,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["CALIBRATION", "Escalation", "Sampling", "asks_oracle", "forget_sampled", "levels_of"]
+__all__ = ["CALIBRATION", "Escalation", "RequestSet", "Sampling", "forget_sampled", "levels_of"]
 
 CALIBRATION = "cascade.json"
 """The name of the file that has the sample and the threshold of a submission."""
@@ -61,13 +65,9 @@ _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
 _REMEMBERED, _LOOKED_AT = 5, 100
 _AT_ONCE = 16
+_SHOWN = 5
 # Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
 _BYTES_A_TOKEN = 4
-
-
-def asks_oracle(labeling: Labeling, shard: Shard) -> bool:
-    """Return whether a shard asks the oracle."""
-    return f"{shard.provider}/{shard.model}" != labeling.model
 
 
 def levels_of(payloads: PayloadStore, submission: Submission) -> Levels | None:
@@ -83,13 +83,25 @@ def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[st
     """Take requests of erased rows out of what is stored of a sample."""
     levels = levels_of(payloads, submission)
     if levels is not None and levels.sampled is not None and not going.isdisjoint(levels.sampled):
-        left = [request_id for request_id in levels.sampled if request_id not in going]
-        _store(payloads, submission.folder, replace(levels, sampled=left))
+        _store(payloads, submission.folder, levels.keep_sampled({*levels.sampled} - going))
 
 
 def _store(payloads: PayloadStore, folder: str, levels: Levels) -> None:
     with payloads.writer(f"{folder}/{CALIBRATION}") as out:
         out.write(levels.as_json())
+
+
+def _missing_gold(asset: str, target: str, keys: Sequence[object], sampled: int) -> MissingGoldError:
+    """Return the error that gold says nothing of these of the sampled rows."""
+    shown = ", ".join(f"{str(key)[:60]!r}" for key in keys[:_SHOWN])
+    more = f", and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
+    message = (
+        f"Cascade.gold has no '{target}' for {len(keys):,} of the {sampled:,} rows of '{asset}' that were sampled: "
+        f"{shown}{more}. Nothing was asked, and nothing is paid. `dagster-llm-batch plan {asset} --json` lists all "
+        "their keys as missing_gold; they stay the same until the rows, the prompt or a model change. Have people "
+        "label them, or promise against the oracle: leave gold and within out."
+    )
+    return MissingGoldError(message, keys)
 
 
 def _cascade(labeling: Labeling) -> Cascade:
@@ -149,12 +161,12 @@ class Sampling:
         `known` has the requests that the oracle has answered, or is asked now.
         """
         cascade, oracle = _cascade(self._labeling), self._labeling.models[1]
-        seed = f"{self._deployment.namespace}/{self._labeling.asset}/{self._partition}"
+        seed = self._seed()
         rows = plan.rows - plan.skipped
         tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
         least = self._deployment.codec(oracle).limits.min_requests
         if cascade.sample == "auto":
-            size = choose_sample(rows, cascade.agreement, cascade.confidence, least)
+            size = choose_sample(rows, cascade.least_share, cascade.confidence, least)
         else:
             size = min(cascade.sample, rows)
         each = self._planner.estimate(oracle).expected_usd(tokens or 0)
@@ -166,7 +178,9 @@ class Sampling:
             # Whoever names a sample has decided that there is to be one.
             if cost >= 1 and cascade.sample == "auto":
                 size = rows
-        sampled = None if size >= rows else self._drawn(size, seed)
+        keys, sampled = ([], None) if size >= rows else self._drawn(size, seed)
+        # Before anything is written that costs: what is missing, people have to say first.
+        gold = None if sampled is None or cascade.gold is None else self._gold_of(cascade, keys)
         if sampled is None:
             # The model is asked nothing, and costs nothing.
             for shard in plan.shards:
@@ -189,8 +203,10 @@ class Sampling:
             oracle=cascade.oracle,
             score=cascade.score,
             target=cascade.target,
-            agreement=cascade.agreement,
+            agreement=cascade.least_share,
             confidence=cascade.confidence,
+            within=cascade.within,
+            gold=gold,
             seed=seed,
             rows=rows,
             sample=rows if sampled is None else len(sampled),
@@ -216,23 +232,71 @@ class Sampling:
         earlier = (levels_of(deployment.payloads, one) for one in same[:_REMEMBERED])
         known_shares = (levels.accepted for levels in earlier if levels is not None and not levels.asks_oracle_alone)
         shares = [share for share in known_shares if share is not None]
-        return sum(shares) / len(shares) if shares else expect_accepted(cascade.agreement)
+        return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
+
+    def _seed(self) -> str:
+        """Return what decides which rows are drawn: the partition, and the configuration that is calibrated.
+
+        Where somebody has changed the prompt, a model or a parameter by what the sampled rows showed, these rows would
+        flatter it: others are drawn then. The same configuration draws the same ones again, which are paid once; so
+        does another promise, whose sample has these rows and more, or some of them.
+        """
+        prompt, turns = self._labeling.prompt, self._labeling.spec.turns
+        asked = [prompt.system, prompt.user, list(prompt.images), [[turn.role, turn.text] for turn in turns]]
+        digest = hashlib.sha256(canonical_json([self._planner.configuration, asked]).encode()).hexdigest()
+        place = (self._deployment.namespace, self._labeling.asset, self._partition)
+        return "/".join([*place, digest[:16]])
+
+    def _gold_of(self, cascade: Cascade, keys: Sequence[object]) -> list[Any]:
+        """Return what people say of the rows with these keys. Raises InputError where they say nothing of one."""
+        key, target = self._labeling.key, cascade.target
+        wanted, found = {str(one) for one in keys}, {}
+        for batch in record_batches(cascade.gold, {key, target}):
+            if absent := {key, target} - set(batch.schema.names):
+                raise InputError(
+                    f"Cascade.gold has no column {', '.join(sorted(absent))}: it takes the key of the rows, '{key}', "
+                    f"and '{target}', under these names. Its columns: {', '.join(batch.schema.names)}."
+                )
+            for name, label in zip(keys_of(batch, key), batch.column(target).to_pylist(), strict=True):
+                if str(name) in wanted and label is not None:
+                    found[str(name)] = label
+        if lacking := [one for one in keys if str(one) not in found]:
+            raise _missing_gold(self._labeling.asset, target, lacking, len(keys))
+        gold = [found[str(one)] for one in keys]
+        kind, choices = self._labeling.reader.schema.field(target).type, choices_of(self._labeling.reader, target)
+        try:
+            labels = pa.array(gold).cast(kind)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InputError(
+                f"Cascade.gold has labels in '{target}' that are not of the type of the response, {kind}: {error}. "
+                "Cast them to it."
+            ) from error
+        # The oracle would be wrong of each such row, and the model could do no harm.
+        if choices and (others := sorted({str(one) for one in labels.to_pylist()} - {str(one) for one in choices})):
+            raise InputError(
+                f"Cascade.gold has labels in '{target}' that no model can give: {', '.join(map(repr, others[:5]))}. "
+                f"The response allows {', '.join(repr(one) for one in choices)}. Write them as it does."
+            )
+        said: list[Any] = labels.to_pylist()
+        return said
 
     def _digest(self, cascade: Cascade, seed: str) -> str:
         content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
-    def _drawn(self, size: int, seed: str) -> list[str]:
-        """Return the request of each of the rows with the smallest digests."""
+    def _drawn(self, size: int, seed: str) -> tuple[list[object], list[str]]:
+        """Return the rows with the smallest digests: the key and the request of each."""
         bound = np.empty(0, np.uint64)
         for keys, _ in self._rows():
             bound = smallest(bound, digest_keys(keys, seed), size)
         last = bound.max()
-        return [
-            request_id
-            for keys, ids in self._rows()
-            for request_id in ids.filter(pa.array(digest_keys(keys, seed) <= last)).to_pylist()
-        ]
+        drawn_keys: list[object] = []
+        drawn: list[str] = []
+        for keys, ids in self._rows():
+            are_drawn = digest_keys(keys, seed) <= last
+            drawn_keys += compress(keys, are_drawn)
+            drawn += ids.filter(pa.array(are_drawn)).to_pylist()
+        return drawn_keys, drawn
 
     def _rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
         """Yield the keys and the request_ids of all rows that are asked."""
@@ -291,83 +355,116 @@ class Escalation:
     shards: Sequence[Shard]
     collector: Collector
 
-    def find(self) -> list[tuple[Shard, frozenset[str]]]:
+    def find(self) -> list[tuple[Shard, RequestSet]]:
         """Return the requests to ask, with a shard that stands for those of a lane; set the threshold if none is set.
 
-        Nothing is asked of what waits for a person, nor twice.
+        Nothing is asked of what waits for a person, nor twice. Tables of any size are read in parts.
         """
         levels = levels_of(self.deployment.payloads, self.submission)
         if levels is None or levels.is_repeated or levels.asks_oracle_alone:
             return []
-        if levels.threshold is None:
-            levels = self._calibrated(levels)
-        answered = self._had()
-        by_lane: dict[Lane, list[Shard]] = {}
-        asked: dict[Lane, set[str]] = {}
-        accepted: set[str] = set()
-        requests = 0
-        for shard in reversed(self._cheap):
-            [table] = self.collector.results([shard], levels.read)
-            above = levels.are_accepted(table)
-            ids = table[_ID]
-            accepted.update(ids.filter(pa.array(above)).to_pylist())
-            requests += len(ids)
-            if not shard.waits_for_person:
-                by_lane.setdefault(shard.lane, []).append(shard)
-                asked.setdefault(shard.lane, set()).update(ids.filter(pa.array(~above)).to_pylist())
-        levels = replace(levels, accepted=len(accepted) / max(requests, 1))
-        _store(self.deployment.payloads, self.submission.folder, levels)
-        left = self._present() - answered - accepted
-        found = []
-        for lane, shards in by_lane.items():
-            if ids := asked[lane] & left:
-                found.append((self._standing_for(shards), frozenset(ids)))
-            left -= asked[lane]
-        return found
-
-    def _calibrated(self, levels: Levels) -> Levels:
-        present, sampled = self._present(), levels.sampled or []
-        # Rows that were erased meanwhile are in no table.
-        drawn = [request_id for request_id in sampled if request_id in present]
-        levels = replace(levels, sampled=drawn, sample=len(drawn))
-        cheap, oracles = (
-            [self.collector.results([shard], levels.read)[0] for shard in of] for of in (self._cheap, self._oracles)
+        # All of it was planned at once, or not at all.
+        if levels.wave is not None and levels.wave <= self.submission.waves:
+            return []
+        answers = Answers(
+            submission=self.submission,
+            shards=self.shards,
+            ledger=self.deployment.ledger,
+            payloads=self.deployment.payloads,
+            part_rows=self.deployment.part_rows,
+            levels=levels,
         )
-        return replace(levels.calibrate(cheap, oracles), wave=self.submission.waves + 1)
+        if levels.threshold is None:
+            levels = self._calibrated(levels, answers)
+        shards = [shard for wave in answers.waves for shard in wave]
+        read = answers.schema_of(levels.read)
+        asked: dict[Lane, list[pa.Array]] = {lane: [] for lane in Lane}
+        accepted = judged = 0
+        for manifest, results in answers.parts(pa.schema([read.field(_ID)]), read):
+            requests = pc.unique(manifest[_ID]).drop_null()
+            cheap, oracles = _by_level(answers.are_oracles, results, read)
+            newest = levels.newest(cheap)
+            known = newest.take(pc.index_in(requests, newest[_ID]))
+            above = levels.are_accepted(known)
+            accepted, judged = accepted + int(above.sum()), judged + len(known) - known[_ID].null_count
+            left = requests.filter(pa.array(~above))
+            left = left.filter(pc.invert(pc.is_in(left, self._answered(oracles, shards))))
+            for lane, ids in self._lanes(cheap, shards):
+                are_lane = pc.is_in(left, ids)
+                asked[lane].append(left.filter(are_lane))
+                left = left.filter(pc.invert(are_lane))
+        _store(self.deployment.payloads, self.submission.folder, replace(levels, accepted=accepted / max(judged, 1)))
+        found = ((lane, RequestSet(ids)) for lane, ids in asked.items())
+        return [(self._standing_for(lane, shards, levels), requests) for lane, requests in found if len(requests)]
 
-    @cached_property
-    def _all(self) -> list[Shard]:
-        """The collected shards of this submission and of those whose answers it reuses, oldest first."""
-        sources = [self.deployment.ledger.shards(source) for source in reversed(self.submission.reused_from)]
-        collected = [shard for of in (*sources, self.shards) for shard in of if shard.results_path]
-        return [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
+    def _calibrated(self, levels: Levels, answers: Answers) -> Levels:
+        # Rows that were erased meanwhile are in no table.
+        sampled = pa.array(levels.sampled or [], pa.string())
+        manifest = self.deployment.payloads.iter_batches(self.submission.manifest, _ROWS_AT_ONCE, [_ID])
+        present = {one for ids in manifest for one in ids[_ID].filter(pc.is_in(ids[_ID], sampled)).to_pylist()}
+        levels = levels.keep_sampled(present)
+        levels = replace(levels, sample=len(levels.sampled or []))
+        tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
+        for wave, are_oracles in zip(answers.waves, answers.are_oracles, strict=True):
+            for table in (self.collector.results([shard], levels.read)[0] for shard in wave):
+                tables[are_oracles].append(table.filter(pc.is_in(table[_ID], sampled)))
+        return replace(levels.calibrate(*tables), wave=self.submission.waves + 1)
 
-    @cached_property
-    def _cheap(self) -> list[Shard]:
-        return [shard for shard in self._all if not asks_oracle(self.labeling, shard)]
-
-    @cached_property
-    def _oracles(self) -> list[Shard]:
-        return [shard for shard in self._all if asks_oracle(self.labeling, shard)]
-
-    def _had(self) -> set[str]:
+    def _answered(self, oracles: pa.Table, shards: Sequence[Shard]) -> pa.Array:
         """Return the requests that the oracle has answered, or that this submission has asked it."""
-        had: set[str] = set()
-        own = self.submission.submission_id
-        asked = [shard for shard in self.shards if shard.results_path and asks_oracle(self.labeling, shard)]
-        for shard in (*asked, *(shard for shard in self._oracles if shard.submission_id != own)):
-            [table] = self.collector.results([shard], [_ID, _OUTCOME])
-            if shard.submission_id != own:
-                table = table.filter(pc.equal(table[_OUTCOME], Outcome.SUCCEEDED.value))
-            had.update(table[_ID].to_pylist())
-        return had
+        own = [at for at, shard in enumerate(shards) if shard.submission_id == self.submission.submission_id]
+        is_own = pc.is_in(oracles[SHARD.name], pa.array(own, SHARD.type))
+        had = oracles.filter(pc.or_(is_own, pc.equal(oracles[_OUTCOME], Outcome.SUCCEEDED.value)))
+        return had[_ID].combine_chunks()
 
-    def _present(self) -> set[str]:
-        manifest = self.deployment.payloads.read_table(self.submission.manifest, [_ID])
-        return set(manifest[_ID].to_pylist())
+    def _lanes(self, cheap: pa.Table, shards: Sequence[Shard]) -> Iterator[tuple[Lane, pa.Array]]:
+        """Yield each lane with the requests that the model had in it, without those that wait for a person."""
+        for lane in Lane:
+            places = [at for at, s in enumerate(shards) if s.lane is lane and not s.waits_for_person]
+            yield lane, cheap.filter(pc.is_in(cheap[SHARD.name], pa.array(places, SHARD.type)))[_ID].combine_chunks()
 
-    def _standing_for(self, shards: Sequence[Shard]) -> Shard:
-        """Return one shard with the sizes of all: its lines are read once, and a request is as long as their mean."""
-        own = [shard for shard in shards if shard.submission_id == self.submission.submission_id] or list(shards)
+    def _standing_for(self, lane: Lane, shards: Sequence[Shard], levels: Levels) -> Shard:
+        """Return one shard of the model with the sizes of all: a request is as long as their mean."""
+        of_lane = [shard for shard in shards if shard.lane is lane and not levels.asks_oracle(shard.asked_of)]
+        own = [shard for shard in of_lane if shard.submission_id == self.submission.submission_id] or of_lane
         tokens, requests = (sum(getattr(shard, name) for shard in own) for name in ("tokens", "requests"))
         return replace(own[0], tokens=tokens, requests=requests)
+
+
+def _by_level(are_oracles: Sequence[bool], results: Iterable[pa.Table], schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
+    """Return the results of the model and those of the oracle, the newest first."""
+    tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
+    for is_oracle, table in zip(are_oracles, results, strict=True):
+        tables[is_oracle].insert(0, table)
+    nothing = schema.append(SHARD).empty_table()
+    cheap, oracles = (pa.concat_tables([*of, nothing]).combine_chunks() for of in tables)
+    return cheap, oracles
+
+
+class RequestSet:
+    """A set of request_ids in 28 bytes each: a wave can have millions of them.
+
+    Args:
+        parts: The ids, each once.
+    """
+
+    def __init__(self, parts: Iterable[pa.Array]) -> None:
+        packed = b"".join([bytes.fromhex("".join(part.to_pylist())) for part in parts])
+        ids = np.frombuffer(packed, np.uint8).reshape(-1, REQUEST_ID_BYTES)
+        heads = ids[:, :8].copy().view(">u8").ravel().astype(np.uint64)
+        order = heads.argsort(kind="stable")
+        self._heads, self._ids = heads[order], ids[order]
+
+    def __len__(self) -> int:
+        return len(self._heads)
+
+    def __contains__(self, request_id: object) -> bool:
+        if not isinstance(request_id, str):
+            return False
+        sought = bytes.fromhex(request_id)
+        head = np.uint64(int.from_bytes(sought[:8]))
+        start, end = (int(self._heads.searchsorted(head, side)) for side in ("left", "right"))
+        return any(self._ids[at].tobytes() == sought for at in range(start, end))
+
+    def __iter__(self) -> Iterator[str]:
+        return (one.tobytes().hex() for one in self._ids)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROWS_AT_ONCE",
+    "SHARD",
     "Answers",
     "LabelAssembler",
     "WrittenLabels",
@@ -261,8 +262,8 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
 
 
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
-# The number of a result's shard among those of all waves.
-_SHARD = pa.field("llm_shard", pa.int32())
+SHARD = pa.field("llm_shard", pa.int32())
+"""The number of a result's shard among those of all waves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +280,7 @@ class Answers:
     levels: Levels | None = None
 
     def _asks_oracle(self, shard: Shard) -> bool:
-        return self.levels is not None and self.levels.oracle == f"{shard.provider}/{shard.model}"
+        return self.levels is not None and self.levels.asks_oracle(shard.asked_of)
 
     @property
     def are_oracles(self) -> list[bool]:
@@ -318,8 +319,8 @@ class Answers:
             return dict(counts)
         manifest_columns, result_columns = (_chosen(RESULT_SCHEMA, names) for names in ([_ID], [_ID, _OUTCOME]))
         if self.levels is not None:
-            result_columns = _chosen(self.payloads.table_schema(_path(self.waves[0][0])), self.levels.read)
-        for manifest, results in self._parts(manifest_columns, result_columns):
+            result_columns = self.schema_of(self.levels.read)
+        for manifest, results in self.parts(manifest_columns, result_columns):
             requests = pc.unique(manifest[_ID]).drop_null()
             if self.levels is not None:
                 results = iter(self.levels.apply(manifest, zip(self.are_oracles, results, strict=True)))  # noqa: PLW2901
@@ -330,7 +331,11 @@ class Answers:
             counts.update(outcomes.to_pylist())
         return dict(counts)
 
-    def _parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
+    def schema_of(self, columns: Sequence[str]) -> pa.Schema:
+        """Return these columns of the stored results."""
+        return _chosen(self.payloads.table_schema(_path(self.waves[0][0])), columns)
+
+    def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
         """Yield the manifest and the results of each wave, oldest first; large tables in parts by request_id.
 
         `manifest` and `results` are the columns that are read.
@@ -338,7 +343,7 @@ class Answers:
         names = self.part_names()
         starts = accumulate(map(len, self.waves), initial=0)
         sources = [(manifest, self.payloads.iter_batches(self.submission.manifest, ROWS_AT_ONCE, manifest.names))]
-        numbered = results.append(_SHARD)
+        numbered = results.append(SHARD)
         sources += [
             (numbered, self._results(wave, numbered, start)) for wave, start in zip(self.waves, starts, strict=False)
         ]
@@ -363,7 +368,7 @@ class Answers:
         """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""
         for number, shard in enumerate(shards, start):
             for batch in self.payloads.iter_batches(_path(shard), ROWS_AT_ONCE, columns.names[:-1]):
-                numbers = pa.repeat(pa.scalar(number, _SHARD.type), len(batch))
+                numbers = pa.repeat(pa.scalar(number, SHARD.type), len(batch))
                 yield pa.record_batch([*batch.columns, numbers], schema=columns)
                 del batch
             release_memory()
@@ -455,7 +460,7 @@ class LabelAssembler(Answers):
         self.read_again(reread=reread)
         shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
-        for manifest, results in self._parts(self.payloads.table_schema(self.submission.manifest), own):
+        for manifest, results in self.parts(self.payloads.table_schema(self.submission.manifest), own):
             whole = (_with(shared, table).select(schema.names) for table in results)
             yield self._label(manifest, whole, self.are_oracles, run_id)
             # Or it would be in memory while the next part is read.
@@ -490,7 +495,7 @@ def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
 
 def _with(shared: pa.Table, results: pa.Table) -> pa.Table:
     """Return the results with the columns that all results of a shard share."""
-    repeated = shared.take(results[_SHARD.name].combine_chunks())
+    repeated = shared.take(results[SHARD.name].combine_chunks())
     return pa.table([*results.columns, *repeated.columns], names=[*results.column_names, *repeated.column_names])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
@@ -377,7 +377,8 @@ class Labeling:
             ],
         }
         if (cascade := self.cascade) is not None:
-            asked["cascade"] = {**asdict(cascade), "price": _price_as_json(cascade.price)}
+            # Which gold it was is no question to a model.
+            asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price)}
         # As it is when it is read again: a tuple has become a list, and what JSON does not have, text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -428,7 +429,7 @@ class Labeling:
             response=response,
             params=asked["params"],
             endpoint=asked["endpoint"],
-            cascade=_cascade_of_json(asked.get("cascade")),
+            cascade=_cascade_of_json(asked.get("cascade"), None if self.cascade is None else self.cascade.gold),
             spend=replace(self.spend, price=_price_of_json(definition["price"])),
             resend=replace(
                 self.resend,
@@ -489,8 +490,12 @@ def _price_of_json(stored: Mapping[str, Any] | None) -> TokenPrice | None:
     return None if stored is None else TokenPrice(**stored)
 
 
-def _cascade_of_json(stored: Mapping[str, Any] | None) -> Cascade | None:
-    return None if stored is None else Cascade(**{**stored, "price": _price_of_json(stored["price"])})
+def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | None:
+    if stored is None:
+        return None
+    # What the gold said of the sample is stored where the sample is.
+    gold = None if stored["within"] is None else gold if gold is not None else "gold"
+    return Cascade(**{**stored, "price": _price_of_json(stored["price"]), "gold": gold})
 
 
 def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:

@@ -35,7 +35,7 @@ from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
-from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError
+from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
@@ -84,6 +84,7 @@ class Preview:
         steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
             expected. None: not all of them, or nobody knows.
         levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
+        missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
     """
 
     rows: int
@@ -112,6 +113,7 @@ class Preview:
     rounds: int = 1
     steps: int | None = 1
     levels: Levels | None = None
+    missing_gold: tuple[object, ...] = ()
 
     @property
     def to_send(self) -> int:
@@ -326,7 +328,10 @@ class Planner:
             estimate, whole, levels = draft.estimate, draft.estimate, None
             if (sampling := self._sampling(partition, submission_id, aside)) is not None:
                 answered = self._known_requests(earlier, again=again, of=self._labeling.models[1].model)
-                plan, estimate = sampling.draw(plan, estimate, answered)
+                try:
+                    plan, estimate = sampling.draw(plan, estimate, answered)
+                except MissingGoldError as error:
+                    return replace(preview_of(plan, estimate, str(error)), missing_gold=error.keys)
                 whole, levels = sampling.whole(estimate), sampling.levels
             try:
                 with refuse_over_budget(self._deployment, self._labeling, whole, self._unsent(history)):
@@ -452,7 +457,7 @@ class Planner:
             collector.restore(self._ledger.shards(submission.submission_id))
             # Read after that: what is lost for good has a cause now.
             for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
-                if is_cascade and f"{shard.provider}/{shard.model}" != model:
+                if is_cascade and shard.asked_of != model:
                     continue
                 # One that was given up, and has ended after all, has the results of before until it is collected.
                 if shard.results_path and shard.state is ShardState.COLLECTED:

@@ -8,7 +8,7 @@ partition had in flight, and that got no good answer there, are asked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -49,7 +49,7 @@ class _Ask:
     model: int
     lane: Lane
     shard: Shard
-    request_ids: frozenset[str]
+    request_ids: Collection[str]
 
     @property
     def target(self) -> tuple[int, str]:
@@ -148,7 +148,7 @@ class NextWave:
         for shard in self._shards:
             # What failed in an earlier wave was asked again in the wave after it.
             # Of a fallback that is declared no more, nothing is asked any more.
-            model = self._places.get(_model(shard))
+            model = self._places.get(shard.asked_of)
             if shard.wave == self._submission.waves and model is not None and model != besides:
                 yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
 
@@ -184,7 +184,7 @@ class NextWave:
         """Return the request_ids without a good answer: those to ask the same model again, and the others."""
         resend = self._labeling.resend
         first = self._first_wave(shard)
-        own_waves = {other.wave for other in siblings if _model(other) == _model(shard) and other.sent_at is not None}
+        own_waves = {other.wave for other in siblings if other.asked_of == shard.asked_of and other.sent_at is not None}
         tries = sum(wave >= first for wave in own_waves)
         # After the deadline each request may be tried once in real time.
         rescued = self._late and shard.lane is Lane.BATCH
@@ -233,7 +233,7 @@ class NextWave:
         for _, rows in results:
             open_ids.difference_update(request_id for request_id, outcome, _ in rows if outcome == Outcome.SUCCEEDED)
         for shard, rows in results:
-            if (model := self._places.get(_model(shard))) is not None:
+            if (model := self._places.get(shard.asked_of)) is not None:
                 mine = [row for row in rows if row[0] in open_ids]
                 open_ids.difference_update(row[0] for row in mine)
                 yield from self._asks(model, shard, mine, sources[shard.submission_id])
@@ -249,7 +249,7 @@ class NextWave:
         submission_id = self._submission.submission_id
         limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
         spent = self._deployment.ledger.committed_usd(limit)
-        unknown = next((self._labeling.by(_model(shard)) for shard in shards if shard.estimated_usd is None), None)
+        unknown = next((self._labeling.by(shard.asked_of) for shard in shards if shard.estimated_usd is None), None)
         more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
         requests = sum(shard.requests for shard in shards)
         if self._is_escalation:
@@ -276,7 +276,7 @@ class NextWave:
     def _bounds(self, ask: _Ask) -> Callable[[Sequence[bytes]], Sequence[int | None]]:
         """Return what tells the most input tokens of each of these requests' lines."""
         labeling = self._labeling.models[ask.model]
-        if _model(ask.shard) != labeling.model:
+        if ask.shard.asked_of != labeling.model:
             # Another model counts otherwise.
             counter = self._deployment.counter(labeling)
             return lambda lines: [
@@ -288,17 +288,13 @@ class NextWave:
         """Yield the requests' lines, several at once, encoded for this model's provider."""
         payloads = self._deployment.payloads
         path, nonce = ask.shard.path, ask.shard.nonce
-        if _model(ask.shard) != self._labeling.models[ask.model].model:
+        if ask.shard.asked_of != self._labeling.models[ask.model].model:
             spare = self._spare(ask.model)
             path, nonce = spare.path, spare.nonce
         wanted = (request for request in requests_of(payloads, path, nonce) if request[0] in ask.request_ids)
         for chunk in chunks(wanted, _AT_ONCE):
             request_ids, lines = zip(*chunk, strict=True)
             yield WrittenLines(request_ids, lines, nonce)
-
-
-def _model(shard: Shard) -> str:
-    return f"{shard.provider}/{shard.model}"
 
 
 def _target(ask: _Ask) -> Any:

@@ -152,14 +152,15 @@ CASES: dict[str, tuple[Any, str, Same]] = {
         | BY_DAY
         | prompt("{{ body }}")
         | Same(
-            {"cascade": Cascade("openai/gpt-5", "topic", 0.9, score="sure", sample=200)},
+            {"cascade": Cascade("openai/gpt-5", "topic", score="sure", sample=200, gold="people/gold", within=0.1)},
             {
                 "cascade": {
                     "oracle": "openai/gpt-5",
                     "target": "topic",
-                    "agreement": 0.9,
                     "score": "sure",
                     "sample": 200,
+                    "gold": "people/gold",
+                    "within": 0.1,
                 }
             },
         )

@@ -228,3 +228,23 @@ def test_a_cascade_does_not_pay_where_the_price_gap_is_small_or_the_sample_is_mo
 def test_a_promise_that_cannot_be_kept_is_refused(given, words):
     with pytest.raises(ConfigError, match=words):
         Cascade(**{"oracle": "openai/large", "target": "topic", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"within": 0.03}, "within needs Cascade.gold"),
+        ({"gold": "ticket_gold"}, "gold needs Cascade.within"),
+        ({"gold": "ticket_gold", "within": 0.0}, "above 0"),
+        ({"gold": "ticket_gold", "within": 0.03, "agreement": 0.9}, "two promises"),
+        ({"gold": "ticket_gold", "within": 0.03, "sample": 98}, "fewer than 99 .* at within=0.03"),
+    ],
+)
+def test_a_promise_against_gold_that_cannot_be_kept_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Cascade(**{"oracle": "openai/large", "target": "topic", **given})
+
+
+def test_what_within_leaves_is_exact():
+    shares = [Cascade("openai/large", "topic", gold="gold", within=share).least_share for share in (0.03, 0.07, 0.1)]
+    assert shares == [0.97, 0.93, 0.9]

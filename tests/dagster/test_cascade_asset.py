@@ -8,11 +8,11 @@ from typing import Any, Literal
 import dagster as dg
 import polars as pl
 import pytest
-from code_location import BATCH, CodeLocation, labeled
+from code_location import BATCH, CodeLocation, failure, labeled
 from pydantic import BaseModel
 
 from dagster_llm_batch import Cascade
-from dagster_llm_batch.testing.emulator import Emulator, WireFault
+from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault
 
 TOPICS = ("billing", "bug", "how_to")
 ROWS = 120
@@ -26,7 +26,7 @@ class SureLabel(BaseModel):
 def answer(body: Any, _url: str) -> Any:
     [number] = {int(found) for found in re.findall(r"number (\d+)", str(body))}
     is_wrong = body["model"] == "gpt-4o-mini" and number % 8 == 0
-    return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.3 if is_wrong else 0.9}
+    return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.3 if is_wrong else 0.2 if number % 2 else 0.9}
 
 
 def rows(_context: Any) -> pl.DataFrame:
@@ -77,15 +77,70 @@ def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
     assert judged["saves"].passed is (told["llm_batch/oracle_cost_avoided_usd"] >= 0)
 
 
-def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocation) -> None:
+def land_after(location: CodeLocation, *faults: Any) -> dict[str, dg.AssetCheckEvaluation]:
+    """Land the labels where the oracle has these faults in the wave after the threshold; return the checks."""
     assert location.submit().success
     location.emulator.settle()
-    location.emulator.inject(WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+    location.emulator.inject(*faults)
     for _ in range(4):
-        result = location.collect()
+        judged = checks(location.collect())
         location.emulator.settle()
-        if "promise" in checks(result) and location.materializations():
-            break
-    judged = checks(result)
+        if "promise" in judged and location.materializations():
+            return judged
+    raise AssertionError("nothing has landed")
+
+
+def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocation) -> None:
+    judged = land_after(location, WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+    told = judged["promise"].description or ""
     assert not judged["promise"].passed
-    assert "rows have no label" in (judged["promise"].description or "")
+    assert re.search(
+        r"\d+ rows have no label, and are in no promise\. Of the \d+ labels .* more than was promised", told
+    )
+
+
+def test_the_promise_holds_of_the_labels_that_are_there_where_the_oracle_refuses_a_row(location: CodeLocation) -> None:
+    judged = land_after(location, RowFault(containing='"gpt-4o"', status_code=400, times=1))
+    told = judged["promise"].description or ""
+    assert "1 row has no label, and is in no promise. Of the 119 labels that are there at most" in told
+    assert judged["promise"].passed
+    assert told.endswith("so it holds of them.")
+    assert judged["promise"].metadata["llm_batch/disagreement_bound"].value <= 0.1
+
+
+def gold_until(number: int) -> dg.AssetsDefinition:
+    @dg.asset(name="ticket_gold", key_prefix="people")
+    def ticket_gold() -> pl.DataFrame:
+        return pl.DataFrame(
+            {"ticket_id": [f"t{n}" for n in range(number)], "topic": [TOPICS[n % 3] for n in range(number)]}
+        )
+
+    return ticket_gold
+
+
+@pytest.mark.parametrize("labeled_rows", [ROWS, ROWS - 20])
+def test_a_promise_against_gold_reads_its_asset_and_asks_nothing_where_it_says_nothing_of_a_sampled_row(
+    instance: dg.DagsterInstance, labeled_rows: int
+) -> None:
+    gold, assets = gold_until(labeled_rows), cascading(agreement=0.95, within=0.1, gold="people/ticket_gold")
+    with Emulator(answer=answer) as emulator:
+        location = CodeLocation(emulator, instance, gold, *assets)
+        assert dg.materialize([gold], instance=instance).success
+        if labeled_rows < ROWS:
+            told = failure(location.submit())
+            assert re.search(
+                r"Cascade.gold has no 'topic' for \d+ of the 50 rows of 'ticket_labels' .*: 't1\d\d'", told
+            )
+            assert emulator.books.batches == []
+            return
+        location.submit()
+        for _ in range(3):
+            emulator.settle()
+            judged = checks(location.collect())
+        told = {name: value.value for name, value in location.materializations()[None].metadata.items()}
+    assert told["llm_batch/promise"] == (
+        "With a confidence of 95%, the labels are right on 'topic' at most 10% of all rows less often than those of "
+        "openai/gpt-4o would be, by gold."
+    )
+    assert judged["promise"].passed
+    assert 0 < told["llm_batch/accepted_share"] < 1

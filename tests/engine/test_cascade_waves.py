@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from comparison import Pickled
@@ -18,9 +21,9 @@ from workspace import Workspace, labeling, tickets
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend
-from dagster_llm_batch.engine.cascade import CALIBRATION, levels_of
+from dagster_llm_batch.engine.cascade import CALIBRATION, RequestSet, levels_of
 from dagster_llm_batch.engine.rules import Budget
-from dagster_llm_batch.errors import BudgetError, ConfigError, PayloadError
+from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
 
@@ -387,6 +390,116 @@ def test_rows_that_are_added_while_the_first_are_in_flight_are_paid_once(workspa
     assert status.submission.outcomes == {"succeeded": ROWS + 60}
     assert workspace.emulator.books.billed_twice() == {}
     assert asked(workspace)[CHEAP] == Counter(range(ROWS + 60))
+
+
+# gold ---------------------------------------------------------------------------------------------------------------
+
+
+def gold(**changes: Any) -> pl.DataFrame:
+    """What people say of all rows; `changes` are columns."""
+    numbers = range(ROWS)
+    usual = {"ticket_id": [f"t{n}" for n in numbers], "topic": [TOPICS[n % 3] for n in numbers]}
+    return pl.DataFrame({**usual, **changes})
+
+
+def against(table: Any, **changes: Any) -> Labeling:
+    return definition(cascade(**{"agreement": 0.95, "within": 0.1, "gold": table, **changes}))
+
+
+def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracle_right(workspace: Workspace) -> None:
+    # Of each third row that the model has wrong, people say what the model says: there it does no harm.
+    is_models = [is_wrong(n) and n % 18 == 0 for n in range(ROWS)]
+    labels = [TOPICS[(n + of_model) % 3] for n, of_model in enumerate(is_models)]
+    status = workspace.run(against(gold(topic=labels)), tickets(ROWS))
+    known = levels(workspace, status.submission)
+    assert (known.within, known.agreement) == (0.1, 0.9)
+    rows = workspace.engine().labels(definition(), status.submission.submission_id).labels.to_pylist()
+    sampled = [int(row["ticket_id"][1:]) for row in rows if row["llm_why"] == "sampled"]
+    assert known.wrong == sum(is_wrong(n) and not is_models[n] and n % 40 != 7 for n in sampled) > 0
+    accepted = [int(row["ticket_id"][1:]) for row in rows if row["llm_why"] == "accepted"]
+    assert sum(is_wrong(n) and not is_models[n] for n in accepted) <= 0.1 * ROWS
+    assert "by gold" in known.promise_text
+    # A correction of the gold changes nothing of what was decided.
+    again = workspace.engine().plan(against(gold()), tickets(ROWS))
+    assert again.submission_id == status.submission.submission_id
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (gold()[:40], "has no 'topic' for [0-9]+ of the 60 rows of 'ticket_labels' that were sampled: 't"),
+        (gold(topic=[None] * ROWS), "has no 'topic' for 60 of the 60 rows"),
+        (gold().rename({"topic": "label"}), "has no column topic"),
+        (
+            gold(topic=["Billing"] * ROWS),
+            "no model can give: 'Billing'. The response allows 'billing', 'bug', 'how_to'",
+        ),
+    ],
+    ids=["few rows", "null", "other names", "other words"],
+)
+def test_what_gold_lacks_is_told_before_anything_is_asked(workspace: Workspace, table: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        workspace.engine().plan(against(table), tickets(ROWS))
+    assert workspace.files() == set()
+    assert workspace.emulator.books.batches == []
+
+
+def test_a_preview_lists_all_rows_that_people_have_to_label_first(workspace: Workspace) -> None:
+    preview = workspace.engine().preview(against(gold()[:0]), tickets(ROWS))
+    assert preview.refused is not None
+    assert len(preview.missing_gold) == 60
+    # With these alone it goes on: they stay the same.
+    of_sample = gold().filter(pl.col("ticket_id").is_in(preview.missing_gold))
+    assert not workspace.engine().preview(against(of_sample), tickets(ROWS)).refused
+
+
+def test_without_a_sample_no_gold_is_needed(workspace: Workspace) -> None:
+    alone = against(gold()[:0], sample=ROWS)
+    assert workspace.engine().preview(alone, tickets(ROWS)).refused is None
+
+
+# the sample ---------------------------------------------------------------------------------------------------------
+
+
+def sampled(workspace: Workspace, asked_for: Labeling) -> set[str]:
+    """The keys of the rows that are sampled of a definition."""
+    with_gold = replace(asked_for, cascade=replace(asked_for.cascade or cascade(), gold=gold()[:0], within=0.1))
+    return set(map(str, workspace.engine().preview(with_gold, tickets(ROWS)).missing_gold))
+
+
+def test_another_configuration_draws_other_rows_and_the_same_one_the_same(workspace: Workspace) -> None:
+    usual = definition(cascade(agreement=0.95))
+    drawn = sampled(workspace, usual)
+    assert sampled(workspace, usual) == drawn
+    # Another promise is of the same rows, which are paid once.
+    assert sampled(workspace, definition(cascade(agreement=0.95, sample=90))) > drawn
+    prompt = usual.prompt
+    others = [
+        replace(usual, prompt=replace(prompt, system="You label tickets, and think twice.")),
+        # By its name it is the same version.
+        replace(usual, prompt=replace(prompt, system="You label tickets.", version=usual.prompt_version)),
+        replace(usual, prompt=replace(prompt, examples=[*prompt.examples, ("Where is it?", "{}")])),
+        replace(usual, model="openai/gpt-4.1-mini"),
+        replace(usual, params={"max_tokens": 7}),
+        definition(cascade(agreement=0.95, oracle="openai/gpt-4.1")),
+        definition(cascade(agreement=0.95, params={"max_tokens": 7})),
+    ]
+    of_others = [sampled(workspace, other) for other in others]
+    assert all(len(one) == 60 and len(one & drawn) < 45 for one in of_others)
+
+
+def test_a_set_of_requests_has_what_was_put_into_it() -> None:
+    generator = np.random.default_rng(1)
+    ids = [generator.bytes(20).hex() for _ in range(300)]
+    alike = ids[0][:16]
+    ids += [alike + "0" * 24, alike + "f" * 24]
+    requests = RequestSet([pa.array(ids[:100]), pa.array(ids[100:]), pa.array([], pa.string())])
+    assert set(requests) == set(ids)
+    assert len(requests) == len(ids)
+    assert all(one in requests for one in ids)
+    assert not any(one in requests for one in (alike + "1" * 24, "0" * 40, "f" * 40, 7))
+    assert len(RequestSet([])) == 0
+    assert ids[0] not in RequestSet([])
 
 
 # rows ---------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,11 @@ class Shard:
     padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
 
     @property
+    def asked_of(self) -> str:
+        """The model that it asks: the provider, a slash, and the provider's own name for it."""
+        return f"{self.provider}/{self.model}"
+
+    @property
     def waits_for_person(self) -> bool:
         """Whether what has no answer in it is not sent again before a person says so."""
         return self.cause is not None and self.cause.is_final
