@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
@@ -18,6 +19,7 @@ __all__ = ["main"]
 
 _DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
 Everything stays on this machine, below .example/; delete that folder to start anew."""
+_LOOK_SECONDS = 1.0
 _INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended."""
 
@@ -112,8 +114,21 @@ def _stay(running: RunningDagster) -> None:
     # Before the first batch there is no row to look at.
     if any(settings.HOME.glob("dagster_home/**/ledger.sqlite")):
         print("Every row and reply, on a page of its own:", flush=True)
-        _review()
-    threading.Event().wait()
+        threading.Thread(target=_end_with, args=(running,), daemon=True).start()
+        try:
+            _review()
+        finally:
+            running.check()
+    while True:
+        running.check()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _end_with(running: RunningDagster) -> None:
+    """End the page when Dagster ends: it would show for ever what nobody moves."""
+    while not running.has_ended():
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _interrupt(*_: object) -> NoReturn:

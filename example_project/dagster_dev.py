@@ -17,15 +17,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DagsterError", "RunningDagster", "dagster", "end_dead_runs"]
+__all__ = ["DagsterError", "RunningDagster", "dagster", "end_dead_runs", "end_of"]
 
 _ROOT = Path(__file__).resolve().parent.parent
-_START_SECONDS, _STOP_SECONDS = 300, 30
+_START_SECONDS, _STOP_SECONDS, _ANSWER_SECONDS, _ASK_SECONDS = 300, 30, 120, 5
+_LONGEST_LINE = 400
 _INSTANCE = """\
 telemetry: {enabled: false}
 nux: {enabled: false}
@@ -40,10 +41,17 @@ class DagsterError(Exception):
 
 @dataclass(frozen=True)
 class RunningDagster:
-    """Where it is, and whether it was there before."""
+    """Where it is, whether it was there before, its log, and whether it has ended meanwhile."""
 
     url: str
     found: bool
+    log: Path
+    has_ended: Callable[[], bool]
+
+    def check(self) -> None:
+        """Raise DagsterError where it has ended: nothing that is waited for would ever come."""
+        if self.has_ended():
+            raise DagsterError(f"Dagster at {self.url} has ended.\n{end_of(self.log)}")
 
     def query(self, query: str, **variables: Any) -> dict[str, Any]:
         """Ask GraphQL, as the UI does. Raises DagsterError."""
@@ -70,17 +78,16 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
         (dagster_home / "dagster.yaml").write_text(_INSTANCE, encoding="utf-8")
     except OSError as error:
         raise DagsterError(f"{home} cannot be written ({error}). Set EXAMPLE_HOME to a folder that can.") from error
-    note = home / "dagster.json"
+    note, log = home / "dagster.json", home / "dagster.log"
     if (there := _answering(note)) is not None:
+        pid = there["pid"]
         if _is_alive(there["owner"]):
-            yield RunningDagster(there["url"], found=True)
+            yield RunningDagster(there["url"], found=True, log=log, has_ended=lambda: not _is_alive(pid))
             return
-        _stop_orphan(there["pid"])
+        _stop_orphan(pid)
     print("Starting Dagster, which takes up to half a minute", flush=True)
     end_dead_runs(dagster_home)
-    log = home / "dagster.log"
     port = _free_port()
-    running = RunningDagster(f"http://127.0.0.1:{port}", found=False)
     with log.open("wb") as file:
         process = subprocess.Popen(
             [
@@ -94,6 +101,8 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C comes to us alone, and we stop it in order
         )
+    url = f"http://127.0.0.1:{port}"
+    running = RunningDagster(url, found=False, log=log, has_ended=lambda: process.poll() is not None)
     try:
         _wait(running, process, log)
         _write_note(note, {"url": running.url, "pid": process.pid, "owner": os.getpid()})
@@ -114,6 +123,15 @@ def end_dead_runs(dagster_home: Path) -> None:
             instance.report_run_canceled(run, "The Dagster that it ran in was stopped.")
 
 
+def end_of(log: Path, lines: int = 20) -> str:
+    """Return the last lines of a log, or why there are none."""
+    try:
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    except OSError as error:
+        return f"  {log} cannot be read: {error}"
+    return "\n".join([f"  the end of {log}:", *(f"    {line[:_LONGEST_LINE]}" for line in last)])
+
+
 def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) -> None:
     until = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < until:
@@ -129,8 +147,7 @@ def _wait(running: RunningDagster, process: subprocess.Popen[bytes], log: Path) 
     else:
         ended = process.poll()
         what = f"did not start within {_START_SECONDS} s" if ended is None else f"ended at once, with code {ended}"
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise DagsterError(f"Dagster {what}. The end of {log}:\n{tail}")
+        raise DagsterError(f"Dagster {what}.\n{end_of(log)}")
     raise DagsterError(f"the example's definitions do not load: {failed['message']}")
 
 
@@ -164,16 +181,35 @@ def _write_note(note: Path, written: dict[str, Any]) -> None:
 
 
 def _answering(note: Path) -> dict[str, Any] | None:
-    """A Dagster that runs on this home already: its address, its process, and that of the example it belongs to."""
+    """Find a Dagster that runs on this home already: its address, its process, and that of the example it belongs to.
+
+    One that is there and too busy to answer is waited for: a second one on the same home would do everything twice.
+    Raises DagsterError where it never answers.
+    """
     try:
         written: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
         url, pid, _ = str(written["url"]), int(written["pid"]), int(written["owner"])
-        if not _is_alive(pid):
-            return None
-        with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
-            return written if "dagster_version" in json.loads(response.read()) else None
     except (OSError, ValueError, KeyError):
         return None
+    until = time.monotonic() + _ANSWER_SECONDS
+    while _is_alive(pid):
+        try:
+            with urllib.request.urlopen(f"{url}/server_info", timeout=_ASK_SECONDS) as response:
+                return written if "dagster_version" in json.loads(response.read()) else None
+        except TimeoutError:
+            pass
+        except urllib.error.URLError as error:
+            # nobody listens there, or somebody else: the process has the number of a Dagster that is gone
+            if not isinstance(error.reason, TimeoutError):
+                return None
+        except (OSError, ValueError):
+            return None
+        if time.monotonic() > until:
+            raise DagsterError(
+                f"The Dagster of this folder at {url}, process {pid}, has not answered for {_ANSWER_SECONDS} s. Wait "
+                f"until the machine is less busy, or end it (kill {pid}), and run this again."
+            )
+    return None
 
 
 def _is_alive(pid: int) -> bool:

@@ -15,20 +15,23 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from dagster_llm_batch import LLMBatchResource
-from dagster_llm_batch.engine import Status
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.engine import Engine, Status
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from example_project import report, settings
 from example_project.dagster_dev import DagsterError, RunningDagster
 from example_project.definitions import llm_batch
 from example_project.screen import Bar, Screen
+from example_project.standstill import Patience, describe_dagster, describe_submissions
 
-__all__ = ["DATASETS", "submitted_text", "travel"]
+__all__ = ["DATASETS", "World", "stop_at_failures", "submitted_text", "travel"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
 EVALUATIONS = {"sentiment_eval": "tweet_gold", "sentiment_shares": "tweet_gold_few"}
 """By name, and the gold that each reads."""
 _LOOK_SECONDS = 1.0
+_AT_VENDOR_SECONDS = 26 * 3600.0
+"""A hosted batch may take a day, in which nothing moves."""
 _BACKFILL = """mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
     ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
 _BACKFILL_STATUS = """query ($id: String!) { partitionBackfillOrError(backfillId: $id) { __typename
@@ -45,12 +48,12 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
         _backfill(running, instance, screen, began)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
-            world = _World(instance, resources.llm_batch)
+            world = World(instance, resources.llm_batch)
             screen.say("      " + world.submitted_since(began))
             screen.say(
                 "[3/4] The batches run on their own; the sensor lands each day's labels when its batch has ended"
             )
-            _watch(screen, world, began)
+            _watch(screen, running, world, began)
         screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
     report.show(running)
 
@@ -64,38 +67,56 @@ def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Scr
     answer = running.query(_BACKFILL, params=params)["launchPartitionBackfill"]
     if answer["__typename"] != "LaunchBackfillSuccess":
         raise DagsterError(f"Dagster did not take the backfill: {answer.get('message', answer['__typename'])}")
+    patience = Patience(lambda: describe_dagster(instance, began, running.log), screen.say)
     while True:
         found = running.query(_BACKFILL_STATUS, id=answer["backfillId"])["partitionBackfillOrError"]
-        _stop_at_failures(instance, began)
-        if found["status"].startswith("COMPLETED"):
+        stop_at_failures(instance, began)
+        if found["status"] == "COMPLETED_SUCCESS":
             screen.show([])
             return
-        if found["status"] in ("FAILED", "CANCELED", "CANCELING", "FAILING"):
+        if found["status"] in ("FAILED", "CANCELED", "CANCELING", "FAILING", "COMPLETED_FAILED"):
             raise DagsterError(f"The backfill is {found['status'].lower()}: {(found['error'] or {}).get('message')}")
         screen.show([Bar("waiting for Dagster's daemon to pick it up and run it", None, 0, 0)])
+        patience.look((found["status"], _runs(instance, began)), "Dagster's daemon to run the backfill")
         time.sleep(_LOOK_SECONDS)
 
 
-def _watch(screen: Screen, world: _World, began: datetime) -> None:
+def _watch(screen: Screen, running: RunningDagster, world: World, began: datetime) -> None:
+    def obstacles() -> str:
+        return f"{describe_submissions(world.engine)}\n{describe_dagster(world.instance, began, running.log)}"
+
+    patience = Patience(obstacles, screen.say)
     while True:
-        _stop_at_failures(world.instance, began)
+        running.check()
+        stop_at_failures(world.instance, began)
         progress = [world.progress(name) for name in DATASETS]
         evaluated = world.is_evaluated()
         bars = [Bar(one.name, one.state, one.done, one.total) for one in progress]
-        if all(one.landed == len(settings.EXAMPLE_DAYS) for one in progress):
+        waits_for = " and ".join(one.name for one in progress if one.landed < len(settings.EXAMPLE_DAYS))
+        if not waits_for:
             if evaluated:
                 screen.show(bars, last=True)
                 return
-            bars.append(Bar(" and ".join(EVALUATIONS), "automation starts them", 0, 0))
+            waits_for = " and ".join(EVALUATIONS)
+            bars.append(Bar(waits_for, "automation starts them", 0, 0))
         screen.show(bars)
+        longer = _AT_VENDOR_SECONDS if any(one.is_at_vendor for one in progress) else None
+        patience.look((progress, evaluated, _runs(world.instance, began)), waits_for, stop_seconds=longer)
         time.sleep(_LOOK_SECONDS)
 
 
-def _stop_at_failures(instance: dg.DagsterInstance, began: datetime) -> None:
-    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=began)
-    for record in instance.get_run_records(failed, limit=1):
-        run_id = record.dagster_run.run_id
-        raise DagsterError(f"Run {run_id} failed. {' '.join(_reasons(instance, run_id)) or 'See it in the UI.'}")
+def _runs(instance: dg.DagsterInstance, began: datetime) -> list[tuple[str, str]]:
+    """Return the runs since then, each with its state: what moves where nothing else does."""
+    records = instance.get_run_records(dg.RunsFilter(created_after=began))
+    return [(record.dagster_run.run_id, record.dagster_run.status.value) for record in records]
+
+
+def stop_at_failures(instance: dg.DagsterInstance, began: datetime) -> None:
+    ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], created_after=began)
+    for record in instance.get_run_records(ended, limit=1):
+        run = record.dagster_run
+        how = "failed" if run.status is dg.DagsterRunStatus.FAILURE else "was canceled"
+        raise DagsterError(f"Run {run.run_id} {how}. {' '.join(_reasons(instance, run.run_id)) or 'See it in the UI.'}")
 
 
 def _reasons(instance: dg.DagsterInstance, run_id: str) -> Iterator[str]:
@@ -116,17 +137,22 @@ class _Progress:
     done: int
     total: int
     landed: int
+    is_at_vendor: bool
 
 
 @dataclass(frozen=True)
-class _World:
+class World:
     """What the ledger and Dagster know."""
 
     instance: dg.DagsterInstance
     resource: LLMBatchResource
 
+    @property
+    def engine(self) -> Engine:
+        return self.resource.engine()
+
     def progress(self, name: str) -> _Progress:
-        engine = self.resource.engine()
+        engine = self.engine
         found = [engine.latest(name, day) for day in settings.EXAMPLE_DAYS]
         submissions = [one for one in found if one is not None]
         statuses = [engine.status(one.submission_id) for one in submissions]
@@ -134,7 +160,9 @@ class _World:
         unsettled = sum(status.total - status.done for status in statuses if not status.is_settled)
         landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
         state = f"{landed} of {len(settings.EXAMPLE_DAYS)} days landed"
-        return _Progress(name, state, requests - unsettled, requests, landed)
+        flying = [shard for status in statuses for shard in status.shards if shard.state in IN_FLIGHT]
+        is_at_vendor = any(shard.provider != "command" for shard in flying)
+        return _Progress(name, state, requests - unsettled, requests, landed, is_at_vendor)
 
     def _landed(self, name: str, day: str, submission_id: str) -> bool:
         newest = self._newest(name, day)
@@ -150,17 +178,19 @@ class _World:
         return next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
 
     def is_evaluated(self) -> bool:
-        """Whether each evaluation is newer than all it reads."""
+        """Whether each evaluation is of a run that began after all that it reads was there."""
         return all(self._is_newest(name, (gold, *DATASETS)) for name, gold in EVALUATIONS.items())
 
     def _is_newest(self, evaluation: str, upstreams: Sequence[str]) -> bool:
         newest = self._record(evaluation, None)
+        run = None if newest is None else self.instance.get_run_record_by_id(newest.run_id)
+        began = None if run is None else run.start_time
         read = [self._record(name, day) for name in upstreams for day in settings.EXAMPLE_DAYS]
-        return newest is not None and all(one is not None and one.timestamp < newest.timestamp for one in read)
+        return began is not None and all(one is not None and one.timestamp <= began for one in read)
 
     def submitted_since(self, began: datetime) -> str:
         """What this run sent, and what was there already."""
-        engine = self.resource.engine()
+        engine = self.engine
         submissions = [engine.latest(name, day) for name in DATASETS for day in settings.EXAMPLE_DAYS]
         statuses = [engine.status(submission.submission_id) for submission in submissions if submission is not None]
         return submitted_text(statuses, began)

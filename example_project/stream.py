@@ -39,6 +39,7 @@ from dagster_llm_batch.text import money_text
 from example_project import data, settings, stream_definitions
 from example_project.labelers.vader import answering
 from example_project.parquet import ParquetIOManager
+from example_project.standstill import Patience, StandstillError
 from example_project.stream_definitions import EVENTS, RESULTS, REVIEW, TOPIC
 
 __all__ = ["broker", "go", "lexicon", "travel"]
@@ -81,9 +82,14 @@ def broker(folder: Path) -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
                 break
             time.sleep(0.05)
+        else:
+            raise StandstillError(f"The broker does not listen on port {port} after {_START_SECONDS} s: {command}")
         yield f"127.0.0.1:{port}"
     finally:
-        process.communicate()
+        try:
+            process.communicate(timeout=_START_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -209,7 +215,10 @@ class World:
             except BaseException as error:  # noqa: BLE001 - told below
                 self._failed.append(error)
 
-        threads = [threading.Thread(target=work, args=(one.run,), daemon=True) for one in (student, lane)]
+        threads = [
+            threading.Thread(target=work, args=(one.run,), daemon=True, name=type(one).__name__)
+            for one in (student, lane)
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -219,18 +228,25 @@ class World:
             for thread in threads:
                 thread.join(_PATIENCE_SECONDS)
         self._raise_failed()
+        if stuck := [thread.name for thread in threads if thread.is_alive()]:
+            raise StandstillError(f"{' and '.join(stuck)} did not end within {_PATIENCE_SECONDS} s of being asked to.")
 
     def _raise_failed(self) -> None:
         if self._failed:
             raise self._failed[0]
 
     def wait_for(self, results: int, say: Say) -> None:
-        """Until so many messages have a result."""
-        until, told = time.monotonic() + _PATIENCE_SECONDS, time.monotonic()
+        """Until so many messages have a result. Raises StandstillError when no more come."""
+
+        def obstacles() -> str:
+            alive = ", ".join(thread.name for thread in threading.enumerate() if thread.is_alive())
+            return f"  threads at work: {alive}\n  the LLM's place was asked {len(self.llm.books.executions)} times"
+
+        patience = Patience(obstacles, say, tell_seconds=30, stop_seconds=_PATIENCE_SECONDS)
+        told = time.monotonic()
         while (there := len({one.message_id for one in stream_results(self.connection, RESULTS)})) < results:
             self._raise_failed()
-            if time.monotonic() > until:
-                raise TimeoutError(f"{there} of {results} messages have a result after {_PATIENCE_SECONDS} s.")
+            patience.look(there, f"results: {there} of {results} messages have one")
             if time.monotonic() - told > 5:  # noqa: PLR2004 - seconds
                 say(f"      {there} of {results} messages have a result")
                 told = time.monotonic()

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import http.client
 import importlib.util
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ import xllamacpp
 
 from example_project.labelers.run_batch import ENDPOINT, Answer, Refusal, command
 
-__all__ = ["main", "serving"]
+__all__ = ["asking", "ending_after", "main", "serving"]
 
 _CONTEXT_TOKENS = 1024
 """For each slot: prompt and reply. A longer request is refused by the server."""
-_TIMEOUT_SECONDS = 300
+_START_SECONDS, _ANSWER_SECONDS, _STOP_SECONDS = 300, 300, 60
+"""How long the engine may take to load, for one row, and to stop."""
 _OK = 200
 
 
@@ -48,15 +51,32 @@ def serving(model: str, options: argparse.Namespace) -> Iterator[Answer]:
     parameters.n_parallel = options.concurrency
     parameters.n_ctx = _CONTEXT_TOKENS * options.concurrency
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = options.threads
-    server = xllamacpp.Server(parameters)
-    address = urlsplit(server.listening_address).netloc
+    with ending_after(_START_SECONDS):
+        server = xllamacpp.Server(parameters)
+        address = urlsplit(server.listening_address).netloc
+    yield asking(address)
+    with ending_after(_STOP_SECONDS):
+        del server
+
+
+def asking(address: str, seconds: float = _ANSWER_SECONDS) -> Answer:
+    """The function that asks the server. A row that it does not answer for so long fails, and all that follow at once:
+    they are asked again of another process.
+    """
+    hung = threading.Event()
+    silence = f"The engine has not answered a row for {seconds:.0f} s."
 
     def answer(body: dict[str, Any]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection(address, timeout=_TIMEOUT_SECONDS)
+        if hung.is_set():
+            raise Refusal(503, silence, "ServiceUnavailableError")
+        connection = http.client.HTTPConnection(address, timeout=seconds)
         try:
             connection.request("POST", ENDPOINT, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
             status, content = response.status, json.loads(response.read())
+        except TimeoutError as error:
+            hung.set()
+            raise Refusal(503, silence, "ServiceUnavailableError") from error
         finally:
             connection.close()
         if status != _OK:
@@ -64,8 +84,20 @@ def serving(model: str, options: argparse.Namespace) -> Iterator[Answer]:
             raise Refusal(status, str(error.get("message", content)), str(error.get("type", "InternalServerError")))
         return dict(content)
 
-    yield answer
-    del server
+    return answer
+
+
+@contextlib.contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """End this process, with where it stood on stderr, when the block takes longer.
+
+    By a thread of C: an engine that hangs may hold Python's lock.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _weights() -> Path:

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,19 +19,83 @@ import pytest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE_SECONDS, UI_SECONDS, END_SECONDS = 500, 330, 60
 SETTINGS = ("EXAMPLE_MODEL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "DAGSTER_HOME")
+
+
+EVIDENCE = """
+import datetime, pathlib, sys
+import dagster as dg
+from example_project.standstill import describe_dagster
+home = pathlib.Path(sys.argv[1])
+with dg.DagsterInstance.from_config(str(home / "dagster_home")) as instance:
+    print(describe_dagster(instance, datetime.datetime.fromtimestamp(0, datetime.UTC), home / "dagster.log"))
+"""
 
 
 def environment(home, **settings):
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
-    return {**kept, "EXAMPLE_HOME": str(home), "EXAMPLE_ROWS_PER_DAY": "4", "COLUMNS": "100", **settings}
+    # PYTHONFAULTHANDLER: one that hangs is ended by SIGABRT, and says on stderr where it stood
+    fixed = {"EXAMPLE_ROWS_PER_DAY": "4", "COLUMNS": "100", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, "EXAMPLE_HOME": str(home), **fixed, **settings}
 
 
-def example(home, **settings):
-    command = [sys.executable, "-m", "example_project.cli"]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment(home, **settings), capture_output=True, text=True, check=False
-    )
+def evidence(home):
+    """What Dagster did on this home: its runs, ticks and daemons, and the end of its log."""
+    command = [sys.executable, "-c", EVIDENCE, str(home)]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"What Dagster did cannot be read within {END_SECONDS} s."
+    return found.stdout + found.stderr
+
+
+def end(process, home):
+    """End a process that hangs, with where it stood on its stderr; and the Dagster that it started."""
+    process.send_signal(signal.SIGABRT)
+    groups = [process.pid]
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        note = json.loads((home / "dagster.json").read_text())
+        groups += [note["pid"]] if note["owner"] == process.pid else []
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_SECONDS)
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+    process.wait()
+
+
+def example(home, seconds=EXAMPLE_SECONDS, **settings):
+    """Run the example. One that does not end is ended, and the test fails with all that is known of it."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+
+        def said():
+            for file in (out, err):
+                file.seek(0)
+            return out.read(), err.read()
+
+        process = subprocess.Popen(
+            [sys.executable, "-m", "example_project.cli"],
+            cwd=ROOT,
+            env=environment(home, **settings),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+        try:
+            process.wait(seconds)
+        except BaseException as error:  # pytest's own time limit too
+            known = evidence(home)
+            end(process, home)
+            print(f"The example has not ended: {error!r}", *said(), known, sep="\n")
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, *said())
+
+
+def all_of(done, home):
+    """What to show of an example that ended otherwise than it should."""
+    return "\n".join([done.stdout, done.stderr, evidence(home)])
 
 
 @pytest.mark.slow
@@ -38,7 +104,7 @@ def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_on
     with Emulator(pace=0.1) as emulator:
         settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
         done = example(tmp_path, EXAMPLE_MODEL="openai/gpt-5-nano", **settings)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == 0, all_of(done, tmp_path)
         (batch,) = emulator.books.batches  # the backfill is one run, and partitions of a run share a batch
         answered = [done.custom_id for done in emulator.books.executions if done.billed]
     assert len(answered) == len(set(answered)) == 12
@@ -64,8 +130,10 @@ def ui(home):
     )
     try:
         note = home / "dagster.json"
+        until = time.monotonic() + UI_SECONDS
         while not (note.exists() and json.loads(note.read_text())["owner"] == process.pid):
             assert process.poll() is None, process.communicate()
+            assert time.monotonic() < until, evidence(home)
             time.sleep(0.2)
         yield process, json.loads(note.read_text())["pid"]
     finally:
@@ -73,9 +141,11 @@ def ui(home):
 
 
 def wait_until_nothing_is_left_of(group):
+    until = time.monotonic() + END_SECONDS
     with contextlib.suppress(ProcessLookupError):
         while True:  # the killed take a moment
             os.killpg(group, 0)
+            assert time.monotonic() < until, f"processes of group {group} are still there"
             time.sleep(0.1)
 
 
@@ -85,7 +155,7 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
     """One journey, as each start of a Dagster takes half a minute. Of a killed example none is left either."""
     with ui(tmp_path) as (killed, orphans):
         first = example(tmp_path)
-        assert first.returncode == 0, first.stdout + first.stderr
+        assert first.returncode == 0, all_of(first, tmp_path)
         assert "Starting Dagster" not in first.stdout
         assert "24 requests sent" in first.stdout
         labels = pl.read_parquet(tmp_path / "tables" / "tweet_sentiment" / "*.parquet")
@@ -101,7 +171,7 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
     with ui(tmp_path) as (process, group):
         wait_until_nothing_is_left_of(orphans)
         second = example(tmp_path)
-        assert second.returncode == 0, second.stdout + second.stderr
+        assert second.returncode == 0, all_of(second, tmp_path)
         assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
@@ -109,6 +179,20 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
     assert process.returncode == 130
     assert not tmp_path.joinpath("dagster.json").exists()
     wait_until_nothing_is_left_of(group)
+
+
+def test_an_example_that_hangs_is_ended_and_leaves_all_that_is_known_of_it(tmp_path, capfd):
+    """A Dagster that is there and never answers, so that the example waits for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, subprocess.Popen(["sleep", "60"]) as other:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        tmp_path.joinpath("dagster.json").write_text(json.dumps({"url": url, "pid": other.pid, "owner": other.pid}))
+        tmp_path.joinpath("dagster.log").write_text("the last thing that Dagster said")
+        with pytest.raises(subprocess.TimeoutExpired):
+            example(tmp_path, seconds=5)
+        other.kill()
+    told = capfd.readouterr().out
+    assert "_answering" in told, "where it stood"
+    assert "the last thing that Dagster said" in told
 
 
 def test_a_home_that_cannot_be_written_is_named_with_what_to_do():

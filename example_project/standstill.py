@@ -1,0 +1,170 @@
+"""The end of a wait in which nothing moves, and what stands in the way then.
+
+Every wait of the example shows a `Patience` what it sees. When that has been the same for two minutes, a person is told
+what is waited for and what Dagster and the ledger say of it; after ten minutes the command stops with the same words.
+Nothing is lost by that: what was sent runs on, and the next run of the command finds it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from example_project.dagster_dev import DagsterError, end_of
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine import Engine
+
+__all__ = ["Patience", "StandstillError", "describe_dagster", "describe_submissions"]
+
+TELL_SECONDS, STOP_SECONDS = 120.0, 600.0
+"""How long nothing may move until a person is told, and until the wait ends."""
+_RUNS, _TICKS, _LONGEST = 20, 3, 400
+_SILENT_SECONDS = 60.0
+_ENDED_BADLY = (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+
+
+class StandstillError(DagsterError):
+    """Nothing has moved for too long; the message says what was waited for, and what stood in the way."""
+
+
+class Patience:
+    """What one wait has seen, and since when.
+
+    Args:
+        obstacles: Says what stands in the way, in lines. It is asked when nothing moves, and must not raise.
+        say: Tells a person.
+        tell_seconds: How long nothing may move until a person is told; then again after each as long.
+        stop_seconds: How long nothing may move at all.
+        clock: Seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        obstacles: Callable[[], str],
+        say: Callable[[str], None],
+        *,
+        tell_seconds: float = TELL_SECONDS,
+        stop_seconds: float = STOP_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._obstacles, self._say, self._clock = obstacles, say, clock
+        self._tell_seconds, self._stop_seconds = tell_seconds, stop_seconds
+        self._seen: object = None
+        self._since = self._told_at = clock()
+
+    def look(self, seen: object, waits_for: str, *, stop_seconds: float | None = None) -> None:
+        """Note what is to be seen now, anything that can be compared. Raises StandstillError when it never changes.
+
+        `stop_seconds` is for what may rightly take longer, such as a batch at a vendor.
+        """
+        now = self._clock()
+        if seen != self._seen:
+            self._seen, self._since, self._told_at = seen, now, now
+            return
+        still = now - self._since
+        if still >= (self._stop_seconds if stop_seconds is None else stop_seconds):
+            raise StandstillError(
+                f"Nothing has moved for {still:.0f} s while this waited for {waits_for}.\n{self._obstacles()}\n"
+                "Nothing is lost: batches that were sent run on, and the next run of this command finds them again."
+            )
+        if now - self._told_at >= self._tell_seconds:
+            self._told_at = now
+            self._say(f"Nothing has moved for {still:.0f} s. Waiting for {waits_for}.\n{self._obstacles()}")
+
+
+def describe_dagster(instance: dg.DagsterInstance, since: datetime, log: Path) -> str:
+    """Say what Dagster has been doing since then: runs, backfills, sensors, daemons, and the end of its log."""
+    return "\n".join(
+        [
+            *_told("runs", _runs(instance, since)),
+            *_told("backfills", _backfills(instance, since)),
+            *_told("sensors", _ticks(instance)),
+            *_told("daemons", _silent_daemons(instance)),
+            end_of(log),
+        ]
+    )
+
+
+def describe_submissions(engine: Engine) -> str:
+    """Say how far each submission is whose labels have not landed, and what its last event was."""
+    return "\n".join(_told("submissions", _submissions(engine)))
+
+
+def _told(what: str, lines: Iterable[str]) -> Iterator[str]:
+    """Yield the lines, or why they cannot be had: half of the evidence is better than an error of its own."""
+    none = True
+    try:
+        for line in lines:
+            none = False
+            yield f"  {line}"
+    except Exception as error:  # noqa: BLE001 - of Dagster's or the ledger's storage, which may be what is in the way
+        yield f"  {what} cannot be read: {type(error).__name__}: {error}"
+        return
+    if none:
+        yield f"  {what}: nothing to tell"
+
+
+def _runs(instance: dg.DagsterInstance, since: datetime) -> Iterator[str]:
+    """Yield the runs that have not ended, whenever they began, and since then those that did not end well."""
+    records = instance.get_run_records(limit=_RUNS)
+    for record in records:
+        run = record.dagster_run
+        if not run.is_finished or (run.status in _ENDED_BADLY and record.create_timestamp >= since):
+            names = ", ".join(sorted(key.to_user_string() for key in run.asset_selection or ())) or run.job_name
+            changed = f"{record.update_timestamp:%H:%M:%S} UTC"
+            yield f"run {run.run_id[:8]} is {run.status.value} since {changed}: {names}"[:_LONGEST]
+    ended = sum(record.dagster_run.is_success for record in records)
+    yield f"{ended} of the last {len(records)} runs ended well"
+
+
+def _backfills(instance: dg.DagsterInstance, since: datetime) -> Iterator[str]:
+    for backfill in instance.get_backfills(limit=_RUNS):
+        if backfill.backfill_timestamp >= since.timestamp():
+            error = f": {_short(backfill.error.message)}" if backfill.error is not None else ""
+            yield f"backfill {backfill.backfill_id} is {backfill.status.value}{error}"
+
+
+def _ticks(instance: dg.DagsterInstance) -> Iterator[str]:
+    for state in instance.all_instigator_state():
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_TICKS)
+        if not ticks:
+            yield f"sensor {state.instigator_name} is {state.status.value} and has never ticked"
+        for tick in ticks:
+            said = tick.error.message if tick.error is not None else tick.skip_reason or ", ".join(tick.run_ids)
+            at = datetime.fromtimestamp(tick.timestamp, UTC)
+            yield f"sensor {state.instigator_name} at {at:%H:%M:%S} UTC: {tick.status.value}. {_short(said)}".rstrip()
+
+
+def _silent_daemons(instance: dg.DagsterInstance) -> Iterator[str]:
+    for name, heartbeat in sorted(instance.get_daemon_heartbeats().items()):
+        silent = time.time() - heartbeat.timestamp
+        if silent > _SILENT_SECONDS:
+            yield f"Dagster's daemon {name} was last seen {silent:.0f} s ago"
+        for error in heartbeat.errors or ():
+            yield f"Dagster's daemon {name} says: {_short(error.message)}"
+
+
+def _submissions(engine: Engine) -> Iterator[str]:
+    outlook = engine.outlook()
+    for progress in engine.ledger.progress(engine.namespace):
+        submission = progress.submission
+        states = ", ".join(f"{count} {state.value}" for state, count in progress.states.items()) or "no batches"
+        last = outlook.last.get(submission.submission_id)
+        event = "" if last is None else f"; last: {last.kind} at {last.at:%H:%M:%S} UTC {_short(last.detail or '')}"
+        yield f"{submission.place}: {states}{event}".rstrip()
+        with suppress(KeyError):
+            if (reason := outlook.stranded(submission.submission_id)) is not None:
+                yield f"{submission.place} waits for a person: {_short(reason)}"
+    for submission, shard in engine.overdue():
+        yield f"{submission.place}: batch {shard.batch_id} runs longer than its provider documents"
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST]
