@@ -50,6 +50,7 @@ class Place:
             "vertex": emulator.vertex_base_url,
             "gemini": emulator.gemini_base_url,
             "openrouter": emulator.openrouter_base_url,
+            "mistral": emulator.mistral_base_url,
         }
         return Place(str(folder), emulator.port, urls, s3_url, gcs_url)
 
@@ -153,6 +154,19 @@ def _openrouter(place: Place, _options: tuple[str, ...]) -> OpenRouterProvider:
     )
 
 
+def _mistral(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
+    """A row that never ran is in no file there."""
+    return OpenAIProvider(
+        DEFAULT_KEY,
+        place.urls["mistral"],
+        name="mistral",
+        price_book=SERVERS["mistral"].price_book.value,
+        server=SERVERS["mistral"],
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
 def _command(place: Place, options: tuple[str, ...]) -> CommandProvider:
     words = [sys.executable, "-S", str(_LABELER), "{input}", "{output}", f"{place.folder}/answers.jsonl", *options]
     return CommandProvider(words, f"{place.folder}/jobs")
@@ -227,6 +241,15 @@ CLOUDS = {
             r"^POST /api/v1/batches$",
             r"^GET /api/v1/batches/[^/]+/results$",
             lacks=frozenset({"upload", "cancel"}),
+        ),
+        Cloud(
+            "mistral",
+            "mistral-small-2603",
+            "mistral-large-2512",
+            _MAX_TOKENS,
+            _mistral,
+            r"^POST /mistral/v1/batch/jobs$",
+            r"^GET /mistral/v1/files/[^/]+/content$",
         ),
         Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )

@@ -30,11 +30,12 @@ _CREATES = (
     "POST /vertex/*/batchPredictionJobs",
     "POST /gemini/*:batchGenerateContent",
     "POST /api/v1/batches",
+    "POST /mistral/v1/batch/jobs",
 )
 _EMULATED = frozenset(CLOUDS) - {"command"}
 # Of which a batch can be stopped.
 _STOPPABLE = _EMULATED - {"openrouter"}
-RUNNING = ("in_progress", "InProgress", "JOB_STATE_RUNNING", "BATCH_STATE_RUNNING")
+RUNNING = ("in_progress", "InProgress", "JOB_STATE_RUNNING", "BATCH_STATE_RUNNING", "RUNNING")
 """The providers' words for a batch that runs."""
 DEADLINE = timedelta(minutes=5)
 
@@ -155,7 +156,7 @@ EXPIRED = Scenario(
     "a batch expires",
     waves=(3, 1),
     faults=(BatchFault(kind="expires", batches=[0], fraction=0.4),),
-    clouds=frozenset({"openai", "anthropic", "bedrock"}),
+    clouds=frozenset({"openai", "anthropic", "bedrock", "mistral"}),
 )
 PUT_BACK = Scenario(
     "the provider's queue is full",

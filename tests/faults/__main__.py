@@ -18,7 +18,7 @@ from typing import Any
 from tests.crash.postgres import postgres
 from tests.fault_matrix_page import write
 from tests.faults import table, troubles
-from tests.faults.table import FAULTS, VENDORS, Expected, Fault, Never
+from tests.faults.table import FAULTS, MATRIX_VENDORS, Expected, Fault, Never
 from tests.faults.troubles import TROUBLES, Trouble, run_trouble
 from tests.faults.vendor_workspace import ROWS, STRUCK, Ending, Servers, servers
 
@@ -70,18 +70,18 @@ def _table(
     folder: str,
 ) -> tuple[list[str], int]:
     """Run the rows that have one of these words; return them as Markdown, and how many cells are not as expected."""
-    names = [vendor.name for vendor in VENDORS]
+    names = [vendor.name for vendor in MATRIX_VENDORS]
     lines = ["| fault | " + " | ".join(names) + " | hours until told |", "|" + " --- |" * (len(names) + 2)]
     wrong, notes = 0, dict[str, int]()
     for row in [row for row in rows if not words or any(word in row.name for word in words)]:
         place = Path(folder, type(row).__name__, str(len(lines)))
         place.mkdir(parents=True)
         endings = run(row, place)
-        cells = [_cell(row.at(vendor), endings.get(vendor.name), notes) for vendor in VENDORS]
+        cells = [_cell(row.at(vendor), endings.get(vendor.name), notes) for vendor in MATRIX_VENDORS]
         lines.append(f"| {row.name} | " + " | ".join(cells) + f" | {_hours(endings.values())} |")
         print(lines[-1], flush=True)
         judge: Callable[..., list[str]] = table.problems if isinstance(row, Fault) else troubles.problems
-        for vendor in VENDORS:
+        for vendor in MATRIX_VENDORS:
             if vendor.name in endings and (said := judge(row, vendor, endings[vendor.name])):
                 wrong += 1
                 print(f"    {vendor.name}: {'; '.join(said)}", flush=True)
@@ -101,7 +101,7 @@ def _both_ledgers(
             endings.append(run_trouble(trouble, vendor, running, place, url))
         return max(endings, key=lambda ending: len(troubles.problems(trouble, vendor, ending)))
 
-    vendors = [vendor for vendor in VENDORS if not isinstance(trouble.at(vendor), Never)]
+    vendors = [vendor for vendor in MATRIX_VENDORS if not isinstance(trouble.at(vendor), Never)]
     with ThreadPoolExecutor(len(vendors)) as pool:
         return {vendor.name: one for vendor, one in zip(vendors, pool.map(run, vendors), strict=True)}
 

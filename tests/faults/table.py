@@ -14,7 +14,7 @@ from typing import Any
 
 from dagster_llm_batch.testing.emulator import BatchFault, FileFault, RowFault, WireFault
 from tests.faults.vendor_workspace import MARK, ROWS, STRUCK, Ending, Servers, VendorWorkspace
-from tests.faults.vendors import VENDORS, Vendor
+from tests.faults.vendors import MATRIX_VENDORS, Vendor
 
 FIRST: dict[str, Any] = {"batches": [0]}
 STRUCK_ROWS: dict[str, Any] = {"containing": MARK, "times": STRUCK, **FIRST}
@@ -107,7 +107,7 @@ _BUSY = {"kind": "status", "times": 5, "status": 429, "code": "RESOURCE_EXHAUSTE
 
 
 def queue_is_full(vendor: Vendor) -> Sequence[Any]:
-    if vendor.name == "openai":
+    if vendor.name in ("openai", "azure"):
         return [BatchFault(kind="fails", code="token_limit_exceeded", **FIRST)]
     if vendor.name == "bedrock":
         code = "ServiceQuotaExceededException"
@@ -207,12 +207,13 @@ FAULTS = (
         lambda _: [],
         limits={
             "openai": {"enqueued_tokens": 60},
+            "azure": {"enqueued_tokens": 60},
             "anthropic": {"queued_requests": 6},
             "gemini": {"enqueued_tokens": 600},
         },
         but={
             **dict.fromkeys(("bedrock", "vertex"), Never("its queue counts batches, and not what is in them")),
-            "openrouter": Never("it documents no queue"),
+            **dict.fromkeys(("openrouter", "mistral"), Never("it documents no queue")),
             "command": Never("it has no queue: it starts at once"),
         },
     ),
@@ -220,8 +221,8 @@ FAULTS = (
         "fails for now",
         scripted(BatchFault(kind="fails", code="13", message="Internal error, try again.", **FIRST), command="killed"),
         but={
-            "openai": Never("it documents no failure that passes but the full queue"),
-            "openrouter": Never("a batch that failed tells a message, and no code"),
+            **dict.fromkeys(("openai", "azure"), Never("it documents no failure that passes but the full queue")),
+            **dict.fromkeys(("openrouter", "mistral"), Never("a batch that failed tells a message, and no code")),
             "anthropic": Never("a batch does not fail as a whole"),
         },
     ),
@@ -243,7 +244,7 @@ FAULTS = (
     Fault(
         "stops half way",
         scripted(command="half"),
-        but={vendor.name: Never("told by its status: see expires, canceled") for vendor in VENDORS[:-1]},
+        but={vendor.name: Never("told by its status: see expires, canceled") for vendor in MATRIX_VENDORS[:-1]},
     ),
     Fault(
         "unknown status, for a while",
@@ -329,9 +330,11 @@ def run_cell(fault: Fault, vendor: Vendor, servers: Servers, folder: Path) -> En
         return workspace.run(fault.script(vendor), lasts=fault.lasts)
 
 
-def run_row(fault: Fault, servers: Servers, folder: Path) -> dict[str, Ending]:
-    """What becomes of a fault at every vendor where it can happen; by vendor, all at once."""
-    vendors = [vendor for vendor in VENDORS if not isinstance(fault.at(vendor), Never)]
+def run_row(
+    fault: Fault, servers: Servers, folder: Path, among: Sequence[Vendor] = MATRIX_VENDORS
+) -> dict[str, Ending]:
+    """What becomes of a fault at those vendors where it can happen; by vendor, all at once."""
+    vendors = [vendor for vendor in among if not isinstance(fault.at(vendor), Never)]
     with ThreadPoolExecutor(len(vendors)) as pool:
         endings = pool.map(lambda vendor: run_cell(fault, vendor, servers, _made(folder / vendor.name)), vendors)
         return {vendor.name: ending for vendor, ending in zip(vendors, endings, strict=True)}

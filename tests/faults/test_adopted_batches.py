@@ -34,6 +34,7 @@ OTHER_MODELS = {
     "vertex": "gemini-2.5-pro",
     "gemini": "gemini-2.5-pro",
     "openrouter": "openai/gpt-4o-mini",
+    "mistral": "mistral-large-2512",
 }
 
 
@@ -162,7 +163,7 @@ def test_another_accounts_batch_a_wrong_file_and_other_bodies_are_told_apart(the
     other = replace(there.definition, model=f"{vendor}/{OTHER_MODELS[vendor]}")
     said = (
         "so none of its answers can be theirs"
-        if vendor in ("openai", "anthropic", "openrouter")
+        if vendor in ("openai", "anthropic", "openrouter", "mistral")
         else "The batch asked the model"
     )
     assert said in refusal(there, batch_id, kept, definition=other)

@@ -42,9 +42,9 @@ def stored_there(workspace: VendorWorkspace, running: Servers, batch_id: str) ->
     name = workspace.vendor.name
     if name == "command":
         found += [path.read_bytes() for path in (workspace.folder / "jobs").rglob("*") if path.is_file()]
-    elif name == "openai":
+    elif name in ("openai", "mistral"):
         files = provider._client(retries=0).files
-        found += [files.content(file.id).read() for file in files.list()]
+        found += [files.content(file.id).read() for file in files.list().data]
     elif name in ("anthropic", "openrouter"):
         # Nobody is given its requests back, but where the batch is, they are.
         client = provider._client(retries=0)

@@ -37,6 +37,9 @@ def request_files(workspace: VendorWorkspace, running: Servers) -> list[str]:
     name, folder = workspace.vendor.name, workspace.folder.name
     if name == "openai":
         return [file.id for file in provider._client(retries=0).files.list() if file.purpose == "batch"]
+    if name == "mistral":
+        listed = provider._client(retries=0).files.list().data
+        return [file.id for file in listed if file.sample_type == "batch_request"]
     if name == "gemini":
         address = f"{workspace.emulator.gemini_base_url}/v1beta/files"
         listed = requests.get(address, headers={"x-goog-api-key": DEFAULT_KEY}, timeout=10).json()

@@ -31,6 +31,7 @@ from dagster_llm_batch import (
     OpenAIBatchResource,
     OpenRouterBatchResource,
     VertexBatchResource,
+    preset,
 )
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
@@ -40,6 +41,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider, credentials_of
 from dagster_llm_batch.providers.google.vertex import secrets_of as parts_of
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.storage.ledger import Ledger
@@ -53,7 +55,7 @@ from tests.faults.vendors import VENDORS, Vendor
 MARK = "RECOGNISE"
 # AWS names its request, else an answer is no word of AWS.
 JSON = {"content-type": "application/json", "x-amzn-RequestId": "r"}
-API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter")}
+API_KEYS = {name: f"sk-{name}-{MARK}-4242424242" for name in ("openai", "anthropic", "gemini", "openrouter", "mistral")}
 TOKEN = f"plain{MARK}token4242"
 ACCESS_KEY, SECRET_KEY, SESSION_TOKEN = f"AKIA{MARK}42424242", f"{MARK}/secret/4242", f"{MARK}//session//4242=="
 
@@ -71,6 +73,7 @@ def resources(emulator: Emulator, folder: Path, timeout_seconds: float = 10.0) -
         "openrouter": OpenRouterBatchResource(
             api_key=API_KEYS["openrouter"], base_url=emulator.openrouter_base_url, **common
         ),
+        "mistral": preset("mistral", api_key=API_KEYS["mistral"], base_url=emulator.mistral_base_url, **common),
         "vertex": VertexBatchResource(
             project="p",
             location="us-central1",
@@ -207,6 +210,7 @@ ADDRESSES = {
     "anthropic": ["base_url"],
     "gemini": ["base_url"],
     "openrouter": ["base_url"],
+    "mistral": ["base_url"],
     "vertex": ["base_url", "storage_url"],
     "bedrock": ["endpoint_url", "s3_endpoint_url", "quotas_endpoint_url"],
 }
@@ -282,6 +286,7 @@ HELD = {
     "anthropic": ["key-of-anthropic-42", "the-header-of-the-user"],
     "gemini": ["key-of-gemini-4242"],
     "openrouter": ["key-of-openrouter-42", "the-header-of-the-user"],
+    "mistral": ["key-of-mistral-4242", "the-header-of-the-user"],
     "vertex": ["token-of-vertex-4242", "-----BEGIN PRIVATE KEY-----\nMIIEvgIBADANBg\n-----END PRIVATE KEY-----\n"],
     "bedrock": ["AKIA4242424242424242", "secret/of/aws+42424242", "session//of//aws=="],
 }
@@ -298,6 +303,10 @@ def holding(name: str, url: str) -> Provider:
             return AnthropicProvider(first, url, default_headers=headers, timeout_seconds=10)
         case "openrouter":
             return OpenRouterProvider(first, f"{url}/api/v1", default_headers=headers, timeout_seconds=10)
+        case "mistral":
+            return OpenAIProvider(
+                first, f"{url}/v1", default_headers=headers, timeout_seconds=10, server=SERVERS["mistral"]
+            )
         case "gemini":
             return GeminiBatchResource(api_key=first, base_url=url).provider()
         case "vertex":

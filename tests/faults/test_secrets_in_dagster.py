@@ -42,6 +42,7 @@ VARIABLES = {
     "T_ANTHROPIC": API_KEYS["anthropic"],
     "T_GEMINI": API_KEYS["gemini"],
     "T_OPENROUTER": API_KEYS["openrouter"],
+    "T_MISTRAL": API_KEYS["mistral"],
     "T_TOKEN": TOKEN,
     "T_ACCESS": ACCESS_KEY,
     "T_SECRET": SECRET_KEY,
@@ -53,6 +54,7 @@ FIELDS = {
     "anthropic": {"api_key": "T_ANTHROPIC"},
     "gemini": {"api_key": "T_GEMINI"},
     "openrouter": {"api_key": "T_OPENROUTER"},
+    "mistral": {"api_key": "T_MISTRAL"},
     "vertex": {"access_token": "T_TOKEN"},
     "bedrock": {
         "aws_access_key_id": "T_ACCESS",
@@ -67,12 +69,13 @@ def tickets(_context: Any) -> Any:
 
 
 def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
-    """Seven datasets, one for each provider, whose credentials are environment variables."""
+    """Datasets, one for each provider, whose credentials are environment variables."""
     configured: dict[str, Any] = {}
     for name, resource in resources(emulator, folder).items():
         variables = {field: dg.EnvVar(variable) for field, variable in FIELDS[name].items()}
         given = {field: value for field, value in vars(resource).items() if field in type(resource).model_fields}
         configured[name] = type(resource)(**{**given, **variables})
+    named = {"mistral": configured.pop("mistral")}
     script = str(Path(__file__).with_name("faulty_command.py"))
     configured["command"] = CommandBatchResource(command=[sys.executable, script, "{input}", "{output}", str(folder)])
     assets = [
@@ -88,7 +91,9 @@ def definitions(emulator: Emulator, folder: Path) -> dg.Definitions:
         )
     ]
     return dg.Definitions(
-        assets=assets, sensors=[build_llm_batch_sensor()], resources={"llm_batch": LLMBatchResource(**configured)}
+        assets=assets,
+        sensors=[build_llm_batch_sensor()],
+        resources={"llm_batch": LLMBatchResource(providers=named, **configured)},
     )
 
 

@@ -6,14 +6,12 @@ The facts are those of `dagster_llm_batch.providers.openai.servers`, read a seco
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
 
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -98,82 +96,6 @@ def parasail(call: Call, answer: Answer) -> Answer:
     return each_batch(answer, change) if is_about_batches(call, answer) else answer
 
 
-_WORDS = {
-    "validating": "QUEUED",
-    "in_progress": "RUNNING",
-    "finalizing": "RUNNING",
-    "completed": "SUCCESS",
-    "failed": "FAILED",
-    "expired": "TIMEOUT_EXCEEDED",
-    "cancelling": "CANCELLATION_REQUESTED",
-    "cancelled": "CANCELLED",
-}
-_JOBS = "/batch/jobs"
-
-
-def as_job(batch: dict[str, Any]) -> dict[str, Any]:
-    counts = batch["request_counts"]
-    told = (batch["errors"] or {}).get("data", [])
-    return {
-        **{
-            name: batch[name]
-            for name in ("id", "object", "metadata", "endpoint", "model", "created_at", "completed_at")
-        },
-        "input_files": [batch["input_file_id"]],
-        "output_file": batch["output_file_id"],
-        "error_file": batch["error_file_id"],
-        "errors": [{"message": one["message"], "count": 1} for one in told],
-        "status": _WORDS[batch["status"]],
-        "total_requests": counts["total"],
-        "completed_requests": counts["completed"] + counts["failed"],
-        "succeeded_requests": counts["completed"],
-        "failed_requests": counts["failed"],
-        "started_at": batch["in_progress_at"],
-    }
-
-
-def mistral_request(call: Call, body: bytes) -> tuple[str, bytes]:
-    """What the emulator is asked where Mistral is asked so: jobs name their model, lines have no method and URL."""
-    path, _, query = call.path.partition("?")
-    if path == "/files" and call.method == "POST":
-        assert b'"url"' not in body, "Mistral's lines are custom_id and body"
-        line = re.compile(rb'^(\{"custom_id":"[^"]*")(,"body":)', re.MULTILINE)
-        return call.path, line.sub(rb'\1,"method":"POST","url":"/v1/chat/completions"\2', body)
-    if path == _JOBS and call.method == "POST":
-        job = json.loads(body)
-        assert set(job) == {"input_files", "endpoint", "model", "metadata", "timeout_hours"}
-        assert (job["model"], job["timeout_hours"]) == ("gpt-x", 24)
-        asked = {"input_file_id": job["input_files"][0], "endpoint": job["endpoint"], "metadata": job["metadata"]}
-        return "/batches", json.dumps({**asked, "completion_window": "24h"}).encode()
-    if path == _JOBS:
-        assert parse_qs(query).keys() <= {"page", "page_size", "order_by"}, query
-        return "/batches?limit=100", body
-    return call.path.replace(_JOBS, "/batches"), body
-
-
-def mistral(call: Call, answer: Answer) -> Answer:
-    """Captures of 2026-09 and mistralai 3.7.0: jobs in words of their own, numbered pages, {"detail": …}; a row that
-    failed has its body as a text.
-    """
-    if answer.status >= 400 and answer.body.startswith(b"{"):
-        return answer.as_json({"detail": json.loads(answer.body)["error"]["message"]})
-    if call.path.endswith("/content"):
-        rows = [json.loads(line) for line in answer.body.split(b"\n") if line]
-        for row in rows:
-            if row["response"] is not None and row["response"]["status_code"] >= 400:
-                row["response"]["body"] = json.dumps(row["response"]["body"])
-        return answer._replace(body=b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    if not call.path.startswith(_JOBS):
-        return answer
-    value = json.loads(answer.body)
-    if value["object"] != "list":
-        return answer.as_json(as_job(value))
-    query = parse_qs(call.path.partition("?")[2])
-    page, size = int(query["page"][0]), int(query["page_size"][0])
-    jobs = [as_job(batch) for batch in value["data"]]
-    return answer.as_json({"object": "list", "data": jobs[page * size :][:size], "total": len(jobs)})
-
-
 def without_metadata(call: Call, answer: Answer) -> Answer:
     """A server that is not known to keep metadata, at its worst."""
 
@@ -188,7 +110,7 @@ def as_openai(_call: Call, answer: Answer) -> Answer:
     return answer
 
 
-BENDS: dict[str, Bend] = {"groq": groq, "deepinfra": deepinfra, "parasail": parasail, "mistral": mistral}
+BENDS: dict[str, Bend] = {"groq": groq, "deepinfra": deepinfra, "parasail": parasail}
 """Of the servers that are known to differ; the others answer as OpenAI does."""
 
 
@@ -202,9 +124,6 @@ def bent(emulator: Emulator, bend: Bend) -> Iterator[str]:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP}
             given = self.path.replace("/v1/signed/", "/v1/")
             asked = given.partition("?")[0] if bend is groq else given
-            if bend is mistral:
-                asked, body = mistral_request(Call(self.command, given.removeprefix("/v1")), body)
-                asked = f"/v1{asked}"
             connection = HTTPConnection("127.0.0.1", emulator.port)
             connection.request(self.command, asked, body, headers)
             reply = connection.getresponse()

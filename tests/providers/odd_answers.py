@@ -30,6 +30,7 @@ from google_emulator import gemini, vertex, vertex_in_tables
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
@@ -198,11 +199,12 @@ class RecordedProvider:
 
 PROVIDERS = (
     *("openai", "anthropic", "bedrock", "vertex", "vertex claude", "vertex tables", "gemini", "gemini inline"),
-    "openrouter",
+    *("openrouter", "mistral"),
 )
 
 _SPECS = {
     "openai": RequestSpec("gpt-x"),
+    "mistral": RequestSpec("mistral-x"),
     "openrouter": RequestSpec("openai/gpt-x"),
     "anthropic": RequestSpec("claude-x", params={"max_tokens": 100}),
     "bedrock": RequestSpec(HAIKU, params={"max_tokens": 100}),
@@ -287,6 +289,10 @@ def _provider(name: str, seen: Any, *, google_seconds: float) -> Provider:
             return AnthropicProvider(DEFAULT_KEY, seen.anthropic_base_url, timeout_seconds=2.0)
         case "openrouter":
             return OpenRouterProvider(DEFAULT_KEY, seen.openrouter_base_url, timeout_seconds=2.0)
+        case "mistral":
+            return OpenAIProvider(
+                DEFAULT_KEY, seen.mistral_base_url, server=SERVERS["mistral"], name="mistral", timeout_seconds=2.0
+            )
         case "bedrock":
             return over(seen, seen.s3_relay_url, timeout_seconds=2.0, read_quotas=False)
         case "vertex" | "vertex claude":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from bent_server import BENDS, bent
 from sample_batches import labeler, until
 
 from dagster_llm_batch import Moderation, preset
@@ -56,8 +55,8 @@ class TestOwnServer(ProviderContract):
 class TestMistral(ProviderContract):
     @pytest.fixture
     def subject(self) -> Iterator[ProviderUnderTest]:
-        with Emulator() as emulator, bent(emulator, BENDS["mistral"]) as url:
-            provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url, timeout_seconds=10.0).provider()
+        with Emulator() as emulator:
+            provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
             yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
 
 

@@ -182,7 +182,7 @@ def _with_more(answer: Answer) -> Answer:
         return answer
     if not any(isinstance(value, list) for value in page.values()):
         return answer
-    page |= {"has_more": True, "nextPageToken": "again", "nextToken": "again"}
+    page |= {"has_more": True, "nextPageToken": "again", "nextToken": "again", "total": 1_000_000}
     return replace(answer, body=json.dumps(page).encode(), headers={"content-type": "application/json"})
 
 

@@ -390,12 +390,11 @@ def test_limits_are_the_servers() -> None:
 
 def test_a_row_that_failed_at_mistral_is_read_with_its_reason_and_a_timeout_keeps_what_was_answered(emulator) -> None:
     emulator.inject(RowFault(containing="two", status_code=400, message="no such thing"))
-    with bent(emulator, BENDS["mistral"]) as url:
-        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
-        batch_id = submit(provider)
-        emulator.settle()
-        report = provider.poll([batch_id])[batch_id]
-        results = {one.custom_id: one for one in map(provider.codec(SPEC).decode, provider.fetch(batch_id))}
+    provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
+    batch_id = submit(provider)
+    emulator.settle()
+    report = provider.poll([batch_id])[batch_id]
+    results = {one.custom_id: one for one in map(provider.codec(SPEC).decode, provider.fetch(batch_id))}
     assert (report.status, report.total, report.done, report.failed) == (BatchStatus.ENDED, 3, 3, 1)
     assert results["n-1"].outcome is Outcome.ERRORED
     assert "no such thing" in results["n-1"].reason
@@ -403,14 +402,13 @@ def test_a_row_that_failed_at_mistral_is_read_with_its_reason_and_a_timeout_keep
 
 
 def test_a_job_of_mistral_whose_create_call_gave_no_answer_is_found_and_not_made_twice(emulator) -> None:
-    emulator.inject(lost_create_reply("500"))
-    with bent(emulator, BENDS["mistral"]) as url:
-        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
-        with pytest.raises(AmbiguousError):
-            submit(provider)
-        [created] = emulator.books.batches
-        assert provider.find(TAG, hints()) == Found(created.id)
-        assert provider.find(OTHER_TAG, hints()) == Absent()
+    emulator.inject(lost_create_reply("500", route="POST /mistral/v1/batch/jobs"))
+    provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
+    with pytest.raises(AmbiguousError):
+        submit(provider)
+    [created] = emulator.books.batches
+    assert provider.find(TAG, hints()) == Found(created.id)
+    assert provider.find(OTHER_TAG, hints()) == Absent()
 
 
 @pytest.mark.parametrize(
@@ -435,12 +433,11 @@ def test_the_words_of_mistrals_jobs_are_read(word, status) -> None:
 
 
 def test_mistrals_list_is_read_over_its_numbered_pages(emulator) -> None:
-    with bent(emulator, BENDS["mistral"]) as url:
-        provider = preset("mistral", api_key=DEFAULT_KEY, base_url=url).provider()
-        provider._page_size = 2
-        ids = [submit(provider, f"tag-{number}") for number in range(5)]
-        assert provider.find("tag-0", hints()) == Found(ids[0])
-        assert set(provider.poll(ids)) == set(ids)
+    provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
+    provider._page_size = 2
+    ids = [submit(provider, f"tag-{number}") for number in range(5)]
+    assert provider.find("tag-0", hints()) == Found(ids[0])
+    assert set(provider.poll(ids)) == set(ids)
 
 
 # Prices

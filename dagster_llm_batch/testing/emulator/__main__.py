@@ -95,6 +95,10 @@ def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | No
             "OPENROUTER_BASE_URL": emulator.openrouter_base_url,
             "OPENROUTER_API_KEY": key,
         },
+        f"Mistral emulator at {emulator.mistral_base_url}": {
+            "MISTRAL_BASE_URL": emulator.mistral_base_url,
+            "MISTRAL_API_KEY": key,
+        },
         f"Gemini emulator at {emulator.gemini_base_url}": {
             "GOOGLE_GEMINI_BASE_URL": emulator.gemini_base_url,
             "GEMINI_API_KEY": key,

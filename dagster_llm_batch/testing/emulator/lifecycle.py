@@ -85,6 +85,21 @@ OPENAI = Lifecycle(
     ),
 )
 
+# https://docs.mistral.ai/capabilities/batch/; what was canceled before it began has ended at once, as seen live
+MISTRAL = Lifecycle(
+    start="QUEUED",
+    edges=(
+        Edge("QUEUED", "due", "RUNNING"),
+        Edge("QUEUED", "invalid", "FAILED"),
+        Edge("QUEUED", "cancel", "CANCELLED"),
+        Edge("RUNNING", "work", "RUNNING"),  # some rows ran, more are left
+        Edge("RUNNING", "due", "SUCCESS"),
+        Edge("RUNNING", "window_over", "TIMEOUT_EXCEEDED"),
+        Edge("RUNNING", "cancel", "CANCELLATION_REQUESTED"),
+        Edge("CANCELLATION_REQUESTED", "due", "CANCELLED"),
+    ),
+)
+
 # https://platform.claude.com/docs/en/build-with-claude/batch-processing#tracking-your-batch
 ANTHROPIC = Lifecycle(
     start="in_progress",

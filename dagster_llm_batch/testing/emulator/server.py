@@ -25,6 +25,8 @@ from dagster_llm_batch.testing.emulator.google.gemini_routes import GeminiHouse
 from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexHouse
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
+from dagster_llm_batch.testing.emulator.mistral.routes import MistralHouse
+from dagster_llm_batch.testing.emulator.mistral.wire import MISTRAL
 from dagster_llm_batch.testing.emulator.openai.routes import OpenAIHouse
 from dagster_llm_batch.testing.emulator.openrouter.routes import OpenRouterHouse
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
@@ -87,6 +89,7 @@ class Emulator:
         self._anthropic = AnthropicHouse(self._world)
         self._bedrock = BedrockHouse(self._world, s3_url)
         self._openrouter = OpenRouterHouse(self._world)
+        self._mistral = MistralHouse(self._world)
         self._connections = Connections()
         tables = Tables()
         apps: dict[str, App] = {
@@ -94,6 +97,7 @@ class Emulator:
             MESSAGES: self._anthropic.app(),
             BEDROCK: self._bedrock.app(),
             OPENROUTER: self._openrouter.app(),
+            MISTRAL: self._mistral.app(),
             VERTEX: VertexHouse(self._world, gcs_url, tables).app(),
             GEMINI: GeminiHouse(self._world).app(),
             **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
@@ -139,6 +143,11 @@ class Emulator:
     def openrouter_base_url(self) -> str:
         """For a client of OpenRouter's API, and of its batches."""
         return f"http://{HOST}:{self.port}{OPENROUTER}"
+
+    @property
+    def mistral_base_url(self) -> str:
+        """For a client of Mistral's API: files, batch jobs and chat."""
+        return f"http://{HOST}:{self.port}{MISTRAL}"
 
     @property
     def vertex_base_url(self) -> str:
@@ -226,6 +235,7 @@ class Emulator:
         self._anthropic.close()
         self._bedrock.close()
         self._openrouter.close()
+        self._mistral.close()
         self._world.close()
 
     def __enter__(self) -> Self:

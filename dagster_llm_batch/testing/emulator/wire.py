@@ -22,6 +22,8 @@ from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.faults import WireFault
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.google.wire import error_body as google_error_body
+from dagster_llm_batch.testing.emulator.mistral.wire import MISTRAL
+from dagster_llm_batch.testing.emulator.mistral.wire import error_body as mistral_error_body
 from dagster_llm_batch.testing.emulator.openai.wire import error_body
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
 from dagster_llm_batch.testing.emulator.openrouter.wire import error_body as openrouter_error_body
@@ -272,7 +274,7 @@ async def _wait_for_end(receive: Receive) -> None:
 
 async def _send_status(send: Send, fault: WireFault, path: str) -> None:
     shapes = {MESSAGES: anthropic_error_body, VERTEX: google_error_body, GEMINI: google_error_body}
-    shapes |= {BEDROCK: bedrock_error_body, OPENROUTER: openrouter_error_body}
+    shapes |= {BEDROCK: bedrock_error_body, OPENROUTER: openrouter_error_body, MISTRAL: mistral_error_body}
     shape = next((one for prefix, one in shapes.items() if path.startswith(prefix)), error_body)
     body = (
         json.dumps(shape(fault.status, fault.message, code=fault.code)).encode() if fault.body is None else fault.body

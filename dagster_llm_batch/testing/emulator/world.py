@@ -36,6 +36,8 @@ class VendorLimits:
     bedrock_min_records: int = 100
     bedrock_jobs: int | None = None  # submitted and in progress, of one account
     bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # what Service Quotas tells, by name
+    mistral_requests: int = 1_000_000
+    mistral_file_bytes: int = 512_000_000
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     fails_fast: bool = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +18,7 @@ from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, Life
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
+from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.world import World
 
 _KINDS = ("processing", "succeeded", "errored", "canceled", "expired")
@@ -38,10 +38,7 @@ class AnthropicBatch:
         self._expires_at = self._created_at + world.limits.window_seconds
         self.life = Life(ANTHROPIC, self._created_at, self._moved)
         self.size = len(requests)
-        self._order = list(range(len(requests)))
-        # results come in any order, and a batch cut short has run any part of its rows
-        random.Random(f"{world.seed}:{record.ordinal}").shuffle(self._order)  # noqa: S311
-        self._done = 0
+        self._queue = RowQueue(world, record.ordinal, len(requests))
         self._counts = dict.fromkeys(_KINDS, 0)
         self._file = ResultFile(world.faults.whole_file(record.ordinal))
         self._results: Blob | None = None
@@ -66,20 +63,13 @@ class AnthropicBatch:
             return self._finish("canceled", "due")
         if at >= self._expires_at:
             return self._finish("expired", "window_over")
-        total = len(self._order)
-        end = min(total, self._done + math.ceil(total / self._world.work_steps))
-        short = self._fault("expires") or self._fault("cancels")
-        stop = total if short is None else min(total, int(total * short.fraction))
-        while self._done < min(end, stop) and self.life.state == "in_progress":
-            self._run_row(self._requests[self._order[self._done]])
-            self._done += 1
-        if short is not None and self._done >= stop:
-            return "cancel" if short.kind == "cancels" else self._finish("expired", "window_over")
-        if self._done < total or self.life.state != "in_progress":
-            return "work"
-        return self._finish("expired", "due")
+        event = self._queue.run(self._run_row, self.life)
+        if event in ("work", "cancel") or self.life.state != "in_progress":
+            return event
+        return self._finish("expired", event)
 
-    def _run_row(self, one: Body) -> None:
+    def _run_row(self, index: int) -> None:
+        one = self._requests[index]
         raw = json.dumps(one).encode()
         place = (self.record.ordinal, one["custom_id"], raw)
         request = Request(self._caller, one["params"], self.record.id, one["custom_id"], self._world.faults.row(*place))
@@ -93,12 +83,11 @@ class AnthropicBatch:
 
     def _finish(self, kind: str, event: str) -> str:
         """Give up the rows that have not run, and close the results."""
-        for index in self._order[self._done :]:
+        for index in self._queue.give_up_rest():
             one = self._requests[index]
             faults = self._world.faults.file(self.record.ordinal, one["custom_id"], json.dumps(one).encode())
             self._file.write(row(one["custom_id"], kind), faults)
             self._counts[kind] += 1
-        self._done = len(self._order)
         blob = self._file.finish()
         self._results = None if blob is None else self._world.keep(blob)
         return event
@@ -124,7 +113,7 @@ class AnthropicBatch:
         # documented: all but `processing` are zero until the batch ends; seen live: they move with the rows
         visible = self.life.ended or self._fault("counts_move") is not None
         counts = dict(self._counts) if visible else dict.fromkeys(_KINDS, 0)
-        counts["processing"] = len(self._order) - sum(counts[kind] for kind in _KINDS[1:])
+        counts["processing"] = len(self._queue) - sum(counts[kind] for kind in _KINDS[1:])
         archived_at = self._created_at + _KEPT_SECONDS if self._archived() else None
         has_none = self._results is None or self._fault("no_output_file") is not None  # no address leads nowhere
         hidden = not self.life.ended or archived_at is not None or has_none

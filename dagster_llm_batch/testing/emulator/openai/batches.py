@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import (
 )
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, unexecuted_row, usage_of, validation_error
+from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.world import World
 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
@@ -71,8 +71,7 @@ class OpenAIBatch:
         self.model: str | None = None
         self.enqueued_tokens = 0
         self._input: InputFile | None = None
-        self._order: list[int] = []
-        self._done = 0
+        self._queue = RowQueue(world, record.ordinal, 0)
         self._late = self._placed = False
         self._outcome = Outcome()
         whole_file = world.faults.whole_file(record.ordinal)
@@ -98,7 +97,9 @@ class OpenAIBatch:
             return self._validate()
         if state == "in_progress":
             self._late = at >= self._expires_at
-            return "window_over" if self._late else self._work()
+            event = "window_over" if self._late else self._queue.run(self._run_row, self.life)
+            self._late = event == "window_over"
+            return event
         if state == "finalizing":
             if self._late:
                 self._give_up_rest("batch_expired")
@@ -129,10 +130,8 @@ class OpenAIBatch:
             self._outcome.errors = [limit_error]
             return "invalid"
         self.enqueued_tokens = self._input.prompt_tokens
-        self._order = list(range(len(self._input.places)))
-        # results come in any order, and a batch cut short has run any part of its rows
-        random.Random(f"{self._world.seed}:{self.record.ordinal}").shuffle(self._order)  # noqa: S311
-        self._outcome.total = len(self._order)
+        self._queue = RowQueue(self._world, self.record.ordinal, len(self._input.places))
+        self._outcome.total = len(self._queue)
         return "due"
 
     def over_limit(self) -> Body | None:
@@ -156,19 +155,6 @@ class OpenAIBatch:
             "enqueued tokens. Please try again once some in_progress batches have been completed."
         )
         return validation_error("token_limit_exceeded", text)
-
-    def _work(self) -> str:
-        total = len(self._order)
-        end = min(total, self._done + math.ceil(total / self._world.work_steps))
-        short = self._fault("expires") or self._fault("cancels")
-        stop = total if short is None else min(total, int(total * short.fraction))
-        while self._done < min(end, stop) and self.life.state == "in_progress":
-            self._run_row(self._order[self._done])
-            self._done += 1
-        if short is not None and self._done >= stop:
-            self._late = short.kind == "expires"
-            return "window_over" if self._late else "cancel"
-        return "due" if self._done == total else "work"
 
     def _run_row(self, index: int) -> None:
         assert self._input is not None
@@ -197,13 +183,12 @@ class OpenAIBatch:
             outcome.failed += 1
 
     def _give_up_rest(self, code: str) -> None:
-        while self._done < len(self._order):
+        for index in self._queue.give_up_rest():
             assert self._input is not None
-            raw = self._input.line(self._order[self._done])
+            raw = self._input.line(index)
             custom_id = json.loads(raw)["custom_id"]
             faults = self._world.faults.file(self.record.ordinal, custom_id, raw)
             self._errors.write(unexecuted_row(self._world.new_id("batch_req_"), custom_id, code), faults)
-            self._done += 1
             # only what never ran in an expired batch counts as failed; a cancelled one leaves it out of both counts
             self._outcome.failed += code == "batch_expired"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,8 +99,9 @@ class Upload:
 class Files:
     """Every file and upload of the house. Files that have expired are not found any more."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, new_id: Callable[[], str] | None = None) -> None:
         self._world = world
+        self._new_id = new_id or (lambda: world.new_id("file-"))
         self._files: dict[str, StoredFile] = {}
         self._uploads: dict[str, Upload] = {}
 
@@ -118,7 +120,7 @@ class Files:
             seconds = _LONGEST_SECONDS
         now = int(self._world.clock())
         expires_at = None if seconds is None else now + seconds
-        stored = StoredFile(self._world.new_id("file-"), account, blob, filename, purpose, now, expires_at, was_told)
+        stored = StoredFile(self._new_id(), account, blob, filename, purpose, now, expires_at, was_told)
         self._files[stored.id] = stored
         self._world.books.write(FileRecord(stored.id, account, purpose, filename, blob.bytes, now))
         return stored

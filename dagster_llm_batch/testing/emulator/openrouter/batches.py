@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.blobs import Blob
@@ -20,6 +19,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, usage_of
 from dagster_llm_batch.testing.emulator.openrouter.wire import failed_row
+from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.world import World
 
 _WINDOW_HOURS = 96.0
@@ -37,10 +37,8 @@ class InlineBatch:
         self._created_at = world.clock()
         self._expires_at = self._created_at + min(world.limits.window_seconds, _WINDOW_HOURS * 3_600)
         self.life = Life(OPENAI, self._created_at, self._moved)
-        self._order = list(range(len(self._requests)))
-        # results come in any order, and a batch cut short has run any part of its rows
-        random.Random(f"{world.seed}:{record.ordinal}").shuffle(self._order)  # noqa: S311
-        self._done = self._completed = self._failed = 0
+        self._queue = RowQueue(world, record.ordinal, len(self._requests))
+        self._completed = self._failed = 0
         self._late = False
         self._error: str | None = None
         self._usage = dict.fromkeys(("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"), 0)
@@ -71,7 +69,9 @@ class InlineBatch:
             return "due" if self._error is None else "invalid"
         if state == "in_progress":
             self._late = at >= self._expires_at
-            return "window_over" if self._late else self._work()
+            event = "window_over" if self._late else self._queue.run(self._run_row, self.life)
+            self._late = event == "window_over"
+            return event
         self._place()
         return "expire" if state == "finalizing" and self._late else "due"
 
@@ -95,20 +95,8 @@ class InlineBatch:
                 return f"request '{one['custom_id']}': data: URIs are not supported in batches"
         return None
 
-    def _work(self) -> str:
-        total = len(self._order)
-        end = min(total, self._done + math.ceil(total / self._world.work_steps))
-        short = self._fault("expires") or self._fault("cancels")
-        stop = total if short is None else min(total, int(total * short.fraction))
-        while self._done < min(end, stop) and self.life.state == "in_progress":
-            self._run_row(self._requests[self._order[self._done]])
-            self._done += 1
-        if short is not None and self._done >= stop:
-            self._late = short.kind == "expires"
-            return "window_over" if self._late else "cancel"
-        return "due" if self._done == total else "work"
-
-    def _run_row(self, one: Body) -> None:
+    def _run_row(self, index: int) -> None:
+        one: Body = self._requests[index]
         world, custom_id = self._world, one["custom_id"]
         place = (self.record.ordinal, custom_id, json.dumps(one, ensure_ascii=False).encode())
         request = Request(

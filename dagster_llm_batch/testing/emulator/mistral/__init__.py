@@ -1,0 +1,1 @@
+"""Mistral's wire, from its documents and from what others saw live."""

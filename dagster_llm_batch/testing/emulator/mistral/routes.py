@@ -1,0 +1,268 @@
+"""Mistral's routes: files, batch jobs, and chat in real time.
+
+https://docs.mistral.ai/api/endpoint/batch and https://docs.mistral.ai/api/endpoint/files; what was seen live is from
+OpenRouterTeam/docs, batch-research/mistral, 2026-09. Reads report and never move a job. What belongs to another account
+is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.blobs import Blob
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.mistral.jobs import Asked, MistralJob
+from dagster_llm_batch.testing.emulator.mistral.wire import (
+    MISTRAL,
+    ApiError,
+    error_body,
+    file_object,
+    model_error,
+    new_uuid,
+)
+from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile
+from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
+from dagster_llm_batch.testing.emulator.openai.wire import CHAT, Body
+from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.world import World
+
+_JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
+_MOST_A_PAGE = 1_000
+_HOTTEST = 1.5
+_LINE_FIELDS = {"custom_id", "body"}
+
+Handler = Callable[[HttpRequest, str], Awaitable[Response]]
+
+
+class MistralHouse:
+    """The Mistral face of an emulator."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._files = Files(world, lambda: new_uuid(world, "mistral-file"))
+        # What a file holds, and in how many lines.
+        self._samples: dict[str, tuple[str, int]] = {}
+        self._jobs: dict[str, MistralJob] = {}
+
+    def app(self) -> Starlette:
+        """The routes as an ASGI app."""
+        table: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", _FILES, self._create_file),
+            ("GET", _FILES, self._list_files),
+            ("GET", f"{_FILES}/{{id}}", self._get_file),
+            ("DELETE", f"{_FILES}/{{id}}", self._delete_file),
+            ("GET", f"{_FILES}/{{id}}/content", self._file_content),
+            ("POST", _JOBS, self._create_job),
+            ("GET", _JOBS, self._list_jobs),
+            ("GET", f"{_JOBS}/{{id}}", self._get_job),
+            ("POST", f"{_JOBS}/{{id}}/cancel", self._cancel_job),
+            ("POST", MISTRAL + CHAT.removeprefix("/v1"), self._real_time),
+        )
+        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+    def close(self) -> None:
+        """Give back what unfinished jobs have written."""
+        for job in self._jobs.values():
+            job.close()
+
+    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def guarded(request: HttpRequest) -> Response:
+            try:
+                account = self._world.account(api_key(request.scope))
+                if account is None:
+                    raise ApiError(401, "Invalid API Key")
+                return await handler(request, account)
+            except ApiError as error:
+                return JSONResponse(error.body, error.status)
+
+        return guarded
+
+    async def _create_file(self, request: HttpRequest, account: str) -> Response:
+        """A file with one bad line is refused as a whole."""
+        form = await request.form()
+        upload = form.get("file")
+        if not isinstance(upload, UploadFile):
+            raise ApiError(422, "file: Field required")
+        if form.get("purpose") != "batch":
+            raise ApiError(422, "purpose: the emulator takes files of batches alone")
+        blob = Blob(upload.file)
+        if blob.bytes > self._world.limits.mistral_file_bytes:
+            raise ApiError(413, "The file is too large.")
+        lines = await asyncio.to_thread(_checked_lines, blob, self._world.limits.mistral_requests)
+        stored = self._keep(account, blob, upload.filename or "upload.jsonl", "batch_request", lines)
+        return JSONResponse(self._shown(stored))
+
+    def _keep(self, account: str, blob: Blob, name: str, sample_type: str, lines: int) -> StoredFile:
+        stored = self._files.store(account, blob, name, "batch", None, lasts=True)
+        self._samples[stored.id] = (sample_type, lines)
+        return stored
+
+    def _shown(self, stored: StoredFile) -> Body:
+        return file_object(stored, *self._samples[stored.id])
+
+    async def _list_files(self, request: HttpRequest, account: str) -> Response:
+        return _page(request, [self._shown(one) for one in reversed(self._files.of(account))])
+
+    async def _get_file(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._shown(self._file(account, request.path_params["id"])))
+
+    async def _delete_file(self, request: HttpRequest, account: str) -> Response:
+        stored = self._file(account, request.path_params["id"])
+        self._files.delete(stored.id)
+        return JSONResponse({"id": stored.id, "object": "file", "deleted": True})
+
+    async def _file_content(self, request: HttpRequest, account: str) -> Response:
+        blob = self._file(account, request.path_params["id"]).blob
+        headers = {"content-length": str(blob.bytes)}
+        return StreamingResponse(blob.chunks(), headers=headers, media_type="application/octet-stream")
+
+    def _file(self, account: str, file_id: Any) -> StoredFile:
+        stored = self._files.get(account, file_id)
+        if stored is None:
+            raise ApiError(404, f"No such file: {file_id}")
+        return stored
+
+    async def _create_job(self, request: HttpRequest, account: str) -> Response:
+        asked = _parsed(await request.body())
+        files, model, hours = asked.get("input_files"), asked.get("model"), asked.get("timeout_hours", 24)
+        if not isinstance(files, list) or len(files) != 1:
+            raise ApiError(422, "input_files: the emulator takes one file")
+        if asked.get("endpoint") != CHAT:
+            raise ApiError(422, f"endpoint: Input should be '{CHAT}', which is what the emulator answers")
+        known = self._world.limits.known_models
+        if not isinstance(model, str) or not model or (known is not None and model not in known):
+            raise ApiError(422, f"model: '{model}' is not a model that answers batches")
+        if not isinstance(hours, int) or hours < 1:
+            raise ApiError(422, "timeout_hours: Input should be greater than or equal to 1")
+        metadata = asked.get("metadata") or {}
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ApiError(422, "metadata: values should be valid strings")
+        blob = self._file(account, files[0]).blob
+        record = BatchRecord(
+            id=new_uuid(self._world, "mistral-job"),
+            ordinal=len(self._jobs),
+            account=account,
+            endpoint=CHAT,
+            input_file_id=files[0],
+            metadata=metadata,
+            created_at=int(self._world.clock()),
+        )
+
+        def write_file(results: Blob, sample_type: str, count: int) -> str:
+            return self._keep(account, results, f"{record.id}_{sample_type}.jsonl", sample_type, count).id
+
+        lines = [raw for _, raw in blob.lines() if raw.strip()]
+        job = MistralJob(self._world, record, Asked(lines, model, hours, write_file))
+        self._jobs[record.id] = job
+        self._world.books.write(record)
+        reply = job.as_json(is_new=True)  # before the mover can see it: a create always answers QUEUED
+        self._world.mover.add(job)
+        return JSONResponse(reply)
+
+    async def _list_jobs(self, request: HttpRequest, account: str) -> Response:
+        query = request.query_params
+        mine = [job.as_json() for job in list(self._jobs.values()) if job.record.account == account]
+        for name in ("status", "model"):
+            if wanted := query.getlist(name):
+                mine = [job for job in mine if job[name] in wanted]
+        newest_first = query.get("order_by", "-created") == "-created"
+        return _page(request, mine[::-1] if newest_first else mine)
+
+    async def _get_job(self, request: HttpRequest, account: str) -> Response:
+        return JSONResponse(self._job(request, account).as_json())
+
+    async def _cancel_job(self, request: HttpRequest, account: str) -> Response:
+        job = self._job(request, account)
+        if job.life.state != "CANCELLATION_REQUESTED":
+            try:
+                job.life.move("cancel", self._world.clock())
+            except IllegalMoveError:
+                raise ApiError(422, f"A job that is {job.life.state} cannot be cancelled.") from None
+        return JSONResponse(job.as_json())
+
+    def _job(self, request: HttpRequest, account: str) -> MistralJob:
+        job = self._jobs.get(request.path_params["id"])
+        if job is None or job.record.account != account:
+            raise ApiError(404, f"No such batch job: {request.path_params['id']}")
+        return job
+
+    async def _real_time(self, request: HttpRequest, account: str) -> Response:
+        body = _parsed(await request.body())
+        if body.get("stream"):
+            raise ApiError(422, "The emulator does not stream; send stream=false.")
+        status, answer = await asyncio.to_thread(respond, self._world, Request(account, CHAT, body))
+        if status != 200:  # noqa: PLR2004 - HTTP
+            answer = model_error(status, answer["error"]["message"])
+        return JSONResponse(answer, status)
+
+
+def _checked_lines(blob: Blob, most: int) -> int:
+    """Count the requests; raise ApiError where one line is none, as Mistral does when a file is uploaded.
+
+    A `custom_id` may be missing, or be there twice.
+    """
+    errors: list[Body] = []
+    count = 0
+    for number, (_, raw) in enumerate(blob.lines(), start=1):
+        if not raw.strip():
+            continue
+        count += 1
+        if (problem := _problem(raw)) is not None:
+            errors.append({"line_number": number, "msg": problem})
+    if errors or not 1 <= count <= most:
+        raise ApiError(422, "Invalid file format.", errors)
+    return count
+
+
+def _problem(raw: bytes) -> str | None:
+    try:
+        line = json.loads(raw)
+    except ValueError:
+        return "JSON decode error"
+    if not isinstance(line, dict) or not isinstance(body := line.get("body"), dict):
+        return "body: Input should be a valid dictionary"
+    if unknown := line.keys() - _LINE_FIELDS:
+        return f"{min(unknown)}: Extra inputs are not permitted"
+    if not isinstance(body.get("messages"), list) or not body["messages"]:
+        return "body.messages: Field required"
+    if body.get("temperature") is not None and not 0 <= body["temperature"] <= _HOTTEST:
+        return f"body.temperature: Input should be less than or equal to {_HOTTEST}"
+    if body.get("max_tokens") is not None and body["max_tokens"] < 0:
+        return "body.max_tokens: Input should be greater than or equal to 0"
+    return None
+
+
+def _page(request: HttpRequest, items: list[Body]) -> Response:
+    """A numbered page of a list."""
+    page, size = (request.query_params.get(name, usual) for name, usual in (("page", "0"), ("page_size", "100")))
+    if not page.isdigit() or not size.isdigit() or not 1 <= int(size) <= _MOST_A_PAGE:
+        raise ApiError(422, f"page: from 0; page_size: from 1 to {_MOST_A_PAGE}")
+    start = int(page) * int(size)
+    return JSONResponse({"object": "list", "data": items[start : start + int(size)], "total": len(items)})
+
+
+def _parsed(raw: bytes) -> Body:
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ApiError(422, "body: JSON decode error")
+    return body
+
+
+async def _no_route(_request: HttpRequest, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    return JSONResponse(error_body(status, "Not Found"), status)
