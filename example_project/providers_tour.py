@@ -1,6 +1,6 @@
-"""The same labeling through seven clouds' batch APIs, all emulated on this machine, in one process.
+"""The same labeling through eight vendors' batch APIs, all emulated on this machine, in one process.
 
-    tweets ──▶ tour_<provider>_batch ─▶ tour_<provider>  (seven of them) ─┬─▶ tour_eval
+    tweets ──▶ tour_<provider>_batch ─▶ tour_<provider>  (eight of them) ─┬─▶ tour_eval
     tweet_gold ─────────────────────────────────────────────────────────┘
 
 Real: the assets, the engine, each vendor's own SDK, and the S3 and Cloud Storage protocols that files go through.
@@ -53,6 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "vertex/gemini-2.5-flash": {"max_output_tokens": 64},
     "gemini/gemini-2.5-flash-lite": {"max_output_tokens": 64},
     "openrouter/openai/gpt-4o-mini": {"max_tokens": 64},
+    "mistral/mistral-small-2603": {"max_tokens": 64},
 }
 """What is asked, and with which parameters; each vendor has its own names for them."""
 LEAST_ROWS = 100
@@ -66,14 +67,14 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
 
 @dataclass(frozen=True)
 class Clouds:
-    """Seven emulated vendors, and the storage that two of them need."""
+    """The emulated vendors, and the storage that two of them need."""
 
     emulator: Emulator
     s3_url: str
     gcs_url: str
 
     def resource(self) -> LLMBatchResource:
-        """What a deployment would be given: all seven, here with other addresses."""
+        """What a deployment would be given: all of them, here with other addresses."""
         emulator, key = self.emulator, DEFAULT_KEY
         return LLMBatchResource(
             openai=OpenAIBatchResource(api_key=key, base_url=emulator.openai_base_url),
@@ -98,7 +99,10 @@ class Clouds:
             ),
             gemini=GeminiBatchResource(api_key=key, base_url=emulator.gemini_base_url),
             openrouter=OpenRouterBatchResource(api_key=key, base_url=emulator.openrouter_base_url),
-            providers={"azure": preset("azure", api_key=key, base_url=emulator.azure_base_url)},
+            providers={
+                "azure": preset("azure", api_key=key, base_url=emulator.azure_base_url),
+                "mistral": preset("mistral", api_key=key, base_url=emulator.mistral_base_url),
+            },
         )
 
 
@@ -200,7 +204,7 @@ def _sum(amounts: pl.Series) -> Decimal | None:
 def show(rows: pl.DataFrame) -> Table:
     """The table that the tour ends with."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
-    table.title = f"One labeling through seven providers\n({SIMULATED})"
+    table.title = f"One labeling through {len(MODELS)} providers\n({SIMULATED})"
     table.add_column("provider", no_wrap=True)
     table.add_column("model", overflow="fold")
     for name in ("labeled", "accuracy", "cost", "real-time", "saved", "basis"):
@@ -226,7 +230,7 @@ def go() -> None:
     """The whole tour, printed."""
     console = Console(highlight=False)
     console.print(
-        f"Seven providers, emulated on this machine; {_DAY}'s tweets to each. Some 30 seconds.", soft_wrap=True
+        f"{len(MODELS)} providers, emulated on this machine; {_DAY}'s tweets to each. Some 30 seconds.", soft_wrap=True
     )
     with clouds() as around, tempfile.TemporaryDirectory() as folder:
         console.print(show(tour(around, Path(folder))))

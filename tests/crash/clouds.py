@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,20 @@ def _azure(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
         place.urls["azure"],
         name="azure",
         server=SERVERS["azure"],
+        timeout_seconds=_TIMEOUT_SECONDS,
+        settle_seconds=SETTLE_SECONDS,
+    )
+
+
+def _own_server(place: Place, _options: tuple[str, ...]) -> OpenAIProvider:
+    """A gateway before vLLM: the wire is OpenAI's, and nobody knows whether it keeps metadata."""
+    return OpenAIProvider(
+        DEFAULT_KEY,
+        place.urls["openai"],
+        name="own",
+        price_book=SERVERS["vllm"].price_book.value,
+        # Of schemas the emulator takes what OpenAI takes.
+        server=replace(SERVERS["vllm"], strict_schemas=True),
         timeout_seconds=_TIMEOUT_SECONDS,
         settle_seconds=SETTLE_SECONDS,
     )
@@ -254,4 +268,6 @@ CLOUDS = {
         Cloud("command", "m", "m2", _MAX_TOKENS, _command, held=frozenset(), lacks=frozenset({"download"})),
     )
 }
+# What differs there is how a batch is found: the others of OpenAI's wire stand for the rest.
+OWN_SERVER = Cloud("own", "m", "m2", _MAX_TOKENS, _own_server, CLOUDS["openai"].create)
 FORGETFUL = Cloud("openai", "gpt-4o", "gpt-4o-mini", _MAX_TOKENS, _forgetful, CLOUDS["openai"].create)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.cells import LEDGERS, Cell, Servers, run_cell, servers
-from tests.crash.clouds import CLOUDS, FORGETFUL
+from tests.crash.clouds import CLOUDS, FORGETFUL, OWN_SERVER
 from tests.crash.interceptor import HELD, Point, When
 from tests.crash.points import CRASHES, Crash
 from tests.crash.scenarios import AT_ONCE, PLAIN, URGENT, Scenario
@@ -57,7 +57,7 @@ def _selected() -> Iterator[Cell]:
         if (
             is_created and crash.scenario in (PLAIN, AT_ONCE) and len(crash.points) == 1
         ):  # the batch exists, and nobody has its id
-            yield from (Cell(crash, cloud, "sqlite") for cloud in others)
+            yield from (Cell(crash, cloud, "sqlite") for cloud in (*others, OWN_SERVER))
         elif others and any(point.arrow.startswith("call:") and point.when in HELD for point in crash.points):
             yield Cell(crash, others[number % len(others)], LEDGERS[number // 3 % 2])
         elif last.arrow.startswith("call:") and last.when is When.AFTER and "command" in able:
