@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         LLMBatchPairwiseJudgeComponent,
         LLMBatchRubricJudgeComponent,
         LLMBatchSkewComponent,
+        LLMBatchStudentComponent,
     )
     from dagster_llm_batch.core.cascade import Cascade
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
         pairwise_judge_assets,
         rubric_judge_assets,
         skew_assets,
+        student_assets,
+        student_of,
     )
     from dagster_llm_batch.io import HiveParquetIOManager
     from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
@@ -104,6 +107,7 @@ __all__ = [
     "LLMBatchResource",
     "LLMBatchRubricJudgeComponent",
     "LLMBatchSkewComponent",
+    "LLMBatchStudentComponent",
     "LLMBatchTranslator",
     "LLMBatchTranslatorData",
     "Limits",
@@ -141,6 +145,8 @@ __all__ = [
     "preset",
     "rubric_judge_assets",
     "skew_assets",
+    "student_assets",
+    "student_of",
 ]
 
 _MODULES = {
@@ -170,6 +176,7 @@ _MODULES = {
     "build_llm_batch_sensor": "sensors",
     "llm_batch_assets": "assets",
     "on_labels_ready": "automation",
+    "student_of": "evaluation",
 }
 _MODULES_BY_END = {"Component": "components", "_assets": "evaluation"}
 """Where names are; the others are in `resources`."""

@@ -30,8 +30,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from rich.console import Console
 
-from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource
-from dagster_llm_batch.streams import KafkaResource, RealTimeLane, StreamLabeler, labeling_of, student_of
+from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, student_of
+from dagster_llm_batch.streams import KafkaResource, RealTimeLane, StreamLabeler, labeling_of
 from dagster_llm_batch.streams.dashboard import stream_results
 from dagster_llm_batch.streams.figures import latency_png
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator

@@ -8,14 +8,13 @@ import dagster as dg
 import polars as pl
 from pydantic import BaseModel
 
-from dagster_llm_batch import Spend, TokenPrice, evaluation_assets, llm_batch_assets, skew_assets
+from dagster_llm_batch import Spend, TokenPrice, evaluation_assets, llm_batch_assets, skew_assets, student_assets
 from dagster_llm_batch.streams import (
     KafkaTopic,
     build_drift_sensor,
     build_kafka_sensor,
     kafka_assets,
     stream_dashboard_asset,
-    student_assets,
 )
 from example_project import data
 from example_project.definitions import Sentiment, ask

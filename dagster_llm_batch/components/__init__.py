@@ -13,6 +13,7 @@ from dagster_llm_batch.components.evaluation import (
     LLMBatchPairwiseJudgeComponent,
     LLMBatchRubricJudgeComponent,
     LLMBatchSkewComponent,
+    LLMBatchStudentComponent,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "LLMBatchPairwiseJudgeComponent",
     "LLMBatchRubricJudgeComponent",
     "LLMBatchSkewComponent",
+    "LLMBatchStudentComponent",
 ]

@@ -21,6 +21,7 @@ from dagster_llm_batch.components.scaffolders import (
     PairwiseJudgeScaffolder,
     RubricJudgeScaffolder,
     SkewScaffolder,
+    StudentScaffolder,
 )
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
@@ -35,6 +36,7 @@ from dagster_llm_batch.evaluation import (
     pairwise_judge_assets,
     rubric_judge_assets,
     skew_assets,
+    student_assets,
 )
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder
 
@@ -49,6 +51,7 @@ __all__ = [
     "LLMBatchPairwiseJudgeComponent",
     "LLMBatchRubricJudgeComponent",
     "LLMBatchSkewComponent",
+    "LLMBatchStudentComponent",
 ]
 
 
@@ -127,6 +130,15 @@ class LLMBatchSkewComponent(FactoryComponent):
     """A sample of batch labels, asked again in real time and compared with what came: training-serving skew.
 
     Attributes are the arguments of `skew_assets`, by the same names.
+    """
+
+
+@dg.scaffold_with(StudentScaffolder)
+@component_of(student_assets, EvaluationBuilder, forms={Sequence[dg.AssetsDefinition]: _LABELS})
+class LLMBatchStudentComponent(FactoryComponent):
+    """A small classifier that learns from the LLM's labels, and what it says of rows that it did not learn.
+
+    Attributes are the arguments of `student_assets`, by the same names.
     """
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "PairwiseJudgeScaffolder",
     "RubricJudgeScaffolder",
     "SkewScaffolder",
+    "StudentScaffolder",
 ]
 
 _WITHOUT_KEY = next(name for name, entry in PROVIDERS.items() if entry.starter.without_key)
@@ -247,6 +248,7 @@ class AroundScaffolder(dg.Scaffolder):
             rows=rows,
             key=first.get("key", "id"),
             target=_target(first),
+            text=next(iter(first.get("keep", ())), "body  # one of the columns that the labels keep"),
             gold="ticket_gold" if is_example and datasets else "gold  # an asset of yours with the true values",
             judge=judge,
             judge_params=f"{_PARAMS}\n" if needs_max_tokens(*judge.split("/", 1)) else "",
@@ -308,6 +310,17 @@ class SkewScaffolder(AroundScaffolder):
   target: $target
   sample_size: 50
   max_cost_usd: 1  # may be billed for each sample
+"""
+
+
+class StudentScaffolder(AroundScaffolder):
+    """A student of the project's labels."""
+
+    suffix = "student"
+    attributes = """\
+  labels: $labels
+  text: $text
+  target: $target
 """
 
 

@@ -1,5 +1,6 @@
 """Evaluations as Dagster assets: candidates against gold, against each other, against their past, judged by an LLM, or
-against themselves in real time; and what they have cost. As tables, and as figures and pictures in the UI.
+against themselves in real time; what they have cost; and a student that learns from them. As tables, and as figures and
+pictures in the UI.
 """
 
 from dagster_llm_batch.evaluation.agreement import agreement_assets
@@ -13,6 +14,7 @@ from dagster_llm_batch.evaluation.pairwise import pairwise_judge_assets
 from dagster_llm_batch.evaluation.rubric import Rubric, rubric_judge_assets
 from dagster_llm_batch.evaluation.skew import skew_assets
 from dagster_llm_batch.evaluation.stop_rule import StopRule
+from dagster_llm_batch.evaluation.student import student_assets, student_of
 from dagster_llm_batch.evaluation.thresholds import AtLeast
 
 __all__ = [
@@ -29,4 +31,6 @@ __all__ = [
     "pairwise_judge_assets",
     "rubric_judge_assets",
     "skew_assets",
+    "student_assets",
+    "student_of",
 ]

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.metrics.student import Student
 from dagster_llm_batch.streams.client import Connection, as_ours, confluent, is_end, kafka_errors
 from dagster_llm_batch.streams.consumer import resume, watermarks_in
 from dagster_llm_batch.streams.drift import DriftEvent, DriftWatch
 from dagster_llm_batch.streams.messages import KEY
 from dagster_llm_batch.streams.producer import Outgoing, produce, transaction
 from dagster_llm_batch.streams.results import REASON, SAID, SINCE, SOURCE, StreamResult, now_ms, outgoing
-from dagster_llm_batch.streams.student import Student
 from dagster_llm_batch.streams.topic import KafkaTopic
 from dagster_llm_batch.streams.windows import positions
 

@@ -38,6 +38,7 @@ from dagster_llm_batch import (
     pairwise_judge_assets,
     rubric_judge_assets,
     skew_assets,
+    student_assets,
 )
 from dagster_llm_batch.distributed import RayWorkers
 
@@ -292,6 +293,11 @@ CASES["skew"] = (
         {"candidates": LABELS, "realtime": Realtime(concurrency=2)},
         {"candidates": "every_option.LABELS", "realtime": {"concurrency": 2}},
     ),
+)
+CASES["student"] = (
+    student_assets,
+    "LLMBatchStudentComponent",
+    alike(text="body", target="topic", min_rows=5) | Same({"labels": LABELS}, {"labels": "every_option.LABELS"}),
 )
 CASES["annotation"] = (
     annotation_assets,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -10,7 +11,7 @@ from kafka_location import Topic
 
 from dagster_llm_batch import Prompt
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.streams.student import Student, train
+from dagster_llm_batch.metrics.student import Student, train
 
 WORDS = {
     "billing": ["invoice", "charge", "refund", "card", "payment", "receipt", "price", "bill"],
@@ -60,4 +61,5 @@ def labeling(**changes: Any) -> Labeling:
 def student(rows: int = 240) -> Student:
     known = texts(rows, seed=1)
     version = labeling().code_version
-    return train([text for text, _ in known], [topic for _, topic in known], code_version=version, target="topic")
+    lines, topics = [text for text, _ in known], [topic for _, topic in known]
+    return train(lines, topics, code_version=version, target="topic", trained_at=datetime.now(UTC))

@@ -1,33 +1,46 @@
-"""The student as assets: trained on all labels there are, and measured on rows that it did not learn from."""
+"""The student as assets: trained on all labels there are, and measured by what has not learned the row."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
+from operator import eq
 from typing import Any, Unpack
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.options import AssetOptions
+from dagster_llm_batch.core.levels import ORACLE
 from dagster_llm_batch.core.pricing import MONEY
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.clusters import REQUEST
-from dagster_llm_batch.streams.student import Student, out_of_fold, train
+from dagster_llm_batch.metrics.student import Student, train
 from dagster_llm_batch.types import Outcome
 
 __all__ = ["student_assets", "student_of"]
+
+_LEVEL = "llm_level"
 
 _DOCS = {
     REQUEST: "digest of the request whose label it is compared with; rows with equal requests share it",
     "confidence": "probability that the label is the LLM's, calibrated",
     "llm_model": "student, and its version",
-    "model": "pickle; load it from your own store only",
+    "student_version": "digest of what it is",
     "code_version": "of the labels it learned from",
+    "rows": "how many it learned from",
+    "classifier": "which of its classifiers: each answers a fifth of all texts, and has learned none of them",
+    "classes": "what the classifier answers",
+    "terms": "the words, and pairs of words, that it knows",
+    "idf": "of each term: what its frequency is multiplied by",
+    "weights": "of each class, or of the second of two: those of all terms",
+    "slopes": "of the calibration: the probability of a score s is 1 / (1 + exp(slope * s + offset))",
 }
 
 
@@ -39,16 +52,17 @@ def student_assets(
     text: str,
     target: str,
     min_rows: int = 100,
-    seed: int = 0,
     **options: Unpack[AssetOptions],
 ) -> list[dg.AssetsDefinition]:
     """Declare a small classifier that learns from the LLM's labels.
 
-        labels ─▶ <name>           the student, one row (`student_of` reads it)
-                  <name>_labels    what students say of rows that they did not learn from, with a confidence
+        labels ─▶ <name>           the student, as numbers and words (`student_of` reads it)
+                  <name>_labels    what it says of these rows, with a confidence
 
-    `<name>_labels` is a candidate of `evaluation_assets` like any other: beside the labels themselves it shows what the
-    student loses, and what it saves. Needs the extra `evaluation` when it runs.
+    A student is five classifiers, and a text is answered by one that has not learned it. So `<name>_labels` is a
+    candidate of `evaluation_assets` like any other: beside the labels themselves it shows what the student loses, and
+    what it saves. Of a cascade it learns what the oracle said. Needs the extra `evaluation` when it runs, and an IO
+    manager that stores tables, not pickles.
 
     Args:
         name: Name of the asset with the student.
@@ -57,8 +71,7 @@ def student_assets(
         text: Column with the text.
         target: Column of the labels that is learned: classes.
         min_rows: Fewer labels are not learned from.
-        seed: Of folds and classifier.
-        options: Dagster's own, as for `evaluation_assets`. By default it learns whenever labels have landed.
+        options: Dagster's own, as for `evaluation_assets`. By default it learns anew whenever labels have landed.
 
     Returns:
         The assets, for `Definitions(assets=[...])`. Raises ConfigError for what cannot work.
@@ -78,33 +91,42 @@ def student_assets(
     )
     shared: dict[str, Any] = {
         "deps": [dataset.key],
-        "code_version": code_digest(dataset.labeling.code_version, text, target, seed),
+        "code_version": code_digest(dataset.labeling.code_version, text, target),
         "follow": builder.follow([dataset.key]),
     }
     of = dataset.key.to_user_string()
     specs = {
         "": builder.spec(f"A student of {of}.", kinds={"scikitlearn"}, **shared),
         "labels": builder.spec(
-            f"Students of {of}, on rows they did not see.", suffix="labels", kinds={"table"}, **shared
+            f"What a student of {of} says of rows that it did not learn.", suffix="labels", kinds={"table"}, **shared
         ),
     }
 
     def prepare(context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
+        _check_store(getattr(context.resources, builder.io_manager_key), builder.io_manager_key)
         table = _labeled(context, dataset, text, target)
         if len(table) < min_rows:
             raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are wanted before a student learns.")
 
-        def student() -> Computed:
-            texts, labels = table[text].to_pylist(), table[target].to_pylist()
-            student = train(texts, labels, code_version=dataset.labeling.code_version, target=target, seed=seed)
-            metadata = {"student/version": student.version, "student/rows": student.rows}
-            metadata["student/classes"] = list(student.classes)
-            return Computed(student.to_arrow(), metadata, _DOCS)
+        @cache
+        def student() -> Student:
+            return train(
+                table[text].to_pylist(),
+                table[target].to_pylist(),
+                code_version=dataset.labeling.code_version,
+                target=target,
+                trained_at=datetime.now(UTC),
+            )
 
-        def out_of_fold_labels() -> Computed:
-            return _out_of_fold_labels(table, dataset.labeling.key, text, target, seed)
+        def stored() -> Computed:
+            metadata = {"student/version": student().version, "student/rows": student().rows}
+            metadata["student/classes"] = list(student().classes)
+            return Computed(student().to_arrow(), metadata, _DOCS)
 
-        return lambda _: {"": student, "labels": out_of_fold_labels}
+        def answers() -> Computed:
+            return _answers(student(), table, dataset.labeling.key, text, target)
+
+        return lambda _: {"": stored, "labels": answers}
 
     return [builder.asset(specs, prepare)]
 
@@ -115,26 +137,29 @@ def student_of(table: Any) -> Student:
 
 
 def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, target: str) -> pa.Table:
-    columns = [dataset.labeling.key, text, target]
+    is_cascade = dataset.labeling.cascade is not None
+    columns = [dataset.labeling.key, text, target, *([_LEVEL] if is_cascade else [])]
     table = StoredTables(context).read(dataset.key, None, columns, also=(REQUEST,), hint="See text= and target=.")
-    rows = table.filter(table[target].is_valid()).sort_by(dataset.labeling.key)
+    if is_cascade:
+        # What the model said, and that may be the student itself, is not what counts as right.
+        table = table.filter(pc.equal(table[_LEVEL], ORACLE))
+    rows = table.filter(pc.and_(table[target].is_valid(), table[text].is_valid())).sort_by(dataset.labeling.key)
     return rows.set_column(rows.column_names.index(target), target, rows[target].cast(pa.string()))
 
 
-def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed: int) -> Computed:
+def _answers(student: Student, table: pa.Table, key: str, text: str, target: str) -> Computed:
     began = datetime.now(UTC)
-    at, labels, confidences = out_of_fold(table[text].to_pylist(), table[target].to_pylist(), seed=seed)
+    answers = student.answers(table[text].to_pylist())
     ended = datetime.now(UTC)
-    truth = [table[target][row].as_py() for row in at]
-    n = len(at)
+    labels, n = [answer.label for answer in answers], len(table)
     when = pa.timestamp("us", "UTC")
     predictions = pa.table(
         {
-            key: table[key].take(pa.array(at)),
+            key: table[key],
             # Rows of one request have one text, and one answer of the student: evaluations count them once.
-            **({REQUEST: table[REQUEST].take(pa.array(at))} if REQUEST in table.column_names else {}),
+            **({REQUEST: table[REQUEST]} if REQUEST in table.column_names else {}),
             target: pa.array(labels, pa.string()),
-            "confidence": pa.array(confidences, pa.float64()),
+            "confidence": pa.array([answer.confidence for answer in answers], pa.float64()),
             "llm_outcome": pa.repeat(Outcome.SUCCEEDED.value, n),
             "llm_model": pa.repeat("student", n),
             "llm_cost_usd": pa.array([Decimal(0)] * n, MONEY),
@@ -142,5 +167,15 @@ def _out_of_fold_labels(table: pa.Table, key: str, text: str, target: str, seed:
             "llm_completed_at": pa.array([ended] * n, when),
         }
     )
-    same = sum(label == other for label, other in zip(labels, truth, strict=True))
+    same = sum(map(eq, labels, table[target].to_pylist()))
     return Computed(predictions, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)
+
+
+def _check_store(manager: object, name: str) -> None:
+    """Raise ConfigError for an IO manager of Dagster's that pickles what it stores."""
+    if any(kind.__name__.startswith("PickledObject") for kind in type(manager).__mro__):
+        raise ConfigError(
+            f"The IO manager {name!r} stores pickles, as Dagster's own do by default: whoever can write to its store "
+            "could run code wherever the student is loaded. Give the definitions one that stores tables, such as "
+            f"resources={{{name!r}: HiveParquetIOManager(root=…)}}."
+        )

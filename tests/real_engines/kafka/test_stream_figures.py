@@ -1,91 +1,21 @@
-"""The student and the figures of a stream: pure, no broker; and the student as an asset."""
+"""The figures of a stream: pure, no broker; and a student beside them, as an asset."""
 
 from __future__ import annotations
 
-import random
 from decimal import Decimal
 
 import dagster as dg
 import pyarrow as pa
 import pytest
 from kafka_location import CodeLocation, labeled
-from texts import labeling, strange, student, texts, topic_of
+from texts import labeling, texts, topic_of
 
-from dagster_llm_batch import evaluation_assets
-from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.streams import KafkaTopic, stream_dashboard_asset, student_assets, student_of
+from dagster_llm_batch import HiveParquetIOManager, evaluation_assets, student_assets, student_of
+from dagster_llm_batch.streams import KafkaTopic, stream_dashboard_asset
 from dagster_llm_batch.streams.drift import DriftWatch
 from dagster_llm_batch.streams.figures import figures_markdown, latency_png, stream_figures
 from dagster_llm_batch.streams.results import StreamResult, outgoing
-from dagster_llm_batch.streams.student import Student, out_of_fold, train
 from dagster_llm_batch.testing.emulator import Emulator
-
-
-def test_a_student_is_right_and_sure_on_what_it_knows_and_unsure_on_what_it_does_not():
-    one = student()
-    known = texts(60, seed=9)
-    answers = one.answers([text for text, _ in known])
-    assert sum(answer.label == topic for answer, (_, topic) in zip(answers, known, strict=True)) >= 58
-    unsure = one.answers(strange(20))
-    assert max(answer.confidence for answer in unsure) < min(0.9, sorted(a.confidence for a in answers)[10])
-    assert all(answer.known == 0 for answer in unsure)
-    assert one.answers([]) == []
-
-
-def test_a_stored_student_answers_the_same_and_one_of_another_library_is_refused():
-    one = student()
-    table = one.to_arrow()
-    again = Student.from_arrow(table)
-    asked = [text for text, _ in texts(10, seed=5)]
-    assert (again.version, again.answers(asked)) == (one.version, one.answers(asked))
-    other = table.set_column(table.column_names.index("library"), "library", pa.array(["scikit-learn 0.1"]))
-    with pytest.raises(InputError, match=r"trained with scikit-learn 0\.1"):
-        Student.from_arrow(other)
-
-
-def test_too_few_labels_are_not_learned_from_and_rare_classes_are_left_out():
-    known = texts(30)
-    lines, topics = [text for text, _ in known], [topic for _, topic in known]
-    one = train([*lines, "once"], [*topics, "rare"], code_version="c", target="topic")
-    assert "rare" not in one.classes
-    with pytest.raises(InputError, match="at least two classes with 3 different labeled texts"):
-        train(lines[:3], ["a", "a", "b"], code_version="c", target="topic")
-
-
-def test_out_of_fold_answers_are_of_students_that_did_not_see_the_row():
-    """Where texts say nothing about their labels, a student that had seen them would be right, and these are not."""
-    lines = [f"only{n} this{n} text{n}" for n in range(120)]
-    labels = [("a", "b")[n * 7919 % 13 % 2] for n in range(120)]
-    at, said, _ = out_of_fold(lines, labels)
-    assert sorted(at) == list(range(120))
-    assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 90
-
-
-def test_out_of_fold_answers_are_of_students_that_did_not_see_another_row_with_the_text():
-    lines = [f"only{n} this{n} text{n}" for n in range(60)] * 3
-    labels = [("a", "b")[n * 7919 % 13 % 2] for n in range(60)] * 3
-    at, said, _ = out_of_fold(lines, labels)
-    assert sorted(at) == list(range(180))
-    assert sum(one == labels[n] for n, one in zip(at, said, strict=True)) < 135
-    with pytest.raises(InputError, match="2 different texts"):
-        out_of_fold(["one", "two"] * 20, ["a", "b"] * 20)
-
-
-def test_a_student_is_calibrated_on_texts_that_it_has_not_seen():
-    """Ten rows with one text say once how sure it may be. Labels here are chance: it is right half of the time."""
-    drawn, words = random.Random(1), [f"word{n}" for n in range(30)]
-    seen, new = ([" ".join(drawn.choices(words, k=6)) for _ in range(n)] for n in (80, 200))
-    labels = [drawn.choice("ab") for _ in seen]
-    one = train(seen * 10, labels * 10, code_version="c", target="topic")
-    sure = [answer.confidence for answer in one.answers(new)]
-    assert sum(sure) / len(sure) < 0.75  # by rows it was 0.90
-
-
-def test_a_class_of_one_text_that_came_often_is_not_learned():
-    known = texts(30)
-    lines, topics = [text for text, _ in known], [topic for _, topic in known]
-    one = train([*lines, *["always this"] * 9], [*topics, *["rare"] * 9], code_version="c", target="topic")
-    assert "rare" not in one.classes
 
 
 def test_detectors_are_quiet_on_a_steady_stream_and_see_a_change_of_each_kind():
@@ -138,7 +68,9 @@ def test_a_cost_that_is_not_known_is_null_never_zero():
     assert "-" in figures_markdown([everything])
 
 
-def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream_has_a_dashboard(broker, stored, topic):
+def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream_has_a_dashboard(
+    broker, stored, topic, tmp_path
+):
     source = KafkaTopic(topic(), None)
     known = texts(150, seed=6)
     broker.produce(source.name, [text for text, _ in known])
@@ -162,7 +94,8 @@ def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream
     dashboard = stream_dashboard_asset(name="dashboard", results=results, truth="labels", target="topic")
     assets = [*labels, *learned, gold, *scores, dashboard]
     with Emulator(answer=lambda body, _: {"topic": topic_of(body["messages"][-1]["content"])}) as llm:
-        location = CodeLocation(broker, llm, stored, assets, [])
+        tables = HiveParquetIOManager(root=str(tmp_path / "tables"))
+        location = CodeLocation(broker, llm, stored, assets, [], io_manager=tables)
         assert location.run("labels_batch", partition=window).success
         llm.settle()
         assert location.run("labels", "labels_rejects", partition=window).success
@@ -176,9 +109,3 @@ def test_the_student_is_an_asset_that_is_evaluated_beside_the_llm_and_the_stream
     assert (measured["student"]["n_labeled"], measured["student"]["cost_usd"]) == (150, 0)
     everything = location.load("dashboard").to_pylist()[0]
     assert (everything["n"], everything["n_truth"], everything["truth_agreement"]) == (5, 5, 1.0)
-
-
-def test_a_student_of_columns_that_are_not_there_is_refused():
-    source = KafkaTopic("t")
-    with pytest.raises(ConfigError, match="must be one of keep="):
-        student_assets(name="s", labels=labeled(source), text="text", target="topic")
