@@ -30,7 +30,7 @@ from dagster_llm_batch.resources import LLMBatchResource
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["Dataset", "RowsContext", "RowsFunction", "dataset_of", "datasets_in"]
+__all__ = ["Dataset", "RowsContext", "RowsFunction", "compute_function", "dataset_of", "datasets_in"]
 
 
 @dataclass(frozen=True)
@@ -233,16 +233,22 @@ class Dataset:
             yield self.rows(RowsContext(upstream.partition, context, upstream))
 
 
+def compute_function(definition: dg.AssetsDefinition) -> Callable[..., Any] | None:
+    """Return the function that computes these assets, which stays the same in Dagster's copies; None without one."""
+    node = definition.node_def if definition.is_executable else None
+    function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
+    # a component may run the function by its `execute`
+    return None if function is None else inspect.unwrap(function)
+
+
 def dataset_of(definitions: Iterable[dg.AssetsDefinition]) -> Dataset:
     """Find the Dataset that `llm_batch_assets` made these definitions of. Raises ConfigError for others.
 
     Dagster copies definitions (with other groups, tags or conditions); the function that computes stays the same.
     """
     for definition in definitions:
-        node = definition.node_def if definition.is_executable else None
-        function = getattr(node.compute_fn, "decorated_fn", None) if isinstance(node, dg.OpDefinition) else None
-        # a component may run the function by its `execute`
-        if function is not None and (declared := _DECLARED.get(inspect.unwrap(function))):
+        function = compute_function(definition)
+        if function is not None and (declared := _DECLARED.get(function)):
             return declared
     msg = "These are no labels of llm_batch_assets. Give what it returned, as in candidates=ticket_labels."
     raise ConfigError(msg)

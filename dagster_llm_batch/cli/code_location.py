@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import cached_property
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import dagster as dg
@@ -32,6 +32,9 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.io import URI_KEY
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.text import plain_words
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.evaluation.spec import EvaluationSpec
 
 __all__ = ["CodeLocation"]
 
@@ -65,6 +68,13 @@ class CodeLocation:
     def datasets(self) -> dict[str, Dataset]:
         """The labeled datasets by their names in the ledger."""
         return datasets_in(self._repository.assets_defs_by_key.values())
+
+    @cached_property
+    def evaluations(self) -> list[EvaluationSpec]:
+        """The evaluations against gold, by their names."""
+        from dagster_llm_batch.evaluation.spec import evaluations_in  # noqa: PLC0415 - few commands need them
+
+        return evaluations_in(self._repository.assets_defs_by_key.values())
 
     def is_looked_after(self, dataset: Dataset) -> bool:
         """Return whether a sensor of this code location can ask for runs that land a dataset's labels."""

@@ -14,6 +14,7 @@ __all__ = ["main"]
 # seconds (Dagster, SQLAlchemy, pyarrow), so that each is imported when it is called, and `--help` imports none.
 _COMMANDS = {
     "plan": ("plan", "What would be sent, and cost. Sends nothing."),
+    "advise": ("advise", "Which model, cascade and lane reach a quality by a time and for an amount."),
     "list": ("submissions", "Submissions: those under way, or all."),
     "show": ("submissions", "One submission: its batches and what happened."),
     "watch": ("watch", "Live progress: counts, rate, age, expected end."),
@@ -68,7 +69,7 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")
 def main() -> None:
-    """LLM batches of Dagster assets: plan, look, cancel, resolve, recover, rename, retry, export, prune, erase.
+    """LLM batches of Dagster assets: plan, advise, look, cancel, resolve, recover, rename, retry, export, prune, erase.
 
     The deployment is a Dagster code location (-m, -f, or what pyproject.toml in this folder points to), or, for
     commands that need neither rows nor providers, a ledger by its address (--ledger).

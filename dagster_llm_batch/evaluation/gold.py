@@ -261,11 +261,8 @@ def evaluation_assets(
     if regression:
         not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))
-    assets = [
-        builder.asset(
-            specs, partial(_prepare, design, {suffix: spec.key for suffix, spec in specs.items()}, accepted), checks
-        )
-    ]
+    prepare = partial(_prepare, design, {suffix: spec.key for suffix, spec in specs.items()}, accepted)
+    assets = [design.declared_as(builder.asset(specs, prepare, checks))]
     if regression:
         assets.append(accepted_asset(design, accepted, by_hand))
     return assets

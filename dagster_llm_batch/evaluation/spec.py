@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dagster as dg
 
+from dagster_llm_batch.assets.dataset import compute_function
 from dagster_llm_batch.evaluation.builder import EvaluationBuilder, code_digest, whenever_new
 from dagster_llm_batch.evaluation.candidates import Candidate
 from dagster_llm_batch.evaluation.thresholds import Thresholds
 from dagster_llm_batch.metrics import Target
 
-__all__ = ["EvaluationSpec"]
+__all__ = ["EvaluationSpec", "evaluations_in"]
 
 _FORMAT = "4"
 """Part of the code version: raise it when the same labels would be measured differently."""
+
+_DECLARED: WeakKeyDictionary[Callable[..., Any], EvaluationSpec] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -78,3 +83,16 @@ class EvaluationSpec:
             return self.builder.when_ready(not_awaited=not_awaited, not_followed=more)
         candidates = [candidate.key for candidate in self.candidates]
         return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_external else [[self.gold]]))
+
+    def declared_as(self, definition: dg.AssetsDefinition) -> dg.AssetsDefinition:
+        """Remember that these assets are this evaluation, so that `evaluations_in` finds the way back."""
+        if (function := compute_function(definition)) is not None:
+            _DECLARED[function] = self
+        return definition
+
+
+def evaluations_in(definitions: Iterable[dg.AssetsDefinition]) -> list[EvaluationSpec]:
+    """Return the evaluations against gold among the assets, by their names. Dagster may have copied the definitions."""
+    functions = (compute_function(definition) for definition in definitions)
+    found = {id(spec): spec for function in functions if function and (spec := _DECLARED.get(function))}
+    return sorted(found.values(), key=lambda spec: spec.builder.key)

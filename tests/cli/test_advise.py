@@ -1,0 +1,166 @@
+"""`advise`, as its user types it: runs of two models over the emulator, gold beside them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+import yaml
+
+from dagster_llm_batch import Cascade
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+TOPICS = ("billing", "bug")
+ROWS = 100
+
+MORE = """
+from dagster_llm_batch import evaluation_assets
+
+
+class SureLabel(TicketLabel):
+    confidence: float
+
+
+@dg.asset
+def ticket_gold() -> list:
+    return [{"ticket_id": f"{day}-{n}", "topic": ("billing", "bug")[n % 2]} for day in DAYS for n in range(ROWS)]
+
+
+sure = {**common, "response": SureLabel, "rows": rows, "partitions_def": daily}
+small = llm_batch_assets(name="small", **{**sure, "model": "openai/gpt-4o-mini"})
+large = llm_batch_assets(name="large", **sure)
+unsure = llm_batch_assets(name="unsure", **{**common, "rows": rows})
+ticket_eval = evaluation_assets(
+    name="ticket_eval", gold=ticket_gold, candidates=[small, large], key="ticket_id", target="topic"
+)
+"""
+
+
+def answer(body, _url):
+    number = int(re.findall(r"2026-01-0\d (\d+)\?", str(body))[0])
+    is_wrong = body["model"] == "gpt-4o-mini" and number % 10 == 0
+    return {"topic": TOPICS[(number + is_wrong) % 2], "confidence": 0.5 if is_wrong else 0.9}
+
+
+@pytest.fixture
+def emulator():
+    with Emulator(answer=answer) as running:
+        yield running
+
+
+@pytest.fixture
+def shop(project, home):
+    """A project in which two models have labeled two days, and people have said what is right."""
+    project.change("for n in range(3)]", f"for n in range({ROWS})]")
+    days = 'DAYS = ["2026-01-01", "2026-01-02"]\nROWS = ' + str(ROWS)
+    project.change("here = f", f"{days}\n{MORE}\nhere = f")
+    project.change(
+        "*asset_labels],",
+        "*asset_labels, ticket_gold, *small, *large, *unsure, *ticket_eval],",
+    )
+    return project
+
+
+@pytest.fixture
+def labeled(shop):
+    for day in ("2026-01-01", "2026-01-02"):
+        for name in ("small", "large"):
+            shop.submit(name, day)
+    shop.settle()
+    defs = shop.module()
+    with dg.DagsterInstance.get() as instance:
+        dg.materialize([defs["ticket_gold"]], instance=instance)
+    return shop
+
+
+def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_others(labeled, monkeypatch):
+    before = labeled.files()
+    shown = labeled.json("advise", "small", "--quality", "0.93")
+    assert (shown["rows"], shown["against"], shown["target"], shown["score"]) == (ROWS, "gold", "topic", "confidence")
+    best, by_state = shown["plans"][0], {}
+    for plan in shown["plans"]:
+        by_state.setdefault(plan["state"], []).append((plan["model"], plan["oracle"], plan["lane"]))
+    assert (best["state"], best["model"], best["quality"], best["quality_rows"]) == (
+        "feasible",
+        "openai/gpt-4o",
+        1.0,
+        2 * ROWS,
+    )
+    assert best["quality_low"] > 0.93
+    assert ("openai/gpt-4o-mini", None, "batch") in by_state["open"]
+    assert {plan["end_basis"] for plan in shown["plans"]} != {None}
+    evidence = {record["model"]: record for record in shown["evidence"]}
+    assert [(record["runs"], record["rows"]) for record in evidence.values()] == [(2, 2 * ROWS)] * 2
+    assert evidence["openai/gpt-4o"]["partitions"] == ["2026-01-01", "2026-01-02"]
+    # It is the same every time, but for the time at which it was asked, and leaves nothing behind.
+    again = labeled.json("advise", "small", "--quality", "0.93")
+    for document in (shown, again):
+        document.pop("now")
+        for plan in document["plans"]:
+            plan.pop("p95_end_at")
+    assert shown == again
+    assert labeled.files() == before
+
+    # Against the dear model a cascade is promised; what is printed to paste makes it.
+    many = ["--rows", "20000", "--against", "openai/gpt-4o"]
+    cascade = labeled.json("advise", "small", "--quality", "0.95", *many)["plans"][0]
+    assert (cascade["state"], cascade["oracle"], cascade["quality_low"]) == ("feasible", "openai/gpt-4o", 0.95)
+    assert cascade["is_certified_by_its_run"]
+    pasted = yaml.safe_load(cascade["yaml"])
+    assert pasted["model"] == cascade["model"] == "openai/gpt-4o-mini"
+    declared = eval(f"dict({cascade['python']})", {"Cascade": Cascade})
+    assert declared["cascade"] == Cascade(**pasted["cascade"])
+    assert declared["cascade"].sample == cascade["sample"]
+
+    monkeypatch.setenv("COLUMNS", "80")
+    told = labeled.on_file("advise", "small", "--quality", "0.95", *many, "--max-usd", "0.01", code=1)
+    assert "No plan is known to reach that." in told.output
+    assert "it may cost" in told.output
+    told = labeled.on_file("advise", "small", "--quality", "0.95", *many)
+    assert all(len(line) <= 80 for line in told.output.partition("The first,")[0].splitlines()[2:])
+    assert "oracle: openai/gpt-4o" in told.output
+    assert "openai/gpt-4o-mini | openai/gpt-4o-mini in real time: quality 0.900" in told.output
+    assert DEFAULT_KEY not in told.output
+
+    # A time of day is the next one, and an end that nobody can forecast is said to be unknown.
+    by = (datetime.now().astimezone() + timedelta(hours=3)).replace(second=0, microsecond=0)
+    timed = labeled.json("advise", "small", "--quality", "0.93", "--by", f"{by:%H:%M}", code=1)
+    assert datetime.fromisoformat(timed["by"]) == by
+    assert datetime.fromisoformat(timed["by"]).tzinfo == UTC
+    over = labeled.on_file("advise", "small", "--quality", "0.93", "--by", "2026-01-01T06:00+01:00", code=2)
+    assert "is over" in over.output
+    # By address, or after the code has gone, the ledger knows a dataset by its newest definition.
+    labeled.change("*small, *large,", "*large,")
+    labeled.change("candidates=[small, large]", "candidates=[large]")
+    gone = labeled.json("advise", "small", "--quality", "0.95", "--target", "topic", *many, "--beside", "large")
+    assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["smal", "--quality", "0.9"], "Did you mean 'small'?"),
+        (["small", "--quality", "1"], "no number of rows shows that all labels are right"),
+        (["small", "--quality", "1.2"], "range"),
+        (["small"], "Missing option '--quality'"),
+        (["unsure", "--quality", "0.9"], "no evaluation_assets of this code location has it"),
+        (["small", "--quality", "0.9", "--target", "topics"], "its columns: topic, confidence"),
+        (["small", "--quality", "0.9", "--against", "openai/gpt-9"], "these are openai/gpt-4o-mini, openai/gpt-4o"),
+        (["small", "--quality", "0.9", "--by", "6 o'clock"], "neither a time of day, as 06:00"),
+        (["small", "--quality", "0.9"], "has no settled run in this ledger"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_words(shop, arguments, words):
+    told = shop.on_file("advise", *arguments, code=2)
+    assert words in " ".join(told.output.split())
+
+
+def test_models_that_were_never_asked_are_said_to_be_unknown(shop):
+    told = shop.json("advise", "small", "--quality", "0.9", "--rows", "500", code=1)
+    assert {plan["state"] for plan in told["plans"]} == {"open"}
+    assert {plan["expected_usd"] for plan in told["plans"]} == {plan["quality"] for plan in told["plans"]} == {None}
+    reasons = {reason for plan in told["plans"] for reason in plan["unknown"]}
+    assert "cost: no run of openai/gpt-4o-mini in this ledger" in reasons
+    assert any("is not materialized" in reason for reason in told["unknown"])

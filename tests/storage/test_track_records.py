@@ -1,0 +1,223 @@
+"""What a ledger shows of models that were asked, on both ledgers: real runs over the emulator, and plans by them."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Literal
+
+import pyarrow as pa
+import pytest
+from pydantic import BaseModel
+from scipy.stats import binomtest
+
+from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.engine.choice import GOLD, Chooser, End, Wanted
+from dagster_llm_batch.engine.track_record import labeling_in_ledger, track_records
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+from dagster_llm_batch.types import Lane
+
+TOPICS = ("billing", "bug", "how_to")
+CHEAP, DEAR = "gpt-4o-mini", "gpt-4o"
+ROWS, DAYS = 80, ("2026-01-01", "2026-01-02", "2026-01-03")
+
+
+class SureLabel(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: float
+
+
+def topic_of(model: str, number: int) -> str:
+    """The dear model is mostly right; the cheap one is wrong in a quarter of the hard rows, and less sure of these."""
+    wrong = random.Random(f"{model} {number}").random() < {CHEAP: 0.5 if number % 4 == 0 else 0.0, DEAR: 0.02}[model]
+    return TOPICS[(number + wrong) % 3]
+
+
+def answer(body: Any, _url: str) -> Any:
+    number = int(re.findall(r"case (\d+)", str(body))[0])
+    return {"topic": topic_of(body["model"], number), "confidence": 0.6 if number % 4 == 0 else 0.9}
+
+
+def definition(**changes: Any) -> Labeling:
+    usual: dict[str, Any] = {
+        "asset": "cheap_labels",
+        "model": f"openai/{CHEAP}",
+        "key": "ticket_id",
+        "prompt": Prompt(user="{{ body }}"),
+        "response": SureLabel,
+        "params": {"max_tokens": 50},
+    }
+    return Labeling(**{**usual, **changes})
+
+
+DEARER = definition(asset="dear_labels", model=f"openai/{DEAR}")
+CASCADE = definition(
+    asset="cascaded", cascade=Cascade(oracle=f"openai/{DEAR}", target="topic", agreement=0.9, sample=40)
+)
+
+
+def rows_of(day: str) -> list[dict[str, Any]]:
+    first = DAYS.index(day) * ROWS
+    return [{"ticket_id": n, "body": f"case {n}"} for n in range(first, first + ROWS)]
+
+
+def run(engine: Engine, emulator: Emulator, labeling: Labeling, day: str) -> None:
+    submission = engine.plan(labeling, rows_of(day), partition=day)
+    engine.submit(labeling, submission.submission_id)
+    for _ in range(6):
+        emulator.settle()
+        if engine.advance(labeling, submission.submission_id).is_settled:
+            return
+    raise AssertionError(f"not settled: {submission.submission_id}")
+
+
+@pytest.fixture
+def deployment(ledger_url, tmp_path) -> Any:
+    with Emulator(answer=answer) as emulator:
+        provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5)
+        ledger = Ledger(ledger_url)
+        made = Deployment({"openai": provider}, ledger, PayloadStore(str(tmp_path / "payloads")), "test")
+        engine = Engine(made)
+        for day in DAYS:
+            for labeling in (definition(), DEARER):
+                run(engine, emulator, labeling, day)
+        run(engine, emulator, CASCADE, DAYS[0])
+        yield made
+        ledger.close()
+
+
+def wanted(**changes: Any) -> Wanted:
+    usual: dict[str, Any] = {
+        "quality": 0.9,
+        "confidence": 0.95,
+        "rows": 2_000,
+        "target": "topic",
+        "score": "confidence",
+        "against": GOLD,
+        "now": datetime(2026, 2, 1, tzinfo=UTC),
+    }
+    return Wanted(**{**usual, **changes})
+
+
+def gold(rows: int = ROWS * len(DAYS)) -> pa.Table:
+    numbers = range(rows)
+    return pa.table({"row": [str(n) for n in numbers], "topic": [TOPICS[n % 3] for n in numbers]})
+
+
+def hours(_record: Any, lane: Lane, _requests: int) -> End:
+    return End(timedelta(minutes=5) if lane is Lane.REALTIME else timedelta(hours=4), "said so")
+
+
+def plans(deployment: Deployment, labelings: Any, gold_rows: pa.Table | None = None, **changes: Any) -> Any:
+    records = [each for one in labelings for each in track_records(deployment, one, "topic", "confidence")]
+    made = Chooser(deployment, records, wanted(**changes), hours, gold_rows)
+    return {(plan.record.model, plan.lane, plan.agreement): plan for plan in made.plans()}
+
+
+def test_records_and_plans_are_what_the_runs_were(deployment):
+    # One deployment for all of it: its runs take longer than what is looked at.
+    check_records(deployment)
+    check_figures(deployment)
+    check_judgments(deployment)
+    # Nothing of all this was written.
+    assert len(deployment.ledger.submissions("test")) == 7
+
+
+def check_records(deployment):
+    [cheap] = track_records(deployment, definition(), "topic", "confidence")
+    assert [run.partition for run in cheap.runs] == list(DAYS)
+    assert [(run.rows, run.requests) for run in cheap.runs] == [(ROWS, ROWS)] * 3
+    answers = {row["row"]: row for row in cheap.answers.to_pylist()}
+    assert {int(key): row["label"] for key, row in answers.items()} == {n: topic_of(CHEAP, n) for n in range(3 * ROWS)}
+    assert all(row["is_drawn"] and row["score"] == (0.6 if int(key) % 4 == 0 else 0.9) for key, row in answers.items())
+
+    # Of a cascade both models have a record, and of the oracle's rows its sample alone stands for all.
+    own, oracle = track_records(deployment, CASCADE, "topic", "confidence")
+    assert (own.model, oracle.model) == (f"openai/{CHEAP}", f"openai/{DEAR}")
+    assert len(own.answers) == ROWS
+    drawn = [row for row in oracle.answers.to_pylist() if row["is_drawn"]]
+    assert len(drawn) == 40
+    assert all(row["label"] == topic_of(DEAR, int(row["row"])) for row in drawn)
+    assert oracle.runs[0].billed.replies == len(oracle.answers)
+
+    # What asked otherwise is counted, and is no evidence; what is only in the ledger is found there.
+    [other] = track_records(deployment, definition(prompt=Prompt(user="Label: {{ body }}")), "topic", None)
+    assert (other.runs, other.answers, other.otherwise) == ((), None, 3)
+    other_model = track_records(deployment, replace(definition(), model="openai/gpt-5"), "topic", None)
+    assert [(record.model, len(record.runs)) for record in other_model] == [
+        ("openai/gpt-5", 0),
+        (f"openai/{CHEAP}", 3),
+    ]
+    assert labeling_in_ledger(deployment, "cascaded").cascade.oracle == f"openai/{DEAR}"
+    assert labeling_in_ledger(deployment, "nothing") is None
+
+
+def check_figures(deployment):
+    both = (definition(), DEARER)
+    found = plans(deployment, both, gold())
+    quality = found[f"openai/{CHEAP}", Lane.BATCH, None].quality
+    right = sum(topic_of(CHEAP, n) == TOPICS[n % 3] for n in range(3 * ROWS))
+    # Two models, and a pair at four levels: six intervals that hold together.
+    exact = binomtest(right, 3 * ROWS).proportion_ci(1 - 0.05 / 6)
+    assert (quality.value, quality.rows) == (right / (3 * ROWS), 3 * ROWS)
+    assert (quality.low, quality.high) == pytest.approx((exact.low, exact.high))
+    for model, asset in ((CHEAP, "cheap_labels"), (DEAR, "dear_labels")):
+        known = [one for one in deployment.ledger.submissions("test", assets=[asset]) if one.cost_usd]
+        each = sum(one.cost_usd for one in known) / sum(one.rows for one in known)
+        cost = found[f"openai/{model}", Lane.BATCH, None].cost
+        assert float(cost.expected) == pytest.approx(float(each * 2_000), rel=0.02)
+        assert cost.low < cost.expected < cost.high < 2 * cost.expected
+        in_real_time = found[f"openai/{model}", Lane.REALTIME, None].cost.expected
+        assert float(in_real_time) == pytest.approx(2 * float(cost.expected))
+
+    # A cascade against gold is measured; against the oracle it is promised, and costs less than the oracle.
+    measured = found[f"openai/{CHEAP}", Lane.BATCH, 0.95]
+    assert quality.value < measured.quality.value
+    assert not measured.quality.is_promised
+    promised = plans(deployment, both, against=f"openai/{DEAR}")
+    cascade = promised[f"openai/{CHEAP}", Lane.BATCH, 0.9]
+    assert (cascade.state, cascade.quality.low, cascade.quality.is_promised) == ("feasible", 0.9, True)
+    assert cascade.cost.high < promised[f"openai/{DEAR}", Lane.BATCH, None].cost.expected
+    assert next(iter(promised.values())) is cascade
+    assert "below 0.9" in promised[f"openai/{CHEAP}", Lane.BATCH, None].broken[0]
+    # Both of its waves take their time.
+    assert cascade.end.p95 == timedelta(hours=8)
+
+
+def check_judgments(deployment):
+    both, alone = (definition(), DEARER), f"openai/{DEAR}"
+    found = plans(deployment, both, gold())
+    # Time and money drop what breaks them, and say so.
+    late = plans(deployment, both, gold(), by=datetime(2026, 2, 1, 5, tzinfo=UTC))
+    assert [key for key, plan in late.items() if plan.state == "feasible"] == [
+        (alone, Lane.BATCH, None),
+        (alone, Lane.REALTIME, None),
+    ]
+    assert any(
+        "1 in 20 ends after 2026-02-01 08:00 UTC" in reason
+        for reason in late[f"openai/{CHEAP}", Lane.BATCH, 0.95].broken
+    )
+    dear = found[alone, Lane.BATCH, None].cost
+    poor = plans(deployment, both, gold(), max_usd=(dear.expected + dear.high) / 2)
+    assert "it may cost" in poor[alone, Lane.BATCH, None].broken[0]
+    assert poor[f"openai/{CHEAP}", Lane.BATCH, None].broken == found[f"openai/{CHEAP}", Lane.BATCH, None].broken
+
+    # What is not known is no figure.
+    few = plans(deployment, both, gold(15))[alone, Lane.BATCH, None]
+    assert (few.state, few.quality.value, few.quality.low) == ("open", None, None)
+    assert few.unknown == ("quality: too few rows: 15 have gold and an answer",)
+    nobody = plans(deployment, (replace(definition(), model="openai/gpt-5"),), gold(), max_usd=Decimal(1))
+    unasked = nobody["openai/gpt-5", Lane.BATCH, None]
+    assert (unasked.cost.expected, unasked.quality.value) == (None, None)
+    assert unasked.unknown == (
+        "quality: no run of openai/gpt-5 in this ledger",
+        "cost: no run of openai/gpt-5 in this ledger",
+    )
