@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.text import Text
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
@@ -510,13 +511,13 @@ def _document(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> dict[str, A
 
 def _print(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> None:
     """Print the feasible plans as a table, then how to take the first, the evidence, and why not the others."""
-    click.echo(
+    _say(
         f"{counted(wanted.rows, 'row', 'rows')} of {cell_text(case.labeling.asset)}, of which at least "
         f"{wanted.quality:g} shall have the right '{cell_text(wanted.target)}', by {cell_text(case.reference)}."
     )
     if wanted.by is not None:
         local = wanted.by.astimezone()
-        click.echo(
+        _say(
             f"By {local:%Y-%m-%d %H:%M} local time, {wanted.by:%Y-%m-%d %H:%M} UTC, if it is sent now "
             f"({wanted.now:%Y-%m-%d %H:%M} UTC)."
         )
@@ -530,7 +531,7 @@ def _print(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> None:
         click.echo(f"\nThe first, in YAML:\n\n{_indented(_yaml(best, case, wanted))}")
         click.echo(f"\nand in Python:\n\n{_indented(_python(best, case, wanted))}\n")
         for note in _notes(best, case):
-            click.echo(note)
+            _say(note)
     else:
         click.echo("No plan is known to reach that.\n")
     for state, title in (("open", "Not known to reach it:"), ("dropped", "Known not to:")):
@@ -541,11 +542,11 @@ def _print(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> None:
         for plan in others:
             alike.setdefault("; ".join(plan.broken if state == "dropped" else plan.unknown), []).append(_title(plan))
         for reasons, titles in alike.items():
-            click.echo(f"- {cell_text(' | '.join(titles), limit=600)}: {cell_text(reasons, limit=600)}")
+            _say(f"- {cell_text(' | '.join(titles), limit=600)}: {cell_text(reasons, limit=600)}")
         if others:
             click.echo()
     for text in _unknown(case, wanted, plans):
-        click.echo(cell_text(text, limit=600))
+        _say(cell_text(text, limit=600))
     _print_evidence(case, wanted)
 
 
@@ -579,8 +580,9 @@ def _print_evidence(case: _Case, wanted: Wanted) -> None:
     ]
     columns = ["Evidence", "dataset", "runs", "rows", "partitions", "ended (UTC)"]
     console().print(table(columns, rows))
-    click.echo(
-        f"\nChosen by these runs alone, with {wanted.confidence:.0%} confidence in all intervals together, if the next "
+    click.echo()
+    _say(
+        f"Chosen by these runs alone, with {wanted.confidence:.0%} confidence in all intervals together, if the next "
         "rows are like theirs. A cascade is certified by the sample of its own run."
     )
 
@@ -590,6 +592,11 @@ def _span(names: Sequence[str]) -> str | None:
     if not names:
         return None
     return names[0] if names[0] == names[-1] else f"{names[0]} to {names[-1]}"
+
+
+def _say(text: str) -> None:
+    """Print a sentence, broken between words where it is printed."""
+    console().print(Text(text))
 
 
 def _indented(text: str) -> str:
