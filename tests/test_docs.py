@@ -77,7 +77,8 @@ def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page
     _run_python(page, monkeypatch, tmp_path)
     if page in COMMANDS_RUN_ELSEWHERE:
         return
-    tmp_path.joinpath("home").mkdir()
+    # A page may have made it, with runs in it.
+    tmp_path.joinpath("home").mkdir(exist_ok=True)
     tmp_path.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
     for _, block in _blocks(page, "sh"):
