@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import definition_in
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.types import Lane, Outcome
+from dagster_llm_batch.types import Outcome
 
 __all__ = ["ANSWERS", "Run", "TrackRecord", "labeling_in_ledger", "track_records"]
 
@@ -38,9 +37,6 @@ regard to any score, so that such rows stand for all.
 
 # So many submissions of a dataset are looked at, and rows of one model are read, the newest first.
 _REMEMBERED, _MOST_ROWS = 200, 200_000
-
-# The first waves of a submission ask; later ones ask again. The oracle's rest is asked in the second.
-_ASKING_WAVES = {False: 1, True: 2}
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ def _record(
         ]
         by_partition.setdefault(submission.partition, []).append((submission, levels, own))
         if any(shard.results_path for shard in own):
-            runs.append(_run(deployment, labeling, submission, levels, own))
+            runs.append(_run(labeling, submission, levels, own))
     for partition, sent in by_partition.items():
         if left <= 0:
             break
@@ -184,46 +180,26 @@ def _record(
     return TrackRecord(labeling, tuple(sorted(runs, key=lambda run: run.at)), answers, lost)
 
 
-def _run(
-    deployment: Deployment,
-    labeling: Labeling,
-    submission: Submission,
-    levels: Levels | None,
-    sent: Sequence[Shard],
-) -> Run:
+def _run(labeling: Labeling, submission: Submission, levels: Levels | None, sent: Sequence[Shard]) -> Run:
     bounds = [shard.input_bound for shard in sent]
     return Run(
         partition=submission.partition,
         at=submission.settled_at or submission.created_at,
         rows=submission.rows,
         requests=submission.requests,
-        billed=_billed(deployment, labeling, submission, levels, sent),
+        billed=_billed(submission, is_oracle=levels is not None and levels.oracle == labeling.model),
         input_bound=None if None in bounds else max(bound for bound in bounds if bound is not None),
     )
 
 
-def _billed(
-    deployment: Deployment,
-    labeling: Labeling,
-    submission: Submission,
-    levels: Levels | None,
-    sent: Sequence[Shard],
-) -> Billed | None:
+def _billed(submission: Submission, *, is_oracle: bool) -> Billed | None:
     """Return what a request took, for `learn`: here rows differ, too, so that a request counts as one token."""
-    if (known := submission.billed) is not None and levels is None:
-        billed = Billed(*(known[name] for name in Billed._fields))
-        return billed._replace(tokens=billed.requests)
-    is_oracle = levels is not None and levels.oracle == labeling.model
-    first = [shard for shard in sent if shard.wave <= _ASKING_WAVES[is_oracle]]
-    requests, replies = sum(shard.requests for shard in first), sum(shard.replies or 0 for shard in first)
-    if levels is None or not replies:
+    told = submission.billed or {}
+    known = told.get("oracle", {}) if is_oracle else told
+    if "requests" not in known:
         return None
-    taken, written = (sum(getattr(shard, name) or 0 for shard in first) for name in ("input_tokens", "output_tokens"))
-    tariff = deployment.tariff(labeling)
-    prices = {lane: tariff.of(lane).mean_usd(taken / replies, written / replies) for lane in Lane}
-    at_price = sum((shard.requests * (prices[shard.lane] or 0) for shard in first), Decimal(0))
-    paid = sum((shard.known_usd - (shard.padding_usd or 0) for shard in sent if shard.known_usd), Decimal(0))
-    return Billed(requests, requests, replies, taken, written, float(paid / at_price) if at_price else 1.0)
+    billed = Billed(*(known[name] for name in Billed._fields))
+    return billed._replace(tokens=billed.requests)
 
 
 def _answers(
