@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.truth import annotators, gates, intervals, page, samples
+from benchmarks.truth import annotators, cascade, gates, intervals, page, samples
 
 SECTIONS = {
-    section.name: section for section in (intervals.SECTION, samples.SECTION, gates.SECTION, annotators.SECTION)
+    section.name: section
+    for section in (intervals.SECTION, samples.SECTION, gates.SECTION, annotators.SECTION, cascade.SECTION)
 }
 """By name, in the order of the page."""
 

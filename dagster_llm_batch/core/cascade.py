@@ -45,6 +45,7 @@ __all__ = [
     "NOTHING",
     "Cascade",
     "Place",
+    "Rolling",
     "are_above",
     "choices_of",
     "choose_sample",
@@ -67,11 +68,42 @@ Flags = npt.NDArray[np.bool_]
 # A table with fewer rows for each of the sample is no endless source of rows: drawing uses it up.
 _FINITE = 20
 
+# What is audited for ever is to cost less than what it spares.
+_MOST_AUDITED = 0.5
+
 # The sample that costs least in simulations is the root of so many times the rows: 200 of 1,000, 2,000 of 100,000.
 _ROOTS = 40
 
 # Rows that are accepted, as a mean over kinds of scores, with a sample of that size (tests/core/test_cascade.py).
 _ACCEPTED = ((0.8, 0.75), (0.9, 0.62), (0.95, 0.36), (0.98, 0.12), (1.0, 0.0))
+
+
+@checked
+@dataclass(frozen=True)
+class Rolling:
+    """Take the threshold of a partition from rows of earlier partitions that the oracle has answered.
+
+    It saves the sample of each partition, and assumes what `calibrate="partition"` does not: that a score means in this
+    partition what it meant in those. So a share of all rows is audited for ever: by them you see how many labels of the
+    last 20 partitions disagree, and when the assumption has broken. Then, and until there are as many rows again as are
+    asked for, each partition takes a sample of its own.
+
+    Args:
+        rows: How many of the last rows that the oracle has answered set the threshold; no partition's own are among
+            them.
+        audit: The share of all rows, uniformly drawn, that the oracle answers too, above 0 and at most 0.5.
+    """
+
+    rows: int = 400
+    audit: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for an audit that is none."""
+        if not 0 < self.audit <= _MOST_AUDITED:
+            raise ConfigError(
+                f"Rolling.audit={self.audit!r} is not allowed; it is a share of the rows above 0 and at most "
+                f"{_MOST_AUDITED}. Without an audit nobody would see that earlier partitions say nothing any more."
+            )
 
 
 @checked
@@ -91,6 +123,8 @@ class Cascade:
             or "llm_logprob", where it is asked for.
         sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
             cheapest, some six times the root of its rows.
+        calibrate: What sets the threshold of a partition. "partition": a sample of its own, which assumes nothing.
+            `Rolling`: rows of earlier partitions, for partitions that are windows of time and much alike.
         params: Parameters for the oracle. Default: those of the dataset.
         price: Your own price of the oracle. Default: that of the price book.
         gold: What people say: an asset, by its key, or a table, with the key of the rows and the target under their
@@ -105,6 +139,7 @@ class Cascade:
     confidence: float = 0.95
     score: str = "confidence"
     sample: int | Literal["auto"] = "auto"
+    calibrate: Literal["partition"] | Rolling = "partition"
     params: Mapping[str, Any] | None = None
     price: TokenPrice | None = None
     # Tables are neither compared nor shown.
@@ -126,6 +161,11 @@ class Cascade:
                 f"Cascade.sample={self.sample!r} is too small: with fewer than {least} rows no label could be accepted "
                 f"at {asked} and confidence={self.confidence}. Give more, or 'auto'."
             )
+        if isinstance(self.calibrate, Rolling) and self.calibrate.rows < least:
+            raise ConfigError(
+                f"Rolling.rows={self.calibrate.rows!r} is too small: with fewer than {least} rows no label could be "
+                f"accepted at agreement={self.agreement} and confidence={self.confidence}. Give more; 400 is usual."
+            )
         if self.score == self.target:
             raise ConfigError(f"Cascade.score and Cascade.target both name {self.score!r}; they are two columns.")
 
@@ -140,6 +180,11 @@ class Cascade:
             return
         if not 0 < self.within < 1:
             raise ConfigError(f"Cascade.within={self.within!r} is not allowed; it is a share above 0 and below 1.")
+        if self.calibrate != "partition":
+            raise ConfigError(
+                "Cascade.calibrate=Rolling(…) and Cascade.within do not go together: people would have to label the "
+                'audited rows of each partition. Promise against the oracle, or take calibrate="partition".'
+            )
         if self.agreement != Cascade.agreement:
             raise ConfigError(
                 f"Cascade.agreement={self.agreement!r} and Cascade.within={self.within!r} are two promises: the one is "
@@ -156,6 +201,8 @@ class Cascade:
     def promise(self) -> list[Any]:
         """What of a cascade decides which labels are accepted, beside the two models."""
         own = [self.target, self.agreement, self.confidence, self.score, self.sample]
+        if isinstance(self.calibrate, Rolling):
+            return [*own, self.calibrate.rows, self.calibrate.audit]
         return own if self.within is None else [*own, self.within]
 
     def settings(self) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.cascade import (
     NOTHING,
+    Digests,
     Flags,
     Place,
+    Scores,
     are_above,
     count_allowed,
     digest_requests,
@@ -27,17 +29,31 @@ from dagster_llm_batch.core.cascade import (
     find_threshold,
     reach_probability,
 )
+from dagster_llm_batch.core.rolling import Audit, Calibration, Point
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["ACCEPTED", "CHEAP", "ESCALATED", "INVALID", "ORACLE", "SAMPLED", "Levels", "percent", "promise_text"]
+__all__ = [
+    "ACCEPTED",
+    "AUDITED",
+    "CHEAP",
+    "ESCALATED",
+    "INVALID",
+    "ORACLE",
+    "SAMPLED",
+    "Levels",
+    "percent",
+    "promise_text",
+]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
 CHEAP, ORACLE = "cheap", "oracle"
 """The levels: the model itself, and the oracle."""
 
-ACCEPTED, ESCALATED, INVALID, SAMPLED = "accepted", "escalated", "invalid", "sampled"
-"""Why a row is at its level: its score is above the threshold; is not; has no reply that fits; was drawn."""
+ACCEPTED, ESCALATED, INVALID, SAMPLED, AUDITED = "accepted", "escalated", "invalid", "sampled", "audit"
+"""Why a row is at its level: its score is above the threshold; is not; has no reply that fits; was drawn to set the
+threshold; was drawn to audit it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +82,7 @@ class Levels:
         accepted: The share of requests that is.
         wave: The wave in which the oracle is asked the rest.
         is_repeated: Whether all of it was decided in an earlier submission of the same rows.
+        audit: The rows that are audited, where earlier partitions set the threshold; None: each partition does its own.
     """
 
     calibration_id: str
@@ -89,6 +106,7 @@ class Levels:
     accepted: float | None = None
     wave: int | None = None
     is_repeated: bool = False
+    audit: Audit | None = None
 
     def as_json(self) -> bytes:
         """Return it as it is stored."""
@@ -100,7 +118,7 @@ class Levels:
         content = json.loads(stored)
         if (place := content["threshold"]) is not None:
             content["threshold"] = Place(*place)
-        return cls(**content)
+        return cls(**{**content, "audit": Audit.of_json(content.get("audit"))})
 
     @property
     def asks_oracle_alone(self) -> bool:
@@ -111,9 +129,35 @@ class Levels:
         return asked_of == self.oracle
 
     @property
+    def is_rolling(self) -> bool:
+        """Whether rows of earlier partitions set the threshold."""
+        return self.audit is not None and self.audit.earlier is not None
+
+    @property
+    def calibrated_on(self) -> int:
+        """How many rows set the threshold."""
+        return self.sample if self.audit is None or self.audit.earlier is None else self.audit.calibrated_on
+
+    @property
+    def drawn(self) -> list[str]:
+        """The request of each row that the oracle is asked from the start, whatever the model says."""
+        return [*(self.sampled or ()), *(self.audit.requests if self.audit is not None else ())]
+
+    @property
     def promise_text(self) -> str:
-        """What is promised, in words."""
-        return promise_text(self.oracle, self.target, self.agreement, self.confidence, self.within)
+        """What is promised, in words, with what it assumes."""
+        words = promise_text(self.oracle, self.target, self.agreement, self.confidence, self.within)
+        return f"{words[:-1]}, if {self.assumption}." if self.is_rolling else words
+
+    @property
+    def assumption(self) -> str:
+        """What the promise assumes, in words."""
+        if self.audit is None or self.audit.earlier is None:
+            return "nothing: the sample is of this partition, and was drawn before any score"
+        return (
+            f"a value of '{self.score}' means in this partition what it meant in {_from_to(self.audit.earlier)}: as "
+            "many labels with it are the oracle's"
+        )
 
     def most_wrong(self, delivered: int) -> float | None:
         """Return the share of the delivered labels that is wrong at most, as probably as is promised; None: not known.
@@ -143,6 +187,14 @@ class Levels:
             why = f": a cascade is expected to cost{cost[1:]}" if self.relative_cost is not None else ""
             return f"asks {self.oracle} alone for all {self.rows:,} rows{why}"
         expected = f", in all an expected{cost[1:]}" if cost else ""
+        if self.audit is not None and self.audit.earlier is not None:
+            return (
+                f"asks {self.oracle} to audit {len(self.audit.requests):,} of {self.rows:,} rows, and then for what is "
+                f"not sure enough by {self.audit.calibrated_on:,} rows of {_from_to(self.audit.earlier)}{expected}"
+            )
+        if self.audit is not None:
+            expected += f"; audits {len(self.audit.requests):,} rows; earlier partitions set no threshold yet: "
+            expected += f"{self.audit.why_not}"
         return (
             f"asks {self.oracle} for a sample of {self.sample:,} of {self.rows:,} rows, and then for what is not sure "
             f"enough{expected}"
@@ -157,7 +209,7 @@ class Levels:
         """The columns of results that are needed to tell the levels."""
         return [_ID, _OUTCOME, self.score, self.target]
 
-    def scores(self, results: pa.Table) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def scores(self, results: pa.Table) -> Scores:
         """Return the score of each result; -inf where the reply did not fit, or has none."""
         given = pc.fill_null(pc.cast(results[self.score], pa.float64()), -np.inf).to_numpy()
         return np.where(_are_good(results), given, -np.inf)
@@ -172,21 +224,28 @@ class Levels:
 
         A sampled row of which the oracle gave no answer counts as wrong.
         """
-        drawn = pa.array(self.sampled or [], pa.string())
         own, others = _newest(cheap, self.read), _newest(oracle, self.read)
-        at, other_at = pc.index_in(drawn, own[_ID]), pc.index_in(drawn, others[_ID])
-        mine, theirs = own.take(at), others.take(other_at)
-        scores = self.scores(mine)
-        labels, answers, answered = mine[self.target], theirs[self.target], _are_good(theirs)
-        if self.within is None:
-            wrong = ~(answered & _are_equal(labels, answers))
-        else:
-            gold = self._gold_as(labels.type)
-            wrong = ~_are_equal(labels, gold) & ~(answered & ~_are_equal(answers, gold))
-        wrong &= np.isfinite(scores)
+        levels = self if self.is_rolling else self._calibrate(own, others)
+        if self.audit is None:
+            return levels
+        scores, digests, wrong = self._judge(self.audit.requests, own, others)
+        # Rows of the audit set no threshold of their own partition, and rows of the sample need no audit.
+        points = self._judge(self.audit.requests if self.is_rolling else self.sampled or [], own, others)
+        sampled = pc.is_in(pa.array(self.audit.requests, pa.string()), pa.array(self.sampled or [], pa.string()))
+        taken = are_above(scores, digests, levels.threshold or NOTHING) & ~_flags(sampled)
+        audit = replace(
+            self.audit,
+            points=[Point(*point) for point in zip(*(values.tolist() for values in points), strict=True)],
+            rows=len(self.audit.requests),
+            wrong=int((taken & wrong).sum()),
+        )
+        return replace(levels, audit=audit)
+
+    def _calibrate(self, own: pa.Table, others: pa.Table) -> Levels:
+        drawn = self.sampled or []
+        scores, digests, wrong = self._judge(drawn, own, others)
         promised = (len(drawn), self.rows)
-        allowed = count_allowed(*promised, self.agreement, self.confidence) if len(drawn) else -1
-        digests = digest_requests(drawn.to_pylist(), self.seed)
+        allowed = count_allowed(*promised, self.agreement, self.confidence) if drawn else -1
         threshold = find_threshold(scores, digests, wrong, allowed)
         return replace(
             self,
@@ -197,18 +256,44 @@ class Levels:
             threshold=threshold,
         )
 
+    def _judge(self, requests: list[str], own: pa.Table, others: pa.Table) -> tuple[Scores, Digests, Flags]:
+        """Return score, digest, and whether the model's label is wrong, of each of these requests."""
+        drawn = pa.array(requests, pa.string())
+        mine, theirs = (table.take(pc.index_in(drawn, table[_ID])) for table in (own, others))
+        scores = self.scores(mine)
+        labels, answers, answered = mine[self.target], theirs[self.target], _are_good(theirs)
+        if self.within is None:
+            wrong = ~(answered & _are_equal(labels, answers))
+        else:
+            gold = self._gold_as(labels.type)
+            wrong = ~_are_equal(labels, gold) & ~(answered & ~_are_equal(answers, gold))
+        return scores, digest_requests(requests, self.seed), wrong & np.isfinite(scores)
+
+    def set_threshold(self, found: Calibration) -> Levels:
+        """Return the same with the threshold that rows of earlier partitions give."""
+        assert self.audit is not None
+        return replace(
+            self,
+            audit=replace(self.audit, earlier=found.earlier, calibrated_on=found.rows),
+            wrong=found.wrong,
+            allowed=found.allowed,
+            bound=found.bound,
+            threshold=found.threshold,
+        )
+
     def _gold_as(self, kind: pa.DataType) -> pa.Array:
         # Of a sample without one reply of the model, nobody knows of which type they would be.
         gold = pa.array(self.gold or [])
         return gold if pa.types.is_null(kind) else gold.cast(kind)
 
-    def keep_sampled(self, keep: Collection[str]) -> Levels:
-        """Return the same without sampled rows of other requests than these, as of rows that were erased."""
+    def keep_drawn(self, keep: Collection[str]) -> Levels:
+        """Return the same without drawn rows of other requests than these, as of rows that were erased."""
         if self.sampled is None:
             return self
         places = [place for place, request_id in enumerate(self.sampled) if request_id in keep]
         gold = self.gold and [self.gold[place] for place in places]
-        return replace(self, sampled=[self.sampled[place] for place in places], gold=gold)
+        audit = self.audit and self.audit.keep(keep, self.seed)
+        return replace(self, sampled=[self.sampled[place] for place in places], gold=gold, audit=audit)
 
     def newest(self, results: pa.Table) -> pa.Table:
         """Return results, the newest first, so that the first of a request is its newest success, else its newest."""
@@ -235,8 +320,10 @@ class Levels:
         fits, digests = _are_good(own), digest_requests(requests.to_pylist(), self.seed)
         above = are_above(self.scores(own), digests, self.threshold or NOTHING)
         drawn = self._are_sampled(requests)
-        asked = drawn | ~above
-        whys = np.where(drawn, SAMPLED, np.where(~fits, INVALID, np.where(above, ACCEPTED, ESCALATED)))
+        audited = self._are_audited(requests)
+        asked = drawn | audited | ~above
+        whys = np.where(~fits, INVALID, np.where(above, ACCEPTED, ESCALATED))
+        whys = np.where(drawn, SAMPLED, np.where(audited, AUDITED, whys))
         of_request = {
             "llm_why": pa.array(whys, pa.string()),
             "llm_score": own[self.score].cast(pa.float64()).combine_chunks(),
@@ -254,10 +341,18 @@ class Levels:
             return np.ones(len(requests), bool)
         return _flags(pc.is_in(requests, pa.array(self.sampled, pa.string())))
 
+    def _are_audited(self, requests: pa.Array) -> Flags:
+        if self.audit is None:
+            return np.zeros(len(requests), bool)
+        return _flags(pc.is_in(requests, pa.array(self.audit.requests, pa.string())))
+
     def _reach(self, shared_by: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
         counts, places = np.unique(shared_by, return_inverse=True)
-        chances = [reach_probability(int(count), self.sample, self.rows) for count in counts]
-        return np.array(chances, float)[places]
+        chances = np.array([reach_probability(int(count), self.sample, self.rows) for count in counts], float)
+        if self.audit is not None:
+            # Each row is audited by itself, whether it is sampled or not.
+            chances = 1 - (1 - chances) * (1 - self.audit.share) ** counts
+        return chances[places]
 
     def _own(self, table: pa.Table, requests: pa.Array, asked: pa.Array, of_request: dict[str, Any]) -> pa.Table:
         at = pc.index_in(table[_ID].combine_chunks(), requests)
@@ -296,6 +391,11 @@ def promise_text(oracle: str, target: str, agreement: float, confidence: float, 
 def percent(share: float) -> str:
     """Return a share as it was given: 97.5 % is not 98 %."""
     return f"{share * 100:.6g}%"
+
+
+def _from_to(earlier: tuple[str, str]) -> str:
+    first, last = earlier
+    return first if first == last else f"{first} to {last}"
 
 
 def _are_equal(ones: pa.ChunkedArray | pa.Array, others: pa.ChunkedArray | pa.Array) -> Flags:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.truth.cascade import populations
 from dagster_llm_batch.core.cascade import (
     ALL,
     NOTHING,
@@ -75,23 +76,6 @@ def test_the_level_is_exact_where_the_errors_are_just_too_many(sample):
         failures += int((are_above(scores, digests, threshold) & wrong).sum() > 0.05 * rows)
     # One off in what is allowed fails in 200 to 400 of them, or in 20.
     assert 63 <= failures <= 131
-
-
-def populations(rows, generator):
-    """Yield scores, whether the label is wrong, and a name: kinds of models that a cascade may meet."""
-    hard = generator.beta(1, 4, rows)
-    wrong = generator.random(rows) < hard
-    yield "calibrated", 1 - hard, wrong
-    yield "overconfident", 1 - hard**2 / 4, wrong
-    yield "useless", generator.random(rows), generator.random(rows) < 0.15
-    yield "tied", np.ceil((1 - hard) * 10), wrong
-    surest = 1 - hard
-    yield "surest but wrong", surest, wrong | (surest > np.quantile(surest, 0.97))
-    good = generator.beta(1, 30, rows)
-    yield "good", 1 - good, generator.random(rows) < good
-    invalid = np.where(generator.random(rows) < 0.2, -np.inf, 1 - hard)
-    yield "invalid replies", invalid, wrong & np.isfinite(invalid)
-    yield "one score", np.full(rows, 0.9), generator.random(rows) < 0.08
 
 
 # Of the oracle's share, what may be lost beside a threshold that knows all: the table of the simulations, and 0.03.

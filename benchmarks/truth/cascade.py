@@ -1,0 +1,454 @@
+"""Whether a cascade keeps what it promises: its level, in one partition and over many, and what tells that it does not.
+
+Scores are simulated; no model was asked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from benchmarks.truth.page import Measured, Section, seed_of, table
+from dagster_llm_batch.core.cascade import NOTHING, are_above, choose_sample, count_allowed, find_threshold
+from dagster_llm_batch.core.forecast import Billed, Rates, learn
+from dagster_llm_batch.core.rolling import (
+    ALARM,
+    WINDOW,
+    Audited,
+    Point,
+    bound_share,
+    calibrate_points,
+    evidence_after,
+    find_alarm,
+)
+from dagster_llm_batch.metrics.estimates import power
+from dagster_llm_batch.metrics.gold_weights import SampledRows
+
+CONFIDENCE = 0.95
+
+LEAST_COVERED = 0.927
+"""Promised: an interval or bound of 95 % holds in so many of 1,000, three standard errors below."""
+
+MOST_FALSE_ALARMS = {0.05: 0.5, 0.03: 0.02}
+"""Promised: at most so many years of a dataset have an alarm, by the share that disagrees, where 5 % was promised."""
+
+LATEST_ALARM = 25
+"""Promised: of changes from 3 % to 10 %, nine in ten are told of within so many partitions of 20 audited rows."""
+
+DAYS, AUDITS = 365, 20
+
+Scores = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Digests = npt.NDArray[np.uint64]
+
+
+class Part(NamedTuple):
+    """One table of the section, and each promise of it that was not kept."""
+
+    text: str
+    broken: list[str]
+
+
+def measure(draws: int, quick: bool) -> Measured:  # a section's form
+    """Measure all tables, or those of what no other test has simulated (tests/core/test_cascade.py has the first)."""
+    alone = () if quick else (measure_level(2 * draws), measure_populations(max(40, draws * 2 // 5)))
+    parts = (
+        *alone,
+        measure_partitions(1 if quick else max(2, draws // 50)),
+        measure_window(draws),
+        measure_detector(4 * draws),
+        measure_figures(draws),
+        measure_forecasts(3 if quick else max(3, draws // 25)),
+    )
+    return Measured("\n\n".join(part.text for part in parts), tuple(one for part in parts for one in part.broken))
+
+
+def _random(cell: object) -> np.random.Generator:
+    return np.random.default_rng(seed_of(cell))
+
+
+def _uncovered(what: str, covered: float, of: int) -> list[str]:
+    # What chance makes of 95 % in so many: three standard errors below, as 927 of 1,000 are.
+    least = CONFIDENCE - (CONFIDENCE - LEAST_COVERED) * (1_000 / of) ** 0.5
+    return [f"{what}: holds in {covered:.1%}, of which {CONFIDENCE:.0%} are promised."] if covered < least else []
+
+
+# one partition ----------------------------------------------------------------------------------------------------
+
+
+def measure_level(runs: int) -> Part:
+    """Measure how often a promise breaks where it is hardest to keep: one score, and just one error too many."""
+    rows, wrong = 20_000, np.arange(20_000) < 1_001
+    lines, broken = [], []
+    for sample in (59, 93, 208):
+        rng, failures = _random(("level", sample)), 0
+        allowed = count_allowed(sample, rows, 0.95, CONFIDENCE)
+        for _ in range(runs):
+            digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
+            failures += _fails(rng, np.ones(rows), digests, wrong, sample, allowed, 0.95)
+        lines.append((sample, allowed, 100 * failures / runs))
+        low, high = ((0.05 + times * (0.05 * 0.95 / runs) ** 0.5) * runs for times in (-3.8, 3.2))
+        if not low <= failures <= high:
+            broken.append(f"level, {sample} rows: {failures / runs:.1%} fail, of which 5 % are meant.")
+    head = ("sampled rows", "may be wrong", "promise broken %")
+    return Part(f"### The level\n\n{table(head, lines)}", broken)
+
+
+def _fails(
+    rng: np.random.Generator,
+    scores: Scores,
+    digests: Digests,
+    wrong: Flags,
+    sample: int,
+    allowed: int,
+    agreement: float,
+) -> bool:
+    drawn = rng.choice(len(scores), sample, replace=False)
+    threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+    return bool((are_above(scores, digests, threshold) & wrong).sum() > (1 - agreement) * len(scores))
+
+
+def populations(rows: int, rng: np.random.Generator) -> Iterator[tuple[str, Scores, Flags]]:
+    """Yield a name, scores, and whether the label is wrong: kinds of models that a cascade may meet."""
+    hard = rng.beta(1, 4, rows)
+    wrong = rng.random(rows) < hard
+    yield "calibrated", 1 - hard, wrong
+    yield "overconfident", 1 - hard**2 / 4, wrong
+    yield "useless", rng.random(rows), rng.random(rows) < 0.15
+    yield "tied", np.ceil((1 - hard) * 10), wrong
+    surest = 1 - hard
+    yield "surest but wrong", surest, wrong | (surest > np.quantile(surest, 0.97))
+    good = rng.beta(1, 30, rows)
+    yield "good", 1 - good, rng.random(rows) < good
+    invalid = np.where(rng.random(rows) < 0.2, -np.inf, 1 - hard)
+    yield "invalid replies", invalid, wrong & np.isfinite(invalid)
+    yield "one score", np.full(rows, 0.9), rng.random(rows) < 0.08
+
+
+def measure_populations(runs: int) -> Part:
+    """Measure how often the promise breaks, and how much the oracle answers, by kind of model and size of sample."""
+    rows, lines, broken = 5_000, [], []
+    for agreement, sample in ((0.95, 60), (0.95, 100), (0.95, 200), (0.95, 500), (0.9, 200), (0.9, 500)):
+        rng = _random(("populations", agreement, sample))
+        allowed = count_allowed(sample, rows, agreement, CONFIDENCE)
+        fails, naive, asked, ideal = defaultdict[str, int](int), defaultdict[str, int](int), [], []
+        for name, scores, wrong in populations(rows, rng):
+            digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
+            ideal.append(1 - _most_accepted(scores, digests, wrong, agreement) / rows)
+            for _ in range(runs):
+                drawn = rng.choice(rows, sample, replace=False)
+                of = scores[drawn], digests[drawn], wrong[drawn]
+                accepted = are_above(scores, digests, find_threshold(*of, allowed))
+                fails[name] += int((accepted & wrong).sum() > (1 - agreement) * rows)
+                accepted[drawn] = False
+                asked.append(1 - accepted.mean())
+                # As many wrong labels as the sample's own share allows, which is what one would do without statistics.
+                own = are_above(scores, digests, find_threshold(*of, int((1 - agreement) * sample)))
+                naive[name] += int((own & wrong).sum() > (1 - agreement) * rows)
+        worst, worst_naive = (max(of.values()) / runs for of in (fails, naive))
+        lines.append((agreement, sample, 100 * worst, float(np.mean(asked)), float(np.mean(ideal)), 100 * worst_naive))
+        if worst > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
+            broken.append(f"agreement {agreement}, {sample} rows: {worst:.1%} fail, of which 5 % are promised.")
+    head = (
+        "agreement",
+        "sampled rows",
+        "worst: broken %",
+        "oracle's share",
+        "ideal share",
+        "naive threshold: broken %",
+    )
+    text = "### Kinds of models\n\nOf 5,000 rows; the worst of eight kinds, and means over all."
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+def _most_accepted(scores: Scores, digests: Digests, wrong: Flags, agreement: float) -> int:
+    """Return how many rows could be accepted by somebody who knows which are wrong."""
+    order = np.lexsort((digests, scores))[::-1]
+    may = np.flatnonzero(np.cumsum(wrong[order]) <= (1 - agreement) * len(scores))
+    return min(len(may), int(np.isfinite(scores).sum()))
+
+
+# many partitions --------------------------------------------------------------------------------------------------
+
+_CHANGES = ("none", "step", "slow drift", "bad weekday")
+_LIFE, _ROWS = 180, 2_000
+_ROLLING = "Rolling(rows=400, audit=0.01)"
+
+
+def _wrong_sure(change: str, day: int) -> float:
+    """Return which share of the labels is wrong whatever the score says, on a day."""
+    return {
+        "none": 0.0,
+        "step": 0.05 * (day >= _LIFE // 2),
+        "slow drift": 0.05 * day / _LIFE,
+        "bad weekday": 0.05 * (day % 7 == 6),
+    }[change]
+
+
+def measure_partitions(lives: int) -> Part:
+    """Measure lives of a dataset whose model gets worse: how many partitions break the promise, by what sets it."""
+    lines, broken = [], []
+    for calibrate in ("partition, 60 rows", "partition, 200 rows", _ROLLING, "once, 400 rows"):
+        for change in _CHANGES:
+            rng, fails, asked, covered, own = _random((calibrate, change)), [], [], [], []
+            for _ in range(lives):
+                life = _live(rng, change, calibrate)
+                fails += life.fails
+                asked += life.asked
+                covered += life.covered
+                own.append(life.own_samples)
+            windows = float(np.mean(covered)) if covered else None
+            lines.append(
+                (calibrate, change, float(np.mean(fails)), float(np.mean(asked)), windows, float(np.mean(own)))
+            )
+            if calibrate.startswith("partition") and np.mean(fails) > 0.05 + 3 * (0.0475 / len(fails)) ** 0.5:
+                broken.append(f"{calibrate}, {change}: {np.mean(fails):.1%} of the days fail; 5 % are promised.")
+            # Windows share days: as many are apart as there are windows in a life.
+            if windows is not None:
+                broken += _uncovered(f"window, {change}", windows, lives * _LIFE // WINDOW)
+    head = ("calibrate", "change", "days below 95 %", "oracle's share", "windows that hold", "days with a sample")
+    text = f"### Partitions\n\n{_LIFE} days of {_ROWS:,} rows, agreement 0.95; {lives} lives of each."
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+class _Life(NamedTuple):
+    """What came of one life: of each day whether it broke the promise, and the oracle's share; of windows whether the
+    bound held; and how many days had a sample of their own.
+    """
+
+    fails: list[bool]
+    asked: list[float]
+    covered: list[bool]
+    own_samples: int
+
+
+def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
+    sample = None if calibrate == _ROLLING else int(calibrate.split()[1])
+    threshold = NOTHING
+    life = _Life([], [], [], 0)
+    audits: list[Audited] = []
+    points: list[list[Point]] = []
+    shares: list[float] = []
+    own_samples = 0
+    for day in range(_LIFE):
+        hard = rng.beta(1, 4, _ROWS)
+        wrong = (rng.random(_ROWS) < hard) | (rng.random(_ROWS) < _wrong_sure(change, day))
+        scores, digests = 1 - hard, rng.integers(0, 1 << 63, _ROWS).astype(np.uint64)
+        audited = rng.random(_ROWS) < 0.01 if sample is None else np.zeros(_ROWS, bool)
+        known = None if sample is not None else _last_points(audits, points)
+        drawn = np.flatnonzero(audited)
+        is_own = known is None and not (calibrate.startswith("once") and day)
+        if is_own:
+            size = choose_sample(_ROWS, 0.95, CONFIDENCE) if sample is None else sample
+            drawn = rng.choice(_ROWS, size, replace=False)
+            allowed = count_allowed(size, _ROWS, 0.95, CONFIDENCE)
+            threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+            own_samples += 1
+        elif known is not None:
+            threshold = calibrate_points(known, ("", ""), 0.95, CONFIDENCE).threshold
+        accepted = are_above(scores, digests, threshold)
+        if is_own:
+            # What the sample holds is the oracle's. What is audited is not yet, where its labels are judged.
+            accepted[drawn] = False
+        shares.append(float((accepted & wrong).mean()))
+        life.fails.append(shares[-1] > 0.05)
+        audits.append(Audited(f"{day:03}", int(audited.sum()), int((accepted & wrong & audited).sum())))
+        points.append([Point(*one) for one in zip(scores[drawn], digests[drawn].tolist(), wrong[drawn], strict=True)])
+        life.asked.append(1 - float((accepted & ~audited).mean()))
+        if sample is None and day >= WINDOW - 1:
+            recent = audits[-WINDOW:]
+            _, high = bound_share(sum(one.wrong for one in recent), sum(one.rows for one in recent), CONFIDENCE)
+            life.covered.append(high >= np.mean(shares[-WINDOW:]))
+    return life._replace(own_samples=own_samples)
+
+
+def _last_points(audits: list[Audited], points: list[list[Point]]) -> list[Point] | None:
+    """Return the rows of the last days that set the threshold; None where there are too few since the last alarm."""
+    alarm = find_alarm(audits, 0.95)
+    known: list[Point] = []
+    for one, of in zip(reversed(audits), reversed(points), strict=True):
+        if one.partition == alarm:
+            return None
+        known += of
+        if len(known) >= 400:
+            return known
+    return None
+
+
+_WINDOWS = (
+    "at 5 %",
+    "at 3 %",
+    "one day all wrong",
+    "every seventh day 20 %",
+    "from 2 % to 8 %",
+    "sizes from 200 to 50,000",
+)
+
+
+def measure_window(draws: int) -> Part:
+    """Measure how often the bound of a window holds, whatever has changed within it."""
+    lines, broken = [], []
+    for kind in _WINDOWS:
+        rng, covered, bounds, truths = _random(("window", kind)), 0, 0.0, 0.0
+        for _ in range(draws):
+            rows = np.full(WINDOW, _ROWS)
+            if kind.startswith("sizes"):
+                rows = np.exp(rng.uniform(np.log(200), np.log(50_000), WINDOW)).astype(int)
+            day = np.arange(WINDOW)
+            shares = {
+                "at 3 %": np.full(WINDOW, 0.03),
+                "one day all wrong": np.where(day == rng.integers(WINDOW), 1.0, 0.02),
+                "every seventh day 20 %": np.where(day % 7 == 0, 0.2, 0.02),
+                "from 2 % to 8 %": np.linspace(0.02, 0.08, WINDOW),
+                "sizes from 200 to 50,000": rng.uniform(0, 0.1, WINDOW),
+            }.get(kind, np.full(WINDOW, 0.05))
+            wrong = np.round(rows * shares).astype(int)
+            found, others = rng.binomial(wrong, 0.01), rng.binomial(rows - wrong, 0.01)
+            high = bound_share(int(found.sum()), int((found + others).sum()), CONFIDENCE)[1]
+            truth = wrong.sum() / rows.sum()
+            covered, bounds, truths = covered + (high >= truth), bounds + high, truths + truth
+        lines.append((kind, 100 * truths / draws, 100 * bounds / draws, 100 * covered / draws))
+        broken += _uncovered(f"window, {kind}", covered / draws, draws)
+    head = ("labels that disagree", "truth %", "mean bound %", "holds in %")
+    text = "### The window\n\nThe upper bound of 95 % for 20 partitions, of which 1 % of the rows is audited."
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+def measure_detector(lives: int) -> Part:
+    """Measure how often there is an alarm without cause, and how soon with one."""
+    rows, lines, broken = np.full((lives, DAYS), AUDITS), [], []
+    # A test of each day by itself, at 5 %.
+    daily = next(k for k in range(AUDITS) if binom.sf(k - 1, AUDITS, 0.05) <= 0.05)
+    for share, most in MOST_FALSE_ALARMS.items():
+        wrong = _random(("detector", share)).binomial(AUDITS, share, rows.shape)
+        alarms = float((evidence_after(rows, wrong, 0.95) >= ALARM).any(axis=1).mean())
+        lines.append(
+            (f"stays at {share:.0%}", 100 * alarms, None, None, 100 * float((wrong >= daily).any(axis=1).mean()))
+        )
+        if alarms > most:
+            broken.append(f"alarm at {share:.0%}: in {alarms:.1%} of the years; {most:.0%} at most are promised.")
+    rng, before = _random("detector, change"), DAYS // 2
+    wrong = np.concatenate(
+        [rng.binomial(AUDITS, share, (lives, days)) for share, days in ((0.03, before), (0.1, DAYS - before))], axis=1
+    )
+    told = evidence_after(rows, wrong, 0.95)[:, before:] >= ALARM
+    days = np.where(told.any(axis=1), told.argmax(axis=1) + 1, DAYS)
+    median, late = np.quantile(days, [0.5, 0.9])
+    lines.append(
+        (f"3 % to 10 % after {before} days", 100 * float(told.any(axis=1).mean()), float(median), float(late), None)
+    )
+    if late > LATEST_ALARM:
+        broken.append(f"alarm after a change: nine in ten within {late:.0f} days; {LATEST_ALARM} are promised.")
+    head = (
+        "labels that disagree",
+        "alarm within the year %",
+        "median days",
+        "nine in ten within",
+        "a daily test of 5 % %",
+    )
+    text = f"### The alarm\n\n{DAYS} days of {AUDITS} audited rows, of which 5 % may disagree; {lives:,} lives."
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+# figures and forecasts --------------------------------------------------------------------------------------------
+
+
+def measure_figures(draws: int) -> Part:
+    """Measure how often intervals hold of the share that the oracle would give a class, in tables of a cascade."""
+    rows, lines, broken = 2_000, [], []
+    for kind, share, sample in [(k, p, n) for k in ("calibrated", "useless") for p in (0.02, 0.3) for n in (50, 200)]:
+        rng, covered, once = _random((kind, share, sample)), 0, 0
+        for _ in range(draws):
+            hard = rng.beta(1, 4, rows)
+            y = (rng.random(rows) < share).astype(float)
+            # A label that is wrong says the class, as often as not.
+            f = np.where(rng.random(rows) < hard, rng.random(rows) < 0.5, y).astype(float)
+            score = 1 - hard if kind == "calibrated" else rng.random(rows)
+            is_oracles = score <= np.quantile(score, 0.5)
+            certain, others = np.flatnonzero(is_oracles), np.flatnonzero(~is_oracles)
+            at = np.concatenate([certain, rng.choice(others, sample, replace=False)])
+            weight = np.repeat([1.0, len(others) / sample], [len(certain), sample])
+            spread = weight * (weight - 1) * sample / (sample - 1)
+            known = SampledRows(weight, spread, np.arange(len(at)))
+            found = power(y[at], f[at], float(f.mean()), known, rows, width=1.0)
+            figure = found.powered.figure(known.unit, found.n_eff, (0.0, 1.0))
+            assert figure.low is not None
+            assert figure.high is not None
+            covered += figure.low <= y.mean() <= figure.high
+            delivered = np.where(is_oracles, y, f).mean()
+            once += abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5
+        lines.append((kind, 100 * share, sample, 100 * covered / draws, 100 * once / draws))
+        broken += _uncovered(f"figures, {kind}, {share}, {sample}", covered / draws, draws)
+    head = ("scores", "share of the class %", "sampled rows", "holds in %", "delivered labels alone: holds in %")
+    text = (
+        f"### Figures of the whole table\n\nThe share of a class by the oracle's labels, of {rows:,} rows of which it "
+        "has half, and a sample of the rest."
+    )
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+_RATES, _TOKENS = Rates(1.0, 4.0), 120
+
+
+def measure_forecasts(lives: int) -> Part:
+    """Measure how often a submission costs at most what is told as its 95th percentile."""
+    days, step, lines, broken = 120, 80, [], []
+    for kind, after in (("stays the same", 1.0), ("35 % longer replies after 80 days", 1.35)):
+        held: dict[str, list[bool]] = defaultdict(list)
+        rng = _random(("forecasts", kind))
+        for _ in range(lives):
+            earlier: list[Billed] = []
+            for day in range(days):
+                came = _submission(rng, 60 * (after if day >= step else 1.0))
+                if (learned := learn(earlier[-80:], [], _RATES)) is not None and learned.high is not None:
+                    assert learned.output_tokens is not None
+                    tokens = learned.input_ratio * _TOKENS * _RATES.input + learned.output_tokens * _RATES.output
+                    is_held = _cost(came) <= learned.high * learned.times * tokens
+                    held["all"].append(is_held)
+                    if step <= day < step + 14:
+                        held["two weeks"].append(is_held)
+                earlier.append(came)
+        shares = [float(np.mean(held[which])) for which in ("all", "two weeks")]
+        lines.append((kind, *(100 * share for share in shares)))
+        broken += _uncovered(f"forecasts, {kind}", shares[0], len(held["all"]))
+    head = ("replies", "holds in %", "of those in the two weeks after day 80 %")
+    text = (
+        "### Forecasts of tokens\n\nThe 95th percentile of what a submission costs, as the ones before it let expect; "
+        f"{days} days, {lives} lives."
+    )
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+def _submission(rng: np.random.Generator, words: float) -> Billed:
+    """Return a submission of some hundred requests whose replies have so many tokens, more or less by the day."""
+    size = int(np.clip(np.exp(rng.normal(np.log(300), 1)), 20, 20_000))
+    level = words * np.exp(rng.normal(0, 0.1))
+    written = rng.gamma(1.2, level / 1.2, min(size, 4_000)).mean() * size
+    taken = size * _TOKENS * 1.3 * np.exp(rng.normal(0, 0.02))
+    return Billed(size, size * _TOKENS, size, round(taken), round(written), 1 + 0.05 * rng.random())
+
+
+def _cost(came: Billed) -> float:
+    return came.times * (came.input_tokens * _RATES.input + came.output_tokens * _RATES.output) / came.requests
+
+
+SECTION = Section(
+    "cascade",
+    f"""## Cascades
+
+Promised: of each partition, the chance that more labels disagree than was agreed is at most 5 %, whatever scores are
+worth; of bounds and intervals of 95 %, at least {LEAST_COVERED:.1%} hold, which is as near as 1,000 draws tell; of
+years with an alarm, at most {MOST_FALSE_ALARMS[0.05]:.0%} where just 5 % disagree and 5 % were promised, at most
+{MOST_FALSE_ALARMS[0.03]:.0%} where 3 % do; and after a change from 3 % to 10 %, nine in ten alarms within
+{LATEST_ALARM} partitions of {AUDITS} audited rows.
+
+`Rolling` promises nothing of a single partition where its assumption breaks: see there how many days are below. What
+holds always is the bound of its window. Days with a sample of their own are those at the beginning, and those after
+alarms.""",
+    measure,
+)

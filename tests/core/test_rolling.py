@@ -1,0 +1,171 @@
+"""Thresholds of earlier partitions, and what their audits say. `benchmarks/truth/cascade.py` simulates how often."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy import stats
+
+from dagster_llm_batch.core.cascade import ALL, Cascade, Place, Rolling, are_above, count_allowed, digest_requests
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.rolling import (
+    ALARM,
+    WINDOW,
+    Audit,
+    Audited,
+    Calibration,
+    Point,
+    Track,
+    bound_share,
+    calibrate_points,
+    evidence_after,
+    find_alarm,
+    track,
+)
+from dagster_llm_batch.errors import ConfigError
+
+
+def audits_of(counts, rows=20):
+    return [Audited(f"{day:03}", rows, wrong) for day, wrong in enumerate(counts)]
+
+
+@pytest.mark.parametrize(("wrong", "rows"), [(0, 100), (3, 400), (13, 400), (399, 400), (6_000, 200_000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+def test_the_bounds_are_clopper_and_pearsons(wrong, rows, confidence):
+    low, high = bound_share(wrong, rows, confidence)
+    assert high == pytest.approx(stats.beta.ppf(confidence, wrong + 1, rows - wrong), abs=1e-9)
+    assert low == pytest.approx(stats.beta.ppf(1 - confidence, wrong, rows - wrong + 1) if wrong else 0, abs=1e-9)
+
+
+def test_of_nothing_nothing_is_known_and_all_wrong_is_bounded_from_below_alone():
+    assert bound_share(0, 0, 0.95) == (0.0, 1.0)
+    low, high = bound_share(30, 30, 0.95)
+    assert low == pytest.approx(0.05 ** (1 / 30))
+    assert high == 1
+
+
+def test_a_window_is_of_the_last_twenty_partitions():
+    found = track(audits_of([19] * 5 + [1] * WINDOW), 0.95, 0.95)
+    assert (found.window[0], found.window[-1], len(found.window)) == ("005", "024", WINDOW)
+    assert (found.rows, found.wrong) == (20 * WINDOW, WINDOW)
+    assert (found.low, found.high) == bound_share(WINDOW, 20 * WINDOW, 0.95)
+    assert track([], 0.95, 0.95) == Track((), 0, 0, 0.0, 1.0, evidence=0.0, alarm=None)
+
+
+def evidence_by_definition(counts, rows, agreement):
+    """The recursion of the specification, in plain floats."""
+    promised = 1 - agreement
+    bets, found = dict.fromkeys((1.3, 1.6, 2, 3, 5), 0.0), []
+    for wrong in counts:
+        for times, before in bets.items():
+            p = times * promised
+            bets[times] = (1 + before) * (p / promised) ** wrong * ((1 - p) / (1 - promised)) ** (rows - wrong)
+        found.append(sum(bets.values()) / len(bets))
+        if found[-1] >= 365:
+            bets = dict.fromkeys(bets, 0.0)
+    return found
+
+
+@pytest.mark.parametrize("agreement", [0.9, 0.95, 0.98])
+def test_the_evidence_is_that_of_the_specification_and_begins_anew_after_an_alarm(agreement):
+    counts = np.random.default_rng(3).binomial(20, 0.09, 90)
+    expected = evidence_by_definition(counts, 20, agreement)
+    found = evidence_after(np.full(90, 20), counts, agreement)
+    assert found == pytest.approx(expected)
+    if agreement > 0.9:
+        first = int(np.argmax(found >= ALARM))
+        assert found[first] >= ALARM > found[first + 1]
+        assert find_alarm(audits_of(counts), agreement) == f"{np.flatnonzero(found >= ALARM)[-1]:03}"
+    # Many lives at once are each as if alone.
+    both = evidence_after(np.full((2, 90), 20), np.stack([counts, counts * 0]), agreement)
+    assert both[0] == pytest.approx(expected)
+    assert both[1].max() < 5
+
+
+@pytest.mark.parametrize("agreement", [0.05, 0.3, 0.5, 0.999])
+def test_evidence_is_a_number_whatever_was_promised_and_however_much_was_audited(agreement):
+    rows = np.full(400, 50_000)
+    assert np.isfinite(evidence_after(rows, rows, agreement)).all()
+    assert np.isfinite(evidence_after(rows, rows * 0, agreement)).all()
+
+
+def test_partitions_without_an_audited_row_are_no_evidence():
+    assert find_alarm(audits_of([0] * 2 * ALARM, rows=0), 0.95) is None
+    some = [*audits_of([5, 5], rows=20), *audits_of([0] * 9, rows=0), *audits_of([5], rows=20)]
+    counts = np.array([(one.rows, one.wrong) for one in some if one.rows])
+    assert track(some, 0.95, 0.95).evidence == pytest.approx(evidence_after(*counts.T, 0.95)[-1])
+
+
+def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table():
+    rng = np.random.default_rng(5)
+    scores, wrong = rng.random(400).round(1), rng.random(400) < 0.2
+    digests = rng.integers(0, 1 << 63, 400, np.uint64) * np.uint64(2)
+    points = [Point(*one) for one in zip(scores.tolist(), digests.tolist(), wrong.tolist(), strict=True)]
+    found = calibrate_points(points, ("1", "2"), 0.9, 0.95)
+    allowed, threshold = found.allowed, found.threshold
+    assert (found.earlier, found.rows, found.wrong) == (("1", "2"), 400, int(wrong.sum()))
+    assert allowed == count_allowed(400, 10**9, 0.9, 0.95) == int(stats.binom.ppf(0.05, 400, 0.1)) - 1
+    assert found.bound == pytest.approx(stats.beta.ppf(0.95, allowed + 1, 400 - allowed), abs=1e-6)
+    # As many wrong ones are above as are allowed, and the next is the threshold: digests keep all their bits.
+    assert int((are_above(scores, digests, threshold) & wrong).sum()) == allowed
+    assert threshold.digest in digests.tolist()
+    assert calibrate_points([Point(0.5, 1, False)] * 400, ("1", "2"), 0.9, 0.95).threshold == ALL
+
+
+def test_an_audit_is_stored_and_counted_and_forgets_who_is_erased():
+    audit = Audit(share=0.01, requests=["a", "b", "b"], history_id="h", earlier=("1", "2"), calibrated_on=400)
+    assert audit.counts is None
+    digests = digest_requests(audit.requests, "seed").tolist()
+    points = [Point(float("-inf"), digests[0], False), *(Point(0.5, digest, True) for digest in digests[1:])]
+    audit = Audit(**{**audit.__dict__, "points": points, "rows": 3, "wrong": 2})
+    assert audit.counts == {"history": "h", "rows": 3, "wrong": 2, "points": 3}
+    left = audit.keep({"a"}, "seed")
+    assert (left.requests, left.points, left.wrong) == (["a"], points[:1], 2)
+
+
+def test_an_audited_row_without_an_answer_of_the_oracle_counts_as_wrong_and_one_that_is_not_taken_does_not():
+    def results(**of):
+        labels = [None if outcome != "succeeded" else topic for outcome, topic, _ in of.values()]
+        return pa.table(
+            {
+                "llm_request_id": list(of),
+                "llm_outcome": [outcome for outcome, _, _ in of.values()],
+                "confidence": pa.array([score for *_, score in of.values()], pa.float64()),
+                "topic": pa.array(labels, pa.string()),
+            }
+        )
+
+    good = "succeeded"
+    cheap = results(
+        right=(good, "x", 0.9), wrong=(good, "y", 0.9), refused=(good, "x", 0.8), lost=(good, "x", 0.8),
+        unsure=(good, "y", 0.1), no_reply=("invalid", None, None),
+    )  # fmt: skip
+    oracle = results(
+        right=(good, "x", 1), wrong=(good, "x", 1), refused=("errored", None, None), unsure=(good, "x", 1),
+        no_reply=(good, "x", 1),
+    )  # fmt: skip
+    requests = [*cheap["llm_request_id"].to_pylist(), "right"]
+    planned = Levels(
+        calibration_id="c", oracle="openai/large", score="confidence", target="topic", agreement=0.9, confidence=0.95,
+        seed="s", rows=100, sample=0, sampled=[], audit=Audit(share=0.05, requests=requests, history_id="h"),
+    )  # fmt: skip
+    found = Calibration(("1", "2"), 400, wrong=9, allowed=2, bound=0.1, threshold=Place(0.5, 0))
+    levels = Levels.of_json(planned.set_threshold(found).calibrate([cheap], [oracle]).as_json())
+    assert (levels.threshold, levels.wrong) == (Place(0.5, 0), 9)
+    assert levels.audit.counts == {"history": "h", "rows": 7, "wrong": 3, "points": 7}
+    assert [point.is_wrong for point in levels.audit.points] == [False, True, True, True, True, False, False]
+    # In a partition with a sample of its own, what is sampled is right: the oracle has labeled it.
+    own = replace(planned, sampled=["wrong", "right"], sample=2, agreement=0.01, confidence=0.01)
+    own = own.calibrate([cheap], [oracle])
+    assert own.threshold == ALL
+    assert own.audit.counts == {"history": "h", "rows": 7, "wrong": 3, "points": 2}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [({"audit": 0}, "above 0"), ({"audit": 0.6}, "at most"), ({"audit": float("nan")}, "share"), ({"rows": 58}, "59")],
+)
+def test_a_rolling_calibration_that_cannot_be_is_refused(given, words):
+    with pytest.raises(ConfigError, match=words):
+        Cascade("openai/large", "topic", calibrate=Rolling(**given))
