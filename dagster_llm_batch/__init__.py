@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         LLMBatchSkewComponent,
         LLMBatchStudentComponent,
     )
-    from dagster_llm_batch.core.cascade import Cascade
+    from dagster_llm_batch.core.cascade import Cascade, Rolling
     from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.core.prompt import Prompt
@@ -119,6 +119,7 @@ __all__ = [
     "RayBatchResource",
     "Realtime",
     "Resend",
+    "Rolling",
     "RowsContext",
     "Rubric",
     "SlurmBatchResource",
@@ -164,6 +165,7 @@ _MODULES = {
     "Prompt": "core.prompt",
     "Realtime": "engine",
     "Resend": "engine",
+    "Rolling": "core.cascade",
     "RowsContext": "assets",
     "Rubric": "evaluation",
     "Spend": "engine",

@@ -16,19 +16,20 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import promise_text
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
-from dagster_llm_batch.metadata import oracle_alone_usd
+from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.rolling import Track
 
 __all__ = [
     "COVERAGE",
@@ -41,6 +42,7 @@ __all__ = [
     "check_specs",
     "evaluations",
     "fail_with",
+    "rolling_verdicts",
     "sent_spec",
     "sent_verdict",
     "unjudged_evaluations",
@@ -49,6 +51,7 @@ __all__ = [
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
 PROMISE, SAVES = "promise", "saves"
+WINDOW_AGREEMENT, DRIFT_ALARM = "window_agreement", "drift_alarm"
 
 NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge, and why it is as it is: it is no news."""
@@ -99,7 +102,7 @@ def check_specs(
     partitions_def: dg.PartitionsDefinition[Any] | None,
     cascade: Cascade | None = None,
 ) -> list[dg.AssetCheckSpec]:
-    """Return the specs of the three checks, and of the two of a cascade."""
+    """Return the specs of the three checks, of the two of a cascade, and of the two of its audit."""
     described = {
         COVERAGE: f"At least {wanted.min_coverage:.0%} of the rows that are not empty have a label.",
         PARSE_RATE: f"At least {wanted.min_parse_rate:.0%} of the replies fit the response format.",
@@ -109,6 +112,12 @@ def check_specs(
         promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
         described[PROMISE] = f"{promise_text(*promised)} What the oracle was to answer has no other label."
         described[SAVES] = f"The cascade cost no more than {cascade.oracle} alone would have."
+        if isinstance(cascade.calibrate, Rolling):
+            described[WINDOW_AGREEMENT] = (
+                f"Audited rows of the last 20 partitions do not show that fewer than {cascade.agreement:.0%} of the "
+                f"labels agree with {cascade.oracle}."
+            )
+            described[DRIFT_ALARM] = "A score still means what it meant in earlier partitions, as far as audits tell."
     with warnings.catch_warnings():
         # Dagster 1.13 warns of each spec that partitioned checks are a preview.
         warnings.simplefilter("ignore", category=dg.PreviewWarning)
@@ -117,7 +126,7 @@ def check_specs(
                 name,
                 asset=asset,
                 description=description,
-                blocking=wanted.blocking and name not in (SPEND, SAVES),
+                blocking=wanted.blocking and name in (COVERAGE, PARSE_RATE, PROMISE),
                 partitions_def=partitions_def,
             )
             for name, description in described.items()
@@ -239,7 +248,7 @@ def _promise_verdict(levels: Levels | None, figures: LabelStats) -> CheckOutcome
     most, passed = levels.most_wrong(delivered), levels.keeps_promise(delivered)
     told = [levels.promise_text]
     if not levels.asks_oracle_alone:
-        told.append(f"{levels.wrong or 0:,} of {levels.sample:,} sampled labels of the model are wrong by it.")
+        told.append(f"{levels.wrong or 0:,} of {levels.calibrated_on:,} sampled labels of the model are wrong by it.")
     if lacking:
         verb = "row has no label, and is" if lacking == 1 else "rows have no label, and are"
         told.append(f"{lacking:,} {verb} in no promise.")
@@ -248,6 +257,42 @@ def _promise_verdict(levels: Levels | None, figures: LabelStats) -> CheckOutcome
         told.append(f"Of the {delivered:,} labels that are there at most {most:.2%} are wrong, {keeps}.")
     metadata = {} if most is None else {"llm_batch/disagreement_bound": most}
     return CheckOutcome(PROMISE, passed, _ERROR, " ".join(told), metadata)
+
+
+def rolling_verdicts(tracked: Track | None, levels: Levels | None, partition: str) -> list[CheckOutcome]:
+    """Judge by the audits of a partition and those before it whether what was promised holds, and is going to."""
+    if tracked is None or levels is None:
+        text = "Nothing was audited: no label of the model was taken."
+        names = (WINDOW_AGREEMENT, DRIFT_ALARM)
+        return [CheckOutcome(name, passed=True, severity=_WARN, description=text, metadata={}) for name in names]
+    from dagster_llm_batch.core.rolling import ALARM  # noqa: PLC0415 - few datasets have an audit
+
+    promised, metadata = 1 - levels.agreement, track_metadata(tracked)
+    is_broken, is_alarm = tracked.low > promised, tracked.alarm == partition
+    if tracked.high <= promised:
+        so = "That holds what was promised"
+    elif is_broken:
+        so = f"At least {tracked.low:.1%} do, so what was promised does not hold"
+    else:
+        so = "So many audited rows do not tell whether that is held"
+    window = (
+        f"{len(tracked.window)} partitions from {tracked.window[0]} on: {tracked.wrong:,} of {tracked.rows:,} audited "
+        f"rows have a label of the model that is not that of {levels.oracle}. With a confidence of "
+        f"{levels.confidence:.0%} at most {tracked.high:.1%} of all labels are such; {promised:.1%} may be. {so}."
+    )
+    drift = f"The evidence that more labels disagree than may is {tracked.evidence:,.1f}; {ALARM} is an alarm."
+    if is_alarm:
+        drift += (
+            " A score no longer means what it meant. The next partitions take samples of their own, until there are "
+            "enough rows from after this one. Labels of this partition may disagree more than was promised: with "
+            'calibrate="partition" it is labeled anew, and all answers are used again.'
+        )
+    elif tracked.alarm is not None:
+        drift += f" The last one was at {tracked.alarm}: what was before it sets no threshold any more."
+    return [
+        CheckOutcome(WINDOW_AGREEMENT, not is_broken, _WARN, window, metadata),
+        CheckOutcome(DRIFT_ALARM, not is_alarm, _WARN, drift, metadata),
+    ]
 
 
 _TOLERANCE = Decimal("0.01")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     # a code location that is only read loads no engine
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.rolling import Track
     from dagster_llm_batch.engine import Engine
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "status_metadata",
     "submission_metadata",
     "table_schema",
+    "track_metadata",
 ]
 
 SUBMISSION_KEY = "llm_batch/submission_id"
@@ -350,7 +352,7 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
     alone, cost = oracle_alone_usd(levels, status), status.submission.cost_usd
     threshold = levels.threshold.score if levels.threshold is not None and isfinite(levels.threshold.score) else None
     told = {
-        "sample_rows": levels.sample,
+        "sample_rows": levels.calibrated_on,
         "sample_wrong": levels.wrong,
         "sample_may_be_wrong": levels.allowed,
         "score_threshold": threshold,
@@ -359,12 +361,27 @@ def cascade_metadata(levels: Levels | None, figures: LabelStats, status: Status)
     }
     return {
         "llm_batch/promise": levels.promise_text,
-        "llm_batch/promise_assumes": "nothing: the sample is of this partition, and was drawn before any score",
+        "llm_batch/promise_assumes": levels.assumption,
         **{f"llm_batch/{name}": value for name, value in told.items() if value is not None},
         **{f"llm_batch/rows_{why}": count for (_, why), count in sorted(figures.levels.items())},
         **_usd("oracle_cost_avoided_usd", None if alone is None or cost is None else alone - cost),
         "llm_batch/calibration_id": levels.calibration_id,
     }
+
+
+def track_metadata(tracked: Track | None) -> dict[str, Any]:
+    """Describe what the audits of a cascade say of this partition and those before it; nothing without any."""
+    if tracked is None:
+        return {}
+    told = {
+        "window_partitions": len(tracked.window),
+        "window_rows_audited": tracked.rows,
+        "window_rows_wrong": tracked.wrong,
+        "window_disagreement_bound": tracked.high,
+        "drift_evidence": tracked.evidence,
+        "drift_alarm_at": tracked.alarm,
+    }
+    return {f"llm_batch/{name}": value for name, value in told.items() if value is not None}
 
 
 def oracle_alone_usd(levels: Levels, status: Status) -> Decimal | None:
@@ -421,9 +438,7 @@ def _waves(status: Status) -> dict[str, Any]:
         return {}
     groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
     for shard in status.shards:
-        groups[shard.wave, shard.asked_of + (", escalated" if shard.is_escalation else ""), shard.lane.value].append(
-            shard
-        )
+        groups[shard.wave, shard.asked_of, shard.lane.value].append(shard)
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shard.cost_usd for shard in shards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Literal, Unpack
 
@@ -19,17 +20,24 @@ from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.assets.upstream import check_deps, check_partitions
 from dagster_llm_batch.checks import Checks
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
 from dagster_llm_batch.engine.labeling import EmptyRows
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint
 
 __all__ = ["llm_batch_assets"]
 
 Rows = Upstream | RowsFunction | SqlRows
+
+# Each is before the next one, and later than it in one of its parts.
+_MOMENTS = (
+    *(datetime(2025, 9, 10, 23, 59, tzinfo=UTC), datetime(2025, 10, 9, 22, 58, tzinfo=UTC)),
+    *(datetime(2025, 12, 31, 21, 57, tzinfo=UTC), datetime(2026, 1, 2, 3, 4, tzinfo=UTC)),
+)
 
 
 @checked_options(AssetOptions, DagsterOptions)
@@ -147,9 +155,30 @@ def llm_batch_assets(
     # A platform's translator is where it says whose money it is.
     if own.translator is not None and (tags := _users_own(dataset.labels_spec.tags)) != dataset.labeling.tags:
         dataset = replace(dataset, labeling=replace(dataset.labeling, tags=tags))
+    if cascade is not None and isinstance(cascade.calibrate, Rolling):
+        _check_order(partitions_def)
     check_deps(dataset.upstreams)
     check_partitions(dataset.batch_key, partitions_def, rows, dataset.upstreams)
     return [submission_asset(dataset), labels_asset(dataset)]
+
+
+def _check_order(partitions_def: dg.PartitionsDefinition[Any] | None) -> None:
+    """Raise ConfigError where nobody can say which partitions came before one, as `Rolling` has to."""
+    then = (
+        'Rolling takes the threshold of a partition from earlier ones. Give partitions_def such windows, or calibrate="'
+        'partition".'
+    )
+    if not isinstance(partitions_def, dg.TimeWindowPartitionsDefinition):
+        has = "no partitions" if partitions_def is None else f"a {type(partitions_def).__name__}"
+        raise ConfigError(
+            f"Cascade.calibrate=Rolling(…) needs partitions that are windows of time; the dataset has {has}. {then}"
+        )
+    keys = [moment.strftime(partitions_def.fmt) for moment in _MOMENTS]
+    if keys != sorted(keys):
+        raise ConfigError(
+            f"Cascade.calibrate=Rolling(…) needs keys that sort by time as text; {partitions_def.fmt!r} gives "
+            f"{keys[0]!r} for what is before {keys[1]!r}. {then.replace('such windows', 'a format like %Y-%m-%d')}"
+        )
 
 
 def _users_own(tags: Mapping[str, str]) -> dict[str, str]:

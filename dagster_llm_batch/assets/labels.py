@@ -24,6 +24,7 @@ from dagster_llm_batch.checks import (
     CheckOutcome,
     cascade_verdicts,
     check_specs,
+    rolling_verdicts,
     unjudged_evaluations,
     verdicts,
 )
@@ -42,6 +43,7 @@ from dagster_llm_batch.metadata import (
     row_links,
     rows_metadata,
     status_metadata,
+    track_metadata,
 )
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
@@ -52,6 +54,8 @@ from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
+    from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.core.rolling import Track
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.deployment import SentDefinition
     from dagster_llm_batch.engine.engine import Engine
@@ -265,8 +269,10 @@ class _Landing:
             logged = self._write(context, self._labels, partition, tables.labels)
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
+            tracked = engine.deployment.track(labeling, status.submission, levels)
             metadata = {
                 **cascade_metadata(levels, figures, status),
+                **track_metadata(tracked),
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
                 **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
                 **logged,
@@ -304,12 +310,22 @@ class _Landing:
                             SPEND: links.table(labels, partition=partition, order="-llm_cost_usd"),
                         },
                     ),
-                    *(cascade_verdicts(levels, figures, status) if dataset.labeling.cascade is not None else ()),
+                    *self._of_cascade(levels, tracked, figures, status),
                 ],
             )
             # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
             # submission undelivered, and the sensor finds the materialization by its metadata.
             engine.ledger.mark_delivered(submission_id)
+
+    def _of_cascade(
+        self, levels: "Levels | None", tracked: "Track | None", figures: LabelStats, status: Status
+    ) -> list[CheckOutcome]:
+        """Judge a partition by the checks that a cascade has."""
+        if (cascade := self._dataset.labeling.cascade) is None:
+            return []
+        own = cascade_verdicts(levels, figures, status)
+        is_rolling = cascade.calibrate != "partition"
+        return [*own, *(rolling_verdicts(tracked, levels, status.submission.partition) if is_rolling else ())]
 
     def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.

@@ -31,7 +31,7 @@ from dagster_llm_batch.components.resolution import (
     pointing_at,
     templated,
 )
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response, response_format
@@ -451,12 +451,14 @@ FORMS |= {
             {"fallback": ["openai/gpt-5-mini"], "fallback_after": {"hours": 2}},
         ],
     ),
+    Rolling: Form(block_of(Rolling), [{"rows": 400, "audit": 0.01}]),
     Cascade: Form(
         block_of(Cascade),
         [
             {"oracle": "anthropic/claude-sonnet-4-5", "target": "topic"},
             {"oracle": "openai/gpt-5", "target": "topic", "agreement": 0.9, "score": "certainty", "sample": 400},
             {"oracle": "openai/gpt-5", "target": "topic", "gold": "ticket_gold", "within": 0.03},
+            {"oracle": "openai/gpt-5", "target": "topic", "calibrate": {"rows": 400, "audit": 0.01}},
         ],
     ),
     AtLeast: Form(block_of(AtLeast), [{"least": 0.9, "confidence": 0.95}, {"least": 0.9, "on": "labeled"}]),

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.cascade import (
     Cascade,
+    Rolling,
     choices_of,
     choose_sample,
     digest_keys,
@@ -39,6 +40,7 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.rolling import Audit, Calibration
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.label import SHARD, Answers
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["CALIBRATION", "Escalation", "RequestSet", "Sampling", "forget_sampled", "levels_of"]
+__all__ = ["CALIBRATION", "Escalation", "RequestSet", "Sampling", "forget_sampled", "levels_in", "levels_of"]
 
 CALIBRATION = "cascade.json"
 """The name of the file that has the sample and the threshold of a submission."""
@@ -72,18 +74,23 @@ _BYTES_A_TOKEN = 4
 
 def levels_of(payloads: PayloadStore, submission: Submission) -> Levels | None:
     """Return what gives each row of a submission its level, as far as it is decided; None where it is no cascade."""
-    path = f"{submission.folder}/{CALIBRATION}"
-    if not submission.folder or not payloads.exists(path):
+    return levels_in(payloads, submission.folder) if submission.folder else None
+
+
+def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
+    """Return the levels of the submission whose files are in this folder. See `levels_of`."""
+    path = f"{folder}/{CALIBRATION}"
+    if not payloads.exists(path):
         return None
     with payloads.reader(path) as file:
         return Levels.of_json(file.read())
 
 
 def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[str]) -> None:
-    """Take requests of erased rows out of what is stored of a sample."""
+    """Take requests of erased rows out of what is stored of a sample and an audit."""
     levels = levels_of(payloads, submission)
-    if levels is not None and levels.sampled is not None and not going.isdisjoint(levels.sampled):
-        _store(payloads, submission.folder, levels.keep_sampled({*levels.sampled} - going))
+    if levels is not None and not going.isdisjoint(levels.drawn):
+        _store(payloads, submission.folder, levels.keep_drawn({*levels.drawn} - going))
 
 
 def _store(payloads: PayloadStore, folder: str, levels: Levels) -> None:
@@ -169,16 +176,21 @@ class Sampling:
             size = choose_sample(rows, cascade.least_share, cascade.confidence, least)
         else:
             size = min(cascade.sample, rows)
+        audit, earlier = self._audit(cascade, seed) if rows and cascade.calibrate != "partition" else (None, None)
+        if earlier is not None:
+            size = 0
         each = self._planner.estimate(oracle).expected_usd(tokens or 0)
         cheap = Decimal(0) if tokens is None else self._planner.estimate(self._labeling).expected_usd(tokens)
         accepted = self._expect_accepted(cascade)
         cost = None
         if each and cheap is not None and rows:
-            cost = relative_cost(float(cheap), float(each), size, rows, accepted)
+            # A sample that later partitions take their thresholds from is not a cost of each of them.
+            drawn_rows = size if audit is None else round(audit.share * rows)
+            cost = relative_cost(float(cheap), float(each), drawn_rows, rows, accepted)
             # Whoever names a sample has decided that there is to be one.
             if cost >= 1 and cascade.sample == "auto":
-                size = rows
-        keys, sampled = ([], None) if size >= rows else self._drawn(size, seed)
+                size, audit, earlier = rows, None, None
+        keys, sampled = ([], None) if size >= rows and audit is None else self._drawn(size, seed)
         # Before anything is written that costs: what is missing, people have to say first.
         gold = None if sampled is None or cascade.gold is None else self._gold_of(cascade, keys)
         if sampled is None:
@@ -186,14 +198,15 @@ class Sampling:
             for shard in plan.shards:
                 delete_requests(self._payloads, shard)
             plan = replace(plan, shards=[])
-        shards, of_oracle = self._write(plan, oracle, sampled, known, tokens)
+        drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
+        shards, of_oracle = self._write(plan, oracle, drawn, known, tokens)
         if sampled is None or not estimate.requests:
             estimate = of_oracle
         else:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
             rows_most = (estimate.row_bound_usd, of_oracle.row_bound_usd)
             estimate.row_bound_usd = None if None in rows_most else max(most for most in rows_most if most is not None)
-        left = 0 if sampled is None else plan.requests - len(set(sampled))
+        left = 0 if drawn is None else plan.requests - len(drawn)
         rest = Decimal(0) if each is None else each * left
         # What is kept is for all of them; what is expected, for those that will not be accepted.
         self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
@@ -212,7 +225,10 @@ class Sampling:
             sample=rows if sampled is None else len(sampled),
             sampled=sampled,
             relative_cost=cost,
+            audit=audit,
         )
+        if earlier is not None:
+            self.levels = self.levels.set_threshold(earlier)
         if sampled is None:
             self.levels = self.levels.ask_oracle_alone()
         _store(self._payloads, self._folder, self.levels)
@@ -284,8 +300,28 @@ class Sampling:
         content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
+    def _audit(self, cascade: Cascade, seed: str) -> tuple[Audit, Calibration | None]:
+        """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
+        from dagster_llm_batch.engine.rolling import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
+
+        assert isinstance(cascade.calibrate, Rolling)
+        history = history_id(self._planner.configuration, self._labeling, cascade)
+        found = calibrate_on_earlier(self._deployment, self._labeling, cascade, self._partition, history)
+        why_not = found if isinstance(found, str) else None
+        # By another seed: what is in the sample is audited as often as what is not.
+        bound = np.uint64(cascade.calibrate.audit * 2**64)
+        requests = [
+            request_id
+            for keys, ids in self._rows()
+            for request_id in ids.filter(pa.array(digest_keys(keys, f"audit:{seed}") < bound)).to_pylist()
+        ]
+        audit = Audit(share=cascade.calibrate.audit, requests=requests, history_id=history, why_not=why_not)
+        return audit, None if isinstance(found, str) else found
+
     def _drawn(self, size: int, seed: str) -> tuple[list[object], list[str]]:
         """Return the rows with the smallest digests: the key and the request of each."""
+        if not size:
+            return [], []
         bound = np.empty(0, np.uint64)
         for keys, _ in self._rows():
             bound = smallest(bound, digest_keys(keys, seed), size)
@@ -309,7 +345,7 @@ class Sampling:
         self,
         plan: Plan,
         oracle: Labeling,
-        sampled: list[str] | None,
+        wanted: set[str] | None,
         known: Mapping[str, bool],
         tokens: int | None,
     ) -> tuple[list[Shard], Estimate]:
@@ -320,7 +356,7 @@ class Sampling:
         files = planner.files(wave, oracle, Lane.BATCH)
         self._written.append(files)
         estimate, counter = planner.estimate(oracle), self._deployment.counter(oracle)
-        has_images, wanted = bool(self._labeling.prompt.images), None if sampled is None else set(sampled)
+        has_images = bool(self._labeling.prompt.images)
         lines = (
             (request_id, line)
             for request_id, line in requests_of(self._payloads, spare.path, spare.nonce)
@@ -374,7 +410,7 @@ class Escalation:
             part_rows=self.deployment.part_rows,
             levels=levels,
         )
-        if levels.threshold is None:
+        if levels.wave is None:
             levels = self._calibrated(levels, answers)
         shards = [shard for wave in answers.waves for shard in wave]
         read = answers.schema_of(levels.read)
@@ -399,15 +435,15 @@ class Escalation:
 
     def _calibrated(self, levels: Levels, answers: Answers) -> Levels:
         # Rows that were erased meanwhile are in no table.
-        sampled = pa.array(levels.sampled or [], pa.string())
+        drawn = pa.array(levels.drawn, pa.string())
         manifest = self.deployment.payloads.iter_batches(self.submission.manifest, _ROWS_AT_ONCE, [_ID])
-        present = {one for ids in manifest for one in ids[_ID].filter(pc.is_in(ids[_ID], sampled)).to_pylist()}
-        levels = levels.keep_sampled(present)
+        present = {one for ids in manifest for one in ids[_ID].filter(pc.is_in(ids[_ID], drawn)).to_pylist()}
+        levels = levels.keep_drawn(present)
         levels = replace(levels, sample=len(levels.sampled or []))
         tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
         for wave, are_oracles in zip(answers.waves, answers.are_oracles, strict=True):
             for table in (self.collector.results([shard], levels.read)[0] for shard in wave):
-                tables[are_oracles].append(table.filter(pc.is_in(table[_ID], sampled)))
+                tables[are_oracles].append(table.filter(pc.is_in(table[_ID], drawn)))
         return replace(levels.calibrate(*tables), wave=self.submission.waves + 1)
 
     def _answered(self, oracles: pa.Table, shards: Sequence[Shard]) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import without_notes
 from dagster_llm_batch.core.label_join import check_columns
@@ -378,7 +378,8 @@ class Labeling:
         }
         if (cascade := self.cascade) is not None:
             # Which gold it was is no question to a model.
-            asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price)}
+            rolling = {"calibrate": asdict(cascade.calibrate)} if isinstance(cascade.calibrate, Rolling) else {}
+            asked["cascade"] = {**cascade.settings(), "price": _price_as_json(cascade.price), **rolling}
         # As it is when it is read again: a tuple has become a list, and what JSON does not have, text.
         definition: Mapping[str, Any] = json.loads(json.dumps(content, default=str))
         return definition
@@ -495,7 +496,9 @@ def _cascade_of_json(stored: Mapping[str, Any] | None, gold: Any) -> Cascade | N
         return None
     # What the gold said of the sample is stored where the sample is.
     gold = None if stored["within"] is None else gold if gold is not None else "gold"
-    return Cascade(**{**stored, "price": _price_of_json(stored["price"]), "gold": gold})
+    rolling = stored.get("calibrate", "partition")
+    calibrate = Rolling(**rolling) if isinstance(rolling, Mapping) else rolling
+    return Cascade(**{**stored, "price": _price_of_json(stored["price"]), "gold": gold, "calibrate": calibrate})
 
 
 def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, Any] | None:

@@ -22,6 +22,7 @@ from dagster_llm_batch import (
     QueueLimit,
     Realtime,
     Resend,
+    Rolling,
     Spend,
     SqlRows,
     TokenPrice,
@@ -327,6 +328,18 @@ def test_what_becomes_of_rows_that_nobody_answers_in_time_is_said_in_yaml():
         assert component.limits == Limits(10, 1000, "realtime")
     with loaded(labels(realtime={"deadline": {"days": 1, "hours": 12}})) as project:
         assert project.component.realtime == Realtime(timedelta(days=1.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({"rows": 200, "audit": "{{ 1 / 50 }}"}, Rolling(200, 0.02)), ("partition", "partition"), ({}, Rolling())],
+)
+def test_what_calibrates_a_cascade_is_said_in_yaml(given, expected):
+    cascade = {"oracle": "openai/gpt-5", "target": "topic", "score": "sure", "calibrate": given}
+    by_day = {"type": "daily", "start_date": "2026-01-01"}
+    sure = {"type": "object", "properties": {"topic": {"enum": ["a", "b"]}, "sure": {"type": "number"}}}
+    with loaded(labels(cascade=cascade, response=sure, partitions_def=by_day)) as project:
+        assert project.component.cascade.calibrate == expected
 
 
 def test_a_template_gives_a_whole_object_or_a_part_of_it():

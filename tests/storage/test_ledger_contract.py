@@ -369,6 +369,28 @@ def test_settle_records_the_account_and_may_be_repeated(ledger, clock):
         ledger.settle_submission("s9", outcomes={}, **money)
 
 
+def test_the_newest_audit_of_each_partition_is_found_whatever_is_in_flight(ledger):
+    nothing = {"outcomes": {}, "cost_usd": None, "realtime_usd": None, "price_basis": None}
+    found = {"history": "h", "rows": 3, "wrong": 1, "points": 3}
+    places = [("s1", "p1", "f1"), ("s2", "p2", "f1"), ("s3", "p1", "f2"), ("s4", "p1", "f3")]
+    for submission_id, partition, fingerprint in places:
+        path = f"{submission_id}/manifest.parquet"
+        opened = a_submission(submission_id, partition=partition, fingerprint=fingerprint, manifest_path=path)
+        ledger.open_submission(opened, [])
+    assert ledger.audits("prod", "tickets") == {}
+    for submission_id, wrong in (("s1", 1), ("s2", 2), ("s3", 3)):
+        settled = ledger.settle_submission(submission_id, **nothing, audit={**found, "wrong": wrong})
+        assert settled.audit == {**found, "wrong": wrong}
+    assert ledger.audits("prod", "tickets") == {
+        "p1": ("s3/manifest.parquet", {**found, "wrong": 3}),
+        "p2": ("s2/manifest.parquet", {**found, "wrong": 2}),
+    }
+    # Settled again without one, as when somebody has canceled it, the one before counts.
+    ledger.settle_submission("s3", **nothing)
+    assert ledger.audits("prod", "tickets")["p1"][0] == "s1/manifest.parquet"
+    assert ledger.audits("dev", "tickets") == ledger.audits("prod", "other") == {}
+
+
 def test_a_canceled_submission_keeps_its_state_and_its_account(ledger):
     ledger.open_submission(a_submission(), [])
     assert ledger.set_state("s1", SubmissionState.CANCELED).state is SubmissionState.CANCELED

@@ -153,7 +153,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX judgment_once ON judgment (form_id)",
         "CREATE INDEX judgment_by_dataset ON judgment (namespace, dataset, judgment_id)",
     ),
-    (  # 7: which request files are at providers still. What is kept of limits for a wave that is not planned yet.
+    (  # 7: which request files are at providers still. What is kept of limits for a wave that is not planned yet. What
+        # audits of a cascade found, for the partitions after them.
         "ALTER TABLE shard ADD COLUMN request_file_done_at {time}",
         """
         CREATE INDEX shard_with_file ON shard (collected_at)
@@ -161,9 +162,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "ALTER TABLE submission ADD COLUMN reserved_usd TEXT",
         "CREATE INDEX submission_reserving ON submission (namespace) WHERE reserved_usd IS NOT NULL",
-        # What a cascade asks of two models is not asked again.
-        "ALTER TABLE submission ADD COLUMN questions BIGINT",
-        "ALTER TABLE shard ADD COLUMN is_escalation BOOLEAN",
+        "ALTER TABLE submission ADD COLUMN audit TEXT",
     ),
 )
 

@@ -31,8 +31,6 @@ from dagster_llm_batch.storage.ledger.records import (
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
 from dagster_llm_batch.storage.ledger.shards import (
     AWAITED,
-    IS_AGAIN,
-    IS_LEFT_TO_ORACLE,
     committed_usd,
     count_sends,
     kept_usd,
@@ -40,7 +38,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     unknown_shard,
     unrecorded_sends,
 )
-from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_submission
+from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_audits, get_submission
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
@@ -341,10 +339,9 @@ class LedgerQueries:
                             else_=SHARD.c.requests - sa.func.coalesce(SHARD.c.done, 0),
                         )
                     ).label("undone"),
-                    # What a cascade's own model has failed, its oracle is asked.
-                    sa.func.sum(sa.case((IS_LEFT_TO_ORACLE, 0), else_=SHARD.c.failed)).label("failed"),
+                    sa.func.sum(SHARD.c.failed).label("failed"),
                     _requests_where(SHARD.c.wave == SUBMISSION.c.waves).label("asked"),
-                    _requests_where(IS_AGAIN).label("asked_again"),
+                    _requests_where(SHARD.c.wave > 1).label("asked_again"),
                     sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
                 )
                 .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
@@ -497,6 +494,11 @@ class LedgerQueries:
         query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
         return self._submissions(query.order_by(*_NEWEST_FIRST).limit(limit))
 
+    def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """Return what the newest audit of each partition found, and the path of its manifest; see core/rolling.py."""
+        with self._database.read() as connection:
+            return get_audits(connection, namespace, asset)
+
     def events(self, submission_id: str) -> list[Event]:
         """Return all events of a submission and its shards, in the order of writing."""
         query = sa.select(EVENT).where(EVENT.c.submission_id == submission_id).order_by(EVENT.c.event_id)
@@ -566,7 +568,7 @@ def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress
     """Return `known` with one row more: the counts of one submission's shards in one state."""
     if known is None:
         submission = from_row(Submission, row)
-        total = submission.to_answer
+        total = submission.requests - submission.reused
         known = Progress(
             submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
         )

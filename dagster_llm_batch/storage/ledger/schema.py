@@ -200,7 +200,7 @@ SUBMISSION = sa.Table(
     _column("billed", _AsText(json.loads, _json), null=True),
     _column("tags", _AsText(json.loads, _json), null=True),
     _column("reserved_usd", _MONEY, null=True),
-    _column("questions", sa.BigInteger, null=True),
+    _column("audit", _AsText(json.loads, _json), null=True),
 )
 
 SHARD = sa.Table(
@@ -261,7 +261,6 @@ SHARD = sa.Table(
     _column("padding_usd", _MONEY, null=True),
     _column("reserved_usd", _MONEY, null=True),
     _column("request_file_done_at", _UTC, null=True),
-    _column("is_escalation", sa.Boolean, null=True),
 )
 
 EVENT = sa.Table(

@@ -31,6 +31,7 @@ __all__ = [
     "check_open",
     "event_row",
     "get_attempt",
+    "get_audits",
     "get_reusing",
     "get_submission",
     "get_submissions",
@@ -140,6 +141,14 @@ def get_attempt(connection: sa.Connection, submission: Submission) -> Submission
     """Return the submission that is stored of the same attempt."""
     same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
     return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
+
+
+def get_audits(connection: sa.Connection, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Return what the newest audit of each partition of an asset found, and the path of its submission's manifest."""
+    columns = (SUBMISSION.c.partition, SUBMISSION.c.manifest_path, SUBMISSION.c.audit)
+    query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
+    rows = connection.execute(query.where(SUBMISSION.c.audit.is_not(None)).order_by(*OLDEST_FIRST))
+    return {row.partition: (row.manifest_path, row.audit) for row in rows}
 
 
 def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
