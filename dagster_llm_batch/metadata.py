@@ -438,7 +438,9 @@ def _waves(status: Status) -> dict[str, Any]:
         return {}
     groups: dict[tuple[int, str, str], list[Shard]] = defaultdict(list)
     for shard in status.shards:
-        groups[shard.wave, shard.asked_of, shard.lane.value].append(shard)
+        groups[shard.wave, shard.asked_of + (", escalated" if shard.is_escalation else ""), shard.lane.value].append(
+            shard
+        )
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shard.cost_usd for shard in shards)

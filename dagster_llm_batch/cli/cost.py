@@ -36,6 +36,7 @@ _TOKENS: Sequence[_Column] = [
     ("tokens in", lambda part: part.input_tokens),
     ("cached", lambda part: part.cached_tokens),
     ("out", lambda part: part.output_tokens),
+    ("escalated", lambda part: part.requests_escalated),
     ("sent again", lambda part: part.requests_again),
     ("wasted", lambda part: money(part.wasted_usd)),
     ("invalid", lambda part: money(part.invalid_usd)),
@@ -44,7 +45,17 @@ _TOKENS: Sequence[_Column] = [
     ("lost ~cost", lambda part: money(part.lost_usd or None)),
 ]
 # Left out where they say nothing of any group.
-_RARE = ("vendor says", "of", "under way ~cost", "unknown", "cached", "sent again", "padding", "lost ~cost")
+_RARE = (
+    "vendor says",
+    "of",
+    "under way ~cost",
+    "unknown",
+    "cached",
+    "escalated",
+    "sent again",
+    "padding",
+    "lost ~cost",
+)
 
 
 @click.command("cost", cls=Command)

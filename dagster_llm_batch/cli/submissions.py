@@ -176,7 +176,9 @@ def _shard_row(shard: Shard) -> list[object]:
     return [
         shard.shard_id,
         shard.wave,
-        f"{shard.provider}/{shard.model}" + (" in real time" if shard.lane is Lane.REALTIME else ""),
+        shard.asked_of
+        + (" in real time" if shard.lane is Lane.REALTIME else "")
+        + (", escalated" if shard.is_escalation else ""),
         shard.state.value,
         shard.batch_id,
         *(shard.requests, shard.done, shard.failed, shard.bytes),

@@ -73,9 +73,9 @@ class Collector:
         self._payloads = deployment.payloads
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
 
-    def tariff(self, lane: Lane) -> Tariff:
-        """Return the prices of the labeling's own model in this lane."""
-        return self._deployment.tariff(self._labeling).of(lane)
+    def tariff(self, lane: Lane, place: int = 0) -> Tariff:
+        """Return the prices in this lane of one of the labeling's models, by its place; by default its own."""
+        return self._deployment.tariff(self._labeling.models[place]).of(lane)
 
     def archive(self, shard: Shard) -> Shard:
         """Store the raw result lines of an ended shard, and of all in its batch; return it as it is now. Idempotent.

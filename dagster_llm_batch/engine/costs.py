@@ -44,7 +44,8 @@ class CostSum:
     Attributes:
         submissions: How many have requests here.
         requests: Those that were sent; one that was sent again counts again.
-        requests_again: Part of them: in a second wave or a later one.
+        requests_again: Part of them: asked again in a later wave.
+        requests_escalated: Likewise: asked of a cascade's oracle after its model. They are no waste.
         input_tokens, output_tokens, cached_tokens: As billed, of what is collected; cached ones are part of the input.
         cost_usd: What was billed, by the usage in the replies; at least so much where `requests_unknown` is not 0.
         requests_unknown: Collected requests of which nobody knows what they cost.
@@ -67,6 +68,7 @@ class CostSum:
     submissions: int = 0
     requests: int = 0
     requests_again: int = 0
+    requests_escalated: int = 0
     input_tokens: int | None = 0
     output_tokens: int | None = 0
     cached_tokens: int | None = 0
@@ -104,7 +106,8 @@ class CostSum:
         self.submissions = len(self._submissions)
         if cost.was_taken:
             self.requests += cost.requests
-            self.requests_again += cost.requests if cost.wave > 1 else 0
+            self.requests_again += cost.requests if cost.is_again else 0
+            self.requests_escalated += cost.requests if cost.is_escalation else 0
         if not cost.is_open:
             self._add_bill(cost)
             return
@@ -131,8 +134,8 @@ class CostSum:
         self._add("cost_usd", known if has_amount else None)
         self._add("realtime_usd", realtime)
         self._add("saved_usd", None if realtime is None else realtime - known)
-        self._add("invalid_usd", unlabeled if cost.wave == 1 else nothing)
-        self._add("retries_usd", unlabeled if cost.wave > 1 else nothing)
+        self._add("invalid_usd", nothing if cost.is_again else unlabeled)
+        self._add("retries_usd", unlabeled if cost.is_again else nothing)
         self._add("padding_usd", padding)
         if cost.reported_usd is not None:
             self._add("reported_usd", cost.reported_usd)

@@ -399,28 +399,37 @@ class Deployment:
         output = output_tokens(spec, self.context_tokens(labeling), said, default)
         return Estimate(self.tariff(labeling).of(lane), output, writes_cache=writes_cache(spec), learned=learned)
 
-    def learned(self, labeling: Labeling) -> Learned | None:
-        """Return what earlier submissions of this labeling say of the next one; None: nothing, or too little."""
+    def learned(self, labeling: Labeling, *, of_oracle: bool = False) -> Learned | None:
+        """Return what earlier submissions of this labeling say of the next one; None: nothing, or too little.
+
+        With `of_oracle`, what they say of the requests to the oracle of its cascade.
+        """
         names = (labeling.asset, *labeling.resend.former_names)
-        known = self.ledger.billed_submissions(self.namespace, names, labeling.model, _REMEMBERED)
-        if not known:
+        asked = labeling.models[1] if of_oracle else labeling
+        billed = self.ledger.billed_submissions(self.namespace, names, labeling.model, _REMEMBERED)
+        taught = {s.submission_id: _taught(s, asked.model if of_oracle else None) for s in billed}
+        if not (known := [submission for submission in billed if taught[submission.submission_id] is not None]):
             return None
         from dagster_llm_batch.core.forecast import Billed, Rates, learn  # noqa: PLC0415 - only where there are some
 
-        asked = (self.configuration(labeling), labeling.prompt_version)
+        configured = (self.configuration(labeling), labeling.prompt_version)
         same: list[Submission] = []
         alike: list[Submission] = []
         for submission in reversed(known):
-            is_same = (submission.config_fingerprint, _billed(submission)["prompt"]) == asked
+            is_same = (submission.config_fingerprint, _billed(submission)["prompt"]) == configured
             (same if is_same else alike).append(submission)
-        tariff = self.tariff(labeling)
+        tariff = self.tariff(asked)
         rates = Rates(*(float(tariff.mean_usd(*tokens) or 0) for tokens in ((_MANY, 0), (0, _MANY))))
         if not any(rates):
             rates = Rates(1, 1)
         earlier, others = (
-            [Billed(*(_billed(each)[name] for name in Billed._fields)) for each in of] for of in (same, alike)
+            [Billed(*(taught[each.submission_id][name] for name in Billed._fields)) for each in of]  # type: ignore[index]
+            for of in (same, alike)
         )
         learned = learn(earlier, others, rates)
+        if learned is not None and labeling.cascade is not None:
+            # How much of it is escalated tells more of the whole than how long the replies of one model are.
+            learned = replace(learned, low=None, high=None)
         told = [s for s in same if None not in (s.p05_usd, s.p95_usd, s.cost_usd)]
         held = sum(s.p05_usd <= s.cost_usd <= s.p95_usd for s in told)  # type: ignore[operator]  # all known
         return None if learned is None else replace(learned, judged=len(told), held=held)
@@ -494,6 +503,15 @@ class Deployment:
         """Return the tag by which the shard's batch is found at the provider: the namespace's digest and the nonce."""
         owner = hashlib.blake2b(self.namespace.encode(), digest_size=4).hexdigest()
         return f"dlb-{owner}-{shard.nonce}"
+
+
+def _taught(submission: Submission, oracle: str | None) -> Mapping[str, Any] | None:
+    """Return what was billed of a submission's own model, or of this oracle; None: nothing."""
+    billed = _billed(submission)
+    if oracle is None:
+        return billed if "requests" in billed else None
+    of_oracle: Mapping[str, Any] | None = billed.get("oracle")
+    return of_oracle if of_oracle is not None and of_oracle["model"] == oracle else None
 
 
 def _billed(submission: Submission) -> Mapping[str, Any]:

@@ -419,18 +419,31 @@ class LabelAssembler(Answers):
         None where no reply was billed, older code collected them, or a person canceled it. Of a batch that did not end
         by itself nobody knows what all of it would have cost.
         """
-        # What a cascade costs is mostly its oracle's, and no sign of what its model does without one.
-        if self.submission.state is SubmissionState.CANCELED or self.levels is not None:
+        if self.submission.state is SubmissionState.CANCELED:
             return None
         sent = [shard for shard in self.shards if shard.sent_at is not None and not shard.waits_for_person]
-        first = [shard for shard in sent if shard.wave == 1]
+        own = self._billed_of([shard for shard in sent if not self._asks_oracle(shard)])
+        if self.levels is None:
+            return own
+        # Of a cascade each model teaches its own.
+        oracle = self._billed_of([shard for shard in sent if self._asks_oracle(shard)], place=1)
+        if oracle is None:
+            return own
+        told = {"model": self.levels.oracle, **oracle}
+        return {**(own or {"prompt": self.labeling.prompt_version}), "oracle": told}
+
+    def _billed_of(self, sent: Sequence[Shard], place: int = 0) -> dict[str, Any] | None:
+        """Return the same of the shards of one of the labeling's models, by its place, or of all where it has one."""
+        first = [shard for shard in sent if shard.wave == 1 or shard.is_escalation]
         requests, replies = sum(shard.requests for shard in first), sum(shard.replies or 0 for shard in first)
         if not replies:
             return None
         taken, written = (
             sum(getattr(shard, name) or 0 for shard in first) for name in ("input_tokens", "output_tokens")
         )
-        prices = {lane: self.collector.tariff(lane).mean_usd(taken / replies, written / replies) for lane in Lane}
+        prices = {
+            lane: self.collector.tariff(lane, place).mean_usd(taken / replies, written / replies) for lane in Lane
+        }
         at_price = sum((shard.requests * (prices[shard.lane] or 0) for shard in first), Decimal(0))
         # Copies that fill a batch up are counted when the next one is planned.
         paid = sum((shard.known_usd - (shard.padding_usd or 0) for shard in sent if shard.known_usd), Decimal(0))

@@ -229,7 +229,9 @@ class Planner:
                     sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
             submission = self.submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
             if sampling is not None:
-                submission, estimate = replace(submission, reserved_usd=sampling.rest_usd), sampling.whole(estimate)
+                questions = sum(shard.requests for shard in plan.shards)
+                submission = replace(submission, reserved_usd=sampling.rest_usd, questions=questions)
+                estimate = sampling.whole(estimate)
             # What is erased from here on is applied to its files before it is sent, and before it lands.
             submission = replace(submission, tombstones=erased.tombstones or None)
             opened = self._open(submission, plan, estimate, history)
@@ -403,12 +405,17 @@ class Planner:
     def _learned(self) -> Learned | None:
         return self._deployment.learned(self._labeling)
 
+    @cached_property
+    def _learned_of_oracle(self) -> Learned | None:
+        return self._deployment.learned(self._labeling, of_oracle=True)
+
     def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
         """Return an estimate without any request yet for one of the labeling's models."""
-        # Only what the first of them was asked is learned from: a fallback gets what that one did not answer. What a
-        # cascade costs is mostly its oracle's.
-        is_learned = labeling.model == self._labeling.model and labeling.cascade is None
-        learned = self._learned if is_learned else None
+        # Only what the first of them was asked is learned from: a fallback gets what that one did not answer. The
+        # oracle of a cascade is asked a sample, and so much more that it teaches its own.
+        learned = self._learned if labeling.model == self._labeling.model else None
+        if self._labeling.cascade is not None and labeling.model == self._labeling.models[1].model:
+            learned = self._learned_of_oracle
         return self._deployment.estimate(labeling, lane, learned)
 
     def wave(self, submission_id: str, partition: str, number: int) -> Wave:

@@ -9,7 +9,7 @@ partition had in flight, and that got no good answer there, are asked here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from itertools import groupby
@@ -104,7 +104,7 @@ class NextWave:
         if not asks or self._is_over_budget or self._is_broken(asks):
             return False
         with committing(self._deployment, self._deployment.lease_wait_seconds):
-            shards = self._write(asks)
+            shards = [replace(shard, is_escalation=self._is_escalation or None) for shard in self._write(asks)]
             if shards and self._affordable(shards):
                 keeps = not self._is_escalation
                 self._deployment.ledger.add_wave(self._submission.submission_id, shards, keeps_reserve=keeps)

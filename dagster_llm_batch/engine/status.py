@@ -234,7 +234,7 @@ class Status:
     @property
     def total(self) -> int:
         """Requests, besides those whose answers are reused. One counts once, however often it is asked."""
-        return self.submission.requests - self.submission.reused
+        return self.submission.to_answer
 
     @property
     def done(self) -> int:
@@ -246,4 +246,7 @@ class Status:
     @property
     def failed(self) -> int:
         """Requests that providers report as failed, and that are not asked again."""
-        return max(sum((shard.failed or 0) - (shard.requests if shard.wave > 1 else 0) for shard in self.shards), 0)
+        own, is_cascade = self.submission, self.submission.questions is not None
+        # What a cascade's own model has failed, its oracle is asked.
+        counted = (s for s in self.shards if not (is_cascade and (s.provider, s.model) == (own.provider, own.model)))
+        return max(sum((s.failed or 0) - (s.requests if s.wave > 1 and not s.is_escalation else 0) for s in counted), 0)

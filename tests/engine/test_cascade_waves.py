@@ -22,6 +22,7 @@ from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend
 from dagster_llm_batch.engine.cascade import CALIBRATION, RequestSet, levels_of
+from dagster_llm_batch.engine.costs import cost_table
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -331,6 +332,62 @@ def test_the_oracle_alone_answers_every_row_once(workspace: Workspace) -> None:
     assert set(labels["llm_sample_probability"].to_pylist()) == {1.0}
     assert asked(workspace)[ORACLE] == Counter(range(ROWS))
     assert status.submission.outcomes == {"succeeded": ROWS}
+
+
+def test_what_is_escalated_is_neither_sent_again_nor_wasted(workspace: Workspace) -> None:
+    workspace.emulator.inject(RowFault(containing="number 7?", status_code=503, times=3))
+    status = workspace.run(definition(), tickets(ROWS))
+    total = cost_table(workspace.engine().ledger.shard_costs("test"), ["model"]).total
+    escalated = sum(shard.requests for shard in status.shards if shard.is_escalation)
+    again = sum(shard.requests for shard in status.shards if shard.wave > 1 and not shard.is_escalation)
+    assert escalated > 0
+    assert (total.requests_escalated, total.requests_again) == (escalated, again)
+    assert total.requests == ROWS + 60 + escalated + again
+    # What the model gave no label for is the oracle's; it was paid for all the same.
+    assert total.invalid_usd == sum(shard.unlabeled_usd or 0 for shard in status.shards if shard.model == CHEAP) > 0
+    assert total.retries_usd == 0
+
+
+def test_progress_counts_what_both_models_are_asked(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission_id = engine.plan(definition(), tickets(ROWS)).submission_id
+    engine.submit(definition(), submission_id)
+
+    def counts() -> tuple[int, int, int]:
+        status, [progress] = workspace.engine().status(submission_id), workspace.engine().ledger.progress("test")
+        assert (status.done, status.total, status.failed) == (progress.done, progress.total, progress.failed)
+        return progress.done, progress.total, progress.failed
+
+    assert counts() == (0, ROWS + 60, 0)
+    workspace.emulator.settle()
+    status = workspace.engine().collect(definition(), submission_id)
+    [wave_2] = [shard for shard in status.shards if shard.wave == 2]
+    assert wave_2.is_escalation
+    # That a reply did not fit is not failed: the oracle is asked.
+    assert counts() == (ROWS + 60, ROWS + 60 + wave_2.requests, 0)
+
+
+@pytest.mark.parametrize("size", [60, ROWS], ids=["both", "the oracle alone"])
+def test_each_model_of_a_cascade_teaches_its_own_tokens(workspace: Workspace, size: int) -> None:
+    asked_for = definition(cascade(sample=size))
+    status = workspace.run(asked_for, tickets(ROWS))
+    deployment = workspace.engine().deployment
+    for of_oracle, model in ((False, CHEAP), (True, ORACLE)):
+        of = [shard for shard in status.shards if shard.model == model]
+        learned = deployment.learned(asked_for, of_oracle=of_oracle)
+        if not of:
+            assert learned is None
+            continue
+        assert learned is not None
+        replies, requests = sum(s.replies or 0 for s in of), sum(s.requests for s in of)
+        assert learned.output_tokens == pytest.approx(sum(s.output_tokens or 0 for s in of) / replies)
+        estimated = sum(s.tokens for s in of) / requests
+        assert learned.input_ratio == pytest.approx(sum(s.input_tokens or 0 for s in of) / replies / estimated)
+        # Of the whole, how much is escalated decides.
+        assert (learned.low, learned.high) == (None, None)
+    first = workspace.engine().preview(definition(cascade(sample=size, agreement=0.8)), tickets(ROWS, start=1000))
+    assert first.estimated_usd is not None
+    assert float(first.estimated_usd) == pytest.approx(float(status.submission.cost_usd or 0), rel=0.2)
 
 
 # reuse --------------------------------------------------------------------------------------------------------------

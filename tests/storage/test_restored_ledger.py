@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel
 
+from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime
 from dagster_llm_batch.engine.request_files import halve, split_requests
@@ -345,3 +347,50 @@ def test_a_ledger_with_a_record_of_everything_asks_nobody(site: Site) -> None:
     assert engine.recover_all_sends() == []
     assert not site.restored(submission_id)
     assert {s.state for s in engine.ledger.submissions("n")} == {SubmissionState.SETTLED, SubmissionState.CANCELED}
+
+
+class SureLabel(BaseModel):
+    topic: Literal["billing", "bug"]
+    confidence: float
+
+
+CASCADING = replace(
+    LABELS,
+    model="openai/gpt-4o-mini",
+    response=SureLabel,
+    cascade=Cascade("openai/gpt-4o", "topic", agreement=0.6, sample=8),
+    limits=Limits(),
+)
+
+
+def unsure_answer(body: Any, _url: str) -> Any:
+    """The model is not sure of every third row, and wrong there."""
+    is_wrong = body["model"] == "gpt-4o-mini" and int(body["messages"][-1]["content"].split()[-1]) % 3 == 0
+    return {"topic": "bug" if is_wrong else "billing", "confidence": 0.2 if is_wrong else 0.9}
+
+
+@pytest.mark.parametrize("waves", [1, 2])
+def test_a_cascade_goes_on_where_it_was_when_an_older_ledger_is_restored(
+    waves: int, ledger_url: str, copy_ledger: Callable[[str], str], tmp_path: Path
+) -> None:
+    rows = [{"id": str(n), "text": f"Ticket {n}"} for n in range(24)]
+    with Emulator(answer=unsure_answer) as emulator:
+        site = Site(emulator, ledger_url, copy_ledger, tmp_path)
+        backup = site.back_up()
+        engine = site.engine()
+        submission_id = engine.plan(CASCADING, rows).submission_id
+        engine.submit(CASCADING, submission_id)
+        if waves == 2:
+            emulator.settle()
+            engine.advance(CASCADING, submission_id)
+            assert engine.ledger.submission(submission_id).waves == 2
+        site.restore(backup)
+        assert site.engine().plan(CASCADING, rows).submission_id == submission_id
+        restored = site.engine().ledger.submission(submission_id)
+        assert (restored.state, restored.waves) == (SubmissionState.OPEN, waves)
+        assert site.finish(submission_id, CASCADING) == {"succeeded": 24}
+        labels = site.engine().labels(CASCADING, submission_id).labels
+        assert {row["topic"] for row in labels.to_pylist() if row["llm_level"] == "oracle"} == {"billing"}
+        assert "escalated" in labels["llm_why"].to_pylist()
+        assert emulator.books.billed_twice() == {}
+        site.close()

@@ -209,7 +209,9 @@ class Ledger(LedgerQueries):
             insert_shards(connection, self._clock, before, shards)
             detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
             kept = before.reserved_usd if keeps_reserve else None
-            values = {"waves": wave, "reserved_usd": kept}
+            values: dict[str, Any] = {"waves": wave, "reserved_usd": kept}
+            if before.questions is not None:
+                values["questions"] = before.questions + sum(s.requests for s in shards if s.is_escalation)
             return update_submission(connection, self._clock, before, "wave", detail=detail, **values)
 
     def move_shard(
@@ -320,14 +322,15 @@ class Ledger(LedgerQueries):
         `sent` has them by shard_id, and how often each was sent. `kind` is that of the event that says so.
         See `insert_recovered` for what becomes of submissions that this ledger lacks.
         """
-        by_id = {submission.submission_id: submission for submission in submissions}
+        # A later wave of a cascade asks more: of a submission as it was before and after it, the newest counts.
+        by_id = {each.submission_id: each for each in sorted(submissions, key=lambda each: each.waves)}
         with self._database.write() as connection:
             unrecorded = unrecorded_sends(connection, sent)
             own: dict[str, list[Shard]] = defaultdict(list)
             for shard_id in unrecorded:
                 own[sent[shard_id][0].submission_id].append(sent[shard_id][0])
-            first_wave = {key: sum(s.requests for s in shards if s.wave == 1) for key, shards in own.items()}
-            complete = [key for key in own if first_wave[key] == by_id[key].requests - by_id[key].reused]
+            first = ((key, [s.requests for s in of if s.wave == 1 or s.is_escalation]) for key, of in own.items())
+            complete = [key for key, requests in first if sum(requests) == by_id[key].to_answer]
             insert_recovered(connection, self._clock, [by_id[key] for key in own], complete)
             for submission in get_submissions(connection, sorted(own), lock=True):
                 shards = own[submission.submission_id]

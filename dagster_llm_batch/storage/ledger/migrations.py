@@ -163,6 +163,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN reserved_usd TEXT",
         "CREATE INDEX submission_reserving ON submission (namespace) WHERE reserved_usd IS NOT NULL",
         "ALTER TABLE submission ADD COLUMN audit TEXT",
+        # What a cascade asks of two models is not asked again.
+        "ALTER TABLE submission ADD COLUMN questions BIGINT",
+        "ALTER TABLE shard ADD COLUMN is_escalation BOOLEAN",
     ),
 )
 

@@ -31,6 +31,8 @@ from dagster_llm_batch.storage.ledger.records import (
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row
 from dagster_llm_batch.storage.ledger.shards import (
     AWAITED,
+    IS_AGAIN,
+    IS_LEFT_TO_ORACLE,
     committed_usd,
     count_sends,
     kept_usd,
@@ -339,9 +341,10 @@ class LedgerQueries:
                             else_=SHARD.c.requests - sa.func.coalesce(SHARD.c.done, 0),
                         )
                     ).label("undone"),
-                    sa.func.sum(SHARD.c.failed).label("failed"),
+                    # What a cascade's own model has failed, its oracle is asked.
+                    sa.func.sum(sa.case((IS_LEFT_TO_ORACLE, 0), else_=SHARD.c.failed)).label("failed"),
                     _requests_where(SHARD.c.wave == SUBMISSION.c.waves).label("asked"),
-                    _requests_where(SHARD.c.wave > 1).label("asked_again"),
+                    _requests_where(IS_AGAIN).label("asked_again"),
                     sa.func.min(SHARD.c.submitted_at).label("oldest_submitted_at"),
                 )
                 .join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id, isouter=True)
@@ -568,7 +571,7 @@ def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress
     """Return `known` with one row more: the counts of one submission's shards in one state."""
     if known is None:
         submission = from_row(Submission, row)
-        total = submission.requests - submission.reused
+        total = submission.to_answer
         known = Progress(
             submission=submission, states={}, total=total, done=total, failed=0, asked=0, oldest_submitted_at=None
         )

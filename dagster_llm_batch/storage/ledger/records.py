@@ -82,13 +82,18 @@ class Submission:
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
     tags: Mapping[str, str] | None = None  # Dagster's, of its asset when it was opened: whose money it is
     reserved_usd: Decimal | None = None  # what is kept of limits for a wave of it that is not planned yet
-    audit: Mapping[str, Any] | None = (
-        None  # what the audit of a cascade found; see core/rolling.py. None: there is none
-    )
+    audit: Mapping[str, Any] | None = None  # what an audit of a cascade found; see core/rolling.py. None: there is none
+    # Of a cascade: requests of its first wave and of the one in which its oracle is asked the rest, one for each model.
+    questions: int | None = None
 
     @property
     def is_settled(self) -> bool:
         return self.settled_at is not None
+
+    @property
+    def to_answer(self) -> int:
+        """How many requests it asks. One counts once, however often it is asked of a model."""
+        return self.requests - self.reused if self.questions is None else self.questions
 
     @property
     def manifest(self) -> str:
@@ -181,6 +186,7 @@ class Shard:
     realtime_usd: Decimal | None = None  # what those that are in `known_usd` cost in real time, padding left out
     unlabeled_usd: Decimal | None = None  # part of `known_usd`: replies that were paid for and gave no label
     padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
+    is_escalation: bool | None = None  # it asks a cascade's oracle for the first time what its model leaves to it
 
     @property
     def asked_of(self) -> str:
@@ -275,6 +281,12 @@ class ShardCost(NamedTuple):
     realtime_usd: Decimal | None
     unlabeled_usd: Decimal | None
     padding_usd: Decimal | None
+    is_escalation: bool | None
+
+    @property
+    def is_again(self) -> bool:
+        """Whether its requests were asked before, of this model or of one in whose place it is."""
+        return self.wave > 1 and not self.is_escalation
 
     @property
     def day(self) -> date:

@@ -201,6 +201,7 @@ SUBMISSION = sa.Table(
     _column("tags", _AsText(json.loads, _json), null=True),
     _column("reserved_usd", _MONEY, null=True),
     _column("audit", _AsText(json.loads, _json), null=True),
+    _column("questions", sa.BigInteger, null=True),
 )
 
 SHARD = sa.Table(
@@ -261,6 +262,7 @@ SHARD = sa.Table(
     _column("padding_usd", _MONEY, null=True),
     _column("reserved_usd", _MONEY, null=True),
     _column("request_file_done_at", _UTC, null=True),
+    _column("is_escalation", sa.Boolean, null=True),
 )
 
 EVENT = sa.Table(

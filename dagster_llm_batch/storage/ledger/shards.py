@@ -31,6 +31,8 @@ from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
     "AWAITED",
+    "IS_AGAIN",
+    "IS_LEFT_TO_ORACLE",
     "OF_SPLIT",
     "UPDATE_SHARD",
     "committed_usd",
@@ -64,6 +66,16 @@ _STAMPS: dict[Move, str] = {
 
 UPDATE_SHARD = sa.update(SHARD).where(SHARD.c.shard_id == sa.bindparam("key"))
 """Set columns of the shard whose id is the parameter `key`."""
+
+IS_AGAIN = (SHARD.c.wave > 1) & SHARD.c.is_escalation.is_not(True)
+"""The condition for shards whose requests were asked before."""
+
+IS_LEFT_TO_ORACLE = (
+    SUBMISSION.c.questions.is_not(None)
+    & (SHARD.c.provider == SUBMISSION.c.provider)
+    & (SHARD.c.model == SUBMISSION.c.model)
+)
+"""The condition for shards of a cascade's own model, of a query that joins their submissions."""
 
 # So much may the clocks of the machines that share a ledger differ.
 _CLOCKS_APART = timedelta(minutes=1)
