@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.errors import ResponseSchemaError
-from dagster_llm_batch.providers.openai.servers import SERVERS, Fact, Server
+from dagster_llm_batch.providers.openai_api.servers import SERVERS, Fact, Server
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS, InlineServer
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.types import Usage

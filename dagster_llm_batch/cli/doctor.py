@@ -35,7 +35,7 @@ from dagster_llm_batch.engine.status import (
 )
 from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.openai.servers import Server, unseen_facts
+from dagster_llm_batch.providers.openai_api.servers import Server, unseen_facts
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now

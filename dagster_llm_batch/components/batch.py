@@ -23,7 +23,7 @@ from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.jobs import build_llm_batch_jobs, build_llm_batch_retention
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.resources import LLMBatchResource

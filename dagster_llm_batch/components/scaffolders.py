@@ -17,7 +17,7 @@ from dagster.components.scaffold.scaffold import ScaffoldRequest
 from pydantic import Field
 
 from dagster_llm_batch.components.resolution import Block
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, needs_max_tokens
 

@@ -33,7 +33,7 @@ from dagster_llm_batch.engine.request_files import Owner, definition_in
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.states import ShardState

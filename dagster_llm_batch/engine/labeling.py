@@ -25,7 +25,7 @@ from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.registry import needs_max_tokens
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
@@ -307,7 +307,7 @@ class Labeling:
         provider = self.model.partition("/")[0]
         # A provider with a preset's name is of that preset.
         if (server := SERVERS.get(provider)) is not None and endpoint is not Endpoint.CHAT:
-            from dagster_llm_batch.providers.openai.requests import check_endpoint  # noqa: PLC0415 - for few endpoints
+            from dagster_llm_batch.providers.openai_api.requests import check_endpoint  # noqa: PLC0415 - for few endpoints
 
             check_endpoint(server, endpoint)
         return RequestSpec(

@@ -29,6 +29,7 @@ from dagster_llm_batch.text import is_id, plain_words, text_of
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = [
+    "RAW_ANSWER",
     "WEB_PAGE",
     "OddAnswerError",
     "UnknownIdError",
@@ -90,6 +91,9 @@ def _id_of(line: bytes) -> object:
         return None
     return value.get("custom_id") if isinstance(value, dict) else None
 
+
+RAW_ANSWER: Mapping[str, str] = {"X-Stainless-Raw-Response": "true"}
+"""By this header the SDKs that Stainless generates give an answer as it came."""
 
 WEB_PAGE = (
     "it answers with a web page (text/html); base_url is probably not the API's address, or a proxy answers in its "

@@ -45,7 +45,7 @@ from dagster_llm_batch.providers.answers import (
     words_of,
 )
 from dagster_llm_batch.providers.http import check_address
-from dagster_llm_batch.providers.openai.requests import OpenAILines
+from dagster_llm_batch.providers.openai_api.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, FileCount, RequestSpec

@@ -1,4 +1,7 @@
-"""Polling many batches in few calls: a few one by one, many from list pages first and what those lack one by one.
+"""Lists of batches: many polled in few calls, and a batch found in them whose create call gave no answer.
+
+A few are polled one by one; many from list pages first, and what those lack one by one. A batch is found by its name
+or, where nothing can be attached to one, by the custom_ids of its results.
 
 A list whose server ignores where a page is to begin has no end: `unrepeated` finds out, for every vendor.
 """
@@ -9,10 +12,10 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from itertools import islice
 from typing import TypeVar
 
-from dagster_llm_batch.errors import CredentialsError, ProviderError, TransientError
-from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, Found
+from dagster_llm_batch.errors import CredentialsError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, CannotTell, Found, Undecided
 
-__all__ = ["RepeatedListError", "find_among", "poll_batches", "unrepeated", "walk_pages"]
+__all__ = ["RepeatedListError", "find_among", "find_by_results", "poll_batches", "unrepeated", "walk_pages"]
 
 _Batch = TypeVar("_Batch")
 
@@ -58,6 +61,55 @@ def find_among(names: Iterable[str], known: Collection[str]) -> Found | Absent |
     if ours:
         return Found(next(iter(ours)))
     return Absent() if repeats is None else CannotTell(str(repeats))
+
+
+def find_by_results(
+    candidates: Mapping[str, bool],
+    nonce: str,
+    fetch: Callable[[str], Iterable[bytes]],
+    custom_id_of: Callable[[bytes], str | None],
+) -> Found | Absent | Undecided | CannotTell:
+    """Decide which batch carries the shard of this nonce, where nothing but results says what a batch is.
+
+    `candidates` are the batches of the right size and time, and whether each has ended. `fetch` gives a batch's result
+    lines, and raises RefusedError where it has none any more.
+    """
+    running, unreadable = [], []
+    for batch_id, has_ended in candidates.items():
+        if not has_ended:
+            running.append(batch_id)
+            continue
+        is_ours = _bears(batch_id, nonce, fetch, custom_id_of)
+        if is_ours:
+            return Found(batch_id)
+        if is_ours is None:
+            unreadable.append(batch_id)
+    if unreadable:
+        reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
+        return CannotTell(reason, tuple(unreadable + running))
+    return Undecided(tuple(running)) if running else Absent()
+
+
+def _bears(
+    batch_id: str,
+    nonce: str,
+    fetch: Callable[[str], Iterable[bytes]],
+    custom_id_of: Callable[[bytes], str | None],
+) -> bool | None:
+    """Whether an ended batch has this nonce; None where no result can be read.
+
+    Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
+    """
+    is_readable = False
+    try:
+        for line in fetch(batch_id):
+            custom_id = custom_id_of(line)
+            if custom_id is not None and custom_id.startswith(f"{nonce}-"):
+                return True
+            is_readable = is_readable or custom_id is not None
+    except RefusedError:
+        return None
+    return False if is_readable else None
 
 
 def poll_batches(

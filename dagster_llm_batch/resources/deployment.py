@@ -17,7 +17,7 @@ from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.engine import rules
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, check_name, kind_of
 from dagster_llm_batch.resources.own import CommandBatchResource, RayBatchResource, SlurmBatchResource
 from dagster_llm_batch.resources.vendors import (

@@ -13,7 +13,7 @@ from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.openai.servers import SERVERS, Server
+from dagster_llm_batch.providers.openai_api.servers import SERVERS, Server
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS, InlineServer
 
 __all__ = [
@@ -376,7 +376,7 @@ def _function_of(given: Any) -> Callable[[], str]:
 
 def _check_window(server: Server, word: str) -> None:
     """Raise ConfigError for a window that the server is known not to take."""
-    from dagster_llm_batch.providers.openai.batches import window_of  # noqa: PLC0415 - as the providers
+    from dagster_llm_batch.providers.openai_api.batches import window_of  # noqa: PLC0415 - as the providers
 
     if server.windows is None or word in server.windows.value.words:
         return

@@ -23,7 +23,8 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
-from dagster_llm_batch.providers.openai.provider import TAG_KEY, OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai_api.batches import TAG_KEY
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,

@@ -17,7 +17,7 @@ from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 

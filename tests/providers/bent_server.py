@@ -1,6 +1,6 @@
 """The emulator as servers that speak OpenAI's Batch API answer: what is recorded of each, and no more.
 
-The facts are those of `dagster_llm_batch.providers.openai.servers`, read a second time from the same records.
+The facts are those of `dagster_llm_batch.providers.openai_api.servers`, read a second time from the same records.
 """
 
 from __future__ import annotations

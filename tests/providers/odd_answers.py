@@ -30,7 +30,7 @@ from google_emulator import gemini, vertex, vertex_in_tables
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec

@@ -12,7 +12,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator

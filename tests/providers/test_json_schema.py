@@ -13,7 +13,7 @@ from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.openai.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 
 RULES = (STRICT_RULES, ANTHROPIC_RULES, BEDROCK_RULES, GOOGLE_RULES)
 LOWER = {

@@ -18,7 +18,8 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
-from dagster_llm_batch.providers.openai.provider import TAG_KEY, OpenAIProvider
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.providers.openai_api.batches import TAG_KEY
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
     BatchFault,

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from dagster_llm_batch.core.fixed_responses import Moderation
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.openai.requests import OpenAILines
+from dagster_llm_batch.providers.openai_api.requests import OpenAILines
 from dagster_llm_batch.types import (
     BatchLimits,
     Endpoint,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch.errors import ResponseSchemaError
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.openai.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 
 
 class Urgency(StrEnum):

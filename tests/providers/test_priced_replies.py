@@ -25,7 +25,7 @@ from dagster_llm_batch.providers.bedrock.replies import read_line as read_bedroc
 from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.vertex import VERTEX_LIMITS
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
-from dagster_llm_batch.providers.openai.replies import read_line as read_openai
+from dagster_llm_batch.providers.openai_api.replies import read_line as read_openai
 from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import TOKENS, Endpoint, Lane, Outcome, PriceBasis, RequestSpec, Result
 

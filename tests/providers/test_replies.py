@@ -19,7 +19,7 @@ from dagster_llm_batch.providers.anthropic.replies import read_line as read_anth
 from dagster_llm_batch.providers.bedrock.replies import read_line as read_bedrock
 from dagster_llm_batch.providers.google.replies import read_google_line
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
-from dagster_llm_batch.providers.openai.replies import read_line as read_openai
+from dagster_llm_batch.providers.openai_api.replies import read_line as read_openai
 from dagster_llm_batch.types import BatchLimits, Endpoint, Outcome, PriceBasis, RequestSpec, Result, TokenLogprob, Usage
 
 Read = Callable[[bytes], Result]

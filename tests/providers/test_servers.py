@@ -26,7 +26,7 @@ from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, NoRoomError, RefusedError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai.servers import SERVERS
+from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,

@@ -41,7 +41,7 @@ from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, An
 from dagster_llm_batch.providers.base import StainlessProvider, address_of
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
-from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
+from dagster_llm_batch.providers.paging import RepeatedListError, find_by_results, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
@@ -176,38 +176,9 @@ class AnthropicProvider(StainlessProvider):
                         break
             except RepeatedListError as error:
                 repeats = error
-        running, unreadable = [], []
-        for batch_id, batch in candidates.items():
-            if batch.processing_status != "ended":
-                running.append(batch_id)
-                continue
-            is_ours = self._bears(batch_id, hints.nonce)
-            if is_ours:
-                return Found(batch_id)
-            if is_ours is None:
-                unreadable.append(batch_id)
-        if unreadable:
-            reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
-            return CannotTell(reason, tuple(unreadable + running))
-        if running:
-            return Undecided(tuple(running))
-        return Absent() if repeats is None else CannotTell(str(repeats))
-
-    def _bears(self, batch_id: str, nonce: str) -> bool | None:
-        """Whether an ended batch has this nonce; None where no result can be read.
-
-        Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
-        """
-        is_readable = False
-        try:
-            for line in self.fetch(batch_id):
-                custom_id = read_line(line).custom_id
-                if custom_id is not None and custom_id.startswith(f"{nonce}-"):
-                    return True
-                is_readable = is_readable or custom_id is not None
-        except RefusedError:
-            return None
-        return False if is_readable else None
+        ended = {batch_id: batch.processing_status == "ended" for batch_id, batch in candidates.items()}
+        found = find_by_results(ended, hints.nonce, self.fetch, lambda line: read_line(line).custom_id)
+        return CannotTell(str(repeats)) if repeats is not None and found == Absent() else found
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         return walk_pages(wanted, self._page, self._read, self._report, most=max(_PAGES_PER_POLL, len(wanted) // 100))

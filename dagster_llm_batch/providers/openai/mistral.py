@@ -16,13 +16,12 @@ from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
-from dagster_llm_batch.providers.openai.batches import window_of
+from dagster_llm_batch.providers.answers import RAW_ANSWER
+from dagster_llm_batch.providers.openai_api.batches import window_of
 
 __all__ = ["Jobs"]
 
 _JOBS = "/batch/jobs"
-# by which the SDK gives the answer as it came
-_RAW = {"X-Stainless-Raw-Response": "true"}
 _STATUSES = {
     "QUEUED": "queued",
     "RUNNING": "in_progress",
@@ -76,7 +75,7 @@ class Jobs:
         return reply
 
     def _call(self, method: str, path: str, params: Mapping[str, Any] | None = None, **more: Any) -> _Reply:
-        options = {"headers": _RAW, **({} if params is None else {"params": params})}
+        options = {"headers": RAW_ANSWER, **({} if params is None else {"params": params})}
         return _Reply(getattr(self._client, method)(path, cast_to=object, options=options, **more))
 
 

@@ -41,12 +41,12 @@ from dagster_llm_batch.providers.answers import (
 from dagster_llm_batch.providers.base import AccessTokens, StainlessProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai.errors import provider_error
 from dagster_llm_batch.providers.openai.mistral import Jobs
-from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, OpenAILines, check_endpoint
-from dagster_llm_batch.providers.openai.schema import STRICT_RULES
-from dagster_llm_batch.providers.openai.servers import OPENAI, Server
+from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
+from dagster_llm_batch.providers.openai_api.errors import provider_error
+from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, OpenAILines, check_endpoint
+from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
@@ -66,10 +66,7 @@ from dagster_llm_batch.types import (
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["TAG_KEY", "OpenAIProvider"]
-
-TAG_KEY = "dagster_llm_batch"
-"""The metadata key that holds the tag."""
+__all__ = ["OpenAIProvider"]
 
 _CHUNK_BYTES = 1 << 16
 # The name of a request file that this package has uploaded: its tag's form.

@@ -22,7 +22,7 @@ from msgspec import Raw, Struct
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.providers.answers import count_of
 from dagster_llm_batch.providers.jsonlines import dumps
-from dagster_llm_batch.providers.openai.requests import URLS, OpenAILines
+from dagster_llm_batch.providers.openai_api.requests import URLS, OpenAILines
 from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import Endpoint, Request, RequestSpec
 

@@ -30,6 +30,7 @@ from dagster_llm_batch.errors import (
     TransientError,
 )
 from dagster_llm_batch.providers.answers import (
+    RAW_ANSWER,
     UnknownIdError,
     answer_line,
     answer_of,
@@ -43,10 +44,10 @@ from dagster_llm_batch.providers.answers import (
 from dagster_llm_batch.providers.base import StainlessProvider
 from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
 from dagster_llm_batch.providers.jsonlines import sized
-from dagster_llm_batch.providers.openai.batches import created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai.errors import provider_error
-from dagster_llm_batch.providers.openai.requests import OPENAI_LIMITS, URLS, check_endpoint
-from dagster_llm_batch.providers.openai.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
+from dagster_llm_batch.providers.openai_api.errors import provider_error
+from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, check_endpoint
+from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openrouter.batches import (
     WRAPPER_BYTES,
     Batch,
@@ -58,7 +59,7 @@ from dagster_llm_batch.providers.openrouter.batches import (
     url_of,
 )
 from dagster_llm_batch.providers.openrouter.servers import OPENROUTER, InlineServer
-from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
+from dagster_llm_batch.providers.paging import RepeatedListError, find_by_results, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import plain_words
@@ -77,10 +78,7 @@ from dagster_llm_batch.types import (
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["TAG_KEY", "OpenRouterProvider"]
-
-TAG_KEY = "dagster_llm_batch"
-"""The metadata key that holds the tag, where a server takes metadata."""
+__all__ = ["OpenRouterProvider"]
 
 _BATCHES = "/batches"
 _WINDOW = "24h"
@@ -89,8 +87,6 @@ _PAY_FIRST, _GONE = 402, 410
 _TOP_UP = (
     "its results are withheld until the account is topped up; they wait at the provider, and nothing is sent again"
 )
-# by which the SDK gives the answer as it came
-_RAW = {"X-Stainless-Raw-Response": "true"}
 
 
 @masked
@@ -186,7 +182,8 @@ class OpenRouterProvider(StainlessProvider):
             return CannotTell("More than one batch carries this tag.", tuple(ours))
         if ours:
             return Found(next(iter(ours)))
-        found = self._find_by_results(candidates, hints.nonce)
+        ended = {batch_id: self._read(batch).status.is_terminal for batch_id, batch in candidates.items()}
+        found = find_by_results(ended, hints.nonce, self.fetch, _id_of)
         return CannotTell(str(repeats)) if repeats is not None and found == Absent() else found
 
     def _look_through_list(
@@ -221,38 +218,6 @@ class OpenRouterProvider(StainlessProvider):
                 repeats = error
         # Where any batch shows a tag of ours, all of ours do, and one without it is another.
         return ours, {} if shows_tags else candidates, repeats
-
-    def _find_by_results(self, candidates: Mapping[str, Batch], nonce: str) -> Found | Absent | Undecided | CannotTell:
-        running, unreadable = [], []
-        for batch_id, batch in candidates.items():
-            if not self._read(batch).status.is_terminal:
-                running.append(batch_id)
-                continue
-            is_ours = self._bears(batch_id, nonce)
-            if is_ours:
-                return Found(batch_id)
-            if is_ours is None:
-                unreadable.append(batch_id)
-        if unreadable:
-            reason = "Batches have no names here, and the results that would tell whose these are cannot be read."
-            return CannotTell(reason, tuple(unreadable + running))
-        return Undecided(tuple(running)) if running else Absent()
-
-    def _bears(self, batch_id: str, nonce: str) -> bool | None:
-        """Whether an ended batch has this nonce; None where no result can be read.
-
-        Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
-        """
-        is_readable = False
-        try:
-            for line in self.fetch(batch_id):
-                custom_id = _id_of(line)
-                if custom_id is not None and custom_id.startswith(f"{nonce}-"):
-                    return True
-                is_readable = is_readable or custom_id is not None
-        except RefusedError:
-            return None
-        return False if is_readable else None
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
         # beyond that, single calls are fewer
@@ -434,11 +399,11 @@ class _Calls:
 
     def delete(self, batch_id: str) -> Any:
         """Delete a batch."""
-        options = {"headers": _RAW}
+        options = {"headers": RAW_ANSWER}
         return self._client.delete(f"{_BATCHES}/{batch_id}", cast_to=object, options=options).http_response
 
     def _get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
-        options = {"headers": _RAW, **({} if query is None else {"params": query})}
+        options = {"headers": RAW_ANSWER, **({} if query is None else {"params": query})}
         return self._client.get(path, cast_to=object, options=options).http_response
 
 

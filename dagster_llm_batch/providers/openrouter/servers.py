@@ -1,6 +1,6 @@
 """Servers whose batches are inline, as data: what is different at each, where that is from, and who has seen it.
 
-As in `openai.servers`: a value that is None is not known, and nothing is guessed.
+As in `openai_api.servers`: a value that is None is not known, and nothing is guessed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from dagster_llm_batch.providers.openai.servers import Fact, Server, Windows
+from dagster_llm_batch.providers.openai_api.servers import Fact, Server, Windows
 from dagster_llm_batch.types import Endpoint
 
 __all__ = ["INLINE_SERVERS", "OPENROUTER", "InlineServer"]

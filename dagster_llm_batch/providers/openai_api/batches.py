@@ -13,11 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.providers.answers import count_of, id_of, time_of
-from dagster_llm_batch.providers.openai.errors import QUEUE_IS_FULL
+from dagster_llm_batch.providers.openai_api.errors import QUEUE_IS_FULL
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
-__all__ = ["created_at", "is_batch", "read_batch", "window_of"]
+__all__ = ["TAG_KEY", "created_at", "is_batch", "read_batch", "window_of"]
+
+TAG_KEY = "dagster_llm_batch"
+"""The metadata key that holds the tag, where a server takes metadata."""
 
 # OpenAI has 24h alone; compatible servers have 1h, 7d, 336h, …
 _WINDOW = re.compile(r"([0-9]{1,4})(h|d)")

@@ -21,9 +21,9 @@ from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, m
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
-from dagster_llm_batch.providers.openai.replies import read_line
-from dagster_llm_batch.providers.openai.schema import STRICT_RULES
-from dagster_llm_batch.providers.openai.servers import Server
+from dagster_llm_batch.providers.openai_api.replies import read_line
+from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.servers import Server
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind, Result
 
