@@ -11,7 +11,7 @@ from dagster_llm_batch.providers.anthropic import batches as anthropic_batch
 from dagster_llm_batch.providers.bedrock import batches as bedrock_jobs
 from dagster_llm_batch.providers.google import gemini_batches as gemini_operations
 from dagster_llm_batch.providers.google import vertex_batches as vertex_jobs
-from dagster_llm_batch.providers.openai import batches as openai_batch
+from dagster_llm_batch.providers.openai_api import batches as openai_batch
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
 PENDING, RUNNING, CANCELING = BatchStatus.PENDING, BatchStatus.RUNNING, BatchStatus.CANCELING
