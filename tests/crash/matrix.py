@@ -1,7 +1,7 @@
 """`python -m tests.crash.matrix`: kill a worker process at every crash point, for every provider, on both ledgers.
 
-Prints each cell as it is done, then the matrix; with --write, also into docs/fault-matrix.md. Ends with 1 if anything
-was lost or paid twice.
+Prints each cell as it is done, then the matrix; with --write, also into docs/fault-matrix.md: what is chosen of it as a
+part of its own, beside the whole. Ends with 1 if anything was lost or paid twice.
 """
 
 from __future__ import annotations
@@ -99,6 +99,12 @@ def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, Verdict]:
     return {cell: Verdict(**known[str(cell)]) for cell in chosen if str(cell) in known}
 
 
+def _part(providers: Sequence[str], ledgers: Sequence[str], point: str) -> str:
+    """Name what is chosen of the matrix; empty where that is all of it."""
+    words = [", ".join(providers), ", ".join(ledgers), point and f"points with '{point}'"]
+    return "; ".join(word for word in words if word)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--provider", action="append", choices=list(CLOUDS), help="only these; repeatable")
@@ -126,7 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\n{len(results)} crashes, {sum(v.kills for v in results.values())} kills in {time.monotonic() - began:.0f} s."
     )
     if options.write:
-        write("crash", "Crash points", [*_INTRO.splitlines(), *lines])
+        part = _part(options.provider or (), options.ledger or (), options.point)
+        if part:
+            write(f"crash {part}", f"Crash points: {part}", ["As above, of a part of the matrix alone.", "", *lines])
+        else:
+            write("crash", "Crash points", [*_INTRO.splitlines(), *lines])
     return 1 if any(verdict.problems for verdict in results.values()) else 0
 
 
