@@ -52,7 +52,7 @@ _LONGEST_RUN_SECONDS = 7 * 86_400.0
 def check_target(
     instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition: str | None
 ) -> AssetCheckEvaluationTargetMaterializationData | None:
-    """What a check evaluation must carry to speak of the newest materialization of a partition.
+    """Return what a check evaluation must carry to speak of the newest materialization of a partition.
 
     In a run over several partitions Dagster stores an `AssetCheckResult` without its partition, and gates downstream of
     it never open; a hand-made evaluation needs this, which `dagster` does not export.
@@ -71,12 +71,12 @@ def inferred_mapping(
     downstream: dg.PartitionsDefinition[Any] | None,
     upstream: dg.PartitionsDefinition[Any],
 ) -> dg.PartitionMapping:
-    """The mapping that Dagster's graph will have, before there is a graph."""
+    """Return the mapping that Dagster's graph will have, before there is a graph."""
     return infer_partition_mapping(mapping, downstream, upstream)
 
 
 def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: str) -> Mapping[str, Any]:
-    """The configuration and the resources of an IO manager of this step, as arguments of a context that is built.
+    """Return the configuration and the resources of an IO manager of this step, as arguments to build a context.
 
     Some (DuckDB, Snowflake, BigQuery) take their connection from there, and a step tells them to nobody else.
     """
@@ -94,7 +94,7 @@ def output_context(
     partition: str | None,
     dagster_type: dg.DagsterType,
 ) -> dg.OutputContext:
-    """The output context that Dagster would make for an asset of this step, narrowed to one partition.
+    """Return the output context that Dagster would make for an asset of this step, narrowed to one partition.
 
     `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
     """
@@ -131,7 +131,7 @@ def _subset_of(partitions_def: dg.PartitionsDefinition[Any] | None, partition: s
 
 
 def _is_of_many(context: dg.AssetExecutionContext) -> bool:
-    """Whether this run is over more than one partition."""
+    """Return whether this run is over more than one partition."""
     if not context.has_partition_key_range:
         return False
     span = context.partition_key_range
@@ -139,7 +139,7 @@ def _is_of_many(context: dg.AssetExecutionContext) -> bool:
 
 
 def asset_graph(context: dg.AssetExecutionContext) -> AssetGraph:
-    """The assets that the job of this run knows, with their partitions and mappings.
+    """Return the assets that the job of this run knows, with their partitions and mappings.
 
     The repository knows them, too, but a run in somebody's own process has none.
     """
@@ -202,7 +202,7 @@ def load_stored(
 
 
 def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition | None:
-    """The code location of this run; None for a run in somebody's own process, which Dagster says by raising."""
+    """Return the code location of this run; None for a run in somebody's own process, which Dagster says by raising."""
     job = context.get_step_execution_context().job
     return job.repository.get_definition() if isinstance(job, ReconstructableJob) else None
 
@@ -263,7 +263,7 @@ def last_evaluation(
 
 
 def env_file(folder: str) -> Mapping[str, str]:
-    """The variables of the `.env` file there, which all of Dagster's commands read."""
+    """Return the variables of the `.env` file there, which all of Dagster's commands read."""
     return get_env_var_dict(folder)
 
 
@@ -275,7 +275,7 @@ def load_repository(
     attribute: str | None,
     working_directory: str,
 ) -> dg.RepositoryDefinition | None:
-    """What Dagster makes of a module or file: definitions, lazy or not, a repository, or the assets in it.
+    """Return what Dagster makes of a module or file: definitions, lazy or not, a repository, or the assets in it.
 
     None where it is none of these. Dagster exports loading for `dg` projects only.
     """

@@ -58,7 +58,7 @@ def build_llm_batch_jobs(
 
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def cancel_submission(context: dg.OpExecutionContext, config: CancelConfig) -> None:
-        """Nothing more is sent, running batches are asked to stop, and what is done already is kept."""
+        """Send nothing more, ask running batches to stop, and keep what is done already."""
         engine = _engine_of(context, resource_key)
         submission = _submission(engine, config)
         status = engine.cancel(submission.submission_id)
@@ -75,7 +75,7 @@ def build_llm_batch_jobs(
 
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
-        """The shard goes on with the batch that was named, is sent where none exists, or is given up."""
+        """Let the shard go on with the batch that was named, send it where none exists, or give it up."""
         engine = _engine_of(context, resource_key)
         if config.shard_id:
             _resolve(context, engine, config)
@@ -160,7 +160,7 @@ def build_llm_batch_retention(
 
     @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
-        """Files that nothing needs any more are removed from the payload store, and request files at providers."""
+        """Remove files that nothing needs any more from the payload store, and request files at providers."""
         engine = _engine_of(context, resource_key)
         raw = None if config.raw_older_than_days is None else timedelta(days=config.raw_older_than_days)
         pruning = engine.prune(timedelta(days=config.older_than_days), raw, delete=config.delete)

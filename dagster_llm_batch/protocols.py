@@ -56,7 +56,7 @@ class Codec(Protocol):
         ...
 
     def encode(self, request: Request, custom_id: str) -> bytes:
-        r"""The request as one line.
+        r"""Return the request as one line.
 
         1. Equal arguments give equal bytes.
         2. The line ends with `\n` and holds no other one; its length is the number of bytes that count for the limits.
@@ -120,7 +120,7 @@ class Provider(Protocol):
         ...
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """The codec for this spec; see Codec for what it refuses."""
+        """Return the codec for this spec; see Codec for what it refuses."""
         ...
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
@@ -142,7 +142,7 @@ class Provider(Protocol):
         ...
 
     def poll(self, batch_ids: Sequence[str]) -> Mapping[str, BatchReport]:
-        """Reports for these batches, in as few calls as the API allows.
+        """Return reports for these batches, in as few calls as the API allows.
 
         1. One that the provider does not know is NOT_FOUND with the reason. It is given up when that was said for long.
         2. One that cannot be read now is left out; raises only where none can.
@@ -151,7 +151,7 @@ class Provider(Protocol):
         ...
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
-        r"""The raw result lines of an ended batch, each with its `\n`, in constant memory, from all its files.
+        r"""Yield the raw result lines of an ended batch, each with its `\n`, in constant memory, from all its files.
 
         1. Split on b"\n" only: U+2028 and the like are data.
         2. Nothing is parsed, dropped or reordered.
@@ -187,7 +187,7 @@ class Provider(Protocol):
         ...
 
     def respond(self, line: bytes) -> bytes:
-        """The answer in real time to one encoded line, as the raw result line that a batch would give.
+        """Return the answer in real time to one encoded line, as the raw result line that a batch would give.
 
         One call, never repeated: an HTTP error is an answer too, and a call whose end nobody knows may be billed. Where
         the provider says how long to wait, raises TransientError with that and with the answer.
@@ -195,7 +195,7 @@ class Provider(Protocol):
         ...
 
     def console_url(self, batch_id: str) -> str | None:
-        """Where a person can look at this batch, or None."""
+        """Return where a person can look at this batch, or None."""
         ...
 
 
@@ -208,7 +208,7 @@ class Workers(Protocol):
     """
 
     def map_rows(self, rows: Any, function: Callable[[Iterator[pa.RecordBatch]], _Report]) -> list[_Report]:
-        """What `function` reports of each part of the rows.
+        """Return what `function` reports of each part of the rows.
 
         1. Every row is in exactly one part; a part is a stream, never held whole.
         2. Reports come in the order of the parts, which is the order in which the rows are read otherwise.
@@ -217,5 +217,5 @@ class Workers(Protocol):
         ...
 
     def map(self, function: Callable[[_Item], _Report], items: Sequence[_Item]) -> list[_Report]:
-        """What `function` reports of each item, in their order."""
+        """Return what `function` reports of each item, in their order."""
         ...

@@ -14,12 +14,12 @@ _OF_A_CLONE = re.compile(r"<!-- in a clone: begin -->.*?<!-- in a clone: end -->
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by mkdocs for each page."""
+    """Change a page's Markdown; mkdocs calls this for each."""
     return _MARK.sub(lambda mark: fields(mark[1]), _OF_A_CLONE.sub("", markdown))
 
 
 def fields(name: str) -> str:
-    """The table, in Markdown."""
+    """Return the table, in Markdown."""
     lines = ["| Field | Default | What it is |", "| --- | --- | --- |"]
     for field, info in _resource(name).model_fields.items():
         default = "" if info.is_required() else f"`{info.get_default(call_default_factory=True)!r}`"

@@ -40,7 +40,7 @@ gold = pa.table({"id": np.arange(600), "topic": rng.choice(CLASSES, 600, p=[0.4,
 
 
 def labeled(right: float, usd: str, hours: float) -> pa.Table:
-    """A candidate that is right so often, and says how sure it is."""
+    """Draw a candidate that is right so often, and says how sure it is."""
     truth = gold["topic"].to_numpy(zero_copy_only=False)
     said = np.where(rng.random(600) < right, truth, rng.choice(CLASSES, 600))
     sure = np.clip(rng.normal(np.where(said == truth, 0.93, 0.75), 0.12), 0.05, 1)

@@ -267,7 +267,7 @@ class CodeLocation:
 
     @contextmanager
     def _resources(self, keys: set[str]) -> Iterator[Any]:
-        """These resources, and those that they need, set up and taken down."""
+        """Set these resources up, and those that they need; take them down after the block."""
         # Dagster has an IO manager where the definitions name none.
         known = {"io_manager": dg.fs_io_manager, **self._repository.get_top_level_resources()}
         wanted: dict[str, dg.ResourceDefinition] = {}

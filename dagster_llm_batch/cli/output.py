@@ -45,7 +45,7 @@ _LEAST = 20
 
 
 def console() -> Console:
-    """Standard output. What is not a terminal gets plain lines, wide enough that no table is cut, or of COLUMNS."""
+    """Return standard output. What is not a terminal gets plain lines, so wide that no table is cut, or of COLUMNS."""
     # A pipe has no width. rich would take 80 columns, and cut what a script reads.
     known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
     return Console(file=sys.stdout, width=None if known else _PIPE_COLUMNS, highlight=False)

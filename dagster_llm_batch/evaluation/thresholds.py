@@ -245,7 +245,7 @@ def _lower_bound(
 
 
 def _judge_ece(evaluation: Evaluation, limit: float, report: EvaluationReport, level: float) -> _Judged:
-    """A candidate fails where chance does not explain that its error is over the limit; one without a label that has a
+    """Fail a candidate where chance does not explain that its error is over the limit; one without a label that has a
     confidence is not calibrated at all.
     """
     calibration = next(

@@ -364,7 +364,7 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64], times: NDArray[
 
 
 def _waits(counted: Tally) -> tuple[float | None, float | None]:
-    """Median and 95 % quantile, in seconds; between two rows, in proportion."""
+    """Return the median and 95 % quantile, in seconds; between two rows, in proportion."""
     if not len(counted.waits):
         return None, None
     with evaluation_extra("Evaluating labels"):

@@ -124,7 +124,7 @@ def cluster_ids(table: pa.Table, cluster: str | None, owner: str) -> pa.Array:
 
 
 def number_units(*ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Number the units from 0, in any order: one number a row.
+    """Give the units numbers from 0, in any order: one number a row.
 
     Rows that share an id in any of the arrays are one unit, and so are rows that are linked through others. Two
     candidates whose prompts read other columns have other requests for the same rows, and what either answered only
@@ -147,7 +147,7 @@ def number_units(*ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _codes(ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-    """Number the ids from 0, and after them each row without one."""
+    """Give the ids numbers from 0, and after them each row without one."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     whole = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids

@@ -75,7 +75,7 @@ def pairwise_cases(
 def _answers(
     rows: pa.Table, answers: Mapping[str, pa.Table], key: str, target: Sequence[str], sample: int | None
 ) -> tuple[list[tuple[int, Any]], dict[str, dict[Any, str]]]:
-    """Position and key of the rows to judge, in order of their keys; the answers of each candidate by key."""
+    """Return position and key of the rows to judge, in order of their keys; the answers of each candidate by key."""
     if taken := sorted(set(rows.column_names) & {*ANSWERS, *JUDGE_COLUMNS}):
         raise InputError(f"The rows have columns {taken}, which a judge's cases have for their own. Rename them.")
     own_keys = column(rows, key, "the rows")

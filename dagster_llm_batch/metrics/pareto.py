@@ -25,7 +25,7 @@ def quality(evaluation: Evaluation) -> float | None:
 
 
 def cost_per_1000_usd(evaluation: Evaluation) -> Decimal | None:
-    """Cost of 1,000 gold rows; None where any cost is not known."""
+    """Return the cost of 1,000 gold rows; None where any cost is not known."""
     known = evaluation.cost_usd is not None and not evaluation.n_cost_unknown and evaluation.n_gold
     return evaluation.cost_usd * 1000 / evaluation.n_gold if known and evaluation.cost_usd is not None else None
 

@@ -121,7 +121,7 @@ def rubric_to_arrow(figures: Iterable[RubricScore]) -> pa.Table:
 
 
 def rubric_markdown(figures: Iterable[RubricScore]) -> str:
-    """Mean scores with their 95 % intervals."""
+    """Return the mean scores with their 95 % intervals."""
     return rows_markdown(
         [
             {

@@ -149,7 +149,7 @@ def words_of(error: BaseException) -> str:
 
 
 def is_page(headers: Any, body: object = b"") -> bool:
-    """Whether an answer is a web page, by its type or by how it begins."""
+    """Return whether an answer is a web page, by its type or by how it begins."""
     known = headers or {}
     kind = str(known.get("content-type") or known.get("Content-Type") or "").lower()
     start = _bytes_of(body)[:_SHOWN_BYTES]
@@ -167,7 +167,7 @@ def answer_of(error: Exception) -> tuple[Any, Any]:
 
 
 def was_redirected(error: Exception) -> bool:
-    """Whether an SDK's exception is about the answer of another place than the one that was called."""
+    """Return whether an SDK's exception is about the answer of another place than the one that was called."""
     return bool(getattr(getattr(error, "response", None), "history", None))
 
 
@@ -232,7 +232,7 @@ def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: ob
 
 
 def is_refusal(status: int, headers: Any, body: object) -> bool:
-    """Whether an answer with this 4xx status is a no of the API itself.
+    """Return whether an answer with this 4xx status is a no of the API itself.
 
     A web page or a bare word is that of another server, in front of the API or in its place: it knows nothing of a
     batch, so it cannot say that there is none. What it says of who asks, how much and how often is true all the same.
@@ -247,7 +247,7 @@ def is_refusal(status: int, headers: Any, body: object) -> bool:
 
 
 def is_answer(status: object, headers: Any, body: object) -> bool:
-    """Whether an error status is the API's answer to a request in real time, as it would be in a batch."""
+    """Return whether an error status is the API's answer to a request in real time, as it would be in a batch."""
     if not isinstance(status, int) or not _CLIENT_ERROR <= status < _LAST_ERROR:
         return False
     return status >= _SERVER_ERROR or is_refusal(status, headers, body)

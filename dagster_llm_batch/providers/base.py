@@ -195,7 +195,7 @@ class VendorProvider(BaseProvider, ABC):
 
     @abstractmethod
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        """Reports of the wanted batches as far as a few pages of the list have them."""
+        """Yield reports of the wanted batches as far as a few pages of the list have them."""
 
     @abstractmethod
     def _stop(self, batch_id: str) -> None:
@@ -273,7 +273,7 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _is_batch(self, value: Any) -> bool:
-        """Whether an answer is a batch at all."""
+        """Return whether an answer is a batch at all."""
 
     @abstractmethod
     def _read(self, batch: Any) -> BatchReport:
@@ -284,7 +284,7 @@ class StainlessProvider(VendorProvider):
         """Tell what the SDK raised, as one of ours."""
 
     def _calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """A context that turns what the SDK raises into our errors. While creating, no error is trusted to be a no."""
+        """Turn what the SDK raises in the context into our errors. While creating, no error is trusted to be a no."""
         return sdk_calls(lambda error: self._translated(error, doing, creating=creating))
 
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:

@@ -112,7 +112,7 @@ class Origin:
         self._takes_uploads = takes_uploads
 
     def is_of(self, url: str) -> bool:
-        """Whether the address is of this origin."""
+        """Return whether the address is of this origin."""
         return _origin_of(url) == self._origin
 
     def check_request(self, method: str, url: str, headers: MutableMapping[str, str]) -> None:
@@ -138,7 +138,7 @@ class Origin:
                 del headers[name]
 
     def check_response(self, method: str, url: str, status: int, location: str | None) -> None:
-        """Raises RefusedError for a redirect that would take a body to another origin.
+        """Raise RefusedError for a redirect that would take a body to another origin.
 
         Raises CredentialsError where another origin asks for credentials: it was sent none.
         """

@@ -299,7 +299,7 @@ class _Walker:
             del self._entered[count:]
 
     def _is_recursive(self, name: str) -> bool:
-        """Whether a definition refers to itself, be it by way of others."""
+        """Return whether a definition refers to itself, be it by way of others."""
         seen: set[str] = set()
         waiting = [name]
         while waiting:
@@ -363,7 +363,7 @@ class _Walker:
         return self._described(head, rest, node, "type", hint)
 
     def _split_types(self, node: Mapping[str, Any], path: str) -> tuple[list[str], bool]:
-        """The types as they are written, and whether null is one beside them, where that has a keyword of its own."""
+        """Return the types as they are written, and whether null is beside them, where null has its own keyword."""
         types = _types_of(node)
         for name in types:
             if name not in JSON_TYPES:

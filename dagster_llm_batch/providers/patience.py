@@ -96,7 +96,7 @@ class _Stream:
 
 
 def limit_pools(pools: MutableMapping[str, Any], timeout_seconds: float) -> None:
-    """The same for answers that connections of urllib3 read. `pools` are the classes of its pools, by scheme."""
+    """Limit the time of answers that connections of urllib3 read, too. `pools` are its classes of pools, by scheme."""
     for scheme, pool in list(pools.items()):
         connection = pool.ConnectionCls
         limited = type(

@@ -62,7 +62,7 @@ class NotePages:
         self._show = show
 
     def groups(self, request: Request) -> Response:
-        """All groups of one table of failures."""
+        """Show all groups of one table of failures."""
         return self._groups(request)
 
     async def take(self, request: Request) -> Response:
@@ -71,7 +71,7 @@ class NotePages:
         return await run_in_threadpool(self._take, request, given)
 
     def changelog(self, request: Request) -> Response:
-        """The definitions of a dataset's prompt, the newest first, each with what was noted of it."""
+        """Show the definitions of a dataset's prompt, the newest first, each with what was noted of it."""
         dataset = request.path_params["dataset"]
         versions = self._versions(dataset)
         if not versions:

@@ -120,14 +120,14 @@ class _Pages:
         }
 
     def overview(self, request: Request) -> Response:
-        """All tables, by dataset."""
+        """Show all tables, by dataset."""
         groups: dict[str, list[StoredAsset]] = {}
         for asset in self._deployment.assets():
             groups.setdefault(asset.dataset or "", []).append(asset)
         return self.show(request, "overview.html", groups=groups)
 
     def table(self, request: Request) -> Response:
-        """Rows of one table."""
+        """Show the rows of one table."""
         asset = self._deployment.asset(request.path_params["key"])
         if asset is None:
             return self._nothing(request, f"There is no table {request.path_params['key']!r}.")
@@ -153,7 +153,7 @@ class _Pages:
         )
 
     def row(self, request: Request) -> Response:
-        """All that is known of one row."""
+        """Show all that is known of one row."""
         asset = self._deployment.asset(request.path_params["key"])
         asked = request.query_params
         column, value = asked.get("by", ""), asked.get("key")

@@ -117,7 +117,7 @@ def kafka_sink_asset(
 
 
 def _produced(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> tuple[Any, Any]:
-    """Version and topic that Dagster knows to be produced: brokers forget sooner."""
+    """Return the version and topic that Dagster knows to be produced: brokers forget sooner."""
     records = dg.AssetRecordsFilter(asset, asset_partitions=None if partition is None else [partition])
     for record in context.instance.fetch_materializations(records, limit=1).records:
         stored = record.asset_materialization

@@ -77,7 +77,7 @@ def build_kafka_sensor(
     def due(
         connection: Connection, marks: Mapping[int, Watermarks], begins: Mapping[int, int]
     ) -> tuple[dict[int, int], bool]:
-        """Up to where windows go by partition, and whether what is left after full ones is one, too."""
+        """Return to where windows go by partition, and whether what is left after full ones is one, too."""
         now = datetime.now(UTC)
         if every is not None:
             boundary = datetime.fromtimestamp(now.timestamp() // every.total_seconds() * every.total_seconds(), UTC)

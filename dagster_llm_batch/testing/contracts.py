@@ -70,7 +70,7 @@ class ProviderUnderTest:
         return self.provider.submit(cast("BinaryIO", OneWayStream(self.lines(texts))), self.spec, tag)
 
     def lines(self, texts: Sequence[str]) -> bytes:
-        """The request file of these texts."""
+        """Return the request file of these texts."""
         codec = self.codec
         return b"".join(codec.encode(Request(f"r{i}", None, text), f"{_NONCE}-{i}") for i, text in enumerate(texts))
 
@@ -86,11 +86,11 @@ class OneWayStream(io.BufferedIOBase):
         self._source = io.BytesIO(data)
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         return self._source.read(size)
 
 
@@ -103,7 +103,7 @@ class ProviderContract:
 
     @pytest.fixture
     def subject(self) -> ProviderUnderTest:
-        """The provider under test."""
+        """Return the provider under test."""
         raise NotImplementedError
 
     def test_it_is_a_provider_and_shows_no_secret(self, subject: ProviderUnderTest) -> None:

@@ -9,7 +9,7 @@ KEYWORDS = {"billing": ("charged", "invoice", "refund"), "bug": ("error", "crash
 
 
 def label(text: str) -> dict[str, str]:
-    """The first topic with a keyword in the text."""
+    """Return the first topic with a keyword in the text."""
     topics = (topic for topic, words in KEYWORDS.items() if any(word in text.lower() for word in words))
     return {"topic": next(topics, "how_to")}
 

@@ -83,7 +83,7 @@ def read_batch(batch: Any) -> BatchReport:
 
 
 def is_batch(value: Any) -> bool:
-    """Whether this is a batch at all: it has an id and a status, of whatever word."""
+    """Return whether this is a batch at all: it has an id and a status, of whatever word."""
     return is_id(getattr(value, "id", None)) and isinstance(getattr(value, "processing_status", None), str)
 
 
@@ -94,7 +94,7 @@ def total_requests(batch: Any) -> int | None:
 
 
 def created_at(batch: Any) -> datetime | None:
-    """When the batch was created, if the server says so."""
+    """Return when the batch was created, if the server says so."""
     return time_of(getattr(batch, "created_at", None))
 
 

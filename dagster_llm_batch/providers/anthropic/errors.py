@@ -19,6 +19,6 @@ _KEY = re.compile(r"\b(sk-)[\w*.\-]{4,}", re.IGNORECASE)
 
 
 def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """`error`, raised while `doing` something, as one of ours. `creating`: a batch may exist now."""
+    """Return `error`, raised while `doing` something, as one of ours. `creating`: a batch may exist now."""
     failure = read_failure(error, doing, secrets, _KEY, creating=creating)
     return translate_failure(replace(failure, has_no_room=failure.is_busy), _RULES)

@@ -153,7 +153,7 @@ def _refuse(name: str, why: str) -> None:
 
 
 def _settings(spec: RequestSpec) -> dict[str, Any]:
-    """The constant part of a request but for the model: parameters in the order of their names, then the format."""
+    """Return the constant part of a request but for the model: parameters in order of name, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.response.kind is ResponseKind.JSON and spec.response.json_schema is not None:
         form = {"type": "json_schema", "schema": lower_schema(spec.response.json_schema, ANTHROPIC_RULES)}

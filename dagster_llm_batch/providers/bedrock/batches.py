@@ -52,7 +52,7 @@ def job_name(tag: str) -> str:
 
 
 def is_job_id(batch_id: str) -> bool:
-    """Whether this can be a job's ARN or id at all."""
+    """Return whether this can be a job's ARN or id at all."""
     return bool(_ID.fullmatch(batch_id)) and len(batch_id) <= 1_011  # noqa: PLR2004 -- the API's limit
 
 

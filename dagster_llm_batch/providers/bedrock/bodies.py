@@ -95,7 +95,7 @@ def check_shape(spec: RequestSpec, family: Family) -> None:
 
 
 def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
-    """The constant part of a body. Raises ConfigError or ResponseSchemaError for what the vendor would not take."""
+    """Return the constant part of a body. Raises ConfigError or ResponseSchemaError for what the vendor refuses."""
     params = spec.params
     for name, why in _RESERVED[family].items():
         if name in params and not (name == "stream" and not params[name]):

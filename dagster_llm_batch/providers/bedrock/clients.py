@@ -40,7 +40,7 @@ class Clients:
             return self._made[key]
 
     def calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """Turns what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
+        """Turn what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
         return sdk_calls(lambda error: self.translated(error, doing, creating=creating))
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
@@ -49,7 +49,7 @@ class Clients:
 
 
 def _refuse_page(http_response: Any, model: Any, **_more: Any) -> None:
-    """Raises OddAnswerError where a call is answered with a web page, of which botocore makes an answer without fields.
+    """Raise OddAnswerError where a call is answered with a web page, of which botocore makes an answer without fields.
 
     Files are not looked at here: what they hold is their reader's. Nor is the type: S3 servers give one for no body.
     """

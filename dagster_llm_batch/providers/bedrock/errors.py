@@ -83,7 +83,7 @@ _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
 
 
 def is_of_aws(reply: Mapping[str, Any]) -> bool:
-    """Whether a reply names its request, as all of AWS's do; what something in AWS's place says does not."""
+    """Return whether a reply names its request, as all of AWS's do; what something in AWS's place says does not."""
     metadata = reply.get("ResponseMetadata", {})
     headers = metadata.get("HTTPHeaders", {})
     return any((metadata.get("RequestId"), headers.get("x-amzn-requestid"), headers.get("x-amz-request-id")))
@@ -103,7 +103,7 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _is_own_word(error: Exception, status: int) -> bool:
-    """Whether AWS itself said it: it names the kind of error, or at least the request."""
+    """Return whether AWS itself said it: it names the kind of error, or at least the request."""
     reply = _reply(error)
     code = str(reply.get("Error", {}).get("Code") or "")
     return is_of_aws(reply) or code not in ("", str(status))

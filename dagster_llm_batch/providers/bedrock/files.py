@@ -113,7 +113,7 @@ class Files:
         return "/".join(part for part in (self._prefix, job_name(tag), "requests.jsonl") if part)
 
     def _outputs(self, job: Any) -> Iterator[tuple[str, str, int]]:
-        """Bucket, key and bytes of the files in a job's own folder."""
+        """Return the bucket, key and bytes of the files in a job's own folder."""
         # Bedrock writes below a folder of the job's own id: what lies beside it is another job's.
         arn, uri = str(job["jobArn"]), output_of(job)
         if uri is None:
@@ -146,7 +146,7 @@ def _items(page: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
-    """The lines as Bedrock gets them. Raises RefusedError for fewer than the model's minimum."""
+    """Give the lines as Bedrock gets them. Raises RefusedError for fewer than the model's minimum."""
     least = codec.limits.min_requests
     with sized(lines) as (file, _):
         start = file.tell()

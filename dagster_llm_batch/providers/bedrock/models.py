@@ -59,11 +59,11 @@ def family_of(model: str) -> Family:
 
 
 def can_structure(model: str) -> bool:
-    """Whether structured outputs are documented for the model, or its id does not tell."""
+    """Return whether structured outputs are documented for the model, or its id does not tell."""
     return not _UNSTRUCTURED.match(plain_id(model))
 
 
 def takes_images(model: str) -> bool:
-    """Whether the model sees images, or its id does not tell."""
+    """Return whether the model sees images, or its id does not tell."""
     name = plain_id(model)
     return bool(_SEES.match(name)) or "." not in name

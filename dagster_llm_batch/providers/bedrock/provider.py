@@ -172,7 +172,7 @@ class BedrockProvider(VendorProvider):
         return self._families.get(model) or family_of(model)
 
     def limits(self, model: str) -> BatchLimits:
-        """What one batch of the model may hold: by the account's quotas, else the defaults. One read a provider."""
+        """Return what one batch of the model may hold: by the account's quotas, else the defaults. Read once."""
         if self._quotas is None:
             self._quotas = self._read_quotas() if self._reads_quotas else []
         return limits_from(self._quotas, model, self._defaults)
@@ -380,7 +380,7 @@ class BedrockProvider(VendorProvider):
 
 
 def _with_bytes(value: dict[str, Any]) -> dict[str, Any]:
-    """Image bytes as boto3 wants them; in a record they are base64."""
+    """Return the image bytes as boto3 wants them; in a record they are base64."""
     if isinstance(value.get("bytes"), str):
         return {**value, "bytes": base64.b64decode(value["bytes"])}
     return value

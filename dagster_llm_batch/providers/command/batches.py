@@ -83,7 +83,7 @@ class CommandBatch:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
-        """The lock's descriptor, or None where somebody else holds it. A child that inherits it keeps it locked."""
+        """Take the lock and give its descriptor; None where somebody else holds it. A child inherits it."""
         # of parents made on the way, the mode is ours
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.mkdir(mode=0o700, exist_ok=True)
@@ -118,12 +118,12 @@ class CommandBatch:
         (self.path / "job.json").unlink(missing_ok=True)
 
     def is_alive(self) -> bool:
-        """Whether it is being started or supervised."""
+        """Return whether it is being started or supervised."""
         with _lock(self.path / "lock", create=False) as descriptor:
             return descriptor is None
 
     def was_started(self) -> bool:
-        """Whether something has run, or runs. A starter that died may have left only its plan."""
+        """Return whether something has run, or runs. A starter that died may have left only its plan."""
         return self.is_alive() or (self.path / "group.json").exists() or self.exit() is not None
 
     def ask_to_stop(self) -> None:
@@ -155,7 +155,7 @@ class CommandBatch:
 
 @contextlib.contextmanager
 def _lock(path: Path, *, create: bool = True) -> Iterator[int | None]:
-    """An exclusive lock's descriptor, or None where it is held, or is not there and shall not be made."""
+    """Take an exclusive lock and give its descriptor; None where it is held, or is missing and shall not be made."""
     try:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:

@@ -206,7 +206,7 @@ class CommandProvider(OwnMachines):
 def _judge(
     batch: CommandBatch, ended: Mapping[str, object] | None, *, alive: bool
 ) -> tuple[BatchStatus, str | None, bool]:
-    """Status, reason, and whether it may pass when sent again."""
+    """Return the status, reason, and whether it may pass when sent again."""
     is_asked_to_stop = (batch.path / "cancel").exists()
     if ended is None and alive:
         return (BatchStatus.CANCELING if is_asked_to_stop else BatchStatus.RUNNING), None, False

@@ -118,7 +118,7 @@ class GoogleApi:
             seen.add(token)
 
     def order(self, path: str, doing: str) -> None:
-        """A call that is answered with nothing but that it was done: an object without fields."""
+        """Make a call that is answered with nothing but that it was done: an object without fields."""
         if self.call("post", path, doing):
             raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 
@@ -162,7 +162,7 @@ class GoogleProvider(VendorProvider):
 
     @abstractmethod
     def _is_batch(self, answer: Mapping[str, Any]) -> bool:
-        """Whether an answer is a batch at all."""
+        """Return whether an answer is a batch at all."""
 
     @abstractmethod
     def _read(self, batch_id: str, batch: Mapping[str, Any]) -> BatchReport:

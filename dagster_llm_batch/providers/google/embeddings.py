@@ -50,7 +50,7 @@ _UPPER = re.compile(r"([A-Z])")
 
 
 def is_embedding(model: object) -> bool:
-    """Whether this is a model of embeddings, by its name: its batches have another form."""
+    """Return whether this is a model of embeddings, by its name: its batches have another form."""
     return isinstance(model, str) and bool(_MODEL.search(model))
 
 

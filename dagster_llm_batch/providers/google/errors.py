@@ -70,7 +70,7 @@ _REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: Preconditi
 
 
 def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:
-    """Turns what an SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
+    """Turn what an SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
     return sdk_calls(lambda error: _provider_error(error, doing, secret, creating=creating))
 
 
@@ -88,7 +88,7 @@ def google_answer_of(error: Exception) -> tuple[Any, Any]:
 
 
 def is_about_credentials(error: Exception) -> bool:
-    """Whether the provider refused who asked."""
+    """Return whether the provider refused who asked."""
     return http_status(error) in (401, 403) or "API_KEY_INVALID" in words_of(error)
 
 

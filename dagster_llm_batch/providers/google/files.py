@@ -22,7 +22,7 @@ _MEMORY_BYTES = 1 << 20
 
 @contextmanager
 def upload_copy(lines: BinaryIO, model: str) -> Iterator[tuple[IO[bytes], int]]:
-    """The request file as the vendor takes it, at its start, with its size in bytes."""
+    """Give the request file as the vendor takes it, at its start, with its size in bytes."""
     # Spooled: a small batch never touches the disk. The uploads of both SDKs want to know the size before they begin.
     strip = without_model(model)
     with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as copy:

@@ -70,7 +70,7 @@ def read_operation(batch_id: str, operation: Mapping[str, Any]) -> BatchReport:
 
 
 def is_operation(value: Mapping[str, Any]) -> bool:
-    """Whether this is an operation at all: it has a name, and a state of whatever word or an end."""
+    """Return whether this is an operation at all: it has a name, and a state of whatever word or an end."""
     return is_id(value.get("name")) and (isinstance(_batch(value).get("state"), str) or value.get("done") is True)
 
 

@@ -100,7 +100,7 @@ def without_model(model: str) -> Callable[[bytes], bytes]:
 
 
 def check_shape(spec: RequestSpec) -> None:
-    """Raises ConfigError for what no Gemini or Vertex batch can do."""
+    """Raise ConfigError for what no Gemini or Vertex batch can do."""
     if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
         raise ConfigError(
             f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "

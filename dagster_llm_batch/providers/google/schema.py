@@ -78,7 +78,7 @@ _CLAUDE_RULES = replace(GOOGLE_RULES, vendor="Claude on Vertex AI", dialect="Cla
 
 
 def claude_on_vertex_schema(json_schema: Mapping[str, Any]) -> dict[str, Any]:
-    """`json_schema` as the input of a tool. Raises ResponseSchemaError, naming construct and path.
+    """Return `json_schema` as the input of a tool. Raises ResponseSchemaError, naming construct and path.
 
     A request of Claude's passes the same importer as Gemini's, so it may use no more of JSON Schema: no reference, no
     list of types, and one type for each key.

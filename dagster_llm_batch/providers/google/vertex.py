@@ -325,7 +325,7 @@ class VertexProvider(GoogleProvider):
 
 
 def credentials_of(service_account_json: str | None, access_token: str | None) -> Any:
-    """Credentials of a service account's key, or a ready token; None where neither is given."""
+    """Return the credentials of a service account's key, or a ready token; None where neither is given."""
     if service_account_json is None and access_token is None:
         return None
     try:
@@ -353,7 +353,7 @@ def secrets_of(service_account_json: str | None, access_token: str | None) -> li
 
 
 def _guarded(client: _SdkClient, timeout_seconds: float) -> _SdkClient:
-    """The same client of Cloud Storage or BigQuery; an upload's session is at the address that its start names."""
+    """Return this client of Cloud Storage or BigQuery; an upload's session is at the address that its start names."""
     # no public argument takes a transport; mounting on this session is what the SDK's own documents show
     origin = Origin(client._connection.API_BASE_URL, takes_uploads=True)  # noqa: SLF001
     guard_session(client._http, origin, timeout_seconds)  # noqa: SLF001

@@ -71,12 +71,12 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
 
 
 def is_job(value: Mapping[str, Any]) -> bool:
-    """Whether this is a job at all: it has a name and a state, of whatever word."""
+    """Return whether this is a job at all: it has a name and a state, of whatever word."""
     return is_id(value.get("name")) and isinstance(value.get("state"), str)
 
 
 def job_reason(error: Any) -> tuple[str | None, int | None]:
-    """Words and code of a job's or operation's error."""
+    """Return the words and code of a job's or operation's error."""
     if not isinstance(error, Mapping) or not error:
         return None, None
     code = count(error.get("code"))

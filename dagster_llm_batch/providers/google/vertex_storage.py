@@ -124,7 +124,7 @@ class VertexStorage:
             yield from result_lines(lines, id_field, f"gs://{bucket}/{name}")
 
     def _chunks(self, blob: Any, size: int | None, listed_checksum: str | None) -> Iterator[bytes]:
-        """The object's bytes. What came is compared with its listed size and checksum: pieces of it are not checked."""
+        """Yield the object's bytes. What came is compared with its listed size and checksum; pieces are not checked."""
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
         uri = f"gs://{blob.bucket.name}/{blob.name}"

@@ -109,7 +109,7 @@ class _Page:
         self.has_more = bool(found) and isinstance(total, int) and reply.seen < total
 
     def has_next_page(self) -> bool:
-        """Whether more follow."""
+        """Return whether more follow."""
         return self.has_more
 
     def iter_pages(self) -> Iterator[_Page]:

@@ -401,7 +401,7 @@ def _file_name(tag: str) -> str:
 
 
 def _newest_first(times: Sequence[datetime | None]) -> bool:
-    """Whether the times are seen to fall; equal ones alone show nothing."""
+    """Return whether the times are seen to fall; equal ones alone show nothing."""
     known = [time for time in times if time is not None]
     if len(known) < max(len(times), 2) or known[0] == known[-1]:
         return False
@@ -410,7 +410,7 @@ def _newest_first(times: Sequence[datetime | None]) -> bool:
 
 @contextmanager
 def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
-    """`lines` as something whose length the SDK can tell without reading it, else a temporary copy."""
+    """Return `lines` as something whose length the SDK can tell without reading it, else a temporary copy."""
     if _has_length(lines):
         yield lines
         return
@@ -421,7 +421,7 @@ def _file(lines: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _has_length(lines: BinaryIO) -> bool:
-    """Whether what the SDK takes for the length is it: that of a file behind `lines`, else where a seek ends."""
+    """Return whether what the SDK takes for the length is it: that of a file behind `lines`, else where a seek ends."""
     if not lines.seekable():
         return False
     if isinstance(lines, io.BufferedReader | io.BufferedRandom) and isinstance(lines.raw, io.FileIO):

@@ -309,7 +309,7 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
 
 # An object, JSON in a string (Mistral), null (vLLM's failed rows), or nothing at all: see the module's docstring.
 def _status_and_body(response: bytes) -> tuple[int | None, bytes]:
-    """Return status and body; a response without both is itself the body, as some servers write it."""
+    """Return the status and body; a response without both is itself the body, as some servers write it."""
     try:
         read = _RESPONSE.decode(response)
     except (msgspec.MsgspecError, RecursionError):
@@ -352,7 +352,7 @@ def _value(raw: bytes) -> Any:
 
 
 def _error(value: Any) -> tuple[str | None, str | None]:
-    """Code and message of an error in any of the known shapes; (None, None) where there is none."""
+    """Return the code and message of an error in any of the known shapes; (None, None) where there is none."""
     for _ in range(3):  # an error object may hold the error object
         if not isinstance(value, Mapping) or value.get("error") is None:
             break
@@ -535,7 +535,7 @@ def _beside(body: _Body[Any, Any]) -> Extra:
 
 
 def _usage(raw: bytes | Raw, beside: Extra = _NOTHING) -> Usage | None:
-    """Tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
+    """Return the tokens as the line gives them; None where it gives none. Both spellings of the API are read."""
     try:
         usage, value = _tokens(_USAGE.decode(raw)), _OBJECT.decode(raw)
     except (msgspec.MsgspecError, RecursionError):

@@ -149,7 +149,7 @@ class BatchPage:
         self._read_next = read_next
 
     def has_next_page(self) -> bool:
-        """Whether more follow."""
+        """Return whether more follow."""
         return self.has_more
 
     def iter_pages(self) -> Iterator[BatchPage]:

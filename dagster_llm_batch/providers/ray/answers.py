@@ -56,7 +56,7 @@ class RayAnswers:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it is at least 1.")
 
     def described(self) -> str:
-        """Whose answers these are, without secrets."""
+        """Return whose answers these are, without secrets."""
         if self.base_url is not None:
             return self.base_url
         if self.command is not None:

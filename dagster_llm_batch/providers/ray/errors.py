@@ -47,7 +47,7 @@ def provider_error(
 
 
 def _never_sent(error: BaseException) -> bool:
-    """Whether no connection was made, or what was to be sent could not be packed."""
+    """Return whether no connection was made, or what was to be sent could not be packed."""
     names = {type(cause).__name__ for cause in _causes(error)}
     return bool(names & {"NewConnectionError", "ConnectTimeoutError", "ConnectTimeout", "ConnectionRefusedError"})
 

@@ -131,7 +131,7 @@ class SlurmBatch:
             write_json(self.path / "job.json", {"job_id": job_id})
 
     def has_left_traces(self) -> bool:
-        """Whether it is known here that Slurm took it: its id was noted, or a task of it has started."""
+        """Return whether it is known here that Slurm took it: its id was noted, or a task of it has started."""
         return (self.path / "job.json").exists() or any(self.path.glob("started-*.json")) or bool(self.exits())
 
     def exits(self) -> dict[int, dict[str, Any]]:

@@ -134,7 +134,7 @@ class SlurmClient:
         return printed
 
     def environment(self) -> dict[str, str]:
-        """The environment that jobs get. Raises RefusedError where a variable that the command needs is not set."""
+        """Return the environment that jobs get. Raises RefusedError where a variable that it needs is not set."""
         missing = [name for name in self._export if name not in os.environ]
         if missing:
             raise RefusedError(f"The environment variables to export are not set here: {', '.join(missing)}.")
@@ -188,7 +188,7 @@ def submit_error(code: int, printed: str) -> AmbiguousError | RefusedError | Tra
 
 
 def _portions(names: Iterable[str] | None) -> list[list[str]]:
-    """The options of each call: none where all jobs are asked for, else names in lists that a command line can hold."""
+    """Return the options of each call: none where all jobs are asked for, else as many names as a line holds."""
     if names is None:
         return [[]]
     return [[f"--name={','.join(portion)}"] for portion in chunks(names, _NAMES_AT_ONCE)]

@@ -91,7 +91,7 @@ def _whole_lines(path: Path) -> list:  # type: ignore[type-arg]  # no generics a
 
 
 def _good(line: bytes):  # type: ignore[no-untyped-def]  # noqa: ANN202 -- str or None, in a form that 3.6 reads
-    """The custom_id of a row that was answered."""
+    """Return the custom_id of a row that was answered."""
     with contextlib.suppress(ValueError, KeyError, TypeError):
         row = json.loads(line)
         if not row.get("error") and row["response"]["status_code"] == _OK:

@@ -264,7 +264,7 @@ class SlurmProvider(OwnMachines):
 
 
 def _ended_well(batch: SlurmBatch) -> bool:
-    """Whether all tasks wrote that they are done, with nothing that Slurm could explain."""
+    """Return whether all tasks wrote that they are done, with nothing that Slurm could explain."""
     exits, tasks = batch.exits(), len(batch.requests())
     return 0 < tasks == len(exits) and all(end.get("canceled") or end.get("code") == 0 for end in exits.values())
 
@@ -279,7 +279,7 @@ def _by_name(tasks: Iterable[ArrayTask]) -> dict[str, dict[int, ArrayTask]]:
 
 
 def _is_ours(task: ArrayTask) -> bool:
-    """Whether the comment says so, too. An accounting that does not store comments has none to show."""
+    """Return whether the comment says so, too. An accounting that does not store comments has none to show."""
     return task.comment in (_COMMENT + task.name, "")
 
 

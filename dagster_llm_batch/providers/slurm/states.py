@@ -67,7 +67,7 @@ class Verdict(NamedTuple):
 
 
 def is_over(task: ArrayTask) -> bool:
-    """Whether Slurm says that it has ended."""
+    """Return whether Slurm says that it has ended."""
     return task.state.rstrip("+") in _WORDS
 
 

@@ -84,7 +84,7 @@ class Lease:
         return ", ".join([*self.names[:1], *([f"{len(self.names) - 1} more"] if len(self.names) > 1 else [])])
 
     def check(self) -> None:
-        """Raises LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
+        """Raise LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
         if self._lost or self._clock() >= self._expires_at:
             raise LeaseError(
                 f"The lease '{self}' was lost: it could not be renewed before {self._expires_at.isoformat()}, "

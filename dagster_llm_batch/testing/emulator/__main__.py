@@ -80,7 +80,7 @@ def _storage(servers: ExitStack, options: argparse.Namespace) -> tuple[str | Non
 
 
 def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | None) -> dict[str, dict[str, str]]:
-    """What to export, by a line on where it leads, under the names that the vendors' own SDKs read."""
+    """Return what to export, by a line on where it leads, under the names that the vendors' own SDKs read."""
     gcs, s3 = gcs_url or "nowhere: give --gcs-url or --all", s3_url or "nowhere: give --s3-url or --all"
     return {
         f"OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})": {

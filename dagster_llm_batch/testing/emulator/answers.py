@@ -54,7 +54,7 @@ AnswerFunction = Callable[[Body, str], "dict[str, Any] | str | Reply"]
 
 
 def simulated_answer(body: Body, endpoint: str) -> Reply:
-    """The default: JSON that satisfies the request's schema, chosen from its text by fixed rules. No model is asked."""
+    """Answer by default: JSON that satisfies the request's schema, chosen from its text by rules, without a model."""
     if endpoint == EMBEDDINGS:
         size = int(body.get("dimensions") or _DIMENSIONS)
         return Reply(embeddings=[_vector(text, size) for text in embedding_inputs(body)])
@@ -70,14 +70,14 @@ def simulated_answer(body: Body, endpoint: str) -> Reply:
 
 
 def as_reply(answer: dict[str, Any] | str | Reply) -> Reply:
-    """The three forms of an answer as one."""
+    """Make one of the three forms of an answer."""
     if isinstance(answer, Reply):
         return answer
     return Reply(text=answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False))
 
 
 def response_format(body: Body) -> dict[str, Any]:
-    """The structured-output form of a request, `{"type", "name", "strict", "schema"}`; empty for free text."""
+    """Return the structured-output form of a request, `{"type", "name", "strict", "schema"}`; empty for free text."""
     config = body.get("output_config")
     if isinstance(config, dict) and isinstance(config.get("format"), dict):
         return dict(config["format"])
@@ -91,7 +91,7 @@ def response_format(body: Body) -> dict[str, Any]:
 
 
 def embedding_inputs(body: Body) -> list[str]:
-    """The inputs of an embeddings request; a list of numbers is one tokenized input."""
+    """Return the inputs of an embeddings request; a list of numbers is one tokenized input."""
     given = body.get("input")
     if isinstance(given, list) and not all(isinstance(part, int) for part in given):
         return [part if isinstance(part, str) else json.dumps(part) for part in given]
@@ -99,7 +99,7 @@ def embedding_inputs(body: Body) -> list[str]:
 
 
 def last_user_text(body: Body) -> str:
-    """The text of the last user message, or the whole input where it is a plain string."""
+    """Return the text of the last user message, or the whole input where it is a plain string."""
     messages = body.get("messages", body.get("input"))
     if isinstance(messages, list):
         users = [item for item in messages if isinstance(item, dict) and item.get("role") == "user"]
@@ -108,7 +108,7 @@ def last_user_text(body: Body) -> str:
 
 
 def prompt_tokens(body: Body) -> int:
-    """Estimated input tokens of a request."""
+    """Return the estimated input tokens of a request."""
     characters, images = 0, 0
     for key in ("messages", "input", "instructions", "system"):
         for text in _texts(body.get(key)):
@@ -118,7 +118,7 @@ def prompt_tokens(body: Body) -> int:
 
 
 def text_tokens(text: str) -> int:
-    """Estimated output tokens of a text."""
+    """Return the estimated output tokens of a text."""
     return max(1, len(text) // 4) if text else 0
 
 
@@ -149,7 +149,7 @@ _CATEGORIES = (
 
 
 def _scores(text: str) -> dict[str, float]:
-    """A high score for each category whose name stands in the text, a low one for any other."""
+    """Give a high score for each category whose name stands in the text, a low one for any other."""
     words = text.lower()
     return {
         category: 0.9 if category in words else hashlib.sha256(f"{category}:{text}".encode()).digest()[0] / 10_000

@@ -12,7 +12,7 @@ CHUNK_BYTES = 256 * 1024
 
 
 def scratch() -> IO[bytes]:
-    """An empty file to write into; becomes a `Blob` when it is whole."""
+    """Return an empty file to write into; it becomes a `Blob` when it is whole."""
     return cast("IO[bytes]", tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES))
 
 
@@ -25,7 +25,7 @@ class Blob:
         self.bytes = handle.seek(0, 2)
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes from `offset`; empty at the end."""
+        """Return up to `size` bytes from `offset`; empty at the end."""
         with self._lock:
             self._handle.seek(offset)
             return self._handle.read(size)

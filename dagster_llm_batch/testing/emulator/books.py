@@ -91,7 +91,7 @@ class Tokens:
 
 
 def body_digest(endpoint: str, body: Any) -> str:
-    """The identity of a request without its custom_id: equal for equal JSON, whatever the order of its keys."""
+    """Return the identity of a request without its custom_id: equal for equal JSON, whatever the order of its keys."""
     text = json.dumps([endpoint, body], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -162,7 +162,7 @@ class Books:
             return list(self._answer_errors)
 
     def calls_to(self, method: str, path: str) -> int:
-        """How many requests this route saw."""
+        """Return how many requests this route saw."""
         return sum(call.method == method and call.path == path for call in self.calls)
 
     @property
@@ -171,16 +171,16 @@ class Books:
         return sum(self.calls_to("POST", path) for path in ("/v1/batches", "/v1/messages/batches"))
 
     def walk(self, batch_id: str) -> list[str]:
-        """The states that the batch was moved to, in order."""
+        """Return the states that the batch was moved to, in order."""
         return [move.target for move in self.moves if move.batch_id == batch_id and move.source != move.target]
 
     def billed_tokens(self, batch_id: str | None = None) -> Tokens:
-        """Tokens billed in all, or for one batch."""
+        """Return the tokens billed in all, or for one batch."""
         paid = [one for one in self.executions if one.billed and batch_id in {None, one.batch_id}]
         return Tokens(sum(one.input_tokens for one in paid), sum(one.output_tokens for one in paid))
 
     def billed_counts(self) -> dict[str, int]:
-        """How many times each body was billed, by digest, real time included."""
+        """Return how many times each body was billed, by digest, real time included."""
         counts: dict[str, int] = defaultdict(int)
         for one in self.executions:
             if one.billed:
@@ -188,7 +188,7 @@ class Books:
         return dict(counts)
 
     def billed_twice(self) -> dict[str, int]:
-        """The bodies billed in more than one batch: digest -> number of batches. Empty is what a client wants."""
+        """Return the bodies billed in more than one batch: digest -> number of batches. A client wants none."""
         batches: dict[str, set[str]] = defaultdict(set)
         for one in self.executions:
             if one.billed and one.batch_id is not None:

@@ -40,7 +40,7 @@ class PromptCache:
         self._lock = threading.Lock()
 
     def __call__(self, body: Body, endpoint: str) -> Reply:
-        """The answer to a request."""
+        """Return the answer to a request."""
         reply = as_reply(self._answer(body, endpoint))
         with self._lock:
             if endpoint in _OPENAI:
@@ -61,7 +61,7 @@ class PromptCache:
         return cached
 
     def _is_known(self, body: Body, prefix: str) -> bool:
-        """Whether this model has had a prompt that begins so; now it has."""
+        """Return whether this model has had a prompt that begins so; now it has."""
         key = hashlib.sha256(f"{body.get('model')}\0{prefix}".encode("utf-8", "surrogatepass")).digest()
         is_known = key in self._seen
         self._seen.add(key)
@@ -80,7 +80,7 @@ def _marked(body: Body) -> str:
 
 
 def _blocks(value: Any) -> Iterator[tuple[str, bool]]:
-    """The texts of a request in their order, and which of them a mark ends."""
+    """Yield the texts of a request in their order, and which of them a mark ends."""
     if isinstance(value, str):
         yield value, False
     elif isinstance(value, list):

@@ -139,7 +139,7 @@ LineFault = TypeVar("LineFault", RowFault, FileFault)
 def lost_create_reply(
     how: Literal["500", "close", "hang"] = "500", *, times: int | None = 1, route: str = "POST /v1/batches"
 ) -> WireFault:
-    """The batch is created, and the caller isn't told: an ambiguous create."""
+    """Create the batch, and do not tell the caller: an ambiguous create."""
     if how == "500":
         return WireFault(kind="status", route=route, when="after", status=500, times=times)
     return WireFault(kind=how, route=route, when="after", times=times)
@@ -148,7 +148,7 @@ def lost_create_reply(
 def rate_limited(
     route: str = "*", *, retry_after: str | int | None = None, times: int | None = 1, skip: int = 0
 ) -> WireFault:
-    """The route answers 429 and does nothing."""
+    """Answer 429 on the route, and do nothing."""
     return WireFault(kind="status", route=route, status=429, retry_after=retry_after, times=times, skip=skip)
 
 
@@ -177,12 +177,12 @@ class FaultScript:
             self._faults, self._seen, self._struck = [], [], []
 
     def struck(self, fault: Fault) -> int:
-        """How often the fault has struck; batch faults, which are conditions and not events, always give 0."""
+        """Return how often the fault has struck; batch faults, which are conditions and not events, always give 0."""
         with self._lock:
             return sum(count for known, count in zip(self._faults, self._struck, strict=True) if known == fault)
 
     def wire(self, call: str) -> list[WireFault]:
-        """What strikes this call ("METHOD /path"): slow and cut faults, then at most one that replaces the reply."""
+        """Return what strikes this call ("METHOD /path"): slow and cut faults, at most one that replaces the reply."""
         chosen: list[WireFault] = []
         with self._lock:
             replaced = False
@@ -200,7 +200,7 @@ class FaultScript:
         return chosen
 
     def batch(self, kind: BatchKind, ordinal: int) -> BatchFault | None:
-        """The fault of this kind that holds for the batch of this number, if any."""
+        """Return the fault of this kind that holds for the batch of this number, if any."""
         with self._lock:
             for fault in self._faults:
                 if isinstance(fault, BatchFault) and fault.kind == kind and _in(ordinal, fault.batches):
@@ -208,17 +208,17 @@ class FaultScript:
         return None
 
     def row(self, ordinal: int, custom_id: str, line: bytes) -> list[RowFault]:
-        """What strikes the answer to this request line."""
+        """Return what strikes the answer to this request line."""
         return self._lines(RowFault, ordinal, custom_id, line)
 
     def file(self, ordinal: int, custom_id: str, line: bytes) -> list[FileFault]:
-        """What strikes the written result of this request line."""
+        """Return what strikes the written result of this request line."""
         return [
             fault for fault in self._lines(FileFault, ordinal, custom_id, line) if fault.kind not in WHOLE_FILE_KINDS
         ]
 
     def whole_file(self, ordinal: int) -> frozenset[FileKind]:
-        """The kinds that hold for every line of this batch's results files."""
+        """Return the kinds that hold for every line of this batch's results files."""
         with self._lock:
             return frozenset(
                 fault.kind

@@ -48,11 +48,11 @@ class Lifecycle:
         return tuple(dict.fromkeys(named))
 
     def ended(self, state: str) -> bool:
-        """Whether no edge leaves the state."""
+        """Return whether no edge leaves the state."""
         return all(edge.source != state for edge in self.edges)
 
     def target(self, state: str, event: str) -> str:
-        """Where the event leads, or `IllegalMoveError`."""
+        """Return where the event leads, or `IllegalMoveError`."""
         for edge in self.edges:
             if edge.source == state and edge.event == event:
                 return edge.target
@@ -60,7 +60,7 @@ class Lifecycle:
         raise IllegalMoveError(f"event {event!r} is not possible in state {state!r}; possible events: {allowed}")
 
     def diagram(self) -> str:
-        """The table as a Mermaid state diagram."""
+        """Return the table as a Mermaid state diagram."""
         lines = ["stateDiagram-v2", f"    [*] --> {self.start}"]
         lines += [f"    {edge.source} --> {edge.target}: {edge.event}" for edge in self.edges]
         lines += [f"    {state} --> [*]" for state in self.states if self.ended(state)]
@@ -190,7 +190,7 @@ class Pace:
         return cls(float(value))
 
     def dwell_seconds(self, state: str) -> float:
-        """Seconds spent in the state; infinite under the manual pace."""
+        """Return the seconds spent in the state; infinite under the manual pace."""
         return math.inf if self.seconds is None else self.states.get(state, self.seconds)
 
 
@@ -201,7 +201,7 @@ class ManualClock:
         self._now = start
 
     def __call__(self) -> float:
-        """The present time."""
+        """Return the present time."""
         return self._now
 
     def advance(self, seconds: float) -> None:
@@ -251,7 +251,7 @@ class Moving(Protocol):
         """Do the work of the present state as of `at`; say which event that is, or None to stay."""
 
     def deadline(self) -> float:
-        """When the present state is cut short, in seconds since the epoch; infinite if never."""
+        """Return when the present state is cut short, in seconds since the epoch; infinite if never."""
 
 
 class Mover:

@@ -27,7 +27,7 @@ _DEEPEST = 12
 
 
 def strict_problem(schema: JSON) -> str | None:
-    """Why OpenAI's strict mode would refuse the schema, in its words; None if it would take it."""
+    """Return why OpenAI's strict mode would refuse the schema, in its words; None if it would take it."""
     if not isinstance(schema, dict) or (schema.get("type") != "object" and "$ref" not in schema):
         got = schema.get("type") if isinstance(schema, dict) else None
         return f"schema must be a JSON Schema of 'type: \"object\"', got 'type: \"{got}\"'."
@@ -61,12 +61,12 @@ def _problems(schema: JSON, path: tuple[str, ...]) -> Iterator[str]:
 
 
 def draw(key: str, choices: int) -> int:
-    """A number below `choices` that depends on the key alone."""
+    """Return a number below `choices` that depends on the key alone."""
     return zlib.crc32(key.encode()) % max(choices, 1)
 
 
 def instance(schema: JSON, text: str) -> JSON:
-    """A value that satisfies the schema, chosen by the text; an enum value that the text contains is preferred."""
+    """Return a value that satisfies the schema, chosen by the text; an enum value that is in the text is preferred."""
     return _Instance(schema, text).of(schema, "$", 0)
 
 

@@ -200,7 +200,7 @@ class Emulator:
         self._world.faults.clear()
 
     def struck(self, fault: Fault) -> int:
-        """How often the fault has struck."""
+        """Return how often the fault has struck."""
         return self._world.faults.struck(fault)
 
     @property

@@ -44,7 +44,7 @@ class Connections:
         self._open: dict[tuple[str, int], asyncio.Transport] = {}
 
     def protocol(self) -> type[H11Protocol]:
-        """A protocol class whose connections stand in this list."""
+        """Return a protocol class whose connections stand in this list."""
         connections = self._open
 
         class Listed(H11Protocol):
@@ -61,7 +61,7 @@ class Connections:
         return Listed
 
     def of(self, scope: Message) -> asyncio.Transport | None:
-        """The socket that a request came by; None in process."""
+        """Return the socket that a request came by; None in process."""
         client = scope.get("client")
         return self._open.get(tuple(client)) if client else None
 
@@ -72,7 +72,7 @@ class Connections:
 
 
 def by_path(houses: Mapping[str, App], other: App) -> App:
-    """The house whose prefix the path has; `other` for the rest."""
+    """Return the house whose prefix the path has; `other` for the rest."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
         house = next((one for prefix, one in houses.items() if scope["path"].startswith(prefix)), other)
@@ -82,7 +82,7 @@ def by_path(houses: Mapping[str, App], other: App) -> App:
 
 
 def plain_path(path: str) -> str:
-    """The path as OpenAI has it: without Azure's prefix, which may or may not carry `/v1`."""
+    """Return the path as OpenAI has it: without Azure's prefix, which may or may not carry `/v1`."""
     if path.startswith(f"{_AZURE}/"):
         path = path.removeprefix(_AZURE)
         return path if path.startswith("/v1/") else f"/v1{path}"
@@ -90,7 +90,7 @@ def plain_path(path: str) -> str:
 
 
 def api_key(scope: Message) -> str | None:
-    """The key in `Authorization: Bearer`, `api-key`, `x-api-key` or `x-goog-api-key`; an AWS signature's access key."""
+    """Return the key in `Authorization: Bearer`, `api-key`, `x-api-key`, `x-goog-api-key`, or an AWS access key."""
     headers: dict[bytes, str] = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"x-api-key"):  # Anthropic's, and of two headers the one that it goes by
         return headers[b"x-api-key"]
@@ -258,7 +258,7 @@ def _slowly(send: Send, fault: WireFault) -> Send:
 
 
 async def _nowhere(_message: Message) -> None:
-    """The reply that is lost."""
+    """Lose the reply."""
 
 
 async def _drain(receive: Receive) -> None:

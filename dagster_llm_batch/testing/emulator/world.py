@@ -78,13 +78,13 @@ class World:
         self._blobs: list[Blob] = []
 
     def account(self, key: str | None) -> str | None:
-        """The account that the key opens; None if it opens none. Without a list of keys each key is an account."""
+        """Return the account that the key opens; None if it opens none. Without a list each key is an account."""
         if not key or (self._keys is not None and key not in self._keys):
             return None
         return self._keys[key] if isinstance(self._keys, Mapping) else key
 
     def new_id(self, prefix: str, kind: str = "") -> str:
-        """An id that was not given before. The same sequence for the same seed, for each prefix and kind of its own."""
+        """Return an id that was not given before. The same sequence for the same seed, prefix and kind."""
         stream = f"{self.seed}:{prefix}:{kind}"
         with self._lock:
             if stream not in self._randoms:
@@ -105,7 +105,7 @@ class World:
             self._blobs.clear()
 
     def answer(self, body: dict[str, Any], endpoint: str) -> Reply:
-        """The answer function's reply; what it raises is kept in the books and answered as an HTTP 500."""
+        """Return the answer function's reply; what it raises is kept in the books and answered as an HTTP 500."""
         try:
             return as_reply(self._answer(body, endpoint))
         except Exception as error:  # noqa: BLE001  (the caller's function: anything may come)

@@ -207,7 +207,7 @@ def custom_id_of(line: bytes) -> str | None:
 
 
 def _never_arrived(error: Exception) -> bool:
-    """Whether the connection was never made, so that nothing can have been answered."""
+    """Return whether the connection was never made, so that nothing can have been answered."""
     import urllib3  # noqa: PLC0415 -- comes with requests
 
     reason = getattr(error.args[0] if error.args else None, "reason", None)

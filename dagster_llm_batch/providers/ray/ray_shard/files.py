@@ -41,7 +41,7 @@ class Files:
             self._fs, self._path = pyarrow.fs.LocalFileSystem(), str(Path(folder).expanduser().absolute())
 
     def exists(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Return whether the file is there."""
         info: pyarrow.fs.FileInfo = self._fs.get_file_info(f"{self._path}/{name}")
         return bool(info.type == pyarrow.fs.FileType.File)
 

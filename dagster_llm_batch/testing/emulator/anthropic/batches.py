@@ -50,7 +50,7 @@ class AnthropicBatch:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """The end of the 24 hours, while rows run."""
+        """Return the end of the 24 hours, while rows run."""
         return self._expires_at if self.life.state == "in_progress" else math.inf
 
     def step(self, at: float) -> str | None:
@@ -93,7 +93,7 @@ class AnthropicBatch:
         return event
 
     def results(self) -> Blob | None:
-        """The results file, if there is one now."""
+        """Return the results file, if there is one now."""
         return self._results if self.life.ended and not self._archived() else None
 
     def _archived(self) -> bool:
@@ -105,7 +105,7 @@ class AnthropicBatch:
             self._file.close()
 
     def as_json(self, origin: str) -> Body:
-        """The batch object as a GET answers it: https://platform.claude.com/docs/en/api/retrieving-message-batches"""
+        """Return the batch object as a GET answers it: https://platform.claude.com/docs/en/api/retrieving-message-batches"""
         state, reached = self.life.state, dict(self.life.reached_at)
         shown, odd = state, self._fault("status")
         if odd is not None and odd.during in {"", state}:

@@ -38,7 +38,7 @@ _MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
 def check_batch(body: Body, most_requests: int) -> list[Body]:
-    """The requests of a create call; raises the 400 that the vendor answers with at once."""
+    """Return the requests of a create call; raise the 400 that the vendor answers with at once."""
     requests = body.get("requests")
     if not isinstance(requests, list):
         raise ApiError(
@@ -78,7 +78,7 @@ class Caller:
 
 
 def problem(params: Body, caller: Caller, known: Collection[str] | None, *, batch: bool) -> tuple[int, str] | None:
-    """Status and message for a request that is refused before any model sees it."""
+    """Return the status and message for a request that is refused before any model sees it."""
     found = next(_problems(params, caller, batch=batch), None)
     if found is not None:
         return 400, found
@@ -170,7 +170,7 @@ class Request:
 
 
 def respond(world: World, request: Request) -> tuple[int, Body]:
-    """Status and body of the answer. Enters the books."""
+    """Return the status and body of the answer. Enters the books."""
     params, in_batch = request.params, request.batch_id is not None
     refused = problem(params, request.caller, world.limits.known_models, batch=in_batch)
     code: str | None = None

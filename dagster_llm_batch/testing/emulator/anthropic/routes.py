@@ -39,7 +39,7 @@ class AnthropicHouse:
         self._batches: dict[str, AnthropicBatch] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _BATCHES, self._create),
             ("GET", _BATCHES, self._list),

@@ -20,7 +20,7 @@ _FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri",
 
 
 def format_problem(output_config: Any) -> str | None:
-    """Why `output_config.format` would be refused; None if it would be taken, or is not there."""
+    """Return why `output_config.format` would be refused; None if it would be taken, or is not there."""
     form = output_config.get("format") if isinstance(output_config, dict) else None
     if form is None:
         return None

@@ -87,7 +87,7 @@ def message_body(reply: Reply, body: Body, new_id: str) -> Body:
 
 
 def _lifetimes(value: Any) -> set[str]:
-    """The `ttl` of every cache_control in a request."""
+    """Return the `ttl` of every cache_control in a request."""
     if isinstance(value, list):
         return {ttl for item in value for ttl in _lifetimes(item)}
     if not isinstance(value, Mapping):
@@ -98,5 +98,5 @@ def _lifetimes(value: Any) -> set[str]:
 
 
 def row(custom_id: str, kind: str, **content: Any) -> Body:
-    """A result row: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results"""
+    """Return a result row: https://platform.claude.com/docs/en/build-with-claude/batch-processing#retrieving-batch-results"""
     return {"custom_id": custom_id, "result": {"type": kind, **content}}

@@ -67,7 +67,7 @@ class BedrockJob:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """When the job's own timeout is over."""
+        """Return when the job's own timeout is over."""
         return (
             self._expires_at if self.life.state in {"Submitted", "Validating", "Scheduled", "InProgress"} else math.inf
         )

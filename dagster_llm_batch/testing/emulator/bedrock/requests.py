@@ -78,7 +78,7 @@ class Request:
 
 
 def respond(world: World, request: Request) -> tuple[int, Body | str, tuple[int, int]]:
-    """Status, output or error message, and tokens in and out. Enters the books."""
+    """Return the status, output or error message, and tokens in and out. Enters the books."""
     form = form_of(request.model, converse=request.converse)
     status, answer, given, made = _OK, _refusal(form, request.body, batch=request.batch_id is not None), 0, 0
     failing = next((fault for fault in request.faults if fault.kind == "status"), None)
@@ -143,7 +143,7 @@ def _separated(text: str) -> str:
 
 
 def _refusal(form: str, body: Any, *, batch: bool) -> str | None:
-    """Why the model does not take the body; None if it does."""
+    """Return why the model does not take the body; None if it does."""
     if not isinstance(body, dict):
         return "Malformed input request: expected type: JSONObject"
     if (fields := _FIELDS.get(form)) is not None and (extra := sorted(set(body) - fields)):

@@ -71,7 +71,7 @@ class BedrockHouse:
         self._jobs: dict[str, BedrockJob] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", "", self._quotas),
             ("POST", "/model-invocation-job", self._create),

@@ -29,7 +29,7 @@ class S3:
         )
 
     def keys(self, bucket: str, prefix: str) -> list[str]:
-        """The keys with this prefix; none where the bucket cannot be read."""
+        """Return the keys with this prefix; none where the bucket cannot be read."""
         try:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
             return [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -39,7 +39,7 @@ class S3:
             raise
 
     def read(self, bucket: str, key: str) -> bytes:
-        """An object."""
+        """Return the bytes of an object."""
         data: bytes = self._client.get_object(Bucket=bucket, Key=key)["Body"].read()
         return data
 
@@ -50,7 +50,7 @@ class S3:
 
 @contextmanager
 def local_s3(bucket: str = "emulator", port: int = 0) -> Iterator[str]:
-    """A local S3 server with one empty bucket; its URL. Needs `moto[server,s3]`."""
+    """Run a local S3 server with one empty bucket; give its URL. Needs `moto[server,s3]`."""
     from moto.server import ThreadedMotoServer  # noqa: PLC0415 -- a dependency of tests only
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would print every request

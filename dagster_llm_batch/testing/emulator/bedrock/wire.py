@@ -60,12 +60,12 @@ def error_body(status: int, message: str | None = None, *, code: str | None = No
 
 
 def iso(at: float) -> str:
-    """A time as the API writes it."""
+    """Return a time as the API writes it."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def form_of(model: str, *, converse: bool) -> str:
-    """Which body the model reads: converse, claude, nova, titan, llama or chat."""
+    """Return which body the model reads: converse, claude, nova, titan, llama or chat."""
     if converse:
         return "converse"
     name = re.sub(r"^(us|eu|apac|global|jp|au|us-gov)\.", "", model.rsplit("/", 1)[-1])
@@ -74,7 +74,7 @@ def form_of(model: str, *, converse: bool) -> str:
 
 
 def view(form: str, model: str, body: Body) -> tuple[Body, str]:
-    """The request as an answer function sees it, whatever the family: as one of OpenAI's, with its endpoint."""
+    """Return the request as an answer function sees it, whatever the family: as one of OpenAI's, with its endpoint."""
     if form == "titan":
         return {"model": model, "input": body.get("inputText"), "dimensions": body.get("dimensions")}, EMBEDDINGS
     if form == "llama":
@@ -101,7 +101,7 @@ def view(form: str, model: str, body: Body) -> tuple[Body, str]:
 
 
 def limited(form: str, reply: Reply, body: Body) -> Reply:
-    """The reply, cut where the request's output limit ends it."""
+    """Return the reply, cut where the request's output limit ends it."""
     limit = body.get("max_tokens") or body.get("max_completion_tokens") or body.get("max_gen_len")
     if form in ("converse", "nova"):
         limit = body.get("inferenceConfig", {}).get("maxTokens")
@@ -111,7 +111,7 @@ def limited(form: str, reply: Reply, body: Body) -> Reply:
 
 
 def output_body(form: str, model: str, reply: Reply, given: int, made: int, new_id: str) -> Body:
-    """A `modelOutput`, which is the body that InvokeModel or Converse gives."""
+    """Return a `modelOutput`, which is the body that InvokeModel or Converse gives."""
     text = reply.refusal if reply.text is None else reply.text
     cached = reply.cached_tokens
     if form in ("converse", "nova"):

@@ -46,7 +46,7 @@ class Tables:
         self._lock = threading.Lock()
 
     def get(self, uri: str) -> Table:
-        """The table at this bq:// address, or a 404."""
+        """Return the table at this bq:// address, or a 404."""
         name = uri.removeprefix(_PREFIX)
         with self._lock:
             found = self._tables.get(name)
@@ -79,7 +79,7 @@ class BigQueryHouse:
         self._uploads: dict[str, tuple[Body, bytearray]] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table = f"{_ROOT}/datasets/{{dataset}}/tables/{{table}}"
         routes: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _UPLOAD, self._start),
@@ -92,7 +92,7 @@ class BigQueryHouse:
         return google_app(routes, cloud_caller(self._world))
 
     async def _start(self, request: HttpRequest, account: str) -> Response:
-        """An upload in one go, or the start of a resumable one."""
+        """Take an upload in one go, or start a resumable one."""
         del account
         body = await request.body()
         if request.query_params.get("uploadType") == "multipart":
@@ -185,7 +185,7 @@ def _row(raw: bytes, number: int, schema: list[Body]) -> Body:
 
 
 def _cell(value: Any) -> str | None:
-    """A value as the API gives it: JSON as text."""
+    """Return a value as the API gives it: JSON as text."""
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

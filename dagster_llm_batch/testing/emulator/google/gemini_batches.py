@@ -117,7 +117,7 @@ class GeminiBatch:
         return {"key": key, "error": {"code": rpc_code(status), "message": answer["error"]["message"]}}
 
     def as_json(self) -> Body:
-        """The operation as a GET answers it."""
+        """Return the operation as a GET answers it."""
         state = self.life.state
         odd = self._fault("status")
         total, ran, good = len(self._rows.rows), len(self._rows.answers), self._rows.succeeded

@@ -53,7 +53,7 @@ class GeminiHouse:
         self._uploads: dict[str, _Upload] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", f"{_ROOT}/models/{{model}}:batchGenerateContent", self._create),
             ("POST", f"{_ROOT}/models/{{model}}:generateContent", self._real_time),

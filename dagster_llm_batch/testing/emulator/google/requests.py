@@ -53,7 +53,7 @@ class Request:
 
 
 def problem(body: Any) -> str | None:
-    """Why the vendor would refuse the request with 400, in its words; None if it would take it."""
+    """Return why the vendor would refuse the request with 400, in its words; None if it would take it."""
     return next(_problems(body), None)
 
 
@@ -86,7 +86,7 @@ def _embedding_problems(body: Body) -> Iterator[str]:
 
 
 def embed_config(body: Body) -> Body:
-    """The options of a request for an embedding."""
+    """Return the options of a request for an embedding."""
     return _camel(_camel(body).get("embedContentConfig") or {})
 
 
@@ -148,7 +148,7 @@ def _schema_problems(schema: Any, where: str) -> Iterator[str]:
 
 
 def respond(world: World, request: Request) -> tuple[int, Body]:
-    """Status and body of the answer. Enters the books."""
+    """Return the status and body of the answer. Enters the books."""
     status, answer, used = _answer(world, request)
     verb = "rawPredict" if "anthropic_version" in request.body else "generateContent"
     verb = "embedContent" if "content" in request.body else verb

@@ -25,7 +25,7 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
 def google_app(table: Iterable[tuple[str, str, Handler]], caller: Caller) -> Starlette:
-    """The routes (method, path, handler) as an ASGI app."""
+    """Return the routes (method, path, handler) as an ASGI app."""
     routes = [Route(path, _guarded(handler, caller), methods=[method]) for method, path, handler in table]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
@@ -43,7 +43,7 @@ def cloud_caller(world: World) -> Caller:
 
 
 async def json_body(request: HttpRequest) -> Body:
-    """The JSON object that the request holds."""
+    """Return the JSON object that the request holds."""
     try:
         body = json.loads(await request.body() or b"{}")
     except ValueError:
@@ -54,7 +54,7 @@ async def json_body(request: HttpRequest) -> Body:
 
 
 def page(request: HttpRequest, items: list[Body], name: str) -> Body:
-    """A page of a list, newest first: https://google.aip.dev/158"""
+    """Return a page of a list, newest first: https://google.aip.dev/158"""
     ordered = items[::-1]
     size, token = request.query_params.get("pageSize", str(_MOST)), request.query_params.get("pageToken", "0")
     if not size.isdigit() or not token.isdigit():
@@ -75,6 +75,6 @@ def _guarded(handler: Handler, caller: Caller) -> Callable[[HttpRequest], Awaita
 
 
 async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    """What a path that is none is answered."""
+    """Answer a path that is none."""
     status = error.status_code if isinstance(error, HTTPException) else 404
     return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)

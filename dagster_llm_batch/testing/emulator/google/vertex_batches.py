@@ -49,7 +49,7 @@ class VertexJob:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """The end of the 24 hours of running."""
+        """Return the end of the 24 hours of running."""
         if self.life.state != "JOB_STATE_RUNNING":
             return math.inf
         return self.life.reached_at["JOB_STATE_RUNNING"] + self._world.limits.window_seconds
@@ -143,7 +143,7 @@ class VertexJob:
         return True
 
     def _export_table(self, rows: RunningRows, at: float) -> bool:
-        """The columns of the input come along, in any order of the rows."""
+        """Write results with the columns of the input, in any order of the rows."""
         done = [_row(rows.rows[index], *rows.answers[index], at) for index in rows.order if index in rows.answers]
         made = [{**row, "response": row["response"] or None} for row in done]
         kinds = {"request": "JSON", "response": "JSON", "processed_time": "TIMESTAMP"}
@@ -157,7 +157,7 @@ class VertexJob:
         return True
 
     def as_json(self) -> Body:
-        """The job as a GET answers it."""
+        """Return the job as a GET answers it."""
         state = self.life.state
         odd = self._fault("status")
         shown = odd.status if odd is not None and odd.during in {"", state} else state

@@ -25,7 +25,7 @@ class ImportFailedError(Exception):
 
 
 def import_rows(data: bytes) -> list[dict[str, Any]]:
-    """The rows as they come out of the import."""
+    """Return the rows as they come out of the import."""
     rows: list[dict[str, Any]] = []
     columns: dict[str, str] = {}
     for number, raw in enumerate(data.split(b"\n"), start=1):

@@ -39,7 +39,7 @@ class VertexHouse:
         self._jobs: dict[str, VertexJob] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         jobs, model = f"{_ROOT}/batchPredictionJobs", f"{_ROOT}/publishers/{{publisher}}/models/{{model}}"
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", jobs, self._create),
@@ -135,7 +135,7 @@ class VertexHouse:
 
 
 def _source(body: Body) -> str:
-    """Where the requests are; input and output are both in Cloud Storage, or both in BigQuery."""
+    """Return where the requests are; input and output are both in Cloud Storage, or both in BigQuery."""
     if _at(body, "inputConfig.instancesFormat") == "bigquery":
         uri, output = _at(body, "inputConfig.bigquerySource.inputUri"), "outputConfig.bigqueryDestination.outputUri"
         prefix = "bq://"

@@ -58,12 +58,12 @@ def rpc_code(status: int) -> int:
 
 
 def rfc3339(at: float) -> str:
-    """A time as Google writes it."""
+    """Return a time as Google writes it."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def chat_form(model: str, request: Body) -> Body:
-    """A request of Gemini, or of Claude, as OpenAI's chat form."""
+    """Return a request of Gemini, or of Claude, as OpenAI's chat form."""
     if "anthropic_version" in request:
         return _chat_of_claude(model, request)
     messages = []

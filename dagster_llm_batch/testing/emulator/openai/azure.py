@@ -23,7 +23,7 @@ _UNFILTERED = {name: {"filtered": False, "severity": "safe"} for name in ("hate"
 
 
 def is_azure(connection: HTTPConnection) -> bool:
-    """Whether a request came by a path of Azure's."""
+    """Return whether a request came by a path of Azure's."""
     return str(connection.scope.get("emulator.raw_path", "")).startswith("/openai/")
 
 

@@ -84,7 +84,7 @@ class OpenAIBatch:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """The end of the completion window, while rows run."""
+        """Return the end of the completion window, while rows run."""
         return self._expires_at if self.life.state == "in_progress" else math.inf
 
     def step(self, at: float) -> str | None:
@@ -135,7 +135,7 @@ class OpenAIBatch:
         return "due"
 
     def over_limit(self) -> Body | None:
-        """The error of a batch for which the queue has no room at its creation."""
+        """Return the error of a batch for which the queue has no room at its creation."""
         found = self._hooks.input_file()
         try:
             return (
@@ -215,7 +215,7 @@ class OpenAIBatch:
             self._errors.close()
 
     def as_json(self) -> Body:
-        """The batch object as a GET answers it: https://platform.openai.com/docs/api-reference/batch/object"""
+        """Return the batch object as a GET answers it: https://platform.openai.com/docs/api-reference/batch/object"""
         state, reached, outcome = self.life.state, dict(self.life.reached_at), self._outcome
         shown, odd = state, self._fault("status")
         if odd is not None and odd.during in {"", state}:

@@ -17,7 +17,7 @@ _EXPIRING = frozenset({"batch", "batch_output"})
 
 
 def expiry_seconds(given: Any, *, param: str = "expires_after", allowed: tuple[int, int] | None = None) -> int | None:
-    """Seconds of an `expires_after` value, from JSON or form fields; None if there is none.
+    """Return the seconds of an `expires_after` value, from JSON or form fields; None if there is none.
 
     `allowed`: the shortest and the longest; by default OpenAI's.
     """
@@ -52,7 +52,7 @@ class StoredFile:
     was_told: bool  # when to expire; else it is the default of its purpose
 
     def as_json(self) -> Body:
-        """The file object."""
+        """Return the file object."""
         return {
             "id": self.id,
             "object": "file",
@@ -82,7 +82,7 @@ class Upload:
     parts: dict[str, Blob] = field(default_factory=dict)
 
     def as_json(self) -> Body:
-        """The upload object."""
+        """Return the upload object."""
         return {
             "id": self.id,
             "object": "upload",
@@ -126,12 +126,12 @@ class Files:
         return stored
 
     def get(self, account: str, file_id: str) -> StoredFile | None:
-        """The account's file, if it is there and has not expired."""
+        """Return the account's file, if it is there and has not expired."""
         stored = self._files.get(file_id)
         return stored if stored is not None and stored.account == account and self._lives(stored) else None
 
     def of(self, account: str) -> list[StoredFile]:
-        """The account's files, oldest first."""
+        """Return the account's files, oldest first."""
         return [one for one in list(self._files.values()) if one.account == account and self._lives(one)]
 
     def delete(self, file_id: str) -> None:
@@ -153,7 +153,7 @@ class Files:
         return upload
 
     def upload(self, account: str, upload_id: str) -> Upload | None:
-        """The account's upload."""
+        """Return the account's upload."""
         upload = self._uploads.get(upload_id)
         return upload if upload is not None and upload.account == account else None
 

@@ -48,7 +48,7 @@ class InputFile:
     prompt_tokens: int
 
     def line(self, index: int) -> bytes:
-        """The request line of this number."""
+        """Return the request line of this number."""
         return self.blob.read_at(*self.places[index])
 
 
@@ -127,7 +127,7 @@ def _check_line(line: Body, endpoint: str, number: int, known: Collection[str] |
 
 
 def problem(endpoint: str, body: Body, known: Collection[str] | None) -> tuple[int, Body] | None:
-    """Status and error body of a request that is refused before any model sees it."""
+    """Return the status and error body of a request that is refused before any model sees it."""
     needed, form = _NEEDED[endpoint], response_format(body)
     if not body.get("model"):
         return 400, error_body(400, "you must provide a model parameter")
@@ -164,7 +164,7 @@ class Request:
 
 
 def respond(world: World, request: Request) -> tuple[int, Body]:
-    """Status and body of the answer. Enters the books."""
+    """Return the status and body of the answer. Enters the books."""
     body, endpoint = request.body, request.endpoint
     refused = problem(endpoint, body, world.limits.known_models)
     reply = Reply()

@@ -62,7 +62,7 @@ class ResultFile:
         self._handle.truncate()
 
     def so_far(self) -> IO[bytes]:
-        """What has been written, from its start; read it before writing on."""
+        """Return what has been written, from its start; read it before writing on."""
         self._handle.seek(0)
         copy = scratch()
         shutil.copyfileobj(self._handle, copy)
@@ -70,7 +70,7 @@ class ResultFile:
         return copy
 
     def finish(self, *, empty: bool = False) -> Blob | None:
-        """The file, whole; with `empty` also one without a row."""
+        """Return the file, whole; with `empty` also one without a row."""
         if self._handle.tell() == 0 and not empty:
             self._handle.close()
             return None

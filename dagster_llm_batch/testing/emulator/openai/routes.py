@@ -55,7 +55,7 @@ class OpenAIHouse:
         self._batches: dict[str, OpenAIBatch] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", "/v1/files", self._create_file),
             ("GET", "/v1/files", self._list_files),
@@ -309,7 +309,7 @@ def _metadata(given: Any) -> dict[str, str]:
 
 
 def _page(request: HttpRequest, items: list[Body], *, most: int, default: int) -> Response:
-    """A page of a list: https://platform.openai.com/docs/api-reference/batch/list"""
+    """Return a page of a list: https://platform.openai.com/docs/api-reference/batch/list"""
     given, after = request.query_params.get("limit", str(default)), request.query_params.get("after")
     if not given.isdigit() or not 1 <= int(given) <= most:
         raise ApiError(400, f"Invalid 'limit': expected an integer from 1 to {most}, got '{given}'.", param="limit")

@@ -42,18 +42,18 @@ def error_body(status: int, message: str | None = None, *, param: str | None = N
 
 
 def validation_error(code: str, message: str, *, param: str | None = None, line: int | None = None) -> Body:
-    """An entry of a failed batch's `errors.data`: https://platform.openai.com/docs/api-reference/batch/object"""
+    """Return an entry of a failed batch's `errors.data`: https://platform.openai.com/docs/api-reference/batch/object"""
     return {"code": code, "message": message, "param": param, "line": line}
 
 
 def row(row_id: str, custom_id: str, request_id: str, status: int, body: Body) -> Body:
-    """A line of a results file: https://platform.openai.com/docs/api-reference/batch/request-output"""
+    """Return a line of a results file: https://platform.openai.com/docs/api-reference/batch/request-output"""
     response = {"status_code": status, "request_id": request_id, "body": body}
     return {"id": row_id, "custom_id": custom_id, "response": response, "error": None}
 
 
 def unexecuted_row(row_id: str, custom_id: str, code: str) -> Body:
-    """A line for a request that never ran."""
+    """Return a line for a request that never ran."""
     message = {
         "batch_expired": "This request could not be executed before the completion window expired.",
         "batch_cancelled": "This request was not executed because the batch was cancelled.",
@@ -62,7 +62,7 @@ def unexecuted_row(row_id: str, custom_id: str, code: str) -> Body:
 
 
 def limited(reply: Reply, body: Body) -> Reply:
-    """The reply, cut where the request's output limit ends it."""
+    """Return the reply, cut where the request's output limit ends it."""
     limit = body.get("max_completion_tokens") or body.get("max_tokens") or body.get("max_output_tokens")
     if not isinstance(limit, int) or reply.text is None or text_tokens(reply.text) <= limit:
         return reply
@@ -70,14 +70,14 @@ def limited(reply: Reply, body: Body) -> Reply:
 
 
 def truncated(reply: Reply, characters: int | None = None) -> Reply:
-    """The reply, cut after so many characters or in its middle."""
+    """Return the reply, cut after so many characters or in its middle."""
     text = reply.text or ""
     cut = text[: len(text) // 2 if characters is None else characters]
     return replace(reply, text=cut, truncated=True, output_tokens=None)
 
 
 def tokens(reply: Reply, body: Body) -> tuple[int, int]:
-    """Input and output tokens, as the reply says or estimated; reasoning counts as output."""
+    """Return the input and output tokens, as the reply says or estimated; reasoning counts as output."""
     given = prompt_tokens(body) if reply.input_tokens is None else reply.input_tokens
     if reply.output_tokens is not None:
         return given, reply.output_tokens
@@ -86,7 +86,7 @@ def tokens(reply: Reply, body: Body) -> tuple[int, int]:
 
 
 def reply_body(endpoint: str, reply: Reply, body: Body, new_id: str, at: int) -> Body:
-    """The 2xx body of an endpoint."""
+    """Return the 2xx body of an endpoint."""
     build = {CHAT: _chat, RESPONSES: _response, EMBEDDINGS: _embeddings, MODERATIONS: _moderation}[endpoint]
     return build(reply, body, new_id, at)
 
@@ -202,7 +202,7 @@ def _moderation(reply: Reply, body: Body, new_id: str, _at: int) -> Body:
 
 
 def usage_of(body: Body) -> Body:
-    """A 2xx body's usage in the terms of the batch object's `usage`."""
+    """Return a 2xx body's usage in the terms of the batch object's `usage`."""
     used = body.get("usage", {})
     given_details = used.get("prompt_tokens_details") or used.get("input_tokens_details") or {}
     made_details = used.get("completion_tokens_details") or used.get("output_tokens_details") or {}

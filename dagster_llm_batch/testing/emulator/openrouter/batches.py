@@ -54,7 +54,7 @@ class InlineBatch:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """The end of the vendor's window, while rows run."""
+        """Return the end of the vendor's window, while rows run."""
         return self._expires_at if self.life.state == "in_progress" else math.inf
 
     def step(self, at: float) -> str | None:
@@ -139,7 +139,7 @@ class InlineBatch:
         return self.life.ended and self._fault("unpaid") is not None
 
     def rows(self) -> list[Body]:
-        """The rows that there are, once it has ended; in a list, a row that cannot be parsed has no place."""
+        """Return the rows that there are, once it has ended; in a list, a row that cannot be parsed has no place."""
         hidden = self._fault("no_output_file") is not None and self.life.state == "completed"
         if self._results is None or hidden or not self.life.ended:
             return []
@@ -152,7 +152,7 @@ class InlineBatch:
         return found
 
     def as_json(self, *, with_results: bool) -> Body:
-        """The batch object as a GET answers it; in a list it has no results."""
+        """Return the batch object as a GET answers it; in a list it has no results."""
         state, odd = self.life.state, self._fault("status")
         shown = odd.status if odd is not None and odd.during in {"", state} else state
         # stored jobs collapse those phases

@@ -42,7 +42,7 @@ class OpenRouterHouse:
         self._created = 0
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _BATCHES, self._create),
             ("GET", _BATCHES, self._list),
@@ -169,7 +169,7 @@ class OpenRouterHouse:
 
 
 def _read_in_order(raw: bytes) -> Body:
-    """The body of a create call. It is read as it arrives: what comes after the requests is not seen in time."""
+    """Return the body of a create call. It is read as it arrives: what comes after the requests is not seen in time."""
     told = _parsed(raw)
     names = list(told)
     if "requests" not in names or not isinstance(told["requests"], list) or not told["requests"]:

@@ -32,7 +32,7 @@ def error_body(status: int, message: str | None = None, *, code: str | None = No
 
 
 def failed_row(row_id: str, custom_id: str, status: int, body: Body) -> Body:
-    """A row of a request that failed."""
+    """Return a row of a request that failed."""
     error = {
         "message": body["error"]["message"],
         "type": "provider_error",
