@@ -40,7 +40,9 @@ _SAME_ON_EACH_PYTHON = (
     "tests/metrics/test_plots.py",
     "tests/metrics/test_timeline_plots.py",
 )
-"""Of these, a third of the time: arrays and pictures, which numpy and matplotlib make."""
+"""Of these, what takes long: arrays and pictures, which numpy and matplotlib make."""
+# Whether a promise of statistics is kept does not depend on the Python, and few random examples find what does.
+_NOT_AGAIN = ("-m", "not slow and not simulation", "--hypothesis-profile=few")
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
 # Beside another step, on two cores: half of what the fast and the slow tests do is to wait, the pure ones never do. A
 # worker that has nothing left takes half of what the busiest still has.
@@ -152,7 +154,7 @@ def lowest() -> bool:
         and _run(*install, "--no-deps", "-e", str(ROOT))
     ):
         return False
-    command = [str(python), *PYTEST, *FAST_AT_ONCE, "-m", "not slow", *_ON_LOWEST]
+    command = [str(python), *PYTEST, *PURE_AT_ONCE, *_NOT_AGAIN, *_ON_LOWEST]
     print("$", *command, flush=True)
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "VIRTUAL_ENV": str(LOWEST_VENV), "PATH": path}
@@ -269,7 +271,7 @@ def _on_python(version: str, base: Path) -> bool:
     # Ruff and the import contracts read text, and say the same on each.
     well_typed = version != ".".join(map(str, bootstrap.OLDEST)) or _types(python)
     ignored = [f"--ignore={path}" for path in _SAME_ON_EACH_PYTHON]
-    return _run(*PYTEST, *PURE_AT_ONCE, *ignored, *PURE, python=python) and well_typed
+    return _run(*PYTEST, *PURE_AT_ONCE, *_NOT_AGAIN, *ignored, *PURE, python=python) and well_typed
 
 
 def _style(python: Path) -> bool:

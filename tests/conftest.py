@@ -13,6 +13,7 @@ with suppress(ModuleNotFoundError):  # engines with an environment of their own 
     from hypothesis import settings
 
     settings.register_profile("untimed", deadline=None)  # a machine that does other work is no defect
+    settings.register_profile("few", deadline=None, max_examples=20)  # for what another Python has been through
     settings.load_profile("untimed")
 
 with suppress(ModuleNotFoundError):
@@ -27,6 +28,28 @@ with suppress(ModuleNotFoundError):
 
     # So with the hundred migrations of Dagster's databases, which it reads up to seven times to make an instance.
     ScriptDirectory.from_config = functools.cache(ScriptDirectory.from_config)
+
+with suppress(ModuleNotFoundError):
+    from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
+    from sqlalchemy.engine import Engine
+    from sqlalchemy.util import LRUCache
+
+    # An engine of SQLAlchemy compiles each statement once. A deployment has few engines and tests make thousands, of
+    # Dagster's databases and of ledgers: a fifth of their time. Here all engines of SQLite share what was compiled.
+    _statements = LRUCache(2_000)
+
+    def _equals(dialect: SQLiteDialect_pysqlite, other: object) -> bool:
+        return type(other) is type(dialect) and other._json_serializer is dialect._json_serializer
+
+    def _get_statements(engine: Engine) -> LRUCache:
+        return _statements if engine.dialect.name == "sqlite" else engine.__dict__["_compiled_cache"]
+
+    def _set_statements(engine: Engine, own: LRUCache) -> None:
+        engine.__dict__["_compiled_cache"] = own
+
+    SQLiteDialect_pysqlite.__hash__ = lambda _dialect: hash(SQLiteDialect_pysqlite)
+    SQLiteDialect_pysqlite.__eq__ = _equals
+    Engine._compiled_cache = property(_get_statements, _set_statements)
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # it asks for each bucket's kind at Google itself
 

@@ -61,6 +61,7 @@ def test_the_bound_is_what_was_asked_for_or_less_and_known_before_any_answer():
     assert find_bound(-1, 10, 100, 0.95) == 0
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("sample", [59, 93, 208])
 def test_the_level_is_exact_where_the_errors_are_just_too_many(sample):
     rows, runs, generator = 20_000, 2_000, np.random.default_rng(sample)
@@ -82,6 +83,7 @@ def test_the_level_is_exact_where_the_errors_are_just_too_many(sample):
 LOST = {(0.95, 100): 0.25, (0.95, 200): 0.21, (0.95, 500): 0.15, (0.9, 200): 0.25, (0.9, 500): 0.21}
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("agreement", "sample"), [(0.95, 60), *LOST])
 def test_no_population_breaks_the_promise_more_often_than_allowed_and_the_oracle_is_asked_little(agreement, sample):
     rows, runs = 5_000, 400

@@ -72,12 +72,14 @@ LEVELS: dict[str, Level] = {
 }
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("kind", LEVELS)
 def test_nine_in_ten_intervals_hold(kind: str) -> None:
     told = [each for seed in range(8) for each in forecasts(seed, 120, LEVELS[kind])]
     assert 0.86 <= share_held(told) <= 0.94
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("few", [(3, 19), (19, 45)])
 def test_they_hold_from_three_submissions_on(few: tuple[int, int]) -> None:
     told = [each for seed in range(40) for each in forecasts(seed, few[1], LEVELS["steady"]) if few[0] <= each[0]]
@@ -91,6 +93,7 @@ def test_fewer_than_three_give_no_interval() -> None:
     assert (learned.submissions, learned.low, learned.high) == (2, None, None)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("rows", [50, 250, 1_000])
 def test_from_a_thousand_rows_on_the_expected_cost_is_within_a_tenth(rows: int) -> None:
     """Of one distribution, whether they came in one submission or in twenty."""
@@ -105,6 +108,7 @@ def test_from_a_thousand_rows_on_the_expected_cost_is_within_a_tenth(rows: int) 
     assert np.median(off) < 0.03
 
 
+@pytest.mark.simulation
 def test_a_step_is_followed_within_some_submissions() -> None:
     off = np.zeros((20, 120))
     for seed in range(20):

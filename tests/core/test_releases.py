@@ -15,6 +15,7 @@ COSTS = {
 }
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("kind", COSTS)
 def test_limits_are_exceeded_no_more_often_than_is_said(kind: str) -> None:
     """Of 300 times at 20 %, for which one in a thousand would have to be drawn much more often. Rows are drawn anew."""

@@ -355,6 +355,7 @@ def test_the_order_of_rows_changes_nothing(pairs, random):
 finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("rows", [30, 100])
 @pytest.mark.parametrize("together", [1, 5])
 def test_intervals_of_errors_cover_by_the_unit(rows, together):

@@ -107,6 +107,7 @@ def test_a_partition_is_held_against_what_earlier_ones_were_off():
     assert (few.n_earlier, few.p_variation, few.p_value, few.drifted) == (6, None, None, False)
 
 
+@pytest.mark.simulation
 def test_days_that_vary_by_themselves_raise_few_alarms_and_a_shift_raises_one():
     rng = np.random.default_rng(4)
 

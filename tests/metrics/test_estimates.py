@@ -122,6 +122,7 @@ CELLS = [
 ]
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: f"{cell.data} {cell.drawn}")
 def test_intervals_cover_in_1000_draws(cell):
     found = measure_cell(cell, 1000)
@@ -132,6 +133,7 @@ def test_intervals_cover_in_1000_draws(cell):
         assert found["powered"].given > 900
 
 
+@pytest.mark.simulation
 def test_labels_alone_and_gold_without_its_weights_do_not_cover():
     """What the intervals are for."""
     found = measure_cell(Cell("share of 30 %, biased labels", "mistakes", 200), 300)

@@ -164,6 +164,7 @@ class TestProposals:
         assert len(found) == min(n, size)
         assert len(set(found["id"].to_pylist())) == len(found)
 
+    @pytest.mark.simulation
     def test_over_many_seeds_each_row_is_drawn_as_often_as_its_probability_says(self):
         strength = np.array([0, 0.1, 0.5, 1, 0, 0, 0, 0, 0.2, 0.9])
         expected = probabilities(0.3 / 10 + 0.7 * strength / strength.sum(), 4)

@@ -64,6 +64,7 @@ def test_figures_are_those_of_a_table_in_which_each_row_stands_as_often_as_its_w
         assert [one.accuracy for one in bins.bins] == pytest.approx([one.accuracy for one in all_bins.bins])
 
 
+@pytest.mark.simulation
 def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
     """Before, .715 was said for .883, and covered in 0 of 300 draws."""
     rng, n = np.random.default_rng(3), 1000
@@ -85,6 +86,7 @@ def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
     assert covered / draws >= 0.927
 
 
+@pytest.mark.simulation
 def test_rounds_that_follow_what_earlier_ones_found_are_combined_without_bias_and_their_variance_is_known():
     """The second round goes where the first one found mistakes: the truth of a row decides whether others are drawn."""
     rng, n, totals, variances = np.random.default_rng(1), 60, [], []

@@ -56,6 +56,7 @@ class TestBounds:
         assert share_p_below(3, 3, 0.9) == 1
         assert share_p_below(0, 2, 0.9) == pytest.approx(0.01)
 
+    @pytest.mark.simulation
     @pytest.mark.parametrize(
         ("n", "right", "rare"), [(30, 0.95, 0.5), (100, 0.9, 0.3), (100, 0.99, 0.5), (300, 0.8, 0.1)]
     )
@@ -97,6 +98,7 @@ class TestCalibration:
         assert sum(one.ece > 0.1 for one in drawn) > 20
         assert sum(miscalibration_p(one, 0.1) < 0.05 for one in drawn) <= 1
 
+    @pytest.mark.simulation
     def test_a_candidate_that_is_far_off_is_found(self):
         drawn = [self.found(200, 0.3, seed) for seed in range(40)]
         assert sum(miscalibration_p(one, 0.1) < 0.001 for one in drawn) > 36

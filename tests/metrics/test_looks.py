@@ -49,6 +49,7 @@ def test_evidence_does_not_depend_on_the_order_and_ends_with_its_life():
     assert life_evidence(paid, LOOKS + 1) == pytest.approx(life_evidence({LOOKS + 1: paid[3]}, LOOKS + 1))
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("order", ["as they come", "backwards", "any"])
 def test_a_year_of_equal_versions_is_seldom_blamed_in_any_order(order):
     rng = np.random.default_rng(5)
@@ -67,6 +68,7 @@ def test_a_year_of_equal_versions_is_seldom_blamed_in_any_order(order):
     assert blamed <= 5  # at most 5 %, of which 40 years may show five
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("before", [0, 300])
 def test_a_fall_of_five_points_is_found_within_ten_looks(before):
     rng = np.random.default_rng(6)

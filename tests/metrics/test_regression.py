@@ -66,6 +66,7 @@ def test_better_is_not_worse_and_the_same_is_neither():
     assert 0.1 < same.change_high < 0.4
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("rows", "broken"), [(20, 0.12), (100, 0.02), (300, 0.1)])
 def test_the_interval_of_a_change_covers_where_few_rows_change(rows, broken):
     """The bootstrap's missed in 13 % with 20 rows of which 12 % change, nearly all for the worse."""
@@ -146,6 +147,7 @@ def test_the_interval_of_a_change_of_numbers_does_not_depend_on_their_unit(unit)
     assert got.change_low < got.change < got.change_high
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("rows", [1, 2, 10, 30])
 @pytest.mark.parametrize("error", ["normal", "skewed", "mostly the same"])
 def test_equal_versions_are_seldom_called_worse_at_any_number_of_rows(error, rows):
@@ -160,6 +162,7 @@ def test_equal_versions_are_seldom_called_worse_at_any_number_of_rows(error, row
     assert sum(one.p_worse < 0.05 for one in found) / len(found) < 0.09
 
 
+@pytest.mark.simulation
 def test_a_shift_of_the_errors_is_found():
     random = np.random.default_rng(7)
     found = [compared(random.standard_normal(100), random.standard_normal(100) * 1.6) for _ in range(50)]
