@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from functools import partial
@@ -138,7 +138,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
             yield from _request_files(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
     yield _tried("price book", partial(_prices, deployment))
-    yield _tried("price rules", partial(_price_rules, deployment))
+    yield _tried("price rules", lambda: judge_price_rules(_price_books(deployment), utc_now().date()))
 
 
 def _tried(check: str, look: Callable[[], Finding]) -> Finding:
@@ -476,14 +476,19 @@ def _prices(deployment: DeploymentAccess) -> Finding:
     return Finding("price book", Verdict.OK, f"{state}, {age(now.date() - changed)} ago")
 
 
-def _price_rules(deployment: DeploymentAccess) -> Finding:
-    """Look for the oldest of our own price rules that the configured providers rest on."""
-    books = (
+def _price_books(deployment: DeploymentAccess) -> list[str | None] | None:
+    """Return the price books of the configured providers; None: those of all vendors, where no provider is known."""
+    return (
         [provider.price_book for provider in deployment.dry_engine.providers.values()] if deployment.has_code else None
     )
+
+
+def judge_price_rules(books: Collection[str | None] | None, today: date) -> Finding:
+    """Tell how old the oldest of our own price rules is that these price books rest on; of all books where None."""
     oldest = oldest_source(books)
-    state = f"{rules_text(oldest)[:-1]}, {age(utc_now().date() - oldest.read_on)} ago"
-    if utc_now().date() - oldest.read_on > _OLD_RULES:
+    old = today - oldest.read_on
+    state = f"{rules_text(oldest)[:-1]}, {age(old)} ago"
+    if old > _OLD_RULES:
         then = f"A newer dagster-llm-batch may have read it since; else hold {oldest.document} against your bill."
         return Finding("price rules", Verdict.WARNING, state, then)
     return Finding("price rules", Verdict.OK, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from genai_prices.data_snapshot import set_custom_snapshot
 
+from dagster_llm_batch.cli.doctor import Verdict, judge_price_rules
 from dagster_llm_batch.core import price_book, price_sources
 from dagster_llm_batch.core.price_book import BOOK_FILE, fetched_at, fetched_book, use_book
 from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
@@ -131,10 +132,8 @@ def test_a_fetched_book_has_the_prices_it_was_published_with_tiers_included():
         use_book(b"{}")
 
 
-def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project, monkeypatch):
-    def finding():
-        return next(one for one in project.json("doctor")["findings"] if one["check"] == "price rules")
-
+def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
+    [finding] = [finding for finding in project.json("doctor")["findings"] if finding["check"] == "price rules"]
     told = project.json("prices")
     assert told["oldest_rule"]["read_on"] == min(rule["read_on"] for rule in told["rules"])
     assert {"rule", "document", "read_on", "books"} == set(told["oldest_rule"])
@@ -142,11 +141,11 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project, m
     assert told["oldest_rule"]["document"] in " ".join(project.on_file("prices").stdout.split())
     # The project asks OpenAI alone.
     oldest = oldest_source(["openai"])
-    assert finding()["verdict"] == "ok"
-    assert f"the oldest is of {oldest.read_on}" in finding()["said"]
-    monkeypatch.setattr("dagster_llm_batch.cli.doctor.utc_now", lambda: datetime(2028, 1, 1, tzinfo=UTC))
-    assert finding()["verdict"] == "warning"
-    assert oldest.document in finding()["then"]
+    assert finding["verdict"] == "ok"
+    assert f"the oldest is of {oldest.read_on}" in finding["said"]
+    later = judge_price_rules(["openai"], date(2028, 1, 1))
+    assert later.verdict is Verdict.WARNING
+    assert oldest.document in later.then
 
 
 def test_each_price_rule_names_a_source_and_no_rule_has_a_date_of_its_own():
