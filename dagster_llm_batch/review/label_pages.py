@@ -20,7 +20,7 @@ from dagster_llm_batch.errors import InputError, LLMBatchError
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.forms import LabelForm
 from dagster_llm_batch.review.prompts import Part, asked_last, read_body
-from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, Place, StandingJudgments
+from dagster_llm_batch.review.queue import ANSWERS, LabelQueue, RowAddress, StandingJudgments
 from dagster_llm_batch.review.tables import PARTITION, StoredAsset, View
 from dagster_llm_batch.storage.ledger.records import Judgment
 
@@ -69,7 +69,7 @@ class LabelPages:
         try:
             asked = request.query_params
             view, partition = View.of(asked.multi_items()), asked.get("in")
-            rows = self._deployment.browser.places(asset, form.key, view, partition)
+            rows = self._deployment.browser.list_addresses(asset, form.key, view, partition)
         except LLMBatchError as error:
             return self._show(request, "nothing.html", 400, words=str(error))
         said = self._judgments(form.dataset)
@@ -78,7 +78,7 @@ class LabelPages:
         left = queue.left(rows, said, person, drawn=drawn)
         # A form that could not be taken is shown once more, with the row that it was of.
         again = None if given is None else (given.get("partition", ""), given.get("row_key", ""))
-        place = again if again in left else queue.take(left, person)
+        address = again if again in left else queue.take(left, person)
         mine = said.of(person)
         return self._show(
             request,
@@ -86,13 +86,13 @@ class LabelPages:
             200 if wrong is None else 400,
             asset=asset,
             form=form,
-            place=place,
+            address=address,
             left=len(left),
             done=sum(kind in ANSWERS for kind in mine.values()),
             last=next(reversed(mine), None),
             here=_here(request),
             table=table_path(asset.key, partition, view.filters, search=view.search, order=view.order),
-            shown=None if place is None else self._shown(form, place),
+            shown=None if address is None else self._shown(form, address),
             form_id=secrets.token_urlsafe(12),
             begun=time.time(),
             wrong=wrong,
@@ -104,20 +104,20 @@ class LabelPages:
         if isinstance(found, Response):
             return found
         asset, form = found
-        kind, place = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
+        kind, address = given.get("kind", ""), (given.get("partition", ""), given.get("row_key", ""))
         try:
-            row = self._row(asset, form, place)
+            row = self._row(asset, form, address)
             if kind not in _KINDS or not given.get("form_id") or row is None:
                 raise InputError("The form is of another page: judge the row that is shown now.")
-            place = (place[0] or self._partition(form, place[1]), place[1])
-            if self._deployment.is_erased(form.dataset, *place):
+            address = (address[0] or self._partition(form, address[1]), address[1])
+            if self._deployment.is_erased(form.dataset, *address):
                 raise InputError("This row was erased while its page was open. Nothing was stored; skip it.")
             judgment = Judgment(
                 form_id=given["form_id"],
                 namespace=self._deployment.namespace,
                 dataset=form.dataset,
-                partition=place[0],
-                row_key=place[1],
+                partition=address[0],
+                row_key=address[1],
                 annotator=request.state.person,
                 kind=kind,
                 answer=form.answer(given) if kind == "label" else None,
@@ -147,9 +147,9 @@ class LabelPages:
             return self._show(request, "nothing.html", 404, words="The address names no table and dataset to judge.")
         return asset, form
 
-    def _row(self, asset: StoredAsset, form: LabelForm, place: Place) -> Mapping[str, Any] | None:
-        """Return the row at a place; None where the table has none there."""
-        partition, key = place
+    def _row(self, asset: StoredAsset, form: LabelForm, address: RowAddress) -> Mapping[str, Any] | None:
+        """Return the row at a address; None where the table has none there."""
+        partition, key = address
         if asset.partitions == [""]:
             partition = ""
         elif not partition:
@@ -167,12 +167,12 @@ class LabelPages:
                     return str(rows[0].get(PARTITION) or "")
         return ""
 
-    def _shown(self, form: LabelForm, place: Place) -> Mapping[str, Any]:
+    def _shown(self, form: LabelForm, address: RowAddress) -> Mapping[str, Any]:
         """Return what a person needs to see of a row: what the model was told last, and columns that were kept.
 
         Not what candidates said, nor how the row came to be proposed: people should not follow it.
         """
-        partition, key = place
+        partition, key = address
         columns: dict[str, Any] = {}
         parts: list[Part] = []
         hidden = {field.name for field in form.fields} | {PARTITION}

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["ANSWERS", "LabelQueue", "Place", "StandingJudgments"]
+__all__ = ["ANSWERS", "LabelQueue", "RowAddress", "StandingJudgments"]
 
 ANSWERS = ("label", "undecidable")
 """Kinds of judgments that end the question; a skipped row stays open for others."""
 
-Place = tuple[str, str]
+RowAddress = tuple[str, str]
 """The partition of a row, "" where there is none, and its key as text."""
 
 _OPEN_SECONDS = 300.0
@@ -29,17 +29,17 @@ class _Standing:
     """What stands of the judgments that were added: the last kind by person and row, and how many answers a row has."""
 
     def __init__(self) -> None:
-        self.kinds: dict[str, dict[Place, str]] = {}
-        self.answers: Counter[Place] = Counter()
+        self.kinds: dict[str, dict[RowAddress, str]] = {}
+        self.answers: Counter[RowAddress] = Counter()
 
     def add(self, judgment: Judgment) -> None:
-        place, mine = (judgment.partition, judgment.row_key), self.kinds.setdefault(judgment.annotator, {})
+        address, mine = (judgment.partition, judgment.row_key), self.kinds.setdefault(judgment.annotator, {})
         # What is said again counts as said now.
-        answers = int(judgment.kind in ANSWERS) - int(mine.pop(place, None) in ANSWERS)
+        answers = int(judgment.kind in ANSWERS) - int(mine.pop(address, None) in ANSWERS)
         if judgment.kind != "undo":
-            mine[place] = judgment.kind
+            mine[address] = judgment.kind
         # Tables without partitions ask for a row by its key alone.
-        for each in {place, ("", judgment.row_key)}:
+        for each in {address, ("", judgment.row_key)}:
             self.answers[each] += answers
 
 
@@ -66,7 +66,7 @@ class StandingJudgments:
                         self._drawn.add(judgment)
             self._recent = {number for number in self._recent if number > self._last - _LATE_NUMBERS}
 
-    def of(self, person: str, *, drawn: bool = False) -> dict[Place, str]:
+    def of(self, person: str, *, drawn: bool = False) -> dict[RowAddress, str]:
         """Return what a person said of each row, by kind of judgment, the last one last.
 
         `drawn`: of rows as a sample drew them only. What was said of a row that somebody picked counts in no figure, so
@@ -75,9 +75,9 @@ class StandingJudgments:
         with self._lock:
             return dict((self._drawn if drawn else self._all).kinds.get(person, {}))
 
-    def is_answered(self, place: Place, *, drawn: bool = False) -> bool:
+    def is_answered(self, address: RowAddress, *, drawn: bool = False) -> bool:
         """Return whether somebody has answered this row; `drawn` as in `of`."""
-        return (self._drawn if drawn else self._all).answers[place] > 0
+        return (self._drawn if drawn else self._all).answers[address] > 0
 
 
 @dataclass
@@ -90,15 +90,19 @@ class LabelQueue:
     """
 
     overlap: float = 0.0
-    _open: dict[Place, tuple[str, float]] = field(default_factory=dict)
+    _open: dict[RowAddress, tuple[str, float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def is_shared(self, place: Place) -> bool:
+    def is_shared(self, address: RowAddress) -> bool:
         """Return whether everybody is asked this row."""
-        digest = hashlib.blake2b("\0".join(place).encode("utf-8", "surrogatepass"), digest_size=_SHARE_DIGITS).digest()
+        digest = hashlib.blake2b(
+            "\0".join(address).encode("utf-8", "surrogatepass"), digest_size=_SHARE_DIGITS
+        ).digest()
         return bool(int.from_bytes(digest) < self.overlap * 256**_SHARE_DIGITS)
 
-    def left(self, rows: Sequence[Place], said: StandingJudgments, person: str, *, drawn: bool = False) -> list[Place]:
+    def left(
+        self, rows: Sequence[RowAddress], said: StandingJudgments, person: str, *, drawn: bool = False
+    ) -> list[RowAddress]:
         """Return the rows that a person may still be asked, in their order. `drawn`: they are a sample's."""
         mine = said.of(person, drawn=drawn)
         if not any(partition for partition, _ in rows):
@@ -108,17 +112,17 @@ class LabelQueue:
             row for row in rows if row not in mine and (not said.is_answered(row, drawn=drawn) or self.is_shared(row))
         ]
 
-    def take(self, left: Sequence[Place], person: str) -> Place | None:
+    def take(self, left: Sequence[RowAddress], person: str) -> RowAddress | None:
         """Return the row to ask next; None where nothing is left."""
         now = time.monotonic()
         with self._lock:
             elsewhere = {
-                place for place, (who, since) in self._open.items() if who != person and now - since < _OPEN_SECONDS
+                address for address, (who, since) in self._open.items() if who != person and now - since < _OPEN_SECONDS
             }
             free = (row for row in left if row not in elsewhere or self.is_shared(row))
             chosen = next(free, left[0] if left else None)
-            for place in [place for place, (who, _) in self._open.items() if who == person]:
-                del self._open[place]
+            for address in [address for address, (who, _) in self._open.items() if who == person]:
+                del self._open[address]
             if chosen is not None:
                 self._open[chosen] = (person, now)
             return chosen

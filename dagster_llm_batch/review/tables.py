@@ -176,7 +176,7 @@ class TableBrowser:
                 return []
             return table.dicts(table.all.filter(_text(column) == Constant(key)).limit(most))
 
-    def places(
+    def list_addresses(
         self, asset: StoredAsset, column: str, view: View | None = None, partition: str | None = None
     ) -> Sequence[tuple[str, str]]:
         """Return the partition ("" without) and key, as text, of each row that passes, in the order of the table.
@@ -187,14 +187,14 @@ class TableBrowser:
         with self._lock:
             if (known := self._listed.get(place)) is not None:
                 return known
-        rows = self._places(asset, column, view or View(), partition)
+        rows = self._list_addresses(asset, column, view or View(), partition)
         with self._lock:
             while len(self._listed) >= _TABLES_KEPT:
                 self._listed.pop(next(iter(self._listed)))
             self._listed[place] = rows
         return rows
 
-    def _places(self, asset: StoredAsset, column: str, view: View, inside: str | None) -> list[tuple[str, str]]:
+    def _list_addresses(self, asset: StoredAsset, column: str, view: View, inside: str | None) -> list[tuple[str, str]]:
         with self._open(asset, inside) as table:
             if column not in table.types:
                 raise InputError(f"{asset.key} has no column {column!r} that names its rows.")

@@ -83,7 +83,7 @@ def test_search_looks_through_all_texts_and_pages_follow_each_other(browser, ass
     for order in ("", "label", "-label"):
         pages = [browser.read(asset, View(order=order, page=number)) for number in (1, 2, 3)]
         assert sorted(row["id"] for page in pages for row in page.rows) == list(range(120))
-    assert browser.places(asset, "id") == [(f"2026-01-0{n // 40 + 1}", str(n)) for n in range(120)]
+    assert browser.list_addresses(asset, "id") == [(f"2026-01-0{n // 40 + 1}", str(n)) for n in range(120)]
     assert browser.read(asset, View(order="id", page=99)).number == 3
 
 
