@@ -42,7 +42,8 @@ _SAME_ON_EACH_PYTHON = (
 )
 """Of these, what takes long: arrays and pictures, which numpy and matplotlib make."""
 # Whether a promise of statistics is kept does not depend on the Python, and few random examples find what does.
-_NOT_AGAIN = ("-m", "not slow and not simulation", "--hypothesis-profile=few")
+_WITHOUT_SIMULATIONS = ("-m", "not slow and not simulation")
+_NOT_AGAIN = (*_WITHOUT_SIMULATIONS, "--hypothesis-profile=few")
 PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
 # Beside another step, on two cores: half of what the fast and the slow tests do is to wait, the pure ones never do. A
 # worker that has nothing left takes half of what the busiest still has.
@@ -68,8 +69,8 @@ def imports() -> bool:
 
 
 def pure() -> bool:
-    """The pure tests on this Python."""
-    return _run(*PYTEST, *PURE_AT_ONCE, *PURE)
+    """The pure tests on this Python, but for simulations, which the wheel's tests have."""
+    return _run(*PYTEST, *PURE_AT_ONCE, *_WITHOUT_SIMULATIONS, *PURE)
 
 
 def pythons() -> bool:
