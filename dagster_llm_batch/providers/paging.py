@@ -96,7 +96,7 @@ def _bears(
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
 ) -> bool | None:
-    """Whether an ended batch has this nonce; None where no result can be read.
+    """Return whether an ended batch has this nonce; None where no result can be read.
 
     Results come in any order, and a batch may carry other shards too: one that is not ours is read to its end.
     """

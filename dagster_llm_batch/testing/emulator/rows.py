@@ -22,7 +22,7 @@ class RowQueue:
         self._done = 0
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """Return how many rows there are."""
         return len(self._order)
 
     def run(self, run_row: Callable[[int], None], life: Life) -> str:

@@ -64,7 +64,7 @@ class MistralJob:
         return self._world.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
-        """The end of `timeout_hours`, while rows run."""
+        """Return the end of `timeout_hours`, while rows run."""
         return self._ends_at if self.life.state == "RUNNING" else math.inf
 
     def step(self, at: float) -> str | None:
@@ -133,7 +133,7 @@ class MistralJob:
             self._error.close()
 
     def as_json(self, *, is_new: bool = False) -> Body:
-        """The job as a GET answers it; the reply that creates it counts nothing yet."""
+        """Return the job as a GET answers it; the reply that creates it counts nothing yet."""
         state, reached = self.life.state, dict(self.life.reached_at)
         shown, odd = state, self._fault("status")
         if odd is not None and odd.during in {"", state}:

@@ -56,7 +56,7 @@ class MistralHouse:
         self._jobs: dict[str, MistralJob] = {}
 
     def app(self) -> Starlette:
-        """The routes as an ASGI app."""
+        """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _FILES, self._create_file),
             ("GET", _FILES, self._list_files),
@@ -90,7 +90,7 @@ class MistralHouse:
         return guarded
 
     async def _create_file(self, request: HttpRequest, account: str) -> Response:
-        """A file with one bad line is refused as a whole."""
+        """Refuse a file with one bad line as a whole."""
         form = await request.form()
         upload = form.get("file")
         if not isinstance(upload, UploadFile):
@@ -245,7 +245,7 @@ def _problem(raw: bytes) -> str | None:
 
 
 def _page(request: HttpRequest, items: list[Body]) -> Response:
-    """A numbered page of a list."""
+    """Return a numbered page of a list."""
     page, size = (request.query_params.get(name, usual) for name, usual in (("page", "0"), ("page_size", "100")))
     if not page.isdigit() or not size.isdigit() or not 1 <= int(size) <= _MOST_A_PAGE:
         raise ApiError(422, f"page: from 0; page_size: from 1 to {_MOST_A_PAGE}")

@@ -31,20 +31,20 @@ def error_body(status: int, message: str | None = None, *, code: str | None = No
 
 
 def model_error(status: int, message: str) -> Body:
-    """What a model says in place of an answer."""
+    """Return what a model says in place of an answer."""
     kind = "invalid_request_error" if status < 500 else "internal_server_error"  # noqa: PLR2004 - HTTP
     said = {"object": "error", "message": message, "type": kind, "param": None}
     return {**said, "code": _INVALID_REQUEST, "raw_status_code": status}
 
 
 def row(row_id: str, custom_id: str | None, status: int, body: Body) -> Body:
-    """A line of either results file. Of a row that failed, the body is JSON in a text, and there is no error."""
+    """Return a line of either results file. Of a row that failed, the body is JSON in a text, and there is no error."""
     told = body if status // 100 == 2 else json.dumps(model_error(status, body["error"]["message"]))  # noqa: PLR2004
     return {"id": row_id, "custom_id": custom_id, "response": {"status_code": status, "body": told}, "error": None}
 
 
 def file_object(stored: StoredFile, sample_type: str, lines: int) -> Body:
-    """A file as Mistral shows it. None expires by itself."""
+    """Return a file as Mistral shows it. None expires by itself."""
     return {
         "id": stored.id,
         "object": "file",
@@ -62,6 +62,6 @@ def file_object(stored: StoredFile, sample_type: str, lines: int) -> Body:
 
 
 def new_uuid(world: World, kind: str) -> str:
-    """An id in the form of a UUID, as all of Mistral's are."""
+    """Return an id in the form of a UUID, as all of Mistral's are."""
     digits = world.new_id("", kind) + world.new_id("", kind)
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"
