@@ -120,7 +120,8 @@ class Cascade:
         agreement: Least share of the delivered labels that are the oracle's, above 0 and below 1.
         confidence: How probable it is, at least, that a partition keeps that, above 0 and below 1.
         score: The column of the response that says how sure the model is, a number that is larger where it is surer;
-            or "llm_logprob", where it is asked for.
+            or "llm_logprob", how probable the model itself held its label, which it is asked for then. Claude, and
+            Bedrock's models, do not tell.
         sample: How many rows the oracle answers to set the threshold. "auto": as many as make a table of this size
             cheapest, some six times the root of its rows.
         calibrate: What sets the threshold of a partition. "partition": a sample of its own, which assumes nothing.

@@ -14,6 +14,8 @@ Loaded only where a labeling has a cascade.
 from __future__ import annotations
 
 import hashlib
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -489,7 +491,8 @@ class RequestSet:
         ids = np.frombuffer(packed, np.uint8).reshape(-1, REQUEST_ID_BYTES)
         heads = ids[:, :8].copy().view(">u8").ravel().astype(np.uint64)
         order = heads.argsort(kind="stable")
-        self._heads, self._ids = heads[order], ids[order]
+        # A bisection in an array takes a third of the time of numpy's for one value.
+        self._heads, self._ids = array("Q", heads[order].tobytes()), ids[order].tobytes()
 
     def __len__(self) -> int:
         return len(self._heads)
@@ -497,10 +500,12 @@ class RequestSet:
     def __contains__(self, request_id: object) -> bool:
         if not isinstance(request_id, str):
             return False
-        sought = bytes.fromhex(request_id)
-        head = np.uint64(int.from_bytes(sought[:8]))
-        start, end = (int(self._heads.searchsorted(head, side)) for side in ("left", "right"))
-        return any(self._ids[at].tobytes() == sought for at in range(start, end))
+        sought, at = bytes.fromhex(request_id), bisect_left(self._heads, head := int(request_id[:16], 16))
+        while at < len(self._heads) and self._heads[at] == head:
+            if self._ids[at * REQUEST_ID_BYTES : (at + 1) * REQUEST_ID_BYTES] == sought:
+                return True
+            at += 1
+        return False
 
     def __iter__(self) -> Iterator[str]:
-        return (one.tobytes().hex() for one in self._ids)
+        return (self._ids[at : at + REQUEST_ID_BYTES].hex() for at in range(0, len(self._ids), REQUEST_ID_BYTES))

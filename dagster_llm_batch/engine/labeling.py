@@ -26,7 +26,7 @@ from dagster_llm_batch.core.response import Reader, Response, StoredResponse
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
-from dagster_llm_batch.providers.registry import needs_max_tokens
+from dagster_llm_batch.providers.registry import logprob_params, needs_max_tokens
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
 __all__ = ["EmptyRows", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend"]
@@ -150,6 +150,8 @@ class Spend:
         _at_least(self, expected_output_tokens=0)
 
 
+_LOGPROBS_INCLUDED = "message.output_text.logprobs"
+
 # What only one endpoint gives.
 _ENDPOINTS = {ResponseKind.EMBEDDING: Endpoint.EMBEDDINGS, ResponseKind.MODERATION: Endpoint.MODERATIONS}
 
@@ -222,6 +224,12 @@ class Labeling:
         _ = self.spec, self.budget_usd, self.models
 
     def _check_cascade(self, cascade: Cascade) -> None:
+        if cascade.score == LOGPROB.name and logprob_params(self.model) is None:
+            raise ConfigError(
+                f"Cascade.score={LOGPROB.name!r} is how probable the model itself held its label, which {self.model} "
+                "does not tell. Ask a model that does, as OpenAI's gpt-4.1 family and vLLM; or give the response a "
+                "field such as `confidence: float`, and name that."
+            )
         cascade.check_response(self.reader, self.result_schema)
         if self.resend.fallback:
             raise ConfigError(
@@ -314,10 +322,20 @@ class Labeling:
             model=self.model.partition("/")[2],
             response=self.reader.format,
             endpoint=endpoint,
-            params=dict(self.params),
+            params=self._asked_params(endpoint),
             turns=self.prompt.turns,
             cache_prefix=self.prompt.cache_prefix,
         )
+
+    def _asked_params(self, endpoint: Endpoint) -> dict[str, Any]:
+        """Return the parameters, and those that ask for logprobs where they are the score of a cascade."""
+        given = dict(self.params)
+        if self.cascade is None or self.cascade.score != LOGPROB.name or endpoint in _ENDPOINTS.values():
+            return given
+        if endpoint is Endpoint.RESPONSES:
+            included = [*given.get("include", ())]
+            return {**given, "include": [*included, *([] if _LOGPROBS_INCLUDED in included else [_LOGPROBS_INCLUDED])]}
+        return {**(logprob_params(self.model) or {}), **given}
 
     @cached_property
     def budget_usd(self) -> Decimal | None:
@@ -476,7 +494,7 @@ def asks_logprobs(spec: RequestSpec) -> bool:
     """Return whether the parameters ask for the logprobs of a reply, in the words of any vendor that has some."""
     if spec.endpoint is Endpoint.RESPONSES:
         included = spec.params.get("include")
-        return isinstance(included, Sequence) and "message.output_text.logprobs" in included
+        return isinstance(included, Sequence) and _LOGPROBS_INCLUDED in included
     names = ("logprobs", "responseLogprobs", "response_logprobs")
     return spec.endpoint is Endpoint.CHAT and any(spec.params.get(name) for name in names)
 

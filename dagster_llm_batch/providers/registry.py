@@ -24,6 +24,7 @@ __all__ = [
     "check_name",
     "class_at",
     "kind_of",
+    "logprob_params",
     "needs_max_tokens",
     "provider_class",
 ]
@@ -71,6 +72,10 @@ class ProviderEntry(NamedTuple):
     """
     needs_max_tokens: str | None = None
     """Regular expression of the models that take no request without the parameter `max_tokens`: Claude's, anywhere."""
+    logprobs: Mapping[str, Any] = MappingProxyType({"logprobs": True})
+    """Parameters of a chat request that ask for the log-probabilities of the reply's tokens."""
+    no_logprobs: str | None = None
+    """Regular expression of the models that tell none, whatever they are asked: Claude's, anywhere."""
     short_reply: Mapping[str, int] = MappingProxyType({"max_tokens": 64})
     """Parameters that are enough for one word, and bound what it costs: `smoke` sends them."""
     can_record: bool = False
@@ -125,6 +130,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "cache_read_tokens": "anthropic.cache_read_input_tokens",
         },
         needs_max_tokens="",
+        no_logprobs="",
         can_record=True,
     ),
     "gemini": ProviderEntry(
@@ -141,6 +147,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             "output_tokens": "gemini.candidates_token_count",
             "cache_read_tokens": "gemini.cached_content_token_count",
         },
+        logprobs={"responseLogprobs": True},
         short_reply={"max_output_tokens": 64},
         can_record=True,
     ),
@@ -156,6 +163,8 @@ PROVIDERS: dict[str, ProviderEntry] = {
             {"project": "GOOGLE_CLOUD_PROJECT", "location": "GOOGLE_CLOUD_LOCATION", "bucket": "LLM_BATCH_BUCKET"},
         ),
         needs_max_tokens="claude|publishers/anthropic/",
+        logprobs={"responseLogprobs": True},
+        no_logprobs="claude|publishers/anthropic/",
         short_reply={"max_output_tokens": 64},
     ),
     "bedrock": ProviderEntry(
@@ -171,6 +180,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
             attributes=("limits: {below_minimum: realtime}  # three tickets are too few for a batch",),
         ),
         needs_max_tokens=r"anthropic\.",
+        no_logprobs="",
     ),
     "openrouter": ProviderEntry(
         provider=f"{_PACKAGE}.openrouter.provider:OpenRouterProvider",
@@ -226,6 +236,17 @@ def needs_max_tokens(provider: str, model: str) -> bool:
     # a provider of the user's own is not registered
     entry = PROVIDERS.get(provider)
     return entry is not None and entry.needs_max_tokens is not None and bool(re.search(entry.needs_max_tokens, model))
+
+
+def logprob_params(model: str) -> Mapping[str, Any] | None:
+    """Return the parameters of a chat request that ask this provider/model for logprobs; None where it tells none.
+
+    Of a provider of the user's own nobody knows: it is asked in the words of OpenAI's, which most servers speak.
+    """
+    provider, _, name = model.partition("/")
+    entry = PROVIDERS.get(provider, PROVIDERS["openai"])
+    is_silent = entry.no_logprobs is not None and re.search(entry.no_logprobs, name)
+    return None if is_silent else entry.logprobs
 
 
 def provider_class(name: str) -> type[Any]:

@@ -54,10 +54,14 @@ def answer(body: Any, _url: str) -> Any:
     number = number_of(body)
     topic = TOPICS[number % 3]
     if body["model"] == ORACLE:
-        return {"topic": topic, "confidence": 0.99}
+        return (
+            {"topic": topic, "confidence": 0.99} if "confidence" in str(body["response_format"]) else {"topic": topic}
+        )
     if number % 40 == 7:
         return "no JSON"
     wrong = TOPICS[(number + 1) % 3]
+    if "confidence" not in str(body["response_format"]):
+        return {"topic": wrong if is_wrong(number) else topic}
     return {
         "topic": wrong if is_wrong(number) else topic,
         "confidence": 0.4 if is_wrong(number) else 0.5 + number % 5 / 10,
@@ -589,6 +593,60 @@ def test_erased_rows_leave_sample_and_counts_in_order(workspace: Workspace) -> N
     labels = engine.labels(definition(), submission.submission_id).labels
     assert len(labels) == ROWS - 20
     assert {row["llm_level"] for row in labels.to_pylist()} == {"cheap", "oracle"}
+
+
+# the score ----------------------------------------------------------------------------------------------------------
+
+
+class Topic(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+
+
+def test_the_probability_that_the_model_tells_is_a_score_that_is_asked_of_it_alone(workspace: Workspace) -> None:
+    asked_for = definition(cascade(score="llm_logprob"), response=Topic)
+    status = workspace.run(asked_for, tickets(ROWS))
+    engine = workspace.engine()
+    asks = {
+        shard.model: [json.loads(line)["body"].get("logprobs") for line in engine.payloads.lines(shard.path)]
+        for shard in status.shards
+    }
+    assert set(asks[CHEAP]) == {True}
+    assert set(asks[ORACLE]) == {None}
+    rows = engine.labels(asked_for, status.submission.submission_id).labels.to_pylist()
+    accepted = [row for row in rows if row["llm_why"] == "accepted"]
+    assert accepted
+    # The emulator is less sure of longer words.
+    of_word = {word: {row["llm_score"] for row in rows if row["llm_cheap_label"] == word} for word in TOPICS}
+    assert max(of_word["billing"]) < max(of_word["how_to"]) < max(of_word["bug"]) < 0
+    assert all(row["llm_score"] == row["llm_logprob"] for row in accepted)
+
+
+@pytest.mark.parametrize(
+    ("model", "endpoint", "params"),
+    [
+        ("openai/gpt-4.1-mini", None, {"logprobs": True}),
+        ("openai/gpt-4.1-mini", "responses", {"include": ["message.output_text.logprobs"]}),
+        ("gemini/gemini-2.5-flash", None, {"responseLogprobs": True}),
+        ("command/keywords", None, {"logprobs": True}),
+        ("ours/qwen", None, {"logprobs": True}),
+    ],
+)
+def test_each_provider_is_asked_for_logprobs_in_its_own_words(
+    model: str, endpoint: Any, params: dict[str, Any]
+) -> None:
+    promise = cascade(score="llm_logprob", oracle="openai/gpt-5")
+    asked_for = definition(promise, model=model, endpoint=endpoint, params={"seed": 1}, response=Topic)
+    assert asked_for.spec.params == {"seed": 1, **params}
+    assert asked_for.models[1].spec.params == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["anthropic/claude-haiku-4-5", "bedrock/amazon.nova-lite-v1:0", "vertex/publishers/anthropic/models/claude-haiku"],
+)
+def test_where_a_model_does_not_tell_how_probable_its_label_is_that_is_no_score(model: str) -> None:
+    with pytest.raises(ConfigError, match=f"which {model} does not tell"):
+        definition(cascade(score="llm_logprob"), model=model, params={"max_tokens": 9}, response=Topic)
 
 
 # what cannot be promised --------------------------------------------------------------------------------------------
