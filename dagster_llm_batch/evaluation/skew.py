@@ -21,6 +21,7 @@ from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.checks import CheckOutcome, fail_with
+from dagster_llm_batch.core.levels import SAMPLED
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
@@ -97,7 +98,9 @@ def skew_assets(
     """Declare a sample of labels, asked again in real time and compared: `<name>`, and `<name>_sample` with both side
     by side.
 
-    Replies also differ by chance, unless the LLM is asked with temperature 0. The labels' partitions are sampled one by
+    Replies also differ by chance, unless the LLM is asked with temperature 0. Of a cascade the oracle is asked again,
+    about rows of its sample: how often it agrees with itself is the most that any model can agree with it. The labels'
+    partitions are sampled one by
     one. Pressing again asks nothing and pays nothing, unless rows, prompt or parameters have changed. Needs the extra
     `evaluation` when it runs.
 
@@ -150,7 +153,9 @@ def skew_assets(
     )
     skew = _Skew(
         dataset=dataset,
-        labeling=in_real_time(dataset.labeling, builder.key.to_user_string(), realtime, max_cost_usd=max_cost_usd),
+        labeling=in_real_time(
+            _asked_again(dataset.labeling), builder.key.to_user_string(), realtime, max_cost_usd=max_cost_usd
+        ),
         targets=targets,
         sample_size=sample_size,
         seed=seed,
@@ -172,6 +177,11 @@ def skew_assets(
         checks.append(builder.check(_AGREEMENT, meaning, blocking=blocking))
     resource_keys = {dataset.resource_key, *dataset.rows_resource_keys}
     return [builder.asset(specs, partial(_prepare, skew, specs[""].key), checks, resource_keys)]
+
+
+def _asked_again(labeling: Labeling) -> Labeling:
+    """Return the labeling by the model that is asked again: of a cascade, by its oracle."""
+    return labeling if labeling.cascade is None else labeling.models[1]
 
 
 def _prepare(skew: "_Skew", main: dg.AssetKey, context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
@@ -232,7 +242,9 @@ class _Skew:
         """
         dataset, key = self.dataset, self.labeling.key
         labeling = dataset.labeling
-        columns = list(dict.fromkeys([key, *(target.name for target in self.targets), *_ASKED]))
+        targets = (target.name for target in self.targets)
+        levels = () if labeling.cascade is None else ("llm_why",)
+        columns = list(dict.fromkeys([key, *targets, *_ASKED, *levels]))
         labels = StoredTables(context).read(dataset.key, partition, columns, hint=_HINT)
         submissions = engine.ledger.history(engine.namespace, labeling.asset, partition or "")
         # Labels of another definition would be compared with answers to the present one.
@@ -244,8 +256,11 @@ class _Skew:
                 f"{dataset.batch_key.to_user_string()} and the labels again, or restore the earlier definition."
             )
         own = pc.and_(
-            pc.equal(labels["llm_lane"], Lane.BATCH.value), pc.equal(labels["llm_provider"], labeling.provider)
+            pc.equal(labels["llm_lane"], Lane.BATCH.value), pc.equal(labels["llm_provider"], self.labeling.provider)
         )
+        if labeling.cascade is not None:
+            # What was escalated are the harder rows, and no sample of all.
+            own = pc.and_(own, pc.equal(labels["llm_why"], SAMPLED))
         labels = labels.filter(own)
         if self.sample_size is None:
             return labels

@@ -150,6 +150,81 @@ def test_a_sampled_row_without_an_answer_counts_as_wrong_since_those_may_be_the_
     assert share_of_failures(wrong, requests, draw, lost=lost, drops_lost=True) > 0.08
 
 
+def failures_of(generator, choose, runs=300, rows=4_000, agreement=0.95):
+    """Return how often a table breaks the promise whose accepted rows `choose` returns, given scores and errors."""
+    failures = 0
+    for _ in range(runs):
+        hard = generator.beta(1, 4, rows)
+        scores, wrong = 1 - hard, generator.random(rows) < hard
+        failures += int((choose(scores, wrong) & wrong).sum() > (1 - agreement) * rows)
+    return failures / runs
+
+
+def test_a_threshold_is_set_once_since_one_that_is_looked_at_again_and_again_breaks_the_promise():
+    generator, most, digests = np.random.default_rng(4), 200, np.arange(4_000, dtype=np.uint64)
+
+    def accepted(scores, wrong, drawn):
+        allowed = count_allowed(len(drawn), len(scores), 0.95, CONFIDENCE)
+        return are_above(scores, digests, find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed))
+
+    def once(scores, wrong):
+        return accepted(scores, wrong, generator.choice(len(scores), most, replace=False))
+
+    def peeking(scores, wrong):
+        # After each ten labels, and the most that was ever accepted is kept.
+        drawn = generator.choice(len(scores), most, replace=False)
+        looks = (accepted(scores, wrong, drawn[:count]) for count in range(60, most + 1, 10))
+        return max(looks, key=np.count_nonzero)
+
+    assert failures_of(generator, once) <= 0.06
+    assert failures_of(generator, peeking) > 0.07
+
+
+def test_a_threshold_is_of_its_own_partition_since_an_earlier_one_misses_errors_that_are_new():
+    generator, digests = np.random.default_rng(6), np.arange(4_000, dtype=np.uint64)
+    known = {}
+
+    def new_errors(scores, wrong):
+        return wrong | ((scores > 0.9) & (generator.random(len(scores)) < 0.2))
+
+    def threshold_of(scores, wrong):
+        drawn = generator.choice(len(scores), 400, replace=False)
+        allowed = count_allowed(400, len(scores), 0.95, CONFIDENCE)
+        return find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+
+    def failures(is_old):
+        failed = 0
+        for _ in range(100):
+            hard = generator.beta(1, 4, 4_000)
+            scores, wrong = 1 - hard, generator.random(4_000) < hard
+            known["old"] = threshold_of(scores, wrong)
+            wrong = new_errors(scores, wrong)
+            threshold = known["old"] if is_old else threshold_of(scores, wrong)
+            failed += int((are_above(scores, digests, threshold) & wrong).sum() > 0.05 * 4_000)
+        return failed
+
+    assert failures(is_old=False) <= 8
+    assert failures(is_old=True) > 50
+
+
+def test_an_oracle_that_disagrees_with_itself_takes_its_noise_from_what_is_accepted():
+    generator, rows, sample = np.random.default_rng(9), 5_000, 500
+    hard = generator.beta(1, 30, rows)
+    wrong = generator.random(rows) < hard
+    digests = np.arange(rows, dtype=np.uint64)
+    allowed = count_allowed(sample, rows, 0.98, CONFIDENCE)
+    shares = []
+    for noise in (0.0, 0.03):
+        accepted = 0
+        for _ in range(100):
+            drawn = generator.choice(rows, sample, replace=False)
+            disagrees = wrong[drawn] ^ (generator.random(sample) < noise)
+            threshold = find_threshold(1 - hard[drawn], digests[drawn], disagrees, allowed)
+            accepted += np.count_nonzero(are_above(1 - hard, digests, threshold))
+        shares.append(1 - accepted / rows / 100)
+    assert shares[1] > shares[0] + 0.2, shares
+
+
 def test_the_sample_grows_with_the_root_of_the_rows_and_lies_on_a_step():
     sizes = {rows: choose_sample(rows, 0.95, 0.95) for rows in (1_000, 5_000, 20_000, 100_000)}
     assert 130 <= sizes[1_000] <= 200

@@ -120,6 +120,14 @@ def test_a_label_that_gold_has_is_no_loss_whatever_the_oracle_says():
     assert asked.calibrate([own], [oracles]).wrong == 2
 
 
+def test_a_sampled_row_of_which_the_oracle_gave_no_answer_counts_as_wrong():
+    asked = replace(levels(0.9, 4, np.random.default_rng(1)), sampled=IDS[:4].tolist(), rows=10_000)
+    own = results(np.arange(4), ["a", "a", "a", "a"], np.array([0.9, 0.9, 0.9, -np.inf]))
+    # Of the first there is a result that is none, of the second nothing at all; the last has no score.
+    oracles = results(np.array([0, 2, 3]), ["a", "a", "b"], np.full(3, 0.9), np.array([False, True, True]))
+    assert asked.calibrate([own], [oracles]).wrong == 2
+
+
 def test_a_sample_without_rows_that_were_erased_keeps_each_rows_gold():
     generator = np.random.default_rng(1)
     asked = replace(levels(0.9, 3, generator, within=0.1), sampled=["x", "y", "x"], gold=["a", "b", "c"])

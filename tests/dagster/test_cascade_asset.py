@@ -11,7 +11,8 @@ import pytest
 from code_location import BATCH, CodeLocation, failure, labeled
 from pydantic import BaseModel
 
-from dagster_llm_batch import Cascade
+from dagster_llm_batch import Cascade, skew_assets
+from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, WireFault
 
 TOPICS = ("billing", "bug", "how_to")
@@ -144,3 +145,31 @@ def test_a_promise_against_gold_reads_its_asset_and_asks_nothing_where_it_says_n
     )
     assert judged["promise"].passed
     assert 0 < told["llm_batch/accepted_share"] < 1
+
+
+def test_how_often_the_oracle_agrees_with_itself_is_measured_on_its_sample(instance: dg.DagsterInstance) -> None:
+    asked: set[str] = set()
+
+    def fickle(body: Any, url: str) -> Any:
+        said = answer(body, url)
+        again = str(body["messages"]) in asked
+        if body["model"] == "gpt-4o":
+            asked.add(str(body["messages"]))
+        number = TOPICS.index(said["topic"])
+        return {**said, "topic": TOPICS[(number + 1) % 3]} if again and number == 0 else said
+
+    labels = cascading()
+    noise = skew_assets(name="oracle_noise", candidates=labels, target="topic", sample_size=None)
+    with Emulator(answer=fickle) as emulator:
+        location = CodeLocation(emulator, instance, *labels, *noise)
+        location.submit()
+        for _ in range(2):
+            emulator.settle()
+            location.collect()
+        assert location.run("oracle_noise", "oracle_noise_sample").success
+        again = [one for one in emulator.books.executions if one.billed and one.batch_id is None]
+    told = location.metadata("oracle_noise")
+    assert len(again) == 50
+    sampled = location.metadata()["llm_batch/rows_sampled"]
+    assert sampled == 50
+    assert 0.4 < told[figure_key("agreement", "topic")] < 0.9
