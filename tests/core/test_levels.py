@@ -131,7 +131,7 @@ def test_a_sampled_row_of_which_the_oracle_gave_no_answer_counts_as_wrong():
 def test_a_sample_without_rows_that_were_erased_keeps_each_rows_gold():
     generator = np.random.default_rng(1)
     asked = replace(levels(0.9, 3, generator, within=0.1), sampled=["x", "y", "x"], gold=["a", "b", "c"])
-    left = asked.keep_sampled({"x"})
+    left = asked.keep_drawn({"x"})
     assert (left.sampled, left.gold) == (["x", "x"], ["a", "c"])
     assert Levels.of_json(left.as_json()) == left
 
