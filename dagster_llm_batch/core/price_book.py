@@ -36,6 +36,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
 __all__ = [
+    "BATCH_SUFFIXES",
     "BOOK_FILE",
     "Book",
     "OwnPrices",
@@ -333,7 +334,7 @@ _HALVES: Mapping[str, PriceSource] = {
 }
 
 # Whose batches are models of their own in the book, by the end of their names: OPENROUTER_BATCH.
-_BATCH_SUFFIXES: Mapping[str, str] = {"openrouter": ":batch"}
+BATCH_SUFFIXES: Mapping[str, str] = {"openrouter": ":batch"}
 
 _TENTH_MORE = Decimal("1.1")
 
@@ -435,7 +436,7 @@ class Book:
         batch = self._list(("processing", "batch"))
         if batch is not None:
             return Terms(PriceBasis.BATCH, batch)
-        if (suffix := _BATCH_SUFFIXES.get(self._provider)) is not None:
+        if (suffix := BATCH_SUFFIXES.get(self._provider)) is not None:
             batch = price_list_of(self._provider, f"{self._model}{suffix}", self._at)
             if batch is not None:
                 return Terms(PriceBasis.BATCH, batch)

@@ -312,13 +312,28 @@ def tariff(provider: str, model: str, at: datetime, own: TokenPrice | None = Non
 
 def price_gap(provider: str, model: str, at: datetime) -> str:
     """Return a sentence on why no price is known of a model, with the name in the price book that is most like it."""
-    from dagster_llm_batch.core.price_book import models_of, price_list_of  # noqa: PLC0415 - as above
+    from dagster_llm_batch.core.price_book import BATCH_SUFFIXES, models_of, price_list_of  # noqa: PLC0415 - as above
 
     name = _name_in_book(provider, model)
+    if (suffix := BATCH_SUFFIXES.get(provider)) is not None:
+        return _listing_gap(name, suffix, [each for each in models_of(provider) if each.endswith(suffix)])
     if price_list_of(provider, name, at) is not None:
         return f"The price book does not say what '{name}' costs in a batch."
     near = nearest_name(name, models_of(provider))
     return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
+
+
+def _listing_gap(model: str, suffix: str, listed: Sequence[str]) -> str:
+    """Return why no price is known of a model whose batches would be `listed` as models of their own."""
+    plain, names = model.removesuffix(suffix), [each.removesuffix(suffix) for each in listed]
+    is_listed = plain in names
+    near = plain if is_listed else nearest_name(plain, names)
+    gap = f"A model is named without '{suffix}'" if is_listed else f"The price book has no '{plain}{suffix}'"
+    guess = "." if near is None else f"; did you mean '{near}'?"
+    return (
+        f"{gap}{guess} This vendor lists the batches of a model as a model of its own, and refuses batches of one that "
+        "it does not list. Where its page lists it, a newer book may have it: `dagster-llm-batch prices --fetch`."
+    )
 
 
 def _own_tariff(own: TokenPrice) -> Tariff:

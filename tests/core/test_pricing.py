@@ -23,6 +23,7 @@ from dagster_llm_batch.core.pricing import (
     Estimate,
     Tariff,
     TokenPrice,
+    price_gap,
     tariff,
 )
 from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
@@ -381,3 +382,20 @@ def test_what_is_paid_beside_the_requests_is_in_all_three_numbers() -> None:
     # Copies of the request that fill a batch up.
     estimate.add_surcharge(Costs(9 * (estimate.cost_usd or Decimal(0)), 9 * (estimate.bound_usd or Decimal(0))))
     assert (estimate.cost_usd, estimate.p95_usd, estimate.bound_usd) == tuple(10 * (each or 0) for each in before)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("openai/gpt-4o:batch", "A model is named without ':batch'; did you mean 'openai/gpt-4o'?"),
+        ("openai/gpt-4o-min", "The price book has no 'openai/gpt-4o-min:batch'; did you mean 'openai/gpt-4o-mini'?"),
+        ("nobody/of-this-name", "The price book has no 'nobody/of-this-name:batch'. This vendor"),
+    ],
+)
+def test_a_model_of_openrouter_without_batches_in_the_book_says_what_to_do(model: str, said: str) -> None:
+    at = datetime(2026, 11, 28, tzinfo=UTC)
+    assert tariff("openrouter", model, at).basis is PriceBasis.UNKNOWN
+    gap = price_gap("openrouter", model, at)
+    assert gap.startswith(said)
+    assert "refuses batches of one that it does not list" in gap
+    assert "`dagster-llm-batch prices --fetch`" in gap

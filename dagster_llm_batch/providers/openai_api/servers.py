@@ -203,6 +203,11 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("a canceled job may have answered every row", _MISTRAL, seen_live=True),
                 Fact("an upload takes an `expiry` of an unknown unit, which is not told", _MISTRAL_SDK),
                 Fact("it also has embeddings, OCR and others, which are not asked here", _MISTRAL_SDK),
+                Fact(
+                    "its moderations are refused here: no result line of one was ever seen, its reply has nothing like "
+                    "`flagged`, and no price is known",
+                    _MISTRAL_SDK,
+                ),
             ),
         ),
         "groq": Server(

@@ -37,6 +37,7 @@ class InlineServer(Server):
 _DOCS = "openrouter.ai/docs, Batch guide and API reference, 2026-11"
 _SDK = "openrouter 1.3.84 (Python SDK), 2026-11"
 _CLIENT = "a client that was run against OpenRouter, 2026-08-29"
+_LISTED = "OpenRouterTeam/docs, batch-research/mistral, 2026-09-02"
 _OPPER = "docs.opper.ai, Batches, 2026-11"
 _MERGE = "docs.merge.dev, Gateway, Batches, 2026-11"
 
@@ -59,6 +60,7 @@ OPENROUTER = InlineServer(
     quirks=(
         Fact("what is told of a batch comes before its requests: it is read as it arrives", _CLIENT, seen_live=True),
         Fact("a 402 to a poll withholds results until the account is topped up", _SDK),
+        Fact("a model that is not listed as `…:batch`, too, has no batches: 400", _LISTED, seen_live=True),
         Fact("no batch can be canceled", _SDK),
         Fact("no metadata: a batch whose create call was lost is known by its results", _SDK),
         Fact("what it cost is told of the batch; rows of embeddings tell it too", _SDK),
