@@ -29,6 +29,7 @@ _COMMANDS = {
     "export": ("export", "Labels, rejects, mistakes, judgments or fine-tuning examples, as a file."),
     "export-tasks": ("tasks", "Rows for people to judge in Label Studio, Argilla or a spreadsheet."),
     "import-judgments": ("tasks", "What people said in Label Studio, Argilla or a spreadsheet, into the ledger."),
+    "answer": ("answer", "A batch file, answered by a student. Asks no LLM."),
     "prices": ("prices", "The price book in use and its age; fetch a newer one."),
     "prune": ("prune", "Remove stored files that nothing needs any more."),
     "erase": ("erase", "Remove what is stored of rows, and ask them no more."),

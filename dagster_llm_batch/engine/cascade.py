@@ -190,7 +190,8 @@ class Sampling:
             drawn_rows = size if audit is None else round(audit.share * rows)
             cost = relative_cost(float(cheap), float(each), drawn_rows, rows, accepted)
             # Whoever names a sample has decided that there is to be one.
-            if cost >= 1 and cascade.sample == "auto":
+            # A model that is free costs nothing where it is of no use yet, as a student that has not learned.
+            if cost > 1 and cascade.sample == "auto":
                 size, audit, earlier = rows, None, None
         keys, sampled = ([], None) if size >= rows and audit is None else self._drawn(size, seed)
         # Before anything is written that costs: what is missing, people have to say first.
