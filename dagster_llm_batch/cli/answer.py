@@ -55,7 +55,7 @@ def answer_command(
     except InputError as error:
         none = str(error)
         click.echo(none, err=True)
-        answered = (_line(custom_id, 404, none) for custom_id, _ in _requests(requests))
+        answered = _refusals(requests, none)
     else:
         answered = _Replies(student_of(stored), score).lines(_requests(requests))
     count = good = 0
@@ -81,6 +81,10 @@ def _requests(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"Line {number} of the batch file is no request with a custom_id and a body.") from error
         yield custom_id, body
+
+
+def _refusals(requests: BinaryIO, why: str) -> Iterator[tuple[bool, bytes]]:
+    return (_line(custom_id, 404, why) for custom_id, _ in _requests(requests))
 
 
 def _line(custom_id: str, status: int, reply: str, model: str = "") -> tuple[bool, bytes]:
@@ -166,5 +170,5 @@ def _text(body: Mapping[str, Any]) -> str:
             content = message.get("content")
             if isinstance(content, list):
                 return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-            return str(content)
+            return str(content or "")
     return ""
