@@ -5,39 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
-from functools import cached_property
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import Any
 
 import click
 from rich.text import Text
 
-from dagster_llm_batch.arguments import nearest_name
+from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import console, counted, money, print_json, table
-from dagster_llm_batch.core.logprobs import LOGPROB
-from dagster_llm_batch.engine.choice import GOLD, Chooser, End, Plan, Quality, Wanted
-from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
-from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.engine.choice import Chooser, Plan, Quality, Wanted
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from dagster_llm_batch.evaluation.spec import EvaluationSpec
-
 __all__ = ["advise_command"]
-
-# So many runs say how many rows the next one has.
-_REMEMBERED = 5
-_LANES = {Lane.BATCH: "batch", Lane.REALTIME: "real time"}
-_NAMES_SHOWN = 10
 
 
 class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is not generic
@@ -81,7 +65,7 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
 @click.option("--score", help="Column that says how sure a model is.  [default: that of the cascade, or 'confidence']")
 @click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=click.FloatRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
     help="How sure all intervals together are, and what a cascade promises with.",
@@ -109,12 +93,16 @@ def advise_command(
     All is from earlier runs in the ledger, of this dataset and of others over the same rows, and from gold. What is not
     known is said to be so. A cascade is certified by the sample of its own run.
     """
-    if quality >= 1:
+    # Neither is "nan".
+    for name, given in (("--confidence", confidence), ("--max-usd", max_usd or 0.0)):
+        if not isfinite(given):
+            raise click.UsageError(f"{name} {given} is no number.")
+    if not quality < 1:
         raise click.UsageError(
             f"--quality {quality:g}: no number of rows shows that all labels are right. Give less than 1, or ask the "
             "model that counts as right about all rows."
         )
-    case = _Case(deployment, dataset, beside, target, score, against)
+    case = Case(deployment, dataset, beside, target, score, against)
     column, right = case.target, case.against
     now = deployment.dry_engine.now()
     wanted = Wanted(
@@ -128,11 +116,13 @@ def advise_command(
         by=None if by is None else _next(by, now),
         max_usd=None if max_usd is None else Decimal(repr(max_usd)),
     )
-    plans = case.chooser(wanted).plans()
+    chooser = case.chooser(wanted)
+    plans = chooser.plans()
+    unknown = list(_unknown(case, wanted, chooser, plans))
     if as_json:
-        print_json(_document(case, wanted, plans))
+        print_json(_document(case, wanted, plans, unknown))
     else:
-        _print(case, wanted, plans)
+        _print(case, wanted, plans, unknown)
     if not any(plan.state == "feasible" for plan in plans):
         leave(ExitCode.FAILED)
 
@@ -151,215 +141,6 @@ def _next(by: datetime | time, now: datetime) -> datetime:
     if by.tzinfo is None:
         moment = moment.replace(tzinfo=None).astimezone()
     return moment.astimezone(UTC)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What is asked about: a dataset, those beside it, its records, and its gold."""
-
-    deployment: DeploymentAccess
-    name: str
-    beside: Sequence[str]
-    given_target: str | None
-    given_score: str | None
-    given_against: str | None
-
-    @cached_property
-    def labeling(self) -> Labeling:
-        return self._labeling(self.name)
-
-    def _labeling(self, name: str) -> Labeling:
-        """Return the definition of a dataset: that of the code, else the newest that the ledger has."""
-        datasets = self.deployment.code.datasets
-        by_key = {dataset.key.to_user_string(): dataset for dataset in datasets.values()}
-        if (found := datasets.get(name) or by_key.get(name)) is not None:
-            return found.labeling
-        deployment = self.deployment.dry_engine.deployment
-        if (stored := labeling_in_ledger(deployment, name)) is not None:
-            return stored
-        known = {*datasets, *(each.asset for each in deployment.ledger.submissions(deployment.namespace))}
-        near = nearest_name(name, known)
-        meant = "" if near is None else f" Did you mean '{near}'?"
-        names = ", ".join(sorted(known)[:_NAMES_SHOWN]) or "none"
-        raise click.UsageError(
-            f"'{name}' is no labeled dataset of {self.deployment.code.pointer}, nor of its ledger.{meant} There are: "
-            f"{names}."
-        )
-
-    @cached_property
-    def evaluation(self) -> EvaluationSpec | None:
-        """The first evaluation that has this dataset as a candidate, and the target among its own."""
-        dataset = self.deployment.code.datasets.get(self.labeling.asset)
-        for spec in self.deployment.code.evaluations if dataset is not None else ():
-            is_candidate = dataset is not None and dataset.key in [candidate.key for candidate in spec.candidates]
-            targets = [target.name for target in spec.targets if target.kind == "categorical"]
-            wanted = self.given_target or (self.labeling.cascade and self.labeling.cascade.target)
-            if is_candidate and spec.join_key == self.labeling.key and (wanted in targets or (not wanted and targets)):
-                return spec
-        return None
-
-    @cached_property
-    def target(self) -> str:
-        schema, cascade = self.labeling.reader.schema, self.labeling.cascade
-        if self.given_target is not None:
-            if self.given_target not in schema.names:
-                raise click.UsageError(
-                    f"--target {self.given_target!r} is no column of the response; its columns: "
-                    f"{', '.join(schema.names)}."
-                )
-            return self.given_target
-        if cascade is not None:
-            return cascade.target
-        if self.evaluation is not None:
-            return next(target.name for target in self.evaluation.targets if target.kind == "categorical")
-        if len(schema.names) == 1:
-            return str(schema.names[0])
-        raise click.UsageError(
-            f"Which column of '{self.name}' has to be right? Say it with --target: {', '.join(schema.names)}."
-        )
-
-    @cached_property
-    def score(self) -> str | None:
-        names, cascade = self.labeling.result_schema.names, self.labeling.cascade
-        if self.given_score is not None and self.given_score not in names:
-            raise click.UsageError(
-                f"--score {self.given_score!r} is no column of the response; its columns: {', '.join(names)}."
-            )
-        declared = [target.confidence_column for target in self.evaluation.targets] if self.evaluation else []
-        wanted = [self.given_score, cascade and cascade.score, *declared, "confidence", LOGPROB.name]
-        return next((name for name in wanted if name and name in names), None)
-
-    @cached_property
-    def against(self) -> str:
-        if self.given_against is not None:
-            if self.given_against == GOLD and self.evaluation is None:
-                raise click.UsageError(self._no_evaluation())
-            models = [record.model for record in self.records]
-            if self.given_against not in (GOLD, *models):
-                raise click.UsageError(
-                    f"--against {self.given_against!r} is neither '{GOLD}' nor a model of '{self.name}' or of what is "
-                    f"beside it; these are {', '.join(dict.fromkeys(models))}."
-                )
-            return self.given_against
-        if self.evaluation is not None:
-            return GOLD
-        if self.labeling.cascade is not None:
-            return self.labeling.cascade.oracle
-        raise click.UsageError(self._no_evaluation())
-
-    def _no_evaluation(self) -> str:
-        return (
-            f"Nothing says what is right for '{self.name}': no evaluation_assets of this code location has it as a "
-            "candidate with a categorical target, so the quality of no plan can be known. Declare one, with gold for "
-            "some rows, or take a model's labels for right: --against provider/model."
-        )
-
-    @cached_property
-    def names_beside(self) -> list[str]:
-        """The datasets whose models come into question: named, measured by the same evaluation, or of the same rows."""
-        datasets, own = self.deployment.code.datasets, self.labeling
-        dataset = datasets.get(own.asset)
-        keys = [candidate.key for candidate in self.evaluation.candidates] if self.evaluation else []
-        found = [
-            name
-            for name, other in datasets.items()
-            if other.key in keys
-            or (dataset is not None and dataset.rows_key is not None and other.rows_key == dataset.rows_key)
-        ]
-        return [name for name in dict.fromkeys([*self.beside, *found]) if name != own.asset]
-
-    @cached_property
-    def records(self) -> list[TrackRecord]:
-        deployment = self.deployment.dry_engine.deployment
-        labelings = [self.labeling, *map(self._labeling, self.names_beside)]
-        fitting = [each for each in labelings if each.key == self.labeling.key]
-        return [
-            record
-            for labeling in fitting
-            if self.target in labeling.reader.schema.names
-            for record in track_records(deployment, labeling, self.target, self.score)
-        ]
-
-    @property
-    def usual_rows(self) -> int:
-        """How many rows the last runs of the dataset had."""
-        runs = {(run.partition, run.at): run.rows for record in self._own for run in record.runs}
-        if not runs:
-            raise click.UsageError(
-                f"'{self.name}' has no settled run in this ledger, so nobody knows how many rows the next one has. Say "
-                "it with --rows."
-            )
-        newest = sorted(runs, key=lambda run: run[1])[-_REMEMBERED:]
-        return max(1, round(fmean(runs[run] for run in newest)))
-
-    @property
-    def _own(self) -> list[TrackRecord]:
-        return [record for record in self.records if record.labeling.asset == self.labeling.asset]
-
-    @cached_property
-    def gold(self) -> tuple[pa.Table | None, str | None]:
-        """The gold of the rows that were answered; else why there is none."""
-        if self.evaluation is None or self.against != GOLD:
-            return None, None
-        try:
-            return self._read_gold(self.evaluation), None
-        except LLMBatchError as error:
-            return None, str(error)
-
-    def _read_gold(self, evaluation: EvaluationSpec) -> pa.Table:
-        import pyarrow as pa  # noqa: PLC0415 - `--help` needs none
-
-        from dagster_llm_batch.core.rows import record_batches  # noqa: PLC0415
-        from dagster_llm_batch.evaluation.stored_tables import columns_of  # noqa: PLC0415
-        from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS  # noqa: PLC0415
-
-        code, key = self.deployment.code, evaluation.gold
-        columns = list(dict.fromkeys([evaluation.join_key, self.gold_column]))
-        also = (*SAMPLE_COLUMNS, *evaluation.clusters)
-        answered = {partition for record in self.records for partition in record.partitions}
-        stored = list(code.stored_places(key))
-        wanted = [partition for partition in stored if partition in answered] or stored or [""]
-        tables = []
-        for partition in wanted:
-            value = code.load_asset(key, partition or None)
-            batches = list(record_batches(value, {*columns, *also}))
-            read = columns_of(batches, key.to_user_string(), columns, also=also, hint="Change the evaluation's key=.")
-            read = read.append_column("row", read[evaluation.join_key].cast(pa.string()))
-            if partition:
-                read = read.append_column("partition", pa.repeat(pa.scalar(partition), len(read)))
-            tables.append(read)
-        return pa.concat_tables(tables, promote_options="default").combine_chunks()
-
-    @property
-    def gold_column(self) -> str:
-        targets = self.evaluation.targets if self.evaluation else ()
-        return next((each.gold_column or each.name for each in targets if each.name == self.target), self.target)
-
-    @property
-    def reference(self) -> str:
-        """What counts as right, in words."""
-        if self.against != GOLD or self.evaluation is None:
-            return f"what {self.against} says"
-        return f"the gold of {self.evaluation.gold.to_user_string()}"
-
-    def chooser(self, wanted: Wanted) -> Chooser:
-        gold, _ = self.gold
-        cluster = self.evaluation.cluster if self.evaluation else None
-        deployment = self.deployment.dry_engine.deployment
-        return Chooser(deployment, self.records, wanted, _ends, gold, self.gold_column, cluster)
-
-    def definition_of(self, record: TrackRecord) -> str | None:
-        """Return the dataset whose prompt and parameters a model was asked by; None where it is the dataset's own."""
-        own, other = self.labeling, record.labeling
-        apart = {"model": None, "cascade": None}
-        if any(known.definition["asked"] | apart == other.definition["asked"] | apart for known in own.models):
-            return None
-        return other.asset if other.asset != own.asset else f"an earlier definition of {own.asset}"
-
-
-def _ends(record: TrackRecord, lane: Lane, requests: int) -> End:
-    del record, lane, requests
-    return End(None, "no forecast")
 
 
 # --- what is printed ---
@@ -381,7 +162,7 @@ def _quality(quality: Quality) -> str | None:
     return f"{quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f}), {quality.basis}"
 
 
-def _yaml(plan: Plan, case: _Case, wanted: Wanted) -> str:
+def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
     """Return the attributes of a component that make it so."""
     lines = [f"model: {plan.record.model}"]
     if plan.oracle is not None:
@@ -399,7 +180,7 @@ def _yaml(plan: Plan, case: _Case, wanted: Wanted) -> str:
     return "\n".join(lines)
 
 
-def _python(plan: Plan, case: _Case, wanted: Wanted) -> str:
+def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
     """Return the arguments of `llm_batch_assets` that make it so."""
     lines = [f"model={json.dumps(plan.record.model)},"]
     if plan.oracle is not None:
@@ -418,7 +199,7 @@ def _python(plan: Plan, case: _Case, wanted: Wanted) -> str:
     return "\n".join(lines)
 
 
-def _notes(plan: Plan, case: _Case) -> Iterator[str]:
+def _notes(plan: Plan, case: Case) -> Iterator[str]:
     """Yield what is to know of a plan before it is taken."""
     for record in (plan.record, plan.oracle):
         if record is not None and (owner := case.definition_of(record)) is not None:
@@ -427,7 +208,7 @@ def _notes(plan: Plan, case: _Case) -> Iterator[str]:
         yield "In real time the same answers as in a batch are taken for granted; skew_assets measures it."
 
 
-def _evidence(case: _Case) -> list[dict[str, Any]]:
+def _evidence(case: Case) -> list[dict[str, Any]]:
     return [
         {
             "dataset": record.labeling.asset,
@@ -444,26 +225,17 @@ def _evidence(case: _Case) -> list[dict[str, Any]]:
     ]
 
 
-def _unknown(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> Iterator[str]:
+def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]) -> Iterator[str]:
     """Yield what is not known beside the figures of single plans."""
     if (why := case.gold[1]) is not None:
         yield f"The gold cannot be read, so that no quality is known: {why}"
     if not any(plan.oracle is not None for plan in plans):
-        if case.score is None:
-            yield (
-                "No cascade: the response has no column that says how sure a model is. Add `confidence: float` to it, "
-                "or ask for logprobs."
-            )
-        else:
-            yield (
-                "No cascade: no two models of different price have answered the same rows by the same prompt"
-                + ("." if wanted.against == GOLD else f", the dearer being {wanted.against}.")
-            )
+        yield f"No cascade: {chooser.cascade_gap()}."
     if all(run.at >= wanted.now for record in case.records for run in record.runs):
         yield "Nothing here is of an earlier run."
 
 
-def _document(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> dict[str, Any]:
+def _document(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequence[str]) -> dict[str, Any]:
     return {
         "dataset": case.labeling.asset,
         "rows": wanted.rows,
@@ -505,15 +277,15 @@ def _document(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> dict[str, A
             for plan in plans
         ],
         "evidence": _evidence(case),
-        "unknown": list(_unknown(case, wanted, plans)),
+        "unknown": list(unknown),
     }
 
 
-def _print(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> None:
+def _print(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequence[str]) -> None:
     """Print the feasible plans as a table, then how to take the first, the evidence, and why not the others."""
     _say(
         f"{counted(wanted.rows, 'row', 'rows')} of {cell_text(case.labeling.asset)}, of which at least "
-        f"{wanted.quality:g} shall have the right '{cell_text(wanted.target)}', by {cell_text(case.reference)}."
+        f"{wanted.quality:.9g} shall have the right '{cell_text(wanted.target)}', by {cell_text(case.reference)}."
     )
     if wanted.by is not None:
         local = wanted.by.astimezone()
@@ -545,7 +317,7 @@ def _print(case: _Case, wanted: Wanted, plans: Sequence[Plan]) -> None:
             _say(f"- {cell_text(' | '.join(titles), limit=600)}: {cell_text(reasons, limit=600)}")
         if others:
             click.echo()
-    for text in _unknown(case, wanted, plans):
+    for text in unknown:
         _say(cell_text(text, limit=600))
     _print_evidence(case, wanted)
 
@@ -566,7 +338,7 @@ def _print_plans(plans: Sequence[Plan]) -> None:
     console().print(table(["plan", "~cost", "95 % below", *ends, "quality"], rows))
 
 
-def _print_evidence(case: _Case, wanted: Wanted) -> None:
+def _print_evidence(case: Case, wanted: Wanted) -> None:
     rows: list[list[object]] = [
         [
             record.model,

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.cascade import choose_sample, count_least
 from dagster_llm_batch.core.forecast import Rates, learn
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.track_record import TrackRecord
+from dagster_llm_batch.engine.track_record import ANSWERS, TrackRecord
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.metrics.classification import accuracy_interval
 from dagster_llm_batch.metrics.clusters import Units
@@ -308,17 +308,28 @@ class Chooser:
                     found.append((record, oracle))
         return found
 
+    def cascade_gap(self) -> str:
+        """Return why there is no cascade among the plans."""
+        if self._wanted.score is None:
+            return (
+                "the response has no column that says how sure a model is. Add `confidence: float` to it, or ask for "
+                "logprobs"
+            )
+        if not self._pairs:
+            dearer = "" if self._wanted.against == GOLD else f", the dearer being {self._wanted.against}"
+            return f"no two models of different, known prices have answered by the same prompt{dearer}"
+        if all(not len(_both(*pair)[0]) for pair in self._pairs):
+            return "no two models have answered the same rows"
+        return f"of {self._wanted.rows:,} rows a sample would be nearly all"
+
     def _each_usd(self, record: TrackRecord) -> Decimal | None:
         return self._cost(record, Lane.BATCH).expected
 
     def _cascades(self) -> Iterator[Plan]:
         wanted = self._wanted
         for record, oracle in self._pairs:
-            mine, theirs = _drawn(record), _drawn(oracle)
-            if mine is None or theirs is None:
-                continue
-            mine, theirs = _together(mine, theirs)
-            scores = pc.fill_null(mine["score"], -np.inf).to_numpy()
+            mine, theirs = _both(record, oracle)
+            scores = pc.fill_null(mine["score"].cast(pa.float64()), -np.inf).to_numpy()
             if not np.isfinite(scores).any():
                 continue
             pool = Pool(scores, ~_equal(mine, theirs) & np.isfinite(scores))
@@ -448,9 +459,9 @@ class Chooser:
         elif quality.low is None or quality.high is None:
             yield False, f"quality: {quality.basis} are too few for an interval"
         elif quality.high < wanted:
-            yield True, f"quality {_shares(quality)} is below {wanted:g}"
+            yield True, f"quality {_shares(quality)} is below {wanted:.9g}"
         elif quality.low < wanted:
-            yield False, f"quality: {_shares(quality)} does not show {wanted:g}; {self._needed(quality)}"
+            yield False, f"quality: {_shares(quality)} does not show {wanted:.9g}; {self._needed(quality)}"
 
     def _judge_cost(self, plan: Plan) -> Iterator[tuple[bool, str]]:
         (expected, _, high, why), most = plan.cost, self._wanted.max_usd
@@ -490,6 +501,15 @@ def _drawn(record: TrackRecord) -> pa.Table | None:
         return None
     drawn = record.answers.filter(record.answers["is_drawn"])
     return drawn if len(drawn) else None
+
+
+def _both(record: TrackRecord, oracle: TrackRecord) -> tuple[pa.Table, pa.Table]:
+    """Return the answers of two models to the rows that both were asked, without regard to a score, in one order."""
+    mine, theirs = _drawn(record), _drawn(oracle)
+    if mine is None or theirs is None:
+        nothing = pa.table({name: pa.nulls(0) for name in ANSWERS})
+        return nothing, nothing
+    return _together(mine, theirs)
 
 
 def _together(one: pa.Table, other: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -1,0 +1,240 @@
+"""What a choice of a model is made from: a dataset, those beside it, their records in the ledger, and gold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import click
+
+from dagster_llm_batch.arguments import nearest_name
+from dagster_llm_batch.cli.deployment import DeploymentAccess
+from dagster_llm_batch.core.logprobs import LOGPROB
+from dagster_llm_batch.engine.choice import GOLD, Chooser, End, Wanted
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
+from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.types import Lane
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dagster_llm_batch.evaluation.spec import EvaluationSpec
+
+__all__ = ["Case"]
+
+# So many runs say how many rows the next one has.
+_REMEMBERED = 5
+_NAMES_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked about: a dataset, those beside it, its records, and its gold."""
+
+    deployment: DeploymentAccess
+    name: str
+    beside: Sequence[str]
+    given_target: str | None
+    given_score: str | None
+    given_against: str | None
+
+    @cached_property
+    def labeling(self) -> Labeling:
+        return self._labeling(self.name)
+
+    def _labeling(self, name: str) -> Labeling:
+        """Return the definition of a dataset: that of the code, else the newest that the ledger has."""
+        datasets = self.deployment.code.datasets
+        by_key = {dataset.key.to_user_string(): dataset for dataset in datasets.values()}
+        if (found := datasets.get(name) or by_key.get(name)) is not None:
+            return found.labeling
+        deployment = self.deployment.dry_engine.deployment
+        if (stored := labeling_in_ledger(deployment, name)) is not None:
+            return stored
+        known = {*datasets, *(each.asset for each in deployment.ledger.submissions(deployment.namespace))}
+        near = nearest_name(name, known)
+        meant = "" if near is None else f" Did you mean '{near}'?"
+        names = ", ".join(sorted(known)[:_NAMES_SHOWN]) or "none"
+        raise click.UsageError(
+            f"'{name}' is no labeled dataset of {self.deployment.code.pointer}, nor of its ledger.{meant} There are: "
+            f"{names}."
+        )
+
+    @cached_property
+    def evaluation(self) -> EvaluationSpec | None:
+        """The first evaluation that has this dataset as a candidate, and the target among its own."""
+        dataset = self.deployment.code.datasets.get(self.labeling.asset)
+        for spec in self.deployment.code.evaluations if dataset is not None else ():
+            is_candidate = dataset is not None and dataset.key in [candidate.key for candidate in spec.candidates]
+            targets = [target.name for target in spec.targets if target.kind == "categorical"]
+            wanted = self.given_target or (self.labeling.cascade and self.labeling.cascade.target)
+            if is_candidate and spec.join_key == self.labeling.key and (wanted in targets or (not wanted and targets)):
+                return spec
+        return None
+
+    @cached_property
+    def target(self) -> str:
+        schema, cascade = self.labeling.reader.schema, self.labeling.cascade
+        if self.given_target is not None:
+            if self.given_target not in schema.names:
+                raise click.UsageError(
+                    f"--target {self.given_target!r} is no column of the response; its columns: "
+                    f"{', '.join(schema.names)}."
+                )
+            return self.given_target
+        if cascade is not None:
+            return cascade.target
+        if self.evaluation is not None:
+            return next(target.name for target in self.evaluation.targets if target.kind == "categorical")
+        if len(schema.names) == 1:
+            return str(schema.names[0])
+        raise click.UsageError(
+            f"Which column of '{self.name}' has to be right? Say it with --target: {', '.join(schema.names)}."
+        )
+
+    @cached_property
+    def score(self) -> str | None:
+        names, cascade = self.labeling.result_schema.names, self.labeling.cascade
+        if self.given_score is not None and self.given_score not in names:
+            raise click.UsageError(
+                f"--score {self.given_score!r} is no column of the response; its columns: {', '.join(names)}."
+            )
+        declared = [target.confidence_column for target in self.evaluation.targets] if self.evaluation else []
+        wanted = [self.given_score, cascade and cascade.score, *declared, "confidence", LOGPROB.name]
+        return next((name for name in wanted if name and name in names), None)
+
+    @cached_property
+    def against(self) -> str:
+        if self.given_against is not None:
+            if self.given_against == GOLD and self.evaluation is None:
+                raise click.UsageError(self._no_evaluation())
+            models = [record.model for record in self.records]
+            if self.given_against not in (GOLD, *models):
+                raise click.UsageError(
+                    f"--against {self.given_against!r} is neither '{GOLD}' nor a model of '{self.name}' or of what is "
+                    f"beside it; these are {', '.join(dict.fromkeys(models))}."
+                )
+            return self.given_against
+        if self.evaluation is not None:
+            return GOLD
+        if self.labeling.cascade is not None:
+            return self.labeling.cascade.oracle
+        raise click.UsageError(self._no_evaluation())
+
+    def _no_evaluation(self) -> str:
+        return (
+            f"Nothing says what is right for '{self.name}': no evaluation_assets of this code location has it as a "
+            "candidate with a categorical target, so the quality of no plan can be known. Declare one, with gold for "
+            "some rows, or take a model's labels for right: --against provider/model."
+        )
+
+    @cached_property
+    def names_beside(self) -> list[str]:
+        """The datasets whose models come into question: named, measured by the same evaluation, or of the same rows."""
+        datasets, own = self.deployment.code.datasets, self.labeling
+        dataset = datasets.get(own.asset)
+        keys = [candidate.key for candidate in self.evaluation.candidates] if self.evaluation else []
+        found = [
+            name
+            for name, other in datasets.items()
+            if other.key in keys
+            or (dataset is not None and dataset.rows_key is not None and other.rows_key == dataset.rows_key)
+        ]
+        return [name for name in dict.fromkeys([*self.beside, *found]) if name != own.asset]
+
+    @cached_property
+    def records(self) -> list[TrackRecord]:
+        deployment = self.deployment.dry_engine.deployment
+        labelings = [self.labeling, *map(self._labeling, self.names_beside)]
+        fitting = [each for each in labelings if each.key == self.labeling.key]
+        return [
+            record
+            for labeling in fitting
+            if self.target in labeling.reader.schema.names
+            for record in track_records(deployment, labeling, self.target, self.score)
+        ]
+
+    @property
+    def usual_rows(self) -> int:
+        """How many rows the last runs of the dataset had."""
+        runs = {(run.partition, run.at): run.rows for record in self._own for run in record.runs}
+        if not runs:
+            raise click.UsageError(
+                f"'{self.name}' has no settled run in this ledger, so nobody knows how many rows the next one has. Say "
+                "it with --rows."
+            )
+        newest = sorted(runs, key=lambda run: run[1])[-_REMEMBERED:]
+        return max(1, round(fmean(runs[run] for run in newest)))
+
+    @property
+    def _own(self) -> list[TrackRecord]:
+        return [record for record in self.records if record.labeling.asset == self.labeling.asset]
+
+    @cached_property
+    def gold(self) -> tuple[pa.Table | None, str | None]:
+        """The gold of the rows that were answered; else why there is none."""
+        if self.evaluation is None or self.against != GOLD:
+            return None, None
+        try:
+            return self._read_gold(self.evaluation), None
+        except LLMBatchError as error:
+            return None, str(error)
+
+    def _read_gold(self, evaluation: EvaluationSpec) -> pa.Table:
+        import pyarrow as pa  # noqa: PLC0415 - `--help` needs none
+
+        from dagster_llm_batch.core.rows import record_batches  # noqa: PLC0415
+        from dagster_llm_batch.evaluation.stored_tables import columns_of  # noqa: PLC0415
+        from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS  # noqa: PLC0415
+
+        code, key = self.deployment.code, evaluation.gold
+        columns = list(dict.fromkeys([evaluation.join_key, self.gold_column]))
+        also = (*SAMPLE_COLUMNS, *evaluation.clusters)
+        answered = {partition for record in self.records for partition in record.partitions}
+        stored = list(code.stored_places(key))
+        wanted = [partition for partition in stored if partition in answered] or stored or [""]
+        tables = []
+        for partition in wanted:
+            value = code.load_asset(key, partition or None)
+            batches = list(record_batches(value, {*columns, *also}))
+            read = columns_of(batches, key.to_user_string(), columns, also=also, hint="Change the evaluation's key=.")
+            read = read.append_column("row", read[evaluation.join_key].cast(pa.string()))
+            if partition:
+                read = read.append_column("partition", pa.repeat(pa.scalar(partition), len(read)))
+            tables.append(read)
+        return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+    @property
+    def gold_column(self) -> str:
+        targets = self.evaluation.targets if self.evaluation else ()
+        return next((each.gold_column or each.name for each in targets if each.name == self.target), self.target)
+
+    @property
+    def reference(self) -> str:
+        """What counts as right, in words."""
+        if self.against != GOLD or self.evaluation is None:
+            return f"what {self.against} says"
+        return f"the gold of {self.evaluation.gold.to_user_string()}"
+
+    def chooser(self, wanted: Wanted) -> Chooser:
+        gold, _ = self.gold
+        cluster = self.evaluation.cluster if self.evaluation else None
+        deployment = self.deployment.dry_engine.deployment
+        return Chooser(deployment, self.records, wanted, _ends, gold, self.gold_column, cluster)
+
+    def definition_of(self, record: TrackRecord) -> str | None:
+        """Return the dataset whose prompt and parameters a model was asked by; None where it is the dataset's own."""
+        own, other = self.labeling, record.labeling
+        apart = {"model": None, "cascade": None}
+        if any(known.definition["asked"] | apart == other.definition["asked"] | apart for known in own.models):
+            return None
+        return other.asset if other.asset != own.asset else f"an earlier definition of {own.asset}"
+
+
+def _ends(record: TrackRecord, lane: Lane, requests: int) -> End:
+    del record, lane, requests
+    return End(None, "no forecast")
