@@ -1,4 +1,4 @@
-"""The five commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
+"""The six commands of `python3 -m example_project`, and what Ctrl-C and errors do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
     parser.add_argument(
-        "command", nargs="?", choices=("run", "ui", "review", "providers", "stream"), default="run", help="default: run"
+        "command",
+        nargs="?",
+        choices=("run", "ui", "review", "cascade", "providers", "stream"),
+        default="run",
+        help="default: run",
     )
     command = parser.parse_args().command
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
@@ -36,7 +40,7 @@ def main() -> None:
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")
     what_of_dagster = "Dagster is stopped."
     try:
-        settings.check()
+        settings.check(command)
         if command == "providers":
             _tour()
             return
@@ -52,10 +56,7 @@ def main() -> None:
             if command == "ui":
                 _stay(running)
             else:
-                _accept_beta()
-                from example_project.journey import travel  # noqa: PLC0415 - Dagster takes seconds to import
-
-                travel(running)
+                _travel(running, command)
     except (settings.SettingError, DagsterError) as error:
         sys.exit(f"\nStopped: {error}")
     except KeyboardInterrupt:
@@ -70,6 +71,13 @@ def main() -> None:
             )
         print(f"\nInterrupted. {said}", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+
+
+def _travel(running: RunningDagster, command: str) -> None:
+    _accept_beta()
+    from example_project import cascade, journey  # noqa: PLC0415 - Dagster takes seconds to import
+
+    (cascade if command == "cascade" else journey).travel(running)
 
 
 def _review() -> None:

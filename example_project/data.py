@@ -21,14 +21,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # where Dagster only looks at the definitions, nobody waits for it
     import polars as pl
 
-__all__ = ["DAYS", "NEUTRAL_BAND", "PARTS", "ROWS_PER_DAY", "SDIST", "held_out", "label_of", "load", "rated", "subset"]
+__all__ = [
+    "CASCADE_ROWS",
+    "DAYS",
+    "NEUTRAL_BAND",
+    "PARTS",
+    "ROWS_PER_DAY",
+    "SDIST",
+    "between",
+    "held_out",
+    "label_of",
+    "load",
+    "rated",
+    "subset",
+]
 
 SDIST = Path(__file__).resolve().parent.parent / ".example" / "vaderSentiment-2.5.tar.gz"
 SDIST_SHA256 = "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84"
 PARTS = ("tweets", "amazonReviewSnippets", "movieReviewSnippets", "nytEditorialSnippets")
 DAYS = tuple(date(2026, 1, 1) + timedelta(days=n) for n in range(30))
 """The 30 daily partitions over which the texts are spread; the example labels the first three."""
-ROWS_PER_DAY = 100
+ROWS_PER_DAY, CASCADE_ROWS = 100, 600
 NEUTRAL_BAND = 0.2
 """Neutral is a mean rating from -0.2 to 0.2, both ends included."""
 
@@ -98,6 +111,14 @@ def subset(texts: pl.DataFrame, day: date, rows: int = ROWS_PER_DAY) -> pl.DataF
     import polars as pl
 
     return texts.filter(pl.col("day") == day).sort("rank").head(rows)
+
+
+def between(rows: int = CASCADE_ROWS) -> pl.DataFrame:
+    """The first `rows` texts by rank of the days between the example's own and those held out: for the cascade."""
+    import polars as pl
+
+    texts = load()
+    return texts.filter(pl.col("day").is_between(DAYS[3], DAYS[-11])).sort("rank").head(rows)
 
 
 def held_out(texts: pl.DataFrame, days: int = 10) -> pl.DataFrame:

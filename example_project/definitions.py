@@ -6,12 +6,15 @@
     tweet_gold_few ─ with both datasets ─▶ sentiment_shares
     both datasets ─▶ tweets_to_label ─ you judge (`python3 -m example_project review`) ─▶ my_gold ─▶ my_eval
 
+and the cascade of cascade_definitions.py.
+
 Without any setting all of it runs on this machine. Environment variables put another model in SmolLM2's place:
 
     EXAMPLE_MODEL          openai/gpt-5-nano, …   default: command/smollm2
     OPENAI_API_KEY         for openai/… models
     OPENAI_BASE_URL        any server that speaks OpenAI's Batch API, such as this package's emulator
     EXAMPLE_ROWS_PER_DAY   default: 100
+    EXAMPLE_CASCADE_ROWS   default: 600, of `python3 -m example_project cascade`
 """
 
 import sys
@@ -35,8 +38,9 @@ from dagster_llm_batch import (
     llm_batch_assets,
 )
 from example_project import data, prompt
+from example_project.cascade_definitions import cascade_assets
 from example_project.parquet import ParquetIOManager
-from example_project.settings import HOME, MODEL, OPENAI_BASE_URL, rows_per_day
+from example_project.settings import HOME, LEXICON, MODEL, OPENAI_BASE_URL, rows_per_day
 
 daily = dg.DailyPartitionsDefinition(
     start_date=data.DAYS[0].isoformat(), end_date=(data.DAYS[-1] + timedelta(days=1)).isoformat()
@@ -70,6 +74,8 @@ class Sentiment(BaseModel):
 
 ask = Prompt(system=prompt.SYSTEM, user=prompt.USER, examples=prompt.EXAMPLES)
 
+params = {"temperature": 0, "max_tokens": prompt.MAX_TOKENS} if MODEL.startswith("command/") else {}
+
 tweet_sentiment = llm_batch_assets(
     name="tweet_sentiment",
     rows=tweets,
@@ -79,7 +85,7 @@ tweet_sentiment = llm_batch_assets(
     prompt=ask,
     response=Sentiment,
     model=MODEL,
-    params={"temperature": 0, "max_tokens": prompt.MAX_TOKENS} if MODEL.startswith("command/") else {},
+    params=params,
     max_cost_usd=1,
     frame="polars",
 )
@@ -91,7 +97,7 @@ tweet_sentiment_lexicon = llm_batch_assets(
     partitions_def=daily,
     prompt=ask,
     response=Sentiment,
-    model="command/vader",
+    model=LEXICON,
     frame="polars",
 )
 
@@ -160,6 +166,7 @@ defs = dg.Definitions(
         *tweets_to_label,
         *my_gold,
         *my_eval,
+        *cascade_assets(ask, params),
     ],
     sensors=[
         build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours

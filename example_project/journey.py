@@ -8,7 +8,7 @@ This only asks and looks: what happens is done by Dagster's daemon. It can be st
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,7 +23,7 @@ from example_project.definitions import llm_batch
 from example_project.screen import Bar, Screen
 from example_project.standstill import Patience, describe_dagster, describe_submissions
 
-__all__ = ["DATASETS", "World", "stop_at_failures", "submitted_text", "travel"]
+__all__ = ["DATASETS", "World", "runs_since", "stop_at_failures", "submitted_text", "travel", "watch"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
@@ -48,12 +48,12 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
         _backfill(running, instance, screen, began)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
-            world = World(instance, resources.llm_batch)
+            world = World(instance, resources.llm_batch, DATASETS, settings.EXAMPLE_DAYS, EVALUATIONS)
             screen.say("      " + world.submitted_since(began))
             screen.say(
                 "[3/4] The batches run on their own; the sensor lands each day's labels when its batch has ended"
             )
-            _watch(screen, running, world, began)
+            watch(screen, running, world, began)
         screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
     report.show(running)
 
@@ -77,11 +77,13 @@ def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Scr
         if found["status"] in ("FAILED", "CANCELED", "CANCELING", "FAILING", "COMPLETED_FAILED"):
             raise DagsterError(f"The backfill is {found['status'].lower()}: {(found['error'] or {}).get('message')}")
         screen.show([Bar("waiting for Dagster's daemon to pick it up and run it", None, 0, 0)])
-        patience.look((found["status"], _runs(instance, began)), "Dagster's daemon to run the backfill")
+        patience.look((found["status"], runs_since(instance, began)), "Dagster's daemon to run the backfill")
         time.sleep(_LOOK_SECONDS)
 
 
-def _watch(screen: Screen, running: RunningDagster, world: World, began: datetime) -> None:
+def watch(screen: Screen, running: RunningDagster, world: World, began: datetime) -> None:
+    """Show how far it is until all has landed and is evaluated. Raises DagsterError where that does not come."""
+
     def obstacles() -> str:
         return f"{describe_submissions(world.engine)}\n{describe_dagster(world.instance, began, running.log)}"
 
@@ -89,29 +91,30 @@ def _watch(screen: Screen, running: RunningDagster, world: World, began: datetim
     while True:
         running.check()
         stop_at_failures(world.instance, began)
-        progress = [world.progress(name) for name in DATASETS]
+        progress = [world.progress(name) for name in world.datasets]
         evaluated = world.is_evaluated()
         bars = [Bar(one.name, one.state, one.done, one.total) for one in progress]
-        waits_for = " and ".join(one.name for one in progress if one.landed < len(settings.EXAMPLE_DAYS))
+        waits_for = " and ".join(one.name for one in progress if one.landed < len(world.partitions))
         if not waits_for:
             if evaluated:
                 screen.show(bars, last=True)
                 return
-            waits_for = " and ".join(EVALUATIONS)
+            waits_for = " and ".join(world.evaluations)
             bars.append(Bar(waits_for, "automation starts them", 0, 0))
         screen.show(bars)
         longer = _AT_VENDOR_SECONDS if any(one.is_at_vendor for one in progress) else None
-        patience.look((progress, evaluated, _runs(world.instance, began)), waits_for, stop_seconds=longer)
+        patience.look((progress, evaluated, runs_since(world.instance, began)), waits_for, stop_seconds=longer)
         time.sleep(_LOOK_SECONDS)
 
 
-def _runs(instance: dg.DagsterInstance, began: datetime) -> list[tuple[str, str]]:
+def runs_since(instance: dg.DagsterInstance, began: datetime) -> list[tuple[str, str]]:
     """Return the runs since then, each with its state: what moves where nothing else does."""
     records = instance.get_run_records(dg.RunsFilter(created_after=began))
     return [(record.dagster_run.run_id, record.dagster_run.status.value) for record in records]
 
 
 def stop_at_failures(instance: dg.DagsterInstance, began: datetime) -> None:
+    """Raise DagsterError where a run since then has failed or was canceled."""
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED], created_after=began)
     for record in instance.get_run_records(ended, limit=1):
         run = record.dagster_run
@@ -142,10 +145,18 @@ class _Progress:
 
 @dataclass(frozen=True)
 class World:
-    """What the ledger and Dagster know."""
+    """What the ledger and Dagster know of some datasets and their evaluations.
+
+    Attributes:
+        partitions: Of the datasets, and of the gold; `("",)` where they have none.
+        evaluations: By name, and the gold that each reads.
+    """
 
     instance: dg.DagsterInstance
     resource: LLMBatchResource
+    datasets: Sequence[str]
+    partitions: Sequence[str]
+    evaluations: Mapping[str, str]
 
     @property
     def engine(self) -> Engine:
@@ -153,13 +164,16 @@ class World:
 
     def progress(self, name: str) -> _Progress:
         engine = self.engine
-        found = [engine.latest(name, day) for day in settings.EXAMPLE_DAYS]
+        found = [engine.latest(name, day) for day in self.partitions]
         submissions = [one for one in found if one is not None]
         statuses = [engine.status(one.submission_id) for one in submissions]
-        requests = sum(one.requests for one in submissions)
+        # a cascade asks two models of some requests, and each time counts
+        requests = sum(status.total + status.submission.reused for status in statuses)
         unsettled = sum(status.total - status.done for status in statuses if not status.is_settled)
         landed = sum(self._landed(name, one.partition, one.submission_id) for one in submissions)
-        state = f"{landed} of {len(settings.EXAMPLE_DAYS)} days landed"
+        state = f"{landed} of {len(self.partitions)} days landed"
+        if self.partitions == ("",):
+            state = "landed" if landed else f"wave {max((one.waves for one in submissions), default=1)}"
         flying = [shard for status in statuses for shard in status.shards if shard.state in IN_FLIGHT]
         is_at_vendor = any(shard.provider != "command" for shard in flying)
         return _Progress(name, state, requests - unsettled, requests, landed, is_at_vendor)
@@ -169,29 +183,29 @@ class World:
         value = None if newest is None else newest.metadata.get("llm_batch/submission_id")
         return value is not None and value.value == submission_id
 
-    def _newest(self, name: str, day: str | None) -> dg.AssetMaterialization | None:
+    def _newest(self, name: str, day: str) -> dg.AssetMaterialization | None:
         record = self._record(name, day)
         return None if record is None else record.asset_materialization
 
-    def _record(self, name: str, day: str | None) -> dg.EventLogRecord | None:
-        wanted = dg.AssetRecordsFilter(dg.AssetKey(name), asset_partitions=None if day is None else [day])
+    def _record(self, name: str, day: str = "") -> dg.EventLogRecord | None:
+        wanted = dg.AssetRecordsFilter(dg.AssetKey(name), asset_partitions=[day] if day else None)
         return next(iter(self.instance.fetch_materializations(wanted, limit=1).records), None)
 
     def is_evaluated(self) -> bool:
         """Whether each evaluation is of a run that began after all that it reads was there."""
-        return all(self._is_newest(name, (gold, *DATASETS)) for name, gold in EVALUATIONS.items())
+        return all(self._is_newest(name, (gold, *self.datasets)) for name, gold in self.evaluations.items())
 
     def _is_newest(self, evaluation: str, upstreams: Sequence[str]) -> bool:
-        newest = self._record(evaluation, None)
+        newest = self._record(evaluation)
         run = None if newest is None else self.instance.get_run_record_by_id(newest.run_id)
         began = None if run is None else run.start_time
-        read = [self._record(name, day) for name in upstreams for day in settings.EXAMPLE_DAYS]
+        read = [self._record(name, day) for name in upstreams for day in self.partitions]
         return began is not None and all(one is not None and one.timestamp <= began for one in read)
 
     def submitted_since(self, began: datetime) -> str:
         """What this run sent, and what was there already."""
         engine = self.engine
-        submissions = [engine.latest(name, day) for name in DATASETS for day in settings.EXAMPLE_DAYS]
+        submissions = [engine.latest(name, day) for name in self.datasets for day in self.partitions]
         statuses = [engine.status(submission.submission_id) for submission in submissions if submission is not None]
         return submitted_text(statuses, began)
 

@@ -7,7 +7,17 @@ from pathlib import Path
 
 from example_project import data
 
-__all__ = ["EXAMPLE_DAYS", "HOME", "MODEL", "OPENAI_BASE_URL", "SettingError", "check", "rows_per_day"]
+__all__ = [
+    "EXAMPLE_DAYS",
+    "HOME",
+    "LEXICON",
+    "MODEL",
+    "OPENAI_BASE_URL",
+    "SettingError",
+    "cascade_rows",
+    "check",
+    "rows_per_day",
+]
 
 
 class SettingError(Exception):
@@ -15,6 +25,7 @@ class SettingError(Exception):
 
 
 MODEL = os.environ.get("EXAMPLE_MODEL") or "command/smollm2"
+LEXICON = "command/vader"
 OPENAI_BASE_URL = os.environ.get("OPENAI_BASE_URL") or None
 HOME = Path(os.environ.get("EXAMPLE_HOME") or data.SDIST.parent).absolute()
 """Where the example keeps what it makes: the Dagster home and the tables."""
@@ -24,22 +35,34 @@ EXAMPLE_DAYS = tuple(day.isoformat() for day in data.DAYS[:3])
 
 def rows_per_day() -> int:
     """How many tweets of a day are taken."""
-    given = os.environ.get("EXAMPLE_ROWS_PER_DAY") or str(data.ROWS_PER_DAY)
+    return _count("EXAMPLE_ROWS_PER_DAY", data.ROWS_PER_DAY)
+
+
+def cascade_rows() -> int:
+    """How many tweets the cascade labels."""
+    return _count("EXAMPLE_CASCADE_ROWS", data.CASCADE_ROWS)
+
+
+def _count(name: str, default: int) -> int:
+    given = os.environ.get(name) or str(default)
     if not given.isdecimal() or int(given) < 1:
-        raise SettingError(f"EXAMPLE_ROWS_PER_DAY={given!r} is no number of rows. Set it to 1 or more, or unset it.")
+        raise SettingError(f"{name}={given!r} is no number of rows. Set it to 1 or more, or unset it.")
     return int(given)
 
 
-def check() -> None:
-    """Raise SettingError for what would fail later."""
+def check(command: str) -> None:
+    """Raise SettingError for what would fail later in this command."""
     rows_per_day()
+    cascade_rows()
     provider, slash, name = MODEL.partition("/")
-    known = ("command/smollm2", "command/vader")
+    known = ("command/smollm2", LEXICON)
     if not (slash and name) or provider not in ("openai", "command") or (provider == "command" and MODEL not in known):
         raise SettingError(
             f"EXAMPLE_MODEL={MODEL!r} is not known here. Set it to {' or '.join(known)}, to openai/ and the name of a "
             "model, or unset it."
         )
+    if command == "cascade" and MODEL == LEXICON:
+        raise SettingError(f"EXAMPLE_MODEL={MODEL} is the cascade's cheap labeler already. Unset it, or set another.")
     if provider == "openai" and not os.environ.get("OPENAI_API_KEY"):
         raise SettingError(
             f"EXAMPLE_MODEL={MODEL} needs OPENAI_API_KEY. To try it without a key, run the emulator "

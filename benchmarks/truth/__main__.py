@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.truth import annotators, cascade, gates, intervals, page, samples
+from benchmarks.truth import annotators, cascade, dollars, gates, intervals, page, samples
 
-SECTIONS = {
-    section.name: section
-    for section in (intervals.SECTION, samples.SECTION, gates.SECTION, annotators.SECTION, cascade.SECTION)
-}
+_ALL = (intervals, samples, gates, annotators, cascade, dollars)
+SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
 """By name, in the order of the page."""
 
 QUICK_DRAWS = 200

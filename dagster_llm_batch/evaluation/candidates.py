@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import dagster as dg
@@ -72,13 +72,15 @@ Candidates = (
 @dataclass(frozen=True)
 class Candidate:
     """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known. `keep`: columns
-    that its definition keeps of the rows; () where only its key is known.
+    that its definition keeps of the rows; () where only its key is known. `is_whole`: its definition has no partitions,
+    so that there is nothing of it to read before it is materialized.
     """
 
     name: str
     key: dg.AssetKey
     rejects: dg.AssetKey | None = None
     keep: tuple[str, ...] = ()
+    is_whole: bool = field(default=False, repr=False)
 
 
 def candidates_of(
@@ -129,13 +131,14 @@ def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> C
         specs = [spec for definition in definitions for spec in definition.specs]
         by_role = {spec.tags[ROLE_TAG]: spec.key for spec in specs if ROLE_TAG in spec.tags}
         key = by_role.get("labels") or only_key([spec.key for spec in specs])
+        is_whole = next(spec for spec in specs if spec.key == key).partitions_def is None
         if "labels" not in by_role:
-            return Candidate(name or key.path[-1], key, by_role.get("rejects"))
+            return Candidate(name or key.path[-1], key, by_role.get("rejects"), is_whole=is_whole)
         labeling = dataset_of(definitions).labeling
         # Columns of provenance, which begin with llm_, are in every table of labels.
         own = [target for target in targets if not target.startswith("llm_")]
         check_targets(own, [labeling.key, *labeling.keep, *labeling.reader.schema.names], key)
-        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(labeling.keep))
+        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(labeling.keep), is_whole)
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
 

@@ -82,7 +82,10 @@ class EvaluationSpec:
             not_awaited = [*self.rejects, *([self.gold] if gold_is_external else []), *more]
             return self.builder.when_ready(not_awaited=not_awaited, not_followed=more)
         candidates = [candidate.key for candidate in self.candidates]
-        return whenever_new([self.gold, *candidates], candidates, *([] if gold_is_external else [[self.gold]]))
+        # Partitions that have not landed are no labels yet; a table without partitions that is not there is an error.
+        whole = [[candidate.key] for candidate in self.candidates if candidate.is_whole]
+        awaited = [*(whole or [candidates]), *([] if gold_is_external else [[self.gold]])]
+        return whenever_new([self.gold, *candidates], *awaited)
 
     def declared_as(self, definition: dg.AssetsDefinition) -> dg.AssetsDefinition:
         """Remember that these assets are this evaluation, so that `evaluations_in` finds the way back."""

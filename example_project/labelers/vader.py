@@ -1,9 +1,9 @@
 """`python -m example_project.labelers.vader -i in.jsonl -o out.jsonl`: the rule-based VADER lexicon answers.
 
 It reads the last user message and nothing else: no system part, no examples. It can say a `label` (by VADER's own
-thresholds on its compound score) and a `score` (the compound, -1 to 1); a schema that requires anything else is
-refused. Usage counts words between white space, as VADER has no tokenizer. Its lexicon was made by the authors of the
-gold standard, partly on the same tweets: its figures flatter it.
+thresholds on its compound score), a `score` (the compound, -1 to 1) and a `confidence` (how far the compound is from 0,
+up to 1); a schema that requires anything else is refused. Usage counts words between white space, as VADER has no
+tokenizer. Its lexicon was made by the authors of the gold standard, partly on the same tweets: its figures flatter it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def answering(model: str, _options: object = None) -> Iterator[Answer]:
             raise Refusal(400, "There is no user message to label.", param="messages")
         score = analyzer.polarity_scores(text_of(_text(message)))["compound"]
         label = "positive" if score >= _THRESHOLD else "negative" if score <= -_THRESHOLD else "neutral"
-        reply = _reply({"label": label, "score": score}, body.get("response_format"))
+        reply = _reply({"label": label, "score": score, "confidence": abs(score)}, body.get("response_format"))
         return _completion(model, reply, sum(len(_text(m).split()) for m in body["messages"]))
 
     yield answer
@@ -66,7 +66,8 @@ def _reply(known: dict[str, object], response_format: dict[str, Any] | None) -> 
     properties = schema.get("properties", {})
     unknown = sorted(set(schema.get("required", ())) - set(known))
     if unknown or "label" not in properties:
-        message = f"This labeler can answer label and score; the schema asks for {', '.join(unknown) or 'no label'}."
+        asked = ", ".join(unknown) or "no label"
+        message = f"This labeler can answer label, score and confidence; the schema asks for {asked}."
         raise Refusal(400, message, param="response_format")
     allowed = properties["label"].get("enum")
     if allowed is not None and known["label"] not in allowed:

@@ -557,6 +557,20 @@ class TestAutomation:
         asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()
 
+    def test_candidates_without_partitions_are_all_awaited_as_there_is_nothing_else_to_read(self, project):
+        upstream = [source(name, labels, partitions_def=None) for name, labels in (("gold", TRUTH), ("good", GOOD))]
+        gold, good, weak = *upstream, source("weak", WEAK, partitions_def=None)
+        evaluation = evaluation_assets(name="quality", gold=gold, candidates=[good, weak], key="id", target="topic")
+        assets = [gold, good, weak, *evaluation]
+        _, cursor = self.tick(project, assets)
+        project.fill([gold, good])
+        asked, cursor = self.tick(project, assets, cursor)
+        assert asked == set()
+        project.fill([weak])
+        asked, cursor = self.tick(project, assets, cursor)
+        assert asked == {None}
+        project.run(assets, select=evaluation)
+
     def test_an_unpartitioned_evaluation_that_is_added_later_runs_for_the_labels_that_are_there(self, project):
         upstream, evaluation = both()
         project.fill(upstream, "mon")

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = ("EXAMPLE_MODEL", "EXAMPLE_HOME", "EXAMPLE_ROWS_PER_DAY", "OPENAI_API_KEY", "OPENAI_BASE_URL")
+SETTINGS = (
+    "EXAMPLE_MODEL",
+    "EXAMPLE_HOME",
+    "EXAMPLE_ROWS_PER_DAY",
+    "EXAMPLE_CASCADE_ROWS",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+)
 
 
 def python(folder, *arguments, **settings):
@@ -36,6 +43,7 @@ def test_dagster_validates_the_definitions(tmp_path, settings):
         ({"EXAMPLE_MODEL": "openai/gpt-5-nano"}, "needs OPENAI_API_KEY"),
         ({"EXAMPLE_ROWS_PER_DAY": "many"}, "EXAMPLE_ROWS_PER_DAY='many'"),
         ({"EXAMPLE_ROWS_PER_DAY": "0"}, "EXAMPLE_ROWS_PER_DAY='0'"),
+        ({"EXAMPLE_CASCADE_ROWS": "some"}, "EXAMPLE_CASCADE_ROWS='some'"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused_before_anything_starts(tmp_path, settings, said):
@@ -50,6 +58,12 @@ def test_one_command_answers_for_every_labeler_and_refuses_others(tmp_path):
     refused = python(tmp_path, "-m", "example_project.labelers", "--model", "other", "-i", "in", "-o", "out")
     assert refused.returncode == 2
     assert "smollm2" in refused.stderr
+
+
+def test_a_cascade_of_the_lexicon_and_itself_is_refused_before_anything_starts(tmp_path):
+    refused = python(tmp_path, "-m", "example_project.cli", "cascade", EXAMPLE_MODEL="command/vader")
+    assert refused.returncode == 1
+    assert "EXAMPLE_MODEL=command/vader is the cascade's cheap labeler already" in refused.stderr
 
 
 LABELED = """

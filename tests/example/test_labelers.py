@@ -74,12 +74,14 @@ def test_the_answer_follows_the_schema_and_a_schema_out_of_reach_is_a_failed_row
         schema = {"type": "object", "properties": properties, "required": sorted(properties)}
         return {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}
 
-    label = {"type": "string"}
+    label, number = {"type": "string"}, {"type": "number"}
     _, out = _label(
         VADER,
         tmp_path,
         [
-            _request("score", _body(VADER, "Great!", response_format=form(label=label, score={"type": "number"}))),
+            _request(
+                "score", _body(VADER, "Great!", response_format=form(label=label, score=number, confidence=number))
+            ),
             _request("topic", _body(VADER, "Great!", response_format=form(label=label, topic=label))),
             _request("enum", _body(VADER, "Great!", response_format=form(label={"enum": ["good", "bad"]}))),
             _request("text", _body(VADER, "Great!", response_format={"type": "text"})),
@@ -88,7 +90,7 @@ def test_the_answer_follows_the_schema_and_a_schema_out_of_reach_is_a_failed_row
     score, topic, enum, text = _lines(out)
     answer = json.loads(_reply(score))
     assert answer["label"] == "positive"
-    assert 0 < answer["score"] <= 1
+    assert 0 < answer["score"] == answer["confidence"] <= 1
     assert "topic" in topic["error"]["error"]["message"]
     assert [row["response"]["status_code"] for row in (topic, enum)] == [400, 400]
     assert [row["response"]["body"] for row in (topic, enum)] == [None, None]

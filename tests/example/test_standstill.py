@@ -161,7 +161,7 @@ class TestJourney:
         for name in (*DATASETS, *EVALUATIONS.values()):
             for day in EXAMPLE_DAYS:
                 instance.report_runless_asset_event(dg.AssetMaterialization(name, partition=day))
-        world = World(instance, definitions.llm_batch)
+        world = World(instance, definitions.llm_batch, DATASETS, EXAMPLE_DAYS, EVALUATIONS)
         assert not world.is_evaluated()
         late.append(DATASETS[0])
         dg.materialize([evaluate], instance=instance)

@@ -1,0 +1,190 @@
+"""What a thousand labels cost by a cascade, beside its oracle alone, its cheap model alone, and a threshold by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from dagster_llm_batch.core.cascade import (
+    are_above,
+    choose_sample,
+    count_allowed,
+    expect_accepted,
+    find_threshold,
+    relative_cost,
+)
+
+__all__ = ["POPULATIONS", "SECTION", "Cell", "Found", "measure_cell"]
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+CONFIDENCE, ROWS = 0.95, 5_000
+AGREEMENTS, GAPS = (0.9, 0.95, 0.98), (20, 10, 4)
+"""What is promised, and how many times as much as the cheap model the oracle costs."""
+
+ORACLE_USD = 1.0
+"""Of a thousand labels by the oracle."""
+
+Population = Callable[[int, np.random.Generator], tuple[Floats, Flags]]
+
+
+def _calibrated(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    hard = rng.beta(1, 4, rows)
+    return 1 - hard, rng.random(rows) < hard
+
+
+def _overconfident(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    hard = rng.beta(1, 4, rows)
+    return 1 - hard**2 / 4, rng.random(rows) < hard
+
+
+def _tied(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    hard = rng.beta(1, 4, rows)
+    return np.ceil((1 - hard) * 10), rng.random(rows) < hard
+
+
+def _surest_but_wrong(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    sure, wrong = _calibrated(rows, rng)
+    return sure, wrong | (sure > np.quantile(sure, 0.97))
+
+
+def _useless(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    return rng.random(rows), rng.random(rows) < 0.15
+
+
+def _good(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    hard = rng.beta(1, 30, rows)
+    return 1 - hard, rng.random(rows) < hard
+
+
+def _invalid(rows: int, rng: np.random.Generator) -> tuple[Floats, Flags]:
+    sure, wrong = _calibrated(rows, rng)
+    sure = np.where(rng.random(rows) < 0.2, -np.inf, sure)
+    return sure, wrong & np.isfinite(sure)
+
+
+POPULATIONS: dict[str, Population] = {
+    "calibrated": _calibrated,
+    "overconfident": _overconfident,
+    "ten scores": _tied,
+    "surest but wrong": _surest_but_wrong,
+    "useless": _useless,
+    "good": _good,
+    "a fifth invalid": _invalid,
+}
+"""Scores, and whether the cheap label is wrong: kinds of models that a cascade may meet."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Tables of one kind of cheap model, and what is promised of them."""
+
+    population: str
+    agreement: float
+    rows: int = ROWS
+
+
+@dataclass(frozen=True)
+class Found:
+    """Shares, means over tables: of rows that the oracle was asked, and of tables that broke what was promised."""
+
+    cascade_asked: float
+    cascade_fails: float
+    naive_asked: float
+    naive_fails: float
+    cheap_fails: float
+
+
+def measure_cell(cell: Cell, tables: int) -> Found:
+    """Draw tables, and let each be labeled in three ways."""
+    rng, rows = np.random.default_rng(seed_of(cell)), cell.rows
+    sample = choose_sample(rows, cell.agreement, CONFIDENCE)
+    allowed = count_allowed(sample, rows, cell.agreement, CONFIDENCE)
+    # By eye: as many of the sample may be wrong as of the table.
+    by_eye = int((1 - cell.agreement) * sample + 1e-9)
+    most = (1 - cell.agreement) * rows
+    asked, broken, cheap = np.zeros(2), np.zeros(2), 0
+    for _ in range(tables):
+        scores, wrong = POPULATIONS[cell.population](rows, rng)
+        digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
+        drawn = rng.choice(rows, sample, replace=False)
+        cheap += int((wrong | ~np.isfinite(scores)).sum() > most)
+        for way, may in enumerate((allowed, by_eye)):
+            threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], may)
+            accepted = are_above(scores, digests, threshold)
+            accepted[drawn] = False
+            asked[way] += 1 - accepted.mean()
+            broken[way] += (accepted & wrong).sum() > most
+    (cascade_asked, naive_asked), (cascade_fails, naive_fails) = asked / tables, broken / tables
+    return Found(cascade_asked, cascade_fails, naive_asked, naive_fails, cheap / tables)
+
+
+def measure(draws: int, quick: bool) -> Measured:
+    agreements = AGREEMENTS[:1] if quick else AGREEMENTS
+    rows = ROWS // 5 if quick else ROWS
+    cells = [Cell(name, agreement, rows) for agreement in agreements for name in POPULATIONS]
+    found = measured_cells(measure_cell, cells, draws, processes=1 if quick else 2)
+    # So many breaks are chance where 5 % is true, in one of a thousand such cells.
+    most = binom.ppf(0.999, draws, 1 - CONFIDENCE)
+    broken = [
+        f"{cell.population}, {cell.agreement:.0%}: {one.cascade_fails:.1%} of tables break the promise"
+        for cell, one in zip(cells, found, strict=True)
+        if one.cascade_fails * draws > most
+    ]
+    lines: list[tuple[object, ...]] = []
+    by_kind: list[tuple[object, ...]] = []
+    for agreement in agreements:
+        of = [one for cell, one in zip(cells, found, strict=True) if cell.agreement == agreement]
+        lines += [_line(agreement, gap, rows, of) for gap in GAPS]
+    for cell, one in zip(cells, found, strict=True):
+        shares = (one.cascade_asked, one.cascade_fails, one.naive_asked, one.naive_fails, one.cheap_fails)
+        by_kind.append((cell.agreement, cell.population, *(round(share, 3) for share in shares)))
+    head = (
+        "promised",
+        "cheap $",
+        "cascade $",
+        "from",
+        "to",
+        "fails",
+        "by eye $",
+        "fails",
+        "cheap alone fails",
+        "oracle $",
+    )
+    kinds = ("promised", "scores", "cascade asks", "fails", "by eye asks", "fails", "cheap alone fails")
+    return Measured(f"{table(head, lines)}\n\n{table(kinds, by_kind)}", tuple(broken))
+
+
+def _line(agreement: float, gap: int, rows: int, of: list[Found]) -> tuple[object, ...]:
+    cheap = ORACLE_USD / gap
+    sample = choose_sample(rows, agreement, CONFIDENCE)
+    alone = relative_cost(cheap, ORACLE_USD, sample, rows, expect_accepted(agreement)) >= 1
+    costs = [ORACLE_USD if alone else cheap + one.cascade_asked * ORACLE_USD for one in of]
+    fails = 0.0 if alone else max(one.cascade_fails for one in of)
+    naive = cheap + float(np.mean([one.naive_asked for one in of])) * ORACLE_USD
+    means = (float(np.mean(costs)), min(costs), max(costs), fails, naive, max(one.naive_fails for one in of))
+    cheap_fails = float(np.mean([one.cheap_fails for one in of]))
+    return (agreement, cheap, *(round(value, 3) for value in means), round(cheap_fails, 3), ORACLE_USD)
+
+
+SECTION = Section(
+    "dollars",
+    f"""## Dollars for a thousand labels, by a cascade
+
+Promised: with a confidence of {CONFIDENCE:.0%}, the share in the first column of a table's labels is what the oracle
+says, whatever the cheap model's scores are worth. Tables of {ROWS:,} rows; a thousand labels by the oracle cost one
+dollar, by the cheap model what the second column says. The sample is that of `sample="auto"`, and is paid for.
+
+Of the cascade: dollars, as a mean over seven kinds of scores, and of the kinds where it is cheapest and dearest; and
+the share of tables that break the promise, in the worst kind. Where a cascade is expected to cost as much as the
+oracle, the oracle is asked alone: that is the dollar. *By eye* is the threshold above which the same sample shows what
+is wanted, as is usually done. *Cheap alone fails*: the share of tables, over all kinds, in which the cheap model agrees
+less often. In the second table each kind by itself: the shares of rows that are asked, and of tables that fail.""",
+    measure,
+)

@@ -1,0 +1,206 @@
+"""A cascade in Dagster: the lexicon labels all tweets, the model those of which the lexicon is not sure enough.
+
+    one run: rows, gold, submissions ─▶ the lexicon, and the model on a sample ─▶ the sensor sets the threshold, and
+    asks the model of the rest ─▶ labels land ─▶ automation evaluates them
+
+Beside it the model is asked of all tweets, and people said what each is: what was promised is held against what came.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import dagster as dg
+import polars as pl
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dagster_llm_batch.text import money_text
+from example_project import settings
+from example_project.cascade_definitions import AGREEMENT, CONFIDENCE
+from example_project.dagster_dev import DagsterError, RunningDagster
+from example_project.definitions import defs, llm_batch
+from example_project.journey import World, runs_since, stop_at_failures, watch
+from example_project.screen import Bar, Screen
+from example_project.standstill import Patience, describe_dagster
+
+__all__ = ["Outcome", "measure", "show", "travel"]
+
+_DATASETS = ("cascade_sentiment", "oracle_sentiment")
+_SENT = ("cascade_tweets", "cascade_gold", *(f"{name}_batch" for name in _DATASETS))
+_LAUNCH = """mutation ($params: ExecutionParams!) { launchRun(executionParams: $params) { __typename
+    ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } } } }"""
+_WHERE = {"repositoryName": "__repository__", "repositoryLocationName": "example_project.definitions"}
+
+
+def travel(running: RunningDagster) -> None:
+    """Send, watch, report. Raises DagsterError where a run fails."""
+    began = datetime.now(UTC)
+    with dg.DagsterInstance.get() as instance, Screen() as screen:
+        screen.say(f"[1/3] Dagster {'found running' if running.found else 'started'}: {running.url}")
+        screen.say(f"[2/3] {settings.cascade_rows()} tweets: the lexicon labels all, {settings.MODEL} a sample of them")
+        _send(running, instance, screen, began)
+        with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
+            world = World(instance, resources.llm_batch, _DATASETS, ("",), {"cascade_eval": "cascade_gold"})
+            screen.say("      " + world.submitted_since(began))
+            screen.say("      In wave 2 the model is asked of what the lexicon is not sure enough of;")
+            screen.say("      beside it, to compare, of all tweets (oracle_sentiment)")
+            watch(screen, running, world, began)
+        screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
+        told = instance.get_latest_materialization_event(dg.AssetKey("cascade_sentiment_batch"))
+        plan = None if told is None or told.asset_materialization is None else told.asset_materialization.metadata
+    with defs.get_asset_value_loader() as loader:
+        labels, alone, gold = (loader.load_asset_value(name) for name in (*_DATASETS, "cascade_gold"))
+    planned = "" if plan is None or "llm_batch/cascade" not in plan else str(plan["llm_batch/cascade"].value)
+    show(measure(labels, alone, gold), planned, Console(highlight=False))
+
+
+def _send(running: RunningDagster, instance: dg.DagsterInstance, screen: Screen, began: datetime) -> None:
+    selector = {**_WHERE, "jobName": "__ASSET_JOB", "assetSelection": [{"path": [name]} for name in _SENT]}
+    answer = running.query(_LAUNCH, params={"selector": selector, "runConfigData": {}})["launchRun"]
+    if answer["__typename"] != "LaunchRunSuccess":
+        raise DagsterError(f"Dagster did not take the run: {answer}")
+    patience = Patience(lambda: describe_dagster(instance, began, running.log), screen.say)
+    while (run := instance.get_run_by_id(answer["run"]["runId"])) is None or not run.is_finished:
+        running.check()
+        screen.show([Bar("waiting for Dagster to run it", None, 0, 0)])
+        patience.look(runs_since(instance, began), "Dagster to run the submission")
+        time.sleep(1)
+    stop_at_failures(instance, began)
+    screen.show([])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cascade. Shares are of rows with a label of both, or of a label and gold; None without such rows.
+
+    Attributes:
+        rows: That have a label of the cascade.
+        sampled, escalated, invalid: Rows that the oracle answered, and why.
+        agreement: Share of labels that are the oracle's, which was asked of all rows to know it.
+        cheap_agreement: The same of the cheap labeler alone.
+        accuracy: Of the cheap labeler, the cascade and the oracle, against people.
+        cost_usd, alone_usd: Of the cascade, and of the oracle alone on all rows. None: a price is unknown.
+    """
+
+    rows: int
+    sampled: int
+    escalated: int
+    invalid: int
+    agreement: float | None
+    cheap_agreement: float | None
+    accuracy: tuple[float | None, float | None, float | None]
+    cost_usd: Decimal | None
+    alone_usd: Decimal | None
+
+    @property
+    def asked(self) -> int:
+        """Rows of which the oracle was asked."""
+        return self.sampled + self.escalated + self.invalid
+
+
+def measure(labels: pl.DataFrame, alone: pl.DataFrame, gold: pl.DataFrame) -> Outcome:
+    """Hold the labels of a cascade against those of its oracle alone, and against people's."""
+    both = labels.select(
+        "text_id",
+        "llm_why",
+        cascade="label",
+        # What the cheap labeler said where the oracle has the last word; it said nothing where it was not asked.
+        cheap=pl.when(pl.col("llm_level") == "cheap").then("label").otherwise("llm_cheap_label"),
+    )
+    both = both.join(alone.select("text_id", oracle="label"), on="text_id", how="left")
+    both = both.join(gold.select("text_id", people="label"), on="text_id", how="left")
+
+    def share(one: str, other: str) -> float | None:
+        equal: float | None = (both[one] == both[other]).mean()  # type: ignore[assignment]
+        return equal
+
+    why = dict(both["llm_why"].value_counts().iter_rows())
+    return Outcome(
+        rows=len(both),
+        sampled=why.get("sampled", 0),
+        escalated=why.get("escalated", 0),
+        invalid=why.get("invalid", 0),
+        agreement=share("cascade", "oracle"),
+        cheap_agreement=share("cheap", "oracle"),
+        accuracy=(share("cheap", "people"), share("cascade", "people"), share("oracle", "people")),
+        cost_usd=_sum(labels),
+        alone_usd=_sum(alone),
+    )
+
+
+def _sum(labels: pl.DataFrame) -> Decimal | None:
+    return None if labels["llm_cost_usd"].null_count() else Decimal(labels["llm_cost_usd"].sum())
+
+
+def show(found: Outcome, planned: str, console: Console) -> None:
+    """Print what was promised, what came out, what it took, and whether it paid; `planned` is the plan's own word."""
+    model, rows = settings.MODEL, f"{found.rows:,}"
+    console.print()
+    lines = Table.grid(padding=(0, 2))
+    if found.asked == found.rows:
+        lines.add_row("planned", f"{planned or f'asks {model} alone'}")
+        lines.add_row("so", "nothing is promised, and nothing saved: on so few rows a cascade does not pay")
+    else:
+        kept = found.agreement is not None and found.agreement >= AGREEMENT
+        verdict = "the promise is kept" if kept else "the promise is broken, as it may be in one of twenty tables"
+        lines.add_row(
+            "promised",
+            f"with a confidence of {CONFIDENCE:.0%}, at least {AGREEMENT:.0%} of the labels are what {model} says",
+        )
+        lines.add_row("came out", f"{_share(found.agreement)} of {rows} labels are: {verdict}")
+        lines.add_row(
+            "it took",
+            f"{model} for {found.asked:,} of {rows} tweets: {found.sampled:,} drawn by chance, to learn how far the "
+            f"lexicon can be trusted, and {found.escalated + found.invalid:,} of which it was not sure enough",
+        )
+        lines.add_row("it saved", _saved(found))
+    console.print(lines)
+    console.print()
+    console.print(_table(found))
+    for line in _warnings(found):
+        console.print(line)
+
+
+def _saved(found: Outcome) -> str:
+    calls = found.rows - found.asked
+    told = f"{calls:,} of {found.rows:,} calls of the model"
+    if found.cost_usd is not None and found.alone_usd is not None:
+        told += f": it cost {money_text(found.cost_usd)}, the model alone {money_text(found.alone_usd)}"
+        if settings.MODEL.startswith("command/"):
+            told += ", had it a small hosted model's price; here all is free"
+    return told
+
+
+def _table(found: Outcome) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("labeler", "asks the model", "agrees with it", "right, by people"):
+        table.add_column(name, justify="left" if name == "labeler" else "right")
+    cheap, cascade, oracle = map(_share, found.accuracy)
+    if found.cheap_agreement is not None:
+        table.add_row("the lexicon alone", "0", _share(found.cheap_agreement), cheap)
+    table.add_row("the cascade", f"{found.asked:,}", _share(found.agreement), cascade)
+    table.add_row(f"{settings.MODEL} alone", f"{found.rows:,}", _share(1.0), oracle)
+    return table
+
+
+def _warnings(found: Outcome) -> list[str]:
+    """Say what a promise of agreement does not say."""
+    cheap, _, oracle = found.accuracy
+    if cheap is None or oracle is None or cheap <= oracle or found.cheap_agreement is None:
+        return []
+    inherited = (
+        f"The promise is of agreement with {settings.MODEL}, not with people. Here the lexicon is right more often "
+        "than the model, so that asking the model made the labels worse: a cascade is as good as its oracle. Measure "
+        "the oracle first, against people, as the evaluation of `python3 -m example_project` does."
+    )
+    return ["", inherited, "(The lexicon's authors made it partly from these tweets: its figures flatter it.)"]
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"

@@ -1,0 +1,80 @@
+"""The Dagster code of `python3 -m example_project cascade`, part of the example's definitions.
+
+    cascade_tweets ─┬─▶ cascade_sentiment_batch ─▶ cascade_sentiment ─┐   the lexicon; the model where it is unsure
+                    └─▶ oracle_sentiment_batch ──▶ oracle_sentiment ──┼─▶ cascade_eval   the model alone, to compare
+    cascade_gold ─────────────────────────────────────────────────────┘
+
+The comparison asks the model of all tweets, so that it is seen what came of the promise. Who uses a cascade does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import dagster as dg
+from pydantic import BaseModel
+
+from dagster_llm_batch import Cascade, Prompt, Spend, TokenPrice, evaluation_assets, llm_batch_assets
+from example_project import data
+from example_project.settings import LEXICON, MODEL, cascade_rows
+
+__all__ = ["AGREEMENT", "CONFIDENCE", "cascade_assets"]
+
+AGREEMENT, CONFIDENCE = 0.9, 0.95
+"""What is promised: at least so many labels are the model's, as probably as that."""
+
+
+class SureSentiment(BaseModel):
+    """What a labeler answers that may say how sure it is. The lexicon does, and the model need not."""
+
+    label: Literal["positive", "negative", "neutral"]
+    confidence: float | None = None
+
+
+@dg.asset(kinds={"polars"})
+def cascade_tweets() -> Any:
+    """Tweets of other days: enough of them that a cascade can pay."""
+    return data.between(cascade_rows()).select("text_id", "text")
+
+
+@dg.asset(kinds={"polars"})
+def cascade_gold() -> Any:
+    """What people said of them."""
+    return data.between(cascade_rows()).select("text_id", "label")
+
+
+def cascade_assets(ask: Prompt, params: Mapping[str, Any]) -> list[dg.AssetsDefinition]:
+    """The assets of the cascade and of its comparison; none where the lexicon itself is the example's model."""
+    if MODEL == LEXICON:
+        return []
+    # SmolLM2 runs on this machine, for nothing. A small hosted model's price shows in dollars what is saved.
+    price = TokenPrice("0.05", "0.40") if MODEL.startswith("command/") else None
+    asked: dict[str, Any] = {
+        "rows": cascade_tweets,
+        "key": "text_id",
+        "prompt": ask,
+        "response": SureSentiment,
+        "max_cost_usd": 1,
+        "frame": "polars",
+    }
+    promise = Cascade(
+        oracle=MODEL,
+        target="label",
+        agreement=AGREEMENT,
+        confidence=CONFIDENCE,
+        score="confidence",
+        params=params,
+        price=price,
+    )
+    labels = llm_batch_assets(name="cascade_sentiment", model=LEXICON, cascade=promise, **asked)
+    alone = llm_batch_assets(name="oracle_sentiment", model=MODEL, params=params, spend=Spend(price=price), **asked)
+    evaluation = evaluation_assets(
+        name="cascade_eval",
+        gold=cascade_gold,
+        candidates=[labels, alone],
+        key="text_id",
+        target="label",
+        frame="polars",
+    )
+    return [cascade_tweets, cascade_gold, *labels, *alone, *evaluation]
