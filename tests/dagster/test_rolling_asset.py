@@ -25,15 +25,19 @@ class SureLabel(BaseModel):
 
 
 def answer(body: Any, _url: str) -> Any:
-    """The model is wrong, and less sure, of every eighth row; on the third day of nearly all, and as sure as ever."""
+    """The model is wrong of one row, and less sure; on the third day of most, and as sure as ever.
+
+    Which rows are drawn differs from run to run, by the emulator's address: no figure here is near its limit.
+    """
     [(day, number)] = {(int(day), int(number)) for day, number in re.findall(r"day (\d+) number (\d+)", str(body))}
-    is_hard = number % 8 == 0
+    is_hard = number == 0
     is_wrong = body["model"] == "gpt-4o-mini" and (is_hard or (day == 3 and number % 8 != 1))
     return {"topic": TOPICS[(number + is_wrong) % 3], "confidence": 0.3 if is_hard else 0.9}
 
 
 def rows(context: Any) -> pl.DataFrame:
-    day, numbers = int(context.partition_key[-2:]), range(ROWS)
+    day = int(context.partition_key[-2:])
+    numbers = range(4 * ROWS if day == 3 else ROWS)
     return pl.DataFrame(
         {
             "ticket_id": [f"t{day}-{n}" for n in numbers],
