@@ -23,6 +23,7 @@ from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import student_of
+from dagster_llm_batch.evaluation.student import check_store
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.metrics.student import Answer, Student
 
@@ -50,6 +51,8 @@ def answer_command(
     request that wants more is refused. Where no student is stored yet, each row of the results is an error.
     """
     key = dg.AssetKey.from_user_string(student)
+    with deployment.code.io_manager(key) as (name, manager):
+        check_store(manager, name)
     try:
         stored = deployment.code.load_asset(key, None)
     except InputError as error:

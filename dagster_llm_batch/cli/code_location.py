@@ -244,6 +244,14 @@ class CodeLocation:
             with dataset.read_rows(context, upstream) as rows:
                 yield rows, upstream
 
+    @contextmanager
+    def io_manager(self, key: dg.AssetKey) -> Iterator[tuple[str, Any]]:
+        """Give the key of the IO manager that stores an asset, and the IO manager itself."""
+        self._check_known(key)
+        name = self._repository.asset_graph.get(key).io_manager_key
+        with self._resources({name}) as built:
+            yield name, getattr(built, name)
+
     def load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
         """Return an asset, or one partition of it, as its IO manager stored it."""
         try:
@@ -254,9 +262,7 @@ class CodeLocation:
             raise InputError(msg) from error
 
     def _load(self, key: dg.AssetKey, partition: str | None) -> Any:
-        if key not in self._repository.assets_defs_by_key:
-            name = key.to_user_string()
-            raise ConfigError(f"The asset {name} is not in {self.pointer}, so it cannot be loaded here.")
+        self._check_known(key)
         disabled = logging.root.manager.disable
         # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
@@ -264,6 +270,11 @@ class CodeLocation:
             return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
         finally:
             logging.disable(disabled)
+
+    def _check_known(self, key: dg.AssetKey) -> None:
+        if key not in self._repository.assets_defs_by_key:
+            name = key.to_user_string()
+            raise ConfigError(f"The asset {name} is not in {self.pointer}, so it cannot be loaded here.")
 
     @contextmanager
     def _resources(self, keys: set[str]) -> Iterator[Any]:

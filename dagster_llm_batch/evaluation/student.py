@@ -24,7 +24,7 @@ from dagster_llm_batch.metrics.clusters import REQUEST
 from dagster_llm_batch.metrics.student import Student, train
 from dagster_llm_batch.types import Outcome
 
-__all__ = ["student_assets", "student_of"]
+__all__ = ["check_store", "student_assets", "student_of"]
 
 _LEVEL = "llm_level"
 
@@ -103,7 +103,7 @@ def student_assets(
     }
 
     def prepare(context: dg.AssetExecutionContext) -> Callable[[str | None], Tables]:
-        _check_store(getattr(context.resources, builder.io_manager_key), builder.io_manager_key)
+        check_store(getattr(context.resources, builder.io_manager_key), builder.io_manager_key)
         table = _labeled(context, dataset, text, target)
         if len(table) < min_rows:
             raise InputError(f"{of} has {len(table)} labels; min_rows={min_rows} are wanted before a student learns.")
@@ -161,7 +161,7 @@ def _answers(student: Student, table: pa.Table, key: str, text: str, target: str
             target: pa.array(labels, pa.string()),
             "confidence": pa.array([answer.confidence for answer in answers], pa.float64()),
             "llm_outcome": pa.repeat(Outcome.SUCCEEDED.value, n),
-            "llm_model": pa.repeat("student", n),
+            "llm_model": pa.repeat(f"student {student.version}", n),
             "llm_cost_usd": pa.array([Decimal(0)] * n, MONEY),
             "llm_submitted_at": pa.array([began] * n, when),
             "llm_completed_at": pa.array([ended] * n, when),
@@ -171,7 +171,7 @@ def _answers(student: Student, table: pa.Table, key: str, text: str, target: str
     return Computed(predictions, {"student/agreement_with_llm": same / n, "student/rows_compared": n}, _DOCS)
 
 
-def _check_store(manager: object, name: str) -> None:
+def check_store(manager: object, name: str) -> None:
     """Raise ConfigError for an IO manager of Dagster's that pickles what it stores."""
     if any(kind.__name__.startswith("PickledObject") for kind in type(manager).__mro__):
         raise ConfigError(

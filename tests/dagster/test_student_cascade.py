@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,11 +61,11 @@ def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("TABLES", str(tmp_path / "tables"))
     requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
 
-    def run(*bodies: Any, asked: str = "student") -> tuple[int, str, dict[str, Any]]:
+    def run(*bodies: Any, asked: str = "student", location: Path = LOCATION) -> tuple[int, str, dict[str, Any]]:
         lines = [json.dumps({"custom_id": f"r{n}", "body": body}) for n, body in enumerate(bodies)]
         requests.write_text("\n".join(lines))
         results.unlink(missing_ok=True)
-        arguments = ["answer", asked, "-f", str(LOCATION), "-i", str(requests), "-o", str(results)]
+        arguments = ["answer", asked, "-f", str(location), "-i", str(requests), "-o", str(results)]
         done = CliRunner().invoke(main, arguments)
         told = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
         return done.exit_code, done.output, {line["custom_id"]: line["response"] for line in told}
@@ -111,6 +112,34 @@ def test_without_a_student_each_row_is_an_error_and_what_is_no_student_is_refuse
     code, told, lines = answer(body("a"), asked="other")
     assert (code, lines) == (1, {})
     assert "The asset other is not in" in told
+
+
+class _Hostile:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._path,)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pickle_where_a_student_is_stored_is_not_run(answer, tmp_path):
+    """Dagster's own IO manager would unpickle it; one of tables says that it is no table."""
+    ran, tables = tmp_path / "ran", tmp_path / "tables"
+    tables.mkdir()
+    tables.joinpath("student").write_bytes(pickle.dumps(_Hostile(ran)))
+    pickling = tmp_path / "pickling.py"
+    pickling.write_text(LOCATION.read_text().replace("HiveParquetIOManager(root", "dg.FilesystemIOManager(base_dir"))
+    code, told, lines = answer(body("a"), location=pickling)
+    assert (code, lines, ran.exists()) == (1, {}, False)
+    assert "The IO manager 'io_manager' stores pickles" in told
+    tables.joinpath("student").rename(tmp_path / "pickle")
+    tables.joinpath("student").mkdir()
+    (tmp_path / "pickle").rename(tables / "student" / "part-0.parquet")
+    code, _, lines = answer(body("a"))
+    assert (code, lines, ran.exists()) == (1, {}, False)
 
 
 @pytest.mark.filterwarnings("ignore")
