@@ -26,5 +26,7 @@ def _run_on() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = " with changes that are not committed" if git("status", "--porcelain", "--untracked-files=no") else ""
+    # The page itself is being written.
+    others = git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{PAGE.relative_to(ROOT)}")
+    changed = " with changes that are not committed" if others else ""
     return f"Run on {datetime.now(UTC):%Y-%m-%d} at commit `{git('rev-parse', '--short=10', 'HEAD')}`{changed}."

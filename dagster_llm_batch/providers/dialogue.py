@@ -168,6 +168,8 @@ class Recorder:
         found = [name for name in _LISTS if isinstance(value, dict) and isinstance(value.get(name), list)]
         for name in found:
             value[name] = [one for one in value[name] if any(own in json.dumps(one) for own in self._own)]
+        if found and isinstance(value.get("total"), int):
+            value["total"] = len(value[found[0]])
         if found and "last_id" in value:
             ids = [one.get("id") for one in value[found[0]] if isinstance(one, dict)]
             value |= {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None, "has_more": False}

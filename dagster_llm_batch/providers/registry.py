@@ -187,6 +187,7 @@ PROVIDERS: dict[str, ProviderEntry] = {
         resource=f"{_VENDORS}:OpenRouterBatchResource",
         extra="openai",
         price_book="openrouter",
+        can_record=True,
         starter=Starter("openai/gpt-5-nano", {"api_key": "OPENROUTER_API_KEY"}),
         short_reply={"max_tokens": 2_000},
     ),

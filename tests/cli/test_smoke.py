@@ -94,29 +94,55 @@ def test_after_kill_nine_the_same_command_goes_on_and_nothing_is_sent_or_paid_tw
     assert (len(emulator.books.batches), len(emulator.books.executions)) == (1, 3)
 
 
-@pytest.fixture
-def preset_project(project):
+SERVER_TITLES = {"groq": "Groq", "openrouter": "OpenRouter", "mistral": "Mistral"}
+PRESETS = {
+    "groq": ("openai_base_url", "openai/gpt-oss-20b"),
+    "openrouter": ("openrouter_base_url", "openai/gpt-4o-mini"),
+    "mistral": ("mistral_base_url", "mistral-small-2603"),
+}
+
+
+@pytest.fixture(params=PRESETS)
+def preset_project(project, request):
     """The same project with a preset that nobody is known to have called."""
-    url = project.emulator.openai_base_url
-    further = f'            providers={{"fast": preset("groq", api_key="{DEFAULT_KEY}", base_url="{url}")}},\n'
+    url = getattr(project.emulator, PRESETS[request.param][0])
+    further = (
+        f'            providers={{"fast": preset("{request.param}", api_key="{DEFAULT_KEY}", base_url="{url}")}},\n'
+    )
     definitions = DEFINITIONS.replace("            **places,\n", further + "            **places,\n")
     definitions = definitions.replace("    OpenAIBatchResource,\n", "    OpenAIBatchResource,\n    preset,\n", 1)
     project.file.write_text(definitions)
     return project
 
 
-def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_it(preset_project):
+def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_it_and_it_is_recorded(
+    preset_project, request, tmp_path
+):
     def finding():
         findings = preset_project.json("doctor")["findings"]
         return next(one for one in findings if one["check"] == "preset of fast")
 
+    name = request.node.callspec.params["preset_project"]
     before = finding()
-    assert before["verdict"] == "warning"
-    assert "windows" in before["said"]
-    assert "dagster-llm-batch smoke fast" in before["then"]
-    smoke(preset_project, "--model", "openai/gpt-oss-20b", "--params", '{"max_tokens": 64}', provider="fast")
+    # Of Groq nobody is known to have seen anything.
+    assert before["verdict"] == ("warning" if name == "groq" else "ok")
+    assert "never seen live: " in before["said"]
+    assert "price rule" in before["said"]
+    assert name != "groq" or "dagster-llm-batch smoke fast" in before["then"]
+    asked = (
+        "--model",
+        PRESETS[name][1],
+        "--params",
+        '{"max_tokens": 64}',
+        "--record",
+        str(tmp_path / "dialogue.jsonl"),
+    )
+    smoke(preset_project, *asked, provider="fast")
     after = finding()
     assert (after["verdict"], "got its labels" in after["said"]) == ("ok", True)
+    first, *exchanges = map(json.loads, (tmp_path / "dialogue.jsonl").read_text().splitlines())
+    assert (first["kind"], first["server"]) == ("openrouter" if name == "openrouter" else "openai", SERVER_TITLES[name])
+    assert len(exchanges) > 3
 
 
 def test_a_dialogue_is_recorded_to_its_end_over_two_commands_and_has_no_key(project, tmp_path):

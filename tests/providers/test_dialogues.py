@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ import httpx2
 import pytest
 from replay import replayed
 
-from dagster_llm_batch import AnthropicBatchResource, GeminiBatchResource, OpenAIBatchResource
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    GeminiBatchResource,
+    OpenAIBatchResource,
+    OpenRouterBatchResource,
+    preset,
+)
 from dagster_llm_batch.cli.smoke import smoke_labeling, smoke_rows
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.errors import ConfigError
@@ -30,13 +37,26 @@ RESOURCES: dict[str, Any] = {
     "openai": OpenAIBatchResource,
     "anthropic": AnthropicBatchResource,
     "gemini": GeminiBatchResource,
+    "openrouter": OpenRouterBatchResource,
+    "azure": partial(preset, "azure"),
+    "mistral": partial(preset, "mistral"),
 }
 # Where the path of a call begins, below the address that a provider is given.
-FIRST_PATHS = {"openai": ("/files", "/batches"), "anthropic": ("/v1/",), "gemini": ("/v1/", "/v1beta/", "/upload/")}
+FIRST_PATHS = {
+    "openai": ("/files", "/batches"),
+    "azure": ("/files", "/batches"),
+    "mistral": ("/files", "/batch/jobs"),
+    "openrouter": ("/batches",),
+    "anthropic": ("/v1/",),
+    "gemini": ("/v1/", "/v1beta/", "/upload/"),
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "openai": ("gpt-4o", {"max_tokens": 50}),
     "anthropic": ("claude-haiku-4-5", {"max_tokens": 64}),
     "gemini": ("gemini-2.5-flash", {"max_output_tokens": 64}),
+    "openrouter": ("openai/gpt-4o", {"max_tokens": 50}),
+    "azure": ("gpt-4o", {"max_tokens": 50}),
+    "mistral": ("mistral-small-2603", {"max_tokens": 50}),
 }
 
 

@@ -129,6 +129,11 @@ class OpenRouterProvider(StainlessProvider):
         self._http_client = http_client
         self._sdk: OpenAI | None = None
 
+    @property
+    def server(self) -> InlineServer:
+        """What is known of the server, as data."""
+        return self._server
+
     def _secrets(self) -> list[str]:
         return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
 
