@@ -285,15 +285,6 @@ def test_counts_are_shown_in_both_ways_that_the_vendor_has_and_decide_nothing(mo
         assert ended.ended_at is not None
 
 
-def test_an_expired_batch_keeps_its_finished_rows(emulator, provider):
-    emulator.inject(BatchFault(kind="expires"))
-    batch_id = submit(provider, 4)
-    emulator.settle()
-    assert report(provider, batch_id).status is BatchStatus.EXPIRED
-    outcomes = sorted(result.outcome for result in results(provider, batch_id))
-    assert outcomes == [Outcome.EXPIRED, Outcome.EXPIRED, Outcome.SUCCEEDED, Outcome.SUCCEEDED]
-
-
 # Fetch
 
 

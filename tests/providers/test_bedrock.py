@@ -279,22 +279,6 @@ def test_a_failed_job_tells_why_and_whether_it_can_pass_later(emulator, provider
 # Ends that are none: what finished is kept
 
 
-@pytest.mark.parametrize(
-    ("fault", "status"),
-    [
-        (BatchFault(kind="expires", fraction=0.5), BatchStatus.EXPIRED),
-        (BatchFault(kind="cancels", fraction=0.5), BatchStatus.CANCELED),
-    ],
-)
-def test_a_job_that_was_cut_short_keeps_its_finished_records(emulator, provider, fault, status):
-    emulator.inject(fault)
-    batch_id = submit(provider, count=10)
-    emulator.settle()
-    found = report(provider, batch_id)
-    assert (found.status, found.done) == (status, 5)
-    assert [result.outcome for result in results(provider, batch_id)] == [Outcome.SUCCEEDED] * 5
-
-
 def test_a_job_whose_time_is_over_has_ended_with_what_finished(s3_url):
     clock = ManualClock(datetime.now(UTC).timestamp())
     with emulator_over(s3_url, clock=clock, work_steps=2) as emulator:

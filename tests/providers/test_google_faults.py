@@ -178,15 +178,6 @@ def test_numeric_ids_are_rewritten_by_the_importer_and_ours_are_not(make):
     assert {result.custom_id for result in service.run()[2]} == {f"n-{i}" for i in range(4)}
 
 
-@pytest.mark.parametrize(("fault", "status"), [("expires", BatchStatus.EXPIRED), ("cancels", BatchStatus.CANCELED)])
-def test_a_vertex_job_cut_short_keeps_the_rows_that_finished(make, fault, status):
-    service = make("vertex")
-    _, report, results = service.run(BatchFault(kind=fault, fraction=0.5))
-    assert report.status is status
-    assert len(results) == 2 == len(service.emulator.books.executions)
-    assert {result.outcome for result in results} == {Outcome.SUCCEEDED}
-
-
 @pytest.mark.parametrize("inline_bytes", [0, 1_000_000])
 def test_the_gemini_api_is_spoken_in_its_beta_version_too(make, inline_bytes):
     service = make("gemini")
@@ -197,11 +188,6 @@ def test_the_gemini_api_is_spoken_in_its_beta_version_too(make, inline_bytes):
     service.subject.finish()
     assert {result.outcome for result in service.subject.results(batch_id)} == {Outcome.SUCCEEDED}
     assert all("/v1beta/" in call.path for call in service.emulator.books.calls)
-
-
-def test_a_gemini_batch_expires_without_results(make):
-    _, report, results = make("gemini").run(BatchFault(kind="expires"))
-    assert (report.status, results) == (BatchStatus.EXPIRED, [])
 
 
 @pytest.mark.parametrize(

@@ -276,15 +276,6 @@ def test_statuses_of_compatible_servers_are_read():
     assert {one.total for one in reports.values()} == {None}
 
 
-def test_an_expired_batch_keeps_its_finished_rows(emulator, provider):
-    emulator.inject(BatchFault(kind="expires"))
-    batch_id = submit(provider, count=4)
-    emulator.settle()
-    assert report(provider, batch_id).status is BatchStatus.EXPIRED
-    outcomes = [result.outcome for result in results(provider, batch_id)]
-    assert sorted(outcomes) == sorted([Outcome.SUCCEEDED, Outcome.SUCCEEDED, Outcome.EXPIRED, Outcome.EXPIRED])
-
-
 def test_counts_are_unknown_until_the_file_is_validated(emulator, provider):
     batch_id = submit(provider)
     assert (report(provider, batch_id).status, report(provider, batch_id).total) == (BatchStatus.PENDING, None)

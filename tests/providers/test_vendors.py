@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -267,6 +268,19 @@ def test_a_download_that_ends_with_the_connection_and_is_whole_is_taken(name, s3
         emulator.settle()
         emulator.inject(WireFault(kind="cut", route=emulated.vendor.download, framing="close", after_lines=2))
         assert len(list(emulated.subject.provider.fetch(batch_id))) == 2
+
+
+@pytest.mark.parametrize(("kind", "status"), [("expires", BatchStatus.EXPIRED), ("cancels", BatchStatus.CANCELED)])
+def test_a_batch_that_is_cut_short_keeps_its_finished_rows_and_no_other_is_one(emulated, kind, status):
+    emulated.emulator.inject(BatchFault(kind=kind, fraction=0.5))
+    batch_id = emulated.subject.submit([f"text {number}" for number in range(10)], TAG)
+    emulated.emulator.settle()
+    report = emulated.subject.provider.poll([batch_id])[batch_id]
+    outcomes = Counter(result.outcome for result in emulated.subject.results(batch_id))
+    # Gemini gives nothing of such a batch.
+    finished = 0 if emulated.vendor is VENDORS["gemini"] else 5
+    assert (report.status, outcomes.pop(Outcome.SUCCEEDED, 0)) == (status, finished)
+    assert set(outcomes) <= {Outcome.EXPIRED, Outcome.CANCELED}
 
 
 @pytest.mark.parametrize(
