@@ -17,7 +17,7 @@ from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import console, counted, money, print_json, table
-from dagster_llm_batch.engine.choice import Chooser, Plan, Quality, Wanted
+from dagster_llm_batch.engine.choice import GOLD, Chooser, Plan, Quality, Wanted
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
 
@@ -61,6 +61,7 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
     help="What counts as right: gold, or a model (provider/model).  [default: gold, where an evaluation has some; else "
     "the cascade's oracle]",
 )
+@click.option("--evaluation", help="Whose gold counts, where several have the dataset.  [default: the first with gold]")
 @click.option("--target", help="Column whose values are compared.  [default: that of the cascade, or the evaluation]")
 @click.option("--score", help="Column that says how sure a model is.  [default: that of the cascade, or 'confidence']")
 @click.option(
@@ -80,6 +81,7 @@ def advise_command(
     max_usd: float | None,
     rows: int | None,
     against: str | None,
+    evaluation: str | None,
     target: str | None,
     score: str | None,
     confidence: float,
@@ -102,7 +104,7 @@ def advise_command(
             f"--quality {quality:g}: no number of rows shows that all labels are right. Give less than 1, or ask the "
             "model that counts as right about all rows."
         )
-    case = Case(deployment, dataset, beside, target, score, against)
+    case = Case(deployment, dataset, beside, target, score, against, evaluation)
     column, right = case.target, case.against
     now = deployment.dry_engine.now()
     wanted = Wanted(
@@ -227,6 +229,9 @@ def _evidence(case: Case) -> list[dict[str, Any]]:
 
 def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]) -> Iterator[str]:
     """Yield what is not known beside the figures of single plans."""
+    others = [spec.builder.key.to_user_string() for spec in case.evaluations if spec is not case.evaluation]
+    if case.against == GOLD and others:
+        yield f"Other evaluations with gold of these rows: {', '.join(others)} (--evaluation)."
     if (why := case.gold[1]) is not None:
         yield f"The gold cannot be read, so that no quality is known: {why}"
     if not any(plan.oracle is not None for plan in plans):
@@ -345,25 +350,18 @@ def _print_evidence(case: Case, wanted: Wanted) -> None:
             record.labeling.asset,
             len(record.runs),
             0 if record.answers is None else len(record.answers),
-            _span([partition for partition in record.partitions if partition]),
-            _span([f"{run.at:%Y-%m-%d}" for run in record.runs]),
+            record.partitions[-1] if record.partitions else None,
+            f"{record.runs[-1].at:%Y-%m-%d}" if record.runs else None,
         ]
         for record in case.records
     ]
-    columns = ["Evidence", "dataset", "runs", "rows", "partitions", "ended (UTC)"]
+    columns = ["Evidence", "dataset", "runs", "rows", "up to", "ended (UTC)"]
     console().print(table(columns, rows))
     click.echo()
     _say(
         f"Chosen by these runs alone, with {wanted.confidence:.0%} confidence in all intervals together, if the next "
         "rows are like theirs. A cascade is certified by the sample of its own run."
     )
-
-
-def _span(names: Sequence[str]) -> str | None:
-    """Return the first and the last of some names in order; None without any."""
-    if not names:
-        return None
-    return names[0] if names[0] == names[-1] else f"{names[0]} to {names[-1]}"
 
 
 def _say(text: str) -> None:

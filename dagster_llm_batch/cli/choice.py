@@ -41,6 +41,7 @@ class Case:
     given_target: str | None
     given_score: str | None
     given_against: str | None
+    given_evaluation: str | None
 
     @cached_property
     def labeling(self) -> Labeling:
@@ -65,16 +66,32 @@ class Case:
         )
 
     @cached_property
-    def evaluation(self) -> EvaluationSpec | None:
-        """The first evaluation that has this dataset as a candidate, and the target among its own."""
-        dataset = self.deployment.code.datasets.get(self.labeling.asset)
-        for spec in self.deployment.code.evaluations if dataset is not None else ():
+    def evaluations(self) -> list[EvaluationSpec]:
+        """The evaluations that have this dataset as a candidate, and the target among their own."""
+        code, own = self.deployment.code, self.labeling
+        dataset = code.datasets.get(own.asset)
+        wanted = self.given_target or (own.cascade and own.cascade.target)
+        found = []
+        for spec in code.evaluations if dataset is not None else ():
             is_candidate = dataset is not None and dataset.key in [candidate.key for candidate in spec.candidates]
             targets = [target.name for target in spec.targets if target.kind == "categorical"]
-            wanted = self.given_target or (self.labeling.cascade and self.labeling.cascade.target)
-            if is_candidate and spec.join_key == self.labeling.key and (wanted in targets or (not wanted and targets)):
-                return spec
-        return None
+            if is_candidate and spec.join_key == own.key and (wanted in targets or (not wanted and targets)):
+                found.append(spec)
+        return found
+
+    @cached_property
+    def evaluation(self) -> EvaluationSpec | None:
+        """The evaluation whose gold says what is right: the named one, else the first whose gold is there."""
+        names = {spec.builder.key.to_user_string(): spec for spec in self.evaluations}
+        if self.given_evaluation is not None:
+            if self.given_evaluation not in names:
+                raise click.UsageError(
+                    f"--evaluation {self.given_evaluation!r} is no evaluation of '{self.name}' with a categorical "
+                    f"target; those that are: {', '.join(names) or 'none'}."
+                )
+            return names[self.given_evaluation]
+        is_there = (spec for spec in self.evaluations if self.deployment.code.stored_places(spec.gold))
+        return next(is_there, self.evaluations[0] if self.evaluations else None)
 
     @cached_property
     def target(self) -> str:
@@ -134,10 +151,10 @@ class Case:
 
     @cached_property
     def names_beside(self) -> list[str]:
-        """The datasets whose models come into question: named, measured by the same evaluation, or of the same rows."""
+        """The datasets whose models come into question: named, measured with it, or of the same rows."""
         datasets, own = self.deployment.code.datasets, self.labeling
         dataset = datasets.get(own.asset)
-        keys = [candidate.key for candidate in self.evaluation.candidates] if self.evaluation else []
+        keys = [candidate.key for spec in self.evaluations for candidate in spec.candidates]
         found = [
             name
             for name, other in datasets.items()

@@ -32,9 +32,10 @@ sure = {**common, "response": SureLabel, "rows": rows, "partitions_def": daily}
 small = llm_batch_assets(name="small", **{**sure, "model": "openai/gpt-4o-mini"})
 large = llm_batch_assets(name="large", **sure)
 unsure = llm_batch_assets(name="unsure", **{**common, "rows": rows})
-ticket_eval = evaluation_assets(
-    name="ticket_eval", gold=ticket_gold, candidates=[small, large], key="ticket_id", target="topic"
-)
+# It has no gold yet, so that the other one counts.
+on_topic = {"key": "ticket_id", "target": "topic"}
+a_eval = evaluation_assets(name="a_eval", gold=dg.AssetKey("nobody"), candidates=[small], **on_topic)
+ticket_eval = evaluation_assets(name="ticket_eval", gold=ticket_gold, candidates=[small, large], **on_topic)
 """
 
 
@@ -58,7 +59,7 @@ def shop(project, home):
     project.change("here = f", f"{days}\n{MORE}\nhere = f")
     project.change(
         "*asset_labels],",
-        "*asset_labels, ticket_gold, *small, *large, *unsure, *ticket_eval],",
+        "*asset_labels, ticket_gold, *small, *large, *unsure, *a_eval, *ticket_eval],",
     )
     return project
 
@@ -91,6 +92,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert best["quality_low"] > 0.93
     assert ("openai/gpt-4o-mini", None, "batch") in by_state["open"]
     assert {plan["end_basis"] for plan in shown["plans"]} != {None}
+    assert "Other evaluations with gold of these rows: a_eval (--evaluation)." in shown["unknown"]
     evidence = {record["model"]: record for record in shown["evidence"]}
     assert [(record["runs"], record["rows"]) for record in evidence.values()] == [(2, 2 * ROWS)] * 2
     assert evidence["openai/gpt-4o"]["partitions"] == ["2026-01-01", "2026-01-02"]
@@ -134,6 +136,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     # By address, or after the code has gone, the ledger knows a dataset by its newest definition.
     labeled.change("*small, *large,", "*large,")
     labeled.change("candidates=[small, large]", "candidates=[large]")
+    labeled.change("candidates=[small]", "candidates=[large]")
     gone = labeled.json("advise", "small", "--quality", "0.95", "--target", "topic", *many, "--beside", "large")
     assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
 
@@ -144,6 +147,9 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
         (["smal", "--quality", "0.9"], "Did you mean 'small'?"),
         (["small", "--quality", "1"], "no number of rows shows that all labels are right"),
         (["small", "--quality", "1.2"], "range"),
+        (["small", "--quality", "nan"], "no number of rows shows"),
+        (["small", "--quality", "0.9", "--max-usd", "nan"], "--max-usd nan is no number"),
+        (["small", "--quality", "0.9", "--evaluation", "eval"], "those that are: a_eval, ticket_eval"),
         (["small"], "Missing option '--quality'"),
         (["unsure", "--quality", "0.9"], "no evaluation_assets of this code location has it"),
         (["small", "--quality", "0.9", "--target", "topics"], "its columns: topic, confidence"),
@@ -163,4 +169,4 @@ def test_models_that_were_never_asked_are_said_to_be_unknown(shop):
     assert {plan["expected_usd"] for plan in told["plans"]} == {plan["quality"] for plan in told["plans"]} == {None}
     reasons = {reason for plan in told["plans"] for reason in plan["unknown"]}
     assert "cost: no run of openai/gpt-4o-mini in this ledger" in reasons
-    assert any("is not materialized" in reason for reason in told["unknown"])
+    assert any("The gold cannot be read" in reason for reason in told["unknown"])
