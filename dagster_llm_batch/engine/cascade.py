@@ -37,7 +37,7 @@ from dagster_llm_batch.core.cascade import (
     relative_cost,
     smallest,
 )
-from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
@@ -47,7 +47,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.label import SHARD, Answers
 from dagster_llm_batch.engine.request_files import ShardFiles, WrittenLines, delete_requests, requests_of
-from dagster_llm_batch.errors import InputError, MissingGoldError
+from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane, Outcome
@@ -203,6 +203,7 @@ class Sampling:
             plan = replace(plan, shards=[])
         drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
         shards, of_oracle = self._write(plan, oracle, drawn, known, tokens)
+        self._refuse_too_few(sum(shard.requests for shard in shards), least)
         if sampled is None or not estimate.requests:
             estimate = of_oracle
         else:
@@ -237,6 +238,16 @@ class Sampling:
         _store(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
 
+    def _refuse_too_few(self, requests: int, least: int) -> None:
+        """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
+        if 0 < requests < least and self._labeling.limits.below_minimum == "refuse":
+            raise ConfigError(
+                f"'{self._labeling.asset}': the sample of the cascade is asked of {_cascade(self._labeling).oracle}, "
+                f"which takes at least {least} requests in a batch; these are {requests}. Nothing was sent. Give "
+                "Cascade(sample=…) more rows, or set Limits(below_minimum='pad') (copies that are paid for fill it "
+                "up) or 'realtime' (answered at once, at the price of real time)."
+            )
+
     def _expect_accepted(self, cascade: Cascade) -> float:
         """Return which share of rows will be accepted: that of the last submissions of the dataset, if there are some.
 
@@ -254,7 +265,7 @@ class Sampling:
         return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
 
     def _seed(self) -> str:
-        """Return what decides which rows are drawn: the partition, and the configuration that is calibrated.
+        """Return what decides which rows are drawn: the partition, and what is calibrated, in whichever account.
 
         Where somebody has changed the prompt, a model or a parameter by what the sampled rows showed, these rows would
         flatter it: others are drawn then. The same configuration draws the same ones again, which are paid once; so
@@ -262,7 +273,8 @@ class Sampling:
         """
         prompt, turns = self._labeling.prompt, self._labeling.spec.turns
         asked = [prompt.system, prompt.user, list(prompt.images), [[turn.role, turn.text] for turn in turns]]
-        digest = hashlib.sha256(canonical_json([self._planner.configuration, asked]).encode()).hexdigest()
+        models = [configuration_fingerprint("", one.provider, one.spec) for one in self._labeling.models]
+        digest = hashlib.sha256(canonical_json([models, asked]).encode()).hexdigest()
         place = (self._deployment.namespace, self._labeling.asset, self._partition)
         return "/".join([*place, digest[:16]])
 
