@@ -48,6 +48,7 @@ __all__ = [
     "cascade_metadata",
     "column_lineage",
     "data_version",
+    "end_metadata",
     "estimate_metadata",
     "fenced",
     "figure_key",
@@ -217,6 +218,8 @@ def status_metadata(status: Status, provider: Provider, its_pace: Pace | None = 
             known["llm_batch/requests_per_minute"] = float(f"{its_pace.per_minute:.3g}")
         if its_pace.expected_end_at is not None:
             known["llm_batch/expected_end_at"] = dg.MetadataValue.timestamp(its_pace.expected_end_at)
+        if its_pace.p90_end_at is not None:
+            known["llm_batch/p90_end_at"] = dg.MetadataValue.timestamp(its_pace.p90_end_at)
     return {
         "llm_batch/progress": progress_text(status, its_pace),
         "llm_batch/progress_bar": progress_bar(status.done, status.total),
@@ -300,6 +303,21 @@ def estimate_metadata(submission: Submission, learned: Learned | None) -> dict[s
     return {
         "llm_batch/estimate_basis": learned_text(submission.learned_from),
         **{f"llm_batch/estimates_{name}": text for name, text in told.items()},
+    }
+
+
+def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
+    """Describe when a submission was forecast to end, by what, and how often such forecasts were right."""
+    from dagster_llm_batch.engine.deployment import window_of  # noqa: PLC0415 - as all of these, only runs need it
+    from dagster_llm_batch.engine.end_forecast import EndHistory, told_text  # noqa: PLC0415
+
+    window = window_of(engine.providers.get(submission.provider))
+    score = EndHistory(engine.ledger, engine.namespace, engine.now()).score(submission.asset)
+    times = {"p50_end_at": submission.p50_end_at, "p90_end_at": submission.p90_end_at}
+    return {
+        "llm_batch/end_forecast": told_text(submission, window),
+        **{f"llm_batch/{name}": dg.MetadataValue.timestamp(at) for name, at in times.items() if at is not None},
+        **({"llm_batch/end_forecasts_held": str(score)} if score.judged_p90 else {}),
     }
 
 

@@ -1,26 +1,32 @@
 """How far submissions are, in the same words in logs, skip reasons, observations and on the command line.
 
-410 of 1,000 requests done (41 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; expected end 2026-01-02 14:05 UTC
+410 of 1,000 requests done (41 %), 2 failed; 3.1 per minute; oldest 2 h 13 m; expected end 2026-01-02 14:05 UTC; 9 in
+10 by 2026-01-02 17:40 UTC
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.progress import Pace, pace, usual_duration
+from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import age_text
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dagster_llm_batch.core.durations import EndForecast
+    from dagster_llm_batch.engine.end_forecast import EndHistory
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = [
     "NOTHING_TO_SEND",
+    "end_history",
+    "end_of",
     "pace_of",
     "pace_text",
     "progress_bar",
@@ -28,7 +34,6 @@ __all__ = [
     "stage",
     "states_text",
     "together",
-    "usual_of",
 ]
 
 NOTHING_TO_SEND = "nothing to send"
@@ -36,22 +41,34 @@ NOTHING_TO_SEND = "nothing to send"
 
 _CELLS = 20
 _QUARTERS = 4
-# submissions that tell how long one usually takes
-_LOOKED_AT = 20
 
 
 def pace_of(engine: Engine, status: Status) -> Pace:
     """Measure the pace of one submission now."""
     progress = _glance(status)
-    current = pace(progress, engine.now())
-    if current.age is None or current.per_minute is not None:
-        return current
-    return pace(progress, engine.now(), usual_of(engine.ledger, engine.namespace, status.submission.asset))
+    now = engine.now()
+    if progress.oldest_submitted_at is None:
+        return pace(progress, now)
+    return pace(progress, now, end_of(end_history(engine.ledger, engine.namespace, now), progress, now))
 
 
-def usual_of(ledger: Ledger, namespace: str, asset: str) -> timedelta | None:
-    """Return how long submissions of an asset take, by the newest ones."""
-    return usual_duration(ledger.settled_submissions(namespace, asset, _LOOKED_AT))
+def end_history(ledger: Ledger, namespace: str, now: datetime) -> EndHistory:
+    """Return what the ledger has of ends, to be asked about any number of submissions."""
+    from dagster_llm_batch.engine.end_forecast import EndHistory  # noqa: PLC0415 - only where something is in flight
+
+    return EndHistory(ledger, namespace, now)
+
+
+def end_of(history: EndHistory, progress: Progress, now: datetime) -> EndForecast:
+    """Return how long a submission in flight takes from plan to end, as it has not ended until now."""
+    from dagster_llm_batch.engine.end_forecast import EndQuestion, Owner  # noqa: PLC0415 - as above
+
+    submission = progress.submission
+    owner = Owner(submission.provider, submission.account, submission.model)
+    # What was forecast by single batches is of one wave that was sent at once.
+    is_simple = (submission.end_basis or {}).get("basis") == "batches" and submission.waves == 1
+    question = EndQuestion(owner, submission.requests - submission.reused, sum(progress.states.values()), is_simple)
+    return history.forecast_end(submission.asset, question, age=now - submission.created_at)
 
 
 def together(paces: Sequence[Pace]) -> Pace:
@@ -59,6 +76,7 @@ def together(paces: Sequence[Pace]) -> Pace:
     ages = [part.age for part in paces if part.age is not None]
     rates = [part.per_minute for part in paces if part.per_minute is not None]
     ends = [part.expected_end_at for part in paces if part.expected_end_at is not None]
+    late_ends = [part.p90_end_at for part in paces if part.p90_end_at is not None]
     return Pace(
         done=sum(part.done for part in paces),
         total=sum(part.total for part in paces),
@@ -66,6 +84,8 @@ def together(paces: Sequence[Pace]) -> Pace:
         age=max(ages, default=None),
         per_minute=sum(rates) if rates else None,
         expected_end_at=max(ends) if ends and len(ends) == len(paces) else None,
+        # Of one only: that nine in ten of each have ended does not say when nine in ten times all of them have.
+        p90_end_at=late_ends[0] if len(paces) == len(late_ends) == 1 else None,
     )
 
 
@@ -95,6 +115,8 @@ def pace_text(its_pace: Pace) -> str:
         parts.append(f"oldest {age_text(its_pace.age)}")
     if its_pace.expected_end_at is not None:
         parts.append(f"expected end {its_pace.expected_end_at:%Y-%m-%d %H:%M} UTC")
+    if its_pace.p90_end_at is not None:
+        parts.append(f"9 in 10 by {its_pace.p90_end_at:%Y-%m-%d %H:%M} UTC")
     return "; ".join(parts)
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "ResponseFormat",
     "ResponseKind",
     "Result",
+    "Span",
     "TokenLogprob",
     "Turn",
     "Undecided",
@@ -221,6 +222,17 @@ class Usage(NamedTuple):
 
 TOKENS = Usage._fields[:-1]
 """The fields of Usage that are counts of tokens."""
+
+
+class Span(NamedTuple):
+    """How long a submission or a batch took, or takes."""
+
+    began: datetime
+    until: datetime | None  # when it ended or was stopped; None: it runs
+    has_ended: bool  # by itself. False with an `until`: it would have taken longer
+    requests: int
+    p50_at: datetime | None = None  # when it was forecast to have ended; None: it was not
+    p90_at: datetime | None = None
 
 
 class TokenLogprob(NamedTuple):

@@ -17,7 +17,13 @@ from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.errors import LedgerError, LLMBatchError
-from dagster_llm_batch.metadata import SUBMISSION_KEY, estimate_metadata, plan_metadata, submission_metadata
+from dagster_llm_batch.metadata import (
+    SUBMISSION_KEY,
+    end_metadata,
+    estimate_metadata,
+    plan_metadata,
+    submission_metadata,
+)
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -98,6 +104,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped),
                 **estimate_metadata(submission, engine.deployment.learned(dataset.labeling)),
+                **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,9 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
+from dagster_llm_batch.core.durations import EndForecast
+from dagster_llm_batch.engine.deployment import window_of
+from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.engine.plan import Preview
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.text import cell_text, learned_text
@@ -27,7 +31,8 @@ _LONGEST_SHOWN = 3
 @dataclass(frozen=True)
 class Planned:
     """What a submission of one partition would be. `account`: the provider's, or its address. `price_gap`: why no price
-    is known. `notes`: what was read upstream, where that is not plain.
+    is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
+    `notes`: what was read upstream, where that is not plain.
     """
 
     asset: str
@@ -36,6 +41,8 @@ class Planned:
     account: str
     price_gap: str | None
     preview: Preview
+    window: timedelta
+    held: EndScore
     notes: Sequence[str] = ()
 
     @property
@@ -68,6 +75,7 @@ class Planned:
             "learned_from": None if learned is None else learned.complete,
             "estimates_judged": 0 if learned is None else learned.judged,
             "estimates_held": 0 if learned is None else learned.held,
+            **self._end,
             "submission_id": None if preview.known is None else preview.known.submission_id,
             "refused": preview.refused,
             "notes": list(self.notes),
@@ -88,6 +96,34 @@ class Planned:
                 for shard in preview.shards
             ],
         }
+
+    @property
+    def _end(self) -> dict[str, Any]:
+        end, held = self.preview.end or EndForecast(), self.held
+        return {
+            "end_p50_seconds": _seconds(end.p50),
+            "end_p90_seconds": _seconds(end.p90),
+            "end_basis": end.basis,
+            "end_learned_from": end.ended,
+            "end_running": end.running,
+            "window_seconds": _seconds(self.window),
+            "end_forecasts_judged": held.judged_p90,
+            "end_forecasts_held": held.held_p90,
+            "end_forecasts_judged_p50": held.judged_p50,
+            "end_forecasts_held_p50": held.held_p50,
+        }
+
+    @property
+    def end_text(self) -> str | None:
+        """When it ends, in words; None where nothing would be sent."""
+        if not self.preview.shards:
+            return None
+        judged = f"; of earlier forecasts {self.held}" if self.held.judged_p90 else ""
+        return end_text(self.preview.end or EndForecast(), self.window) + judged
+
+
+def _seconds(took: timedelta | None) -> float | None:
+    return None if took is None else took.total_seconds()
 
 
 @click.command("plan", cls=Command)
@@ -141,8 +177,20 @@ def plan_rows(
         with deployment.code.rows(dataset, partition) as (rows, upstream):
             with_gold = dataset.with_gold(upstream)
             preview = deployment.dry_engine.preview(with_gold, rows, partition=partition or "", again=again)
-        account, gap = rules.provider(labeling.provider).account, rules.price_gap(labeling)
-        planned.append(Planned(dataset.name, partition, labeling.model, account, gap, preview, upstream.notes))
+        provider = rules.provider(labeling.provider)
+        planned.append(
+            Planned(
+                asset=dataset.name,
+                partition=partition,
+                model=labeling.model,
+                account=provider.account,
+                price_gap=rules.price_gap(labeling),
+                preview=preview,
+                window=window_of(provider),
+                held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
+                notes=upstream.notes,
+            )
+        )
     return planned
 
 
@@ -286,6 +334,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("19 of 20 below", money(preview.p95_usd)),
         ("at most, sent once", money(preview.bound_usd) or _most(None)),
         ("estimate from", _basis(preview)),
+        ("ends", plan.end_text),
         ("in real time", money(preview.realtime_usd)),
         ("prices", preview.price_basis.value),
         ("known as", known),

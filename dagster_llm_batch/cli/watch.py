@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from rich.console import Group
@@ -23,17 +22,31 @@ from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_doubt
 from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.progress import NOTHING_TO_SEND, progress_text, usual_of
+from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import cell_text, plain_words
 
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.end_forecast import EndHistory
+
 __all__ = ["watch_command"]
 
 _NOTHING = "Nothing is under way."
 _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
-_COLUMNS = ["asset", "partition", "wave", "batches", "done", "failed", "per minute", "age", "expected end (UTC)"]
+_COLUMNS = [
+    "asset",
+    "partition",
+    "wave",
+    "batches",
+    "done",
+    "failed",
+    "per minute",
+    "age",
+    "expected end (UTC)",
+    "9 in 10 by",
+]
 
 
 @click.command("watch", cls=Command)
@@ -96,7 +109,6 @@ class _Watched:
         self._only = None
         if target is not None:
             self._only = find_submission(deployment, target, partition).submission_id
-        self._usual: dict[str, timedelta | None] = {}
 
     def look(self) -> _Look:
         """Ask, where asked to, and read the ledger."""
@@ -104,12 +116,14 @@ class _Watched:
         now = utc_now()
         if self._deployment.has_code and (missing := self._deployment.missing_ledger_file) is not None:
             return _Look([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
+        history = end_history(self._deployment.ledger, self._deployment.namespace, now)
         paces = [
-            (progress, pace(progress, now, self._usual_of(progress.submission.asset)))
+            (progress, pace(progress, now, end_of(history, progress, now)))
             for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
         ]
         under_way = [progress for progress, _ in paces]
+        notes += _held(history, {progress.submission.asset for progress in under_way})
         notes += [*self._waits(under_way), *self._failed_landings(under_way)]
         return _Look(paces, [*notes, *self._doubts(), *self._standstill()])
 
@@ -178,10 +192,11 @@ class _Watched:
             notes.append(f"A provider could not be asked: {error}")
         return notes
 
-    def _usual_of(self, asset: str) -> timedelta | None:
-        if asset not in self._usual:
-            self._usual[asset] = usual_of(self._deployment.ledger, self._deployment.namespace, asset)
-        return self._usual[asset]
+
+def _held(history: EndHistory, assets: Collection[str]) -> list[str]:
+    """Return how often earlier forecasts of the end were right, of assets that have some."""
+    scores = {asset: history.score(asset) for asset in sorted(assets)}
+    return [f"{cell_text(asset)}: of earlier forecasts {score}" for asset, score in scores.items() if score.judged_p90]
 
 
 @contextmanager
@@ -216,6 +231,7 @@ def _row(progress: Progress, its_pace: Pace) -> list[object]:
         None if its_pace.per_minute is None else Money(f"{its_pace.per_minute:,.1f}"),
         its_pace.age,
         its_pace.expected_end_at,
+        its_pace.p90_end_at,
     ]
 
 
@@ -261,6 +277,9 @@ def _document(look: _Look) -> dict[str, Any]:
                 "requests_per_minute": its_pace.per_minute,
                 "age_seconds": its_pace.age,
                 "expected_end_at": its_pace.expected_end_at,
+                "p90_end_at": its_pace.p90_end_at,
+                "forecast_p50_end_at": progress.submission.p50_end_at,
+                "forecast_p90_end_at": progress.submission.p90_end_at,
             }
             for progress, its_pace in look.paces
         ],

@@ -45,6 +45,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.rolling import Track
@@ -59,6 +60,7 @@ __all__ = [
     "Threads",
     "new_id",
     "submissions_at_work",
+    "window_of",
 ]
 
 PART_ROWS = 8_192
@@ -434,6 +436,29 @@ class Deployment:
         held = sum(s.p05_usd <= s.cost_usd <= s.p95_usd for s in told)  # type: ignore[operator]  # all known
         return None if learned is None else replace(learned, judged=len(told), held=held)
 
+    def end_forecast(self, labeling: Labeling, shards: Sequence[Shard], *, is_simple: bool) -> EndForecast | None:
+        """Return how long a submission with these shards takes, from plan to end; None: no batch of its model is known.
+
+        `is_simple`: see EndQuestion.
+        """
+        of_batch = [shard for shard in shards if shard.lane is Lane.BATCH] or shards
+        if not of_batch:
+            return None
+        owner = self.owner(labeling, of_batch[0].lane)
+        from dagster_llm_batch.core.durations import FEWEST, EndForecast  # noqa: PLC0415 - few modules plan
+
+        known = self.ledger.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
+        if not known:
+            return None
+        if len(known) < FEWEST:
+            ended = sum(span.has_ended for span in known)
+            return EndForecast(ended=ended, running=len(known) - ended)
+        from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion  # noqa: PLC0415 - where there are some
+
+        requests = sum(shard.requests for shard in shards)
+        question = EndQuestion(owner, requests, len(of_batch), is_simple and labeling.cascade is None)
+        return EndHistory(self.ledger, self.namespace, self.clock()).forecast_end(labeling.asset, question)
+
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""
         return Owner(labeling.provider, self.provider(labeling.provider).account, labeling.spec.model, lane)
@@ -484,9 +509,7 @@ class Deployment:
         """Return how long the shard's batch may take, or wait for room, before a person is told."""
         if self.overdue_after is not None:
             return self.overdue_after
-        # Without the providers' settings, as on the command line, the window of most is taken.
-        provider = self.providers.get(shard.provider)
-        return _GRACE * (DEFAULT_WINDOW if provider is None else _window_of(provider))
+        return _GRACE * window_of(self.providers.get(shard.provider))
 
     def is_starved(self, shard: Shard) -> bool:
         """Return whether the shard waits for room in its provider's queue for longer than a batch may take."""
@@ -525,7 +548,10 @@ def submissions_at_work(ledger: Ledger) -> set[str]:
     return {name.removeprefix(_LEASE) for name in ledger.active_leases() if name.startswith(_LEASE)}
 
 
-def _window_of(provider: Provider) -> timedelta:
+def window_of(provider: Provider | None) -> timedelta:
+    """Return the provider's window. Where it cannot be had, as without its settings: that of most."""
+    if provider is None:
+        return DEFAULT_WINDOW
     try:
         return provider.window
     except Exception:  # noqa: BLE001 - it cannot be made, or is the user's own; that is told where it is used

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from upath import UPath
 
 from dagster_llm_batch.core.identity import canonical_json, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
@@ -31,7 +30,7 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
-from dagster_llm_batch.engine.request_parts import PartMaker, WorkerSource
+from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
@@ -42,6 +41,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine.cascade import Sampling
@@ -85,6 +85,7 @@ class Preview:
             expected. None: not all of them, or nobody knows.
         levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
         missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
+        end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
     """
 
     rows: int
@@ -114,6 +115,7 @@ class Preview:
     steps: int | None = 1
     levels: Levels | None = None
     missing_gold: tuple[object, ...] = ()
+    end: EndForecast | None = None
 
     @property
     def to_send(self) -> int:
@@ -228,6 +230,10 @@ class Planner:
                     plan, estimate = sampling.draw(plan, estimate, answered)
                     sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
             submission = self.submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
+            if (end := self._forecast_end(plan.shards, estimate)) is not None:
+                p50_at, p90_at = (None if took is None else now + took for took in (end.p50, end.p90))
+                basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
+                submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
             if sampling is not None:
                 questions = sum(shard.requests for shard in plan.shards)
                 submission = replace(submission, reserved_usd=sampling.rest_usd, questions=questions)
@@ -244,6 +250,10 @@ class Planner:
         else:
             self._deployment.opened_here.add(submission_id)
         return opened
+
+    def _forecast_end(self, shards: Sequence[Shard], estimate: Estimate) -> EndForecast | None:
+        is_at_once = self._queue_rounds(shards)[1] == 1 == forecast_steps(self._deployment, self._labeling, estimate)
+        return self._deployment.end_forecast(self._labeling, shards, is_simple=is_at_once)
 
     @property
     def _asked(self) -> str:
@@ -340,7 +350,7 @@ class Planner:
                     refused = None
             except BudgetError as error:
                 refused = str(error)
-            limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
+            limit, rounds = self._queue_rounds(plan.shards)
             return replace(
                 preview_of(plan, estimate, refused),
                 levels=levels,
@@ -348,8 +358,14 @@ class Planner:
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
                 steps=forecast_steps(self._deployment, self._labeling, estimate),
-                rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
+                rounds=rounds,
+                end=self._forecast_end(plan.shards, estimate),
             )
+
+    def _queue_rounds(self, shards: Sequence[Shard]) -> tuple[QueueLimit | None, int]:
+        """Return the limit of the provider's queue, and in how many steps it lets these in. See Preview."""
+        limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
+        return limit, 1 if limit is None else count_queue_rounds(shards, limit)
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
         """Return the name under which a partition has submissions, and these: a former one that `plan` would rename."""
@@ -377,7 +393,7 @@ class Planner:
         """Return a draft of a submission, whose request files it writes. Discard it where it is not stored."""
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
-        load_image = None if root is None else _ImagesBelow(UPath(root))
+        load_image = None if root is None else ImagesBelow(root)
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         source: RequestSource = LocalSource(
@@ -571,21 +587,3 @@ def _may_follow(known: Submission, *, again: bool) -> bool:
 
 def _wave(shard: Shard) -> int:
     return shard.wave
-
-
-class _ImagesBelow:
-    """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
-
-    def __init__(self, root: UPath) -> None:
-        self._root = root
-
-    def __call__(self, path: str) -> bytes:
-        if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
-            msg = f"{path!r} is not a relative path below image_root"
-            raise ValueError(msg)
-        image = self._root / path
-        # On a local disk a symbolic link may lead out.
-        if image.protocol in ("", "file") and not image.resolve().is_relative_to(self._root.resolve()):
-            msg = f"{path!r} leads out of image_root"
-            raise ValueError(msg)
-        return bytes(image.read_bytes())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from statistics import median
+from typing import TYPE_CHECKING
 
-from dagster_llm_batch.storage.ledger.records import Progress, Submission
+from dagster_llm_batch.storage.ledger.records import Progress
 
-__all__ = ["Pace", "pace", "usual_duration"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.durations import EndForecast
+
+__all__ = ["Pace", "pace"]
 
 
 @dataclass(frozen=True)
@@ -21,33 +23,35 @@ class Pace:
     failed: int
     age: timedelta | None  # of the oldest batch in flight
     per_minute: float | None  # requests, on average since then
-    expected_end_at: datetime | None
+    expected_end_at: datetime | None  # by the rate so far, else when 1 of 2 such submissions have ended
+    p90_end_at: datetime | None = None  # when 9 of 10 have, of those that took as long as it has already
 
     @property
     def percent(self) -> int:
         return 100 * self.done // self.total if self.total else 100
 
 
-def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> Pace:
+def pace(progress: Progress, now: datetime, forecast: EndForecast | None = None) -> Pace:
     """Return the pace of an undelivered submission.
 
     Args:
         progress: What the ledger has of it.
         now: Aware.
-        usual: How long earlier submissions took: the estimate where no request is done yet.
+        forecast: How long it takes from plan to end, by those before it.
 
-    There is no expected end where the estimate lies in the past already.
+    There is no expected end where that lies in the past already.
     """
     since = progress.oldest_submitted_at
     age = None if since is None else max(now - since, timedelta())
     # What earlier waves have done is older than the batches that the age is of.
     done = progress.asked - (progress.total - progress.done)
     per_minute = done / (age / timedelta(minutes=1)) if age and done > 0 else None
-    end = None
+    end = p90_end = None
+    if forecast is not None and since is not None:
+        began = progress.submission.created_at
+        end, p90_end = (None if took is None else began + took for took in (forecast.p50, forecast.p90))
     if per_minute:
         end = now + timedelta(minutes=(progress.total - progress.done) / per_minute)
-    elif since is not None and usual is not None:
-        end = since + usual
     return Pace(
         done=progress.done,
         total=progress.total,
@@ -55,10 +59,5 @@ def pace(progress: Progress, now: datetime, usual: timedelta | None = None) -> P
         age=age,
         per_minute=per_minute,
         expected_end_at=end if end is not None and end >= now else None,
+        p90_end_at=p90_end if p90_end is not None and p90_end >= now else None,
     )
-
-
-def usual_duration(settled: Sequence[Submission]) -> timedelta | None:
-    """Return the median time from plan to settled of these submissions; None of none."""
-    seconds = [(each.settled_at - each.created_at).total_seconds() for each in settled if each.settled_at is not None]
-    return timedelta(seconds=median(seconds)) if seconds else None

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+from upath import UPath
 
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard_nonce
@@ -46,7 +47,7 @@ from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
 
-__all__ = ["Part", "PartMaker", "WorkerSource"]
+__all__ = ["ImagesBelow", "Part", "PartMaker", "WorkerSource"]
 
 _ID = "llm_request_id"
 _LINE = "llm_line"
@@ -384,3 +385,21 @@ def _grouped(tasks: Sequence[_FileTask]) -> Iterator[list[_FileTask]]:
             group, lines = [], 0
     if group:
         yield group
+
+
+class ImagesBelow:
+    """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
+
+    def __init__(self, root: str) -> None:
+        self._root = UPath(root)
+
+    def __call__(self, path: str) -> bytes:
+        if path.startswith("/") or "\\" in path or "://" in path or ".." in path.split("/"):
+            msg = f"{path!r} is not a relative path below image_root"
+            raise ValueError(msg)
+        image = self._root / path
+        # On a local disk a symbolic link may lead out.
+        if image.protocol in ("", "file") and not image.resolve().is_relative_to(self._root.resolve()):
+            msg = f"{path!r} leads out of image_root"
+            raise ValueError(msg)
+        return bytes(image.read_bytes())

@@ -29,7 +29,7 @@ from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_recovered, advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import progress_observations, status_metadata
-from dagster_llm_batch.progress import pace_of, pace_text, stage, together, usual_of
+from dagster_llm_batch.progress import end_history, end_of, pace_of, pace_text, stage, together
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
@@ -566,17 +566,11 @@ class Tick:
         return notes if more <= 0 else [*notes[:_NOTES_AT_MOST], f"and {more} notes more"]
 
     def _paces(self, flying: list[Progress]) -> list[Pace]:
-        usual: dict[str, timedelta | None] = {}
+        history = end_history(self._ledger, self._engine.namespace, self._now)
         paces: list[Pace] = []
         for progress in flying:
             with self.apart(progress.submission.place):
-                its_pace = pace(progress, self._now)
-                if its_pace.per_minute is None:
-                    asset = progress.submission.asset
-                    if asset not in usual:
-                        usual[asset] = usual_of(self._ledger, self._engine.namespace, asset)
-                    its_pace = pace(progress, self._now, usual[asset])
-                paces.append(its_pace)
+                paces.append(pace(progress, self._now, end_of(history, progress, self._now)))
         return paces
 
 

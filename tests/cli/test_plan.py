@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from decimal import Decimal
 
 import dagster as dg
@@ -10,8 +11,11 @@ import pytest
 from project import DAYS
 
 from dagster_llm_batch.cli.plan import Planned, print_plan
+from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.core.forecast import Learned
+from dagster_llm_batch.engine.end_forecast import EndScore
 from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault
 from dagster_llm_batch.types import PriceBasis
 
@@ -324,9 +328,31 @@ def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_jso
         price_basis=PriceBasis.BATCH,
         learned=learned,
     )
-    plan = Planned("labels", None, "openai/gpt-4o", "api.openai.com", None, preview)
+    day = timedelta(days=1)
+    plan = Planned("labels", None, "openai/gpt-4o", "api.openai.com", None, preview, day, EndScore())
     assert tuple(plan.document[name] for name in ("learned_from", "estimates_judged", "estimates_held")) == from_json
     print_plan([plan])
     printed = " ".join(capsys.readouterr().out.split())
     assert f"estimate from {basis}" in printed
     assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed
+
+
+def test_a_plan_says_when_it_ends_by_what_and_how_often_that_was_right(project, capsys):
+    [document] = project.json("plan", "ticket_labels")["plans"]
+    assert (document["end_p50_seconds"], document["end_basis"], document["window_seconds"]) == (None, "none", 86_400)
+    assert "too few batches (0 ended, 10 are needed) for a forecast" in project.on_file("plan", "ticket_labels").stdout
+    end = EndForecast(timedelta(hours=2), timedelta(hours=7.5), basis="submissions", ended=34, running=2)
+    shard = Shard(
+        shard_id="h", submission_id="s", wave=1, number=1, nonce="n", requests=9, bytes=9, path="p", digest="d"
+    )
+    money = {"estimated_usd": None, "realtime_usd": None, "price_basis": PriceBasis.BATCH}
+    preview = Preview(9, 0, 0, 9, 0, (shard,), 9, 9, **money, end=end)
+    plan = Planned("labels", None, "m/m", "a", None, preview, timedelta(days=1), EndScore(20, 11, 19, 17))
+    print_plan([plan])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 within 2 h 0 m, 9 of 10 within 7 h 30 m (by 34 earlier submissions of similar size, 2" in printed
+    assert "17 of 19 ended by their p90, 11 of 20 by their p50" in printed
+    told = {name: plan.document[name] for name in ("end_p50_seconds", "end_p90_seconds", "end_basis")}
+    assert told == {"end_p50_seconds": 7_200, "end_p90_seconds": 27_000, "end_basis": "submissions"}
+    counts = ("end_learned_from", "end_running", "end_forecasts_judged", "end_forecasts_held")
+    assert tuple(plan.document[name] for name in counts) == (34, 2, 19, 17)

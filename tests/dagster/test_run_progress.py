@@ -1,12 +1,13 @@
 """Waiting: runs, the sensor, its observations and `watch` say how far it is in the same words, and when it moved."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
 from click.testing import CliRunner
-from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
+from code_location import BATCH, DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
 from test_batch_sensor import change, sqlite_time, tick
 from test_landing_runs import FullDisk
 
@@ -16,6 +17,8 @@ from dagster_llm_batch.engine.progress import Pace
 from dagster_llm_batch.progress import pace_text, progress_bar, together
 from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.sensors.runs import TickBounds
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
 from dagster_llm_batch.testing.emulator import Emulator, RowFault
 from example_project.journey import submitted_text
 
@@ -171,23 +174,49 @@ def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs
     assert watch_once(stored) == []
 
 
+def repeat_a_day_long(engine, count):
+    """Give the ledger submissions like the one that it has, which took a day each, until just now."""
+    [known] = engine.ledger.submissions(engine.namespace)
+    [shard] = engine.ledger.shards(known.submission_id)
+    now = engine.now()
+    for number in range(count):
+        name = f"earlier-{number}"
+        began = {"state": SubmissionState.OPEN, "settled_at": None, "created_at": now - timedelta(days=1)}
+        again = replace(known, submission_id=name, partition=name, fingerprint=name, **began)
+        fresh = Shard(**{field: getattr(shard, field) for field in SHARD_NEEDS}, shard_id=name, submission_id=name)
+        engine.ledger.open_submission(again, [fresh])
+        engine.ledger.move_shard(name, Move.SEND)
+        engine.ledger.move_shard(name, Move.ACCEPTED, batch_id=name)
+        engine.ledger.move_shard(name, Move.ENDED, ended_at=now)
+        engine.ledger.move_shard(name, Move.COLLECTED)
+        engine.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+        engine.ledger.mark_delivered(name)
+
+
+SHARD_NEEDS = ("wave", "number", "nonce", "requests", "bytes", "path", "digest")
+
+
 def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     assert location.land(partition=DAYS[0]).success
-    now = location.engine().now()
-    change(
-        location,
-        f"created_at = '{sqlite_time(now - timedelta(days=1))}', settled_at = '{sqlite_time(now)}'",
-        "submission",
-    )
+    engine = location.engine()
+    now = engine.now()
+    repeat_a_day_long(engine, 12)
     location.submit(partition=DAYS[1])
     expected = now + timedelta(days=1)
-    assert f"expected end {expected:%Y-%m-%d %H:}" in tick(location).skip_message
+    said = tick(location).skip_message
+    assert f"expected end {expected:%Y-%m-%d %H:}" in said
+    assert f"9 in 10 by {expected:%Y-%m-%d %H:}" in said
+    sent = location.metadata(BATCH, DAYS[1])["llm_batch/end_forecast"]
+    assert "1 of 2 within 24 h 0 m, 9 of 10 within 24 h 0 m (by 13 earlier submissions" in sent
+    [watched] = watch_once(location.instance)
+    assert watched["p90_end_at"] == watched["forecast_p90_end_at"]
     location.collect(partition=DAYS[1])
     [observation] = location.instance.fetch_observations(dg.AssetKey(LABELS), limit=1).records
     metadata = observation.asset_observation.metadata
     told = datetime.fromtimestamp(metadata["llm_batch/expected_end_at"].value, UTC)
     assert abs(told - expected) < timedelta(hours=1)
+    assert metadata["llm_batch/p90_end_at"].value >= told.timestamp()
     assert metadata["llm_batch/requests_failed"].value == 0
 
 

@@ -641,7 +641,7 @@ def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newe
     assert ledger.last_event("s1").kind == "delivered"
 
 
-def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asset(ledger):
+def test_the_newest_submission_of_each_partition(ledger):
     day = datetime(2026, 1, 1, tzinfo=UTC)
     for number, partition in enumerate(("a", "b", "a")):
         ledger.open_submission(
@@ -650,15 +650,7 @@ def test_the_newest_submission_of_each_partition_and_the_settled_ones_of_an_asse
             ),
             [],
         )
-    ledger.open_submission(
-        a_submission("s9", asset="other", fingerprint="9", requests=3, reused=3), []
-    )  # it asks for nothing
     assert ledger.newest_ids("prod", "tickets") == {"a": "s2", "b": "s1"}
-    for name in ("s0", "s1", "s9"):
-        ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
-    assert [one.submission_id for one in ledger.settled_submissions("prod", "tickets", 5)] == ["s1", "s0"]
-    assert [one.submission_id for one in ledger.settled_submissions("prod", "tickets", 1)] == ["s1"]
-    assert ledger.settled_submissions("prod", "other", 5) == []
 
 
 HOSTILE = {

@@ -166,6 +166,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         # What a cascade asks of two models is not asked again.
         "ALTER TABLE submission ADD COLUMN questions BIGINT",
         "ALTER TABLE shard ADD COLUMN is_escalation BOOLEAN",
+        # When a submission was forecast to end, and by what; the newest batches of a model are looked up for it.
+        "ALTER TABLE submission ADD COLUMN p50_end_at {time}",
+        "ALTER TABLE submission ADD COLUMN p90_end_at {time}",
+        "ALTER TABLE submission ADD COLUMN end_basis TEXT",
+        "CREATE INDEX shard_by_model ON shard (provider, account, model, sent_at) WHERE sent_at IS NOT NULL",
     ),
 )
 

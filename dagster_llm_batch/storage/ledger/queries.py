@@ -40,7 +40,13 @@ from dagster_llm_batch.storage.ledger.shards import (
     unknown_shard,
     unrecorded_sends,
 )
-from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, get_audits, get_submission
+from dagster_llm_batch.storage.ledger.submissions import (
+    OF_PARTITION,
+    OLDEST_FIRST,
+    SpanQueries,
+    get_audits,
+    get_submission,
+)
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
@@ -95,7 +101,7 @@ _TOMBSTONES = (
 _TOMBSTONES_OF = _TOMBSTONES.where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
 
 
-class LedgerQueries:
+class LedgerQueries(SpanQueries):
     """What a Ledger can be asked. The engine's parts that must change nothing are given this type."""
 
     _database: Database
@@ -490,12 +496,6 @@ class LedgerQueries:
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
         query = query.where(SUBMISSION.c.provider == provider, SUBMISSION.c.model == name)
         return self._submissions(query.where(SUBMISSION.c.billed.is_not(None)).order_by(*_NEWEST_FIRST).limit(limit))
-
-    def settled_submissions(self, namespace: str, asset: str, limit: int) -> list[Submission]:
-        """Return settled submissions of an asset that sent requests, not only reused answers, newest first."""
-        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
-        query = query.where(SUBMISSION.c.settled_at.is_not(None), SUBMISSION.c.requests > SUBMISSION.c.reused)
-        return self._submissions(query.order_by(*_NEWEST_FIRST).limit(limit))
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
         """Return what the newest audit of each partition found, and the path of its manifest; see core/rolling.py."""

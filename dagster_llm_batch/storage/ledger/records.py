@@ -85,6 +85,9 @@ class Submission:
     audit: Mapping[str, Any] | None = None  # what an audit of a cascade found; see core/rolling.py. None: there is none
     # Of a cascade: requests of its first wave and of the one in which its oracle is asked the rest, one for each model.
     questions: int | None = None
+    p50_end_at: datetime | None = None  # when 1 of 2 such submissions have ended, as it was forecast; None: not known
+    p90_end_at: datetime | None = None  # when 9 of 10 have
+    end_basis: Mapping[str, Any] | None = None  # what these rest on: "submissions" or "batches", and how many
 
     @property
     def is_settled(self) -> bool:

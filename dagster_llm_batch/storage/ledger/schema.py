@@ -202,6 +202,9 @@ SUBMISSION = sa.Table(
     _column("reserved_usd", _MONEY, null=True),
     _column("audit", _AsText(json.loads, _json), null=True),
     _column("questions", sa.BigInteger, null=True),
+    _column("p50_end_at", _UTC, null=True),
+    _column("p90_end_at", _UTC, null=True),
+    _column("end_basis", _AsText(json.loads, _json), null=True),
 )
 
 SHARD = sa.Table(

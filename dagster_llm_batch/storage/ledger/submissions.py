@@ -17,9 +17,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.storage.ledger.database import insert_or_nothing
+from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.schema import EVENT, SUBMISSION, TOMBSTONE, from_row, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row, to_row
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
 __all__ = [
     "ADOPTED",
@@ -28,6 +29,7 @@ __all__ = [
     "RECOVERED",
     "STATUS",
     "UPDATE_SUBMISSION",
+    "SpanQueries",
     "check_open",
     "event_row",
     "get_attempt",
@@ -229,3 +231,58 @@ def rename_submissions(
     insert_events(connection, clock, *(event_row(submission_id, "renamed", detail=detail) for submission_id in moved))
     partitions = set(places.values())
     return sorted(partitions - taken), sorted(partitions & taken)
+
+
+class SpanQueries:
+    """How long submissions and batches took: what forecasts of the end rest on (core/durations.py)."""
+
+    _database: Database
+
+    def submission_spans(self, namespace: str, asset: str | None, limit: int) -> list[Span]:
+        """Return how long the newest submissions that sent something took from plan to end, newest first.
+
+        One has ended when it is settled: at the time when the last of its batches ended. One that was canceled was
+        stopped. `asset`: None is any.
+        """
+        of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
+        last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
+        stops = sa.select(sa.func.max(EVENT.c.at)).where(
+            EVENT.c.submission_id == SUBMISSION.c.submission_id, EVENT.c.to_state == SubmissionState.CANCELED.value
+        )
+        was_stopped = SUBMISSION.c.state == SubmissionState.CANCELED
+        is_settled = SUBMISSION.c.settled_at.is_not(None)
+        until = sa.case((was_stopped, stops.scalar_subquery()), (is_settled, last_end), else_=sa.null())
+        query = sa.select(
+            SUBMISSION.c.created_at,
+            sa.type_coerce(until, SUBMISSION.c.created_at.type),
+            sa.and_(~was_stopped, is_settled),
+            SUBMISSION.c.requests - SUBMISSION.c.reused,
+            SUBMISSION.c.p50_end_at,
+            SUBMISSION.c.p90_end_at,
+        ).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.requests > SUBMISSION.c.reused)
+        if asset is not None:
+            query = query.where(SUBMISSION.c.asset == asset)
+        return self._spans(query.order_by(*(column.desc() for column in OLDEST_FIRST)).limit(limit))
+
+    def batch_spans(self, provider: str, account: str, model: str, lane: Lane, limit: int) -> list[Span]:
+        """Return how long the newest batches of a provider, account and model took from sending to end, newest first.
+
+        Those of any namespace, since the vendor knows none. In real time a shard is what is a batch elsewhere. What did
+        not end by itself was stopped: somebody canceled it, or waits for it no longer, or the vendor failed it.
+        """
+        same = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
+        by_itself = SHARD.c.cause.is_(None) & (SHARD.c.status.is_(None) | (SHARD.c.status != BatchStatus.FAILED))
+        has_ended = sa.and_(SHARD.c.ended_at.is_not(None), by_itself)
+        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, has_ended, SHARD.c.requests)
+        query = query.where(*same, SHARD.c.lane == lane, SHARD.c.sent_at.is_not(None), SHARD.c.carrier.is_(None))
+        # What was sent elsewhere began at another time, and what was not taken never did.
+        never = (Cause.ADOPTED, Cause.NOT_TAKEN)
+        query = query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in(never))
+        return self._spans(query.order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit))
+
+    def _spans(self, query: sa.Select[Any]) -> list[Span]:
+        with self._database.read() as connection:
+            return [
+                Span(began, until, bool(has_ended and until is not None), *rest)
+                for began, until, has_ended, *rest in connection.execute(query)
+            ]

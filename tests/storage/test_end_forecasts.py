@@ -1,0 +1,191 @@
+"""Forecasts of the end from the ledger, on both: what is read, what is told, how it is scored."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+from ledger_builders import a_shard, a_submission
+
+from dagster_llm_batch.core.durations import EndForecast
+from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion, EndScore, Owner, end_text, told_text
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import SubmissionState
+from dagster_llm_batch.types import BatchStatus, Cause, Lane
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+OWNER = Owner("openai", "api.openai.com/org-1", "gpt-5-mini")
+ASKED = EndQuestion(OWNER, requests=8, batches=1)
+
+
+class Site:
+    """A ledger whose submissions take as long as they are told to, by a clock of its own."""
+
+    def __init__(self, url: str, clock: Any) -> None:
+        self.ledger, self.clock, self.count = Ledger(url, clock=clock), clock, 0
+
+    @property
+    def history(self) -> EndHistory:
+        return EndHistory(self.ledger, "prod", self.clock.now)
+
+    def begin(self, requests: int = 8, batches: int = 1, asset: str = "tickets", **more: Any) -> str:
+        self.count += 1
+        name = f"s{self.count}"
+        submission = a_submission(
+            name, asset=asset, fingerprint=name, requests=requests * batches, created_at=self.clock.now, **more
+        )
+        shards = [
+            a_shard(f"{name}-{number}", name, number=number, nonce=f"n{self.count}-{number}", requests=requests)
+            for number in range(batches)
+        ]
+        self.ledger.open_submission(submission, shards)
+        for shard in shards:
+            self.ledger.move_shard(shard.shard_id, Move.SEND)
+            self.ledger.move_shard(shard.shard_id, Move.ACCEPTED, batch_id=f"batch-{shard.shard_id}")
+        return name
+
+    def end(self, name: str, **fields: Any) -> None:
+        for shard in self.ledger.shards(name):
+            self.ledger.move_shard(shard.shard_id, Move.ENDED, **fields)
+
+    def settle(self, name: str) -> None:
+        for shard in self.ledger.shards(name):
+            self.ledger.move_shard(shard.shard_id, Move.COLLECTED)
+        self.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+
+    def run(self, took: timedelta, **more: Any) -> str:
+        """Take a submission from plan to settled, an hour after its batches have ended; the next day begins then."""
+        name = self.begin(**more)
+        began = self.clock.now
+        self.clock.now += took
+        self.end(name)
+        self.clock.now += HOUR
+        self.settle(name)
+        self.clock.now = began + DAY
+        return name
+
+
+@pytest.fixture
+def site(ledger_url: str, clock: Any) -> Any:
+    site = Site(ledger_url, clock)
+    yield site
+    site.ledger.close()
+
+
+def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> None:
+    for number in range(9):
+        site.run((1 + number) * HOUR)
+    assert site.history.forecast_end("tickets", ASKED).basis == "none"
+    assert end_text(site.history.forecast_end("tickets", ASKED), DAY) == (
+        "too few batches (9 ended, 10 are needed) for a forecast; each batch ends, or expires, within 24 h 0 m, the "
+        "vendor's window"
+    )
+    site.run(10 * HOUR)
+    said = site.history.forecast_end("tickets", ASKED)
+    assert (said.basis, said.ended, said.running) == ("submissions", 10, 0)
+    assert said.p50 == 6 * HOUR  # to the end of the batches, not to when they were collected
+    assert said.p90 == 10 * HOUR
+    assert end_text(said, DAY) == (
+        "1 of 2 within 6 h 0 m, 9 of 10 within 10 h 0 m (by 10 earlier submissions of similar size)"
+    )
+    # Of another size there are none, but single batches of the model, which are of that size too, or of any.
+    assert site.history.forecast_end("tickets", ASKED._replace(requests=8_000)).basis == "batches"
+    assert site.history.forecast_end("other", ASKED).basis == "batches"
+    assert site.history.forecast_end("other", ASKED._replace(is_simple=False)).basis == "none"
+    other = Owner("openai", "api.openai.com/org-2", "gpt-5-mini")
+    assert site.history.forecast_end("other", ASKED._replace(owner=other)).basis == "none"
+    assert site.history.forecast_end("other", ASKED._replace(owner=Owner(*OWNER_KEY, Lane.REALTIME))).basis == "none"
+
+
+def stored(said: EndForecast, now: Any) -> dict[str, Any]:
+    """What a plan stores of a forecast."""
+    p50, p90 = (None if took is None else now + took for took in (said.p50, said.p90))
+    basis = {"basis": said.basis, "ended": said.ended, "running": said.running}
+    return {"p50_end_at": p50, "p90_end_at": p90, "end_basis": basis}
+
+
+OWNER_KEY = (OWNER.provider, OWNER.account, OWNER.model)
+
+
+def test_what_runs_or_was_stopped_is_known_to_have_taken_longer(site: Site) -> None:
+    for number in range(10):
+        site.run((1 + number % 2) * HOUR)
+    running = site.begin()
+    canceled = site.begin()
+    site.clock.now += 5 * HOUR
+    site.ledger.set_state(canceled, SubmissionState.CANCELED)
+    site.end(canceled, cause=Cause.STOPPED, status=BatchStatus.CANCELED)
+    site.clock.now += 100 * HOUR
+    spans = {span.began: span for span in site.ledger.submission_spans("prod", "tickets", 2)}
+    assert len(spans) == 1  # both began at the same time
+    found = sorted(site.ledger.submission_spans("prod", "tickets", 2), key=lambda span: span.until is None)
+    assert [(span.has_ended, span.until and span.until - span.began) for span in found] == [
+        (False, 5 * HOUR),
+        (False, None),
+    ]
+    batches = site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 2)
+    assert sorted((span.has_ended, span.until is None) for span in batches) == [(False, False), (False, True)]
+    said = site.history.forecast_end("tickets", ASKED)
+    assert (said.ended, said.running) == (10, 2)
+    assert said.p90 is None  # two of twelve have taken longer than all others, nobody knows how much
+    assert "what 9 of 10 take is not known, each batch ends, or expires, within 24 h 0 m" in end_text(said, DAY)
+    assert running != canceled
+
+
+def test_what_asks_for_nothing_takes_no_time_that_counts(site: Site) -> None:
+    site.ledger.open_submission(a_submission("s9", requests=3, reused=3), [])
+    site.ledger.settle_submission("s9", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    assert site.ledger.submission_spans("prod", "tickets", 5) == []
+
+
+def test_a_shared_batch_an_adopted_and_a_refused_one_tell_nothing_of_the_vendor(site: Site) -> None:
+    for cause in (Cause.ADOPTED, Cause.NOT_TAKEN):
+        site.end(site.begin(), cause=cause)
+    assert site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 9) == []
+    site.end(site.begin(), status=BatchStatus.FAILED)
+    assert [span.has_ended for span in site.ledger.batch_spans(*OWNER_KEY, Lane.BATCH, 9)] == [False]
+
+
+def test_a_submission_of_several_batches_ends_with_the_last(site: Site) -> None:
+    name = site.begin(batches=2)
+    first, last = site.ledger.shards(name)
+    site.clock.now += HOUR
+    site.ledger.move_shard(first.shard_id, Move.ENDED)
+    site.clock.now += 7 * HOUR
+    site.ledger.move_shard(last.shard_id, Move.ENDED)
+    assert site.ledger.submission_spans("prod", "tickets", 1)[0].until is None
+    site.settle(name)
+    [span] = site.ledger.submission_spans("prod", "tickets", 1)
+    assert span.has_ended
+    assert span.until is not None
+    assert span.until - span.began == 8 * HOUR
+    assert span.requests == 16
+
+
+def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> None:
+    rng = np.random.default_rng(4)
+    held = 0
+    for _ in range(30):
+        said = site.history.forecast_end("tickets", ASKED)
+        took = float(np.exp(rng.normal(0.5, 0.6))) * HOUR
+        name = site.run(took, **stored(said, site.clock.now))
+        held += said.p90 is not None and took <= said.p90
+    score = site.history.score("tickets")
+    assert score.judged_p90 == 20
+    assert score.held_p90 == held
+    assert 15 <= held <= 20
+    assert site.history.score() == score
+    assert site.history.score("other") == EndScore()
+    assert str(score).startswith(f"{held} of 20 ended by their p90, ")
+    kept = site.ledger.submission(name)
+    assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0}
+    assert "by 29 earlier submissions of similar size" in told_text(kept, DAY)
+    # One that is late is judged before it has ended; one whose time has not come is not, though it has.
+    late = site.begin(**stored(site.history.forecast_end("tickets", ASKED), site.clock.now))
+    assert site.history.score("tickets") == score
+    site.clock.now += 20 * HOUR
+    assert (site.history.score("tickets").judged_p90, site.history.score("tickets").held_p90) == (21, held)
+    assert site.ledger.submission(late).settled_at is None
