@@ -45,7 +45,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.core.rolling import Track
@@ -435,29 +434,6 @@ class Deployment:
         told = [s for s in same if None not in (s.p05_usd, s.p95_usd, s.cost_usd)]
         held = sum(s.p05_usd <= s.cost_usd <= s.p95_usd for s in told)  # type: ignore[operator]  # all known
         return None if learned is None else replace(learned, judged=len(told), held=held)
-
-    def end_forecast(self, labeling: Labeling, shards: Sequence[Shard], *, is_simple: bool) -> EndForecast | None:
-        """Return how long a submission with these shards takes, from plan to end; None: no batch of its model is known.
-
-        `is_simple`: see EndQuestion.
-        """
-        of_batch = [shard for shard in shards if shard.lane is Lane.BATCH] or shards
-        if not of_batch:
-            return None
-        owner = self.owner(labeling, of_batch[0].lane)
-        from dagster_llm_batch.core.durations import FEWEST, EndForecast  # noqa: PLC0415 - few modules plan
-
-        known = self.ledger.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
-        if not known:
-            return None
-        if len(known) < FEWEST:
-            ended = sum(span.has_ended for span in known)
-            return EndForecast(ended=ended, running=len(known) - ended)
-        from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion  # noqa: PLC0415 - where there are some
-
-        requests = sum(shard.requests for shard in shards)
-        question = EndQuestion(owner, requests, len(of_batch), is_simple and labeling.cascade is None)
-        return EndHistory(self.ledger, self.namespace, self.clock()).forecast_end(labeling.asset, question)
 
     def owner(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Owner:
         """Return the provider, account and model that this labeling asks."""

@@ -33,7 +33,7 @@ from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
+from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop, forecast_end
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -230,7 +230,8 @@ class Planner:
                     plan, estimate = sampling.draw(plan, estimate, answered)
                     sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
             submission = self.submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
-            if (end := self._forecast_end(plan.shards, estimate)) is not None:
+            steps = forecast_steps(self._deployment, self._labeling, estimate)
+            if (end := forecast_end(self._deployment, self._labeling, plan.shards, steps)) is not None:
                 p50_at, p90_at = (None if took is None else now + took for took in (end.p50, end.p90))
                 basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
                 submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
@@ -250,10 +251,6 @@ class Planner:
         else:
             self._deployment.opened_here.add(submission_id)
         return opened
-
-    def _forecast_end(self, shards: Sequence[Shard], estimate: Estimate) -> EndForecast | None:
-        is_at_once = self._queue_rounds(shards)[1] == 1 == forecast_steps(self._deployment, self._labeling, estimate)
-        return self._deployment.end_forecast(self._labeling, shards, is_simple=is_at_once)
 
     @property
     def _asked(self) -> str:
@@ -350,22 +347,18 @@ class Planner:
                     refused = None
             except BudgetError as error:
                 refused = str(error)
-            limit, rounds = self._queue_rounds(plan.shards)
+            limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
+            steps = forecast_steps(self._deployment, self._labeling, estimate)
             return replace(
                 preview_of(plan, estimate, refused),
                 levels=levels,
                 context_tokens=self._deployment.context_tokens(self._labeling),
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
-                steps=forecast_steps(self._deployment, self._labeling, estimate),
-                rounds=rounds,
-                end=self._forecast_end(plan.shards, estimate),
+                steps=steps,
+                rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
+                end=forecast_end(self._deployment, self._labeling, plan.shards, steps),
             )
-
-    def _queue_rounds(self, shards: Sequence[Shard]) -> tuple[QueueLimit | None, int]:
-        """Return the limit of the provider's queue, and in how many steps it lets these in. See Preview."""
-        limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
-        return limit, 1 if limit is None else count_queue_rounds(shards, limit)
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
         """Return the name under which a partition has submissions, and these: a former one that `plan` would rename."""

@@ -40,13 +40,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     unknown_shard,
     unrecorded_sends,
 )
-from dagster_llm_batch.storage.ledger.submissions import (
-    OF_PARTITION,
-    OLDEST_FIRST,
-    SpanQueries,
-    get_audits,
-    get_submission,
-)
+from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, HistoryQueries, get_submission
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
@@ -101,7 +95,7 @@ _TOMBSTONES = (
 _TOMBSTONES_OF = _TOMBSTONES.where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
 
 
-class LedgerQueries(SpanQueries):
+class LedgerQueries(HistoryQueries):
     """What a Ledger can be asked. The engine's parts that must change nothing are given this type."""
 
     _database: Database
@@ -496,11 +490,6 @@ class LedgerQueries(SpanQueries):
         query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
         query = query.where(SUBMISSION.c.provider == provider, SUBMISSION.c.model == name)
         return self._submissions(query.where(SUBMISSION.c.billed.is_not(None)).order_by(*_NEWEST_FIRST).limit(limit))
-
-    def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-        """Return what the newest audit of each partition found, and the path of its manifest; see core/rolling.py."""
-        with self._database.read() as connection:
-            return get_audits(connection, namespace, asset)
 
     def events(self, submission_id: str) -> list[Event]:
         """Return all events of a submission and its shards, in the order of writing."""

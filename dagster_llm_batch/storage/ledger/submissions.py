@@ -29,7 +29,7 @@ __all__ = [
     "RECOVERED",
     "STATUS",
     "UPDATE_SUBMISSION",
-    "SpanQueries",
+    "HistoryQueries",
     "check_open",
     "event_row",
     "get_attempt",
@@ -233,10 +233,15 @@ def rename_submissions(
     return sorted(partitions - taken), sorted(partitions & taken)
 
 
-class SpanQueries:
-    """How long submissions and batches took: what forecasts of the end rest on (core/durations.py)."""
+class HistoryQueries:
+    """What a dataset's submissions were like: how long they and batches took (core/durations.py), what audits found."""
 
     _database: Database
+
+    def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
+        """Return what the newest audit of each partition found, and the path of its manifest; see core/rolling.py."""
+        with self._database.read() as connection:
+            return get_audits(connection, namespace, asset)
 
     def submission_spans(self, namespace: str, asset: str | None, limit: int) -> list[Span]:
         """Return how long the newest submissions that sent something took from plan to end, newest first.
