@@ -186,12 +186,14 @@ class Sampling:
         accepted = self._expect_accepted(cascade)
         cost = None
         if each and cheap is not None and rows:
-            # A sample that later partitions take their thresholds from is not a cost of each of them.
-            drawn_rows = size if audit is None else round(audit.share * rows)
-            cost = relative_cost(float(cheap), float(each), drawn_rows, rows, accepted)
+            audited = 0 if audit is None else round(audit.share * rows)
+            prices = (float(cheap), float(each))
+            cost = relative_cost(*prices, min(size + audited, rows), rows, accepted)
+            # A sample that later partitions take their thresholds from is no cost of these.
+            lasting = cost if audit is None else relative_cost(*prices, audited, rows, accepted)
             # Whoever names a sample has decided that there is to be one.
             # A model that is free costs nothing where it is of no use yet, as a student that has not learned.
-            if cost > 1 and cascade.sample == "auto":
+            if lasting > 1 and cascade.sample == "auto":
                 size, audit, earlier = rows, None, None
         keys, sampled = ([], None) if size >= rows and audit is None else self._drawn(size, seed)
         # Before anything is written that costs: what is missing, people have to say first.

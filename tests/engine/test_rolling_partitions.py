@@ -148,6 +148,14 @@ def test_a_plan_says_what_it_assumes_and_asks_for_no_sample(workspace: Workspace
     assert preview.estimated_usd is not None
     assert alone.estimated_usd is not None
     assert preview.estimated_usd < alone.estimated_usd
+    assert (preview.levels.relative_cost or 0) < (alone.levels.relative_cost or 0)
+    # A sample for partitions to come is drawn also where it costs more than the oracle alone would.
+    few = definition(sample="auto", calibrate=Rolling(rows=300, audit=0.05))
+    first = workspace.engine().preview(few, tickets(30, 9_000), partition=key(1)).levels
+    assert first is not None
+    assert not first.asks_oracle_alone
+    assert first.sample == 30
+    assert (first.relative_cost or 0) > 1
 
 
 def test_only_settled_partitions_before_one_count_whatever_the_order_of_a_backfill(workspace: Workspace) -> None:
@@ -283,6 +291,23 @@ def test_a_table_of_a_few_rows_fills_the_window_with_rows_that_are_all_sampled(w
     # A partition by itself would ask the oracle alone, and nothing would ever be learned.
     fourth = workspace.engine().plan(few, tickets(20, 4_000), partition=key(4))
     assert (levels(workspace, fourth).is_rolling, levels(workspace, fourth).calibrated_on) == (True, 60)
+
+
+def test_a_partition_of_which_no_row_is_audited_asks_the_oracle_what_is_not_sure_enough_alone(
+    workspace: Workspace,
+) -> None:
+    hardly = {"calibrate": Rolling(rows=50, audit=1e-9)}
+    label(workspace, 1, **hardly)
+    second = label(workspace, 2, **hardly)
+    known = levels(workspace, second)
+    assert known.is_rolling
+    assert known.drawn == []
+    assert second.audit == {"history": audit(workspace, second).history_id, "rows": 0, "wrong": 0, "points": 0}
+    shards = workspace.engine().ledger.shards(second.submission_id)
+    assert {(shard.wave, shard.model) for shard in shards} == {(1, CHEAP), (2, ORACLE)}
+    track = workspace.engine().deployment.track(definition(**hardly), second, known)
+    assert track is not None
+    assert (track.rows, track.low, track.high, track.evidence) == (0, 0.0, 1.0, 0.0)
 
 
 def test_gold_and_rolling_do_not_go_together() -> None:
