@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -159,9 +158,8 @@ def _submissions(engine: Engine) -> Iterator[str]:
         last = outlook.last.get(submission.submission_id)
         event = "" if last is None else f"; last: {last.kind} at {last.at:%H:%M:%S} UTC {_short(last.detail or '')}"
         yield f"{submission.place}: {states}{event}".rstrip()
-        with suppress(KeyError):
-            if (reason := outlook.stranded(submission.submission_id)) is not None:
-                yield f"{submission.place} waits for a person: {_short(reason)}"
+        if (reason := outlook.stranded(submission.submission_id)) is not None:
+            yield f"{submission.place} waits for a person: {_short(reason)}"
     for submission, shard in engine.overdue():
         yield f"{submission.place}: batch {shard.batch_id} runs longer than its provider documents"
 

@@ -36,7 +36,8 @@ with dg.DagsterInstance.from_config(str(home / "dagster_home")) as instance:
 def environment(home, **settings):
     kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     # PYTHONFAULTHANDLER: one that hangs is ended by SIGABRT, and says on stderr where it stood
-    fixed = {"EXAMPLE_ROWS_PER_DAY": "4", "COLUMNS": "100", "PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
+    fixed = {"EXAMPLE_ROWS_PER_DAY": "4", "EXAMPLE_CASCADE_ROWS": "4", "COLUMNS": "100"}
+    fixed |= {"PYTHONFAULTHANDLER": "1", "PYTHONUNBUFFERED": "1"}
     return {**kept, "EXAMPLE_HOME": str(home), **fixed, **settings}
 
 
@@ -65,7 +66,7 @@ def end(process, home):
     process.wait()
 
 
-def example(home, seconds=EXAMPLE_SECONDS, **settings):
+def example(home, *arguments, seconds=EXAMPLE_SECONDS, **settings):
     """Run the example. One that does not end is ended, and the test fails with all that is known of it."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
 
@@ -75,7 +76,7 @@ def example(home, seconds=EXAMPLE_SECONDS, **settings):
             return out.read(), err.read()
 
         process = subprocess.Popen(
-            [sys.executable, "-m", "example_project.cli"],
+            [sys.executable, "-m", "example_project.cli", *arguments],
             cwd=ROOT,
             env=environment(home, **settings),
             stdin=subprocess.DEVNULL,
@@ -173,6 +174,10 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
         second = example(tmp_path)
         assert second.returncode == 0, all_of(second, tmp_path)
         assert "0 requests sent; 24 already answered, not sent and not paid again" in second.stdout
+        cascade = example(tmp_path, "cascade")
+        assert cascade.returncode == 0, all_of(cascade, tmp_path)
+        assert "asks command/smollm2 alone for all 4 rows" in " ".join(cascade.stdout.split())
+        assert "on so few rows a cascade does not pay" in " ".join(cascade.stdout.split())
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert "Dagster is stopped" in said
