@@ -13,11 +13,10 @@ import click
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.core.logprobs import LOGPROB
-from dagster_llm_batch.engine.choice import GOLD, Chooser, End, Wanted
+from dagster_llm_batch.engine.choice import GOLD, BatchEnds, Chooser, Wanted
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -241,7 +240,9 @@ class Case:
         gold, _ = self.gold
         cluster = self.evaluation.cluster if self.evaluation else None
         deployment = self.deployment.dry_engine.deployment
-        return Chooser(deployment, self.records, wanted, _ends, gold, self.gold_column, cluster)
+        return Chooser(
+            deployment, self.records, wanted, BatchEnds(deployment, wanted.now), gold, self.gold_column, cluster
+        )
 
     def definition_of(self, record: TrackRecord) -> str | None:
         """Return the dataset whose prompt and parameters a model was asked by; None where it is the dataset's own."""
@@ -250,8 +251,3 @@ class Case:
         if any(known.definition["asked"] | apart == other.definition["asked"] | apart for known in own.models):
             return None
         return other.asset if other.asset != own.asset else f"an earlier definition of {own.asset}"
-
-
-def _ends(record: TrackRecord, lane: Lane, requests: int) -> End:
-    del record, lane, requests
-    return End(None, "no forecast")

@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.cascade import choose_sample, count_least
+from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.track_record import ANSWERS, TrackRecord
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.metrics.classification import accuracy_interval
@@ -34,9 +36,9 @@ from dagster_llm_batch.metrics.joining import Target, join
 from dagster_llm_batch.metrics.replay import Accepted, Pool, replay
 from dagster_llm_batch.metrics.tally import tally
 from dagster_llm_batch.text import money_text
-from dagster_llm_batch.types import Lane, PriceBasis
+from dagster_llm_batch.types import Lane, PriceBasis, Span
 
-__all__ = ["GOLD", "Chooser", "End", "Plan", "Quality", "Wanted"]
+__all__ = ["GOLD", "BatchEnds", "Chooser", "End", "Plan", "Quality", "Wanted"]
 
 GOLD = "gold"
 """What `Wanted.against` is where qualities are shares of gold rows that are labeled right."""
@@ -47,6 +49,8 @@ _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 _LEVELS = (0.8, 0.9, 0.95, 0.98)
 
 _FEWEST_REPLIES, _FEWEST_RUNS, _MANY = 30, 3, 1_000
+# So many batches are read; similar ones have a quarter to four times of the requests.
+_SPANS, _SIMILAR = 300, 4
 # Fewer rows than this give an interval that says nothing.
 _FEWEST_ROWS = 20
 
@@ -489,6 +493,44 @@ class Chooser:
         if quality.rows < least:
             return f"too few rows: {least:,} would, if all were right"
         return f"more than {quality.rows:,} rows are needed to tell"
+
+
+class BatchEnds:
+    """How long a wave takes, by single batches of its model and lane: see Ends.
+
+    Whole submissions of a dataset are not asked: they may have asked other models, or have been cascades.
+    """
+
+    def __init__(self, deployment: Deployment, now: datetime) -> None:
+        self._deployment = deployment
+        self._now = now
+        self._spans = cache(self._read)
+
+    def __call__(self, record: TrackRecord, lane: Lane, requests: int) -> End:
+        try:
+            owner = self._deployment.owner(record.labeling, lane)
+            most = self._deployment.batch_limits(record.labeling).max_requests
+        except LLMBatchError as error:
+            return End(None, str(error))
+        batches = 1 if lane is Lane.REALTIME else max(1, ceil(requests / most))
+        each, spans = requests / batches, self._spans(owner)
+        similar = [span for span in spans if each / _SIMILAR <= span.requests <= each * _SIMILAR]
+        durations = Durations(similar, self._now)
+        if lane is Lane.BATCH and not durations.are_enough:
+            # A batch takes as long as the vendor lets it wait, and real time as long as the calls.
+            durations = Durations(spans, self._now)
+        noun = f"batches of {record.model}" if lane is Lane.BATCH else f"like it of {record.model} in real time"
+        if not durations.are_enough:
+            return End(None, f"too few {noun} have ended: {durations.ended}, of {FEWEST} that are needed")
+        p95 = durations.forecast_end(basis="batches", batches=batches).p95
+        running = f", and {durations.running} that still run" if durations.running else ""
+        if p95 is None:
+            return End(None, f"19 of 20 take longer than is known of {durations.ended} {noun}{running}")
+        return End(p95, f"by {durations.ended} {noun}{running}")
+
+    def _read(self, owner: Owner) -> Sequence[Span]:
+        of_model = (owner.provider, owner.account, owner.model, owner.lane)
+        return self._deployment.ledger.batch_spans(*of_model, _SPANS)
 
 
 def _shares(quality: Quality) -> str:

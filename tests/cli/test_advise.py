@@ -131,6 +131,11 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     timed = labeled.json("advise", "small", "--quality", "0.93", "--by", f"{by:%H:%M}", code=1)
     assert datetime.fromisoformat(timed["by"]) == by
     assert datetime.fromisoformat(timed["by"]).tzinfo == UTC
+    assert {plan["p95_end_at"] for plan in timed["plans"]} == {None}
+    assert (
+        "end: too few batches of openai/gpt-4o-mini have ended: 2, of 10 that are needed"
+        in timed["plans"][0]["unknown"]
+    )
     over = labeled.on_file("advise", "small", "--quality", "0.93", "--by", "2026-01-01T06:00+01:00", code=2)
     assert "is over" in over.output
     # By address, or after the code has gone, the ledger knows a dataset by its newest definition.

@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
+from ledger_builders import a_shard, a_submission
 from pydantic import BaseModel
 from scipy.stats import binomtest
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.choice import GOLD, Chooser, End, Wanted
-from dagster_llm_batch.engine.track_record import labeling_in_ledger, track_records
+from dagster_llm_batch.engine.choice import GOLD, BatchEnds, Chooser, End, Wanted
+from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -221,3 +223,49 @@ def check_judgments(deployment):
         "quality: no run of openai/gpt-5 in this ledger",
         "cost: no run of openai/gpt-5 in this ledger",
     )
+
+
+def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url, clock, tmp_path):
+    provider = OpenAIProvider(DEFAULT_KEY, "http://127.0.0.1:9")
+    ledger = Ledger(ledger_url, clock=clock)
+    deployment = Deployment({"openai": provider}, ledger, PayloadStore(str(tmp_path)), "test", clock=clock)
+    owner = deployment.owner(definition())
+    record = TrackRecord(definition())
+
+    def end(requests: int, lane: Lane = Lane.BATCH) -> End:
+        return BatchEnds(deployment, clock.now)(record, lane, requests)
+
+    def take(name: str, took: timedelta | None) -> None:
+        place = {"provider": owner.provider, "account": owner.account, "model": owner.model}
+        ledger.open_submission(
+            a_submission(name, namespace="test", fingerprint=name, created_at=clock.now, **place),
+            [a_shard(name, name, nonce=name, requests=500, lane=Lane.BATCH, **place)],
+        )
+        ledger.move_shard(name, Move.SEND)
+        ledger.move_shard(name, Move.ACCEPTED, batch_id=f"batch-{name}")
+        if took is not None:
+            clock.now += took
+            ledger.move_shard(name, Move.ENDED)
+
+    for number in range(9):
+        take(f"s{number}", timedelta(hours=3))
+    too_few = end(500)
+    assert (too_few.p95, too_few.basis) == (
+        None,
+        f"too few batches of openai/{CHEAP} have ended: 9, of 10 that are needed",
+    )
+    for number in range(9, 20):
+        take(f"s{number}", timedelta(hours=3))
+    known = end(500)
+    assert known.p95 == timedelta(hours=3)
+    assert known.basis == f"by 20 batches of openai/{CHEAP}"
+    # The last of several takes longer than is known of any; real time is another lane.
+    assert end(1_000_000).p95 is None
+    assert "take longer than is known of 20 batches" in end(1_000_000).basis
+    assert end(500, Lane.REALTIME).p95 is None
+    # What still runs counts: the next one may take as long.
+    take("runs", None)
+    clock.now += timedelta(days=2)
+    assert end(500).p95 is None
+    assert end(500).basis.endswith("and 1 that still run")
+    ledger.close()
