@@ -41,6 +41,7 @@ def gemini(word: str) -> BatchReport:
 DOCUMENTED: Mapping[Callable[[str], BatchReport], Mapping[str, BatchStatus]] = {
     openai: {
         "validating": PENDING,
+        "scheduling": PENDING,  # AIBrix 0.8.0
         "in_progress": RUNNING,
         "finalizing": RUNNING,
         "completed": ENDED,

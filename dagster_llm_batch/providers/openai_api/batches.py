@@ -28,6 +28,8 @@ _WINDOW = re.compile(r"([0-9]{1,4})(h|d)")
 # Compatible servers write "canceled" with one l or two, and in any case of letters.
 _STATUSES = {
     "queued": BatchStatus.PENDING,
+    # AIBrix's own word, before its machines are there.
+    "scheduling": BatchStatus.PENDING,
     "validating": BatchStatus.PENDING,
     "in_progress": BatchStatus.RUNNING,
     "finalizing": BatchStatus.RUNNING,

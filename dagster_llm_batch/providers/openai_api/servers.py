@@ -129,6 +129,7 @@ _DOUBLEWORD = "docs.doubleword.ai and its published skill file, 2026-11"
 _DASHSCOPE = "help.aliyun.com, Model Studio, OpenAI-compatible batches, 2026-11"
 _LLM_D = "llm-d.ai/docs/dev/guides/batch-gateway, 2026-11"
 _AIBRIX = "aibrix.readthedocs.io/latest/features/batch-api.html, 2026-11"
+_AIBRIX_RUN = "aibrix 0.8.0, its server run with --dry-run, 2026-11-28"
 _OWN = "your own machines: nobody bills"
 
 _CHAT, _RESPONSES, _EMBEDDINGS = Endpoint.CHAT, Endpoint.RESPONSES, Endpoint.EMBEDDINGS
@@ -309,8 +310,17 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             needs_key=False,
             price_book=Fact(None, _OWN),
             price_rule=Fact("free", _OWN),
-            windows=Fact(Windows(("24h",)), _AIBRIX),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), _AIBRIX_RUN),
+            has_pages=Fact(value=True, source=_AIBRIX_RUN, seen_live=True),
+            keeps_metadata=Fact(value=True, source=_AIBRIX_RUN, seen_live=True),
+            keeps_file_names=Fact(value=True, source=_AIBRIX_RUN, seen_live=True),
+            counts=Fact("none until the batch runs", _AIBRIX_RUN, seen_live=True),
             strict_schemas=False,
+            quirks=(
+                Fact("a batch that waits for machines is `scheduling`", _AIBRIX_RUN, seen_live=True),
+                Fact("any window of d, h and min is taken, as 24h, and shown in days: 1d", _AIBRIX_RUN, seen_live=True),
+                Fact("a create call that names no file is taken", _AIBRIX_RUN, seen_live=True),
+            ),
         ),
         "ogx": Server(
             title="OGX",
