@@ -101,7 +101,10 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
         answer=cell.crash.scenario.answer,
         pace=dict.fromkeys(RUNNING, 3600.0) if cell.crash.scenario.runs_on else _SECONDS_A_STATE,
         faults=cell.crash.scenario.faults,
-        limits=VendorLimits(bedrock_min_records=1, enqueued_tokens=cell.crash.scenario.enqueued_tokens),
+        # At OpenRouter each batch has its results on pages, also the small one of a second wave: a call of its own.
+        limits=VendorLimits(
+            bedrock_min_records=1, enqueued_tokens=cell.crash.scenario.enqueued_tokens, inline_results=0
+        ),
         s3_url=around.s3_url,
         gcs_url=around.gcs_url,
     ) as emulator:
