@@ -16,10 +16,19 @@ from collections.abc import Mapping
 from math import ceil, floor, sqrt
 from typing import Any, NamedTuple
 
-from dagster_llm_batch.core.token_counts import OPENAI_BOOKS, InputTokens
 from dagster_llm_batch.types import Image
 
-__all__ = ["Size", "image_size", "media_tokens"]
+__all__ = ["OPENAI_BOOKS", "InputTokens", "Size", "image_size", "media_tokens"]
+
+OPENAI_BOOKS = frozenset({"openai", "azure"})
+"""The price book's ids of those who run OpenAI's models, and count as OpenAI does."""
+
+
+class InputTokens(NamedTuple):
+    """Input tokens of something. `bound`: there cannot be more; None where nobody knows."""
+
+    expected: int
+    bound: int | None
 
 
 class Size(NamedTuple):

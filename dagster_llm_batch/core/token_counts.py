@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, packed
+from dagster_llm_batch.core.media_tokens import OPENAI_BOOKS, InputTokens, media_tokens
 from dagster_llm_batch.core.token_rates import (
     BEYOND,
     END_OF_ASCII,
@@ -45,21 +46,12 @@ from dagster_llm_batch.core.token_rates import (
 from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
 
 __all__ = [
-    "OPENAI_BOOKS",
     "InputCounter",
     "InputCounts",
-    "InputTokens",
     "OutputTokens",
     "model_max_output",
     "output_tokens",
 ]
-
-
-class InputTokens(NamedTuple):
-    """Input tokens of something. `bound`: there cannot be more; None where nobody knows."""
-
-    expected: int
-    bound: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +106,6 @@ _SYSTEM = InputTokens(_MESSAGE, _MOST_MESSAGE)
 # The prompt that a vendor adds for tools or a schema. Anthropic's for tools has up to 530 tokens
 # (https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing); others document none.
 _MOST_ADDED = 1_024
-
-
-OPENAI_BOOKS = frozenset({"openai", "azure"})
-"""The price book's ids of those who run OpenAI's models, and count as OpenAI does."""
 
 
 def tokenizer_of(book: str | None, model: str) -> str:
@@ -379,8 +367,6 @@ class InputCounter:
         return counts
 
     def _with_images(self, expected: _Counts, bounds: _Counts, images: Sequence[Sequence[Image]]) -> InputCounts:
-        from dagster_llm_batch.core.media_tokens import media_tokens  # noqa: PLC0415 - few prompts have images
-
         own, limits = expected.tolist(), []
         for place, (most, of_row) in enumerate(zip(bounds.tolist(), images, strict=True)):
             media = [media_tokens(self._book, self._model, self._params, image) for image in of_row]

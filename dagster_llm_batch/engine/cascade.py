@@ -46,7 +46,14 @@ from dagster_llm_batch.core.rolling import Audit, Calibration
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.label import SHARD, Answers
-from dagster_llm_batch.engine.request_files import ShardFiles, WrittenLines, delete_requests, requests_of
+from dagster_llm_batch.engine.request_files import (
+    CALIBRATION,
+    ShardFiles,
+    WrittenLines,
+    delete_requests,
+    levels_of,
+    requests_of,
+)
 from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -59,10 +66,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["CALIBRATION", "Escalation", "RequestSet", "Sampling", "forget_sampled", "levels_in", "levels_of"]
-
-CALIBRATION = "cascade.json"
-"""The name of the file that has the sample and the threshold of a submission."""
+__all__ = ["Escalation", "RequestSet", "Sampling", "forget_sampled"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 _ROWS_AT_ONCE = 65_536
@@ -72,20 +76,6 @@ _AT_ONCE = 16
 _SHOWN = 5
 # Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
 _BYTES_A_TOKEN = 4
-
-
-def levels_of(payloads: PayloadStore, submission: Submission) -> Levels | None:
-    """Return what gives each row of a submission its level, as far as it is decided; None where it is no cascade."""
-    return levels_in(payloads, submission.folder) if submission.folder else None
-
-
-def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
-    """Return the levels of the submission whose files are in this folder. See `levels_of`."""
-    path = f"{folder}/{CALIBRATION}"
-    if not payloads.exists(path):
-        return None
-    with payloads.reader(path) as file:
-        return Levels.of_json(file.read())
 
 
 def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[str]) -> None:

@@ -29,7 +29,7 @@ from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_token
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, tokenizer_of, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import Owner, definition_in
+from dagster_llm_batch.engine.request_files import Owner, definition_in, levels_of
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
@@ -348,8 +348,6 @@ class Deployment:
         """Return what gives each row of a cascade its level; None where the labeling, as it was sent, has none."""
         if labeling.cascade is None:
             return None
-        from dagster_llm_batch.engine.cascade import levels_of  # noqa: PLC0415 - few labelings have one
-
         return levels_of(self.payloads, submission)
 
     def track(self, labeling: Labeling, submission: Submission, levels: Levels | None) -> Track | None:

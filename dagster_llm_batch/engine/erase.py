@@ -33,7 +33,7 @@ from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
 from dagster_llm_batch.core.results import REPEATING
-from dagster_llm_batch.engine.cascade import forget_sampled, levels_of
+from dagster_llm_batch.engine.cascade import forget_sampled
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import Answers
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
@@ -46,6 +46,7 @@ from dagster_llm_batch.engine.request_files import (
     RESULTS,
     answers_so_far,
     beside,
+    levels_of,
     names_any,
     request_ids,
     requests_of,

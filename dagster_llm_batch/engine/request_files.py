@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -21,12 +21,16 @@ from dagster_llm_batch.core.pricing import Costs
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.errors import LLMBatchError
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
 from dagster_llm_batch.types import BatchLimits, Lane
 
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.levels import Levels
+
 __all__ = [
     "APART",
+    "CALIBRATION",
     "DEFINITION",
     "ERASING",
     "IDS",
@@ -46,6 +50,8 @@ __all__ = [
     "definition_in",
     "delete_requests",
     "halve",
+    "levels_in",
+    "levels_of",
     "names_any",
     "packed_ids",
     "renamed",
@@ -55,6 +61,9 @@ __all__ = [
     "write_answers_so_far",
     "write_ids",
 ]
+
+CALIBRATION = "cascade.json"
+"""The name of the file that has the sample and the threshold of a submission."""
 
 REQUESTS, IDS, RAW, RESULTS = ".requests.jsonl.lz4", ".ids.lz4", ".raw.jsonl.zst", ".results.parquet"
 """The endings of a shard's files, which differ in nothing else. zstd is for raw results, which are kept for long; the
@@ -149,6 +158,22 @@ def definition_in(payloads: PayloadStore, manifest_path: str | None) -> Mapping[
         return None
     definition: Mapping[str, Any] | None = None if stored is None else json.loads(stored)
     return definition
+
+
+def levels_of(payloads: PayloadStore, submission: Submission) -> Levels | None:
+    """Return what gives each row of a submission its level, as far as it is decided; None where it is no cascade."""
+    return levels_in(payloads, submission.folder) if submission.folder else None
+
+
+def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
+    """Return the levels of the submission whose files are in this folder. See `levels_of`."""
+    path = f"{folder}/{CALIBRATION}"
+    if not payloads.exists(path):
+        return None
+    from dagster_llm_batch.core.levels import Levels  # noqa: PLC0415 - few labelings are cascades
+
+    with payloads.reader(path) as file:
+        return Levels.of_json(file.read())
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:

@@ -22,6 +22,7 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.rolling import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
+from dagster_llm_batch.engine.request_files import levels_in
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.deployment import Deployment
@@ -99,7 +100,5 @@ def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -
 
 
 def _points_in(deployment: Deployment, folder: str) -> list[Point]:
-    from dagster_llm_batch.engine.cascade import levels_in  # noqa: PLC0415 - which imports this
-
     levels = levels_in(deployment.payloads, folder)
     return [] if levels is None or levels.audit is None else levels.audit.points or []

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image as Picture
 
 from dagster_llm_batch.core.identity import make_request
-from dagster_llm_batch.core.media_tokens import Size, image_size, media_tokens
-from dagster_llm_batch.core.token_counts import InputCounter, InputTokens
+from dagster_llm_batch.core.media_tokens import InputTokens, Size, image_size, media_tokens
+from dagster_llm_batch.core.token_counts import InputCounter
 from dagster_llm_batch.types import Image, RequestSpec
 
 

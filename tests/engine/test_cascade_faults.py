@@ -14,7 +14,7 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Status
-from dagster_llm_batch.engine.cascade import levels_of
+from dagster_llm_batch.engine.request_files import levels_of
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, VendorLimits, local_s3

@@ -21,8 +21,9 @@ from workspace import Workspace, labeling, tickets
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend
-from dagster_llm_batch.engine.cascade import CALIBRATION, RequestSet, levels_of
+from dagster_llm_batch.engine.cascade import RequestSet
 from dagster_llm_batch.engine.costs import cost_table
+from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
 from dagster_llm_batch.storage.ledger.records import Submission
