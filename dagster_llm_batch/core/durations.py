@@ -92,7 +92,8 @@ class Durations:
         past = sorted((span for span in spans if span.began <= now), key=lambda span: span.began)
         past = past[-2 * _REMEMBERED :]
         began = np.array([span.began.timestamp() for span in past])
-        until = np.array([(span.until or now).timestamp() for span in past])
+        # A vendor's clock may say that a batch ended before ours says that it was sent.
+        until = np.maximum(np.array([(span.until or now).timestamp() for span in past]), began)
         has_ended = np.array([span.has_ended for span in past], np.bool_)
         self._took, self._is_end = (until - began)[-_REMEMBERED:], has_ended[-_REMEMBERED:]
         self.ended = int(self._is_end.sum())
@@ -121,7 +122,7 @@ class Durations:
         if not self.are_enough:
             return EndForecast(ended=self.ended, running=self.running)
         # What has run for so long is compared with those alone that took longer.
-        is_longer = self._took > age.total_seconds()
+        is_longer = (self._took > age.total_seconds()) | (age <= timedelta(0))
         shares = [level ** (1 / batches) for level in self._levels]
         seconds = _quantiles(self._took[is_longer], self._is_end[is_longer], shares)
         # Each level moves by itself, and a lower one may pass a higher one.

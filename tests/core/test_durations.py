@@ -72,6 +72,13 @@ def test_fewer_than_ten_that_have_ended_give_no_figure() -> None:
     assert one_more.basis == "submissions"
 
 
+def test_a_vendor_whose_clock_is_behind_ends_nothing_before_it_began() -> None:
+    now = START + 100 * DAY
+    spans = spans_at(now, np.full(20, -0.1), DAY)
+    said = forecast_end(spans, now)
+    assert (said.p50, said.p90) == (timedelta(0), timedelta(0))
+
+
 def test_what_has_run_for_long_is_compared_with_those_that_took_longer() -> None:
     now = START + 100 * DAY
     hours = np.random.default_rng(2).permutation(np.tile(np.arange(1.0, 21.0), 2))
