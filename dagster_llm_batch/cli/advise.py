@@ -221,7 +221,7 @@ def _evidence(case: Case) -> list[dict[str, Any]]:
             "first_run_at": record.runs[0].at if record.runs else None,
             "last_run_at": record.runs[-1].at if record.runs else None,
             "runs_that_asked_otherwise": record.otherwise,
-            "partitions_without_stored_answers": record.lost,
+            "runs_without_stored_files": record.lost,
         }
         for record in case.records
     ]
@@ -236,6 +236,9 @@ def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]
         yield f"The gold cannot be read, so that no quality is known: {why}"
     if not any(plan.oracle is not None for plan in plans):
         yield f"No cascade: {chooser.cascade_gap()}."
+    for record in case.records:
+        if record.lost and record.runs:
+            yield f"{record.model}: the files of {record.lost} of its runs were pruned, or are damaged."
     if all(run.at >= wanted.now for record in case.records for run in record.runs):
         yield "Nothing here is of an earlier run."
 

@@ -256,7 +256,7 @@ class Chooser:
         if record.otherwise and not record.runs:
             return f"no run of {record.model} as it is asked now; {record.otherwise} that asked otherwise"
         if record.lost:
-            return f"the answers of {record.model} were pruned, or are damaged"
+            return f"the files of {record.lost} runs of {record.model} were pruned, or are damaged"
         return f"no run of {record.model} in this ledger"
 
     def _against_gold(self, name: str, answers: pa.Table) -> Quality:

@@ -59,7 +59,7 @@ class TrackRecord:
         labeling: What asked it; never a cascade.
         runs: Its submissions, oldest first.
         answers: See ANSWERS. None: nothing was read, or nothing is left.
-        lost: Runs whose answers were pruned or are damaged.
+        lost: Runs whose files were pruned or are damaged.
         otherwise: Runs of the same model that asked otherwise.
     """
 
@@ -118,11 +118,16 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
     count = len(asked)
     newest: dict[str, str] = {}
     otherwise: dict[str, int] = {}
+    gone: dict[str, int] = {}
     for submission in deployment.ledger.submissions(
         deployment.namespace, assets=[labeling.asset], limit=_REMEMBERED, newest=True
     ):
+        if not submission.is_settled:
+            continue
         stored = definition_in(deployment.payloads, submission.manifest_path)
-        if not submission.is_settled or stored is None:
+        if stored is None:
+            model = f"{submission.provider}/{submission.model}"
+            gone[model] = gone.get(model, 0) + 1
             continue
         sent = labeling.as_of(stored)
         levels = deployment.levels(sent, submission)
@@ -138,8 +143,8 @@ def track_records(deployment: Deployment, labeling: Labeling, target: str, score
                 known.submissions.append((submission, levels))
     shards: dict[str, list[Shard]] = {}
     records = [
-        replace(_record(deployment, one, target, score, shards), otherwise=otherwise.get(one.labeling.model, 0))
-        for one in asked.values()
+        replace(record, otherwise=otherwise.get(record.model, 0), lost=record.lost + gone.get(record.model, 0))
+        for record in (_record(deployment, one, target, score, shards) for one in asked.values())
     ]
     # A fallback answers what another model did not: it has no record of its own.
     return [record for at, record in enumerate(records) if record.runs or at < count]

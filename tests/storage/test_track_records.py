@@ -131,6 +131,21 @@ def test_records_and_plans_are_what_the_runs_were(deployment):
     check_judgments(deployment)
     # Nothing of all this was written.
     assert len(deployment.ledger.submissions("test")) == 7
+    check_lost_files(deployment)
+
+
+def check_lost_files(deployment):
+    for submission in deployment.ledger.submissions("test", assets=["dear_labels"])[:1]:
+        [shard] = deployment.ledger.shards(submission.submission_id)
+        deployment.payloads.delete(shard.results_path)
+    [left] = track_records(deployment, DEARER, "topic", "confidence")
+    assert (left.lost, len(left.answers), len(left.runs)) == (1, 2 * ROWS, 3)
+    for submission in deployment.ledger.submissions("test", assets=["dear_labels"]):
+        deployment.payloads.delete(submission.manifest)
+    [none] = track_records(deployment, DEARER, "topic", "confidence")
+    assert (none.lost, none.answers, none.runs) == (3, None, ())
+    plan = plans(deployment, (DEARER,), gold())[f"openai/{DEAR}", Lane.BATCH, None]
+    assert plan.unknown[0] == f"quality: the files of 3 runs of openai/{DEAR} were pruned, or are damaged"
 
 
 def check_records(deployment):
