@@ -349,9 +349,12 @@ class Planner:
                 refused = str(error)
             limit, _ = self._deployment.queue_limit(self._labeling.provider, self._labeling.spec.model)
             steps = forecast_steps(self._deployment, self._labeling, estimate)
+            figures = preview_of(plan, estimate, refused)
             return replace(
-                preview_of(plan, estimate, refused),
+                figures,
                 levels=levels,
+                # Of two models, only what the first would cost is known.
+                realtime_usd=figures.realtime_usd if levels is None or levels.asks_oracle_alone else None,
                 context_tokens=self._deployment.context_tokens(self._labeling),
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,

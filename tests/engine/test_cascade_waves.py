@@ -270,6 +270,8 @@ def test_the_second_wave_is_in_the_limit_from_the_start(workspace: Workspace) ->
     preview = workspace.engine().preview(definition(), tickets(ROWS))
     oracle_alone = workspace.engine().preview(labeling(response=SureLabel), tickets(ROWS))
     assert preview.estimated_usd is not None
+    # What the first model alone would cost in real time is no price of both.
+    assert preview.realtime_usd is None
     assert oracle_alone.estimated_usd is not None
     most = preview.estimated_usd * Decimal("1.05")
     # What is expected of it would fit; that the oracle is asked of all rows would not.
