@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from string import ascii_letters
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec.structs import asdict, astuple
+from msgspec.structs import astuple
 from pydantic import BaseModel, Json, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic.json_schema import JsonSchemaMode
@@ -32,6 +32,7 @@ from pydantic.json_schema import JsonSchemaMode
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation, moderation_decoder
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.json_schema import Fit, check_json_schema
+from dagster_llm_batch.core.plain_model import plain_decoder
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import ResponseFormat, ResponseKind
@@ -45,7 +46,6 @@ __all__ = [
     "columns",
     "columns_of",
     "field_for",
-    "plain_decoder",
     "resolve",
     "response_format",
 ]
@@ -54,96 +54,6 @@ Response = Annotated[Any, "response"]
 """What `response` may be: a pydantic model class, a JSON Schema as a dict, an Embedding, a Moderation, or None for free
 text. That no type says; the annotation tells the argument from others that take anything.
 """
-
-_LENGTHS = {"min_length": (int,), "max_length": (int,)}
-_BOUNDS = ("ge", "gt", "le", "lt")
-_PLAIN_SCALARS: Mapping[str, tuple[Any, Mapping[str, tuple[type, ...]]]] = {
-    "str": (str, _LENGTHS),
-    "int": (int, dict.fromkeys(_BOUNDS, (int,))),
-    "float": (float, dict.fromkeys(_BOUNDS, (int, float))),
-    "bool": (bool, {}),
-}
-"""By pydantic's name of a type: the Python type, and the types of its bounds."""
-
-
-class _NotPlain(Exception):  # noqa: N818 - an answer, not an error
-    """The model does more than msgspec can do in the same way."""
-
-
-def plain_decoder(model: type[BaseModel], names: Sequence[str]) -> Callable[[str], msgspec.Struct] | None:
-    """Return a decoder that reads a reply exactly as the pydantic model does; None where the model is not plain.
-
-    The decoder raises for a reply that does not fit. Plain are fields of text, numbers, choices and lists of these,
-    with bounds. A field that is left out is None; a model with any other default is not plain.
-    """
-    try:
-        by_name = _fields(model.__pydantic_core_schema__)
-        # Its JSON Schema may have been changed by hand.
-        if by_name.keys() != set(names):
-            return None
-        fields = [(name, *_field(by_name[name])) for name in names]
-        return msgspec.json.Decoder(msgspec.defstruct("Reply", fields, kw_only=True, gc=False)).decode
-    # msgspec raises TypeError and ValueError for bounds that it does not have.
-    except (_NotPlain, TypeError, ValueError, PydanticUserError):
-        return None
-
-
-def _fields(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields of a plain model. Raises _NotPlain."""
-    # A validator, serializer, setting or computed field of the model's own may change the values.
-    own_ways = schema.get("custom_init") or schema.get("root_model") or "post_init" in schema
-    settings = schema.get("config", {}).keys() - {"title"}
-    inner = schema.get("schema", {})
-    if schema["type"] != "model" or own_ways or settings or "serialization" in schema or "strict" in schema:
-        raise _NotPlain
-    if inner.get("type") != "model-fields" or inner.keys() - {"type", "fields", "model_name", "computed_fields"}:
-        raise _NotPlain
-    if inner.get("computed_fields"):
-        raise _NotPlain
-    fields: Mapping[str, Any] = inner["fields"]
-    return fields
-
-
-def _field(field: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the type of a field, and its default if it has one. Raises _NotPlain."""
-    # Anything else, such as an alias, changes how the field is read.
-    if field.keys() - {"type", "schema", "metadata"}:
-        raise _NotPlain
-    schema = field["schema"]
-    if schema["type"] != "default":
-        return (_plain_type(schema),)
-    if schema.keys() - {"type", "schema", "default", "metadata"} or schema.get("default", ...) is not None:
-        raise _NotPlain
-    return _plain_type(schema["schema"]), None
-
-
-def _plain_type(schema: Mapping[str, Any]) -> Any:
-    kind, more = schema["type"], {name: value for name, value in schema.items() if name not in ("type", "metadata")}
-    if kind in _PLAIN_SCALARS:
-        return _bounded(*_PLAIN_SCALARS[kind], more)
-    if kind == "literal":
-        return _choice(more.pop("expected"), more)
-    if kind == "enum" and more.pop("sub_type", None) == "str":
-        del more["cls"], more["ref"]
-        return _choice([member.value for member in more.pop("members")], more)
-    if kind == "list" and "items_schema" in more:
-        return _bounded(list[_plain_type(more.pop("items_schema"))], _LENGTHS, more)  # type: ignore[misc]
-    if kind == "nullable" and more.keys() == {"schema"}:
-        return _plain_type(more["schema"]) | None
-    raise _NotPlain
-
-
-def _bounded(plain_type: Any, bounds: Mapping[str, tuple[type, ...]], given: Mapping[str, Any]) -> Any:
-    if any(type(value) not in bounds.get(name, ()) for name, value in given.items()):
-        raise _NotPlain
-    return Annotated[plain_type, msgspec.Meta(**given)] if given else plain_type
-
-
-def _choice(values: Sequence[Any], more: Mapping[str, Any]) -> Any:
-    if more or any(type(value) not in (str, int) for value in values):
-        raise _NotPlain
-    return Literal[tuple(values)]
-
 
 _AS_JSON = {b"as_json": b"1"}
 _MAX_DEPTH = 12
@@ -246,6 +156,13 @@ def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> l
 
 def _is_json(field: pa.Field) -> bool:
     return bool(field.metadata and b"as_json" in field.metadata)
+
+
+def _may_hold_objects(field: pa.Field) -> bool:
+    kind = field.type
+    while pa.types.is_list(kind):
+        kind = kind.value_type
+    return pa.types.is_struct(kind) or _is_json(field)
 
 
 def _column(field: pa.Field, values: Sequence[Any]) -> Column:
@@ -490,7 +407,10 @@ class Reader:
             rows = [nothing if text is None else astuple(decode(text)) for text in texts]
         except Exception:  # noqa: BLE001 - which one does not fit, and why, the caller finds out
             return None
-        return columns_of(self.fields, zip(*rows, strict=True))
+        by_field = zip(self.fields, zip(*rows, strict=True), strict=True)
+        # Arrow makes objects of dicts.
+        values = (msgspec.to_builtins(column) if _may_hold_objects(field) else column for field, column in by_field)
+        return columns_of(self.fields, values)
 
     def _read_texts(self, texts: Sequence[str | None]) -> ParsedReplies:
         kept = [text if text is None or text == replace_halves(text) else None for text in texts]
@@ -501,7 +421,7 @@ class Reader:
     def _parse_all(self, texts: list[str]) -> list[_Parsed]:
         if self._plain is not None:
             try:
-                return [(asdict(row), None) for row in map(self._plain, texts)]
+                return [(row, None) for row in msgspec.to_builtins(list(map(self._plain, texts)))]
             except Exception:  # noqa: BLE001, S110 - which one does not fit, and why, is found out below
                 pass
         if self._model is not None and not any(map(_has_no_number, texts)):
