@@ -21,7 +21,6 @@ from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metadata import fenced
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -227,7 +226,7 @@ class Dataset:
     def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:
         """Give the rows of one partition, from the upstream asset or from the function. Read them within the block."""
         if isinstance(self.rows, dg.AssetKey):
-            with upstream.rows(self.rows, self.labeling.key, columns_read(self.labeling)) as rows:
+            with upstream.rows(self.rows, self.labeling.key, self.labeling.columns_read) as rows:
                 yield rows
         else:
             yield self.rows(RowsContext(upstream.partition, context, upstream))

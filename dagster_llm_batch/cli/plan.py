@@ -18,7 +18,7 @@ from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partiti
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.engine.deployment import window_of
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
-from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.text import cell_text, learned_text
 

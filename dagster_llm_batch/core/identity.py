@@ -5,15 +5,17 @@ They are stored, and compared with those of other versions of this package: a ch
 request_id   = digest of one rendered request              (equal content, sent once)
 configuration = digest of account, model, params, prompt turns, response schema
 fingerprint  = configuration + all (key, request_id) pairs, whatever their order
+block        = digest of some hundred rows as they came, and of the prompt (such rows are not rendered again)
 custom_id    = <shard nonce>-<request_id>, at most 64 characters of [A-Za-z0-9_-], starting with a letter
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from typing import Any
@@ -23,7 +25,9 @@ from dagster_llm_batch.types import Image, Request, RequestSpec
 __all__ = [
     "NONCE",
     "REQUEST_ID_BYTES",
+    "RowBlocks",
     "RowsDigest",
+    "block_digest",
     "canonical_json",
     "configuration_fingerprint",
     "custom_id",
@@ -124,15 +128,21 @@ class RowsDigest:
         self._sum = 0
         self.rows = 0
 
-    def add(self, keys: Sequence[object], request_ids: Sequence[str | None]) -> None:
-        """Add pairs. A row that is not sent has None for a request_id."""
+    def add(self, keys: Sequence[object], request_ids: Sequence[str | None]) -> int:
+        """Add pairs, and return the sum of their digests. A row that is not sent has None for a request_id."""
         begun, digests = hashlib.blake2b(digest_size=32), []
         for key, request_id in zip(keys, request_ids, strict=True):
             h = begun.copy()
             h.update(f"{type(key).__name__}:{key}\0{request_id or ''}".encode("utf-8", "surrogatepass"))
             digests.append(h.digest())
-        self._sum += sum(map(int.from_bytes, digests))  # the big end first
-        self.rows += len(keys)
+        total = sum(map(int.from_bytes, digests))  # the big end first
+        self.add_sum(total, len(keys))
+        return total
+
+    def add_sum(self, total: int, rows: int) -> None:
+        """Add so many pairs by the sum of their digests."""
+        self._sum += total
+        self.rows += rows
 
     def merge(self, other: RowsDigest) -> None:
         """Add the pairs of another digest."""
@@ -143,6 +153,48 @@ class RowsDigest:
         """Return the fingerprint of a submission with this configuration and these rows."""
         total = (self._sum % (1 << 256)).to_bytes(32, "big")
         return _digest([configuration.encode(), str(self.rows).encode(), total], 16)
+
+
+def block_digest(asked: bytes, rows: Any) -> bytes:
+    """Return the digest of an Arrow record batch, and of all else that its requests are made of."""
+    # Of what people write, so that nobody may find other rows with it. The schema is no part of the bytes of a batch.
+    h = hashlib.sha256(asked)
+    h.update(_sized(str(rows.schema.remove_metadata()).encode("utf-8", "surrogatepass")))
+    h.update(rows.serialize())
+    return h.digest()[:_BLOCK_DIGEST_BYTES]
+
+
+_BLOCK_DIGEST_BYTES, _COUNT_BYTES, _SUM_BYTES = 20, 4, 32
+
+
+class RowBlocks:
+    """Blocks of consecutive rows: the digest of each as the rows came, how many they are, and their sum in RowsDigest.
+
+    By them a later plan knows rows again without rendering them.
+    """
+
+    def __init__(self) -> None:
+        self._packed = bytearray()
+
+    def add(self, digest: bytes, rows: int, total: int) -> None:
+        """Add the next block."""
+        left = total % (1 << 8 * _SUM_BYTES)
+        self._packed += digest + rows.to_bytes(_COUNT_BYTES, "big") + left.to_bytes(_SUM_BYTES, "big")
+
+    @property
+    def text(self) -> str:
+        """All blocks as text; empty where there are none."""
+        return base64.b64encode(self._packed).decode()
+
+    @staticmethod
+    def read(text: str) -> Iterator[tuple[bytes, int, int]]:
+        """Yield what was added to those whose text this is. Raises ValueError for what is none."""
+        packed, size = base64.b64decode(text, validate=True), _BLOCK_DIGEST_BYTES + _COUNT_BYTES + _SUM_BYTES
+        if len(packed) % size:
+            raise ValueError(f"the blocks have {len(packed)} bytes, which is no multiple of {size}")
+        for at in range(0, len(packed), size):
+            digest, end = packed[at : at + _BLOCK_DIGEST_BYTES], at + size - _SUM_BYTES
+            yield digest, int.from_bytes(packed[end - _COUNT_BYTES : end]), int.from_bytes(packed[end : at + size])
 
 
 def shard_nonce(submission_id: str, wave: int, number: int) -> str:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.errors import InputError
 
-__all__ = ["BATCH_ROWS", "are_empty", "check_text", "record_batches", "values_of"]
+__all__ = ["BATCH_ROWS", "are_empty", "check_stored_text", "check_text", "record_batches", "values_of"]
 
 BATCH_ROWS = 4_096
 _TAKEN = (
@@ -74,6 +74,20 @@ def check_text(name: str, kind: pa.DataType) -> None:
     if reason := _without_text(kind):
         msg = f"The column '{name}' is of type {kind}, {reason} before labeling, or leave the column out of the prompt."
         raise InputError(msg)
+
+
+def check_stored_text(name: str, column: pa.Array) -> None:
+    """Raise InputError for text that is not UTF-8."""
+    # Arrow stores such text without a complaint, and it is only when the paid labels are read that it fails.
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid as error:
+        msg = (
+            f"The column '{name}' cannot be stored with the labels: {error}. Mend its values, or leave it out of keep."
+        )
+        raise InputError(msg) from error
 
 
 def are_empty(batch: pa.RecordBatch, images: Collection[str] = ()) -> pa.BooleanArray | None:

@@ -23,8 +23,9 @@ from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
 from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.plan import Planner, Preview
+from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.poll import Failed, Poller
+from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.retry import NextWave

@@ -351,6 +351,19 @@ class Labeling:
             [prompt.system, prompt.user, list(prompt.images), [list(e) for e in prompt.examples]]
         )
 
+    @property
+    def columns_read(self) -> set[str] | None:
+        """The columns of the rows that planning reads, or None where the prompt takes whole rows."""
+        names = self.prompt.names()
+        urgent = [self.realtime.urgent] if self.realtime.urgent else []
+        return None if names is None else {self.key, *self.keep, *urgent, *names}
+
+    @property
+    def columns_of_nothing(self) -> pa.Schema:
+        """The schema to assume for rows that came without any column."""
+        names = dict.fromkeys([self.key, *self.keep, *sorted(self.prompt.columns() or ())])
+        return pa.schema([(name, pa.string()) for name in names])
+
     @cached_property
     def definition(self) -> Mapping[str, Any]:
         """What is stored with a submission, as JSON: what is asked, and how answers become rows of the labeled table.

@@ -2,8 +2,6 @@
 
 The same asset, partition and fingerprint is the same submission, which is found again and not paid again. Requests that
 earlier submissions of the partition have answered under the same configuration are not asked again.
-
-A preview has the figures of a plan that is neither stored nor sent.
 """
 
 from __future__ import annotations
@@ -28,130 +26,30 @@ from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling, Limits
+from dagster_llm_batch.engine.preview import Preview, preview_of
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
-from dagster_llm_batch.engine.request_writer import Draft, LocalSource, LongRow, Plan, RequestSource, Spare
-from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.engine.request_source import RequestSource
+from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, Spare
 from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop, forecast_end
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
-from dagster_llm_batch.types import Lane, Outcome, PriceBasis
+from dagster_llm_batch.types import Lane, Outcome
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
-    from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine.cascade import Sampling
+    from dagster_llm_batch.engine.earlier_rows import EarlierRows
 
-__all__ = ["Planner", "Preview", "plan_lease", "preview_of"]
+__all__ = ["Planner", "plan_lease"]
 
 
 def plan_lease(namespace: str, asset: str, partition: str) -> str:
     """Return the name of the lease under which a partition gets a submission: one process at a time."""
     return f"plan:{namespace}:{asset}:{partition}"
-
-
-@dataclass(frozen=True)
-class Preview:
-    """The figures of a plan. Tokens and money are estimates; None: no price is known.
-
-    Attributes:
-        rows: All rows.
-        skipped: Rows that are empty, and would not be sent.
-        erased_rows: Rows that came, and would be left out since they were erased.
-        requests: Different requests among the others.
-        reused: Requests that are answered or in flight already.
-        shards: What would be sent.
-        input_tokens, output_tokens: What is expected of the requests that would be sent.
-        input_bound, output_bound: How many tokens they can have at most; None where nobody knows.
-        estimated_usd: What they are expected to cost.
-        p05_usd: What 19 of 20 such submissions cost more than; None: too few came before.
-        p95_usd: What 19 of 20 such submissions cost less than.
-        bound_usd: What they can cost at most, if each is sent once.
-        learned: What was learned from earlier submissions, if there are any.
-        has_tokenizer: Whether the model's own tokenizer has counted some of the texts.
-        realtime_usd: What they would cost in real time.
-        price_basis: Where the price is from.
-        known: The submission that these rows have already; nothing would be sent then.
-        refused: Why a budget would refuse it; None where none would.
-        longest: The longest requests that would be sent, longest first.
-        context_tokens: What the model takes in all, as the price book knows it.
-        queue_limit: The limit of the provider's queue, where one is declared.
-        rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
-        steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
-            expected. None: not all of them, or nobody knows.
-        levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
-        missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
-        end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
-    """
-
-    rows: int
-    skipped: int
-    erased_rows: int
-    requests: int
-    reused: int
-    shards: tuple[Shard, ...]
-    input_tokens: int
-    output_tokens: int
-    estimated_usd: Decimal | None
-    realtime_usd: Decimal | None
-    price_basis: PriceBasis
-    input_bound: int | None = None
-    output_bound: int | None = None
-    p05_usd: Decimal | None = None
-    p95_usd: Decimal | None = None
-    bound_usd: Decimal | None = None
-    learned: Learned | None = None
-    has_tokenizer: bool = False
-    known: Submission | None = None
-    refused: str | None = None
-    longest: tuple[LongRow, ...] = ()
-    context_tokens: int | None = None
-    queue_limit: QueueLimit | None = None
-    rounds: int = 1
-    steps: int | None = 1
-    levels: Levels | None = None
-    missing_gold: tuple[object, ...] = ()
-    end: EndForecast | None = None
-
-    @property
-    def to_send(self) -> int:
-        return sum(shard.requests for shard in self.shards)
-
-    @property
-    def bytes(self) -> int:
-        return sum(shard.bytes for shard in self.shards)
-
-
-def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
-    """Return the figures of a finished draft."""
-    requests, most = estimate.requests, estimate.output.bound
-    average = (tokens / max(requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
-    realtime = estimate.tariff.of(Lane.REALTIME).mean_usd(*average)
-    return Preview(
-        rows=plan.rows,
-        skipped=plan.skipped,
-        erased_rows=plan.erased_rows,
-        requests=plan.requests,
-        reused=plan.reused,
-        shards=tuple(plan.shards),
-        input_tokens=estimate.expected_input,
-        output_tokens=estimate.expected_output,
-        estimated_usd=estimate.cost_usd,
-        realtime_usd=None if realtime is None else realtime * requests,
-        price_basis=estimate.tariff.basis,
-        input_bound=estimate.input_bound,
-        output_bound=None if most is None else requests * most,
-        p05_usd=estimate.p05_usd,
-        p95_usd=estimate.p95_usd,
-        bound_usd=estimate.bound_usd,
-        learned=estimate.learned,
-        refused=refused,
-        longest=() if not plan.shards else tuple(plan.longest),
-    )
 
 
 # How long to wait for another process that stores a submission of the partition at this moment.
@@ -202,7 +100,8 @@ class Planner:
         earlier = self._reusable(history)
         submission_id = self._deployment.new_id()
         erased = self._deployment.erased_keys(partition, self._labeling.asset)
-        draft = self.draft(submission_id, partition, self._known_requests(earlier, again=again), erased)
+        known_requests = self._known_requests(earlier, again=again)
+        draft = self.draft(submission_id, partition, known_requests, erased, self._earlier_rows(history))
         sampling = self._sampling(partition, submission_id)
         try:
             draft.add_rows(rows)
@@ -326,7 +225,7 @@ class Planner:
             known_requests = self._known_requests(earlier, again=again)
             names = (self._labeling.asset, *self._labeling.resend.former_names)
             erased = self._deployment.erased_keys(partition, *names)
-            draft = aside.draft(submission_id, partition, known_requests, erased)
+            draft = aside.draft(submission_id, partition, known_requests, erased, self._earlier_rows(history))
             stack.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(self._asked)
@@ -385,7 +284,23 @@ class Planner:
         left = any(shard.waits_for_person for shard in self._ledger.shards(known.submission_id))
         return anyway or known.state is SubmissionState.CANCELED or not left
 
-    def draft(self, submission_id: str, partition: str, known: Mapping[str, bool], erased: ErasedKeys) -> Draft:
+    def _earlier_rows(self, history: Sequence[Submission]) -> EarlierRows | None:
+        """Return the rows of the newest submission, by which most of those that come now may be known again."""
+        # Workers render their rows by themselves.
+        if not history or self._labeling.workers is not None:
+            return None
+        from dagster_llm_batch.engine.earlier_rows import EarlierRows  # noqa: PLC0415 - of no use to the first rows
+
+        return EarlierRows.of(self._payloads, history[0].manifest)
+
+    def draft(
+        self,
+        submission_id: str,
+        partition: str,
+        known: Mapping[str, bool],
+        erased: ErasedKeys,
+        earlier: EarlierRows | None = None,
+    ) -> Draft:
         """Return a draft of a submission, whose request files it writes. Discard it where it is not stored."""
         labeling, deployment = self._labeling, self._deployment
         root = labeling.prompt.image_root
@@ -393,7 +308,7 @@ class Planner:
         spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
         codec, counter = deployment.codec(labeling), deployment.counter(labeling)
         source: RequestSource = LocalSource(
-            labeling, [codec, *(spare.codec for spare in spares)], counter, self._payloads, load_image, erased
+            labeling, [codec, *(spare.codec for spare in spares)], counter, self._payloads, load_image, erased, earlier
         )
         if labeling.workers is not None:
             folder = self._path(partition, submission_id, "parts").rpartition("/")[0]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "APART",
+    "BLOCKS",
     "CALIBRATION",
     "DEFINITION",
     "ERASING",
@@ -49,6 +50,7 @@ __all__ = [
     "beside",
     "definition_in",
     "delete_requests",
+    "facts_in",
     "halve",
     "levels_in",
     "levels_of",
@@ -75,6 +77,11 @@ SO_FAR = ".sofar.jsonl.zst"
 DEFINITION = "llm_batch.definition"
 """Names in a manifest's metadata the definition by which its requests were made: see Labeling.definition. What is sent
 now is answered when the code may say something else. Manifests of older versions have none.
+"""
+
+BLOCKS = "llm_batch.blocks"
+"""Names in a manifest's metadata its rows in blocks, as they came: see RowBlocks. Where it is not there, all rows are
+rendered again.
 """
 
 SENT = ".sent.zst"
@@ -174,6 +181,15 @@ def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
 
     with payloads.reader(path) as file:
         return Levels.of_json(file.read())
+
+
+def facts_in(payloads: PayloadStore, manifest_path: str, names: Collection[str]) -> dict[str, str]:
+    """Return what a manifest says of all its rows under these names; nothing where it cannot be read."""
+    try:
+        stored = payloads.table_metadata(manifest_path)
+    except (OSError, pa.ArrowException):
+        return {}
+    return {name: stored[name.encode()].decode() for name in names if name.encode() in stored}
 
 
 def delete_requests(payloads: PayloadStore, shard: Shard) -> None:

@@ -26,19 +26,17 @@ import pyarrow as pa
 from upath import UPath
 
 from dagster_llm_batch.core.dedupe import Seen
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed, shard_nonce
+from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys, keys_of
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import PART, renamed
+from dagster_llm_batch.engine.request_source import RenderedBatch, RequestSource
 from dagster_llm_batch.engine.request_writer import (
-    RenderedBatch,
-    RequestSource,
     RowRenderer,
     Spare,
-    columns_read,
     rendered_chunk,
 )
 from dagster_llm_batch.errors import LLMBatchError
@@ -99,7 +97,7 @@ class PartMaker:
         Returns an error in the rows instead of raising it: Spark and Ray run a task again that raises.
         """
         try:
-            columns = columns_read(self.labeling)
+            columns = self.labeling.columns_read
             return self._part(batch for table in rows for batch in record_batches(table, columns))
         except LLMBatchError as error:
             return error
@@ -257,6 +255,7 @@ class WorkerSource:
 
     def __init__(self, workers: Workers, maker: PartMaker, empty: RequestSource) -> None:
         self.digest = RowsDigest()
+        self.blocks = RowBlocks()
         self.erased_rows = 0
         self._workers = workers
         self._maker = maker

@@ -20,27 +20,39 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from heapq import nlargest
 from itertools import chain, groupby
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch._version import __version__
 from dagster_llm_batch.core.dedupe import Seen
-from dagster_llm_batch.core.identity import RowsDigest, custom_id, packed
+from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, block_digest, canonical_json, custom_id, packed
 from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import are_empty, check_text, record_batches, values_of
+from dagster_llm_batch.core.rows import are_empty, check_stored_text, check_text, record_batches, values_of
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import DEFINITION, Lines, ShardFiles, WrittenLines, definition_in
+from dagster_llm_batch.engine.request_files import (
+    BLOCKS,
+    DEFINITION,
+    ShardFiles,
+    WrittenLines,
+    definition_in,
+    facts_in,
+)
+from dagster_llm_batch.engine.request_source import RenderedBatch, RenderedChunk, RenderedRequests, RequestSource
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import Lane, Request
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.earlier_rows import EarlierRows
 
 __all__ = [
     "ERASED_ROWS",
@@ -49,18 +61,15 @@ __all__ = [
     "LocalSource",
     "LongRow",
     "Plan",
-    "RenderedBatch",
-    "RenderedChunk",
-    "RequestSource",
     "RowRenderer",
     "Spare",
-    "columns_of_nothing",
-    "columns_read",
     "rendered_chunk",
 ]
 
 # Rows whose requests, and the lines of these, are in memory at once.
 _ROWS, _ROWS_WITH_IMAGES = 256, 8
+# Of a block in which one row has changed all rows are rendered again; a smaller one takes more room in the manifest.
+_CHUNKS_A_BLOCK = 4
 
 SKIPPED, ERASED_ROWS = "llm_batch.skipped", "llm_batch.erased"
 """Say in a manifest's metadata how many of its rows are empty, and how many it lacks since they were erased; where none
@@ -91,7 +100,7 @@ class RowRenderer:
                 raise InputError(msg)
         self._urgent = labeling.realtime.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
-        self._at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
+        self.rows_at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
         # Without rows the columns may have no types yet.
         if not is_key_type(rows.field(labeling.key).type):
@@ -99,6 +108,12 @@ class RowRenderer:
         content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
         self._content, self._images = sorted(content), labeling.prompt.images
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
+        self.block_rows = _CHUNKS_A_BLOCK * self.rows_at_once
+        # What a path names may have changed though the row has not.
+        self.has_blocks = not (labeling.prompt.images and labeling.prompt.image_root)
+        asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]
+        self._asked = canonical_json(asked).encode()
+        self._of_block = sorted({*self.manifest_schema.names[:-1], *self._renderer.columns})
 
     def check(self, batch: pa.RecordBatch) -> None:
         """Raise InputError for a batch that lacks a column of the first one, or whose values have no stable text."""
@@ -115,15 +130,19 @@ class RowRenderer:
         # Not all rows of a batch at once: Python's garbage collector slows down with the number of live objects.
         read = batch.select(list(self._renderer.columns))
         empty = are_empty(batch.select(self._content), self._images)
-        for start in range(0, batch.num_rows, self._at_once):
-            chunk_keys, chunk = keys[start : start + self._at_once], read.slice(start, self._at_once)
-            if empty is None or not pc.any(here := empty.slice(start, self._at_once)).as_py():
+        for start in range(0, batch.num_rows, self.rows_at_once):
+            chunk_keys, chunk = keys[start : start + self.rows_at_once], read.slice(start, self.rows_at_once)
+            if empty is None or not pc.any(here := empty.slice(start, self.rows_at_once)).as_py():
                 yield chunk_keys, self._renderer.requests(values_of(chunk), chunk_keys)
                 continue
             skipped = here.to_pylist()
             asked_keys = [key for key, skip in zip(chunk_keys, skipped, strict=True) if not skip]
             rendered = iter(self._renderer.requests(values_of(chunk.filter(pc.invert(here))), asked_keys))
             yield chunk_keys, [None if skip else next(rendered) for skip in skipped]
+
+    def digest(self, block: pa.RecordBatch) -> bytes:
+        """Return the digest of all that is stored of these rows, and that their requests are made of."""
+        return block_digest(self._asked, block.select(self._of_block))
 
     def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
         """Return the lane of each row. Raises InputError where the column `urgent` is not boolean."""
@@ -148,35 +167,8 @@ class RowRenderer:
             msg = f"A later batch of rows has other column types than the first, and cannot be converted: {error}"
             raise InputError(msg) from error
         for field, column in zip(self.manifest_schema, columns, strict=False):
-            _check_text_is_text(field.name, column)
+            check_stored_text(field.name, column)
         return pa.table([*columns, pa.array(request_ids, pa.string())], schema=self.manifest_schema)
-
-
-def _check_text_is_text(name: str, column: pa.Array) -> None:
-    """Raise InputError for text that is not UTF-8."""
-    # Arrow stores such text without a complaint, and it is only when the paid labels are read that it fails.
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid as error:
-        msg = (
-            f"The column '{name}' cannot be stored with the labels: {error}. Mend its values, or leave it out of keep."
-        )
-        raise InputError(msg) from error
-
-
-def columns_read(labeling: Labeling) -> set[str] | None:
-    """Return the columns of the rows that planning reads, or None where the prompt takes whole rows."""
-    names = labeling.prompt.names()
-    urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
-    return None if names is None else {labeling.key, *labeling.keep, *urgent, *names}
-
-
-def columns_of_nothing(labeling: Labeling) -> pa.Schema:
-    """Return the schema to assume for rows that came without any column."""
-    names = dict.fromkeys([labeling.key, *labeling.keep, *sorted(labeling.prompt.columns() or ())])
-    return pa.schema([(name, pa.string()) for name in names])
 
 
 @dataclass(frozen=True)
@@ -220,52 +212,6 @@ class LongRow(NamedTuple):
     key: Any
 
 
-class RenderedRequests(Protocol):
-    """Requests of consecutive rows, rendered here or by a worker. Each sequence is in the order of the rows."""
-
-    @property
-    def request_ids(self) -> Sequence[str]: ...
-
-    @property
-    def tokens(self) -> InputCounts:
-        """Their input tokens for the labeling's own model."""
-        ...
-
-    def take(self, places: Sequence[int]) -> RenderedRequests:
-        """Return the requests at these places."""
-        ...
-
-    def lines(self, model: int, nonce: str) -> Lines:
-        """Return their lines for one of the labeling's models, by its place in `labeling.models`.
-
-        `nonce` is the one that most of the lines will be written with.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class RenderedChunk:
-    """Requests of some rows, with the keys and lanes of these.
-
-    `row_ids` are the request_ids of all rows, None for one that is not sent.
-    """
-
-    row_ids: Sequence[str | None]
-    requests: RenderedRequests
-    keys: Sequence[Any]
-    lanes: Sequence[Lane]
-
-
-@dataclass(frozen=True)
-class RenderedBatch:
-    """Consecutive rows with their keys. `chunks` is consumed once."""
-
-    renderer: RowRenderer
-    rows: pa.RecordBatch
-    keys: Sequence[Any]
-    chunks: Iterator[RenderedChunk]
-
-
 def rendered_chunk(
     row_ids: Sequence[str | None], requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]
 ) -> RenderedChunk:
@@ -274,41 +220,6 @@ def rendered_chunk(
         return RenderedChunk(row_ids, requests, keys, lanes)
     places = [at for at, row_id in enumerate(row_ids) if row_id is not None]
     return RenderedChunk(row_ids, requests, [keys[at] for at in places], [lanes[at] for at in places])
-
-
-class RequestSource(Protocol):
-    """Renders the rows of one draft and writes its request files.
-
-    1. `batches` yields every row once, in the order in which the rows are read, and at least one batch.
-    2. `writer` opens a file for what `Lines.with_nonce` returns of this source's lines. It need not write anything yet.
-    3. After `write_files` each file that `writer` opened holds its lines.
-    """
-
-    @property
-    def digest(self) -> RowsDigest:
-        """The digest of the rows that `batches` has yielded."""
-        ...
-
-    @property
-    def erased_rows(self) -> int:
-        """How many rows were left out so far since they were erased."""
-        ...
-
-    def batches(self, rows: Any) -> Iterator[RenderedBatch]:
-        """Render all rows but those that were erased. Raises InputError or ConfigError."""
-        ...
-
-    def writer(self, path: str) -> AbstractContextManager[Any]:
-        """Open a request file."""
-        ...
-
-    def write_files(self, shards: Sequence[Shard], spares: Sequence[Spare]) -> Mapping[str, str]:
-        """Write what `writer` has not written yet; return the digest of each shard's file that this wrote, by path."""
-        ...
-
-    def close(self) -> None:
-        """Remove the files that are needed only while the draft is made. Idempotent."""
-        ...
 
 
 class Draft:
@@ -453,8 +364,8 @@ class Draft:
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
         """Return what a manifest says of all its rows."""
-        counts = {SKIPPED: self._skipped, ERASED_ROWS: self._source.erased_rows}
-        return {DEFINITION: json.dumps(definition), **{name: str(count) for name, count in counts.items() if count}}
+        facts = {SKIPPED: self._skipped, ERASED_ROWS: self._source.erased_rows, BLOCKS: self._source.blocks.text}
+        return {DEFINITION: json.dumps(definition), **{name: str(fact) for name, fact in facts.items() if fact}}
 
     def _keys_again(self) -> Iterator[list[Any]]:
         self._stack.close()
@@ -473,13 +384,15 @@ class Draft:
             self._payloads.delete(spare.path)
 
     def replace_manifest(self, path: str) -> None:
-        """Replace an older manifest of the same keys and requests, at `path`, by this draft's."""
+        """Replace an older manifest of the same keys and requests, at `path`, by this draft's, where they differ."""
         assert self._renderer is not None
-        definition = self._labeling.definition_after(definition_in(self._payloads, path))
+        facts = self._facts(self._labeling.definition_after(definition_in(self._payloads, path)))
+        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, SKIPPED, ERASED_ROWS, BLOCKS]):
+            return
         with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
-            out.add_key_value_metadata(self._facts(definition))
+            out.add_key_value_metadata(facts)
 
     def discard(self) -> None:
         """Remove every file of this draft, even where closing one of them fails because the disk is full."""
@@ -501,6 +414,7 @@ class LocalSource:
         payloads: Where request files are written.
         load_image: See RowRenderer.
         erased: Keys of rows that are left out.
+        earlier: Rows that were planned before.
     """
 
     def __init__(
@@ -511,8 +425,11 @@ class LocalSource:
         payloads: PayloadStore,
         load_image: ImageLoader | None,
         erased: ErasedKeys,
+        earlier: EarlierRows | None = None,
     ) -> None:
         self.digest = RowsDigest()
+        self.blocks = RowBlocks()
+        self._earlier = earlier
         self._came = 0
         self._erased = erased
         self._labeling = labeling
@@ -524,7 +441,7 @@ class LocalSource:
     def batches(self, rows: Any) -> Iterator[RenderedBatch]:
         """See RequestSource.batches."""
         renderer: RowRenderer | None = None
-        for batch in record_batches(rows, columns_read(self._labeling)):
+        for batch in record_batches(rows, self._labeling.columns_read):
             # A pandas frame without rows may come without columns, too.
             if batch.num_columns or batch.num_rows:
                 self._came += batch.num_rows
@@ -537,7 +454,7 @@ class LocalSource:
             # The loop's variables would keep these rows in memory while the next ones are read.
             del batch
         if renderer is None:
-            columns = columns_of_nothing(self._labeling)
+            columns = self._labeling.columns_of_nothing
             nothing = pa.RecordBatch.from_pylist([], schema=columns)
             yield RenderedBatch(self._renderer(columns), nothing, [], iter(()))
 
@@ -551,13 +468,34 @@ class LocalSource:
 
     def _requests(self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[RenderedChunk]:
         lanes = renderer.lanes(batch)
-        start = 0
-        for chunk_keys, rendered in renderer.requests(batch, keys):
+        for start in range(0, batch.num_rows, renderer.block_rows):
+            block = batch.slice(start, renderer.block_rows)
+            end = start + block.num_rows
+            digest = renderer.digest(block) if renderer.has_blocks else None
+            known = None if digest is None or self._earlier is None else self._earlier.find(digest, block.num_rows)
+            if known is None:
+                total, chunks = 0, self._rendered(renderer, block, keys[start:end])
+            else:
+                total, chunks = known.total, known.chunks(renderer, block, keys[start:end], self._of)
+                self.digest.add_sum(total, block.num_rows)
+            for row_ids, asked in chunks:
+                end = start + len(row_ids)
+                if known is None:
+                    total += self.digest.add(keys[start:end], row_ids)
+                yield rendered_chunk(row_ids, asked, keys[start:end], lanes[start:end])
+                start = end  # noqa: PLW2901 - the next block starts where this one ends
+            if digest is not None:
+                self.blocks.add(digest, block.num_rows, total)
+
+    def _rendered(
+        self, renderer: RowRenderer, block: pa.RecordBatch, keys: Sequence[Any]
+    ) -> Iterator[tuple[Sequence[str | None], RenderedRequests]]:
+        for _, rendered in renderer.requests(block, keys):
             row_ids = [None if request is None else request.request_id for request in rendered]
-            self.digest.add(chunk_keys, row_ids)
-            asked = LocalRequests(self._codecs, self._counter, [request for request in rendered if request is not None])
-            yield rendered_chunk(row_ids, asked, chunk_keys, lanes[start : start + len(chunk_keys)])
-            start += len(chunk_keys)
+            yield row_ids, self._of([request for request in rendered if request is not None])
+
+    def _of(self, requests: Sequence[Request]) -> LocalRequests:
+        return LocalRequests(self._codecs, self._counter, requests)
 
     def writer(self, path: str) -> AbstractContextManager[Any]:
         """See RequestSource.writer."""
@@ -568,7 +506,9 @@ class LocalSource:
         return {}
 
     def close(self) -> None:
-        """See RequestSource.close: there is nothing."""
+        """See RequestSource.close."""
+        if self._earlier is not None:
+            self._earlier.close()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from dagster_llm_batch.core.levels import SAMPLED
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling, Realtime, Status
 from dagster_llm_batch.engine.realtime_sample import answer_now, in_real_time, marked
-from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, Tables, code_digest
 from dagster_llm_batch.evaluation.candidates import check_targets
@@ -273,7 +272,7 @@ class _Skew:
         """Return what is said in real time of the rows of `batch`; rejects are rows without a label."""
         key, upstream = self.labeling.key, self.dataset.upstream(context, partition)
         with self.dataset.read_rows(context, upstream) as all_rows:
-            rows = _with_keys(all_rows, key, batch[key], columns_read(self.labeling))
+            rows = _with_keys(all_rows, key, batch[key], self.labeling.columns_read)
             planned = engine.plan(self.labeling, rows, partition=partition or "", run_id=context.run.run_id)
         # Where no label of the sample comes from the request that its row makes now, different questions would be
         # compared: nothing is paid for that.

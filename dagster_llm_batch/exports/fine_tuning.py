@@ -25,7 +25,6 @@ from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.rows import record_batches, values_of
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.request_writer import columns_read
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.exports.tables import json_line
@@ -90,7 +89,7 @@ def _examples(
         # of rows that share a request, the first
         place.setdefault(request_id, number)
     origin = labels.select([labeling.key, *(name for name in PROVENANCE if name in labels.schema.names)])
-    for batch in record_batches(rows, columns_read(labeling)):
+    for batch in record_batches(rows, labeling.columns_read):
         if labeling.key not in batch.schema.names:
             raise InputError(f"The rows have no key column '{labeling.key}'.")
         renderer = labeling.prompt.renderer(batch.schema.names)

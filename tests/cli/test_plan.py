@@ -14,7 +14,7 @@ from dagster_llm_batch.cli.plan import Planned, print_plan
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.core.forecast import Learned
 from dagster_llm_batch.engine.end_forecast import EndScore
-from dagster_llm_batch.engine.plan import Preview
+from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault
 from dagster_llm_batch.types import PriceBasis

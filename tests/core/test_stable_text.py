@@ -22,7 +22,7 @@ from dagster_llm_batch import Realtime
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.request_writer import RowRenderer, columns_read
+from dagster_llm_batch.engine.request_writer import RowRenderer
 from dagster_llm_batch.errors import InputError
 
 UUID = uuid.UUID(int=7)
@@ -41,7 +41,7 @@ def texts(rows: Any, definition: Labeling | None = None) -> list[str]:
     """What is sent, as planning renders it."""
     asked = definition or labeling()
     found: list[str] = []
-    for batch in record_batches(rows, columns_read(asked)):
+    for batch in record_batches(rows, asked.columns_read):
         renderer = RowRenderer(asked, batch.schema, None)
         renderer.check(batch)
         for _, requests in renderer.requests(batch, batch.column("id").to_pylist()):
@@ -156,7 +156,7 @@ def test_rows_without_names_are_refused() -> None:
 )
 def test_an_empty_day_is_an_empty_day(empty: Callable[[], Any]) -> None:
     asked = labeling(realtime=Realtime(urgent="is_vip"), keep=["x"])
-    for batch in record_batches(empty(), columns_read(asked)):
+    for batch in record_batches(empty(), asked.columns_read):
         if batch.num_columns:
             renderer = RowRenderer(asked, batch.schema, None)
             renderer.check(batch)

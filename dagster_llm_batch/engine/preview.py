@@ -1,0 +1,120 @@
+"""Previews: the figures of a plan that is neither stored nor sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.engine.request_writer import LongRow, Plan
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.types import Lane, PriceBasis
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.durations import EndForecast
+    from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.core.levels import Levels
+
+__all__ = ["Preview", "preview_of"]
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The figures of a plan. Tokens and money are estimates; None: no price is known.
+
+    Attributes:
+        rows: All rows.
+        skipped: Rows that are empty, and would not be sent.
+        erased_rows: Rows that came, and would be left out since they were erased.
+        requests: Different requests among the others.
+        reused: Requests that are answered or in flight already.
+        shards: What would be sent.
+        input_tokens, output_tokens: What is expected of the requests that would be sent.
+        input_bound, output_bound: How many tokens they can have at most; None where nobody knows.
+        estimated_usd: What they are expected to cost.
+        p05_usd: What 19 of 20 such submissions cost more than; None: too few came before.
+        p95_usd: What 19 of 20 such submissions cost less than.
+        bound_usd: What they can cost at most, if each is sent once.
+        learned: What was learned from earlier submissions, if there are any.
+        has_tokenizer: Whether the model's own tokenizer has counted some of the texts.
+        realtime_usd: What they would cost in real time.
+        price_basis: Where the price is from.
+        known: The submission that these rows have already; nothing would be sent then.
+        refused: Why a budget would refuse it; None where none would.
+        longest: The longest requests that would be sent, longest first.
+        context_tokens: What the model takes in all, as the price book knows it.
+        queue_limit: The limit of the provider's queue, where one is declared.
+        rounds: In how many steps it lets the batches into an empty queue, each when those before have ended.
+        steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
+            expected. None: not all of them, or nobody knows.
+        levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
+        missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
+        end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
+    """
+
+    rows: int
+    skipped: int
+    erased_rows: int
+    requests: int
+    reused: int
+    shards: tuple[Shard, ...]
+    input_tokens: int
+    output_tokens: int
+    estimated_usd: Decimal | None
+    realtime_usd: Decimal | None
+    price_basis: PriceBasis
+    input_bound: int | None = None
+    output_bound: int | None = None
+    p05_usd: Decimal | None = None
+    p95_usd: Decimal | None = None
+    bound_usd: Decimal | None = None
+    learned: Learned | None = None
+    has_tokenizer: bool = False
+    known: Submission | None = None
+    refused: str | None = None
+    longest: tuple[LongRow, ...] = ()
+    context_tokens: int | None = None
+    queue_limit: QueueLimit | None = None
+    rounds: int = 1
+    steps: int | None = 1
+    levels: Levels | None = None
+    missing_gold: tuple[object, ...] = ()
+    end: EndForecast | None = None
+
+    @property
+    def to_send(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.bytes for shard in self.shards)
+
+
+def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
+    """Return the figures of a finished draft."""
+    requests, most = estimate.requests, estimate.output.bound
+    average = (tokens / max(requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
+    realtime = estimate.tariff.of(Lane.REALTIME).mean_usd(*average)
+    return Preview(
+        rows=plan.rows,
+        skipped=plan.skipped,
+        erased_rows=plan.erased_rows,
+        requests=plan.requests,
+        reused=plan.reused,
+        shards=tuple(plan.shards),
+        input_tokens=estimate.expected_input,
+        output_tokens=estimate.expected_output,
+        estimated_usd=estimate.cost_usd,
+        realtime_usd=None if realtime is None else realtime * requests,
+        price_basis=estimate.tariff.basis,
+        input_bound=estimate.input_bound,
+        output_bound=None if most is None else requests * most,
+        p05_usd=estimate.p05_usd,
+        p95_usd=estimate.p95_usd,
+        bound_usd=estimate.bound_usd,
+        learned=estimate.learned,
+        refused=refused,
+        longest=() if not plan.shards else tuple(plan.longest),
+    )
