@@ -71,7 +71,7 @@ class Filed:
 
     def _report(self, name: str) -> Any:
         total = len(self.asked(name))
-        if (self._folder / name / "results.jsonl").exists():
+        if self.has_ended(name):
             return BatchReport(name, BatchStatus.ENDED, total=total, done=total, failed=0, ended_at=self._now())
         return BatchReport(name, BatchStatus.RUNNING, total=total, done=0)
 
@@ -87,11 +87,16 @@ class Filed:
     def batches(self) -> list[str]:
         return sorted((path.name for path in self._folder.iterdir()), key=lambda name: int(name.split("-")[1]))
 
+    def request_file(self, batch_id: str) -> Path:
+        """What was sent."""
+        return self._folder / batch_id / "requests.jsonl"
+
+    def has_ended(self, batch_id: str) -> bool:
+        return (self._folder / batch_id / "results.jsonl").exists()
+
     def asked(self, batch_id: str) -> list[str]:
         """The custom_ids of a batch."""
-        return [
-            found.decode() for found in _CUSTOM_ID.findall((self._folder / batch_id / "requests.jsonl").read_bytes())
-        ]
+        return [found.decode() for found in _CUSTOM_ID.findall(self.request_file(batch_id).read_bytes())]
 
     def asked_ever(self) -> list[str]:
         """What was asked in all batches, without the shards' nonces."""
