@@ -43,17 +43,22 @@ def test_the_pythons_that_install_are_those_that_the_example_and_the_tests_start
 
 
 def test_the_dagsters_of_the_page_are_the_lowest_that_installs_and_the_pinned_one():
-    [pinned] = re.findall(r"^dagster==(\S+)", (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8"), re.M)
+    [pinned] = re.findall(
+        r"^dagster==(\S+)", (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     [lowest] = [found[1] for line in PROJECT["dependencies"] if (found := re.match(r"dagster>=([\d.]+)", line))]
     assert _versions("Dagster") == [f"{lowest}.0", pinned]
 
 
 def test_the_newest_release_of_the_changelog_is_this_version_with_this_schema_of_the_ledger():
-    [version, *_], section = re.findall(r"^## \[(\d[\d.]*)\]", CHANGELOG, re.M), CHANGELOG.partition("\n## [0")[2]
+    [version, *_], section = (
+        re.findall(r"^## \[(\d[\d.]*)\]", CHANGELOG, re.MULTILINE),
+        CHANGELOG.partition("\n## [0")[2],
+    )
     assert version == dagster_llm_batch.__version__
     assert f"schema version {LATEST}" in section
     assert f"{version} has {LATEST}" in SUPPORT
 
 
 def test_of_every_release_of_the_changelog_a_store_is_kept():
-    assert {*re.findall(r"^## \[(\d[\d.]*)\]", CHANGELOG, re.M), "before"} == set(kept_stores.names())
+    assert {*re.findall(r"^## \[(\d[\d.]*)\]", CHANGELOG, re.MULTILINE), "before"} == set(kept_stores.names())
