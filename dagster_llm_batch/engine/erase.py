@@ -416,21 +416,28 @@ class Eraser:
         if digest.rows == submission.rows:
             return {}
         submission_id = submission.submission_id
-        asked = sum(shard.requests for shard in self._ledger.shards(submission_id) if shard.wave == 1)
-        left = {
+        shards, levels = self._ledger.shards(submission_id), levels_of(self._payloads, submission)
+        first = [shard for shard in shards if shard.wave == 1]
+        # Sampled requests of a cascade are asked of both models; the model is asked of all that are not reused.
+        if levels is not None and not levels.asks_oracle_alone:
+            first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
+        asked = sum(shard.requests for shard in first)
+        left: dict[str, Any] = {
             "rows": digest.rows,
             "requests": seen.count,
             "reused": max(0, seen.count - asked),
             "fingerprint": digest.fingerprint(submission.config_fingerprint),
         }
+        if submission.questions is not None:
+            left["questions"] = sum(s.requests for s in shards if s.wave == 1 or s.is_escalation)
         if submission.is_settled:
             stored = Answers(
                 submission=replace(submission, tombstones=1, rows=digest.rows),
-                shards=self._ledger.shards(submission_id),
+                shards=shards,
                 ledger=self._ledger,
                 payloads=self._payloads,
                 part_rows=self._deployment.part_rows,
-                levels=levels_of(self._payloads, submission),
+                levels=levels,
             )
             # Where results are lost, they are counted anew when labels are made.
             with suppress(FileNotFoundError):

@@ -321,11 +321,11 @@ def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Wo
 
 
 def test_where_it_does_not_pay_the_oracle_is_asked_alone_and_the_plan_says_so(workspace: Workspace) -> None:
-    dear = definition(cascade(sample="auto", oracle="openai/gpt-4.1", agreement=0.98))
-    preview = workspace.engine().preview(dear, tickets(ROWS))
+    small_gap = definition(cascade(sample="auto", oracle="openai/gpt-4.1-mini", agreement=0.98))
+    preview = workspace.engine().preview(small_gap, tickets(ROWS))
     assert preview.levels is not None
     assert preview.levels.asks_oracle_alone
-    assert {shard.model for shard in preview.shards} == {"gpt-4.1"}
+    assert {shard.model for shard in preview.shards} == {"gpt-4.1-mini"}
     assert preview.requests == preview.to_send == ROWS
     assert preview.estimated_usd is not None
     assert preview.estimated_usd > 0
@@ -582,6 +582,18 @@ def test_rows_that_share_a_request_are_each_a_row_of_the_sample(workspace: Works
     assert len({(row["llm_level"], row["llm_why"], row["topic"]) for row in of_shared}) == 1
     [share] = {row["llm_sample_probability"] for row in of_shared}
     assert share > 0.99
+
+
+def test_what_is_reused_is_told_as_before_after_an_erasure(workspace: Workspace) -> None:
+    workspace.run(definition(), tickets(100))
+    status = workspace.run(definition(), tickets(ROWS))
+    assert status.submission.reused == 100
+    engine = workspace.engine()
+    engine.eraser.add_tombstones("ticket_labels", [f"t{number}" for number in (1, 2, 3, 101, 102)], None)
+    assert engine.eraser.erase("ticket_labels") == []
+    left = engine.status(status.submission.submission_id)
+    assert (left.submission.requests, left.submission.reused) == (ROWS - 5, 97)
+    assert left.total == sum(shard.requests for shard in left.shards if shard.wave == 1 or shard.is_escalation)
 
 
 def test_erased_rows_leave_sample_and_counts_in_order(workspace: Workspace) -> None:
