@@ -74,8 +74,9 @@ _MOST_AUDITED = 0.5
 # The sample that costs least in simulations is the root of so many times the rows: 200 of 1,000, 2,000 of 100,000.
 _ROOTS = 40
 
-# Rows that are accepted, as a mean over kinds of scores, with a sample of that size (tests/core/test_cascade.py).
-_ACCEPTED = ((0.8, 0.75), (0.9, 0.62), (0.95, 0.36), (0.98, 0.12), (1.0, 0.0))
+# The share of rows that is accepted with a sample of that size, of tables of 5,000 rows, as a mean over seven kinds of
+# scores: what the column "cascade asks" of docs/truth.md leaves, the sample apart. Of 1,000 rows it is .03 to .07 less.
+_ACCEPTED = ((0.8, 0.93), (0.9, 0.69), (0.95, 0.47), (0.98, 0.26), (1.0, 0.0))
 
 
 @checked

@@ -1,6 +1,7 @@
 """The promise of a cascade, by simulation: seeded, and vectorized so that thousands of runs take seconds."""
 
 from itertools import count, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,10 +266,23 @@ def test_how_probable_it_was_that_the_oracle_answers_a_request():
     assert reach_probability(950, 100, 1000) == 1
 
 
+@pytest.mark.parametrize("agreement", [0.9, 0.95, 0.98])
+def test_what_is_expected_to_be_accepted_is_what_the_truth_page_found(agreement):
+    rows, page = 5_000, (Path(__file__).parents[2] / "docs/truth.md").read_text()
+    # | promised | scores | cascade asks | fails | by eye asks | fails | cheap alone fails |
+    lines = (line.strip("| ").split(" | ") for line in page.partition("## Dollars")[2].splitlines() if "|" in line)
+    asked = [float(cells[2]) for cells in lines if len(cells) == 7 and cells[0] == str(agreement)]
+    assert len(asked) == 7
+    sample = choose_sample(rows, agreement, CONFIDENCE)
+    accepted = (1 - np.mean(asked)) / (1 - sample / rows)
+    assert expect_accepted(agreement) == pytest.approx(accepted, abs=0.01)
+
+
 def test_a_cascade_does_not_pay_where_the_price_gap_is_small_or_the_sample_is_most_of_the_table():
     usual = {agreement: expect_accepted(agreement) for agreement in (0.9, 0.95, 0.98)}
     assert relative_cost(1, 10, 500, 5_000, usual[0.95]) < 1
-    assert relative_cost(1, 5, 500, 5_000, usual[0.98]) > 1
+    assert relative_cost(1, 5, 500, 5_000, usual[0.98]) < 1
+    assert relative_cost(1, 4, 500, 5_000, usual[0.98]) > 1
     assert relative_cost(1, 2, 500, 5_000, usual[0.95]) > 1
     assert relative_cost(1, 100, 900, 1_000, usual[0.95]) > 0.95
     assert relative_cost(1, 10, 500, 5_000, 0.9) < 1
