@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3
 from tests.crash.billing import money_of, read_billing
 from tests.crash.clouds import BUCKET, CLOUDS, Cloud, Place
 from tests.crash.interceptor import Point, When
+from tests.crash.oracle import judge_oracle
 from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import end_idle_transactions, postgres
 from tests.crash.scenarios import RUNNING
@@ -245,6 +247,12 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         submissions = ledger.submissions(NAMESPACE)
         shards = [shard for one in submissions for shard in ledger.shards(one.submission_id)]
         free = all(_is_free(ledger, one.submission_id) for one in submissions)
+        least, most = scenario.billed or (scenario.rows, scenario.rows)
+        if scenario.cascade is not None:
+            asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)
+            verdict.problems += asked.problems
+            # What the model refuses costs nothing, and strikes it alone: the oracle is asked after it.
+            least = most = scenario.rows - len(scenario.faults) + asked.requests
     finally:
         ledger.close()
     by_wave: dict[int, set[str]] = defaultdict(set)
@@ -255,7 +263,6 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
     places = {shard.nonce: shard.wave + 1000 * (shard.model == cell.cloud.other_model) for shard in shards}
     money = money_of(answered, places, max(one.waves for one in submissions))
     verdict.billed, verdict.billed_twice = money.billed, money.twice
-    least, most = scenario.billed or (scenario.rows, scenario.rows)
     unknown = batches - set().union(*by_wave.values())
     checks = {
         f"rows that are not there once: {verdict.lost}": verdict.lost == 0 and set(times) == keys,

@@ -258,8 +258,6 @@ CLOUDS = {
         ),
         Cloud(
             "mistral",
-            # Which rows a cascade draws goes by its models: with these, as with the others' here, "number 7?" and not
-            # "number 1?", of which the scenario tells.
             "ministral-8b-2512",
             "mistral-large-2512",
             _MAX_TOKENS,

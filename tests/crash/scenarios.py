@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
 from dagster_llm_batch.engine.rules import QueueLimit
@@ -59,8 +59,11 @@ class Scenario:
     waves: how many batches each wave has in the end.
     faults, command_options: what goes wrong at the emulator, and at the command.
     changes: of the labeling. urgent: how many rows are answered in real time.
+    cascade: what sets the threshold of a cascade of two models. in_turn: a partition is planned when the one before it
+        is settled.
     runs_on: batches run until somebody stops them.
-    outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once.
+    outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once, and
+        of a cascade what `judge_oracle` reckons.
     at_once: how many batches are sent, or downloaded, at once.
     answer: what the emulated models say; default: ANSWER, always.
     spare_batches: batches that the provider has, that ran nothing, and that no shard has.
@@ -74,9 +77,10 @@ class Scenario:
     clouds: frozenset[str] = frozenset(CLOUDS)
     rows: int = 9
     partitions: int = 1
+    in_turn: bool = False
     changes: tuple[tuple[str, Any], ...] = ()
     falls_back: bool = False
-    is_cascade: bool = False
+    cascade: Literal["partition"] | Rolling | None = None
     urgent: int = 0
     queue_limit: QueueLimit | None = None
     runs_on: bool = False
@@ -94,9 +98,9 @@ class Scenario:
         return replace(self, changes=(*self.changes, *changes))
 
     def labeling(self, cloud: Cloud) -> Labeling:
-        oracle = Cascade(f"{cloud.name}/{cloud.other_model}", "topic", 0.5, 0.9, "urgency", sample=4)
+        oracle = f"{cloud.name}/{cloud.other_model}"
         usual: dict[str, Any] = {
-            "cascade": oracle if self.is_cascade else None,
+            "cascade": self.cascade and Cascade(oracle, "topic", 0.5, 0.9, "urgency", 4, self.cascade),
             "asset": "ticket_labels",
             "model": f"{cloud.name}/{cloud.model}",
             "key": "ticket_id",
@@ -107,7 +111,7 @@ class Scenario:
             "realtime": Realtime(
                 deadline=DEADLINE if self.is_late else None, urgent="now" if self.urgent else None, concurrency=1
             ),
-            "resend": Resend(fallback=(f"{cloud.name}/{cloud.other_model}",) if self.falls_back else ()),
+            "resend": Resend(fallback=(oracle,) if self.falls_back else ()),
         }
         return Labeling(**{**usual, **dict(self.changes)})
 
@@ -210,18 +214,34 @@ def _disagree(body: Any, _endpoint: str) -> Any:
     return {**ANSWER, "topic": "bug"} if is_oracle else ANSWER
 
 
+def _refused_by_model(*numbers: int) -> tuple[RowFault, ...]:
+    """Have these rows refused once: by the model, of which all rows are asked first, and not by the oracle."""
+    return tuple(RowFault(containing=f"number {number}?", status_code=400, times=1) for number in numbers)
+
+
 CASCADE = Scenario(
     "an oracle answers what a model is not sure of",
     # The model and the oracle of four sampled rows; then of what is not accepted.
     waves=(2, 1),
-    # Which rows are drawn depends on the models; of five that the model refuses, one at least is not.
-    faults=tuple(RowFault(containing=f"number {n}?", status_code=400, times=1) for n in (1, 3, 5, 6, 8)),
+    # Which four rows are drawn depends on the models; of five that the model refuses, one at least is not.
+    faults=_refused_by_model(1, 3, 5, 6, 8),
     changes=(("limits", Limits(max_requests_per_batch=9)),),
-    is_cascade=True,
+    cascade="partition",
     answer=_disagree,
     clouds=_EMULATED,
-    # Nine, of which the model refuses five; four sampled; and what is neither sampled nor accepted.
-    billed=(9, 13),
+)
+ROLLING = Scenario(
+    "the sample of one partition sets the threshold of the next",
+    # Of each partition: the model and the oracle of what is drawn; then of what is not accepted.
+    waves=(4, 2),
+    rows=18,
+    partitions=2,
+    in_turn=True,
+    faults=_refused_by_model(1, 3, 5, 6, 8, 10, 12, 14, 15, 17),
+    changes=(("limits", Limits(max_requests_per_batch=9)),),
+    cascade=Rolling(rows=4, audit=0.2),
+    answer=_disagree,
+    clouds=_EMULATED,
 )
 LATE = Scenario("the deadline passes", runs_on=True, is_late=True, clouds=_STOPPABLE, billed=(9, 18))
 CANCELED = Scenario(
@@ -248,6 +268,7 @@ SCENARIOS = (
     URGENT,
     FALLBACK,
     CASCADE,
+    ROLLING,
     LATE,
     CANCELED,
 )

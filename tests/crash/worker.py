@@ -92,8 +92,22 @@ def work(job: Job, parent: Connection) -> None:
         )
     )
     labeling = scenario.labeling(cloud)
-    ids = [_planned(engine, scenario, labeling, number) for number in range(scenario.partitions)]
-    _send_together(engine, labeling, ids)
+    numbers = list(range(scenario.partitions))
+    ids: list[str] = []
+    for together in [[number] for number in numbers] if scenario.in_turn else [numbers]:
+        planned = [_planned(engine, scenario, labeling, number) for number in together]
+        _send_together(engine, labeling, planned)
+        _settle(engine, scenario, labeling, planned, skipped)
+        ids += planned
+    labeled = [engine.labels(labeling, one) for one in ids]
+    tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
+    _materialize(interceptor, pa.concat_tables(tables), job.table)
+    for one in ids:
+        engine.ledger.mark_delivered(one)
+    parent.send(sorted({arrow for arrow, _, _ in interceptor.crossed}))
+
+
+def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[str], skipped: Skipped) -> None:
     if scenario.is_late:
         skipped.to(skipped.now() + DEADLINE)
     while open_ids := [one for one in ids if not engine.status(one).is_settled]:
@@ -106,12 +120,6 @@ def work(job: Job, parent: Connection) -> None:
                 if shard.state is ShardState.PLANNED and shard.waits_until is not None:
                     skipped.to(shard.waits_until)
         time.sleep(_PAUSE_SECONDS)
-    labeled = [engine.labels(labeling, one) for one in ids]
-    tables = [table.select(["ticket_id", "llm_outcome"]) for one in labeled for table in (one.labels, one.rejects)]
-    _materialize(interceptor, pa.concat_tables(tables), job.table)
-    for one in ids:
-        engine.ledger.mark_delivered(one)
-    parent.send(sorted({arrow for arrow, _, _ in interceptor.crossed}))
 
 
 def _send_together(engine: Engine, labeling: Labeling, ids: list[str]) -> None:

@@ -1,0 +1,81 @@
+"""What a cascade was to ask of its oracle: reckoned anew from what both models said, beside what the engine did."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from dagster_llm_batch.core.cascade import digest_requests
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.engine.request_files import levels_of, request_ids
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+
+class Asked(NamedTuple):
+    """How many requests the oracle was to be asked in all, and where it was asked others."""
+
+    requests: int
+    problems: list[str]
+
+
+class _Said(NamedTuple):
+    """What one model said of a request: its label, and how sure it was."""
+
+    label: str
+    score: float
+
+
+def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submission]) -> Asked:
+    """Compare for each submission, in the order of partitions, what the oracle was asked with what it was to be.
+
+    At once: what was drawn. In wave 2: {score at or below the threshold} + invalid - drawn. The threshold is the surest
+    sampled row of which the two say different things, since with a sample of four none may be wrong (agreement .5,
+    confidence .9); with `Rolling` it is that of the sample of the partition before.
+    """
+    requests, problems = 0, []
+    threshold = (-math.inf, 0)
+    for number, submission in enumerate(sorted(submissions, key=lambda one: one.partition)):
+        levels = levels_of(payloads, submission)
+        assert levels is not None
+        shards = ledger.shards(submission.submission_id)
+        of = {
+            (level, wave): [s for s in shards if levels.asks_oracle(s.asked_of) is level and s.wave == wave]
+            for level in (False, True)
+            for wave in (1, 2)
+        }
+        cheap = _said(payloads, of[False, 1])
+        own = levels.sampled or []
+        places = {one: _place(cheap[one], one, levels) for one in _ids(payloads, of[False, 1]) if one in cheap}
+        if own:
+            oracles = _said(payloads, of[True, 1])
+            wrong = [places[one] for one in own if one in cheap and cheap[one].label != oracles[one].label]
+            threshold = max(wrong, default=(-math.inf, 0))
+        drawn = set(levels.drawn)
+        rest = {one for one in _ids(payloads, of[False, 1]) if one not in places or places[one] <= threshold} - drawn
+        requests += len(drawn) + len(rest)
+        checks = {
+            f"rolling: {levels.is_rolling}": levels.is_rolling is (levels.audit is not None and number > 0),
+            f"threshold {levels.threshold}, not {threshold}": levels.threshold == threshold,
+            "the oracle is not asked at once of what was drawn": _ids(payloads, of[True, 1]) == sorted(drawn),
+            "the oracle is not asked in wave 2 of what is left to it": _ids(payloads, of[True, 2]) == sorted(rest),
+            "the model is asked again": not of[False, 2],
+        }
+        problems += [f"'{submission.partition}': {what}" for what, is_right in checks.items() if not is_right]
+    return Asked(requests, problems)
+
+
+def _ids(payloads: PayloadStore, shards: list[Shard]) -> list[str]:
+    return sorted(one for shard in shards for one in request_ids(payloads, shard))
+
+
+def _said(payloads: PayloadStore, shards: list[Shard]) -> dict[str, _Said]:
+    """What was said of each request that has a good reply."""
+    rows = [row for s in shards for row in payloads.read_table(s.results_path or "").to_pylist()]
+    good = [row for row in rows if row["llm_outcome"] == "succeeded"]
+    return {row["llm_request_id"]: _Said(row["topic"], row["urgency"]) for row in good}
+
+
+def _place(said: _Said, request_id: str, levels: Levels) -> tuple[float, int]:
+    return said.score, int(digest_requests([request_id], levels.seed)[0])
