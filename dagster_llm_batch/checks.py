@@ -17,7 +17,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade, Rolling
-from dagster_llm_batch.core.levels import promise_text
+from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
@@ -51,6 +51,8 @@ __all__ = [
 
 COVERAGE, PARSE_RATE, SPEND, SENT = "coverage", "parse_rate", "spend", "sent"
 PROMISE, SAVES = "promise", "saves"
+# Above this share of rows without a good reply, something is broken: the worst models of simulations have a fifth.
+_MOST_SILENT = 0.5
 WINDOW_AGREEMENT, DRIFT_ALARM = "window_agreement", "drift_alarm"
 
 NOT_JUDGED = "llm_batch/not_judged"
@@ -111,7 +113,9 @@ def check_specs(
     if cascade is not None:
         promised = cascade.oracle, cascade.target, cascade.agreement, cascade.confidence, cascade.within
         described[PROMISE] = f"{promise_text(*promised)} What the oracle was to answer has no other label."
-        described[SAVES] = f"The cascade cost no more than {cascade.oracle} alone would have."
+        described[SAVES] = (
+            f"The cascade cost no more than {cascade.oracle} alone would have, and most replies of its model are good."
+        )
         if isinstance(cascade.calibrate, Rolling):
             described[WINDOW_AGREEMENT] = (
                 f"Audited rows of the last 20 partitions do not show that fewer than {cascade.agreement:.0%} of the "
@@ -233,7 +237,28 @@ def cascade_verdicts(levels: Levels | None, figures: LabelStats, status: Status)
         told = f"The cascade cost {money_text(cost)}; {levels.oracle if levels else ''} alone: {money_text(alone)}."
         figure = {"llm_batch/oracle_cost_avoided_usd": float(alone - cost)}
         saves = CheckOutcome(SAVES, passed=cost <= alone, severity=_WARN, description=told, metadata=figure)
+    if (why := _tell_of_silent_model(levels, figures)) is not None:
+        saves = fail_with(saves, why)
     return [promise, saves]
+
+
+def _tell_of_silent_model(levels: Levels | None, figures: LabelStats) -> str | None:
+    """Return that most of what the model itself was asked came back without a good reply; None where it did not.
+
+    The promise holds then, since the oracle answers these rows: at its price, and nobody would see why.
+    """
+    if levels is None or levels.asks_oracle_alone:
+        return None
+    # The rows of the sample and of an audit are the oracle's whatever the model said.
+    counts = {why: count for (_, why), count in figures.levels.items() if why in (ACCEPTED, ESCALATED, INVALID)}
+    asked, silent = sum(counts.values()), counts.get(INVALID, 0)
+    if silent <= asked * _MOST_SILENT:
+        return None
+    return (
+        f"Of {asked:,} rows beside the sample, the model has no good reply to {silent:,} ({silent / asked:.0%}), so "
+        f"the oracle was asked. See why: a program that is missing or fails, a response that the model does not give, "
+        f"a student that has not learned yet. Their `llm_why` is '{INVALID}'."
+    )
 
 
 def _promise_verdict(levels: Levels | None, figures: LabelStats) -> CheckOutcome:

@@ -173,7 +173,7 @@ def table_schema(table: pa.Schema, described: Mapping[str, str | None]) -> dg.Ta
 
 _LEVEL_DOCS = {
     "llm_level": "whose label it is: that of the model (cheap), or the oracle's",
-    "llm_why": "accepted; or why it is the oracle's: sampled, escalated or invalid",
+    "llm_why": "accepted; or why it is the oracle's: sampled, audit, escalated or invalid",
     "llm_score": "how sure the model said that it was",
     "llm_cheap_label": "what the model said of a row that is the oracle's",
     "llm_sample_probability": "how probable it was that the oracle answers the row",

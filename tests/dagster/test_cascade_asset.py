@@ -75,6 +75,7 @@ def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
     assert judged["promise"].passed
     assert judged["promise"].blocking
     assert not judged["saves"].blocking
+    assert "no good reply" not in (judged["saves"].description or "")
     assert judged["saves"].passed is (told["llm_batch/oracle_cost_avoided_usd"] >= 0)
 
 
@@ -107,6 +108,16 @@ def test_the_promise_holds_of_the_labels_that_are_there_where_the_oracle_refuses
     assert judged["promise"].passed
     assert told.endswith("so it holds of them.")
     assert judged["promise"].metadata["llm_batch/disagreement_bound"].value <= 0.1
+
+
+def test_a_model_that_answers_hardly_anything_is_told_of_though_its_oracle_answers_all(location: CodeLocation) -> None:
+    location.emulator.inject(RowFault(containing='"gpt-4o-mini"', status_code=400, times=None))
+    judged = land_after(location)
+    assert judged["promise"].passed
+    assert not judged["saves"].passed
+    assert judged["saves"].severity is dg.AssetCheckSeverity.WARN
+    told = judged["saves"].description or ""
+    assert "Of 70 rows beside the sample, the model has no good reply to 70 (100%), so the oracle was asked." in told
 
 
 def gold_until(number: int) -> dg.AssetsDefinition:
