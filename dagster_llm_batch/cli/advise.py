@@ -151,7 +151,7 @@ def _next(by: datetime | time, now: datetime) -> datetime:
 def _title(plan: Plan) -> str:
     if plan.oracle is None:
         return plan.record.model + (" in real time" if plan.lane is Lane.REALTIME else "")
-    return f"{plan.record.model} then {plan.oracle.model} (level {plan.agreement:g}, sample {plan.sample:,})"
+    return f"{plan.record.model} then {plan.oracle.model} (level {plan.agreement:.9g}, sample {plan.sample:,})"
 
 
 def _quality(quality: Quality) -> str | None:
@@ -164,6 +164,11 @@ def _quality(quality: Quality) -> str | None:
     return f"{quality.value:.3f} ({quality.low:.3f} to {quality.high:.3f}), {quality.basis}"
 
 
+def _share(value: float | None) -> str:
+    """Return a share with all its digits, as YAML reads a number: what is pasted promises no less than was asked for."""
+    return f"{Decimal(repr(value)):f}"
+
+
 def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
     """Return the attributes of a component that make it so."""
     lines = [f"model: {plan.record.model}"]
@@ -172,8 +177,8 @@ def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
             "cascade:",
             f"  oracle: {plan.oracle.model}",
             f"  target: {case.target}",
-            f"  agreement: {plan.agreement:g}",
-            f"  confidence: {wanted.confidence:g}",
+            f"  agreement: {_share(plan.agreement)}",
+            f"  confidence: {_share(wanted.confidence)}",
             f"  score: {case.score}",
             f"  sample: {plan.sample}",
         ]
@@ -190,8 +195,8 @@ def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
             "cascade=Cascade(",
             f"    oracle={json.dumps(plan.oracle.model)},",
             f"    target={json.dumps(case.target)},",
-            f"    agreement={plan.agreement:g},",
-            f"    confidence={wanted.confidence:g},",
+            f"    agreement={_share(plan.agreement)},",
+            f"    confidence={_share(wanted.confidence)},",
             f"    score={json.dumps(case.score)},",
             f"    sample={plan.sample},",
             "),",

@@ -89,7 +89,9 @@ class Durations:
     """
 
     def __init__(self, spans: Sequence[Span], now: datetime) -> None:
-        past = sorted((span for span in spans if span.began <= now), key=lambda span: span.began)
+        # A time that lies ahead was told by a clock that was wrong: how long that took, nobody knows.
+        seen = (span for span in spans if span.began <= now and (span.until is None or span.until <= now))
+        past = sorted(seen, key=lambda span: span.began)
         past = past[-2 * _REMEMBERED :]
         began = np.array([span.began.timestamp() for span in past])
         # A vendor's clock may say that a batch ended before ours says that it was sent.

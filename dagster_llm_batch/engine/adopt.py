@@ -294,7 +294,7 @@ def _as_ended(shards: Iterable[Shard], batch_id: str, report: BatchReport, submi
             carrier=carrier,
             sent_at=sent_at,
             submitted_at=sent_at,
-            ended_at=report.ended_at or submission.created_at,
+            ended_at=min(report.ended_at or submission.created_at, submission.created_at),
             status=report.status,
             cause=Cause.ADOPTED,
         )

@@ -273,7 +273,9 @@ class Sampling:
     def _gold_of(self, cascade: Cascade, keys: Sequence[object]) -> list[Any]:
         """Return what people say of the rows with these keys. Raises InputError where they say nothing of one."""
         key, target = self._labeling.key, cascade.target
-        wanted, found = {str(one) for one in keys}, {}
+        wanted = {str(one) for one in keys}
+        found: dict[str, Any] = {}
+        twice: list[str] = []
         for batch in record_batches(cascade.gold, {key, target}):
             if absent := {key, target} - set(batch.schema.names):
                 raise InputError(
@@ -281,9 +283,18 @@ class Sampling:
                     f"and '{target}', under these names. Its columns: {', '.join(batch.schema.names)}."
                 )
             for name, label in zip(keys_of(batch, key), batch.column(target).to_pylist(), strict=True):
-                if str(name) in wanted and label is not None:
-                    found[str(name)] = label
-        if lacking := [one for one in keys if str(one) not in found]:
+                if (text := str(name)) in wanted:
+                    twice += [text] if text in found else []
+                    found[text] = label
+        # A batch with two of them is refused where it is read; which batches there are is chance.
+        if twice:
+            shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
+            raise InputError(
+                f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. Nothing "
+                "was asked. Which label is right would be chance: give one row for each key, such as the gold that "
+                "`annotation_assets` makes of several people's labels."
+            )
+        if lacking := [one for one in keys if found.get(str(one)) is None]:
             raise _missing_gold(self._labeling.asset, target, lacking, len(keys))
         gold = [found[str(one)] for one in keys]
         kind, choices = self._labeling.reader.schema.field(target).type, choices_of(self._labeling.reader, target)

@@ -107,14 +107,16 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
 
     # Against the dear model a cascade is promised; what is printed to paste makes it.
     many = ["--rows", "20000", "--against", "openai/gpt-4o"]
-    cascade = labeled.json("advise", "small", "--quality", "0.95", *many)["plans"][0]
-    assert (cascade["state"], cascade["oracle"], cascade["quality_low"]) == ("feasible", "openai/gpt-4o", 0.95)
+    cascade = labeled.json("advise", "small", "--quality", "0.95000004", *many)["plans"][0]
+    assert (cascade["state"], cascade["oracle"], cascade["quality_low"]) == ("feasible", "openai/gpt-4o", 0.95000004)
     assert cascade["is_certified_by_its_run"]
     pasted = yaml.safe_load(cascade["yaml"])
     assert pasted["model"] == cascade["model"] == "openai/gpt-4o-mini"
     declared = eval(f"dict({cascade['python']})", {"Cascade": Cascade})
     assert declared["cascade"] == Cascade(**pasted["cascade"])
     assert declared["cascade"].sample == cascade["sample"]
+    # No less than what was asked for.
+    assert declared["cascade"].agreement == 0.95000004
 
     monkeypatch.setenv("COLUMNS", "80")
     told = labeled.on_file("advise", "small", "--quality", "0.95", *many, "--max-usd", "0.01", code=1)

@@ -79,6 +79,14 @@ def test_a_vendor_whose_clock_is_behind_ends_nothing_before_it_began() -> None:
     assert (said.p50, said.p90) == (timedelta(0), timedelta(0))
 
 
+def test_what_ended_by_a_clock_that_was_a_year_ahead_says_nothing() -> None:
+    now = START + 100 * DAY
+    spans = spans_at(now, np.full(20, 2.0), DAY)
+    ahead = [Span(now - DAY, now + 365 * DAY, has_ended=True, requests=100)] * 10
+    assert forecast_end([*spans, *ahead], now) == forecast_end(spans, now)
+    assert forecast_end(spans, now).p90 == 2 * HOUR
+
+
 def test_what_has_run_for_long_is_compared_with_those_that_took_longer() -> None:
     now = START + 100 * DAY
     hours = np.random.default_rng(2).permutation(np.tile(np.arange(1.0, 21.0), 2))

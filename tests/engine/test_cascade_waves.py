@@ -498,8 +498,13 @@ def test_a_promise_against_gold_is_set_by_where_the_model_is_wrong_and_the_oracl
             gold(topic=["Billing"] * ROWS),
             "no model can give: 'Billing'. The response allows 'billing', 'bug', 'how_to'",
         ),
+        (
+            # Two chunks, each without a key that stands twice: the last label won.
+            pa.concat_tables([gold().to_arrow(), gold(topic=["bug"] * ROWS).to_arrow()]),
+            "has several rows for each of 60 rows that were sampled: 't",
+        ),
     ],
-    ids=["few rows", "null", "other names", "other words"],
+    ids=["few rows", "null", "other names", "other words", "two people"],
 )
 def test_what_gold_lacks_is_told_before_anything_is_asked(workspace: Workspace, table: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):

@@ -56,6 +56,19 @@ def test_a_create_that_never_was_is_made_once_the_provider_has_settled(ahead: Wo
     assert len(billed(ahead)) == 3
 
 
+def test_a_batch_has_not_ended_later_than_it_was_seen_to_have(workspace: Workspace) -> None:
+    """Here the vendor's clock is ahead: what is over for an hour must not wait for a year."""
+    workspace.skipped = -AHEAD
+    definition, submission_id = sent(workspace)
+    workspace.finish(definition, submission_id)
+    [shard] = workspace.engine().ledger.shards(submission_id)
+    assert shard.sent_at is not None
+    assert shard.ended_at is not None
+    assert shard.sent_at <= shard.ended_at <= workspace.now()
+    [span] = workspace.engine().ledger.submission_spans("test", definition.asset, 1)
+    assert span.until == shard.ended_at
+
+
 def test_a_time_that_lies_ahead_bounds_no_list() -> None:
     now = datetime.now(UTC)
     assert listed_since(now + AHEAD, {}).year == 1970
