@@ -165,7 +165,7 @@ def _quality(quality: Quality) -> str | None:
 
 
 def _share(value: float | None) -> str:
-    """Return a share with all its digits, as YAML reads a number: what is pasted promises no less than was asked for."""
+    """Return a share with all its digits, as YAML reads a number: what is pasted promises no less than was asked."""
     return f"{Decimal(repr(value)):f}"
 
 

@@ -290,9 +290,9 @@ class Sampling:
         if twice:
             shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
             raise InputError(
-                f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. Nothing "
-                "was asked. Which label is right would be chance: give one row for each key, such as the gold that "
-                "`annotation_assets` makes of several people's labels."
+                f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. "
+                "Nothing was asked. Which label is right would be chance: give one row for each key, such as the gold "
+                "that `annotation_assets` makes of several people's labels."
             )
         if lacking := [one for one in keys if found.get(str(one)) is None]:
             raise _missing_gold(self._labeling.asset, target, lacking, len(keys))

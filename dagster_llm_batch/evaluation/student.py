@@ -1,5 +1,6 @@
 """The student as assets: trained on all labels there are, and measured by what has not learned the row."""
 
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -89,6 +90,7 @@ def student_assets(
         role="student",
         **options,
     )
+    _refuse_other_words(dataset, builder.key.to_user_string(), text)
     shared: dict[str, Any] = {
         "deps": [dataset.key],
         "code_version": code_digest(dataset.labeling.code_version, text, target),
@@ -134,6 +136,24 @@ def student_assets(
 def student_of(table: Any) -> Student:
     """Return the student in a loaded asset, whatever frame its IO manager gives."""
     return Student.from_arrow(pa.Table.from_batches(list(record_batches(table))))
+
+
+def _refuse_other_words(dataset: Dataset, student: str, text: str) -> None:
+    """Raise ConfigError where the student is the model of a cascade whose prompt shows it more than it learns from.
+
+    A text that comes with other words is another text to it, and is answered by a part that may have learned it: of
+    rows that are labeled again, those of the sample are learned and the others are not, and no promise would hold.
+    """
+    labeling = dataset.labeling
+    column = rf"(?:{re.escape(text)}|row\[['\"]{re.escape(text)}['\"]\])"
+    is_alone = re.fullmatch(rf"\s*{{{{-?\s*{column}\s*(?:\|\s*trim\s*)?-?}}}}\s*", labeling.prompt.user)
+    if labeling.cascade is not None and labeling.model.partition("/")[2] == student and is_alone is None:
+        raise ConfigError(
+            f"{student} is the model of the cascade {dataset.key.to_user_string()}, and learns from text={text!r}, but "
+            f"the prompt's user= is another text: {labeling.prompt.user[:80]!r}. It would answer rows that it has "
+            f"learned, and the cascade's promise would not hold. Make it user='{{{{ {text} }}}}', with all else in "
+            "system=, or make the whole text a column of the rows, and learn from that."
+        )
 
 
 def _labeled(context: dg.AssetExecutionContext, dataset: Dataset, text: str, target: str) -> pa.Table:

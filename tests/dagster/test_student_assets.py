@@ -11,7 +11,7 @@ import pytest
 from code_location import LABELS, labeled
 from pydantic import BaseModel
 
-from dagster_llm_batch import Cascade, HiveParquetIOManager, student_assets, student_of
+from dagster_llm_batch import Cascade, HiveParquetIOManager, Prompt, student_assets, student_of
 from dagster_llm_batch.errors import ConfigError, InputError
 
 
@@ -97,3 +97,21 @@ def test_a_student_learns_anew_whenever_labels_have_landed():
 def test_a_student_of_columns_that_are_not_there_is_refused():
     with pytest.raises(ConfigError, match="must be one of keep="):
         learning(labeled())
+
+
+def test_the_model_of_a_cascade_learns_from_just_what_it_is_shown():
+    """Beside other words it would not know a text that it has learned."""
+
+    def labels(user, model="student/student", **changes):
+        promise = Cascade(oracle="openai/gpt-5", target="topic")
+        usual = {"keep": ["body"], "model": model, "cascade": promise, "response": Topic, "params": {}}
+        return labeled(**{**usual, "prompt": Prompt(system="Label it.", user=user), **changes})
+
+    for user in ("{{ body }}", "\n{{- body | trim -}}\n", "{{ row['body'] }}"):
+        assert learning(labels(user))
+    for user in ("{{ subject }}\n\n{{ body }}", "Label: {{ body }}", "{{ subject }}", "{{ body | upper }}"):
+        with pytest.raises(ConfigError, match="learns from text='body', but the prompt's user= is another text"):
+            learning(labels(user))
+        # What answers no cascade may learn from what it likes.
+        assert learning(labels(user, model="openai/gpt-4o-mini"))
+        assert learning(labels(user, cascade=None))
