@@ -250,7 +250,7 @@ def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
             threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
             own_samples += 1
         elif known is not None:
-            threshold = calibrate_points(known, ("", ""), 0.95, CONFIDENCE).threshold
+            threshold = calibrate_points(known, ("", ""), _ROWS, 0.95, CONFIDENCE).threshold
         accepted = are_above(scores, digests, threshold)
         if is_own:
             # What the sample holds is the oracle's. What is audited is not yet, where its labels are judged.

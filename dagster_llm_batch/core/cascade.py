@@ -25,9 +25,11 @@ agreement breaks such a promise in 20 to 60 of 100 cases.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from math import ceil, exp, floor, inf, isqrt, lgamma, log, log1p
 from typing import Any, Literal, NamedTuple
 
@@ -50,6 +52,7 @@ __all__ = [
     "choices_of",
     "choose_sample",
     "count_allowed",
+    "count_allowed_before",
     "count_least",
     "digest_keys",
     "digest_requests",
@@ -301,6 +304,30 @@ def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -
             break
         allowed = count
     return allowed
+
+
+def count_allowed_before(points: int, rows: int, agreement: float, confidence: float) -> tuple[int, float]:
+    """Return how many of so many rows of earlier partitions may be wrong above a threshold, -1: not even none, and the
+    share of `rows` next ones that is exceeded with the probability `1 - confidence` at most.
+
+    If scores mean the same in both, which rows are the earlier ones is chance. More than `most` of the next ones are
+    wrong above the wrong earlier row number `allowed + 1` where of the first `allowed + most + 1` wrong rows at most
+    `allowed` are earlier ones. So few next rows are asked for more: by chance their share is far from that of all.
+    """
+
+    def chance(allowed: int, most: int) -> float:
+        return sum(islice(_drawn(points, points + rows, allowed + most + 1), allowed + 1))
+
+    risk, most = 1 - confidence, _fewest_too_many(rows, agreement) - 1
+    # Never more than of a table without an end: of many partitions of one row as few may be wrong.
+    low, high = -1, count_allowed(points, _FINITE * points, agreement, confidence)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if chance(middle, most) <= risk else (low, middle - 1)
+    if low < 0:
+        return low, 0.0
+    fewest = bisect_left(range(most), x=True, key=lambda wrong: chance(low, wrong) <= risk)
+    return low, fewest / max(rows, 1)
 
 
 def find_bound(allowed: int, sample: int, rows: int, confidence: float) -> float:

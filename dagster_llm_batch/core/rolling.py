@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dagster_llm_batch.core.cascade import Place, count_allowed, digest_requests, find_bound, find_threshold
+from dagster_llm_batch.core.cascade import Place, count_allowed_before, digest_requests, find_threshold
 
 __all__ = [
     "ALARM",
@@ -60,9 +60,6 @@ _TIMES = (1.3, 1.6, 2, 3, 5)
 
 # To a share of one in a million million.
 _HALVINGS = 40
-
-# Rows of other partitions are no part of this one: as if drawn from a table without an end.
-_ENDLESS = 10**9
 
 
 class Point(NamedTuple):
@@ -270,18 +267,20 @@ def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
 
 
 def calibrate_points(
-    points: Sequence[Point], earlier: tuple[str, str], agreement: float, confidence: float
+    points: Sequence[Point], earlier: tuple[str, str], rows: int, agreement: float, confidence: float
 ) -> Calibration:
-    """Return the threshold that rows of earlier partitions give; `earlier` are the first and the last of these."""
+    """Return the threshold that rows of earlier partitions give to one of so many `rows`; `earlier` are the first and
+    the last of these partitions.
+    """
     scores = np.array([point.score for point in points], np.float64)
     digests = np.array([point.digest for point in points], np.uint64)
     wrong = np.array([point.is_wrong for point in points], np.bool_)
-    allowed = count_allowed(len(points), _ENDLESS, agreement, confidence)
+    allowed, bound = count_allowed_before(len(points), rows, agreement, confidence)
     return Calibration(
         earlier,
         len(points),
         wrong=int(wrong.sum()),
         allowed=allowed,
-        bound=find_bound(allowed, len(points), _ENDLESS, confidence),
+        bound=bound,
         threshold=find_threshold(scores, digests, wrong, allowed),
     )

@@ -168,7 +168,7 @@ class Sampling:
             size = choose_sample(rows, cascade.least_share, cascade.confidence, least)
         else:
             size = min(cascade.sample, rows)
-        audit, earlier = self._audit(cascade, seed) if rows and cascade.calibrate != "partition" else (None, None)
+        audit, earlier = self._audit(cascade, seed, rows) if rows and cascade.calibrate != "partition" else (None, None)
         if earlier is not None:
             size = 0
         each = self._planner.estimate(oracle).expected_usd(tokens or 0)
@@ -318,13 +318,13 @@ class Sampling:
         content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
-    def _audit(self, cascade: Cascade, seed: str) -> tuple[Audit, Calibration | None]:
+    def _audit(self, cascade: Cascade, seed: str, rows: int) -> tuple[Audit, Calibration | None]:
         """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
         from dagster_llm_batch.engine.rolling import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
 
         assert isinstance(cascade.calibrate, Rolling)
         history = history_id(self._planner.configuration, self._labeling, cascade)
-        found = calibrate_on_earlier(self._deployment, self._labeling, cascade, self._partition, history)
+        found = calibrate_on_earlier(self._deployment, self._labeling, cascade, self._partition, rows, history)
         why_not = found if isinstance(found, str) else None
         # By another seed: what is in the sample is audited as often as what is not.
         bound = np.uint64(cascade.calibrate.audit * 2**64)

@@ -50,9 +50,9 @@ def history_id(configuration: str, labeling: Labeling, cascade: Cascade) -> str:
 
 
 def calibrate_on_earlier(
-    deployment: Deployment, labeling: Labeling, cascade: Cascade, partition: str, history: str
+    deployment: Deployment, labeling: Labeling, cascade: Cascade, partition: str, rows: int, history: str
 ) -> Calibration | str:
-    """Return the threshold that the last rows of earlier partitions give, or why they give none, in words.
+    """Return the threshold that the last rows of earlier partitions give to so many `rows`, or why none, in words.
 
     Partitions are taken whole, the last ones first, until there are enough rows, and none from before an alarm.
     """
@@ -70,7 +70,8 @@ def calibrate_on_earlier(
         points += _points_in(deployment, one.folder)
         partitions.append(one.audited.partition)
         if len(points) >= wanted:
-            return calibrate_points(points, (partitions[-1], partitions[0]), cascade.least_share, cascade.confidence)
+            earlier = (partitions[-1], partitions[0])
+            return calibrate_points(points, earlier, rows, cascade.least_share, cascade.confidence)
     # Files were pruned, or rows erased.
     return f"{lacking}, of which {len(points):,} are stored still"
 

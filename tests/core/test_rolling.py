@@ -1,13 +1,23 @@
 """Thresholds of earlier partitions, and what their audits say. `benchmarks/truth/cascade.py` simulates how often."""
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy import stats
 
-from dagster_llm_batch.core.cascade import ALL, Cascade, Place, Rolling, are_above, count_allowed, digest_requests
+from dagster_llm_batch.core.cascade import (
+    ALL,
+    Cascade,
+    Place,
+    Rolling,
+    are_above,
+    count_allowed,
+    count_allowed_before,
+    digest_requests,
+)
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.rolling import (
     ALARM,
@@ -102,7 +112,7 @@ def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table()
     scores, wrong = rng.random(400).round(1), rng.random(400) < 0.2
     digests = rng.integers(0, 1 << 63, 400, np.uint64) * np.uint64(2)
     points = [Point(*one) for one in zip(scores.tolist(), digests.tolist(), wrong.tolist(), strict=True)]
-    found = calibrate_points(points, ("1", "2"), 0.9, 0.95)
+    found = calibrate_points(points, ("1", "2"), 10**8, 0.9, 0.95)
     allowed, threshold = found.allowed, found.threshold
     assert (found.earlier, found.rows, found.wrong) == (("1", "2"), 400, int(wrong.sum()))
     assert allowed == count_allowed(400, 10**9, 0.9, 0.95) == int(stats.binom.ppf(0.05, 400, 0.1)) - 1
@@ -110,7 +120,40 @@ def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table()
     # As many wrong ones are above as are allowed, and the next is the threshold: digests keep all their bits.
     assert int((are_above(scores, digests, threshold) & wrong).sum()) == allowed
     assert threshold.digest in digests.tolist()
-    assert calibrate_points([Point(0.5, 1, False)] * 400, ("1", "2"), 0.9, 0.95).threshold == ALL
+    assert calibrate_points([Point(0.5, 1, False)] * 400, ("1", "2"), 100, 0.9, 0.95).threshold == ALL
+
+
+@pytest.mark.parametrize("rows", [1, 19, 20, 100, 2_000])
+@pytest.mark.parametrize("points", [60, 400])
+def test_of_few_rows_fewer_earlier_ones_may_be_wrong(points, rows):
+    most = int(Fraction("0.05") * rows)
+
+    def chance(allowed, wrong):
+        return stats.hypergeom.cdf(allowed, points + rows, allowed + wrong + 1, points) if wrong < rows else 0
+
+    allowed, bound = count_allowed_before(points, rows, 0.95, 0.95)
+    of_many = count_allowed(points, 10**9, 0.95, 0.95)
+    assert allowed == max(k for k in range(-1, of_many + 1) if k < 0 or chance(k, most) <= 0.05)
+    fewest = min(wrong for wrong in range(rows + 1) if chance(allowed, wrong) <= 0.05) if allowed >= 0 else 0
+    assert bound * rows == pytest.approx(fewest)
+    assert fewest <= most
+
+
+@pytest.mark.parametrize("rows", [20, 50, 200, 1_000])
+def test_a_partition_of_few_rows_is_below_what_was_promised_as_seldom_as_one_of_many(rows):
+    """Nothing changes, but of few rows chance alone makes more wrong: by the share of all rows 7 to 20 % broke it."""
+    rng, runs, broken = np.random.default_rng(8), 1_000, 0
+
+    def drawn(count):
+        scores = rng.random(count)
+        return scores, rng.integers(0, 1 << 63, count).astype(np.uint64), rng.random(count) < 0.35 - 0.3 * scores
+
+    for _ in range(runs):
+        points = [Point(*one) for one in zip(*(values.tolist() for values in drawn(400)), strict=True)]
+        threshold = calibrate_points(points, ("1", "2"), rows, 0.95, 0.95).threshold
+        scores, digests, wrong = drawn(rows)
+        broken += (are_above(scores, digests, threshold) & wrong).sum() > 0.05 * rows
+    assert 0.01 * runs < broken < 0.065 * runs
 
 
 def test_an_audit_is_stored_and_counted_and_forgets_who_is_erased():
