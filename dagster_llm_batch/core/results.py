@@ -151,6 +151,8 @@ _MOST_TOKENS = 1_000_000_000
 # With more results alive, Python's garbage collector takes longer than the work itself.
 _AT_ONCE = 256
 _PER_TABLE = 32
+# A vector takes as much memory as some dozen labels, and a table is in memory twice while it is put together.
+_TABLE_BYTES = 1 << 24
 
 # A global is looked up faster than a member of an enum, once a row.
 _SUCCEEDED = Outcome.SUCCEEDED
@@ -411,7 +413,7 @@ class Reconciler:
 
     def _tables(self, batches: Iterable[_Results]) -> Iterator[pa.Table]:
         read = ((ids, *self._read(results)) for ids, results in batches if results)
-        for group in chunks(read, _PER_TABLE):
+        for group in _groups(read):
             ids, lines, replies = zip(*group, strict=True)
             columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
             arrays = {
@@ -488,6 +490,24 @@ class Reconciler:
             for field in RESULT_SCHEMA
         ]
         return pa.table([*columns, *replies.columns], schema=self._schema)
+
+
+_Read = tuple[bytes, list[Sequence[Any]], pa.Table]
+"""Packed ids of requests, the values of each of their line's fields, and the columns of the response."""
+
+
+def _groups(read: Iterable[_Read]) -> Iterator[list[_Read]]:
+    """Yield what was read in groups that make one table each."""
+    group: list[_Read] = []
+    size = 0
+    for each in read:
+        group.append(each)
+        size += each[-1].nbytes
+        if len(group) == _PER_TABLE or size >= _TABLE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _sum(values: pa.Array) -> Any:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dagster_llm_batch.core.fixed_responses import Embedding
 from dagster_llm_batch.core.identity import custom_id, make_request, packed, padding_id
 from dagster_llm_batch.core.label_join import PROVENANCE, REJECT_COLUMNS, check_columns, label, manifest_schema
 from dagster_llm_batch.core.pricing import TokenPrice, tariff
@@ -189,6 +190,25 @@ def test_tokens_that_cannot_be_are_a_cost_that_nobody_knows_and_lose_no_reply(us
     assert table["llm_input_tokens"].to_pylist() == [10, None, None]
     assert table["llm_cost_usd"].to_pylist() == [Decimal("0.00003"), None, Decimal(0)]
     assert reconciler.tally.cost_usd is None
+
+
+def test_vectors_come_in_tables_of_bounded_size_and_none_is_lost() -> None:
+    vector = [0.5] * 4_096
+
+    class Vectors(PlainCodec):
+        def decode(self, line: bytes) -> Result:
+            return Result(line.decode(), Outcome.SUCCEEDED, embedding=vector)
+
+    ids = [f"{number:040x}" for number in range(3_000)]
+    shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
+    reconciler = Reconciler(Vectors(), Reader(Embedding()), TARIFF, shard, packed(ids))
+    seen, largest = [], 0
+    for table in reconciler.tables(custom_id(NONCE, one).encode() for one in ids):
+        assert table["embedding"][0].as_py() == vector
+        seen += table["llm_request_id"].to_pylist()
+        largest = max(largest, table.nbytes)
+    assert seen == ids
+    assert largest < 1 << 25
 
 
 def test_padding_that_took_what_cannot_be_has_an_unknown_cost() -> None:
