@@ -312,12 +312,14 @@ def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
     from dagster_llm_batch.engine.end_forecast import EndHistory, told_text  # noqa: PLC0415
 
     window = window_of(engine.providers.get(submission.provider))
+    tuned = () if submission.tuning is None else submission.tuning["evidence"]
     score = EndHistory(engine.ledger, engine.namespace, engine.now()).score(submission.asset)
     times = {"p50_end_at": submission.p50_end_at, "p90_end_at": submission.p90_end_at}
     return {
         "llm_batch/end_forecast": told_text(submission, window),
         **{f"llm_batch/{name}": dg.MetadataValue.timestamp(at) for name, at in times.items() if at is not None},
         **({"llm_batch/end_forecasts_held": str(score)} if score.judged_p90 else {}),
+        **({"llm_batch/tuning": "; ".join(tuned)} if tuned else {}),
     }
 
 

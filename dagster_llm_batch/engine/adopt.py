@@ -94,7 +94,7 @@ class Adopter:
                 f"'{self._labeling.asset}' is a cascade, which decides by samples of its own what its oracle is asked: "
                 "another's batch cannot stand in. Nothing was changed. Adopt it for an asset of that model alone."
             )
-        planner = Planner(self._labeling, self._deployment)
+        planner = Planner(self._labeling, self._deployment, tuning={})
         planner.check()
         content = f"{self._deployment.namespace}\0{provider.name}\0{provider.account}\0{batch_id}"
         submission_id = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

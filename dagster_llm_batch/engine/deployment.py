@@ -212,6 +212,7 @@ class Deployment:
         fetched_prices: Whether prices are those of the book that `dagster-llm-batch prices --fetch` stored, where it
             did. Without, nothing but the bundled book is looked at.
         transfers_at_once: How many request files are sent, and how many results are fetched, at the same time.
+        tune: Whether new submissions are planned by how earlier ones went; see engine/tuner.py.
         keep_request_files: How long a batch's request file stays at its provider after its results were stored. None:
             nobody here deletes it.
         kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
@@ -238,6 +239,7 @@ class Deployment:
     overdue_after: timedelta | None = None
     fetched_prices: bool = False
     transfers_at_once: int = 4
+    tune: bool = False
     keep_request_files: timedelta | None = timedelta(days=1)
     kinds: Mapping[str, str] = field(default_factory=dict)
     new_id: Callable[[], str] = new_id

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.engine.cascade import Sampling
     from dagster_llm_batch.engine.earlier_rows import EarlierRows
+    from dagster_llm_batch.engine.tuner import Tuner
 
 __all__ = ["Planner", "plan_lease"]
 
@@ -57,11 +58,15 @@ _WAIT_SECONDS = 60.0
 
 
 class Planner:
-    """Plan submissions of one labeling."""
+    """Plan submissions of one labeling.
 
-    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
+    `tuning`: what was chosen for a submission that is planned already, `{}` for nothing. None: it is chosen now.
+    """
+
+    def __init__(self, labeling: Labeling, deployment: Deployment, tuning: Mapping[str, Any] | None = None) -> None:
         self._labeling = labeling
         self._deployment = deployment
+        self._tuning = tuning
         self._ledger = deployment.ledger
         self._payloads = deployment.payloads
 
@@ -260,6 +265,7 @@ class Planner:
                 steps=steps,
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
                 end=forecast_end(self._deployment, self._labeling, plan.shards, steps),
+                tuning=aside.tuning(plan.requests - plan.reused),
             )
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
@@ -352,7 +358,32 @@ class Planner:
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits, estimate = self._deployment.batch_limits(labeling), self.estimate(labeling)
-        return wave.files(limits, self._deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane))
+        if self._tuning is not None:
+            most = self._tuning.get("most_requests", {}).get(labeling.model)
+        else:
+            most = None if self._tuner is None else self._tuner.most_requests(labeling.model)
+        owner, prices = self._deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane)
+        return wave.files(limits, owner, prices, most)
+
+    @cached_property
+    def _tuner(self) -> Tuner | None:
+        if not self._deployment.tune:
+            return None
+        from dagster_llm_batch.engine.tuner import Tuner  # noqa: PLC0415 - only where somebody asks for it
+
+        return Tuner(self._deployment, self._labeling)
+
+    def tuning(self, requests: int) -> Mapping[str, Any] | None:
+        """Return what is chosen for a submission of so many requests by earlier ones; None: nobody asks for it."""
+        if self._tuner is None:
+            return None
+        self._deadline(requests)
+        return self._tuner.record
+
+    def _deadline(self, requests: int) -> timedelta | None:
+        """Return how long after its plan a submission of so many requests turns to real time."""
+        deadline = self._labeling.realtime.deadline
+        return deadline if self._tuner is None or deadline is None else deadline - self._tuner.choose_lead(requests)
 
     def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
         """Return the file that has all requests for a fallback, as it is configured now."""
@@ -452,7 +483,8 @@ class Planner:
             learned_from=None if estimate.learned is None else estimate.learned.complete,
             price_basis=estimate.tariff.basis,
             created_at=now,
-            deadline_at=None if (deadline := labeling.realtime.deadline) is None else now + deadline,
+            deadline_at=None if (deadline := self._deadline(plan.requests - plan.reused)) is None else now + deadline,
+            tuning=None if self._tuner is None else self._tuner.record,
             run_id=run_id,
             reused_from=sources,
             tags=dict(labeling.tags) or None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.request_writer import LongRow, Plan
@@ -52,6 +53,7 @@ class Preview:
         levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
         missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
         end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
+        tuning: What was chosen by earlier submissions, as it would be stored; None: nobody asks for it.
     """
 
     rows: int
@@ -82,6 +84,7 @@ class Preview:
     levels: Levels | None = None
     missing_gold: tuple[object, ...] = ()
     end: EndForecast | None = None
+    tuning: Mapping[str, Any] | None = None
 
     @property
     def to_send(self) -> int:

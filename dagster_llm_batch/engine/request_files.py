@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.core.identity import custom_id, custom_id_pattern, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.pricing import Costs
-from dagster_llm_batch.core.sharding import ShardFill
+from dagster_llm_batch.core.sharding import ShardFill, tightest
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -294,11 +294,13 @@ class Wave:
     writer: Callable[[str], AbstractContextManager[Any]] | None = None
     shard_numbers: Iterator[int] = field(default_factory=count)
 
-    def files(self, limits: BatchLimits, owner: Owner, prices: ShardPrices) -> ShardFiles:
-        """Return the request files of this owner."""
+    def files(
+        self, limits: BatchLimits, owner: Owner, prices: ShardPrices, most_requests: int | None = None
+    ) -> ShardFiles:
+        """Return the request files of this owner. `most_requests` of a batch are fewer than `limits` allow, or None."""
         if owner.lane is Lane.REALTIME:
-            limits = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None)
-        return ShardFiles(self, limits, owner, prices)
+            limits, most_requests = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None), None
+        return ShardFiles(self, tightest(limits, most_requests), owner, prices, most_requests)
 
 
 class ShardPrices(Protocol):
@@ -316,7 +318,10 @@ class ShardPrices(Protocol):
 class ShardFiles:
     """The request files of one owner in a wave. `shards` has those that are ended."""
 
-    def __init__(self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices) -> None:
+    def __init__(
+        self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices, most_requests: int | None = None
+    ) -> None:
+        self._most_requests = most_requests
         self.shards: list[Shard] = []
         self.surcharge = Costs(Decimal(0), Decimal(0))
         self._prices = prices
@@ -359,7 +364,7 @@ class ShardFiles:
     def end(self) -> list[Shard]:
         """End the last file and return the shards so far."""
         if self._open is not None:
-            self.shards.append(self._open.close(self._owner))
+            self.shards.append(replace(self._open.close(self._owner), most_requests=self._most_requests))
         self._open = None
         return self.shards
 

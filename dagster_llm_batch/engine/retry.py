@@ -73,7 +73,7 @@ class NextWave:
     @cached_property
     def _planner(self) -> Planner:
         # Of most submissions nothing is asked again.
-        return Planner(self._labeling, self._deployment)
+        return Planner(self._labeling, self._deployment, self._submission.tuning or {})
 
     @cached_property
     def _asks_now(self) -> list[_Ask]:

@@ -411,7 +411,10 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
         tokens = sum(held.tokens for held in batch) + shard.tokens
         bounds = [limits.max_tokens, *(held.most_tokens for held in (*batch, shard))]
         is_over = any(bound is not None and tokens > bound for bound in bounds)
-        if batch and (requests > most or size > limits.max_bytes or is_over or len(batch) == _SHARDS_IN_A_BATCH):
+        tuned = min((held.most_requests for held in (*batch, shard) if held.most_requests is not None), default=most)
+        if batch and (
+            requests > min(most, tuned) or size > limits.max_bytes or is_over or len(batch) == _SHARDS_IN_A_BATCH
+        ):
             yield batch
             batch = []
         batch.append(shard)

@@ -150,6 +150,14 @@ class LLMBatchResource(CheckedResource):
             "are read."
         ),
     )
+    tune: bool = Field(
+        default=False,
+        description=(
+            "Plan new submissions by how earlier ones went, within your limits: smaller batches where larger ones "
+            "expired, and an earlier turn to real time where a deadline is set. Each choice is told with its evidence. "
+            "Never the model, prompt or parameters."
+        ),
+    )
     fetched_prices: bool = Field(
         default=False,
         description=(
@@ -267,6 +275,7 @@ class LLMBatchResource(CheckedResource):
                     if (kept := self.keep_request_files_hours) is None
                     else timedelta(hours=kept),
                     transfers_at_once=self.transfers_at_once,
+                    tune=self.tune,
                 )
             )
         return self._engine

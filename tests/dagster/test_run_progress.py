@@ -197,7 +197,7 @@ SHARD_NEEDS = ("wave", "number", "nonce", "requests", "bytes", "path", "digest")
 
 
 def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions(make, emulator):
-    location = make(*labeled(partitions_def=DAILY))
+    location = make(*labeled(partitions_def=DAILY), tune=True)
     assert location.land(partition=DAYS[0]).success
     engine = location.engine()
     now = engine.now()
@@ -209,6 +209,7 @@ def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions
     assert f"9 in 10 by {expected:%Y-%m-%d %H:}" in said
     sent = location.metadata(BATCH, DAYS[1])["llm_batch/end_forecast"]
     assert "1 of 2 within 24 h 0 m, 9 of 10 within 24 h 0 m (by 13 earlier submissions" in sent
+    assert "too few days" in location.metadata(BATCH, DAYS[1])["llm_batch/tuning"]
     [watched] = watch_once(location.instance)
     assert watched["p90_end_at"] == watched["forecast_p90_end_at"]
     location.collect(partition=DAYS[1])

@@ -189,3 +189,40 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     site.clock.now += 20 * HOUR
     assert (site.history.score("tickets").judged_p90, site.history.score("tickets").held_p90) == (21, held)
     assert site.ledger.submission(late).settled_at is None
+
+
+def test_the_sizes_of_batches_that_ended_by_themselves_are_read_with_all_that_they_carried(site: Site) -> None:
+    began = site.clock.now
+    site.end(site.begin(requests=5), status=BatchStatus.ENDED)
+    site.clock.now += DAY
+    expired = site.begin(requests=7)
+    for shard in site.ledger.shards(expired):
+        site.ledger.move_shard(shard.shard_id, Move.EXPIRED, status=BatchStatus.EXPIRED)
+    stopped = site.begin()
+    site.end(stopped, status=BatchStatus.ENDED, cause=Cause.STOPPED)
+    site.begin(requests=9)
+    site.ledger.open_submission(
+        a_submission("pair", fingerprint="pair"),
+        pair := [
+            a_shard(f"pair-{number}", "pair", number=number, nonce=f"p{number}", requests=3) for number in range(2)
+        ],
+    )
+    both = [shard.shard_id for shard in pair]
+    site.ledger.move_shards(both, Move.SEND)
+    site.ledger.move_shards(both, Move.ACCEPTED, batch_id="pair")
+    site.end("pair", status=BatchStatus.ENDED)
+    model = (OWNER.provider, OWNER.account, OWNER.model)
+    known = site.ledger.batch_sizes(*model, began, 100)
+    assert sorted(known) == [(began, 5, False), (began + DAY, 6, False), (began + DAY, 7, True)]
+    assert sorted(site.ledger.batch_sizes(*model, began + HOUR, 100)) == sorted(known)[1:]
+    assert site.ledger.batch_sizes("openai", "another", OWNER.model, began, 100) == []
+
+
+def test_what_had_a_deadline_is_read_from_then_on(site: Site) -> None:
+    began = site.clock.now
+    site.run(2 * HOUR, deadline_at=began + HOUR)
+    site.run(HOUR)
+    open_one = site.begin(deadline_at=site.clock.now + HOUR)
+    spans = site.ledger.submission_spans("prod", "tickets", 10, from_deadline=True)
+    due = site.ledger.submission(open_one).deadline_at
+    assert [span[:3] for span in spans] == [(due, None, False), (began + HOUR, began + 2 * HOUR, True)]

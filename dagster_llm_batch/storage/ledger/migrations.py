@@ -172,6 +172,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN end_basis TEXT",
         "CREATE INDEX shard_by_model ON shard (provider, account, model, sent_at) WHERE sent_at IS NOT NULL",
     ),
+    (  # 8: what was chosen from earlier submissions, with the evidence, and the most requests of one batch by that.
+        "ALTER TABLE submission ADD COLUMN tuning TEXT",
+        "ALTER TABLE shard ADD COLUMN most_requests BIGINT",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -88,6 +88,9 @@ class Submission:
     p50_end_at: datetime | None = None  # when 1 of 2 such submissions have ended, as it was forecast; None: not known
     p90_end_at: datetime | None = None  # when 9 of 10 have
     end_basis: Mapping[str, Any] | None = None  # what these rest on: "submissions" or "batches", and how many
+    tuning: Mapping[str, Any] | None = (
+        None  # what was chosen by earlier submissions; see engine/tuner.py. None: nothing
+    )
 
     @property
     def is_settled(self) -> bool:
@@ -190,6 +193,7 @@ class Shard:
     unlabeled_usd: Decimal | None = None  # part of `known_usd`: replies that were paid for and gave no label
     padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time what its model leaves to it
+    most_requests: int | None = None  # its batch is to have no more, as was chosen by earlier ones; None: as limits say
 
     @property
     def asked_of(self) -> str:

@@ -205,6 +205,7 @@ SUBMISSION = sa.Table(
     _column("p50_end_at", _UTC, null=True),
     _column("p90_end_at", _UTC, null=True),
     _column("end_basis", _AsText(json.loads, _json), null=True),
+    _column("tuning", _AsText(json.loads, _json), null=True),
 )
 
 SHARD = sa.Table(
@@ -266,6 +267,7 @@ SHARD = sa.Table(
     _column("reserved_usd", _MONEY, null=True),
     _column("request_file_done_at", _UTC, null=True),
     _column("is_escalation", sa.Boolean, null=True),
+    _column("most_requests", sa.BigInteger, null=True),
 )
 
 EVENT = sa.Table(

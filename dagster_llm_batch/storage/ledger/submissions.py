@@ -243,12 +243,16 @@ class HistoryQueries:
         with self._database.read() as connection:
             return get_audits(connection, namespace, asset)
 
-    def submission_spans(self, namespace: str, asset: str | None, limit: int) -> list[Span]:
+    def submission_spans(
+        self, namespace: str, asset: str | None, limit: int, *, from_deadline: bool = False
+    ) -> list[Span]:
         """Return how long the newest submissions that sent something took from plan to end, newest first.
 
         One has ended when it is settled: at the time when the last of its batches ended. One that was canceled was
-        stopped. `asset`: None is any.
+        stopped. `asset`: None is any. With `from_deadline` those that had one, and each from then on: what had ended by
+        then has an end before it.
         """
+        began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
         of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
         last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
         stops = sa.select(sa.func.max(EVENT.c.at)).where(
@@ -258,13 +262,13 @@ class HistoryQueries:
         is_settled = SUBMISSION.c.settled_at.is_not(None)
         until = sa.case((was_stopped, stops.scalar_subquery()), (is_settled, last_end), else_=sa.null())
         query = sa.select(
-            SUBMISSION.c.created_at,
+            began,
             sa.type_coerce(until, SUBMISSION.c.created_at.type),
             sa.and_(~was_stopped, is_settled),
             SUBMISSION.c.requests - SUBMISSION.c.reused,
             SUBMISSION.c.p50_end_at,
             SUBMISSION.c.p90_end_at,
-        ).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.requests > SUBMISSION.c.reused)
+        ).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.requests > SUBMISSION.c.reused, began.is_not(None))
         if asset is not None:
             query = query.where(SUBMISSION.c.asset == asset)
         return self._spans(query.order_by(*(column.desc() for column in OLDEST_FIRST)).limit(limit))
@@ -284,6 +288,28 @@ class HistoryQueries:
         never = (Cause.ADOPTED, Cause.NOT_TAKEN)
         query = query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in(never))
         return self._spans(query.order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit))
+
+    def batch_sizes(
+        self, provider: str, account: str, model: str, since: datetime, limit: int
+    ) -> list[tuple[datetime, int, bool]]:
+        """Return when batches of a model that ended by themselves were sent, their requests, and whether they expired.
+
+        Those of any namespace, newest first, of as many shards as `limit` says.
+        """
+        ended = (BatchStatus.ENDED, BatchStatus.EXPIRED)
+        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
+        query = sa.select(batch, SHARD.c.sent_at, SHARD.c.requests + SHARD.c.padding, SHARD.c.status)
+        query = query.where(SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
+        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since)
+        query = query.where(SHARD.c.status.in_(ended), SHARD.c.cause.is_(None))
+        batches: dict[str, tuple[datetime, int, bool]] = {}
+        with self._database.read() as connection:
+            for name, sent_at, requests, status in connection.execute(
+                query.order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit)
+            ):
+                _, before, has_expired = batches.get(name, (sent_at, 0, False))
+                batches[name] = (sent_at, before + requests, has_expired or status == BatchStatus.EXPIRED)
+        return list(batches.values())
 
     def _spans(self, query: sa.Select[Any]) -> list[Span]:
         with self._database.read() as connection:
