@@ -99,8 +99,8 @@ _HEAD = """# Performance
 Written by `python -m benchmarks` ({machine}; runs of each size: {runs}; from 400,000 rows on once). Compare ratios,
 not seconds: floor and package take turns on the same machine, each in a process of its own, against a mock in another
 one. Below each table stand its time and how many processes wanted the machine's cores then, over five minutes: it is of
-the code of that time. The floor is `benchmarks/floor.py`. Its times and ours leave out imports, which [Start-up](#start-up)
-has; peaks of memory hold them.
+the code of that time. The floor is `benchmarks/floor.py`. Its times and ours leave out imports, which
+[Start-up](#start-up) has; peaks of memory hold them.
 """
 _PIPELINE = """## From rows to labels
 
