@@ -247,10 +247,11 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         submissions = ledger.submissions(NAMESPACE)
         shards = [shard for one in submissions for shard in ledger.shards(one.submission_id)]
         free = all(_is_free(ledger, one.submission_id) for one in submissions)
-        least, most = scenario.billed or (scenario.rows, scenario.rows)
+        (least, most), waves = scenario.billed or (scenario.rows, scenario.rows), scenario.waves
         if scenario.cascade is not None:
             asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)
             verdict.problems += asked.problems
+            waves = asked.waves
             # What the model refuses costs nothing, and strikes it alone: the oracle is asked after it.
             least = most = scenario.rows - len(scenario.faults) + asked.requests
     finally:
@@ -271,8 +272,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         "not all delivered": all(one.delivered_at is not None for one in submissions),
         f"shards: {Counter(shard.state.value for shard in shards)}": {shard.state for shard in shards}
         == {ShardState.COLLECTED},
-        f"batches by wave: {dict(by_wave)}": tuple(len(ids) for _, ids in sorted(by_wave.items()) if ids)
-        == scenario.waves,
+        f"batches by wave: {dict(by_wave)}": tuple(len(ids) for _, ids in sorted(by_wave.items()) if ids) == waves,
         f"batches that no shard has: {unknown}": len(unknown) == scenario.spare_batches
         and not {one.batch_id for one in answered if one.is_billed} & unknown,
         f"shards in more than one batch: {money.in_two_batches}": not money.in_two_batches,

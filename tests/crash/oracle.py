@@ -14,9 +14,10 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 
 class Asked(NamedTuple):
-    """How many requests the oracle was to be asked in all, and where it was asked others."""
+    """How many requests the oracle was to be asked in all, how many batches each wave has, and what went otherwise."""
 
     requests: int
+    waves: tuple[int, int]
     problems: list[str]
 
 
@@ -34,7 +35,7 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
     sampled row of which the two say different things, since with a sample of four none may be wrong (agreement .5,
     confidence .9); with `Rolling` it is that of the sample of the partition before.
     """
-    requests, problems = 0, []
+    requests, waves, problems = 0, [0, 0], []
     threshold = (-math.inf, 0)
     for number, submission in enumerate(sorted(submissions, key=lambda one: one.partition)):
         levels = levels_of(payloads, submission)
@@ -55,6 +56,8 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
         drawn = set(levels.drawn)
         rest = {one for one in _ids(payloads, of[False, 1]) if one not in places or places[one] <= threshold} - drawn
         requests += len(drawn) + len(rest)
+        # An audit may have drawn no row at all.
+        waves = [waves[0] + 1 + bool(drawn), waves[1] + bool(rest)]
         checks = {
             f"rolling: {levels.is_rolling}": levels.is_rolling is (levels.audit is not None and number > 0),
             f"threshold {levels.threshold}, not {threshold}": levels.threshold == threshold,
@@ -63,7 +66,7 @@ def judge_oracle(ledger: Ledger, payloads: PayloadStore, submissions: list[Submi
             "the model is asked again": not of[False, 2],
         }
         problems += [f"'{submission.partition}': {what}" for what, is_right in checks.items() if not is_right]
-    return Asked(requests, problems)
+    return Asked(requests, (waves[0], waves[1]), problems)
 
 
 def _ids(payloads: PayloadStore, shards: list[Shard]) -> list[str]:

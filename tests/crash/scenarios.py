@@ -56,7 +56,7 @@ def _always(_body: Any, _url: str) -> Any:
 class Scenario:
     """One labeling.
 
-    waves: how many batches each wave has in the end.
+    waves: how many batches each wave has in the end; of a cascade, at most.
     faults, command_options: what goes wrong at the emulator, and at the command.
     changes: of the labeling. urgent: how many rows are answered in real time.
     cascade: what sets the threshold of a cascade of two models. in_turn: a partition is planned when the one before it
