@@ -22,9 +22,11 @@ from dagster_llm_batch.errors import ConfigError
 
 if TYPE_CHECKING:
     from dagster_llm_batch.cli.code_location import CodeLocation
+    from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Engine
     from dagster_llm_batch.resources import LLMBatchResource
     from dagster_llm_batch.storage.ledger import Ledger
+    from dagster_llm_batch.storage.ledger.records import Submission
     from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["DeploymentAccess", "code_location_command", "ledger_command"]
@@ -173,6 +175,14 @@ class DeploymentAccess:
         from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - pyarrow
 
         return PayloadStore(root)
+
+    def levels_of(self, submission: Submission) -> Levels | None:
+        """Return what a cascade has decided so far; None where there is none, or nothing to look for it in."""
+        if submission.questions is None or self.places[1] is None:
+            return None
+        from dagster_llm_batch.engine.request_files import levels_of  # noqa: PLC0415 - pyarrow
+
+        return levels_of(self.payloads, submission)
 
     @cached_property
     def _engine(self) -> Engine:

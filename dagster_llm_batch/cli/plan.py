@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -30,7 +30,9 @@ _LONGEST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Planned:
-    """What a submission of one partition would be. `account`: the provider's, or its address. `price_gap`: why no price
+    """What a submission of one partition would be.
+
+    `account`: the provider's, or its address; `oracle_account`: that of a cascade's oracle. `price_gap`: why no price
     is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
     `notes`: what was read upstream, where that is not plain.
     """
@@ -44,6 +46,16 @@ class Planned:
     window: timedelta
     held: EndScore
     notes: Sequence[str] = ()
+    oracle_account: str | None = None
+
+    @property
+    def sent_to(self) -> list[tuple[str, str]]:
+        """Each model that is asked, with the account that it is asked in."""
+        preview, own = self.preview, (self.model, self.account)
+        if preview.oracle is None:
+            return [own]
+        oracles = (preview.oracle.model, self.oracle_account or self.account)
+        return [oracles] if preview.levels is not None and preview.levels.asks_oracle_alone else [own, oracles]
 
     @property
     def document(self) -> dict[str, Any]:
@@ -85,6 +97,7 @@ class Planned:
             "limit_steps": preview.steps,
             "tuning": preview.tuning,
             "cascade": None if preview.levels is None else preview.levels.plan_text,
+            "oracle": None if preview.oracle is None else {**asdict(preview.oracle), "account": self.oracle_account},
             "promise": None if preview.levels is None else preview.levels.promise_text,
             "missing_gold": list(preview.missing_gold),
             "shards": [
@@ -178,7 +191,7 @@ def plan_rows(
         with deployment.code.rows(dataset, partition) as (rows, upstream):
             with_gold = dataset.with_gold(upstream)
             preview = deployment.dry_engine.preview(with_gold, rows, partition=partition or "", again=again)
-        provider = rules.provider(labeling.provider)
+        provider, *oracles = (rules.provider(one.provider) for one in labeling.models)
         planned.append(
             Planned(
                 asset=dataset.name,
@@ -190,6 +203,7 @@ def plan_rows(
                 window=window_of(provider),
                 held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
                 notes=upstream.notes,
+                oracle_account=oracles[0].account if oracles and labeling.cascade is not None else None,
             )
         )
     return planned
@@ -224,7 +238,8 @@ def print_plan(plans: Sequence[Planned]) -> None:
             "~out",
         ]
         print_table([*columns, "~cost"], [*rows, ["total", "", *whole, money(_total(plans))]])
-        accounts = sorted({f"{plan.model.partition('/')[0]} {plan.account}" for plan in plans})
+        asked = [one for plan in plans for one in plan.sent_to]
+        accounts = sorted({f"{model.partition('/')[0]} {account}" for model, account in asked})
         click.echo(f"Sent to: {', '.join(map(cell_text, accounts))}.")
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
@@ -307,6 +322,22 @@ def _basis(preview: Preview) -> str:
     return learned_text(learned.complete) + judged
 
 
+def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
+    """Return what is asked of the oracle of a cascade beside the model; nothing where it is asked alone."""
+    oracle = plan.preview.oracle
+    if oracle is None or len(plan.sent_to) == 1:
+        return []
+    at_once, later, kept = (
+        money(usd) or _most(None) for usd in (oracle.estimated_usd, oracle.later_usd, oracle.reserved_usd)
+    )
+    tokens = f"about {oracle.input_tokens:,} tokens in, {oracle.output_tokens:,} out"
+    rest = f"about {oracle.later:,} of {counted(oracle.later_most, 'request', 'requests')}"
+    return [
+        ("oracle, at once", f"{counted(oracle.requests, 'request', 'requests')}, {tokens}, {at_once}"),
+        ("oracle, later", f"{rest}, {later}; kept for all of them: {kept}"),
+    ]
+
+
 def _facts(plan: Planned) -> list[list[object]]:
     preview = plan.preview
     known = (
@@ -314,11 +345,12 @@ def _facts(plan: Planned) -> list[list[object]]:
         if preview.known is None
         else f"submission {preview.known.submission_id[:SHORT_ID]} ({preview.known.state.value})"
     )
+    tokens = "tokens" if len(plan.sent_to) == 1 else "model's tokens"
     facts: list[tuple[str, object]] = [
         ("asset", plan.asset),
         ("partition", plan.partition),
-        ("model", plan.model),
-        ("sent to", plan.account),
+        ("model", " and ".join(model for model, _ in plan.sent_to)),
+        ("sent to", ", ".join(dict.fromkeys(account for _, account in plan.sent_to))),
         ("rows", f"{preview.rows:,}"),
         ("of these empty", f"{preview.skipped:,}"),
         ("requests", f"{preview.requests:,}"),
@@ -327,13 +359,18 @@ def _facts(plan: Planned) -> list[list[object]]:
             "to send",
             f"{preview.to_send:,} in {counted(len(preview.shards), 'batch', 'batches')}, {preview.bytes:,} bytes",
         ),
-        ("tokens", f"about {preview.input_tokens:,} in, {preview.output_tokens:,} out"),
-        ("tokens, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),
+        (tokens, f"about {preview.input_tokens:,} in, {preview.output_tokens:,} out"),
+        (f"{tokens}, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),
+        *_oracle_facts(plan),
         ("longest rows", _keys(preview.longest[:_LONGEST_SHOWN]) or None),
         ("estimate", money(preview.estimated_usd)),
         ("19 of 20 above", money(preview.p05_usd)),
         ("19 of 20 below", money(preview.p95_usd)),
-        ("at most, sent once", money(preview.bound_usd) or _most(None)),
+        # How much there can be of a second wave is the reserve, at what is expected of each.
+        (
+            "at most, sent once" if len(plan.sent_to) == 1 else "at most, at once",
+            money(preview.bound_usd) or _most(None),
+        ),
         ("estimate from", _basis(preview)),
         ("ends", plan.end_text),
         ("tuned", None if preview.tuning is None else "; ".join(preview.tuning["evidence"])),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from math import isfinite
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +17,9 @@ from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.text import learned_text
 from dagster_llm_batch.types import Lane
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.levels import Levels
 
 __all__ = ["list_command", "show_command"]
 
@@ -106,18 +110,34 @@ def show_command(
     submission = find_submission(deployment, target, partition)
     shards = ledger.shards(submission.submission_id)
     events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
+    levels = deployment.levels_of(submission)
     if as_json:
-        print_json({"submission": submission, "shards": shards, "events": events})
+        cascade = None if levels is None else _cascade_document(levels)
+        print_json({"submission": submission, "cascade": cascade, "shards": shards, "events": events})
         return
     out = console()
-    out.print(table(["", ""], _facts(ledger, submission)))
+    out.print(table(["", ""], _facts(ledger, submission, levels)))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
     if events:
         rows = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
 
 
-def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
+def _cascade_document(levels: Levels) -> dict[str, Any]:
+    place = None if levels.threshold is None else levels.threshold.score
+    return {
+        "oracle": levels.oracle,
+        "promise": levels.promise_text,
+        "threshold": place if place is not None and isfinite(place) else None,
+        "threshold_text": levels.threshold_text,
+        "accepted_share": levels.accepted,
+        "sample_rows": levels.calibrated_on,
+        "sample_wrong": levels.wrong,
+        "sample_may_be_wrong": levels.allowed,
+    }
+
+
+def _facts(ledger: Ledger, submission: Submission, levels: Levels | None) -> list[list[object]]:
     saved = (
         None
         if submission.cost_usd is None or submission.realtime_usd is None
@@ -130,6 +150,9 @@ def _facts(ledger: Ledger, submission: Submission) -> list[list[object]]:
         ("partition", submission.partition or None),
         ("state", _state(submission)),
         ("asked of", f"{submission.provider}/{submission.model}, account {submission.account}"),
+        ("oracle", None if levels is None else levels.oracle),
+        ("promise", None if levels is None else levels.promise_text),
+        ("threshold", None if levels is None else levels.threshold_text),
         ("rows", submission.rows),
         ("requests", submission.requests),
         ("answers reused", submission.reused),

@@ -124,8 +124,14 @@ class _Watched:
         ]
         under_way = [progress for progress, _ in paces]
         notes += _held(history, {progress.submission.asset for progress in under_way})
-        notes += [*self._waits(under_way), *self._failed_landings(under_way)]
+        notes += [*self._cascades(under_way), *self._waits(under_way), *self._failed_landings(under_way)]
         return _Look(paces, [*notes, *self._doubts(), *self._standstill()])
+
+    def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
+        """Yield what cascades promise, and what they accept."""
+        for submission in (progress.submission for progress in under_way):
+            if (levels := self._deployment.levels_of(submission)) is not None:
+                yield f"{cell_text(submission.place)}: {levels.promise_text} Threshold: {levels.threshold_text}."
 
     def _waits(self, under_way: list[Progress]) -> list[str]:
         """Return why batches are not sent."""

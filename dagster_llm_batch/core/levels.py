@@ -200,6 +200,23 @@ class Levels:
             f"enough{expected}"
         )
 
+    @property
+    def threshold_text(self) -> str:
+        """What is accepted, in words, as far as it is known."""
+        if self.asks_oracle_alone:
+            return f"{self.oracle} answers all"
+        if self.threshold is None:
+            return "not set yet: both models answer the sample first"
+        place = self.threshold.score
+        what = (
+            "all that fits" if place == -np.inf else "nothing" if place == np.inf else f"'{self.score}' above {place:g}"
+        )
+        share = "" if self.accepted is None else f", {self.accepted:.1%} of the requests"
+        if self.wrong is None or self.allowed is None:
+            return f"accepts {what}{share}"
+        may = "the sample is too small for any" if self.allowed < 0 else f"above the threshold {self.allowed:,} may be"
+        return f"accepts {what}{share}; of {self.calibrated_on:,} sampled labels {self.wrong:,} are wrong, {may}"
+
     def columns(self, response: pa.Schema) -> list[pa.Field]:
         """Return the columns of labels beside those of the response."""
         return _columns(response.field(self.target).type)

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["Escalation", "RequestSet", "Sampling", "forget_sampled"]
+__all__ = ["Escalation", "OracleShare", "RequestSet", "Sampling", "forget_sampled"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 _ROWS_AT_ONCE = 65_536
@@ -108,6 +108,31 @@ def _cascade(labeling: Labeling) -> Cascade:
     return labeling.cascade
 
 
+@dataclass(frozen=True)
+class OracleShare:
+    """What a plan asks of the oracle. Money is None where its price is unknown.
+
+    Attributes:
+        model: The oracle: the provider, a slash, and the provider's own name for it.
+        requests: How many requests it is sent at once.
+        input_tokens, output_tokens, estimated_usd: What is expected of these.
+        later: How many more it is expected to be sent when the threshold is set.
+        later_usd: What these are expected to cost.
+        later_most: How many it can be sent then: as if nothing of the model were accepted.
+        reserved_usd: What is kept of limits for so many.
+    """
+
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    estimated_usd: Decimal | None
+    later: int
+    later_usd: Decimal | None
+    later_most: int
+    reserved_usd: Decimal | None
+
+
 class Sampling:
     """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave.
 
@@ -135,6 +160,7 @@ class Sampling:
         self._written: list[ShardFiles] = []
         self._unexpected_usd = Decimal(0)
         self.levels: Levels | None = None
+        self.oracle: OracleShare | None = None
         self.rest_usd: Decimal | None = None
 
     @cached_property
@@ -206,7 +232,19 @@ class Sampling:
         rest = Decimal(0) if each is None else each * left
         # What is kept is for all of them; what is expected, for those that will not be accepted.
         self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
-        estimate.add_surcharge(Costs(rest - self._unexpected_usd, Decimal(0)))
+        later_usd = rest - self._unexpected_usd
+        self.oracle = OracleShare(
+            model=cascade.oracle,
+            requests=sum(shard.requests for shard in shards),
+            input_tokens=of_oracle.expected_input,
+            output_tokens=of_oracle.expected_output,
+            estimated_usd=of_oracle.cost_usd,
+            later=round(left * (1 - accepted)),
+            later_usd=None if each is None else later_usd,
+            later_most=left,
+            reserved_usd=None if each is None else rest,
+        )
+        estimate.add_surcharge(Costs(later_usd, Decimal(0)))
         self.levels = Levels(
             calibration_id=self._digest(cascade, seed),
             oracle=cascade.oracle,

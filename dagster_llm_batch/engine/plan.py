@@ -257,6 +257,7 @@ class Planner:
             return replace(
                 figures,
                 levels=levels,
+                oracle=None if sampling is None else sampling.oracle,
                 # Of two models, only what the first would cost is known.
                 realtime_usd=figures.realtime_usd if levels is None or levels.asks_oracle_alone else None,
                 context_tokens=self._deployment.context_tokens(self._labeling),

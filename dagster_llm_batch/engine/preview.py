@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.engine.cascade import OracleShare
 
 __all__ = ["Preview", "preview_of"]
 
@@ -51,6 +52,7 @@ class Preview:
         steps: In how many steps limits of money let them out, each when those before are billed, if all costs what is
             expected. None: not all of them, or nobody knows.
         levels: Of a cascade: how many rows its oracle answers to set the threshold, or that it is asked alone.
+        oracle: Of a cascade: what is asked of its oracle. Unless that is asked alone, tokens are the other model's.
         missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
         end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
         tuning: What was chosen by earlier submissions, as it would be stored; None: nobody asks for it.
@@ -82,6 +84,7 @@ class Preview:
     rounds: int = 1
     steps: int | None = 1
     levels: Levels | None = None
+    oracle: OracleShare | None = None
     missing_gold: tuple[object, ...] = ()
     end: EndForecast | None = None
     tuning: Mapping[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -335,6 +336,49 @@ def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_jso
     printed = " ".join(capsys.readouterr().out.split())
     assert f"estimate from {basis}" in printed
     assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed
+
+
+def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once_that_is_known(project):
+    project.change("    Limits,", "    Cascade, Limits,")
+    project.change('bug"]', 'bug"]\n    confidence: float')
+    project.change("range(3)", "range(40)")
+    oracle = 'Cascade(oracle="openai/gpt-4o", target="topic", agreement=0.9, sample=30)'
+    project.change('"openai/gpt-4o",', f'"openai/gpt-4o-mini",\n    "cascade": {oracle},')
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    told = plan["oracle"]
+    assert (told["model"], told["requests"], told["later_most"]) == ("openai/gpt-4o", 30, 10)
+    assert told["account"] == plan["account"]
+    assert 0 < told["later"] < 10
+    assert told["input_tokens"] < plan["input_tokens"]
+    # What is kept is for all ten.
+    later, kept = Decimal(told["later_usd"]), Decimal(told["reserved_usd"])
+    assert 0 < later < kept < Decimal(told["estimated_usd"]) < Decimal(plan["estimated_usd"])
+    printed = " ".join(project.on_file("plan", "ticket_labels").stdout.split())
+    assert "model openai/gpt-4o-mini and openai/gpt-4o" in printed
+    assert "oracle, at once 30 requests, about " in printed
+    assert f"oracle, later about {told['later']} of 10 requests, $" in printed
+    submission_id = project.submit()
+    with project.engine() as engine:
+        shards = engine.ledger.shards(submission_id)
+        assert engine.ledger.submission(submission_id).reserved_usd == kept
+    assert sum(shard.estimated_usd or 0 for shard in shards if shard.model == "gpt-4o") == Decimal(
+        told["estimated_usd"]
+    )
+    assert project.json("show", "ticket_labels")["cascade"]["threshold_text"].startswith("not set yet")
+    watched = " ".join(project.on_file("watch", "--once").stdout.split())
+    promise = "With a confidence of 95%, at least 90% of the labels agree with openai/gpt-4o on 'topic'."
+    assert f"ticket_labels: {promise} Threshold: not set yet" in watched
+    project.settle()
+    shown = project.json("show", "ticket_labels")["cascade"]
+    assert shown["promise"] == promise
+    assert 0 <= shown["accepted_share"] <= 1
+    assert f"of 30 sampled labels {shown['sample_wrong']} are wrong" in shown["threshold_text"]
+    printed = " ".join(project.on_file("show", "ticket_labels").stdout.split())
+    assert f"promise {promise}" in printed
+    assert f"threshold {shown['threshold_text']}" in printed
+    # By its ledger alone it is shown as before.
+    alone = project.cli("show", "ticket_labels", "--ledger", project.ledger, "--namespace", "test", "--json").stdout
+    assert json.loads(alone)["cascade"] is None
 
 
 def test_a_plan_says_when_it_ends_by_what_and_how_often_that_was_right(project, capsys):
