@@ -83,7 +83,8 @@ def refuse_over_budget(
             "rows."
         )
         raise BudgetError(msg)
-    if not estimate.requests:
+    # Of a cascade whose answers are all there, for another promise, what is kept for its oracle may be all there is.
+    if not estimate.requests and not cost:
         yield
         return
     if cost is not None and (reason := _unkept(deployment, labeling, estimate)) is not None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -228,7 +228,7 @@ class Sampling:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
             rows_most = (estimate.row_bound_usd, of_oracle.row_bound_usd)
             estimate.row_bound_usd = None if None in rows_most else max(most for most in rows_most if most is not None)
-        left = 0 if drawn is None else plan.requests - len(drawn)
+        left = 0 if drawn is None else plan.requests - len(drawn) - self._count_among(known, drawn)
         rest = Decimal(0) if each is None else each * left
         # What is kept is for all of them; what is expected, for those that will not be accepted.
         self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
@@ -267,6 +267,12 @@ class Sampling:
             self.levels = self.levels.ask_oracle_alone()
         _store(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
+
+    def _count_among(self, known: Mapping[str, bool], drawn: Collection[str]) -> int:
+        """Return how many requests of these rows the oracle has answered already, beside the drawn ones."""
+        if not known:
+            return 0
+        return len({one for _, ids in self._rows() for one in ids.to_pylist() if one in known and one not in drawn})
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
         """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""

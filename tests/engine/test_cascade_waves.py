@@ -20,13 +20,14 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.engine import Labeling, Resend
+from dagster_llm_batch.engine import Labeling, Resend, Spend
 from dagster_llm_batch.engine.cascade import RequestSet
 from dagster_llm_batch.engine.costs import cost_table
 from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.engine.rules import Budget
+from dagster_llm_batch.engine.status import OVER_BUDGET
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.ledger.records import SpendLimit, Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
 
 TOPICS = ("billing", "bug", "how_to")
@@ -306,6 +307,55 @@ def test_what_is_kept_for_a_submission_is_there_for_the_one_that_comes_in_its_pl
     # What is kept for that one stays.
     assert newer.reserved_usd is not None
     assert engine.ledger.spent_usd("test", besides=[submission.submission_id]) > newer.reserved_usd
+
+
+@pytest.mark.parametrize("kind", ["hard", "measured"])
+def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_nothing_exceeds_it(
+    workspace: Workspace, kind: Any
+) -> None:
+    preview = workspace.engine().preview(definition(), tickets(ROWS))
+    oracle, expected = preview.oracle, preview.estimated_usd
+    assert oracle is not None
+    assert expected is not None
+    assert oracle.later_usd is not None
+    kept = oracle.reserved_usd
+    assert kept is not None
+    # As if nothing of the model were accepted.
+    most = expected + kept - oracle.later_usd
+    tight = definition(max_cost_usd=most, spend=Spend(limit=kind))
+    with pytest.raises(BudgetError, match="exceeds max_cost_usd"):
+        workspace.engine().plan(definition(max_cost_usd=most - Decimal("0.000001")), tickets(ROWS))
+    engine = workspace.engine()
+    submission_id = engine.plan(tight, tickets(ROWS)).submission_id
+    engine.submit(tight, submission_id)
+    # What wave 1 can be billed at most leaves room for what is kept.
+    limit = SpendLimit(most, "test", submission_id=submission_id)
+    assert kept < engine.ledger.committed_usd(limit) <= most
+    status = workspace.finish(tight, submission_id)
+    assert status.submission.waves == 2
+    assert status.submission.outcomes == {"succeeded": ROWS}
+    assert OVER_BUDGET not in {event.kind for event in workspace.engine().ledger.events(submission_id)}
+    assert (status.submission.cost_usd or 0) <= most
+
+
+def test_what_the_oracle_may_be_asked_for_another_promise_is_in_the_budget_though_nothing_is_sent_at_once(
+    workspace: Workspace,
+) -> None:
+    workspace.run(definition(), tickets(ROWS))
+    engine = workspace.engine()
+    spent, stricter = engine.ledger.spent_usd("test"), definition(cascade(agreement=0.95))
+    preview = engine.preview(stricter, tickets(ROWS))
+    assert preview.to_send == 0
+    assert preview.oracle is not None
+    # What it has answered is not asked, or paid, again.
+    assert preview.oracle.later_most == ROWS - sum(asked(workspace)[ORACLE].values())
+    kept = preview.oracle.reserved_usd
+    assert kept is not None
+    assert kept > 0
+    too_little, enough = (Budget(spent + kept * Decimal(share), "ever") for share in ("0.9", "1.1"))
+    with pytest.raises(BudgetError, match=r"the budget of .* has"):
+        workspace.engine(budgets=[too_little]).plan(stricter, tickets(ROWS))
+    assert workspace.engine(budgets=[enough]).plan(stricter, tickets(ROWS)).reserved_usd == kept
 
 
 def test_a_second_wave_that_a_budget_refuses_leaves_no_cheap_label(workspace: Workspace) -> None:
