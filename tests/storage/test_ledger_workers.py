@@ -78,6 +78,15 @@ def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emula
     mine.ledger.close()
 
 
+def what_is_known(ledger: Ledger, failures: list[LedgerError]) -> str:
+    """Return what a submission that does not end waits for, a line each."""
+    lines = [f"failed: {error}" for error in failures]
+    for submission in ledger.submissions(NAMESPACE):
+        lines += [str(shard) for shard in ledger.shards(submission.submission_id)]
+        lines += [str(event) for event in ledger.events(submission.submission_id)]
+    return "\n".join(lines)
+
+
 class Outage:
     """What goes wrong with the database, and how long: until somebody has noticed, where somebody must."""
 
@@ -127,7 +136,7 @@ def test_a_database_that_goes_away_costs_time_only(
         assert worker.is_alive()
     outage(gone)
     worker.join(240)
-    assert not worker.is_alive()
+    assert not worker.is_alive(), what_is_known(ledger, failures)
     assert bool(failures) or outage is Outage.connections_killed
     assert all("could not do this" in str(error) or "lease" in str(error).lower() for error in failures)
     assert_paid_once(mine, emulator, ROWS)
