@@ -55,6 +55,17 @@ def test_the_batches_of_one_bad_day_are_one_piece_of_evidence() -> None:
     assert choose_size([*one_day, *batches(larger=8, expired=1, others=40)]).value is None
 
 
+def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None:
+    # Each day ten larger ones, of which a later one expires, and a single other one.
+    known = batches(larger=0, expired=0, others=40)
+    known += [
+        BatchSize(START + day * DAY + number * HOUR, 40_000, has_expired=number == 7)
+        for day in range(40)
+        for number in range(10)
+    ]
+    assert choose_size(known).value is None
+
+
 @given(st.integers(5, 12), st.integers(0, 12), st.integers(10, 40), st.integers(0, 12))
 @settings(max_examples=60, deadline=None)
 def test_a_size_is_chosen_where_fishers_exact_test_says_so(larger: int, bad: int, others: int, bad_others: int) -> None:
