@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import again, backfill, cores, dagster_run, money, partitions, pipeline, sensor, startup, writes
+from benchmarks import again, backfill, cores, dagster_run, money, partitions, pipeline, replan, sensor, startup, writes
 from benchmarks.measure import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument(
         "parts",
         nargs="*",
-        help="some of: pipeline, runs, cores, ledger, sensor, partitions, money, startup (default: all, written)",
+        help="some of: pipeline, replan, runs, cores, ledger, sensor, partitions, money, startup (default: all)",
     )
     parser.add_argument(
         "--keep", type=Path, help="a folder for the tables of the parts; the page is put together from it"
@@ -66,6 +66,7 @@ def main() -> None:
 
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
+        "replan": (_REPLAN, lambda: replan.table(options.run_rows, options.runs, options.inputs)),
         "runs": (_RUNS, lambda: dagster_run.table(floors, options.run_rows, options.runs, options.inputs)),
         "cores": (_CORES, lambda: cores.table(options.run_rows[0], options.caps, options.inputs)),
         "ledger": (_LEDGER, lambda: writes.table(options.rows, options.shard_sizes, options.inputs)),
@@ -121,6 +122,10 @@ requests of OpenAI, 400,000 of Anthropic.
 _AGAIN = """What a row more takes, on the right of the picture, is measured in a process that has labeled before: data
 sets of these sizes one after another, medians of up to five, less one of a single row. A process' first row is above
 all compiling SQL and opening the SDK's client, a data set's first the ledger's transactions, a batch and its files."""
+_REPLAN = """## The same rows again
+
+Rows that are all answered are planned again, in a process of its own: what has not changed is neither rendered nor
+stored again. Beside it a process that does nothing but read the rows. CPU is the least of the runs."""
 _RUNS = """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _TOLD = {
     "pipeline": ["| openai | 300 |", "| openai | 400 |", "| anthropic | 300 |", "| openai | package |"],
+    "replan": ["| 300 |"],
     "runs": ["| openai | 300 |"],
     "cores": ["read again by threads"],
     "ledger": ["| 300 | 100 | 3 |"],

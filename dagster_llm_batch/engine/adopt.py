@@ -106,7 +106,7 @@ class Adopter:
             report = self._ended(provider, batch_id)
             senders = self._sender_ids(request_file, report)
             erased = self._deployment.erased_keys(partition, self._labeling.asset)
-            draft = planner.draft(submission_id, partition, {}, erased)
+            draft = planner.draft(submission_id, partition, None, erased)
             unwanted.callback(draft.discard)
             draft.add_rows(rows)
             plan = draft.finish(planner.configuration)

@@ -62,6 +62,7 @@ from dagster_llm_batch.types import Lane, Outcome
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.collect import Collector
     from dagster_llm_batch.engine.deployment import Deployment
+    from dagster_llm_batch.engine.known_requests import KnownRequests
     from dagster_llm_batch.engine.labeling import Labeling
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
@@ -179,7 +180,7 @@ class Sampling:
         whole.add_surcharge(Costs(self._unexpected_usd, Decimal(0)))
         return whole
 
-    def draw(self, plan: Plan, estimate: Estimate, known: Mapping[str, bool]) -> tuple[Plan, Estimate]:
+    def draw(self, plan: Plan, estimate: Estimate, known: KnownRequests | None) -> tuple[Plan, Estimate]:
         """Return the plan with the oracle's shards, and what it is expected to cost; `rest_usd` is what to keep for the
         wave after that.
 
@@ -408,7 +409,7 @@ class Sampling:
         plan: Plan,
         oracle: Labeling,
         wanted: set[str] | None,
-        known: Mapping[str, bool],
+        known: KnownRequests | None,
         tokens: int | None,
     ) -> tuple[list[Shard], Estimate]:
         """Write the oracle's shards of the first wave; return them and what they cost."""
@@ -422,7 +423,7 @@ class Sampling:
         lines = (
             (request_id, line)
             for request_id, line in requests_of(self._payloads, spare.path, spare.nonce)
-            if (wanted is None or request_id in wanted) and request_id not in known
+            if (wanted is None or request_id in wanted) and (known is None or request_id not in known)
         )
         for chunk in chunks(lines, _AT_ONCE):
             ids, encoded = zip(*chunk, strict=True)

@@ -15,20 +15,16 @@ from functools import cached_property
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from dagster_llm_batch.core.identity import canonical_json, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
 from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
-from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.preview import Preview, preview_of
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.request_files import ShardFiles, Wave, answers_so_far, request_ids
+from dagster_llm_batch.engine.request_files import ShardFiles, Wave
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_source import RequestSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, Spare
@@ -43,6 +39,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.engine.cascade import Sampling
     from dagster_llm_batch.engine.earlier_rows import EarlierRows
+    from dagster_llm_batch.engine.known_requests import KnownRequests
     from dagster_llm_batch.engine.tuner import Tuner
 
 __all__ = ["Planner", "plan_lease"]
@@ -304,7 +301,7 @@ class Planner:
         self,
         submission_id: str,
         partition: str,
-        known: Mapping[str, bool],
+        known: KnownRequests | None,
         erased: ErasedKeys,
         earlier: EarlierRows | None = None,
     ) -> Draft:
@@ -400,47 +397,13 @@ class Planner:
 
     def _known_requests(
         self, submissions: Sequence[Submission], *, again: bool, of: str | None = None
-    ) -> dict[str, bool]:
-        """Return the request_ids that are not asked now, as these submissions, newest first, have them.
-
-        True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
-        flight. Of a cascade those of one model, by default its own: what the oracle has answered is no answer of that.
-        All of these are False, since the other may still be asked.
-        """
+    ) -> KnownRequests | None:
+        """Return what these submissions, newest first, have asked already. See find_known."""
         if not submissions:
-            return {}
-        answered: set[str] = set()
-        in_flight: set[str] = set()
-        collector = Collector(self._labeling, self._deployment)
-        # Without an answer: those that wait for a person, and those of which another batch says something newer.
-        left: set[str] = set()
-        newer: set[str] = set()
-        is_cascade, model = self._labeling.cascade is not None, of or self._labeling.model
-        # A reply of a cascade's own model that does not fit is the oracle's to answer.
-        is_final = is_cascade and of is None and not again
-        answers = pa.array([Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
-        for submission in submissions:
-            collector.restore(self._ledger.shards(submission.submission_id))
-            # Read after that: what is lost for good has a cause now.
-            for shard in sorted(self._ledger.shards(submission.submission_id), key=_wave, reverse=True):
-                if is_cascade and shard.asked_of != model:
-                    continue
-                # One that was given up, and has ended after all, has the results of before until it is collected.
-                if shard.results_path and shard.state is ShardState.COLLECTED:
-                    table = self._payloads.read_table(shard.results_path, ["llm_request_id", "llm_outcome"])
-                    good = pc.is_in(table["llm_outcome"].cast("string"), answers)
-                    answered.update(table["llm_request_id"].filter(good).to_pylist())
-                    unanswered = table["llm_request_id"].filter(pc.invert(good)).to_pylist()
-                    if shard.waits_for_person:
-                        left.update(set(unanswered) - newer)
-                    newer.update(unanswered)
-                elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
-                    in_flight.update(request_ids(self._payloads, shard))
-                elif shard.lane is Lane.REALTIME and (answers := answers_so_far(self._payloads, shard)):
-                    ids = request_ids(self._payloads, shard)
-                    in_flight.update(ids[place] for place in answers)
-        settled = answered if again else answered | (left - in_flight)
-        return {**dict.fromkeys(in_flight, False), **dict.fromkeys(settled, not is_cascade)}
+            return None
+        from dagster_llm_batch.engine.known_requests import find_known  # noqa: PLC0415 - of no use to the first rows
+
+        return find_known(self._labeling, self._deployment, submissions, again=again, of=of)
 
     def _supersede(self, older: Submission, by: str) -> None:
         """Send no more of a submission whose rows or definition have changed. What was sent is still collected."""
@@ -527,7 +490,3 @@ def _may_follow(known: Submission, *, again: bool) -> bool:
     # nothing was billed, and another attempt costs nothing extra.
     paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
     return bool(known.requests) and not paid
-
-
-def _wave(shard: Shard) -> int:
-    return shard.wave

@@ -53,6 +53,7 @@ from dagster_llm_batch.types import Lane, Request
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.earlier_rows import EarlierRows
+    from dagster_llm_batch.engine.known_requests import KnownRequests
 
 __all__ = [
     "ERASED_ROWS",
@@ -232,7 +233,7 @@ class Draft:
         files: The shards of each lane. They write through `source.writer`.
         spares: Files with all requests for each fallback model.
         estimate: Receives the tokens and the cost of the requests that are to be sent.
-        known: The request_ids that are not asked again: True where a good answer is there, False where it is in flight.
+        known: The requests that are not asked again; None where none was asked before.
         manifest_path: Where the manifest is written.
         few_rows: So many keys and request_ids are kept in memory; more of them go to files.
         new_file: Makes such a file.
@@ -246,7 +247,7 @@ class Draft:
         files: Mapping[Lane, ShardFiles],
         spares: Sequence[Spare],
         estimate: Estimate,
-        known: Mapping[str, bool],
+        known: KnownRequests | None,
         manifest_path: str,
         *,
         few_rows: int = 1 << 15,
@@ -312,12 +313,13 @@ class Draft:
 
     def _add(self, requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
         """Write the requests that are new, in the order of their rows."""
-        ids, known = requests.request_ids, self._known
+        ids = requests.request_ids
+        known = [None] * len(ids) if self._known is None else self._known.find(ids)
         new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
         if self._spares:
             # What is in flight may still come back without an answer, and then a fallback is asked.
-            self._write_spares(requests, keys, [at for at in new if not known.get(ids[at])])
-        unknown = [at for at in new if ids[at] not in known]
+            self._write_spares(requests, keys, [at for at in new if not known[at]])
+        unknown = [at for at in new if known[at] is None]
         self._reused += len(new) - len(unknown)
         for lane, places in groupby(unknown, lanes.__getitem__):
             self._write(requests, keys, list(places), lane)

@@ -1,0 +1,182 @@
+"""Requests that are not asked again, since earlier submissions have asked them: 28 bytes each, however many there are.
+
+results of each shard ─▶ answered ─┐
+requests of batches on their way ──┼─▶ packed ids, sorted ─▶ found by bisection, a chunk of rows at once
+those that wait for a person ──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed, unpacked
+from dagster_llm_batch.engine.collect import Collector
+from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.request_files import answers_so_far, packed_ids, request_ids
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.types import Lane, Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    _Array = np.ndarray[Any, Any]
+
+__all__ = ["KnownRequests", "find_known"]
+
+_ID, _OUTCOME = "llm_request_id", "llm_outcome"
+_HEAD_BYTES = 8
+
+
+class KnownRequests:
+    """Request_ids, each with True where a good answer is there, False where one may still come. Immutable.
+
+    Args:
+        settled: Those that are True, packed.
+        in_flight: Those that are False where they are not among `settled`, packed.
+        few: So many need no numpy, which takes long to load.
+    """
+
+    def __init__(self, settled: bytes = b"", in_flight: bytes = b"", *, few: int = 1 << 12) -> None:
+        self._few: dict[str, bool] | None = None
+        self._many: list[tuple[bool, _Digests]] = []
+        if len(settled) + len(in_flight) <= few * REQUEST_ID_BYTES:
+            self._few = {**dict.fromkeys(unpacked(in_flight), False), **dict.fromkeys(unpacked(settled), True)}
+        else:
+            self._many = [
+                (is_settled, _Digests(ids)) for is_settled, ids in ((False, in_flight), (True, settled)) if ids
+            ]
+
+    def __bool__(self) -> bool:
+        return bool(self._few or self._many)
+
+    def __contains__(self, request_id: str) -> bool:
+        return self.find([request_id]) != [None]
+
+    def find(self, ids: Sequence[str]) -> list[bool | None]:
+        """Return what is known of each request; None of one that is to be asked."""
+        if self._few is not None:
+            return list(map(self._few.get, ids))
+        found: list[bool | None] = [None] * len(ids)
+        for is_settled, digests in self._many if ids else []:
+            for place in digests.places(ids):
+                found[place] = is_settled
+        return found
+
+
+class _Digests:
+    """A sorted array of packed ids."""
+
+    def __init__(self, ids: bytes) -> None:
+        import numpy as np  # noqa: PLC0415 - see `few`
+
+        self._sorted = np.sort(np.frombuffer(ids, f"S{REQUEST_ID_BYTES}"))
+        self._heads = self._heads_of(self._sorted)
+
+    def places(self, ids: Sequence[str]) -> list[int]:
+        """Return the places of the ids that are there."""
+        import numpy as np  # noqa: PLC0415
+
+        sought = np.frombuffer(packed(ids), f"S{REQUEST_ID_BYTES}")
+        # Numbers are found in a third of the time that texts take. Two ids that differ may have one head.
+        heads = self._heads_of(sought)
+        at = np.minimum(self._heads.searchsorted(heads), len(self._sorted) - 1)
+        are_there = self._sorted[at] == sought
+        unsure = np.flatnonzero((self._heads[at] == heads) & ~are_there)
+        if len(unsure):
+            at = np.minimum(self._sorted.searchsorted(sought[unsure]), len(self._sorted) - 1)
+            are_there[unsure] = self._sorted[at] == sought[unsure]
+        places: list[int] = np.flatnonzero(are_there).tolist()
+        return places
+
+    @staticmethod
+    def _heads_of(digests: _Array) -> _Array:
+        heads = digests.view("u1").reshape(-1, REQUEST_ID_BYTES)[:, :_HEAD_BYTES].copy()
+        return heads.view(">u8").ravel().astype("u8")
+
+
+def find_known(
+    labeling: Labeling,
+    deployment: Deployment,
+    submissions: Sequence[Submission],
+    *,
+    again: bool,
+    of: str | None = None,
+) -> KnownRequests:
+    """Return the requests that are not asked now, as these submissions, newest first, have them.
+
+    True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
+    flight. Of a cascade those of one model, by default its own: what the oracle has answered is no answer of that.
+    All of these are False, since the other may still be asked.
+    """
+    is_cascade, model = labeling.cascade is not None, of or labeling.model
+    # A reply of a cascade's own model that does not fit is the oracle's to answer.
+    is_final = is_cascade and of is None and not again
+    found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
+    collector = Collector(labeling, deployment)
+    for submission in submissions:
+        collector.restore(deployment.ledger.shards(submission.submission_id))
+        # Read after that: what is lost for good has a cause now.
+        for shard in sorted(deployment.ledger.shards(submission.submission_id), key=_wave, reverse=True):
+            if not is_cascade or shard.asked_of == model:
+                found.add(shard)
+    in_flight = bytes(found.in_flight)
+    if not again:
+        left = sorted(found.left)
+        known = KnownRequests(in_flight=in_flight).find(left)
+        found.answered += packed(one for one, is_known in zip(left, known, strict=True) if is_known is None)
+    settled = bytes(found.answered)
+    return KnownRequests(in_flight=in_flight + settled) if is_cascade else KnownRequests(settled, in_flight)
+
+
+@dataclass
+class _Found:
+    """What shards say of their requests, newest first. Packed: `answered` and `in_flight`.
+
+    Without an answer: those that wait for a person (`left`), and those of which another batch says something newer.
+    """
+
+    deployment: Deployment
+    answers: Sequence[str]
+    answered: bytearray = field(default_factory=bytearray)
+    in_flight: bytearray = field(default_factory=bytearray)
+    left: set[str] = field(default_factory=set)
+    newer: set[str] = field(default_factory=set)
+
+    def add(self, shard: Shard) -> None:
+        payloads = self.deployment.payloads
+        # One that was given up, and has ended after all, has the results of before until it is collected.
+        if shard.results_path and shard.state is ShardState.COLLECTED:
+            unanswered = set(self._unanswered(shard.results_path))
+            if shard.waits_for_person:
+                self.left |= unanswered - self.newer
+            self.newer |= unanswered
+        elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
+            self.in_flight += packed_ids(payloads, shard)
+        elif shard.lane is Lane.REALTIME and (so_far := answers_so_far(payloads, shard)):
+            ids = request_ids(payloads, shard)
+            self.in_flight += packed(ids[place] for place in so_far)
+
+    def _unanswered(self, path: str) -> Iterator[str]:
+        """Note the requests of these results that have an answer, and yield the others."""
+        good = pa.array(self.answers, pa.string())
+        for batch in self.deployment.payloads.iter_batches(path, columns=[_ID, _OUTCOME]):
+            ids = batch.column(0)
+            are_good = pc.is_in(batch.column(1).cast(pa.string()), good)
+            self.answered += packed(_texts(ids.filter(are_good)))
+            yield from _texts(ids.filter(pc.invert(are_good)))
+
+
+def _texts(column: pa.Array) -> Iterable[str]:
+    texts: list[str] = column.to_pylist()
+    return texts
+
+
+def _wave(shard: Shard) -> int:
+    return shard.wave
