@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -269,11 +269,17 @@ class Sampling:
         _store(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
 
-    def _count_among(self, known: Mapping[str, bool], drawn: Collection[str]) -> int:
+    def _count_among(self, known: KnownRequests | None, drawn: Collection[str]) -> int:
         """Return how many requests of these rows the oracle has answered already, beside the drawn ones."""
         if not known:
             return 0
-        return len({one for _, ids in self._rows() for one in ids.to_pylist() if one in known and one not in drawn})
+        found: set[str] = set()
+        for _, ids in self._rows():
+            those = ids.to_pylist()
+            found.update(
+                one for one, is_settled in zip(those, known.find(those), strict=True) if is_settled is not None
+            )
+        return len(found.difference(drawn))
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
         """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
