@@ -103,7 +103,7 @@ def land(running: DagsterDev, folder: Path, select: list[str]) -> Reader:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(tmp_path):
-    install, run, _two_commands = commands(README)
+    _two_commands, install, run = commands(README)
     with shell(README, tmp_path, [install, run]) as running:
         everything = ["comments", "gold", "moods", "moods_batch", "moods_rejects"]
         everything += ["quality", "quality_mistakes", "quality_failures", "quality_per_class"]
