@@ -70,8 +70,16 @@ class RunningDagster:
 
 
 @contextlib.contextmanager
-def dagster(home: Path) -> Iterator[RunningDagster]:
-    """Dagster for this home until the block ends."""
+def dagster(
+    home: Path, *, answer_seconds: float = _ANSWER_SECONDS, ask_seconds: float = _ASK_SECONDS
+) -> Iterator[RunningDagster]:
+    """Dagster for this home until the block ends.
+
+    Args:
+        home: Where it keeps all that it has.
+        answer_seconds: So long one that runs already may take to answer; a busy one takes its time.
+        ask_seconds: So long each question to it waits.
+    """
     dagster_home = home / "dagster_home"
     try:
         dagster_home.mkdir(parents=True, exist_ok=True)
@@ -79,7 +87,7 @@ def dagster(home: Path) -> Iterator[RunningDagster]:
     except OSError as error:
         raise DagsterError(f"{home} cannot be written ({error}). Set EXAMPLE_HOME to a folder that can.") from error
     note, log = home / "dagster.json", home / "dagster.log"
-    if (there := _answering(note)) is not None:
+    if (there := _answering(note, answer_seconds, ask_seconds)) is not None:
         pid = there["pid"]
         if _is_alive(there["owner"]):
             yield RunningDagster(there["url"], found=True, log=log, has_ended=lambda: not _is_alive(pid))
@@ -180,7 +188,7 @@ def _write_note(note: Path, written: dict[str, Any]) -> None:
     half.replace(note)
 
 
-def _answering(note: Path) -> dict[str, Any] | None:
+def _answering(note: Path, answer_seconds: float, ask_seconds: float) -> dict[str, Any] | None:
     """Find a Dagster that runs on this home already: its address, its process, and that of the example it belongs to.
 
     One that is there and too busy to answer is waited for: a second one on the same home would do everything twice.
@@ -191,10 +199,10 @@ def _answering(note: Path) -> dict[str, Any] | None:
         url, pid, _ = str(written["url"]), int(written["pid"]), int(written["owner"])
     except (OSError, ValueError, KeyError):
         return None
-    until = time.monotonic() + _ANSWER_SECONDS
+    until = time.monotonic() + answer_seconds
     while _is_alive(pid):
         try:
-            with urllib.request.urlopen(f"{url}/server_info", timeout=_ASK_SECONDS) as response:
+            with urllib.request.urlopen(f"{url}/server_info", timeout=ask_seconds) as response:
                 return written if "dagster_version" in json.loads(response.read()) else None
         except TimeoutError:
             pass
@@ -206,7 +214,7 @@ def _answering(note: Path) -> dict[str, Any] | None:
             return None
         if time.monotonic() > until:
             raise DagsterError(
-                f"The Dagster of this folder at {url}, process {pid}, has not answered for {_ANSWER_SECONDS} s. Wait "
+                f"The Dagster of this folder at {url}, process {pid}, has not answered for {answer_seconds:g} s. Wait "
                 f"until the machine is less busy, or end it (kill {pid}), and run this again."
             )
     return None

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import click
+import yaml  # type: ignore[import-untyped]
 from rich.text import Text
 
 from dagster_llm_batch.cli.choice import Case
@@ -169,17 +170,23 @@ def _share(value: float | None) -> str:
     return f"{Decimal(repr(value)):f}"
 
 
+def yaml_text(value: str | None) -> str:
+    """Return a text as YAML reads it back: a column may be called `no`, and a ledger's name may hold anything."""
+    written: str = yaml.safe_dump(value, width=inf)
+    return written.removesuffix("\n").removesuffix("\n...")
+
+
 def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
     """Return the attributes of a component that make it so."""
-    lines = [f"model: {plan.record.model}"]
+    lines = [f"model: {yaml_text(plan.record.model)}"]
     if plan.oracle is not None:
         lines += [
             "cascade:",
-            f"  oracle: {plan.oracle.model}",
-            f"  target: {case.target}",
+            f"  oracle: {yaml_text(plan.oracle.model)}",
+            f"  target: {yaml_text(case.target)}",
             f"  agreement: {_share(plan.agreement)}",
             f"  confidence: {_share(wanted.confidence)}",
-            f"  score: {case.score}",
+            f"  score: {yaml_text(case.score)}",
             f"  sample: {plan.sample}",
         ]
     if plan.lane is Lane.REALTIME:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dagster_llm_batch import Cascade
+from dagster_llm_batch.cli.advise import yaml_text
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 TOPICS = ("billing", "bug")
@@ -74,6 +75,13 @@ def labeled(shop):
     with dg.DagsterInstance.get() as instance:
         dg.materialize([defs["ticket_gold"]], instance=instance)
     return shop
+
+
+@pytest.mark.parametrize("name", ["no", "0.5", "a: b", "", "openai/gpt-5-nano", "two\nlines, \x1b[2J", "long " * 60])
+def test_a_name_is_pasted_as_the_text_that_it_is(name):
+    written = yaml_text(name)
+    assert yaml.safe_load(f"target: {written}") == {"target": name}
+    assert written.isprintable()
 
 
 def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_others(labeled, monkeypatch):

@@ -33,7 +33,7 @@ from dagster._utils.error import SerializableErrorInfo
 
 from dagster_llm_batch import CommandBatchResource, LLMBatchResource
 from dagster_llm_batch.streams import labeling_of
-from example_project import dagster_dev, definitions
+from example_project import definitions
 from example_project.dagster_dev import DagsterError, dagster
 from example_project.journey import DATASETS, EVALUATIONS, World, stop_at_failures
 from example_project.labelers.run_batch import Refusal
@@ -184,10 +184,7 @@ class TestDagsterThatIsThere:
         written = {"url": f"http://127.0.0.1:{port}", "pid": pid, "owner": os.getpid()}
         (home / "dagster.json").write_text(json.dumps(written))
 
-    def test_one_that_is_too_busy_to_answer_at_once_is_used_and_no_second_one_started(
-        self, tmp_path, monkeypatch, other
-    ):
-        monkeypatch.setattr(dagster_dev, "_ASK_SECONDS", 0.2)
+    def test_one_that_is_too_busy_to_answer_at_once_is_used_and_no_second_one_started(self, tmp_path, other):
         asked = threading.Semaphore(0)
 
         class Busy(http.server.BaseHTTPRequestHandler):
@@ -206,7 +203,7 @@ class TestDagsterThatIsThere:
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             self.note(tmp_path, server.server_port, other.pid)
-            with dagster(tmp_path) as running:
+            with dagster(tmp_path, ask_seconds=0.2) as running:
                 assert running.found
                 running.check()
             server.shutdown()
@@ -215,12 +212,11 @@ class TestDagsterThatIsThere:
         with pytest.raises(DagsterError, match="has ended"):
             running.check()
 
-    def test_one_that_never_answers_is_named_with_what_to_do(self, tmp_path, monkeypatch, other):
-        monkeypatch.setattr(dagster_dev, "_ASK_SECONDS", 0.1)
-        monkeypatch.setattr(dagster_dev, "_ANSWER_SECONDS", 0.3)
+    def test_one_that_never_answers_is_named_with_what_to_do(self, tmp_path, other):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             self.note(tmp_path, silent.getsockname()[1], other.pid)
-            with pytest.raises(DagsterError, match=f"kill {other.pid}"), dagster(tmp_path):
+            bounded = dagster(tmp_path, answer_seconds=0.3, ask_seconds=0.1)
+            with pytest.raises(DagsterError, match=f"kill {other.pid}"), bounded:
                 pass
 
 
