@@ -28,8 +28,8 @@ from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.rolling import Track
 
 __all__ = [
     "COVERAGE",
@@ -290,7 +290,7 @@ def rolling_verdicts(tracked: Track | None, levels: Levels | None, partition: st
         text = "Nothing was audited: no label of the model was taken."
         names = (WINDOW_AGREEMENT, DRIFT_ALARM)
         return [CheckOutcome(name, passed=True, severity=_WARN, description=text, metadata={}) for name in names]
-    from dagster_llm_batch.core.rolling import ALARM  # noqa: PLC0415 - few datasets have an audit
+    from dagster_llm_batch.core.audit import ALARM  # noqa: PLC0415 - few datasets have an audit
 
     promised, metadata = 1 - levels.agreement, track_metadata(tracked)
     is_broken, is_alarm = tracked.low > promised, tracked.alarm == partition

@@ -34,9 +34,9 @@ from dagster_llm_batch.text import cell_text, learned_text, money_text
 
 if TYPE_CHECKING:
     # a code location that is only read loads no engine
+    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.rolling import Track
     from dagster_llm_batch.engine import Engine
 
 __all__ = [

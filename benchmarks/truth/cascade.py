@@ -14,9 +14,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
-from dagster_llm_batch.core.cascade import NOTHING, are_above, choose_sample, count_allowed, find_threshold
-from dagster_llm_batch.core.forecast import Billed, Rates, learn
-from dagster_llm_batch.core.rolling import (
+from dagster_llm_batch.core.audit import (
     ALARM,
     WINDOW,
     Audited,
@@ -26,6 +24,8 @@ from dagster_llm_batch.core.rolling import (
     evidence_after,
     find_alarm,
 )
+from dagster_llm_batch.core.cascade import NOTHING, are_above, choose_sample, count_allowed, find_threshold
+from dagster_llm_batch.core.forecast import Billed, Rates, learn
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 

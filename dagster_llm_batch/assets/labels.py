@@ -53,9 +53,9 @@ from dagster_llm_batch.text import cell_text, short_run
 from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.rolling import Track
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.deployment import SentDefinition
     from dagster_llm_batch.engine.engine import Engine

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.audit import Audit, Calibration, Point
 from dagster_llm_batch.core.cascade import (
     NOTHING,
     Digests,
@@ -29,7 +30,6 @@ from dagster_llm_batch.core.cascade import (
     find_threshold,
     reach_probability,
 )
-from dagster_llm_batch.core.rolling import Audit, Calibration, Point
 from dagster_llm_batch.types import Outcome
 
 __all__ = [

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.core.audit import Audit, Calibration
 from dagster_llm_batch.core.cascade import (
     Cascade,
     Rolling,
@@ -42,7 +43,6 @@ from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
-from dagster_llm_batch.core.rolling import Audit, Calibration
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.label import SHARD, Answers
@@ -371,7 +371,7 @@ class Sampling:
 
     def _audit(self, cascade: Cascade, seed: str, rows: int) -> tuple[Audit, Calibration | None]:
         """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
-        from dagster_llm_batch.engine.rolling import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
+        from dagster_llm_batch.engine.audit import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
 
         assert isinstance(cascade.calibrate, Rolling)
         history = history_id(self._planner.configuration, self._labeling, cascade)

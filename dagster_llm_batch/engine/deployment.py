@@ -45,9 +45,9 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
-    from dagster_llm_batch.core.rolling import Track
 
 __all__ = [
     "GONE_AFTER",
@@ -356,7 +356,7 @@ class Deployment:
         """Return what the audits of a cascade say of a partition and those before it; None where there are none."""
         if levels is None or levels.audit is None:
             return None
-        from dagster_llm_batch.engine.rolling import track_of  # noqa: PLC0415 - few cascades have one
+        from dagster_llm_batch.engine.audit import track_of  # noqa: PLC0415 - few cascades have one
 
         return track_of(self, labeling, submission, levels)
 

@@ -12,10 +12,10 @@ import pytest
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.core.audit import Audit
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.core.rolling import Audit
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.cascade import Escalation
 from dagster_llm_batch.engine.collect import Collector

@@ -82,7 +82,7 @@ class Submission:
     tombstones: int | None = None  # how many tombstones of its asset were applied to its files; None: none
     tags: Mapping[str, str] | None = None  # Dagster's, of its asset when it was opened: whose money it is
     reserved_usd: Decimal | None = None  # what is kept of limits for a wave of it that is not planned yet
-    audit: Mapping[str, Any] | None = None  # what an audit of a cascade found; see core/rolling.py. None: there is none
+    audit: Mapping[str, Any] | None = None  # what an audit of a cascade found; see core/audit.py. None: there is none
     # Of a cascade: requests of its first wave and of the one in which its oracle is asked the rest, one for each model.
     questions: int | None = None
     p50_end_at: datetime | None = None  # when 1 of 2 such submissions have ended, as it was forecast; None: not known

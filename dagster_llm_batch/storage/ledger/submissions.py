@@ -239,7 +239,7 @@ class HistoryQueries:
     _database: Database
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
-        """Return what the newest audit of each partition found, and the path of its manifest; see core/rolling.py."""
+        """Return what the newest audit of each partition found, and the path of its manifest; see core/audit.py."""
         with self._database.read() as connection:
             return get_audits(connection, namespace, asset)
 

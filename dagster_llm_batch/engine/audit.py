@@ -18,10 +18,10 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
+from dagster_llm_batch.core.audit import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.core.rolling import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
 from dagster_llm_batch.engine.request_files import levels_in
 
 if TYPE_CHECKING:

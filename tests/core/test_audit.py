@@ -8,18 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from dagster_llm_batch.core.cascade import (
-    ALL,
-    Cascade,
-    Place,
-    Rolling,
-    are_above,
-    count_allowed,
-    count_allowed_before,
-    digest_requests,
-)
-from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.core.rolling import (
+from dagster_llm_batch.core.audit import (
     ALARM,
     WINDOW,
     Audit,
@@ -33,6 +22,17 @@ from dagster_llm_batch.core.rolling import (
     find_alarm,
     track,
 )
+from dagster_llm_batch.core.cascade import (
+    ALL,
+    Cascade,
+    Place,
+    Rolling,
+    are_above,
+    count_allowed,
+    count_allowed_before,
+    digest_requests,
+)
+from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.errors import ConfigError
 
 
