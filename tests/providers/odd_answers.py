@@ -229,7 +229,7 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
         stack.callback(relay.close)
         seen, spec = _Seen(emulator, relay), _SPECS.get(name, _GOOGLE)
         # What is recorded must be the truth, however busy the machine is.
-        provider = _provider(name, seen, google_seconds=60.0)
+        provider = _provider(name, seen, google_seconds=60.0, retries=2)
         codec = provider.codec(spec)
         lines = [codec.encode(Request(f"r{i}", None, f"text {i}"), f"{NONCE}-{i}") for i in range(ROWS)]
         file = b"".join(lines)
@@ -266,8 +266,8 @@ def record_provider(name: str, stored: Mapping[str, Any]) -> Iterator[RecordedPr
             truth[verb] = call()
             own = [call for call in relay.calls if _BESIDE not in call.path]
             kept[verb], made[verb] = [*own, *looked_up], len(own)
-        # Google's SDK tries again until the time is over, which every odd answer would take.
-        hasty = _provider(name, seen, google_seconds=0.2)
+        # An SDK that tries again waits before, for seconds; Google's until the time is over.
+        hasty = _provider(name, seen, google_seconds=0.2, retries=0)
         yield RecordedProvider(name, hasty, spec, relay, verbs_of(hasty), kept, made, truth)
 
 
@@ -281,17 +281,22 @@ class _Seen:
         return urlsplit(getattr(self._emulator, name))._replace(netloc=self._relay.netloc).geturl()
 
 
-def _provider(name: str, seen: Any, *, google_seconds: float) -> Provider:
+def _provider(name: str, seen: Any, *, google_seconds: float, retries: int) -> Provider:
     match name:
         case "openai":
-            return OpenAIProvider(DEFAULT_KEY, seen.openai_base_url, timeout_seconds=2.0)
+            return OpenAIProvider(DEFAULT_KEY, seen.openai_base_url, timeout_seconds=2.0, max_retries=retries)
         case "anthropic":
-            return AnthropicProvider(DEFAULT_KEY, seen.anthropic_base_url, timeout_seconds=2.0)
+            return AnthropicProvider(DEFAULT_KEY, seen.anthropic_base_url, timeout_seconds=2.0, max_retries=retries)
         case "openrouter":
-            return OpenRouterProvider(DEFAULT_KEY, seen.openrouter_base_url, timeout_seconds=2.0)
+            return OpenRouterProvider(DEFAULT_KEY, seen.openrouter_base_url, timeout_seconds=2.0, max_retries=retries)
         case "mistral":
             return OpenAIProvider(
-                DEFAULT_KEY, seen.mistral_base_url, server=SERVERS["mistral"], name="mistral", timeout_seconds=2.0
+                DEFAULT_KEY,
+                seen.mistral_base_url,
+                server=SERVERS["mistral"],
+                name="mistral",
+                timeout_seconds=2.0,
+                max_retries=retries,
             )
         case "bedrock":
             return over(seen, seen.s3_relay_url, timeout_seconds=2.0, read_quotas=False)

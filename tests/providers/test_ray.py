@@ -112,10 +112,13 @@ def test_every_line_to_a_server_gets_one_line_whatever_becomes_of_it(server):
     assert Scripted.seen == {"plain": 1, "429 twice": 3, "500 always": 4, "400 always": 1, "hang up": 1, "html": 1}
 
 
-def test_what_never_reached_the_server_is_sent_again_and_then_is_a_row_that_failed(monkeypatch):
+def test_what_never_reached_the_server_is_sent_again_and_then_is_a_row_that_failed():
     waits = []
-    monkeypatch.setattr(answering.time, "sleep", waits.append)
-    [read] = answered(RayAnswers(base_url="http://127.0.0.1:9/v1", max_retries=3), lines_of("one"))
+    answers = RayAnswers(base_url="http://127.0.0.1:9/v1", max_retries=3)
+    options = answers.plan(SPEC.model)["answer"]
+    del options["kind"]
+    [line] = answering.Server(**options, sleep=waits.append)(lines_of("one"))
+    read = provider(answers).codec(SPEC).decode(line)
     assert (read.custom_id, read.outcome, read.retryable) == ("n-0", Outcome.ERRORED, True)
     assert len(waits) == 3
     assert waits[0] <= 1 <= waits[2]

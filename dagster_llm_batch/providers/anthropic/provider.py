@@ -75,8 +75,8 @@ class AnthropicProvider(StainlessProvider):
     `anthropic_version` is the API version, which decides what parameters rows may have. `betas` are features that are
     asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
     workspace. `platform` is the cloud that passes the API on, where it is not Anthropic's own; it has the credentials
-    then. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere. Building
-    makes no call.
+    then. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
+    `max_retries` is how often the SDK makes a call again that costs nothing, after what passes. Building makes no call.
     """
 
     _public_url = "https://api.anthropic.com"
@@ -92,6 +92,7 @@ class AnthropicProvider(StainlessProvider):
         anthropic_version: str = ANTHROPIC_VERSION,
         betas: Sequence[str] = (),
         timeout_seconds: float = 600.0,
+        max_retries: int = 2,
         default_headers: Mapping[str, str] | None = None,
         http_client: Any = None,
         name: str = "anthropic",
@@ -120,6 +121,7 @@ class AnthropicProvider(StainlessProvider):
         if betas:
             self._headers["anthropic-beta"] = ",".join(betas)
         self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
         self._http_client = http_client
         self._sdk: Anthropic | None = None
         self._workspace_id = workspace_id
@@ -161,7 +163,7 @@ class AnthropicProvider(StainlessProvider):
         candidates: dict[str, Any] = {}
         repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
-            reply = self._client(retries=2).messages.batches.with_raw_response.list(limit=self._page_size)
+            reply = self._batches(retries=self._max_retries).with_raw_response.list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
             try:
                 for batches in self._pages(parse_reply(reply)):
@@ -226,12 +228,12 @@ class AnthropicProvider(StainlessProvider):
 
     def _stream(self, address: str) -> Any:
         """Return the open response of a GET, which the caller closes."""
-        return self._client(retries=2).get(address, cast_to=object, options={"headers": _AS_STREAM})
+        return self._client(retries=self._max_retries).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
     def delete(self, batch_id: str) -> None:
         """See Provider.delete: the batch, and with it its requests and results."""
         with suppress(UnknownIdError), self._calls(f"delete the batch '{batch_id}'"):
-            reply = parse_reply(self._batches(retries=2).with_raw_response.delete(batch_id))
+            reply = parse_reply(self._batches(retries=self._max_retries).with_raw_response.delete(batch_id))
             if reply.id != batch_id:
                 raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
-    MissingExtraError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -39,13 +38,13 @@ from dagster_llm_batch.providers.answers import (
     result_lines,
 )
 from dagster_llm_batch.providers.base import AccessTokens, StainlessProvider
-from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
+from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.mistral import Jobs
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai_api.errors import provider_error
 from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, OpenAILines, check_endpoint
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
 from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -82,6 +81,7 @@ class OpenAIProvider(StainlessProvider):
     `server` says what is known of the server; by default, what is known of OpenAI's. `api_key` is a key, or a function
     that gives a token for each call. `account` names whose answers these are; by default the address, organization and
     project. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
+    `max_retries` is how often the SDK makes a call again that costs nothing, after what passes.
     Building makes no call.
     """
 
@@ -98,6 +98,7 @@ class OpenAIProvider(StainlessProvider):
         account: str | None = None,
         completion_window: str = "24h",
         timeout_seconds: float = 120.0,
+        max_retries: int = 2,
         default_headers: Mapping[str, str] | None = None,
         http_client: Any = None,
         name: str = "openai",
@@ -114,15 +115,21 @@ class OpenAIProvider(StainlessProvider):
         self._server = server
         self.default_output_tokens = None if server.output_tokens is None else server.output_tokens.value
         self._has_pages = server.has_pages is None or server.has_pages.value
-        self._organization = organization
-        self._project = project
         self._window = completion_window
         if (window := window_of(completion_window)) is not None:
             self.window = window
-        self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
         self._headers = dict(default_headers or {})
-        self._http_client = http_client
-        self._sdk: OpenAI | None = None
+        self._sdk = LazyClient(
+            name,
+            api_key=tokens or self._api_key,
+            base_url=self._base_url,
+            timeout_seconds=timeout_seconds,
+            headers=self._headers,
+            http_client=http_client,
+            organization=organization,
+            project=project,
+        )
 
     @property
     def server(self) -> Server:
@@ -149,7 +156,7 @@ class OpenAIProvider(StainlessProvider):
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
         with self._calls("upload the request file"), _file(lines) as file:
             upload = (_file_name(tag), file, "application/jsonl")
-            files = self._client(retries=2).files.with_raw_response
+            files = self._client(retries=self._max_retries).files.with_raw_response
             uploaded = parse_reply(files.create(file=upload, purpose="batch", **self._expiry()))
         file_id = uploaded.id
         if not is_id(file_id):
@@ -261,7 +268,9 @@ class OpenAIProvider(StainlessProvider):
             return None
         try:
             with self._calls(f"look at the file '{file_id}'"):
-                name = parse_reply(self._client(retries=2).files.with_raw_response.retrieve(str(file_id))).filename
+                name = parse_reply(
+                    self._client(retries=self._max_retries).files.with_raw_response.retrieve(str(file_id))
+                ).filename
         except CredentialsError:
             raise
         except RefusedError:
@@ -277,7 +286,7 @@ class OpenAIProvider(StainlessProvider):
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
         """See Provider.fetch. A download that breaks is a TransientError: start over, since nothing marks the place."""
-        batch = self._batch(batch_id, retries=2)
+        batch = self._batch(batch_id, retries=self._max_retries)
         # Rows that failed are in a file of their own, and either file is left out where it would be empty: a batch
         # whose rows all failed has ended well, with no output file.
         file_ids = [file_id for file_id in (batch.output_file_id, batch.error_file_id) if file_id]
@@ -287,7 +296,7 @@ class OpenAIProvider(StainlessProvider):
             yield from result_lines(split_lines(self._chunks(file_id)), "custom_id", f"the file '{file_id}'")
 
     def _chunks(self, file_id: str) -> Iterator[bytes]:
-        client = self._client(retries=2)
+        client = self._client(retries=self._max_retries)
         got = 0
         with (
             self._calls(f"download the file '{file_id}'"),
@@ -307,7 +316,7 @@ class OpenAIProvider(StainlessProvider):
     def delete(self, batch_id: str) -> None:
         """See Provider.delete: the request file and those of the results. The batch itself names no row."""
         try:
-            batch = self._batch(batch_id, retries=2)
+            batch = self._batch(batch_id, retries=self._max_retries)
         except UnknownIdError:
             return
         for file_id in (batch.input_file_id, batch.output_file_id, batch.error_file_id):
@@ -316,13 +325,13 @@ class OpenAIProvider(StainlessProvider):
     def delete_request_file(self, batch_id: str) -> None:
         """See Provider.delete_request_file."""
         with suppress(UnknownIdError):
-            self._delete_file(self._batch(batch_id, retries=2).input_file_id)
+            self._delete_file(self._batch(batch_id, retries=self._max_retries).input_file_id)
 
     def _delete_file(self, file_id: object) -> None:
         if not is_id(file_id):
             return
         with suppress(UnknownIdError), self._calls(f"delete the file '{file_id}'"):
-            reply = parse_reply(self._client(retries=2).files.with_raw_response.delete(str(file_id)))
+            reply = parse_reply(self._client(retries=self._max_retries).files.with_raw_response.delete(str(file_id)))
             if reply.deleted is not True:
                 raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
 
@@ -331,7 +340,7 @@ class OpenAIProvider(StainlessProvider):
         if self._server.file_limits is None:
             return []
         with self._calls("list the request files"):
-            page = parse_reply(self._client(retries=2).files.with_raw_response.list(purpose="batch"))
+            page = parse_reply(self._client(retries=self._max_retries).files.with_raw_response.list(purpose="batch"))
             pages = page.iter_pages() if self._has_pages else [page]
             files = [file for one in pages for file in one.data]
         lasting = sum(getattr(file, "expires_at", None) is None for file in files)
@@ -362,25 +371,7 @@ class OpenAIProvider(StainlessProvider):
         return f"https://platform.openai.com/batches/{batch_id}" if self._public else None
 
     def _client(self, *, retries: int) -> OpenAI:
-        if self._sdk is None:
-            try:
-                from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
-            except ImportError as error:
-                raise MissingExtraError("openai", f"The provider '{self._name}'") from error
-            load_httpx()
-            self._sdk = OpenAI(
-                api_key=self._tokens or self._api_key,
-                base_url=self._base_url,
-                timeout=self._timeout_seconds,
-                default_headers=self._headers,
-                http_client=guard_client(
-                    self._http_client or DefaultHttpxClient(), Origin(self._base_url), self._timeout_seconds
-                ),
-            )
-        client = self._sdk.with_options(max_retries=retries)
-        # the SDK reads both from the environment where they are None, and would send them
-        client.organization, client.project = self._organization, self._project
-        return client
+        return self._sdk.with_retries(retries)
 
     def _batches(self, retries: int) -> Any:
         client = self._client(retries=retries)

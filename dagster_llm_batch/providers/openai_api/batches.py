@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from dagster_llm_batch.providers.answers import count_of, id_of, time_of
-from dagster_llm_batch.providers.openai_api.errors import QUEUE_IS_FULL
+from dagster_llm_batch.providers.openai_api.sdk import QUEUE_IS_FULL
 from dagster_llm_batch.text import is_id, plain_words
 from dagster_llm_batch.types import BatchReport, BatchStatus
 

@@ -24,7 +24,6 @@ import msgspec
 from dagster_llm_batch.errors import (
     CannotStopError,
     CredentialsError,
-    MissingExtraError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -42,12 +41,12 @@ from dagster_llm_batch.providers.answers import (
     sdk_calls,
 )
 from dagster_llm_batch.providers.base import StainlessProvider
-from dagster_llm_batch.providers.http import Origin, guard_client, listed_since, load_httpx
+from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import sized
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai_api.errors import provider_error
 from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, check_endpoint
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
+from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
 from dagster_llm_batch.providers.openrouter.batches import (
     WRAPPER_BYTES,
     Batch,
@@ -95,7 +94,8 @@ class OpenRouterProvider(StainlessProvider):
 
     `routing` is OpenRouter's `provider` object: which vendors may answer, as {"only": ["openai"]}. `account` names
     whose answers these are; by default the address. `http_client` is one of httpx2, for this provider alone: it is made
-    to send nothing secret elsewhere. Building makes no call.
+    to send nothing secret elsewhere. `max_retries` is how often the SDK makes a call again that costs nothing, after
+    what passes. Building makes no call.
     """
 
     _public_url = "https://openrouter.ai/api/v1"
@@ -109,6 +109,7 @@ class OpenRouterProvider(StainlessProvider):
         account: str | None = None,
         routing: Mapping[str, Any] | None = None,
         timeout_seconds: float = 600.0,
+        max_retries: int = 2,
         default_headers: Mapping[str, str] | None = None,
         http_client: Any = None,
         name: str = "openrouter",
@@ -124,10 +125,16 @@ class OpenRouterProvider(StainlessProvider):
         assert window is not None
         self.window = window if hours is None else timedelta(hours=hours.value)
         self._routing = dict(routing or {})
-        self._timeout_seconds = timeout_seconds
+        self._max_retries = max_retries
         self._headers = dict(default_headers or {})
-        self._http_client = http_client
-        self._sdk: OpenAI | None = None
+        self._sdk = LazyClient(
+            name,
+            api_key=self._api_key,
+            base_url=self._base_url,
+            timeout_seconds=timeout_seconds,
+            headers=self._headers,
+            http_client=http_client,
+        )
 
     @property
     def server(self) -> InlineServer:
@@ -200,7 +207,7 @@ class OpenRouterProvider(StainlessProvider):
         shows_tags = False
         repeats: RepeatedListError | None = None
         with self._calls("look for the batch"):
-            reply = self._batches(retries=2).list(limit=self._page_size)
+            reply = self._batches(retries=self._max_retries).list(limit=self._page_size)
             since = listed_since(hints.sent_at, reply.headers)
             try:
                 for batches in self._pages(parse_reply(reply)):
@@ -233,7 +240,7 @@ class OpenRouterProvider(StainlessProvider):
 
         UnknownIdError where the server has deleted the results, 30 days after the batch was created.
         """
-        batch = self._batch(batch_id, retries=2)
+        batch = self._batch(batch_id, retries=self._max_retries)
         report = self._read(batch)
         if batch.is_withheld:
             raise TransientError(f"Could not read the batch '{batch_id}': {_TOP_UP}. {report.reason or ''}".rstrip())
@@ -272,7 +279,7 @@ class OpenRouterProvider(StainlessProvider):
 
     def _result_page(self, batch_id: str, cursor: str | None) -> ResultPage:
         with self._calls(f"read the results of batch '{batch_id}'"):
-            response = self._batches(retries=2).results(batch_id, cursor)
+            response = self._batches(retries=self._max_retries).results(batch_id, cursor)
             try:
                 return msgspec.json.decode(response.content, type=ResultPage)
             except msgspec.MsgspecError:
@@ -284,7 +291,7 @@ class OpenRouterProvider(StainlessProvider):
             return super().delete(batch_id)
         try:
             with self._calls(f"delete the batch '{batch_id}'"):
-                response = self._batches(retries=2).delete(batch_id)
+                response = self._batches(retries=self._max_retries).delete(batch_id)
                 told = json_object(response.headers, response.content)
         except UnknownIdError:
             return None
@@ -320,25 +327,7 @@ class OpenRouterProvider(StainlessProvider):
         )
 
     def _client(self, *, retries: int) -> OpenAI:
-        if self._sdk is None:
-            try:
-                from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
-            except ImportError as error:
-                raise MissingExtraError("openai", f"The provider '{self._name}'") from error
-            load_httpx()
-            self._sdk = OpenAI(
-                api_key=self._api_key,
-                base_url=self._base_url,
-                timeout=self._timeout_seconds,
-                default_headers=self._headers,
-                http_client=guard_client(
-                    self._http_client or DefaultHttpxClient(), Origin(self._base_url), self._timeout_seconds
-                ),
-            )
-        client = self._sdk.with_options(max_retries=retries)
-        # the SDK reads both from the environment where they are None, and would send them
-        client.organization, client.project = None, None
-        return client
+        return self._sdk.with_retries(retries)
 
     def _batches(self, retries: int) -> _Calls:
         return _Calls(self._client(retries=retries))

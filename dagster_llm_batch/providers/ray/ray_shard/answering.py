@@ -51,7 +51,13 @@ class Server:
     """
 
     def __init__(
-        self, base_url: str, api_key_env: str | None, at_once: int, max_retries: int, timeout_seconds: float
+        self,
+        base_url: str,
+        api_key_env: str | None,
+        at_once: int,
+        max_retries: int,
+        timeout_seconds: float,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._base = base_url.rstrip("/").removesuffix("/v1")
         self._headers = {"Content-Type": "application/json"}
@@ -60,6 +66,7 @@ class Server:
                 raise RuntimeError(f"The environment variable {api_key_env} with the server's key is not set here.")
             self._headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
         self._max_retries = max_retries
+        self._sleep = sleep
         self._timeout = (min(30.0, timeout_seconds), timeout_seconds)
         self._pool = ThreadPoolExecutor(at_once)
         self._local = threading.local()
@@ -99,7 +106,7 @@ class Server:
                     break
                 with contextlib.suppress(KeyError, ValueError):
                     wait = float(reply.headers["Retry-After"])
-            time.sleep(max(0.0, min(wait, _LONGEST_WAIT_SECONDS)))
+            self._sleep(max(0.0, min(wait, _LONGEST_WAIT_SECONDS)))
         try:
             return reply.status_code, reply.json()
         except ValueError:

@@ -1,0 +1,99 @@
+"""OpenAI's SDK: its client, made when it is first used, and its exceptions, read as ours: see `providers.errors`.
+
+429 means two things here: too many requests, which passes, and a quota that is used up, which does not: RefusedError.
+In some regions Azure refuses the create call with a 400 where OpenAI takes it and fails the batch later: NoRoomError.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dagster_llm_batch.errors import MissingExtraError, ProviderError, RefusedError
+from dagster_llm_batch.providers.errors import FailureRules, read_failure, translate_failure
+from dagster_llm_batch.providers.http import Origin, guard_client, load_httpx
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = ["QUEUE_IS_FULL", "LazyClient", "provider_error"]
+
+QUEUE_IS_FULL = "token_limit_exceeded"
+"""The code where the tokens of all batches at work are over the limit. When one has ended, the file is taken."""
+
+_RULES = FailureRules()
+_KEY = re.compile(r"\b((?:sk|sess|key)-)[\w*.\-]{4,}", re.IGNORECASE)
+
+
+class LazyClient:
+    """The SDK's client of one provider. Building makes no call and imports no SDK.
+
+    Args:
+        provider_name: Who is named where the SDK is not installed.
+        api_key: A key, or a function that gives one for each call.
+        base_url: Where nothing secret leaves from: redirects elsewhere are refused.
+        timeout_seconds: For a whole answer.
+        headers: Sent with each call.
+        http_client: One of httpx2, for this provider alone; None: the SDK's own.
+        organization: None: none is sent, whatever the environment says.
+        project: As `organization`.
+    """
+
+    def __init__(
+        self,
+        provider_name: str,
+        *,
+        api_key: str | Callable[[], str],
+        base_url: str,
+        timeout_seconds: float,
+        headers: Mapping[str, str],
+        http_client: Any,
+        organization: str | None = None,
+        project: str | None = None,
+    ) -> None:
+        self._provider_name = provider_name
+        self._api_key = api_key
+        self._base_url = base_url
+        self._timeout_seconds = timeout_seconds
+        self._headers = headers
+        self._http_client = http_client
+        self._organization = organization
+        self._project = project
+        self._sdk: OpenAI | None = None
+
+    def with_retries(self, retries: int) -> OpenAI:
+        """Return the client, which makes a call that fails so many times again. MissingExtraError without the SDK."""
+        if self._sdk is None:
+            self._sdk = self._make()
+        client = self._sdk.with_options(max_retries=retries)
+        # the SDK reads both from the environment where they are None, and would send them
+        client.organization, client.project = self._organization, self._project
+        return client
+
+    def _make(self) -> OpenAI:
+        try:
+            from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
+        except ImportError as error:
+            raise MissingExtraError("openai", f"The provider '{self._provider_name}'") from error
+        load_httpx()
+        return OpenAI(
+            api_key=self._api_key,
+            base_url=self._base_url,
+            timeout=self._timeout_seconds,
+            default_headers=self._headers,
+            http_client=guard_client(
+                self._http_client or DefaultHttpxClient(), Origin(self._base_url), self._timeout_seconds
+            ),
+        )
+
+
+def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
+    """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
+    failure = read_failure(error, doing, secrets, _KEY, creating=creating)
+    if failure.is_busy and "insufficient_quota" in (getattr(error, "code", None), getattr(error, "type", None)):
+        return RefusedError(f"Could not {doing}: the account has no quota left. {failure.reason}")
+    # In the code, or only in the text; the text of a Failure is cut.
+    is_full = failure.status is not None and QUEUE_IS_FULL in f"{getattr(error, 'code', None)} {error}"
+    return translate_failure(replace(failure, has_no_room=is_full, smaller_helps=True), _RULES)
