@@ -44,12 +44,12 @@ def cascade_gold() -> Any:
     return data.between(cascade_rows()).select("text_id", "label")
 
 
-def cascade_assets(ask: Prompt, params: Mapping[str, Any]) -> list[dg.AssetsDefinition]:
+def cascade_assets(ask: Prompt, params: Mapping[str, Any], oracle: str = MODEL) -> list[dg.AssetsDefinition]:
     """The assets of the cascade and of its comparison; none where the lexicon itself is the example's model."""
-    if MODEL == LEXICON:
+    if oracle == LEXICON:
         return []
     # SmolLM2 runs on this machine, for nothing. A small hosted model's price shows in dollars what is saved.
-    price = TokenPrice("0.05", "0.40") if MODEL.startswith("command/") else None
+    price = TokenPrice("0.05", "0.40") if oracle.startswith("command/") else None
     asked: dict[str, Any] = {
         "rows": cascade_tweets,
         "key": "text_id",
@@ -59,7 +59,7 @@ def cascade_assets(ask: Prompt, params: Mapping[str, Any]) -> list[dg.AssetsDefi
         "frame": "polars",
     }
     promise = Cascade(
-        oracle=MODEL,
+        oracle=oracle,
         target="label",
         agreement=AGREEMENT,
         confidence=CONFIDENCE,
@@ -68,7 +68,7 @@ def cascade_assets(ask: Prompt, params: Mapping[str, Any]) -> list[dg.AssetsDefi
         price=price,
     )
     labels = llm_batch_assets(name="cascade_sentiment", model=LEXICON, cascade=promise, **asked)
-    alone = llm_batch_assets(name="oracle_sentiment", model=MODEL, params=params, spend=Spend(price=price), **asked)
+    alone = llm_batch_assets(name="oracle_sentiment", model=oracle, params=params, spend=Spend(price=price), **asked)
     evaluation = evaluation_assets(
         name="cascade_eval",
         gold=cascade_gold,

@@ -31,7 +31,7 @@ from dagster_llm_batch.text import cell_text, plain_words
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.end_forecast import EndHistory
 
-__all__ = ["watch_command"]
+__all__ = ["Look", "look_until", "watch_command"]
 
 _NOTHING = "Nothing is under way."
 _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
@@ -85,15 +85,31 @@ def watch_command(
         raise click.UsageError("--poll asks providers, which only a code location knows: give -m or -f.")
     watched = _Watched(deployment, target, partition, poll=poll)
     with suppress(KeyboardInterrupt), _printer(as_json=as_json, live=not once) as show:
-        while True:
-            look = watched.look()
-            show(look)
-            if once or not any(until == "landed" or set(progress.states) & _UNDER_WAY for progress, _ in look.paces):
-                return
-            time.sleep(interval)
+        look_until(watched.look, show, "looked" if once else until, interval)
 
 
-class _Look(NamedTuple):
+def look_until(
+    look: Callable[[], Look],
+    show: Callable[[Look], None],
+    until: str,
+    interval_seconds: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Look and show it, until all has `landed` or `ended`, or once where that is all (`looked`)."""
+    while True:
+        seen = look()
+        show(seen)
+        is_moving = {
+            "looked": False,
+            "ended": any(set(progress.states) & _UNDER_WAY for progress, _ in seen.paces),
+            "landed": bool(seen.paces),
+        }
+        if not is_moving[until]:
+            return
+        sleep(interval_seconds)
+
+
+class Look(NamedTuple):
     """How far everything was at one moment, and what could not be asked."""
 
     paces: list[tuple[Progress, Pace]]
@@ -110,12 +126,12 @@ class _Watched:
         if target is not None:
             self._only = find_submission(deployment, target, partition).submission_id
 
-    def look(self) -> _Look:
+    def look(self) -> Look:
         """Ask, where asked to, and read the ledger."""
         notes = self._ask() if self._poll else []
         now = utc_now()
         if self._deployment.has_code and (missing := self._deployment.missing_ledger_file) is not None:
-            return _Look([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
+            return Look([], [*notes, f"There is no ledger at {missing} yet.", *self._standstill()])
         history = end_history(self._deployment.ledger, self._deployment.namespace, now)
         paces = [
             (progress, pace(progress, now, end_of(history, progress, now)))
@@ -125,7 +141,7 @@ class _Watched:
         under_way = [progress for progress, _ in paces]
         notes += _held(history, {progress.submission.asset for progress in under_way})
         notes += [*self._cascades(under_way), *self._waits(under_way), *self._failed_landings(under_way)]
-        return _Look(paces, [*notes, *self._doubts(), *self._standstill()])
+        return Look(paces, [*notes, *self._doubts(), *self._standstill()])
 
     def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
         """Yield what cascades promise, and what they accept."""
@@ -206,7 +222,7 @@ def _held(history: EndHistory, assets: Collection[str]) -> list[str]:
 
 
 @contextmanager
-def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
+def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[Look], None]]:
     """Give a function that shows a look: as a JSON line, a table that stays in place, or a line for each change."""
     if as_json:
         yield lambda look: print_json(_document(look), indent=None)
@@ -220,7 +236,7 @@ def _printer(*, as_json: bool, live: bool) -> Iterator[Callable[[_Look], None]]:
         yield lambda look: _tell_changes(look, shown)
 
 
-def _screen(look: _Look) -> Group:
+def _screen(look: Look) -> Group:
     parts = [table(_COLUMNS, [_row(*line) for line in look.paces]) if look.paces else Text(_NOTHING)]
     return Group(*parts, *map(Text, look.notes))
 
@@ -251,7 +267,7 @@ def _states(progress: Progress) -> str:
     return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or NOTHING_TO_SEND
 
 
-def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
+def _tell_changes(look: Look, shown: dict[str, str]) -> None:
     for progress, its_pace in look.paces:
         submission = progress.submission
         moved = f"{submission.waves} {_states(progress)} {its_pace.done}"
@@ -265,7 +281,7 @@ def _tell_changes(look: _Look, shown: dict[str, str]) -> None:
     shown[""] = told
 
 
-def _document(look: _Look) -> dict[str, Any]:
+def _document(look: Look) -> dict[str, Any]:
     return {
         "at": utc_now(),
         "notes": look.notes,

@@ -218,6 +218,7 @@ class Deployment:
         kinds: Of which kind a provider is, as the registry calls it, by its name. Default: its name is that.
         new_id: Returns the id of a new submission, which no other has.
         few_rows: A plan of more rows than this keeps their keys and request_ids in files.
+        few_known: Of so many requests that were asked before, what is known needs no numpy, which takes long to load.
         part_rows: Labels of more rows than this are put together in parts. Another number changes the data versions of
             streams.
         new_file: Makes a temporary file without a name.
@@ -244,6 +245,7 @@ class Deployment:
     kinds: Mapping[str, str] = field(default_factory=dict)
     new_id: Callable[[], str] = new_id
     few_rows: int = 1 << 15
+    few_known: int = 1 << 12
     part_rows: int = PART_ROWS
     new_file: Callable[[], IO[bytes]] = unnamed_file
     gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class KnownRequests:
         few: So many need no numpy, which takes long to load.
     """
 
-    def __init__(self, settled: bytes = b"", in_flight: bytes = b"", *, few: int = 1 << 12) -> None:
+    def __init__(self, settled: bytes = b"", in_flight: bytes = b"", *, few: int) -> None:
         self._few: dict[str, bool] | None = None
         self._many: list[tuple[bool, _Digests]] = []
         if len(settled) + len(in_flight) <= few * REQUEST_ID_BYTES:
@@ -126,13 +126,15 @@ def find_known(
         for shard in sorted(deployment.ledger.shards(submission.submission_id), key=_wave, reverse=True):
             if not is_cascade or shard.asked_of == model:
                 found.add(shard)
-    in_flight = bytes(found.in_flight)
+    in_flight, few = bytes(found.in_flight), deployment.few_known
     if not again:
         left = sorted(found.left)
-        known = KnownRequests(in_flight=in_flight).find(left)
+        known = KnownRequests(in_flight=in_flight, few=few).find(left)
         found.answered += packed(one for one, is_known in zip(left, known, strict=True) if is_known is None)
     settled = bytes(found.answered)
-    return KnownRequests(in_flight=in_flight + settled) if is_cascade else KnownRequests(settled, in_flight)
+    if is_cascade:
+        return KnownRequests(in_flight=in_flight + settled, few=few)
+    return KnownRequests(settled, in_flight, few=few)
 
 
 @dataclass

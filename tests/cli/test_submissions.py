@@ -7,6 +7,8 @@ import json
 import time
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -31,7 +33,10 @@ from project import DAYS
 from rich.console import Console
 
 from dagster_llm_batch.cli.output import money, table
+from dagster_llm_batch.cli.watch import Look, look_until
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault, WireFault
+from tests.emulator_pace import settles_after
 
 REPOSITORY = RemoteRepositoryOrigin(
     ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="support.py"), "support.py"),
@@ -124,15 +129,25 @@ def test_watch_asks_the_providers_only_where_told_to_and_ends_when_batches_have(
     assert len(project.emulator.books.batches) == 1
 
 
-def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project, monkeypatch):
+def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project):
     project.submit()
-    naps = []
-    monkeypatch.setattr("time.sleep", lambda seconds: (naps.append(seconds), project.emulator.settle()))
-    text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "7").stdout
+    polls = partial(project.emulator.books.calls_to, "GET", f"/v1/batches/{project.emulator.books.batches[0].id}")
+    with settles_after(project.emulator, lambda: polls() > 2):
+        text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "0.05").stdout
     lines = text.splitlines()
     assert lines[0].startswith("ticket_labels: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m")
     assert lines[-1].startswith("ticket_labels: wave 1: batches 1 ended; 3 of 3 requests done (100 %)")
-    assert 7 in naps
+    assert len(lines) < polls()
+
+
+def test_watch_looks_until_there_is_nothing_to_wait_for_and_sleeps_between():
+    progress = SimpleNamespace(states={ShardState.SUBMITTED: 1})
+    ended = SimpleNamespace(states={ShardState.ENDED: 1})
+    looks = [Look([(one, None)], []) for one in (progress, progress, ended)] + [Look([], [])]
+    for until, seen in {"looked": 1, "ended": 3, "landed": 4}.items():
+        left, shown, naps = iter(looks), [], []
+        look_until(lambda left=left: next(left), shown.append, until, 7.0, naps.append)
+        assert (shown, naps) == (looks[:seen], [7.0] * (seen - 1))
 
 
 def test_of_rows_that_are_all_answered_watch_says_that_there_is_nothing_to_send(project):

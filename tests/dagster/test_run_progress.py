@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import dagster as dg
 import pytest
@@ -21,6 +22,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
 from dagster_llm_batch.testing.emulator import Emulator, RowFault
 from example_project.journey import submitted_text
+from tests.emulator_pace import settles_after
 
 END = datetime(2026, 1, 2, 14, 5, tzinfo=UTC)
 
@@ -221,24 +223,18 @@ def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions
     assert metadata["llm_batch/requests_failed"].value == 0
 
 
-def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance, monkeypatch):
+def test_a_run_that_waits_logs_each_move_once_with_its_pace(instance):
     with Emulator() as emulator:
         location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.01)
-        naps = []
-
-        def sleep(seconds):
-            naps.append(seconds)
-            if len(naps) > 5:
-                emulator.settle()
-
-        monkeypatch.setattr("dagster_llm_batch.assets.labels.time.sleep", sleep)
         location.submit()
-        result = location.collect()
-        assert result.success
+        polls = partial(emulator.books.calls_to, "GET", f"/v1/batches/{emulator.books.batches[0].id}")
+        with settles_after(emulator, lambda: polls() > 5):
+            result = location.collect()
+    assert result.success
     logs = [entry.user_message for entry in instance.all_logs(result.run_id)]
     waiting = [text for text in logs if text.startswith("Waiting: ")]
     assert waiting[0] == "Waiting: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m"
-    assert len(waiting) < len(naps)
+    assert len(waiting) < polls()
 
 
 def test_the_example_counts_requests_that_wait_for_room_in_the_queue_apart_from_those_sent(make, emulator):

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, texts, tickets
 
-from dagster_llm_batch.core.prompt import Prompt, Renderer
+from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine.earlier_rows import EarlierRows
 from dagster_llm_batch.engine.request_files import BLOCKS, facts_in
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = 2_500  # of three blocks
 REPLY = labeling(response=None)
-
-
-@pytest.fixture
-def rendered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The keys of the rows that are rendered from here on."""
-    keys: list[Any] = []
-    render = Renderer.requests
-
-    def spy(self: Renderer, columns: Any, own: Any) -> Any:
-        keys.extend(own)
-        return render(self, columns, own)
-
-    monkeypatch.setattr(Renderer, "requests", spy)
-    return keys
+# Another request each time that it is rendered: what is not asked again was not rendered.
+DICE = labeling(
+    response=None, prompt=Prompt(user="{{ body }} {% for _ in range(4) %}{{ range(99) | random }} {% endfor %}")
+)
 
 
 def changed(rows: pl.DataFrame, key: str, **columns: str) -> pl.DataFrame:
@@ -43,29 +34,21 @@ def blocks(workspace: Workspace, path: str) -> str | None:
     return facts_in(workspace.engine().payloads, path, [BLOCKS]).get(BLOCKS)
 
 
-def test_rows_that_have_not_changed_are_neither_rendered_nor_stored_again(
-    workspace: Workspace, rendered: list[Any]
-) -> None:
-    first = workspace.run(REPLY, tickets(ROWS)).submission
+def test_rows_that_have_not_changed_are_neither_rendered_nor_stored_again(workspace: Workspace) -> None:
+    first = workspace.run(DICE, tickets(ROWS)).submission
     manifest = workspace.tmp_path / "payloads" / str(first.manifest_path)
     before = manifest.stat()
-    rendered.clear()
-    assert workspace.engine().plan(REPLY, tickets(ROWS)).submission_id == first.submission_id
-    assert workspace.engine().preview(REPLY, tickets(ROWS)).known is not None
-    assert not rendered
+    assert workspace.engine().plan(DICE, tickets(ROWS)).submission_id == first.submission_id
+    preview = workspace.engine().preview(DICE, tickets(ROWS))
+    assert (preview.known is not None, preview.reused) == (True, ROWS)
     assert (manifest.stat().st_ino, manifest.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_of_a_table_that_has_grown_and_changed_only_what_is_new_is_asked(
-    workspace: Workspace, rendered: list[Any]
-) -> None:
+def test_of_a_table_that_has_grown_and_changed_only_what_is_new_is_asked(workspace: Workspace) -> None:
     workspace.run(REPLY, tickets(ROWS))
-    rendered.clear()
     rows = pl.concat([changed(tickets(ROWS), "t1100", body="Another question"), tickets(5, start=ROWS)])
     status = workspace.run(REPLY, rows)
     assert status.submission.requests - status.submission.reused == 6
-    # The block of the row that has changed, and the last one, which has become longer.
-    assert {int(key[1:]) for key in rendered} == {*range(1024, ROWS + 5)}
     assert len(billed(workspace)) == len(set(billed(workspace))) == ROWS + 6
     assert_total(workspace, REPLY, status.submission.submission_id, ROWS + 5)
 
@@ -100,19 +83,23 @@ def test_a_kept_column_that_has_changed_is_in_the_labels_and_nothing_is_asked(wo
     assert len(billed(workspace)) == 20
 
 
-def test_a_row_without_an_answer_is_asked_again_by_the_request_that_it_had(
-    workspace: Workspace, rendered: list[Any]
-) -> None:
-    # Another request each time that it is rendered.
-    dice = Prompt(user="{{ body }} {{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}")
-    definition = labeling(response=None, prompt=dice, empty="skip")
+def test_of_a_table_that_has_grown_and_changed_blocks_without_a_change_are_not_rendered(workspace: Workspace) -> None:
+    workspace.run(DICE, tickets(ROWS))
+    rows = pl.concat([changed(tickets(ROWS), "t1100", body="Another question"), tickets(5, start=ROWS)])
+    preview = workspace.engine().preview(DICE, rows)
+    # All but the block of the row that has changed, and the last one, which has become longer.
+    assert preview.reused == 1024
+
+
+def test_a_row_without_an_answer_is_rendered_and_asked_again_and_no_other_is(workspace: Workspace) -> None:
+    definition = replace(DICE, empty="skip")
     rows = changed(tickets(40), "t5", body=" ")
     workspace.emulator.inject(RowFault(containing="number 33?", status_code=400, times=1))
     assert workspace.run(definition, rows).submission.outcomes == {"succeeded": 38, "errored": 1}
-    rendered.clear()
     last = workspace.run(definition, rows, again=True).submission
     assert (last.requests - last.reused, last.outcomes) == (1, {"succeeded": 39})
-    assert rendered == ["t33"]
+    executions = workspace.emulator.books.executions
+    assert len({one.body_digest for one in executions}) == len(executions) == 40
     labels, rejects = assert_total(workspace, definition, last.submission_id, 40)
     assert "t33" in texts(labels)
     assert texts(rejects) == ["t5"]

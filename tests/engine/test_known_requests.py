@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import polars as pl
 import pytest
@@ -53,11 +52,8 @@ def test_answers_so_far_of_a_newer_submission_do_not_hide_those_of_older_ones(wo
 
 
 @pytest.mark.parametrize("few", [0, 1 << 12], ids=["many", "few"])
-def test_what_is_on_its_way_or_answered_is_not_asked_again(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, few: int
-) -> None:
-    defaults: dict[str, Any] = KnownRequests.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "few", few)
+def test_what_is_on_its_way_or_answered_is_not_asked_again(workspace: Workspace, few: int) -> None:
+    workspace.bounds = {"few_known": few}
     definition = labeling(response=None)
     workspace.run(definition, tickets(20))
     engine = workspace.engine()

@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from dagster_llm_batch import CommandBatchResource, LLMBatchResource
-from example_project import cascade_definitions, data
+from example_project import data
 from example_project.cascade import Outcome, measure, show
 from example_project.cascade_definitions import cascade_assets
 from example_project.definitions import ask, params
 from example_project.parquet import ParquetIOManager
+from example_project.settings import LEXICON
 
 ROWS = 100
 
@@ -138,9 +139,8 @@ def test_where_the_plan_asks_the_oracle_alone_that_is_the_result():
     assert "the lexicon alone" not in told, "it was asked nothing"
 
 
-def test_the_lexicon_alone_is_no_cascade(monkeypatch):
-    monkeypatch.setattr(cascade_definitions, "MODEL", "command/vader")
-    assert cascade_assets(ask, params) == []
+def test_the_lexicon_alone_is_no_cascade():
+    assert cascade_assets(ask, params, oracle=LEXICON) == []
 
 
 def test_the_cascades_tweets_are_neither_the_examples_own_nor_held_out():

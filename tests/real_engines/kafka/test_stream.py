@@ -30,8 +30,8 @@ from dagster_llm_batch.streams import (
     build_drift_sensor,
     build_kafka_sensor,
     kafka_sink_asset,
-    lane,
 )
+from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.dashboard import stream_results
 from dagster_llm_batch.streams.drift import DriftEvent
 from dagster_llm_batch.streams.drift_sensor import SeenEvents, read_events
@@ -339,9 +339,9 @@ def engine(llm, folder, **more):
     return Engine(Deployment({"openai": provider}, ledger, PayloadStore(str(folder / "payloads")), "test", **more))
 
 
-def real_time(stream, engine, **more):
+def real_time(stream, engine, connection=None, **more):
     usual = {"review": stream.review, "results": f"{stream.name}-results", "labeling": labeling(), "target": "topic"}
-    return RealTimeLane(stream.broker.resource().connection(), engine=engine, **{**usual, **more})
+    return RealTimeLane(connection or stream.broker.resource().connection(), engine=engine, **{**usual, **more})
 
 
 def test_the_real_time_lane_answers_what_was_sent_on_by_the_requests_of_the_batch(stream, llm, tmp_path):
@@ -362,24 +362,48 @@ def test_the_real_time_lane_answers_what_was_sent_on_by_the_requests_of_the_batc
     assert [execution.body_digest for execution in llm.books.executions][-1] in digests
 
 
+class MortalProducer(Producer):
+    """A producer whose process is killed before it produces anything, or right after its first commit."""
+
+    def __init__(self, settings, point):
+        super().__init__(settings)
+        self._point = point
+
+    def produce(self, *arguments, **options):
+        if self._point == "asked":
+            raise Killed
+        super().produce(*arguments, **options)
+
+    def commit_transaction(self, *arguments):
+        super().commit_transaction(*arguments)
+        raise Killed
+
+
+class MortalConnection(Connection):
+    """A connection whose producers are killed at this point."""
+
+    def __init__(self, like, point):
+        super().__init__(like._settings, like.timeout_seconds)
+        self._point = point
+
+    def producer(self, **more):
+        names = {name.replace("_", "."): value for name, value in more.items()}
+        return MortalProducer({"enable.idempotence": True, **self._usual, **self._settings, **names}, self._point)
+
+
+def kill_at(point, stream, engine, at_once):
+    """Run the lane in a process that is killed at this point."""
+    mortal = MortalConnection(stream.broker.resource().connection(), point)
+    with pytest.raises(Killed):
+        real_time(stream, engine, connection=mortal, at_once=at_once).run(lambda waiting: not waiting)
+
+
 @pytest.mark.parametrize("point", ["asked", "produced"])
-def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_once(
-    stream, llm, tmp_path, monkeypatch, point
-):
+def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_once(stream, llm, tmp_path, point):
     stream.produce(*strange(12))
     stream.run(12, least_confidence=1.0)
     one = engine(llm, tmp_path)
-
-    def die(*_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        if point == "asked":
-            patch.setattr(lane, "produce", die)
-        else:
-            patch.setattr(one.ledger, "mark_delivered", die)
-        with pytest.raises(Killed):
-            real_time(stream, one, at_once=5).run(lambda waiting: not waiting)
+    kill_at(point, stream, one, at_once=5)
     real_time(stream, one, at_once=7).run(lambda waiting: not waiting)  # it would cut other windows
     said = [result.message_id for result in stream.results()]
     assert sorted(said) == sorted(stream.ids(12))
@@ -389,17 +413,14 @@ def test_a_lane_that_is_killed_and_started_again_pays_once_and_says_everything_o
 
 
 def test_a_lane_that_was_killed_pays_once_also_where_retention_took_some_of_its_messages_meanwhile(
-    stream, llm, tmp_path, monkeypatch
+    stream, llm, tmp_path
 ):
     stream.topic = KafkaTopic(stream.name, Ticket, on_lost="record")
     stream.review = stream.topic.sent_on_to(f"{stream.name}-review")
     stream.produce(*strange(12))
     stream.run(12, least_confidence=1.0)
     one = engine(llm, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(lane, "produce", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            real_time(stream, one, at_once=100).run(lambda waiting: not waiting)
+    kill_at("asked", stream, one, at_once=100)
     waiting = stream.broker.consume(stream.review.name)
     fullest = Counter(message.partition() for message in waiting).most_common(1)[0][0]
     third = [message.offset() for message in waiting if message.partition() == fullest][2]
