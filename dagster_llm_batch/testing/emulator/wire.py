@@ -19,6 +19,7 @@ from dagster_llm_batch.testing.emulator.anthropic.wire import error_body as anth
 from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
 from dagster_llm_batch.testing.emulator.bedrock.wire import error_body as bedrock_error_body
 from dagster_llm_batch.testing.emulator.books import Call
+from dagster_llm_batch.testing.emulator.calls import api_key
 from dagster_llm_batch.testing.emulator.faults import WireFault
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.google.wire import error_body as google_error_body
@@ -87,20 +88,6 @@ def plain_path(path: str) -> str:
         path = path.removeprefix(_AZURE)
         return path if path.startswith("/v1/") else f"/v1{path}"
     return path
-
-
-def api_key(scope: Message) -> str | None:
-    """Return the key in `Authorization: Bearer`, `api-key`, `x-api-key`, `x-goog-api-key`, or an AWS access key."""
-    headers: dict[bytes, str] = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-    if headers.get(b"x-api-key"):  # Anthropic's, and of two headers the one that it goes by
-        return headers[b"x-api-key"]
-    bearer = headers.get(b"authorization", "")
-    if bearer.lower().startswith("bearer "):
-        return bearer[len("bearer ") :].strip() or None
-    if bearer.startswith("AWS4-HMAC-SHA256 "):
-        return bearer.partition("Credential=")[2].partition("/")[0] or None
-    names = (b"api-key", b"x-goog-api-key")
-    return next((headers[name] for name in names if headers.get(name)), None)
 
 
 def _dated(send: Send, now: float) -> Send:

@@ -7,21 +7,19 @@ Reads report and never move a batch. What belongs to another account is not foun
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.anthropic.batches import AnthropicBatch
 from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, check_batch, respond
-from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.calls import api_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _BATCHES = "/v1/messages/batches"
@@ -49,25 +47,18 @@ class AnthropicHouse:
             ("GET", f"{_BATCHES}/{{id}}/results", self._results),
             ("POST", MESSAGES, self._real_time),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        return serve_calls(
+            table,
+            self._caller,
+            lambda _, status: ApiError(status, "Not found"),
+            new_call_id=partial(self._world.new_id, "req_"),
+            id_header="request-id",
+        )
 
     def close(self) -> None:
         """Give back what unfinished batches have written."""
         for batch in self._batches.values():
             batch.close()
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            request_id = self._world.new_id("req_")
-            try:
-                response = await handler(request, self._caller(request))
-            except ApiError as error:
-                response = JSONResponse({**error.body, "request_id": request_id}, error.status)
-            response.headers["request-id"] = request_id
-            return response
-
-        return guarded
 
     def _caller(self, request: HttpRequest) -> Caller:
         account = self._world.account(api_key(request.scope))
@@ -84,7 +75,7 @@ class AnthropicHouse:
         raw = await request.body()
         if len(raw) > limits.message_batch_bytes:
             raise ApiError(413, "Request exceeds the maximum size")
-        requests = await asyncio.to_thread(lambda: check_batch(_parsed(raw), limits.message_batch_requests))
+        requests = await asyncio.to_thread(lambda: check_batch(_object(raw), limits.message_batch_requests))
         record = BatchRecord(
             id=self._world.new_id("msgbatch_"),
             ordinal=len(self._world.books.batches),
@@ -128,16 +119,10 @@ class AnthropicHouse:
             start = max(end - int(given), 0)
         else:
             end = int(given)
-        page = [one.as_json(_origin(request)) for one in mine[start:end]]
-        more = start > 0 if request.query_params.get("before_id") is not None else end < len(mine)
-        return JSONResponse(
-            {
-                "data": page,
-                "has_more": more,
-                "first_id": page[0]["id"] if page else None,
-                "last_id": page[-1]["id"] if page else None,
-            }
-        )
+        page = page_of([one.as_json(_origin(request)) for one in mine], start, end)
+        if request.query_params.get("before_id") is not None:
+            page["has_more"] = start > 0
+        return JSONResponse(page)
 
     async def _get(self, request: HttpRequest, caller: Caller) -> Response:
         batch = self._batch(request, caller)
@@ -172,7 +157,7 @@ class AnthropicHouse:
 
     async def _real_time(self, request: HttpRequest, caller: Caller) -> Response:
         """https://platform.claude.com/docs/en/api/messages"""
-        one = Request(caller, _parsed(await request.body()))
+        one = Request(caller, _object(await request.body()))
         status, answer = await asyncio.to_thread(respond, self._world, one)
         return JSONResponse(answer, status)
 
@@ -187,22 +172,11 @@ def _origin(request: HttpRequest) -> str:
     return f"{request.url.scheme}://{request.url.netloc}"
 
 
+def _object(raw: bytes) -> Body:
+    return json_object(raw, ApiError(400, "The request body is not valid JSON: it must be an object."))
+
+
 def _place(ids: list[str], wanted: str, name: str) -> int:
     if wanted not in ids:
         raise ApiError(400, f"{name}: no Message Batch with id {wanted}")
     return ids.index(wanted)
-
-
-def _parsed(raw: bytes) -> Body:
-    try:
-        body = json.loads(raw or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "The request body is not valid JSON: it must be an object.")
-    return body
-
-
-async def _no_route(_request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, "Not found"), status)

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.responses import JSONResponse, Response
+
 from dagster_llm_batch.testing.emulator.answers import Reply, prompt_tokens, text_tokens
+from dagster_llm_batch.testing.emulator.calls import CallError
 
 MESSAGES = "/v1/messages"
 Body = dict[str, Any]
@@ -32,13 +35,15 @@ _SERVER_ERRORS = 500
 _REFUSAL = "I can't help with that."
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and error body."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message)
+        super().__init__(status, message, error_body(status, message))
+
+    def response(self, call_id: str) -> Response:
+        """Return the answer, whose body holds the call's id."""
+        return JSONResponse({**self.body, "request_id": call_id or None}, self.status)
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None, visible: bool = False) -> Body:

@@ -8,25 +8,22 @@ checked; the access key stands for the account.
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from functools import partial
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.bedrock.batches import BedrockJob
 from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
 from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
 from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, Body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 # https://docs.aws.amazon.com/bedrock/latest/APIReference/API_CreateModelInvocationJob.html
@@ -73,37 +70,26 @@ class BedrockHouse:
     def app(self) -> Starlette:
         """Return the routes as an ASGI app."""
         table: tuple[tuple[str, str, Handler], ...] = (
-            ("POST", "", self._quotas),
-            ("POST", "/model-invocation-job", self._create),
-            ("GET", "/model-invocation-jobs", self._list),
-            ("POST", "/model-invocation-job/{id:path}/stop", self._stop),
-            ("GET", "/model-invocation-job/{id:path}", self._get),
-            ("POST", "/model/{model:path}/converse", self._converse),
-            ("POST", "/model/{model:path}/invoke", self._invoke),
+            ("POST", BEDROCK, self._quotas),
+            ("POST", f"{BEDROCK}/model-invocation-job", self._create),
+            ("GET", f"{BEDROCK}/model-invocation-jobs", self._list),
+            ("POST", f"{BEDROCK}/model-invocation-job/{{id:path}}/stop", self._stop),
+            ("GET", f"{BEDROCK}/model-invocation-job/{{id:path}}", self._get),
+            ("POST", f"{BEDROCK}/model/{{model:path}}/converse", self._converse),
+            ("POST", f"{BEDROCK}/model/{{model:path}}/invoke", self._invoke),
         )
-        routes = [Route(BEDROCK + path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        return serve_calls(
+            table,
+            account_by_key(self._world, _refuse_key),
+            _refuse_path,
+            new_call_id=partial(self._world.new_id, "", "call"),
+            id_header="x-amzn-RequestId",
+        )
 
     def close(self) -> None:
         """Give back what jobs have written."""
         for job in self._jobs.values():
             job.close()
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                if account is None:
-                    raise ApiError(
-                        403, "The security token included in the request is invalid.", "UnrecognizedClientException"
-                    )
-                response = await handler(request, account)
-            except ApiError as error:
-                response = JSONResponse(error.body, error.status, headers={"x-amzn-ErrorType": error.kind})
-            response.headers["x-amzn-RequestId"] = self._world.new_id("", "call")
-            return response
-
-        return guarded
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         body = await _json(request)
@@ -240,6 +226,19 @@ def _check(body: Body) -> None:
         raise ApiError(400, f"At most {_MOST_TAGS} tags are allowed.")
 
 
+def _refuse_key(_key: str | None) -> ApiError:
+    return ApiError(403, "The security token included in the request is invalid.", "UnrecognizedClientException")
+
+
+def _refuse_path(request: HttpRequest, status: int) -> ApiError:
+    return ApiError(status, f"No operation {request.method} {request.url.path}.", "UnknownOperationException")
+
+
+async def _json(request: HttpRequest) -> Body:
+    text = "Malformed input request, please reformat your input and try again."
+    return json_object(await request.body(), ApiError(400, text))
+
+
 def _region(request: HttpRequest) -> str:
     scope = re.search(
         r"Credential=[^/]+/\d{8}/([a-z0-9-]+)/bedrock/aws4_request", request.headers.get("authorization", "")
@@ -247,19 +246,3 @@ def _region(request: HttpRequest) -> str:
     if scope is None:
         raise ApiError(403, "Credential should be scoped to the service: 'bedrock'.", "InvalidSignatureException")
     return scope[1]
-
-
-async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    body = ApiError(status, f"No operation {request.method} {request.url.path}.", "UnknownOperationException")
-    return JSONResponse(body.body, status, headers={"x-amzn-ErrorType": body.kind})
-
-
-async def _json(request: HttpRequest) -> Any:
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "Malformed input request, please reformat your input and try again.")
-    return body

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import EMBEDDINGS, Reply, text_tokens
+from dagster_llm_batch.testing.emulator.calls import CallError
 
 BEDROCK = "/bedrock"
 """What the paths of this house begin with; a client's endpoint_url may have a path."""
@@ -38,18 +39,12 @@ _MESSAGES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and modelled error."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, code=code)
-
-    @property
-    def kind(self) -> str:
-        """The name of the modelled error, for the header `x-amzn-ErrorType`."""
-        return str(self.body["__type"])
+        body = error_body(status, message, code=code)
+        super().__init__(status, message, body, {"x-amzn-ErrorType": str(body["__type"])})
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None) -> Body:

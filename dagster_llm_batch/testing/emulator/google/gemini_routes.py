@@ -17,12 +17,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
+from dagster_llm_batch.testing.emulator.calls import api_key
 from dagster_llm_batch.testing.emulator.google.gemini_batches import GeminiBatch
 from dagster_llm_batch.testing.emulator.google.requests import Request, problem, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _ROOT = f"{GEMINI}/{{version}}"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Iterable
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
-from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, error_body
-from dagster_llm_batch.testing.emulator.wire import api_key
+from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
+from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body
 from dagster_llm_batch.testing.emulator.world import World
 
 _MOST = 100
@@ -26,31 +23,20 @@ Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 def google_app(table: Iterable[tuple[str, str, Handler]], caller: Caller) -> Starlette:
     """Return the routes (method, path, handler) as an ASGI app."""
-    routes = [Route(path, _guarded(handler, caller), methods=[method]) for method, path, handler in table]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+    return serve_calls(
+        table, caller, lambda request, status: ApiError(status, f"Not found: {request.method} {request.url.path}")
+    )
 
 
 def cloud_caller(world: World) -> Caller:
     """Who calls a service of Google Cloud."""
-
-    def account_of(request: HttpRequest) -> str:
-        account = world.account(api_key(request.scope))
-        if account is None:
-            raise ApiError(401, "Request had invalid authentication credentials.")
-        return account
-
-    return account_of
+    return account_by_key(world, lambda _: ApiError(401, "Request had invalid authentication credentials."))
 
 
 async def json_body(request: HttpRequest) -> Body:
     """Return the JSON object that the request holds."""
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "Invalid JSON payload received. Expected an object.")
-    return body
+    text = "Invalid JSON payload received. Expected an object."
+    return json_object(await request.body(), ApiError(400, text))
 
 
 def page(request: HttpRequest, items: list[Body], name: str) -> Body:
@@ -62,19 +48,3 @@ def page(request: HttpRequest, items: list[Body], name: str) -> Body:
     start, end = int(token), int(token) + min(int(size) or _MOST, _MOST)
     more = {"nextPageToken": str(end)} if end < len(ordered) else {}
     return {**({name: ordered[start:end]} if ordered[start:end] else {}), **more}
-
-
-def _guarded(handler: Handler, caller: Caller) -> Callable[[HttpRequest], Awaitable[Response]]:
-    async def guarded(request: HttpRequest) -> Response:
-        try:
-            return await handler(request, caller(request))
-        except ApiError as error:
-            return JSONResponse(error.body, error.status)
-
-    return guarded
-
-
-async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    """Answer a path that is none."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, f"Not found: {request.method} {request.url.path}"), status)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply
+from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.wire import tokens
 
 VERTEX, GEMINI = "/vertex", "/gemini"
@@ -34,13 +35,11 @@ _STATUSES = {
 _RPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 409: 6, 429: 8, 499: 1, 500: 13, 503: 14, 504: 4}
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and error body."""
 
     def __init__(self, status: int, message: str, *, name: str | None = None, reason: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, code=name)
+        super().__init__(status, message, error_body(status, message, code=name))
         if reason is not None:
             detail = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "googleapis.com"}
             self.body["error"]["details"] = [detail]

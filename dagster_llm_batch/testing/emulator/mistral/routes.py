@@ -14,19 +14,17 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.mistral.jobs import Asked, MistralJob
 from dagster_llm_batch.testing.emulator.mistral.wire import (
     MISTRAL,
     ApiError,
-    error_body,
     file_object,
     model_error,
     new_uuid,
@@ -34,7 +32,6 @@ from dagster_llm_batch.testing.emulator.mistral.wire import (
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, Body
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
@@ -69,25 +66,16 @@ class MistralHouse:
             ("POST", f"{_JOBS}/{{id}}/cancel", self._cancel_job),
             ("POST", MISTRAL + CHAT.removeprefix("/v1"), self._real_time),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        return serve_calls(
+            table,
+            account_by_key(self._world, lambda _: ApiError(401, "Invalid API Key")),
+            lambda _, status: ApiError(status, "Not Found"),
+        )
 
     def close(self) -> None:
         """Give back what unfinished jobs have written."""
         for job in self._jobs.values():
             job.close()
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                if account is None:
-                    raise ApiError(401, "Invalid API Key")
-                return await handler(request, account)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
-
-        return guarded
 
     async def _create_file(self, request: HttpRequest, account: str) -> Response:
         """Refuse a file with one bad line as a whole."""
@@ -135,7 +123,7 @@ class MistralHouse:
         return stored
 
     async def _create_job(self, request: HttpRequest, account: str) -> Response:
-        asked = _parsed(await request.body())
+        asked = json_object(await request.body(), ApiError(422, "body: JSON decode error"))
         files, model, hours = asked.get("input_files"), asked.get("model"), asked.get("timeout_hours", 24)
         if not isinstance(files, list) or len(files) != 1:
             raise ApiError(422, "input_files: the emulator takes one file")
@@ -199,7 +187,7 @@ class MistralHouse:
         return job
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
-        body = _parsed(await request.body())
+        body = json_object(await request.body(), ApiError(422, "body: JSON decode error"))
         if body.get("stream"):
             raise ApiError(422, "The emulator does not stream; send stream=false.")
         status, answer = await asyncio.to_thread(respond, self._world, Request(account, CHAT, body))
@@ -251,18 +239,3 @@ def _page(request: HttpRequest, items: list[Body]) -> Response:
         raise ApiError(422, f"page: from 0; page_size: from 1 to {_MOST_A_PAGE}")
     start = int(page) * int(size)
     return JSONResponse({"object": "list", "data": items[start : start + int(size)], "total": len(items)})
-
-
-def _parsed(raw: bytes) -> Body:
-    try:
-        body = json.loads(raw or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(422, "body: JSON decode error")
-    return body
-
-
-async def _no_route(_request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, "Not Found"), status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.files import StoredFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body
 from dagster_llm_batch.testing.emulator.world import World
@@ -15,13 +16,11 @@ _MESSAGES = {429: "Requests rate limit exceeded", 500: "Internal Server Error", 
 _INVALID_REQUEST = "3310"
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and error body."""
 
     def __init__(self, status: int, message: str, errors: list[Body] | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message) | ({} if errors is None else {"errors": errors})
+        super().__init__(status, message, error_body(status, message) | ({} if errors is None else {"errors": errors}))
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None) -> Body:

@@ -7,21 +7,19 @@ Reads report and never move a batch. What belongs to another account is not foun
 from __future__ import annotations
 
 import asyncio
-import functools
-import json
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.openai import azure
 from dagster_llm_batch.testing.emulator.openai.batches import Hooks, OpenAIBatch
@@ -34,9 +32,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
     RESPONSES,
     ApiError,
     Body,
-    error_body,
 )
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, MODERATIONS)
@@ -72,29 +68,18 @@ class OpenAIHouse:
             ("POST", "/v1/batches/{id}/cancel", self._cancel_batch),
             *(("POST", endpoint, self._real_time) for endpoint in ENDPOINTS),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        return serve_calls(
+            table,
+            account_by_key(self._world, _refuse_key),
+            _refuse_path,
+            new_call_id=partial(self._world.new_id, "req_"),
+            id_header="x-request-id",
+        )
 
     def close(self) -> None:
         """Give back what unfinished batches have written."""
         for batch in self._batches.values():
             batch.close()
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                key = api_key(request.scope)
-                account = self._world.account(key)
-                if account is None:
-                    shown = f"{key[:3]}****{key[-2:]}" if key else "(none)"
-                    raise ApiError(401, f"Incorrect API key provided: {shown}.")
-                response = await handler(request, account)
-            except ApiError as error:
-                response = JSONResponse(error.body, error.status)
-            response.headers["x-request-id"] = self._world.new_id("req_")
-            return response
-
-        return guarded
 
     # https://platform.openai.com/docs/api-reference/files
     async def _create_file(self, request: HttpRequest, account: str) -> Response:
@@ -224,7 +209,7 @@ class OpenAIHouse:
         hooks = Hooks(
             input_file=lambda: None if stored is None else (stored.blob, stored.purpose),
             write_file=lambda blob, name: self._files.store(account, blob, name, "batch_output", results_seconds).id,
-            enqueued_tokens=functools.partial(self._enqueued_tokens, account),
+            enqueued_tokens=partial(self._enqueued_tokens, account),
             bend_row=azure.row_of if is_azure else None,
         )
         batch = OpenAIBatch(self._world, hooks, record, completion_window=body["completion_window"])
@@ -277,24 +262,22 @@ class OpenAIHouse:
         return JSONResponse(answer, status)
 
 
-def _shown(request: HttpRequest, batch: Body) -> Response:
-    return JSONResponse(azure.batch_object(batch) if azure.is_azure(request) else batch)
+def _refuse_key(key: str | None) -> ApiError:
+    shown = f"{key[:3]}****{key[-2:]}" if key else "(none)"
+    return ApiError(401, f"Incorrect API key provided: {shown}.")
 
 
-async def _no_route(request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    text = f"Invalid URL ({request.method} {request.url.path})"
-    return JSONResponse(error_body(status, text), status)
+def _refuse_path(request: HttpRequest, status: int) -> ApiError:
+    return ApiError(status, f"Invalid URL ({request.method} {request.url.path})")
 
 
 async def _json(request: HttpRequest) -> Body:
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "We could not parse the JSON body of your request. It must be a JSON object.")
-    return body
+    text = "We could not parse the JSON body of your request. It must be a JSON object."
+    return json_object(await request.body(), ApiError(400, text))
+
+
+def _shown(request: HttpRequest, batch: Body) -> Response:
+    return JSONResponse(azure.batch_object(batch) if azure.is_azure(request) else batch)
 
 
 def _metadata(given: Any) -> dict[str, str]:
@@ -319,16 +302,7 @@ def _page(request: HttpRequest, items: list[Body], *, most: int, default: int) -
         if after not in ids:
             raise ApiError(400, f"Invalid 'after': no item with id '{after}'.", param="after")
         start = ids.index(after) + 1
-    page = items[start : start + int(given)]
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": start + len(page) < len(items),
-        }
-    )
+    return JSONResponse({"object": "list", **page_of(items, start, start + int(given))})
 
 
 def _joined(parts: Iterable[Blob]) -> Blob:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from dagster_llm_batch.testing.emulator.answers import Reply, prompt_tokens, text_tokens
+from dagster_llm_batch.testing.emulator.calls import CallError
 
 CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
 MODERATIONS = "/v1/moderations"
@@ -25,13 +26,11 @@ _MESSAGES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and error body."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message, param=param, code=code)
+        super().__init__(status, message, error_body(status, message, param=param, code=code))
 
 
 def error_body(status: int, message: str | None = None, *, param: str | None = None, code: str | None = None) -> Body:

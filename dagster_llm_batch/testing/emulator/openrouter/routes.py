@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import Awaitable, Callable
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, RESPONSES, Body
 from dagster_llm_batch.testing.emulator.openrouter.batches import InlineBatch
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER, ApiError, error_body
-from dagster_llm_batch.testing.emulator.wire import api_key
 from dagster_llm_batch.testing.emulator.world import World
 
 _ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
 _BATCHES = f"{OPENROUTER}/batches"
 _BEFORE_REQUESTS = ("endpoint", "model", "callback_url", "completion_window", "provider")
+_NO_OBJECT = "The request body is not valid JSON: it must be an object."
 _MOST_BATCHES, _MOST_ROWS, _DEFAULT = 100, 1_000, 20
 
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
@@ -51,25 +49,16 @@ class OpenRouterHouse:
             ("GET", f"{_BATCHES}/{{id}}/results", self._results),
             *(("POST", OPENROUTER + path.removeprefix("/v1"), self._real_time) for path in _ENDPOINTS),
         )
-        routes = [Route(path, self._guarded(handler), methods=[method]) for method, path, handler in table]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        return serve_calls(
+            table,
+            account_by_key(self._world, lambda _: ApiError(401, "No auth credentials found")),
+            lambda _, status: ApiError(status, "Not found"),
+        )
 
     def close(self) -> None:
         """Give back what unfinished batches have written."""
         for batch in self._batches.values():
             batch.close()
-
-    def _guarded(self, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
-        async def guarded(request: HttpRequest) -> Response:
-            try:
-                account = self._world.account(api_key(request.scope))
-                if account is None:
-                    raise ApiError(401, "No auth credentials found")
-                return await handler(request, account)
-            except ApiError as error:
-                return JSONResponse(error.body, error.status)
-
-        return guarded
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         raw = await request.body()
@@ -107,16 +96,7 @@ class OpenRouterHouse:
             if after not in ids:
                 raise ApiError(400, f"after: there is no batch '{after}'")
             start = ids.index(after) + 1
-        page = told[start : start + limit]
-        return JSONResponse(
-            {
-                "object": "list",
-                "data": page,
-                "first_id": page[0]["id"] if page else None,
-                "last_id": page[-1]["id"] if page else None,
-                "has_more": start + len(page) < len(told),
-            }
-        )
+        return JSONResponse({"object": "list", **page_of(told, start, start + limit)})
 
     async def _get(self, request: HttpRequest, account: str) -> Response:
         batch = self._batch(request, account)
@@ -152,7 +132,7 @@ class OpenRouterHouse:
         return JSONResponse({"id": batch.record.id, "object": "batch", "deletion": deletion})
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
-        body = _parsed(await request.body())
+        body = json_object(await request.body(), ApiError(400, _NO_OBJECT))
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.")
         endpoint = f"/v1{request.url.path.removeprefix(OPENROUTER)}"
@@ -170,7 +150,7 @@ class OpenRouterHouse:
 
 def _read_in_order(raw: bytes) -> Body:
     """Return the body of a create call. It is read as it arrives: what comes after the requests is not seen in time."""
-    told = _parsed(raw)
+    told = json_object(raw, ApiError(400, _NO_OBJECT))
     names = list(told)
     if "requests" not in names or not isinstance(told["requests"], list) or not told["requests"]:
         raise ApiError(400, "requests: a list of one request or more is required")
@@ -203,18 +183,3 @@ def _place(cursor: str) -> int:
         return int(base64.urlsafe_b64decode(cursor).decode().removeprefix("row:"))
     except ValueError:
         raise ApiError(400, "cursor: not valid") from None
-
-
-def _parsed(raw: bytes) -> Body:
-    try:
-        body = json.loads(raw or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ApiError(400, "The request body is not valid JSON: it must be an object.")
-    return body
-
-
-async def _no_route(_request: HttpRequest, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return JSONResponse(error_body(status, "Not found"), status)

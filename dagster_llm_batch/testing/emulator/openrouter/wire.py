@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.wire import Body
 
 OPENROUTER = "/api/v1"
@@ -16,13 +17,11 @@ _ERROR_TYPES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(CallError):
     """A request ends in this HTTP status and error body."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = error_body(status, message)
+        super().__init__(status, message, error_body(status, message))
 
 
 def error_body(status: int, message: str | None = None, *, code: str | None = None) -> Body:

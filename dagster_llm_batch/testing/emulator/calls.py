@@ -1,0 +1,125 @@
+"""Calls as every vendor takes them: who calls, how a call is refused, the JSON that it holds, a page of a list.
+
+What a refusal says, and where a call's id stands, is each vendor's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from dagster_llm_batch.testing.emulator.world import World
+
+Caller = TypeVar("Caller")
+Body = dict[str, Any]
+
+
+class CallError(Exception):
+    """A call ends in this HTTP status and error body."""
+
+    def __init__(self, status: int, message: str, body: Body, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
+        self.headers = headers
+
+    def response(self, call_id: str) -> Response:
+        """Return the answer. `call_id` is for a vendor whose error bodies hold it."""
+        del call_id
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def serve_calls(
+    table: Iterable[tuple[str, str, Callable[[HttpRequest, Caller], Awaitable[Response]]]],
+    caller: Callable[[HttpRequest], Caller],
+    no_route: Callable[[HttpRequest, int], CallError],
+    *,
+    new_call_id: Callable[[], str] = str,
+    id_header: str | None = None,
+) -> Starlette:
+    """Return the routes (method, path, handler) as an ASGI app.
+
+    Args:
+        table: A handler is given who calls, and answers or raises CallError.
+        caller: Tells who calls, or raises CallError.
+        no_route: What a path or method that is none ends in, by the request and its status.
+        new_call_id: Makes the id of a call.
+        id_header: The header of every answer in which that id stands; None: in none.
+    """
+
+    def guarded(
+        handler: Callable[[HttpRequest, Caller], Awaitable[Response]],
+    ) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def answer(request: HttpRequest) -> Response:
+            call_id = new_call_id()
+            try:
+                response = await handler(request, caller(request))
+            except CallError as error:
+                response = error.response(call_id)
+            if id_header is not None:
+                response.headers[id_header] = call_id
+            return response
+
+        return answer
+
+    async def refuse(request: HttpRequest, error: Exception) -> Response:
+        return no_route(request, error.status_code if isinstance(error, HTTPException) else 404).response("")
+
+    routes = [Route(path, guarded(handler), methods=[method]) for method, path, handler in table]
+    return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
+
+
+def account_by_key(world: World, refusal: Callable[[str | None], CallError]) -> Callable[[HttpRequest], str]:
+    """Return what tells the account of a call by its key, and refuses a key that opens none."""
+
+    def account_of(request: HttpRequest) -> str:
+        key = api_key(request.scope)
+        account = world.account(key)
+        if account is None:
+            raise refusal(key)
+        return account
+
+    return account_of
+
+
+def api_key(scope: MutableMapping[str, Any]) -> str | None:
+    """Return the key in `Authorization: Bearer`, `api-key`, `x-api-key`, `x-goog-api-key`, or an AWS access key."""
+    headers: dict[bytes, str] = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get(b"x-api-key"):  # Anthropic's, and of two headers the one that it goes by
+        return headers[b"x-api-key"]
+    bearer = headers.get(b"authorization", "")
+    if bearer.lower().startswith("bearer "):
+        return bearer[len("bearer ") :].strip() or None
+    if bearer.startswith("AWS4-HMAC-SHA256 "):
+        return bearer.partition("Credential=")[2].partition("/")[0] or None
+    names = (b"api-key", b"x-goog-api-key")
+    return next((headers[name] for name in names if headers.get(name)), None)
+
+
+def json_object(raw: bytes, refusal: CallError) -> Body:
+    """Return the JSON object that a call holds, an empty one where it holds nothing."""
+    try:
+        body = json.loads(raw or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise refusal
+    return body
+
+
+def page_of(items: Sequence[Body], start: int, end: int) -> Body:
+    """Return a page of a list as it is told where the next one begins after an id."""
+    page = list(items[start:end])
+    return {
+        "data": page,
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": end < len(items),
+    }
