@@ -27,7 +27,7 @@ from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Queued, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 if TYPE_CHECKING:
@@ -436,7 +436,7 @@ def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
     inside: list[Shard] = []
     for shard in shards:
         if shard.lane is Lane.BATCH:
-            if not inside or not _is_within(limit, [*inside, shard], batches=len(inside) + 1):
+            if not inside or not _is_within(limit, _queued([*inside, shard], batches=len(inside) + 1)):
                 rounds, inside = rounds + 1, []
             inside.append(shard)
     return max(rounds, 1)
@@ -471,12 +471,12 @@ def forecast_end(
     return history.forecast_end(labeling.asset, question)
 
 
-def _is_within(limit: QueueLimit, shards: Sequence[Shard], batches: int) -> bool:
-    counts = {
-        "max_batches": batches,
-        "max_requests": sum(shard.requests for shard in shards),
-        "max_tokens": sum(shard.tokens for shard in shards),
-    }
+def _queued(shards: Sequence[Shard], batches: int) -> Queued:
+    return Queued(batches, sum(shard.requests for shard in shards), sum(shard.tokens for shard in shards))
+
+
+def _is_within(limit: QueueLimit, queued: Queued) -> bool:
+    counts = {"max_batches": queued.batches, "max_requests": queued.requests, "max_tokens": queued.tokens}
     return all((most := getattr(limit, name)) is None or count <= most for name, count in counts.items())
 
 
@@ -518,14 +518,14 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
-    own = {shard.shard_id for shard in batch}
     now = deployment.clock()
-    seen = (now - _PLACE_KEPT, now)
-    before = deployment.ledger.queued_shards(deployment.namespace, batch[0], seen=seen, model=model)
-    ahead = [shard for shard in before if shard.shard_id not in own and due(shard, now)]
-    batches = len({shard.carrier or shard.shard_id for shard in ahead}) + 1
+    ahead = deployment.ledger.queue_ahead(
+        deployment.namespace, batch, seen=(now - _PLACE_KEPT, now), longest_pause=LONGEST_PAUSE, model=model
+    )
+    own = _queued(batch, batches=1)
     # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.
-    return _is_within(limit, [*ahead, *batch], batches) or (not ahead and len(batch) == 1)
+    is_alone = not ahead.batches and len(batch) == 1
+    return is_alone or _is_within(limit, Queued(*map(sum, zip(ahead, own, strict=True))))
 
 
 def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:

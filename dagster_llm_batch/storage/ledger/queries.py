@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.queues import QueueQueries, may_go
 from dagster_llm_batch.storage.ledger.records import (
     Event,
     Progress,
@@ -36,7 +37,6 @@ from dagster_llm_batch.storage.ledger.shards import (
     committed_usd,
     count_sends,
     kept_usd,
-    looked_after,
     unknown_shard,
     unrecorded_sends,
 )
@@ -76,14 +76,21 @@ _SHARDS = (
 _SENT_IN_SAME = sa.select(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)).where(
     SHARD.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)), SHARD.c.state == ShardState.SUBMITTING
 )
+# By ids: an OR of two subqueries reads all shards that are in flight.
 _SHARING = (
     sa.select(SHARD)
-    .where(SHARD.c.shard_id.in_(_SENT_IN_SAME) | SHARD.c.carrier.in_(_SENT_IN_SAME))
+    .where(
+        SHARD.c.shard_id.in_(
+            sa.union(_SENT_IN_SAME, sa.select(SHARD.c.shard_id).where(SHARD.c.carrier.in_(_SENT_IN_SAME)))
+        )
+    )
     .where(SHARD.c.state == ShardState.SUBMITTING)
     .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.wave, SHARD.c.number)
 )
+# No index has the batches of shards that others carry: without the carrier, all shards that there ever were are read.
 _OF_BATCH = (
     sa.select(SHARD)
+    .where((SHARD.c.shard_id == sa.bindparam("carrier")) | (SHARD.c.carrier == sa.bindparam("carrier")))
     .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "batch_id")))
     .order_by(SHARD.c.carrier.nulls_first(), SHARD.c.shard_id)
 )
@@ -95,7 +102,7 @@ _TOMBSTONES = (
 _TOMBSTONES_OF = _TOMBSTONES.where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
 
 
-class LedgerQueries(HistoryQueries):
+class LedgerQueries(QueueQueries, HistoryQueries):
     """What a Ledger can be asked. The engine's parts that must change nothing are given this type."""
 
     _database: Database
@@ -193,54 +200,10 @@ class LedgerQueries(HistoryQueries):
         """
         return self._shards(_SHARING, submission_ids=list(submission_ids))
 
-    def queued_shards(
-        self, namespace: str, shard: Shard, *, seen: tuple[datetime, datetime], model: str | None = None
-    ) -> list[Shard]:
-        """Return the shards in the queue of this shard's provider and account, and of this namespace those before it.
-
-        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
-        somebody looks after it: did so between the two times of `seen` (`Ledger.keep_places`).
-        """
-        planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == shard.shard_id).scalar_subquery()
-        older = (SHARD.c.planned_at < planned_at) | (
-            (SHARD.c.planned_at == planned_at) & (SHARD.c.shard_id < shard.shard_id)
-        )
-        waits = _may_go(namespace) & older & looked_after(*seen)
-        query = (
-            sa.select(SHARD)
-            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-            .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
-            .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)
-        )
-        return self._shards(query if model is None else query.where(SHARD.c.model == model))
-
-    def tokens_beside(self, shards: Sequence[Shard], *, since: datetime | None = None) -> int:
-        """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
-
-        With `since`, what was in flight at any time since then.
-        """
-        flying: sa.ColumnElement[bool] = SHARD.c.state.in_(sorted(IN_FLIGHT))
-        if since is not None:
-            flying |= (SHARD.c.ended_at >= since) & SHARD.c.batch_id.is_not(None)
-        query = sa.select(sa.func.coalesce(sa.func.sum(SHARD.c.tokens), 0))
-        query = query.where(*_of_model(shards[0]), flying, SHARD.c.shard_id.not_in([each.shard_id for each in shards]))
-        with self._database.read() as connection:
-            return int(connection.execute(query).scalar_one())
-
-    def shards_without_room(self, namespace: str, shard: Shard, *, seen: tuple[datetime, datetime]) -> list[Shard]:
-        """Return the unfinished shards of this one's model that the provider's queue had no room for.
-
-        In flight again, of any namespace; planned, of this one, while somebody looks after them (see `queued_shards`).
-        """
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        waits = _may_go(namespace) & looked_after(*seen)
-        query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
-        return self._shards(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits))
-
     def shards_waiting_for_room(self, namespace: str) -> list[tuple[Submission, Shard]]:
         """Return the planned shards of open submissions that their provider's queue had no room for."""
         query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(_may_go(namespace), SHARD.c.no_room_at.is_not(None))
+        query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
         shards = self._shards(query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id))
         return [(self.submission(shard.submission_id), shard) for shard in shards]
 
@@ -248,7 +211,8 @@ class LedgerQueries(HistoryQueries):
         """Return all shards that the batch of this one carries, the carrier first."""
         if shard.batch_id is None:
             return [shard]
-        return self._shards(_OF_BATCH, provider=shard.provider, account=shard.account, batch_id=shard.batch_id)
+        batch = {name: getattr(shard, name) for name in ("provider", "account", "batch_id")}
+        return self._shards(_OF_BATCH, carrier=shard.carrier or shard.shard_id, **batch)
 
     def told_with(self, shard: Shard) -> list[Shard]:
         """Return the shards on which a provider's words on this one may be, too: they were in a batch with it once.
@@ -528,18 +492,6 @@ class LedgerQueries(HistoryQueries):
 
 def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
-
-
-def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return the conditions for shards that share this one's queue: of its provider, account and model."""
-    same = tuple(SHARD.c[name] == getattr(shard, name) for name in ("provider", "account", "model"))
-    return (*same, SHARD.c.lane == Lane.BATCH)
-
-
-def _may_go(namespace: str) -> sa.ColumnElement[bool]:
-    """Return the condition for planned shards that are still to be sent, of a query that joins their submissions."""
-    is_open = (SUBMISSION.c.state == SubmissionState.OPEN) & (SUBMISSION.c.namespace == namespace)
-    return (SHARD.c.state == ShardState.PLANNED) & is_open
 
 
 def _read_halves(

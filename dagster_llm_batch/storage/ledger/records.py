@@ -211,6 +211,14 @@ class Shard:
         return self.reason is not None and self.cause in (None, Cause.NOT_TAKEN)
 
 
+class Queued(NamedTuple):
+    """What is in a provider's queue."""
+
+    batches: int
+    requests: int
+    tokens: int
+
+
 class ShardFields(TypedDict, total=False):
     """The columns that a move may set beside the new state."""
 

@@ -42,6 +42,7 @@ __all__ = [
     "insert_half",
     "insert_shards",
     "is_awaited",
+    "is_due",
     "kept_usd",
     "looked_after",
     "move_values",
@@ -199,6 +200,15 @@ def looked_after(since: datetime, now: datetime) -> sa.ColumnElement[bool]:
     """Return the condition for shards that a process looked after since then. To plan a shard counts as that."""
     # A time that lies ahead was set by a clock that was wrong, and would keep a place until that time.
     return sa.func.coalesce(SHARD.c.polled_at, SHARD.c.planned_at).between(since, now + _CLOCKS_APART)
+
+
+def is_due(now: datetime, longest_pause: timedelta) -> sa.ColumnElement[bool]:
+    """Return the condition for shards that need not wait any longer.
+
+    A time that lies further ahead than the longest pause was set by a clock that was wrong.
+    """
+    until = SHARD.c.waits_until
+    return until.is_(None) | (until <= now) | (until > now + longest_pause)
 
 
 def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datetime) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+"""What a shard or a queue is asked about reads few of the others, however many the ledger has, on both databases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+from ledger_builders import a_shard, a_submission
+
+from dagster_llm_batch.states import Move, ShardState
+
+_OTHERS = 3_000
+_STEPS = 100  # of SQLite's virtual machine
+
+
+class Effort:
+    """What queries took: rows that PostgreSQL looked at, or hundreds of steps that SQLite made."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def step(self) -> int:
+        self.spent += 1
+        return 0
+
+
+def _looked_at(plan: dict) -> int:
+    here = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0) if "Relation Name" in plan else 0
+    return int(here * plan["Actual Loops"]) + sum(_looked_at(part) for part in plan.get("Plans", ()))
+
+
+@contextmanager
+def _effort(ledger) -> Iterator[Effort]:
+    effort = Effort()
+    with ledger._database.read() as connection:
+        engine = connection.engine
+
+    def before(_connection, cursor, *_):
+        if engine.dialect.name == "sqlite":
+            cursor.connection.set_progress_handler(effort.step, _STEPS)
+
+    def after(_connection, cursor, statement, *_):
+        if engine.dialect.name != "sqlite" and "FROM shard" in statement:
+            with cursor.connection.cursor() as explained:
+                explained.execute(b"EXPLAIN (ANALYZE, FORMAT JSON) " + cursor.query)
+                [[[plan]]] = explained.fetchall()
+                effort.spent += _looked_at((json.loads(plan) if isinstance(plan, str) else plan)["Plan"])
+
+    sa.event.listen(engine, "before_cursor_execute", before)
+    sa.event.listen(engine, "after_cursor_execute", after)
+    yield effort
+    sa.event.remove(engine, "before_cursor_execute", before)
+    sa.event.remove(engine, "after_cursor_execute", after)
+
+
+@pytest.fixture
+def busy_ledger(ledger):
+    """Two shards in one batch, and thousands of others of the same account: in flight, each in a batch of its own."""
+    others = [a_shard(f"o{n}", "others", number=n, nonce=f"o{n}") for n in range(_OTHERS)]
+    ledger.open_submission(a_submission("others", partition="others"), others)
+    ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2, nonce="n2")])
+    ledger.move_shards(["h1", "h2"], Move.SEND)
+    with ledger._database.write() as connection:
+        connection.execute(
+            sa.text(
+                "UPDATE shard SET state = 'submitted', batch_id = 'b' || shard_id, sent_at = planned_at, "
+                "submitted_at = planned_at WHERE submission_id = 'others'"
+            )
+        )
+    with ledger._database.read() as connection:
+        connection.execute(sa.text("ANALYZE"))
+        connection.commit()
+    return ledger
+
+
+def test_the_shards_of_a_create_call_of_unknown_end_are_found_without_a_look_at_what_else_is_in_flight(busy_ledger):
+    with _effort(busy_ledger) as effort:
+        found = busy_ledger.shards_sent_with(["s1"])
+    assert [shard.shard_id for shard in found] == ["h1", "h2"]
+    assert effort.spent < 100
+
+
+def test_the_shards_of_a_batch_are_found_without_a_look_at_other_batches(busy_ledger):
+    busy_ledger.move_shards(["h1", "h2"], Move.ACCEPTED, batch_id="batch")
+    with _effort(busy_ledger) as effort:
+        found = [busy_ledger.shards_of_batch(busy_ledger.shard(shard_id)) for shard_id in ("h1", "h2")]
+    assert [[shard.shard_id for shard in shards] for shards in found] == [["h1", "h2"]] * 2
+    assert {shard.state for shards in found for shard in shards} == {ShardState.SUBMITTED}
+    assert effort.spent < 100
+
+
+def test_a_queue_is_summed_by_batches_without_the_batch_itself_and_what_is_to_wait_longer(busy_ledger, clock):
+    busy_ledger.open_submission(
+        a_submission("s2", partition="2"), [a_shard("w1", "s2", nonce="w1", tokens=5), a_shard("zz", "s2", number=2)]
+    )
+    hour = timedelta(hours=1)
+    asked = {"seen": (clock.now - hour, clock.now), "longest_pause": hour}
+    last = busy_ledger.shard("zz")
+    ahead = busy_ledger.queue_ahead("prod", [last], **asked)
+    assert (ahead.batches, ahead.requests, ahead.tokens) == (_OTHERS + 2, 8 * (_OTHERS + 3), 5)
+    busy_ledger.delay_shards(["w1"], clock.now + hour, "it waits")
+    assert busy_ledger.queue_ahead("prod", [last], **asked).batches == _OTHERS + 1
+    assert busy_ledger.queue_ahead("prod", [last, busy_ledger.shard("h1")], **asked).requests == 8 * (_OTHERS + 1)
+    assert busy_ledger.queue_ahead("prod", [last], model="another", **asked).batches == 0
+    assert busy_ledger.queue_ahead("elsewhere", [busy_ledger.shard("w1")], **asked).batches == _OTHERS + 1
