@@ -11,7 +11,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import again, backfill, cores, dagster_run, money, partitions, pipeline, replan, sensor, startup, writes
+from benchmarks import (
+    again,
+    backfill,
+    chains,
+    cores,
+    dagster_run,
+    money,
+    partitions,
+    pipeline,
+    replan,
+    sensor,
+    startup,
+    writes,
+)
 from benchmarks.measure import ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -23,7 +36,8 @@ def main() -> None:
     parser.add_argument(
         "parts",
         nargs="*",
-        help="some of: pipeline, replan, runs, cores, ledger, sensor, partitions, money, startup (default: all)",
+        help="some of: pipeline, replan, chains, runs, cores, ledger, sensor, partitions, money, startup "
+        "(default: all)",
     )
     parser.add_argument(
         "--keep", type=Path, help="a folder for the tables of the parts; the page is put together from it"
@@ -44,6 +58,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--ledgers", nargs="+", default=list(sensor.LEDGERS))
     parser.add_argument("--days", type=int, default=365)
+    parser.add_argument("--growing", type=int, nargs="+", default=[1, 2, 30, 60, 120], help="days of a growing table")
+    parser.add_argument("--rows-a-day", type=int, default=50)
     parser.add_argument("--inputs", type=Path, default=Path(tempfile.gettempdir()) / "dagster-llm-batch-benchmarks")
     options = parser.parse_args()
 
@@ -67,6 +83,7 @@ def main() -> None:
     parts: dict[str, tuple[str, Callable[[], str]]] = {
         "pipeline": (_PIPELINE, measured_pipeline),
         "replan": (_REPLAN, lambda: replan.table(options.run_rows, options.runs, options.inputs)),
+        "chains": (_CHAINS, lambda: chains.table(options.growing, options.rows_a_day, options.runs)),
         "runs": (_RUNS, lambda: dagster_run.table(floors, options.run_rows, options.runs, options.inputs)),
         "cores": (_CORES, lambda: cores.table(options.run_rows[0], options.caps, options.inputs)),
         "ledger": (_LEDGER, lambda: writes.table(options.rows, options.shard_sizes, options.inputs)),
@@ -126,6 +143,11 @@ _REPLAN = """## The same rows again
 
 Rows that are all answered are planned again, in a process of its own: what has not changed is neither rendered nor
 stored again. Beside it a process that does nothing but read the rows. CPU is the least of the runs."""
+_CHAINS = """## A table that grows
+
+Each day some rows more, and the whole table is labeled anew: earlier days' answers are reused. Each of these days is
+planned, sent, collected and labeled in a process of its own, the days between them in one. CPU after imports, the least
+of the runs. What is told for each earlier day is what a day takes more than the first one, its rows included."""
 _RUNS = """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands

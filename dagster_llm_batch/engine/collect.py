@@ -13,11 +13,12 @@ import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,7 +39,14 @@ from dagster_llm_batch.engine.request_files import (
     packed_ids,
     request_ids,
 )
-from dagster_llm_batch.errors import CredentialsError, PayloadError, ProviderError, RefusedError, TransientError
+from dagster_llm_batch.errors import (
+    CredentialsError,
+    LeaseError,
+    PayloadError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+)
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
@@ -56,6 +64,9 @@ _LINES_AT_ONCE = 64
 # A batch's result files can be complete later than its status says that it ended.
 _PATIENCE = timedelta(hours=1)
 _LONGEST_PAUSE_SECONDS = 30.0
+
+# The start of the name of the lease of who downloads a batch that several submissions share.
+_DOWNLOAD = "download:"
 
 # The event of a shard whose provider has no results of it.
 _NOT_THERE = "not_there"
@@ -95,6 +106,24 @@ class Collector:
             gone = [shard.shard_id]
             return self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=_LOST, ended_at=ended_at)[0]
         shards = self._ledger.shards_of_batch(shard)
+        with self._downloading_alone(shards):
+            # Another process, which collects another submission of the batch, may have stored this one's lines.
+            return shard if self._is_archived(shard) else self._download(shard, shards)
+
+    @contextmanager
+    def _downloading_alone(self, shards: Sequence[Shard]) -> Iterator[None]:
+        """Wait for another process that downloads the same batch. Of a batch of one submission there is none."""
+        with ExitStack() as held:
+            if len({sharing.submission_id for sharing in shards}) > 1:
+                name = f"{_DOWNLOAD}{shards[0].shard_id}"
+                # Whoever takes so long may be stuck. To download a batch twice costs time only.
+                with suppress(LeaseError):
+                    wait_seconds = self._deployment.download_wait_seconds
+                    held.enter_context(self._ledger.hold_leases(name, wait_seconds=wait_seconds))
+            yield
+
+    def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
+        """Store the lines of all shards of a batch; return the one of them that is asked for, as it is now."""
         # A connection that breaks off without an error looks like the end of a shorter file.
         counted = 0 if shard.cause is Cause.GONE else sum(sharing.done or 0 for sharing in shards)
         is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
@@ -307,18 +336,15 @@ class Collector:
 
         A person has asked them again, after a batch was given up or was gone, and now its answers came.
         """
-        own = self._ledger.submission(shard.submission_id)
+        newer = self._ledger.newer_submissions(self._ledger.submission(shard.submission_id))
         requests: set[str] = set()
-        for newer in self._ledger.history(own.namespace, own.asset, own.partition):
-            if newer.submission_id == own.submission_id:
-                break
-            for other in self._ledger.shards(newer.submission_id):
-                if other.results_path and self._payloads.exists(other.results_path):
-                    results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
-                    is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)
-                    requests.update(results["llm_request_id"].filter(is_label).to_pylist())
-                elif other.state in IN_FLIGHT:
-                    requests.update(request_ids(self._payloads, other))
+        for other in chain.from_iterable(self._ledger.shards_of(newer).values()):
+            if other.results_path and self._payloads.exists(other.results_path):
+                results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
+                is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)
+                requests.update(results["llm_request_id"].filter(is_label).to_pylist())
+            elif other.state in IN_FLIGHT:
+                requests.update(request_ids(self._payloads, other))
         return requests
 
     def _lacks_lines(self, shard: Shard) -> bool:

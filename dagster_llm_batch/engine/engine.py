@@ -371,7 +371,7 @@ class Engine:
 
     def _has_sources(self, submission: Submission) -> bool:
         """Return whether the submissions whose answers this one reuses are settled."""
-        return all(self.ledger.submission(source).is_settled for source in submission.reused_from)
+        return not self.ledger.unsettled(submission.reused_from)
 
     def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
         return LabelAssembler(

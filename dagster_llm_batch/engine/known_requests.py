@@ -120,10 +120,13 @@ def find_known(
     is_final = is_cascade and of is None and not again
     found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
     collector = Collector(labeling, deployment)
+    stored = deployment.ledger.shards_of([submission.submission_id for submission in submissions])
     for submission in submissions:
-        collector.restore(deployment.ledger.shards(submission.submission_id))
-        # Read after that: what is lost for good has a cause now.
-        for shard in sorted(deployment.ledger.shards(submission.submission_id), key=_wave, reverse=True):
+        shards = stored[submission.submission_id]
+        if collector.restore(shards):
+            # What is lost for good has a cause now.
+            shards = deployment.ledger.shards(submission.submission_id)
+        for shard in sorted(shards, key=_wave, reverse=True):
             if not is_cascade or shard.asked_of == model:
                 found.add(shard)
     in_flight, few = bytes(found.in_flight), deployment.few_known

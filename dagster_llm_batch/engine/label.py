@@ -294,7 +294,8 @@ class Answers:
         A wave that was planned but never sent is ignored; the previous outcome stands.
         """
         sources = reversed(self.submission.reused_from)
-        others = [shard for source in sources for shard in self.ledger.shards(source)]
+        of_sources = self.ledger.shards_of(self.submission.reused_from)
+        others = [shard for source in sources for shard in of_sources[source]]
         collected = [shard for shard in (*others, *self.shards) if shard.results_path]
         shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
         if self.levels is not None:
@@ -469,13 +470,16 @@ class LabelAssembler(Answers):
 
     def labels(self, *, run_id: str, reread: bool) -> Labeled:
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
-        self.read_again(reread=reread)
-        tables = (self.payloads.read_table(_path(s)) for wave in self.waves for s in wave)
+        tables = (self._read_results(shard, reread=reread) for wave in self.waves for shard in wave)
         are_oracles = (self._asks_oracle(shard) for wave in self.waves for shard in wave)
         return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
+        if len(self.part_names()) == 1:
+            # To open a file takes longer than to read some hundred rows, and a table that grew for long is many files.
+            yield self.labels(run_id=run_id, reread=reread)
+            return
         self.read_again(reread=reread)
         shared, schema = self._shared(), self.collector.schema
         own = _chosen(schema, [name for name in schema.names if name not in SHARED])
@@ -500,12 +504,24 @@ class LabelAssembler(Answers):
         results = (self.payloads.iter_batches(_path(shard), 1, SHARED) for shard in chain.from_iterable(self.waves))
         return pa.Table.from_batches([next(batches, nothing) for batches in results], schema).combine_chunks()
 
+    def _read_results(self, shard: Shard, *, reread: bool) -> pa.Table:
+        """Return all results of a shard. See `read_again`."""
+        if not reread:
+            table = self.payloads.read_table(_path(shard))
+            if table.schema.equals(self.collector.schema):
+                return table
+        self._read_again(shard, reread=reread)
+        return self.payloads.read_table(_path(shard))
+
     def read_again(self, *, reread: bool) -> None:
         """Read raw lines again into results where those have other columns than now, or of all shards (`reread`)."""
         for shard in chain.from_iterable(self.waves):
-            has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
-            if reread or has_other_columns:
-                self.collector.read_again(shard, needed=has_other_columns)
+            self._read_again(shard, reread=reread)
+
+    def _read_again(self, shard: Shard, *, reread: bool) -> None:
+        has_other_columns = not self.payloads.table_schema(_path(shard)).equals(self.collector.schema)
+        if reread or has_other_columns:
+            self.collector.read_again(shard, needed=has_other_columns)
 
 
 def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:

@@ -23,7 +23,7 @@ from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.preview import Preview, preview_of
-from dagster_llm_batch.engine.prune import is_pruned
+from dagster_llm_batch.engine.prune import find_pruned, is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_source import RequestSource
@@ -277,7 +277,8 @@ class Planner:
     def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
         """Return the submissions whose answers can be reused."""
         same = [s for s in history if s.config_fingerprint == self.configuration]
-        return [s for s in same if not is_pruned(self._ledger, s)]
+        pruned = find_pruned(self._ledger, same)
+        return [s for s in same if s.submission_id not in pruned]
 
     def _may_follow(self, known: Submission, *, again: bool) -> bool:
         """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned."""

@@ -46,7 +46,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespace_folder, payload_path
 
-__all__ = ["Pruner", "Pruning", "is_pruned"]
+__all__ = ["Pruner", "Pruning", "find_pruned", "is_pruned"]
 
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
@@ -83,7 +83,12 @@ class Pruning:
 
 def is_pruned(ledger: Ledger, submission: Submission) -> bool:
     """Return whether the submission was pruned, so that its answers cannot be reused."""
-    return any(event.kind == _PRUNED for event in ledger.events(submission.submission_id))
+    return bool(find_pruned(ledger, [submission]))
+
+
+def find_pruned(ledger: Ledger, submissions: Iterable[Submission]) -> set[str]:
+    """Return the ids of those of these submissions that were pruned."""
+    return ledger.having_event([submission.submission_id for submission in submissions], _PRUNED)
 
 
 class Pruner:

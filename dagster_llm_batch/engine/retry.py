@@ -223,12 +223,19 @@ class NextWave:
         """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
         if not self._submission.reused_from:
             return
+        sources = self._deployment.ledger.shards_of(self._submission.reused_from)
+        planned_at = self._submission.created_at
+        in_flight = [
+            shard
+            for source in self._submission.reused_from
+            for shard in sources[source]
+            if shard.collected_at and shard.collected_at >= planned_at
+        ]
+        if not in_flight:
+            return
         manifest = self._deployment.payloads.read_table(self._submission.manifest, [_RESULT_COLUMNS[0]])
         open_ids = set(manifest[_RESULT_COLUMNS[0]].to_pylist())
         open_ids.difference_update(request_id for request_id, *_ in self._result_rows(self._shards))
-        sources = {source: self._deployment.ledger.shards(source) for source in self._submission.reused_from}
-        planned_at = self._submission.created_at
-        in_flight = [s for own in sources.values() for s in own if s.collected_at and s.collected_at >= planned_at]
         results = [(shard, list(self._result_rows([shard]))) for shard in in_flight]
         for _, rows in results:
             open_ids.difference_update(request_id for request_id, outcome, _ in rows if outcome == Outcome.SUCCEEDED)

@@ -423,6 +423,12 @@ class PayloadStore:
     @contextmanager
     def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
         """Open a table whose digest was compared, by this process, since it was written."""
+        with self._compared(path) as file, open_table(file) as parquet:
+            yield parquet
+
+    @contextmanager
+    def _compared(self, path: str) -> Iterator[BinaryIO]:
+        """Open the file of a table, as `_parquet` does, and do not look into it."""
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
             seen = self._version(path, file)
@@ -433,7 +439,7 @@ class PayloadStore:
                 if not is_whole_table(file):
                     raise DamagedError(path)
                 _remember(seen)
-            yield files.enter_context(open_table(file))
+            yield file
 
     def _version(self, path: str, file: Any) -> tuple[object, ...]:
         """Return what changes when the file does."""
@@ -451,7 +457,7 @@ class PayloadStore:
         """
         try:
             if path.endswith(".parquet"):
-                with self._parquet(path):
+                with self._compared(path):
                     return True
             with self._open(path) if self._is_local else self._here(path) as file:
                 expected, size = framed_digest(file)

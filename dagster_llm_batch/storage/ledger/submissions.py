@@ -9,7 +9,7 @@ compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
-from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row, to_row
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
@@ -233,10 +233,63 @@ def rename_submissions(
     return sorted(partitions - taken), sorted(partitions & taken)
 
 
+# SQLite takes some 32,000 parameters.
+_IDS_AT_ONCE = 10_000
+
+_SHARDS_OF = (
+    sa.select(SHARD)
+    .where(SHARD.c.submission_id.in_(_IDS))
+    .order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
+)
+_NEWER = sa.select(SUBMISSION.c.submission_id).where(
+    OF_PARTITION,
+    sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(sa.bindparam(column.name, type_=column.type) for column in OLDEST_FIRST)),
+)
+_HAVING_EVENT = (
+    sa.select(EVENT.c.submission_id).where(EVENT.c.submission_id.in_(_IDS), EVENT.c.kind == sa.bindparam("kind"))
+).distinct()
+_UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
+    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.settled_at.is_(None)
+)
+
+
 class HistoryQueries:
-    """What a dataset's submissions were like: how long they and batches took (core/durations.py), what audits found."""
+    """Many submissions at once; and what a dataset's were like: how long they and batches took (core/durations.py),
+    what audits found.
+    """
 
     _database: Database
+
+    def shards_of(self, submission_ids: Collection[str]) -> dict[str, list[Shard]]:
+        """Return the shards of each of these submissions, by wave and number."""
+        shards: dict[str, list[Shard]] = {submission_id: [] for submission_id in submission_ids}
+        for row in self._rows_of(_SHARDS_OF, submission_ids):
+            shards[row["submission_id"]].append(from_row(Shard, row))
+        return shards
+
+    def having_event(self, submission_ids: Collection[str], kind: str) -> set[str]:
+        """Return those of these submissions that have an event of this kind."""
+        return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kind=kind)}
+
+    def newer_submissions(self, submission: Submission) -> list[str]:
+        """Return the ids of the submissions of a partition that were planned after this one."""
+        own = {"namespace": submission.namespace, "asset": submission.asset, "partition": submission.partition}
+        at = {"created_at": submission.created_at, "submission_id": submission.submission_id}
+        with self._database.read() as connection:
+            return list(connection.execute(_NEWER, {**own, **at}).scalars())
+
+    def unsettled(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these submissions that are not settled."""
+        return {row["submission_id"] for row in self._rows_of(_UNSETTLED, submission_ids)}
+
+    def _rows_of(
+        self, query: sa.Select[Any], submission_ids: Collection[str], **values: Any
+    ) -> Iterator[sa.RowMapping]:
+        ids = sorted(set(submission_ids))
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            with self._database.read() as connection:
+                rows = connection.execute(query, {"ids": ids[start : start + _IDS_AT_ONCE], **values})
+                yield from rows.mappings().all()
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
         """Return what the newest audit of each partition found, and the path of its manifest; see core/audit.py."""
