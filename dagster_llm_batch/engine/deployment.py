@@ -206,6 +206,7 @@ class Deployment:
         clock: Returns the time now, aware.
         sleep: Waits for so many seconds.
         lease_wait_seconds: How long to wait for another process that works on the same submission.
+        download_wait_seconds: How long to wait for another process that downloads the same batch, which they share.
         budgets: Limits on what all submissions of a period may cost together.
         queue_limits: By the name of a provider: how much may be in its queue at once.
         overdue_after: How long a batch may take before a person is told. None: the vendor's window and half of it more.
@@ -235,6 +236,7 @@ class Deployment:
     clock: Callable[[], datetime] = utc_now
     sleep: Callable[[float], None] = time.sleep
     lease_wait_seconds: float = 0.0
+    download_wait_seconds: float = 600.0
     budgets: Sequence[Budget] = ()
     queue_limits: Mapping[str, QueueLimit] = field(default_factory=dict)
     overdue_after: timedelta | None = None

@@ -1,21 +1,32 @@
-"""Partitions that share one batch are judged by all of it, on both ledgers: few rows each, but one vendor's failure."""
+"""Partitions that share one batch, on both ledgers: all of it judges them, few rows each, but one vendor's failure.
+
+Several processes that collect them at once download it once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from ledger_builders import PROCESSES
+from worker_processes import collect_until_settled, definition, engine
 
+from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, RowFault
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, RowFault, WireFault
 
 LABELING = Labeling(asset="labels", model="openai/gpt-4o", key="id", prompt=Prompt(user="{{ text }}"))
 ALTERED = FileFault(kind="renamed", times=None)
@@ -111,3 +122,94 @@ def test_what_failed_before_in_a_large_partition_does_not_stop_the_one_that_shar
     assert [submission.waves for submission in submissions] == [3, 3]
     assert [submission.outcomes for submission in submissions] == [{"succeeded": 40}, {"succeeded": 4}]
     assert len(emulator.books.batches) == 3
+
+
+CONTENT = "GET /v1/files/*/content"
+
+
+def sent_together(engine: Engine, partitions: int) -> list[str]:
+    """Submissions of one row each, in one batch."""
+    tables = (pa.table({"id": [f"r{n}"], "text": [f"Ticket {n}."]}) for n in range(partitions))
+    ids = [engine.plan(definition(), rows, partition=f"p{n}").submission_id for n, rows in enumerate(tables)]
+    engine.submit_together(replace(definition(), limits=Limits()), ids)
+    return ids
+
+
+def downloads(emulator: Emulator) -> int:
+    return sum(call.path.endswith("/content") for call in emulator.books.calls)
+
+
+@contextmanager
+def collecting(given: Sequence[Any], ids: Sequence[str], answers: Any) -> Iterator[list[BaseProcess]]:
+    """A process for each submission, all let go at the same moment."""
+    barrier = PROCESSES.Barrier(len(ids) + 1)
+    processes = [
+        PROCESSES.Process(target=collect_until_settled, args=(*given, one, barrier, answers), daemon=True)
+        for one in ids
+    ]
+    for process in processes:
+        process.start()
+    barrier.wait(240)
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+@pytest.mark.slow
+def test_eight_processes_that_collect_one_batch_at_once_download_it_once(
+    ledger_url: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    given = (ledger_url, emulator.openai_base_url, tmp_path / "payloads")
+    mine, answers = engine(*given), PROCESSES.Queue()
+    ids = sent_together(mine, 8)
+    assert len(emulator.books.batches) == 1
+    emulator.settle()
+    # So long that all of them come while the first one downloads.
+    emulator.inject(WireFault(kind="slow", route=CONTENT, seconds=2.0, times=None))
+    with collecting(given, ids, answers):
+        assert [answers.get(timeout=240) for _ in ids] == ["settled"] * 8
+    assert downloads(emulator) == 1
+    assert [mine.ledger.submission(one).outcomes for one in ids] == [{"succeeded": 1}] * 8
+    mine.ledger.close()
+
+
+@pytest.mark.slow
+def test_where_the_process_that_downloads_a_batch_is_killed_another_one_does(
+    ledger_url: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    given = (ledger_url, emulator.openai_base_url, tmp_path / "payloads")
+    mine, answers = engine(*given), PROCESSES.Queue()
+    ids = sent_together(mine, 3)
+    emulator.settle()
+    endless = WireFault(kind="stall", route=CONTENT, after_bytes=100, times=1)
+    emulator.inject(endless)
+    with collecting(given, ids[:1], answers) as first:
+        give_up_at = time.monotonic() + 240
+        while not emulator.hanging:
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        with collecting(given, ids[1:], answers):
+            first[0].kill()
+            assert [answers.get(timeout=240) for _ in ids[1:]] == ["settled"] * 2
+    assert downloads(emulator) == 2
+    mine.collect(definition(), ids[0])
+    assert downloads(emulator) == 2
+    assert [mine.ledger.submission(one).outcomes for one in ids] == [{"succeeded": 1}] * 3
+    mine.ledger.close()
+
+
+def test_who_waits_too_long_for_another_download_does_it_by_itself(
+    ledger_url: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    mine = engine(ledger_url, emulator.openai_base_url, tmp_path / "payloads")
+    hasty = Engine(replace(mine.deployment, download_wait_seconds=0.0))
+    ids = sent_together(mine, 2)
+    emulator.settle()
+    carrier = mine.ledger.shards_of_batch(mine.ledger.shards(ids[1])[0])[0]
+    with mine.ledger.hold_leases(f"download:{carrier.shard_id}"):
+        assert hasty.collect(definition(), ids[1]).is_settled
+    assert downloads(emulator) == 1
+    mine.ledger.close()

@@ -98,3 +98,16 @@ def advance_until_settled(mine: Engine, failures: list[LedgerError], wait_out) -
             failures.append(error)
             wait_out()
         time.sleep(0.01)
+
+
+def collect_until_settled(url: str, base_url: str, folder: Path, submission_id: str, barrier, answers) -> None:
+    """A run of one partition: collects it, until it is settled."""
+    mine = engine(url, base_url, folder)
+    barrier.wait()
+    try:
+        while not mine.collect(definition(), submission_id).is_settled:
+            time.sleep(0.05)
+        answers.put("settled")
+    except BaseException as error:  # noqa: BLE001 -- the parent tells
+        answers.put(repr(error))
+    mine.ledger.close()
