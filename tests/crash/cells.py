@@ -33,7 +33,7 @@ from tests.crash.points import ARROWS, Crash
 from tests.crash.postgres import end_idle_transactions, postgres
 from tests.crash.scenarios import RUNNING
 from tests.crash.worker import NAMESPACE, SECONDS_A_RUN, Job, Reached, work
-from tests.processes import PROCESSES
+from tests.processes import PROCESSES, state_of
 
 LEDGERS = ("sqlite", "postgresql")
 _MOST_RESTARTS = 3
@@ -176,7 +176,7 @@ def _frozen_at(point: Point, job: Job) -> Iterator[bool]:
     try:
         came = pipe.poll(SECONDS_A_RUN) and isinstance(pipe.recv(), Reached)
         if came:
-            _wait_until(lambda: _state_of(process.pid) == "T")
+            _wait_until(lambda: state_of(process.pid or 0) == "T")
             job.clock.to(job.clock.now() + _LONGER_THAN_A_LEASE)
         yield came
         if came:
@@ -197,10 +197,6 @@ def _not_locked(file: Path) -> list[str]:
         except sqlite3.OperationalError as error:
             return [] if "locked" in str(error) else [f"the ledger's file: {error}"]
     return ["a process that is frozen in a transaction does not hold the file's lock"]
-
-
-def _state_of(pid: int | None) -> str:
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0]
 
 
 def _wait_until(holds: Callable[[], bool]) -> None:

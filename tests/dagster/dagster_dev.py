@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.processes import command_lines
+
 MARK = "DAGSTER_LLM_BATCH_LIVE_TEST"
 
 # Background jobs of a shell have interrupts ignored, and ignored ones are inherited: nothing could stop them kindly.
@@ -77,12 +79,7 @@ def process(
 
 def marked(mark: str) -> list[int]:
     """Processes that were started, at whatever distance, with this mark in their environment."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-    return found
+    return [pid for pid, (_, environment) in command_lines().items() if f"{MARK}={mark}" in environment.split()]
 
 
 class DagsterDev:

@@ -1,6 +1,5 @@
 """kill -9 in a real Dagster: a run that submits, the daemon, a run that collects. All lands; nothing is paid twice."""
 
-import contextlib
 import os
 import re
 import signal
@@ -12,6 +11,7 @@ from dagster_dev import DagsterDev, dagster_dev, marked
 from test_live import DAYS, Reader
 
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+from tests.processes import command_lines
 
 ROWS = 4 * len(DAYS)
 CREATE, CONTENT = "POST /v1/batches", "GET /v1/files/*/content"
@@ -45,7 +45,8 @@ class Killer:
 
     def daemon(self) -> None:
         """Kill the daemon; `dagster dev` ends with it."""
-        pids = [pid for pid in marked(self.mark) if _runs(pid, "dagster._daemon") or _runs(pid, "dagster-daemon")]
+        commands = command_lines()
+        pids = [pid for pid in marked(self.mark) if re.search(r"dagster[._-]+daemon", commands.get(pid, ("", ""))[0])]
         assert pids
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
@@ -54,12 +55,6 @@ class Killer:
     def _status(self, run_id: str) -> str:
         runs = self.dev.ask(STATUSES)["runsOrError"]["results"]
         return next(run["status"] for run in runs if run["runId"] == run_id)
-
-
-def _runs(pid: int, word: str) -> bool:
-    with contextlib.suppress(OSError):
-        return word.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
 
 
 def landed(seen: Reader) -> bool:

@@ -371,7 +371,8 @@ def test_the_environment_changes_nothing_about_whose_answers_these_are(monkeypat
 # Memory
 
 _SUBMIT = """
-import resource, sys, tempfile
+import sys, tempfile
+from tests.processes import peak_bytes
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.types import RequestSpec
 url, rows, chars = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -385,23 +386,23 @@ with tempfile.TemporaryFile() as lines:
         lines.write(line % number)
     lines.seek(0)
     provider.poll(["warm"])  # the SDK is loaded
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     provider.submit(lines, spec, "tag")
-print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(before, peak_bytes())
 """
 
 
 def memory_of_a_submit(url: str, rows: int, chars: int) -> int:
-    """By how many KiB the memory of a process grows while it creates a batch."""
+    """By how many bytes the memory of a process grows while it creates a batch."""
     words = [sys.executable, "-c", _SUBMIT, url, str(rows), str(chars)]
     env = {"PYTHONPATH": ":".join(sys.path)}
     out = subprocess.run(words, capture_output=True, text=True, check=True, env=env).stdout
-    before_kib, peak_kib = map(int, out.split())
-    return peak_kib - before_kib
+    before, peak = map(int, out.split())
+    return peak - before
 
 
 def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
-    assert memory_of_a_submit(emulator.anthropic_base_url, rows=20_000, chars=900) < 4_096  # 20 MB
+    assert memory_of_a_submit(emulator.anthropic_base_url, rows=20_000, chars=900) < 4 << 20  # of 20 MB
     assert len(emulator.books.batches) == 1
 
 
@@ -436,7 +437,7 @@ class _Sink(BaseHTTPRequestHandler):
 def test_the_largest_batch_that_the_vendor_takes_costs_no_memory_either():
     with ThreadingHTTPServer(("127.0.0.1", 0), _Sink) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        grown_kib = memory_of_a_submit(f"http://127.0.0.1:{server.server_port}", rows=100_000, chars=2_430)
+        grown = memory_of_a_submit(f"http://127.0.0.1:{server.server_port}", rows=100_000, chars=2_430)
         server.shutdown()
     assert 250_000_000 < _Sink.received <= 256_000_000
-    assert grown_kib < 4_096
+    assert grown < 4 << 20
