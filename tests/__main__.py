@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -311,16 +311,17 @@ HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not wh
 KNOWN = STEPS | QUICK | HEAVY
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps that the arguments name, by default those of the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
     steps_help = f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}"
     parser.add_argument("steps", nargs="*", metavar="step", help=steps_help)
-    named = parser.parse_args().steps or list(STEPS)
+    named = parser.parse_args(arguments).steps or list(STEPS)
     chosen = list(dict.fromkeys(step for name in named for step in (QUICK if name == "quick" else [name])))
     if unknown := sorted(set(chosen) - set(KNOWN)):
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(KNOWN)}")
-    absences = _prepare_machine(chosen)
+    absences = prepare_machine(chosen)
     chosen = [name for name in chosen if name not in absences]
     passed = {name: _run_here(name) for name in chosen} if len(chosen) < 2 else _run_side_by_side(chosen)
     for name, reason in absences.items():
@@ -394,7 +395,7 @@ def _copy_without_package(to: Path) -> None:
     (to / ".example").symlink_to(bootstrap.CACHE)
 
 
-def _prepare_machine(chosen: list[str]) -> dict[str, str]:
+def prepare_machine(chosen: list[str]) -> dict[str, str]:
     """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
     absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
     if {"wheel", "lowest", "slow"} & set(chosen) and not _is_refused("postgres") and not _has_postgres():

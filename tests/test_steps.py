@@ -1,0 +1,19 @@
+"""`python3 -m tests` leaves out what the machine lacks and it cannot install, passes without it, and names it."""
+
+from tests.__main__ import STEPS, main, prepare_machine
+
+
+def test_a_step_whose_program_is_not_there_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))  # no apt either, as on macOS
+    assert main(["slurm"]) == 0
+    assert capsys.readouterr().out.startswith("LEFT OUT: slurm: sbatch is not here (Debian and Ubuntu: slurm-wlm ")
+
+
+def test_what_a_step_goes_on_without_is_named_and_what_is_refused_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("DLB_TEST_POSTGRES", "0")
+    monkeypatch.setenv("DLB_TEST_KAFKA", "0")
+    absences = prepare_machine(list(STEPS))
+    assert absences["kafka"] == "DLB_TEST_KAFKA=0"
+    assert absences["a look at Dagster's pages"] == "there is no Chromium (Debian: chromium) and no Chrome"
+    assert not {"wheel", "slow", "pythons"} & set(absences)
