@@ -20,11 +20,14 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
 from dagster_llm_batch.cli.smoke import smoke_asset, smoke_namespace
+from dagster_llm_batch.core.audit import bound_share
+from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.engine.deployment import use_fetched_book
+from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import (
     advise_on_doubt,
@@ -43,7 +46,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submissi
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import CannotTell, Cause, FindHints, Outcome
 
-__all__ = ["doctor_command"]
+__all__ = ["doctor_command", "judge_end_forecasts"]
 
 _DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
@@ -54,6 +57,8 @@ _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
 _LATE_FILES = timedelta(days=3)
+# So many submissions end by the p90 of their forecasts, if these are right.
+_PROMISED_BY_P90 = 0.9
 _ON_FILES = (
     "`dagster-llm-batch prune --delete` deletes those of collected batches; others, of other programs or of a ledger "
     "that is gone, can be deleted at the vendor's console."
@@ -137,6 +142,9 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         if deployment.has_code:
             yield from _request_files(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
+        history = EndHistory(deployment.engine.ledger, deployment.engine.namespace, utc_now())
+        if (finding := judge_end_forecasts(history.score())) is not None:
+            yield finding
     yield _tried("price book", partial(_prices, deployment))
     yield _tried("price rules", lambda: judge_price_rules(_price_books(deployment), utc_now().date()))
 
@@ -344,6 +352,22 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
     if spent > _NEARLY * limit.max_usd:
         return Finding("budget", Verdict.WARNING, state, "Submissions that would exceed it are refused.")
     return Finding("budget", Verdict.OK, state)
+
+
+def judge_end_forecasts(score: EndScore) -> Finding | None:
+    """Return how often forecasts of when submissions end were right; None where none has come true or false yet."""
+    if not score.judged_p90:
+        return None
+    # Of few a rate is chance: told is one that would be too low in 1 of 20 cases at most.
+    is_late = score.judged_p90 >= FEWEST and bound_share(score.held_p90, score.judged_p90, 0.95)[1] < _PROMISED_BY_P90
+    said = f"of earlier forecasts {score}"
+    if not is_late:
+        return Finding("forecasts of ends", Verdict.OK, said)
+    then = (
+        "Submissions end later than was said, as when a vendor becomes slower; forecasts follow within some weeks. "
+        "Leave more time, or set a deadline (`Realtime(deadline=…)`)."
+    )
+    return Finding("forecasts of ends", Verdict.WARNING, said, then)
 
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:

@@ -232,6 +232,7 @@ class Tally:
         replies: How many tell their tokens, copies included.
         input_tokens, output_tokens, cache_read_tokens: Of these replies.
         reported_usd: What the vendor says that they cost; None where it does not say it of each reply.
+        answered: How many requests got a label.
     """
 
     known_usd: Decimal = Decimal(0)
@@ -244,6 +245,7 @@ class Tally:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     reported_usd: Decimal | None = None
+    answered: int = 0
     unreadable: int = 0
     foreign: int = 0
     duplicates: int = 0
@@ -396,6 +398,7 @@ class Reconciler:
         # Mostly every request has a label.
         if not pc.all(labeled := pc.equal(outcomes, _SUCCEEDED.value)).as_py():
             tally.unlabeled_usd += known - _sum(cost.filter(labeled))
+        tally.answered += labeled.true_count
         input_tokens, output_tokens, cache_read_tokens, *_ = tokens
         counts = (_sum(input_tokens), _sum(output_tokens), _sum(cache_read_tokens))
         tally.add_tokens(len(cost) - input_tokens.null_count, *counts)

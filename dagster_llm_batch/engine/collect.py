@@ -484,6 +484,7 @@ def bill_of(tally: Tally) -> ShardFields:
         "realtime_usd": tally.realtime_usd,
         "unlabeled_usd": tally.unlabeled_usd,
         "padding_usd": tally.padding_usd,
+        "answered": tally.answered,
     }
 
 

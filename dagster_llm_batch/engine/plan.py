@@ -357,12 +357,10 @@ class Planner:
     def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
         """Return the request files of a wave for one of the labeling's models, in one lane."""
         limits, estimate = self._deployment.batch_limits(labeling), self.estimate(labeling)
-        if self._tuning is not None:
-            most = self._tuning.get("most_requests", {}).get(labeling.model)
-        else:
-            most = None if self._tuner is None else self._tuner.most_requests(labeling.model)
+        tuning = self._tuning if self._tuning is not None else {} if self._tuner is None else self._tuner.of_shards
+        chosen = {name: tuning.get(name, {}).get(labeling.model) for name in ("most_requests", "most_at_once")}
         owner, prices = self._deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane)
-        return wave.files(limits, owner, prices, most)
+        return wave.files(limits, owner, prices, chosen)
 
     @cached_property
     def _tuner(self) -> Tuner | None:

@@ -94,6 +94,7 @@ PART, APART = "part-", "apart-"
 """The starts of the names of files that workers need within one step. A lost worker leaves them behind."""
 
 _DIGEST_BYTES = 16
+_NOTHING: Mapping[str, Any] = {}
 
 _AT_ONCE = 32
 """Requests of a shard in real time. A killed process can lose the answers of so many."""
@@ -295,12 +296,12 @@ class Wave:
     shard_numbers: Iterator[int] = field(default_factory=count)
 
     def files(
-        self, limits: BatchLimits, owner: Owner, prices: ShardPrices, most_requests: int | None = None
+        self, limits: BatchLimits, owner: Owner, prices: ShardPrices, chosen: Mapping[str, Any] = _NOTHING
     ) -> ShardFiles:
-        """Return the request files of this owner. `most_requests` of a batch are fewer than `limits` allow, or None."""
+        """Return the request files of this owner. `chosen`: fields of shards that earlier ones decide (tuner.py)."""
         if owner.lane is Lane.REALTIME:
-            limits, most_requests = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None), None
-        return ShardFiles(self, tightest(limits, most_requests), owner, prices, most_requests)
+            limits, chosen = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None), _NOTHING
+        return ShardFiles(self, tightest(limits, chosen.get("most_requests")), owner, prices, chosen)
 
 
 class ShardPrices(Protocol):
@@ -319,9 +320,9 @@ class ShardFiles:
     """The request files of one owner in a wave. `shards` has those that are ended."""
 
     def __init__(
-        self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices, most_requests: int | None = None
+        self, wave: Wave, limits: BatchLimits, owner: Owner, prices: ShardPrices, chosen: Mapping[str, Any] = _NOTHING
     ) -> None:
-        self._most_requests = most_requests
+        self._chosen = chosen
         self.shards: list[Shard] = []
         self.surcharge = Costs(Decimal(0), Decimal(0))
         self._prices = prices
@@ -364,7 +365,7 @@ class ShardFiles:
     def end(self) -> list[Shard]:
         """End the last file and return the shards so far."""
         if self._open is not None:
-            self.shards.append(replace(self._open.close(self._owner), most_requests=self._most_requests))
+            self.shards.append(replace(self._open.close(self._owner), **self._chosen))
         self._open = None
         return self.shards
 

@@ -8,7 +8,8 @@ partition had in flight, and that got no good answer there, are asked here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -44,12 +45,17 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class _Ask:
-    """Requests of one shard to ask again. `model` is the place in `labeling.models`."""
+    """Requests of one shard to ask again. `model` is the place in `labeling.models`.
+
+    `outcomes`: by request, what it was answered by the same model in the wave before; None: it is another model, or was
+    asked in another submission, or was not asked before.
+    """
 
     model: int
     lane: Lane
     shard: Shard
     request_ids: Collection[str]
+    outcomes: Mapping[str, str] | None = None
 
     @property
     def target(self) -> tuple[int, str]:
@@ -133,6 +139,7 @@ class NextWave:
         shards: list[Shard] = []
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
             files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
+            outcomes: list[str | None] = []
             for ask in group:
                 # Those of each are not kept: expected is an average request.
                 tokens, bounds = ask.shard.tokens // max(ask.shard.requests, 1), self._bounds(ask)
@@ -140,7 +147,8 @@ class NextWave:
                 for lines in self._lines(ask):
                     ids = lines.request_ids
                     files.add(lines, ids, InputCounts([tokens] * len(ids), bounds(lines.lines)), cost)
-            shards += files.close()
+                    outcomes += map((ask.outcomes or {}).get, ids)
+            shards += _count_outcomes(files.close(), outcomes)
         return shards
 
     def _again(self, besides: int | None = None) -> Iterator[_Ask]:
@@ -166,7 +174,8 @@ class NextWave:
         same, rest = self._split(shard, rows, siblings)
         # A fallback that has other parameters by now would be asked with those of before.
         if same and (not model or self._has_spare(model)):
-            yield _Ask(model, lane, shard, frozenset(same))
+            own = shard.submission_id == self._submission.submission_id
+            yield _Ask(model, lane, shard, same.keys(), same if own else None)
         if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
             yield _Ask(model + 1, lane, shard, frozenset(rest))
 
@@ -180,9 +189,9 @@ class NextWave:
 
     def _split(
         self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
-    ) -> tuple[list[str], list[str]]:
-        """Return the request_ids without a good answer: those to ask the same model again, and the others."""
-        resend = self._labeling.resend
+    ) -> tuple[dict[str, str], list[str]]:
+        """Return the request_ids without a good answer: to ask the same model again, with outcomes, and the others."""
+        resend, cuts = self._labeling.resend, self._cuts
         first = self._first_wave(shard)
         own_waves = {other.wave for other in siblings if other.asked_of == shard.asked_of and other.sent_at is not None}
         tries = sum(wave >= first for wave in own_waves)
@@ -191,18 +200,35 @@ class NextWave:
         own = shard.submission_id == self._submission.submission_id
         # Dropped before it was sent, since its provider takes no batches: then a fallback is asked, not the same model.
         given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
-        same: list[str] = []
+        same: dict[str, str] = {}
         rest: list[str] = []
         for request_id, outcome, retryable in rows:
             if outcome == Outcome.SUCCEEDED:
                 continue
+            most = cuts.get(outcome, resend.max_waves)
             if outcome == Outcome.INVALID:
-                may = tries < min(resend.max_waves, resend.invalid_waves)
+                may = tries < min(most, resend.max_waves, resend.invalid_waves)
             else:
-                may = tries < resend.max_waves or rescued
-            worth = retryable and outcome in _RETRIED and not given_up and may
-            (same if worth else rest).append(request_id)
+                may = tries < min(most, resend.max_waves) or rescued
+            if retryable and outcome in _RETRIED and not given_up and may:
+                same[request_id] = outcome
+            else:
+                rest.append(request_id)
         return same, rest
+
+    @cached_property
+    def _cuts(self) -> Mapping[str, int]:
+        """How often requests with an outcome are asked in all, where more was of no use before: see tuner.py.
+
+        Not where more of them have it than in those cases: then it has another cause.
+        """
+        waves = (self._submission.tuning or {}).get("waves") or {}
+        if not waves:
+            return {}
+        last = [shard for shard in self._shards if shard.wave == self._submission.waves]
+        counts = Counter(outcome for _, outcome, retryable in self._result_rows(last, good=False) if retryable)
+        asked = max(self._submission.requests - self._submission.reused, 1)
+        return {name: cut["most"] for name, cut in waves.items() if counts[name] <= cut["share"] * asked}
 
     @cached_property
     def _is_escalation(self) -> bool:
@@ -302,6 +328,14 @@ class NextWave:
         for chunk in chunks(wanted, _AT_ONCE):
             request_ids, lines = zip(*chunk, strict=True)
             yield WrittenLines(request_ids, lines, nonce)
+
+
+def _count_outcomes(shards: Sequence[Shard], outcomes: Sequence[str | None]) -> Iterator[Shard]:
+    """Yield the shards with what their requests are asked again for; `outcomes` are of all of them, in order."""
+    start = 0
+    for shard in shards:
+        counts = Counter(outcomes[start : (start := start + shard.requests)])
+        yield replace(shard, asked_again=None if None in counts else {str(name): n for name, n in counts.items()})
 
 
 def _target(ask: _Ask) -> Any:

@@ -215,7 +215,7 @@ def plan_next_try(
         most = tokens - 1
     elif smaller_helps and first.no_room_at is not None and ledger.tokens_beside(shards, since=first.no_room_at):
         return None
-    return {**fields, "no_room_at": now, "most_tokens": most}
+    return {**fields, "no_room_at": now, "most_tokens": most, "refused_at": now, "refused_tokens": beside + tokens}
 
 
 def _refusals(shards: Sequence[Shard]) -> int:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby
@@ -107,12 +108,31 @@ class Dispatcher:
                 batches += [(labeling, [shard]) for shard in self._affordable(list(shards), all_due=True)]
             else:
                 batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
+        batches = self._within_chosen(batches)
         if batches:
             keep_places(self._deployment, [self._labeling.asset])
         self._send_at_once([item for item in batches if not self._waits_its_turn(*item)])
         for labeling, batch in batches:
             if self._waits_its_turn(labeling, batch):
                 self._send(labeling, batch)
+
+    def _within_chosen(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> list[tuple[Labeling, list[Shard]]]:
+        """Return the batches of which no more than was chosen are in flight together. The others wait."""
+        going: list[tuple[Labeling, list[Shard]]] = []
+        tokens: dict[str, int] = {}
+        for labeling, batch in batches:
+            most = _most_at_once(batch)
+            if most is not None and not self._is_realtime(labeling, batch):
+                inside = tokens.get(labeling.model)
+                inside = self._deployment.ledger.tokens_beside(batch) if inside is None else inside
+                own = sum(shard.tokens for shard in batch)
+                if inside and inside + own > most:
+                    for submission_id in {shard.submission_id for shard in batch}:
+                        self._waits(submission_id)
+                    continue
+                tokens[labeling.model] = inside + own
+            going.append((labeling, batch))
+        return going
 
     def _send_at_once(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> None:
         """Upload several batches at a time. After an error those that have begun are finished, and no other begins."""
@@ -217,7 +237,9 @@ class Dispatcher:
         wave = [other.number for other in ledger.shards(shard.submission_id) if other.wave == shard.wave]
         estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"))
         dearest = estimate.most_usd(shard.input_bound, shard.lane)
-        rest, half = split_requests(payloads, shard, max(wave) + 1, is_first, dearest)
+        halves = split_requests(payloads, shard, max(wave) + 1, is_first, dearest)
+        # Which of them have what was asked again for what, is not told by its counts.
+        rest, half = (replace(each, asked_again=None) for each in halves)
         # Before either is sent. A process that is killed before this leaves files that the next one writes over.
         ledger.split_shard(shard, rest, half)
         # An older ledger, put back from a backup, could send neither without these: the file of the whole goes.
@@ -482,7 +504,25 @@ def _is_within(limit: QueueLimit, queued: Queued) -> bool:
 
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     """Return whether the queue has room for this batch, beside what is in it and after what has waited longer."""
-    return _is_within_declared(deployment, batch) and _is_expected(deployment, batch)
+    return (
+        _is_within_declared(deployment, batch)
+        and _is_within_chosen(deployment, batch)
+        and _is_expected(deployment, batch)
+    )
+
+
+def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
+    """Return whether no more would be in flight of the model than was chosen by what earlier batches met."""
+    most = _most_at_once(batch)
+    if most is None:
+        return True
+    beside = deployment.ledger.tokens_beside(batch)
+    # Alone it goes: whether it fits is for the provider to say.
+    return not beside or beside + sum(shard.tokens for shard in batch) <= most
+
+
+def _most_at_once(batch: Sequence[Shard]) -> int | None:
+    return min((shard.most_at_once for shard in batch if shard.most_at_once is not None), default=None)
 
 
 def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:

@@ -154,7 +154,8 @@ class LLMBatchResource(CheckedResource):
         default=False,
         description=(
             "Plan new submissions by how earlier ones went, within your limits: smaller batches where larger ones "
-            "expired, and an earlier turn to real time where a deadline is set. Each choice is told with its evidence. "
+            "expired, fewer at once where a queue had no room for more, fewer waves of retries where these answered "
+            "nothing, and an earlier turn to real time where a deadline is set. Each choice is told with its evidence. "
             "Never the model, prompt or parameters."
         ),
     )

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.cli.doctor import judge_end_forecasts
+from dagster_llm_batch.engine.end_forecast import EndScore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
 
 
@@ -258,3 +260,20 @@ def test_prune_deletes_request_files_at_providers_and_results_only_on_request(pr
     assert deleted() > batches
     refused = project.cli("prune", "--provider-results", *project.by_address, code=2)
     assert "give the definitions" in refused.output
+
+
+def test_doctor_says_how_often_forecasts_of_the_end_were_right_and_warns_where_too_many_were_not(project):
+    project.land()
+    assert "forecasts of ends" not in findings(project)
+    with closing(sqlite3.connect(project.ledger)) as connection:
+        [[ended]] = connection.execute("SELECT max(ended_at) FROM shard").fetchall()
+        connection.execute("UPDATE submission SET p50_end_at = ?, p90_end_at = ?", (ended, ended))
+        connection.commit()
+    found = findings(project)["forecasts of ends"]
+    assert (found["verdict"], found["then"]) == ("ok", None)
+    assert "too few forecasts (1)" in found["said"]
+    for held, verdict in ((18, "ok"), (17, "ok"), (14, "warning")):
+        judged = judge_end_forecasts(EndScore(judged_p50=20, held_p50=9, judged_p90=20, held_p90=held))
+        assert judged is not None
+        assert judged.said == f"of earlier forecasts {held} of 20 ended by their p90, 9 of 20 by their p50"
+        assert (judged.verdict, judged.then is not None) == (verdict, verdict == "warning")

@@ -182,7 +182,7 @@ def test_with_too_little_history_nothing_changes_and_it_says_so(workspace: Works
     assert shard.most_requests is None
     assert submission.tuning is not None
     assert (submission.tuning["most_requests"], submission.tuning["lead_seconds"]) == ({}, 0)
-    assert ["too few" in words for words in submission.tuning["evidence"]] == [True, True]
+    assert ["too few" in words for words in submission.tuning["evidence"]] == [True] * 5
 
 
 def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
@@ -195,10 +195,15 @@ def test_smaller_batches_are_sent_as_they_were_planned_whoever_sends_them(
     submission = engine.plan(definition, tickets(2_100))
     assert submission.tuning == preview.tuning
     expired = "larger ones expired on 8 of 8 days, others on 0 of 16 days in the last 90"
-    assert submission.tuning == {
+    evidence = submission.tuning["evidence"]
+    assert evidence[0] == f"batches of at most 1,000 requests: {expired}"
+    assert {**submission.tuning, "evidence": evidence[1:]} == {
         "most_requests": {"openai/gpt-4o": 1_000},
+        "most_at_once": {},
+        "waves": {},
         "lead_seconds": 0,
-        "evidence": [f"batches of at most 1,000 requests: {expired}"],
+        "sample": None,
+        "evidence": [words for words in evidence[1:] if "too few" in words],
     }
     # Another process, in which nobody tunes, takes over: it does not put them together again.
     workspace.engine().submit(definition, submission.submission_id)
@@ -252,11 +257,11 @@ def test_a_submission_turns_to_real_time_by_so_much_earlier_as_that_took_before(
     lead = submission.tuning["lead_seconds"]
     assert 80 * 60 <= lead <= 95 * 60
     assert submission.deadline_at == submission.created_at + 8 * HOUR - timedelta(seconds=lead)
-    assert "of 19 earlier submissions took 1 h" in submission.tuning["evidence"][1]
+    assert "of 19 earlier submissions took 1 h" in submission.tuning["evidence"][-1]
     # Batches keep at least half of what they were given, and others what they have.
     short = engine.plan(labeling(realtime=Realtime(deadline=2 * HOUR)), tickets(5), partition="short")
     assert short.deadline_at == short.created_at + 2 * HOUR
-    assert "more than half of the deadline" in (short.tuning or {})["evidence"][1]
+    assert "more than half of the deadline" in (short.tuning or {})["evidence"][-1]
     far = engine.plan(definition, tickets(100), partition="far larger")
     assert far.deadline_at == far.created_at + 8 * HOUR
     assert engine.plan(labeling(), tickets(6), partition="none").deadline_at is None

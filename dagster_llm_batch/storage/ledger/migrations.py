@@ -176,6 +176,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN tuning TEXT",
         "ALTER TABLE shard ADD COLUMN most_requests BIGINT",
     ),
+    (  # 9: what that rests on: what each wave was asked again for, and answered; how much a queue had no room for.
+        "ALTER TABLE shard ADD COLUMN answered BIGINT",
+        "ALTER TABLE shard ADD COLUMN asked_again TEXT",
+        "ALTER TABLE shard ADD COLUMN refused_at {time}",
+        "ALTER TABLE shard ADD COLUMN refused_tokens BIGINT",
+        "ALTER TABLE shard ADD COLUMN most_at_once BIGINT",
+    ),
 )
 
 LATEST = len(MIGRATIONS)

@@ -194,6 +194,13 @@ class Shard:
     padding_usd: Decimal | None = None  # part of `known_usd`: copies that were sent as padding
     is_escalation: bool | None = None  # it asks a cascade's oracle for the first time what its model leaves to it
     most_requests: int | None = None  # its batch is to have no more, as was chosen by earlier ones; None: as limits say
+    answered: int | None = None  # how many of its requests got a label; None: it is not collected, or by older code
+    # How many of its requests are asked again for each outcome that they had, by its value; None: of some it is not
+    # known, or none is asked again.
+    asked_again: Mapping[str, int] | None = None
+    refused_at: datetime | None = None  # when its queue last had no room for it, wherever it is now
+    refused_tokens: int | None = None  # how much was in flight of its model then, with its own batch
+    most_at_once: int | None = None  # with it no more tokens of its model are to be in flight, as was chosen likewise
 
     @property
     def asked_of(self) -> str:
@@ -229,6 +236,8 @@ class ShardFields(TypedDict, total=False):
     refusals: int
     no_room_at: datetime | None
     most_tokens: int | None
+    refused_at: datetime | None
+    refused_tokens: int | None
     batch_id: str
     sent_at: datetime
     submitted_at: datetime
@@ -254,6 +263,7 @@ class ShardFields(TypedDict, total=False):
     realtime_usd: Decimal
     unlabeled_usd: Decimal
     padding_usd: Decimal
+    answered: int
     reserved_usd: Decimal | None
 
 

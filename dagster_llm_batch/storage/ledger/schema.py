@@ -268,6 +268,11 @@ SHARD = sa.Table(
     _column("request_file_done_at", _UTC, null=True),
     _column("is_escalation", sa.Boolean, null=True),
     _column("most_requests", sa.BigInteger, null=True),
+    _column("answered", sa.BigInteger, null=True),
+    _column("asked_again", _AsText(json.loads, _json), null=True),
+    _column("refused_at", _UTC, null=True),
+    _column("refused_tokens", sa.BigInteger, null=True),
+    _column("most_at_once", sa.BigInteger, null=True),
 )
 
 EVENT = sa.Table(

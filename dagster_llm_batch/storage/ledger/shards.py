@@ -99,7 +99,18 @@ def is_awaited(shard: Shard) -> bool:
 
 _INSERT_SHARD = sa.insert(SHARD)
 
-OF_SPLIT = ("requests", "bytes", "path", "digest", "tokens", "estimated_usd", "bound_usd", "reserved_usd", "reason")
+OF_SPLIT = (
+    "requests",
+    "bytes",
+    "path",
+    "digest",
+    "tokens",
+    "estimated_usd",
+    "bound_usd",
+    "reserved_usd",
+    "reason",
+    "asked_again",
+)
 """The columns that a split changes of the shard that is split."""
 
 # Locked in the order of ids, always: two transactions that lock the same rows in different orders wait for each other.

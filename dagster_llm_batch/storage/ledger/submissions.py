@@ -364,6 +364,55 @@ class HistoryQueries:
                 batches[name] = (sent_at, before + requests, has_expired or status == BatchStatus.EXPIRED)
         return list(batches.values())
 
+    def queue_attempts(
+        self, provider: str, account: str, model: str, since: datetime, limit: int
+    ) -> tuple[list[tuple[datetime, datetime | None, int]], list[tuple[datetime, int]]]:
+        """Return what a model's queue took, and what it had no room for: of any namespace, the newest `limit` of each.
+
+        Of each batch that was taken: when it was sent and ended, and its input tokens. Of each refusal: when, and the
+        tokens that were in flight then, with the batch that was refused.
+        """
+        taken = (BatchStatus.RUNNING, BatchStatus.ENDED, BatchStatus.EXPIRED)
+        own = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
+        batch = sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id)
+        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, SHARD.c.tokens, batch).where(*own)
+        query = query.where(SHARD.c.lane == Lane.BATCH, SHARD.c.sent_at >= since, SHARD.c.batch_id.is_not(None))
+        query = query.where(SHARD.c.status.in_(taken)).order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit)
+        refusals = sa.select(SHARD.c.refused_at, SHARD.c.refused_tokens).distinct()
+        refusals = refusals.where(*own, SHARD.c.refused_at >= since).order_by(SHARD.c.refused_at.desc()).limit(limit)
+        batches: dict[str, tuple[datetime, datetime | None, int]] = {}
+        with self._database.read() as connection:
+            for sent_at, ended_at, tokens, name in connection.execute(query):
+                batches[name] = (sent_at, ended_at, tokens + (batches[name][2] if name in batches else 0))
+            return list(batches.values()), [(row[0], row[1]) for row in connection.execute(refusals)]
+
+    def retries(
+        self, namespace: str, asset: str, configuration: str, since: datetime, limit: int
+    ) -> list[tuple[str, datetime, int, int, Mapping[str, int] | None, int | None]]:
+        """Return what was asked again in settled submissions of a dataset with this configuration, newest first.
+
+        Of each shard: its submission, when that was planned, and how many requests it asked; the wave, and what its
+        requests were asked again for; how many of them got a label. The last is None where the batch did not end by
+        itself, or older code has collected it.
+        """
+        by_itself = (SHARD.c.status == BatchStatus.ENDED) & SHARD.c.cause.is_(None)
+        answered = sa.case((by_itself, SHARD.c.answered), else_=sa.null())
+        query = sa.select(
+            SUBMISSION.c.submission_id,
+            SUBMISSION.c.created_at,
+            SUBMISSION.c.requests - SUBMISSION.c.reused,
+            SHARD.c.wave,
+            SHARD.c.asked_again,
+            answered,
+        ).join(SHARD, SHARD.c.submission_id == SUBMISSION.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset, SHARD.c.wave > 1)
+        query = query.where(SUBMISSION.c.config_fingerprint == configuration, SUBMISSION.c.created_at >= since)
+        query = query.where(SUBMISSION.c.settled_at.is_not(None))
+        newest = (*(column.desc() for column in OLDEST_FIRST), SHARD.c.wave, SHARD.c.number)
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(*newest).limit(limit))
+            return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in rows]
+
     def _spans(self, query: sa.Select[Any]) -> list[Span]:
         with self._database.read() as connection:
             return [

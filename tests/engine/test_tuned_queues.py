@@ -1,0 +1,157 @@
+"""Queues that refused what was too much for them before are given no more than they took."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from workspace import Workspace, billed, labeling, tickets
+
+from dagster_llm_batch.engine.labeling import Limits
+from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.engine.tuner import Attempt, attempts_of, choose_at_once
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.types import BatchStatus
+
+START = datetime(2026, 3, 1, tzinfo=UTC)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+
+
+def days(count: int, refused: int, room: int = 800) -> list[Attempt]:
+    """So many days, on some of which a batch beyond the room was tried."""
+    taken = [Attempt(START + day * DAY, room - 10 * (day % 3), was_refused=False) for day in range(count)]
+    return taken + [Attempt(START + day * DAY + HOUR, room + 100, was_refused=True) for day in range(refused)]
+
+
+def test_no_more_is_sent_at_once_than_was_taken_where_more_was_refused_and_it_says_why() -> None:
+    chosen = choose_at_once(days(14, refused=6))
+    assert chosen.value == 800
+    assert chosen.evidence == (
+        "at most 800 input tokens of the model at once: more were refused on 6 of 6 days, fewer on 0 of 14 days in the "
+        "last 90"
+    )
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        [],
+        days(14, refused=4),
+        days(9, refused=9),
+        [Attempt(START + HOUR * number, 900, was_refused=number % 2 == 1) for number in range(20)],
+        # Refused by chance, whatever is in flight.
+        [Attempt(START + day * DAY, 500 + 37 * day % 400, was_refused=day % 2 == 1) for day in range(40)],
+        # What was too much has room by now.
+        [*days(14, refused=6), Attempt(START + 30 * DAY, 1_000, was_refused=False)],
+    ],
+    ids=["nothing", "few refusals", "few days", "one day", "by chance", "more room"],
+)
+def test_all_batches_go_at_once_where_there_is_too_little_to_say(known: list[Attempt]) -> None:
+    assert choose_at_once(known).value is None
+
+
+@given(st.lists(st.builds(Attempt, st.integers(0, 40).map(lambda day: START + day * DAY), st.integers(1, 99),
+                          st.booleans()), max_size=90), st.randoms())  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_any_history_gives_an_amount_that_was_taken(known: list[Attempt], random: Any) -> None:
+    chosen = choose_at_once(known)
+    assert chosen.evidence
+    assert chosen.value is None or chosen.value in {one.tokens for one in known if not one.was_refused}
+    random.shuffle(known)
+    assert choose_at_once(known) == chosen
+
+
+def test_what_is_in_flight_is_what_was_sent_before_and_has_not_ended() -> None:
+    taken = [(START, START + 2 * HOUR, 5), (START + HOUR, None, 7), (START + 3 * HOUR, START + 9 * HOUR, 11)]
+    assert attempts_of(taken, [(START + 4 * HOUR, 40)]) == [
+        Attempt(START, 5, was_refused=False),
+        Attempt(START + HOUR, 12, was_refused=False),
+        Attempt(START + 3 * HOUR, 18, was_refused=False),
+        Attempt(START + 4 * HOUR, 40, was_refused=True),
+    ]
+
+
+def remember(workspace: Workspace, room: int) -> None:
+    """Twelve days on which the model's queue took so many tokens, and had no room for more."""
+    # Not the day on which everything is tried again.
+    while workspace.now().toordinal() % 8 in (7, 0):
+        workspace.skipped += DAY
+    now = [workspace.now() - 20 * DAY]
+    ledger = Ledger(workspace.tmp_path / "ledger.sqlite", clock=lambda: now[0])
+    account = workspace.providers["openai"].account
+    for day in range(12):
+        name = f"earlier-{day}"
+        ledger.open_submission(
+            Submission(
+                submission_id=name, namespace="other", asset="others", fingerprint=name, partition=name,
+                config_fingerprint="c", provider="openai", account=account, model="gpt-4o", rows=2, requests=2,
+                created_at=now[0],
+            ),
+            [
+                Shard(
+                    shard_id=f"{name}-{number}", submission_id=name, wave=1, number=number, nonce=f"h{name}{number}",
+                    requests=1, bytes=9, path=f"{name}-{number}.zst", digest="00", tokens=tokens,
+                )
+                for number, tokens in enumerate([room, 50])
+            ],
+        )  # fmt: skip
+        first, second = f"{name}-0", f"{name}-1"
+        ledger.move_shard(first, Move.SEND)
+        ledger.move_shard(first, Move.ACCEPTED, batch_id=first)
+        ledger.move_shard(second, Move.SEND)
+        refused: dict[str, Any] = {"refused_at": now[0], "refused_tokens": room + 50}
+        ledger.move_shard(second, Move.NOT_SENT, no_room_at=now[0], **refused)
+        now[0] += HOUR
+        ledger.move_shard(first, Move.ENDED, status=BatchStatus.ENDED)
+        ledger.move_shard(second, Move.SEND)
+        ledger.move_shard(second, Move.ACCEPTED, batch_id=second)
+        now[0] += HOUR
+        ledger.move_shard(second, Move.ENDED, status=BatchStatus.ENDED)
+        # What was refused is remembered when it was taken.
+        assert ledger.shard(second).refused_tokens == room + 50
+        now[0] += DAY - 2 * HOUR
+    ledger.close()
+
+
+def test_batches_go_when_those_before_have_ended_and_each_is_sent_once(workspace: Workspace) -> None:
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
+    tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens
+    remember(workspace, room=3 * tokens + 10)
+    engine = workspace.engine(tune=True)
+    submission = engine.plan(definition, tickets(20))
+    assert submission.tuning is not None
+    assert submission.tuning["most_at_once"] == {"openai/gpt-4o": 3 * tokens + 10}
+    # Another process, in which nobody tunes, takes over.
+    engine = workspace.engine()
+    engine.submit(definition, submission.submission_id)
+    assert engine.status(submission.submission_id).states == {"submitted": 3, "planned": 7}
+    # A second run at once sends no more.
+    workspace.engine().submit(definition, submission.submission_id)
+    assert engine.status(submission.submission_id).states == {"submitted": 3, "planned": 7}
+    status = workspace.finish(definition, submission.submission_id)
+    assert status.submission.outcomes == {"succeeded": 20}
+    assert len(billed(workspace)) == len(set(billed(workspace))) == 20
+
+
+def test_what_is_larger_than_what_was_taken_goes_alone(workspace: Workspace) -> None:
+    remember(workspace, room=10)
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
+    submission = workspace.engine(tune=True).plan(definition, tickets(6))
+    engine = workspace.engine()
+    engine.submit(definition, submission.submission_id)
+    assert engine.status(submission.submission_id).states == {"submitted": 1, "planned": 2}
+    assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 6}
+
+
+def test_a_queue_limit_that_is_set_holds_as_before(workspace: Workspace) -> None:
+    remember(workspace, room=1_000)
+    definition = labeling()
+    queue = {"openai": QueueLimit(max_tokens=900)}
+    submission = workspace.engine(tune=True, queue_limits=queue).plan(definition, tickets(3))
+    assert (submission.tuning or {})["most_at_once"] == {}
+    assert any("as the queue limit of 900 tokens allows" in words for words in (submission.tuning or {})["evidence"])
