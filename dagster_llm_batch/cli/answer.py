@@ -48,7 +48,8 @@ def answer_command(
     """Answer a batch file by the student that an asset holds. Asks no LLM, and costs nothing.
 
     The student reads the last message of the user. It answers two fields of the response: its target, and --score. A
-    request that wants more is refused. Where no student is stored yet, each row of the results is an error.
+    request that wants more is refused, and a file that asks another model than the student, by its name. Where no
+    student is stored yet, each row of the results is an error.
     """
     key = dg.AssetKey.from_user_string(student)
     with deployment.code.io_manager(key) as (name, manager):
@@ -58,9 +59,9 @@ def answer_command(
     except InputError as error:
         none = str(error)
         click.echo(none, err=True)
-        answered = _refusals(requests, none)
+        answered = _refusals(_requests_to(student, requests), none)
     else:
-        answered = _Replies(student_of(stored), score).lines(_requests(requests))
+        answered = _Replies(student_of(stored), score).lines(_requests_to(student, requests))
     count = good = 0
     # What is refused in the middle leaves no file: the batch has failed then, and says why.
     with whole(Path(output)) as part, part.open("wb") as file:
@@ -86,8 +87,25 @@ def _requests(file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield custom_id, body
 
 
-def _refusals(requests: BinaryIO, why: str) -> Iterator[tuple[bool, bytes]]:
-    return (_line(custom_id, 404, why) for custom_id, _ in _requests(requests))
+def _requests_to(student: str, file: BinaryIO) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the requests. Raises ConfigError for one that asks a model of another name.
+
+    By the model's name definitions know that a cascade asks the student, and hold its prompt to what the student learns
+    from. Of a cascade that asks it under another name nobody has looked at the prompt, and its promise may not hold.
+    """
+    for custom_id, body in _requests(file):
+        if (model := body.get("model", student)) != student:
+            raise ConfigError(
+                f"The batch file asks the model {model!r}, and the student is {student!r}. Whether its prompt is what "
+                "the student learns from, on which the promise of a cascade rests, is looked at when definitions load, "
+                f"by the model's name: make the dataset's model end in '/{student}', such as 'student/{student}'. In "
+                "the command of a CommandBatchResource, {model} stands for what follows the first slash."
+            )
+        yield custom_id, body
+
+
+def _refusals(requests: Iterator[tuple[str, Mapping[str, Any]]], why: str) -> Iterator[tuple[bool, bytes]]:
+    return (_line(custom_id, 404, why) for custom_id, _ in requests)
 
 
 def _line(custom_id: str, status: int, reply: str, model: str = "") -> tuple[bool, bytes]:

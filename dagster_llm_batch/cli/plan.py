@@ -327,14 +327,15 @@ def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
     oracle = plan.preview.oracle
     if oracle is None or len(plan.sent_to) == 1:
         return []
-    at_once, later, kept = (
-        money(usd) or _most(None) for usd in (oracle.estimated_usd, oracle.later_usd, oracle.reserved_usd)
+    at_once, later, kept, most = (
+        money(usd) or _most(None)
+        for usd in (oracle.estimated_usd, oracle.later_usd, oracle.reserved_usd, oracle.later_bound_usd)
     )
     tokens = f"about {oracle.input_tokens:,} tokens in, {oracle.output_tokens:,} out"
     rest = f"about {oracle.later:,} of {counted(oracle.later_most, 'request', 'requests')}"
     return [
         ("oracle, at once", f"{counted(oracle.requests, 'request', 'requests')}, {tokens}, {at_once}"),
-        ("oracle, later", f"{rest}, {later}; kept for all of them: {kept}"),
+        ("oracle, later", f"{rest}, {later}; kept for all of them: {kept}; at most {most}"),
     ]
 
 
@@ -366,11 +367,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("estimate", money(preview.estimated_usd)),
         ("19 of 20 above", money(preview.p05_usd)),
         ("19 of 20 below", money(preview.p95_usd)),
-        # How much there can be of a second wave is the reserve, at what is expected of each.
-        (
-            "at most, sent once" if len(plan.sent_to) == 1 else "at most, at once",
-            money(preview.bound_usd) or _most(None),
-        ),
+        ("at most, sent once", money(preview.bound_usd) or _most(None)),
         ("estimate from", _basis(preview)),
         ("ends", plan.end_text),
         ("tuned", None if preview.tuning is None else "; ".join(preview.tuning["evidence"])),

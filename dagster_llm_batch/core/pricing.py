@@ -404,6 +404,7 @@ class Estimate:
     requests: int = 0
     input_bound: int | None = 0
     row_bound_usd: Decimal | None = Decimal(0)
+    _is_surcharge_open: bool = False
     _cost_usd: Decimal = Decimal(0)
     _p95_usd: Decimal = Decimal(0)
     _bound_usd: Decimal = Decimal(0)
@@ -495,7 +496,8 @@ class Estimate:
         return self._bound_of(-(-tokens // _BOUND_STEP) * _BOUND_STEP, lane)
 
     def add_surcharge(self, surcharge: Costs) -> None:
-        """Count what is paid beside the requests, as for padding with copies of them."""
+        """Count what is paid beside the requests, as for padding with copies of them, or for a second model."""
+        self._is_surcharge_open = self._is_surcharge_open or surcharge.bound_usd is None
         expected, bound = surcharge.expected_usd or Decimal(0), surcharge.bound_usd or Decimal(0)
         if self._cost_usd:
             self._p95_usd += expected * self._p95_usd / self._cost_usd
@@ -530,4 +532,5 @@ class Estimate:
     @property
     def bound_usd(self) -> Decimal | None:
         is_open = self.input_bound is None or (self.output.bound is None and self.requests > 0)
-        return None if is_open and not self._is_free else self._known(self._bound_usd)
+        is_unknown = self._is_surcharge_open or (is_open and not self._is_free)
+        return None if is_unknown else self._known(self._bound_usd)

@@ -355,8 +355,12 @@ class InputCounter:
         """
         if has_images:
             return None if self._is_open else self._context
-        text = json.dumps(json.loads(line), ensure_ascii=False)
-        most = int(most_text_tokens([text], self._tokenizer)[0])
+        if line.isascii() and rb"\u" not in line:
+            # A text of ASCII is no longer than the line that has it, whatever is escaped; a plan asks of each row.
+            most = len(line)
+        else:
+            text = json.dumps(json.loads(line), ensure_ascii=False)
+            most = int(most_text_tokens([text], self._tokenizer)[0])
         return self._limited(most + (self._frame.bound or 0))
 
     def _system(self, text: str) -> tuple[_Counts, _Counts]:

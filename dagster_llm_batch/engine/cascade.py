@@ -19,7 +19,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import compress, count
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
 _REMEMBERED, _LOOKED_AT = 5, 100
-_AT_ONCE = 16
+_AT_ONCE, _COUNTED_AT_ONCE = 16, 1_024
 _SHOWN = 5
 # Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
 _BYTES_A_TOKEN = 4
@@ -120,7 +120,8 @@ class OracleShare:
         later: How many more it is expected to be sent when the threshold is set.
         later_usd: What these are expected to cost.
         later_most: How many it can be sent then: as if nothing of the model were accepted.
-        reserved_usd: What is kept of limits for so many.
+        reserved_usd: What is kept of limits for so many, at what is expected of each.
+        later_bound_usd: What so many can cost at most; None: nobody knows.
     """
 
     model: str
@@ -132,6 +133,7 @@ class OracleShare:
     later_usd: Decimal | None
     later_most: int
     reserved_usd: Decimal | None
+    later_bound_usd: Decimal | None
 
 
 class Sampling:
@@ -221,15 +223,15 @@ class Sampling:
                 delete_requests(self._payloads, shard)
             plan = replace(plan, shards=[])
         drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
-        shards, of_oracle = self._write(plan, oracle, drawn, known, tokens)
+        shards, of_oracle, later = self._write(plan, oracle, drawn, known, tokens)
         self._refuse_too_few(sum(shard.requests for shard in shards), least)
         if sampled is None or not estimate.requests:
             estimate = of_oracle
         else:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
-            rows_most = (estimate.row_bound_usd, of_oracle.row_bound_usd)
-            estimate.row_bound_usd = None if None in rows_most else max(most for most in rows_most if most is not None)
-        left = 0 if drawn is None else plan.requests - len(drawn) - self._count_among(known, drawn)
+        rows_most = (estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
+        estimate.row_bound_usd = None if None in rows_most else max(most for most in rows_most if most is not None)
+        left = later.requests
         rest = Decimal(0) if each is None else each * left
         # What is kept is for all of them; what is expected, for those that will not be accepted.
         self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
@@ -244,8 +246,10 @@ class Sampling:
             later_usd=None if each is None else later_usd,
             later_most=left,
             reserved_usd=None if each is None else rest,
+            later_bound_usd=later.bound_usd,
         )
-        estimate.add_surcharge(Costs(later_usd, Decimal(0)))
+        # At most, the oracle answers all rows, each as dear as it can be.
+        estimate.add_surcharge(Costs(later_usd, later.bound_usd))
         self.levels = Levels(
             calibration_id=self._digest(cascade, seed),
             oracle=cascade.oracle,
@@ -268,18 +272,6 @@ class Sampling:
             self.levels = self.levels.ask_oracle_alone()
         _store(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
-
-    def _count_among(self, known: KnownRequests | None, drawn: Collection[str]) -> int:
-        """Return how many requests of these rows the oracle has answered already, beside the drawn ones."""
-        if not known:
-            return 0
-        found: set[str] = set()
-        for _, ids in self._rows():
-            those = ids.to_pylist()
-            found.update(
-                one for one, is_settled in zip(those, known.find(those), strict=True) if is_settled is not None
-            )
-        return len(found.difference(drawn))
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
         """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
@@ -417,28 +409,41 @@ class Sampling:
         wanted: set[str] | None,
         known: KnownRequests | None,
         tokens: int | None,
-    ) -> tuple[list[Shard], Estimate]:
-        """Write the oracle's shards of the first wave; return them and what they cost."""
+    ) -> tuple[list[Shard], Estimate, Estimate]:
+        """Write the oracle's shards of the first wave; return them, what they cost, and what all others would."""
         planner, spare = self._planner, self._planner.spare(self._submission_id, self._partition, oracle)
         numbers = count(max((shard.number for shard in plan.shards), default=-1) + 1)
         wave = replace(planner.wave(self._submission_id, self._partition, 1), shard_numbers=numbers)
         files = planner.files(wave, oracle, Lane.BATCH)
         self._written.append(files)
-        estimate, counter = planner.estimate(oracle), self._deployment.counter(oracle)
-        has_images = bool(self._labeling.prompt.images)
-        lines = (
-            (request_id, line)
-            for request_id, line in requests_of(self._payloads, spare.path, spare.nonce)
-            if (wanted is None or request_id in wanted) and (known is None or request_id not in known)
-        )
-        for chunk in chunks(lines, _AT_ONCE):
+        estimate, later, counter = planner.estimate(oracle), planner.estimate(oracle), self._deployment.counter(oracle)
+        bound_of = partial(counter.bound_of_line, has_images=bool(self._labeling.prompt.images))
+
+        def count_later(bounds: list[int | None]) -> None:
+            later.add(InputCounts([tokens or 0] * len(bounds), bounds))
+
+        def wanted_lines() -> Iterator[tuple[str, bytes]]:
+            bounds: list[int | None] = []
+            for request_id, line in requests_of(self._payloads, spare.path, spare.nonce):
+                if known is not None and request_id in known:
+                    continue
+                if wanted is None or request_id in wanted:
+                    yield request_id, line
+                    continue
+                bounds.append(bound_of(line))
+                if len(bounds) == _COUNTED_AT_ONCE:
+                    count_later(bounds)
+                    bounds = []
+            count_later(bounds)
+
+        for chunk in chunks(wanted_lines(), _AT_ONCE):
             ids, encoded = zip(*chunk, strict=True)
-            bounds = [counter.bound_of_line(line, has_images=has_images) for line in encoded]
             expected = [tokens or len(line) // _BYTES_A_TOKEN for line in encoded]
-            files.add(WrittenLines(ids, encoded, spare.nonce), ids, InputCounts(expected, bounds), estimate.add)
+            counts = InputCounts(expected, [bound_of(line) for line in encoded])
+            files.add(WrittenLines(ids, encoded, spare.nonce), ids, counts, estimate.add)
         shards = files.close()
         estimate.add_surcharge(files.surcharge)
-        return shards, estimate
+        return shards, estimate, later
 
     def discard(self) -> None:
         """Remove what was written."""

@@ -353,6 +353,8 @@ def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once
     # What is kept is for all ten.
     later, kept = Decimal(told["later_usd"]), Decimal(told["reserved_usd"])
     assert 0 < later < kept < Decimal(told["estimated_usd"]) < Decimal(plan["estimated_usd"])
+    # What these can cost at most is a part of what all can.
+    assert kept < Decimal(told["later_bound_usd"]) < Decimal(plan["bound_usd"])
     printed = " ".join(project.on_file("plan", "ticket_labels").stdout.split())
     assert "model openai/gpt-4o-mini and openai/gpt-4o" in printed
     assert "oracle, at once 30 requests, about " in printed

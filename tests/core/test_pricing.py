@@ -382,6 +382,10 @@ def test_what_is_paid_beside_the_requests_is_in_all_three_numbers() -> None:
     # Copies of the request that fill a batch up.
     estimate.add_surcharge(Costs(9 * (estimate.cost_usd or Decimal(0)), 9 * (estimate.bound_usd or Decimal(0))))
     assert (estimate.cost_usd, estimate.p95_usd, estimate.bound_usd) == tuple(10 * (each or 0) for each in before)
+    # A second model, of which nobody knows how dear its replies can be, leaves no bound for both.
+    estimate.add_surcharge(Costs(Decimal(1), None))
+    assert estimate.bound_usd is None
+    assert estimate.cost_usd == 10 * (before[0] or 0) + 1
 
 
 @pytest.mark.parametrize(

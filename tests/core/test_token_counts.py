@@ -57,6 +57,18 @@ def test_no_tokenizer_makes_more_tokens_of_a_text_than_its_bound(tokenizer: str)
     assert {"Lao", "Punjabi", "one long ligature"} <= set(in_bytes)
 
 
+@pytest.mark.parametrize("is_ascii", [True, False])
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_a_line_of_a_request_file_bounds_the_tokens_of_its_text(tokenizer: str, is_ascii: bool) -> None:
+    book, model = MODELS[tokenizer]
+    counter = InputCounter(book, spec_of(model), None)
+    for text in TEXTS:
+        line = json.dumps({"body": text["text"]}, ensure_ascii=is_ascii, separators=(",", ":")).encode()
+        bound = counter.bound_of_line(line, has_images=False)
+        assert bound is not None
+        assert bound >= most_text_tokens([text["text"]], tokenizer)[0] >= text[tokenizer]
+
+
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 def test_expected_tokens_are_near_those_of_the_real_tokenizer(tokenizer: str) -> None:
     texts = [text for text in TEXTS if text["name"] in (*ORDINARY, "emoji")]

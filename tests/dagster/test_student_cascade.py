@@ -114,6 +114,20 @@ def test_without_a_student_each_row_is_an_error_and_what_is_no_student_is_refuse
     assert "The asset other is not in" in told
 
 
+@pytest.mark.parametrize("is_learned", [True, False])
+def test_a_student_is_asked_by_its_name_alone_by_which_prompts_are_checked(answer, tmp_path, is_learned):
+    """A command that names the student in the place of {model} let any prompt pass that definitions never looked at."""
+    if is_learned:
+        labels = dict.fromkeys([f"crash{n} now" for n in range(60)], "bug")
+        store(tmp_path / "tables", learned(labels | dict.fromkeys([f"invoice{n} paid" for n in range(60)], "bill")))
+    code, told, lines = answer(body("crash7 now"), body("crash8 now") | {"model": "any"})
+    assert (code, lines) == (1, {})
+    assert "asks the model 'any', and the student is 'student'" in " ".join(told.split())
+    assert "end in '/student'" in " ".join(told.split())
+    code, _, lines = answer(body("crash7 now"))
+    assert (code, len(lines)) == (0, 1)
+
+
 class _Hostile:
     """Unpickled, it leaves a file."""
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,7 @@ from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import OVER_BUDGET
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
 from dagster_llm_batch.storage.ledger.records import SpendLimit, Submission
-from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, Reply, RowFault, WireFault
 
 TOPICS = ("billing", "bug", "how_to")
 CHEAP, ORACLE = "gpt-4o-mini", "gpt-4o"
@@ -336,6 +337,74 @@ def test_within_the_tightest_limit_that_a_plan_fits_the_second_wave_is_sent_and_
     assert status.submission.outcomes == {"succeeded": ROWS}
     assert OVER_BUDGET not in {event.kind for event in workspace.engine().ledger.events(submission_id)}
     assert (status.submission.cost_usd or 0) <= most
+
+
+def dearest(body: Any, url: str) -> Reply:
+    """Answer with as many tokens as can be; nothing of the model fits, so that the oracle is asked all."""
+    text = json.dumps(answer(body, url)) if body["model"] == ORACLE else "no JSON"
+    return Reply(text=text, input_tokens=2_000, output_tokens=50)
+
+
+def test_nothing_costs_more_than_a_plans_bound_though_the_oracle_answers_all_rows(tmp_path: Any) -> None:
+    with Emulator(answer=dearest) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        preview = workspace.engine().preview(definition(), tickets(ROWS))
+        assert preview.oracle is not None
+        at_once = preview.oracle.estimated_usd
+        assert at_once is not None
+        assert preview.oracle.later_bound_usd is not None
+        assert preview.bound_usd is not None
+        # All that the oracle can be asked, at the most that it can cost, is in it, and what the model is asked, too.
+        assert preview.bound_usd > preview.oracle.later_bound_usd + at_once
+        assert preview.oracle.later_bound_usd > (preview.oracle.reserved_usd or 0)
+        status = workspace.run(definition(), tickets(ROWS))
+    assert status.submission.bound_usd == preview.bound_usd
+    assert asked(workspace)[ORACLE] == Counter(range(ROWS))
+    cost = sum(shard.cost_usd or 0 for shard in status.shards)
+    # As the same rows cost without the second wave, there would be no bound.
+    assert preview.bound_usd - preview.oracle.later_bound_usd < cost <= preview.bound_usd
+
+
+@pytest.mark.parametrize("of", ["spend", "budget"])
+@pytest.mark.parametrize("share", ["0.35", "0.7", "1"])
+def test_a_hard_limit_holds_though_all_of_the_oracles_answers_are_as_long_as_can_be(
+    tmp_path: Any, of: str, share: str
+) -> None:
+    expected = Spend(expected_output_tokens=10)
+    with Emulator(answer=dearest) as emulator:
+        workspace = Workspace(tmp_path, emulator)
+        preview = workspace.engine().preview(definition(spend=expected), tickets(ROWS))
+        assert preview.bound_usd is not None
+        most = preview.bound_usd * Decimal(share)
+        limited, rules = definition(spend=expected), {"budgets": [Budget(most, "ever", limit="hard")]}
+        limit = SpendLimit(most, "test")
+        if of == "spend":
+            limited = definition(spend=replace(expected, limit="hard"), max_cost_usd=most)
+            rules = {}
+        engine = workspace.engine(**rules)
+        if (preview.estimated_usd or 0) > most:
+            with pytest.raises(BudgetError):
+                engine.plan(limited, tickets(ROWS))
+            return
+        submission_id = engine.plan(limited, tickets(ROWS)).submission_id
+        if of == "spend":
+            limit = limit._replace(submission_id=submission_id)
+        engine.submit(limited, submission_id)
+        for _ in range(60):
+            assert engine.ledger.committed_usd(limit) <= most
+            workspace.emulator.settle()
+            workspace.skipped += timedelta(hours=1)
+            status = workspace.engine(**rules).advance(limited, submission_id)
+            if status.is_settled:
+                break
+        assert status.is_settled
+    cost = sum(shard.cost_usd or Decimal(0) for shard in status.shards)
+    assert Decimal(0) < cost <= most
+    lost = ROWS - status.submission.outcomes["succeeded"]
+    # Within the bound all of it is sent. Below it, what the oracle has not answered has no label, and never the model's.
+    assert lost == 0 if share == "1" else lost > 0
+    labels = workspace.engine().labels(limited, submission_id).labels
+    assert all(row["topic"] == TOPICS[int(row["ticket_id"][1:]) % 3] for row in labels.to_pylist())
 
 
 def test_what_the_oracle_may_be_asked_for_another_promise_is_in_the_budget_though_nothing_is_sent_at_once(
