@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy.stats import binom
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
+from benchmarks.truth.shared import measure_gold, measure_shared
 from dagster_llm_batch.core.audit import (
     ALARM,
     WINDOW,
@@ -59,7 +60,9 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
     alone = () if quick else (measure_level(2 * draws), measure_populations(max(40, draws * 2 // 5)))
     parts = (
         *alone,
+        Part(*measure_gold(draws)),
         measure_partitions(1 if quick else max(2, draws // 50)),
+        *(() if quick else (Part(*measure_shared(max(40, draws // 2))),)),
         measure_window(draws),
         measure_detector(4 * draws),
         measure_figures(draws),

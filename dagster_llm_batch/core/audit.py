@@ -16,6 +16,12 @@ own partition, so of its labels the audit is a fair sample, whatever has changed
                 As long as no more disagree than was promised, the mean of M over these shares reaches 365 once in 365
                 partitions, as a mean, or less often. That is the alarm.
 
+Rows of one request have one answer, so that they are right or wrong together: of a table in which many rows share few
+requests chance alone makes more wrong. So both the earlier rows and those of the partition count as so many that are
+independent, n squared over the sum of the squares of the sizes of requests. As rows, thresholds would break the promise
+in up to 24 % of partitions; counted so, in at most 5. Window and evidence need none of that: for them chance is which
+rows are audited, each by itself.
+
 An alarm ends what earlier partitions say: the rows up to and with that partition set no threshold any more, and the
 evidence begins anew. Which partitions are earlier is said by their keys alone, in the order of text, never by when they
 were labeled: a backfill in any order learns nothing of what comes later. Simulated in `benchmarks.truth`.
@@ -41,6 +47,7 @@ __all__ = [
     "Track",
     "bound_share",
     "calibrate_points",
+    "count_independent",
     "evidence_after",
     "find_alarm",
     "track",
@@ -63,13 +70,15 @@ _HALVINGS = 40
 
 
 class Point(NamedTuple):
-    """A row that the oracle has answered: the model's score, the digest that orders equal scores, and whether the
-    model's label is another than the oracle's.
+    """A row that the oracle has answered: the model's score, the digest that orders equal scores, whether the model's
+    label is another than the oracle's, and a digest of its request that is the same in each partition. None: it was
+    stored by code that kept none.
     """
 
     score: float
     digest: int
     is_wrong: bool
+    request: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,16 +275,27 @@ def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
     return found
 
 
+def count_independent(sizes: npt.NDArray[np.int64]) -> int:
+    """Return as how many independent rows these count, of which so many share each request."""
+    total = int(sizes.sum())
+    return total * total // int((sizes.astype(np.int64) ** 2).sum()) if total else 0
+
+
 def calibrate_points(
     points: Sequence[Point], earlier: tuple[str, str], rows: int, agreement: float, confidence: float
 ) -> Calibration:
-    """Return the threshold that rows of earlier partitions give to one of so many `rows`; `earlier` are the first and
-    the last of these partitions.
+    """Return the threshold that rows of earlier partitions give to one of so many independent `rows`; `earlier` are the
+    first and the last of these partitions. Points of one `request` count together.
     """
     scores = np.array([point.score for point in points], np.float64)
     digests = np.array([point.digest for point in points], np.uint64)
     wrong = np.array([point.is_wrong for point in points], np.bool_)
-    allowed, bound = count_allowed_before(len(points), rows, agreement, confidence)
+    requests = [point.digest if point.request is None else point.request for point in points]
+    independent = count_independent(np.unique(np.array(requests, np.uint64), return_counts=True)[1])
+    allowed, bound = count_allowed_before(independent, rows, agreement, confidence)
+    if allowed > 0:
+        # Each stands for as many rows as there are of one that is independent.
+        allowed = allowed * len(points) // independent
     return Calibration(
         earlier,
         len(points),

@@ -47,6 +47,9 @@ __all__ = [
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
+# The seed of digests that are the same in all partitions.
+_EVERYWHERE = "request"
+
 CHEAP, ORACLE = "cheap", "oracle"
 """The levels: the model itself, and the oracle."""
 
@@ -247,7 +250,8 @@ class Levels:
             return levels
         scores, digests, wrong = self._judge(self.audit.requests, own, others)
         # Rows of the audit set no threshold of their own partition, and rows of the sample need no audit.
-        points = self._judge(self.audit.requests if self.is_rolling else self.sampled or [], own, others)
+        setting = self.audit.requests if self.is_rolling else self.sampled or []
+        points = (*self._judge(setting, own, others), digest_requests(setting, _EVERYWHERE))
         sampled = pc.is_in(pa.array(self.audit.requests, pa.string()), pa.array(self.sampled or [], pa.string()))
         taken = are_above(scores, digests, levels.threshold or NOTHING) & ~_flags(sampled)
         audit = replace(

@@ -50,9 +50,10 @@ def history_id(configuration: str, labeling: Labeling, cascade: Cascade) -> str:
 
 
 def calibrate_on_earlier(
-    deployment: Deployment, labeling: Labeling, cascade: Cascade, partition: str, rows: int, history: str
+    deployment: Deployment, labeling: Labeling, cascade: Cascade, partition: str, independent: int, history: str
 ) -> Calibration | str:
-    """Return the threshold that the last rows of earlier partitions give to so many `rows`, or why none, in words.
+    """Return the threshold that the last rows of earlier partitions give to so many independent rows, or why none, in
+    words.
 
     Partitions are taken whole, the last ones first, until there are enough rows, and none from before an alarm.
     """
@@ -71,9 +72,18 @@ def calibrate_on_earlier(
         partitions.append(one.audited.partition)
         if len(points) >= wanted:
             earlier = (partitions[-1], partitions[0])
-            return calibrate_points(points, earlier, rows, cascade.least_share, cascade.confidence)
+            found = calibrate_points(points, earlier, independent, cascade.least_share, cascade.confidence)
+            # A sample of its own counts rows, whoever shares a request, and may accept some.
+            return found if found.allowed >= 0 else _too_alike(len(points), independent)
     # Files were pruned, or rows erased.
     return f"{lacking}, of which {len(points):,} are stored still"
+
+
+def _too_alike(points: int, independent: int) -> str:
+    return (
+        f"by {points:,} earlier rows none of this partition would be accepted, whose rows count as {independent:,} "
+        "that are independent: those of one request are right or wrong together"
+    )
 
 
 def track_of(deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None) -> Track | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.audit import Audit, Calibration
+from dagster_llm_batch.core.audit import Audit, Calibration, count_independent
 from dagster_llm_batch.core.cascade import (
     Cascade,
     Rolling,
@@ -38,7 +38,7 @@ from dagster_llm_batch.core.cascade import (
     relative_cost,
     smallest,
 )
-from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint, packed
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.memory import chunks
@@ -197,7 +197,7 @@ class Sampling:
             size = choose_sample(rows, cascade.least_share, cascade.confidence, least)
         else:
             size = min(cascade.sample, rows)
-        audit, earlier = self._audit(cascade, seed, rows) if rows and cascade.calibrate != "partition" else (None, None)
+        audit, earlier = self._audit(cascade, seed, rows, plan.requests)
         if earlier is not None:
             size = 0
         each = self._planner.estimate(oracle).expected_usd(tokens or 0)
@@ -229,8 +229,7 @@ class Sampling:
             estimate = of_oracle
         else:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
-        rows_most = (estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
-        estimate.row_bound_usd = None if None in rows_most else max(most for most in rows_most if most is not None)
+        estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
         left = later.requests
         rest = Decimal(0) if each is None else each * left
         # What is kept is for all of them; what is expected, for those that will not be accepted.
@@ -361,13 +360,23 @@ class Sampling:
         content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
-    def _audit(self, cascade: Cascade, seed: str, rows: int) -> tuple[Audit, Calibration | None]:
-        """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
+    def _count_independent(self, rows: int, requests: int) -> int:
+        """Return as how many independent rows these count, which share so many requests."""
+        if rows == requests:
+            return rows
+        heads = [np.frombuffer(packed(ids.to_pylist()), np.uint8) for _, ids in self._rows()]
+        ids = np.concatenate(heads).reshape(-1, REQUEST_ID_BYTES)
+        return count_independent(np.unique(ids[:, :8].copy().view(">u8"), return_counts=True)[1])
+
+    def _audit(self, cascade: Cascade, seed: str, rows: int, of: int) -> tuple[Audit | None, Calibration | None]:
+        """Return the audit of this partition, and the threshold that earlier ones give, if they do. `of`: requests."""
+        if not rows or not isinstance(cascade.calibrate, Rolling):
+            return None, None
         from dagster_llm_batch.engine.audit import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
 
-        assert isinstance(cascade.calibrate, Rolling)
         history = history_id(self._planner.configuration, self._labeling, cascade)
-        found = calibrate_on_earlier(self._deployment, self._labeling, cascade, self._partition, rows, history)
+        place = (self._deployment, self._labeling, cascade, self._partition)
+        found = calibrate_on_earlier(*place, self._count_independent(rows, of), history)
         why_not = found if isinstance(found, str) else None
         # By another seed: what is in the sample is audited as often as what is not.
         bound = np.uint64(cascade.calibrate.audit * 2**64)
@@ -539,6 +548,12 @@ class Escalation:
         own = [shard for shard in of_lane if shard.submission_id == self.submission.submission_id] or of_lane
         tokens, requests = (sum(getattr(shard, name) for shard in own) for name in ("tokens", "requests"))
         return replace(own[0], tokens=tokens, requests=requests)
+
+
+def _dearest(*amounts: Decimal | None) -> Decimal | None:
+    """Return the largest amount; None where nobody knows one."""
+    known = [amount for amount in amounts if amount is not None]
+    return max(known) if len(known) == len(amounts) else None
 
 
 def _by_level(are_oracles: Sequence[bool], results: Iterable[pa.Table], schema: pa.Schema) -> tuple[pa.Table, pa.Table]:

@@ -38,7 +38,7 @@ class Preview:
         estimated_usd: What they are expected to cost.
         p05_usd: What 19 of 20 such submissions cost more than; None: too few came before.
         p95_usd: What 19 of 20 such submissions cost less than.
-        bound_usd: What they can cost at most, if each is sent once; of a cascade, with all that its oracle can be asked.
+        bound_usd: What they can cost at most, if each is sent once; of a cascade with all that its oracle can be asked.
         learned: What was learned from earlier submissions, if there are any.
         has_tokenizer: Whether the model's own tokenizer has counted some of the texts.
         realtime_usd: What they would cost in real time.

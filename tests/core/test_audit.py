@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from benchmarks.truth.shared import live
 from dagster_llm_batch.core.audit import (
     ALARM,
     WINDOW,
@@ -18,6 +19,7 @@ from dagster_llm_batch.core.audit import (
     Track,
     bound_share,
     calibrate_points,
+    count_independent,
     evidence_after,
     find_alarm,
     track,
@@ -120,7 +122,7 @@ def test_the_threshold_of_earlier_rows_is_that_of_a_sample_of_an_endless_table()
     # As many wrong ones are above as are allowed, and the next is the threshold: digests keep all their bits.
     assert int((are_above(scores, digests, threshold) & wrong).sum()) == allowed
     assert threshold.digest in digests.tolist()
-    assert calibrate_points([Point(0.5, 1, False)] * 400, ("1", "2"), 100, 0.9, 0.95).threshold == ALL
+    assert calibrate_points([Point(0.5, n, False) for n in range(400)], ("1", "2"), 100, 0.9, 0.95).threshold == ALL
 
 
 @pytest.mark.parametrize("rows", [1, 19, 20, 100, 2_000])
@@ -154,6 +156,26 @@ def test_a_partition_of_few_rows_is_below_what_was_promised_as_seldom_as_one_of_
         scores, digests, wrong = drawn(rows)
         broken += (are_above(scores, digests, threshold) & wrong).sum() > 0.05 * rows
     assert 0.01 * runs < broken < 0.065 * runs
+
+
+def test_rows_of_one_request_count_as_one_row_of_their_number():
+    assert count_independent(np.ones(2_000, int)) == 2_000
+    assert count_independent(np.full(20, 100)) == 20
+    assert count_independent(np.array([1_000, *[1] * 1_000])) == 3
+    assert count_independent(np.empty(0, int)) == 0
+    alike = [Point(1 - n / 1_000, n, n % 10 == 0, n // 4) for n in range(400)]
+    found = calibrate_points(alike, ("1", "2"), 2_000, 0.9, 0.95)
+    of_each = calibrate_points([point._replace(request=None) for point in alike], ("1", "2"), 2_000, 0.9, 0.95)
+    assert 0 < found.allowed < of_each.allowed
+    assert found.allowed == count_allowed_before(100, 2_000, 0.9, 0.95)[0] * 4
+    assert found.bound == count_allowed_before(100, 2_000, 0.9, 0.95)[1] <= 0.1
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize("kind", ["all, in hundreds", "few of many rows", "few of many rows, others than before"])
+def test_a_partition_whose_rows_share_requests_keeps_the_promise_which_rows_alone_would_not(kind):
+    assert live(kind, 200).broken < 0.05
+    assert live(kind, 200, as_rows=True).broken > 0.1
 
 
 def test_an_audit_is_stored_and_counted_and_forgets_who_is_erased():

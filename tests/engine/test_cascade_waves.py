@@ -401,7 +401,7 @@ def test_a_hard_limit_holds_though_all_of_the_oracles_answers_are_as_long_as_can
     cost = sum(shard.cost_usd or Decimal(0) for shard in status.shards)
     assert Decimal(0) < cost <= most
     lost = ROWS - status.submission.outcomes["succeeded"]
-    # Within the bound all of it is sent. Below it, what the oracle has not answered has no label, and never the model's.
+    # Within the bound all of it is sent. Below it, what the oracle has not answered has no label.
     assert lost == 0 if share == "1" else lost > 0
     labels = workspace.engine().labels(limited, submission_id).labels
     assert all(row["topic"] == TOPICS[int(row["ticket_id"][1:]) % 3] for row in labels.to_pylist())

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import polars as pl
 import pytest
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
@@ -132,6 +133,29 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
     assert track.window == (key(1), key(2))
     assert track.rows == first.audit["rows"] + second.audit["rows"]
     assert workspace.emulator.books.billed_twice() == {}
+
+
+def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_independent(workspace: Workspace) -> None:
+    """Of a partition of four requests chance alone makes one wrong that a quarter of the rows share."""
+    label(workspace, 1)
+    shared = pl.concat(
+        [tickets(4, 2_000).with_columns(ticket_id=pl.format("{}-" + str(n), "ticket_id")) for n in range(25)]
+    )
+    submission = workspace.run(definition(), shared, key(2)).submission
+    own = levels(workspace, submission)
+    assert (own.is_rolling, own.sample) == (False, 60)
+    assert audit(workspace, submission).why_not == (
+        "by 60 earlier rows none of this partition would be accepted, whose rows count as 4 that are independent: "
+        "those of one request are right or wrong together"
+    )
+    points = audit(workspace, submission).points
+    assert points is not None
+    assert len({point.request for point in points}) == 4 < len(points)
+    # The same request is the same one in each partition; its place among equal scores is not.
+    again = audit(workspace, workspace.run(definition(), shared, key(3)).submission).points
+    assert again is not None
+    assert {point.request for point in again} == {point.request for point in points}
+    assert not {point.digest for point in again} & {point.digest for point in points}
 
 
 def test_a_plan_says_what_it_assumes_and_asks_for_no_sample(workspace: Workspace) -> None:

@@ -1,0 +1,175 @@
+"""Thresholds of earlier partitions where rows share requests, and the promise against gold: how often each breaks.
+
+Scores are simulated; no model was asked. A part of the section `cascade`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.truth.page import seed_of, table
+from dagster_llm_batch.core.audit import Point, calibrate_points, count_independent
+from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allowed, find_threshold
+
+__all__ = ["KINDS", "Lives", "live", "measure_gold", "measure_shared"]
+
+AGREEMENT, CONFIDENCE = 0.95, 0.95
+_ROWS, _EARLIER, _AUDIT = 2_000, 400, 0.01
+
+Numbers = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Digests = npt.NDArray[np.uint64]
+
+KINDS = (
+    "none",
+    "half of the rows, in tens",
+    "all, in tens",
+    "all, in hundreds",
+    "a tenth of the rows, all one",
+    "half of the rows, all one",
+    "few of many rows",
+    "few of many rows, the same every day",
+    "few of many rows, others than before",
+)
+"""Which rows share requests. `few of many rows`: the second request has half of the rows of the first, and so on; they
+are new every day, or the same every day, or the same every day until yesterday.
+"""
+
+
+def _sizes(kind: str) -> Numbers:
+    """Return how many rows each request of a partition has."""
+    if kind.startswith("few"):
+        sizes = np.maximum(1, _ROWS // 8 // np.arange(1, _ROWS))
+        sizes = sizes[np.cumsum(sizes) <= _ROWS]
+    else:
+        size, requests = {
+            "half of the rows, in tens": (10, _ROWS // 20),
+            "all, in tens": (10, _ROWS // 10),
+            "all, in hundreds": (100, _ROWS // 100),
+            "a tenth of the rows, all one": (_ROWS // 10, 1),
+            "half of the rows, all one": (_ROWS // 2, 1),
+        }.get(kind, (1, 0))
+        sizes = np.full(requests, size)
+    return np.concatenate([sizes, np.ones(_ROWS - int(sizes.sum()), np.int64)])
+
+
+class _Requests(NamedTuple):
+    """The requests of a partition: the score, the digest and the name of each, and whether the model is wrong."""
+
+    scores: Scores
+    wrong: Flags
+    digests: Digests
+    names: Digests
+
+
+def _requests(sizes: Numbers, rng: np.random.Generator, lasting: _Requests | None = None) -> _Requests:
+    """Draw the requests of a partition; those that rows share are the `lasting` ones."""
+    hard = rng.beta(1, 4, len(sizes))
+    drawn = 1 - hard, rng.random(len(sizes)) < hard
+    digests, names = (rng.integers(0, 1 << 63, len(sizes)).astype(np.uint64) for _ in range(2))
+    if lasting is None:
+        return _Requests(*drawn, digests, names)
+    scores, wrong, names = (
+        np.where(sizes > 1, old, new)
+        for old, new in zip((lasting.scores, lasting.wrong, lasting.names), (*drawn, names), strict=True)
+    )
+    return _Requests(scores, wrong, digests, names)
+
+
+class Lives(NamedTuple):
+    """The share of partitions that break the promise, of rows that the oracle answers, and of partitions that have a
+    sample of their own, since by the earlier rows nothing would be accepted.
+    """
+
+    broken: float
+    asked: float
+    own: float
+
+
+def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
+    """Draw partitions with those before them. `as_rows` counts each row as independent, beside it."""
+    rng, sizes = np.random.default_rng(seed_of(("shared", kind))), _sizes(kind)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    independent = _ROWS if as_rows else count_independent(sizes)
+    broken, asked, own = np.zeros((3, runs))
+    for run in range(runs):
+        lasting = _requests(sizes, rng) if kind.endswith(("every day", "before")) else None
+        points: list[Point] = []
+        while len(points) < _EARLIER:
+            day = _requests(sizes, rng, lasting)
+            audited = rows[rng.random(_ROWS) < _AUDIT]
+            # Each of another name is a request of its own.
+            names = rng.integers(0, 1 << 63, len(audited)) if as_rows else day.names[audited]
+            of = day.scores[audited], day.digests[audited], day.wrong[audited], names
+            points += [Point(*one) for one in zip(*(values.tolist() for values in of), strict=True)]
+        today = _requests(sizes, rng, lasting if kind.endswith("every day") else None)
+        of_rows = today.scores[rows], today.digests[rows], today.wrong[rows]
+        found = calibrate_points(points, ("", ""), independent, AGREEMENT, CONFIDENCE)
+        threshold, own[run] = found.threshold, found.allowed < 0
+        drawn = np.empty(0, np.int64)
+        if own[run]:
+            drawn = rng.choice(_ROWS, choose_sample(_ROWS, AGREEMENT, CONFIDENCE), replace=False)
+            allowed = count_allowed(len(drawn), _ROWS, AGREEMENT, CONFIDENCE)
+            threshold = find_threshold(*(values[drawn] for values in of_rows), allowed)
+        accepted = are_above(of_rows[0], of_rows[1], threshold)
+        # All rows of a request have the answer of the oracle where one of them was drawn.
+        accepted &= ~np.isin(rows, rows[drawn])
+        broken[run] = (accepted & of_rows[2]).sum() > (1 - AGREEMENT) * _ROWS
+        asked[run] = 1 - accepted.mean()
+    return Lives(*(float(values.mean()) for values in (broken, asked, own)))
+
+
+def measure_shared(runs: int) -> tuple[str, list[str]]:
+    """Return a table of how often partitions break the promise by what rows share, and each cell that is not kept."""
+    lines, broken = [], []
+    for kind in KINDS:
+        found, before = live(kind, runs), live(kind, runs, as_rows=True)
+        lines.append((kind, *(100 * value for value in (found.broken, found.asked, found.own, before.broken))))
+        if found.broken > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
+            broken.append(f"rows that share requests, {kind}: {found.broken:.1%} fail, of which 5 % are promised.")
+    head = ("shared requests", "broken %", "oracle's share %", "own sample %", "each row as independent: broken %")
+    text = (
+        f"### Rows that share requests\n\nOf partitions of {_ROWS:,} rows whose threshold is that of {_EARLIER} rows "
+        "before, agreement 0.95. Nothing changes from day to day, but rows of one request are right or wrong together."
+    )
+    return f"{text}\n\n{table(head, lines)}", broken
+
+
+def measure_gold(runs: int) -> tuple[str, list[str]]:
+    """Return a table of how often labels are further below the oracle's, by gold, than was promised."""
+    rows, within, lines, broken = 5_000, 0.03, [], []
+    sample = choose_sample(rows, 1 - within, CONFIDENCE)
+    allowed = count_allowed(sample, rows, 1 - within, CONFIDENCE)
+    for kind in ("a good oracle", "one no better than the model", "one that is often wrong", "one that is never wrong"):
+        rng, failures, asked = np.random.default_rng(seed_of(("gold", kind))), 0, 0.0
+        for _ in range(runs):
+            hard = rng.beta(1, 4, rows)
+            cheap = rng.random(rows) < hard
+            if kind == "one that is never wrong":
+                # And of the rows of which the model is surest, it has a tenth wrong.
+                cheap |= hard < np.quantile(hard, 0.1)
+            shares = {"a good oracle": 0.02 + hard / 8, "one no better than the model": hard}
+            oracle = rng.random(rows) < shares.get(kind, np.full(rows, 0.3 * (kind == "one that is often wrong")))
+            wrong = cheap & ~oracle
+            digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
+            drawn = rng.choice(rows, sample, replace=False)
+            threshold = find_threshold(1 - hard[drawn], digests[drawn], wrong[drawn], allowed)
+            accepted = are_above(1 - hard, digests, threshold)
+            accepted[drawn] = False
+            asked += 1 - accepted.mean()
+            failures += int(np.where(accepted, cheap, oracle).mean() > oracle.mean() + within)
+        share = failures / runs
+        lines.append((kind, 100 * share, asked / runs))
+        if share > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
+            broken.append(f"against gold, {kind}: {share:.1%} fail, of which 5 % are promised.")
+    head = ("oracle", "further below it than was promised %", "oracle's share")
+    text = (
+        f"### Against gold\n\nOf {rows:,} rows, at most {within:g} below the oracle. 5 % are promised. What the model "
+        "has right where the oracle is wrong makes up for what it has wrong, so that hardly any table breaks it, but "
+        "where the oracle is never wrong: there nothing makes up for it, and the promise is as tight as it says."
+    )
+    return f"{text}\n\n{table(head, lines)}", broken
