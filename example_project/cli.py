@@ -119,8 +119,12 @@ def _accept_beta() -> None:
 def _stay(running: RunningDagster) -> None:
     how = "it was started elsewhere, and stops there" if running.found else "Ctrl-C stops it"
     print(f"Dagster's UI: {running.url}  ({how})", flush=True)
-    # Before the first batch there is no row to look at.
-    if any(settings.HOME.glob("dagster_home/**/ledger.sqlite")):
+    # The sensor makes the ledger, and a run the first table: without one there is no row to look at.
+    if not any((settings.HOME / "tables").glob("*")):
+        print(
+            "Nothing is labeled yet: `python3 -m example_project` in another terminal does it, and tells.", flush=True
+        )
+    else:
         print("Every row and reply, on a page of its own:", flush=True)
         threading.Thread(target=_end_with, args=(running,), daemon=True).start()
         try:

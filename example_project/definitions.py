@@ -18,6 +18,7 @@ Without any setting all of it runs on this machine. Environment variables put an
 """
 
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -154,19 +155,18 @@ llm_batch = LLMBatchResource(
     else None,
 )
 
+
+def in_group(name: str, assets: Sequence[dg.AssetsDefinition]) -> Sequence[dg.AssetsDefinition]:
+    """Put assets into a group of Dagster's pages, which show each as a box of its own."""
+    return dg.map_asset_specs(lambda spec: spec.replace_attributes(group_name=name), assets)
+
+
 defs = dg.Definitions(
     assets=[
-        tweets,
-        tweet_gold,
-        tweet_gold_few,
-        *tweet_sentiment,
-        *tweet_sentiment_lexicon,
-        *sentiment_eval,
-        *sentiment_shares,
-        *tweets_to_label,
-        *my_gold,
-        *my_eval,
-        *cascade_assets(ask, params),
+        *in_group("tweets", [tweets, tweet_gold, *tweet_sentiment, *tweet_sentiment_lexicon, *sentiment_eval]),
+        *in_group("shares", [tweet_gold_few, *sentiment_shares]),
+        *in_group("judged_by_you", [*tweets_to_label, *my_gold, *my_eval]),
+        *in_group("cascade", cascade_assets(ask, params)),
     ],
     sensors=[
         build_llm_batch_sensor(minimum_interval_seconds=5),  # 30 is enough for batches that take hours
