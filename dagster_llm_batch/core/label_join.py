@@ -96,7 +96,8 @@ def label(
     Args:
         manifest: One row for each input row: key, kept columns, llm_request_id (null for a row that was not sent).
         waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
-            counts, else its newest result. Where nobody else holds them, they are freed column by column.
+            counts, else its newest result. A table has each request once. Where nobody else holds them, they are freed
+            column by column.
         response: The response's columns.
         prompt_version: Kept with every row.
         run_id: The run that made this table; kept with every row.
@@ -104,22 +105,27 @@ def label(
     Returns:
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
-    results = pa.concat_tables([*reversed([*waves])] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
+    tables = [*waves]
+    # Mostly each row has the result in its place: nothing is looked up, nor copied.
+    are_pairs = len(tables) == 1 and tables[0][_ID].equals(manifest[_ID])
+    results = pa.concat_tables([*reversed(tables)] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
+    del tables
     if manifest[_ID].null_count:
         # Arrow finds a null among the ids by a null, so all rows that were not sent share this one.
         skipped = {"llm_outcome": SKIPPED, "llm_reason": EMPTY, **dict.fromkeys(_COSTS, Decimal(0))}
         results = pa.concat_tables([results, pa.Table.from_pylist([skipped], schema=results.schema)])
-    places = _places(manifest[_ID], results)
+    places = pa.array(np.arange(len(results))) if are_pairs else _places(manifest[_ID], results)
     rows = manifest.drop_columns([_ID])
     own = rows.column_names
     for name, text in (("llm_prompt_version", prompt_version), ("llm_run_id", run_id)):
         rows = rows.append_column(name, pa.repeat(pa.scalar(text, pa.string()), len(rows)))
-    if not _is_one_to_one(places, len(results)):
+    if not (are_pairs or _is_one_to_one(places, len(results))):
         for name, costs in _row_costs(manifest[_ID], results.select([_ID, *_COSTS])):
             rows = rows.append_column(name, costs)
     fits = _is_good(results).take(places).combine_chunks()
     fenced = _count_fenced(results, places)
     halves = [(_only(rows, chosen), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
+    whole = places if are_pairs else None
     # One column after another, each freed before the next is taken: results and labels are never both whole.
     del rows
     for name in results.column_names:
@@ -127,7 +133,10 @@ def label(
         if len(places) > _MANY:
             release_memory()
         if name not in halves[0][0].column_names:
-            halves = [(half.append_column(column.field(0), _taken(column[name], at)), at) for half, at in halves]
+            halves = [
+                (half.append_column(column.field(0), column[name] if at is whole else _taken(column[name], at)), at)
+                for half, at in halves
+            ]
     (labels, _), (rejects, _) = halves
     return Labeled(
         labels=labels.select([*own, *response.names, *PROVENANCE]),

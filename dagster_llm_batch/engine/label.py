@@ -9,6 +9,7 @@ Tables larger than memory are taken apart by request, labeled part by part (by w
 
 A request_id is a digest, so its first digits spread the rows evenly, and all rows of one request are in the same part.
 Within a part, rows keep their order. New files replace the older ones in their folder when all of them are written.
+Where each row has one result, and these come in the order of the rows, both are read side by side instead (`in_step`).
 """
 
 from __future__ import annotations
@@ -99,6 +100,35 @@ def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
     # Rows that were not sent have none; they are in the first part.
     digits = pc.fill_null(pc.utf8_slice_codeunits(request_ids, 0, _DIGITS), "0" * _DIGITS)
     return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
+
+
+_Part = tuple[pa.Table, Iterator[pa.Table]]
+"""Rows of the manifest, and what each wave has of their results."""
+
+
+def in_step(
+    rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
+) -> Generator[_Part, None, list[Iterator[pa.RecordBatch]]]:
+    """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
+
+    Of each request there is one row, and one result.
+    """
+    held: list[pa.RecordBatch] = []
+    for batch in rows:
+        missing = len(batch) - sum(map(len, held))
+        while missing > 0 and (more := next(results, None)) is not None:
+            held.append(more)
+            missing -= len(more)
+        if missing > 0 or not held:
+            return [chain([batch], rows), chain(held, results)]
+        own, read = pa.Table.from_batches([batch]), pa.Table.from_batches(held)
+        if not own[by].equals(read[by].slice(0, len(own))):
+            return [chain([batch], rows), chain(held, results)]
+        held = read.slice(len(own)).to_batches()
+        yield own, iter([read.slice(0, len(own))])
+        # Or they would be in memory while the next are read.
+        del batch, own, read
+    return [rows, chain(held, results)]
 
 
 def _part_writer(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchWriter:
@@ -310,10 +340,8 @@ class Answers:
         if not self.waves:
             return {}
         counts: Counter[str] = Counter()
-        # With one wave and nothing reused, every request has exactly one result: no join is needed. Where rows were
-        # erased, a result can be there for another submission alone.
-        is_plain = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
-        if len(self.waves) == 1 and is_plain:
+        # No join is needed.
+        if self._has_one_result_each:
             for shard in self.waves[0]:
                 read = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
                 counts.update({count["values"]: count["counts"] for count in pc.value_counts(read).to_pylist()})
@@ -332,29 +360,42 @@ class Answers:
             counts.update(outcomes.to_pylist())
         return dict(counts)
 
+    @property
+    def _has_one_result_each(self) -> bool:
+        """Whether each request has exactly one result: there is one wave, and nothing is reused."""
+        # Where rows were erased, a result can be there for another submission alone.
+        is_own = not self.submission.reused_from and self.submission.tombstones is None and self.levels is None
+        return is_own and len(self.waves) == 1
+
     def schema_of(self, columns: Sequence[str]) -> pa.Schema:
         """Return these columns of the stored results."""
         return _chosen(self.payloads.table_schema(_path(self.waves[0][0])), columns)
 
-    def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[tuple[pa.Table, Iterator[pa.Table]]]:
-        """Yield the manifest and the results of each wave, oldest first; large tables in parts by request_id.
+    def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[_Part]:
+        """Yield the manifest and the results of each wave, oldest first; large tables in parts.
 
         `manifest` and `results` are the columns that are read.
         """
-        names = self.part_names()
+        names, at_once = self.part_names(), min(ROWS_AT_ONCE, self.part_rows)
         starts = accumulate(map(len, self.waves), initial=0)
-        sources = [(manifest, self.payloads.iter_batches(self.submission.manifest, ROWS_AT_ONCE, manifest.names))]
         numbered = results.append(SHARD)
+        schemas = [manifest, *[numbered for _ in self.waves]]
+        sources = [self.payloads.iter_batches(self.submission.manifest, at_once, manifest.names)]
         sources += [
-            (numbered, self._results(wave, numbered, start)) for wave, start in zip(self.waves, starts, strict=False)
+            self._results(wave, numbered, start, at_once) for wave, start in zip(self.waves, starts, strict=False)
         ]
         if len(names) == 1:
-            first, *rest = (pa.Table.from_batches(batches, schema) for schema, batches in sources)
+            first, *rest = map(pa.Table.from_batches, sources, schemas)
             yield first, iter(rest)
             return
+        if self._has_one_result_each and self.submission.requests == self.submission.rows:
+            rows, answers = yield from in_step(*sources, _ID)
+            if (batch := next(rows, None)) is None:
+                return
+            sources = [chain([batch], rows), answers]
         with temporary_folder() as root:
             folders = [root / str(number) for number in range(len(sources))]
-            for (schema, batches), folder in zip(sources, folders, strict=True):
+            for schema, batches, folder in zip(schemas, sources, folders, strict=True):
                 scatter(batches, schema, _ID, names, folder)
                 release_all_memory()
             for name in names:
@@ -365,10 +406,12 @@ class Answers:
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
         return part_names(max(self.submission.rows, *waves, 0), self.part_rows)
 
-    def _results(self, shards: Sequence[Shard], columns: pa.Schema, start: int) -> Iterator[pa.RecordBatch]:
+    def _results(
+        self, shards: Sequence[Shard], columns: pa.Schema, start: int, at_once: int
+    ) -> Iterator[pa.RecordBatch]:
         """Yield the shards' results in batches. The last of the columns is the shard's number, from `start` on."""
         for number, shard in enumerate(shards, start):
-            for batch in self.payloads.iter_batches(_path(shard), ROWS_AT_ONCE, columns.names[:-1]):
+            for batch in self.payloads.iter_batches(_path(shard), at_once, columns.names[:-1]):
                 numbers = pa.repeat(pa.scalar(number, SHARD.type), len(batch))
                 yield pa.record_batch([*batch.columns, numbers], schema=columns)
                 del batch

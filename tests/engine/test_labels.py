@@ -70,6 +70,28 @@ def test_parts_say_what_the_whole_says_of_answers_of_earlier_submissions(workspa
     assert status.submission.outcomes == {"succeeded": 31, "errored": 1}
 
 
+@pytest.mark.parametrize("last", ["t29", "t13"], ids="the last is {}".format)
+def test_results_in_the_order_of_the_rows_say_what_others_say(workspace: Workspace, part_rows: int, last: str) -> None:
+    workspace.emulator.inject(RowFault(containing="number 7?"))
+    definition = labeling(keep=["subject"], limits=Limits(max_requests_per_batch=11))
+    status = workspace.run(definition, tickets(30))
+    assert (status.submission.waves, status.submission.requests) == (1, 30)
+    engine, submission_id = workspace.engine(), status.submission.submission_id
+    before = engine.labels(definition, submission_id, run_id="r").labels
+    manifest = engine.payloads.read_table(status.submission.manifest).to_pylist()
+    order = {row["llm_request_id"]: (row["ticket_id"] == last, at) for at, row in enumerate(manifest)}
+    for shard in status.shards:
+        results = engine.payloads.read_table(shard.results_path or "")
+        ids = results["llm_request_id"].to_pylist()
+        with engine.payloads.table_writer(shard.results_path or "", results.schema) as out:
+            out.write_table(results.take(sorted(range(len(ids)), key=lambda at: order[ids[at]])))
+    labels, rejects = landed(workspace, definition, submission_id)
+    assert ([row["ticket_id"] for row in rejects], labels) == (["t7"], before.to_pylist())
+    parts = [part.labels["ticket_id"].to_pylist() for part in engine.label_batches(definition, submission_id)]
+    if part_rows == 2:
+        assert parts[:5] == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"], ["t6"], ["t8", "t9"]]
+
+
 def test_no_rows_are_one_empty_part(workspace: Workspace, part_rows: int) -> None:
     definition = labeling()
     status = workspace.run(definition, tickets(0))
