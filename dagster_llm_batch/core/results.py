@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, custom_id, is_padding, packed, request_id_of, unpacked
 from dagster_llm_batch.core.logprobs import LOGPROB, label_logprob
-from dagster_llm_batch.core.memory import chunks
+from dagster_llm_batch.core.memory import chunks, uncollected
 from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec
@@ -148,11 +148,12 @@ _LINE_FIELDS = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
 # No request can have taken more tokens: such a count is an error of the server's.
 _MOST_TOKENS = 1_000_000_000
 
-# With more results alive, Python's garbage collector takes longer than the work itself.
-_AT_ONCE = 256
-_PER_TABLE = 32
-# A vector takes as much memory as some dozen labels, and a table is in memory twice while it is put together.
-_TABLE_BYTES = 1 << 24
+# Lines that are read at once, fewer where they are long: a vector's takes as much memory as some dozen labels.
+_AT_ONCE = 512
+_BYTES_AT_ONCE = 1 << 19
+# A table is in memory several times while it is put together and written.
+_TABLE_ROWS = 8_192
+_TABLE_BYTES = 1 << 22
 
 # A global is looked up faster than a member of an enum, once a row.
 _SUCCEEDED = Outcome.SUCCEEDED
@@ -306,12 +307,12 @@ class Reconciler:
 
     def tables(self, lines: Iterable[bytes]) -> Iterator[pa.Table]:
         """Yield the results in tables of some thousand rows: first those of the lines, then the requests left out."""
-        yield from self._tables(self._known(chunk) for chunk in chunks(lines, _AT_ONCE))
+        yield from self._tables(map(self._read_lines, _short_chunks(lines)))
         unnamed, size = self._expected.left(), _AT_ONCE * REQUEST_ID_BYTES
         left_out = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
         outcome = left_out.outcome
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
-        yield from self._tables((ids, [left_out] * (len(ids) // REQUEST_ID_BYTES)) for ids in parts)
+        yield from self._tables((ids, *self._read([left_out] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts)
         # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
         if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
             self.tally.unpriced += max(self._facts.padding - self._padding, 0)
@@ -341,6 +342,13 @@ class Reconciler:
         if self._names_unrun:
             return True
         return self._facts.done is not None and self._facts.done > len(self._expected) - unnamed + self._padding
+
+    def _read_lines(self, lines: Sequence[bytes]) -> _Read | None:
+        """Read lines; return the first result of each request, and None where no line is one."""
+        # What is made here holds no circle, and is freed with its last use: to look for some would take as long again.
+        with uncollected():
+            ids, results = self._known(lines)
+            return (ids, *self._read(results)) if results else None
 
     def _known(self, lines: Sequence[bytes]) -> _Results:
         """Decode lines; return the first result of each request, and count the other lines."""
@@ -414,9 +422,8 @@ class Reconciler:
         elif not self._all_report:
             self.tally.reported_usd = None
 
-    def _tables(self, batches: Iterable[_Results]) -> Iterator[pa.Table]:
-        read = ((ids, *self._read(results)) for ids, results in batches if results)
-        for group in _groups(read):
+    def _tables(self, read: Iterable[_Read | None]) -> Iterator[pa.Table]:
+        for group in _groups(filter(None, read)):
             ids, lines, replies = zip(*group, strict=True)
             columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
             arrays = {
@@ -502,15 +509,30 @@ _Read = tuple[bytes, list[Sequence[Any]], pa.Table]
 def _groups(read: Iterable[_Read]) -> Iterator[list[_Read]]:
     """Yield what was read in groups that make one table each."""
     group: list[_Read] = []
-    size = 0
+    rows = size = 0
     for each in read:
         group.append(each)
+        rows += len(each[-1])
         size += each[-1].nbytes
-        if len(group) == _PER_TABLE or size >= _TABLE_BYTES:
+        if rows >= _TABLE_ROWS or size >= _TABLE_BYTES:
             yield group
-            group, size = [], 0
+            group, rows, size = [], 0, 0
     if group:
         yield group
+
+
+def _short_chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield lines in lists of _AT_ONCE, or of fewer with _BYTES_AT_ONCE."""
+    chunk: list[bytes] = []
+    size = 0
+    for some in chunks(lines, _AT_ONCE // 16):
+        chunk += some
+        size += sum(map(len, some))
+        if len(chunk) >= _AT_ONCE or size >= _BYTES_AT_ONCE:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _sum(values: pa.Array) -> Any:

@@ -67,6 +67,9 @@ _DIGITS = 4
 # Each part is an open file while rows are scattered, and its number a byte.
 _MOST_PARTS = 256
 
+# A part is in memory several times while it is put together, and what it is made of, too.
+_PART_BYTES = 1 << 23
+
 # A slice of a batch is written as many small pieces.
 _BUFFER_BYTES = 1 << 13
 
@@ -376,7 +379,7 @@ class Answers:
 
         `manifest` and `results` are the columns that are read.
         """
-        names, at_once = self.part_names(), min(ROWS_AT_ONCE, self.part_rows)
+        names, at_once = self.part_names(), min(ROWS_AT_ONCE, self._rows_of_part)
         starts = accumulate(map(len, self.waves), initial=0)
         numbered = results.append(SHARD)
         schemas = [manifest, *[numbered for _ in self.waves]]
@@ -404,7 +407,14 @@ class Answers:
     def part_names(self) -> list[str]:
         """Return the names of the parts in which the manifest and the largest wave fit into memory."""
         waves = (sum(shard.requests for shard in wave) for wave in self.waves)
-        return part_names(max(self.submission.rows, *waves, 0), self.part_rows)
+        return part_names(max(self.submission.rows, *waves, 0), self._rows_of_part)
+
+    @cached_property
+    def _rows_of_part(self) -> int:
+        """How many rows fit into memory with their results: fewer where these are long, as vectors are."""
+        row_bytes = self.payloads.row_bytes
+        width = row_bytes(self.submission.manifest) + sum(row_bytes(_path(wave[0])) for wave in self.waves)
+        return max(min(self.part_rows, _PART_BYTES // width), 1)
 
     def _results(
         self, shards: Sequence[Shard], columns: pa.Schema, start: int, at_once: int

@@ -115,6 +115,9 @@ def _segment(text: str) -> str:
 
 _BUFFER_BYTES = 1 << 17
 
+# Vectors and long texts make it in fewer rows.
+_BATCH_BYTES = 1 << 24
+
 # To release memory takes as long as to read a batch.
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -335,6 +338,11 @@ class PayloadStore:
         with self._parquet(path) as parquet:
             return dict(parquet.metadata.metadata or {})
 
+    def row_bytes(self, path: str) -> int:
+        """Return how many bytes a row of a table has about, before compression: by its first rows."""
+        with self._parquet(path) as parquet:
+            return _row_bytes(parquet)
+
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the whole table, or some of its columns."""
         with self._parquet(path) as parquet:
@@ -345,8 +353,9 @@ class PayloadStore:
     def iter_batches(
         self, path: str, batch_rows: int = 65_536, columns: Sequence[str] | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the table in record batches of at most `batch_rows` rows, in constant memory."""
+        """Yield the table in record batches of at most `batch_rows` rows, fewer of long rows, in constant memory."""
         with self._parquet(path) as parquet:
+            batch_rows = max(min(batch_rows, _BATCH_BYTES // _row_bytes(parquet, columns)), 1)
             # Each batch has buffers of its own, which are freed with it.
             batches = parquet.iter_batches(batch_rows, columns=columns, use_threads=False)
             for number, batch in enumerate(batches, start=1):
@@ -519,6 +528,20 @@ def _remember(seen: tuple[object, ...]) -> None:
     if len(_compared) >= _MOST_REMEMBERED:
         _compared.clear()
     _compared.add(seen)
+
+
+def _row_bytes(parquet: pq.ParquetFile, names: Sequence[str] | None = None) -> int:
+    """Return how many bytes a row has about, before compression, in all columns or in those of these names."""
+    if parquet.num_row_groups == 0:
+        return 1
+    group = parquet.metadata.row_group(0)
+    columns = map(group.column, range(group.num_columns))
+    whole = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if names is None or column.path_in_schema.partition(".")[0] in names
+    )
+    return int(whole // max(group.num_rows, 1)) or 1
 
 
 def _can_be_unpacked(file: Any, path: str) -> bool:
