@@ -8,6 +8,7 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from dagster_llm_batch.config import CheckedIOManager
-from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
 
@@ -27,13 +27,26 @@ __all__ = ["URI_KEY", "HiveParquetIOManager", "storage_uri"]
 URI_KEY = "dagster/uri"
 """Where a table is, as Dagster's metadata has it."""
 
-_BATCHES_A_GROUP = 4
-"""Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory."""
+# Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory, as do long rows.
+_BATCHES_A_GROUP = 2
+_GROUP_BYTES = 1 << 23
 
 
 def storage_uri(path: str) -> str:
     """Return a path or an address as a URI."""
     return path if "://" in path else Path(path).absolute().as_uri()
+
+
+def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """Yield batches in lists that make one row group each."""
+    group: list[pa.RecordBatch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == _BATCHES_A_GROUP or sum(each.nbytes for each in group) >= _GROUP_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 class HiveParquetIOManager(CheckedIOManager):
@@ -55,7 +68,7 @@ class HiveParquetIOManager(CheckedIOManager):
         first = next(batches)
         name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
         with store.table_writer(name, first.schema) as out:
-            for group in chunks(chain([first], batches), _BATCHES_A_GROUP):
+            for group in _groups(chain([first], batches)):
                 out.write_table(pa.Table.from_batches(group))
         store.keep_only(name)
 

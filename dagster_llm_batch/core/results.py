@@ -152,7 +152,7 @@ _MOST_TOKENS = 1_000_000_000
 _AT_ONCE = 512
 _BYTES_AT_ONCE = 1 << 19
 # A table is in memory several times while it is put together and written.
-_TABLE_ROWS = 8_192
+_TABLE_ROWS = 4_096
 _TABLE_BYTES = 1 << 22
 
 # A global is looked up faster than a member of an enum, once a row.

@@ -62,6 +62,9 @@ __all__ = [
 ROWS_AT_ONCE = 8_192
 """Rows of a batch to scatter. In small batches the slices would take longer than their rows."""
 
+# Rows beside their results: with fewer, parts take longer than their rows.
+_PAIRS_AT_ONCE = 4_096
+
 _DIGITS = 4
 
 # Each part is an open file while rows are scattered, and its number a byte.
@@ -379,7 +382,9 @@ class Answers:
 
         `manifest` and `results` are the columns that are read.
         """
-        names, at_once = self.part_names(), min(ROWS_AT_ONCE, self._rows_of_part)
+        names = self.part_names()
+        are_pairs = len(names) > 1 and self._has_one_result_each and self.submission.requests == self.submission.rows
+        at_once = min(_PAIRS_AT_ONCE if are_pairs else ROWS_AT_ONCE, self._rows_of_part)
         starts = accumulate(map(len, self.waves), initial=0)
         numbered = results.append(SHARD)
         schemas = [manifest, *[numbered for _ in self.waves]]
@@ -391,7 +396,7 @@ class Answers:
             first, *rest = map(pa.Table.from_batches, sources, schemas)
             yield first, iter(rest)
             return
-        if self._has_one_result_each and self.submission.requests == self.submission.rows:
+        if are_pairs:
             rows, answers = yield from in_step(*sources, _ID)
             if (batch := next(rows, None)) is None:
                 return

@@ -270,6 +270,17 @@ def test_tables_come_back_whole_by_column_and_in_batches(store, root, repeating)
     )
 
 
+def test_a_batch_of_long_rows_has_fewer_of_them(tmp_path):
+    store = PayloadStore(tmp_path)
+    table = pa.table({"key": range(6), "text": [f"{number}" * 6_000_000 for number in range(6)]})
+    with store.table_writer("t/t.parquet", table.schema, repeating=()) as writer:
+        writer.write_table(table)
+    assert store.row_bytes("t/t.parquet") > 6_000_000
+    batches = list(store.iter_batches("t/t.parquet"))
+    assert (len(batches) > 2, pa.Table.from_batches(batches)) == (True, table)
+    assert [len(batch) for batch in store.iter_batches("t/t.parquet", columns=["key"])] == [6]
+
+
 @pytest.mark.parametrize("kind", ["s3", "gcs"])
 def test_what_another_process_wrote_is_seen_although_this_one_has_listed_before(request, kind):
     url, options = request.getfixturevalue(kind)
