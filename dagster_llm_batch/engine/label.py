@@ -397,7 +397,8 @@ class Answers:
             yield first, iter(rest)
             return
         if are_pairs:
-            rows, answers = yield from in_step(*sources, _ID)
+            rows, answers = sources
+            rows, answers = yield from in_step(rows, answers, _ID)
             if (batch := next(rows, None)) is None:
                 return
             sources = [chain([batch], rows), answers]
