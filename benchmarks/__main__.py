@@ -189,7 +189,10 @@ A thousand rows, of which a fifth repeat another one's text, below a shared pref
 simulated, prices are those of the bundled price book. The emulator counts cached tokens by the vendors' documented
 rules, every possible hit: OpenAI caches by itself, Anthropic what `Prompt(cache_prefix=True)` marks, for an hour.
 Vendors promise fewer hits in batches."""
-_STARTUP = """## Start-up"""
+_STARTUP = """## Start-up
+
+Bytecode is there, as pip and uv leave it, or the first start does: without (`PYTHONDONTWRITEBYTECODE` over a checkout)
+each start compiles the package anew."""
 
 if __name__ == "__main__":
     main()

@@ -29,12 +29,16 @@ class Cost:
     said: dict[str, Any]
 
 
+def usual_environment() -> dict[str, str]:
+    """That of this process, but Python keeps the bytecode that it compiles, as an installed package has it."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "DAGSTER_DISABLE_TELEMETRY": "1"}
+
+
 def child(module: str, *arguments: object) -> Cost:
     """Run `python -m module arguments`; it ends with `report(...)`."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "DAGSTER_DISABLE_TELEMETRY": "1"}
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=usual_environment())
     assert process.stdout is not None
     said = process.stdout.read().decode().strip().splitlines()
     _, status, used = os.wait4(process.pid, 0)

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -42,7 +42,7 @@ from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
-from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis
+from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
@@ -227,6 +227,7 @@ class Deployment:
         batch_outcomes: The outcomes of batches that several submissions share, by provider, account and batch_id, as
             this process has counted them.
         opened_here: The ids of submissions that this process has opened: all of their sendings are on record.
+        codecs: The 16 that were made last, each with its provider and the spec that it is of.
     """
 
     providers: Mapping[str, Provider]
@@ -253,6 +254,7 @@ class Deployment:
     gates: dict[tuple[str, str, str], Gate] = field(default_factory=dict)
     batch_outcomes: dict[tuple[str, str, str], Counter[str]] = field(default_factory=dict)
     opened_here: set[str] = field(default_factory=set)
+    codecs: deque[tuple[Provider, RequestSpec, Codec]] = field(default_factory=partial(deque, maxlen=16))
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a number of transfers below 1, or no time for a batch."""
@@ -296,7 +298,15 @@ class Deployment:
 
     def codec(self, labeling: Labeling) -> Codec:
         """Return the codec for this labeling's requests. Raises what Provider.codec raises."""
-        return self.provider(labeling.provider).codec(labeling.spec)
+        provider, spec = self.provider(labeling.provider), labeling.spec
+        # Each step asks, and to lower a response schema takes longer than the lines of a small batch. A labeling makes
+        # its spec once, so that the same object is the same spec.
+        for known_provider, known_spec, known in tuple(self.codecs):
+            if known_provider is provider and known_spec is spec:
+                return known
+        codec = provider.codec(spec)
+        self.codecs.append((provider, spec, codec))
+        return codec
 
     def queue_limit(self, provider: str, model: str) -> tuple[QueueLimit | None, str | None]:
         """Return the limit that holds for a model, and the model that it counts (None: all of the provider's)."""

@@ -51,9 +51,13 @@ _MACHINE = "machine"
 # No lease is made for so long. One that expires later was taken by a clock that was ahead; its time says nothing.
 _BEYOND_ANY = timedelta(hours=2)
 
+# Statements that are asked at each step are built once: to build one takes SQLAlchemy longer than to run it.
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
+_IS_HELD = (LEASE.c.expires_at > sa.bindparam("now")) & (LEASE.c.expires_at <= sa.bindparam("beyond_any"))
+_OWNERS = sa.select(LEASE.c.name, LEASE.c.owner).where(_IS_HELD)
+_MACHINES = sa.select(LEASE).where(_IS_HELD | (LEASE.c.name == _MACHINE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +206,7 @@ def hold_leases(
 def active_leases(database: Database, clock: Callable[[], datetime]) -> set[str]:
     """See Ledger.active_leases."""
     with database.read() as connection:
-        rows = connection.execute(sa.select(LEASE.c.name, LEASE.c.owner).where(_is_held(clock()))).all()
+        rows = connection.execute(_OWNERS, _times(clock())).all()
     _watch_other_machines(database, clock)
     dead = {owner for owner in {row.owner for row in rows} if _is_dead(owner)}
     return {row.name for row in rows if row.owner not in dead}
@@ -246,7 +250,7 @@ def _watch_other_machines(database: Database, clock: Callable[[], datetime]) -> 
     if not database.is_file or own is None:
         return {}
     with database.read() as connection:
-        rows = connection.execute(sa.select(LEASE).where(_is_held(clock()) | (LEASE.c.name == _MACHINE))).all()
+        rows = connection.execute(_MACHINES, _times(clock())).all()
     others = {row.owner: row.expires_at for row in rows if _boot(_host_of(row.owner)) not in (None, own)}
     last = next((row.owner for row in rows if row.name == _MACHINE), None)
     if last is not None and others.pop(last, None) is not None and database.shown_url in _noted_in:
@@ -270,8 +274,9 @@ def _two_machines(database: Database, owner: str) -> LedgerError:
     )
 
 
-def _is_held(now: datetime) -> sa.ColumnElement[bool]:
-    return (LEASE.c.expires_at > now) & (LEASE.c.expires_at <= now + _BEYOND_ANY)
+def _times(now: datetime) -> dict[str, datetime]:
+    """Return the parameters of `_IS_HELD`."""
+    return {"now": now, "beyond_any": now + _BEYOND_ANY}
 
 
 def _host_of(owner: str) -> str:

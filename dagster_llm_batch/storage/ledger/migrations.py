@@ -186,7 +186,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 LATEST = len(MIGRATIONS)
-VERSION = sa.text("SELECT coalesce(max(version), 0) FROM schema_version")
+VERSION = "SELECT coalesce(max(version), 0) FROM schema_version"
 
 
 def is_current(connection: sa.Connection, version: int = LATEST) -> bool:
@@ -224,7 +224,7 @@ def migrate(connection: sa.Connection, version: int = LATEST) -> None:
 
 
 def _checked_version(connection: sa.Connection, newest: int) -> int:
-    version = int(connection.execute(VERSION).scalar_one())
+    version = int(connection.exec_driver_sql(VERSION).scalar_one())
     if version > newest:
         raise LedgerError(
             f"The ledger has schema version {version}; this package knows versions up to {newest}. "

@@ -40,7 +40,13 @@ from dagster_llm_batch.storage.ledger.shards import (
     unknown_shard,
     unrecorded_sends,
 )
-from dagster_llm_batch.storage.ledger.submissions import OF_PARTITION, OLDEST_FIRST, HistoryQueries, get_submission
+from dagster_llm_batch.storage.ledger.submissions import (
+    NEWEST_FIRST,
+    OF_PARTITION,
+    OLDEST_FIRST,
+    HistoryQueries,
+    get_submission,
+)
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
@@ -60,8 +66,7 @@ _CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
 _OVER = {*ENDED, ShardState.COLLECTED}
 _IDS_AT_ONCE = 10_000  # SQLite takes some 32,000 parameters
 
-_NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
-_HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*_NEWEST_FIRST)
+_HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
 _LATEST_ATTEMPT = (
     sa.select(SUBMISSION)
     .where(OF_PARTITION, SUBMISSION.c.fingerprint == sa.bindparam("fingerprint"))
@@ -147,7 +152,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             query = query.where(SUBMISSION.c.state == state)
         if assets is not None:
             query = query.where(SUBMISSION.c.asset.in_(list(assets)))
-        return self._submissions(query.order_by(*(_NEWEST_FIRST if newest else OLDEST_FIRST)))
+        return self._submissions(query.order_by(*(NEWEST_FIRST if newest else OLDEST_FIRST)))
 
     def known_submissions(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these ids that the ledger has submissions of, in any namespace."""
@@ -256,7 +261,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         An older submission's wait no longer: who submitted the newer one has seen them.
         """
         newest = sa.func.row_number().over(
-            partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=_NEWEST_FIRST
+            partition_by=(SUBMISSION.c.asset, SUBMISSION.c.partition), order_by=NEWEST_FIRST
         )
         ranked = sa.select(SUBMISSION, newest.label("place")).where(SUBMISSION.c.namespace == namespace).subquery()
         final = sa.select(SHARD).where(SHARD.c.cause.in_([cause for cause in Cause if cause.is_final]))
@@ -444,16 +449,6 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         query = sa.select(*columns).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset)
         with self._database.read() as connection:
             return {row.partition: row.submission_id for row in connection.execute(query.order_by(*OLDEST_FIRST))}
-
-    def billed_submissions(self, namespace: str, assets: Collection[str], model: str, limit: int) -> list[Submission]:
-        """Return submissions of these assets that asked this provider's model and were billed, newest first.
-
-        `model` is the provider, a slash, and its model.
-        """
-        provider, _, name = model.partition("/")
-        query = sa.select(SUBMISSION).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset.in_(assets))
-        query = query.where(SUBMISSION.c.provider == provider, SUBMISSION.c.model == name)
-        return self._submissions(query.where(SUBMISSION.c.billed.is_not(None)).order_by(*_NEWEST_FIRST).limit(limit))
 
     def events(self, submission_id: str) -> list[Event]:
         """Return all events of a submission and its shards, in the order of writing."""

@@ -81,6 +81,9 @@ def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *eve
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
 """The order of submissions wherever several are returned. The id decides between those of one instant."""
 
+NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
+"""The same order from its end."""
+
 OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
 """The condition for the submissions of one partition of one asset."""
 
@@ -158,7 +161,7 @@ def get_reusing(connection: sa.Connection, ids: Collection[str]) -> set[str]:
     reusing = set()
     for submission in get_submissions(connection, sorted(ids)):
         place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
-        query = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*(column.desc() for column in OLDEST_FIRST))
+        query = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
         newest = from_row(Submission, connection.execute(query.limit(1), place).mappings().one())
         if submission.submission_id in newest.reused_from:
             reusing.add(newest.submission_id)
@@ -252,10 +255,34 @@ _UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
     SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.settled_at.is_(None)
 )
 
+_ENDED_BY_ITSELF = sa.and_(
+    SHARD.c.ended_at.is_not(None),
+    SHARD.c.cause.is_(None) & (SHARD.c.status.is_(None) | (SHARD.c.status != BatchStatus.FAILED)),
+)
+# What was sent elsewhere began at another time, and what was not taken never did.
+_HAS_BEGUN = SHARD.c.sent_at.is_not(None) & (
+    SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.ADOPTED, Cause.NOT_TAKEN))
+)
+# Built once, since every plan asks these: to build one takes SQLAlchemy longer than to run it.
+_BATCH_SPANS = (
+    sa.select(SHARD.c.sent_at, SHARD.c.ended_at, _ENDED_BY_ITSELF, SHARD.c.requests)
+    .where(*(SHARD.c[name] == sa.bindparam(name) for name in ("provider", "account", "model", "lane")))
+    .where(_HAS_BEGUN, SHARD.c.carrier.is_(None))
+    .order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id)
+    .limit(sa.bindparam("most_rows"))
+)
+_BILLED = (
+    sa.select(SUBMISSION)
+    .where(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "provider", "model")))
+    .where(SUBMISSION.c.asset.in_(sa.bindparam("assets", expanding=True)), SUBMISSION.c.billed.is_not(None))
+    .order_by(*NEWEST_FIRST)
+    .limit(sa.bindparam("most_rows"))
+)
+
 
 class HistoryQueries:
-    """Many submissions at once; and what a dataset's were like: how long they and batches took (core/durations.py),
-    what audits found.
+    """Many submissions at once; and what a dataset's were like: what they cost, how long they and batches took
+    (core/durations.py), and what audits found.
     """
 
     _database: Database
@@ -296,6 +323,17 @@ class HistoryQueries:
         with self._database.read() as connection:
             return get_audits(connection, namespace, asset)
 
+    def billed_submissions(self, namespace: str, assets: Collection[str], model: str, limit: int) -> list[Submission]:
+        """Return submissions of these assets that asked this provider's model and were billed, newest first.
+
+        `model` is the provider, a slash, and its model.
+        """
+        provider, _, name = model.partition("/")
+        wanted = {"namespace": namespace, "assets": list(assets), "provider": provider, "model": name}
+        with self._database.read() as connection:
+            rows = connection.execute(_BILLED, {**wanted, "most_rows": limit}).mappings()
+            return [from_row(Submission, row) for row in rows]
+
     def submission_spans(
         self, namespace: str, asset: str | None, limit: int, *, from_deadline: bool = False
     ) -> list[Span]:
@@ -324,7 +362,7 @@ class HistoryQueries:
         ).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.requests > SUBMISSION.c.reused, began.is_not(None))
         if asset is not None:
             query = query.where(SUBMISSION.c.asset == asset)
-        return self._spans(query.order_by(*(column.desc() for column in OLDEST_FIRST)).limit(limit))
+        return self._spans(query.order_by(*NEWEST_FIRST).limit(limit))
 
     def batch_spans(self, provider: str, account: str, model: str, lane: Lane, limit: int) -> list[Span]:
         """Return how long the newest batches of a provider, account and model took from sending to end, newest first.
@@ -332,15 +370,7 @@ class HistoryQueries:
         Those of any namespace, since the vendor knows none. In real time a shard is what is a batch elsewhere. What did
         not end by itself was stopped: somebody canceled it, or waits for it no longer, or the vendor failed it.
         """
-        same = (SHARD.c.provider == provider, SHARD.c.account == account, SHARD.c.model == model)
-        by_itself = SHARD.c.cause.is_(None) & (SHARD.c.status.is_(None) | (SHARD.c.status != BatchStatus.FAILED))
-        has_ended = sa.and_(SHARD.c.ended_at.is_not(None), by_itself)
-        query = sa.select(SHARD.c.sent_at, SHARD.c.ended_at, has_ended, SHARD.c.requests)
-        query = query.where(*same, SHARD.c.lane == lane, SHARD.c.sent_at.is_not(None), SHARD.c.carrier.is_(None))
-        # What was sent elsewhere began at another time, and what was not taken never did.
-        never = (Cause.ADOPTED, Cause.NOT_TAKEN)
-        query = query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in(never))
-        return self._spans(query.order_by(SHARD.c.sent_at.desc(), SHARD.c.shard_id).limit(limit))
+        return self._spans(_BATCH_SPANS, provider=provider, account=account, model=model, lane=lane, most_rows=limit)
 
     def batch_sizes(
         self, provider: str, account: str, model: str, since: datetime, limit: int
@@ -408,14 +438,14 @@ class HistoryQueries:
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == asset, SHARD.c.wave > 1)
         query = query.where(SUBMISSION.c.config_fingerprint == configuration, SUBMISSION.c.created_at >= since)
         query = query.where(SUBMISSION.c.settled_at.is_not(None))
-        newest = (*(column.desc() for column in OLDEST_FIRST), SHARD.c.wave, SHARD.c.number)
+        newest = (*NEWEST_FIRST, SHARD.c.wave, SHARD.c.number)
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(*newest).limit(limit))
             return [(row[0], row[1], row[2], row[3], row[4], row[5]) for row in rows]
 
-    def _spans(self, query: sa.Select[Any]) -> list[Span]:
+    def _spans(self, query: sa.Select[Any], **values: Any) -> list[Span]:
         with self._database.read() as connection:
             return [
                 Span(began, until, bool(has_ended and until is not None), *rest)
-                for began, until, has_ended, *rest in connection.execute(query)
+                for began, until, has_ended, *rest in connection.execute(query, values)
             ]
