@@ -390,12 +390,19 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
     turned_away = _turned_away(planned, now)
     if planned and not late and _waits_for_money(deployment, planned[0].submission_id):
         return False
-    return any(
-        _target(shard) not in turned_away
-        if shard.lane is Lane.REALTIME
-        else late or (due(shard, now) and has_room(deployment, [shard]))
-        for shard in planned
-    )
+    if any(shard.lane is Lane.REALTIME and _target(shard) not in turned_away for shard in planned):
+        return True
+    batches = [shard for shard in planned if shard.lane is not Lane.REALTIME and (late or due(shard, now))]
+    by_model = groupby(sorted(batches, key=_target), key=_target)
+    return any(late or _have_room(deployment, list(shards)) for _, shards in by_model)
+
+
+def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
+    """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
+    # Nothing overtakes in a queue: where the first of them has to wait, so do the others. To ask that of each of
+    # thousands that wait for a full queue would take a tick of the sensor longer than Dagster gives it.
+    first = min(shards, key=lambda shard: (shard.wave, shard.shard_id))
+    return _is_within_declared(deployment, [first]) and any(has_room(deployment, [shard]) for shard in shards)
 
 
 def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:

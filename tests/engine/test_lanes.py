@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
@@ -347,6 +348,29 @@ def test_what_waits_for_its_turn_is_not_worth_a_run_until_there_is_room(workspac
     [progress] = engine.ledger.progress("test")
     assert engine.can_advance(progress)
     assert engine.outlook().attempt(submission.submission_id) > before
+
+
+def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_wait(
+    workspace: Workspace,
+) -> None:
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
+    submission = engine.plan(definition, tickets(32))
+    engine.submit(definition, submission.submission_id)
+    [progress] = engine.ledger.progress("test")
+    assert progress.states == {"submitted": 1, "planned": 7}
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "waits_until" in statement.partition("WHERE")[2]:
+            asked.append(statement)
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", note)
+    try:
+        assert not engine.can_advance(progress)
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", note)
+    assert len(asked) == 1
 
 
 def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: Workspace) -> None:

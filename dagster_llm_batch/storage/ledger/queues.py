@@ -45,11 +45,10 @@ class QueueQueries:
         # No join: with what was sent, all submissions that there ever were would be read.
         going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
         waits = (SHARD.c.state == ShardState.PLANNED) & SHARD.c.submission_id.in_(going) & older & looked_after(*seen)
-        batches = sa.func.count(sa.func.coalesce(SHARD.c.carrier, SHARD.c.shard_id).distinct())
+        # A batch is counted by its carrier. To count different ids takes the database three times as long.
+        counted = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
         query = (
-            sa.select(
-                batches, *(sa.func.coalesce(sa.func.sum(column), 0) for column in (SHARD.c.requests, SHARD.c.tokens))
-            )
+            sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in counted))
             .where(SHARD.c.provider == first.provider, SHARD.c.account == first.account, SHARD.c.lane == Lane.BATCH)
             .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits, is_due(now, longest_pause))
             .where(SHARD.c.shard_id.not_in([each.shard_id for each in batch]))
