@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.scale import day
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -20,9 +22,15 @@ _TOLD = {
     "ledger": ["| 300 | 100 | 3 |"],
     "sensor": ["| openai | sqlite | 20 | all have ended |"],
     "partitions": ["| 5 | sent together", "| 5 | a run for each day | 10 |"],
+    "scale": ["| statements that write |", "| all have ended |", "| CPU of PostgreSQL | ms |"],
     "money": ["| batch, identical rows once |"],
 }
 """Of each part of the benchmark, what its tables hold."""
+
+
+def test_the_page_of_scale_has_the_arithmetic_of_the_figures_that_are_kept() -> None:
+    page = day.PAGE.read_text(encoding="utf-8")
+    assert day.written(page, json.loads(day.FIGURES.read_text(encoding="utf-8"))) == page
 
 
 @pytest.mark.slow
@@ -31,6 +39,7 @@ def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> 
     services = ["openai", "anthropic"] if part == "pipeline" else ["openai"]
     small = ["--rows", "300", "--big-rows", "400", "--runs", "1", "--services", *services, "--days", "5"]
     small += ["--run-rows", "300", "--caps", "2", "--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
+    small += ["--scale-partitions", "20"]
     command = [sys.executable, "-m", "benchmarks", part, *small, "--inputs", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ _WHY = (
     "The reviewer describes the item in concrete terms, and the overall tone follows from the specific complaints and "
     "the praise that the body of the text gives, rather than from any single word of it."
 )
-_ROW = re.compile(rb"#ROW:(\d+)#")
+ROW = re.compile(rb"#ROW:(\d+)#")
 
 
 class Answer(NamedTuple):
@@ -40,6 +40,6 @@ def label(row: int) -> dict[str, object]:
 
 def answer(request: bytes) -> Answer:
     """The answer to a request, whatever its form."""
-    found = _ROW.search(request)
+    found = ROW.search(request)
     text = msgspec.json.encode(label(int(found[1]) if found else 0))
     return Answer(text, msgspec.json.encode(text.decode()), len(request) // 4, len(text) // 4)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
+from collections import Counter
 from itertools import count
 from typing import Any
 
-from benchmarks.mock.answers import answer
+from benchmarks.mock.answers import ROW, answer
 from benchmarks.mock.server import Mock, Reply
 
 _CUSTOM_ID = re.compile(rb'"custom_id":"([^"]*)"')
@@ -39,14 +41,19 @@ class OpenAI:
     def __init__(self, mock: Mock) -> None:
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
+        self._held: dict[str, bytes] | None = None  # the inputs of batches that run until they are told to end
+        self._billed: Counter[bytes] = Counter()  # how often each row was in one of these
+        self._lock = threading.Lock()
         self._numbers = count()  # calls come at once
         mock.route("POST", r"/v1/files", self.upload)
-        mock.route("GET", r"/v1/files/([^/]+)/content", lambda _request, name: self._files.pop(name))
+        mock.route("GET", r"/v1/files/([^/]+)/content", self.content)
         mock.route("POST", r"/v1/batches", self.create)
         mock.route("GET", r"/v1/batches", self.page)
         mock.route("GET", r"/v1/batches/([^/]+)", lambda _request, name: self._batches[name])
         mock.route("POST", r"/seed/openai", self.seed)
+        mock.route("POST", r"/hold/openai", self.hold)
         mock.route("POST", r"/finish/openai", self.finish)
+        mock.route("GET", r"/bill/openai", self.bill)
 
     def upload(self, request: Any) -> Reply:
         """A file in a multipart form; the part named "file" is the one that counts."""
@@ -61,11 +68,38 @@ class OpenAI:
     def create(self, request: Any) -> Reply:
         """A batch, which has ended. Its input is gone, and its output goes when it is read: memory is for clients."""
         asked = request.json()
+        if self._held is not None:
+            return self._hold(asked, self._held)
         out = results(self._files.pop(asked["input_file_id"]))
         batch = self._new(asked["input_file_id"], asked["metadata"], out.count(b"\n"))
         self._files[name := f"{batch['id']}-output"] = out
         batch |= {"status": "completed", "output_file_id": name, "completed_at": int(time.time())}
         return batch
+
+    def _hold(self, asked: dict[str, Any], held: dict[str, bytes]) -> dict[str, Any]:
+        lines = self._files.pop(asked["input_file_id"])
+        with self._lock:
+            self._billed.update(ROW.findall(lines))
+            batch = self._new(asked["input_file_id"], asked["metadata"], lines.count(b"\n"))
+            batch["request_counts"]["completed"] = 0
+            held[f"{batch['id']}-output"] = lines
+        return batch
+
+    def content(self, _request: Any, name: str) -> Reply:
+        """A file. Of a batch that was held it can be read again, as by who follows one that was killed."""
+        if self._held is not None and name in self._held:
+            return results(self._held[name])
+        return self._files.pop(name)
+
+    def hold(self, _request: Any) -> Reply:
+        """From now on batches run until `finish`, and what each row is billed is counted."""
+        self._held = {}
+        return {}
+
+    def bill(self, _request: Any) -> Reply:
+        """What the batches that were held cost: each row that is in two of them is billed twice."""
+        twice = sum(times - 1 for times in self._billed.values())
+        return {"batches": len(self._held or ()), "rows": len(self._billed), "rows_billed_twice": twice}
 
     def _new(self, input_file_id: str, metadata: Any, total: int) -> dict[str, Any]:
         batch: dict[str, Any] = {
@@ -77,7 +111,8 @@ class OpenAI:
             "input_file_id": input_file_id,
             "metadata": metadata,
             "request_counts": {"total": total, "completed": total, "failed": 0},
-            **_TIMES,
+            "created_at": (now := int(time.time())),
+            "expires_at": now + 86_400,
         }
         self._batches[str(batch["id"])] = batch
         return batch
@@ -90,7 +125,9 @@ class OpenAI:
     def finish(self, _request: Any) -> Reply:
         """All batches have ended."""
         for batch in self._batches.values():
-            batch |= {"status": "completed", "output_file_id": "file-none", "completed_at": int(time.time())}
+            output = f"{batch['id']}-output" if self._held is not None else "file-none"
+            batch |= {"status": "completed", "output_file_id": output, "completed_at": int(time.time())}
+            batch["request_counts"]["completed"] = batch["request_counts"]["total"]
         return {}
 
     def page(self, request: Any) -> Reply:

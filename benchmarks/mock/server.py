@@ -57,6 +57,8 @@ class Mock:
         pieces, more = [], True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":  # the client was killed in the middle of its call
+                return
             pieces.append(message.get("body", b""))
             await self._carry(pieces[-1])
             more = message.get("more_body", False)

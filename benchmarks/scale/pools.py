@@ -1,0 +1,133 @@
+"""Four workers, of Ray or processes of their own. One is killed in the middle; another one takes what it was at."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT
+from benchmarks.scale.house import House, Taken, work
+
+__all__ = ["Done", "Processes", "Ray"]
+
+Chunk = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What all chunks took together. Of a worker that was killed nothing is counted but its time on the clock."""
+
+    taken: Taken
+    wall_s: float
+    kills: int
+
+
+class Processes:
+    """Workers that are processes of Python's own."""
+
+    def __init__(self, house: House, count: int) -> None:
+        self._house = house
+        self._context = multiprocessing.get_context("spawn")
+        self._workers = dict(self._start() for _ in range(count))
+
+    def _start(self) -> tuple[Connection, Any]:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(self._house, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        return ours, process
+
+    def run(self, step: str, chunks: Sequence[Chunk], kill_after: int | None) -> Done:
+        """Do a step for all chunks; kill a worker after so many of them."""
+        began, taken, done, kills = time.monotonic(), Taken(), 0, 0
+        waiting = deque(chunks)
+        busy: dict[Connection, Chunk] = {}
+        while waiting or busy:
+            for pipe in self._workers:
+                if pipe not in busy and waiting:
+                    busy[pipe] = waiting.popleft()
+                    pipe.send((step, busy[pipe]))
+            if kill_after is not None and not kills and done >= kill_after:
+                kills += _kill(self._house.busy)
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                chunk = busy.pop(pipe)
+                try:
+                    taken += pipe.recv()
+                    done += 1
+                except EOFError:
+                    self._workers.pop(pipe).join()
+                    if not kills:
+                        raise RuntimeError(f"a worker failed at {step} of {chunk}; see above") from None
+                    waiting.appendleft(chunk)
+                    self._workers |= [self._start()]
+        return Done(taken, time.monotonic() - began, kills)
+
+    def close(self) -> None:
+        for pipe, process in self._workers.items():
+            pipe.close()
+            process.join()
+
+
+def _serve(house: House, pipe: Connection) -> None:
+    while True:
+        try:
+            step, chunk = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(work(house, step, chunk))
+
+
+class Ray:
+    """Workers of a Ray of this machine: a chunk is a task, which Ray itself gives to another worker after a kill."""
+
+    def __init__(self, house: House, count: int) -> None:
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes longer than 30
+        import ray
+
+        self._house, self._ray = house, ray
+        ray.init(
+            num_cpus=count,
+            _node_ip_address="127.0.0.1",
+            include_dashboard=False,
+            object_store_memory=100 * 1024 * 1024,
+            _temp_dir=tempfile.mkdtemp(prefix="r", dir="/tmp"),  # short: socket paths end at 107 bytes
+            logging_level="ERROR",
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+        )
+        self._work = ray.remote(num_cpus=1, max_retries=2)(work)
+
+    def run(self, step: str, chunks: Sequence[Chunk], kill_after: int | None) -> Done:
+        """See Processes.run."""
+        began, taken, kills = time.monotonic(), Taken(), 0
+        left = [self._work.remote(self._house, step, chunk) for chunk in chunks]
+        while left:
+            if kill_after is not None and not kills and len(chunks) - len(left) >= kill_after:
+                kills += _kill(self._house.busy)
+            ended, left = self._ray.wait(left, num_returns=1)
+            for one in self._ray.get(ended):
+                taken += one
+        return Done(taken, time.monotonic() - began, kills)
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _kill(busy: Path) -> int:
+    """Kill, with SIGKILL, the worker that is at work for the longest; return how many were killed."""
+    notes = sorted(busy.iterdir(), key=lambda note: note.stat().st_mtime)
+    if not notes:
+        return 0
+    os.kill(int(notes[0].name), signal.SIGKILL)
+    notes[0].unlink()
+    return 1

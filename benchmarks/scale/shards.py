@@ -1,0 +1,128 @@
+"""Many shards, small ones: what a shard takes of workers, ledger, payload store and sensor, and whether all comes home.
+
+The rows of a shard are few on purpose: what is looked for is what a shard takes, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import urllib.request
+from collections import defaultdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from benchmarks.measure import child, mock
+from benchmarks.scale.house import House
+from benchmarks.scale.pools import Done, Processes, Ray
+from benchmarks.scale.server import ServerCost, read_server
+
+__all__ = ["Size", "run"]
+
+_POOLS = {"processes": Processes, "ray": Ray}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is to do, and who does it."""
+
+    partitions: int = 1_000
+    shards: int = 10
+    rows: int = 10
+    workers: int = 4
+    pool: str = "processes"
+    chunk: int = 5  # partitions that a worker takes at a time
+    ticks: bool = True
+    most_batches: int | None = None
+
+
+def run(size: Size) -> dict[str, Any]:
+    """Plan, send, poll and collect; kill a worker in the middle of each half. Raises AssertionError for a lost row."""
+    from tests.crash.postgres import postgres
+
+    with mock() as addresses, postgres(durable=True) as databases, tempfile.TemporaryDirectory() as folder:
+        house = House(addresses["url"], databases(), folder, size.partitions, size.shards, size.rows, size.most_batches)
+        for place in (house.busy, house.tables):
+            place.mkdir()
+        _call(house.url, "POST", "/hold/openai")
+        house.engine().ledger.submissions("nobody")  # so that its tables are there
+        chunks = [
+            tuple(range(start, min(start + size.chunk, size.partitions)))
+            for start in range(0, size.partitions, size.chunk)
+        ]
+        kill_after = len(chunks) // 2
+        with closing(_POOLS[size.pool](house, size.workers)) as pool:
+            start = read_server(house.ledger_url)
+            sent = pool.run("send", chunks, kill_after)
+            after_sent = read_server(house.ledger_url)
+            ticks = _ticks(house) if size.ticks else []
+            after_ticks = read_server(house.ledger_url)
+            if not size.ticks:
+                _call(house.url, "POST", "/finish/openai")
+            landed = pool.run("land", chunks, kill_after)
+            end = read_server(house.ledger_url)
+        bill = _call(house.url, "GET", "/bill/openai")
+        found = {
+            "size": asdict(size),
+            "rows_lost": _rows_lost(house),
+            "rows_billed_twice": bill["rows_billed_twice"],
+            "batches": bill["batches"],
+            "send": _step(sent, after_sent - start),
+            "land": _step(landed, end - after_ticks),
+            "ticks": ticks,
+            "ledger": asdict(end - start),
+            "objects": _objects(house.payloads),
+        }
+        assert found["rows_lost"] == found["rows_billed_twice"] == 0, found
+        assert bill["rows"] == size.partitions * size.shards * size.rows, bill
+        return found
+
+
+def _ticks(house: House) -> list[dict[str, Any]]:
+    ticks: list[dict[str, Any]] = child("benchmarks.scale.tick", json.dumps(asdict(house))).said["ticks"]
+    return ticks
+
+
+def _step(done: Done, server: ServerCost) -> dict[str, Any]:
+    return {
+        "wall_s": done.wall_s,
+        "kills": done.kills,
+        **asdict(done.taken),
+        "server_cpu_s": server.cpu_s,
+        "server_transactions": server.transactions,
+        "wal_bytes": server.wal_bytes,
+        "whole_scans": server.whole_scans,
+    }
+
+
+def _call(url: str, method: str, path: str) -> dict[str, Any]:
+    request = urllib.request.Request(url + path, b"{}" if method == "POST" else None, method=method)
+    with urllib.request.urlopen(request) as reply:
+        return dict(json.load(reply))
+
+
+def _rows_lost(house: House) -> int:
+    """Rows that are not there exactly once, with a label that is theirs."""
+    good, seen = set(), 0
+    for path in sorted(house.tables.glob("*.parquet")):
+        for key, row, outcome in zip(*pq.read_table(path).to_pydict().values(), strict=True):
+            seen += 1
+            if outcome == "succeeded" and key == f"r{row:08d}":
+                good.add(key)
+    wanted = house.partitions * house.shards * house.rows
+    return (wanted - len(good)) + (seen - len(good))
+
+
+def _objects(payloads: Path) -> dict[str, dict[str, int]]:
+    """How many files there are, and their bytes, by what they are: all that follows the first dot of a name."""
+    kinds: dict[str, dict[str, int]] = defaultdict(lambda: {"objects": 0, "bytes": 0})
+    for path in payloads.rglob("*"):
+        if path.is_file():
+            kind = kinds[path.name if path.name.startswith("manifest") else path.name.partition(".")[2]]
+            kind["objects"] += 1
+            kind["bytes"] += path.stat().st_size
+    return dict(sorted(kinds.items()))

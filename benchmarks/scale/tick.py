@@ -1,0 +1,120 @@
+"""Ticks of the sensor over what the workers sent: all in flight, none due, all ended.
+
+python -m benchmarks.scale.tick '{fields of House}'
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from typing import Any
+
+import dagster as dg
+import psycopg2
+
+from benchmarks.labels import Label
+from benchmarks.measure import Work
+from benchmarks.scale.house import MODELS, NAMESPACE, PROMPT, House, statements
+from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, build_llm_batch_sensor, llm_batch_assets
+from dagster_llm_batch.resources.deployment import QueueLimit
+
+
+def main(fields: str) -> None:
+    """Tick until all were asked about; once more; and until all that have ended are known to have."""
+    house = House(**json.loads(fields))
+    keys = [house.key(number) for number in range(house.partitions)]
+    assets = llm_batch_assets(
+        name="labels",
+        rows=lambda _context: [],
+        key="id",
+        prompt=PROMPT,
+        response=Label,
+        model=MODELS["openai"],
+        params={"max_tokens": 200},
+        partitions_def=dg.StaticPartitionsDefinition(keys),
+    )
+    queue = {} if house.most_batches is None else {"openai": QueueLimit(max_batches=house.most_batches)}
+    resources = {
+        "llm_batch": LLMBatchResource(
+            namespace=NAMESPACE,
+            ledger_url=house.ledger_url,
+            payload_root=str(house.payloads),
+            queue_limits=queue,
+            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{house.url}/v1"),
+        )
+    }
+    repository = dg.Definitions(
+        assets=assets, sensors=[build_llm_batch_sensor()], resources=resources
+    ).get_repository_def()
+    counts = statements()
+    with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
+
+        def tick(name: str) -> dict[str, Any]:
+            before, calls, began = counts.taken(), _calls(house.url), time.perf_counter()
+            with dg.build_sensor_context(
+                instance=instance,
+                instance_ref=instance.get_ref(),
+                repository_def=repository,
+                resources=resources,
+                sensor_name="llm_batch_sensor",
+            ) as context:
+                said = repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)
+            took, seconds = counts.taken() - before, time.perf_counter() - began
+            return {
+                "name": name,
+                "seconds": seconds,
+                "cpu_s": took.cpu_s,
+                "reads": took.reads,
+                "writes": took.writes,
+                "calls": sum(_calls(house.url).values()) - sum(calls.values()),
+                "runs": len(said.run_requests or ()),
+                "left": _unasked(house.ledger_url),
+            }
+
+        def until_all_are_asked(name: str) -> list[dict[str, Any]]:
+            _set_unasked(house.ledger_url)
+            ticks = [tick(name)]
+            while ticks[-1]["left"] and len(ticks) < 50:
+                ticks.append(tick("the next"))
+            return ticks
+
+        tick("the first of a process")
+        work = Work()
+        ticks = [*until_all_are_asked("all are due"), tick("none is due")]
+        if house.most_batches is None:
+            urllib.request.urlopen(urllib.request.Request(f"{house.url}/finish/openai", b"{}", method="POST")).close()
+            ticks += until_all_are_asked("all have ended")
+        work.report(ticks=ticks)
+
+
+def _set_unasked(url: str) -> None:
+    """As if all had been sent an hour ago and nobody had asked since."""
+    connection = psycopg2.connect(url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE shard SET polled_at = NULL, sent_at = sent_at - interval '1 hour', "
+            "submitted_at = submitted_at - interval '1 hour' WHERE state = 'submitted'"
+        )
+    connection.close()
+
+
+def _unasked(url: str) -> int:
+    connection = psycopg2.connect(url)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM shard WHERE polled_at IS NULL AND state = 'submitted'")
+        (count,) = cursor.fetchone() or (0,)
+    connection.close()
+    return int(count)
+
+
+def _calls(url: str) -> dict[str, int]:
+    with urllib.request.urlopen(f"{url}/calls") as reply:
+        # The count that we ask for is no call of the sensor's.
+        return {name: count for name, count in json.load(reply).items() if name != "GET /calls"}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
