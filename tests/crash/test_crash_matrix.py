@@ -2,7 +2,8 @@
 
 Here: each moment of each arrow at one provider, on SQLite, and of an arrow that further scenarios cross, the one moment
 that tells most; where a call hangs, at another provider too, and between create and record at all of them; uncommitted
-transactions on PostgreSQL too. The whole matrix: `python -m tests.crash.matrix`.
+transactions on PostgreSQL too, each once, and those of further scenarios on the two ledgers by turns. The whole matrix:
+`python -m tests.crash.matrix`.
 """
 
 from __future__ import annotations
@@ -47,22 +48,29 @@ def _crashes() -> list[Crash]:
 
 
 def _selected() -> Iterator[Cell]:
+    uncommitted: set[str] = set()
     for number, crash in enumerate(_crashes()):
         able = {cloud.name: cloud for cloud in CLOUDS.values() if crash.can_happen_at(cloud)}
         last = crash.points[-1]
+        is_uncommitted = last.arrow.startswith("ledger:") and last.when is When.UNSEEN
+        is_first = last.arrow not in uncommitted
         if "openai" in able:
-            yield Cell(crash, able["openai"], "sqlite")
+            ledger = LEDGERS[number % 2] if is_uncommitted and not is_first else "sqlite"
+            yield Cell(crash, able["openai"], ledger)
         others = [cloud for name, cloud in able.items() if name != "openai"]
         is_created = (last.arrow, last.when) == ("call: create", When.ACTED)
-        if (
-            is_created and crash.scenario in (PLAIN, AT_ONCE) and len(crash.points) == 1
-        ):  # the batch exists, and nobody has its id
+        if is_created and crash.scenario == PLAIN and len(crash.points) == 1:
+            # The batch exists, and nobody has its id.
             yield from (Cell(crash, cloud, "sqlite") for cloud in (*others, OWN_SERVER))
+        elif is_created and crash.scenario == AT_ONCE and len(crash.points) == 1:
+            # Threads are the engine's. Two ways to find a batch: by a mark that it carries, and by its results.
+            yield from (Cell(crash, able[name], "sqlite") for name in ("azure", "anthropic"))
         elif others and any(point.arrow.startswith("call:") and point.when in HELD for point in crash.points):
             yield Cell(crash, others[number % len(others)], LEDGERS[number // 3 % 2])
         elif last.arrow.startswith("call:") and last.when is When.AFTER and "command" in able:
             yield Cell(crash, able["command"], LEDGERS[number // 3 % 2])
-        elif last.arrow.startswith("ledger:") and last.when is When.UNSEEN and "openai" in able:
+        elif is_uncommitted and is_first and "openai" in able:
+            uncommitted.add(last.arrow)
             yield Cell(crash, able["openai"], "postgresql")
 
 
