@@ -18,7 +18,8 @@ from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import console, counted, money, print_json, table
-from dagster_llm_batch.engine.choice import GOLD, Chooser, Plan, Quality, Wanted
+from dagster_llm_batch.engine.choice import Chooser
+from dagster_llm_batch.engine.labeling_plan import GOLD, Plan, Quality, Wanted
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
 
@@ -152,7 +153,15 @@ def _next(by: datetime | time, now: datetime) -> datetime:
 def _title(plan: Plan) -> str:
     if plan.oracle is None:
         return plan.record.model + (" in real time" if plan.lane is Lane.REALTIME else "")
-    return f"{plan.record.model} then {plan.oracle.model} (level {plan.agreement:.9g}, sample {plan.sample:,})"
+    level = f"level {plan.agreement:.9g}" if plan.within is None else f"within {plan.within:.9g} of it"
+    urgent = "" if plan.deadline is None else f", in real time after {_hours(plan.deadline)}"
+    people = "" if plan.within is None else ", which people label"
+    return f"{plan.record.model} then {plan.oracle.model} ({level}, sample {plan.sample:,}{people}{urgent})"
+
+
+def _hours(span: timedelta) -> str:
+    minutes = round(span / timedelta(minutes=1))
+    return f"{minutes // 60}:{minutes % 60:02}"
 
 
 def _quality(quality: Quality) -> str | None:
@@ -184,13 +193,17 @@ def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
             "cascade:",
             f"  oracle: {yaml_text(plan.oracle.model)}",
             f"  target: {yaml_text(case.target)}",
-            f"  agreement: {_share(plan.agreement)}",
+            *(
+                [f"  agreement: {_share(plan.agreement)}"]
+                if plan.within is None
+                else [f"  gold: {yaml_text(case.gold_asset)}", f"  within: {_share(plan.within)}"]
+            ),
             f"  confidence: {_share(wanted.confidence)}",
             f"  score: {yaml_text(case.score)}",
             f"  sample: {plan.sample}",
         ]
     if plan.lane is Lane.REALTIME:
-        lines.append("realtime: {deadline: {hours: 0}}")
+        lines.append(f"realtime: {{deadline: {{minutes: {_minutes(plan)}}}}}")
     return "\n".join(lines)
 
 
@@ -202,19 +215,39 @@ def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
             "cascade=Cascade(",
             f"    oracle={json.dumps(plan.oracle.model)},",
             f"    target={json.dumps(case.target)},",
-            f"    agreement={_share(plan.agreement)},",
+            *(
+                [f"    agreement={_share(plan.agreement)},"]
+                if plan.within is None
+                else [f"    gold={json.dumps(case.gold_asset)},", f"    within={_share(plan.within)},"]
+            ),
             f"    confidence={_share(wanted.confidence)},",
             f"    score={json.dumps(case.score)},",
             f"    sample={plan.sample},",
             "),",
         ]
     if plan.lane is Lane.REALTIME:
-        lines.append("realtime=Realtime(deadline=timedelta(0)),")
+        lines.append(f"realtime=Realtime(deadline=timedelta(minutes={_minutes(plan)})),")
     return "\n".join(lines)
+
+
+def _minutes(plan: Plan) -> int:
+    return 0 if plan.deadline is None else round(plan.deadline / timedelta(minutes=1))
 
 
 def _notes(plan: Plan, case: Case) -> Iterator[str]:
     """Yield what is to know of a plan before it is taken."""
+    if plan.quality.is_promised:
+        yield f"Its quality is {plan.quality.basis}."
+    if plan.within is not None:
+        yield (
+            f"People have to label the {plan.sample:,} rows of each partition's sample: `dagster-llm-batch plan` names "
+            "them, and nothing is asked before."
+        )
+    if plan.oracle is not None and plan.lane is Lane.REALTIME:
+        yield (
+            "Its model and the sample go by batch. What is not answered by the deadline is asked of the oracle in real "
+            "time, which is counted at that price; where the first wave is late, that is all rows."
+        )
     for record in (plan.record, plan.oracle):
         if record is not None and (owner := case.definition_of(record)) is not None:
             yield f"{record.model} was asked with the prompt and parameters of {owner}: take these too."
@@ -244,6 +277,8 @@ def _unknown(case: Case, wanted: Wanted, chooser: Chooser, plans: Sequence[Plan]
     others = [spec.builder.key.to_user_string() for spec in case.evaluations if spec is not case.evaluation]
     if case.against == GOLD and others:
         yield f"Other evaluations with gold of these rows: {', '.join(others)} (--evaluation)."
+    if case.gold_is_judged and not case.gold_is_drawn:
+        yield "People chose the rows that they judged: they may be easier or harder than the rest (gold_sample_assets)."
     if (why := case.gold[1]) is not None:
         yield f"The gold cannot be read, so that no quality is known: {why}"
     if not any(plan.oracle is not None for plan in plans):
@@ -274,6 +309,8 @@ def _document(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequen
                 "oracle": None if plan.oracle is None else plan.oracle.model,
                 "lane": plan.lane,
                 "agreement": plan.agreement,
+                "within": plan.within,
+                "deadline_seconds": None if plan.deadline is None else plan.deadline.total_seconds(),
                 "sample": plan.sample,
                 "accepted_share": plan.accepted,
                 "expected_usd": plan.cost.expected,

@@ -13,8 +13,9 @@ import click
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.core.logprobs import LOGPROB
-from dagster_llm_batch.engine.choice import GOLD, BatchEnds, Chooser, Wanted
+from dagster_llm_batch.engine.choice import BatchEnds, Chooser
 from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.labeling_plan import GOLD, Wanted
 from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.errors import LLMBatchError
 
@@ -27,6 +28,8 @@ __all__ = ["Case"]
 
 # So many runs say how many rows the next one has.
 _REMEMBERED = 5
+# So many rows that people have judged are gold; fewer give an interval that says nothing.
+_FEWEST_JUDGED = 20
 _NAMES_SHOWN = 10
 
 
@@ -126,7 +129,7 @@ class Case:
     @cached_property
     def against(self) -> str:
         if self.given_against is not None:
-            if self.given_against == GOLD and self.evaluation is None:
+            if self.given_against == GOLD and self.evaluation is None and not self.gold_is_judged:
                 raise click.UsageError(self._no_evaluation())
             models = [record.model for record in self.records]
             if self.given_against not in (GOLD, *models):
@@ -135,7 +138,7 @@ class Case:
                     f"beside it; these are {', '.join(dict.fromkeys(models))}."
                 )
             return self.given_against
-        if self.evaluation is not None:
+        if self.evaluation is not None or self.gold_is_judged:
             return GOLD
         if self.labeling.cascade is not None:
             return self.labeling.cascade.oracle
@@ -193,7 +196,11 @@ class Case:
     @cached_property
     def gold(self) -> tuple[pa.Table | None, str | None]:
         """The gold of the rows that were answered; else why there is none."""
-        if self.evaluation is None or self.against != GOLD:
+        if self.against != GOLD:
+            return None, None
+        if self.gold_is_judged:
+            return self.judged, None
+        if self.evaluation is None:
             return None, None
         try:
             return self._read_gold(self.evaluation), None
@@ -224,25 +231,58 @@ class Case:
             tables.append(read)
         return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
+    @cached_property
+    def gold_is_judged(self) -> bool:
+        """Whether people's judgments in the ledger say what is right, since no evaluation has stored gold."""
+        if self.given_evaluation is not None or self.evaluation is not None:
+            there = self.evaluation is not None and self.deployment.code.stored_places(self.evaluation.gold)
+            if there or self.given_evaluation is not None:
+                return False
+        return len(self.judged) >= _FEWEST_JUDGED
+
+    @cached_property
+    def judged(self) -> pa.Table:
+        """What people agree on of rows of the dataset, by their judgments in the ledger."""
+        from dagster_llm_batch.evaluation.annotation import gold_of_judgments  # noqa: PLC0415 - `--help` needs none
+
+        deployment = self.deployment.dry_engine.deployment
+        judgments = deployment.ledger.judgments.read(deployment.namespace, self.labeling.asset)
+        return gold_of_judgments(judgments, self.labeling, self.target)
+
+    @property
+    def gold_is_drawn(self) -> bool:
+        """Whether the rows of the gold were drawn, as far as judgments tell."""
+        from dagster_llm_batch.metrics.gold_weights import WEIGHT  # noqa: PLC0415 - as above
+
+        return WEIGHT in self.judged.column_names
+
+    @property
+    def gold_asset(self) -> str | None:
+        """The asset that a cascade may take as its gold: one whose target has the name that the response has."""
+        if self.gold_is_judged or self.evaluation is None or self.gold_column != self.target:
+            return None
+        return self.evaluation.gold.to_user_string()
+
     @property
     def gold_column(self) -> str:
-        targets = self.evaluation.targets if self.evaluation else ()
+        targets = self.evaluation.targets if self.evaluation and not self.gold_is_judged else ()
         return next((each.gold_column or each.name for each in targets if each.name == self.target), self.target)
 
     @property
     def reference(self) -> str:
         """What counts as right, in words."""
+        if self.against == GOLD and self.gold_is_judged:
+            return f"what people said of {len(self.judged):,} rows"
         if self.against != GOLD or self.evaluation is None:
             return f"what {self.against} says"
         return f"the gold of {self.evaluation.gold.to_user_string()}"
 
     def chooser(self, wanted: Wanted) -> Chooser:
         gold, _ = self.gold
-        cluster = self.evaluation.cluster if self.evaluation else None
+        cluster = self.evaluation.cluster if self.evaluation and not self.gold_is_judged else None
         deployment = self.deployment.dry_engine.deployment
-        return Chooser(
-            deployment, self.records, wanted, BatchEnds(deployment, wanted.now), gold, self.gold_column, cluster
-        )
+        ends, of_gold = BatchEnds(deployment, wanted.now), (gold, self.gold_column, cluster, self.gold_asset)
+        return Chooser(deployment, self.records, wanted, ends, *of_gold)
 
     def definition_of(self, record: TrackRecord) -> str | None:
         """Return the dataset whose prompt and parameters a model was asked by; None where it is the dataset's own."""

@@ -11,12 +11,13 @@ like these; a cascade is certified by the sample of its own run, whatever stands
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from functools import cache, cached_property
-from math import ceil, log
-from typing import Any, NamedTuple
+from math import ceil, floor, log
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,11 +27,13 @@ from dagster_llm_batch.core.cascade import choose_sample, count_least
 from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.labeling_plan import GOLD, Cost, End, Plan, Quality, Wanted
 from dagster_llm_batch.engine.request_files import Owner
 from dagster_llm_batch.engine.track_record import ANSWERS, TrackRecord
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.metrics.classification import accuracy_interval
 from dagster_llm_batch.metrics.clusters import Units
+from dagster_llm_batch.metrics.gold_weights import WEIGHT
 from dagster_llm_batch.metrics.intervals import share_interval
 from dagster_llm_batch.metrics.joining import Target, join
 from dagster_llm_batch.metrics.replay import Accepted, Pool, replay
@@ -38,10 +41,7 @@ from dagster_llm_batch.metrics.tally import tally
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane, PriceBasis, Span
 
-__all__ = ["GOLD", "BatchEnds", "Chooser", "End", "Plan", "Quality", "Wanted"]
-
-GOLD = "gold"
-"""What `Wanted.against` is where qualities are shares of gold rows that are labeled right."""
+__all__ = ["BatchEnds", "Chooser"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
 
@@ -51,123 +51,16 @@ _LEVELS = (0.8, 0.9, 0.95, 0.98)
 _FEWEST_REPLIES, _FEWEST_RUNS, _MANY = 30, 3, 1_000
 # So many batches are read; similar ones have a quarter to four times of the requests.
 _SPANS, _SIMILAR = 300, 4
+# Samples whose cascades cost within 2 % of each other are one plan.
+_WORTH_A_LINE = Decimal("1.02")
+# With less room below the oracle nearly all rows are its own; with more, another oracle is cheaper.
+_LEAST_WITHIN, _MOST_WITHIN = 0.005, 0.2
 # Fewer rows than this give an interval that says nothing.
 _FEWEST_ROWS = 20
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a plan has to reach.
-
-    Attributes:
-        quality: The least share of right labels; `against`: gold, or the model whose label counts as right.
-        confidence: How sure that has to be, of all plans together.
-        rows: How many rows are to be labeled.
-        target, score: The columns that are compared, and of scores (None: there is none).
-        by: When all has to have ended; `max_usd`: what it may cost. None: whenever, whatever.
-        now: When it is begun.
-    """
-
-    quality: float
-    confidence: float
-    rows: int
-    target: str
-    score: str | None
-    against: str
-    now: datetime
-    by: datetime | None = None
-    max_usd: Decimal | None = None
-
-
-class Quality(NamedTuple):
-    """A share of right labels. `value` None: it is not known, and `basis` says why; else on what it rests.
-
-    `is_promised`: the run certifies it by its own sample; `low` is what it promises then.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    rows: int
-    basis: str
-    is_promised: bool = False
-
-
-class Cost(NamedTuple):
-    """What rows cost, in USD: expected, and between which ends 9 in 10 submissions do. None: not known, see `why`."""
-
-    expected: Decimal | None
-    low: Decimal | None
-    high: Decimal | None
-    why: str | None = None
-
-    def times(self, share: float, low: float | None = None, high: float | None = None) -> Cost:
-        """Return the cost of a share of the rows, which itself has two ends."""
-        shares = (share, share if low is None else low, share if high is None else high)
-        expected, least, most = (
-            None if amount is None else amount * Decimal(repr(each))
-            for amount, each in zip((self.expected, self.low, self.high), shares, strict=True)
-        )
-        return Cost(expected, least, most, self.why)
-
-    def plus(self, other: Cost) -> Cost:
-        """Return the cost of both. The ends are added, as if both went wrong together."""
-        pairs = ((self.expected, other.expected), (self.low, other.low), (self.high, other.high))
-        expected, low, high = (None if None in pair else sum(filter(None, pair), Decimal(0)) for pair in pairs)
-        return Cost(expected, low, high, self.why or other.why)
-
-
-class End(NamedTuple):
-    """How long requests take, from their sending on, in 19 of 20 cases; None: not known, and `basis` says why."""
-
-    p95: timedelta | None
-    basis: str
-
-
 Ends = Callable[[TrackRecord, Lane, int], End]
 """Returns how long so many requests of a record's model take in a lane."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to label the rows.
-
-    Attributes:
-        record: Of the model; `oracle`: likewise, of a cascade.
-        agreement, sample: What a cascade promises, and how many rows it samples for that.
-        accepted: The share of rows that is expected to keep the model's own label.
-        ends_at: When 19 of 20 have ended.
-        broken: What it breaks; `unknown`: what cannot be said. Where neither has anything, it is feasible.
-        notes: What else is to know.
-    """
-
-    record: TrackRecord
-    lane: Lane
-    cost: Cost
-    quality: Quality
-    end: End
-    oracle: TrackRecord | None = None
-    agreement: float | None = None
-    sample: int | None = None
-    accepted: float | None = None
-    ends_at: datetime | None = None
-    broken: Sequence[str] = ()
-    unknown: Sequence[str] = ()
-    notes: Sequence[str] = field(default=())
-
-    @property
-    def state(self) -> str:
-        return "dropped" if self.broken else "open" if self.unknown else "feasible"
-
-    @property
-    def models(self) -> list[str]:
-        return [self.record.model, *([] if self.oracle is None else [self.oracle.model])]
-
-    @property
-    def order(self) -> tuple[Any, ...]:
-        """The cheapest first; of equal ones the one that ends first."""
-        cost, p95 = self.cost.expected, self.end.p95
-        return (cost is None, cost or 0, p95 is None, p95 or timedelta(), self.models, self.lane, self.agreement or 0)
 
 
 class Chooser:
@@ -179,7 +72,9 @@ class Chooser:
         wanted: What plans have to reach.
         gold: Columns `row`, the target, and, where gold has them, `partition`, its cluster's and those of a sample.
             None: there is none.
-        gold_key: The target's column of gold.
+        gold_column: The target's column of gold.
+        cluster: The column of gold that names units, where there is one.
+        gold_asset: The asset that a cascade may name as its gold; None: there is none that has the target by its name.
         ends: See Ends.
     """
 
@@ -192,6 +87,7 @@ class Chooser:
         gold: pa.Table | None = None,
         gold_column: str | None = None,
         cluster: str | None = None,
+        gold_asset: str | None = None,
     ) -> None:
         self._deployment = deployment
         self._wanted = wanted
@@ -199,6 +95,7 @@ class Chooser:
         self._cost = cache(self._cost_of)
         self._gold_column = gold_column or wanted.target
         self._cluster = cluster
+        self._gold_asset = gold_asset
         tables = [record.answers for record in records if record.answers is not None]
         # A key that comes in several partitions is a row of each.
         self._by_partition = any(len(pc.unique(table["row"])) < len(table) for table in tables)
@@ -333,71 +230,131 @@ class Chooser:
         wanted = self._wanted
         for record, oracle in self._pairs:
             mine, theirs = _both(record, oracle)
-            scores = pc.fill_null(mine["score"].cast(pa.float64()), -np.inf).to_numpy()
-            if not np.isfinite(scores).any():
+            pair = _Pair(record, oracle, mine, theirs, ~_equal(mine, theirs))
+            if not np.isfinite(pair.scores).any():
                 continue
-            pool = Pool(scores, ~_equal(mine, theirs) & np.isfinite(scores))
             for level in _LEVELS if wanted.against == GOLD else [wanted.quality]:
-                plan = self._cascade(record, oracle, level, pool)
-                if plan is not None and wanted.against == GOLD and plan[1] is not None:
-                    mask = pa.array(plan[1].mask)
-                    label = pc.if_else(mask, mine["label"], theirs["label"])
-                    answers = mine.set_column(mine.column_names.index("label"), "label", label)
-                    kept = pc.if_else(mask, mine[_OUTCOME], theirs[_OUTCOME])
-                    answers = answers.set_column(answers.column_names.index(_OUTCOME), _OUTCOME, kept)
-                    yield replace(plan[0], quality=self._against_gold(record.model, answers))
-                elif plan is not None:
-                    yield plan[0]
+                yield from self._measured(pair, level)
+            yield from self._below(pair)
 
-    def _cascade(
-        self, record: TrackRecord, oracle: TrackRecord, level: float, pool: Pool
-    ) -> tuple[Plan, Accepted | None] | None:
-        """Return the cascade of that level whose sample makes it cheapest, and what it accepts."""
-        wanted, confidence, rows = self._wanted, self._wanted.confidence, self._wanted.rows
+    def _below(self, pair: _Pair) -> Iterator[Plan]:
+        """Yield cascades that promise against gold: to be right less often than the oracle by no more than there is
+        room between its quality and what is wanted.
+        """
+        wanted, name = self._wanted, pair.oracle.model
+        if self._gold is None or wanted.against != GOLD or self._gold_asset is None:
+            return
+        low, known = self._quality(pair.oracle).low, self._lost(pair)
+        room = 0.0 if low is None else floor(1_000 * (low - wanted.quality)) / 1_000
+        within = min(room, _MOST_WITHIN)
+        if low is None or known is None or within < _LEAST_WITHIN:
+            return
+        basis = (
+            f"promised, at most {within:g} below {name}, certified by gold for the sample of the run; {name} itself is "
+            f"right in at least {low:.3f} by earlier gold"
+        )
+        quality = Quality(None, low - within, None, len(known.mine), basis, is_promised=True)
+        for plan, _ in self._of_sizes(known, float(1 - Fraction(str(within))), within):
+            yield replace(plan, quality=quality)
+
+    def _lost(self, pair: _Pair) -> _Pair | None:
+        """Return the rows of a pair that have gold, where the model is wrong and the oracle right; None: they are not
+        to be taken for all rows.
+        """
+        assert self._gold is not None
+        if WEIGHT in self._gold.column_names and len(pc.unique(self._gold[WEIGHT])) > 1:
+            return None
+        at = pc.index_in(pair.mine["row"].combine_chunks(), self._gold["row"].combine_chunks())
+        has_gold = pc.is_valid(at)
+        mine, theirs = (each.filter(has_gold).combine_chunks() for each in (pair.mine, pair.theirs))
+        gold = pa.table({"label": self._gold[self._gold_column].take(at.drop_null())})
+        return replace(pair, mine=mine, theirs=theirs, are_wrong=~_equal(mine, gold) & _equal(theirs, gold))
+
+    def _measured(self, pair: _Pair, level: float) -> Iterator[Plan]:
+        """Yield cascades of one level; against gold with the quality of what the least careful of them accepts."""
+        found = list(self._of_sizes(pair, level))
+        accepted = [one for _, one in found if one is not None]
+        quality = None
+        if self._wanted.against == GOLD and accepted:
+            # One interval for all of them, since each that is looked at makes all wider.
+            most = max(accepted, key=lambda one: one.high)
+            quality = self._against_gold(pair.record.model, pair.delivered(most.mask))
+        for plan, _ in found:
+            yield plan if quality is None else replace(plan, quality=quality)
+
+    def _of_sizes(
+        self, pair: _Pair, level: float, within: float | None = None
+    ) -> Iterator[tuple[Plan, Accepted | None]]:
+        """Yield cascades of that level whose samples differ in what they cost, the cheapest first, and what each
+        accepts.
+        """
+        wanted, confidence, rows, oracle = self._wanted, self._wanted.confidence, self._wanted.rows, pair.oracle
         least = max(count_least(level, confidence), self._least(oracle))
         usual = choose_sample(rows, level, confidence, self._least(oracle))
         sizes = sorted({max(least, size) for size in (usual // 2, usual, 2 * usual)} - {rows})
-        cheap, dear = (self._cost(each, Lane.BATCH) for each in (record, oracle))
         basis = f"promised against {oracle.model}, certified by the sample of the run"
-        quality = Quality(None, level, None, len(pool.scores), basis, is_promised=True)
+        quality = Quality(None, level, None, len(pair.mine), basis, is_promised=True)
         if wanted.against == GOLD:
             quality = Quality(None, None, None, 0, "not measured")
-        if len(pool.scores) < least:
-            few = f"too few rows: {len(pool.scores)} that both answered by chance, of {least} that it samples"
-            end = End(None, "too few rows")
-            nothing = Cost(None, None, None, few)
-            return Plan(record, Lane.BATCH, nothing, quality, end, oracle, level, least), None
-        best: tuple[Plan, Accepted] | None = None
+        plan = Plan(
+            *(pair.record, Lane.BATCH, Cost(None, None, None), quality, End(None, "too few rows")),
+            *(oracle, None if within is not None else level, least, within),
+        )
+        if len(pair.mine) < least:
+            few = f"too few rows: {len(pair.mine)} that both answered by chance, of {least} that it samples"
+            yield replace(plan, cost=Cost(None, None, None, few)), None
+            return
+        found: list[tuple[Plan, Accepted]] = []
         for size in (size for size in sizes if size < rows):
-            accepted = replay(pool, size, rows, level, confidence)
-            asked, fewest, most = (1 - a + a * size / rows for a in (accepted.share, accepted.high, accepted.low))
-            cost = cheap.plus(dear.times(asked, fewest, most))
-            end = self._both_waves(record, oracle, size, most)
-            plan = Plan(record, Lane.BATCH, cost, quality, end, oracle, level, size, accepted.share)
-            if best is None or plan.order < best[0].order:
-                best = plan, accepted
-        return best
+            accepted = replay(Pool(pair.scores, pair.are_wrong), size, rows, level, confidence)
+            shares = tuple(1 - a + a * size / rows for a in (accepted.share, accepted.high, accepted.low))
+            sized = replace(plan, sample=size, accepted=accepted.share)
+            found += [(one, accepted) for one in self._in_lanes(sized, shares)]
+        taken: list[Plan] = []
+        for one, accepted in sorted(found, key=lambda pair: pair[0].order):
+            near = (other for other in taken if other.lane is one.lane)
+            if all(_differ(one.cost.expected, other.cost.expected) for other in near):
+                taken.append(one)
+                yield one, accepted
+
+    def _in_lanes(self, plan: Plan, shares: tuple[float, ...]) -> Iterator[Plan]:
+        """Yield a cascade by batches and, where these end too late, with its second wave in real time.
+
+        `shares` of the rows are the oracle's: expected, at least and at most.
+        """
+        assert plan.oracle is not None
+        assert plan.sample is not None
+        record, oracle, sample, rows, by = plan.record, plan.oracle, plan.sample, self._wanted.rows, self._wanted.by
+        cheap, dear = (self._cost(each, Lane.BATCH) for each in (record, oracle))
+        first = [
+            self._ends(record, Lane.BATCH, self._requests(record, rows)),
+            self._ends(oracle, Lane.BATCH, self._requests(oracle, sample)),
+        ]
+        rest = max(ceil(rows * shares[-1]) - sample, 0)
+        end = _one_after_the_other(first, self._last(oracle, Lane.BATCH, rest))
+        yield replace(plan, cost=cheap.plus(dear.times(*shares)), end=end)
+        if by is None or (end.p95 is not None and self._wanted.now + end.p95 <= by):
+            return
+        known = [one.p95 for one in first if one.p95 is not None]
+        # A deadline that has come before the first wave has ended asks the oracle about all rows.
+        deadline = timedelta(minutes=ceil(max(known) / timedelta(minutes=1))) if len(known) == len(first) else None
+        urgent = self._cost(oracle, Lane.REALTIME).times(*(max(share - sample / rows, 0.0) for share in shares))
+        yield replace(
+            plan,
+            lane=Lane.REALTIME,
+            cost=cheap.plus(dear.times(sample / rows)).plus(urgent),
+            end=_one_after_the_other(first, self._last(oracle, Lane.REALTIME, rest)),
+            deadline=deadline,
+        )
+
+    def _last(self, oracle: TrackRecord, lane: Lane, rows: int) -> list[End]:
+        return [self._ends(oracle, lane, self._requests(oracle, rows))] if rows else []
 
     def _least(self, oracle: TrackRecord) -> int:
         try:
             return self._deployment.codec(oracle.labeling).limits.min_requests
         except LLMBatchError:
             return 1
-
-    def _both_waves(self, record: TrackRecord, oracle: TrackRecord, sample: int, asked: float) -> End:
-        """Return how long a cascade takes: its first wave is the longer of two, and the second follows."""
-        rows = self._wanted.rows
-        first = [
-            self._ends(record, Lane.BATCH, self._requests(record, rows)),
-            self._ends(oracle, Lane.BATCH, self._requests(oracle, sample)),
-        ]
-        rest = ceil(rows * asked) - sample
-        waves = [*first, *([self._ends(oracle, Lane.BATCH, self._requests(oracle, rest))] if rest > 0 else [])]
-        for end in waves:
-            if end.p95 is None:
-                return end
-        lengths = [end.p95 for end in waves if end.p95 is not None]
-        return End(max(lengths[:2]) + sum(lengths[2:], timedelta()), f"both waves; {waves[-1].basis}")
 
     # --- money ---
 
@@ -495,6 +452,31 @@ class Chooser:
         return f"more than {quality.rows:,} rows are needed to tell"
 
 
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A model and its oracle, with their answers to the same rows, and where a label of the model's is wrong."""
+
+    record: TrackRecord
+    oracle: TrackRecord
+    mine: pa.Table
+    theirs: pa.Table
+    are_wrong: np.ndarray[Any, Any]
+
+    @cached_property
+    def scores(self) -> np.ndarray[Any, Any]:
+        """How sure the model is; what is not known, or has no good reply, is never accepted."""
+        found: np.ndarray[Any, Any] = pc.fill_null(self.mine["score"].cast(pa.float64()), -np.inf).to_numpy()
+        return found
+
+    def delivered(self, accepted: np.ndarray[Any, Any]) -> pa.Table:
+        """Return the answers of which these are the model's, and all others the oracle's."""
+        mask, answers = pa.array(accepted), self.mine
+        for name in ("label", _OUTCOME):
+            kept = pc.if_else(mask, self.mine[name], self.theirs[name])
+            answers = answers.set_column(answers.column_names.index(name), name, kept)
+        return answers
+
+
 class BatchEnds:
     """How long a wave takes, by single batches of its model and lane: see Ends.
 
@@ -531,6 +513,21 @@ class BatchEnds:
     def _read(self, owner: Owner) -> Sequence[Span]:
         of_model = (owner.provider, owner.account, owner.model, owner.lane)
         return self._deployment.ledger.batch_spans(*of_model, _SPANS)
+
+
+def _differ(one: Decimal | None, other: Decimal | None) -> bool:
+    """Return whether a plan that costs so much is worth a line beside one that costs less."""
+    return one is not None and other is not None and one > other * _WORTH_A_LINE
+
+
+def _one_after_the_other(first: Sequence[End], last: Sequence[End]) -> End:
+    """Return how long two waves take: the longest of the first, and the last, that follows."""
+    for end in (*first, *last):
+        if end.p95 is None:
+            return end
+    lengths = [end.p95 for end in (*first, *last) if end.p95 is not None]
+    both = max(lengths[: len(first)]) + sum(lengths[len(first) :], timedelta())
+    return End(both, f"both waves; {(*first, *last)[-1].basis}")
 
 
 def _shares(quality: Quality) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -39,7 +39,7 @@ from dagster_llm_batch.types import ResponseKind
 if TYPE_CHECKING:
     from dagster_llm_batch.engine import Labeling
 
-__all__ = ["annotation_assets"]
+__all__ = ["annotation_assets", "gold_of_judgments"]
 
 Method = Literal["auto", "majority", "dawid_skene"]
 
@@ -462,6 +462,31 @@ class _Annotation:
             description=". ".join(lines) + "." if lines else "No row was judged by two people.",
             metadata={figure_key("alpha", one.target): one.alpha for one in judged if one.alpha is not None},
         )
+
+
+def gold_of_judgments(judgments: Sequence[Judgment], labeling: Labeling, target: str) -> pa.Table:
+    """Return what people agree on of one column, without an asset: a row for each that is decided.
+
+    The columns are `row`, its key as text; `partition`, where judgments name some; the target; and where rows were
+    drawn, how: only these count then.
+    """
+    standing = [one for one in standing_judgments(judgments) if one.kind != "skip"]
+    # A key may be that of a row in each of several partitions.
+    named = [replace(one, row_key=json.dumps([one.partition, one.row_key])) for one in standing]
+    judged = _Judged.of(named, labeling)
+    drawn = [bool(sample) for sample in judged.samples]
+    judged = judged.only(drawn.__getitem__) if any(drawn) else judged
+    column, labels, undecidable = _agreed(judged, target, "auto"), judged.counts("label"), judged.counts("undecidable")
+    places = [json.loads(key) for key in judged.keys]
+    columns = {
+        "row": pa.array([row for _, row in places], pa.string()),
+        target: column.values,
+        **({name: _sampled(judged.samples, name) for name in SAMPLE_COLUMNS} if any(drawn) else {}),
+    }
+    if any(partition for partition, _ in places):
+        columns["partition"] = pa.array([partition for partition, _ in places], pa.string())
+    is_decided = pa.array([labels[row] > undecidable[row] for row in range(len(places))], pa.bool_())
+    return pa.table(columns).filter(pc.and_(is_decided, pc.is_valid(column.values)))
 
 
 def _refuse_repeated(judgments: Sequence[Judgment], dataset: Dataset) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from dagster_llm_batch import Cascade
 from dagster_llm_batch.cli.advise import yaml_text
+from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 TOPICS = ("billing", "bug")
@@ -154,6 +155,53 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     labeled.change("candidates=[small]", "candidates=[large]")
     gone = labeled.json("advise", "small", "--quality", "0.95", "--target", "topic", *many, "--beside", "large")
     assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
+
+
+def test_with_gold_a_cascade_is_promised_against_it_by_what_is_printed_to_paste(labeled):
+    told = labeled.json("advise", "small", "--quality", "0.85", "--rows", "20000")
+    [below, *_] = [plan for plan in told["plans"] if plan["within"] is not None]
+    pasted = yaml.safe_load(below["yaml"])["cascade"]
+    assert (pasted["gold"], pasted["within"], below["agreement"]) == ("ticket_gold", below["within"], None)
+    declared = eval(f"dict({below['python']})", {"Cascade": Cascade})["cascade"]
+    assert declared == Cascade(**pasted)
+    assert any("People have to label" in note for note in below["notes"])
+
+
+def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
+    labeled.change("candidates=[small, large]", "candidates=[large]")
+    labeled.change("candidates=[small]", "candidates=[large]")
+    told = labeled.on_file("advise", "small", "--quality", "0.85", "--target", "topic", code=2)
+    assert "no evaluation_assets of this code location has it" in " ".join(told.output.split())
+
+    def judge(number, annotator, **said):
+        with labeled.engine() as engine:
+            judgment = Judgment(
+                form_id=f"{number} {annotator}",
+                namespace=engine.namespace,
+                dataset="small",
+                partition="2026-01-01",
+                row_key=f"2026-01-01-{number}",
+                annotator=annotator,
+                at=datetime.now(UTC),
+                **said,
+            )
+            engine.ledger.judgments.add(judgment)
+
+    for number in range(60):
+        judge(number, "ana", kind="label", answer={"topic": TOPICS[number % 2], "confidence": 1.0})
+    # Neither a tie, nor what is undecidable, is gold.
+    judge(0, "ben", kind="label", answer={"topic": TOPICS[1], "confidence": 1.0})
+    judge(1, "ben", kind="undecidable")
+    shown = labeled.json("advise", "small", "--quality", "0.75", "--target", "topic", "--beside", "large")
+    by_model = {plan["model"]: plan for plan in shown["plans"] if plan["oracle"] is None}
+    assert shown["against"] == "gold"
+    cheap = by_model["openai/gpt-4o-mini"]
+    assert (cheap["quality_rows"], cheap["quality"]) == (58, pytest.approx(53 / 58))
+    assert cheap["quality_low"] < 53 / 58 < cheap["quality_high"]
+    assert by_model["openai/gpt-4o"]["quality"] == 1
+    assert any("People chose the rows that they judged" in text for text in shown["unknown"])
+    printed = labeled.on_file("advise", "small", "--quality", "0.75", "--target", "topic", "--beside", "large").output
+    assert "by what people said of 58 rows" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

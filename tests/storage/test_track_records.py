@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -18,7 +19,8 @@ from scipy.stats import binomtest
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.choice import GOLD, BatchEnds, Chooser, End, Wanted
+from dagster_llm_batch.engine.choice import BatchEnds, Chooser
+from dagster_llm_batch.engine.labeling_plan import GOLD, End, Wanted
 from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move
@@ -121,7 +123,11 @@ def hours(_record: Any, lane: Lane, _requests: int) -> End:
 def plans(deployment: Deployment, labelings: Any, gold_rows: pa.Table | None = None, **changes: Any) -> Any:
     records = [each for one in labelings for each in track_records(deployment, one, "topic", "confidence")]
     made = Chooser(deployment, records, wanted(**changes), hours, gold_rows)
-    return {(plan.record.model, plan.lane, plan.agreement): plan for plan in made.plans()}
+    found: dict[Any, Any] = {}
+    for plan in made.plans():
+        # Of cascades that differ in their sample alone, the cheapest.
+        found.setdefault((plan.record.model, plan.lane, plan.agreement), plan)
+    return found
 
 
 def test_records_and_plans_are_what_the_runs_were(deployment):
@@ -227,6 +233,8 @@ def check_judgments(deployment):
     assert "it may cost" in poor[alone, Lane.BATCH, None].broken[0]
     assert poor[f"openai/{CHEAP}", Lane.BATCH, None].broken == found[f"openai/{CHEAP}", Lane.BATCH, None].broken
 
+    check_samples_gold_and_deadlines(deployment, both)
+
     # What is not known is no figure.
     few = plans(deployment, both, gold(15))[alone, Lane.BATCH, None]
     assert (few.state, few.quality.value, few.quality.low) == ("open", None, None)
@@ -238,6 +246,49 @@ def check_judgments(deployment):
         "quality: no run of openai/gpt-5 in this ledger",
         "cost: no run of openai/gpt-5 in this ledger",
     )
+
+
+def check_samples_gold_and_deadlines(deployment, both):
+    records = [each for one in both for each in track_records(deployment, one, "topic", "confidence")]
+
+    def cascades(gold_rows=None, gold_asset=None, **changes):
+        made = Chooser(deployment, records, wanted(**changes), hours, gold_rows, gold_asset=gold_asset)
+        return [plan for plan in made.plans() if plan.oracle is not None]
+
+    # Samples that make a difference are each a plan, the cheapest first.
+    several = cascades(against=f"openai/{DEAR}", rows=50_000)
+    assert len({plan.sample for plan in several}) == len(several) > 1
+    costs = [plan.cost.expected for plan in several]
+    assert all(later > earlier * Decimal("1.02") for earlier, later in pairwise(costs))
+
+    # By gold a cascade may be so far below its oracle that it still reaches what is wanted.
+    [below, *_] = [plan for plan in cascades(gold(), "people", quality=0.85) if plan.within is not None]
+    alone = plans(deployment, both, gold(), quality=0.85)[f"openai/{DEAR}", Lane.BATCH, None]
+    assert below.within == pytest.approx(alone.quality.low - 0.85, abs=0.001)
+    assert below.agreement is None
+    assert (below.state, below.quality.is_promised, below.quality.rows) == ("feasible", True, 3 * ROWS)
+    assert 0.85 <= below.quality.low < 0.851
+    assert f"at most {below.within} below openai/{DEAR}, certified by gold" in below.quality.basis
+    # It is the model's word where the oracle is no better, too.
+    assert below.accepted > 0.5
+    assert not [plan for plan in cascades(gold(), None, quality=0.85) if plan.within is not None]
+    assert not [plan for plan in cascades(gold(), "people", quality=0.97) if plan.within is not None]
+    # A sample that is drawn with weights is none of all rows.
+    weights = pa.array([1.0 + n % 2 for n in range(3 * ROWS)])
+    weighed = gold().append_column("sample_weight", weights).append_column("sample_round", pa.array([1] * 3 * ROWS))
+    assert not [plan for plan in cascades(weighed, "people", quality=0.8) if plan.within is not None]
+
+    # Where two waves of batches are too late, the second is in real time from the moment that the first should be over.
+    by = datetime(2026, 2, 1, 5, tzinfo=UTC)
+    late, urgent = [
+        next(plan for plan in cascades(against=f"openai/{DEAR}", by=by) if plan.lane is lane) for lane in Lane
+    ]
+    assert (late.state, urgent.state) == ("dropped", "feasible")
+    assert urgent.deadline == timedelta(hours=4)
+    assert urgent.end.p95 == timedelta(hours=4, minutes=5)
+    assert urgent.sample == late.sample
+    assert late.cost.expected < urgent.cost.expected < 2 * late.cost.expected
+    assert all(plan.lane is Lane.BATCH for plan in cascades(against=f"openai/{DEAR}", by=by + timedelta(days=1)))
 
 
 def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url, clock, tmp_path):
