@@ -119,6 +119,7 @@ def advise_command(
         now=now,
         by=None if by is None else _next(by, now),
         max_usd=None if max_usd is None else Decimal(repr(max_usd)),
+        rolls=case.rolls,
     )
     chooser = case.chooser(wanted)
     plans = chooser.plans()
@@ -156,7 +157,8 @@ def _title(plan: Plan) -> str:
     level = f"level {plan.agreement:.9g}" if plan.within is None else f"within {plan.within:.9g} of it"
     urgent = "" if plan.deadline is None else f", in real time after {_hours(plan.deadline)}"
     people = "" if plan.within is None else ", which people label"
-    return f"{plan.record.model} then {plan.oracle.model} ({level}, sample {plan.sample:,}{people}{urgent})"
+    rows = "by earlier partitions" if plan.rolling is not None else f"sample {plan.sample:,}"
+    return f"{plan.record.model} then {plan.oracle.model} ({level}, {rows}{people}{urgent})"
 
 
 def _hours(span: timedelta) -> str:
@@ -200,7 +202,9 @@ def _yaml(plan: Plan, case: Case, wanted: Wanted) -> str:
             ),
             f"  confidence: {_share(wanted.confidence)}",
             f"  score: {yaml_text(case.score)}",
-            f"  sample: {plan.sample}",
+            f"  sample: {plan.sample}"
+            if plan.rolling is None
+            else f"  calibrate: {{rows: {plan.rolling.rows}, audit: {_share(plan.rolling.audit)}}}",
         ]
     if plan.lane is Lane.REALTIME:
         lines.append(f"realtime: {{deadline: {{minutes: {_minutes(plan)}}}}}")
@@ -222,7 +226,9 @@ def _python(plan: Plan, case: Case, wanted: Wanted) -> str:
             ),
             f"    confidence={_share(wanted.confidence)},",
             f"    score={json.dumps(case.score)},",
-            f"    sample={plan.sample},",
+            f"    sample={plan.sample},"
+            if plan.rolling is None
+            else f"    calibrate=Rolling(rows={plan.rolling.rows}, audit={_share(plan.rolling.audit)}),",
             "),",
         ]
     if plan.lane is Lane.REALTIME:
@@ -238,6 +244,11 @@ def _notes(plan: Plan, case: Case) -> Iterator[str]:
     """Yield what is to know of a plan before it is taken."""
     if plan.quality.is_promised:
         yield f"Its quality is {plan.quality.basis}."
+    if plan.rolling is not None:
+        yield (
+            f"Until earlier partitions have {plan.rolling.rows:,} rows that the oracle has answered, each has a sample "
+            "of its own, which is not counted here."
+        )
     if plan.within is not None:
         yield (
             f"People have to label the {plan.sample:,} rows of each partition's sample: `dagster-llm-batch plan` names "
@@ -310,6 +321,9 @@ def _document(case: Case, wanted: Wanted, plans: Sequence[Plan], unknown: Sequen
                 "lane": plan.lane,
                 "agreement": plan.agreement,
                 "within": plan.within,
+                "rolling": None
+                if plan.rolling is None
+                else {"rows": plan.rolling.rows, "audit": plan.rolling.audit, "assumes": plan.quality.basis},
                 "deadline_seconds": None if plan.deadline is None else plan.deadline.total_seconds(),
                 "sample": plan.sample,
                 "accepted_share": plan.accepted,

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 import click
+import dagster as dg
 
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.deployment import DeploymentAccess
@@ -176,6 +177,12 @@ class Case:
             if self.target in labeling.reader.schema.names
             for record in track_records(deployment, labeling, self.target, self.score)
         ]
+
+    @property
+    def rolls(self) -> bool:
+        """Whether the dataset's partitions are windows of time."""
+        dataset = self.deployment.code.datasets.get(self.labeling.asset)
+        return dataset is not None and isinstance(dataset.partitions_def, dg.TimeWindowPartitionsDefinition)
 
     @property
     def usual_rows(self) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.cascade import choose_sample, count_least
+from dagster_llm_batch.core.cascade import Rolling, choose_sample, count_least
 from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
 from dagster_llm_batch.engine.deployment import Deployment
@@ -236,6 +236,30 @@ class Chooser:
             for level in _LEVELS if wanted.against == GOLD else [wanted.quality]:
                 yield from self._measured(pair, level)
             yield from self._below(pair)
+            if wanted.rolls and wanted.against != GOLD:
+                yield from self._rolling(pair)
+
+    def _rolling(self, pair: _Pair) -> Iterator[Plan]:
+        """Yield the cascade whose threshold is that of earlier partitions, where these can set one."""
+        wanted, rolling, oracle = self._wanted, Rolling(), pair.oracle
+        if len(pair.mine) < count_least(wanted.quality, wanted.confidence):
+            return
+        independent = self._requests(pair.record, wanted.rows)
+        pool, promised = Pool(pair.scores, pair.are_wrong), (wanted.quality, wanted.confidence)
+        accepted = replay(pool, rolling.rows, independent, *promised, is_earlier=True)
+        basis = (
+            f"promised against {oracle.model}, if a value of '{wanted.score}' means in a partition what it meant in "
+            f"the last ones before it; {rolling.audit:.0%} of all rows is audited for ever, and tells when it does not"
+        )
+        quality = Quality(None, wanted.quality, None, len(pair.mine), basis, is_promised=True)
+        audit = rolling.audit
+        shares = tuple(1 - a + a * audit for a in (accepted.share, accepted.high, accepted.low))
+        plan = Plan(
+            *(pair.record, Lane.BATCH, Cost(None, None, None), quality, End(None, ""), oracle, wanted.quality),
+            rolling=rolling,
+            accepted=accepted.share,
+        )
+        yield from self._in_lanes(plan, shares, ceil(audit * wanted.rows))
 
     def _below(self, pair: _Pair) -> Iterator[Plan]:
         """Yield cascades that promise against gold: to be right less often than the oracle by no more than there is
@@ -309,7 +333,7 @@ class Chooser:
             accepted = replay(Pool(pair.scores, pair.are_wrong), size, rows, level, confidence)
             shares = tuple(1 - a + a * size / rows for a in (accepted.share, accepted.high, accepted.low))
             sized = replace(plan, sample=size, accepted=accepted.share)
-            found += [(one, accepted) for one in self._in_lanes(sized, shares)]
+            found += [(one, accepted) for one in self._in_lanes(sized, shares, size)]
         taken: list[Plan] = []
         for one, accepted in sorted(found, key=lambda pair: pair[0].order):
             near = (other for other in taken if other.lane is one.lane)
@@ -317,20 +341,19 @@ class Chooser:
                 taken.append(one)
                 yield one, accepted
 
-    def _in_lanes(self, plan: Plan, shares: tuple[float, ...]) -> Iterator[Plan]:
+    def _in_lanes(self, plan: Plan, shares: tuple[float, ...], at_once: int) -> Iterator[Plan]:
         """Yield a cascade by batches and, where these end too late, with its second wave in real time.
 
-        `shares` of the rows are the oracle's: expected, at least and at most.
+        `shares` of the rows are the oracle's: expected, at least and at most; `at_once` are these in the first wave.
         """
         assert plan.oracle is not None
-        assert plan.sample is not None
-        record, oracle, sample, rows, by = plan.record, plan.oracle, plan.sample, self._wanted.rows, self._wanted.by
+        record, oracle, rows, by = plan.record, plan.oracle, self._wanted.rows, self._wanted.by
         cheap, dear = (self._cost(each, Lane.BATCH) for each in (record, oracle))
         first = [
             self._ends(record, Lane.BATCH, self._requests(record, rows)),
-            self._ends(oracle, Lane.BATCH, self._requests(oracle, sample)),
+            self._ends(oracle, Lane.BATCH, self._requests(oracle, at_once)),
         ]
-        rest = max(ceil(rows * shares[-1]) - sample, 0)
+        rest = max(ceil(rows * shares[-1]) - at_once, 0)
         end = _one_after_the_other(first, self._last(oracle, Lane.BATCH, rest))
         yield replace(plan, cost=cheap.plus(dear.times(*shares)), end=end)
         if by is None or (end.p95 is not None and self._wanted.now + end.p95 <= by):
@@ -338,11 +361,11 @@ class Chooser:
         known = [one.p95 for one in first if one.p95 is not None]
         # A deadline that has come before the first wave has ended asks the oracle about all rows.
         deadline = timedelta(minutes=ceil(max(known) / timedelta(minutes=1))) if len(known) == len(first) else None
-        urgent = self._cost(oracle, Lane.REALTIME).times(*(max(share - sample / rows, 0.0) for share in shares))
+        urgent = self._cost(oracle, Lane.REALTIME).times(*(max(share - at_once / rows, 0.0) for share in shares))
         yield replace(
             plan,
             lane=Lane.REALTIME,
-            cost=cheap.plus(dear.times(sample / rows)).plus(urgent),
+            cost=cheap.plus(dear.times(at_once / rows)).plus(urgent),
             end=_one_after_the_other(first, self._last(oracle, Lane.REALTIME, rest)),
             deadline=deadline,
         )

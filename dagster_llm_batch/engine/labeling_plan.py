@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from dagster_llm_batch.core.cascade import Rolling
 from dagster_llm_batch.engine.track_record import TrackRecord
 from dagster_llm_batch.types import Lane
 
@@ -28,6 +29,7 @@ class Wanted:
         target, score: The columns that are compared, and of scores (None: there is none).
         by: When all has to have ended; `max_usd`: what it may cost. None: whenever, whatever.
         now: When it is begun.
+        rolls: Whether partitions are windows of time, so that earlier ones may set a threshold.
     """
 
     quality: float
@@ -39,6 +41,7 @@ class Wanted:
     now: datetime
     by: datetime | None = None
     max_usd: Decimal | None = None
+    rolls: bool = False
 
 
 class Quality(NamedTuple):
@@ -94,6 +97,7 @@ class Plan:
         record: Of the model; `oracle`: likewise, of a cascade.
         agreement, sample: What a cascade promises, and how many rows it samples for that.
         within: By which share its labels may be right less often than the oracle's, in the place of `agreement`.
+        rolling: What sets the threshold, where rows of earlier partitions do, in the place of a sample.
         deadline: After which time what has no answer yet is asked in real time.
         accepted: The share of rows that is expected to keep the model's own label.
         ends_at: When 19 of 20 have ended.
@@ -109,6 +113,7 @@ class Plan:
     agreement: float | None = None
     sample: int | None = None
     within: float | None = None
+    rolling: Rolling | None = None
     deadline: timedelta | None = None
     accepted: float | None = None
     ends_at: datetime | None = None
@@ -125,11 +130,11 @@ class Plan:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """The cheapest first; of equal ones the one that ends first. What people have to label is in no price, so plans
-        that need it come after those that do not.
+        """The cheapest first; of equal ones the one that ends first. After them those that assume more, and then those
+        of which people have to label rows, which is in no price.
         """
         cost, p95 = self.cost.expected, self.end.p95
         level = 1 - self.within if self.within is not None else self.agreement or 0
         ending = (p95 is None, p95 or timedelta())
-        price = (self.within is not None, cost is None, cost or 0)
+        price = (self.within is not None, self.rolling is not None, cost is None, cost or 0)
         return (*price, *ending, self.models, self.lane, level, self.sample or 0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.core.cascade import count_allowed
+from dagster_llm_batch.core.cascade import count_allowed, count_allowed_before
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
@@ -57,11 +57,17 @@ class Accepted:
     mask: NDArray[np.bool_]
 
 
-def replay(pool: Pool, sample: int, rows: int, agreement: float, confidence: float) -> Accepted:
-    """Return what a cascade accepts of `rows` new rows like those of the pool, if it samples so many of them."""
+def replay(
+    pool: Pool, sample: int, rows: int, agreement: float, confidence: float, *, is_earlier: bool = False
+) -> Accepted:
+    """Return what a cascade accepts of `rows` new rows like those of the pool, if it samples so many of them; or, with
+    `is_earlier`, if so many of earlier partitions set its threshold.
+    """
     with evaluation_extra("Replaying a cascade"):
         import numpy as np  # noqa: PLC0415  # optional dependency
     allowed, rng = count_allowed(sample, rows, agreement, confidence), np.random.default_rng(_SEED)
+    if is_earlier:
+        allowed, _ = count_allowed_before(sample, rows, agreement, confidence)
     whole = len(pool.scores)
     # Equal scores in an order of chance, the surest first.
     order = np.lexsort((rng.random(whole), -pool.scores))

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from dagster_llm_batch import Cascade
+from dagster_llm_batch import Cascade, Rolling
 from dagster_llm_batch.cli.advise import yaml_text
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -155,6 +155,18 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     labeled.change("candidates=[small]", "candidates=[large]")
     gone = labeled.json("advise", "small", "--quality", "0.95", "--target", "topic", *many, "--beside", "large")
     assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
+
+
+def test_of_daily_partitions_earlier_ones_may_set_the_threshold_which_assumes_something(labeled):
+    plans = labeled.json("advise", "small", "--quality", "0.9", "--rows", "20000", "--against", "openai/gpt-4o")[
+        "plans"
+    ]
+    [rolling, *_] = [plan for plan in plans if plan["rolling"] is not None]
+    pasted = yaml.safe_load(rolling["yaml"])["cascade"]
+    assert pasted.pop("calibrate") == {"rows": 400, "audit": 0.01}
+    declared = eval(f"dict({rolling['python']})", {"Cascade": Cascade, "Rolling": Rolling})["cascade"]
+    assert declared == Cascade(**pasted, calibrate=Rolling(rows=400, audit=0.01))
+    assert "means in a partition what it meant" in rolling["rolling"]["assumes"]
 
 
 def test_with_gold_a_cascade_is_promised_against_it_by_what_is_printed_to_paste(labeled):

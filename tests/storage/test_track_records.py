@@ -16,7 +16,7 @@ from ledger_builders import a_shard, a_submission
 from pydantic import BaseModel
 from scipy.stats import binomtest
 
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.engine.choice import BatchEnds, Chooser
@@ -260,6 +260,15 @@ def check_samples_gold_and_deadlines(deployment, both):
     assert len({plan.sample for plan in several}) == len(several) > 1
     costs = [plan.cost.expected for plan in several]
     assert all(later > earlier * Decimal("1.02") for earlier, later in pairwise(costs))
+
+    # Earlier partitions spare the sample, under an assumption that is told; what assumes less stands before it.
+    *_, rolling = cascades(against=f"openai/{DEAR}", rolls=True)
+    assert (rolling.rolling, rolling.sample, rolling.state) == (Rolling(), None, "feasible")
+    assert "if a value of 'confidence' means in a partition what it meant in the last ones" in rolling.quality.basis
+    sampled = cascades(against=f"openai/{DEAR}")
+    assert {plan.rolling for plan in sampled} == {None}
+    assert rolling.cost.expected < min(plan.cost.expected for plan in sampled)
+    assert not [plan for plan in cascades(gold(), rolls=True) if plan.rolling is not None]
 
     # By gold a cascade may be so far below its oracle that it still reaches what is wanted.
     [below, *_] = [plan for plan in cascades(gold(), "people", quality=0.85) if plan.within is not None]
