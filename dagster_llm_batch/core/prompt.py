@@ -164,11 +164,16 @@ class Renderer:
 
     def __init__(self, prompt: Prompt, columns: Collection[str], load_image: ImageLoader | None) -> None:
         environment = prompt._environment  # noqa: SLF001 - two halves of one thing
-        self.columns = tuple(sorted(columns))
         self._images = tuple(prompt.images)
         self._load_image = load_image
         self._user = _template(environment, prompt.user, columns)
         self._system = None if prompt.system is None else _template(environment, prompt.system, columns)
+        parts = [part for part in (self._system, self._user) if part is not None]
+        plain = [part for part in parts if isinstance(part, _Plain)]
+        # `{{ row["odd name"] }}` of a wide table reads one column, though `row` might be asked for any.
+        self.columns = tuple(
+            sorted({*self._images, *(name for part in plain for name in part.names)} if plain == parts else columns)
+        )
         variables = jinja2.meta.find_undeclared_variables(environment.parse(prompt.system or ""))
         self._fixed_system: str | None = None
         if self._system is not None and not variables:

@@ -117,8 +117,9 @@ class EarlierBlock:
             named = zip(found, (self.row_ids[at] for at in places), strict=True)
             return requests_of([request._replace(request_id=str(request_id)) for request, request_id in named])
 
-        for start in range(0, len(self.row_ids), renderer.rows_at_once):
-            row_ids = self.row_ids[start : start + renderer.rows_at_once]
+        step = renderer.rows_at_once(rows)
+        for start in range(0, len(self.row_ids), step):
+            row_ids = self.row_ids[start : start + step]
             sent = {start + at: row_id for at, row_id in enumerate(row_ids) if row_id is not None}
             yield row_ids, _KnownRequests([*sent.values()], [*sent], render)
 

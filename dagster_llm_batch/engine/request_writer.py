@@ -67,10 +67,13 @@ __all__ = [
     "rendered_chunk",
 ]
 
-# Rows whose requests, and the lines of these, are in memory at once.
-_ROWS, _ROWS_WITH_IMAGES = 256, 8
 # Of a block in which one row has changed all rows are rendered again; a smaller one takes more room in the manifest.
-_CHUNKS_A_BLOCK = 4
+_BLOCK_ROWS, _BLOCK_ROWS_WITH_IMAGES = 1_024, 32
+# Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
+# so few that a processor's cache holds them from the template to the file.
+_BYTES_AT_ONCE, _LEAST_AT_ONCE = 1 << 19, 8
+# A row may hold no more of an image than where it is.
+_IMAGES_AT_ONCE = 8
 
 SKIPPED, ERASED_ROWS = "llm_batch.skipped", "llm_batch.erased"
 """Say in a manifest's metadata how many of its rows are empty, and how many it lacks since they were erased; where none
@@ -101,7 +104,6 @@ class RowRenderer:
                 raise InputError(msg)
         self._urgent = labeling.realtime.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)
-        self.rows_at_once = _ROWS_WITH_IMAGES if labeling.prompt.images else _ROWS
         self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
         # Without rows the columns may have no types yet.
         if not is_key_type(rows.field(labeling.key).type):
@@ -109,7 +111,8 @@ class RowRenderer:
         content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
         self._content, self._images = sorted(content), labeling.prompt.images
         self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
-        self.block_rows = _CHUNKS_A_BLOCK * self.rows_at_once
+        self.block_rows = _BLOCK_ROWS_WITH_IMAGES if labeling.prompt.images else _BLOCK_ROWS
+        self._most_at_once = _IMAGES_AT_ONCE if labeling.prompt.images else self.block_rows
         # What a path names may have changed though the row has not.
         self.has_blocks = not (labeling.prompt.images and labeling.prompt.image_root)
         asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]
@@ -127,19 +130,24 @@ class RowRenderer:
     def requests(
         self, batch: pa.RecordBatch, keys: Sequence[Any]
     ) -> Iterator[tuple[Sequence[Any], Sequence[Request | None]]]:
-        """Yield the requests of the rows with their keys, a few hundred rows at a time; None for an empty row."""
-        # Not all rows of a batch at once: Python's garbage collector slows down with the number of live objects.
+        """Yield the requests of the rows with their keys, some rows at a time; None for an empty row."""
         read = batch.select(list(self._renderer.columns))
         empty = are_empty(batch.select(self._content), self._images)
-        for start in range(0, batch.num_rows, self.rows_at_once):
-            chunk_keys, chunk = keys[start : start + self.rows_at_once], read.slice(start, self.rows_at_once)
-            if empty is None or not pc.any(here := empty.slice(start, self.rows_at_once)).as_py():
+        rows = self.rows_at_once(read)
+        for start in range(0, batch.num_rows, rows):
+            chunk_keys, chunk = keys[start : start + rows], read.slice(start, rows)
+            if empty is None or not pc.any(here := empty.slice(start, rows)).as_py():
                 yield chunk_keys, self._renderer.requests(values_of(chunk), chunk_keys)
                 continue
             skipped = here.to_pylist()
             asked_keys = [key for key, skip in zip(chunk_keys, skipped, strict=True) if not skip]
             rendered = iter(self._renderer.requests(values_of(chunk.filter(pc.invert(here))), asked_keys))
             yield chunk_keys, [None if skip else next(rendered) for skip in skipped]
+
+    def rows_at_once(self, batch: pa.RecordBatch) -> int:
+        """Return of how many of these rows the requests are in memory at once."""
+        fit: int = _BYTES_AT_ONCE * batch.num_rows // max(batch.nbytes, 1)
+        return min(max(fit, _LEAST_AT_ONCE), self._most_at_once)
 
     def digest(self, block: pa.RecordBatch) -> bytes:
         """Return the digest of all that is stored of these rows, and that their requests are made of."""

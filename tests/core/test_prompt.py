@@ -208,6 +208,17 @@ def test_some_rows_at_once_are_as_one_by_one(prompt: Prompt, rows: list[tuple[An
     assert renderer.requests({name: columns[name] for name in renderer.columns}, range(len(rows))) == alone
 
 
+def test_of_a_wide_table_only_the_columns_are_read_that_a_template_names() -> None:
+    columns = {"odd name", "a", *(f"wide {number}" for number in range(20))}
+    assert Prompt('{{ row["odd name"] }}: {{ a }}', system="Label {{ row.a }}.").renderer(columns).columns == (
+        "a",
+        "odd name",
+    )
+    # A loop over the row, or a filter of it, may come to any column.
+    assert set(Prompt("{{ a }}{{ row | length }}").renderer(columns).columns) == columns
+    assert set(Prompt("{{ a }}", system="{{ row | length }}").renderer(columns).columns) == columns
+
+
 def test_row_reaches_columns_of_any_name() -> None:
     row = {"odd name": 1, "größe": 2, "class": 3, "row": "shadowed", "range": 4, "self": 5}
     assert render('{{ row["odd name"] }}{{ größe }}{{ row["class"] }}{{ row["row"] }}', row) == "123shadowed"

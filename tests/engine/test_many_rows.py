@@ -16,7 +16,9 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import request_writer
+from dagster_llm_batch.engine.request_writer import RowRenderer
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
 
@@ -105,6 +107,24 @@ def test_some_rows_are_let_go_before_the_next_are_read(workspace: Workspace, is_
     schema = pa.schema([(name, pa.int64()) for name in names])
     rows = pa.RecordBatchReader.from_batches(schema, batches()) if is_stream else batches()
     assert workspace.engine().plan(labeling(), rows).rows == 40
+
+
+@pytest.mark.parametrize(
+    ("characters", "images", "chunks"),
+    [(10, [], [1_024, 1_024]), (50_000, [], [10] * 4 + [8]), (10, ["image"], [8] * 256), (200_000, [], [8, 8])],
+)
+def test_of_long_rows_fewer_are_in_memory_at_once(characters: int, images: list[str], chunks: list[int]) -> None:
+    count = sum(chunks)
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "ticket_id": [f"t{number}" for number in range(count)],
+            "subject": ["x" * characters] * count,
+            "image": [f"https://example.org/{number}.png" for number in range(count)],
+        }
+    )
+    asked = labeling(prompt=Prompt("{{ subject }}", images=images))
+    rendered = RowRenderer(asked, batch.schema, None).requests(batch, batch.column("ticket_id").to_pylist())
+    assert [len(requests) for _, requests in rendered] == chunks
 
 
 def test_a_plan_that_is_made_is_let_go_without_the_garbage_collector(workspace: Workspace) -> None:

@@ -15,6 +15,7 @@ from dagster_llm_batch.text import replace_halves
 @example("".join(map(chr, range(256))))
 @example("\u2028\u2029\x85")
 @example("half \ud800 pair")
+@example("whole pair \U0001f600, half \ud83d of one, and \\ud83d as one writes it")
 def test_a_quoted_text_is_one_line_of_ascii_json_that_reads_as_the_text(text):
     quoted = quote(text)
     assert quoted.isascii()
