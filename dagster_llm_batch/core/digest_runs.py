@@ -8,7 +8,9 @@ since numpy takes long to load.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import compress
 from typing import IO, Any
 
@@ -101,18 +103,26 @@ class _Run:
             firsts.append(piece[-self.count % block :: block, 0].copy())
             file.write(piece.tobytes())
             self.count += len(piece)
+        file.flush()
+        self._read_at = _reader(file)
         self._firsts = np.concatenate(firsts)  # the first head of each block
 
     def holds(self, digests: _Array) -> list[bool]:
         """Return for each digest whether the run has it."""
         starts, ends = self._blocks(digests[:, 0], digests[:, 0])
-        sought = zip(digests, starts.tolist(), ends.tolist(), strict=True)
-        return [_is_in(self._read(start, end), digest.tobytes()) for digest, start, end in sought]
+        sizes = (ends - starts) * self._block_bytes
+        places = zip(sizes.tolist(), (starts * self._block_bytes).tolist(), strict=True)
+        read, sought = self._read_at, digests.tobytes()
+        return [
+            _is_in(read(size, place), sought[at * _BYTES : (at + 1) * _BYTES])
+            for at, (size, place) in enumerate(places)
+        ]
 
     def between(self, low: int, high: int) -> _Array:
         """Return the digests whose heads are from `low` to `high`."""
         start, end = self._blocks(np.uint64(low), np.uint64(high))
-        digests = np.frombuffer(self._read(int(start), int(end)), "u8").reshape(-1, 2)
+        size, place = int(end - start) * self._block_bytes, int(start) * self._block_bytes
+        digests = np.frombuffer(self._read_at(size, place), "u8").reshape(-1, 2)
         return digests[(digests[:, 0] >= low) & (digests[:, 0] <= high)]
 
     def close(self) -> None:
@@ -122,9 +132,21 @@ class _Run:
         """Return where the blocks start and end that have heads from `low` to `high`: equal heads can fill several."""
         return np.maximum(self._firsts.searchsorted(low), 1) - 1, self._firsts.searchsorted(high, "right")
 
-    def _read(self, start: int, end: int) -> bytes:
-        self._file.seek(self._block_bytes * start)
-        return self._file.read(self._block_bytes * (end - start))
+
+def _reader(file: IO[bytes]) -> Callable[[int, int], bytes]:
+    """Return what reads so many bytes from a place of the file on: a block in a third of the time that `seek` takes."""
+
+    def read(size: int, place: int) -> bytes:
+        file.seek(place)
+        return file.read(size)
+
+    try:
+        number = file.fileno()
+    # It is in memory.
+    except OSError:
+        return read
+    # Windows has no such call.
+    return partial(os.pread, number) if hasattr(os, "pread") else read
 
 
 def _is_in(block: bytes, digest: bytes) -> bool:
