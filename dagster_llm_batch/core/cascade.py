@@ -390,12 +390,13 @@ def count_least(agreement: float, confidence: float) -> int:
     return next((n for n in range(max(1, about - 2), about + 3) if agreement**n <= risk), about + 3)
 
 
-def choose_sample(rows: int, agreement: float, confidence: float, at_least: int = 1) -> int:
+def choose_sample(rows: int, agreement: float, confidence: float, at_least: int = 1, times: float = 1.0) -> int:
     """Return how many rows to sample of a table: `rows` where a sample is of no use, since it would be nearly all.
 
-    `at_least` is the least that the oracle's provider takes in one batch.
+    `at_least` is the least that the oracle's provider takes in one batch. The sample is so many `times` the one that
+    costs least as a mean over kinds of scores.
     """
-    wanted = max(isqrt(_ROOTS * rows), at_least)
+    wanted = max(round(times * isqrt(_ROOTS * rows)), at_least)
     if wanted >= rows:
         return rows
     allowed = max(count_allowed(wanted, rows, agreement, confidence), 0)

@@ -277,6 +277,11 @@ class Levels:
             threshold=threshold,
         )
 
+    def judge_sample(self, cheap: Iterable[pa.Table], oracle: Iterable[pa.Table]) -> tuple[Scores, Flags]:
+        """Return the scores of the sampled rows, and whether the model's label is wrong. See `calibrate`."""
+        scores, _, wrong = self._judge(self.sampled or [], _newest(cheap, self.read), _newest(oracle, self.read))
+        return scores, wrong
+
     def _judge(self, requests: list[str], own: pa.Table, others: pa.Table) -> tuple[Scores, Digests, Flags]:
         """Return score, digest, and whether the model's label is wrong, of each of these requests."""
         drawn = pa.array(requests, pa.string())

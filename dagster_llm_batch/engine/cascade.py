@@ -203,6 +203,8 @@ class Sampling:
         each = self._planner.estimate(oracle).expected_usd(tokens or 0)
         cheap = Decimal(0) if tokens is None else self._planner.estimate(self._labeling).expected_usd(tokens)
         accepted = self._expect_accepted(cascade)
+        # Before a row is drawn: what certifies this partition is not touched by it.
+        size = self._planner.tuned_sample(self._deployment, self._partition, rows, size, least, (cheap, each))
         cost = None
         if each and cheap is not None and rows:
             audited = 0 if audit is None else round(audit.share * rows)

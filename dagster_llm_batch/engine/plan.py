@@ -370,6 +370,28 @@ class Planner:
 
         return Tuner(self._deployment, self._labeling)
 
+    def tuned_sample(
+        self,
+        known: Deployment,
+        partition: str,
+        rows: int,
+        size: int,
+        at_least: int,
+        usd: tuple[Decimal | None, Decimal | None],
+    ) -> int:
+        """Return how many of so many rows a cascade samples: `size`, or what other partitions say.
+
+        `known` has their files, also where this planner writes aside. `usd`: what a request costs at the model, and at
+        the oracle.
+        """
+        asked, (cheap, each) = self._labeling.cascade, usd
+        if self._tuner is None or asked is None or asked.sample != "auto" or cheap is None or not each:
+            return size
+        # Where people label the sample, they have to know how large it is.
+        if asked.calibrate != "partition" or asked.gold is not None or size >= rows:
+            return size
+        return self._tuner.choose_sample(known, partition, rows, size, at_least, float(cheap / each))
+
     def tuning(self, requests: int) -> Mapping[str, Any] | None:
         """Return what is chosen for a submission of so many requests by earlier ones; None: nobody asks for it."""
         if self._tuner is None:

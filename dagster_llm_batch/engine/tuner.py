@@ -346,6 +346,28 @@ class Tuner:
         self._lead = choose_lead(Durations(similar, self._now), deadline)
         return timedelta(seconds=self._lead.value or 0)
 
+    def choose_sample(
+        self, known: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
+    ) -> int:
+        """Return how many rows a cascade samples of so many: `size`, or what cost less by other partitions.
+
+        Args:
+            known: Has the files of other partitions.
+            partition: Which is planned: nothing of itself counts.
+            rows: It has so many.
+            size: The sample that costs least as a mean over kinds of scores.
+            at_least: What the oracle's provider takes at least.
+            cheap: What the model costs, as a share of the oracle.
+        """
+        from dagster_llm_batch.engine.sample_size import choose_size, read_pool  # noqa: PLC0415 - few have a cascade
+
+        cascade = self._labeling.cascade
+        assert cascade is not None
+        pool = read_pool(known, self._labeling, partition)
+        value, evidence = choose_size(pool, rows, size, at_least, cascade, cheap)
+        self._sample = Choice(value, evidence)
+        return size if value is None else value
+
     @property
     def record(self) -> Mapping[str, Any]:
         """What is stored with the submission."""

@@ -155,7 +155,8 @@ class LLMBatchResource(CheckedResource):
         description=(
             "Plan new submissions by how earlier ones went, within your limits: smaller batches where larger ones "
             "expired, fewer at once where a queue had no room for more, fewer waves of retries where these answered "
-            "nothing, and an earlier turn to real time where a deadline is set. Each choice is told with its evidence. "
+            "nothing, an earlier turn to real time where a deadline is set, and another sample of a cascade where that "
+            "costs less. Each choice is told with its evidence. "
             "Never the model, prompt or parameters."
         ),
     )

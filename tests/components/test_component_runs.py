@@ -392,3 +392,27 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         [coverage] = [check for check in landed.get_asset_check_evaluations() if check.check_name == "coverage"]
         assert not coverage.passed
         assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0021 has $0.0002" in coverage.description
+
+
+def test_a_dataset_in_yaml_is_tuned_where_its_resource_says_so(monkeypatch):
+    rows = """
+    import pyarrow as pa
+
+    def tickets(_context):
+        return pa.table({"ticket_id": ["1"], "subject": ["Invoice"], "body": ["Where is it?"]})
+    """
+    address = {"api_key": "{{ env.OPENAI_API_KEY }}", "base_url": "{{ env.OPENAI_BASE_URL }}"}
+    for tune in (True, False):
+        attributes = labels(rows={"function": ".rows.tickets"}, resource={"openai": address, "tune": tune})
+        with (
+            Emulator() as emulator,
+            dg.instance_for_test() as instance,
+            loaded(attributes, files={"rows.py": rows}) as one,
+        ):
+            monkeypatch.setenv("OPENAI_API_KEY", DEFAULT_KEY)
+            monkeypatch.setenv("OPENAI_BASE_URL", emulator.openai_base_url)
+            run(one.defs, instance, "ticket_labels_batch")
+            sent = instance.get_latest_materialization_event(dg.AssetKey("ticket_labels_batch"))
+            told = sent.asset_materialization.metadata.get("llm_batch/tuning")
+            assert (told is not None) == tune
+            assert not tune or "all batches at once: too few days" in told.value
