@@ -15,6 +15,8 @@ _PACKAGE = (
 )
 _SERVICES = {
     "openai": (
+        # Where it is installed, as Google's SDK does: see providers/http.py.
+        "httpx",
         "httpcore2",
         "openai.resources.batches",
         "openai.resources.files",

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +25,7 @@ from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
 __all__ = [
     "ADOPTED",
+    "NEWEST_FIRST",
     "OF_PARTITION",
     "OLDEST_FIRST",
     "RECOVERED",
@@ -280,6 +282,35 @@ _BILLED = (
 )
 
 
+@cache
+def _submission_spans(*, of_asset: bool, from_deadline: bool) -> sa.Select[Any]:
+    """See HistoryQueries.submission_spans. The parameters: `namespace`, `most_rows`, and `asset` where it is of one."""
+    began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
+    of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
+    last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
+    stops = sa.select(sa.func.max(EVENT.c.at)).where(
+        EVENT.c.submission_id == SUBMISSION.c.submission_id, EVENT.c.to_state == SubmissionState.CANCELED.value
+    )
+    was_stopped = SUBMISSION.c.state == SubmissionState.CANCELED
+    is_settled = SUBMISSION.c.settled_at.is_not(None)
+    until = sa.case((was_stopped, stops.scalar_subquery()), (is_settled, last_end), else_=sa.null())
+    query = sa.select(
+        began,
+        sa.type_coerce(until, SUBMISSION.c.created_at.type),
+        sa.and_(~was_stopped, is_settled),
+        SUBMISSION.c.requests - SUBMISSION.c.reused,
+        SUBMISSION.c.p50_end_at,
+        SUBMISSION.c.p90_end_at,
+    ).where(
+        SUBMISSION.c.namespace == sa.bindparam("namespace"),
+        SUBMISSION.c.requests > SUBMISSION.c.reused,
+        began.is_not(None),
+    )
+    if of_asset:
+        query = query.where(SUBMISSION.c.asset == sa.bindparam("asset"))
+    return query.order_by(*NEWEST_FIRST).limit(sa.bindparam("most_rows"))
+
+
 class HistoryQueries:
     """Many submissions at once; and what a dataset's were like: what they cost, how long they and batches took
     (core/durations.py), and what audits found.
@@ -343,26 +374,8 @@ class HistoryQueries:
         stopped. `asset`: None is any. With `from_deadline` those that had one, and each from then on: what had ended by
         then has an end before it.
         """
-        began = SUBMISSION.c.deadline_at if from_deadline else SUBMISSION.c.created_at
-        of_it = SHARD.c.submission_id == SUBMISSION.c.submission_id
-        last_end = sa.select(sa.func.max(SHARD.c.ended_at)).where(of_it).scalar_subquery()
-        stops = sa.select(sa.func.max(EVENT.c.at)).where(
-            EVENT.c.submission_id == SUBMISSION.c.submission_id, EVENT.c.to_state == SubmissionState.CANCELED.value
-        )
-        was_stopped = SUBMISSION.c.state == SubmissionState.CANCELED
-        is_settled = SUBMISSION.c.settled_at.is_not(None)
-        until = sa.case((was_stopped, stops.scalar_subquery()), (is_settled, last_end), else_=sa.null())
-        query = sa.select(
-            began,
-            sa.type_coerce(until, SUBMISSION.c.created_at.type),
-            sa.and_(~was_stopped, is_settled),
-            SUBMISSION.c.requests - SUBMISSION.c.reused,
-            SUBMISSION.c.p50_end_at,
-            SUBMISSION.c.p90_end_at,
-        ).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.requests > SUBMISSION.c.reused, began.is_not(None))
-        if asset is not None:
-            query = query.where(SUBMISSION.c.asset == asset)
-        return self._spans(query.order_by(*NEWEST_FIRST).limit(limit))
+        query = _submission_spans(of_asset=asset is not None, from_deadline=from_deadline)
+        return self._spans(query, namespace=namespace, most_rows=limit, **({} if asset is None else {"asset": asset}))
 
     def batch_spans(self, provider: str, account: str, model: str, lane: Lane, limit: int) -> list[Span]:
         """Return how long the newest batches of a provider, account and model took from sending to end, newest first.
