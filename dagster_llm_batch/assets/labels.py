@@ -4,9 +4,9 @@ Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as str
 """
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
+    from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Labeling
@@ -137,16 +138,36 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
-        news = set[str]()
+        run = _Run()
         if context.has_partition_key_range:
-            news = landing.send_together(context, engine, list(context.partition_keys))
+            run.settled |= landing.send_together(context, engine, list(context.partition_keys))
         yield from each_partition(
             context,
-            lambda partition: landing.land(context, engine, partition, news),
+            lambda partition: landing.land(context, engine, partition, run),
             lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
         )
 
     return collect
+
+
+@dataclass
+class _Run:
+    """What holds for all partitions of one run.
+
+    `settled` are the submissions that it has settled before it landed any; `learned` is what the ledger says of
+    estimates, by the definition: it does not change while they land, and is the sum of many submissions.
+    """
+
+    settled: set[str] = field(default_factory=set)
+    learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
+
+    def learn(self, engine: "Engine", labeling: "Labeling") -> "Learned | None":
+        """Return what earlier submissions say of estimates; see Deployment.learned."""
+        deployment = engine.deployment
+        key = (labeling.model, deployment.configuration(labeling), labeling.prompt_version)
+        if key not in self.learned:
+            self.learned[key] = deployment.learned(labeling)
+        return self.learned[key]
 
 
 class _Landing:
@@ -159,19 +180,18 @@ class _Landing:
         self.checks = check_specs(labels.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)
 
     def land(
-        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, news: Collection[str]
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, run: _Run
     ) -> Iterator[Any]:
         """Yield the events of one partition: its tables if it is settled, else an observation of how far it is.
 
-        What was settled before this run, and is not in `news`, has its raw results read again.
+        What was settled before this run has its raw results read again.
         """
-        submission = engine.latest(self._dataset.name, partition or "")
+        history = engine.ledger.history(engine.namespace, self._dataset.name, partition or "")
         try:
-            yield from self._land(context, engine, partition, submission, news)
+            yield from self._land(context, engine, partition, history, run)
         except DefinitionChangedError as error:
-            assert submission is not None
             # Each further run would end here, so the sensor need not ask for one.
-            engine.note_stranded(submission.submission_id, str(error))
+            engine.note_stranded(history[0].submission_id, str(error))
             raise
 
     def _land(
@@ -179,16 +199,17 @@ class _Landing:
         context: dg.AssetExecutionContext,
         engine: "Engine",
         partition: str | None,
-        submission: Submission | None,
-        news: Collection[str],
+        history: Sequence[Submission],
+        run: _Run,
     ) -> Iterator[Any]:
         dataset = self._dataset
         labeling = dataset.labeling
-        if submission is None:
+        if not history:
             text = "nothing was submitted yet"
             context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
             yield from self._not_ready(context, partition, text, {"llm_batch/progress": text})
             return
+        submission, *older = history
         # A run that plans many partitions sends them together. To send one of them here would leave the others a
         # batch that may be too small.
         if self._is_being_sent(context, engine, submission):
@@ -197,8 +218,8 @@ class _Landing:
             metadata = {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id}
             yield from self._not_ready(context, partition, text, metadata)
             return
-        self._finish_superseded(context, engine, partition or "")
-        was_settled = submission.is_settled and submission.submission_id not in news
+        self._finish_superseded(context, engine, older)
+        was_settled = submission.is_settled and submission.submission_id not in run.settled
         status = self._advance(context, engine, submission.submission_id)
         # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not status.is_settled:
@@ -221,7 +242,7 @@ class _Landing:
             reread=was_settled,
             as_streams=dataset.frame == "batches",
         ) as tables:
-            yield from self._store(context, engine, partition, status, sent, tables)
+            yield from self._store(context, engine, partition, status, sent, tables, run)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
         """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
@@ -252,6 +273,7 @@ class _Landing:
         status: Status,
         sent: "SentDefinition",
         tables: LabeledTables,
+        run: _Run,
     ) -> Iterator[Any]:
         """Give the tables to the IO manager, and Dagster what there is to say of them."""
         dataset, figures = self._dataset, tables.figures
@@ -274,7 +296,7 @@ class _Landing:
                 **cascade_metadata(levels, figures, status),
                 **track_metadata(tracked),
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
-                **estimate_metadata(status.submission, engine.deployment.learned(labeling)),
+                **estimate_metadata(status.submission, run.learn(engine, labeling)),
                 **logged,
             }
             unsent = engine.unsent(submission_id)
@@ -336,11 +358,12 @@ class _Landing:
         planned = []
         settled = set()
         for partition in partitions:
-            submission = engine.latest(labeling.asset, partition)
-            if submission is None or submission.is_settled or self._is_being_sent(context, engine, submission):
+            history = engine.ledger.history(engine.namespace, labeling.asset, partition)
+            if not history or history[0].is_settled or self._is_being_sent(context, engine, history[0]):
                 continue
+            submission, *older = history
             with suppress(LLMBatchError):
-                self._finish_superseded(context, engine, partition)
+                self._finish_superseded(context, engine, older)
                 status = engine.collect(labeling, submission.submission_id)
                 if status.states[ShardState.PLANNED.value]:
                     planned.append(submission.submission_id)
@@ -371,10 +394,12 @@ class _Landing:
 
             measure(engine, self._dataset.labeling, submission_id)
 
-    def _finish_superseded(self, context: dg.AssetExecutionContext, engine: "Engine", partition: str) -> None:
-        """Collect what earlier submissions of the partition were billed for: their answers can be used again."""
+    def _finish_superseded(
+        self, context: dg.AssetExecutionContext, engine: "Engine", earlier: Sequence[Submission]
+    ) -> None:
+        """Collect what earlier submissions of a partition were billed for: their answers can be used again."""
         labeling = self._dataset.labeling
-        for older in engine.ledger.history(engine.namespace, labeling.asset, partition)[1:]:
+        for older in earlier:
             if older.delivered_at is not None:
                 continue
             try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -83,6 +83,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             return submission, upstream
 
+        # All are planned before the first of them is told of, so it is the same for all.
+        learned = cache(lambda: engine.deployment.learned(dataset.labeling))
+
         def sent(partition: str | None, planned: tuple[Submission, UpstreamReader]) -> Iterator[Any]:
             submission, upstream = planned
             step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
@@ -103,7 +106,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 context.log.info(_where(partition) + note)
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped),
-                **estimate_metadata(submission, engine.deployment.learned(dataset.labeling)),
+                **estimate_metadata(submission, learned()),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,

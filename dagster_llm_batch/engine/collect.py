@@ -336,7 +336,7 @@ class Collector:
 
         A person has asked them again, after a batch was given up or was gone, and now its answers came.
         """
-        newer = self._ledger.newer_submissions(self._ledger.submission(shard.submission_id))
+        newer = self._ledger.newer_submissions(shard.submission_id)
         requests: set[str] = set()
         for other in chain.from_iterable(self._ledger.shards_of(newer).values()):
             if other.results_path and self._payloads.exists(other.results_path):

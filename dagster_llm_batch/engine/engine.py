@@ -291,6 +291,9 @@ class Engine:
         CannotTellError after all that can be collected is; ConfigError, when raw results are stored, where older code
         has not stored the definition.
         """
+        # Each of the steps below would take a lease, and find nothing to do.
+        if (status := self.status(submission_id)).is_done:
+            return status
         try:
             self.submit(labeling, submission_id)
         except CannotTellError:
@@ -324,7 +327,8 @@ class Engine:
                 poll_errors = [error for error in poll_errors if not isinstance(error, TransientError)]
             sent = self.deployment.sent_definition(labeling, submission)
             collector = Collector(sent.labeling, self.deployment)
-            ended = [shard for shard in self.ledger.shards(submission_id) if shard.state in ENDED]
+            present = self.ledger.shards(submission_id) if running else shards
+            ended = [shard for shard in present if shard.state in ENDED]
             fetch_errors: list[ProviderError] = []
             read_errors: list[Exception] = []
             with closing(collector.archive_all(ended, lease.check)) as archived:

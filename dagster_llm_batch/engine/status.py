@@ -212,6 +212,11 @@ class Status:
         return self.submission.is_settled
 
     @property
+    def is_done(self) -> bool:
+        """Whether it is settled, and nothing of it can be collected any more, as of a batch that had been given up."""
+        return self.is_settled and all(shard.state is ShardState.COLLECTED for shard in self.shards)
+
+    @property
     def states(self) -> Counter[str]:
         return Counter(shard.state.value for shard in self.shards)
 

@@ -399,8 +399,13 @@ class PayloadStore:
 
     def parquet_files(self) -> list[str]:
         """Return the names of the Parquet files in the root itself."""
-        paths = self._fs.glob(f"{self._root.path.rstrip('/')}/*.parquet")
-        return sorted(str(path).rpartition("/")[2] for path in paths)
+        try:
+            paths = self._fs.ls(self._root.path.rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(path).rpartition("/")[2] for path in paths)
+        # A hidden one is half-written, or none of ours.
+        return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
 
     def keep_only(self, start: str) -> None:
         """Remove the Parquet files in the root itself whose names start otherwise."""

@@ -246,9 +246,11 @@ _SHARDS_OF = (
     .where(SHARD.c.submission_id.in_(_IDS))
     .order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
 )
+_OWN = SUBMISSION.alias("own")
 _NEWER = sa.select(SUBMISSION.c.submission_id).where(
-    OF_PARTITION,
-    sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(sa.bindparam(column.name, type_=column.type) for column in OLDEST_FIRST)),
+    _OWN.c.submission_id == sa.bindparam("submission_id"),
+    *(SUBMISSION.c[name] == _OWN.c[name] for name in ("namespace", "asset", "partition")),
+    sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(_OWN.c[column.name] for column in OLDEST_FIRST)),
 )
 _HAVING_EVENT = (
     sa.select(EVENT.c.submission_id).where(EVENT.c.submission_id.in_(_IDS), EVENT.c.kind == sa.bindparam("kind"))
@@ -329,12 +331,10 @@ class HistoryQueries:
         """Return those of these submissions that have an event of this kind."""
         return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kind=kind)}
 
-    def newer_submissions(self, submission: Submission) -> list[str]:
-        """Return the ids of the submissions of a partition that were planned after this one."""
-        own = {"namespace": submission.namespace, "asset": submission.asset, "partition": submission.partition}
-        at = {"created_at": submission.created_at, "submission_id": submission.submission_id}
+    def newer_submissions(self, submission_id: str) -> list[str]:
+        """Return the ids of the submissions of the same partition that were planned after this one."""
         with self._database.read() as connection:
-            return list(connection.execute(_NEWER, {**own, **at}).scalars())
+            return list(connection.execute(_NEWER, {"submission_id": submission_id}).scalars())
 
     def unsettled(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions that are not settled."""
