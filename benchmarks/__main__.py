@@ -17,6 +17,7 @@ from benchmarks import (
     chains,
     cores,
     dagster_run,
+    latency,
     money,
     partitions,
     pipeline,
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "parts",
         nargs="*",
-        help="some of: pipeline, replan, chains, runs, cores, ledger, sensor, partitions, scale, money, "
+        help="some of: pipeline, replan, chains, runs, cores, ledger, sensor, partitions, scale, latency, money, "
         "startup (default: all)",
     )
     parser.add_argument(
@@ -95,6 +96,7 @@ def main() -> None:
             lambda: f"{partitions.table(options.days)}\n\n{_BACKFILL}\n\n{backfill.table(options.days)}",
         ),
         "scale": (_SCALE, lambda: day.shard_tables(shards.run(shards.Size(partitions=options.scale_partitions)))),
+        "latency": (_LATENCY, lambda: latency.table([1, options.days])),
         "money": (_MONEY, money.table),
         "startup": (_STARTUP, startup.table),
     }
@@ -191,6 +193,11 @@ _SCALE = """## Many batches on one ledger
 Four processes, OpenAI's mock and one PostgreSQL: they plan and send partitions of ten batches of ten rows, and land
 them. One of them is killed in each half. No row is lost or billed twice. What that means for a hundred million rows a
 day is in [Past one machine](design/scale.md)."""
+_LATENCY = """## From ended to landed
+
+A live Dagster on SQLite: a daemon with its sensors, which tick every 30 seconds, and a process for each run. The batch
+of all partitions ends between two ticks; one run lands them. Beside it a run of as many partitions that does nothing,
+with the same materializations and verdicts, which a sensor asks for as soon as a file is there."""
 _MONEY = """## Money
 
 A thousand rows, of which a fifth repeat another one's text, below a shared prefix of 2,000 tokens. Replies are
