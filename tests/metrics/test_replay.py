@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dagster_llm_batch.core.audit import Point, calibrate_points
 from dagster_llm_batch.core.cascade import are_above, count_allowed, find_threshold
 from dagster_llm_batch.metrics.replay import Pool, replay
 
@@ -38,6 +39,20 @@ def test_a_replay_of_earlier_rows_says_what_the_next_run_accepts():
         told.append(said.share)
     # 9 in 10 are between the ends; of 60 that is 54.
     assert within >= 48
+    assert np.mean(told) == pytest.approx(np.mean(shares), abs=0.04)
+
+
+def test_a_replay_says_what_is_accepted_where_earlier_partitions_set_the_threshold():
+    rows, points, generator = 2_000, 400, np.random.default_rng(12)
+    shares, told = [], []
+    for _ in range(40):
+        said = replay(Pool(*population(600, generator)), points, rows, AGREEMENT, CONFIDENCE, is_earlier=True)
+        before = (*population(points, generator), generator.integers(0, 1 << 62, points))
+        of_before = zip(before[0].tolist(), before[2].tolist(), before[1].tolist(), strict=True)
+        found = calibrate_points([Point(*one) for one in of_before], ("1", "2"), rows, AGREEMENT, CONFIDENCE)
+        scores, _ = population(rows, generator)
+        shares.append(are_above(scores, np.arange(rows, dtype=np.uint64), found.threshold).mean())
+        told.append(said.share)
     assert np.mean(told) == pytest.approx(np.mean(shares), abs=0.04)
 
 
