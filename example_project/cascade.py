@@ -24,7 +24,7 @@ from example_project import settings
 from example_project.cascade_definitions import AGREEMENT, CONFIDENCE
 from example_project.dagster_dev import DagsterError, RunningDagster
 from example_project.definitions import defs, llm_batch
-from example_project.journey import World, runs_since, stop_at_failures, watch
+from example_project.journey import JourneyState, runs_since, stop_at_failures, watch
 from example_project.screen import Bar, Screen
 from example_project.standstill import Patience, describe_dagster
 
@@ -46,11 +46,11 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[2/3] {settings.cascade_rows()} tweets: the lexicon labels all, {settings.MODEL} a sample of them")
         _send(running, instance, screen, began)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
-            world = World(instance, resources.llm_batch, _DATASETS, ("",), {"cascade_eval": "cascade_gold"})
-            screen.say("      " + world.submitted_since(began))
+            state = JourneyState(instance, resources.llm_batch, _DATASETS, ("",), {"cascade_eval": "cascade_gold"})
+            screen.say("      " + state.submitted_since(began))
             screen.say("      In wave 2 the model is asked of what the lexicon is not sure enough of;")
             screen.say("      beside it, to compare, of all tweets (oracle_sentiment)")
-            watch(screen, running, world, began)
+            watch(screen, running, state, began)
         screen.say(f"[3/3] Landed and evaluated, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
         told = instance.get_latest_materialization_event(dg.AssetKey("cascade_sentiment_batch"))
         plan = None if told is None or told.asset_materialization is None else told.asset_materialization.metadata

@@ -23,7 +23,7 @@ from example_project.definitions import llm_batch
 from example_project.screen import Bar, Screen
 from example_project.standstill import Patience, describe_dagster, describe_submissions
 
-__all__ = ["DATASETS", "World", "runs_since", "stop_at_failures", "submitted_text", "travel", "watch"]
+__all__ = ["DATASETS", "JourneyState", "runs_since", "stop_at_failures", "submitted_text", "travel", "watch"]
 
 DATASETS = ("tweet_sentiment", "tweet_sentiment_lexicon")
 BACKFILLED = ("tweets", "tweet_gold", "tweet_gold_few", *(f"{name}_batch" for name in DATASETS))
@@ -48,12 +48,12 @@ def travel(running: RunningDagster) -> None:
         screen.say(f"[2/4] Backfill of {days}: tweets, human ratings, and the submission of their batches")
         _backfill(running, instance, screen, began)
         with dg.build_resources({"llm_batch": llm_batch}, instance=instance) as resources:
-            world = World(instance, resources.llm_batch, DATASETS, settings.EXAMPLE_DAYS, EVALUATIONS)
-            screen.say("      " + world.submitted_since(began))
+            state = JourneyState(instance, resources.llm_batch, DATASETS, settings.EXAMPLE_DAYS, EVALUATIONS)
+            screen.say("      " + state.submitted_since(began))
             screen.say(
                 "[3/4] The batches run on their own; the sensor lands each day's labels when its batch has ended"
             )
-            watch(screen, running, world, began)
+            watch(screen, running, state, began)
         screen.say(f"[4/4] Evaluated by automation, after {(datetime.now(UTC) - began).total_seconds():.0f} s in all")
     report.show(running)
 
@@ -81,29 +81,29 @@ def _backfill(running: RunningDagster, instance: dg.DagsterInstance, screen: Scr
         time.sleep(_LOOK_SECONDS)
 
 
-def watch(screen: Screen, running: RunningDagster, world: World, began: datetime) -> None:
+def watch(screen: Screen, running: RunningDagster, state: JourneyState, began: datetime) -> None:
     """Show how far it is until all has landed and is evaluated. Raises DagsterError where that does not come."""
 
     def obstacles() -> str:
-        return f"{describe_submissions(world.engine)}\n{describe_dagster(world.instance, began, running.log)}"
+        return f"{describe_submissions(state.engine)}\n{describe_dagster(state.instance, began, running.log)}"
 
     patience = Patience(obstacles, screen.say)
     while True:
         running.check()
-        stop_at_failures(world.instance, began)
-        progress = [world.progress(name) for name in world.datasets]
-        evaluated = world.is_evaluated()
+        stop_at_failures(state.instance, began)
+        progress = [state.progress(name) for name in state.datasets]
+        evaluated = state.is_evaluated()
         bars = [Bar(one.name, one.state, one.done, one.total) for one in progress]
-        waits_for = " and ".join(one.name for one in progress if one.landed < len(world.partitions))
+        waits_for = " and ".join(one.name for one in progress if one.landed < len(state.partitions))
         if not waits_for:
             if evaluated:
                 screen.show(bars, last=True)
                 return
-            waits_for = " and ".join(world.evaluations)
+            waits_for = " and ".join(state.evaluations)
             bars.append(Bar(waits_for, "automation starts them", 0, 0))
         screen.show(bars)
         longer = _AT_VENDOR_SECONDS if any(one.is_at_vendor for one in progress) else None
-        patience.look((progress, evaluated, runs_since(world.instance, began)), waits_for, stop_seconds=longer)
+        patience.look((progress, evaluated, runs_since(state.instance, began)), waits_for, stop_seconds=longer)
         time.sleep(_LOOK_SECONDS)
 
 
@@ -144,7 +144,7 @@ class _Progress:
 
 
 @dataclass(frozen=True)
-class World:
+class JourneyState:
     """What the ledger and Dagster know of some datasets and their evaluations.
 
     Attributes:

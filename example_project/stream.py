@@ -104,7 +104,7 @@ def lexicon() -> Iterator[Emulator]:
             yield emulator
 
 
-class World:
+class StreamSetup:
     """Dagster, the topics and the stream layer's processes, for one journey."""
 
     def __init__(self, address: str, llm: Emulator, folder: Path) -> None:
@@ -261,39 +261,39 @@ def texts(scale: float = 1.0) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]
     return tweets.head(sizes[0]), tweets.slice(sizes[0], sizes[1]), other
 
 
-def travel(world: World, say: Say, scale: float = 1.0) -> pl.DataFrame:
+def travel(setup: StreamSetup, say: Say, scale: float = 1.0) -> pl.DataFrame:
     """All of it; returns the dashboard's table."""
     history, coming, other = texts(scale)
     say(f"[1/5] {len(history)} tweets are in the topic; their windows are labeled in batches")
-    world.produce(history)
-    world.tick("windows")
-    windows = world.instance.get_dynamic_partitions(stream_definitions.tweets.partitions_def.name or "")
-    world.label(windows)
+    setup.produce(history)
+    setup.tick("windows")
+    windows = setup.instance.get_dynamic_partitions(stream_definitions.tweets.partitions_def.name or "")
+    setup.label(windows)
     say("[2/5] The student learns from the labels, and is measured on what it did not see")
-    world.run("stream_gold", "student", "student_labels")
-    world.run("stream_eval", "stream_eval_per_class")
-    for row in world.load("stream_eval").to_dicts():
+    setup.run("stream_gold", "student", "student_labels")
+    setup.run("stream_eval", "stream_eval_per_class")
+    for row in setup.load("stream_eval").to_dicts():
         cost = f"cost {money_text(row['cost_usd'])}"
         say(f"      {row['candidate']:<8} accuracy {row['accuracy']:.2f}  kappa {row['kappa']:.2f}  {cost}")
-    world.run("stream_skew", "stream_skew_sample", partition=windows[0])
-    [skew] = world.load("stream_skew", windows[0]).to_dicts()
+    setup.run("stream_skew", "stream_skew_sample", partition=windows[0])
+    [skew] = setup.load("stream_skew", windows[0]).to_dicts()
     say(f"      asked again in real time, {skew['n_same']} of {skew['n_compared']} labels are the same")
     say(f"[3/5] {len(coming)} tweets come, then {len(other)} sentences of newspapers, {PER_SECOND} a second")
-    with world.stream_layer(after=windows) as student:
-        world.produce(coming, PER_SECOND)
-        world.produce(other, PER_SECOND)
-        world.wait_for(len(coming) + len(other), say)
+    with setup.stream_layer(after=windows) as student:
+        setup.produce(coming, PER_SECOND)
+        setup.produce(other, PER_SECOND)
+        setup.wait_for(len(coming) + len(other), say)
         counts = student.counts
     say(f"      the student answered {counts.answered}, sent on {counts.sent_on}, and saw {counts.drifts} changes")
-    world.tick("windows")
-    drifted = world.tick("drift")
+    setup.tick("windows")
+    drifted = setup.tick("drift")
     say(f"[4/5] The changes have {len(drifted)} more windows labeled in a batch; the student learns anew")
     if drifted:
-        world.label(drifted)
-        world.run("student", "student_labels")
+        setup.label(drifted)
+        setup.run("student", "student_labels")
     say("[5/5] The dashboard")
-    world.run("stream_dashboard")
-    table: pl.DataFrame = world.load("stream_dashboard")
+    setup.run("stream_dashboard")
+    table: pl.DataFrame = setup.load("stream_dashboard")
     return table
 
 
@@ -306,8 +306,8 @@ def go() -> None:
         broker(Path(folder, "broker")) as address,
         lexicon() as llm,
     ):
-        world = World(address, llm, Path(folder))
-        table = travel(world, console.print)
+        setup = StreamSetup(address, llm, Path(folder))
+        table = travel(setup, console.print)
         with pl.Config(
             tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_cols=-1, tbl_width_chars=140
         ):
@@ -320,7 +320,7 @@ def go() -> None:
             )
         picture = settings.HOME / "stream.png"
         settings.HOME.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(latency_png(stream_results(world.connection, RESULTS)))
+        picture.write_bytes(latency_png(stream_results(setup.connection, RESULTS)))
         console.print(f"The picture, which is in the dashboard's metadata too: {picture}")
         billed = len(llm.books.executions)
         console.print(f"The LLM's place was asked {billed} times, by batch and in real time; its prices are assumed.")

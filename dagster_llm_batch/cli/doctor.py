@@ -65,15 +65,15 @@ _ON_FILES = (
 )
 
 
-class Verdict(StrEnum):
-    """What a check found."""
+class Severity(StrEnum):
+    """How grave what a check found is. The values are words of `doctor --json`."""
 
     OK = "ok"
     WARNING = "warning"
     PROBLEM = "problem"
 
 
-_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
+_STYLES = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Finding:
     """
 
     check: str
-    verdict: Verdict
+    verdict: Severity
     said: str
     then: str | None = None
 
@@ -100,9 +100,9 @@ def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
     Ends with 3 where there is a problem. Whether an account may create batches is not known before one is sent.
     """
     findings = list(_findings(deployment))
-    worst = Verdict.PROBLEM if any(finding.verdict is Verdict.PROBLEM for finding in findings) else Verdict.OK
+    worst = Severity.PROBLEM if any(finding.verdict is Severity.PROBLEM for finding in findings) else Severity.OK
     if as_json:
-        print_json({"healthy": worst is Verdict.OK, "findings": findings})
+        print_json({"healthy": worst is Severity.OK, "findings": findings})
     else:
         out = console()
         for finding in findings:
@@ -110,7 +110,7 @@ def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
             out.print(head, cell(finding.said), sep="")
             if finding.then:
                 out.print("        ", cell(finding.then), sep="")
-    if worst is Verdict.PROBLEM:
+    if worst is Severity.PROBLEM:
         leave(ExitCode.NEEDS_A_PERSON)
 
 
@@ -131,7 +131,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
         yield from (_tried("budget", partial(_budget, engine, budget)) for budget in deployment.resource.budgets)
-    if ledger.verdict is Verdict.OK and deployment.missing_ledger_file is None:
+    if ledger.verdict is Severity.OK and deployment.missing_ledger_file is None:
         if deployment.has_code:
             yield from _left_alone(deployment)
         yield _tried("ledger and payloads", partial(_unrecorded, deployment.engine))
@@ -154,13 +154,13 @@ def _tried(check: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:  # noqa: BLE001 - of a file system's own library: anything may come
-        return Finding(check, Verdict.PROBLEM, f"{type(error).__name__}: {error}")
+        return Finding(check, Severity.PROBLEM, f"{type(error).__name__}: {error}")
 
 
 def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
     code = deployment.code
     names = ", ".join(sorted(code.datasets)) or "none"
-    verdict = Verdict.OK if code.datasets else Verdict.WARNING
+    verdict = Severity.OK if code.datasets else Severity.WARNING
     yield Finding("definitions", verdict, f"{code.pointer}: labeled assets {names}; namespace '{deployment.namespace}'")
     alone = [
         name
@@ -169,21 +169,21 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
     ]
     if alone:
         problem = f"no sensor lands the labels of {', '.join(alone)}"
-        yield Finding("sensor", Verdict.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
+        yield Finding("sensor", Severity.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
     elif (standstill := code.standstill()) is not None:
-        yield Finding("sensor", Verdict.WARNING, standstill.problem, f"{standstill.then}.")
+        yield Finding("sensor", Severity.WARNING, standstill.problem, f"{standstill.then}.")
     elif any(dataset.mode == "deferred" for dataset in code.datasets.values()):
-        yield Finding("sensor", Verdict.OK, "Dagster's daemon was seen just now, and the last look went well")
+        yield Finding("sensor", Severity.OK, "Dagster's daemon was seen just now, and the last look went well")
 
 
 def _ledger(deployment: DeploymentAccess) -> Finding:
     missing = deployment.missing_ledger_file
     if missing is not None:
-        return Finding("ledger", Verdict.OK, f"none yet at {missing}; the first submission makes it")
+        return Finding("ledger", Severity.OK, f"none yet at {missing}; the first submission makes it")
     under_way = len(deployment.ledger.progress(deployment.namespace))
     submissions = counted(under_way, "submission", "submissions")
     state = f"{deployment.ledger!r} answers; {submissions} under way in namespace '{deployment.namespace}'"
-    return Finding("ledger", Verdict.OK, state)
+    return Finding("ledger", Severity.OK, state)
 
 
 def _payload_store(payloads: PayloadStore) -> Finding:
@@ -198,15 +198,15 @@ def _payload_store(payloads: PayloadStore) -> Finding:
     finally:
         payloads.delete(probe)
     if not same:
-        return Finding("payload store", Verdict.PROBLEM, f"{payloads!r} does not give back what was written")
-    return Finding("payload store", Verdict.OK, f"{payloads!r} can be written, read and deleted in")
+        return Finding("payload store", Severity.PROBLEM, f"{payloads!r} does not give back what was written")
+    return Finding("payload store", Severity.OK, f"{payloads!r} can be written, read and deleted in")
 
 
 def _unrecorded(engine: Engine) -> Finding:
     """Look for what was sent, by its receipt in the payload store, and the ledger has no record of."""
     found = engine.find_unrecorded_sends()
     if not found:
-        return Finding("ledger and payloads", Verdict.OK, "the ledger has a record of all that was sent from here")
+        return Finding("ledger and payloads", Severity.OK, "the ledger has a record of all that was sent from here")
     places = sorted({receipt.submission.place for receipt in found})
     shown = ", ".join(places[:_FILES_SHOWN]) + (", …" if len(places) > _FILES_SHOWN else "")
     shards = counted(len(found), "shard was", "shards were")
@@ -216,7 +216,7 @@ def _unrecorded(engine: Engine) -> Finding:
         "from a backup, or a process of this deployment has another ledger"
     )
     then = "dagster-llm-batch recover: nothing is paid again. Give all processes one ledger (ledger_url)."
-    return Finding("ledger and payloads", Verdict.PROBLEM, problem, then)
+    return Finding("ledger and payloads", Severity.PROBLEM, problem, then)
 
 
 def _stored_files(engine: Engine) -> Finding:
@@ -238,16 +238,16 @@ def _stored_files(engine: Engine) -> Finding:
     if late:
         state += f"; there was no time for those of {counted(late, 'older submission', 'older submissions')}"
     if not lost and not remade:
-        return Finding("stored files", Verdict.OK, state)
+        return Finding("stored files", Severity.OK, state)
     shown = ", ".join((lost + remade)[:_FILES_SHOWN]) + (", …" if len(lost + remade) > _FILES_SHOWN else "")
     problem = f"{len(lost + remade)} of {read} files that labels are made of are gone or damaged: {shown}"
     if not lost:
-        return Finding("stored files", Verdict.WARNING, problem, "They are made anew when they are needed.")
+        return Finding("stored files", Severity.WARNING, problem, "They are made anew when they are needed.")
     then = (
         "Restore them from a backup. Else the provider is asked for raw results once more, and where it has none, the "
         "requests count as not answered; a manifest is written when its `…_batch` is materialized again."
     )
-    return Finding("stored files", Verdict.PROBLEM, problem, then)
+    return Finding("stored files", Severity.PROBLEM, problem, then)
 
 
 def _needed(shards: Sequence[Shard], submission: Submission) -> Iterator[tuple[str, bool]]:
@@ -270,8 +270,8 @@ def _provider(name: str, provider: Provider) -> Finding:
     state = f"account {provider.account} answers"
     if isinstance(sighting, CannotTell):
         warning = f"{state}, but a batch whose create call fails may not be found again: {sighting.reason}"
-        return Finding(f"provider {name}", Verdict.WARNING, warning, "Such a batch would wait for `resolve`.")
-    return Finding(f"provider {name}", Verdict.OK, state)
+        return Finding(f"provider {name}", Severity.WARNING, warning, "Such a batch would wait for `resolve`.")
+    return Finding(f"provider {name}", Severity.OK, state)
 
 
 def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
@@ -280,18 +280,18 @@ def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
     try:
         counts = provider.count_files()
     except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
-        yield Finding(check, Verdict.WARNING, f"cannot be counted: {error}")
+        yield Finding(check, Severity.WARNING, f"cannot be counted: {error}")
         return
     for what, used, most in counts:
         if most is None:
             continue
         state = f"{used:,} of {most:,} {what}"
         if used >= most:
-            yield Finding(check, Verdict.PROBLEM, f"{state}: no more can be uploaded", _ON_FILES)
+            yield Finding(check, Severity.PROBLEM, f"{state}: no more can be uploaded", _ON_FILES)
         elif used > _NEARLY * most:
-            yield Finding(check, Verdict.WARNING, state, _ON_FILES)
+            yield Finding(check, Severity.WARNING, state, _ON_FILES)
         else:
-            yield Finding(check, Verdict.OK, state)
+            yield Finding(check, Severity.OK, state)
 
 
 def _request_files(engine: Engine) -> Iterator[Finding]:
@@ -302,7 +302,7 @@ def _request_files(engine: Engine) -> Iterator[Finding]:
         places = ", ".join(sorted({shard.provider for shard in late}))
         problem = f"request files of {counted(len(late), 'collected batch', 'collected batches')} are still at {places}"
         yield Finding(
-            "request files", Verdict.WARNING, problem, "dagster-llm-batch prune --delete says what is in the way."
+            "request files", Severity.WARNING, problem, "dagster-llm-batch prune --delete says what is in the way."
         )
 
 
@@ -317,11 +317,11 @@ def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
         settled = [one for one in deployment.ledger.submissions(namespace, assets=[asset]) if one.is_settled]
         smoke = next((one for one in reversed(settled) if one.outcomes.get(Outcome.SUCCEEDED.value)), None)
     if smoke is not None:
-        return Finding(check, Verdict.OK, f"{told}; a smoke of {smoke.created_at:%Y-%m-%d} got its labels")
+        return Finding(check, Severity.OK, f"{told}; a smoke of {smoke.created_at:%Y-%m-%d} got its labels")
     if seen:
-        return Finding(check, Verdict.OK, told)
+        return Finding(check, Severity.OK, told)
     then = f"See for yourself, with three rows: dagster-llm-batch smoke {name} --max-usd 0.05"
-    return Finding(check, Verdict.WARNING, told, then)
+    return Finding(check, Severity.WARNING, told, then)
 
 
 def _dataset(engine: Engine, labeling: Labeling) -> Finding:
@@ -338,8 +338,8 @@ def _dataset(engine: Engine, labeling: Labeling) -> Finding:
     )
     if (gap := engine.deployment.price_gap(labeling)) is not None:
         then = f"Costs will be unknown. {gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
-        return Finding(check, Verdict.WARNING, problem, then)
-    return Finding(check, Verdict.OK, problem)
+        return Finding(check, Severity.WARNING, problem, then)
+    return Finding(check, Severity.OK, problem)
 
 
 def _budget(engine: Engine, budget: Budget) -> Finding:
@@ -350,8 +350,8 @@ def _budget(engine: Engine, budget: Budget) -> Finding:
     kept = engine.ledger.committed_usd(limit)
     state = f"{rule}: {money(spent)} was billed, or is expected of what is not; {money(kept)} can be at most"
     if spent > _NEARLY * limit.max_usd:
-        return Finding("budget", Verdict.WARNING, state, "Submissions that would exceed it are refused.")
-    return Finding("budget", Verdict.OK, state)
+        return Finding("budget", Severity.WARNING, state, "Submissions that would exceed it are refused.")
+    return Finding("budget", Severity.OK, state)
 
 
 def judge_end_forecasts(score: EndScore) -> Finding | None:
@@ -376,36 +376,36 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     for submission, shard in doubtful:
         place = submission.place
         # Until then the sensor usually finds its batch.
-        verdict = Verdict.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Verdict.WARNING
+        verdict = Severity.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Severity.WARNING
         problem, then = advise_on_doubt(shard)
         yield Finding("shards in doubt", verdict, f"{place}: {problem}", f"{then}.")
     flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
-        yield Finding("polling", Verdict.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
+        yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
     late = engine.overdue()
     for _, shard in late:
         problem, then = advise_on_overdue(shard, now)
-        yield Finding("overdue batches", Verdict.PROBLEM, problem, f"{then}.")
+        yield Finding("overdue batches", Severity.PROBLEM, problem, f"{then}.")
     starved = engine.starved()
     for submission, shard in starved:
         problem, then = advise_on_no_room(submission, shard, now)
-        yield Finding("room in queues", Verdict.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
+        yield Finding("room in queues", Severity.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
         then = "Dagster's sensor asks again where that failed, and takes home what they have done."
-        yield Finding("canceled batches", Verdict.WARNING, problem, then)
+        yield Finding("canceled batches", Severity.WARNING, problem, then)
     if with_providers:
         accounts = {name: _account(provider) for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             # Another account does not know the batch: asked there, it would look lost.
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
-                yield Finding("accounts", Verdict.PROBLEM, problem, "Configure the former until they are collected.")
+                yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
     if not (doubtful or unseen or late or starved or stopping):
-        yield Finding("batches under way", Verdict.OK, f"{len(flying)} in flight, none in doubt, all looked after")
+        yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 
 def _account(provider: Provider) -> str:
@@ -423,7 +423,7 @@ def _stranded(engine: Engine) -> Iterator[Finding]:
         if (reason := outlook.stranded(submission.submission_id)) is not None:
             place = submission.place
             then = f"If that does not say what to do: look at the run's log, then materialize {place}. All is stored."
-            yield Finding("labels", Verdict.PROBLEM, f"the labels of {place} wait: {reason}", then)
+            yield Finding("labels", Severity.PROBLEM, f"the labels of {place} wait: {reason}", then)
 
 
 def _left(engine: Engine) -> Iterator[Finding]:
@@ -435,7 +435,7 @@ def _left(engine: Engine) -> Iterator[Finding]:
         place = submission.place
         problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
         then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
-        yield Finding("rows without a label", Verdict.WARNING, problem, then)
+        yield Finding("rows without a label", Severity.WARNING, problem, then)
 
 
 def _erased(engine: Engine) -> Iterator[Finding]:
@@ -452,7 +452,7 @@ def _erased(engine: Engine) -> Iterator[Finding]:
                 f"providers store {counted(there, 'batch', 'batches')} with such rows"
             )
             then = f"dagster-llm-batch erase {asset} --delete goes on with it, and says what is in its way."
-            yield Finding("erased rows", Verdict.WARNING, problem, then)
+            yield Finding("erased rows", Severity.WARNING, problem, then)
 
 
 def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:
@@ -473,7 +473,7 @@ def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:
             "These definitions have no such labeled asset. Unless another code location of this namespace has it, "
             "nobody lands its labels: dagster-llm-batch list shows them, dagster-llm-batch cancel SUBMISSION ends one."
         )
-        yield Finding("assets", Verdict.WARNING, problem, then)
+        yield Finding("assets", Severity.WARNING, problem, then)
 
 
 def _since(then: datetime | None, now: datetime) -> timedelta:
@@ -486,18 +486,18 @@ def _prices(deployment: DeploymentAccess) -> Finding:
         use_fetched_book(deployment.payloads)
         if (at := fetched_at()) is None:
             then = "Fetch one: dagster-llm-batch prices --fetch. Until then the bundled book holds."
-            return Finding("price book", Verdict.WARNING, "fetched_prices is set, and none was fetched", then)
+            return Finding("price book", Severity.WARNING, "fetched_prices is set, and none was fetched", then)
         state = f"{book_text(now.date())}, {age(now - at)} old"
         if now - at > OLD_BOOK:
             then = "Fetch it again: dagster-llm-batch prices --fetch"
-            return Finding("price book", Verdict.WARNING, state, then)
-        return Finding("price book", Verdict.OK, state)
+            return Finding("price book", Severity.WARNING, state, then)
+        return Finding("price book", Severity.OK, state)
     changed = newest_price_change(now.date())
     state = book_text(now.date())
     if changed is None or now.date() - changed > _OLD_PRICES:
         then = "Upgrade it: pip install --upgrade genai-prices; or see `dagster-llm-batch prices --help`"
-        return Finding("price book", Verdict.WARNING, state, then)
-    return Finding("price book", Verdict.OK, f"{state}, {age(now.date() - changed)} ago")
+        return Finding("price book", Severity.WARNING, state, then)
+    return Finding("price book", Severity.OK, f"{state}, {age(now.date() - changed)} ago")
 
 
 def _price_books(deployment: DeploymentAccess) -> list[str | None] | None:
@@ -514,5 +514,5 @@ def judge_price_rules(books: Collection[str | None] | None, today: date) -> Find
     state = f"{rules_text(oldest)[:-1]}, {age(old)} ago"
     if old > _OLD_RULES:
         then = f"A newer dagster-llm-batch may have read it since; else hold {oldest.document} against your bill."
-        return Finding("price rules", Verdict.WARNING, state, then)
-    return Finding("price rules", Verdict.OK, state)
+        return Finding("price rules", Severity.WARNING, state, then)
+    return Finding("price rules", Severity.OK, state)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from genai_prices.data_snapshot import set_custom_snapshot
 
-from dagster_llm_batch.cli.doctor import Verdict, judge_price_rules
+from dagster_llm_batch.cli.doctor import Severity, judge_price_rules
 from dagster_llm_batch.core import price_book, price_sources
 from dagster_llm_batch.core.price_book import BOOK_FILE, fetched_at, fetched_book, use_book
 from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
@@ -144,7 +144,7 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     assert finding["verdict"] == "ok"
     assert f"the oldest is of {oldest.read_on}" in finding["said"]
     later = judge_price_rules(["openai"], date(2028, 1, 1))
-    assert later.verdict is Verdict.WARNING
+    assert later.verdict is Severity.WARNING
     assert oldest.document in later.then
 
 

@@ -62,7 +62,7 @@ class Cell:
 
 
 @dataclass
-class Verdict:
+class CellResult:
     """What became of it. `problems` is empty where nothing was lost and nothing paid twice."""
 
     rows: int = 0
@@ -95,10 +95,10 @@ def servers(clouds: set[str], ledgers: set[str]) -> Iterator[Servers]:
         )
 
 
-def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
+def run_cell(cell: Cell, around: Servers, folder: Path) -> CellResult:
     """Kill, restart until all is settled, and look at what is there."""
     began = time.monotonic()
-    verdict = Verdict(rows=cell.crash.scenario.rows)
+    result = CellResult(rows=cell.crash.scenario.rows)
     with Emulator(
         answer=cell.crash.scenario.answer,
         pace=dict.fromkeys(RUNNING, 3600.0) if cell.crash.scenario.runs_on else _SECONDS_A_STATE,
@@ -123,19 +123,19 @@ def run_cell(cell: Cell, around: Servers, folder: Path) -> Verdict:
                     end_idle_transactions(url)
                 stops = frozen.enter_context(_frozen_at(point, job)) if cell.freezes else _kill_at(point, job, emulator)
                 if not stops:
-                    verdict.problems.append(f"no process came to {point}: {_log(folder)}")
+                    result.problems.append(f"no process came to {point}: {_log(folder)}")
                     break
-                verdict.kills += 1
+                result.kills += 1
                 if cell.freezes and point.holds_a_transaction and cell.ledger == "sqlite":
-                    verdict.problems += _not_locked(folder / "ledger.sqlite")
+                    result.problems += _not_locked(folder / "ledger.sqlite")
                     # Nobody can take the file's lock from it: the others come to their turn once it has woken.
                     frozen.close()
-            settled = not verdict.problems and _finish(job, verdict)
+            settled = not result.problems and _finish(job, result)
         # Those that were frozen have woken, and done what they would.
         if settled:
-            _judge(cell, job, emulator, folder, verdict)
-    verdict.seconds = time.monotonic() - began
-    return verdict
+            _judge(cell, job, emulator, folder, result)
+    result.seconds = time.monotonic() - began
+    return result
 
 
 def _start(job: Job) -> tuple[multiprocessing.process.BaseProcess, multiprocessing.connection.Connection]:
@@ -207,13 +207,13 @@ def _wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def _finish(job: Job, verdict: Verdict) -> bool:
+def _finish(job: Job, result: CellResult) -> bool:
     """Run processes that nobody kills until one ends well."""
     for _ in range(_MOST_RESTARTS):
         process, pipe = _start(job)
         try:
             if pipe.poll(SECONDS_A_RUN):
-                verdict.arrows = pipe.recv()
+                result.arrows = pipe.recv()
                 process.join()
                 return True
         except EOFError:
@@ -222,8 +222,8 @@ def _finish(job: Job, verdict: Verdict) -> bool:
             process.kill()
             process.join()
             pipe.close()
-    verdict.lost = verdict.rows
-    verdict.problems.append(f"never settled: {_log(Path(job.place.folder))}")
+    result.lost = result.rows
+    result.problems.append(f"never settled: {_log(Path(job.place.folder))}")
     return False
 
 
@@ -231,12 +231,12 @@ def _log(folder: Path) -> str:
     return (folder / "worker.log").read_text(errors="replace")[-2000:]
 
 
-def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verdict) -> None:
+def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, result: CellResult) -> None:
     scenario = cell.crash.scenario
     keys = {f"t{n}" for n in range(scenario.rows)}
     times = Counter(pq.read_table(job.table)["ticket_id"].to_pylist())
     outcomes = set(pq.read_table(job.table)["llm_outcome"].to_pylist())
-    verdict.lost = sum(times[key] != 1 for key in keys)
+    result.lost = sum(times[key] != 1 for key in keys)
 
     ledger = job.open_ledger()
     try:
@@ -246,7 +246,7 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         (least, most), waves = scenario.billed or (scenario.rows, scenario.rows), scenario.waves
         if scenario.cascade is not None:
             asked = judge_oracle(ledger, PayloadStore(f"{folder}/payloads"), submissions)
-            verdict.problems += asked.problems
+            result.problems += asked.problems
             waves = asked.waves
             # What the model refuses costs nothing, and strikes it alone: the oracle is asked after it.
             least = most = scenario.rows - len(scenario.faults) + asked.requests
@@ -259,10 +259,10 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
     # A wave of a cascade asks both models of some rows, and not every provider's requests name the model.
     places = {shard.nonce: shard.wave + 1000 * (shard.model == cell.cloud.other_model) for shard in shards}
     money = money_of(answered, places, max(one.waves for one in submissions))
-    verdict.billed, verdict.billed_twice = money.billed, money.twice
+    result.billed, result.billed_twice = money.billed, money.twice
     unknown = batches - set().union(*by_wave.values())
     checks = {
-        f"rows that are not there once: {verdict.lost}": verdict.lost == 0 and set(times) == keys,
+        f"rows that are not there once: {result.lost}": result.lost == 0 and set(times) == keys,
         f"outcomes: {outcomes}": outcomes <= scenario.outcomes,
         f"submissions: {len(submissions)}": len(submissions) == scenario.partitions,
         "not all delivered": all(one.delivered_at is not None for one in submissions),
@@ -275,9 +275,9 @@ def _judge(cell: Cell, job: Job, emulator: Emulator, folder: Path, verdict: Verd
         f"requests billed: {money.billed}": least <= money.billed <= most,
         f"requests billed twice: {money.twice}": money.twice == 0,
         "a lease is held": free,
-        f"arrows without a crash point: {set(verdict.arrows) - ARROWS}": set(verdict.arrows) <= ARROWS,
+        f"arrows without a crash point: {set(result.arrows) - ARROWS}": set(result.arrows) <= ARROWS,
     }
-    verdict.problems += [what for what, is_right in checks.items() if not is_right]
+    result.problems += [what for what, is_right in checks.items() if not is_right]
 
 
 def _is_free(ledger: Ledger, submission_id: str) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.crash.cells import LEDGERS, Cell, Servers, Verdict, cells, run_cell, servers
+from tests.crash.cells import LEDGERS, Cell, CellResult, Servers, cells, run_cell, servers
 from tests.crash.clouds import CLOUDS
 from tests.crash.points import CRASHES
 from tests.crash.scenarios import SCENARIOS
@@ -36,13 +36,13 @@ work on the machine; no figure stands where a provider makes no such call. Writt
 
 """
 
-Results = Mapping[Cell, Verdict]
+Results = Mapping[Cell, CellResult]
 
 
-def run(chosen: Sequence[Cell], around: Servers, at_once: int) -> Iterator[tuple[Cell, Verdict]]:
+def run(chosen: Sequence[Cell], around: Servers, at_once: int) -> Iterator[tuple[Cell, CellResult]]:
     """The cells in their order, some of them at the same time."""
 
-    def one(cell: Cell) -> Verdict:
+    def one(cell: Cell) -> CellResult:
         with tempfile.TemporaryDirectory(prefix="crash-") as folder:
             return run_cell(cell, around, Path(folder))
 
@@ -65,12 +65,12 @@ def table(results: Results) -> list[str]:
     lines.append(f"| all | | {len(results)} | {_sums(results.values())} |")
     for scenario in SCENARIOS:
         crashes: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-        totals: dict[str, list[Verdict]] = defaultdict(list)
-        for cell, verdict in results.items():
+        totals: dict[str, list[CellResult]] = defaultdict(list)
+        for cell, result in results.items():
             if cell.crash.scenario is scenario:
-                wrong = " **wrong**" if verdict.problems else ""
-                crashes[str(cell.crash)][cell.cloud.name].append(f"{verdict.seconds:.1f}{wrong}")
-                totals[str(cell.crash)].append(verdict)
+                wrong = " **wrong**" if result.problems else ""
+                crashes[str(cell.crash)][cell.cloud.name].append(f"{result.seconds:.1f}{wrong}")
+                totals[str(cell.crash)].append(result)
         if not crashes:
             continue
         batches = " + ".join(map(str, scenario.waves)) or "no"
@@ -84,19 +84,19 @@ def table(results: Results) -> list[str]:
     return lines
 
 
-def _sums(verdicts: Iterator[Verdict] | Sequence[Verdict]) -> str:
+def _sums(verdicts: Iterator[CellResult] | Sequence[CellResult]) -> str:
     found = list(verdicts)
     counts = [sum(getattr(v, name) for v in found) for name in ("rows", "lost", "billed", "billed_twice")]
     return f"{' | '.join(map(str, counts))} | {sum(v.seconds for v in found):.0f}"
 
 
-def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, Verdict]:
+def _logged(file: Path | None, chosen: Sequence[Cell]) -> dict[Cell, CellResult]:
     if file is None or not file.exists():
         return {}
     known: dict[str, Any] = {}
     for line in file.read_text().splitlines():
         known |= json.loads(line)
-    return {cell: Verdict(**known[str(cell)]) for cell in chosen if str(cell) in known}
+    return {cell: CellResult(**known[str(cell)]) for cell in chosen if str(cell) in known}
 
 
 def _part(providers: Sequence[str], ledgers: Sequence[str], point: str) -> str:
@@ -119,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = _logged(options.log, chosen)
     began = time.monotonic()
     with servers(set(clouds), set(ledgers)) as around:
-        for cell, verdict in run([cell for cell in chosen if cell not in results], around, options.at_once):
-            results[cell] = verdict
+        for cell, result in run([cell for cell in chosen if cell not in results], around, options.at_once):
+            results[cell] = result
             if options.log:
                 with options.log.open("a") as log:
-                    log.write(json.dumps({str(cell): asdict(verdict)}) + "\n")
-            told = "; ".join(verdict.problems) or "ok"
-            print(f"{len(results)}/{len(chosen)} {cell}: {verdict.seconds:.1f} s, {told}", flush=True)
+                    log.write(json.dumps({str(cell): asdict(result)}) + "\n")
+            told = "; ".join(result.problems) or "ok"
+            print(f"{len(results)}/{len(chosen)} {cell}: {result.seconds:.1f} s, {told}", flush=True)
     lines = table({cell: results[cell] for cell in chosen})
     print("\n" + "\n".join(lines))
     print(
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(f"crash {part}", f"Crash points: {part}", ["As above, of a part of the matrix alone.", "", *lines])
         else:
             write("crash", "Crash points", [*_INTRO.splitlines(), *lines])
-    return 1 if any(verdict.problems for verdict in results.values()) else 0
+    return 1 if any(result.problems for result in results.values()) else 0
 
 
 if __name__ == "__main__":

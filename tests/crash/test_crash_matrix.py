@@ -91,9 +91,9 @@ def database(files: Servers) -> Iterator[Servers]:
 @pytest.mark.parametrize("cell", list(_selected()), ids=str)
 def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp_path, request) -> None:
     around = request.getfixturevalue("database" if cell.ledger == "postgresql" else "files")
-    verdict = run_cell(cell, around, tmp_path)
-    assert verdict.problems == []
-    assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, len(cell.crash.points))
+    result = run_cell(cell, around, tmp_path)
+    assert result.problems == []
+    assert (result.lost, result.billed_twice, result.kills) == (0, 0, len(cell.crash.points))
 
 
 # Not in the SDK's own call: what is sent then cannot be taken back, and is canceled (the next test).
@@ -122,18 +122,18 @@ def test_nothing_is_lost_or_paid_twice_where_a_process_is_frozen_for_longer_than
 ) -> None:
     around = request.getfixturevalue("database" if ledger == "postgresql" else "files")
     cell = Cell(Crash(scenario, (point,)), CLOUDS["openai"], ledger, freezes=True)
-    verdict = run_cell(cell, around, tmp_path)
-    assert verdict.problems == []
-    assert (verdict.lost, verdict.billed_twice, verdict.kills) == (0, 0, 1)
+    result = run_cell(cell, around, tmp_path)
+    assert result.problems == []
+    assert (result.lost, result.billed_twice, result.kills) == (0, 0, 1)
 
 
 def test_a_batch_that_a_frozen_process_created_beside_another_ones_is_canceled_and_told(tmp_path, files) -> None:
     crash = Crash(PLAIN, (Point("call: create", When.BEFORE),))
-    verdict = run_cell(Cell(crash, CLOUDS["openai"], "sqlite", freezes=True), files, tmp_path)
+    result = run_cell(Cell(crash, CLOUDS["openai"], "sqlite", freezes=True), files, tmp_path)
     # what was answered before it was canceled is billed
-    assert verdict.lost == 0
-    assert 9 <= verdict.billed <= 12
-    [unknown] = [problem for problem in verdict.problems if "batches that no shard has" in problem]
+    assert result.lost == 0
+    assert 9 <= result.billed <= 12
+    [unknown] = [problem for problem in result.problems if "batches that no shard has" in problem]
     assert unknown.startswith("batches that no shard has: {'batch_")
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as ledger:
         [(told,)] = ledger.execute("select detail from event where kind = 'stray_batch'").fetchall()
@@ -143,13 +143,13 @@ def test_a_batch_that_a_frozen_process_created_beside_another_ones_is_canceled_a
 
 def test_the_matrix_sees_what_is_paid_twice_and_the_batch_that_is_left_over(tmp_path, files) -> None:
     crash = Crash(PLAIN, (Point("call: create", When.ACTED, nth=2),))
-    verdict = run_cell(Cell(crash, FORGETFUL, "sqlite"), files, tmp_path)
-    assert verdict.billed_twice == 3
-    assert any("batches that no shard has" in problem for problem in verdict.problems)
+    result = run_cell(Cell(crash, FORGETFUL, "sqlite"), files, tmp_path)
+    assert result.billed_twice == 3
+    assert any("batches that no shard has" in problem for problem in result.problems)
 
 
 def test_the_matrix_sees_a_process_that_never_comes_to_its_point(tmp_path, files) -> None:
     crash = Crash(PLAIN, (Point("ledger: add_wave", When.AFTER),))
-    verdict = run_cell(Cell(crash, CLOUDS["openai"], "sqlite"), files, tmp_path)
-    assert verdict.kills == 0
-    assert verdict.problems
+    result = run_cell(Cell(crash, CLOUDS["openai"], "sqlite"), files, tmp_path)
+    assert result.kills == 0
+    assert result.problems

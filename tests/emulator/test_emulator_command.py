@@ -30,8 +30,8 @@ def test_all_serves_the_vendors_and_their_storage_until_a_signal_and_leaves_noth
             assert all(url.startswith("http://127.0.0.1:") for url in urls.values())
             assert answers(f"{urls['STORAGE_EMULATOR_HOST']}/storage/v1/b/emulator") == 200
             assert answers(f"{urls['AWS_ENDPOINT_URL_S3']}/emulator") == 200
-            houses = ("OPENAI", "ANTHROPIC", "OPENROUTER", "MISTRAL", "GOOGLE_VERTEX")
-            for name in (*(f"{house}_BASE_URL" for house in houses), "AWS_ENDPOINT_URL_BEDROCK"):
+            vendors = ("OPENAI", "ANTHROPIC", "OPENROUTER", "MISTRAL", "GOOGLE_VERTEX")
+            for name in (*(f"{vendor}_BASE_URL" for vendor in vendors), "AWS_ENDPOINT_URL_BEDROCK"):
                 assert answers(urls[name]) is not None
             process.send_signal(number)
             assert process.wait(timeout=60) == 0

@@ -35,7 +35,7 @@ from dagster_llm_batch import CommandBatchResource, LLMBatchResource
 from dagster_llm_batch.streams import labeling_of
 from example_project import definitions
 from example_project.dagster_dev import DagsterError, dagster
-from example_project.journey import DATASETS, EVALUATIONS, World, stop_at_failures
+from example_project.journey import DATASETS, EVALUATIONS, JourneyState, stop_at_failures
 from example_project.labelers.run_batch import Refusal
 from example_project.labelers.smollm2 import asking
 from example_project.settings import EXAMPLE_DAYS
@@ -161,14 +161,14 @@ class TestJourney:
         for name in (*DATASETS, *EVALUATIONS.values()):
             for day in EXAMPLE_DAYS:
                 instance.report_runless_asset_event(dg.AssetMaterialization(name, partition=day))
-        world = World(instance, definitions.llm_batch, DATASETS, EXAMPLE_DAYS, EVALUATIONS)
-        assert not world.is_evaluated()
+        state = JourneyState(instance, definitions.llm_batch, DATASETS, EXAMPLE_DAYS, EVALUATIONS)
+        assert not state.is_evaluated()
         late.append(DATASETS[0])
         dg.materialize([evaluate], instance=instance)
-        assert not world.is_evaluated(), "labels came after it had begun"
+        assert not state.is_evaluated(), "labels came after it had begun"
         late.clear()
         dg.materialize([evaluate], instance=instance)
-        assert world.is_evaluated()
+        assert state.is_evaluated()
 
 
 class TestDagsterThatIsThere:

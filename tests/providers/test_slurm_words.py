@@ -15,7 +15,7 @@ from dagster_llm_batch.providers.slurm import job_body
 from dagster_llm_batch.providers.slurm.client import submit_error
 from dagster_llm_batch.providers.slurm.options import SlurmOptions
 from dagster_llm_batch.providers.slurm.provider import SlurmProvider
-from dagster_llm_batch.providers.slurm.states import Verdict, of_all, of_state
+from dagster_llm_batch.providers.slurm.states import Standing, of_all, of_state
 from dagster_llm_batch.types import BatchStatus
 
 BODY = Path(job_body.__file__)
@@ -157,7 +157,7 @@ def test_every_word_of_slurm_is_one_of_ours(state, status, retryable):
     ],
 )
 def test_a_batch_is_over_when_its_last_task_is_and_good_once_one_is(statuses, status):
-    tasks = {n: Verdict(None if one is None else BatchStatus(one)) for n, one in enumerate(statuses)}
+    tasks = {n: Standing(None if one is None else BatchStatus(one)) for n, one in enumerate(statuses)}
     assert of_all(tasks, ()).status == status
 
 

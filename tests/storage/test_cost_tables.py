@@ -46,7 +46,7 @@ def labels(asset: str, model: str, **more: Any) -> Labeling:
     return Labeling(asset=asset, model=model, key="id", prompt=prompt, response=TOPIC, params={}, **more)
 
 
-class House:
+class SmallDeployment:
     """A deployment whose clock stands, and an emulator that answers ticket `n` wrong as often as it is to."""
 
     def __init__(self, ledger_url: str, folder: Path) -> None:
@@ -90,58 +90,58 @@ class House:
 
 
 @pytest.fixture
-def house(ledger_url: str, tmp_path: Path) -> Iterator[House]:
-    house = House(ledger_url, tmp_path)
+def deployment(ledger_url: str, tmp_path: Path) -> Iterator[SmallDeployment]:
+    deployment = SmallDeployment(ledger_url, tmp_path)
     tickets = labels("tickets", "openai/gpt-5-nano", resend=RESEND, tags={"team": "support", "cost_center": "7"})
-    house.land(tickets, [f"ticket {n}" for n in range(5)], "2026-11-03")
-    house.land(labels("mails", "openai/gpt-4o-mini"), ["mail 7", "mail 8"])
+    deployment.land(tickets, [f"ticket {n}" for n in range(5)], "2026-11-03")
+    deployment.land(labels("mails", "openai/gpt-4o-mini"), ["mail 7", "mail 8"])
     lost = labels("lost", "openai/gpt-5-nano", tags={"team": "support"})
-    given_up = house.send(lost, ["thing 1", "thing 2"])
-    [shard] = house.ledger.shards(given_up)
-    house.engine.give_up(shard.shard_id)
-    assert house.engine.advance(lost, given_up).is_settled
-    house.send(labels("open", "openai/gpt-5-nano"), ["thing 3"])
-    yield house
-    house.close()
+    given_up = deployment.send(lost, ["thing 1", "thing 2"])
+    [shard] = deployment.ledger.shards(given_up)
+    deployment.engine.give_up(shard.shard_id)
+    assert deployment.engine.advance(lost, given_up).is_settled
+    deployment.send(labels("open", "openai/gpt-5-nano"), ["thing 3"])
+    yield deployment
+    deployment.close()
 
 
-def table(house: House, *by: str, **limits: Any) -> dict[tuple[str, ...], CostSum]:
-    summed = cost_table(house.ledger.shard_costs("test", **limits), by)
+def table(deployment: SmallDeployment, *by: str, **limits: Any) -> dict[tuple[str, ...], CostSum]:
+    summed = cost_table(deployment.ledger.shard_costs("test", **limits), by)
     assert sum(part.requests for part in summed.groups.values()) == summed.total.requests
     known = [part.cost_usd for part in summed.groups.values() if part.cost_usd is not None]
     assert sum(known, Decimal(0)) == (summed.total.cost_usd or 0)
     return {**summed.groups, ("total",): summed.total}
 
 
-def test_an_answer_that_comes_late_to_what_was_asked_again_is_waste(house: House) -> None:
+def test_an_answer_that_comes_late_to_what_was_asked_again_is_waste(deployment: SmallDeployment) -> None:
     """Of three that were given up, two are asked again; one of these gets no label then."""
     definition = labels("late", "openai/gpt-5-nano")
-    first = house.send(definition, ["late 1", "late 2", "late 3"])
-    [shard] = house.ledger.shards(first)
-    house.engine.give_up(shard.shard_id)
-    house.engine.advance(definition, first)
-    house.now += timedelta(hours=1)
-    again_is = len(house.emulator.books.batches)
-    house.emulator.inject(RowFault(containing="late 2", status_code=400, batches={again_is}))
+    first = deployment.send(definition, ["late 1", "late 2", "late 3"])
+    [shard] = deployment.ledger.shards(first)
+    deployment.engine.give_up(shard.shard_id)
+    deployment.engine.advance(definition, first)
+    deployment.now += timedelta(hours=1)
+    again_is = len(deployment.emulator.books.batches)
+    deployment.emulator.inject(RowFault(containing="late 2", status_code=400, batches={again_is}))
     rows = pa.table({"id": ["late 1", "late 2"], "text": ["late 1", "late 2"]})
-    again = house.engine.plan(definition, rows, partition="", again=True).submission_id
-    house.engine.submit(definition, again)
-    house.emulator.settle()
-    house.now += timedelta(hours=1)
-    assert house.engine.advance(definition, again).is_settled
-    house.engine.poll_awaited(["late"], house.now)
-    house.engine.advance(definition, first)
-    part = table(house, "asset")["late",]
+    again = deployment.engine.plan(definition, rows, partition="", again=True).submission_id
+    deployment.engine.submit(definition, again)
+    deployment.emulator.settle()
+    deployment.now += timedelta(hours=1)
+    assert deployment.engine.advance(definition, again).is_settled
+    deployment.engine.poll_awaited(["late"], deployment.now)
+    deployment.engine.advance(definition, first)
+    part = table(deployment, "asset")["late",]
     assert part.cost_usd == usd(NANO, 1_001, 100) + usd(NANO, 3_006, 300)
     assert part.wasted_usd == part.invalid_usd == usd(NANO, 1_001, 100)
 
 
-def test_every_part_of_the_bill_is_what_it_is_by_hand(house: House) -> None:
+def test_every_part_of_the_bill_is_what_it_is_by_hand(deployment: SmallDeployment) -> None:
     first = usd(NANO, 600, 100, read=400) + sum(usd(NANO, 1_000 + n, 100) for n in range(1, 5))
     second = usd(NANO, 1_003, 100) + usd(NANO, 1_004, 100)
     third = usd(MINI, 1_004, 100)
     mails = usd(MINI, 1_007, 100) + usd(MINI, 1_008, 100)
-    by_day = table(house, "asset", "day")
+    by_day = table(deployment, "asset", "day")
     assert [key for key in by_day if key[0] == "tickets"] == [("tickets", f"2026-11-0{n}") for n in (3, 4, 5)]
     for key, cost, wasted in (
         (("tickets", "2026-11-03"), first, ("invalid_usd", usd(NANO, 1_003, 100) + usd(NANO, 1_004, 100))),
@@ -155,7 +155,7 @@ def test_every_part_of_the_bill_is_what_it_is_by_hand(house: House) -> None:
     total = by_day["total",]
     assert total.cost_usd == first + second + third + mails
     assert (total.requests, total.requests_again) == (5 + 2 + 1 + 2 + 2 + 1, 3)
-    billed = [execution for execution in house.emulator.books.executions if execution.billed]
+    billed = [execution for execution in deployment.emulator.books.executions if execution.billed]
     assert total.input_tokens == sum(execution.input_tokens for execution in billed)
     assert total.output_tokens == sum(execution.output_tokens for execution in billed) == 1_000
     assert total.cached_tokens == 400
@@ -163,28 +163,28 @@ def test_every_part_of_the_bill_is_what_it_is_by_hand(house: House) -> None:
     assert by_day["tickets", "2026-11-03"].reported_usd is None
 
 
-def test_what_nobody_knows_is_counted_and_is_no_amount(house: House) -> None:
-    groups = table(house, "asset")
+def test_what_nobody_knows_is_counted_and_is_no_amount(deployment: SmallDeployment) -> None:
+    groups = table(deployment, "asset")
     lost, flying = groups["lost",], groups["open",]
-    [submission] = house.ledger.history("test", "lost")
+    [submission] = deployment.ledger.history("test", "lost")
     assert (lost.requests_unknown, lost.lost_usd) == (2, submission.estimated_usd)
     for name in ("cost_usd", "realtime_usd", "saved_usd", "wasted_usd", "input_tokens"):
         assert getattr(lost, name) is None, name
-    [submission] = house.ledger.history("test", "open")
+    [submission] = deployment.ledger.history("test", "open")
     assert (flying.open_usd, flying.open_requests, flying.open_unknown) == (submission.estimated_usd, 1, 0)
     assert (flying.cost_usd, flying.requests_unknown) == (0, 0)
     assert groups["total",].requests_unknown == 2
 
 
-def test_what_nobody_can_expect_is_no_zero_either(house: House) -> None:
-    costs = [cost._replace(estimated_usd=None) for cost in house.ledger.shard_costs("test")]
+def test_what_nobody_can_expect_is_no_zero_either(deployment: SmallDeployment) -> None:
+    costs = [cost._replace(estimated_usd=None) for cost in deployment.ledger.shard_costs("test")]
     groups = cost_table(costs, ["asset"]).groups
     assert (groups["lost",].lost_usd, groups["lost",].requests_unknown) == (None, 2)
     assert (groups["open",].open_usd, groups["open",].open_unknown) == (None, 1)
 
 
-def test_groups_are_those_that_are_asked_for(house: House) -> None:
-    keys = {name: [key[0] for key in table(house, name) if key != ("total",)] for name in GROUPS}
+def test_groups_are_those_that_are_asked_for(deployment: SmallDeployment) -> None:
+    keys = {name: [key[0] for key in table(deployment, name) if key != ("total",)] for name in GROUPS}
     assert keys == {
         "asset": ["lost", "mails", "open", "tickets"],
         "partition": ["", "2026-11-03"],
@@ -194,19 +194,21 @@ def test_groups_are_those_that_are_asked_for(house: House) -> None:
         "month": ["2026-11"],
         "tag": ["", "cost_center=7, team=support", "team=support"],
     }
-    teams = table(house, "tag:team")
+    teams = table(deployment, "tag:team")
     assert [key[0] for key in teams] == ["", "support", "total"]
-    assert teams["support",].cost_usd == table(house, "asset")["tickets",].cost_usd
+    assert teams["support",].cost_usd == table(deployment, "asset")["tickets",].cost_usd
     # A fallback's cost is that of the fallback.
-    assert table(house, "asset", "model")["tickets", "openai/gpt-4o-mini"].cost_usd == usd(MINI, 1_004, 100)
-    within = table(house, "day", since=datetime(2026, 11, 4, tzinfo=UTC), until=datetime(2026, 11, 5, tzinfo=UTC))
+    assert table(deployment, "asset", "model")["tickets", "openai/gpt-4o-mini"].cost_usd == usd(MINI, 1_004, 100)
+    within = table(deployment, "day", since=datetime(2026, 11, 4, tzinfo=UTC), until=datetime(2026, 11, 5, tzinfo=UTC))
     assert [key[0] for key in within] == ["2026-11-04", "total"]
-    assert [key[0] for key in table(house, "asset", assets=["mails"])] == ["mails", "total"]
+    assert [key[0] for key in table(deployment, "asset", assets=["mails"])] == ["mails", "total"]
     with pytest.raises(ConfigError, match="did you mean 'asset'"):
         cost_table([], ["aset"])
 
 
-def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(house: House, tmp_path: Path) -> None:
+def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(
+    deployment: SmallDeployment, tmp_path: Path
+) -> None:
     shutil.rmtree(tmp_path / "payloads")
     looks: list[str] = []
 
@@ -215,7 +217,7 @@ def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(house: 
 
     sa.event.listen(sa.Engine, "before_cursor_execute", note)
     try:
-        assert table(house, "asset", "model", "day", "tag:team")["total",].requests == 13
+        assert table(deployment, "asset", "model", "day", "tag:team")["total",].requests == 13
     finally:
         sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert sum("shard" in look for look in looks) == 1

@@ -34,7 +34,7 @@ from dagster_llm_batch.providers.files import time_of
 from dagster_llm_batch.providers.slurm.batches import SlurmBatch
 from dagster_llm_batch.providers.slurm.client import SlurmClient
 from dagster_llm_batch.providers.slurm.options import SlurmOptions
-from dagster_llm_batch.providers.slurm.states import LATE, ArrayTask, Verdict, of_all, of_exit, of_state
+from dagster_llm_batch.providers.slurm.states import LATE, ArrayTask, Standing, of_all, of_exit, of_state
 from dagster_llm_batch.types import Absent, BatchLimits, BatchReport, BatchStatus, FindHints, Found, RequestSpec
 
 __all__ = ["SLURM_LIMITS", "SlurmProvider"]
@@ -181,7 +181,7 @@ class SlurmProvider(OwnMachines):
         exits = batch.exits()
         known = {**batch.noted_ends(), **known}
         verdicts = {task: self._verdict(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))}
-        whole = of_all(verdicts, exits) if verdicts else Verdict(None)
+        whole = of_all(verdicts, exits) if verdicts else Standing(None)
         status, reason = whole.status, whole.reason
         if status is None:
             where = f"Slurm knows no job named '{batch.batch_id}', and {batch.path} does not say how it ended."
@@ -201,7 +201,7 @@ class SlurmProvider(OwnMachines):
             ended_at=max(ends, default=None) if status.is_terminal else None,
         )
 
-    def _verdict(self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None) -> Verdict:
+    def _verdict(self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None) -> Standing:
         """Judge one task by `end`, which it wrote itself, and by `seen`, which Slurm says of it."""
         if end is not None:
             state = seen.state if seen else None
@@ -209,13 +209,13 @@ class SlurmProvider(OwnMachines):
         is_asked_to_stop = batch.is_asked_to_stop()
         if seen is None:
             # nothing starts that was asked to stop, and what runs is known to Slurm: so it has never run
-            return Verdict(BatchStatus.CANCELED if is_asked_to_stop else None)
+            return Standing(BatchStatus.CANCELED if is_asked_to_stop else None)
         if seen.state in LATE:
             # the task wrote its end on a node; a shared directory may show it here only later
             if seen.ended_at is not None and time.time() - seen.ended_at < self._lag_seconds:
-                return Verdict(BatchStatus.RUNNING)
+                return Standing(BatchStatus.RUNNING)
             if is_asked_to_stop:
-                return Verdict(BatchStatus.CANCELED)
+                return Standing(BatchStatus.CANCELED)
         return of_state(seen.state, seen.reason, batch.log_tail(task))
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:

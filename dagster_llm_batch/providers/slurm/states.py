@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import BatchStatus
 
-__all__ = ["LATE", "ArrayTask", "Verdict", "is_over", "of_all", "of_exit", "of_state"]
+__all__ = ["LATE", "ArrayTask", "Standing", "is_over", "of_all", "of_exit", "of_state"]
 
 _RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 # A requeued task waits again, whatever became of its last start.
@@ -58,7 +58,7 @@ def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
     return ArrayTask(**noted) if is_task else None
 
 
-class Verdict(NamedTuple):
+class Standing(NamedTuple):
     """How a task, or a whole batch, stands. Without `status`, nobody knows of it."""
 
     status: BatchStatus | None
@@ -71,25 +71,25 @@ def is_over(task: ArrayTask) -> bool:
     return task.state.rstrip("+") in _WORDS
 
 
-def of_exit(end: Mapping[str, Any], state: str | None, *, has_output: bool, log: str) -> Verdict:
+def of_exit(end: Mapping[str, Any], state: str | None, *, has_output: bool, log: str) -> Standing:
     """Judge a task that wrote its own `end`. `state` is Slurm's word for it, where Slurm was asked."""
     if end.get("canceled"):
-        return Verdict(BatchStatus.CANCELED)
+        return Standing(BatchStatus.CANCELED)
     code = end.get("code")
     if code == 0:
         missing = f"The command ended well but wrote no output. {log}".strip()
-        return Verdict(BatchStatus.ENDED) if has_output else Verdict(BatchStatus.FAILED, missing)
+        return Standing(BatchStatus.ENDED) if has_output else Standing(BatchStatus.FAILED, missing)
     if state == "OUT_OF_MEMORY":
         return of_state(state, "", log)
     reason = f"The command ended with code {plain_words(code)}. {log}".strip()
-    return Verdict(BatchStatus.ENDED if has_output else BatchStatus.FAILED, reason)
+    return Standing(BatchStatus.ENDED if has_output else BatchStatus.FAILED, reason)
 
 
-def of_state(state: str, reason: str, log: str) -> Verdict:
+def of_state(state: str, reason: str, log: str) -> Standing:
     """Judge a task by Slurm's words alone. A word never seen before is RUNNING: waiting loses nothing."""
     word = state.rstrip("+")
     if word in _RUNNING:
-        return Verdict(BatchStatus.RUNNING)
+        return Standing(BatchStatus.RUNNING)
     if word in _WORDS:
         status, retryable, meaning = _WORDS[word]
         if reason == "DependencyNeverSatisfied":
@@ -98,13 +98,13 @@ def of_state(state: str, reason: str, log: str) -> Verdict:
             meaning = _WORDS["OUT_OF_MEMORY"][2]
         elif reason not in ("", "None"):
             meaning = f"{meaning} ({plain_words(reason)})"
-        return Verdict(status, f"Slurm: {word}, {meaning}. {log}".strip(), retryable)
+        return Standing(status, f"Slurm: {word}, {meaning}. {log}".strip(), retryable)
     if word in _PENDING:
-        return Verdict(BatchStatus.PENDING, f"Slurm: {word}, {plain_words(reason) or 'no reason given'}.")
-    return Verdict(BatchStatus.RUNNING)
+        return Standing(BatchStatus.PENDING, f"Slurm: {word}, {plain_words(reason) or 'no reason given'}.")
+    return Standing(BatchStatus.RUNNING)
 
 
-def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
+def of_all(tasks: Mapping[int, Standing], started: Collection[int]) -> Standing:
     """Judge a batch by its tasks.
 
     It is not over before all of them are. A single canceled task makes the batch canceled, since somebody wanted that.
@@ -113,11 +113,11 @@ def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
     verdicts = list(tasks.values())
     open_verdicts = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
     if any(verdict.status is None for verdict in verdicts):
-        return open_verdicts[0] if open_verdicts else Verdict(None)
+        return open_verdicts[0] if open_verdicts else Standing(None)
     by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
     if open_verdicts:
         runs = started or BatchStatus.RUNNING in by_status or len(open_verdicts) < len(verdicts)
-        return Verdict(BatchStatus.RUNNING) if runs else open_verdicts[0]
+        return Standing(BatchStatus.RUNNING) if runs else open_verdicts[0]
     reasons = [
         f"task {task}: {verdict.reason}" if len(tasks) > 1 else verdict.reason
         for task, verdict in tasks.items()
@@ -126,5 +126,5 @@ def of_all(tasks: Mapping[int, Verdict], started: Collection[int]) -> Verdict:
     reason = " | ".join(reasons) or None
     for status in (BatchStatus.CANCELED, BatchStatus.ENDED, BatchStatus.EXPIRED):
         if status in by_status:
-            return Verdict(status, reason)
-    return Verdict(BatchStatus.FAILED, reason, all(verdict.retryable for verdict in verdicts))
+            return Standing(status, reason)
+    return Standing(BatchStatus.FAILED, reason, all(verdict.retryable for verdict in verdicts))

@@ -39,7 +39,7 @@ from dagster_llm_batch.testing.emulator.lifecycle import (
     ManualClock,
 )
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
-from dagster_llm_batch.testing.emulator.world import VendorLimits
+from dagster_llm_batch.testing.emulator.shared_state import VendorLimits
 
 __all__ = [
     "ANTHROPIC",

@@ -1,4 +1,4 @@
-"""The books: what the emulated house has seen, done and billed. Tests assert on them.
+"""The books: what the emulated vendors have seen, done and billed. Tests assert on them.
 
 Append-only and thread-safe; what is returned is a copy. A request is billed when it was answered with 2xx, as a
 refusal and a cut reply are. There are no prices here: tokens only.

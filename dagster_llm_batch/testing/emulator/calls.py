@@ -15,7 +15,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 Caller = TypeVar("Caller")
 Body = dict[str, Any]
@@ -76,12 +76,12 @@ def serve_calls(
     return Starlette(routes=routes, exception_handlers={HTTPException: refuse})
 
 
-def account_by_key(world: World, refusal: Callable[[str | None], CallError]) -> Callable[[HttpRequest], str]:
+def account_by_key(shared: SharedState, refusal: Callable[[str | None], CallError]) -> Callable[[HttpRequest], str]:
     """Return what tells the account of a call by its key, and refuses a key that opens none."""
 
     def account_of(request: HttpRequest) -> str:
         key = api_key(request.scope)
-        account = world.account(key)
+        account = shared.account(key)
         if account is None:
             raise refusal(key)
         return account

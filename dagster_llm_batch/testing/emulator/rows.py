@@ -7,18 +7,18 @@ import random
 from collections.abc import Callable, Iterator
 
 from dagster_llm_batch.testing.emulator.lifecycle import Life
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 
 class RowQueue:
     """The numbers of a batch's rows, in the order in which they run, which the batch's `ordinal` decides."""
 
-    def __init__(self, world: World, ordinal: int, count: int) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, ordinal: int, count: int) -> None:
+        self._shared = shared
         self._ordinal = ordinal
         self._order = list(range(count))
         # Results come in any order, and a batch cut short has run any part of its rows.
-        random.Random(f"{world.seed}:{ordinal}").shuffle(self._order)  # noqa: S311
+        random.Random(f"{shared.seed}:{ordinal}").shuffle(self._order)  # noqa: S311
         self._done = 0
 
     def __len__(self) -> int:
@@ -31,8 +31,8 @@ class RowQueue:
         "work": more rows are left. "due": all have run. "window_over" and "cancel": a fault ends it here.
         """
         total, state = len(self._order), life.state
-        end = min(total, self._done + math.ceil(total / self._world.work_steps))
-        faults = self._world.faults
+        end = min(total, self._done + math.ceil(total / self._shared.work_steps))
+        faults = self._shared.faults
         short = faults.batch("expires", self._ordinal) or faults.batch("cancels", self._ordinal)
         stop = total if short is None else min(total, int(total * short.fraction))
         while self._done < min(end, stop) and life.state == state:

@@ -1,4 +1,4 @@
-"""The emulator as a whole: the vendors' houses on one world, in process or on a loopback socket."""
+"""The emulator as a whole: the vendors' routes over what they share, in process or on a loopback socket."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
-from dagster_llm_batch.testing.emulator.anthropic.routes import AnthropicHouse
+from dagster_llm_batch.testing.emulator.anthropic.routes import AnthropicRoutes
 from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES
-from dagster_llm_batch.testing.emulator.bedrock.routes import BedrockHouse
+from dagster_llm_batch.testing.emulator.bedrock.routes import BedrockRoutes
 from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
-from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryHouse, Tables
-from dagster_llm_batch.testing.emulator.google.gemini_routes import GeminiHouse
-from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexHouse
+from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryRoutes, Tables
+from dagster_llm_batch.testing.emulator.google.gemini_routes import GeminiRoutes
+from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexRoutes
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
-from dagster_llm_batch.testing.emulator.mistral.routes import MistralHouse
+from dagster_llm_batch.testing.emulator.mistral.routes import MistralRoutes
 from dagster_llm_batch.testing.emulator.mistral.wire import MISTRAL
-from dagster_llm_batch.testing.emulator.openai.routes import OpenAIHouse
-from dagster_llm_batch.testing.emulator.openrouter.routes import OpenRouterHouse
+from dagster_llm_batch.testing.emulator.openai.routes import OpenAIRoutes
+from dagster_llm_batch.testing.emulator.openrouter.routes import OpenRouterRoutes
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
+from dagster_llm_batch.testing.emulator.shared_state import Keys, SharedState, VendorLimits
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
 from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
-from dagster_llm_batch.testing.emulator.world import Keys, VendorLimits, World
 
 HOST = "127.0.0.1"
 DEFAULT_KEY = "sk-emulator"
@@ -50,8 +50,8 @@ class Emulator:
     pace: "manual" (`tick`, `settle`), seconds an edge, or seconds by state, on `clock`.
     work_steps: how many moves a batch's rows take.
     keys: accepted API keys (each its own account), or key -> account, or None for any key.
-    gcs_url: a Cloud Storage server, in which the Vertex AI house reads request files and writes results.
-    s3_url: an S3 server, in which the Bedrock house does the same; `local_s3` starts one.
+    gcs_url: a Cloud Storage server, in which the emulated Vertex AI reads request files and writes results.
+    s3_url: an S3 server, in which the emulated Bedrock does the same; `local_s3` starts one.
         Clients can reach both by `gcs_relay_url` and `s3_relay_url`, where faults strike their calls too.
     seed: ids, row order and chosen fractions follow from it.
     Nothing leaves the machine: the socket is bound to 127.0.0.1.
@@ -75,7 +75,7 @@ class Emulator:
         if work_steps < 1:
             raise ValueError(f"work_steps is 1 or more; got {work_steps}")
         self._mover = Mover(Pace.of(pace), clock)
-        self._world = World(
+        self._shared = SharedState(
             answer=answer,
             clock=clock,
             mover=self._mover,
@@ -85,25 +85,25 @@ class Emulator:
             seed=seed,
             work_steps=work_steps,
         )
-        self._openai = OpenAIHouse(self._world)
-        self._anthropic = AnthropicHouse(self._world)
-        self._bedrock = BedrockHouse(self._world, s3_url)
-        self._openrouter = OpenRouterHouse(self._world)
-        self._mistral = MistralHouse(self._world)
+        self._openai = OpenAIRoutes(self._shared)
+        self._anthropic = AnthropicRoutes(self._shared)
+        self._bedrock = BedrockRoutes(self._shared, s3_url)
+        self._openrouter = OpenRouterRoutes(self._shared)
+        self._mistral = MistralRoutes(self._shared)
         self._connections = Connections()
         tables = Tables()
         apps: dict[str, App] = {
-            BIGQUERY: BigQueryHouse(self._world, tables).app(),
+            BIGQUERY: BigQueryRoutes(self._shared, tables).app(),
             MESSAGES: self._anthropic.app(),
             BEDROCK: self._bedrock.app(),
             OPENROUTER: self._openrouter.app(),
             MISTRAL: self._mistral.app(),
-            VERTEX: VertexHouse(self._world, gcs_url, tables).app(),
-            GEMINI: GeminiHouse(self._world).app(),
+            VERTEX: VertexRoutes(self._shared, gcs_url, tables).app(),
+            GEMINI: GeminiRoutes(self._shared).app(),
             **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
         }
-        houses = by_path(apps, self._openai.app())
-        self.asgi_app = Wire(houses, self._world, self._connections)
+        routes = by_path(apps, self._openai.app())
+        self.asgi_app = Wire(routes, self._shared, self._connections)
         self._wanted_port = port
         self._port: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,7 +113,7 @@ class Emulator:
     @property
     def books(self) -> Books:
         """What was seen, done and billed."""
-        return self._world.books
+        return self._shared.books
 
     @property
     def port(self) -> int:
@@ -193,15 +193,15 @@ class Emulator:
 
     def inject(self, *faults: Fault) -> None:
         """Let these faults happen from now on."""
-        self._world.faults.add(*faults)
+        self._shared.faults.add(*faults)
 
     def clear_faults(self) -> None:
         """Nothing goes wrong from now on."""
-        self._world.faults.clear()
+        self._shared.faults.clear()
 
     def struck(self, fault: Fault) -> int:
         """Return how often the fault has struck."""
-        return self._world.faults.struck(fault)
+        return self._shared.faults.struck(fault)
 
     @property
     def hanging(self) -> int:
@@ -236,7 +236,7 @@ class Emulator:
         self._bedrock.close()
         self._openrouter.close()
         self._mistral.close()
-        self._world.close()
+        self._shared.close()
 
     def __enter__(self) -> Self:
         """Start."""

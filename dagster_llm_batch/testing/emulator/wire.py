@@ -28,7 +28,7 @@ from dagster_llm_batch.testing.emulator.mistral.wire import error_body as mistra
 from dagster_llm_batch.testing.emulator.openai.wire import error_body
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
 from dagster_llm_batch.testing.emulator.openrouter.wire import error_body as openrouter_error_body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -72,12 +72,12 @@ class Connections:
             transport.abort()
 
 
-def by_path(houses: Mapping[str, App], other: App) -> App:
-    """Return the house whose prefix the path has; `other` for the rest."""
+def by_path(apps: Mapping[str, App], other: App) -> App:
+    """Return the app whose prefix the path has; `other` for the rest."""
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
-        house = next((one for prefix, one in houses.items() if scope["path"].startswith(prefix)), other)
-        await house(scope, receive, send)
+        found = next((one for prefix, one in apps.items() if scope["path"].startswith(prefix)), other)
+        await found(scope, receive, send)
 
     return app
 
@@ -91,7 +91,7 @@ def plain_path(path: str) -> str:
 
 
 def _dated(send: Send, now: float) -> Send:
-    """Say the time in the answer, by the world's clock."""
+    """Say the time in the answer, by the emulator's clock."""
     date = formatdate(now, usegmt=True).encode()
 
     async def dated(message: Message) -> None:
@@ -106,9 +106,9 @@ def _dated(send: Send, now: float) -> Send:
 class Wire:
     """The ASGI app that clients talk to."""
 
-    def __init__(self, app: App, world: World, connections: Connections) -> None:
+    def __init__(self, app: App, shared: SharedState, connections: Connections) -> None:
         self._app = app
-        self._world = world
+        self._shared = shared
         self._connections = connections
         self.hanging = 0
 
@@ -119,11 +119,11 @@ class Wire:
         path = plain_path(scope["path"])
         given_path = scope.get("raw_path", b"").decode("latin-1")
         scope = {**scope, "path": path, "raw_path": path.encode(), "emulator.raw_path": given_path}
-        now = self._world.clock()
-        self._world.books.write(Call(now, scope["method"], path, api_key(scope)))
+        now = self._shared.clock()
+        self._shared.books.write(Call(now, scope["method"], path, api_key(scope)))
         send = _dated(send, now)
         replaced: WireFault | None = None
-        for fault in self._world.faults.wire(f"{scope['method']} {path}"):
+        for fault in self._shared.faults.wire(f"{scope['method']} {path}"):
             if fault.kind == "slow":
                 await asyncio.sleep(fault.seconds)
                 send = _slowly(send, fault) if fault.chunk_bytes else send

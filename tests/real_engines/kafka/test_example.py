@@ -16,11 +16,11 @@ from example_project import stream
 def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_request_once(tmp_path):
     told = []
     with stream.broker(tmp_path / "broker") as address, stream.lexicon() as llm:
-        world = stream.World(address, llm, tmp_path)
-        table = stream.travel(world, told.append, scale=0.2)
+        setup = stream.StreamSetup(address, llm, tmp_path)
+        table = stream.travel(setup, told.append, scale=0.2)
         by = {row["by"]: row for row in table.to_dicts()}
         everything, student, asked = by["all"], by["student"], by["llm"]
-        results = stream.stream_results(world.connection, stream.RESULTS)
+        results = stream.stream_results(setup.connection, stream.RESULTS)
     assert everything["n"] == len(results) == len({one.message_id for one in results}) == 180 + 60
     assert student["n"] + asked["n"] == everything["n"]
     assert student["n"] > 0

@@ -19,7 +19,7 @@ from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, Life
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.rows import RowQueue
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _KINDS = ("processing", "succeeded", "errored", "canceled", "expired")
 _KEPT_SECONDS = 29 * 86_400.0
@@ -29,25 +29,25 @@ _OK = 200
 class AnthropicBatch:
     """One batch, from its creation to its end."""
 
-    def __init__(self, world: World, record: BatchRecord, caller: Caller, requests: list[Body]) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, record: BatchRecord, caller: Caller, requests: list[Body]) -> None:
+        self._shared = shared
         self._caller = caller
         self._requests = requests
         self.record = record
-        self._created_at = world.clock()
-        self._expires_at = self._created_at + world.limits.window_seconds
+        self._created_at = shared.clock()
+        self._expires_at = self._created_at + shared.limits.window_seconds
         self.life = Life(ANTHROPIC, self._created_at, self._moved)
         self.size = len(requests)
-        self._queue = RowQueue(world, record.ordinal, len(requests))
+        self._queue = RowQueue(shared, record.ordinal, len(requests))
         self._counts = dict.fromkeys(_KINDS, 0)
-        self._file = ResultFile(world.faults.whole_file(record.ordinal))
+        self._file = ResultFile(shared.faults.whole_file(record.ordinal))
         self._results: Blob | None = None
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the 24 hours, while rows run."""
@@ -72,24 +72,26 @@ class AnthropicBatch:
         one = self._requests[index]
         raw = json.dumps(one).encode()
         place = (self.record.ordinal, one["custom_id"], raw)
-        request = Request(self._caller, one["params"], self.record.id, one["custom_id"], self._world.faults.row(*place))
-        status, answer = respond(self._world, request)
+        request = Request(
+            self._caller, one["params"], self.record.id, one["custom_id"], self._shared.faults.row(*place)
+        )
+        status, answer = respond(self._shared, request)
         if status == _OK:
             kind, result = "succeeded", row(one["custom_id"], "succeeded", message=answer)
         else:
             kind, result = "errored", row(one["custom_id"], "errored", error=answer)
         self._counts[kind] += 1
-        self._file.write(result, self._world.faults.file(*place))
+        self._file.write(result, self._shared.faults.file(*place))
 
     def _finish(self, kind: str, event: str) -> str:
         """Give up the rows that have not run, and close the results."""
         for index in self._queue.give_up_rest():
             one = self._requests[index]
-            faults = self._world.faults.file(self.record.ordinal, one["custom_id"], json.dumps(one).encode())
+            faults = self._shared.faults.file(self.record.ordinal, one["custom_id"], json.dumps(one).encode())
             self._file.write(row(one["custom_id"], kind), faults)
             self._counts[kind] += 1
         blob = self._file.finish()
-        self._results = None if blob is None else self._world.keep(blob)
+        self._results = None if blob is None else self._shared.keep(blob)
         return event
 
     def results(self) -> Blob | None:
@@ -97,7 +99,7 @@ class AnthropicBatch:
         return self._results if self.life.ended and not self._archived() else None
 
     def _archived(self) -> bool:
-        return self._world.clock() >= self._created_at + _KEPT_SECONDS
+        return self._shared.clock() >= self._created_at + _KEPT_SECONDS
 
     def close(self) -> None:
         """Give back what was written and not finished."""

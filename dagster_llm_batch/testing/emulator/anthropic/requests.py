@@ -1,4 +1,4 @@
-"""Anthropic's checks: a batch when it is created, each request when it runs; and what the house answers to one.
+"""Anthropic's checks: a batch when it is created, each request when it runs; and what the vendor answers to one.
 
 Only custom_ids and sizes are checked at once. Everything else in a row comes back as an errored row after hours.
 https://platform.claude.com/docs/en/build-with-claude/batch-processing
@@ -16,7 +16,7 @@ from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
 from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body, message_body
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _LONGEST_ID = 64
@@ -169,28 +169,28 @@ class Request:
     faults: Collection[RowFault] = ()
 
 
-def respond(world: World, request: Request) -> tuple[int, Body]:
+def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
     params, in_batch = request.params, request.batch_id is not None
-    refused = problem(params, request.caller, world.limits.known_models, batch=in_batch)
+    refused = problem(params, request.caller, shared.limits.known_models, batch=in_batch)
     code: str | None = None
     reply = Reply()
     if refused is None:
         failing = next((fault for fault in request.faults if fault.kind == "status"), None)
         if failing is None:
-            reply = _bent(world.answer(params, MESSAGES), request.faults)
+            reply = _bent(shared.answer(params, MESSAGES), request.faults)
         else:
             reply = Reply(status_code=failing.status_code, code=failing.code, message=failing.message)
         if reply.status_code != _OK:
             refused, code = (reply.status_code, reply.message or ""), reply.code
     if refused is None:
-        status, answer = _OK, message_body(reply, params, world.new_id(""))
+        status, answer = _OK, message_body(reply, params, shared.new_id(""))
     else:
         status = refused[0]
         answer = error_body(status, refused[1] or None, code=code, visible=in_batch)
     used = answer.get("usage", {})
     given = sum(used.get(f"{name}input_tokens", 0) for name in ("", "cache_creation_", "cache_read_"))
-    world.books.write(
+    shared.books.write(
         Execution(
             account=request.caller.account,
             endpoint=MESSAGES,

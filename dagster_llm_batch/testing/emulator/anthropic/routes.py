@@ -20,7 +20,7 @@ from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import api_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _BATCHES = "/v1/messages/batches"
 _MOST, _DEFAULT = 1_000, 20
@@ -29,11 +29,11 @@ _ASK_AGAIN_SECONDS = "10"
 Handler = Callable[[HttpRequest, Caller], Awaitable[Response]]
 
 
-class AnthropicHouse:
-    """The Anthropic face of an emulator."""
+class AnthropicRoutes:
+    """The routes of Anthropic, over what the emulated vendors share."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._batches: dict[str, AnthropicBatch] = {}
 
     def app(self) -> Starlette:
@@ -51,7 +51,7 @@ class AnthropicHouse:
             table,
             self._caller,
             lambda _, status: ApiError(status, "Not found"),
-            new_call_id=partial(self._world.new_id, "req_"),
+            new_call_id=partial(self._shared.new_id, "req_"),
             id_header="request-id",
         )
 
@@ -61,7 +61,7 @@ class AnthropicHouse:
             batch.close()
 
     def _caller(self, request: HttpRequest) -> Caller:
-        account = self._world.account(api_key(request.scope))
+        account = self._shared.account(api_key(request.scope))
         if account is None:
             raise ApiError(401, "API key is invalid.")
         version = request.headers.get("anthropic-version")
@@ -71,31 +71,31 @@ class AnthropicHouse:
         return Caller(account, version, betas)
 
     async def _create(self, request: HttpRequest, caller: Caller) -> Response:
-        limits = self._world.limits
+        limits = self._shared.limits
         raw = await request.body()
         if len(raw) > limits.message_batch_bytes:
             raise ApiError(413, "Request exceeds the maximum size")
         requests = await asyncio.to_thread(lambda: check_batch(_object(raw), limits.message_batch_requests))
         record = BatchRecord(
-            id=self._world.new_id("msgbatch_"),
-            ordinal=len(self._world.books.batches),
+            id=self._shared.new_id("msgbatch_"),
+            ordinal=len(self._shared.books.batches),
             account=caller.account,
             endpoint=MESSAGES,
             input_file_id="",
             metadata={},
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
-        batch = AnthropicBatch(self._world, record, caller, requests)
+        batch = AnthropicBatch(self._shared, record, caller, requests)
         self._check_queue(batch)
         self._batches[record.id] = batch
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = batch.as_json(_origin(request))
-        self._world.mover.add(batch)
+        self._shared.mover.add(batch)
         return JSONResponse(reply)
 
     def _check_queue(self, batch: AnthropicBatch) -> None:
         """https://platform.claude.com/docs/en/api/rate-limits#message-batches-api"""
-        most = self._world.limits.queued_requests
+        most = self._shared.limits.queued_requests
         mine = [one for one in self._batches.values() if one.record.account == batch.record.account]
         queued = sum(one.size for one in mine if not one.life.ended)
         if most is not None and queued + batch.size > most:
@@ -141,7 +141,7 @@ class AnthropicHouse:
         batch = self._batch(request, caller)
         if batch.life.state != "canceling":
             try:
-                batch.life.move("cancel", self._world.clock())
+                batch.life.move("cancel", self._shared.clock())
             except IllegalMoveError:
                 raise ApiError(400, f"Message Batch {batch.record.id} has already ended.") from None
         return JSONResponse(batch.as_json(_origin(request)))
@@ -158,7 +158,7 @@ class AnthropicHouse:
     async def _real_time(self, request: HttpRequest, caller: Caller) -> Response:
         """https://platform.claude.com/docs/en/api/messages"""
         one = Request(caller, _object(await request.body()))
-        status, answer = await asyncio.to_thread(respond, self._world, one)
+        status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
 
     def _batch(self, request: HttpRequest, caller: Caller) -> AnthropicBatch:

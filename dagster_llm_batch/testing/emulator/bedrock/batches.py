@@ -21,7 +21,7 @@ from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
 from dagster_llm_batch.testing.emulator.faults import BatchKind
 from dagster_llm_batch.testing.emulator.lifecycle import BEDROCK, Life
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _OK = 200
 _HOUR = 3600
@@ -45,26 +45,26 @@ class Counts:
 class BedrockJob:
     """One job, from its creation to its end."""
 
-    def __init__(self, world: World, s3: S3 | None, record: BatchRecord, body: Body) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, s3: S3 | None, record: BatchRecord, body: Body) -> None:
+        self._shared = shared
         self._s3 = s3
         self.record = record
         self.body = body
-        self.created_at = world.clock()
+        self.created_at = shared.clock()
         self._expires_at = self.created_at + body.get("timeoutDurationInHours", 24) * _HOUR
         self.life = Life(BEDROCK, self.created_at, self._moved)
         self._records: list[Body] = []
         self._order: list[int] = []
         self._counts = Counts()
         self._message: str | None = None
-        self._output = ResultFile(world.faults.whole_file(record.ordinal), "recordId")
+        self._output = ResultFile(shared.faults.whole_file(record.ordinal), "recordId")
         self._name = ""
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return when the job's own timeout is over."""
@@ -98,11 +98,11 @@ class BedrockJob:
             return "invalid"
         self._counts.total = len(self._records)
         self._order = list(range(len(self._records)))
-        random.Random(f"{self._world.seed}:{self.record.ordinal}").shuffle(self._order)  # noqa: S311
+        random.Random(f"{self._shared.seed}:{self.record.ordinal}").shuffle(self._order)  # noqa: S311
         return "due"
 
     def _read(self) -> list[Body]:
-        limits = self._world.limits
+        limits = self._shared.limits
         if self._s3 is None:
             raise InvalidInputError("The emulator was given no S3 server.")
         bucket, _, key = self.body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"].removeprefix("s3://").partition("/")
@@ -123,12 +123,12 @@ class BedrockJob:
         if len(records) > limits.batch_requests:
             raise InvalidInputError(f"The job has {len(records)} records, more than {limits.batch_requests}.")
         for record in records:
-            record.setdefault("recordId", self._world.new_id("").upper()[:11])
+            record.setdefault("recordId", self._shared.new_id("").upper()[:11])
         return records
 
     def _work(self) -> str:
         total, counts = len(self._order), self._counts
-        end = min(total, counts.processed + math.ceil(total / self._world.work_steps))
+        end = min(total, counts.processed + math.ceil(total / self._shared.work_steps))
         short = self._fault("expires") or self._fault("cancels")
         stop = total if short is None else min(total, int(total * short.fraction))
         while counts.processed < min(end, stop) and self.life.state == "InProgress":
@@ -146,7 +146,7 @@ class BedrockJob:
         return "window_over"
 
     def _run(self, record: Body) -> None:
-        raw, record_id, faults = json.dumps(record).encode(), str(record["recordId"]), self._world.faults
+        raw, record_id, faults = json.dumps(record).encode(), str(record["recordId"]), self._shared.faults
         bent = faults.file(self.record.ordinal, record_id, raw)
         request = Request(
             account=self.record.account,
@@ -158,7 +158,7 @@ class BedrockJob:
             faults=faults.row(self.record.ordinal, record_id, raw),
             with_line_separator=any(fault.kind == "u2028" for fault in bent),
         )
-        status, output, tokens = respond(self._world, request)
+        status, output, tokens = respond(self._shared, request)
         row = {"recordId": record_id, "modelInput": record["modelInput"]}
         if status == _OK:
             row["modelOutput"] = output

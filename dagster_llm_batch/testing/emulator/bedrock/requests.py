@@ -16,7 +16,7 @@ from dagster_llm_batch.testing.emulator.anthropic.schemas import format_problem
 from dagster_llm_batch.testing.emulator.bedrock.wire import Body, embedding_body, form_of, limited, output_body, view
 from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _OK = 200
 _LINE_SEPARATOR = "\u2028"
@@ -77,7 +77,7 @@ class Request:
     with_line_separator: bool = False
 
 
-def respond(world: World, request: Request) -> tuple[int, Body | str, tuple[int, int]]:
+def respond(shared: SharedState, request: Request) -> tuple[int, Body | str, tuple[int, int]]:
     """Return the status, output or error message, and tokens in and out. Enters the books."""
     form = form_of(request.model, converse=request.converse)
     status, answer, given, made = _OK, _refusal(form, request.body, batch=request.batch_id is not None), 0, 0
@@ -89,7 +89,7 @@ def respond(world: World, request: Request) -> tuple[int, Body | str, tuple[int,
         status, answer = failing.status_code, failing.message
     else:
         seen, endpoint = view(form, request.model, request.body)
-        reply = _bent(limited(form, world.answer(seen, endpoint), request.body), request)
+        reply = _bent(limited(form, shared.answer(seen, endpoint), request.body), request)
         if reply.status_code != _OK:
             status, answer = reply.status_code, reply.message or "The model could not answer."
         elif endpoint == EMBEDDINGS:
@@ -99,8 +99,8 @@ def respond(world: World, request: Request) -> tuple[int, Body | str, tuple[int,
             given = prompt_tokens(seen) if reply.input_tokens is None else reply.input_tokens
             text = reply.refusal if reply.text is None else reply.text
             made = text_tokens(text or "") if reply.output_tokens is None else reply.output_tokens
-            output = output_body(form, request.model, reply, given, made, world.new_id(""))
-    world.books.write(
+            output = output_body(form, request.model, reply, given, made, shared.new_id(""))
+    shared.books.write(
         Execution(
             account=request.account,
             endpoint=request.model,

@@ -24,7 +24,7 @@ from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, B
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 # https://docs.aws.amazon.com/bedrock/latest/APIReference/API_CreateModelInvocationJob.html
 _S3_URI = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](?:/[-!_*'().a-z0-9A-Z]+(?:/[-!_*'().a-z0-9A-Z]+)*)?/?"
@@ -59,11 +59,11 @@ _OK = 200
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class BedrockHouse:
-    """The Bedrock face of an emulator."""
+class BedrockRoutes:
+    """The routes of Bedrock, over what the emulated vendors share."""
 
-    def __init__(self, world: World, s3_url: str | None) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, s3_url: str | None) -> None:
+        self._shared = shared
         self._s3 = S3(s3_url) if s3_url is not None else None
         self._jobs: dict[str, BedrockJob] = {}
 
@@ -80,9 +80,9 @@ class BedrockHouse:
         )
         return serve_calls(
             table,
-            account_by_key(self._world, _refuse_key),
+            account_by_key(self._shared, _refuse_key),
             _refuse_path,
-            new_call_id=partial(self._world.new_id, "", "call"),
+            new_call_id=partial(self._shared.new_id, "", "call"),
             id_header="x-amzn-RequestId",
         )
 
@@ -94,7 +94,7 @@ class BedrockHouse:
     async def _create(self, request: HttpRequest, account: str) -> Response:
         body = await _json(request)
         _check(body)
-        if (known := self._world.limits.known_models) is not None and body["modelId"] not in known:
+        if (known := self._shared.limits.known_models) is not None and body["modelId"] not in known:
             raise ApiError(400, "The provided model identifier is invalid.")
         token = body.get("clientRequestToken")
         for job in list(self._jobs.values()):
@@ -104,7 +104,7 @@ class BedrockHouse:
                     raise ApiError(409, "The client request token was used with other parameters.")
                 return JSONResponse({"jobArn": job.record.id})
         live = sum(not job.life.ended for job in self._jobs.values() if job.record.account == account)
-        most = self._world.limits.bedrock_jobs
+        most = self._shared.limits.bedrock_jobs
         if most is not None and live >= most:
             text = f"The number of in-progress and submitted batch inference jobs is at its limit of {most}."
             raise ApiError(400, text, "ServiceQuotaExceededException")
@@ -112,18 +112,18 @@ class BedrockHouse:
         owner = re.fullmatch(_PATTERNS["roleArn"], body["roleArn"])
         owner_id = (owner and owner[2]) or "123456789012"
         record = BatchRecord(
-            id=f"arn:aws:bedrock:{region}:{owner_id}:model-invocation-job/{self._world.new_id('', 'job')[-12:]}",
+            id=f"arn:aws:bedrock:{region}:{owner_id}:model-invocation-job/{self._shared.new_id('', 'job')[-12:]}",
             ordinal=len(self._jobs),
             account=account,
             endpoint=body["modelId"],
             input_file_id=body["inputDataConfig"]["s3InputDataConfig"]["s3Uri"],
             metadata={"jobName": body["jobName"], "clientRequestToken": token or ""},
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
-        job = BedrockJob(self._world, self._s3, record, body)
+        job = BedrockJob(self._shared, self._s3, record, body)
         self._jobs[record.id] = job
-        self._world.books.write(record)
-        self._world.mover.add(job)
+        self._shared.books.write(record)
+        self._shared.mover.add(job)
         return JSONResponse({"jobArn": record.id})
 
     async def _get(self, request: HttpRequest, account: str) -> Response:
@@ -133,7 +133,7 @@ class BedrockHouse:
         job = self._job(request, account)
         if job.life.state != "Stopping":
             try:
-                job.life.move("cancel", self._world.clock())
+                job.life.move("cancel", self._shared.clock())
             except IllegalMoveError:
                 raise ApiError(409, f"The job cannot be stopped in the state {job.life.state}.") from None
         return JSONResponse({})
@@ -180,10 +180,10 @@ class BedrockHouse:
 
     async def _real_time(self, request: HttpRequest, account: str, *, converse: bool) -> Response:
         model = request.path_params["model"]
-        if (known := self._world.limits.known_models) is not None and model not in known:
+        if (known := self._shared.limits.known_models) is not None and model not in known:
             raise ApiError(400, "The provided model identifier is invalid.")
         one = Request(account=account, model=model, converse=converse, body=await _json(request))
-        status, answer, _ = await asyncio.to_thread(respond, self._world, one)
+        status, answer, _ = await asyncio.to_thread(respond, self._shared, one)
         if status != _OK:
             raise ApiError(status, str(answer))
         return JSONResponse(answer)
@@ -196,7 +196,7 @@ class BedrockHouse:
         body = await _json(request)
         if body.get("ServiceCode") != "bedrock":
             raise ApiError(400, "The service does not exist.", "NoSuchResourceException")
-        quotas = list(self._world.limits.bedrock_quotas.items())
+        quotas = list(self._shared.limits.bedrock_quotas.items())
         start, most = int(body.get("NextToken", "0")), int(body.get("MaxResults", 100))
         page = [{"ServiceCode": "bedrock", "QuotaName": name, "Value": value} for name, value in quotas[start:][:most]]
         more = {"NextToken": str(start + most)} if start + most < len(quotas) else {}

@@ -1,6 +1,6 @@
 """S3 for the emulator: a client of the server it is given, and, for tests and demonstrations, a local server (moto's).
 
-The protocol is real: client and house meet in the same buckets, as with the vendor.
+The protocol is real: client and vendor meet in the same buckets, as with the vendor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _NOT_THERE = frozenset({"404", "NoSuchBucket", "NoSuchKey", "AccessDenied", "403
 
 
 class S3:
-    """What a house does in S3, with its own credentials, as a service role has."""
+    """What the vendor does in S3, with its own credentials, as a service role has."""
 
     def __init__(self, url: str, region_name: str = "us-east-1") -> None:
         import botocore.session  # type: ignore[import-untyped]  # noqa: PLC0415 -- only where there is an S3 server

@@ -18,10 +18,10 @@ from starlette.responses import JSONResponse, Response
 
 from dagster_llm_batch.testing.emulator.google.routes import Handler, cloud_caller, google_app
 from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 BIGQUERY = "/bigquery"
-"""Where the house stands on the emulator: what a client gives as its API endpoint ends so."""
+"""Where BigQuery is on the emulator: what a client gives as its API endpoint ends so."""
 
 DATASET = "emulator"
 _ROOT = f"{BIGQUERY}/bigquery/v2/projects/{{project}}"
@@ -69,11 +69,11 @@ class Tables:
             del self._tables[uri.removeprefix(_PREFIX)]
 
 
-class BigQueryHouse:
-    """The BigQuery face of an emulator."""
+class BigQueryRoutes:
+    """The routes of BigQuery, over what the emulated vendors share."""
 
-    def __init__(self, world: World, tables: Tables) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, tables: Tables) -> None:
+        self._shared = shared
         self._tables = tables
         self._jobs: dict[str, Body] = {}
         self._uploads: dict[str, tuple[Body, bytearray]] = {}
@@ -89,7 +89,7 @@ class BigQueryHouse:
             ("GET", table, self._table),
             ("DELETE", table, self._delete),
         )
-        return google_app(routes, cloud_caller(self._world))
+        return google_app(routes, cloud_caller(self._shared))
 
     async def _start(self, request: HttpRequest, account: str) -> Response:
         """Take an upload in one go, or start a resumable one."""
@@ -98,7 +98,7 @@ class BigQueryHouse:
         if request.query_params.get("uploadType") == "multipart":
             metadata, data = _parts(request.headers["content-type"], body)
             return JSONResponse(self._load(metadata, data))
-        number = self._world.new_id("upload-")
+        number = self._shared.new_id("upload-")
         self._uploads[number] = (json.loads(body), bytearray())
         where = f"{request.url.scheme}://{request.url.netloc}{request.url.path}?uploadType=resumable&upload_id={number}"
         return Response(headers={"location": where})

@@ -17,7 +17,7 @@ from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, 
 from dagster_llm_batch.testing.emulator.google.wire import Body, rfc3339, rpc_code
 from dagster_llm_batch.testing.emulator.lifecycle import GEMINI, Life
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _INTERNAL = 13
 _CANCELLED = {"code": _INTERNAL, "message": "The batch was cancelled."}
@@ -29,7 +29,7 @@ class GeminiBatch:
 
     def __init__(
         self,
-        world: World,
+        shared: SharedState,
         record: BatchRecord,
         rows: list[Body],
         *,
@@ -37,27 +37,27 @@ class GeminiBatch:
         inline: bool,
         keep: Callable[[Blob], str],
     ) -> None:
-        self._world = world
+        self._shared = shared
         self.record = record
         self.model = model
         self._inline = inline
         self._keep = keep
-        self._created_at = world.clock()
+        self._created_at = shared.clock()
         self.life = Life(GEMINI, self._created_at, self._moved)
-        self._rows = RunningRows(world, record, rows, model=model, id_field="key")
+        self._rows = RunningRows(shared, record, rows, model=model, id_field="key")
         self.enqueued_tokens = sum(len(json.dumps(row["request"])) // 4 for row in rows)
         self._error: Body | None = None
         self._output: Body | None = None
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """48 hours after the creation."""
-        return self._created_at + _DAYS * self._world.limits.window_seconds
+        return self._created_at + _DAYS * self._shared.limits.window_seconds
 
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
@@ -99,7 +99,7 @@ class GeminiBatch:
             ]
             self._output = {"inlinedResponses": {"inlinedResponses": rows}}
             return
-        file = ResultFile(self._world.faults.whole_file(self.record.ordinal), id_field="key")
+        file = ResultFile(self._shared.faults.whole_file(self.record.ordinal), id_field="key")
         for index, row in enumerate(results):
             file.write(row, self._file_faults(index))
         blob = file.finish()
@@ -107,7 +107,7 @@ class GeminiBatch:
             self._output = {"responsesFile": self._keep(blob)}
 
     def _file_faults(self, index: int) -> list[Any]:
-        return self._world.faults.file(self.record.ordinal, self._rows.custom_id(index), self._rows.raw(index))
+        return self._shared.faults.file(self.record.ordinal, self._rows.custom_id(index), self._rows.raw(index))
 
     def _result(self, index: int) -> Body:
         status, answer = self._rows.answers[index]

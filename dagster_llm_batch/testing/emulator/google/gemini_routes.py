@@ -23,7 +23,7 @@ from dagster_llm_batch.testing.emulator.google.requests import Request, problem,
 from dagster_llm_batch.testing.emulator.google.routes import Handler, google_app, json_body, page
 from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _ROOT = f"{GEMINI}/{{version}}"
 _MOST_FILES = 100  # of a page
@@ -42,11 +42,11 @@ class _Upload:
     handle: IO[bytes]
 
 
-class GeminiHouse:
-    """The Gemini API face of an emulator."""
+class GeminiRoutes:
+    """The routes of Gemini API, over what the emulated vendors share."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._batches: dict[str, GeminiBatch] = {}
         self._files: dict[str, tuple[str, Blob]] = {}
         self._names: dict[str, str] = {}  # displayName of each file
@@ -71,7 +71,7 @@ class GeminiHouse:
         return google_app(table, self._caller)
 
     def _caller(self, request: HttpRequest) -> str:
-        account = self._world.account(api_key(request.scope))
+        account = self._shared.account(api_key(request.scope))
         begun = self._uploads.get(request.query_params.get("upload_id", ""))
         account = begun.account if account is None and begun is not None else account  # the URL is the key
         if account is None:
@@ -86,7 +86,7 @@ class GeminiHouse:
             raise ApiError(400, "* BatchGenerateContentRequest.batch.display_name: is required")
         source = given.get("inputConfig") or {}
         model = request.path_params["model"]
-        known = self._world.limits.known_models
+        known = self._shared.limits.known_models
         if known is not None and model not in known:
             raise ApiError(404, f"models/{model} is not found for API version v1.")
         inline = "requests" in source
@@ -96,29 +96,29 @@ class GeminiHouse:
         if any(("content" in row["request"]) != embeds for row in rows):
             raise ApiError(400, "The requests are not those of this method.")
         record = BatchRecord(
-            id=f"batches/{self._world.new_id('', 'batch')}",
-            ordinal=len(self._world.books.batches),
+            id=f"batches/{self._shared.new_id('', 'batch')}",
+            ordinal=len(self._shared.books.batches),
             account=account,
             endpoint="asyncBatchEmbedContent" if embeds else "batchGenerateContent",
             input_file_id="" if inline else str(file_name),
             metadata={"displayName": given["displayName"]},
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
 
         def keep(blob: Blob) -> str:
-            return self._store(account, blob, f"{record.id}.jsonl", f"batch-{self._world.new_id('')}{'0' * 24}")
+            return self._store(account, blob, f"{record.id}.jsonl", f"batch-{self._shared.new_id('')}{'0' * 24}")
 
-        batch = GeminiBatch(self._world, record, rows, model=model, inline=inline, keep=keep)
+        batch = GeminiBatch(self._shared, record, rows, model=model, inline=inline, keep=keep)
         self._check_queue(batch)
         self._batches[record.id] = batch
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = batch.as_json()
-        self._world.mover.add(batch)
+        self._shared.mover.add(batch)
         return JSONResponse(reply)
 
     def _check_queue(self, batch: GeminiBatch) -> None:
         """https://ai.google.dev/gemini-api/docs/rate-limits#batch-mode"""
-        most = self._world.limits.enqueued_tokens
+        most = self._shared.limits.enqueued_tokens
         mine = [one for one in self._batches.values() if one.record.account == batch.record.account]
         queued = sum(one.enqueued_tokens for one in mine if one.model == batch.model and not one.life.ended)
         if most is not None and queued + batch.enqueued_tokens > most:
@@ -138,7 +138,7 @@ class GeminiHouse:
     async def _cancel(self, request: HttpRequest, account: str) -> Response:
         batch = self._batch(request, account)
         try:
-            batch.cancel(self._world.clock())
+            batch.cancel(self._shared.clock())
         except IllegalMoveError:
             text = f"Batch is in the state {batch.life.state} and cannot be cancelled."
             raise ApiError(400, text, name="FAILED_PRECONDITION") from None
@@ -150,7 +150,7 @@ class GeminiHouse:
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
         one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
-        status, answer = await asyncio.to_thread(respond, self._world, one)
+        status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
 
     async def _embed(self, request: HttpRequest, account: str) -> Response:
@@ -158,7 +158,7 @@ class GeminiHouse:
         vectors = []
         for body in (await json_body(request)).get("requests") or ():
             one = Request(account=account, model=request.path_params["model"], body=body)
-            status, answer = await asyncio.to_thread(respond, self._world, one)
+            status, answer = await asyncio.to_thread(respond, self._shared, one)
             if "error" in answer:
                 return JSONResponse(answer, status)
             vectors.append(answer["embedding"])
@@ -179,7 +179,7 @@ class GeminiHouse:
         if upload.handle.tell() != upload.size:
             raise ApiError(400, f"Upload has {upload.handle.tell()} bytes, but {upload.size} were announced.")
         del self._uploads[request.query_params["upload_id"]]
-        name = self._store(account, Blob(upload.handle), upload.display_name, self._world.new_id("")[:12])
+        name = self._store(account, Blob(upload.handle), upload.display_name, self._shared.new_id("")[:12])
         file = {"name": name, "displayName": upload.display_name, "state": "ACTIVE", "sizeBytes": str(upload.size)}
         return JSONResponse({"file": file}, headers={"x-goog-upload-status": "final"})
 
@@ -187,20 +187,20 @@ class GeminiHouse:
         size = request.headers.get("x-goog-upload-header-content-length", "")
         if request.headers.get("x-goog-upload-protocol") != "resumable" or not size.isdigit():
             raise ApiError(400, "The upload protocol is 'resumable', with the content length announced.")
-        if int(size) > self._world.limits.gemini_file_bytes:
+        if int(size) > self._shared.limits.gemini_file_bytes:
             raise ApiError(400, "File size is more than 2 GB.")
         file = (await json_body(request)).get("file") or {}
-        upload_id = self._world.new_id("")
+        upload_id = self._shared.new_id("")
         name = file.get("displayName") or file.get("display_name") or "upload"
         self._uploads[upload_id] = _Upload(account, int(size), name, scratch())
         url = f"{request.url.scheme}://{request.url.netloc}{request.url.path}?upload_id={upload_id}"
         return JSONResponse({}, headers={"x-goog-upload-url": url, "x-goog-upload-status": "active"})
 
     def _store(self, account: str, blob: Blob, filename: str, file_id: str) -> str:
-        self._files[f"files/{file_id}"] = (account, self._world.keep(blob))
+        self._files[f"files/{file_id}"] = (account, self._shared.keep(blob))
         self._names[f"files/{file_id}"] = filename
-        at = int(self._world.clock())
-        self._world.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, at))
+        at = int(self._shared.clock())
+        self._shared.books.write(FileRecord(f"files/{file_id}", account, "batch", filename, blob.bytes, at))
         return f"files/{file_id}"
 
     async def _download(self, request: HttpRequest, account: str) -> Response:

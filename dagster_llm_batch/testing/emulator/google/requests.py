@@ -1,4 +1,4 @@
-"""One request to Gemini, or to Claude on Vertex AI: is it well-formed, and what does the house answer?
+"""One request to Gemini, or to Claude on Vertex AI: is it well-formed, and what does the vendor answer?
 
 https://ai.google.dev/api/generate-content, https://ai.google.dev/api/caching#Schema
 Google parses JSON strictly: an unknown field is an error, and so is a keyword that its Schema object lacks.
@@ -15,7 +15,7 @@ from dagster_llm_batch.testing.emulator.books import Execution, body_digest
 from dagster_llm_batch.testing.emulator.faults import RowFault
 from dagster_llm_batch.testing.emulator.google.wire import Body, chat_form, claude_reply, error_body, gemini_reply
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, limited, truncated
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _REQUEST = frozenset(
     {"contents", "systemInstruction", "generationConfig", "safetySettings", "tools", "toolConfig", "cachedContent"}
@@ -147,12 +147,12 @@ def _schema_problems(schema: Any, where: str) -> Iterator[str]:
         yield from _schema_problems(part, f"{where}.any_of[{index}]")
 
 
-def respond(world: World, request: Request) -> tuple[int, Body]:
+def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
-    status, answer, used = _answer(world, request)
+    status, answer, used = _answer(shared, request)
     verb = "rawPredict" if "anthropic_version" in request.body else "generateContent"
     verb = "embedContent" if "content" in request.body else verb
-    world.books.write(
+    shared.books.write(
         Execution(
             account=request.account,
             endpoint=verb,
@@ -167,8 +167,8 @@ def respond(world: World, request: Request) -> tuple[int, Body]:
     return status, answer
 
 
-def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]:
-    known = world.limits.known_models
+def _answer(shared: SharedState, request: Request) -> tuple[int, Body, tuple[int, int]]:
+    known = shared.limits.known_models
     if known is not None and request.model not in known:
         text = f"models/{request.model} is not found for API version v1, or is not supported for generateContent."
         return _NOT_FOUND, error_body(_NOT_FOUND, text), (0, 0)
@@ -177,18 +177,18 @@ def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]
         return _BAD_REQUEST, error_body(_BAD_REQUEST, wrong), (0, 0)
     embeds = "content" in request.body
     chat = {"model": request.model} if embeds else chat_form(request.model, request.body)
-    # a struck request never reaches the model: the account doesn't pay for what the house got wrong
+    # a struck request never reaches the model: the account doesn't pay for what the vendor got wrong
     failing = next((fault for fault in request.faults if fault.kind == "status"), None)
     if failing is not None:
         body = error_body(failing.status_code, failing.message, code=failing.code)
         return failing.status_code, body, (0, 0)
     if embeds:
-        return _embedding(world, request)
-    reply = _bent(limited(world.answer(chat, CHAT), chat), request.faults)
+        return _embedding(shared, request)
+    reply = _bent(limited(shared.answer(chat, CHAT), chat), request.faults)
     if reply.status_code != _OK:
         return reply.status_code, error_body(reply.status_code, reply.message, code=reply.code), (0, 0)
     if "anthropic_version" in request.body:
-        body = claude_reply(request.model, reply, chat, world.new_id(""))
+        body = claude_reply(request.model, reply, chat, shared.new_id(""))
         usage = body["usage"]
         return _OK, body, (usage["input_tokens"] + usage["cache_read_input_tokens"], usage["output_tokens"])
     body = gemini_reply(request.model, reply, chat)
@@ -196,14 +196,14 @@ def _answer(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]
     return _OK, body, (usage["promptTokenCount"], usage["candidatesTokenCount"] + usage["thoughtsTokenCount"])
 
 
-def _embedding(world: World, request: Request) -> tuple[int, Body, tuple[int, int]]:
+def _embedding(shared: SharedState, request: Request) -> tuple[int, Body, tuple[int, int]]:
     text = "".join(part["text"] for part in request.body["content"]["parts"])
     asked = {
         "model": request.model,
         "input": text,
         "dimensions": embed_config(request.body).get("outputDimensionality"),
     }
-    reply = world.answer(asked, EMBEDDINGS)
+    reply = shared.answer(asked, EMBEDDINGS)
     if reply.status_code != _OK:
         return reply.status_code, error_body(reply.status_code, reply.message, code=reply.code), (0, 0)
     count = max(1, len(text) // 4) if reply.input_tokens is None else reply.input_tokens

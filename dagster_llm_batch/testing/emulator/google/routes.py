@@ -1,4 +1,4 @@
-"""What Google's houses have in common: callers and errors at every route, bodies, pages of lists."""
+"""What Google's routes have in common: callers and errors at every route, bodies, pages of lists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _MOST = 100
 
@@ -28,9 +28,9 @@ def google_app(table: Iterable[tuple[str, str, Handler]], caller: Caller) -> Sta
     )
 
 
-def cloud_caller(world: World) -> Caller:
+def cloud_caller(shared: SharedState) -> Caller:
     """Who calls a service of Google Cloud."""
-    return account_by_key(world, lambda _: ApiError(401, "Request had invalid authentication credentials."))
+    return account_by_key(shared, lambda _: ApiError(401, "Request had invalid authentication credentials."))
 
 
 async def json_body(request: HttpRequest) -> Body:

@@ -10,7 +10,7 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google.requests import Request, respond
 from dagster_llm_batch.testing.emulator.google.wire import Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _SUCCESS = 2
 
@@ -18,14 +18,16 @@ _SUCCESS = 2
 class RunningRows:
     """Rows of one batch, `{id_field: …, "request": …}`, and the answers to those that ran, by index."""
 
-    def __init__(self, world: World, record: BatchRecord, rows: list[Body], *, model: str, id_field: str) -> None:
-        self._world = world
+    def __init__(
+        self, shared: SharedState, record: BatchRecord, rows: list[Body], *, model: str, id_field: str
+    ) -> None:
+        self._shared = shared
         self._record = record
         self._model = model
         self._id_field = id_field
         self.rows = rows
         self.order = list(range(len(rows)))
-        random.Random(f"{world.seed}:{record.ordinal}").shuffle(self.order)  # noqa: S311
+        random.Random(f"{shared.seed}:{record.ordinal}").shuffle(self.order)  # noqa: S311
         self.answers: dict[int, tuple[int, Body]] = {}
 
     @property
@@ -41,7 +43,7 @@ class RunningRows:
     def run(self, until: int | None = None) -> None:
         """Run the next part of the rows, up to that many in all."""
         done, total = len(self.answers), len(self.rows)
-        end = min(total, done + math.ceil(total / self._world.work_steps), total if until is None else until)
+        end = min(total, done + math.ceil(total / self._shared.work_steps), total if until is None else until)
         for index in self.order[done:end]:
             row = self.rows[index]
             request = Request(
@@ -50,9 +52,9 @@ class RunningRows:
                 body=row["request"],
                 batch_id=self._record.id,
                 custom_id=self.custom_id(index),
-                faults=self._world.faults.row(self._record.ordinal, self.custom_id(index), self.raw(index)),
+                faults=self._shared.faults.row(self._record.ordinal, self.custom_id(index), self.raw(index)),
             )
-            self.answers[index] = respond(self._world, request)
+            self.answers[index] = respond(self._shared, request)
 
     def custom_id(self, index: int) -> str:
         """Return the id of this row, as text."""

@@ -21,7 +21,7 @@ from dagster_llm_batch.testing.emulator.google.vertex_importer import ImportFail
 from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import VERTEX, Life
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELLED = 9, 3, 7, 13, 1
 
@@ -29,13 +29,15 @@ _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELL
 class VertexJob:
     """One job, from its creation to its end."""
 
-    def __init__(self, world: World, storage: Storage | None, tables: Tables, record: BatchRecord, body: Body) -> None:
-        self._world = world
+    def __init__(
+        self, shared: SharedState, storage: Storage | None, tables: Tables, record: BatchRecord, body: Body
+    ) -> None:
+        self._shared = shared
         self._storage = storage
         self._tables = tables
         self.record = record
         self.body = body
-        self._created_at = world.clock()
+        self._created_at = shared.clock()
         self.life = Life(VERTEX, self._created_at, self._moved)
         self._rows: RunningRows | None = None
         self._error: Body | None = None
@@ -43,16 +45,16 @@ class VertexJob:
         self._id_field = "custom_id"
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the 24 hours of running."""
         if self.life.state != "JOB_STATE_RUNNING":
             return math.inf
-        return self.life.reached_at["JOB_STATE_RUNNING"] + self._world.limits.window_seconds
+        return self.life.reached_at["JOB_STATE_RUNNING"] + self._shared.limits.window_seconds
 
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
@@ -82,7 +84,7 @@ class VertexJob:
             return self._fail(_INVALID_ARGUMENT, str(error))
         model = self.body["model"].rpartition("/")[2]
         self._id_field = "key" if "key" in rows[0] else "custom_id"
-        self._rows = RunningRows(self._world, self.record, rows, model=model, id_field=self._id_field)
+        self._rows = RunningRows(self._shared, self.record, rows, model=model, id_field=self._id_field)
         return "due"
 
     def _read(self) -> list[Body]:
@@ -121,10 +123,10 @@ class VertexJob:
         if "bigqueryDestination" in self.body["outputConfig"]:
             return self._export_table(rows, at)
         assert self._storage is not None
-        file = ResultFile(self._world.faults.whole_file(self.record.ordinal), self._id_field)
+        file = ResultFile(self._shared.faults.whole_file(self.record.ordinal), self._id_field)
         for index in rows.order:
             if index in rows.answers:
-                faults = self._world.faults.file(self.record.ordinal, rows.custom_id(index), rows.raw(index))
+                faults = self._shared.faults.file(self.record.ordinal, rows.custom_id(index), rows.raw(index))
                 file.write(_row(rows.rows[index], *rows.answers[index], at), faults)
         blob = file.finish()
         prefix = self.body["outputConfig"]["gcsDestination"]["outputUriPrefix"].rstrip("/")

@@ -21,7 +21,7 @@ from dagster_llm_batch.testing.emulator.google.storage import Storage
 from dagster_llm_batch.testing.emulator.google.vertex_batches import VertexJob
 from dagster_llm_batch.testing.emulator.google.wire import VERTEX, ApiError, Body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _PARENT = "projects/{project}/locations/{location}"
 _ROOT = f"{VERTEX}/{{version}}/{_PARENT}"
@@ -29,11 +29,11 @@ _FILTER = re.compile(r'\s*(?:displayName|display_name)\s*=\s*"((?:[^"\\]|\\.)*)"
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 
 
-class VertexHouse:
-    """The Vertex AI face of an emulator; the files are on the GCS server at `storage_url`, or in `tables`."""
+class VertexRoutes:
+    """The routes of Vertex AI; the files are on the GCS server at `storage_url`, or in `tables`."""
 
-    def __init__(self, world: World, storage_url: str | None, tables: Tables) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, storage_url: str | None, tables: Tables) -> None:
+        self._shared = shared
         self._tables = tables
         self._storage = None if storage_url is None else Storage(storage_url)
         self._jobs: dict[str, VertexJob] = {}
@@ -51,7 +51,7 @@ class VertexHouse:
             ("POST", f"{model}:rawPredict", self._real_time),
             ("POST", f"{model}:embedContent", self._real_time),
         )
-        return google_app(table, cloud_caller(self._world))
+        return google_app(table, cloud_caller(self._shared))
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         body = await json_body(request)
@@ -64,27 +64,27 @@ class VertexHouse:
         if any(not _LABEL.fullmatch(str(value)) for value in (body.get("labels") or {}).values()):
             raise ApiError(400, "Label values can be lowercase letters, digits, underscores and dashes, 63 at most.")
         model = body["model"].rpartition("/")[2]
-        known = self._world.limits.known_models
+        known = self._shared.limits.known_models
         if known is not None and model not in known:
             raise ApiError(404, f"Publisher Model `{body['model']}` not found.")
         if "/anthropic/" in body["model"] and given["location"] == "global":
             raise ApiError(400, "Batch prediction of this model is not supported at the global location.")
-        number = int(self._world.new_id("", "job")[:15], 16)
+        number = int(self._shared.new_id("", "job")[:15], 16)
         parent = _PARENT.format(project=given["project"], location=given["location"])
         record = BatchRecord(
             id=f"{parent}/batchPredictionJobs/{number}",
-            ordinal=len(self._world.books.batches),
+            ordinal=len(self._shared.books.batches),
             account=account,
             endpoint="batchPredictionJobs",
             input_file_id=uri,
             metadata={"displayName": body["displayName"]},
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
-        job = VertexJob(self._world, self._storage, self._tables, record, body)
+        job = VertexJob(self._shared, self._storage, self._tables, record, body)
         self._jobs[record.id] = job
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = job.as_json()
-        self._world.mover.add(job)
+        self._shared.mover.add(job)
         return JSONResponse(reply)
 
     async def _list(self, request: HttpRequest, account: str) -> Response:
@@ -106,7 +106,7 @@ class VertexHouse:
     async def _cancel(self, request: HttpRequest, account: str) -> Response:
         job = self._job(request, account)
         try:
-            job.life.move("cancel", self._world.clock())
+            job.life.move("cancel", self._shared.clock())
         except IllegalMoveError:
             text = f"Job cannot be cancelled in the state {job.life.state}."
             raise ApiError(400, text, name="FAILED_PRECONDITION") from None
@@ -119,11 +119,11 @@ class VertexHouse:
 
     async def _real_time(self, request: HttpRequest, account: str) -> Response:
         one = Request(account=account, model=request.path_params["model"], body=await json_body(request))
-        status, answer = await asyncio.to_thread(respond, self._world, one)
+        status, answer = await asyncio.to_thread(respond, self._shared, one)
         if "embedding" in answer:
             answer["usageMetadata"] = {"promptTokenCount": answer.pop("tokenCount")}
         if status == 200 and "candidates" in answer:  # noqa: PLR2004 -- HTTP
-            answer["createTime"] = rfc3339(self._world.clock())
+            answer["createTime"] = rfc3339(self._shared.clock())
         return JSONResponse(answer, status)
 
     def _job(self, request: HttpRequest, account: str) -> VertexJob:

@@ -14,7 +14,7 @@ from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.wire import tokens
 
 VERTEX, GEMINI = "/vertex", "/gemini"
-"""Where the two houses stand on the emulator: what a client gives as its base URL ends so."""
+"""Where the two are on the emulator: what a client gives as its base URL ends so."""
 
 Body = dict[str, Any]
 _ROLES = {"user": "user", "model": "assistant"}

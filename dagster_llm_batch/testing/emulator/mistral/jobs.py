@@ -23,7 +23,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body
 from dagster_llm_batch.testing.emulator.rows import RowQueue
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _DAY_HOURS = 24
 _SUCCESS = 2
@@ -42,26 +42,26 @@ class Asked:
 class MistralJob:
     """One job, from its creation to its end."""
 
-    def __init__(self, world: World, record: BatchRecord, asked: Asked) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, record: BatchRecord, asked: Asked) -> None:
+        self._shared = shared
         self._asked = asked
         self.record = record
-        self._created_at = world.clock()
-        self._ends_at = self._created_at + world.limits.window_seconds * asked.timeout_hours / _DAY_HOURS
+        self._created_at = shared.clock()
+        self._ends_at = self._created_at + shared.limits.window_seconds * asked.timeout_hours / _DAY_HOURS
         self.life = Life(MISTRAL, self._created_at, self._moved)
-        self._queue = RowQueue(world, record.ordinal, len(asked.lines))
+        self._queue = RowQueue(shared, record.ordinal, len(asked.lines))
         self._succeeded = self._failed = 0
         self._errors: Counter[str] = Counter()
         self._files: dict[str, str | None] = {"output_file": None, "error_file": None}
-        whole_file = world.faults.whole_file(record.ordinal)
+        whole_file = shared.faults.whole_file(record.ordinal)
         self._output, self._error = ResultFile(whole_file), ResultFile(whole_file)
         self._placed = False
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of `timeout_hours`, while rows run."""
@@ -90,7 +90,7 @@ class MistralJob:
         return event
 
     def _run_row(self, index: int) -> None:
-        world, raw = self._world, self._asked.lines[index]
+        shared, raw = self._shared, self._asked.lines[index]
         line = json.loads(raw)
         custom_id = line.get("custom_id")
         place = (self.record.ordinal, custom_id or "", raw)
@@ -101,18 +101,18 @@ class MistralJob:
             body={"model": self._asked.model, **line["body"]},
             batch_id=self.record.id,
             custom_id=custom_id,
-            faults=world.faults.row(*place),
+            faults=shared.faults.row(*place),
         )
-        status, body = respond(world, request)
+        status, body = respond(shared, request)
         start = self.record.id
         result = row(f"batch-{start[:8]}-{start[24:32]}-{index}", custom_id, status, body)
         if status // 100 == _SUCCESS:
             self._succeeded += 1
-            self._output.write(result, world.faults.file(*place))
+            self._output.write(result, shared.faults.file(*place))
         else:
             self._failed += 1
             self._errors[f"HTTP Error, status code: {status}"] += 1
-            self._error.write(result, world.faults.file(*place))
+            self._error.write(result, shared.faults.file(*place))
 
     def _place_files(self) -> None:
         if self._placed:  # a cancel came while the last edge was taken

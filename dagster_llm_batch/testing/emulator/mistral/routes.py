@@ -32,7 +32,7 @@ from dagster_llm_batch.testing.emulator.mistral.wire import (
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
 _MOST_A_PAGE = 1_000
@@ -42,12 +42,12 @@ _LINE_FIELDS = {"custom_id", "body"}
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class MistralHouse:
-    """The Mistral face of an emulator."""
+class MistralRoutes:
+    """The routes of Mistral, over what the emulated vendors share."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._files = Files(world, lambda: new_uuid(world, "mistral-file"))
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+        self._files = Files(shared, lambda: new_uuid(shared, "mistral-file"))
         # What a file holds, and in how many lines.
         self._samples: dict[str, tuple[str, int]] = {}
         self._jobs: dict[str, MistralJob] = {}
@@ -68,7 +68,7 @@ class MistralHouse:
         )
         return serve_calls(
             table,
-            account_by_key(self._world, lambda _: ApiError(401, "Invalid API Key")),
+            account_by_key(self._shared, lambda _: ApiError(401, "Invalid API Key")),
             lambda _, status: ApiError(status, "Not Found"),
         )
 
@@ -86,9 +86,9 @@ class MistralHouse:
         if form.get("purpose") != "batch":
             raise ApiError(422, "purpose: the emulator takes files of batches alone")
         blob = Blob(upload.file)
-        if blob.bytes > self._world.limits.mistral_file_bytes:
+        if blob.bytes > self._shared.limits.mistral_file_bytes:
             raise ApiError(413, "The file is too large.")
-        lines = await asyncio.to_thread(_checked_lines, blob, self._world.limits.mistral_requests)
+        lines = await asyncio.to_thread(_checked_lines, blob, self._shared.limits.mistral_requests)
         stored = self._keep(account, blob, upload.filename or "upload.jsonl", "batch_request", lines)
         return JSONResponse(self._shown(stored))
 
@@ -129,7 +129,7 @@ class MistralHouse:
             raise ApiError(422, "input_files: the emulator takes one file")
         if asked.get("endpoint") != CHAT:
             raise ApiError(422, f"endpoint: Input should be '{CHAT}', which is what the emulator answers")
-        known = self._world.limits.known_models
+        known = self._shared.limits.known_models
         if not isinstance(model, str) or not model or (known is not None and model not in known):
             raise ApiError(422, f"model: '{model}' is not a model that answers batches")
         if not isinstance(hours, int) or hours < 1:
@@ -139,24 +139,24 @@ class MistralHouse:
             raise ApiError(422, "metadata: values should be valid strings")
         blob = self._file(account, files[0]).blob
         record = BatchRecord(
-            id=new_uuid(self._world, "mistral-job"),
+            id=new_uuid(self._shared, "mistral-job"),
             ordinal=len(self._jobs),
             account=account,
             endpoint=CHAT,
             input_file_id=files[0],
             metadata=metadata,
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
 
         def write_file(results: Blob, sample_type: str, count: int) -> str:
             return self._keep(account, results, f"{record.id}_{sample_type}.jsonl", sample_type, count).id
 
         lines = [raw for _, raw in blob.lines() if raw.strip()]
-        job = MistralJob(self._world, record, Asked(lines, model, hours, write_file))
+        job = MistralJob(self._shared, record, Asked(lines, model, hours, write_file))
         self._jobs[record.id] = job
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = job.as_json(is_new=True)  # before the mover can see it: a create always answers QUEUED
-        self._world.mover.add(job)
+        self._shared.mover.add(job)
         return JSONResponse(reply)
 
     async def _list_jobs(self, request: HttpRequest, account: str) -> Response:
@@ -175,7 +175,7 @@ class MistralHouse:
         job = self._job(request, account)
         if job.life.state != "CANCELLATION_REQUESTED":
             try:
-                job.life.move("cancel", self._world.clock())
+                job.life.move("cancel", self._shared.clock())
             except IllegalMoveError:
                 raise ApiError(422, f"A job that is {job.life.state} cannot be cancelled.") from None
         return JSONResponse(job.as_json())
@@ -190,7 +190,7 @@ class MistralHouse:
         body = json_object(await request.body(), ApiError(422, "body: JSON decode error"))
         if body.get("stream"):
             raise ApiError(422, "The emulator does not stream; send stream=false.")
-        status, answer = await asyncio.to_thread(respond, self._world, Request(account, CHAT, body))
+        status, answer = await asyncio.to_thread(respond, self._shared, Request(account, CHAT, body))
         if status != 200:  # noqa: PLR2004 - HTTP
             answer = model_error(status, answer["error"]["message"])
         return JSONResponse(answer, status)

@@ -7,7 +7,7 @@ import json
 from dagster_llm_batch.testing.emulator.calls import CallError
 from dagster_llm_batch.testing.emulator.openai.files import StoredFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 MISTRAL = "/mistral/v1"
 """Before each path: the emulator's paths of other vendors begin with `/v1`, too."""
@@ -60,7 +60,7 @@ def file_object(stored: StoredFile, sample_type: str, lines: int) -> Body:
     }
 
 
-def new_uuid(world: World, kind: str) -> str:
+def new_uuid(shared: SharedState, kind: str) -> str:
     """Return an id in the form of a UUID, as all of Mistral's are."""
-    digits = world.new_id("", kind) + world.new_id("", kind)
+    digits = shared.new_id("", kind) + shared.new_id("", kind)
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-8{digits[17:20]}-{digits[20:32]}"

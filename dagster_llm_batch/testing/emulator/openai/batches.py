@@ -26,7 +26,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import (
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, unexecuted_row, usage_of, validation_error
 from dagster_llm_batch.testing.emulator.rows import RowQueue
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 _SUCCESS = 2
@@ -34,7 +34,7 @@ _SUCCESS = 2
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a batch asks of the house it is in."""
+    """What a batch asks of the vendor that it is at."""
 
     input_file: Callable[[], tuple[Blob, str] | None]  # the input file's bytes and purpose, if the account has it
     write_file: Callable[[Blob, str], str]  # keep a results file under this name; its id
@@ -60,28 +60,28 @@ class Outcome:
 class OpenAIBatch:
     """One batch, from its creation to its end."""
 
-    def __init__(self, world: World, hooks: Hooks, record: BatchRecord, *, completion_window: str) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, hooks: Hooks, record: BatchRecord, *, completion_window: str) -> None:
+        self._shared = shared
         self._hooks = hooks
         self.record = record
         self._completion_window = completion_window
-        self._created_at = world.clock()
-        self._expires_at = self._created_at + world.limits.window_seconds
+        self._created_at = shared.clock()
+        self._expires_at = self._created_at + shared.limits.window_seconds
         self.life = Life(OPENAI, self._created_at, self._moved)
         self.model: str | None = None
         self.enqueued_tokens = 0
         self._input: InputFile | None = None
-        self._queue = RowQueue(world, record.ordinal, 0)
+        self._queue = RowQueue(shared, record.ordinal, 0)
         self._late = self._placed = False
         self._outcome = Outcome()
-        whole_file = world.faults.whole_file(record.ordinal)
+        whole_file = shared.faults.whole_file(record.ordinal)
         self._output, self._errors = ResultFile(whole_file), ResultFile(whole_file)
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the completion window, while rows run."""
@@ -121,7 +121,7 @@ class OpenAIBatch:
             if purpose != "batch":
                 text = f"Invalid request: the input file '{file_id}' has the purpose '{purpose}', expected 'batch'."
                 raise InvalidInputError("invalid_request", text, param="input_file_id")
-            self._input = validate(blob, self.record.endpoint, self._world.limits)
+            self._input = validate(blob, self.record.endpoint, self._shared.limits)
             self.model = self._input.model
         except InvalidInputError as error:
             self._outcome.errors = [error.entry]
@@ -130,7 +130,7 @@ class OpenAIBatch:
             self._outcome.errors = [limit_error]
             return "invalid"
         self.enqueued_tokens = self._input.prompt_tokens
-        self._queue = RowQueue(self._world, self.record.ordinal, len(self._input.places))
+        self._queue = RowQueue(self._shared, self.record.ordinal, len(self._input.places))
         self._outcome.total = len(self._queue)
         return "due"
 
@@ -141,13 +141,13 @@ class OpenAIBatch:
             return (
                 None
                 if found is None
-                else self._over_limit(validate(found[0], self.record.endpoint, self._world.limits))
+                else self._over_limit(validate(found[0], self.record.endpoint, self._shared.limits))
             )
         except InvalidInputError:
             return None
 
     def _over_limit(self, checked: InputFile) -> Body | None:
-        limit = self._world.limits.enqueued_tokens
+        limit = self._shared.limits.enqueued_tokens
         if limit is None or self._hooks.enqueued_tokens(checked.model) + checked.prompt_tokens <= limit:
             return None
         text = (
@@ -158,7 +158,7 @@ class OpenAIBatch:
 
     def _run_row(self, index: int) -> None:
         assert self._input is not None
-        raw, outcome, world = self._input.line(index), self._outcome, self._world
+        raw, outcome, shared = self._input.line(index), self._outcome, self._shared
         line = json.loads(raw)
         place = (self.record.ordinal, line["custom_id"], raw)
         request = Request(
@@ -167,14 +167,14 @@ class OpenAIBatch:
             body=line["body"],
             batch_id=self.record.id,
             custom_id=line["custom_id"],
-            faults=world.faults.row(*place),
+            faults=shared.faults.row(*place),
         )
-        status, body = respond(world, request)
-        result = row(world.new_id("batch_req_"), line["custom_id"], world.new_id("req_"), status, body)
+        status, body = respond(shared, request)
+        result = row(shared.new_id("batch_req_"), line["custom_id"], shared.new_id("req_"), status, body)
         if self._hooks.bend_row is not None:
             result = self._hooks.bend_row(result)
         succeeded = status // 100 == _SUCCESS
-        (self._output if succeeded else self._errors).write(result, world.faults.file(*place))
+        (self._output if succeeded else self._errors).write(result, shared.faults.file(*place))
         if succeeded:
             outcome.completed += 1
             for name, count in usage_of(body).items():
@@ -187,8 +187,8 @@ class OpenAIBatch:
             assert self._input is not None
             raw = self._input.line(index)
             custom_id = json.loads(raw)["custom_id"]
-            faults = self._world.faults.file(self.record.ordinal, custom_id, raw)
-            self._errors.write(unexecuted_row(self._world.new_id("batch_req_"), custom_id, code), faults)
+            faults = self._shared.faults.file(self.record.ordinal, custom_id, raw)
+            self._errors.write(unexecuted_row(self._shared.new_id("batch_req_"), custom_id, code), faults)
             # only what never ran in an expired batch counts as failed; a cancelled one leaves it out of both counts
             self._outcome.failed += code == "batch_expired"
 

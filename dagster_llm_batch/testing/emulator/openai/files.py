@@ -9,7 +9,7 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import FileRecord
 from dagster_llm_batch.testing.emulator.openai.wire import ApiError, Body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _SHORTEST_SECONDS, _LONGEST_SECONDS = 3600, 2_592_000
 _UPLOAD_SECONDS = 3600
@@ -97,11 +97,11 @@ class Upload:
 
 
 class Files:
-    """Every file and upload of the house. Files that have expired are not found any more."""
+    """Every file and upload of the vendor. Files that have expired are not found any more."""
 
-    def __init__(self, world: World, new_id: Callable[[], str] | None = None) -> None:
-        self._world = world
-        self._new_id = new_id or (lambda: world.new_id("file-"))
+    def __init__(self, shared: SharedState, new_id: Callable[[], str] | None = None) -> None:
+        self._shared = shared
+        self._new_id = new_id or (lambda: shared.new_id("file-"))
         self._files: dict[str, StoredFile] = {}
         self._uploads: dict[str, Upload] = {}
 
@@ -109,20 +109,20 @@ class Files:
         self, account: str, blob: Blob, filename: str, purpose: str, seconds: int | None, *, lasts: bool = False
     ) -> StoredFile:
         """Keep these bytes as a file, for so many seconds, or for its purpose's default: with `lasts`, for ever."""
-        self._world.keep(blob)
+        self._shared.keep(blob)
         if purpose == "batch":
             if not filename.endswith(".jsonl"):
                 raise ApiError(400, "Invalid file format for Batch API. Must be .jsonl")
-            if blob.bytes > self._world.limits.file_bytes:
+            if blob.bytes > self._shared.limits.file_bytes:
                 raise ApiError(400, "File is too large.")
         was_told = seconds is not None
         if seconds is None and purpose in _EXPIRING and not lasts:
             seconds = _LONGEST_SECONDS
-        now = int(self._world.clock())
+        now = int(self._shared.clock())
         expires_at = None if seconds is None else now + seconds
         stored = StoredFile(self._new_id(), account, blob, filename, purpose, now, expires_at, was_told)
         self._files[stored.id] = stored
-        self._world.books.write(FileRecord(stored.id, account, purpose, filename, blob.bytes, now))
+        self._shared.books.write(FileRecord(stored.id, account, purpose, filename, blob.bytes, now))
         return stored
 
     def get(self, account: str, file_id: str) -> StoredFile | None:
@@ -141,12 +141,12 @@ class Files:
     def begin(self, account: str, body: Body, seconds: int | None) -> Upload:
         """Start an upload."""
         upload = Upload(
-            id=self._world.new_id("upload_"),
+            id=self._shared.new_id("upload_"),
             account=account,
             bytes=body["bytes"],
             filename=body["filename"],
             purpose=body["purpose"],
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
             expires_after=seconds,
         )
         self._uploads[upload.id] = upload
@@ -159,9 +159,9 @@ class Files:
 
     def add_part(self, upload: Upload, blob: Blob) -> str:
         """Keep a part; its id."""
-        part_id = self._world.new_id("part_")
-        upload.parts[part_id] = self._world.keep(blob)
+        part_id = self._shared.new_id("part_")
+        upload.parts[part_id] = self._shared.keep(blob)
         return part_id
 
     def _lives(self, stored: StoredFile) -> bool:
-        return stored.expires_at is None or self._world.clock() < stored.expires_at
+        return stored.expires_at is None or self._shared.clock() < stored.expires_at

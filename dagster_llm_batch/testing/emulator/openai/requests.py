@@ -1,4 +1,4 @@
-"""One OpenAI request: is it well-formed, and what does the house answer? The same in a batch and in real time."""
+"""One OpenAI request: is it well-formed, and what does the vendor answer? The same in a batch and in real time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
     validation_error,
 )
 from dagster_llm_batch.testing.emulator.schemas import strict_problem
-from dagster_llm_batch.testing.emulator.world import VendorLimits, World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState, VendorLimits
 
 _NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input", MODERATIONS: "input"}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
@@ -163,26 +163,26 @@ class Request:
     faults: Collection[RowFault] = ()
 
 
-def respond(world: World, request: Request) -> tuple[int, Body]:
+def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
     body, endpoint = request.body, request.endpoint
-    refused = problem(endpoint, body, world.limits.known_models)
+    refused = problem(endpoint, body, shared.limits.known_models)
     reply = Reply()
     if refused is None:
-        # a struck request never reaches the model: the account doesn't pay for what the house got wrong
+        # a struck request never reaches the model: the account doesn't pay for what the vendor got wrong
         failing = next((fault for fault in request.faults if fault.kind == "status"), None)
         if failing is None:
-            reply = _bent(limited(world.answer(body, endpoint), body), request.faults)
+            reply = _bent(limited(shared.answer(body, endpoint), body), request.faults)
         else:
             reply = Reply(status_code=failing.status_code, code=failing.code, message=failing.message)
         if reply.status_code != _OK:
             refused = (reply.status_code, error_body(reply.status_code, reply.message, code=reply.code))
     if refused is None:
-        status, answer = _OK, reply_body(endpoint, reply, body, world.new_id(""), int(world.clock()))
+        status, answer = _OK, reply_body(endpoint, reply, body, shared.new_id(""), int(shared.clock()))
     else:
         status, answer = refused
     used = answer.get("usage", {})
-    world.books.write(
+    shared.books.write(
         Execution(
             account=request.account,
             endpoint=endpoint,

@@ -33,7 +33,7 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
     ApiError,
     Body,
 )
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, MODERATIONS)
 _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
@@ -42,12 +42,12 @@ _MOST_BATCHES, _MOST_FILES = 100, 10_000
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class OpenAIHouse:
-    """The OpenAI face of an emulator."""
+class OpenAIRoutes:
+    """The routes of OpenAI, over what the emulated vendors share."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._files = Files(world)
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
+        self._files = Files(shared)
         self._batches: dict[str, OpenAIBatch] = {}
 
     def app(self) -> Starlette:
@@ -70,9 +70,9 @@ class OpenAIHouse:
         )
         return serve_calls(
             table,
-            account_by_key(self._world, _refuse_key),
+            account_by_key(self._shared, _refuse_key),
             _refuse_path,
-            new_call_id=partial(self._world.new_id, "req_"),
+            new_call_id=partial(self._shared.new_id, "req_"),
             id_header="x-request-id",
         )
 
@@ -147,7 +147,7 @@ class OpenAIHouse:
         if not isinstance(data, UploadFile):
             raise ApiError(400, "'data' is a required property", param="data")
         part_id = self._files.add_part(upload, Blob(data.file))
-        created = int(self._world.clock())
+        created = int(self._shared.clock())
         return JSONResponse({"id": part_id, "object": "upload.part", "created_at": created, "upload_id": upload.id})
 
     async def _complete_upload(self, request: HttpRequest, account: str) -> Response:
@@ -196,13 +196,13 @@ class OpenAIHouse:
             allowed=azure.EXPIRY_SECONDS if is_azure else None,
         )
         record = BatchRecord(
-            id=self._world.new_id("batch_"),
+            id=self._shared.new_id("batch_"),
             ordinal=len(self._batches),
             account=account,
             endpoint=body["endpoint"],
             input_file_id=body["input_file_id"],
             metadata=_metadata(body.get("metadata")),
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
         # the file as it is now: deleting it later doesn't stop the batch
         stored = self._files.get(account, record.input_file_id)
@@ -212,13 +212,13 @@ class OpenAIHouse:
             enqueued_tokens=partial(self._enqueued_tokens, account),
             bend_row=azure.row_of if is_azure else None,
         )
-        batch = OpenAIBatch(self._world, hooks, record, completion_window=body["completion_window"])
-        if self._world.limits.fails_fast and (error := await asyncio.to_thread(batch.over_limit)) is not None:
+        batch = OpenAIBatch(self._shared, hooks, record, completion_window=body["completion_window"])
+        if self._shared.limits.fails_fast and (error := await asyncio.to_thread(batch.over_limit)) is not None:
             raise ApiError(400, error["message"], code=error["code"])
         self._batches[record.id] = batch
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = batch.as_json()  # before the mover can see it: a create always answers `validating`
-        self._world.mover.add(batch)
+        self._shared.mover.add(batch)
         return _shown(request, reply)
 
     async def _list_batches(self, request: HttpRequest, account: str) -> Response:
@@ -234,7 +234,7 @@ class OpenAIHouse:
         batch = self._batch(request, account)
         if batch.life.state != "cancelling":
             try:
-                batch.life.move("cancel", self._world.clock())
+                batch.life.move("cancel", self._shared.clock())
             except IllegalMoveError:
                 text = f"Cannot cancel a batch with status '{batch.life.state}'."
                 raise ApiError(409, text) from None
@@ -258,7 +258,7 @@ class OpenAIHouse:
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.", param="stream")
         one = Request(account=account, endpoint=request.url.path, body=body)
-        status, answer = await asyncio.to_thread(respond, self._world, one)
+        status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
 
 

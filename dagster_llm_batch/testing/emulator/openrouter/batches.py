@@ -20,7 +20,7 @@ from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, usage_of
 from dagster_llm_batch.testing.emulator.openrouter.wire import failed_row
 from dagster_llm_batch.testing.emulator.rows import RowQueue
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _WINDOW_HOURS = 96.0
 _SUCCESS = 2
@@ -29,29 +29,29 @@ _SUCCESS = 2
 class InlineBatch:
     """One batch, from its creation to its end. Its states have the names of OpenAI's."""
 
-    def __init__(self, world: World, record: BatchRecord, told: Body) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState, record: BatchRecord, told: Body) -> None:
+        self._shared = shared
         self._told = told
         self._requests: list[Any] = told["requests"]
         self.record = record
-        self._created_at = world.clock()
-        self._expires_at = self._created_at + min(world.limits.window_seconds, _WINDOW_HOURS * 3_600)
+        self._created_at = shared.clock()
+        self._expires_at = self._created_at + min(shared.limits.window_seconds, _WINDOW_HOURS * 3_600)
         self.life = Life(OPENAI, self._created_at, self._moved)
-        self._queue = RowQueue(world, record.ordinal, len(self._requests))
+        self._queue = RowQueue(shared, record.ordinal, len(self._requests))
         self._completed = self._failed = 0
         self._late = False
         self._error: str | None = None
         self._usage = dict.fromkeys(("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens"), 0)
         self._costs: list[float | None] = []
-        self._file = ResultFile(world.faults.whole_file(record.ordinal))
+        self._file = ResultFile(shared.faults.whole_file(record.ordinal))
         self._results: Blob | None = None
         self._is_placed = False
 
     def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._world.books.write(MoveRecord(self.record.id, source, event, target, at))
+        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
 
     def _fault(self, kind: BatchKind) -> Any:
-        return self._world.faults.batch(kind, self.record.ordinal)
+        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the vendor's window, while rows run."""
@@ -76,7 +76,7 @@ class InlineBatch:
         return "expire" if state == "finalizing" and self._late else "due"
 
     def _problem(self) -> str | None:
-        limits, seen = self._world.limits, set()
+        limits, seen = self._shared.limits, set()
         if len(self._requests) > limits.inline_requests:
             return f"A batch holds at most {limits.inline_requests} requests; this one has {len(self._requests)}."
         if limits.known_models is not None and self._told["model"] not in limits.known_models:
@@ -97,7 +97,7 @@ class InlineBatch:
 
     def _run_row(self, index: int) -> None:
         one: Body = self._requests[index]
-        world, custom_id = self._world, one["custom_id"]
+        shared, custom_id = self._shared, one["custom_id"]
         place = (self.record.ordinal, custom_id, json.dumps(one, ensure_ascii=False).encode())
         request = Request(
             account=self.record.account,
@@ -105,10 +105,10 @@ class InlineBatch:
             body={"model": self._told["model"], **one["body"]},
             batch_id=self.record.id,
             custom_id=custom_id,
-            faults=world.faults.row(*place),
+            faults=shared.faults.row(*place),
         )
-        status, body = respond(world, request)
-        row_id = world.new_id("batch_req_")
+        status, body = respond(shared, request)
+        row_id = shared.new_id("batch_req_")
         if status // 100 == _SUCCESS:
             self._completed += 1
             for name, count in usage_of(body).items():
@@ -120,13 +120,13 @@ class InlineBatch:
         else:
             self._failed += 1
             result = failed_row(row_id, custom_id, status, body)
-        self._file.write(result, world.faults.file(*place))
+        self._file.write(result, shared.faults.file(*place))
 
     def _place(self) -> None:
         if not self._is_placed:
             self._is_placed = True
             blob = self._file.finish()
-            self._results = None if blob is None else self._world.keep(blob)
+            self._results = None if blob is None else self._shared.keep(blob)
 
     def close(self) -> None:
         """Give back what was written and not placed."""
@@ -185,7 +185,7 @@ class InlineBatch:
             "finalized_at": int(self.life.entered_at) if ended else None,
             "request_counts": {"total": len(self._requests), "completed": completed, "failed": self._failed},
             "usage": usage if state == "completed" else None,
-            "results": rows if rows is not None and len(rows) <= self._world.limits.inline_results else None,
+            "results": rows if rows is not None and len(rows) <= self._shared.limits.inline_results else None,
             "error": None if self._error is None else {"message": self._error},
             **({"x_emulator_unknown": {"since": "later"}} if self._fault("extra_fields") is not None else {}),
         }

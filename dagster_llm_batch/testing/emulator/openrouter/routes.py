@@ -20,7 +20,7 @@ from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, RESPONSES, Body
 from dagster_llm_batch.testing.emulator.openrouter.batches import InlineBatch
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER, ApiError, error_body
-from dagster_llm_batch.testing.emulator.world import World
+from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
 _BATCHES = f"{OPENROUTER}/batches"
@@ -31,11 +31,11 @@ _MOST_BATCHES, _MOST_ROWS, _DEFAULT = 100, 1_000, 20
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class OpenRouterHouse:
-    """The OpenRouter face of an emulator."""
+class OpenRouterRoutes:
+    """The routes of OpenRouter, over what the emulated vendors share."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, shared: SharedState) -> None:
+        self._shared = shared
         self._batches: dict[str, InlineBatch] = {}
         self._created = 0
 
@@ -51,7 +51,7 @@ class OpenRouterHouse:
         )
         return serve_calls(
             table,
-            account_by_key(self._world, lambda _: ApiError(401, "No auth credentials found")),
+            account_by_key(self._shared, lambda _: ApiError(401, "No auth credentials found")),
             lambda _, status: ApiError(status, "Not found"),
         )
 
@@ -62,24 +62,24 @@ class OpenRouterHouse:
 
     async def _create(self, request: HttpRequest, account: str) -> Response:
         raw = await request.body()
-        if len(raw) > self._world.limits.file_bytes:
+        if len(raw) > self._shared.limits.file_bytes:
             raise ApiError(413, "The request body is too large.")
         told = await asyncio.to_thread(_read_in_order, raw)
         record = BatchRecord(
-            id=self._world.new_id("batch_", "inline"),
+            id=self._shared.new_id("batch_", "inline"),
             ordinal=self._created,
             account=account,
             endpoint=told["endpoint"],
             input_file_id="",
             metadata={},
-            created_at=int(self._world.clock()),
+            created_at=int(self._shared.clock()),
         )
         self._created += 1
-        batch = InlineBatch(self._world, record, told)
+        batch = InlineBatch(self._shared, record, told)
         self._batches[record.id] = batch
-        self._world.books.write(record)
+        self._shared.books.write(record)
         reply = batch.as_json(with_results=True)  # before the mover can see it: a create always answers `validating`
-        self._world.mover.add(batch)
+        self._shared.mover.add(batch)
         return JSONResponse(reply, 202)
 
     async def _list(self, request: HttpRequest, account: str) -> Response:
@@ -110,7 +110,7 @@ class OpenRouterHouse:
             raise ApiError(404, f"Batch {batch.record.id} has no results yet.")
         query = request.query_params
         limit = _number(query.get("limit", str(_MOST_ROWS)), _MOST_ROWS, "limit")
-        limit = min(limit, self._world.limits.results_page)
+        limit = min(limit, self._shared.limits.results_page)
         start = _place(query["cursor"]) if "cursor" in query else 0
         rows = batch.rows()
         end = start + limit
@@ -136,7 +136,7 @@ class OpenRouterHouse:
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.")
         endpoint = f"/v1{request.url.path.removeprefix(OPENROUTER)}"
-        status, answer = await asyncio.to_thread(respond, self._world, Request(account, endpoint, body))
+        status, answer = await asyncio.to_thread(respond, self._shared, Request(account, endpoint, body))
         if status != 200:  # noqa: PLR2004 - HTTP
             answer = error_body(status, answer["error"]["message"])
         return JSONResponse(answer, status)

@@ -19,7 +19,7 @@ Keys = Collection[str] | Mapping[str, str] | None
 
 @dataclass(frozen=True)
 class VendorLimits:
-    """What the house takes; None means unlimited.
+    """What the vendors take; None means unlimited.
 
     `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses what is over it when it is
     created; OpenAI takes it and fails it in validation, or, with `fails_fast`, refuses it too, as Azure does in places.
@@ -49,7 +49,7 @@ class VendorLimits:
     results_page: int = 5
 
 
-class World:
+class SharedState:
     """The shared state of one emulator."""
 
     def __init__(
