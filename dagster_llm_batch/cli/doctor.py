@@ -362,12 +362,12 @@ def judge_end_forecasts(score: EndScore) -> Finding | None:
     is_late = score.judged_p90 >= FEWEST and bound_share(score.held_p90, score.judged_p90, 0.95)[1] < _PROMISED_BY_P90
     said = f"of earlier forecasts {score}"
     if not is_late:
-        return Finding("forecasts of ends", Verdict.OK, said)
+        return Finding("forecasts of ends", Severity.OK, said)
     then = (
         "Submissions end later than was said, as when a vendor becomes slower; forecasts follow within some weeks. "
         "Leave more time, or set a deadline (`Realtime(deadline=…)`)."
     )
-    return Finding("forecasts of ends", Verdict.WARNING, said, then)
+    return Finding("forecasts of ends", Severity.WARNING, said, then)
 
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
