@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
-from typing import Any
 
 from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, respond
 from dagster_llm_batch.testing.emulator.anthropic.wire import Body, row
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC, Life
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
@@ -26,28 +25,20 @@ _KEPT_SECONDS = 29 * 86_400.0
 _OK = 200
 
 
-class AnthropicBatch:
+class AnthropicBatch(EmulatedBatch):
     """One batch, from its creation to its end."""
 
     def __init__(self, shared: SharedState, record: BatchRecord, caller: Caller, requests: list[Body]) -> None:
-        self._shared = shared
         self._caller = caller
         self._requests = requests
-        self.record = record
         self._created_at = shared.clock()
         self._expires_at = self._created_at + shared.limits.window_seconds
-        self.life = Life(ANTHROPIC, self._created_at, self._moved)
+        super().__init__(shared, record, ANTHROPIC, self._created_at)
         self.size = len(requests)
         self._queue = RowQueue(shared, record.ordinal, len(requests))
         self._counts = dict.fromkeys(_KINDS, 0)
         self._file = ResultFile(shared.faults.whole_file(record.ordinal))
         self._results: Blob | None = None
-
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the 24 hours, while rows run."""
@@ -56,8 +47,7 @@ class AnthropicBatch:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "canceling":
             return self._finish("canceled", "due")

@@ -12,14 +12,13 @@ import json
 import math
 import random
 from dataclasses import dataclass, field
-from typing import Any
 
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
 from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
 from dagster_llm_batch.testing.emulator.bedrock.wire import Body, iso
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.lifecycle import BEDROCK, Life
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import BEDROCK
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
@@ -42,29 +41,21 @@ class Counts:
     tokens: list[int] = field(default_factory=lambda: [0, 0])
 
 
-class BedrockJob:
+class BedrockJob(EmulatedBatch):
     """One job, from its creation to its end."""
 
     def __init__(self, shared: SharedState, s3: S3 | None, record: BatchRecord, body: Body) -> None:
-        self._shared = shared
         self._s3 = s3
-        self.record = record
         self.body = body
         self.created_at = shared.clock()
         self._expires_at = self.created_at + body.get("timeoutDurationInHours", 24) * _HOUR
-        self.life = Life(BEDROCK, self.created_at, self._moved)
+        super().__init__(shared, record, BEDROCK, self.created_at)
         self._records: list[Body] = []
         self._order: list[int] = []
         self._counts = Counts()
         self._message: str | None = None
         self._output = ResultFile(shared.faults.whole_file(record.ordinal), "recordId")
         self._name = ""
-
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return when the job's own timeout is over."""
@@ -75,8 +66,7 @@ class BedrockJob:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "Validating":
             return self._validate()

@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
+from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
 from dagster_llm_batch.testing.emulator.google.wire import Body, rfc3339, rpc_code
-from dagster_llm_batch.testing.emulator.lifecycle import GEMINI, Life
+from dagster_llm_batch.testing.emulator.lifecycle import GEMINI
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
@@ -24,7 +24,7 @@ _CANCELLED = {"code": _INTERNAL, "message": "The batch was cancelled."}
 _DAYS = 2  # a batch expires 48 hours after its creation
 
 
-class GeminiBatch:
+class GeminiBatch(EmulatedBatch):
     """One batch, from its creation to its end; `keep` stores a results file and gives its name."""
 
     def __init__(
@@ -37,23 +37,15 @@ class GeminiBatch:
         inline: bool,
         keep: Callable[[Blob], str],
     ) -> None:
-        self._shared = shared
-        self.record = record
         self.model = model
         self._inline = inline
         self._keep = keep
         self._created_at = shared.clock()
-        self.life = Life(GEMINI, self._created_at, self._moved)
+        super().__init__(shared, record, GEMINI, self._created_at)
         self._rows = RunningRows(shared, record, rows, model=model, id_field="key")
         self.enqueued_tokens = sum(len(json.dumps(row["request"])) // 4 for row in rows)
         self._error: Body | None = None
         self._output: Body | None = None
-
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """48 hours after the creation."""
@@ -64,8 +56,7 @@ class GeminiBatch:
         state = self.life.state
         if at >= self.deadline() or (state == "BATCH_STATE_PENDING" and self._fault("expires") is not None):
             return "window_over"
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "BATCH_STATE_PENDING":
             fault = self._fault("fails")

@@ -10,45 +10,36 @@ from __future__ import annotations
 import json
 import math
 from http import HTTPStatus
-from typing import Any
 
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
+from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google.bigquery import Table, Tables
 from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
 from dagster_llm_batch.testing.emulator.google.storage import Storage, StorageError
 from dagster_llm_batch.testing.emulator.google.vertex_importer import ImportFailedError, import_rows
 from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, rfc3339
-from dagster_llm_batch.testing.emulator.lifecycle import VERTEX, Life
+from dagster_llm_batch.testing.emulator.lifecycle import VERTEX
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELLED = 9, 3, 7, 13, 1
 
 
-class VertexJob:
+class VertexJob(EmulatedBatch):
     """One job, from its creation to its end."""
 
     def __init__(
         self, shared: SharedState, storage: Storage | None, tables: Tables, record: BatchRecord, body: Body
     ) -> None:
-        self._shared = shared
         self._storage = storage
         self._tables = tables
-        self.record = record
         self.body = body
         self._created_at = shared.clock()
-        self.life = Life(VERTEX, self._created_at, self._moved)
+        super().__init__(shared, record, VERTEX, self._created_at)
         self._rows: RunningRows | None = None
         self._error: Body | None = None
         self._directory: str | None = None
         self._id_field = "custom_id"
-
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
 
     def deadline(self) -> float:
         """Return the end of the 24 hours of running."""
@@ -59,8 +50,7 @@ class VertexJob:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "JOB_STATE_QUEUED":
             return "due"

@@ -12,12 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.lifecycle import MISTRAL, Life
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import MISTRAL
 from dagster_llm_batch.testing.emulator.mistral.wire import row
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
@@ -39,16 +38,14 @@ class Asked:
     write_file: Callable[[Blob, str, int], str]
 
 
-class MistralJob:
+class MistralJob(EmulatedBatch):
     """One job, from its creation to its end."""
 
     def __init__(self, shared: SharedState, record: BatchRecord, asked: Asked) -> None:
-        self._shared = shared
         self._asked = asked
-        self.record = record
         self._created_at = shared.clock()
         self._ends_at = self._created_at + shared.limits.window_seconds * asked.timeout_hours / _DAY_HOURS
-        self.life = Life(MISTRAL, self._created_at, self._moved)
+        super().__init__(shared, record, MISTRAL, self._created_at)
         self._queue = RowQueue(shared, record.ordinal, len(asked.lines))
         self._succeeded = self._failed = 0
         self._errors: Counter[str] = Counter()
@@ -57,12 +54,6 @@ class MistralJob:
         self._output, self._error = ResultFile(whole_file), ResultFile(whole_file)
         self._placed = False
 
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
-
     def deadline(self) -> float:
         """Return the end of `timeout_hours`, while rows run."""
         return self._ends_at if self.life.state == "RUNNING" else math.inf
@@ -70,8 +61,7 @@ class MistralJob:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "QUEUED":
             fault = self._fault("fails")

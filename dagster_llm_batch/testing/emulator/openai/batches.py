@@ -10,12 +10,11 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, Life
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import OPENAI
 from dagster_llm_batch.testing.emulator.openai.requests import (
     InputFile,
     InvalidInputError,
@@ -57,17 +56,15 @@ class Outcome:
     error_file_id: str | None = None
 
 
-class OpenAIBatch:
+class OpenAIBatch(EmulatedBatch):
     """One batch, from its creation to its end."""
 
     def __init__(self, shared: SharedState, hooks: Hooks, record: BatchRecord, *, completion_window: str) -> None:
-        self._shared = shared
         self._hooks = hooks
-        self.record = record
         self._completion_window = completion_window
         self._created_at = shared.clock()
         self._expires_at = self._created_at + shared.limits.window_seconds
-        self.life = Life(OPENAI, self._created_at, self._moved)
+        super().__init__(shared, record, OPENAI, self._created_at)
         self.model: str | None = None
         self.enqueued_tokens = 0
         self._input: InputFile | None = None
@@ -77,12 +74,6 @@ class OpenAIBatch:
         whole_file = shared.faults.whole_file(record.ordinal)
         self._output, self._errors = ResultFile(whole_file), ResultFile(whole_file)
 
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
-
     def deadline(self) -> float:
         """Return the end of the completion window, while rows run."""
         return self._expires_at if self.life.state == "in_progress" else math.inf
@@ -90,8 +81,7 @@ class OpenAIBatch:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "validating":
             return self._validate()

@@ -11,10 +11,10 @@ import json
 import math
 from typing import Any
 
+from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
-from dagster_llm_batch.testing.emulator.books import BatchRecord, MoveRecord
-from dagster_llm_batch.testing.emulator.faults import BatchKind
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, Life
+from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.lifecycle import OPENAI
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, usage_of
@@ -26,17 +26,15 @@ _WINDOW_HOURS = 96.0
 _SUCCESS = 2
 
 
-class InlineBatch:
+class InlineBatch(EmulatedBatch):
     """One batch, from its creation to its end. Its states have the names of OpenAI's."""
 
     def __init__(self, shared: SharedState, record: BatchRecord, told: Body) -> None:
-        self._shared = shared
         self._told = told
         self._requests: list[Any] = told["requests"]
-        self.record = record
         self._created_at = shared.clock()
         self._expires_at = self._created_at + min(shared.limits.window_seconds, _WINDOW_HOURS * 3_600)
-        self.life = Life(OPENAI, self._created_at, self._moved)
+        super().__init__(shared, record, OPENAI, self._created_at)
         self._queue = RowQueue(shared, record.ordinal, len(self._requests))
         self._completed = self._failed = 0
         self._late = False
@@ -47,12 +45,6 @@ class InlineBatch:
         self._results: Blob | None = None
         self._is_placed = False
 
-    def _moved(self, source: str, event: str, target: str, at: float) -> None:
-        self._shared.books.write(MoveRecord(self.record.id, source, event, target, at))
-
-    def _fault(self, kind: BatchKind) -> Any:
-        return self._shared.faults.batch(kind, self.record.ordinal)
-
     def deadline(self) -> float:
         """Return the end of the vendor's window, while rows run."""
         return self._expires_at if self.life.state == "in_progress" else math.inf
@@ -60,8 +52,7 @@ class InlineBatch:
     def step(self, at: float) -> str | None:
         """Do the work of the present state."""
         state = self.life.state
-        stuck = self._fault("stuck")
-        if stuck is not None and stuck.during in {"", state}:
+        if self._is_stuck():
             return None
         if state == "validating":
             fault = self._fault("fails")
