@@ -141,6 +141,9 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     assert status.submission.outcomes == {"succeeded": 6}
     assert creates(workspace) == 3
     assert billed_twice(workspace.answered()) == 0
+    # Later ones are told how much was too much, also when it was taken.
+    refused = {shard.refused_tokens for shard in status.shards if shard.refused_at is not None}
+    assert refused == {sum(shard.tokens for shard in status.shards)}
 
 
 def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_others_land(make: Make) -> None:
