@@ -202,7 +202,7 @@ class Collector:
                 is_kept = self._kept(shards[0])
                 lines = 0
                 for chunk in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
-                    raw.write(b"".join(line for line in chunk if is_kept is None or is_kept(line)))
+                    raw.write(b"".join(chunk if is_kept is None else [line for line in chunk if is_kept(line)]))
                     lines += len(chunk)
                 _refuse_fewer(lines, at_least, shards[0])
                 return
