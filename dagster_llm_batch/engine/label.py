@@ -418,8 +418,14 @@ class Answers:
     @cached_property
     def _rows_of_part(self) -> int:
         """How many rows fit into memory with their results: fewer where these are long, as vectors are."""
-        row_bytes = self.payloads.row_bytes
-        width = row_bytes(self.submission.manifest) + sum(row_bytes(_path(wave[0])) for wave in self.waves)
+        sizes = [
+            (self.payloads.row_bytes(_path(wave[0])), sum(shard.requests for shard in wave)) for wave in self.waves
+        ]
+        most = max([self.submission.rows, *(requests for _, requests in sizes), 1])
+        # A table that grew for long has many waves, and each of its rows a result in one of them.
+        in_all = sum(width * requests for width, requests in sizes) // most
+        own = self.payloads.row_bytes(self.submission.manifest)
+        width = own + max(in_all, *(width for width, _ in sizes), 0)
         return max(min(self.part_rows, _PART_BYTES // width), 1)
 
     def _results(
