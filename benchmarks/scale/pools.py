@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT
-from benchmarks.scale.house import House, Taken, work
+from benchmarks.scale.setup import Setup, Taken, work
 
 __all__ = ["Done", "Processes", "Ray"]
 
@@ -34,14 +34,14 @@ class Done:
 class Processes:
     """Workers that are processes of Python's own."""
 
-    def __init__(self, house: House, count: int) -> None:
-        self._house = house
+    def __init__(self, setup: Setup, count: int) -> None:
+        self._setup = setup
         self._context = multiprocessing.get_context("spawn")
         self._workers = dict(self._start() for _ in range(count))
 
     def _start(self) -> tuple[Connection, Any]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(self._house, theirs), daemon=True)
+        process = self._context.Process(target=_serve, args=(self._setup, theirs), daemon=True)
         process.start()
         theirs.close()
         return ours, process
@@ -57,7 +57,7 @@ class Processes:
                     busy[pipe] = waiting.popleft()
                     pipe.send((step, busy[pipe]))
             if kill_after is not None and not kills and done >= kill_after:
-                kills += _kill(self._house.busy)
+                kills += _kill(self._setup.busy)
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 chunk = busy.pop(pipe)
@@ -78,23 +78,23 @@ class Processes:
             process.join()
 
 
-def _serve(house: House, pipe: Connection) -> None:
+def _serve(setup: Setup, pipe: Connection) -> None:
     while True:
         try:
             step, chunk = pipe.recv()
         except EOFError:
             return
-        pipe.send(work(house, step, chunk))
+        pipe.send(work(setup, step, chunk))
 
 
 class Ray:
     """Workers of a Ray of this machine: a chunk is a task, which Ray itself gives to another worker after a kill."""
 
-    def __init__(self, house: House, count: int) -> None:
+    def __init__(self, setup: Setup, count: int) -> None:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a busy machine takes longer than 30
         import ray
 
-        self._house, self._ray = house, ray
+        self._setup, self._ray = setup, ray
         ray.init(
             num_cpus=count,
             _node_ip_address="127.0.0.1",
@@ -110,10 +110,10 @@ class Ray:
     def run(self, step: str, chunks: Sequence[Chunk], kill_after: int | None) -> Done:
         """See Processes.run."""
         began, taken, kills = time.monotonic(), Taken(), 0
-        left = [self._work.remote(self._house, step, chunk) for chunk in chunks]
+        left = [self._work.remote(self._setup, step, chunk) for chunk in chunks]
         while left:
             if kill_after is not None and not kills and len(chunks) - len(left) >= kill_after:
-                kills += _kill(self._house.busy)
+                kills += _kill(self._setup.busy)
             ended, left = self._ray.wait(left, num_returns=1)
             for one in self._ray.get(ended):
                 taken += one

@@ -41,21 +41,20 @@ def measure() -> dict[str, dict[str, Any]]:
     return found
 
 
-def main(size: str, rows: str, folder: str, addresses: str) -> None:
+def main(size: str, rows: str, path: str, addresses: str) -> None:
     """Label so many rows of that size; the first thousand of them before, so that all is loaded."""
-    house, count = Path(folder), int(rows)
-    one, definition = engine("openai", house, json.loads(addresses)), labeling("openai")
+    folder, count = Path(path), int(rows)
+    one, definition = engine("openai", folder, json.loads(addresses)), labeling("openai")
     work = Work()
-    _label(one, definition, _rows(int(size), 1_000), house, "warm")
-    marks = _label(one, definition, _rows(int(size), count), house, "measured")
+    _label(one, definition, _rows(int(size), 1_000), folder, "warm")
+    marks = _label(one, definition, _rows(int(size), count), folder, "measured")
     steps = ("plan", "submit", "collect", "labels")
     status = one.status(marks.pop())
     stored: dict[str, int] = defaultdict(int)
-    for path in (house / "payloads").rglob("*"):
-        if path.is_file() and status.submission.submission_id in str(path):
-            stored[path.name if path.name.startswith("manifest") else path.name.partition(".")[2]] += (
-                path.stat().st_size
-            )
+    for stored_file in (folder / "payloads").rglob("*"):
+        if stored_file.is_file() and status.submission.submission_id in str(stored_file):
+            name = stored_file.name
+            stored[name if name.startswith("manifest") else name.partition(".")[2]] += stored_file.stat().st_size
     work.report(
         rows=count,
         cpu_us={step: (b - a) / count * 1e6 for step, (a, b) in zip(steps, pairwise(marks), strict=True)},
@@ -64,11 +63,11 @@ def main(size: str, rows: str, folder: str, addresses: str) -> None:
         output_tokens=sum(shard.output_tokens or 0 for shard in status.shards) / count,
         reply_bytes=_unpacked(one, status) / count,
         stored_bytes={kind: size / count for kind, size in sorted(stored.items())},
-        table_bytes=(house / "measured.parquet").stat().st_size / count,
+        table_bytes=(folder / "measured.parquet").stat().st_size / count,
     )
 
 
-def _label(one: Any, definition: Any, rows: Iterator[pa.RecordBatch], house: Path, name: str) -> list[Any]:
+def _label(one: Any, definition: Any, rows: Iterator[pa.RecordBatch], folder: Path, name: str) -> list[Any]:
     marks: list[Any] = [time.process_time()]
     submission_id = one.plan(definition, rows, partition=name).submission_id
     marks.append(time.process_time())
@@ -81,7 +80,7 @@ def _label(one: Any, definition: Any, rows: Iterator[pa.RecordBatch], house: Pat
         writer = None
         for part in one.label_batches(definition, submission_id):
             if writer is None:
-                writer = files.enter_context(pq.ParquetWriter(house / f"{name}.parquet", part.labels.schema))
+                writer = files.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", part.labels.schema))
             writer.write_table(part.labels)
     marks.append(time.process_time())
     return [*marks, submission_id]

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.measure import child, mock
-from benchmarks.scale.house import House
 from benchmarks.scale.pools import Done, Processes, Ray
 from benchmarks.scale.server import ServerCost, read_server
+from benchmarks.scale.setup import Setup
 
 __all__ = ["Size", "run"]
 
@@ -45,45 +45,45 @@ def run(size: Size) -> dict[str, Any]:
     from tests.crash.postgres import postgres
 
     with mock() as addresses, postgres(durable=True) as databases, tempfile.TemporaryDirectory() as folder:
-        house = House(addresses["url"], databases(), folder, size.partitions, size.shards, size.rows, size.most_batches)
-        for place in (house.busy, house.tables):
+        setup = Setup(addresses["url"], databases(), folder, size.partitions, size.shards, size.rows, size.most_batches)
+        for place in (setup.busy, setup.tables):
             place.mkdir()
-        _call(house.url, "POST", "/hold/openai")
-        house.engine().ledger.submissions("nobody")  # so that its tables are there
+        _call(setup.url, "POST", "/hold/openai")
+        setup.engine().ledger.submissions("nobody")  # so that its tables are there
         chunks = [
             tuple(range(start, min(start + size.chunk, size.partitions)))
             for start in range(0, size.partitions, size.chunk)
         ]
         kill_after = len(chunks) // 2
-        with closing(_POOLS[size.pool](house, size.workers)) as pool:
-            start = read_server(house.ledger_url)
+        with closing(_POOLS[size.pool](setup, size.workers)) as pool:
+            start = read_server(setup.ledger_url)
             sent = pool.run("send", chunks, kill_after)
-            after_sent = read_server(house.ledger_url)
-            ticks = _ticks(house) if size.ticks else []
-            after_ticks = read_server(house.ledger_url)
+            after_sent = read_server(setup.ledger_url)
+            ticks = _ticks(setup) if size.ticks else []
+            after_ticks = read_server(setup.ledger_url)
             if not size.ticks:
-                _call(house.url, "POST", "/finish/openai")
+                _call(setup.url, "POST", "/finish/openai")
             landed = pool.run("land", chunks, kill_after)
-            end = read_server(house.ledger_url)
-        bill = _call(house.url, "GET", "/bill/openai")
+            end = read_server(setup.ledger_url)
+        bill = _call(setup.url, "GET", "/bill/openai")
         found = {
             "size": asdict(size),
-            "rows_lost": _rows_lost(house),
+            "rows_lost": _rows_lost(setup),
             "rows_billed_twice": bill["rows_billed_twice"],
             "batches": bill["batches"],
             "send": _step(sent, after_sent - start),
             "land": _step(landed, end - after_ticks),
             "ticks": ticks,
             "ledger": asdict(end - start),
-            "objects": _objects(house.payloads),
+            "objects": _objects(setup.payloads),
         }
         assert found["rows_lost"] == found["rows_billed_twice"] == 0, found
         assert bill["rows"] == size.partitions * size.shards * size.rows, bill
         return found
 
 
-def _ticks(house: House) -> list[dict[str, Any]]:
-    ticks: list[dict[str, Any]] = child("benchmarks.scale.tick", json.dumps(asdict(house))).said["ticks"]
+def _ticks(setup: Setup) -> list[dict[str, Any]]:
+    ticks: list[dict[str, Any]] = child("benchmarks.scale.tick", json.dumps(asdict(setup))).said["ticks"]
     return ticks
 
 
@@ -105,15 +105,15 @@ def _call(url: str, method: str, path: str) -> dict[str, Any]:
         return dict(json.load(reply))
 
 
-def _rows_lost(house: House) -> int:
+def _rows_lost(setup: Setup) -> int:
     """Rows that are not there exactly once, with a label that is theirs."""
     good, seen = set(), 0
-    for path in sorted(house.tables.glob("*.parquet")):
+    for path in sorted(setup.tables.glob("*.parquet")):
         for key, row, outcome in zip(*pq.read_table(path).to_pydict().values(), strict=True):
             seen += 1
             if outcome == "succeeded" and key == f"r{row:08d}":
                 good.add(key)
-    wanted = house.partitions * house.shards * house.rows
+    wanted = setup.partitions * setup.shards * setup.rows
     return (wanted - len(good)) + (seen - len(good))
 
 

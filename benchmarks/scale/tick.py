@@ -1,6 +1,6 @@
 """Ticks of the sensor over what the workers sent: all in flight, none due, all ended.
 
-python -m benchmarks.scale.tick '{fields of House}'
+python -m benchmarks.scale.tick '{fields of Setup}'
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import psycopg2
 
 from benchmarks.labels import Label
 from benchmarks.measure import Work
-from benchmarks.scale.house import MODELS, NAMESPACE, PROMPT, House, statements
+from benchmarks.scale.setup import MODELS, NAMESPACE, PROMPT, Setup, statements
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, build_llm_batch_sensor, llm_batch_assets
 from dagster_llm_batch.resources.deployment import QueueLimit
 
 
 def main(fields: str) -> None:
     """Tick until all were asked about; once more; and until all that have ended are known to have."""
-    house = House(**json.loads(fields))
-    keys = [house.key(number) for number in range(house.partitions)]
+    setup = Setup(**json.loads(fields))
+    keys = [setup.key(number) for number in range(setup.partitions)]
     assets = llm_batch_assets(
         name="labels",
         rows=lambda _context: [],
@@ -36,14 +36,14 @@ def main(fields: str) -> None:
         params={"max_tokens": 200},
         partitions_def=dg.StaticPartitionsDefinition(keys),
     )
-    queue = {} if house.most_batches is None else {"openai": QueueLimit(max_batches=house.most_batches)}
+    queue = {} if setup.most_batches is None else {"openai": QueueLimit(max_batches=setup.most_batches)}
     resources = {
         "llm_batch": LLMBatchResource(
             namespace=NAMESPACE,
-            ledger_url=house.ledger_url,
-            payload_root=str(house.payloads),
+            ledger_url=setup.ledger_url,
+            payload_root=str(setup.payloads),
             queue_limits=queue,
-            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{house.url}/v1"),
+            openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{setup.url}/v1"),
         )
     }
     repository = dg.Definitions(
@@ -53,7 +53,7 @@ def main(fields: str) -> None:
     with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.local_temp(folder) as instance:
 
         def tick(name: str) -> dict[str, Any]:
-            before, calls, began = counts.taken(), _calls(house.url), time.perf_counter()
+            before, calls, began = counts.taken(), _calls(setup.url), time.perf_counter()
             with dg.build_sensor_context(
                 instance=instance,
                 instance_ref=instance.get_ref(),
@@ -69,13 +69,13 @@ def main(fields: str) -> None:
                 "cpu_s": took.cpu_s,
                 "reads": took.reads,
                 "writes": took.writes,
-                "calls": sum(_calls(house.url).values()) - sum(calls.values()),
+                "calls": sum(_calls(setup.url).values()) - sum(calls.values()),
                 "runs": len(said.run_requests or ()),
-                "left": _unasked(house.ledger_url),
+                "left": _unasked(setup.ledger_url),
             }
 
         def until_all_are_asked(name: str) -> list[dict[str, Any]]:
-            _set_unasked(house.ledger_url)
+            _set_unasked(setup.ledger_url)
             ticks = [tick(name)]
             while ticks[-1]["left"] and len(ticks) < 50:
                 ticks.append(tick("the next"))
@@ -84,8 +84,8 @@ def main(fields: str) -> None:
         tick("the first of a process")
         work = Work()
         ticks = [*until_all_are_asked("all are due"), tick("none is due")]
-        if house.most_batches is None:
-            urllib.request.urlopen(urllib.request.Request(f"{house.url}/finish/openai", b"{}", method="POST")).close()
+        if setup.most_batches is None:
+            urllib.request.urlopen(urllib.request.Request(f"{setup.url}/finish/openai", b"{}", method="POST")).close()
             ticks += until_all_are_asked("all have ended")
         work.report(ticks=ticks)
 

@@ -26,7 +26,7 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["MODELS", "PROMPT", "House", "Taken", "work"]
+__all__ = ["MODELS", "PROMPT", "Setup", "Taken", "work"]
 
 NAMESPACE = "scale"
 SETTLE_SECONDS = 5.0
@@ -37,7 +37,7 @@ _UNSENT = (ShardState.PLANNED, ShardState.SUBMITTING)
 
 
 @dataclass(frozen=True)
-class House:
+class Setup:
     """Where everything is, and how large. Travels to workers."""
 
     url: str
@@ -136,35 +136,35 @@ def statements() -> _Statements:
 
 
 @cache
-def _engine(house: House) -> Engine:
-    return house.engine()
+def _engine(setup: Setup) -> Engine:
+    return setup.engine()
 
 
-def work(house: House, step: str, partitions: tuple[int, ...]) -> Taken:
+def work(setup: Setup, step: str, partitions: tuple[int, ...]) -> Taken:
     """Do a step for some partitions, "send" or "land"; say what it took."""
     counts = statements()
-    note = house.busy / str(os.getpid())
+    note = setup.busy / str(os.getpid())
     note.touch()
     before = counts.taken()
     for partition in partitions:
-        {"send": _send, "land": _land}[step](_engine(house), house, partition)
+        {"send": _send, "land": _land}[step](_engine(setup), setup, partition)
     note.unlink()
     return counts.taken() - before
 
 
-def _send(engine: Engine, house: House, partition: int) -> None:
-    definition = house.labeling()
-    submission = engine.plan(definition, house.input(partition), partition=house.key(partition))
+def _send(engine: Engine, setup: Setup, partition: int) -> None:
+    definition = setup.labeling()
+    submission = engine.plan(definition, setup.input(partition), partition=setup.key(partition))
     status = engine.submit(definition, submission.submission_id)
     # What one that was killed was sending is looked for, and sent again only once it certainly was not.
-    while house.most_batches is None and any(shard.state in _UNSENT for shard in status.shards):
+    while setup.most_batches is None and any(shard.state in _UNSENT for shard in status.shards):
         time.sleep(0.5)
         status = engine.submit(definition, submission.submission_id)
 
 
-def _land(engine: Engine, house: House, partition: int) -> None:
-    definition = house.labeling()
-    submission = engine.latest(definition.asset, house.key(partition))
+def _land(engine: Engine, setup: Setup, partition: int) -> None:
+    definition = setup.labeling()
+    submission = engine.latest(definition.asset, setup.key(partition))
     assert submission is not None
     while not engine.advance(definition, submission.submission_id).is_settled:
         time.sleep(0.5)
@@ -172,7 +172,7 @@ def _land(engine: Engine, house: House, partition: int) -> None:
     rejects = labeled.rejects.select(["id", "llm_outcome"])
     rejects = rejects.add_column(1, "row", pa.nulls(len(rejects), pa.int64()))
     table = pa.concat_tables([labeled.labels.select(["id", "row", "llm_outcome"]), rejects])
-    part = house.tables / f"{house.key(partition)}.part"
+    part = setup.tables / f"{setup.key(partition)}.part"
     pq.write_table(table, part)
     part.replace(part.with_suffix(".parquet"))
     engine.ledger.mark_delivered(submission.submission_id)
