@@ -148,7 +148,7 @@ def read_part(folder: Path, name: str) -> pa.Table:
         return pa.ipc.open_stream(file).read_all()
 
 
-_ID = "llm_request_id"
+_ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 # A number of rows that no table has.
 _ALL = 1 << 62
 
@@ -297,7 +297,6 @@ def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Paylo
     return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
 
 
-_ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
 SHARD = pa.field("llm_shard", pa.int32())
 """The number of a result's shard among those of all waves."""
 
@@ -418,14 +417,12 @@ class Answers:
     @cached_property
     def _rows_of_part(self) -> int:
         """How many rows fit into memory with their results: fewer where these are long, as vectors are."""
-        sizes = [
-            (self.payloads.row_bytes(_path(wave[0])), sum(shard.requests for shard in wave)) for wave in self.waves
-        ]
-        most = max([self.submission.rows, *(requests for _, requests in sizes), 1])
+        row_bytes = self.payloads.row_bytes
+        sizes = [(row_bytes(_path(wave[0])), sum(shard.requests for shard in wave)) for wave in self.waves]
+        most = max(self.submission.rows, 1, *(requests for _, requests in sizes))
         # A table that grew for long has many waves, and each of its rows a result in one of them.
         in_all = sum(width * requests for width, requests in sizes) // most
-        own = self.payloads.row_bytes(self.submission.manifest)
-        width = own + max(in_all, *(width for width, _ in sizes), 0)
+        width = row_bytes(self.submission.manifest) + max(in_all, *(width for width, _ in sizes), 0)
         return max(min(self.part_rows, _PART_BYTES // width), 1)
 
     def _results(
@@ -571,10 +568,8 @@ class LabelAssembler(Answers):
 
     def _read_results(self, shard: Shard, *, reread: bool) -> pa.Table:
         """Return all results of a shard. See `read_again`."""
-        if not reread:
-            table = self.payloads.read_table(_path(shard))
-            if table.schema.equals(self.collector.schema):
-                return table
+        if not reread and (table := self.payloads.read_table(_path(shard))).schema.equals(self.collector.schema):
+            return table
         self._read_again(shard, reread=reread)
         return self.payloads.read_table(_path(shard))
 
