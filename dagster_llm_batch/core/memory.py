@@ -42,13 +42,15 @@ def uncollected() -> Iterator[None]:
 
     For what is over in some milliseconds: it holds for the other threads, too.
     """
-    is_on = gc.isenabled()
+    if not gc.isenabled():
+        # Another thread keeps it from running, and might let it run again before it could be disabled here: for good.
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        if is_on:
-            gc.enable()
+        gc.enable()
 
 
 # itertools.batched does this from Python 3.12 on; the package runs on 3.11, too.
