@@ -105,14 +105,18 @@ class Collector:
             ended_at = shard.ended_at or self._deployment.clock()
             gone = [shard.shard_id]
             return self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=_LOST, ended_at=ended_at)[0]
-        shards = self._ledger.shards_of_batch(shard)
-        with self._downloading_alone(shards):
+        with self._downloading_alone(shard) as shards:
+            present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
             # Another process, which collects another submission of the batch, may have stored this one's lines.
-            return shard if self._is_archived(shard) else self._download(shard, shards)
+            return present if self._is_archived(present) else self._download(present, shards)
 
     @contextmanager
-    def _downloading_alone(self, shards: Sequence[Shard]) -> Iterator[None]:
-        """Wait for another process that downloads the same batch. Of a batch of one submission there is none."""
+    def _downloading_alone(self, shard: Shard) -> Iterator[list[Shard]]:
+        """Wait for another process that downloads the same batch; yield its shards as they are then.
+
+        Of a batch of one submission there is no other.
+        """
+        shards = self._ledger.shards_of_batch(shard)
         with ExitStack() as held:
             if len({sharing.submission_id for sharing in shards}) > 1:
                 name = f"{_DOWNLOAD}{shards[0].shard_id}"
@@ -120,7 +124,9 @@ class Collector:
                 with suppress(LeaseError):
                     wait_seconds = self._deployment.download_wait_seconds
                     held.enter_context(self._ledger.hold_leases(name, wait_seconds=wait_seconds))
-            yield
+                # The other one may have collected its own, or found that the results are gone.
+                shards = self._ledger.shards_of_batch(shard)
+            yield shards
 
     def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
         """Store the lines of all shards of a batch; return the one of them that is asked for, as it is now."""

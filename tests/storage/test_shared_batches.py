@@ -6,8 +6,8 @@ Several processes that collect them at once download it once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from multiprocessing.process import BaseProcess
@@ -22,11 +22,15 @@ from worker_processes import collect_until_settled, definition, engine
 from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, RowFault, WireFault
+from dagster_llm_batch.types import Cause
 
 LABELING = Labeling(asset="labels", model="openai/gpt-4o", key="id", prompt=Prompt(user="{{ text }}"))
 ALTERED = FileFault(kind="renamed", times=None)
@@ -213,3 +217,41 @@ def test_who_waits_too_long_for_another_download_does_it_by_itself(
         assert hasty.collect(definition(), ids[1]).is_settled
     assert downloads(emulator) == 1
     mine.ledger.close()
+
+
+class Overtaken(Ledger):
+    """Another process has done something with the batch while this one waited for it to be downloaded."""
+
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
+        if names[0].startswith("download:"):
+            self.meanwhile()
+        return super().hold_leases(*names, seconds=seconds, wait_seconds=wait_seconds)
+
+
+def test_what_another_process_found_gone_and_collected_meanwhile_ends_likewise(
+    ledger_url: str, emulator: Emulator, tmp_path: Path
+) -> None:
+    skipped = [timedelta()]
+
+    def now() -> datetime:
+        return datetime.now(UTC) + skipped[0]
+
+    base = engine(ledger_url, emulator.openai_base_url, tmp_path / "payloads").deployment
+    base.ledger.close()
+    ledgers = [Ledger(ledger_url, clock=now), Overtaken(ledger_url, clock=now)]
+    first, second = (Engine(replace(base, ledger=ledger, clock=now)) for ledger in ledgers)
+    ids = sent_together(first, 2)
+    emulator.settle()
+    emulator.inject(WireFault(kind="status", status=404, route=CONTENT, times=None))
+    for one in ids:
+        with pytest.raises(TransientError, match="then they count as gone"):
+            first.collect(definition(), one)
+    skipped[0] = timedelta(hours=2)
+    ledgers[1].meanwhile = lambda: first.collect(definition(), ids[0])
+    second.collect(definition(), ids[1])
+    assert [first.ledger.shards(one)[0].cause for one in ids] == [Cause.GONE] * 2
+    assert [first.ledger.shards(one)[0].state for one in ids] == [ShardState.COLLECTED] * 2
+    for ledger in ledgers:
+        ledger.close()
