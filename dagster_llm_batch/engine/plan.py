@@ -277,6 +277,8 @@ class Planner:
     def _reusable(self, history: Sequence[Submission]) -> list[Submission]:
         """Return the submissions whose answers can be reused."""
         same = [s for s in history if s.config_fingerprint == self.configuration]
+        if not same:
+            return []
         pruned = find_pruned(self._ledger, same)
         return [s for s in same if s.submission_id not in pruned]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import MissingExtraError, ProviderError, RefusedError
@@ -62,9 +63,11 @@ class LazyClient:
         self._organization = organization
         self._project = project
         self._sdk: OpenAI | None = None
+        # To the SDK each number of retries is a client of its own. A provider uses two: none, and `max_retries`.
+        self.with_retries = cache(self._with_retries)
+        """Returns the client that makes a failed call so many times again. Raises MissingExtraError without the SDK."""
 
-    def with_retries(self, retries: int) -> OpenAI:
-        """Return the client, which makes a call that fails so many times again. MissingExtraError without the SDK."""
+    def _with_retries(self, retries: int) -> OpenAI:
         if self._sdk is None:
             self._sdk = self._make()
         client = self._sdk.with_options(max_retries=retries)
