@@ -82,6 +82,11 @@ class QueueLimit:
                 msg = f"QueueLimit.{name}={given!r} lets nothing through; it is at least 1, or left out."
                 raise ConfigError(msg)
 
+    def allows(self, batches: int, requests: int, tokens: int) -> bool:
+        """Return whether so much may be in the queue at once."""
+        counts = ((self.max_batches, batches), (self.max_requests, requests), (self.max_tokens, tokens))
+        return all(most is None or count <= most for most, count in counts)
+
 
 def check_queue_limits(names: Iterable[str], providers: Collection[str]) -> None:
     """Raise ConfigError for a queue limit whose name is of no configured provider (`provider` or `provider/model`)."""

@@ -69,6 +69,9 @@ _SAY_EVERY = timedelta(minutes=10)
 # A batch that is in flight for so long was taken: a full queue is told of before, some minutes after the create call.
 _TAKEN_AFTER = timedelta(minutes=30)
 
+# What was chosen holds a submission up for so long: others, who fill the queue, may have chosen nothing.
+_CHOSEN_FOR = timedelta(days=2)
+
 # The result files of a batch's shards are open at the same time when it is collected.
 _SHARDS_IN_A_BATCH = 200
 
@@ -121,7 +124,7 @@ class Dispatcher:
         going: list[tuple[Labeling, list[Shard]]] = []
         tokens: dict[str, int] = {}
         for labeling, batch in batches:
-            most = _most_at_once(batch)
+            most = _most_at_once(self._deployment, batch)
             if most is not None and not self._is_realtime(labeling, batch):
                 inside = tokens.get(labeling.model)
                 inside = self._deployment.ledger.tokens_beside(batch) if inside is None else inside
@@ -399,10 +402,15 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
 
 def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
     """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
-    # Nothing overtakes in a queue: where the first of them has to wait, so do the others. To ask that of each of
-    # thousands that wait for a full queue would take a tick of the sensor longer than Dagster gives it.
+    # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
+    # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
     first = min(shards, key=lambda shard: (shard.wave, shard.shard_id))
-    return _is_within_declared(deployment, [first]) and any(has_room(deployment, [shard]) for shard in shards)
+    chosen = {shard.most_at_once for shard in shards}
+    loosest = None if None in chosen else max(filter(None, chosen), default=0)
+    smallest = replace(min(shards, key=lambda shard: shard.tokens), most_at_once=loosest)
+    if not (_is_within_declared(deployment, [first]) and _is_within_chosen(deployment, [smallest])):
+        return False
+    return any(has_room(deployment, [shard]) for shard in shards)
 
 
 def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
@@ -465,7 +473,7 @@ def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
     inside: list[Shard] = []
     for shard in shards:
         if shard.lane is Lane.BATCH:
-            if not inside or not _is_within(limit, _queued([*inside, shard], batches=len(inside) + 1)):
+            if not inside or not limit.allows(*_queued([*inside, shard], batches=len(inside) + 1)):
                 rounds, inside = rounds + 1, []
             inside.append(shard)
     return max(rounds, 1)
@@ -504,23 +512,14 @@ def _queued(shards: Sequence[Shard], batches: int) -> Queued:
     return Queued(batches, sum(shard.requests for shard in shards), sum(shard.tokens for shard in shards))
 
 
-def _is_within(limit: QueueLimit, queued: Queued) -> bool:
-    counts = {"max_batches": queued.batches, "max_requests": queued.requests, "max_tokens": queued.tokens}
-    return all((most := getattr(limit, name)) is None or count <= most for name, count in counts.items())
-
-
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     """Return whether the queue has room for this batch, beside what is in it and after what has waited longer."""
-    return (
-        _is_within_declared(deployment, batch)
-        and _is_within_chosen(deployment, batch)
-        and _is_expected(deployment, batch)
-    )
+    return all(has(deployment, batch) for has in (_is_within_declared, _is_within_chosen, _is_expected))
 
 
 def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     """Return whether no more would be in flight of the model than was chosen by what earlier batches met."""
-    most = _most_at_once(batch)
+    most = _most_at_once(deployment, batch)
     if most is None:
         return True
     beside = deployment.ledger.tokens_beside(batch)
@@ -528,8 +527,12 @@ def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     return not beside or beside + sum(shard.tokens for shard in batch) <= most
 
 
-def _most_at_once(batch: Sequence[Shard]) -> int | None:
-    return min((shard.most_at_once for shard in batch if shard.most_at_once is not None), default=None)
+def _most_at_once(deployment: Deployment, batch: Sequence[Shard]) -> int | None:
+    most = min((shard.most_at_once for shard in batch if shard.most_at_once is not None), default=None)
+    if most is None:
+        return None
+    planned_at = deployment.ledger.submission(batch[0].submission_id).created_at
+    return most if deployment.clock() < planned_at + _CHOSEN_FOR else None
 
 
 def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
@@ -572,7 +575,7 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     own = _queued(batch, batches=1)
     # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.
     is_alone = not ahead.batches and len(batch) == 1
-    return is_alone or _is_within(limit, Queued(*map(sum, zip(ahead, own, strict=True))))
+    return is_alone or limit.allows(*map(sum, zip(ahead, own, strict=True)))
 
 
 def keep_places(deployment: Deployment, assets: Sequence[str]) -> None:

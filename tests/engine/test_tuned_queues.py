@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, billed, labeling, tickets
@@ -155,3 +156,47 @@ def test_a_queue_limit_that_is_set_holds_as_before(workspace: Workspace) -> None
     submission = workspace.engine(tune=True, queue_limits=queue).plan(definition, tickets(3))
     assert (submission.tuning or {})["most_at_once"] == {}
     assert any("as the queue limit of 900 tokens allows" in words for words in (submission.tuning or {})["evidence"])
+
+
+def test_what_was_chosen_holds_up_nothing_for_ever_as_where_others_fill_the_queue(workspace: Workspace) -> None:
+    definition = labeling()
+    tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens
+    remember(workspace, room=2 * tokens)
+    tuned = workspace.engine(tune=True).plan(definition, tickets(2))
+    assert (tuned.tuning or {})["most_at_once"] == {"openai/gpt-4o": 2 * tokens}
+    # In a namespace in which nobody tunes, and nobody looks after what was sent any more.
+    others = workspace.engine(namespace="abandoned")
+    others.submit(definition, others.plan(definition, tickets(9, start=50)).submission_id)
+    engine = workspace.engine()
+    for passed in (DAY, 2 * DAY):
+        engine.submit(definition, tuned.submission_id)
+        assert engine.status(tuned.submission_id).states == {"planned": 1}
+        [progress] = engine.ledger.progress("test")
+        assert not engine.can_advance(progress)
+        workspace.skipped += passed
+    assert engine.can_advance(progress)
+    engine.submit(definition, tuned.submission_id)
+    assert engine.status(tuned.submission_id).states == {"submitted": 1}
+
+
+def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shards_wait(workspace: Workspace) -> None:
+    definition = labeling(limits=Limits(max_requests_per_batch=2))
+    tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens
+    remember(workspace, room=tokens + 1)
+    submission = workspace.engine(tune=True).plan(definition, tickets(20))
+    engine = workspace.engine()
+    engine.submit(definition, submission.submission_id)
+    [progress] = engine.ledger.progress("test")
+    assert progress.states == {"submitted": 1, "planned": 9}
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "sum(shard.tokens)" in statement:
+            asked.append(statement)
+
+    sa.event.listen(sa.Engine, "after_cursor_execute", note)
+    try:
+        assert not engine.can_advance(progress)
+    finally:
+        sa.event.remove(sa.Engine, "after_cursor_execute", note)
+    assert len(asked) == 1
