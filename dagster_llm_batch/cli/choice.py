@@ -241,10 +241,10 @@ class Case:
     @cached_property
     def gold_is_judged(self) -> bool:
         """Whether people's judgments in the ledger say what is right, since no evaluation has stored gold."""
-        if self.given_evaluation is not None or self.evaluation is not None:
-            there = self.evaluation is not None and self.deployment.code.stored_places(self.evaluation.gold)
-            if there or self.given_evaluation is not None:
-                return False
+        if self.given_evaluation is not None:
+            return False
+        if self.evaluation is not None and self.deployment.code.stored_places(self.evaluation.gold):
+            return False
         return len(self.judged) >= _FEWEST_JUDGED
 
     @cached_property

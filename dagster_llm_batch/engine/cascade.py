@@ -204,7 +204,7 @@ class Sampling:
         cheap = Decimal(0) if tokens is None else self._planner.estimate(self._labeling).expected_usd(tokens)
         accepted = self._expect_accepted(cascade)
         # Before a row is drawn: what certifies this partition is not touched by it.
-        size = self._planner.tuned_sample(self._deployment, self._partition, rows, size, least, (cheap, each))
+        size = self._planner.tune_sample(self._deployment, self._partition, rows, size, least, (cheap, each))
         cost = None
         if each and cheap is not None and rows:
             audited = 0 if audit is None else round(audit.share * rows)
@@ -370,24 +370,24 @@ class Sampling:
         ids = np.concatenate(heads).reshape(-1, REQUEST_ID_BYTES)
         return count_independent(np.unique(ids[:, :8].copy().view(">u8"), return_counts=True)[1])
 
-    def _audit(self, cascade: Cascade, seed: str, rows: int, of: int) -> tuple[Audit | None, Calibration | None]:
-        """Return the audit of this partition, and the threshold that earlier ones give, if they do. `of`: requests."""
+    def _audit(self, cascade: Cascade, seed: str, rows: int, requests: int) -> tuple[Audit | None, Calibration | None]:
+        """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
         if not rows or not isinstance(cascade.calibrate, Rolling):
             return None, None
         from dagster_llm_batch.engine.audit import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
 
         history = history_id(self._planner.configuration, self._labeling, cascade)
         place = (self._deployment, self._labeling, cascade, self._partition)
-        found = calibrate_on_earlier(*place, self._count_independent(rows, of), history)
+        found = calibrate_on_earlier(*place, self._count_independent(rows, requests), history)
         why_not = found if isinstance(found, str) else None
         # By another seed: what is in the sample is audited as often as what is not.
         bound = np.uint64(cascade.calibrate.audit * 2**64)
-        requests = [
+        audited = [
             request_id
             for keys, ids in self._rows()
             for request_id in ids.filter(pa.array(digest_keys(keys, f"audit:{seed}") < bound)).to_pylist()
         ]
-        audit = Audit(share=cascade.calibrate.audit, requests=requests, history_id=history, why_not=why_not)
+        audit = Audit(share=cascade.calibrate.audit, requests=audited, history_id=history, why_not=why_not)
         return audit, None if isinstance(found, str) else found
 
     def _drawn(self, size: int, seed: str) -> tuple[list[object], list[str]]:

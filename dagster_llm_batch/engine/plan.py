@@ -372,9 +372,9 @@ class Planner:
 
         return Tuner(self._deployment, self._labeling)
 
-    def tuned_sample(
+    def tune_sample(
         self,
-        known: Deployment,
+        stored: Deployment,
         partition: str,
         rows: int,
         size: int,
@@ -383,7 +383,7 @@ class Planner:
     ) -> int:
         """Return how many of so many rows a cascade samples: `size`, or what other partitions say.
 
-        `known` has their files, also where this planner writes aside. `usd`: what a request costs at the model, and at
+        `stored` has their files, also where this planner writes aside. `usd`: what a request costs at the model, and at
         the oracle.
         """
         asked, (cheap, each) = self._labeling.cascade, usd
@@ -392,7 +392,7 @@ class Planner:
         # Where people label the sample, they have to know how large it is.
         if asked.calibrate != "partition" or asked.gold is not None or size >= rows:
             return size
-        return self._tuner.choose_sample(known, partition, rows, size, at_least, float(cheap / each))
+        return self._tuner.choose_sample(stored, partition, rows, size, at_least, float(cheap / each))
 
     def tuning(self, requests: int) -> Mapping[str, Any] | None:
         """Return what is chosen for a submission of so many requests by earlier ones; None: nobody asks for it."""

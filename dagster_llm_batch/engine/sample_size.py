@@ -28,7 +28,9 @@ from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.metrics.replay import Pool, replay
 from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["Known", "choose_size", "read_pool"]
+__all__ = ["Samples", "choose_sample_size", "read_samples"]
+
+_ID = "llm_request_id"
 
 # So many rows of so many partitions are needed, and no more rows are read than these.
 _FEWEST_ROWS, _FEWEST_PARTITIONS, _MOST_ROWS = 1_000, 5, 4_000
@@ -46,15 +48,15 @@ _WORTH = 0.02
 _MOST_OF_ROWS = 0.5
 
 
-class Known(NamedTuple):
+class Samples(NamedTuple):
     """Sampled rows of other partitions, and of how many partitions they are."""
 
     pool: Pool
     partitions: int
 
 
-def choose_size(
-    known: Known, rows: int, usual: int, at_least: int, cascade: Cascade, cheap: float
+def choose_sample_size(
+    known: Samples, rows: int, usual: int, at_least: int, cascade: Cascade, cheap: float
 ) -> tuple[int | None, str]:
     """Return how many of so many `rows` to sample, None for as `usual`, and the evidence in words.
 
@@ -93,7 +95,7 @@ def choose_size(
     return best, f"a sample of {best:,} rows: {least_gain}"
 
 
-def read_pool(deployment: Deployment, labeling: Labeling, partition: str) -> Known:
+def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> Samples:
     """Return the sampled rows of other partitions, the newest first, that the same two models were asked alike."""
     configuration = deployment.configuration(labeling)
     submissions = deployment.ledger.submissions(
@@ -118,7 +120,7 @@ def read_pool(deployment: Deployment, labeling: Labeling, partition: str) -> Kno
             continue
         scores.append(own[0])
         are_wrong.append(own[1])
-    return Known(Pool(np.concatenate(scores), np.concatenate(are_wrong)), len(scores) - 1)
+    return Samples(Pool(np.concatenate(scores), np.concatenate(are_wrong)), len(scores) - 1)
 
 
 def _is_like(levels: Levels, labeling: Labeling) -> bool:
@@ -140,6 +142,3 @@ def _judge(
                 chosen = pa.Table.from_batches([batch]).filter(pc.is_in(batch[_ID], drawn))
                 tables[levels.asks_oracle(shard.asked_of)].append(chosen)
     return levels.judge_sample(*tables)
-
-
-_ID = "llm_request_id"

@@ -53,8 +53,8 @@ __all__ = [
     "Waves",
     "attempts_of",
     "choose_at_once",
+    "choose_batch_size",
     "choose_lead",
-    "choose_size",
     "choose_waves",
 ]
 
@@ -142,7 +142,7 @@ class Choice(NamedTuple):
     evidence: str
 
 
-def choose_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
+def choose_batch_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
     """Return the most requests that a batch is to have, if larger ones have expired.
 
     Args:
@@ -319,7 +319,7 @@ class Tuner:
         self._deployment, self._labeling = deployment, labeling
         self._now = deployment.clock()
         self._is_tried_again = self._now.date().toordinal() % _TRIED_EVERY == 0
-        self._sizes = {one.model: self._choose_size(one) for one in labeling.models}
+        self._sizes = {one.model: self._choose_batch_size(one) for one in labeling.models}
         self._at_once = {one.model: self._choose_at_once(one) for one in labeling.models}
         self._waves = self._choose_waves()
         self._lead: Choice | None = None
@@ -347,24 +347,24 @@ class Tuner:
         return timedelta(seconds=self._lead.value or 0)
 
     def choose_sample(
-        self, known: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
+        self, stored: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
     ) -> int:
         """Return how many rows a cascade samples of so many: `size`, or what cost less by other partitions.
 
         Args:
-            known: Has the files of other partitions.
+            stored: Has the files of other partitions.
             partition: Which is planned: nothing of itself counts.
             rows: It has so many.
             size: The sample that costs least as a mean over kinds of scores.
             at_least: What the oracle's provider takes at least.
             cheap: What the model costs, as a share of the oracle.
         """
-        from dagster_llm_batch.engine.sample_size import choose_size, read_pool  # noqa: PLC0415 - few have a cascade
+        from dagster_llm_batch.engine.sample_size import choose_sample_size, read_samples  # noqa: PLC0415 - few have a cascade
 
         cascade = self._labeling.cascade
         assert cascade is not None
-        pool = read_pool(known, self._labeling, partition)
-        value, evidence = choose_size(pool, rows, size, at_least, cascade, cheap)
+        samples = read_samples(stored, self._labeling, partition)
+        value, evidence = choose_sample_size(samples, rows, size, at_least, cascade, cheap)
         self._sample = Choice(value, evidence)
         return size if value is None else value
 
@@ -424,7 +424,7 @@ class Tuner:
             return Choice(None, f"as many batches at once as {queue} allows: {choice.evidence}")
         return Choice(None, f"{_TRIED_AGAIN}: {choice.evidence}") if self._is_tried_again else choice
 
-    def _choose_size(self, labeling: Labeling) -> Choice:
+    def _choose_batch_size(self, labeling: Labeling) -> Choice:
         limits, deployment = self._deployment.batch_limits(labeling), self._deployment
         queue, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
         if queue is not None and queue.max_batches is not None:
@@ -433,7 +433,7 @@ class Tuner:
         known = deployment.ledger.batch_sizes(
             owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
         )
-        choice = choose_size([BatchSize(*batch) for batch in known], limits.min_requests)
+        choice = choose_batch_size([BatchSize(*batch) for batch in known], limits.min_requests)
         if choice.value is not None and choice.value >= limits.max_requests:
             return Choice(
                 None, f"batches as large as limits allow, {limits.max_requests:,} requests: {choice.evidence}"

@@ -47,11 +47,11 @@ def calls(workspace: Workspace) -> int:
 # shared batches -----------------------------------------------------------------------------------------------------
 
 
-def plans(workspace: Workspace, definition: Any, partitions: int, rows: int = 3) -> list[str]:
+def plans(workspace: Workspace, definition: Any, partitions: int) -> list[str]:
+    """Plan partitions of three rows each; return their submissions."""
     engine = workspace.engine()
     return [
-        engine.plan(definition, tickets(rows, start=rows * n), partition=f"p{n}").submission_id
-        for n in range(partitions)
+        engine.plan(definition, tickets(3, start=3 * n), partition=f"p{n}").submission_id for n in range(partitions)
     ]
 
 

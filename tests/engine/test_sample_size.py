@@ -21,7 +21,7 @@ from dagster_llm_batch.core.cascade import (
     relative_cost,
 )
 from dagster_llm_batch.engine.request_files import levels_of
-from dagster_llm_batch.engine.sample_size import Known, choose_size, read_pool
+from dagster_llm_batch.engine.sample_size import Samples, choose_sample_size, read_samples
 from dagster_llm_batch.metrics.replay import Pool
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -38,20 +38,20 @@ def promise(agreement: float) -> Cascade:
     return Cascade(oracle="openai/gpt-4o", target="topic", agreement=agreement)
 
 
-def pool_of(name: str, rows: int = 2_000, seed: int = 3) -> Pool:
-    generator = np.random.default_rng(seed)
+def pool_of(name: str, rows: int = 2_000) -> Pool:
+    generator = np.random.default_rng(3)
     [(_, scores, wrong)] = [one for one in populations(20_000, generator) if one[0] == name]
     drawn = generator.choice(len(scores), rows, replace=False)
     return Pool(scores[drawn], wrong[drawn] & np.isfinite(scores[drawn]))
 
 
-def choose(known: Known, agreement: float = 0.9, rows: int = ROWS) -> tuple[int | None, str]:
+def choose(known: Samples, agreement: float = 0.9, rows: int = ROWS) -> tuple[int | None, str]:
     usual = choose_sample(rows, agreement, 0.95)
-    return choose_size(known, rows, usual, 1, promise(agreement), CHEAP)
+    return choose_sample_size(known, rows, usual, 1, promise(agreement), CHEAP)
 
 
 def test_a_model_that_is_nearly_good_enough_is_sampled_less_and_says_why() -> None:
-    value, evidence = choose(Known(pool_of("good"), 6))
+    value, evidence = choose(Samples(pool_of("good"), 6))
     assert value is not None
     assert value < choose_sample(ROWS, 0.9, 0.95) / 1.9
     assert f"a sample of {value:,} rows: expected to cost at least " in evidence
@@ -59,13 +59,13 @@ def test_a_model_that_is_nearly_good_enough_is_sampled_less_and_says_why() -> No
 
 
 def test_where_the_cost_is_flat_the_sample_is_as_usual() -> None:
-    value, evidence = choose(Known(pool_of("calibrated"), 6))
+    value, evidence = choose(Samples(pool_of("calibrated"), 6))
     assert value is None
     assert "a sample of 442 rows, as usual: the cost is flat between" in evidence
 
 
-@pytest.mark.parametrize("known", [Known(pool_of("good"), 4), Known(pool_of("good", 999), 9)], ids=["days", "rows"])
-def test_with_too_little_history_the_sample_is_as_usual(known: Known) -> None:
+@pytest.mark.parametrize("known", [Samples(pool_of("good"), 4), Samples(pool_of("good", 999), 9)], ids=["days", "rows"])
+def test_with_too_little_history_the_sample_is_as_usual(known: Samples) -> None:
     value, evidence = choose(known)
     assert (value, "too few to choose by" in evidence) == (None, True)
 
@@ -73,7 +73,7 @@ def test_with_too_little_history_the_sample_is_as_usual(known: Known) -> None:
 def test_no_size_is_chosen_that_could_accept_nothing_or_that_is_nearly_the_whole_table() -> None:
     for name in ("good", "useless", "one score", "surest but wrong"):
         for rows in (200, 1_000, 100_000):
-            value, _ = choose(Known(pool_of(name), 6), 0.95, rows)
+            value, _ = choose(Samples(pool_of(name), 6), 0.95, rows)
             assert value is None or (59 <= value <= rows / 2)
 
 
@@ -89,7 +89,7 @@ def test_a_size_that_was_chosen_by_earlier_partitions_keeps_the_promise_and_cost
         for _ in range(10):
             # Five earlier partitions of the same kind, each with a sample of its own.
             drawn = np.concatenate([generator.choice(ROWS, usual, replace=False) for _ in range(5)])
-            known = Known(Pool(scores[drawn], wrong[drawn] & np.isfinite(scores[drawn])), 5)
+            known = Samples(Pool(scores[drawn], wrong[drawn] & np.isfinite(scores[drawn])), 5)
             chosen.append(choose(known, agreement)[0] or usual)
         costs = dict.fromkeys({usual, *chosen}, 0.0)
         for size in costs:
@@ -116,14 +116,14 @@ def test_a_plan_takes_the_size_from_other_partitions_and_a_sample_that_is_set_st
         assert workspace.run(asked, tickets(400, 1_000 * number), partition=f"p{number}").is_settled
     engine = workspace.engine(tune=True)
     by_itself = replace(asked, cascade=cascade(sample="auto", agreement=0.8))
-    known = read_pool(engine.deployment, by_itself, "p9")
+    known = read_samples(engine.deployment, by_itself, "p9")
     assert (len(known.pool.scores), known.partitions) == (1_000, 5)
     # One of six labels is wrong, and its score is the lowest; some replies do not fit.
     assert known.pool.are_wrong.mean() == pytest.approx(1 / 6, abs=0.03)
     assert set(known.pool.scores[known.pool.are_wrong]) == {0.4}
     assert np.isneginf(known.pool.scores).any()
     # Nothing that a partition's own sample showed decides on its size.
-    assert read_pool(engine.deployment, by_itself, "p3").partitions == 4
+    assert read_samples(engine.deployment, by_itself, "p3").partitions == 4
     preview = engine.preview(by_itself, tickets(1_000, 10_000), partition="p9")
     submission = engine.plan(by_itself, tickets(1_000, 10_000), partition="p9")
     assert submission.tuning == preview.tuning

@@ -23,10 +23,10 @@ START = datetime(2026, 3, 1, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 
 
-def days(count: int, refused: int, room: int = 800) -> list[Attempt]:
-    """So many days, on some of which a batch beyond the room was tried."""
-    taken = [Attempt(START + day * DAY, room - 10 * (day % 3), was_refused=False) for day in range(count)]
-    return taken + [Attempt(START + day * DAY + HOUR, room + 100, was_refused=True) for day in range(refused)]
+def days(count: int, refused: int) -> list[Attempt]:
+    """So many days, on some of which a batch beyond a room of 800 tokens was tried."""
+    taken = [Attempt(START + day * DAY, 800 - 10 * (day % 3), was_refused=False) for day in range(count)]
+    return taken + [Attempt(START + day * DAY + HOUR, 900, was_refused=True) for day in range(refused)]
 
 
 def test_no_more_is_sent_at_once_than_was_taken_where_more_was_refused_and_it_says_why() -> None:

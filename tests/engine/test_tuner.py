@@ -15,7 +15,7 @@ from dagster_llm_batch.core.durations import Durations
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.labeling import Limits, Realtime
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.tuner import BatchSize, Choice, choose_lead, choose_size
+from dagster_llm_batch.engine.tuner import BatchSize, Choice, choose_batch_size, choose_lead
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -27,15 +27,15 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SIZES = [1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000]
 
 
-def batches(larger: int, expired: int, others: int, size: int = 40_000) -> list[BatchSize]:
-    """So many days with a larger batch, of which some expired, and so many with one of 800 requests."""
-    return [BatchSize(START + day * DAY, size, day < expired) for day in range(larger)] + [
+def batches(larger: int, expired: int, others: int) -> list[BatchSize]:
+    """So many days with a batch of 40,000 requests, of which some expired, and so many with one of 800 requests."""
+    return [BatchSize(START + day * DAY, 40_000, day < expired) for day in range(larger)] + [
         BatchSize(START + day * DAY, 800, False) for day in range(others)
     ]
 
 
 def test_batches_are_smaller_where_larger_ones_expired_and_say_why() -> None:
-    assert choose_size(batches(larger=8, expired=4, others=40)) == Choice(
+    assert choose_batch_size(batches(larger=8, expired=4, others=40)) == Choice(
         20_000,
         "batches of at most 20,000 requests: larger ones expired on 4 of 8 days, others on 0 of 40 days in the last 90",
     )
@@ -47,12 +47,12 @@ def test_batches_are_smaller_where_larger_ones_expired_and_say_why() -> None:
     ids=["nothing", "few larger", "few others", "none expired", "one expired"],
 )
 def test_batches_stay_as_they_are_where_there_is_too_little_to_say(larger: int, expired: int, others: int) -> None:
-    assert choose_size(batches(larger, expired, others)).value is None
+    assert choose_batch_size(batches(larger, expired, others)).value is None
 
 
 def test_the_batches_of_one_bad_day_are_one_piece_of_evidence() -> None:
     one_day = [BatchSize(START, 40_000, has_expired=True)] * 50
-    assert choose_size([*one_day, *batches(larger=8, expired=1, others=40)]).value is None
+    assert choose_batch_size([*one_day, *batches(larger=8, expired=1, others=40)]).value is None
 
 
 def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None:
@@ -63,7 +63,7 @@ def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None
         for day in range(40)
         for number in range(10)
     ]
-    assert choose_size(known).value is None
+    assert choose_batch_size(known).value is None
 
 
 @given(st.integers(5, 12), st.integers(0, 12), st.integers(10, 40), st.integers(0, 12))
@@ -75,7 +75,7 @@ def test_a_size_is_chosen_where_fishers_exact_test_says_so(larger: int, bad: int
     # All sizes but one have all batches on one side.
     chance = fisher_exact([[bad, larger - bad], [bad_others, others - bad_others]], alternative="greater").pvalue
     if abs(chance - 0.05) > 1e-9:
-        assert (choose_size(known).value == 1_000) == (chance <= 0.05)
+        assert (choose_batch_size(known).value == 1_000) == (chance <= 0.05)
 
 
 DRAWN = st.lists(
@@ -94,12 +94,12 @@ DRAWN = st.lists(
 def test_any_history_gives_a_size_that_was_passed_and_two_of_which_a_provider_takes(
     known: list[BatchSize], least: int, random: Any
 ) -> None:
-    choice = choose_size(known, least)
+    choice = choose_batch_size(known, least)
     if choice.value is not None:
         assert choice.value in SIZES
         assert 2 * least <= choice.value < max(batch.requests for batch in known)
     random.shuffle(known)
-    assert choose_size(known, least) == choice
+    assert choose_batch_size(known, least) == choice
 
 
 @given(st.lists(st.tuples(st.integers(0, 90), st.integers(1, 40), st.booleans()), max_size=60), st.integers(1, 48))

@@ -136,8 +136,8 @@ def test_what_sbatch_says_tells_whether_a_job_exists(code, said, kind):
     ],
 )
 def test_every_word_of_slurm_is_one_of_ours(state, status, retryable):
-    verdict = of_state(state, "", "")
-    assert (verdict.status, verdict.retryable) == (status, retryable)
+    standing = of_state(state, "", "")
+    assert (standing.status, standing.retryable) == (status, retryable)
 
 
 @pytest.mark.parametrize(

@@ -180,8 +180,10 @@ class SlurmProvider(OwnMachines):
         requests = batch.requests() or [0] * len(known)
         exits = batch.exits()
         known = {**batch.noted_ends(), **known}
-        verdicts = {task: self._verdict(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))}
-        whole = of_all(verdicts, exits) if verdicts else Standing(None)
+        standings = {
+            task: self._standing(batch, task, exits.get(task), known.get(task)) for task in range(len(requests))
+        }
+        whole = of_all(standings, exits) if standings else Standing(None)
         status, reason = whole.status, whole.reason
         if status is None:
             where = f"Slurm knows no job named '{batch.batch_id}', and {batch.path} does not say how it ended."
@@ -194,14 +196,16 @@ class SlurmProvider(OwnMachines):
             batch.batch_id,
             status,
             total=sum(requests) or None,
-            done=sum(batch.done(task) for task in verdicts),
+            done=sum(batch.done(task) for task in standings),
             reason=reason,
             retryable=whole.retryable,
             created_at=time_of(plan, "created_at"),
             ended_at=max(ends, default=None) if status.is_terminal else None,
         )
 
-    def _verdict(self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None) -> Standing:
+    def _standing(
+        self, batch: SlurmBatch, task: int, end: Mapping[str, Any] | None, seen: ArrayTask | None
+    ) -> Standing:
         """Judge one task by `end`, which it wrote itself, and by `seen`, which Slurm says of it."""
         if end is not None:
             state = seen.state if seen else None

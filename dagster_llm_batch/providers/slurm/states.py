@@ -110,21 +110,21 @@ def of_all(tasks: Mapping[int, Standing], started: Collection[int]) -> Standing:
     It is not over before all of them are. A single canceled task makes the batch canceled, since somebody wanted that.
     Else a batch with good and bad tasks has ended: the rows that the bad ones lack are missing, and are asked again.
     """
-    verdicts = list(tasks.values())
-    open_verdicts = [verdict for verdict in verdicts if verdict.status is not None and not verdict.status.is_terminal]
-    if any(verdict.status is None for verdict in verdicts):
-        return open_verdicts[0] if open_verdicts else Standing(None)
-    by_status = {verdict.status: verdict for verdict in reversed(verdicts)}
-    if open_verdicts:
-        runs = started or BatchStatus.RUNNING in by_status or len(open_verdicts) < len(verdicts)
-        return Standing(BatchStatus.RUNNING) if runs else open_verdicts[0]
+    standings = list(tasks.values())
+    open_ones = [standing for standing in standings if standing.status is not None and not standing.status.is_terminal]
+    if any(standing.status is None for standing in standings):
+        return open_ones[0] if open_ones else Standing(None)
+    by_status = {standing.status: standing for standing in reversed(standings)}
+    if open_ones:
+        runs = started or BatchStatus.RUNNING in by_status or len(open_ones) < len(standings)
+        return Standing(BatchStatus.RUNNING) if runs else open_ones[0]
     reasons = [
-        f"task {task}: {verdict.reason}" if len(tasks) > 1 else verdict.reason
-        for task, verdict in tasks.items()
-        if verdict.reason
+        f"task {task}: {standing.reason}" if len(tasks) > 1 else standing.reason
+        for task, standing in tasks.items()
+        if standing.reason
     ]
     reason = " | ".join(reasons) or None
     for status in (BatchStatus.CANCELED, BatchStatus.ENDED, BatchStatus.EXPIRED):
         if status in by_status:
             return Standing(status, reason)
-    return Standing(BatchStatus.FAILED, reason, all(verdict.retryable for verdict in verdicts))
+    return Standing(BatchStatus.FAILED, reason, all(standing.retryable for standing in standings))

@@ -41,6 +41,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     unrecorded_sends,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
+    IDS_AT_ONCE,
     NEWEST_FIRST,
     OF_PARTITION,
     OLDEST_FIRST,
@@ -64,7 +65,6 @@ Unreadable = Callable[[str, Exception], None]
 _T = TypeVar("_T")
 _CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
 _OVER = {*ENDED, ShardState.COLLECTED}
-_IDS_AT_ONCE = 10_000  # SQLite takes some 32,000 parameters
 
 _HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
 _LATEST_ATTEMPT = (
@@ -160,8 +160,8 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         """Return those of these ids that the ledger has submissions of, in any namespace."""
         wanted = sorted(submission_ids)
         known: set[str] = set()
-        for start in range(0, len(wanted), _IDS_AT_ONCE):
-            is_wanted = SUBMISSION.c.submission_id.in_(wanted[start : start + _IDS_AT_ONCE])
+        for start in range(0, len(wanted), IDS_AT_ONCE):
+            is_wanted = SUBMISSION.c.submission_id.in_(wanted[start : start + IDS_AT_ONCE])
             with self._database.read() as connection:
                 known.update(connection.execute(sa.select(SUBMISSION.c.submission_id).where(is_wanted)).scalars())
         return known
@@ -480,7 +480,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                 raise
         with self._database.read() as connection:
             every = [str(row_id) for row_id in connection.execute(ids).scalars()]
-        parts = (every[start : start + _IDS_AT_ONCE] for start in range(0, len(every), _IDS_AT_ONCE))
+        parts = (every[start : start + IDS_AT_ONCE] for start in range(0, len(every), IDS_AT_ONCE))
         return [record for part in parts for record in _read_halves(read, part, unreadable)]
 
     def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:

@@ -75,9 +75,8 @@ class Submission:
     run_id: str | None = None  # Dagster run that opened it
     reused_from: tuple[str, ...] = ()  # submission ids
     p95_usd: Decimal | None = None  # what 19 of 20 such submissions cost less than
-    bound_usd: Decimal | None = (
-        None  # the most that it can cost, each request sent once to each model; None: nobody knows
-    )
+    # The most that it can cost, each request sent once to each model. None: nobody knows.
+    bound_usd: Decimal | None = None
     p05_usd: Decimal | None = None  # what 19 of 20 such submissions cost more than; None: too few came before
     learned_from: int | None = None  # so many earlier submissions its estimate rests on; None: on calibrated rates
     billed: Mapping[str, Any] | None = None  # what estimates learn from it; see core/forecast.py. None: nothing

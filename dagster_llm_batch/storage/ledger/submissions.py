@@ -25,6 +25,7 @@ from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
 __all__ = [
     "ADOPTED",
+    "IDS_AT_ONCE",
     "NEWEST_FIRST",
     "OF_PARTITION",
     "OLDEST_FIRST",
@@ -238,8 +239,8 @@ def rename_submissions(
     return sorted(partitions - taken), sorted(partitions & taken)
 
 
-# SQLite takes some 32,000 parameters.
-_IDS_AT_ONCE = 10_000
+IDS_AT_ONCE = 10_000
+"""Of so many rows a query names the ids, at most: SQLite takes some 32,000 parameters."""
 
 _SHARDS_OF = (
     sa.select(SHARD)
@@ -344,9 +345,9 @@ class HistoryQueries:
         self, query: sa.Select[Any], submission_ids: Collection[str], **values: Any
     ) -> Iterator[sa.RowMapping]:
         ids = sorted(set(submission_ids))
-        for start in range(0, len(ids), _IDS_AT_ONCE):
+        for start in range(0, len(ids), IDS_AT_ONCE):
             with self._database.read() as connection:
-                rows = connection.execute(query, {"ids": ids[start : start + _IDS_AT_ONCE], **values})
+                rows = connection.execute(query, {"ids": ids[start : start + IDS_AT_ONCE], **values})
                 yield from rows.mappings().all()
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
