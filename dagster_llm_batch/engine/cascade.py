@@ -1,4 +1,4 @@
-"""Cascades: the sample of a plan, the threshold when the first wave is collected, and what the oracle is asked then.
+"""Cascades: the sample of a plan, and what the oracle is asked of it in the first wave; then see `escalation.py`.
 
     wave 1   the model on all requests, the oracle on those of the sampled rows
     wave 2   the oracle on what is not above the threshold, and on what the model gave no good answer to
@@ -14,9 +14,7 @@ Loaded only where a labeling has a cascade.
 from __future__ import annotations
 
 import hashlib
-from array import array
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, partial
@@ -45,7 +43,6 @@ from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.core.token_counts import InputCounts
-from dagster_llm_batch.engine.label import SHARD, Answers
 from dagster_llm_batch.engine.request_files import (
     CALIBRATION,
     ShardFiles,
@@ -57,19 +54,18 @@ from dagster_llm_batch.engine.request_files import (
 from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import Lane, Outcome
+from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.collect import Collector
     from dagster_llm_batch.engine.deployment import Deployment
     from dagster_llm_batch.engine.known_requests import KnownRequests
     from dagster_llm_batch.engine.labeling import Labeling
     from dagster_llm_batch.engine.plan import Planner
     from dagster_llm_batch.engine.request_writer import Plan
 
-__all__ = ["Escalation", "OracleShare", "RequestSet", "Sampling", "forget_sampled"]
+__all__ = ["OracleShare", "Sampling", "forget_sampled", "store_levels"]
 
-_ID, _OUTCOME = "llm_request_id", "llm_outcome"
+_ID = "llm_request_id"
 _ROWS_AT_ONCE = 65_536
 # So many earlier submissions say what to expect of the next one.
 _REMEMBERED, _LOOKED_AT = 5, 100
@@ -83,10 +79,11 @@ def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[st
     """Take requests of erased rows out of what is stored of a sample and an audit."""
     levels = levels_of(payloads, submission)
     if levels is not None and not going.isdisjoint(levels.drawn):
-        _store(payloads, submission.folder, levels.keep_drawn({*levels.drawn} - going))
+        store_levels(payloads, submission.folder, levels.keep_drawn({*levels.drawn} - going))
 
 
-def _store(payloads: PayloadStore, folder: str, levels: Levels) -> None:
+def store_levels(payloads: PayloadStore, folder: str, levels: Levels) -> None:
+    """Write what was decided of a submission, into its folder."""
     with payloads.writer(f"{folder}/{CALIBRATION}") as out:
         out.write(levels.as_json())
 
@@ -174,7 +171,7 @@ class Sampling:
     def repeat(self, known: Submission) -> None:
         """Decide what was decided of an earlier submission of the same rows."""
         if (levels := levels_of(self._payloads, known)) is not None:
-            _store(self._payloads, self._folder, replace(levels, is_repeated=True))
+            store_levels(self._payloads, self._folder, replace(levels, is_repeated=True))
 
     def whole(self, estimate: Estimate) -> Estimate:
         """Return the estimate as limits count it: as if nothing of the model were accepted."""
@@ -271,7 +268,7 @@ class Sampling:
             self.levels = self.levels.set_threshold(earlier)
         if sampled is None:
             self.levels = self.levels.ask_oracle_alone()
-        _store(self._payloads, self._folder, self.levels)
+        store_levels(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
@@ -463,138 +460,7 @@ class Sampling:
         self._payloads.delete(f"{self._folder}/{CALIBRATION}")
 
 
-@dataclass(frozen=True)
-class Escalation:
-    """What the oracle is asked of a submission when all of its earlier waves are collected.
-
-    `shards` are all of it; `collector` reads their results.
-    """
-
-    labeling: Labeling
-    deployment: Deployment
-    submission: Submission
-    shards: Sequence[Shard]
-    collector: Collector
-
-    def find(self) -> list[tuple[Shard, RequestSet]]:
-        """Return the requests to ask, with a shard that stands for those of a lane; set the threshold if none is set.
-
-        Nothing is asked of what waits for a person, nor twice. Tables of any size are read in parts.
-        """
-        levels = levels_of(self.deployment.payloads, self.submission)
-        if levels is None or levels.is_repeated or levels.asks_oracle_alone:
-            return []
-        # All of it was planned at once, or not at all.
-        if levels.wave is not None and levels.wave <= self.submission.waves:
-            return []
-        answers = Answers(
-            submission=self.submission,
-            shards=self.shards,
-            ledger=self.deployment.ledger,
-            payloads=self.deployment.payloads,
-            part_rows=self.deployment.part_rows,
-            levels=levels,
-        )
-        if levels.wave is None:
-            levels = self._calibrated(levels, answers)
-        shards = [shard for wave in answers.waves for shard in wave]
-        read = answers.schema_of(levels.read)
-        asked: dict[Lane, list[pa.Array]] = {lane: [] for lane in Lane}
-        accepted = judged = 0
-        for manifest, results in answers.parts(pa.schema([read.field(_ID)]), read):
-            requests = pc.unique(manifest[_ID]).drop_null()
-            cheap, oracles = _by_level(answers.are_oracles, results, read)
-            newest = levels.newest(cheap)
-            known = newest.take(pc.index_in(requests, newest[_ID]))
-            above = levels.are_accepted(known)
-            accepted, judged = accepted + int(above.sum()), judged + len(known) - known[_ID].null_count
-            left = requests.filter(pa.array(~above))
-            left = left.filter(pc.invert(pc.is_in(left, self._answered(oracles, shards))))
-            for lane, ids in self._lanes(cheap, shards):
-                are_lane = pc.is_in(left, ids)
-                asked[lane].append(left.filter(are_lane))
-                left = left.filter(pc.invert(are_lane))
-        _store(self.deployment.payloads, self.submission.folder, replace(levels, accepted=accepted / max(judged, 1)))
-        found = ((lane, RequestSet(ids)) for lane, ids in asked.items())
-        return [(self._standing_for(lane, shards, levels), requests) for lane, requests in found if len(requests)]
-
-    def _calibrated(self, levels: Levels, answers: Answers) -> Levels:
-        # Rows that were erased meanwhile are in no table.
-        drawn = pa.array(levels.drawn, pa.string())
-        manifest = self.deployment.payloads.iter_batches(self.submission.manifest, _ROWS_AT_ONCE, [_ID])
-        present = {one for ids in manifest for one in ids[_ID].filter(pc.is_in(ids[_ID], drawn)).to_pylist()}
-        levels = levels.keep_drawn(present)
-        levels = replace(levels, sample=len(levels.sampled or []))
-        tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
-        for wave, are_oracles in zip(answers.waves, answers.are_oracles, strict=True):
-            for table in (self.collector.results([shard], levels.read)[0] for shard in wave):
-                tables[are_oracles].append(table.filter(pc.is_in(table[_ID], drawn)))
-        return replace(levels.calibrate(*tables), wave=self.submission.waves + 1)
-
-    def _answered(self, oracles: pa.Table, shards: Sequence[Shard]) -> pa.Array:
-        """Return the requests that the oracle has answered, or that this submission has asked it."""
-        own = [at for at, shard in enumerate(shards) if shard.submission_id == self.submission.submission_id]
-        is_own = pc.is_in(oracles[SHARD.name], pa.array(own, SHARD.type))
-        had = oracles.filter(pc.or_(is_own, pc.equal(oracles[_OUTCOME], Outcome.SUCCEEDED.value)))
-        return had[_ID].combine_chunks()
-
-    def _lanes(self, cheap: pa.Table, shards: Sequence[Shard]) -> Iterator[tuple[Lane, pa.Array]]:
-        """Yield each lane with the requests that the model had in it, without those that wait for a person."""
-        for lane in Lane:
-            places = [at for at, s in enumerate(shards) if s.lane is lane and not s.waits_for_person]
-            yield lane, cheap.filter(pc.is_in(cheap[SHARD.name], pa.array(places, SHARD.type)))[_ID].combine_chunks()
-
-    def _standing_for(self, lane: Lane, shards: Sequence[Shard], levels: Levels) -> Shard:
-        """Return one shard of the model with the sizes of all: a request is as long as their mean."""
-        of_lane = [shard for shard in shards if shard.lane is lane and not levels.asks_oracle(shard.asked_of)]
-        own = [shard for shard in of_lane if shard.submission_id == self.submission.submission_id] or of_lane
-        tokens, requests = (sum(getattr(shard, name) for shard in own) for name in ("tokens", "requests"))
-        return replace(own[0], tokens=tokens, requests=requests)
-
-
 def _dearest(*amounts: Decimal | None) -> Decimal | None:
     """Return the largest amount; None where nobody knows one."""
     known = [amount for amount in amounts if amount is not None]
     return max(known) if len(known) == len(amounts) else None
-
-
-def _by_level(are_oracles: Sequence[bool], results: Iterable[pa.Table], schema: pa.Schema) -> tuple[pa.Table, pa.Table]:
-    """Return the results of the model and those of the oracle, the newest first."""
-    tables: tuple[list[pa.Table], list[pa.Table]] = ([], [])
-    for is_oracle, table in zip(are_oracles, results, strict=True):
-        tables[is_oracle].insert(0, table)
-    nothing = schema.append(SHARD).empty_table()
-    cheap, oracles = (pa.concat_tables([*of, nothing]).combine_chunks() for of in tables)
-    return cheap, oracles
-
-
-class RequestSet:
-    """A set of request_ids in 28 bytes each: a wave can have millions of them.
-
-    Args:
-        parts: The ids, each once.
-    """
-
-    def __init__(self, parts: Iterable[pa.Array]) -> None:
-        packed = b"".join([bytes.fromhex("".join(part.to_pylist())) for part in parts])
-        ids = np.frombuffer(packed, np.uint8).reshape(-1, REQUEST_ID_BYTES)
-        heads = ids[:, :8].copy().view(">u8").ravel().astype(np.uint64)
-        order = heads.argsort(kind="stable")
-        # A bisection in an array takes a third of the time of numpy's for one value.
-        self._heads, self._ids = array("Q", heads[order].tobytes()), ids[order].tobytes()
-
-    def __len__(self) -> int:
-        return len(self._heads)
-
-    def __contains__(self, request_id: object) -> bool:
-        if not isinstance(request_id, str):
-            return False
-        sought, at = bytes.fromhex(request_id), bisect_left(self._heads, head := int(request_id[:16], 16))
-        while at < len(self._heads) and self._heads[at] == head:
-            if self._ids[at * REQUEST_ID_BYTES : (at + 1) * REQUEST_ID_BYTES] == sought:
-                return True
-            at += 1
-        return False
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._ids[at : at + REQUEST_ID_BYTES].hex() for at in range(0, len(self._ids), REQUEST_ID_BYTES))

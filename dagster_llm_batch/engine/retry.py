@@ -90,7 +90,7 @@ class NextWave:
 
     def _escalated(self) -> list[_Ask]:
         """Return what the oracle of a cascade is asked, beside the sample."""
-        from dagster_llm_batch.engine.cascade import Escalation  # noqa: PLC0415 - few labelings have one
+        from dagster_llm_batch.engine.escalation import Escalation  # noqa: PLC0415 - few labelings have one
 
         escalation = Escalation(self._labeling, self._deployment, self._submission, self._shards, self._collector)
         return [

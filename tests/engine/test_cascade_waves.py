@@ -22,8 +22,8 @@ from workspace import Workspace, labeling, tickets
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend, Spend
-from dagster_llm_batch.engine.cascade import RequestSet
 from dagster_llm_batch.engine.costs import cost_table
+from dagster_llm_batch.engine.escalation import RequestSet
 from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import OVER_BUDGET
