@@ -51,6 +51,7 @@ from dagster_llm_batch.engine.request_files import (
     levels_of,
     requests_of,
 )
+from dagster_llm_batch.engine.sample_size import readable_levels
 from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -292,9 +293,8 @@ class Sampling:
             deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
         )
         same = [one for one in known if one.is_settled and one.config_fingerprint == configuration]
-        earlier = (levels_of(deployment.payloads, one) for one in same[:_REMEMBERED])
-        known_shares = (levels.accepted for levels in earlier if levels is not None and not levels.asks_oracle_alone)
-        shares = [share for share in known_shares if share is not None]
+        earlier = (levels for _, levels in readable_levels(deployment.payloads, same[:_REMEMBERED]))
+        shares = [one.accepted for one in earlier if one.accepted is not None and not one.asks_oracle_alone]
         return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
 
     def _seed(self) -> str:

@@ -8,11 +8,13 @@ than the usual one is taken only where it is expected to cost at least 2 % less.
 The size is decided before a row of the partition is drawn, by other partitions alone. What is promised holds for any
 size that is fixed before, so it holds for this one: simulated in tests/engine/test_sample_size.py.
 
-Loaded only where a labeling has a cascade and is tuned.
+Loaded only where a labeling has a cascade.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -27,8 +29,9 @@ from dagster_llm_batch.engine.request_files import levels_of
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.metrics.replay import Pool, replay
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["Samples", "choose_sample_size", "read_samples"]
+__all__ = ["Samples", "choose_sample_size", "read_samples", "readable_levels"]
 
 _ID = "llm_request_id"
 
@@ -102,12 +105,11 @@ def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> 
         deployment.namespace, assets=[labeling.asset], limit=_LOOKED_AT, newest=True
     )
     scores, are_wrong, seen, read = [np.empty(0)], [np.empty(0, bool)], {partition}, 0
-    for submission in submissions:
-        # What it reused lies elsewhere, and a sampled row without it would count as wrong.
-        if not submission.is_settled or submission.reused or submission.config_fingerprint != configuration:
-            continue
-        levels = levels_of(deployment.payloads, submission)
-        if submission.partition in seen or levels is None or not _is_like(levels, labeling):
+    # What it reused lies elsewhere, and a sampled row without it would count as wrong.
+    whole = (one for one in submissions if one.is_settled and not one.reused)
+    same = (one for one in whole if one.config_fingerprint == configuration)
+    for submission, levels in readable_levels(deployment.payloads, same):
+        if submission.partition in seen or not _is_like(levels, labeling):
             continue
         if sum(map(len, scores)) >= _MOST_ROWS or read + submission.requests > _MOST_READ:
             break
@@ -121,6 +123,18 @@ def read_samples(deployment: Deployment, labeling: Labeling, partition: str) -> 
         scores.append(own[0])
         are_wrong.append(own[1])
     return Samples(Pool(np.concatenate(scores), np.concatenate(are_wrong)), len(scores) - 1)
+
+
+def readable_levels(payloads: PayloadStore, submissions: Iterable[Submission]) -> Iterator[tuple[Submission, Levels]]:
+    """Yield those submissions that are cascades, with their levels; not those of which they are damaged, or pruned just
+    now: what another partition has lost keeps none from its plan.
+    """
+    for submission in submissions:
+        levels: Levels | None = None
+        with suppress(PayloadError, OSError, ValueError):
+            levels = levels_of(payloads, submission)
+        if levels is not None:
+            yield submission, levels
 
 
 def _is_like(levels: Levels, labeling: Labeling) -> bool:

@@ -20,7 +20,7 @@ from dagster_llm_batch.core.cascade import (
     find_threshold,
     relative_cost,
 )
-from dagster_llm_batch.engine.request_files import levels_of
+from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.engine.sample_size import Samples, choose_sample_size, read_samples
 from dagster_llm_batch.metrics.replay import Pool
 from dagster_llm_batch.testing.emulator import Emulator
@@ -142,3 +142,15 @@ def test_a_plan_takes_the_size_from_other_partitions_and_a_sample_that_is_set_st
         assert found is not None
         assert found.sample == (200 if tune else choose_sample(500, 0.8, 0.95))
         assert (planned.tuning or {}).get("sample") is None
+
+
+@pytest.mark.parametrize("tune", [True, False])
+def test_a_damaged_file_of_another_partition_keeps_no_partition_from_its_plan(
+    workspace: Workspace, *, tune: bool
+) -> None:
+    asked = definition(cascade=cascade(sample="auto", agreement=0.8))
+    settled = workspace.run(asked, tickets(200), partition="p0").submission
+    engine = workspace.engine(tune=tune)
+    [stored] = [file.path for file in engine.payloads.files(settled.folder or "") if file.path.endswith(CALIBRATION)]
+    (workspace.tmp_path / "payloads" / stored).write_bytes(b"half of wh")
+    assert engine.plan(asked, tickets(200, 1_000), partition="p1").requests == 200
