@@ -137,8 +137,8 @@ neither needs: where it is installed, pyarrow imports it, for 0.3 s and 60 MB mo
 default; with `ARROW_DEFAULT_MEMORY_POOL=jemalloc`, where it was built with that, the package took 25 MB and 3 to 6 % of
 the CPU time less in a trial.
 
-No row stays in memory. What grows with rows is there as soon as four batches are under way at once: up to 200,000
-requests of OpenAI, 400,000 of Anthropic.
+No row stays in memory. Memory grows with rows only until four batches are under way at once: up to 200,000 requests of
+OpenAI, 400,000 of Anthropic.
 
 ![CPU time by number of rows, package and floor](images/performance.png)"""
 _AGAIN = """What a row more takes, on the right of the picture, is measured in a process that has labeled before: data
@@ -206,8 +206,8 @@ rules, every possible hit: OpenAI caches by itself, Anthropic what `Prompt(cache
 Vendors promise fewer hits in batches."""
 _STARTUP = """## Start-up
 
-Bytecode is there, as pip and uv leave it, or the first start does: without (`PYTHONDONTWRITEBYTECODE` over a checkout)
-each start compiles the package anew."""
+Measured with the package's bytecode in place, as pip and uv write it when they install, or Python at the first start.
+Where there is none (`PYTHONDONTWRITEBYTECODE` over a checkout), each start compiles the package anew."""
 
 if __name__ == "__main__":
     main()
