@@ -404,7 +404,7 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
     """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
     # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
     # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
-    first = min(shards, key=lambda shard: (shard.wave, shard.shard_id))
+    first = deployment.ledger.first_in_queue(shards) if _limit(deployment, shards[0])[0] else shards[0]
     chosen = {shard.most_at_once for shard in shards}
     loosest = None if None in chosen else max(filter(None, chosen), default=0)
     smallest = replace(min(shards, key=lambda shard: shard.tokens), most_at_once=loosest)

@@ -16,6 +16,7 @@ from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realt
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.schema import SHARD
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
 
@@ -371,6 +372,24 @@ def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_w
     finally:
         sa.event.remove(sa.Engine, "after_cursor_execute", note)
     assert len(asked) == 1
+
+
+def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace: Workspace) -> None:
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
+    submission = engine.plan(definition, tickets(8))
+    later, first = sorted(shard.shard_id for shard in engine.ledger.shards(submission.submission_id))
+    # As where the other was recovered by its receipt: in the queue it comes later then.
+    database = sa.create_engine(f"sqlite:///{workspace.tmp_path / 'ledger.sqlite'}")
+    with database.begin() as connection:
+        earlier = workspace.now() - timedelta(minutes=5)
+        connection.execute(sa.update(SHARD).where(SHARD.c.shard_id == first).values(planned_at=earlier))
+    database.dispose()
+    [progress] = engine.ledger.progress("test")
+    assert engine.can_advance(progress)
+    engine.submit(definition, submission.submission_id)
+    states = {shard.shard_id: shard.state.value for shard in engine.ledger.shards(submission.submission_id)}
+    assert states == {later: "planned", first: "submitted"}
 
 
 def test_what_nobody_looks_after_holds_no_place_in_a_queue_for_long(workspace: Workspace) -> None:

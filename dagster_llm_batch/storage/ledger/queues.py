@@ -57,6 +57,20 @@ class QueueQueries:
             row = connection.execute(query if model is None else query.where(SHARD.c.model == model)).one()
         return Queued(*map(int, row))
 
+    def first_in_queue(self, shards: Sequence[Shard]) -> Shard:
+        """Return which of these planned shards of one submission comes before the others in its queue.
+
+        That is no matter of their ids and waves alone: what was recovered by its receipt may have another place.
+        """
+        query = sa.select(SHARD.c.shard_id).where(
+            SHARD.c.submission_id == shards[0].submission_id, SHARD.c.state == ShardState.PLANNED
+        )
+        by_id = {shard.shard_id: shard for shard in shards}
+        with self._database.read() as connection:
+            ids = connection.execute(query.order_by(SHARD.c.planned_at, SHARD.c.shard_id)).scalars()
+            # Where all were sent meanwhile, none of them waits for another.
+            return next((by_id[shard_id] for shard_id in ids if shard_id in by_id), shards[0])
+
     def tokens_beside(self, shards: Sequence[Shard], *, since: datetime | None = None) -> int:
         """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
 
