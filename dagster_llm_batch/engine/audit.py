@@ -16,6 +16,7 @@ Loaded only where a cascade is `Rolling`.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.core.audit import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
@@ -23,6 +24,7 @@ from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine.request_files import levels_in
+from dagster_llm_batch.errors import PayloadError
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.deployment import Deployment
@@ -111,5 +113,8 @@ def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -
 
 
 def _points_in(deployment: Deployment, folder: str) -> list[Point]:
-    levels = levels_in(deployment.payloads, folder)
+    levels = None
+    # Damaged, or pruned just now: what another partition has lost keeps none from its plan.
+    with suppress(PayloadError, OSError, ValueError):
+        levels = levels_in(deployment.payloads, folder)
     return [] if levels is None or levels.audit is None else levels.audit.points or []

@@ -350,3 +350,13 @@ def test_a_stored_definition_is_read_back_with_its_calibration() -> None:
     assert back.cascade is not None
     assert back.cascade.calibrate == Rolling(50, 0.5)
     assert definition(calibrate="partition").changes_since(stored) == ["cascade"]
+
+
+def test_a_partition_whose_file_is_damaged_counts_as_one_whose_files_were_pruned(workspace: Workspace) -> None:
+    first, second = label(workspace, 1), label(workspace, 2)
+    assert audit(workspace, second).earlier == (key(1), key(1))
+    for lost, earlier in ((second, (key(1), key(2))), (first, None)):
+        (workspace.tmp_path / "payloads" / (lost.folder or "") / CALIBRATION).write_bytes(b"half of wh")
+        assert audit(workspace, plan(workspace, 3 if lost is second else 4)).earlier == earlier
+    said = "of which 0 are stored still"
+    assert said in (audit(workspace, plan(workspace, 4)).why_not or "")
