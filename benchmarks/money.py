@@ -73,10 +73,10 @@ def _labeled(service: str, rows: int, *, with_cache: bool) -> Submission:
             else AnthropicProvider(DEFAULT_KEY, base_url=emulator.anthropic_base_url)
         )
         with tempfile.TemporaryDirectory() as folder:
-            house = Path(folder)
+            home = Path(folder)
             engine = Engine(
                 Deployment(
-                    {service: provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "m"
+                    {service: provider}, Ledger(home / "ledger.sqlite"), PayloadStore(str(home / "payloads")), "m"
                 )
             )
             submission = engine.plan(definition, data)

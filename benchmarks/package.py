@@ -112,12 +112,12 @@ def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tupl
 
 def main(service: str, rows: str, folder: str, addresses: str, limits: str = "{}") -> None:
     """Label the rows, and say what it took."""
-    house = Path(folder)
-    one = engine(service, house, json.loads(addresses))
+    home = Path(folder)
+    one = engine(service, home, json.loads(addresses))
     definition = labeling(service, limits=Limits(**json.loads(limits)))
     work = Work()
     with counted() as writes:
-        count, status = label(one, definition, rows, house)
+        count, status = label(one, definition, rows, home)
     work.report(
         rows=count,
         shards=len(status.shards),

@@ -33,11 +33,9 @@ def backfill(days: int, *, together: bool) -> Year:
     definition = Labeling(asset="labels", model="openai/gpt-4o-mini", key="id", prompt=Prompt(user="{{ text }}"))
     with Emulator() as emulator, tempfile.TemporaryDirectory() as folder:
         provider = OpenAIProvider(DEFAULT_KEY, base_url=emulator.openai_base_url)
-        house = Path(folder)
+        home = Path(folder)
         engine = Engine(
-            Deployment(
-                {"openai": provider}, Ledger(house / "ledger.sqlite"), PayloadStore(str(house / "payloads")), "b"
-            )
+            Deployment({"openai": provider}, Ledger(home / "ledger.sqlite"), PayloadStore(str(home / "payloads")), "b")
         )
         began = time.perf_counter()
         ids = [engine.plan(definition, _rows(day), partition=f"day-{day:03d}").submission_id for day in range(days)]

@@ -31,12 +31,12 @@ _CALL_SECONDS = 0.2
 
 def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_shard: str) -> None:
     """Label the rows, phase by phase."""
-    where, house = json.loads(addresses), Path(folder)
+    where, home = json.loads(addresses), Path(folder)
     engine = Engine(
         Deployment(
             {service: package.provider(service, where)},
-            Ledger(house / "ledger.sqlite"),
-            PayloadStore(house / "payloads"),
+            Ledger(home / "ledger.sqlite"),
+            PayloadStore(home / "payloads"),
             "benchmark",
             transfers_at_once=int(at_once),
         )

@@ -20,7 +20,6 @@ import sqlalchemy as sa
 
 from benchmarks.package import MODELS, PROMPT, labeling
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -46,7 +45,6 @@ class Setup:
     partitions: int
     shards: int  # of a partition
     rows: int  # of a shard
-    most_batches: int | None = None  # in the provider's queue at once; None: no limit is declared
 
     @property
     def busy(self) -> Path:
@@ -77,7 +75,6 @@ class Setup:
 
     def engine(self) -> Engine:
         provider = OpenAIProvider("sk-mock", base_url=f"{self.url}/v1", settle_seconds=SETTLE_SECONDS)
-        queue = {} if self.most_batches is None else {"openai": QueueLimit(max_batches=self.most_batches)}
         return Engine(
             Deployment(
                 {"openai": provider},
@@ -85,7 +82,6 @@ class Setup:
                 PayloadStore(self.payloads),
                 NAMESPACE,
                 lease_wait_seconds=60.0,
-                queue_limits=queue,
             )
         )
 
@@ -157,7 +153,7 @@ def _send(engine: Engine, setup: Setup, partition: int) -> None:
     submission = engine.plan(definition, setup.input(partition), partition=setup.key(partition))
     status = engine.submit(definition, submission.submission_id)
     # What one that was killed was sending is looked for, and sent again only once it certainly was not.
-    while setup.most_batches is None and any(shard.state in _UNSENT for shard in status.shards):
+    while any(shard.state in _UNSENT for shard in status.shards):
         time.sleep(0.5)
         status = engine.submit(definition, submission.submission_id)
 

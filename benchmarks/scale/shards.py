@@ -36,8 +36,6 @@ class Size:
     workers: int = 4
     pool: str = "processes"
     chunk: int = 5  # partitions that a worker takes at a time
-    ticks: bool = True
-    most_batches: int | None = None
 
 
 def run(size: Size) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def run(size: Size) -> dict[str, Any]:
     from tests.crash.postgres import postgres
 
     with mock() as addresses, postgres(durable=True) as databases, tempfile.TemporaryDirectory() as folder:
-        setup = Setup(addresses["url"], databases(), folder, size.partitions, size.shards, size.rows, size.most_batches)
+        setup = Setup(addresses["url"], databases(), folder, size.partitions, size.shards, size.rows)
         for place in (setup.busy, setup.tables):
             place.mkdir()
         _call(setup.url, "POST", "/hold/openai")
@@ -59,10 +57,8 @@ def run(size: Size) -> dict[str, Any]:
             start = read_server(setup.ledger_url)
             sent = pool.run("send", chunks, kill_after)
             after_sent = read_server(setup.ledger_url)
-            ticks = _ticks(setup) if size.ticks else []
+            ticks = _ticks(setup)
             after_ticks = read_server(setup.ledger_url)
-            if not size.ticks:
-                _call(setup.url, "POST", "/finish/openai")
             landed = pool.run("land", chunks, kill_after)
             end = read_server(setup.ledger_url)
         bill = _call(setup.url, "GET", "/bill/openai")

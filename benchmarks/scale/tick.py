@@ -19,7 +19,6 @@ from benchmarks.labels import Label
 from benchmarks.measure import Work
 from benchmarks.scale.setup import MODELS, NAMESPACE, PROMPT, Setup, statements
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, build_llm_batch_sensor, llm_batch_assets
-from dagster_llm_batch.resources.deployment import QueueLimit
 
 
 def main(fields: str) -> None:
@@ -36,13 +35,11 @@ def main(fields: str) -> None:
         params={"max_tokens": 200},
         partitions_def=dg.StaticPartitionsDefinition(keys),
     )
-    queue = {} if setup.most_batches is None else {"openai": QueueLimit(max_batches=setup.most_batches)}
     resources = {
         "llm_batch": LLMBatchResource(
             namespace=NAMESPACE,
             ledger_url=setup.ledger_url,
             payload_root=str(setup.payloads),
-            queue_limits=queue,
             openai=OpenAIBatchResource(api_key="sk-mock", base_url=f"{setup.url}/v1"),
         )
     }
@@ -84,9 +81,8 @@ def main(fields: str) -> None:
         tick("the first of a process")
         work = Work()
         ticks = [*until_all_are_asked("all are due"), tick("none is due")]
-        if setup.most_batches is None:
-            urllib.request.urlopen(urllib.request.Request(f"{setup.url}/finish/openai", b"{}", method="POST")).close()
-            ticks += until_all_are_asked("all have ended")
+        urllib.request.urlopen(urllib.request.Request(f"{setup.url}/finish/openai", b"{}", method="POST")).close()
+        ticks += until_all_are_asked("all have ended")
         work.report(ticks=ticks)
 
 

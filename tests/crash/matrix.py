@@ -84,8 +84,8 @@ def table(results: Results) -> list[str]:
     return lines
 
 
-def _sums(verdicts: Iterator[CellResult] | Sequence[CellResult]) -> str:
-    found = list(verdicts)
+def _sums(results: Iterator[CellResult] | Sequence[CellResult]) -> str:
+    found = list(results)
     counts = [sum(getattr(v, name) for v in found) for name in ("rows", "lost", "billed", "billed_twice")]
     return f"{' | '.join(map(str, counts))} | {sum(v.seconds for v in found):.0f}"
 
@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ledger", action="append", choices=LEDGERS, help="only these; repeatable")
     parser.add_argument("--point", default="", help="only crash points whose name has this text")
     parser.add_argument("--at-once", type=int, default=3, help="cells at the same time (default 3)")
-    parser.add_argument("--log", type=Path, help="adds verdicts to this file, and runs no cell that is in it already")
+    parser.add_argument("--log", type=Path, help="adds results to this file, and runs no cell that is in it already")
     parser.add_argument("--write", action="store_true", help=f"write the matrix into {PAGE.name}")
     options = parser.parse_args(arguments)
     clouds, ledgers = options.provider or list(CLOUDS), options.ledger or list(LEDGERS)
