@@ -276,7 +276,7 @@ def evidence_after(rows: Counts, wrong: Counts, agreement: float) -> Evidence:
 
 
 def count_independent(sizes: npt.NDArray[np.int64]) -> int:
-    """Return as how many independent rows these count, of which so many share each request."""
+    """Return how many independent rows a table counts as. `sizes`: how many of its rows each request has."""
     total = int(sizes.sum())
     return total * total // int((sizes.astype(np.int64) ** 2).sum()) if total else 0
 

@@ -525,6 +525,7 @@ def _short_chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield lines in lists of _AT_ONCE, or of fewer with _BYTES_AT_ONCE."""
     chunk: list[bytes] = []
     size = 0
+    # Sizes are added up for some lines at once: for each alone it would take longer.
     for some in chunks(lines, _AT_ONCE // 16):
         chunk += some
         size += sum(map(len, some))

@@ -356,7 +356,7 @@ class InputCounter:
         if has_images:
             return None if self._is_open else self._context
         if line.isascii() and rb"\u" not in line:
-            # A text of ASCII is no longer than the line that has it, whatever is escaped; a plan asks of each row.
+            # An ASCII text is no longer than the line that holds it, however escaped. A plan asks it of each row.
             most = len(line)
         else:
             text = json.dumps(json.loads(line), ensure_ascii=False)

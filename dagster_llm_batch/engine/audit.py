@@ -83,8 +83,8 @@ def calibrate_on_earlier(
 
 def _too_alike(points: int, independent: int) -> str:
     return (
-        f"by {points:,} earlier rows none of this partition would be accepted, whose rows count as {independent:,} "
-        "that are independent: those of one request are right or wrong together"
+        f"{points:,} earlier rows could accept none of this partition, whose rows count as {independent:,} independent "
+        "ones: rows of one request are right or wrong together"
     )
 
 

@@ -360,7 +360,7 @@ class Sampling:
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
     def _count_independent(self, rows: int, requests: int) -> int:
-        """Return as how many independent rows these count, which share so many requests."""
+        """Return how many independent rows these count as, which share so many requests."""
         if rows == requests:
             return rows
         heads = [np.frombuffer(packed(ids.to_pylist()), np.uint8) for _, ids in self._rows()]

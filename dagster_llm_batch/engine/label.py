@@ -9,7 +9,7 @@ Tables larger than memory are taken apart by request, labeled part by part (by w
 
 A request_id is a digest, so its first digits spread the rows evenly, and all rows of one request are in the same part.
 Within a part, rows keep their order. New files replace the older ones in their folder when all of them are written.
-Where each row has one result, and these come in the order of the rows, both are read side by side instead (`in_step`).
+Where each row has one result, and these come in the order of the rows, both are read side by side (`pair_rows`).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ _Part = tuple[pa.Table, Iterator[pa.Table]]
 """Rows of the manifest, and what each wave has of their results."""
 
 
-def in_step(
+def pair_rows(
     rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
 ) -> Generator[_Part, None, list[Iterator[pa.RecordBatch]]]:
     """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
@@ -397,7 +397,7 @@ class Answers:
             return
         if are_pairs:
             rows, answers = sources
-            rows, answers = yield from in_step(rows, answers, _ID)
+            rows, answers = yield from pair_rows(rows, answers, _ID)
             if (batch := next(rows, None)) is None:
                 return
             sources = [chain([batch], rows), answers]

@@ -298,7 +298,7 @@ class Wave:
     def files(
         self, limits: BatchLimits, owner: Owner, prices: ShardPrices, chosen: Mapping[str, Any] = _NOTHING
     ) -> ShardFiles:
-        """Return the request files of this owner. `chosen`: fields of shards that earlier ones decide (tuner.py)."""
+        """Return the request files of this owner. `chosen`: fields of its shards that are tuned, see tuner.py."""
         if owner.lane is Lane.REALTIME:
             limits, chosen = replace(limits, max_requests=_AT_ONCE, min_requests=1, max_tokens=None), _NOTHING
         return ShardFiles(self, tightest(limits, chosen.get("most_requests")), owner, prices, chosen)

@@ -218,9 +218,9 @@ class NextWave:
 
     @cached_property
     def _cuts(self) -> Mapping[str, int]:
-        """How often requests with an outcome are asked in all, where more was of no use before: see tuner.py.
+        """By outcome, how often requests that have it are asked in all, where to ask more was of no use: see tuner.py.
 
-        Not where more of them have it than in those cases: then it has another cause.
+        An outcome that more requests have now than had it then is left out: it has another cause.
         """
         waves = (self._submission.tuning or {}).get("waves") or {}
         if not waves:

@@ -79,7 +79,7 @@ def choose_sample_size(
     least = max(count_least(*promise), at_least)
     sizes = {usual} | {choose_sample(rows, *promise, least, times) for times in _TIMES}
     sizes = {size for size in sizes if size == usual or least <= size <= _MOST_OF_ROWS * rows}
-    # The size that is best by some rows is so by chance, too: so another half of them has to say the same.
+    # The size that is best by some rows may be so by chance, so both halves of them have to say the same.
     gains: list[dict[int, float]] = []
     for half in (0, 1):
         pool = Pool(known.pool.scores[half::2], known.pool.are_wrong[half::2])

@@ -120,7 +120,7 @@ class Dispatcher:
                 self._send(labeling, batch)
 
     def _within_chosen(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> list[tuple[Labeling, list[Shard]]]:
-        """Return the batches of which no more than was chosen are in flight together. The others wait."""
+        """Return the batches that can go without more in flight than was chosen (`most_at_once`). The others wait."""
         going: list[tuple[Labeling, list[Shard]]] = []
         tokens: dict[str, int] = {}
         for labeling, batch in batches:

@@ -442,7 +442,7 @@ class PayloadStore:
 
     @contextmanager
     def _compared(self, path: str) -> Iterator[BinaryIO]:
-        """Open the file of a table, as `_parquet` does, and do not look into it."""
+        """Open the file of a table whose digest was compared, as `_parquet` does, without reading its schema."""
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
             seen = self._version(path, file)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagster_llm_batch.engine.label import in_step, part_names, read_part, scatter
+from dagster_llm_batch.engine.label import pair_rows, part_names, read_part, scatter
 
 SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("text", pa.string())])
 
@@ -43,7 +43,7 @@ def test_rows_are_beside_their_results_until_one_is_at_another_place_and_none_is
     rows = pa.table([ids, ids], names=["id", "key"])
     results = pa.table([[ids[place] for place in places]], names=["id"])
     size, other = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
-    parts, seen = in_step(iter(rows.to_batches(size)), iter(results.to_batches(other)), "id"), []
+    parts, seen = pair_rows(iter(rows.to_batches(size)), iter(results.to_batches(other)), "id"), []
     while True:
         try:
             own, answers = next(parts)

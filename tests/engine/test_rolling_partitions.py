@@ -145,8 +145,8 @@ def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_indepe
     own = levels(workspace, submission)
     assert (own.is_rolling, own.sample) == (False, 60)
     assert audit(workspace, submission).why_not == (
-        "by 60 earlier rows none of this partition would be accepted, whose rows count as 4 that are independent: "
-        "those of one request are right or wrong together"
+        "60 earlier rows could accept none of this partition, whose rows count as 4 independent ones: "
+        "rows of one request are right or wrong together"
     )
     points = audit(workspace, submission).points
     assert points is not None

@@ -76,7 +76,8 @@ class AnthropicProvider(StainlessProvider):
     asked for, such as "output-300k-2026-03-24". `account` names whose answers these are; by default the address and the
     workspace. `platform` is the cloud that passes the API on, where it is not Anthropic's own; it has the credentials
     then. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
-    `max_retries` is how often the SDK makes a call again that costs nothing, after what passes. Building makes no call.
+    `max_retries` is how often the SDK makes a call again that costs nothing, after a failure that passes.
+    Building makes no call.
     """
 
     _public_url = "https://api.anthropic.com"

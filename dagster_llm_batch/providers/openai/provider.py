@@ -81,7 +81,7 @@ class OpenAIProvider(StainlessProvider):
     `server` says what is known of the server; by default, what is known of OpenAI's. `api_key` is a key, or a function
     that gives a token for each call. `account` names whose answers these are; by default the address, organization and
     project. `http_client` is one of httpx2, for this provider alone: it is made to send nothing secret elsewhere.
-    `max_retries` is how often the SDK makes a call again that costs nothing, after what passes.
+    `max_retries` is how often the SDK makes a call again that costs nothing, after a failure that passes.
     Building makes no call.
     """
 

@@ -94,8 +94,8 @@ class OpenRouterProvider(StainlessProvider):
 
     `routing` is OpenRouter's `provider` object: which vendors may answer, as {"only": ["openai"]}. `account` names
     whose answers these are; by default the address. `http_client` is one of httpx2, for this provider alone: it is made
-    to send nothing secret elsewhere. `max_retries` is how often the SDK makes a call again that costs nothing, after
-    what passes. Building makes no call.
+    to send nothing secret elsewhere. `max_retries` is how often the SDK makes a call again that costs nothing, after a
+    failure that passes. Building makes no call.
     """
 
     _public_url = "https://openrouter.ai/api/v1"

@@ -176,7 +176,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE submission ADD COLUMN tuning TEXT",
         "ALTER TABLE shard ADD COLUMN most_requests BIGINT",
     ),
-    (  # 9: what that rests on: what each wave was asked again for, and answered; how much a queue had no room for.
+    (  # 9: what tuning goes by: what requests were asked again for, how many were answered, what a queue refused.
         "ALTER TABLE shard ADD COLUMN answered BIGINT",
         "ALTER TABLE shard ADD COLUMN asked_again TEXT",
         "ALTER TABLE shard ADD COLUMN refused_at {time}",

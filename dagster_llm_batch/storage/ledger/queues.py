@@ -36,8 +36,8 @@ class QueueQueries:
         """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
 
         Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
-        somebody looks after it: did so between the two times of `seen` (`Ledger.keep_places`). What is to wait longer,
-        by `longest_pause` at most, does not count.
+        somebody looks after it: did so between the two times of `seen` (`Ledger.keep_places`), and its pause is over.
+        No pause is longer than `longest_pause`.
         """
         first, (_, now) = batch[0], seen
         planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == first.shard_id).scalar_subquery()
