@@ -19,6 +19,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.schema import SHARD
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
+from tests.statements import statements
 
 CHAT = "POST /v1/chat/completions"
 
@@ -360,18 +361,9 @@ def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_w
     engine.submit(definition, submission.submission_id)
     [progress] = engine.ledger.progress("test")
     assert progress.states == {"submitted": 1, "planned": 7}
-    asked: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "waits_until" in statement.partition("WHERE")[2]:
-            asked.append(statement)
-
-    sa.event.listen(sa.Engine, "after_cursor_execute", note)
-    try:
+    with statements() as asked:
         assert not engine.can_advance(progress)
-    finally:
-        sa.event.remove(sa.Engine, "after_cursor_execute", note)
-    assert len(asked) == 1
+    assert sum("waits_until" in statement.partition("WHERE")[2] for statement in asked) == 1
 
 
 def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace: Workspace) -> None:

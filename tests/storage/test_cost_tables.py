@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import sqlalchemy as sa
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Resend
@@ -28,6 +27,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
+from tests.statements import statements
 
 FIRST = datetime(2026, 11, 3, 9, tzinfo=UTC)
 TOPIC = {"type": "object", "properties": {"topic": {"enum": ["bug"]}}, "required": ["topic"]}
@@ -210,14 +210,6 @@ def test_a_table_takes_one_look_at_the_ledger_and_none_at_stored_results(
     deployment: SmallDeployment, tmp_path: Path
 ) -> None:
     shutil.rmtree(tmp_path / "payloads")
-    looks: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        looks.append(statement)
-
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
+    with statements() as looks:
         assert table(deployment, "asset", "model", "day", "tag:team")["total",].requests == 13
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
     assert sum("shard" in look for look in looks) == 1

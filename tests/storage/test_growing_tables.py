@@ -2,40 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import sqlalchemy as sa
 from worker_processes import definition, engine
 
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.testing.emulator import Emulator
+from tests.statements import statements
 
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
     with Emulator() as running:
         yield running
-
-
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """What the databases are asked during a block, but for what heartbeats ask."""
-    asked: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            asked.append(statement)
-
-    sa.event.listen(sa.Engine, "before_cursor_execute", note)
-    try:
-        yield asked
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", note)
 
 
 def label(mine: Engine, emulator: Emulator, rows: int) -> int:
