@@ -120,20 +120,18 @@ class Dispatcher:
                 self._send(labeling, batch)
 
     def _within_chosen(self, batches: Sequence[tuple[Labeling, list[Shard]]]) -> list[tuple[Labeling, list[Shard]]]:
-        """Return the batches that can go without more in flight than was chosen (`most_at_once`). The others wait."""
+        """Return the batches but those of one shard with which more than was chosen would be in flight."""
         going: list[tuple[Labeling, list[Shard]]] = []
         tokens: dict[str, int] = {}
         for labeling, batch in batches:
             most = _most_at_once(self._deployment, batch)
-            if most is not None and not self._is_realtime(labeling, batch):
+            if most is not None and len(batch) == 1 and not self._is_realtime(labeling, batch):
                 inside = tokens.get(labeling.model)
                 inside = self._deployment.ledger.tokens_beside(batch) if inside is None else inside
-                own = sum(shard.tokens for shard in batch)
-                if inside and inside + own > most:
-                    for submission_id in {shard.submission_id for shard in batch}:
-                        self._waits(submission_id)
+                if inside and inside + batch[0].tokens > most:
+                    self._waits(batch[0].submission_id)
                     continue
-                tokens[labeling.model] = inside + own
+                tokens[labeling.model] = inside + batch[0].tokens
             going.append((labeling, batch))
         return going
 
@@ -165,7 +163,7 @@ class Dispatcher:
 
     def _waits_its_turn(self, labeling: Labeling, batch: list[Shard]) -> bool:
         """Return whether the batch goes in real time, or into a queue whose room is counted before each batch."""
-        has_waited = any(shard.no_room_at is not None for shard in batch)
+        has_waited = any(shard.no_room_at or (shard.most_at_once and len(batch) > 1) for shard in batch)
         return self._is_realtime(labeling, batch) or has_waited or _limit(self._deployment, batch[0])[0] is not None
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
@@ -447,6 +445,8 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
         size = sum(held.bytes for held in batch) + shard.bytes
         tokens = sum(held.tokens for held in batch) + shard.tokens
         bounds = [limits.max_tokens, *(held.most_tokens for held in (*batch, shard))]
+        # Where a vendor takes no batch of few requests, what is left over might be one.
+        bounds += [held.most_at_once for held in (*batch, shard) if limits.min_requests == 1]
         is_over = any(bound is not None and tokens > bound for bound in bounds)
         tuned = min((held.most_requests for held in (*batch, shard) if held.most_requests is not None), default=most)
         if batch and (

@@ -200,3 +200,22 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     finally:
         sa.event.remove(sa.Engine, "after_cursor_execute", note)
     assert len(asked) == 1
+
+
+def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(workspace: Workspace) -> None:
+    definition = labeling()
+    tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens
+    remember(workspace, room=3 * tokens + 10)
+    tuned = workspace.engine(tune=True)
+    ids = [tuned.plan(definition, tickets(2, 10 * n), partition=f"p{n}").submission_id for n in range(10)]
+    engine = workspace.engine()
+    engine.submit_together(definition, ids[:1])
+    workspace.engine().submit_together(definition, ids[1:])
+    sent = [one for one in ids if engine.status(one).states == {"submitted": 1}]
+    assert len(sent) == 3
+    # None of the others is worth a run before one of them has ended.
+    assert not any(engine.can_advance(progress) for progress in engine.ledger.progress("test"))
+    for one in sent:
+        workspace.finish(definition, one)
+    engine.submit_together(definition, [one for one in ids if one not in sent])
+    assert sum(engine.status(one).states == {"submitted": 1} for one in ids) == 3
