@@ -359,7 +359,8 @@ class Tuner:
             at_least: What the oracle's provider takes at least.
             cheap: What the model costs, as a share of the oracle.
         """
-        from dagster_llm_batch.engine.sample_size import choose_sample_size, read_samples  # noqa: PLC0415 - few have a cascade
+        # Few have a cascade.
+        from dagster_llm_batch.engine.sample_size import choose_sample_size, read_samples  # noqa: PLC0415
 
         cascade = self._labeling.cascade
         assert cascade is not None

@@ -115,7 +115,7 @@ def json_object(raw: bytes, refusal: CallError) -> Body:
 
 
 def page_of(items: Sequence[Body], start: int, end: int) -> Body:
-    """Return a page of a list as it is told where the next one begins after an id."""
+    """Return a page of a list, in the form of vendors whose next page begins after an id."""
     page = list(items[start:end])
     return {
         "data": page,
