@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, billed, labeling, tickets
@@ -18,6 +17,7 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.types import BatchStatus
+from tests.statements import statements
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
@@ -188,18 +188,9 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     engine.submit(definition, submission.submission_id)
     [progress] = engine.ledger.progress("test")
     assert progress.states == {"submitted": 1, "planned": 9}
-    asked: list[str] = []
-
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if "sum(shard.tokens)" in statement:
-            asked.append(statement)
-
-    sa.event.listen(sa.Engine, "after_cursor_execute", note)
-    try:
+    with statements() as asked:
         assert not engine.can_advance(progress)
-    finally:
-        sa.event.remove(sa.Engine, "after_cursor_execute", note)
-    assert len(asked) == 1
+    assert sum("sum(shard.tokens)" in statement for statement in asked) == 1
 
 
 def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(workspace: Workspace) -> None:
