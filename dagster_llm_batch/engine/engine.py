@@ -291,9 +291,9 @@ class Engine:
         CannotTellError after all that can be collected is; ConfigError, when raw results are stored, where older code
         has not stored the definition.
         """
-        # Each of the steps below would take a lease, and find nothing to do.
+        # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
         if (status := self.status(submission_id)).is_done:
-            return status
+            return self.status(submission_id) if self._erase(status.submission) else status
         try:
             self.submit(labeling, submission_id)
         except CannotTellError:

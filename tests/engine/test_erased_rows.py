@@ -184,6 +184,18 @@ def test_a_row_that_is_under_way_does_not_land_and_is_not_sent_again(workspace, 
     assert all_whole(workspace)
 
 
+def test_what_a_killed_erasure_left_of_a_settled_submission_goes_when_a_run_comes_by(workspace):
+    older = workspace.run(ECHO, rows()).submission
+    workspace.run(ECHO, rows(without=("t3",)))
+    engine = workspace.engine()
+    # It was killed after this.
+    engine.eraser.add_tombstones("ticket_labels", ["t3"], None)
+    assert SECRET.encode() in stored_files(workspace)
+    # As a run does that lands the newer one.
+    assert engine.advance(ECHO, older.submission_id).is_settled
+    assert SECRET.encode() not in stored_files(workspace)
+
+
 def test_a_request_that_another_row_has_too_stays_with_it(workspace):
     same = rows().with_columns(body=pl.lit("The same text"))
     submission = workspace.run(ECHO, same).submission
