@@ -170,7 +170,7 @@ def slow() -> bool:
 class Engine(NamedTuple):
     """A real engine, and the tests in `tests/real_engines/<name>` that start and stop it; in CI without the slow ones.
 
-    `apt` are Debian packages, `program` one that they bring. With `own_environment`, requirements/<name>.txt is
+    `apt` are Debian packages, `programs` what they bring. With `own_environment`, requirements/<name>.txt is
     installed into an environment of its own; without, the engine's Python packages are among those of development.
     `torch`: its pins name torch's builds for CPUs; they come from where pip looks for links, or from torch's own index.
     `beside` that environment is for the engine alone: this package does not go into it, and its tests run outside.
@@ -178,7 +178,7 @@ class Engine(NamedTuple):
     """
 
     apt: tuple[str, ...] = ()
-    program: str = ""
+    programs: tuple[str, ...] = ()
     own_environment: bool = False
     torch: bool = False
     beside: bool = False
@@ -188,18 +188,19 @@ class Engine(NamedTuple):
 
 
 _SLURM = ("slurm-wlm", "slurm-wlm-basic-plugins", "munge", "slurmdbd", "mariadb-server")
+_SLURM_PROGRAMS = ("sbatch", "munged", "slurmdbd", "mariadbd")
 ENGINES: dict[str, Engine] = {
     "kafka": Engine(in_ci=True),
-    "flink": Engine(("default-jre-headless",), "java", own_environment=True, beside=True, python="3.11"),
+    "flink": Engine(("default-jre-headless",), ("java",), own_environment=True, beside=True, python="3.11"),
     # too many pins to share an environment with
     "labelstudio": Engine(own_environment=True, beside=True, python="3.11"),
     "platform": Engine(own_environment=True),  # warehouses, Kubernetes, OpenTelemetry: what the guide configures loads
     "ray": Engine(own_environment=True),
-    "spark": Engine(apt=("default-jre-headless",), program="java", own_environment=True),
+    "spark": Engine(apt=("default-jre-headless",), programs=("java",), own_environment=True),
     "tensorflow": Engine(own_environment=True),  # reads what was exported
-    "slurm": Engine(_SLURM, "sbatch", in_ci=True, as_root=True),
+    "slurm": Engine(_SLURM, _SLURM_PROGRAMS, in_ci=True, as_root=True),
     # by a command, on Ray, under Slurm
-    "vllm": Engine(_SLURM, "sbatch", own_environment=True, torch=True, python="3.11"),
+    "vllm": Engine(_SLURM, _SLURM_PROGRAMS, own_environment=True, torch=True, python="3.11"),
 }
 
 
@@ -409,14 +410,15 @@ def prepare_machine(chosen: list[str]) -> dict[str, str]:
         if not browser.chromium():
             absences["a look at Dagster's pages"] = "there is no Chromium (Debian: chromium) and no Chrome"
     for name, what in ENGINES.items():
-        if name not in chosen or name in absences or not what.program:
+        if name not in chosen or name in absences or not what.programs:
             continue
-        if not shutil.which(what.program):
-            _apt_install(what.apt, f"the tests of {name}")
-        if not shutil.which(what.program):
-            absences[name] = f"{what.program} is not here (Debian and Ubuntu: {' '.join(what.apt)})"
-        elif what.as_root and os.geteuid() != 0:
+        if what.as_root and os.geteuid() != 0:
             absences[name] = "it starts daemons as root, and this is not root"
+            continue
+        if not all(map(shutil.which, what.programs)):
+            _apt_install(what.apt, f"the tests of {name}")
+        if lacks := [program for program in what.programs if not shutil.which(program)]:
+            absences[name] = f"not here: {', '.join(lacks)} (Debian and Ubuntu: {' '.join(what.apt)})"
     return absences
 
 
