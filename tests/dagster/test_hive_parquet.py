@@ -55,7 +55,7 @@ def test_row_groups_hold_many_rows(tmp_path: Any) -> None:
     assert dg.materialize([labels], resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))}).success
     [file] = (tmp_path / "labels").glob("*.parquet")
     found = pq.ParquetFile(file)
-    assert [found.metadata.row_group(n).num_rows for n in range(found.num_row_groups)] == [16_384, 3_616]
+    assert [found.metadata.row_group(n).num_rows for n in range(found.num_row_groups)] == [8_192, 8_192, 3_616]
     assert found.read()["key"].to_pylist() == list(range(20_000))
 
 
