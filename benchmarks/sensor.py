@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -69,14 +69,7 @@ def main(service: str, batches: str, folder: str, addresses: str, ledger_url: st
 
         def tick(name: str) -> dict[str, Any]:
             before, began = _calls(url), time.perf_counter()
-            with dg.build_sensor_context(
-                instance=instance,
-                instance_ref=instance.get_ref(),
-                repository_def=repository,
-                resources=resources,
-                sensor_name="llm_batch_sensor",
-            ) as context:
-                said = repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)
+            said = evaluate_tick(instance, repository, resources)
             took = time.perf_counter() - began
             calls = {name: number - before.get(name, 0) for name, number in _calls(url).items()}
             listed = sum(number for name, number in calls.items() if name.endswith("batches"))
@@ -110,6 +103,20 @@ def main(service: str, batches: str, folder: str, addresses: str, ledger_url: st
             connection.execute(sa.update(SHARD).values(polled_at=None))
         ticks += until_all_are_seen("all have ended")
         work.report(ticks=ticks)
+
+
+def evaluate_tick(
+    instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, resources: Mapping[str, object]
+) -> Any:
+    """Let the batch sensor tick once, as Dagster's daemon does. Return Dagster's record of it: its class is private."""
+    with dg.build_sensor_context(
+        instance=instance,
+        instance_ref=instance.get_ref(),
+        repository_def=repository,
+        resources=resources,
+        sensor_name="llm_batch_sensor",
+    ) as context:
+        return repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)
 
 
 def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence[str]) -> None:

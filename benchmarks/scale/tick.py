@@ -18,6 +18,7 @@ import psycopg2
 from benchmarks.labels import Label
 from benchmarks.measure import Work
 from benchmarks.scale.setup import MODELS, NAMESPACE, PROMPT, Setup, statements
+from benchmarks.sensor import evaluate_tick
 from dagster_llm_batch import LLMBatchResource, OpenAIBatchResource, build_llm_batch_sensor, llm_batch_assets
 
 
@@ -51,14 +52,7 @@ def main(fields: str) -> None:
 
         def tick(name: str) -> dict[str, Any]:
             before, calls, began = counts.taken(), _calls(setup.url), time.perf_counter()
-            with dg.build_sensor_context(
-                instance=instance,
-                instance_ref=instance.get_ref(),
-                repository_def=repository,
-                resources=resources,
-                sensor_name="llm_batch_sensor",
-            ) as context:
-                said = repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context)
+            said = evaluate_tick(instance, repository, resources)
             took, seconds = counts.taken() - before, time.perf_counter() - began
             return {
                 "name": name,
