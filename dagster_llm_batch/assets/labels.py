@@ -63,6 +63,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
 
+# Few enough that a sensor's tick finds the materializations of all of them, should the run die.
+_DELIVERED_AT_ONCE = 25
+
 
 @dataclass(frozen=True)
 class LabeledTables:
@@ -141,11 +144,14 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         run = _Run()
         if context.has_partition_key_range:
             run.settled |= landing.send_together(context, engine, list(context.partition_keys))
-        yield from each_partition(
-            context,
-            lambda partition: landing.land(context, engine, partition, run),
-            lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
-        )
+        try:
+            yield from each_partition(
+                context,
+                lambda partition: landing.land(context, engine, partition, run),
+                lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
+            )
+        finally:
+            run.mark_delivered(engine)
 
     return collect
 
@@ -154,11 +160,13 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 class _Run:
     """What holds for all partitions of one run.
 
-    `settled` are the submissions that it has settled before it landed any; `learned` is what the ledger says of
-    estimates, by the definition: it does not change while they land, and is the sum of many submissions.
+    `settled` are the submissions that it has settled before it landed any, `landed` those that the ledger has yet to
+    know as delivered; `learned` is what the ledger says of estimates, by the definition: it does not change while they
+    land, and is the sum of many submissions.
     """
 
     settled: set[str] = field(default_factory=set)
+    landed: list[str] = field(default_factory=list)
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
 
     def learn(self, engine: "Engine", labeling: "Labeling") -> "Learned | None":
@@ -168,6 +176,21 @@ class _Run:
         if key not in self.learned:
             self.learned[key] = deployment.learned(labeling)
         return self.learned[key]
+
+    def add_landed(self, engine: "Engine", submission_id: str) -> None:
+        """Note that Dagster has taken the materialization. The ledger is told of many at once: each commit is synced.
+
+        A run that dies before leaves them undelivered, and the sensor finds the materializations by their metadata.
+        """
+        self.landed.append(submission_id)
+        if len(self.landed) >= _DELIVERED_AT_ONCE:
+            self.mark_delivered(engine)
+
+    def mark_delivered(self, engine: "Engine") -> None:
+        """Mark what has landed as delivered, in one transaction."""
+        if self.landed:
+            engine.ledger.mark_delivered(*self.landed)
+            self.landed.clear()
 
 
 class _Landing:
@@ -335,9 +358,7 @@ class _Landing:
                     *self._of_cascade(levels, tracked, figures, status),
                 ],
             )
-            # Only now, when Dagster has taken the materialization. A run that dies before this line leaves the
-            # submission undelivered, and the sensor finds the materialization by its metadata.
-            engine.ledger.mark_delivered(submission_id)
+            run.add_landed(engine, submission_id)
 
     def _of_cascade(
         self, levels: "Levels | None", tracked: "Track | None", figures: LabelStats, status: Status

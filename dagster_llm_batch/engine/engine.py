@@ -294,17 +294,19 @@ class Engine:
         # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
         if (status := self.status(submission_id)).is_done:
             return self.status(submission_id) if self._erase(status.submission) else status
-        try:
-            self.submit(labeling, submission_id)
-        except CannotTellError:
-            self.collect(labeling, submission_id)
-            raise
-        self.collect(labeling, submission_id)
+        # Each call that sends takes a lease and looks for batches: not where nothing is to be sent.
+        if status.may_send:
+            try:
+                self.submit(labeling, submission_id)
+            except CannotTellError:
+                self.collect(labeling, submission_id)
+                raise
+        if not (status := self.collect(labeling, submission_id)).may_send:
+            return status
         status = self.submit(labeling, submission_id)
         # Shards that were answered in real time, or given up, are ended at once.
-        if any(shard.state in ENDED for shard in status.shards):
-            return self.collect(labeling, submission_id)
-        return status
+        has_ended = any(shard.state in ENDED for shard in status.shards)
+        return self.collect(labeling, submission_id) if has_ended else status
 
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """Advance without sending: a next wave is planned, and waits for `submit`."""
@@ -425,11 +427,11 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
-        self._erase(self.ledger.submission(submission_id))
         status = self.status(submission_id)
+        if self._erase(status.submission):
+            status = self.status(submission_id)
         if not status.submission.is_settled:
-            msg = f"Submission {submission_id} is not settled; it has no labels yet."
-            raise LLMBatchError(msg)
+            raise LLMBatchError(f"Submission {submission_id} is not settled; it has no labels yet.")
         sent = self.deployment.sent_definition(labeling, status.submission)
         if reread:
             sent.refuse_unknown()

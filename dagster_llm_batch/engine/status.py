@@ -217,6 +217,11 @@ class Status:
         return self.is_settled and all(shard.state is ShardState.COLLECTED for shard in self.shards)
 
     @property
+    def may_send(self) -> bool:
+        """Whether a shard waits to be sent, or a create call of one left no record."""
+        return any(shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in self.shards)
+
+    @property
     def states(self) -> Counter[str]:
         return Counter(shard.state.value for shard in self.shards)
 

@@ -40,7 +40,7 @@ _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
 }
-_LEASES = {"_compare_and_set": "lease", "_give_back": "release", "release": "release", "renew": "renew"}
+_LEASES = {"take": "lease", "_give_back": "release", "release": "release", "renew": "renew"}
 
 
 class When(StrEnum):

@@ -10,6 +10,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 from benchmarks.writes import counted
 from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.testing.emulator import Emulator
+from tests.statements import statements
 
 
 def written(workspace: Workspace, rows: int, a_shard: int) -> tuple[int, int, int]:
@@ -44,3 +45,13 @@ def test_each_further_shard_writes_as_much_more(counts) -> None:
     assert (one, two, four) == (1, 2, 4)
     assert [c - b for b, c in zip(more, most, strict=True)] == [2 * (b - a) for a, b in zip(least, more, strict=True)]
     assert all(b > a for a, b in zip(least, more, strict=True))
+
+
+def test_what_has_ended_lands_under_one_lease_since_nothing_is_to_be_sent(workspace: Workspace) -> None:
+    definition, engine = labeling(), workspace.engine()
+    submission_id = engine.plan(definition, tickets(3)).submission_id
+    engine.submit(definition, submission_id)
+    workspace.emulator.settle()
+    with statements() as asked:
+        assert engine.advance(definition, submission_id).is_settled
+    assert sum(statement.startswith("INSERT INTO lease") for statement in asked) == 1

@@ -15,6 +15,7 @@ from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.schema import LEASE
+from tests.statements import statements
 
 
 def rows(ledger):
@@ -46,6 +47,19 @@ def test_a_held_lease_is_refused_saying_who_holds_it_until_when(ledger, clock):
         assert (clock.now + timedelta(seconds=60)).isoformat() in str(refusal.value)
         lease.check()
         assert f":{os.getpid()}:" in lease.owner
+
+
+def test_a_lease_of_many_names_is_taken_in_one_transaction_all_of_them_or_none(ledger):
+    names = [f"submission:{number}" for number in range(5)]
+    # Opened, and migrated.
+    ledger.active_leases()
+    with statements() as asked, ledger.hold_leases(*names) as lease:
+        assert {name: owner for name, owner, _ in rows(ledger)} == dict.fromkeys(names, lease.owner)
+    assert sum(statement.startswith("SELECT coalesce(max(version)") for statement in asked) == 2, asked
+    with ledger.hold_leases(names[3]) as other:
+        with pytest.raises(LeaseError, match=names[3]), ledger.hold_leases(*names):
+            pass
+        assert [(name, owner) for name, owner, _ in rows(ledger)] == [(names[3], other.owner)]
 
 
 def test_a_lease_of_nothing_writes_nothing_and_starts_no_heartbeat(ledger):

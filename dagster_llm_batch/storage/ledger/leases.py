@@ -55,6 +55,7 @@ _BEYOND_ANY = timedelta(hours=2)
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
+_HOLDER = sa.select(LEASE).where(LEASE.c.name == sa.bindparam("wanted")).with_for_update()
 _IS_HELD = (LEASE.c.expires_at > sa.bindparam("now")) & (LEASE.c.expires_at <= sa.bindparam("beyond_any"))
 _OWNERS = sa.select(LEASE.c.name, LEASE.c.owner).where(_IS_HELD)
 _MACHINES = sa.select(LEASE).where(_IS_HELD | (LEASE.c.name == _MACHINE))
@@ -108,10 +109,16 @@ class Lease:
 
     def take(self) -> _Holder | None:
         """Take the lease, start its heartbeat and return None; or return the holder of one of its names."""
-        for name in self.names:
-            if (holder := self._compare_and_set(name)) is not None:
-                self._give_back()
-                return holder
+        now = self._clock()
+        expires_at = now + self._length
+        with self._database.write() as connection:
+            _note_machine(self._database, connection, now)
+            for name in self.names:
+                if (holder := self._compare_and_set(connection, name, now, expires_at)) is not None:
+                    connection.execute(_GIVE_BACK, {"me": self.owner})
+                    return holder
+        _noted_in.add(self._database.shown_url)
+        self._expires_at = expires_at
         self._heart.start()
         return None
 
@@ -128,28 +135,20 @@ class Lease:
 
     # One statement decides who holds a name: the insert, of which one of several processes succeeds, or the update of a
     # row that is locked and was read as free. Two processes never both believe that they took it.
-    def _compare_and_set(self, name: str) -> _Holder | None:
-        now = self._clock()
-        expires_at = now + self._length
+    def _compare_and_set(
+        self, connection: sa.Connection, name: str, now: datetime, expires_at: datetime
+    ) -> _Holder | None:
         wanted = {"owner": self.owner, "expires_at": expires_at}
-        row: sa.RowMapping | None = None
-        inserted = False
-        while not inserted and row is None:  # a holder can give it back between our two statements
-            with self._database.write() as connection:
-                _note_machine(self._database, connection, now)
-                inserted = insert_or_nothing(connection, LEASE, {"name": name, **wanted}, "name")
-                if inserted:
-                    continue
-                query = sa.select(LEASE).where(LEASE.c.name == name).with_for_update()
-                row = connection.execute(query).mappings().one_or_none()
-                if row is None:
-                    continue
-                if row["expires_at"] > now and not _is_dead(row["owner"]) and not self._is_left(row):
-                    return _Holder(name, row["owner"], row["expires_at"])
-                seen = (LEASE.c.name == name) & (LEASE.c.owner == row["owner"])
-                connection.execute(sa.update(LEASE).where(seen).values(wanted))
-        _noted_in.add(self._database.shown_url)
-        self._expires_at = expires_at
+        while not insert_or_nothing(connection, LEASE, {"name": name, **wanted}, "name"):
+            row = connection.execute(_HOLDER, {"wanted": name}).mappings().one_or_none()
+            # A holder can give it back between our two statements.
+            if row is None:
+                continue
+            if row["expires_at"] > now and not _is_dead(row["owner"]) and not self._is_left(row):
+                return _Holder(name, row["owner"], row["expires_at"])
+            seen = (LEASE.c.name == name) & (LEASE.c.owner == row["owner"])
+            connection.execute(sa.update(LEASE).where(seen).values(wanted))
+            break
         return None
 
     def _is_left(self, row: sa.RowMapping) -> bool:
