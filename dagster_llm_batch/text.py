@@ -7,6 +7,8 @@ must not reach a terminal, nor a bidirectional control turn the text around it.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from decimal import Decimal
 
@@ -14,6 +16,7 @@ __all__ = [
     "age_text",
     "cell_text",
     "is_id",
+    "keep_utf8",
     "last_words",
     "learned_text",
     "money_text",
@@ -114,6 +117,17 @@ def is_id(value: object) -> bool:
         and value.isprintable()
         and not any(char.isspace() for char in value)
     )
+
+
+def keep_utf8(texts: Sequence[str]) -> None:
+    """Let each text keep its UTF-8: who encodes it from now on copies that, which takes a tenth of the time."""
+    if all(map(str.isascii, texts)):
+        return
+    import pyarrow as pa  # noqa: PLC0415 - of no use to who only shows texts
+
+    # Python keeps what it once encoded for a C library that asked for it. Of half surrogates there is none.
+    with suppress(UnicodeEncodeError):
+        pa.array(texts, pa.large_string())
 
 
 def replace_halves(text: str) -> str:

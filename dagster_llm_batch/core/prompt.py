@@ -22,6 +22,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.identity import make_request, make_requests
 from dagster_llm_batch.core.sandbox import MOST_CHARS, Sandbox, size_of
 from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.text import keep_utf8
 from dagster_llm_batch.types import Image, Request, Turn
 
 __all__ = ["ImageLoader", "Prompt", "Renderer"]
@@ -188,9 +189,14 @@ class Renderer:
         """Return the requests of several rows, given as columns. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
         if isinstance(self._user, _Plain) and not system_varies and not self._images:
-            return make_requests(self._fixed_system, self._user.all(columns, len(keys)))
+            users = self._user.all(columns, len(keys))
+            # It is digested, counted and looked through.
+            keep_utf8(users)
+            return make_requests(self._fixed_system, users)
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        return [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
+        requests = [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
+        keep_utf8([request.user for request in requests])
+        return requests
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """Return the request of one row. Raises InputError, which names `key` and the template or column at fault."""

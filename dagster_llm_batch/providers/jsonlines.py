@@ -55,7 +55,12 @@ def quoted(text: str) -> bytes:
     # nearly all rows are ASCII, of which msgspec makes the same bytes several times as fast
     if text.isascii():
         return _ENCODE(text)
-    return encode_basestring_ascii(replace_halves(text)).encode("ascii")
+    try:
+        # faster than to look for half surrogates where the text keeps its UTF-8, as that of a planned row does
+        text.encode()
+    except UnicodeEncodeError:
+        text = replace_halves(text)
+    return encode_basestring_ascii(text).encode("ascii")
 
 
 def dumps(value: Any) -> str:

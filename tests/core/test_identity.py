@@ -7,12 +7,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.identity import (
     RowsDigest,
+    block_digest,
     canonical_json,
     configuration_fingerprint,
     custom_id,
@@ -43,6 +45,9 @@ def test_requests_made_together_are_those_made_one_by_one(system: Any, users: li
 def test_ids_and_fingerprints_are_those_that_answers_were_stored_under() -> None:
     ids = [request.request_id for request in make_requests("Label.", ["a ticket", "\ud800 ü"])]
     assert ids == ["6b64db9549547adb83e901db33c866c5367a8be5", "752e3f33794f2f71bf796d461b001142881ea33b"]
+    columns = {"key": ["a", "b", "c"], "text": ["ü", None, "x" * 99], "at": [[1.5], [], None], "of": [{"n": 1}] * 3}
+    block = pa.RecordBatch.from_pydict(columns).slice(1)
+    assert block_digest(b"asked", block).hex() == "1f76d0e53c25504e8e7c9159e76a9a620a67fa70"
     digest = RowsDigest()
     digest.add(["t1", 7], ["0" * 40, "f" * 40])
     assert digest.fingerprint("c") == "51d90e194db48d86034f16c0d73cb85b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
@@ -14,7 +15,7 @@ from dagster_llm_batch.cli.output import cell
 from dagster_llm_batch.metadata import markdown_cell, preview
 from dagster_llm_batch.metrics import plain_text
 from dagster_llm_batch.metrics.cells import markdown_text
-from dagster_llm_batch.text import cell_text, last_words, money_text, plain_words, replace_halves
+from dagster_llm_batch.text import cell_text, keep_utf8, last_words, money_text, plain_words, replace_halves
 
 PLACES: dict[str, Callable[[str], str]] = {
     "message": plain_words,
@@ -78,6 +79,16 @@ def test_halves_alone_are_replaced(text: str) -> None:
     whole.encode()
     if not any(unicodedata.category(char) == "Cs" for char in text):
         assert whole == text
+
+
+def test_a_text_that_keeps_its_utf8_has_the_same_bytes() -> None:
+    # Made here: constants may have theirs already.
+    texts = ["".join(["ü", "\U0001f600", "x" * count]) for count in range(3)]
+    sizes = [sys.getsizeof(text) for text in texts]
+    keep_utf8([*texts, "a\ud83d", ""])
+    assert [sys.getsizeof(text) - size for text, size in zip(texts, sizes, strict=True)] == [7, 8, 9]
+    assert [text.encode() for text in texts] == [b"\xc3\xbc\xf0\x9f\x98\x80" + b"x" * count for count in range(3)]
+    keep_utf8(["a\ud83d"])
 
 
 def test_two_halves_are_a_character() -> None:

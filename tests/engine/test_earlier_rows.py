@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, texts, tickets
 
@@ -89,6 +90,20 @@ def test_of_a_table_that_has_grown_and_changed_blocks_without_a_change_are_not_r
     preview = workspace.engine().preview(DICE, rows)
     # All but the block of the row that has changed, and the last one, which has become longer.
     assert preview.reused == 1024
+
+
+def test_lists_of_categories_that_have_other_names_now_are_asked_again(workspace: Workspace) -> None:
+    definition = labeling(response=None, prompt=Prompt(user="{{ tags | join(' ') }}"))
+
+    def rows(*names: str) -> pa.Table:
+        tags = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(names))
+        return pa.table({"ticket_id": ["a", "b"], "tags": pa.ListArray.from_arrays(pa.array([0, 2, 3]), tags)})
+
+    workspace.run(definition, rows("late", "broken"))
+    assert workspace.engine().preview(definition, rows("late", "broken")).known is not None
+    status = workspace.run(definition, rows("early", "broken"))
+    assert (status.submission.requests, status.submission.reused) == (2, 0)
+    assert len(set(billed(workspace))) == 4
 
 
 def test_a_row_without_an_answer_is_rendered_and_asked_again_and_no_other_is(workspace: Workspace) -> None:
