@@ -7,15 +7,21 @@ billed, and is given up where no room can be left then: a person is told how muc
 
 The ledger keeps the money for a batch before it is sent, in one transaction: of two processes that ask at the same
 moment, the second sees what the first has got. It stays kept for what is lost or given up, whose cost nobody knows.
+
+What a limit leaves is given out in turn, before anything is uploaded: one submission after the other in the order in
+which they came, and of each what makes its other paid work of use first, which is the sample of a cascade that judges
+the model's labels. While a part of that waits, so does the model; where too much of it is given up, the model is not
+asked in vain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
+from itertools import groupby
 from math import floor
 from typing import NamedTuple
 
@@ -28,7 +34,7 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.releases import LimitKind, count_releasable, count_steps, find_reserve, is_too_few
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.request_files import answers_so_far, packed_ids
+from dagster_llm_batch.engine.request_files import SO_FAR, answers_so_far, beside, packed_ids
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import Advice, advise_on_money
 from dagster_llm_batch.errors import BudgetError
@@ -37,13 +43,25 @@ from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 
-__all__ = ["BUDGET_PAUSE", "Allowance", "Pick", "committing", "exceeded", "forecast_steps", "refuse_over_budget"]
+__all__ = [
+    "BUDGET_PAUSE",
+    "NO_ROOM_LEFT",
+    "Allowance",
+    "Pick",
+    "committing",
+    "exceeded",
+    "forecast_steps",
+    "refuse_over_budget",
+]
 
 # How long to wait for another process that commits money at this moment.
 _WAIT_SECONDS = 60.0
 
 BUDGET_PAUSE = timedelta(minutes=10)
 """How long shards wait for a budget that others have used up."""
+
+NO_ROOM_LEFT = "it was not sent: its limit has no room left"
+"""The reason of a shard that was given up since a limit of money has no room for it."""
 
 _DIGEST_CHARS = 16
 
@@ -216,11 +234,44 @@ class Allowance:
         self._amounts: dict[str, Decimal] = {}
         # Those of which every request is answered.
         self._paid: set[str] = set()
+        # Those for which money is kept, since they are about to be sent.
+        self._kept: list[Shard] = []
         self._estimates: dict[tuple[str, Lane], Estimate] = {}
 
     @cached_property
     def is_limited(self) -> bool:
         return self._labeling.budget_usd is not None or bool(budgets_of(self._deployment, self._labeling))
+
+    def give_out(self, planned: Sequence[Shard], waiting: Collection[str]) -> Iterator[tuple[list[Shard], Pick]]:
+        """Yield one submission's planned shards by model and lane, each with what of them may go now, in turn.
+
+        The money for what may go is kept until it is sent, or `release` is called: what comes later has what is left.
+        `waiting` are the ids of those that wait for their time. The caller drops what is given up before the next turn.
+        """
+        if not self.is_limited:
+            yield list(planned), Pick([shard for shard in planned if shard.shard_id not in waiting])
+            return
+        turns = self._turns(planned)
+        # Of a process that was killed before it sent them: what comes first must not lack their money.
+        self._release([shard for turn in turns[1:] for shard in turn])
+        sample_waits = False
+        for turn in turns:
+            ready = [shard for shard in turn if shard.shard_id not in waiting]
+            is_judged = self._is_judged(turn[0])
+            if is_judged and (reason := self._lacking_sample(turn)) is not None:
+                pick = Pick((), over_budget=reason)
+            elif is_judged and sample_waits:
+                pick = Pick((), waits_for="the sample that judges its labels, which goes first")
+            else:
+                pick = self._take(ready, all_due=len(ready) == len(turn)) if ready else Pick(())
+            if not is_judged and pick.over_budget is None and _count(pick.going) < _count(turn):
+                sample_waits = sample_waits or not self._covers(turns)
+            yield turn, pick
+
+    def release(self) -> None:
+        """Keep no money any more for what was to be sent and stays planned. Others may have it meanwhile."""
+        kept, self._kept = self._kept, []
+        self._release(kept)
 
     def reserve(self, shards: Sequence[Shard], *, padding: int = 0, lane: Lane = Lane.BATCH) -> bool:
         """Keep the money for shards that are about to be sent in one batch; False where a limit has no room."""
@@ -244,14 +295,9 @@ class Allowance:
         """
         if not self.is_limited:
             return Pick(planned)
-        first, requests = planned[0], sum(shard.requests for shard in planned)
-        labeling = self._labeling.by(f"{first.provider}/{first.model}")
-        least = least_requests(self._deployment, labeling)
-        minimum = self._deployment.codec(labeling).limits.min_requests
-        is_small = requests < minimum and labeling.limits.below_minimum == "realtime"
-        lane = Lane.REALTIME if is_small else first.lane
-        if lane is Lane.REALTIME:
-            least = 1
+        first, requests, lane = planned[0], _count(planned), self._lane(planned)
+        labeling = self._labeling.by(first.asked_of)
+        least = 1 if lane is Lane.REALTIME else least_requests(self._deployment, labeling)
         bounds = [self._bound(shard, lane) for shard in planned]
         rows = [self._row_bound(shard, lane) for shard in planned]
         known, known_rows = [b for b in bounds if b is not None], [row for row in rows if row is not None]
@@ -288,6 +334,84 @@ class Allowance:
         for shard in going:
             self._amounts[shard.shard_id] = reserve * shard.requests / count
         return Pick(going)
+
+    def _turns(self, planned: Sequence[Shard]) -> list[list[Shard]]:
+        """Return one submission's planned shards by model and lane, in the order in which limits let them out.
+
+        The oracle of a cascade before the model, whose labels are worth nothing without the sample that judges them;
+        other models as they are asked, one after another; of each model what is urgent first.
+        """
+        places = {labeling.model: place for place, labeling in enumerate(self._labeling.models)}
+        towards = 1 if self._labeling.cascade is None else -1
+
+        def place(shard: Shard) -> tuple[int, bool]:
+            return towards * places[shard.asked_of], shard.lane is not Lane.REALTIME
+
+        return [list(turn) for _, turn in groupby(sorted(planned, key=place), key=place)]
+
+    def _is_judged(self, shard: Shard) -> bool:
+        """Return whether a sample that is asked of the oracle at the same time judges the labels of this shard."""
+        cascade = self._labeling.cascade
+        return cascade is not None and shard.asked_of != cascade.oracle and shard.wave == 1
+
+    def _lacking_sample(self, judged: Sequence[Shard]) -> str | None:
+        """Return why what the model would say is of no use: too much of the sample was given up. None where it is."""
+        submission_id = judged[0].submission_id
+        lost = sum(
+            shard.requests
+            for shard in self._ledger.shards(submission_id)
+            if shard.wave == 1 and not self._is_judged(shard) and shard.reason == NO_ROOM_LEFT
+        )
+        if not lost:
+            return None
+        from dagster_llm_batch.core.cascade import count_allowed  # noqa: PLC0415 - few labelings are cascades
+
+        levels = self._deployment.levels(self._labeling, self._ledger.submission(submission_id))
+        if levels is None or levels.sampled is None or levels.is_rolling:
+            return None
+        # A sampled row without an answer counts as wrong, and so few may be wrong that anything is accepted.
+        if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.confidence):
+            return None
+        why = (
+            f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were given up for money, "
+            "so that none of these would be taken"
+        )
+        return self._given_up(submission_id, _count(judged), Advice(why, "Raise the limit"))
+
+    def _covers(self, turns: Sequence[Sequence[Shard]]) -> bool:
+        """Return whether all limits have room for all of these shards at once, at the most that they can cost."""
+        planned = [shard for turn in turns for shard in turn]
+        bounds = [self._bound(shard, self._lane(turn)) for turn in turns for shard in turn]
+        known = [bound for bound in bounds if bound is not None]
+        limits = self._limits(planned[0].submission_id)
+        room = min(self._room(entry.limit, planned) for entry in limits)
+        return len(known) == len(bounds) and sum(known) <= room
+
+    def _take(self, ready: Sequence[Shard], *, all_due: bool) -> Pick:
+        """Pick what may go now, and keep the money for it."""
+        pick = self.pick(ready, all_due=all_due)
+        if not pick.going:
+            return pick
+        labeling, lane = self._labeling.by(ready[0].asked_of), self._lane(ready)
+        is_padded = lane is Lane.BATCH and labeling.limits.below_minimum == "pad"
+        least = self._deployment.codec(labeling).limits.min_requests if is_padded else 0
+        if not self.reserve(pick.going, padding=max(0, least - _count(pick.going)), lane=lane):
+            return Pick((), waits_for="others have taken at this moment what a limit had left", wait=BUDGET_PAUSE)
+        self._kept += pick.going
+        return pick
+
+    def _lane(self, planned: Sequence[Shard]) -> Lane:
+        """Return at which price these shards of one model and lane go: too few for a batch may go in real time."""
+        labeling = self._labeling.by(planned[0].asked_of)
+        minimum = self._deployment.codec(labeling).limits.min_requests
+        is_small = _count(planned) < minimum and labeling.limits.below_minimum == "realtime"
+        return Lane.REALTIME if is_small else planned[0].lane
+
+    def _release(self, shards: Sequence[Shard]) -> None:
+        # What was answered of a shard in real time is billed, though the rest of it stays planned.
+        answered = self._deployment.payloads.exists
+        if ids := [s.shard_id for s in shards if s.lane is not Lane.REALTIME or not answered(beside(s, SO_FAR))]:
+            self._ledger.release(ids)
 
     def _answered(self, planned: Sequence[Shard]) -> list[Shard]:
         """Return what of shards in real time was answered before, split from the rest of them.
@@ -433,6 +557,10 @@ def _count_covered(planned: Sequence[Shard], bounds: Sequence[Decimal], rows: Se
             return count + floor(room / row)
         count, room = count + shard.requests, room - bound
     return count
+
+
+def _count(shards: Sequence[Shard]) -> int:
+    return sum(shard.requests for shard in shards)
 
 
 def _target(shard: Shard) -> tuple[object, ...]:

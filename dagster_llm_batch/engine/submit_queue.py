@@ -8,7 +8,7 @@ smallest first and one at a time, since each try uploads its file; what is too l
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.engine.budget import BUDGET_PAUSE, Allowance
+from dagster_llm_batch.engine.budget import BUDGET_PAUSE, NO_ROOM_LEFT, Allowance
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
@@ -100,17 +100,23 @@ class Dispatcher:
         `below_minimum` refuses. Shards of a later wave are given up instead, with an event: the answers of the waves
         before must still land.
         """
+        now = self._deployment.clock()
+        turned_away = _turned_away(planned, now)
+        waiting = {s.shard_id: s.submission_id for s in planned if _target(s) in turned_away or not due(s, now)}
+        for submission_id in set(waiting.values()):
+            self._waits(submission_id)
+        try:
+            # That the rest waits for money, too, is the last word: until then no run can do anything.
+            self._send_all(self._affordable(planned, waiting))
+        finally:
+            self._allowance.release()
+
+    def _send_all(self, going: Sequence[Shard]) -> None:
         batches: list[tuple[Labeling, list[Shard]]] = []
-        turned_away = _turned_away(planned, self._deployment.clock())
-        for (model, lane), shards in groupby(sorted(planned, key=_target), key=_target):
-            labeling = self._labeling.by(model)
-            if (model, lane) in turned_away:
-                for submission_id in {shard.submission_id for shard in shards}:
-                    self._waits(submission_id)
-            elif lane == Lane.REALTIME:
-                batches += [(labeling, [shard]) for shard in self._affordable(list(shards), all_due=True)]
-            else:
-                batches += [(labeling, batch) for batch in self._batches(labeling, list(shards))]
+        for (model, lane), shards in groupby(sorted(going, key=_target), key=_target):
+            labeling, own = self._labeling.by(model), list(shards)
+            of_lane = [[shard] for shard in own] if lane == Lane.REALTIME else self._batches(labeling, own)
+            batches += [(labeling, batch) for batch in of_lane]
         batches = self._within_chosen(batches)
         if batches:
             keep_places(self._deployment, [self._labeling.asset])
@@ -173,15 +179,9 @@ class Dispatcher:
     def _least(self, labeling: Labeling) -> int:
         return self._deployment.codec(labeling).limits.min_requests
 
-    def _batches(self, labeling: Labeling, shards: list[Shard]) -> Iterator[list[Shard]]:
+    def _batches(self, labeling: Labeling, shards: Sequence[Shard]) -> Iterator[list[Shard]]:
         limits = self._deployment.batch_limits(labeling)
-        now = self._deployment.clock()
-        may_go = [shard for shard in shards if due(shard, now)]
-        for submission_id in {shard.submission_id for shard in shards if not due(shard, now)}:
-            self._waits(submission_id)
-        # That the rest waits for money, too, is the last word: until then no run can do anything.
-        affordable = self._affordable(may_go, all_due=len(may_go) == len(shards))
-        going = [part for shard in affordable for part in self._parts(shard, limits.min_requests)]
+        going = [part for shard in shards for part in self._parts(shard, limits.min_requests)]
         for batch in _together(sorted(going, key=_size_without_room), limits):
             requests = sum(shard.requests for shard in batch)
             if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
@@ -198,26 +198,25 @@ class Dispatcher:
                 self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {reason}")
             drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
 
-    def _affordable(self, shards: Sequence[Shard], *, all_due: bool) -> list[Shard]:
+    def _affordable(self, planned: Sequence[Shard], waiting: Collection[str]) -> list[Shard]:
         """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
         going: list[Shard] = []
         # In the order in which they came: what is sent first must not depend on a submission's id, which is random.
         by_submission: dict[str, list[Shard]] = {}
-        for shard in shards:
+        for shard in planned:
             by_submission.setdefault(shard.submission_id, []).append(shard)
         for submission_id, own in by_submission.items():
-            pick = self._allowance.pick(own, all_due=all_due)
-            going += pick.going
-            ledger = self._deployment.ledger
-            if pick.over_budget is not None:
-                ledger.add_event(submission_id, OVER_BUDGET, pick.over_budget)
-                # Not those of another model or lane, which may have room, and be about to be sent.
-                drop(self._deployment, own, "it was not sent: its limit has no room left")
-            elif pick.wait is not None:
-                self._pause_for_money(own, pick.wait, pick.waits_for)
-                self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
-            elif pick.waits_for is not None:
-                self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
+            for shards, pick in self._allowance.give_out(own, waiting):
+                going += pick.going
+                if pick.over_budget is not None:
+                    self._deployment.ledger.add_event(submission_id, OVER_BUDGET, pick.over_budget)
+                    # Not those of another model or lane, which may have room, and be about to be sent.
+                    drop(self._deployment, shards, NO_ROOM_LEFT)
+                elif pick.waits_for is not None:
+                    if pick.wait is not None:
+                        due_now = [shard for shard in shards if shard.shard_id not in waiting]
+                        self._pause_for_money(due_now, pick.wait, pick.waits_for)
+                    self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:

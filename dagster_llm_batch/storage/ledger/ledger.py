@@ -314,6 +314,13 @@ class Ledger(LedgerQueries):
             connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
             return True
 
+    def release(self, shard_ids: Sequence[str]) -> None:
+        """Keep no money any more for those of these shards that are planned."""
+        with self._database.write() as connection:
+            planned = SHARD.c.shard_id.in_(shard_ids) & (SHARD.c.state == ShardState.PLANNED)
+            kept = planned & SHARD.c.reserved_usd.is_not(None)
+            connection.execute(sa.update(SHARD).where(kept).values(reserved_usd=None))
+
     def recover_sends(
         self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]], kind: str = RECOVERED
     ) -> list[Shard]:
