@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.request_files import ShardFiles, Wave
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_source import RequestSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, Spare
-from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop, forecast_end
+from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -36,6 +36,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.types import Lane, Outcome
 
 if TYPE_CHECKING:
+    from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.engine.cascade import Sampling
     from dagster_llm_batch.engine.earlier_rows import EarlierRows
@@ -132,7 +133,7 @@ class Planner:
                     sources = tuple(s.submission_id for s in earlier) if plan.reused or answered else ()
             submission = self.submission(plan, submission_id, partition, run_id, estimate, known, sources, now)
             steps = forecast_steps(self._deployment, self._labeling, estimate)
-            if (end := forecast_end(self._deployment, self._labeling, plan.shards, steps)) is not None:
+            if (end := _forecast_end(self._deployment, self._labeling, plan.shards, steps)) is not None:
                 p50_at, p90_at = (None if took is None else now + took for took in (end.p50, end.p90))
                 basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
                 submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
@@ -262,7 +263,7 @@ class Planner:
                 queue_limit=limit,
                 steps=steps,
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
-                end=forecast_end(self._deployment, self._labeling, plan.shards, steps),
+                end=_forecast_end(self._deployment, self._labeling, plan.shards, steps),
                 tuning=aside.tuning(plan.requests - plan.reused),
             )
 
@@ -513,3 +514,32 @@ def _may_follow(known: Submission, *, again: bool) -> bool:
     # nothing was billed, and another attempt costs nothing extra.
     paid = {Outcome.SUCCEEDED.value, Outcome.INVALID.value, Outcome.MISSING.value} & set(known.outcomes)
     return bool(known.requests) and not paid
+
+
+def _forecast_end(
+    deployment: Deployment, labeling: Labeling, shards: Sequence[Shard], steps: int | None
+) -> EndForecast | None:
+    """Return how long a submission with these shards takes, from plan to end; None: no batch of its model was sent yet.
+
+    `steps`: in how many limits of money let them out.
+    """
+    of_batch = [shard for shard in shards if shard.lane is Lane.BATCH] or shards
+    if not of_batch:
+        return None
+    from dagster_llm_batch.core.durations import FEWEST, EndForecast  # noqa: PLC0415 - who plans alone needs it
+
+    owner = deployment.owner(labeling, of_batch[0].lane)
+    known = deployment.ledger.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
+    if not known:
+        return None
+    if len(known) < FEWEST:
+        ended = sum(span.has_ended for span in known)
+        return EndForecast(ended=ended, running=len(known) - ended)
+    from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion  # noqa: PLC0415 - only where it can tell
+
+    limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
+    is_at_once = steps == 1 and (limit is None or count_queue_rounds(shards, limit) == 1)
+    requests = sum(shard.requests for shard in shards)
+    question = EndQuestion(owner, requests, len(of_batch), is_at_once and labeling.cascade is None)
+    history = EndHistory(deployment.ledger, deployment.namespace, deployment.clock())
+    return history.forecast_end(labeling.asset, question)

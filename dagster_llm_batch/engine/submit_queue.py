@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dagster_llm_batch.engine.budget import BUDGET_PAUSE, NO_ROOM_LEFT, Allowance
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, Threads
@@ -31,9 +31,6 @@ from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Queued, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
-if TYPE_CHECKING:
-    from dagster_llm_batch.core.durations import EndForecast
-
 __all__ = [
     "FOR_MONEY",
     "STRANDED",
@@ -43,7 +40,6 @@ __all__ = [
     "can_go",
     "count_queue_rounds",
     "drop",
-    "forecast_end",
     "hold",
     "hold_unsent",
     "keep_places",
@@ -100,6 +96,8 @@ class Dispatcher:
         `below_minimum` refuses. Shards of a later wave are given up instead, with an event: the answers of the waves
         before must still land.
         """
+        if not planned:
+            return
         now = self._deployment.clock()
         turned_away = _turned_away(planned, now)
         waiting = {s.shard_id: s.submission_id for s in planned if _target(s) in turned_away or not due(s, now)}
@@ -476,35 +474,6 @@ def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
                 rounds, inside = rounds + 1, []
             inside.append(shard)
     return max(rounds, 1)
-
-
-def forecast_end(
-    deployment: Deployment, labeling: Labeling, shards: Sequence[Shard], steps: int | None
-) -> EndForecast | None:
-    """Return how long a submission with these shards takes, from plan to end; None: no batch of its model was sent yet.
-
-    `steps`: in how many limits of money let them out.
-    """
-    of_batch = [shard for shard in shards if shard.lane is Lane.BATCH] or shards
-    if not of_batch:
-        return None
-    from dagster_llm_batch.core.durations import FEWEST, EndForecast  # noqa: PLC0415 - who plans alone needs it
-
-    owner = deployment.owner(labeling, of_batch[0].lane)
-    known = deployment.ledger.batch_spans(owner.provider, owner.account, owner.model, owner.lane, FEWEST)
-    if not known:
-        return None
-    if len(known) < FEWEST:
-        ended = sum(span.has_ended for span in known)
-        return EndForecast(ended=ended, running=len(known) - ended)
-    from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion  # noqa: PLC0415 - only where it can tell
-
-    limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
-    is_at_once = steps == 1 and (limit is None or count_queue_rounds(shards, limit) == 1)
-    requests = sum(shard.requests for shard in shards)
-    question = EndQuestion(owner, requests, len(of_batch), is_at_once and labeling.cascade is None)
-    history = EndHistory(deployment.ledger, deployment.namespace, deployment.clock())
-    return history.forecast_end(labeling.asset, question)
 
 
 def _queued(shards: Sequence[Shard], batches: int) -> Queued:

@@ -1,0 +1,318 @@
+"""What a limit of money leaves goes to what makes other paid work of use, whoever is faster; and the rest is told.
+
+On both ledgers: a cascade whose model comes before its oracle in every order but that of use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import polars as pl
+import pytest
+from pydantic import BaseModel, Field
+
+from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Realtime, Spend, Status
+from dagster_llm_batch.engine.labeling import Resend
+from dagster_llm_batch.engine.rules import Budget, QueueLimit
+from dagster_llm_batch.errors import LeaseError
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
+
+MODEL, ORACLE = "gpt-4.1-mini", "gpt-4o"
+ROWS, SAMPLE = 160, 60
+TOPICS = ("billing", "bug", "how_to")
+
+
+class SureLabel(BaseModel):
+    """A label, and how sure the model is of it."""
+
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: Annotated[float, Field(ge=0, le=1)]
+
+
+def answer(body: Any, _url: str) -> Reply:
+    """Both are right, at a price above what was expected of either."""
+    [number] = set(re.findall(r"invoice (\d+)", str(body)))
+    label = {"topic": TOPICS[int(number) % 3], "confidence": 0.9}
+    if "confidence" not in str(body["response_format"]):
+        del label["confidence"]
+    return Reply(text=json.dumps(label), input_tokens=1_400, output_tokens=50)
+
+
+def rows(start: int = 0, count: int = ROWS) -> pl.DataFrame:
+    numbers = range(start, start + count)
+    return pl.DataFrame(
+        {"id": [str(n) for n in numbers], "text": [f"Where is my invoice {n}?" for n in numbers]}
+    ).with_columns(is_urgent=pl.col("id").cast(pl.Int64) % 8 == 0)
+
+
+def definition(**changes: Any) -> Labeling:
+    oracle = Cascade(oracle=f"openai/{ORACLE}", target="topic", agreement=0.9, sample=SAMPLE)
+    usual: dict[str, Any] = {
+        "asset": "labels",
+        "model": f"openai/{MODEL}",
+        "key": "id",
+        "prompt": Prompt(user="{{ text }}"),
+        "params": {"max_tokens": 50},
+        "response": SureLabel,
+        "cascade": oracle,
+        "spend": Spend(expected_output_tokens=10, limit="hard"),
+    }
+    return Labeling(**{**usual, **changes})
+
+
+class Place:
+    """One deployment on a ledger, in which uploads are made one at a time: in the order in which they are begun."""
+
+    def __init__(self, ledger_url: str, tmp_path: Path, emulator: Emulator) -> None:
+        self.url, self.folder = ledger_url, tmp_path / "payloads"
+        self.skipped = timedelta()
+        self.use(emulator)
+
+    def use(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self.provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url, timeout_seconds=5.0)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.skipped
+
+    def engine(self, **rules: Any) -> Engine:
+        ledger, payloads = Ledger(self.url, self.now), PayloadStore(str(self.folder))
+        rules = {"transfers_at_once": 1, **rules}
+        deployment = Deployment(
+            {"openai": self.provider}, ledger, payloads, "n", self.now, sleep=lambda _: None, **rules
+        )
+        return Engine(deployment)
+
+    def bound(self, **changes: Any) -> Decimal:
+        found = self.engine().preview(definition(**changes), rows()).bound_usd
+        assert found is not None
+        return found
+
+    def finish(self, labels: Labeling, submission_id: str, limit: SpendLimit | None = None, **rules: Any) -> Status:
+        """Take it to its end; at no time more is committed than the limit has."""
+        for _ in range(60):
+            self.emulator.settle()
+            self.skipped += timedelta(hours=1)
+            engine = self.engine(**rules)
+            status = engine.advance(labels, submission_id)
+            if limit is not None:
+                assert engine.ledger.committed_usd(limit) <= limit.max_usd
+            if status.is_settled:
+                return status
+        raise AssertionError(f"not settled: {status.states}")
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator(answer=answer) as running:
+        yield running
+
+
+@pytest.fixture
+def place(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Place:
+    return Place(ledger_url, tmp_path, emulator)
+
+
+def sent(shards: list[Shard]) -> dict[str, int]:
+    """How many requests were sent, by model."""
+    counts = {MODEL: 0, ORACLE: 0}
+    for shard in shards:
+        counts[shard.model] += shard.requests if shard.sent_at is not None else 0
+    return counts
+
+
+def test_the_sample_has_the_room_before_the_model_that_it_judges(place: Place) -> None:
+    most = place.bound() * Decimal("0.4")
+    labels = definition(max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    shards = engine.submit(labels, submission_id).shards
+    assert sent(shards) == {MODEL: sent(shards)[MODEL], ORACLE: SAMPLE}
+    status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
+    assert status.submission.outcomes["succeeded"] > SAMPLE
+
+
+def test_the_model_waits_for_all_of_the_sample_and_is_asked_then(place: Place) -> None:
+    most = place.bound() * Decimal("0.35")
+    labels = definition(max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    shards = engine.submit(labels, submission_id).shards
+    counts = sent(shards)
+    assert 0 < counts[ORACLE] < SAMPLE
+    assert not counts[MODEL]
+    # A run that has nothing to do says so, and no other is requested.
+    assert sent(engine.submit(labels, submission_id).shards) == counts
+    [waiting] = engine.ledger.progress("n")
+    assert not engine.can_advance(waiting)
+    why = engine.outlook().waits_for_money(submission_id) or ""
+    assert "the sample that judges its labels, which goes first" in why
+    status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
+    assert status.submission.outcomes["succeeded"] > counts[ORACLE]
+
+
+def test_a_model_is_not_asked_in_vain_where_its_sample_is_given_up_and_a_person_is_told(place: Place) -> None:
+    bound = place.bound()
+    most = bound * Decimal("0.2")
+    labels = definition(max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    engine.submit(labels, submission_id)
+    status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
+    counts = sent(status.shards)
+    assert not counts[MODEL]
+    assert status.submission.outcomes["succeeded"] == counts[ORACLE] > 0
+    told = engine.unsent(submission_id).over_budget or ""
+    lost = SAMPLE - counts[ORACLE]
+    assert f"{lost} requests are not sent: max_cost_usd={most:f} has " in told
+    assert (
+        f"{ROWS} requests are not sent: {lost} requests of the sample that judges the labels of openai/{MODEL} were "
+        "given up for money, so that none of these would be taken. Raise the limit; then `dagster-llm-batch retry "
+        "labels` asks for the rows without a label"
+    ) in told
+    # As it says: what was answered is not asked again, and the model is.
+    again = definition(max_cost_usd=bound)
+    next_id = engine.plan(again, rows(), again=True).submission_id
+    engine.submit(again, next_id)
+    after = place.finish(again, next_id)
+    assert after.submission.outcomes == {"succeeded": ROWS}
+    assert sent(after.shards) == {MODEL: ROWS, ORACLE: lost}
+
+
+def test_what_a_killed_process_has_kept_for_the_model_does_not_change_the_order(place: Place) -> None:
+    most = place.bound() * Decimal("0.4")
+    labels = definition(max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    limit = SpendLimit(most, "n", submission_id=submission_id)
+    # All that a process has recorded which is killed right before it sends.
+    left = most - engine.ledger.committed_usd(limit)
+    [model] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == MODEL]
+    assert engine.ledger.reserve({model.shard_id: left}, [limit])
+    assert sent(place.engine().submit(labels, submission_id).shards)[ORACLE] == SAMPLE
+
+
+def test_while_the_sample_cannot_be_sent_its_room_is_not_the_models(place: Place) -> None:
+    most = place.bound() * Decimal("0.4")
+    labels = definition(max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    [oracle] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == ORACLE]
+    engine.ledger.delay_shards([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
+    assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
+    [waiting] = engine.ledger.progress("n")
+    assert not engine.can_advance(waiting)
+    place.skipped += timedelta(minutes=5)
+    assert engine.can_advance(waiting)
+    assert sent(engine.submit(labels, submission_id).shards)[ORACLE] == SAMPLE
+
+
+def test_where_all_has_room_the_model_waits_for_nothing(place: Place) -> None:
+    labels = definition(max_cost_usd=place.bound())
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    [oracle] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == ORACLE]
+    engine.ledger.delay_shards([oracle.shard_id], place.now() + timedelta(minutes=5), "its provider is down")
+    assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
+
+
+def test_what_waits_for_its_queue_keeps_no_money_from_others(place: Place) -> None:
+    rules = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "budgets": [Budget(10, "ever", limit="hard")]}
+    engine = place.engine(**rules)
+    labels = definition()
+    submission_id = engine.plan(labels, rows()).submission_id
+    shards = engine.submit(labels, submission_id).shards
+    assert len(sent(shards)) == 2
+    assert [shard.reserved_usd for shard in shards if shard.sent_at is None] == [None]
+    assert all(shard.reserved_usd for shard in shards if shard.sent_at is not None)
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_of_partitions_that_are_sent_together_the_first_has_all_that_it_needs(place: Place, at_once: int) -> None:
+    # Room for one partition and a part of the next.
+    rules = {"budgets": [Budget(place.bound() * Decimal("0.6"), "ever", limit="hard")], "transfers_at_once": at_once}
+    labels, engine = definition(), place.engine(**rules)
+    ids = [engine.plan(labels, rows(day * ROWS), partition=str(day)).submission_id for day in range(3)]
+    engine.submit_together(labels, ids)
+    counts = [sent(engine.ledger.shards(submission_id)) for submission_id in ids]
+    assert counts[0] == {MODEL: ROWS, ORACLE: SAMPLE}
+    assert 0 < counts[1][ORACLE] < SAMPLE
+    assert not counts[1][MODEL]
+    assert counts[2] == {MODEL: 0, ORACLE: 0}
+
+
+def test_of_processes_that_share_a_budget_none_asks_a_model_whose_sample_has_no_room(place: Place) -> None:
+    most = place.bound() * Decimal("0.75")
+    rules = {"budgets": [Budget(most, "ever", limit="hard")], "transfers_at_once": 4}
+    labels = [definition(asset=name) for name in ("a", "b", "c")]
+    ids = [place.engine(**rules).plan(one, rows(at * ROWS)).submission_id for at, one in enumerate(labels)]
+    barrier = threading.Barrier(len(ids))
+
+    def send(one: Labeling, submission_id: str) -> None:
+        engine = place.engine(**rules)
+        barrier.wait()
+        with suppress(LeaseError):
+            engine.submit(one, submission_id)
+
+    threads = [threading.Thread(target=send, args=each) for each in zip(labels, ids, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ledger = place.engine().ledger
+    counts = [sent(ledger.shards(submission_id)) for submission_id in ids]
+    assert all(not each[MODEL] or each[ORACLE] == SAMPLE for each in counts), counts
+    assert any(each[ORACLE] for each in counts)
+    assert ledger.committed_usd(SpendLimit(most, "n")) <= most
+
+
+def test_a_model_is_asked_again_before_a_fallback_has_the_room(place: Place) -> None:
+    """In the second wave both are asked. The fallback is the first in the order of names."""
+    resend = Resend(max_waves=2, invalid_waves=1, fallback=[f"openai/{MODEL}"])
+    labels = definition(cascade=None, resend=resend, model=f"openai/{ORACLE}", max_cost_usd="0.335")
+
+    def reply(body: Any, url: str) -> Reply:
+        good, number = answer(body, url), int(re.findall(r"invoice (\d+)", str(body))[0])
+        return replace(good, text="no JSON") if body["model"] == ORACLE and number < ROWS // 2 else good
+
+    with Emulator(answer=reply) as emulator:
+        place.use(emulator)
+        emulator.inject(RowFault(status_code=500, containing="invoice 15", times=10))
+        engine = place.engine()
+        submission_id = engine.plan(labels, rows()).submission_id
+        engine.submit(labels, submission_id)
+        emulator.settle()
+        shards = engine.advance(labels, submission_id).shards
+    second = sent([shard for shard in shards if shard.wave == 2])
+    # Either alone has room.
+    assert second[ORACLE] == 10
+    assert 0 < second[MODEL] < ROWS // 2 - 1
+
+
+def test_urgent_rows_have_the_room_before_those_that_can_wait(place: Place) -> None:
+    usual: dict[str, Any] = {"cascade": None, "realtime": Realtime(urgent="is_urgent", concurrency=1)}
+    most = place.bound(**usual) * Decimal("0.4")
+    labels = definition(**usual, max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    shards = engine.submit(labels, submission_id).shards
+    urgent = [shard for shard in shards if shard.lane.value == "realtime"]
+    assert sum(shard.requests for shard in urgent) == ROWS // 8
+    assert all(shard.sent_at is not None for shard in urgent)
+    status = place.finish(labels, submission_id, SpendLimit(most, "n", submission_id=submission_id))
+    assert status.submission.outcomes["succeeded"] >= ROWS // 8
