@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from msgspec import Struct
 
 import benchmarks.bare  # noqa: F401  # before the first array
-from benchmarks.inputs import ASK, read_rows
+from benchmarks.inputs import ASK, read_batches
 from benchmarks.labels import Label
 from benchmarks.loading import FLOOR, load
 from benchmarks.measure import Work
@@ -148,7 +148,7 @@ def label(service: str, rows: str, url: str, folder: str) -> int:
     batches = []
     path = Path(folder) / "requests.jsonl"
     file = path.open("wb")
-    for lines in _requests(service, read_rows(rows), keys):
+    for lines in _requests(service, read_batches(rows), keys):
         file.write(lines)
         if not lines and file.tell():
             file.close()

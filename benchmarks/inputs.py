@@ -20,11 +20,16 @@ _WORDS_A_ROW = 147
 _SLICE = 16_384
 
 
-def read_rows(path: str) -> Iterator[Any]:
-    """The rows as record batches, in as little memory as Parquet allows."""
+def read_rows(path: str) -> Any:
+    """The rows as an open file, of which as little is in memory as Parquet allows."""
     import pyarrow.parquet as pq
 
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16).iter_batches(4_096, use_threads=False)
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
+
+
+def read_batches(path: str) -> Iterator[Any]:
+    """The rows as record batches, as a client written by hand reads them."""
+    return iter(read_rows(path).iter_batches(4_096, use_threads=False))
 
 
 def rows_file(folder: Path, rows: int) -> Path:

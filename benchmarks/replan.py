@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import package
-from benchmarks.inputs import read_rows, rows_file
+from benchmarks.inputs import read_batches, read_rows, rows_file
 from benchmarks.measure import Work, child, mock
 
 _SERVICE = "openai"
@@ -23,7 +23,7 @@ def main(rows: str, folder: str | None = None, addresses: str = "{}") -> None:
     engine = None if folder is None else package.engine(_SERVICE, Path(folder), json.loads(addresses))
     work = Work()
     if engine is None:
-        count = sum(len(batch) for batch in read_rows(rows))
+        count = sum(len(batch) for batch in read_batches(rows))
     else:
         count = engine.plan(package.labeling(_SERVICE), read_rows(rows)).rows
     work.report(rows=count)

@@ -82,7 +82,8 @@ def llm_batch_assets(
         name: Name of the labeled asset.
         rows: An upstream asset (loaded through its IO manager, one partition at a time), a query (`SqlRows`), or a
             function of RowsContext (whose `load` loads what `deps` names) that gives the rows: a polars, pandas or
-            arrow frame, a DuckDB relation, anything narwhals reads, or an iterator of Arrow record batches.
+            arrow frame, a DuckDB relation, anything narwhals reads, an iterator of Arrow record batches, or an open
+            `pyarrow.parquet.ParquetFile`, of which some MB are in memory at once, however long its rows are.
         key, prompt, model, response, params, endpoint, keep, empty, max_cost_usd, workers: See Labeling.
         limits, realtime, resend, spend, cascade: See Labeling.
         partitions_def: Any Dagster partitions, of all three assets. Of an upstream asset, those are read that Dagster's

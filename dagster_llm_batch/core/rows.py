@@ -19,9 +19,14 @@ from dagster_llm_batch.errors import InputError
 __all__ = ["BATCH_ROWS", "are_empty", "check_stored_text", "check_text", "record_batches", "values_of"]
 
 BATCH_ROWS = 4_096
+
+# Arrow takes several times as much to decode a batch, and keeps much of it. By the first rows of a file it is known how
+# long rows are that are stored as numbers of a dictionary.
+_BATCH_BYTES = 1 << 21
+_FIRST_ROWS = 16
 _TAKEN = (
     "a polars, pandas or arrow frame, a DuckDB relation, a Spark frame, a Ray dataset, anything else that narwhals "
-    "reads, a list of dicts, or an iterator of Arrow record batches"
+    "reads, a list of dicts, a pyarrow.parquet.ParquetFile, or an iterator of Arrow record batches"
 )
 _HALF = (
     "A text of the rows holds half a surrogate pair, which is no Unicode text. Replace such characters before "
@@ -63,6 +68,8 @@ def record_batches(rows: Any, read: Collection[str] | None = None) -> Iterator[p
             yield from record_batches(_from_dicts(rows, read))
     elif isinstance(rows, Iterator):
         yield from _from_iterator(rows, read)
+    elif hasattr(rows, "iter_batches") and hasattr(rows, "schema_arrow"):  # a file of Parquet
+        yield from _from_parquet(rows, read)
     elif hasattr(rows, "iter_batches") and hasattr(rows, "map_batches"):  # a Ray dataset
         yield from _from_iterator(iter(rows.iter_batches(batch_size=BATCH_ROWS, batch_format="pyarrow")), read)
     else:
@@ -312,6 +319,42 @@ def _from_iterator(rows: Iterator[Any], read: Collection[str] | None) -> Iterato
         yield from record_batches(item, read)
         # Or it would be in memory while the next one is read.
         del item
+
+
+def _from_parquet(file: Any, read: Collection[str] | None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open Parquet file, of long ones few at once. No column is read that nobody needs."""
+    _check_names(schema := file.schema_arrow)
+    # Where one is lacking, the message names all that are there.
+    if read is None or not set(read).issubset(schema.names):
+        read = schema.names
+    options = {"columns": [name for name in schema.names if name in read], "use_threads": False}
+    rows = _BATCH_BYTES // max(_stored_row_bytes(file.metadata, read), _first_row_bytes(file, options))
+    # By powers of two, that a file with some more rows is read in the same batches.
+    at_once = min(1 << max(rows.bit_length() - 1, 0), BATCH_ROWS)
+    is_empty = True
+    for batch in file.iter_batches(at_once, **options):
+        is_empty = False
+        yield from _sliced(batch)
+        # Or it would be in memory while the next one is read.
+        del batch
+    if is_empty:
+        yield from _sliced(pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _stored_row_bytes(metadata: Any, names: Collection[str]) -> int:
+    """Return how many bytes a row has about in these columns, before compression, where a group's rows are longest."""
+    longest = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        own = (column for column in columns if column.path_in_schema.partition(".")[0] in names)
+        longest = max(longest, sum(column.total_uncompressed_size for column in own) // max(group.num_rows, 1))
+    return longest
+
+
+def _first_row_bytes(file: Any, options: Mapping[str, Any]) -> int:
+    """Return how many bytes one of the first rows has about in memory."""
+    first = next(file.iter_batches(_FIRST_ROWS, **options), None)
+    return 1 if first is None else max(int(first.nbytes) // max(len(first), 1), 1)
 
 
 def _through_narwhals(rows: Any) -> Any:

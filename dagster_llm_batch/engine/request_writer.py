@@ -32,7 +32,7 @@ from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_
 from dagster_llm_batch.core.label_join import manifest_schema
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import are_empty, check_stored_text, check_text, record_batches, values_of
+from dagster_llm_batch.core.rows import BATCH_ROWS, are_empty, check_stored_text, check_text, record_batches, values_of
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
@@ -72,6 +72,8 @@ _BLOCK_ROWS, _BLOCK_ROWS_WITH_IMAGES = 1_024, 32
 # Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
 # so few that a processor's cache holds them from the template to the file.
 _BYTES_AT_ONCE, _LEAST_AT_ONCE = 1 << 19, 8
+# Rows of the manifest that are held until more come.
+_HELD_BYTES = 1 << 21
 # A row may hold no more of an image than where it is.
 _IMAGES_AT_ONCE = 8
 
@@ -282,6 +284,8 @@ class Draft:
         self._longest: list[LongRow] = []
         self._stack = ExitStack()
         self._manifest: Any = None
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_bytes = 0
         self._spare_files: list[Any] = []
         self._renderer: RowRenderer | None = None
 
@@ -305,6 +309,17 @@ class Draft:
         # The manifest has the first batch's type: a later batch's text may have become a number there.
         own = rows.column(0)
         self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
+        # What is held may not hold the batch.
+        self._held.append(_copied(rows) if len(rows) < BATCH_ROWS else rows)
+        self._held_rows += len(rows)
+        self._held_bytes += rows.nbytes
+        if self._held_rows >= BATCH_ROWS or self._held_bytes >= _HELD_BYTES:
+            self._write_held()
+
+    def _write_held(self) -> None:
+        """Write what the manifest keeps of small batches as one: of each it says much that is not of its rows."""
+        rows, self._held = pa.concat_tables(self._held), []
+        self._held_rows = self._held_bytes = 0
         try:
             self._manifest.write_table(rows)
         except pa.ArrowInvalid as error:  # a full disk is an OSError
@@ -351,6 +366,8 @@ class Draft:
 
     def finish(self, configuration: str) -> Plan:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
+        if self._held:
+            self._write_held()
         self._keys.check(self._keys_again)
         self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))
         shards = [shard for files in self._files.values() for shard in files.end()]
@@ -412,6 +429,11 @@ class Draft:
             last_first.callback(self._discard_requests)
             last_first.callback(self._unnamed.close)
             last_first.callback(self._stack.close)
+
+
+def _copied(rows: pa.Table) -> pa.Table:
+    """Return the rows in memory of their own."""
+    return pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks()
 
 
 class LocalSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import narwhals as nw
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dagster_llm_batch.core.keys import keys_of
@@ -21,7 +23,15 @@ ROWS: list[dict[str, Any]] = [
 ]
 TABLE = pa.Table.from_pylist(ROWS)
 
+
+def stored(table: pa.Table, **options: Any) -> pq.ParquetFile:
+    """The table as an open file."""
+    pq.write_table(table, sink := io.BytesIO(), **options)
+    return pq.ParquetFile(sink)
+
+
 KINDS: dict[str, Any] = {
+    "parquet file": stored,
     "polars": pl.from_arrow,
     "polars lazy": lambda t: pl.from_arrow(t).lazy(),
     "pandas": lambda t: t.to_pandas(),
@@ -97,6 +107,29 @@ def test_large_sources_come_in_small_batches_and_are_not_read_ahead() -> None:
     stream = record_batches(endless())
     assert [next(stream).num_rows for _ in range(3)] == [1, 1, 1]
     assert len(taken) == 3
+
+
+@pytest.mark.parametrize("as_dictionary", [True, False])
+def test_of_a_parquet_file_as_many_rows_are_read_at_once_as_take_little_memory(as_dictionary: bool) -> None:
+    texts = [f"{number % 9}" * 20_000 for number in range(3_000)]  # by their dictionary, as short as a number
+    file = stored(pa.table({"id": range(3_000), "text": texts}), use_dictionary=as_dictionary)
+    batches = list(record_batches(file))
+    assert max(batch.nbytes for batch in batches) < 4 << 20
+    assert sum(batch.num_rows for batch in batches) == 3_000
+    short = stored(pa.table({"id": range(10_000)}))
+    assert [batch.num_rows for batch in record_batches(short)] == [BATCH_ROWS, BATCH_ROWS, 10_000 - 2 * BATCH_ROWS]
+
+
+def test_of_a_parquet_file_only_columns_that_are_needed_are_read_unless_one_is_lacking() -> None:
+    nested = pa.table({"id": [1], "a": [{"b": 2}], "a.b": ["x"], "other": [3]})
+    [batch] = record_batches(stored(nested), {"id", "a"})
+    assert batch.column("a").to_pylist() == [{"b": 2}]
+    assert "other" not in batch.schema.names
+    [batch] = record_batches(stored(nested), {"id", "lacking"})
+    assert batch.schema.names == ["id", "a", "a.b", "other"]
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["id", "id"])
+    with pytest.raises(InputError, match="more than one column named 'id'"):
+        list(record_batches(stored(twice)))
 
 
 def test_dicts_of_different_columns_are_one_table() -> None:

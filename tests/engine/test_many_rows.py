@@ -13,6 +13,7 @@ from typing import IO
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
@@ -50,6 +51,15 @@ def test_of_many_rows_each_request_is_asked_once(workspace: Workspace, temporary
     assert_total(workspace, labeling(), status.submission.submission_id, 40)
     assert temporary
     assert all(file.closed for file in temporary)
+
+
+def test_rows_that_come_one_by_one_are_stored_together(workspace: Workspace) -> None:
+    rows = tickets(40)
+    submission = workspace.engine().plan(labeling(), iter([rows[at : at + 1] for at in range(40)]))
+    [manifest] = [path for path in workspace.files() if path.endswith("manifest.parquet")]
+    read = pq.ParquetFile(workspace.tmp_path / "payloads" / manifest)
+    assert (read.num_row_groups, read.metadata.num_rows, submission.rows) == (1, 40, 40)
+    assert read.read()["ticket_id"].to_pylist() == rows["ticket_id"].to_list()
 
 
 def test_of_many_rows_two_of_one_key_are_refused_however_far_apart(
