@@ -124,6 +124,9 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     if pruning.left_behind:
         size = sum(file.bytes for file in pruning.left_behind)
         rows.append([None, None, None, None, len(pruning.left_behind), size, "left behind by a killed plan or worker"])
+    if pruning.merged:
+        size = sum(file.bytes for file in pruning.merged)
+        rows.append([None, None, None, None, len(pruning.merged), size, "copies of results, made anew where needed"])
     columns = ["submission", "asset", "partition", "created (UTC)", "files", "bytes", "why"]
     if rows:
         print_table(columns, rows)

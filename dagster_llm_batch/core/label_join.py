@@ -7,9 +7,10 @@ A request that several rows share was sent once; each of its rows has an equal p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,17 @@ from dagster_llm_batch.core.results import FENCED, RESULT_SCHEMA
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import SKIPPED, Outcome
 
-__all__ = ["EMPTY", "PROVENANCE", "REJECT_COLUMNS", "Labeled", "check_columns", "label", "manifest_schema"]
+__all__ = [
+    "EMPTY",
+    "PROVENANCE",
+    "REJECT_COLUMNS",
+    "Labeled",
+    "check_columns",
+    "label",
+    "manifest_schema",
+    "pair_rows",
+    "with_shared",
+]
 
 _ID = "llm_request_id"
 # With more rows it is worthwhile to give memory back column by column.
@@ -143,6 +154,46 @@ def label(
         rejects=rejects.select([*own, *REJECT_COLUMNS]),
         fenced=fenced,
     )
+
+
+_Pairs = tuple[pa.Table, Iterator[pa.Table]]
+"""Rows of the manifest, and their results."""
+
+
+def pair_rows(
+    rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
+) -> Generator[_Pairs, None, list[Iterator[pa.RecordBatch]]]:
+    """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
+
+    Of each request there is one row, and one result.
+    """
+    held: list[pa.RecordBatch] = []
+    for batch in rows:
+        missing = len(batch) - sum(map(len, held))
+        while missing > 0 and (more := next(results, None)) is not None:
+            held.append(more)
+            missing -= len(more)
+        if missing > 0 or not held:
+            return [chain([batch], rows), chain(held, results)]
+        own, read = pa.Table.from_batches([batch]), pa.Table.from_batches(held)
+        if not own[by].equals(read[by].slice(0, len(own))):
+            return [chain([batch], rows), chain(held, results)]
+        held = read.slice(len(own)).to_batches()
+        yield own, iter([read.slice(0, len(own))])
+        # Or they would be in memory while the next are read.
+        del batch, own, read
+    return [rows, chain(held, results)]
+
+
+def with_shared(results: pa.Table, shared: pa.Table | None, by: str) -> pa.Table:
+    """Return the results with the columns that all results of a shard share; as they are where there are none.
+
+    `shared` has a row for each shard, and `results` its number in the column `by`.
+    """
+    if shared is None:
+        return results
+    repeated = shared.take(results[by].combine_chunks())
+    return pa.table([*results.columns, *repeated.columns], names=[*results.column_names, *repeated.column_names])
 
 
 def _count_fenced(results: pa.Table, places: pa.Array) -> int:

@@ -435,7 +435,8 @@ class Engine:
         sent = self.deployment.sent_definition(labeling, status.submission)
         if reread:
             sent.refuse_unknown()
-        assembler = self._assembler(sent.labeling, status, Collector(sent.labeling, self.deployment))
+        collector = Collector(sent.labeling, self.deployment)
+        assembler = replace(self._assembler(sent.labeling, status, collector), merges=not reread)
         if assembler.restore():
             # Fewer requests have an answer than were counted.
             assembler.settle()

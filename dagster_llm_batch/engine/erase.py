@@ -36,6 +36,7 @@ from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.cascade import forget_sampled
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import Answers
+from dagster_llm_batch.engine.merged_results import drop_merged
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import (
     DEFINITION,
@@ -253,6 +254,7 @@ class Eraser:
             # A prune that was killed may have left some.
             for file in list(self._payloads.files(path.rpartition("/")[0])):
                 self._payloads.remove(file)
+            self._drop_merged(submission)
             self._ledger.record_erased_submission(submission_id, erased.tombstones)
             return True
         if not self._payloads.is_whole(path):
@@ -282,11 +284,17 @@ class Eraser:
         self._remove_unnamed(submission)
         if going:
             self._purge_spares(submission, going)
+        self._drop_merged(submission)
         if flying:
             return False
         self._payloads.delete(going_path)
         self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._remaining(submission))
         return True
+
+    def _drop_merged(self, submission: Submission) -> None:
+        """Remove the merged copies of the partition's results, which are made anew of what is left."""
+        history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
+        drop_merged(self._payloads, [one.folder for one in history])
 
     def _is_at_rest(self, shard: Shard) -> bool:
         """Return whether nothing more comes of the shard before it is sent. What it costs is not known before that."""
@@ -358,8 +366,12 @@ class Eraser:
 
     def _purge_results(self, shard: Shard, going: set[str]) -> None:
         path = shard.results_path or beside(shard, RESULTS)
-        if not self._payloads.exists(path):
-            return
+        if self._payloads.exists(path):
+            self._rewrite_results(shard, path, going)
+        # Its copies have the same words. This may be another partition's shard.
+        drop_merged(self._payloads, [path.rpartition("/")[0]])
+
+    def _rewrite_results(self, shard: Shard, path: str, going: set[str]) -> None:
         wanted = pa.array(sorted(going), pa.string())
         schema = self._payloads.table_schema(path).remove_metadata()
         with self._payloads.table_writer(path, schema, repeating=REPEATING) as out:

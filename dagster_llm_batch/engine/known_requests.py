@@ -7,7 +7,7 @@ those that wait for a person ──────┘
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed, unpacked
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, MergedResults
 from dagster_llm_batch.engine.request_files import answers_so_far, packed_ids, request_ids
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane, Outcome
 
 if TYPE_CHECKING:
@@ -121,13 +123,17 @@ def find_known(
     found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
     collector = Collector(labeling, deployment)
     stored = deployment.ledger.shards_of([submission.submission_id for submission in submissions])
+    oldest_first = [shard for submission in reversed(submissions) for shard in stored[submission.submission_id]]
+    copies = {} if is_cascade else _find_copies(collector, deployment.payloads, oldest_first)
     for submission in submissions:
         shards = stored[submission.submission_id]
-        if collector.restore(shards):
+        if collector.restore(shard for shard in shards if shard.shard_id not in copies):
             # What is lost for good has a cause now.
             shards = deployment.ledger.shards(submission.submission_id)
-        for shard in sorted(shards, key=_wave, reverse=True):
-            if not is_cascade or shard.asked_of == model:
+        for shard in sorted(shards, key=_place, reverse=True):
+            if shard.shard_id in copies:
+                found.add_copy(copies[shard.shard_id])
+            elif not is_cascade or shard.asked_of == model:
                 found.add(shard)
     in_flight, few = bytes(found.in_flight), deployment.few_known
     if not again:
@@ -138,6 +144,23 @@ def find_known(
     if is_cascade:
         return KnownRequests(in_flight=in_flight + settled, few=few)
     return KnownRequests(settled, in_flight, few=few)
+
+
+_Copies = Mapping[str, Sequence[Shard]]
+"""By shard_id of the newest shard in each merged copy what stands for it, and its shards; nothing of the other ones."""
+
+
+def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[Shard]) -> _Copies:
+    """Return the merged copies of these shards, oldest first, of which none waits for a person."""
+    answered = [shard for shard in shards if shard.has_answers]
+    if len(answered) < FEWEST_MERGED or any(shard.results_path and not shard.has_answers for shard in shards):
+        return {}
+    copies: dict[str, Sequence[Shard]] = {}
+    for copy, merged in MergedResults(payloads, collector.schema).find(answered):
+        if all(shard.state is ShardState.COLLECTED and not shard.waits_for_person for shard in merged):
+            copies |= dict.fromkeys((shard.shard_id for shard in merged), ())
+            copies[merged[-1].shard_id] = (copy, *merged)
+    return copies
 
 
 @dataclass
@@ -168,6 +191,15 @@ class _Found:
             ids = request_ids(payloads, shard)
             self.in_flight += packed(ids[place] for place in so_far)
 
+    def add_copy(self, copy_and_shards: Sequence[Shard]) -> None:
+        """Add what a merged copy says, or where it is gone, since another process erased or pruned, its shards."""
+        try:
+            for copy in copy_and_shards[:1]:
+                self.add(copy)
+        except FileNotFoundError:
+            for shard in copy_and_shards[:0:-1]:
+                self.add(shard)
+
     def _unanswered(self, path: str) -> Iterator[str]:
         """Note the requests of these results that have an answer, and yield the others."""
         good = pa.array(self.answers, pa.string())
@@ -183,5 +215,5 @@ def _texts(column: pa.Array) -> Iterable[str]:
     return texts
 
 
-def _wave(shard: Shard) -> int:
-    return shard.wave
+def _place(shard: Shard) -> tuple[int, int]:
+    return (shard.wave, shard.number)

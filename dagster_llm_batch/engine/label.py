@@ -18,10 +18,10 @@ import uuid
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
-from itertools import accumulate, chain, groupby, pairwise, repeat
+from itertools import accumulate, chain, groupby, islice, pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +29,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.label_join import Labeled, label
+from dagster_llm_batch.core.label_join import Labeled, label, pair_rows, with_shared
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, SHARED
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, MERGED_WAVE, MergedResults
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import advise_on_lost_levels, advise_on_lost_manifest
 from dagster_llm_batch.errors import PayloadError
@@ -110,31 +111,6 @@ def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
 
 _Part = tuple[pa.Table, Iterator[pa.Table]]
 """Rows of the manifest, and what each wave has of their results."""
-
-
-def pair_rows(
-    rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
-) -> Generator[_Part, None, list[Iterator[pa.RecordBatch]]]:
-    """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
-
-    Of each request there is one row, and one result.
-    """
-    held: list[pa.RecordBatch] = []
-    for batch in rows:
-        missing = len(batch) - sum(map(len, held))
-        while missing > 0 and (more := next(results, None)) is not None:
-            held.append(more)
-            missing -= len(more)
-        if missing > 0 or not held:
-            return [chain([batch], rows), chain(held, results)]
-        own, read = pa.Table.from_batches([batch]), pa.Table.from_batches(held)
-        if not own[by].equals(read[by].slice(0, len(own))):
-            return [chain([batch], rows), chain(held, results)]
-        held = read.slice(len(own)).to_batches()
-        yield own, iter([read.slice(0, len(own))])
-        # Or they would be in memory while the next are read.
-        del batch, own, read
-    return [rows, chain(held, results)]
 
 
 def _part_writer(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchWriter:
@@ -326,19 +302,26 @@ class Answers:
     def waves(self) -> list[list[Shard]]:
         """The collected shards that hold this submission's answers, oldest first. A wave answers a request once.
 
-        A wave that was planned but never sent is ignored; the previous outcome stands.
+        A wave that was planned but never sent is ignored; the previous outcome stands. Of small shards whose answers
+        are reused many may be read from one file: see `_merge`.
         """
         sources = reversed(self.submission.reused_from)
         of_sources = self.ledger.shards_of(self.submission.reused_from)
-        others = [shard for source in sources for shard in of_sources[source]]
-        collected = [shard for shard in (*others, *self.shards) if shard.results_path]
-        shards = [shard for shard in collected if shard.wave == 1 or shard.sent_at is not None]
+        others = [shard for source in sources for shard in of_sources[source] if shard.has_answers]
+        shards = [*self._merge(others), *(shard for shard in self.shards if shard.has_answers)]
         if self.levels is not None:
             # A wave of a cascade asks both models of some requests. By level, not by wave: the oracle's come last.
             shards.sort(key=self._asks_oracle)
-        of_wave = ((*(shard.submission_id, shard.wave), self._asks_oracle(shard)) for shard in shards)
+        # Each merged copy is by itself.
+        of_wave = (
+            (shard.submission_id, shard.wave or shard.results_path, self._asks_oracle(shard)) for shard in shards
+        )
         pairs = groupby(zip(of_wave, shards, strict=True), key=lambda pair: pair[0])
         return [[shard for _, shard in wave] for _, wave in pairs]
+
+    def _merge(self, shards: Sequence[Shard]) -> Sequence[Shard]:
+        """Return shards that stand for these, whose results are as they are stored."""
+        return shards
 
     def count_outcomes(self) -> dict[str, int]:
         """Count the requests by outcome: SUCCEEDED where one of their results is, else the newest result's outcome."""
@@ -443,6 +426,13 @@ class LabelAssembler(Answers):
 
     labeling: Labeling
     collector: Collector
+    merges: bool = True
+
+    def _merge(self, shards: Sequence[Shard]) -> Sequence[Shard]:
+        # Those of a cascade come by level, too. What is read again is read from the raw lines of each.
+        if not self.merges or self.levels is not None or len(shards) < FEWEST_MERGED:
+            return shards
+        return MergedResults(self.payloads, self.collector.schema).merge(shards)
 
     def restore(self) -> int:
         """Make stored results anew where they are lost or damaged; see Collector.restore.
@@ -538,15 +528,31 @@ class LabelAssembler(Answers):
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
+        parts = self._batches(run_id=run_id, reread=reread)
+        try:
+            # All that is stored is read before the first part, where answers are reused.
+            first = [*islice(parts, 1)]
+        except FileNotFoundError:
+            if not self.merges:
+                raise
+            # Another process has erased or pruned, and merged copies with it.
+            first, parts = [], replace(self, merges=False).batches(run_id=run_id, reread=reread)
+        while first:
+            yield first.pop()
+        yield from parts
+
+    def _batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         if len(self.part_names()) == 1:
             # To open a file takes longer than to read some hundred rows, and a table that grew for long is many files.
             yield self.labels(run_id=run_id, reread=reread)
             return
         self.read_again(reread=reread)
-        shared, schema = self._shared(), self.collector.schema
-        own = _chosen(schema, [name for name in schema.names if name not in SHARED])
+        # The results of a merged copy are of many shards.
+        is_merged = any(wave[0].wave == MERGED_WAVE for wave in self.waves)
+        shared, schema = None if is_merged else self._shared(), self.collector.schema
+        own = _chosen(schema, [name for name in schema.names if is_merged or name not in SHARED])
         for manifest, results in self.parts(self.payloads.table_schema(self.submission.manifest), own):
-            whole = (_with(shared, table).select(schema.names) for table in results)
+            whole = (with_shared(table, shared, SHARD.name).select(schema.names) for table in results)
             yield self._label(manifest, whole, self.are_oracles, run_id)
             # Or it would be in memory while the next part is read.
             del manifest
@@ -586,12 +592,6 @@ class LabelAssembler(Answers):
 
 def _chosen(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
-
-
-def _with(shared: pa.Table, results: pa.Table) -> pa.Table:
-    """Return the results with the columns that all results of a shard share."""
-    repeated = shared.take(results[SHARD.name].combine_chunks())
-    return pa.table([*results.columns, *repeated.columns], names=[*results.column_names, *repeated.column_names])
 
 
 def _path(shard: Shard) -> str:

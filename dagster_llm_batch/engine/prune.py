@@ -15,6 +15,8 @@
    submission's file stay, too: people keep others in the same bucket.
 5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
    is kept.
+6. Merged copies of results (`merged_results.py`) go with the first of what they may be of, and N days after they were
+   made. They are made anew where they are needed.
 
 Refuses to delete where ledger and payload store do not belong together. Files at the providers are for `uploads`.
 """
@@ -28,6 +30,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
+from dagster_llm_batch.engine.merged_results import MERGED, drop_merged
 from dagster_llm_batch.engine.request_files import (
     APART,
     ERASING,
@@ -69,12 +72,13 @@ class Pruning:
     left_behind: tuple[StoredFile, ...]  # files of plans that were killed
     foreign: tuple[StoredFile, ...]  # files of submissions that this ledger does not know; they stay
     kept: int  # submissions that keep their files
+    merged: tuple[StoredFile, ...] = ()  # merged copies of results, which are made anew where they are needed
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
         """All files that are removed."""
         of_submissions = (*self.replaced.values(), *self.aged.values())
-        return (*(file for files in of_submissions for file in files), *self.left_behind)
+        return (*(file for files in of_submissions for file in files), *self.left_behind, *self.merged)
 
     @property
     def bytes(self) -> int:
@@ -105,7 +109,8 @@ class Pruner:
         for name, age in (("older_than", older_than), ("raw_older_than", raw_older_than)):
             if age is not None and age < _LEFT_BEHIND_AFTER:
                 raise ConfigError(f"Files are pruned after a day at the earliest; got {name}={age}.")
-        folders = self._folders()
+        stored = [*self._payloads.files(namespace_folder(self._namespace))]
+        folders = self._folders(stored)
         # After the files: those of a submission that is planned in between are young, and stay.
         submissions = self._ledger.submissions(self._namespace)
         pruning = self._select(folders, submissions, older_than)
@@ -113,7 +118,26 @@ class Pruner:
             replaced = pruning.replaced.keys()
             aged = self._aged(folders, submissions, self._clock() - raw_older_than)
             pruning = replace(pruning, aged={key: files for key, files in aged if key not in replaced})
+        pruning = replace(pruning, merged=self._merged(stored, pruning, folders, self._clock() - older_than))
         return self._delete(pruning, folders) if delete else pruning
+
+    def _merged(
+        self,
+        stored: Iterable[StoredFile],
+        pruning: Pruning,
+        folders: Mapping[str, Sequence[StoredFile]],
+        cutoff: datetime,
+    ) -> tuple[StoredFile, ...]:
+        """Return the merged copies that are old, or in a partition of which something goes or nothing is left."""
+        parents = {key: {_partition_of(file) for file in files} for key, files in folders.items()}
+        going = {each for key in pruning.replaced for each in parents[key]}
+        staying = {each for key in parents.keys() - pruning.replaced.keys() for each in parents[key]}
+        return tuple(
+            file
+            for file in stored
+            if _is_merged(file)
+            and ((partition := _partition_of(file)) in going or partition not in staying or _is_before(file, cutoff))
+        )
 
     def _aged(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], cutoff: datetime
@@ -138,7 +162,7 @@ class Pruner:
 
     def prune_left_behind(self) -> tuple[StoredFile, ...]:
         """Remove only what killed processes left more than a day ago; return what they, or living ones, left since."""
-        folders = self._folders()
+        folders = self._folders(self._payloads.files(namespace_folder(self._namespace)))
         submissions = self._ledger.submissions(self._namespace)
         pruning = replace(self._select(folders, submissions, _LONG_AGO), replaced={})
         self._delete(pruning, folders)
@@ -153,10 +177,11 @@ class Pruner:
             and (folder not in known or PurePosixPath(file.path).name.startswith(_PARTS))
         )
 
-    def _folders(self) -> dict[str, list[StoredFile]]:
+    @staticmethod
+    def _folders(stored: Iterable[StoredFile]) -> dict[str, list[StoredFile]]:
         """Return the files of all submissions, those of killed plans too, by submission_id."""
         folders: dict[str, list[StoredFile]] = defaultdict(list)
-        for file in self._payloads.files(namespace_folder(self._namespace)):
+        for file in stored:
             path = PurePosixPath(file.path)
             if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
                 # By the submission alone: the asset may have had another name when the files were written.
@@ -212,6 +237,8 @@ class Pruner:
                     if self._give_up(submission_id, files):
                         for file in files:
                             self._payloads.remove(file)
+                        # After what they are of: see merged_results.py.
+                        drop_merged(self._payloads, {file.path.rpartition("/")[0] for file in files})
                         replaced[submission_id] = files
             # A process works on it after all.
             except LeaseError:
@@ -229,7 +256,7 @@ class Pruner:
                         aged[submission_id] = files
             except LeaseError:
                 continue
-        for file in pruning.left_behind:
+        for file in (*pruning.left_behind, *pruning.merged):
             self._payloads.remove(file)
         return replace(pruning, replaced=replaced, aged=aged)
 
@@ -260,6 +287,20 @@ class Pruner:
 def _is_raw(file: StoredFile) -> bool:
     name = PurePosixPath(file.path).name
     return name.endswith((REQUESTS, RAW, SO_FAR)) or name.startswith("fallback-")
+
+
+def _is_merged(file: StoredFile) -> bool:
+    path = PurePosixPath(file.path)
+    return len(path.parents) == _DEPTH and path.parent.name == MERGED and not _NAMES.fullmatch(path.name)
+
+
+def _partition_of(file: StoredFile) -> PurePosixPath:
+    """Return the folder of the partition whose file this is."""
+    return PurePosixPath(file.path).parent.parent
+
+
+def _is_before(file: StoredFile, cutoff: datetime) -> bool:
+    return file.modified_at is not None and file.modified_at < cutoff
 
 
 def _kept(submissions: Sequence[Submission], cutoff: datetime) -> set[str]:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +30,7 @@ __all__ = [
     "XXH3",
     "CheckedFile",
     "DamagedError",
+    "FileVersion",
     "HashedFile",
     "digest_of",
     "framed_digest",
@@ -61,6 +62,17 @@ class DamagedError(PayloadError, OSError):
             f"The payload {path} is damaged: its bytes are not those that were written. Restore it from a backup, or "
             "run again: what can be made anew is."
         )
+
+
+class FileVersion(NamedTuple):
+    """One version of a stored file: with other bytes it is another. `tag` is an inode and a time, or what a store says.
+
+    Where a store says nothing that changes with each write, no two are the same.
+    """
+
+    path: str
+    bytes: int
+    tag: str
 
 
 _blake2b = partial(hashlib.blake2b, digest_size=16)

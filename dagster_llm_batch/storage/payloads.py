@@ -45,6 +45,7 @@ from dagster_llm_batch.storage.digests import (
     XXH3,
     CheckedFile,
     DamagedError,
+    FileVersion,
     HashedFile,
     digest_of,
     framed_digest,
@@ -445,7 +446,7 @@ class PayloadStore:
         """Open the file of a table whose digest was compared, as `_parquet` does, without reading its schema."""
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
-            seen = self._version(path, file)
+            seen = self.version(path, file)
             if seen not in _compared:
                 if not self._is_local:
                     # Its bytes are needed all, once: later reads of this process take only what they need.
@@ -455,14 +456,15 @@ class PayloadStore:
                 _remember(seen)
             yield file
 
-    def _version(self, path: str, file: Any) -> tuple[object, ...]:
-        """Return what changes when the file does."""
+    def version(self, path: str, file: Any = None) -> FileVersion:
+        """Return what changes when a file does; `file` where it is open. A missing file is a FileNotFoundError."""
+        full = self._full(path)
         if self._is_local:
-            stat = os.fstat(file.fileno())
-            return (self._full(path), stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        info = self._fs.info(self._full(path))
-        version = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
-        return (self._root.protocol, self._full(path), info.get("size"), version)
+            stat = Path(full).stat() if file is None else os.fstat(file.fileno())
+            return FileVersion(full, stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns}")
+        info = self._fs.info(full)
+        tag = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
+        return FileVersion(f"{self._root.protocol}:{full}", int(info.get("size") or 0), tag)
 
     def is_whole(self, path: str) -> bool:
         """Return whether a file is there and what was written. Reads all of it, of a table once in a process.
@@ -525,11 +527,11 @@ class PayloadStore:
             _sync(staged.parent)
 
 
-_compared: set[tuple[object, ...]] = set()
+_compared: set[FileVersion] = set()
 """The versions of tables whose digests this process has compared."""
 
 
-def _remember(seen: tuple[object, ...]) -> None:
+def _remember(seen: FileVersion) -> None:
     if len(_compared) >= _MOST_REMEMBERED:
         _compared.clear()
     _compared.add(seen)

@@ -209,6 +209,11 @@ class Shard:
         return f"{self.provider}/{self.model}"
 
     @property
+    def has_answers(self) -> bool:
+        """Whether its results count. A wave that was planned but never sent is ignored."""
+        return bool(self.results_path) and (self.wave == 1 or self.sent_at is not None)
+
+    @property
     def waits_for_person(self) -> bool:
         """Whether what has no answer in it is not sent again before a person says so."""
         return self.cause is not None and self.cause.is_final
