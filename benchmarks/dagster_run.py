@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import dagster as dg
 
 import benchmarks.bare  # noqa: F401  # before the first array
+from benchmarks import empty_run
 from benchmarks.inputs import ASK, read_rows, rows_file
 from benchmarks.labels import Label
 from benchmarks.loading import load, load_package
@@ -32,7 +33,6 @@ from dagster_llm_batch import (
 _MODELS = {"openai": "openai/gpt-4o-mini", "anthropic": "anthropic/claude-haiku-4-5"}
 _NOTHING = "nothing"
 _OFTEN = 100_000
-_CHECKS = ("coverage", "parse_rate", "spend")
 
 
 def main(service: str, rows: str, folder: str, addresses: str) -> None:
@@ -52,7 +52,7 @@ def main(service: str, rows: str, folder: str, addresses: str) -> None:
         "llm_batch": llm_batch,
         "io_manager": HiveParquetIOManager(root=f"{folder}/tables"),
     }
-    assets = _empty() if rows == _NOTHING else _labeled(service, rows)
+    assets = empty_run.assets() if rows == _NOTHING else _labeled(service, rows)
     with dg.DagsterInstance.local_temp(folder) as instance:
         instance.get_runs(limit=1)  # its tables are there
         work = Work()
@@ -81,34 +81,15 @@ def _labeled(service: str, rows: str) -> Sequence[dg.AssetsDefinition]:
     )
 
 
-def _empty() -> Sequence[dg.AssetsDefinition]:
-    """A submission, labels with three checks, rejects: what Dagster itself takes for as much."""
-
-    @dg.asset(name="labels_batch")
-    def batch() -> dg.MaterializeResult[Any]:
-        return dg.MaterializeResult()
-
-    @dg.multi_asset(
-        specs=[dg.AssetSpec(name, deps=["labels_batch"]) for name in ("labels", "labels_rejects")],
-        check_specs=[dg.AssetCheckSpec(name, asset="labels") for name in _CHECKS],
-    )
-    def collect() -> Iterator[Any]:
-        yield dg.MaterializeResult(asset_key="labels_rejects")
-        checks = [dg.AssetCheckResult(asset_key="labels", check_name=name, passed=True) for name in _CHECKS]
-        yield dg.MaterializeResult(asset_key="labels", check_results=checks)
-
-    return [batch, collect]
-
-
 def table(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path) -> str:
-    """As Markdown: empty run, run, floor and engine alone take turns."""
-    titles = ["Service", "Rows", "Run CPU s", "Empty run", "Dagster run, less an empty one", "Engine alone", "Floor"]
+    """As Markdown: floor, empty run and run take turns."""
+    titles = ["Service", "Rows", "Run CPU s", "Empty run", "Dagster run, less an empty one", "Floor"]
     titles += ["Run less empty, times the floor", "Run peak MB", "Empty run MB"]
     lines = [f"| {' | '.join(titles)} |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for service in services:
         for size in sizes:
             rows = rows_file(inputs, size)
-            costs: dict[str, list[Cost]] = {"run": [], "empty": [], "engine": [], "floor": []}
+            costs: dict[str, list[Cost]] = {"run": [], "empty": [], "floor": []}
             for _ in range(runs if size <= _OFTEN else 1):
                 with mock() as addresses, tempfile.TemporaryDirectory() as folder:
                     where = json.dumps(addresses)
@@ -118,7 +99,6 @@ def table(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path
                         return place
 
                     costs["floor"].append(child("benchmarks.floor", service, rows, addresses["url"], at("floor")))
-                    costs["engine"].append(child("benchmarks.package", service, rows, at("engine"), where))
                     costs["empty"].append(child("benchmarks.dagster_run", service, _NOTHING, at("empty"), where))
                     costs["run"].append(child("benchmarks.dagster_run", service, rows, at("run"), where))
                     if costs["run"][-1].said["rows"] != size:
@@ -127,7 +107,7 @@ def table(services: Sequence[str], sizes: Sequence[int], runs: int, inputs: Path
             above = cpu["run"] - cpu["empty"]
             peaks = (f"{median(one.peak_mb for one in costs[name]):.0f}" for name in ("run", "empty"))
             lines.append(
-                f"| {service} | {size:,} | {cpu['run']:.2f} | {cpu['empty']:.2f} | {above:.2f} | {cpu['engine']:.2f} | "
+                f"| {service} | {size:,} | {cpu['run']:.2f} | {cpu['empty']:.2f} | {above:.2f} | "
                 f"{cpu['floor']:.2f} | {above / cpu['floor']:.1f} | {' | '.join(peaks)} |"
             )
     return "\n".join(lines)

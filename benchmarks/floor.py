@@ -1,16 +1,18 @@
-"""The floor: the same rows through the same service with nothing but a loop. No ledger, no archive, no retry, no price.
+"""The floor: the same rows through the same service by a client that is written for this one case.
 
-python -m benchmarks.floor openai|anthropic rows.parquet url folder
+python -m benchmarks.floor openai|anthropic rows.parquet url folder [form]
 
-Rows are read, encoded, uploaded, downloaded, decoded, checked by pydantic and written in slices; nothing is held whole
-but the keys.
+The constant parts of a request are encoded once, replies are decoded and checked by msgspec into columns, and the
+request files and raw results are kept, compressed as the package keeps them. There is no ledger, no reconciliation, no
+retry, no price and no provenance. Nothing is held whole but the keys. Forms of answers: `benchmarks.floor_forms`.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,164 +20,106 @@ import httpx
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from msgspec import Struct
 
 import benchmarks.bare  # noqa: F401  # before the first array
-from benchmarks.inputs import ASK, read_batches
-from benchmarks.labels import Label
+from benchmarks.floor_forms import FORMS
+from benchmarks.floor_wires import WIRES, Wire
+from benchmarks.inputs import read_batches
 from benchmarks.loading import FLOOR, load
 from benchmarks.measure import Work
 
-_SLICE = 4_096
-_AT_MOST = {"openai": 50_000, "anthropic": 100_000}
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("row", pa.int64()),
-        ("label", pa.string()),
-        ("score", pa.float64()),
-        ("topics", pa.list_(pa.string())),
-        ("rationale", pa.string()),
-    ]
-)
+_UPLOAD_PIECE = 1 << 16
+_DOWNLOAD_PIECE = 1 << 21
 
 
-class _Text(Struct):
-    content: str = ""
-    text: str = ""
-
-
-class _Choice(Struct):
-    message: _Text
-
-
-class _Body(Struct):
-    choices: list[_Choice]
-
-
-class _Response(Struct):
-    body: _Body
-
-
-class _Message(Struct):
-    content: list[_Text]
-
-
-class _Result(Struct):
-    message: _Message
-
-
-class _OpenAILine(Struct):
-    custom_id: str
-    response: _Response
-
-
-class _AnthropicLine(Struct):
-    custom_id: str
-    result: _Result
-
-
-def _requests(service: str, rows: Iterator[pa.RecordBatch], keys: list[str]) -> Iterator[bytes]:
-    """Slices of lines."""
-    schema = Label.model_json_schema()
-    encode = msgspec.json.Encoder().encode
-    form = {"type": "json_schema", "json_schema": {"name": "Label", "strict": True, "schema": schema}}
-    config = {"format": {"type": "json_schema", "schema": schema}}
-    for batch in rows:
-        lines = bytearray()
-        for key, row, text in zip(*(batch.column(name).to_pylist() for name in ("id", "row", "text")), strict=True):
-            messages = [{"role": "user", "content": f"#ROW:{row}#\n{ASK}{text}"}]
-            body: dict[str, Any] = {"model": "m", "max_tokens": 200, "messages": messages}
-            name = str(len(keys))
-            if service == "openai":
-                url = "/v1/chat/completions"
-                body = {"custom_id": name, "method": "POST", "url": url, "body": body | {"response_format": form}}
-            else:
-                body = {"custom_id": name, "params": body | {"output_config": config}}
-            lines += encode(body) + b"\n"
-            keys.append(key)
-            if len(keys) % _AT_MOST[service] == 0:
-                yield bytes(lines)
-                yield b""  # a batch is full
-                lines.clear()
-        yield bytes(lines)
-    yield b""
-
-
-def _send(service: str, client: httpx.Client, path: Path) -> str:
-    if service == "openai":
-        with path.open("rb") as file:
-            upload = client.post("/v1/files", files={"file": ("b.jsonl", file)}, data={"purpose": "batch"}).json()
-        asked = {"input_file_id": upload["id"], "endpoint": "/v1/chat/completions", "metadata": {}}
-        return str(client.post("/v1/batches", json=asked).json()["id"])
-
-    def body() -> Iterator[bytes]:
-        yield b'{"requests":['
-        left = path.stat().st_size - 1
-        with path.open("rb") as file:
-            while piece := file.read(min(1 << 16, left)):
-                left -= len(piece)
-                yield piece.replace(b"\n", b",")
-        yield b"]}"
-
-    return str(client.post("/v1/messages/batches", content=body()).json()["id"])
-
-
-def _results(service: str, client: httpx.Client, batch: str) -> Iterator[bytes]:
-    url = f"/v1/messages/batches/{batch}/results"
-    if service == "openai":
-        while (state := client.get(f"/v1/batches/{batch}").json())["status"] != "completed":
-            time.sleep(0.01)
-        url = f"/v1/files/{state['output_file_id']}/content"
-    rest = b""
-    with client.stream("GET", url) as response:
-        for piece in response.iter_raw(1 << 20):
-            *lines, rest = (rest + piece).split(b"\n")
-            yield from lines
-
-
-def main(service: str, rows: str, url: str, folder: str) -> None:
+def main(service: str, rows: str, url: str, folder: str, form: str = "label") -> None:
     """Label the rows, and say what it took."""
     load(*FLOOR)
     work = Work()
-    work.report(rows=label(service, rows, url, folder))
+    work.report(rows=label(WIRES[service](FORMS[form]), rows, url, Path(folder)))
 
 
-def label(service: str, rows: str, url: str, folder: str) -> int:
-    """Label the rows, from one file into another. How many there are."""
-    client = httpx.Client(base_url=url, timeout=600)
-    keys: list[str] = []
+def label(wire: Wire, rows: str, url: str, folder: Path) -> int:
+    """Label the rows, from one file into another. Return how many there are."""
+    client = httpx.Client(base_url=url, timeout=600, headers={"Authorization": "Bearer x"})
+    keys: list[pa.Array] = []
     batches = []
-    path = Path(folder) / "requests.jsonl"
-    file = path.open("wb")
-    for lines in _requests(service, read_batches(rows), keys):
-        file.write(lines)
-        if not lines and file.tell():
-            file.close()
-            batches.append(_send(service, client, path))
-            file = path.open("wb")
-    file.close()
-    decoder = msgspec.json.Decoder(_OpenAILine if service == "openai" else _AnthropicLine)
-    count = 0
-    with pq.ParquetWriter(Path(folder) / "labels.parquet", _SCHEMA) as out:
-        columns: list[list[Any]] = [[] for _ in _SCHEMA]
+    for path in _request_files(wire, rows, folder, keys):
+        with pa.CompressedInputStream(str(path), "lz4") as lines:
+            batches.append(wire.send(client, io.BufferedReader(lines, _UPLOAD_PIECE)))
+    count, all_keys = 0, pa.chunked_array(keys).combine_chunks()
+    schema = pa.schema(
+        [("id", all_keys.type), *wire.form.fields, ("tokens_in", pa.int64()), ("tokens_out", pa.int64())]
+    )
+    decode = msgspec.json.Decoder(wire.line_type()).decode
+    with pq.ParquetWriter(folder / "labels.parquet", schema, compression="zstd") as out:
         for batch in batches:
-            for line in _results(service, client, batch):
-                one = decoder.decode(line)
-                if service == "openai":
-                    text = one.response.body.choices[0].message.content
-                else:
-                    text = one.result.message.content[0].text
-                found = Label.model_validate_json(text)
-                count += 1
-                values = (keys[int(one.custom_id)], found.row, found.label, found.score, found.topics, found.rationale)
-                for column, value in zip(columns, values, strict=True):
-                    column.append(value)
-                if len(columns[0]) == _SLICE:
-                    out.write_table(pa.table(columns, schema=_SCHEMA))
-                    columns = [[] for _ in _SCHEMA]
-        out.write_table(pa.table(columns, schema=_SCHEMA))
+            for lines in _result_lines(wire, client, batch, folder):
+                found = list(map(decode, lines))
+                numbers = pa.array([int(one.custom_id) for one in found])
+                columns = [all_keys.take(numbers), *wire.columns(found)]
+                out.write_batch(pa.record_batch(columns, schema=schema))
+                count += len(found)
     return count
+
+
+def _request_files(wire: Wire, rows: str, folder: Path, keys: list[pa.Array]) -> Iterator[Path]:
+    """Write the rows as the files of as many batches as they need, and append their keys."""
+    pieces = wire.pieces()
+    number, held, size = 0, 0, 0
+    path, file = folder / "requests.lz4", None
+    for batch in read_batches(rows):
+        keys.append(batch.column(0))
+        left = batch
+        while left.num_rows:
+            part = left.slice(0, wire.most_requests - held)
+            left = left.slice(part.num_rows)
+            lines = _encoded(pieces, part, number)
+            if file is not None and size + len(lines) > wire.most_bytes:
+                yield _closed(file, wire, path)
+                file, held, size = None, 0, 0
+            if file is None:
+                path = folder / f"requests-{number}.lz4"
+                file = pa.CompressedOutputStream(str(path), "lz4")
+                # The first line of a file follows its head, and no separator.
+                lines = wire.head + lines[len(wire.separator) :]
+            file.write(lines)
+            number, held, size = number + part.num_rows, held + part.num_rows, size + len(lines)
+            if held == wire.most_requests:
+                yield _closed(file, wire, path)
+                file, held, size = None, 0, 0
+    if file is not None:
+        yield _closed(file, wire, path)
+
+
+def _encoded(pieces: Sequence[bytes], rows: pa.RecordBatch, number: int) -> bytes:
+    """Return lines, each after the constant pieces: the request's number, the row's, its text."""
+    before_number, before_row, before_text, after = pieces
+    encode = msgspec.json.Encoder().encode
+    parts: list[bytes] = []
+    for row, text in zip(rows.column(1).to_pylist(), rows.column(2).to_pylist(), strict=True):
+        parts += (before_number, b"%d" % number, before_row, b"%d" % row, before_text, encode(text)[1:], after)
+        number += 1
+    return b"".join(parts)
+
+
+def _closed(file: Any, wire: Wire, path: Path) -> Path:
+    file.write(wire.tail)
+    file.close()
+    return path
+
+
+def _result_lines(wire: Wire, client: httpx.Client, batch: str, folder: Path) -> Iterator[list[bytes]]:
+    """Yield whole lines, some megabytes at a time, and keep what comes."""
+    while (url := wire.results_url(client, batch)) is None:
+        time.sleep(0.01)
+    rest = b""
+    with pa.CompressedOutputStream(str(folder / f"raw-{batch}.zst"), "zstd") as raw, client.stream("GET", url) as reply:
+        for piece in reply.iter_raw(_DOWNLOAD_PIECE):
+            raw.write(piece)
+            lines = io.BytesIO(rest + piece).readlines()
+            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            yield lines
 
 
 if __name__ == "__main__":

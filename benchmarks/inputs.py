@@ -1,4 +1,4 @@
-"""Rows to label: a key, a row number, about 900 bytes of text that no two rows share. Always the same."""
+"""Rows to label: a key, a row number, and a text, of one kind or another. Always the same."""
 
 from __future__ import annotations
 
@@ -17,35 +17,75 @@ _WORDS = (
     "case"
 ).split()
 _WORDS_A_ROW = 147
-_SLICE = 16_384
+_WORDS_OF_LONG = 3_300
+_SLICE = 4_096
+
+KINDS = ("plain", "long", "foreign", "wide", "repeated")
+"""Of rows: about 900 bytes of text that no two share; 20 KB of it; characters beyond ASCII in it; 17 further columns
+of text that the prompt does not name; and each fifth row's text four times more."""
+
+_WIDE_COLUMNS, _WIDE_TEXTS, _WIDE_WORDS = 17, 500, 20
+_TIMES_REPEATED = 5
 
 
 def read_rows(path: str) -> Any:
-    """The rows as an open file, of which as little is in memory as Parquet allows."""
+    """Open the rows, of which as little is in memory as Parquet allows."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16)
 
 
 def read_batches(path: str) -> Iterator[Any]:
-    """The rows as record batches, as a client written by hand reads them."""
-    return iter(read_rows(path).iter_batches(4_096, use_threads=False))
+    """Yield what a request needs as record batches, as a client written by hand reads them."""
+    file = read_rows(path)
+    rows = min(_SLICE, file.metadata.row_group(0).num_rows)
+    return iter(file.iter_batches(rows, columns=["id", "row", "text"], use_threads=False))
 
 
-def rows_file(folder: Path, rows: int) -> Path:
-    """A Parquet file with so many rows; made where it is not there yet."""
-    path = folder / f"rows-{rows}.parquet"
+def rows_file(folder: Path, rows: int, kind: str = "plain") -> Path:
+    """Return a Parquet file with so many rows of a kind; make it where it is not there yet."""
+    path = folder / (f"rows-{rows}.parquet" if kind == "plain" else f"{kind}-{rows}.parquet")
     if not path.exists():
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder.mkdir(parents=True, exist_ok=True)
-        dice = random.Random(rows)
-        schema = pa.schema([("id", pa.string()), ("row", pa.int64()), ("text", pa.string())])
-        with pq.ParquetWriter(part := path.with_suffix(".part"), schema, compression="zstd") as out:
-            for start in range(0, rows, _SLICE):
-                numbers = range(start, min(start + _SLICE, rows))
-                texts = [" ".join(dice.choices(_WORDS, k=_WORDS_A_ROW)) for _ in numbers]
-                out.write_table(pa.table([[f"r{n:08d}" for n in numbers], list(numbers), texts], schema=schema))
+        # Row groups are what is read at a time: of long texts as many bytes as of short ones.
+        group = 256 if kind == "long" else 4 * _SLICE
+        part = path.with_suffix(".part")
+        writer = None
+        for columns in _columns(kind, rows, group):
+            table = pa.table(columns)
+            writer = writer or pq.ParquetWriter(part, table.schema, compression="zstd")
+            writer.write_table(table)
+        assert writer is not None
+        writer.close()
         part.replace(path)
     return path
+
+
+def _columns(kind: str, rows: int, group: int) -> Iterator[dict[str, Any]]:
+    """Yield the columns of a group of rows after the other."""
+    dice = random.Random(rows)
+
+    def text(words: int) -> str:
+        return " ".join(dice.choices(_WORDS, k=words))
+
+    unique = -(-rows // _TIMES_REPEATED)
+    repeated = [text(_WORDS_A_ROW) for _ in range(unique)] if kind == "repeated" else []
+    pool = [text(_WIDE_WORDS) for _ in range(_WIDE_TEXTS)] if kind == "wide" else []
+    for start in range(0, rows, group):
+        numbers = range(start, min(start + group, rows))
+        columns: dict[str, Any] = {"id": [f"r{n:08d}" for n in numbers], "row": list(numbers)}
+        if kind == "repeated":
+            # Equal texts with equal row numbers: the requests are identical, too.
+            columns["row"] = [n % unique for n in numbers]
+            columns["text"] = [repeated[n % unique] for n in numbers]
+        else:
+            columns["text"] = [text(_WORDS_OF_LONG if kind == "long" else _WORDS_A_ROW) for _ in numbers]
+        if kind == "foreign":
+            columns["text"] = [one.replace("e", "é").replace("quality", "品質") for one in columns["text"]]
+        if kind == "wide":
+            more = range(_WIDE_COLUMNS)
+            columns |= {f"c{k:02d}": [pool[(n * 7 + k * 13) % _WIDE_TEXTS] for n in numbers] for k in more}
+        yield columns

@@ -1,6 +1,8 @@
 """The package without Dagster: from a Parquet file to labeled rows in another, with all that it promises between.
 
-python -m benchmarks.package openai|anthropic|bedrock|vertex rows.parquet folder '{"url": …}' ['{fields of Limits}']
+python -m benchmarks.package service rows.parquet folder '{"url": …}' ['{fields of Limits}' [form]]
+
+Services are openai, anthropic, bedrock and vertex; forms are those of `benchmarks.labels`.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import pyarrow.parquet as pq
 
 import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks.inputs import ASK, read_rows
-from benchmarks.labels import Label
+from benchmarks.labels import EMBEDDING, FORMS
 from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from benchmarks.writes import counted
+from dagster_llm_batch.core.fixed_responses import Embedding
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Status
 from dagster_llm_batch.protocols import Provider
@@ -31,6 +34,7 @@ MODELS = {
     "bedrock": "bedrock/anthropic.claude-haiku-4-5-20251001-v1:0",
     "vertex": "vertex/gemini-2.5-flash",
 }
+_EMBEDDING_MODEL = "openai/text-embedding-3-small"
 PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
 
 
@@ -72,14 +76,16 @@ def provider(service: str, addresses: dict[str, str]) -> Provider:
     )
 
 
-def labeling(service: str, asset: str = "labels", **more: Any) -> Labeling:
-    """What is asked of each row."""
+def labeling(service: str, asset: str = "labels", form: str = "label", **more: Any) -> Labeling:
+    """What is asked of each row: an answer of that form."""
+    if form == EMBEDDING:
+        return Labeling(asset=asset, model=_EMBEDDING_MODEL, key="id", prompt=PROMPT, response=Embedding(), **more)
     return Labeling(
         asset=asset,
         model=MODELS[service],
         key="id",
         prompt=PROMPT,
-        response=Label,
+        response=FORMS[form],
         params={"max_output_tokens" if service == "vertex" else "max_tokens": 200},
         **more,
     )
@@ -110,11 +116,11 @@ def label(engine: Engine, definition: Labeling, rows: str, folder: Path) -> tupl
     return count, status
 
 
-def main(service: str, rows: str, folder: str, addresses: str, limits: str = "{}") -> None:
+def main(service: str, rows: str, folder: str, addresses: str, limits: str = "{}", form: str = "label") -> None:
     """Label the rows, and say what it took."""
     home = Path(folder)
     one = engine(service, home, json.loads(addresses))
-    definition = labeling(service, limits=Limits(**json.loads(limits)))
+    definition = labeling(service, form=form, limits=Limits(**json.loads(limits)))
     work = Work()
     with counted() as writes:
         count, status = label(one, definition, rows, home)

@@ -21,18 +21,19 @@ _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "
 _COMMAND = "from dagster_llm_batch.cli.main import main; main()"
 _FEW_ROWS = 10
 # The module whose import is the vendor's own share of what ten rows cost.
+_IN_DAGSTER = ("openai", "anthropic")
 _SDK_OF = {"openai": "openai", "anthropic": "anthropic", "vertex": "google.genai, google.cloud.storage"}
 
 
 def table() -> str:
     """As Markdown."""
-    lines = ["| What | CPU seconds, median of 5 | SDKs loaded |", "| --- | ---: | --- |"]
+    lines = [f"| What | CPU seconds, median of {_RUNS} | Beyond | SDKs loaded |", "| --- | ---: | ---: | --- |"]
     codes = [
         f"import sys, {module}; print(','.join(n for n in {_SDKS} if n in sys.modules) or 'none')"
         for module in _IMPORTS
     ]
     for module, (took, said) in zip(_IMPORTS, _medians([[sys.executable, "-c", code] for code in codes]), strict=True):
-        lines.append(f"| `import {module}` | {took:.2f} | {said} |")
+        lines.append(f"| `import {module}` | {took:.2f} | | {said} |")
     lines += [*_command_lines(), *_few_rows_lines()]
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.py"
@@ -45,7 +46,7 @@ def table() -> str:
             [sys.executable, "-m", "dagster", "definitions", "validate", *target] for target in projects.values()
         ]
         for name, (took, _) in zip(projects, _medians(commands, DAGSTER_HOME=folder), strict=True):
-            lines.append(f"| `dagster definitions validate` of {name} | {took:.2f} | |")
+            lines.append(f"| `dagster definitions validate` of {name} | {took:.2f} | | |")
     return "\n".join(lines)
 
 
@@ -58,28 +59,36 @@ def _command_lines() -> list[str]:
         opened.close()
         words = {"--help": ["--help"], "list --ledger …": ["list", "--ledger", ledger]}
         costs = _medians([[sys.executable, "-c", _COMMAND, *more] for more in words.values()])
-    return [f"| `dagster-llm-batch {name}` | {took:.2f} | |" for name, (took, _) in zip(words, costs, strict=True)]
+    return [f"| `dagster-llm-batch {name}` | {took:.2f} | | |" for name, (took, _) in zip(words, costs, strict=True)]
 
 
 def _few_rows_lines() -> list[str]:
     """Ten rows from a Parquet file to their labels in a fresh process, beside the import of the vendor's SDK alone."""
-    lines = []
+    lines, alone = [], {}
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_file(Path(folder), _FEW_ROWS)
         for service, modules in _SDK_OF.items():
-            [(alone, _)] = _medians([[sys.executable, "-c", f"import {modules}"]])
+            [(alone[service], _)] = _medians([[sys.executable, "-c", f"import {modules}"]])
             with mock(service) as addresses:
-                given = (service, rows)
-                runs = [
-                    child("benchmarks.package", *given, tempfile.mkdtemp(dir=folder), json.dumps(addresses)).cpu_s
-                    for _ in range(1 + _RUNS)
-                ]
-                whole = median(runs[1:])
+                whole = _median_of("benchmarks.package", (service, rows), folder, json.dumps(addresses))
             lines.append(
-                f"| {_FEW_ROWS} rows of {service} in a fresh process; `import {modules}` alone takes {alone:.2f} "
-                f"| {whole:.2f} | {service} |"
+                f"| {_FEW_ROWS} rows of {service} in a fresh process; `import {modules}` alone takes "
+                f"{alone[service]:.2f} | {whole:.2f} | {whole - alone[service]:.2f} | {service} |"
             )
+        empty = _median_of("benchmarks.empty_run", (), folder)
+        lines.append(f"| a Dagster run of assets that do nothing | {empty:.2f} | | none |")
+        for service in _IN_DAGSTER:
+            with mock(service) as addresses:
+                whole = _median_of("benchmarks.dagster_run", (service, rows), folder, json.dumps(addresses))
+            beyond = whole - empty - alone[service]
+            lines.append(f"| {_FEW_ROWS} rows of {service} in a Dagster run | {whole:.2f} | {beyond:.2f} | {service} |")
     return lines
+
+
+def _median_of(module: str, given: Sequence[object], folder: str, *addresses: str) -> float:
+    """CPU seconds of whole processes of a benchmark, each with a new folder; the first is not counted."""
+    places = (tempfile.mkdtemp(dir=folder) for _ in range(1 + _RUNS))
+    return median([child(module, *given, place, *addresses).cpu_s for place in places][1:])
 
 
 def _medians(commands: Sequence[list[str]], **environment: str) -> list[tuple[float, str]]:

@@ -7,21 +7,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from benchmarks import inputs, measure, page
 from benchmarks.scale import day
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 _TOLD = {
-    "pipeline": ["| openai | 300 |", "| openai | 400 |", "| anthropic | 300 |", "| openai | package |"],
-    "replan": ["| 300 |"],
+    "shapes": [
+        "| openai | 1 KB | 300 |",
+        "| openai | embeddings, 1,536 | 30 |",
+        "| openai | planned again, unchanged | 300 |",
+        "The most memory in this table",
+    ],
+    "chains": ["| 2 | 20 |"],
     "runs": ["| openai | 300 |"],
     "cores": ["read again by threads"],
     "ledger": ["| 300 | 100 | 3 |"],
     "sensor": ["| openai | sqlite | 20 | all have ended |"],
-    "partitions": ["| 5 | sent together", "| 5 | a run for each day | 10 |"],
+    "partitions": ["| 5 | sent together", "| 2 | a run for each day | 4 |"],
     "scale": ["| statements that write |", "| all have ended |", "| CPU of PostgreSQL | ms |"],
     "money": ["| batch, identical rows once |"],
 }
@@ -33,11 +40,41 @@ def test_the_page_of_scale_has_the_arithmetic_of_the_figures_that_are_kept() -> 
     assert day.written(page, json.loads(day.FIGURES.read_text(encoding="utf-8"))) == page
 
 
+def test_the_readme_says_of_memory_what_the_page_has() -> None:
+    text, readme = (path.read_text(encoding="utf-8") for path in (page.PAGE, page.README))
+    assert page.readme_with(readme, text) == readme
+
+
+def test_sections_that_were_not_measured_stay_on_the_page() -> None:
+    before = page.page_with(page.PAGE.read_text(encoding="utf-8"), {}, "2 cores")
+    title = page.TEXTS["money"].partition("\n")[0]
+    after = page.page_with(before, {"money": f"{title}\n\nMuch.\n"}, "2 cores")
+    start, end = before.index(title), before.index("\n## ", before.index(title))
+    assert after == f"{before[:start]}{title}\n\nMuch.\n{before[end:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["label", "nested", "choice", "embedding"])
+def test_floor_and_package_land_the_same_labels(form: str, tmp_path: Path) -> None:
+    rows = inputs.rows_file(tmp_path, 50)
+    for name in ("floor", "package"):
+        (tmp_path / name).mkdir()
+    with measure.mock("openai", form) as addresses:
+        measure.child("benchmarks.floor", "openai", rows, addresses["url"], tmp_path / "floor", form)
+        where = (tmp_path / "package", json.dumps(addresses), "{}", form)
+        measure.child("benchmarks.package", "openai", rows, *where)
+    floor, package = (pq.read_table(tmp_path / name / "labels.parquet").sort_by("id") for name in ("floor", "package"))
+    answers = [name for name in floor.column_names if name in package.column_names]
+    assert len(answers) == len(floor.column_names) - len(["tokens_in", "tokens_out"])
+    assert floor.select(answers).cast(package.select(answers).schema).equals(package.select(answers))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", _TOLD)
 def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> None:
-    services = ["openai", "anthropic"] if part == "pipeline" else ["openai"]
-    small = ["--rows", "300", "--big-rows", "400", "--runs", "1", "--services", *services, "--days", "5"]
+    small = ["--rows", "300", "--big-rows", "0", "--runs", "1", "--services", "openai", "--days", "5"]
+    small += ["--only", "1 KB", "embeddings", "again", "--runs-of-days", "2"]
+    small += ["--growing", "1", "2", "--rows-a-day", "10"]
     small += ["--run-rows", "300", "--caps", "2", "--shard-sizes", "100", "--batches", "20", "--ledgers", "sqlite"]
     small += ["--scale-partitions", "20"]
     command = [sys.executable, "-m", "benchmarks", part, *small, "--inputs", str(tmp_path)]

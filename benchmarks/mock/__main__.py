@@ -1,6 +1,8 @@
 """Serve the mock until its standard input closes; the first line printed is a JSON object of addresses.
 
-python -m benchmarks.mock [openai] [anthropic] [bedrock] [vertex]
+python -m benchmarks.mock [openai] [anthropic] [bedrock] [vertex] [nested|choice]
+
+The last word is the form of OpenAI's answers, where it is not the usual label.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from contextlib import ExitStack
 
 import uvicorn
 
+from benchmarks.mock.answers import FORMS
 from benchmarks.mock.anthropic import Anthropic
 from benchmarks.mock.openai import OpenAI
 from benchmarks.mock.server import Mock
@@ -22,7 +25,7 @@ def main(wanted: list[str]) -> None:
     """Serve these services."""
     mock, addresses = Mock(), {}
     with ExitStack() as stack:
-        OpenAI(mock)
+        OpenAI(mock, next((form for form in FORMS if form in wanted), "label"))
         Anthropic(mock)
         if {"bedrock", "vertex"} & set(wanted):
             from benchmarks.mock.clouds import Bedrock, Vertex

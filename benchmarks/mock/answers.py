@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import re
 import zlib
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import msgspec
@@ -38,8 +41,37 @@ def label(row: int) -> dict[str, object]:
     }
 
 
-def answer(request: bytes) -> Answer:
+def nested(row: int) -> dict[str, object]:
+    """An answer with lists of objects and of lists, and one of fifty topics."""
+    number = zlib.crc32(b"%d" % row)
+    scores = [0.1, 0.25, number % 100 / 100]
+    items = [{"name": f"item {k}", "tags": ["a", f"b{number % 9}", "c"], "scores": scores} for k in range(4)]
+    matrix = [[number % 7, 2, 3], [4, 5], []]
+    return {"row": row, "topic": f"topic_{number % 50:02d}", "items": items, "matrix": matrix, "note": None}
+
+
+def choice(row: int) -> dict[str, object]:
+    """The label of a row, which is one of fifty."""
+    return label(row) | {"label": f"topic_{zlib.crc32(b'%d' % row) % 50:02d}"}
+
+
+FORMS: dict[str, Callable[[int], dict[str, object]]] = {"label": label, "nested": nested, "choice": choice}
+
+
+def answer(request: bytes, form: str = "label") -> Answer:
     """The answer to a request, whatever its form."""
     found = ROW.search(request)
-    text = msgspec.json.encode(label(int(found[1]) if found else 0))
+    text = msgspec.json.encode(FORMS[form](int(found[1]) if found else 0))
     return Answer(text, msgspec.json.encode(text.decode()), len(request) // 4, len(text) // 4)
+
+
+def embedding(request: bytes) -> bytes:
+    """A vector as long as those of small models, as JSON: one of sixteen, by the row."""
+    found = ROW.search(request)
+    return _vectors()[int(found[1]) % 16 if found else 0]
+
+
+@cache
+def _vectors() -> list[bytes]:
+    dice = random.Random(1)
+    return [b"[" + b",".join(b"%.10f" % dice.uniform(-0.1, 0.1) for _ in range(1_536)) + b"]" for _ in range(16)]

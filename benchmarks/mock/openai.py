@@ -9,7 +9,7 @@ from collections import Counter
 from itertools import count
 from typing import Any
 
-from benchmarks.mock.answers import ROW, answer
+from benchmarks.mock.answers import ROW, answer, embedding
 from benchmarks.mock.server import Mock, Reply
 
 _CUSTOM_ID = re.compile(rb'"custom_id":"([^"]*)"')
@@ -24,21 +24,34 @@ _LINE = (
 )
 
 
-def results(requests: bytes) -> bytes:
+_EMBEDDING_LINE = (
+    b'{"id":"batch_req_%d","custom_id":"%s","response":{"status_code":200,"request_id":"req_%d","body":{"object":"list",'
+    b'"data":[{"object":"embedding","index":0,"embedding":%s}],"model":"text-embedding-3-small","usage":{"prompt_tokens"'
+    b':%d,"total_tokens":%d}}},"error":null}\n'
+)
+
+
+def results(requests: bytes, form: str = "label") -> bytes:
     """The output file of a request file."""
     out = []
     for number, line in enumerate(requests.splitlines()):
         found = _CUSTOM_ID.search(line)
-        reply = answer(line)
-        tokens = (reply.input_tokens, reply.output_tokens, reply.input_tokens + reply.output_tokens)
-        out.append(_LINE % (number, found[1] if found else b"", number, number, reply.quoted, *tokens))
+        name = found[1] if found else b""
+        if b'"/v1/embeddings"' in line[:200]:
+            tokens = len(line) // 4
+            out.append(_EMBEDDING_LINE % (number, name, number, embedding(line), tokens, tokens))
+            continue
+        reply = answer(line, form)
+        used = (reply.input_tokens, reply.output_tokens, reply.input_tokens + reply.output_tokens)
+        out.append(_LINE % (number, name, number, number, reply.quoted, *used))
     return b"".join(out)
 
 
 class OpenAI:
-    """Files and batches by id."""
+    """Files and batches by id. `form`: of the answers."""
 
-    def __init__(self, mock: Mock) -> None:
+    def __init__(self, mock: Mock, form: str = "label") -> None:
+        self._form = form
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, dict[str, Any]] = {}
         self._held: dict[str, bytes] | None = None  # the inputs of batches that run until they are told to end
@@ -70,8 +83,8 @@ class OpenAI:
         asked = request.json()
         if self._held is not None:
             return self._hold(asked, self._held)
-        out = results(self._files.pop(asked["input_file_id"]))
-        batch = self._new(asked["input_file_id"], asked["metadata"], out.count(b"\n"))
+        out = results(self._files.pop(asked["input_file_id"]), self._form)
+        batch = self._new(asked["input_file_id"], asked.get("metadata", {}), out.count(b"\n"))
         self._files[name := f"{batch['id']}-output"] = out
         batch |= {"status": "completed", "output_file_id": name, "completed_at": int(time.time())}
         return batch
@@ -88,7 +101,7 @@ class OpenAI:
     def content(self, _request: Any, name: str) -> Reply:
         """A file. Of a batch that was held it can be read again, as by who follows one that was killed."""
         if self._held is not None and name in self._held:
-            return results(self._held[name])
+            return results(self._held[name], self._form)
         return self._files.pop(name)
 
     def hold(self, _request: Any) -> Reply:
