@@ -22,10 +22,11 @@ from dagster_llm_batch.types import (
     Request,
     RequestSpec,
     Result,
+    ResultColumns,
     Undecided,
 )
 
-__all__ = ["DEFAULT_WINDOW", "Codec", "Provider", "Workers"]
+__all__ = ["DEFAULT_WINDOW", "Codec", "ColumnCodec", "Provider", "Workers"]
 
 DEFAULT_WINDOW = timedelta(hours=24)
 """The window of most vendors, and what is taken where none is documented, as on the user's own machines."""
@@ -72,6 +73,15 @@ class Codec(Protocol):
         3. SUCCEEDED means that a reply is there, not that it fits the response schema.
         4. `retryable` is True where the same line, sent again, can succeed.
         """
+        ...
+
+
+@runtime_checkable
+class ColumnCodec(Codec, Protocol):
+    """A codec that reads many lines in less time than each by itself. No codec has to be one."""
+
+    def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
+        """Return the Result that `decode` gives for each of the lines, by column."""
         ...
 
 

@@ -7,7 +7,7 @@ Times are aware UTC. Tokens are counts, money is `Decimal` US dollars. `None` al
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -38,6 +38,7 @@ __all__ = [
     "ResponseFormat",
     "ResponseKind",
     "Result",
+    "ResultColumns",
     "Span",
     "TokenLogprob",
     "Turn",
@@ -255,6 +256,78 @@ class Result(NamedTuple):
     model: str | None = None  # the model that answered, as the provider names it
     usage: Usage | None = None
     logprobs: Sequence[TokenLogprob] | None = None  # of all tokens of the reply, in their order
+
+
+class ResultColumns(NamedTuple):
+    """Results of many lines by column: a list for each field of Result, in their order, and of Usage in its place."""
+
+    custom_ids: list[str | None]
+    outcomes: list[Outcome]
+    texts: list[str | None]
+    embeddings: list[list[float] | None]
+    reasons: list[str | None]
+    retryable: list[bool]
+    finish_reasons: list[str | None]
+    models: list[str | None]
+    tokens: list[list[int | None]]  # one for each of TOKENS; null where a reply does not tell its usage
+    extras: list[Extra | None]
+    logprobs: list[Sequence[TokenLogprob] | None]
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> ResultColumns:
+        """Return results by column; there must be one at least."""
+        rows = ((*result[:-2], *(result.usage or _NO_USAGE), result.logprobs) for result in results)
+        columns: Any = [list(column) for column in zip(*rows, strict=True)]
+        first = len(Result._fields) - 2
+        return cls._make((*columns[:first], columns[first:-2], *columns[-2:]))
+
+    @classmethod
+    def of_texts(
+        cls,
+        custom_ids: list[Any],
+        texts: list[Any],
+        finish_reasons: list[str | None],
+        models: list[str | None],
+        tokens: Sequence[Sequence[int]],
+    ) -> ResultColumns:
+        """Return replies of a text and plain tokens, all SUCCEEDED. `tokens` has a row of TOKENS for each."""
+        count = len(custom_ids)
+        return cls(
+            custom_ids,
+            outcomes=[Outcome.SUCCEEDED] * count,
+            texts=texts,
+            embeddings=[None] * count,
+            reasons=[None] * count,
+            retryable=[False] * count,
+            finish_reasons=finish_reasons,
+            models=models,
+            tokens=[list(column) for column in zip(*tokens, strict=True)] or [[] for _ in TOKENS],
+            extras=[None] * count,
+            logprobs=[None] * count,
+        )
+
+    def result(self, at: int) -> Result:
+        """Return one of the results."""
+        values: list[Any] = [column[at] for column in self._flat]
+        *before, logprobs = values
+        usage = before[-len(Usage._fields) :]
+        return Result._make((*before[: -len(usage)], None if usage[0] is None else Usage(*usage), logprobs))
+
+    def insert(self, at: int, result: Result) -> None:
+        """Put a result before the one that is there."""
+        values = (*result[:-2], *(result.usage or _NO_USAGE), result.logprobs)
+        for column, value in zip(self._flat, values, strict=True):
+            column.insert(at, value)
+
+    @property
+    def _flat(self) -> list[list[Any]]:
+        """The columns of Result, those of Usage in its place."""
+        columns: Any = self
+        *before, tokens, extras, logprobs = columns
+        return [*before, *tokens, extras, logprobs]
+
+
+_NO_USAGE = (None,) * len(Usage._fields)
 
 
 class PriceBasis(StrEnum):

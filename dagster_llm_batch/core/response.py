@@ -376,7 +376,8 @@ class Reader:
         if self.format.kind is ResponseKind.EMBEDDING:
             return self._read_embeddings(embeddings)
         if may_be_fenced:
-            bare = [None if text is None else _without_fences(text) for text in texts]
+            # Most replies are objects.
+            bare = [None if text is None or text.startswith("{") else _without_fences(text) for text in texts]
             if any(bare):
                 read = self._read_json([inner or text for text, inner in zip(texts, bare, strict=True)])
                 fenced = [at for at, inner in enumerate(bare) if inner is not None and read.reasons[at] is None]
@@ -384,8 +385,8 @@ class Reader:
         return self._read_json(texts)
 
     def _read_json(self, texts: Sequence[str | None]) -> ParsedReplies:
-        if (plain := self._read_plain(texts)) is not None:
-            return self._parsed(plain, [None] * len(texts))
+        if self._plain is not None and texts:
+            return self._parsed(*self._read_plain(self._plain, texts))
         given = [text for text in texts if text is not None]
         read = chain.from_iterable(self._parse_all(given[at : at + _AT_ONCE]) for at in range(0, len(given), _AT_ONCE))
         parsed: list[_Parsed] = [(None, None) if text is None else next(read) for text in texts]
@@ -398,19 +399,26 @@ class Reader:
         values = pa.table([column.values for column in columns], schema=self.schema)
         return ParsedReplies(values, _first(reasons, *(column.reasons for column in columns)))
 
-    def _read_plain(self, texts: Sequence[str | None]) -> list[Column] | None:
-        """Return the columns of all replies at once; None where one does not fit, or the model is not plain."""
-        if self._plain is None or not texts:
-            return None
-        nothing, decode = (None,) * len(self.fields), self._plain
-        try:
-            rows = [nothing if text is None else astuple(decode(text)) for text in texts]
-        except Exception:  # noqa: BLE001 - which one does not fit, and why, the caller finds out
-            return None
+    def _read_plain(
+        self, decode: Callable[[str], msgspec.Struct], texts: Sequence[str | None]
+    ) -> tuple[list[Column], list[str | None]]:
+        """Return the columns of replies to a plain model, and for each why it does not fit."""
+        nothing = (None,) * len(self.fields)
+        reasons: list[str | None] = [None] * len(texts)
+        rows: list[tuple[Any, ...]] = []
+        for at, text in enumerate(texts):
+            if text is None:
+                rows.append(nothing)
+                continue
+            try:
+                rows.append(astuple(decode(text)))
+            except Exception:  # noqa: BLE001 - pydantic may take it all the same, and says why where it does not
+                row, reasons[at] = self._parse(text)
+                rows.append(nothing if row is None else tuple(row.get(field.name) for field in self.fields))
         by_field = zip(self.fields, zip(*rows, strict=True), strict=True)
         # Arrow makes objects of dicts.
         values = (msgspec.to_builtins(column) if _may_hold_objects(field) else column for field, column in by_field)
-        return columns_of(self.fields, values)
+        return columns_of(self.fields, values), reasons
 
     def _read_texts(self, texts: Sequence[str | None]) -> ParsedReplies:
         kept = [text if text is None or text == replace_halves(text) else None for text in texts]
@@ -419,11 +427,6 @@ class Reader:
         return ParsedReplies(pa.table([pa.array(kept, pa.string())], schema=self.schema), reasons)
 
     def _parse_all(self, texts: list[str]) -> list[_Parsed]:
-        if self._plain is not None:
-            try:
-                return [(row, None) for row in msgspec.to_builtins(list(map(self._plain, texts)))]
-            except Exception:  # noqa: BLE001, S110 - which one does not fit, and why, is found out below
-                pass
         if self._model is not None and not any(map(_has_no_number, texts)):
             try:
                 values = self._replies.validate_python(texts)

@@ -4,7 +4,7 @@ Unreadable, foreign and repeated lines are counted, never fatal. A request that 
 end of the batch explains: expired, canceled, errored or missing.
 
 The requests that no line has named yet are kept as sorted bytes, 37 for each: a quarter of what a set of texts takes.
-Lines are looked up some hundreds at a time; where one of them is odd, each of these is looked up by itself.
+Lines are looked up some thousand at a time; where one of them is odd, each of these is looked up by itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dagster_llm_batch.core.logprobs import LOGPROB, label_logprob
 from dagster_llm_batch.core.memory import chunks, uncollected
 from dagster_llm_batch.core.pricing import MONEY, Tariff
 from dagster_llm_batch.core.response import Reader
-from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.protocols import Codec, ColumnCodec
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
     TOKENS,
@@ -38,6 +38,7 @@ from dagster_llm_batch.types import (
     PriceBasis,
     ResponseKind,
     Result,
+    ResultColumns,
     Usage,
 )
 
@@ -144,13 +145,14 @@ FENCED = "read out of the Markdown fences in which the reply stood"
 """The reason of a reply that fits without its fences. Its outcome is SUCCEEDED; the raw line has it as it came."""
 
 _LINE_FIELDS = [RESULT_SCHEMA.field(name) for name in RESULT_SCHEMA.names[1:7]]
+_LINE_NAMES = [*(field.name for field in _LINE_FIELDS), *TOKENS]
 
 # No request can have taken more tokens: such a count is an error of the server's.
 _MOST_TOKENS = 1_000_000_000
 
 # Lines that are read at once, fewer where they are long: a vector's takes as much memory as some dozen labels.
-_AT_ONCE = 512
-_BYTES_AT_ONCE = 1 << 19
+_AT_ONCE = 2_048
+_BYTES_AT_ONCE = 1 << 21
 # A table is in memory several times while it is put together and written.
 _TABLE_ROWS = 4_096
 _TABLE_BYTES = 1 << 22
@@ -163,9 +165,6 @@ _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 # known. Errors, and requests that the vendor says never ran, are not billed.
 _BILLED_UNSEEN = (*_REPLIED, Outcome.MISSING)
 _NO_USAGE = (None,) * len(Usage._fields)
-
-_Results = tuple[bytes, list[Result]]
-"""The packed ids of requests, and the result of each."""
 
 _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
@@ -312,7 +311,9 @@ class Reconciler:
         left_out = self._left_out(len(unnamed) // REQUEST_ID_BYTES)
         outcome = left_out.outcome
         parts = (unnamed[at : at + size] for at in range(0, len(unnamed), size))
-        yield from self._tables((ids, *self._read([left_out] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts)
+        yield from self._tables(
+            self._read(ids, ResultColumns.of([left_out] * (len(ids) // REQUEST_ID_BYTES))) for ids in parts
+        )
         # Copies may have run unseen: nothing is billed for that on the user's own machines, else nobody knows.
         if outcome is Outcome.MISSING and self._tariff.basis is not PriceBasis.FREE:
             self.tally.unpriced += max(self._facts.padding - self._padding, 0)
@@ -347,31 +348,35 @@ class Reconciler:
         """Read lines; return the first result of each request, and None where no line is one."""
         # What is made here holds no circle, and is freed with its last use: to look for some would take as long again.
         with uncollected():
-            ids, results = self._known(lines)
-            return (ids, *self._read(results)) if results else None
+            known = self._known(lines)
+            return None if known is None else self._read(*known)
 
-    def _known(self, lines: Sequence[bytes]) -> _Results:
-        """Decode lines; return the first result of each request, and count the other lines."""
-        results = list(map(self._codec.decode, lines))
+    def _known(self, lines: Sequence[bytes]) -> tuple[bytes, ResultColumns] | None:
+        """Decode lines; return the packed ids and the first result of each request, and count the other lines."""
+        if isinstance(self._codec, ColumnCodec):
+            results = self._codec.decode_all(lines)
+        else:
+            results = ResultColumns.of(map(self._codec.decode, lines))
         if self._facts.cause is Cause.CANCELED:
             # Vendors have lines for canceled requests, too, which do not say who canceled them.
-            results = [
-                self._waiting(result, Cause.CANCELED) if result.outcome is Outcome.CANCELED else result
-                for result in results
-            ]
-        ids = self._expected.take([result.custom_id for result in results])
+            for at, outcome in enumerate(results.outcomes):
+                if outcome is Outcome.CANCELED:
+                    waiting = self._waiting(results.result(at), Cause.CANCELED)
+                    results.reasons[at], results.retryable[at] = waiting.reason, waiting.retryable
+        ids = self._expected.take(results.custom_ids)
         # Mostly every line is as it should be.
         if ids is not None:
             return ids, results
         request_ids, firsts = [], []
-        for line, result in zip(lines, results, strict=True):
+        for at, line in enumerate(lines):
+            result = results.result(at)
             request_id = request_id_of(result.custom_id, self._facts.nonce)
             if request_id is not None and self._expected.take_one(request_id):
                 request_ids.append(request_id)
                 firsts.append(result)
             elif not line.isspace():
                 self._count(result, request_id)
-        return packed(request_ids), firsts
+        return (packed(request_ids), ResultColumns.of(firsts)) if firsts else None
 
     def _count(self, result: Result, request_id: str | None) -> None:
         """Count a line that is no result of the shard, or not the first of its request."""
@@ -424,45 +429,47 @@ class Reconciler:
 
     def _tables(self, read: Iterable[_Read | None]) -> Iterator[pa.Table]:
         for group in _groups(filter(None, read)):
-            ids, lines, replies = zip(*group, strict=True)
-            columns = [list(chain.from_iterable(parts)) for parts in zip(*lines, strict=True)]
-            arrays = {
-                field.name: _array(values, field.type) for values, field in zip(columns, _LINE_FIELDS, strict=False)
-            }
-            *counts, extras = columns[len(_LINE_FIELDS) :]
+            ids, lines, extras, replies = zip(*group, strict=True)
+            columns = pa.concat_tables(lines).combine_chunks()
+            arrays = {name: columns[name].combine_chunks() for name in columns.column_names}
             arrays["llm_request_id"] = _texts(b"".join(ids))
-            yield self._table({**arrays, **_tokens(counts)}, extras, pa.concat_tables(replies).combine_chunks())
+            yield self._table(arrays, list(chain.from_iterable(extras)), pa.concat_tables(replies).combine_chunks())
 
-    def _read(self, results: list[Result]) -> tuple[list[Sequence[Any]], pa.Table]:
-        """Return the values of each of _LINE_FIELDS and of Usage, and the columns of the response."""
-        _, outcomes, texts, vectors, *others = zip(*results, strict=True)
-        replies: Sequence[Any] = vectors if self._embeds else texts
+    def _read(self, ids: bytes, results: ResultColumns) -> _Read:
+        """Return results as they stand in a table, but for what is the same in all or is a matter of their cost."""
+        outcomes, reasons = results.outcomes, results.reasons
+        texts: Sequence[Any] = results.texts
+        vectors: Sequence[Any] = results.embeddings
         all_succeeded = outcomes.count(_SUCCEEDED) == len(outcomes)
         if not all_succeeded:
             self._names_unrun = self._names_unrun or not set(_NEVER_RAN).isdisjoint(outcomes)
-            pairs = zip(replies, outcomes, strict=True)
-            replies = [reply if outcome is _SUCCEEDED else None for reply, outcome in pairs]
-        nothing = [None] * len(replies)
-        kept: Sequence[str | None] = nothing
-        given = (nothing, replies) if self._embeds else (replies, nothing)
-        parsed = self._reader.read(*given, may_be_fenced=self._may_be_fenced)
+            texts, vectors = (
+                [value if outcome is _SUCCEEDED else None for value, outcome in zip(values, outcomes, strict=True)]
+                for values in (texts, vectors)
+            )
+        parsed = self._reader.read(texts, vectors, may_be_fenced=self._may_be_fenced)
+        replies = vectors if self._embeds else texts
+        kept: Sequence[str | None] = [None] * len(outcomes)
         if not (all_succeeded and all(replies)) or any(parsed.reasons) or parsed.fenced:
             for at in parsed.fenced:
-                results[at] = results[at]._replace(reason=FENCED)
+                reasons[at] = FENCED
             for at, (reply, reason) in enumerate(zip(replies, parsed.reasons, strict=True)):
                 if outcomes[at] is _SUCCEEDED and (reason is not None or not reply):
-                    results[at] = _misfit(results[at], reason or "the reply is empty")
-            _, outcomes, texts, _, *others = zip(*results, strict=True)
-            kept = [None if outcome is _SUCCEEDED else text for outcome, text in zip(outcomes, texts, strict=True)]
-        reasons, retryable, finish_reasons, models, usages, _ = others
-        tokens = zip(*(_NO_USAGE if usage is None else usage for usage in usages), strict=True)
+                    outcomes[at], results.retryable[at] = Outcome.INVALID, True
+                    reasons[at] = _misfit(reason or "the reply is empty", results.finish_reasons[at])
+            pairs = zip(results.texts, outcomes, strict=True)
+            kept = [None if outcome is _SUCCEEDED else text for text, outcome in pairs]
         columns = parsed.columns
         if self._has_logprob:
             is_json = self._reader.format.kind is ResponseKind.JSON
-            columns = columns.append_column(
-                LOGPROB, pa.array([_logprob(each, is_json) for each in results], LOGPROB.type)
-            )
-        return [outcomes, reasons, retryable, kept, finish_reasons, models, *tokens], columns
+            known = [
+                label_logprob(text, tokens, is_json=is_json) if outcome is _SUCCEEDED and text and tokens else None
+                for outcome, text, tokens in zip(outcomes, results.texts, results.logprobs, strict=True)
+            ]
+            columns = columns.append_column(LOGPROB, pa.array(known, LOGPROB.type))
+        values: Any = (outcomes, reasons, results.retryable, kept, results.finish_reasons, results.models)
+        arrays = [_array(column, field.type) for column, field in zip(values, _LINE_FIELDS, strict=True)]
+        return ids, pa.table([*arrays, *_tokens(results.tokens)], _LINE_NAMES), results.extras, columns
 
     def _table(
         self, line_columns: Mapping[str, pa.Array], extras: Sequence[Extra | None], replies: pa.Table
@@ -502,8 +509,8 @@ class Reconciler:
         return pa.table([*columns, *replies.columns], schema=self._schema)
 
 
-_Read = tuple[bytes, list[Sequence[Any]], pa.Table]
-"""Packed ids of requests, the values of each of their line's fields, and the columns of the response."""
+_Read = tuple[bytes, pa.Table, list[Extra | None], pa.Table]
+"""Packed ids of requests, the columns _LINE_NAMES, what is billed beside tokens, and the columns of the response."""
 
 
 def _groups(read: Iterable[_Read]) -> Iterator[list[_Read]]:
@@ -541,20 +548,14 @@ def _sum(values: pa.Array) -> Any:
     return pc.sum(values, min_count=0).as_py()
 
 
-def _logprob(result: Result, is_json: bool) -> float | None:
-    if result.outcome is not _SUCCEEDED or result.logprobs is None or result.text is None:
-        return None
-    return label_logprob(result.text, result.logprobs, is_json=is_json)
+def _misfit(reason: str, finish_reason: str | None) -> str:
+    """Return the reason of a reply that does not fit the response."""
+    if finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
+        return f"the reply was cut at its token limit ({reason})"
+    return reason
 
 
-def _misfit(result: Result, reason: str) -> Result:
-    """Return the result of a reply that does not fit the response."""
-    if result.finish_reason in ("length", "max_output_tokens", "max_tokens", "model_context_window_exceeded"):
-        reason = f"the reply was cut at its token limit ({reason})"
-    return result._replace(outcome=Outcome.INVALID, reason=reason, retryable=True)
-
-
-def _tokens(columns: Sequence[Sequence[int | None]]) -> dict[str, pa.Array]:
+def _tokens(columns: Sequence[Sequence[int | None]]) -> list[pa.Array]:
     """Return an array for each of TOKENS. Impossible counts are null in all: then the cost is not known."""
     try:
         tokens = [_array(values, pa.int64()) for values in columns]
@@ -562,13 +563,12 @@ def _tokens(columns: Sequence[Sequence[int | None]]) -> dict[str, pa.Array]:
         bounds = [bound for counts in tokens for bound in pc.min_max(counts).as_py().values() if bound is not None]
         fits = pc.less_equal(pc.add_checked(read, written), inputs)
         if all(0 <= bound <= _MOST_TOKENS for bound in bounds) and pc.all(fits, min_count=0).as_py():
-            return dict(zip(TOKENS, tokens, strict=True))
+            return tokens
     except (OverflowError, pa.ArrowInvalid):
         pass
     usages = [None if None in row else Usage(*row) for row in zip(*columns, strict=True)]
     possible = [_NO_USAGE if usage is None or not _can_be(usage) else usage for usage in usages]
-    rows = zip(*possible, strict=True)
-    return {name: pa.array(values, pa.int64()) for name, values in zip(TOKENS, rows, strict=False)}
+    return [pa.array(values, pa.int64()) for values in list(zip(*possible, strict=True))[: len(TOKENS)]]
 
 
 def _can_be(usage: Usage | None) -> bool:

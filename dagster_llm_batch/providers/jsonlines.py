@@ -27,6 +27,7 @@ __all__ = [
     "MAX_REASON_CHARS",
     "check_roles",
     "decode_line",
+    "decode_usual",
     "dumps",
     "encode_image",
     "quote",
@@ -125,6 +126,17 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
             yield from lines
     if rest := b"".join(held):
         yield rest + b"\n"
+
+
+def decode_usual(lines: Iterable[bytes], decoder: msgspec.json.Decoder[_Read]) -> tuple[list[_Read], list[int]]:
+    """Decode the lines that fit the decoder; the second has the places of the others."""
+    decode, read, others = decoder.decode, [], []
+    for at, line in enumerate(lines):
+        try:
+            read.append(decode(line))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            others.append(at)
+    return read, others
 
 
 @contextmanager

@@ -197,13 +197,14 @@ def test_vectors_come_in_tables_of_bounded_size_and_none_is_lost() -> None:
 
     class Vectors(PlainCodec):
         def decode(self, line: bytes) -> Result:
-            return Result(line.decode(), Outcome.SUCCEEDED, embedding=vector)
+            name, given = msgspec.json.decode(line)
+            return Result(name, Outcome.SUCCEEDED, embedding=given)
 
     ids = [f"{number:040x}" for number in range(3_000)]
     shard = ShardFacts(NONCE, BatchStatus.ENDED, "any", "b", 1, None)
     reconciler = Reconciler(Vectors(), Reader(Embedding()), TARIFF, shard, packed(ids))
     seen, largest = [], 0
-    for table in reconciler.tables(custom_id(NONCE, one).encode() for one in ids):
+    for table in reconciler.tables(msgspec.json.encode([custom_id(NONCE, one), vector]) for one in ids):
         assert table["embedding"][0].as_py() == vector
         seen += table["llm_request_id"].to_pylist()
         largest = max(largest, table.nbytes)

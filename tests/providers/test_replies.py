@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import inf
@@ -16,13 +16,27 @@ from hypothesis import strategies as st
 
 from dagster_llm_batch.core.pricing import tariff
 from dagster_llm_batch.providers.anthropic.replies import read_line as read_anthropic
+from dagster_llm_batch.providers.anthropic.replies import read_lines as read_all_anthropic
+from dagster_llm_batch.providers.bedrock.replies import read_claude_lines
 from dagster_llm_batch.providers.bedrock.replies import read_line as read_bedrock
-from dagster_llm_batch.providers.google.replies import read_google_line
+from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
+from dagster_llm_batch.providers.openai_api.replies import read_chat_lines
 from dagster_llm_batch.providers.openai_api.replies import read_line as read_openai
-from dagster_llm_batch.types import BatchLimits, Endpoint, Outcome, PriceBasis, RequestSpec, Result, TokenLogprob, Usage
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Endpoint,
+    Outcome,
+    PriceBasis,
+    RequestSpec,
+    Result,
+    ResultColumns,
+    TokenLogprob,
+    Usage,
+)
 
 Read = Callable[[bytes], Result]
+ReadAll = Callable[[Sequence[bytes]], ResultColumns]
 Wire = Mapping[str, Any]
 
 WIRE: dict[str, list[Wire]] = {
@@ -47,6 +61,22 @@ def reader(vendor: str, wire: Wire) -> Read:
     return READERS[wire.get("reader") or wire.get("endpoint") or vendor]
 
 
+READERS_OF_MANY: list[tuple[Read, ReadAll]] = [
+    (read_anthropic, read_all_anthropic),
+    (read_bedrock, read_claude_lines),
+    (read_google_line, read_google_lines),
+    (READERS[Endpoint.CHAT], read_chat_lines),
+]
+
+
+def assert_same_together(read: Read, lines: Sequence[bytes]) -> None:
+    """Check that whatever reads lines like these at once gives what `read` gives for each."""
+    for of_one, read_all in READERS_OF_MANY:
+        if of_one is read:
+            columns = read_all(lines)
+            assert [columns.result(at) for at in range(len(lines))] == list(map(read, lines))
+
+
 def named(vendor: str, name: str) -> Wire:
     return next(wire for wire in WIRE[vendor] if wire["name"] == name)
 
@@ -65,6 +95,19 @@ def test_a_documented_line_reads_as_its_result_in_one_go_and_taken_apart(vendor,
     read, line = reader(vendor, wire), wire["line"].encode()
     assert read(line) == wanted(wire)
     assert read(BOM + line.removeprefix(BOM)) == wanted(wire)
+
+
+@pytest.mark.parametrize(("read", "read_all"), READERS_OF_MANY)
+def test_lines_read_at_once_are_as_each_by_itself(read, read_all):
+    lines = [
+        line
+        for vendor, wires in WIRE.items()
+        for wire in wires
+        for line in (wire["line"].encode(), BOM + wire["line"].encode(), b"\n")
+        if reader(vendor, wire) is read
+    ]
+    columns = read_all(lines)
+    assert [columns.result(at) for at in range(len(lines))] == list(map(read, lines))
 
 
 @pytest.mark.parametrize("vendor", WIRE)
@@ -220,6 +263,7 @@ def test_a_bent_line_has_one_outcome_with_its_reason_in_one_go_and_taken_apart(v
     else:
         assert result.reason
     assert read(BOM + line) == result
+    assert_same_together(read, [line, BOM + line, line])
 
 
 outputs = st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=4)

@@ -22,7 +22,7 @@ from typing import Any
 
 from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.anthropic.replies import read_line
+from dagster_llm_batch.providers.anthropic.replies import read_line, read_lines
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quoted
@@ -91,6 +91,7 @@ class AnthropicLines:
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 
     decode = staticmethod(read_line)  # see Codec.decode
+    decode_all = staticmethod(read_lines)  # see ColumnCodec.decode_all
 
     def _before_content(self, system: str | None) -> bytes:
         """Return a line from its custom_id to what the user says."""

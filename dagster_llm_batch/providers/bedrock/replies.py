@@ -17,17 +17,17 @@ Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-re
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
 
-from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
 from dagster_llm_batch.providers.usage import CHAT, CLAUDE, CONVERSE, claude_extra, extra_of
-from dagster_llm_batch.types import Extra, Outcome, Result, Usage
+from dagster_llm_batch.types import Extra, Outcome, Result, ResultColumns, Usage
 
-__all__ = ["read_line"]
+__all__ = ["read_claude_lines", "read_line"]
 
 _NULL = Raw(b"null")
 _RETRYABLE_STATUSES = frozenset({408, 429})
@@ -58,6 +58,48 @@ class _Answered(Struct):
     error: None = None
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _UsualBlock(Struct, gc=False):
+    type: Literal["text"]
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class _UsualCreation(Struct, gc=False, forbid_unknown_fields=True):
+    ephemeral_5m_input_tokens: _Count = 0
+    ephemeral_1h_input_tokens: _Count = 0
+
+
+class _UsualUsage(Struct, gc=False, forbid_unknown_fields=True):
+    input_tokens: _Count
+    output_tokens: _Count
+    cache_read_input_tokens: _Count = 0
+    cache_creation_input_tokens: _Count = 0
+    cache_creation: _UsualCreation | None = None
+
+
+class _UsualMessage(Struct, gc=False, forbid_unknown_fields=True):
+    """A reply of Claude's of one text and plain tokens: what nearly all its lines hold."""
+
+    type: Literal["message"]
+    content: tuple[_UsualBlock]
+    usage: _UsualUsage
+    model: str | None = None
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence"] | None = None
+    id: str | None = None
+    role: str | None = None
+    stop_sequence: str | None = None
+    stop_details: None = None
+
+
+class _UsualLine(Struct, gc=False):
+    recordId: str  # noqa: N815
+    modelOutput: _UsualMessage  # noqa: N815
+    error: None = None
+
+
+_USUAL = msgspec.json.Decoder(_UsualLine)
 _LINE = msgspec.json.Decoder(_Line)
 _ANSWERED = msgspec.json.Decoder(_Answered)
 
@@ -77,6 +119,29 @@ def read_line(line: bytes) -> Result:
         return _named(_output(read.modelOutput), read.recordId)
     except (*_WRONG, RecursionError):  # those of msgspec are ValueErrors
         return _read_bent_line(line)
+
+
+def read_claude_lines(lines: Sequence[bytes]) -> ResultColumns:
+    """Read result lines of a model of Claude's, each as `read_line` does."""
+    read, others = decode_usual(lines, _USUAL)
+    messages = [line.modelOutput for line in read]
+    columns = ResultColumns.of_texts(
+        [line.recordId for line in read],
+        [message.content[0].text for message in messages],
+        [message.stop_reason for message in messages],
+        [message.model for message in messages],
+        [_counts(message.usage) for message in messages],
+    )
+    for at in others:
+        columns.insert(at, read_line(lines[at]))
+    return columns
+
+
+def _counts(usage: _UsualUsage) -> tuple[int, int, int, int, int, int]:
+    """Return the counts of a usage in the order of TOKENS."""
+    read, write = usage.cache_read_input_tokens, usage.cache_creation_input_tokens
+    hourly = 0 if usage.cache_creation is None else usage.cache_creation.ephemeral_1h_input_tokens
+    return usage.input_tokens + read + write, usage.output_tokens, read, write, hourly, 0
 
 
 def _read_bent_line(line: bytes) -> Result:

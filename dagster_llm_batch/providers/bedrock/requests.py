@@ -13,7 +13,7 @@ Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-da
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,10 +21,10 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
-from dagster_llm_batch.providers.bedrock.replies import read_line
+from dagster_llm_batch.providers.bedrock.replies import read_claude_lines, read_line
 from dagster_llm_batch.providers.jsonlines import dumps, quote
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec
+from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec, ResultColumns
 
 __all__ = ["BedrockLines"]
 
@@ -77,6 +77,12 @@ class BedrockLines:
         return line.encode("ascii")
 
     decode = staticmethod(read_line)  # see Codec.decode
+
+    def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
+        """Return result lines by column; see ColumnCodec.decode_all."""
+        if self._family is Family.CLAUDE:
+            return read_claude_lines(lines)
+        return ResultColumns.of(map(read_line, lines))
 
     def record_of(self, line: bytes) -> bytes:
         """Return the line as Bedrock gets it."""

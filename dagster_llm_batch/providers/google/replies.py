@@ -19,17 +19,17 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct, field
 
 from dagster_llm_batch.core.logprobs import read_tokens
-from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line
+from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
 from dagster_llm_batch.providers.usage import GEMINI, extra_of
-from dagster_llm_batch.types import Extra, Outcome, Result, Usage
+from dagster_llm_batch.types import Extra, Outcome, Result, ResultColumns, Usage
 
-__all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_parts"]
+__all__ = ["RETRYABLE_RPC_CODES", "Line", "error_result", "read_google_line", "read_google_lines", "read_parts"]
 
 RETRYABLE_RPC_CODES = frozenset({4, 8, 10, 13, 14})
 """google.rpc.Code: deadline, exhausted, aborted, internal, unavailable."""
@@ -137,6 +137,46 @@ class _Answered(Struct):
     error: None = None
 
 
+class _UsualPart(Struct, gc=False):
+    text: Annotated[str, msgspec.Meta(min_length=1)]
+    thought: None = None
+
+
+class _UsualContent(Struct, gc=False):
+    parts: tuple[_UsualPart]
+
+
+class _UsualCandidate(Struct, gc=False):
+    content: _UsualContent
+    finish_reason: Literal["STOP"] | None = field(name="finishReason", default=None)
+    grounding: None = field(name="groundingMetadata", default=None)
+    logprobs: None = field(name="logprobsResult", default=None)
+
+
+class _UsualUsage(_PlainUsage, rename="camel", kw_only=True, gc=False, forbid_unknown_fields=True):
+    prompt_token_count: int
+    candidates_token_count: int
+
+
+class _UsualReply(Struct, gc=False):
+    """A reply of one text and plain tokens: what nearly all lines hold."""
+
+    candidates: tuple[_UsualCandidate]
+    usage: _UsualUsage = field(name="usageMetadata")
+    model_version: str | None = field(name="modelVersion", default=None)
+    error: None = None
+
+
+class _UsualLine(Struct, gc=False):
+    response: _UsualReply
+    custom_id: str | None = None
+    key: str | None = None
+    metadata: None = None
+    status: Literal[""] | None = None
+    error: None = None
+
+
+_USUAL = msgspec.json.Decoder(_UsualLine)
 _ANSWERED = msgspec.json.Decoder(_Answered)
 _LINE = msgspec.json.Decoder(Line)
 _REPLY = msgspec.json.Decoder(_Reply)
@@ -159,6 +199,23 @@ def read_google_line(line: bytes) -> Result:
     usage = None if reply.usage is None else _tokens(reply.usage)
     finish = "length" if finish == _CUT_SHORT else finish
     return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, reply.model_version, usage, None))
+
+
+def read_google_lines(lines: Sequence[bytes]) -> ResultColumns:
+    """Read result lines, each as `read_google_line` does."""
+    read, others = decode_usual(lines, _USUAL)
+    replies = [line.response for line in read]
+    candidates = [reply.candidates[0] for reply in replies]
+    columns = ResultColumns.of_texts(
+        [line.key if line.custom_id is None else line.custom_id for line in read],
+        [candidate.content.parts[0].text for candidate in candidates],
+        [candidate.finish_reason for candidate in candidates],
+        [reply.model_version for reply in replies],
+        [_counts(reply.usage) for reply in replies],
+    )
+    for at in others:
+        columns.insert(at, read_google_line(lines[at]))
+    return columns
 
 
 def _read_bent_line(line: bytes) -> Result:
@@ -322,13 +379,14 @@ _DEAR_GROUNDS = frozenset(
 
 
 def _tokens(read: _Usage) -> Usage | None:
-    if read.prompt_token_count is None and read.candidates_token_count is None:
-        return None
+    is_told = read.prompt_token_count is not None or read.candidates_token_count is not None
+    return Usage(*_counts(read)) if is_told else None
+
+
+def _counts(read: _Usage) -> tuple[int, int, int, int, int, int]:
+    """Return the counts of a usage in the order of TOKENS."""
     # Thinking is billed as output, and is no part of the candidates' tokens. The vendor's total is absent at times.
     thoughts = read.thoughts_token_count or 0
-    return Usage(
-        input_tokens=(read.prompt_token_count or 0) + (read.tool_use_prompt_token_count or 0),
-        output_tokens=(read.candidates_token_count or 0) + thoughts,
-        cache_read_tokens=read.cached_content_token_count or 0,
-        reasoning_tokens=thoughts,
-    )
+    given = (read.prompt_token_count or 0) + (read.tool_use_prompt_token_count or 0)
+    made = (read.candidates_token_count or 0) + thoughts
+    return given, made, read.cached_content_token_count or 0, 0, 0, thoughts

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
-from dagster_llm_batch.providers.google.replies import read_google_line
+from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote
@@ -77,6 +77,7 @@ class GoogleLines:
         return line.encode("ascii")
 
     decode = staticmethod(read_google_line)  # see Codec.decode
+    decode_all = staticmethod(read_google_lines)  # see ColumnCodec.decode_all
 
     def _system_instruction(self, text: str | None) -> str:
         if not text:

@@ -14,18 +14,27 @@ Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
-from dagster_llm_batch.providers.openai_api.replies import read_line
+from dagster_llm_batch.providers.openai_api.replies import read_chat_lines, read_line
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.servers import Server
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind, Result
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Endpoint,
+    Image,
+    Request,
+    RequestSpec,
+    ResponseKind,
+    Result,
+    ResultColumns,
+)
 
 __all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
 
@@ -113,6 +122,12 @@ class OpenAILines:
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""
         return read_line(line, self._endpoint)
+
+    def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
+        """Return result lines by column; see ColumnCodec.decode_all."""
+        if self._endpoint is Endpoint.CHAT:
+            return read_chat_lines(lines)
+        return ResultColumns.of(map(self.decode, lines))
 
     def _before_content(self, system: str | None) -> bytes:
         """Return a line from its custom_id to what the user says."""
