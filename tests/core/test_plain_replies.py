@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, StrEnum
 from typing import Annotated, Any, Literal
 
@@ -433,7 +434,8 @@ def test_any_plain_model_gives_the_columns_and_reasons_of_pydantic() -> None:
         reader, slow = Reader(model), Reader(model)
         assert reader._plain is not None
         slow._plain = None
-        quick += reader._read_plain(replies) is not None
+        with suppress(ValueError):
+            quick += len(list(map(reader._plain, replies)))
         for texts in (replies, *([one] for one in replies)):
             found, wanted = (each.read(texts, [None] * len(texts)) for each in (reader, slow))
             assert found.reasons == wanted.reasons
