@@ -25,7 +25,7 @@ from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.engine.activity import orphans
+from dagster_llm_batch.engine.activity import find_held_queues, orphans
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.prune import is_pruned
@@ -392,6 +392,9 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     for submission, shard in starved:
         problem, then = advise_on_no_room(submission, shard, now)
         yield Finding("room in queues", Severity.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
+    held = find_held_queues(engine.deployment)
+    for problem, then in held:
+        yield Finding("queues", Severity.PROBLEM, problem, f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
@@ -404,7 +407,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
-    if not (doubtful or unseen or late or starved or stopping):
+    if not (doubtful or unseen or late or starved or held or stopping):
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 

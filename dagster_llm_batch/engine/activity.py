@@ -11,7 +11,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
-from dagster_llm_batch.engine.submit_queue import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, can_go
+from dagster_llm_batch.engine.status import Advice, advise_on_holders
+from dagster_llm_batch.engine.submit_queue import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, can_go, has_room
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
@@ -31,6 +32,7 @@ __all__ = [
     "can_send",
     "count_lost",
     "find_first_unsent",
+    "find_held_queues",
     "look_out",
     "orphans",
 ]
@@ -129,6 +131,21 @@ def can_send(deployment: Deployment, submission: Submission) -> bool:
     shards = deployment.ledger.shards(submission.submission_id)
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
     return can_go(deployment, planned, late=deployment.is_late(submission))
+
+
+def find_held_queues(deployment: Deployment) -> list[Advice]:
+    """Return which declared queues are full of what nobody looks after any more, while something waits for them."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    found: dict[tuple[str, str, str | None], Advice] = {}
+    for shard in ledger.queues_waited_for(namespace) if deployment.queue_limits else ():
+        limit, model = deployment.queue_limit(shard.provider, shard.model)
+        queue = (shard.provider, shard.account, model)
+        if limit is None or queue in found or has_room(deployment, [shard]):
+            continue
+        if holders := ledger.queue_holders(namespace, shard, deployment.present(shard), model):
+            name = shard.provider if model is None else f"{shard.provider}/{model}"
+            found[queue] = advise_on_holders(name, limit, holders)
+    return list(found.values())
 
 
 class Orphan(NamedTuple):

@@ -40,7 +40,7 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Presence, Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 
@@ -497,9 +497,11 @@ class Deployment:
 
     def _patience(self, shard: Shard) -> timedelta:
         """Return how long the shard's batch may take, or wait for room, before a person is told."""
-        if self.overdue_after is not None:
-            return self.overdue_after
-        return _GRACE * window_of(self.providers.get(shard.provider))
+        return self.overdue_after or _GRACE * window_of(self.providers.get(shard.provider))
+
+    def present(self, shard: Shard) -> Presence:
+        """Return what counts now as in the queue of the shard's provider."""
+        return Presence.at(self.clock(), window_of(self.providers.get(shard.provider)))
 
     def is_starved(self, shard: Shard) -> bool:
         """Return whether the shard waits for room in its provider's queue for longer than a batch may take."""

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
-from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
@@ -24,6 +24,7 @@ __all__ = [
     "Unsent",
     "advise_on_change",
     "advise_on_doubt",
+    "advise_on_holders",
     "advise_on_lost_levels",
     "advise_on_lost_manifest",
     "advise_on_money",
@@ -135,6 +136,23 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
         f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
         "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
         f"cancel {submission.submission_id}` gives them up",
+    )
+
+
+def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder]) -> Advice:
+    """Return which batches of other namespaces fill a queue and are looked after by nobody, and what a person can do."""
+    held = "; ".join(
+        f"{holder.batches:,} of namespace '{holder.namespace}', the oldest sent {holder.sent_at:%Y-%m-%d %H:%M} UTC "
+        f"(shards {', '.join(holder.shard_ids)}{', …' if holder.batches > len(holder.shard_ids) else ''})"
+        for holder in holders
+    )
+    last = max(holder.leaves_at for holder in holders)
+    return Advice(
+        f"batches wait since {limit} of {queue} is used up, in part by batches that nobody has asked about for an "
+        f"hour: {held}",
+        "Turn on the sensor of that namespace, which takes them home, or give each up with `dagster-llm-batch resolve "
+        f"{holders[0].shard_ids[0]} --lost`, which does not stop it. If nobody does, none of them counts any more from "
+        f"{last:%Y-%m-%d %H:%M} UTC on",
     )
 
 

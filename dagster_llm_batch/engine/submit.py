@@ -33,7 +33,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -115,8 +115,7 @@ def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], 
     """Return a function that yields copies of the shard's shortest request, which cost least."""
     if not padding:
         return lambda: iter(())
-    requests = requests_of(payloads, shard.path, shard.nonce)
-    request_id, line = min(requests, key=lambda request: len(request[1]))
+    request_id, line = min(requests_of(payloads, shard.path, shard.nonce), key=lambda request: len(request[1]))
     own = custom_id(shard.nonce, request_id)
     return lambda: (renamed(line, own, padding_id(number), shard.nonce) for number in range(padding))
 
@@ -204,7 +203,8 @@ def plan_next_try(
         return {**fields, "no_room_at": None, "most_tokens": None}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
     sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
-    beside = ledger.tokens_beside(shards, since=sent_at)
+    tokens_since = partial(ledger.tokens_beside, shards, deployment.present(first))
+    beside = tokens_since(since=sent_at)
     is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
     most: int | None = None
     if beside:
@@ -214,7 +214,7 @@ def plan_next_try(
         most = max(tokens // 2, *(shard.tokens for shard in shards))
     elif first.requests > 1 and is_too_large:
         most = tokens - 1
-    elif smaller_helps and first.no_room_at is not None and ledger.tokens_beside(shards, since=first.no_room_at):
+    elif smaller_helps and first.no_room_at is not None and tokens_since(since=first.no_room_at):
         return None
     return {**fields, "no_room_at": now, "most_tokens": most, "refused_at": now, "refused_tokens": beside + tokens}
 

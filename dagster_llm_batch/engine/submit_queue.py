@@ -131,7 +131,11 @@ class Dispatcher:
             most = _most_at_once(self._deployment, batch)
             if most is not None and len(batch) == 1 and not self._is_realtime(labeling, batch):
                 inside = tokens.get(labeling.model)
-                inside = self._deployment.ledger.tokens_beside(batch) if inside is None else inside
+                inside = (
+                    self._deployment.ledger.tokens_beside(batch, self._deployment.present(batch[0]))
+                    if inside is None
+                    else inside
+                )
                 if inside and inside + batch[0].tokens > most:
                     self._waits(batch[0].submission_id)
                     continue
@@ -490,7 +494,7 @@ def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     most = _most_at_once(deployment, batch)
     if most is None:
         return True
-    beside = deployment.ledger.tokens_beside(batch)
+    beside = deployment.ledger.tokens_beside(batch, deployment.present(batch[0]))
     # Alone it goes: whether it fits is for the provider to say.
     return not beside or beside + sum(shard.tokens for shard in batch) <= most
 
@@ -513,7 +517,7 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
         return True
     tokens, now = sum(shard.tokens for shard in batch), deployment.clock()
     most = min((shard.most_tokens for shard in batch if shard.most_tokens is not None), default=None)
-    beside = deployment.ledger.tokens_beside(batch)
+    beside = deployment.ledger.tokens_beside(batch, deployment.present(batch[0]))
     if beside and most is not None and beside + tokens > most:
         return False
     own, seen = {shard.shard_id for shard in batch}, (now - _PLACE_KEPT, now)
@@ -536,9 +540,9 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
-    now = deployment.clock()
+    present = deployment.present(batch[0])
     ahead = deployment.ledger.queue_ahead(
-        deployment.namespace, batch, seen=(now - _PLACE_KEPT, now), longest_pause=LONGEST_PAUSE, model=model
+        deployment.namespace, batch, present=present, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)
     # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.

@@ -321,10 +321,18 @@ class Tick:
         """Add a text to what the tick says at its end."""
         self._notes[text] = None
 
+    def _tell_of_held_queues(self) -> None:
+        if self._engine.deployment.queue_limits:
+            from dagster_llm_batch.engine.activity import find_held_queues  # noqa: PLC0415 - few have limits of queues
+
+            for advice in find_held_queues(self._engine.deployment):
+                self.note(str(advice))
+
     def ready(self) -> list[Ready]:
         """Return the partitions that a run can advance, those of the oldest submissions first."""
         with self.apart("places in queues"):
             self._engine.keep_places(list(self._labels))
+            self._tell_of_held_queues()
         # Read anew: polling has moved shards since the tick began.
         self._after = self._progress()
         if not self._after:

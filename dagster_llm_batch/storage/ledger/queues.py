@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import Queued, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, Shard, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import is_due, looked_after
 from dagster_llm_batch.types import Lane
@@ -17,6 +18,10 @@ from dagster_llm_batch.types import Lane
 __all__ = ["QueueQueries", "may_go"]
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
+_SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
+
+# Of a queue's holders so many shards are named to a person.
+_NAMED = 3
 
 
 class QueueQueries:
@@ -29,28 +34,33 @@ class QueueQueries:
         namespace: str,
         batch: Sequence[Shard],
         *,
-        seen: tuple[datetime, datetime],
+        present: Presence,
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
         """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
 
-        Only of `model`, or of all. Whatever was sent counts, from any namespace of this ledger; what waits counts while
-        somebody looks after it: did so between the two times of `seen` (`Ledger.keep_places`), and its pause is over.
-        No pause is longer than `longest_pause`.
+        Only of `model`, or of all. What was sent counts while it is `present`, from any namespace of this ledger; what
+        waits counts while somebody looks after it (`Ledger.keep_places`), and its pause is over. No pause is longer
+        than `longest_pause`.
         """
-        first, (_, now) = batch[0], seen
+        first, now = batch[0], present.now
         planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == first.shard_id).scalar_subquery()
         older = sa.tuple_(SHARD.c.planned_at, SHARD.c.shard_id) < sa.tuple_(planned_at, first.shard_id)
         # No join: with what was sent, all submissions that there ever were would be read.
         going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
-        waits = (SHARD.c.state == ShardState.PLANNED) & SHARD.c.submission_id.in_(going) & older & looked_after(*seen)
+        waits = (
+            (SHARD.c.state == ShardState.PLANNED)
+            & SHARD.c.submission_id.in_(going)
+            & older
+            & looked_after(present.seen_since, now)
+        )
         # A batch is counted by its carrier. To count different ids takes the database three times as long.
         counted = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
         query = (
             sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in counted))
             .where(SHARD.c.provider == first.provider, SHARD.c.account == first.account, SHARD.c.lane == Lane.BATCH)
-            .where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits, is_due(now, longest_pause))
+            .where(_is_in_queue(present) | waits, is_due(now, longest_pause))
             .where(SHARD.c.shard_id.not_in([each.shard_id for each in batch]))
         )
         with self._database.read() as connection:
@@ -71,12 +81,53 @@ class QueueQueries:
             # Where all were sent meanwhile, none of them waits for another.
             return next((by_id[shard_id] for shard_id in ids if shard_id in by_id), shards[0])
 
-    def tokens_beside(self, shards: Sequence[Shard], *, since: datetime | None = None) -> int:
+    def queues_waited_for(self, namespace: str) -> list[Shard]:
+        """Return, of the batches that wait to be sent, one of each provider, account and model."""
+        same = (SHARD.c.provider, SHARD.c.account, SHARD.c.model)
+        join = SUBMISSION.c.submission_id == SHARD.c.submission_id
+        first = sa.select(sa.func.min(SHARD.c.shard_id)).join(SUBMISSION, join)
+        first = first.where(may_go(namespace), SHARD.c.lane == Lane.BATCH).group_by(*same)
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(SHARD).where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
+            return [from_row(Shard, row) for row in rows]
+
+    def queue_holders(self, namespace: str, shard: Shard, present: Presence, model: str | None) -> list[QueueHolder]:
+        """Return what of other namespaces is in the queue of this shard's provider and account, and not looked after.
+
+        Only of `model`, or of all. By namespace; whose batches have been there longest comes first.
+        """
+        asked_at = sa.func.coalesce(SHARD.c.polled_at, _SENT_AT).label("asked_at")
+        query = (
+            sa.select(SUBMISSION.c.namespace, SHARD.c.shard_id, _SENT_AT.label("sent_at"), asked_at)
+            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+            .where(_is_in_queue(present), SHARD.c.carrier.is_(None), SUBMISSION.c.namespace != namespace)
+            .order_by(_SENT_AT, SHARD.c.shard_id)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(query if model is None else query.where(SHARD.c.model == model)).all()
+        held: dict[str, list[Any]] = {}
+        for row in rows:
+            # A place that was kept for it while it was planned says nothing of the time since.
+            if max(row.sent_at, row.asked_at) < present.seen_since:
+                held.setdefault(row.namespace, []).append(row)
+        return [
+            QueueHolder(
+                namespace=name,
+                batches=len(own),
+                shard_ids=[row.shard_id for row in own[:_NAMED]],
+                sent_at=own[0].sent_at,
+                leaves_at=present.leaves_at(own[-1].sent_at),
+            )
+            for name, own in held.items()
+        ]
+
+    def tokens_beside(self, shards: Sequence[Shard], present: Presence, *, since: datetime | None = None) -> int:
         """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
 
-        With `since`, what was in flight at any time since then.
+        What is `present` counts. With `since`, what was in flight at any time since then.
         """
-        flying: sa.ColumnElement[bool] = SHARD.c.state.in_(sorted(IN_FLIGHT))
+        flying = _is_in_queue(present)
         if since is not None:
             flying |= (SHARD.c.ended_at >= since) & SHARD.c.batch_id.is_not(None)
         query = sa.select(sa.func.coalesce(sa.func.sum(SHARD.c.tokens), 0))
@@ -95,6 +146,12 @@ class QueueQueries:
         with self._database.read() as connection:
             rows = connection.execute(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)).mappings()
             return [from_row(Shard, row) for row in rows]
+
+
+def _is_in_queue(present: Presence) -> sa.ColumnElement[bool]:
+    """Return the condition for shards in flight that hold a place in their provider's queue."""
+    is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(present.seen_since, present.now)
+    return SHARD.c.state.in_(sorted(IN_FLIGHT)) & (is_asked_about | (present.sent_since <= _SENT_AT))
 
 
 def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:

@@ -8,9 +8,9 @@ Times are aware UTC, money is `Decimal` US dollars, `None` means "not known" or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from shlex import quote
@@ -23,7 +23,9 @@ __all__ = [
     "Ending",
     "Event",
     "Judgment",
+    "Presence",
     "Progress",
+    "QueueHolder",
     "Shard",
     "ShardCost",
     "ShardFields",
@@ -230,6 +232,47 @@ class Queued(NamedTuple):
     batches: int
     requests: int
     tokens: int
+
+
+# A batch in flight that nobody asks about has left its provider's queue after so many times the vendor's window: an
+# account that was closed, or a namespace that nobody looks after any more, would hold its places for ever.
+_WINDOWS = 2
+
+# Whoever looks after shards does so more often.
+_LOOKS_EVERY = timedelta(hours=1)
+
+
+class Presence(NamedTuple):
+    """What counts as in a provider's queue: what was sent since, or what somebody has looked after between two times.
+
+    That a batch which counts no more is in the queue after all costs an upload that is refused, and nothing else.
+    """
+
+    sent_since: datetime
+    seen_since: datetime
+    now: datetime
+
+    @classmethod
+    def at(cls, now: datetime, window: timedelta) -> Presence:
+        """Return what counts at a time for a provider whose batches take as long as its window at most."""
+        return cls(now - _WINDOWS * window, now - _LOOKS_EVERY, now)
+
+    def leaves_at(self, sent_at: datetime) -> datetime:
+        """Return when a batch that was sent at a time counts no more, if nobody asks about it."""
+        return sent_at + (self.now - self.sent_since)
+
+
+class QueueHolder(NamedTuple):
+    """Batches that are in a provider's queue, and that nobody of their namespace looks after any more.
+
+    `shard_ids` are some of them, the oldest first, which was sent at `sent_at`; from `leaves_at` on none counts.
+    """
+
+    namespace: str
+    batches: int
+    shard_ids: Sequence[str]
+    sent_at: datetime
+    leaves_at: datetime
 
 
 class ShardFields(TypedDict, total=False):
