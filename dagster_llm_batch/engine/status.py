@@ -140,7 +140,7 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
 
 
 def advise_on_holders(queue: str, limit: object, holders: Sequence[QueueHolder]) -> Advice:
-    """Return which batches of other namespaces fill a queue and are looked after by nobody, and what a person can do."""
+    """Return which batches of other namespaces fill a queue and have nobody who looks after them, and what to do."""
     held = "; ".join(
         f"{holder.batches:,} of namespace '{holder.namespace}', the oldest sent {holder.sent_at:%Y-%m-%d %H:%M} UTC "
         f"(shards {', '.join(holder.shard_ids)}{', …' if holder.batches > len(holder.shard_ids) else ''})"
