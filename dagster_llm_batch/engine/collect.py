@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import NONCE
 from dagster_llm_batch.core.logprobs import LOGPROB
-from dagster_llm_batch.core.memory import chunks
+from dagster_llm_batch.core.memory import chunks, release_all_memory
 from dagster_llm_batch.core.pricing import Tariff
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment, Threads
@@ -186,6 +186,9 @@ class Collector:
                     batch[place] = self.archive(shard)
             except (TransientError, RefusedError) as error:
                 return error
+            finally:
+                # The thread's arena of C's allocator would keep what was freed, while the caller reads these lines.
+                release_all_memory()
             return None
 
         for_workers: list[Shard] = []

@@ -30,6 +30,7 @@ from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, block_digest, canonical_json, custom_id, packed
 from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_of
 from dagster_llm_batch.core.label_join import manifest_schema
+from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import BATCH_ROWS, are_empty, check_stored_text, check_text, record_batches, values_of
@@ -315,6 +316,9 @@ class Draft:
         self._held_bytes += rows.nbytes
         if self._held_rows >= BATCH_ROWS or self._held_bytes >= _HELD_BYTES:
             self._write_held()
+        else:
+            # As after each write: what a batch was read and rendered by.
+            release_memory()
 
     def _write_held(self) -> None:
         """Write what the manifest keeps of small batches as one: of each it says much that is not of its rows."""

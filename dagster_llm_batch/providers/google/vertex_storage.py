@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VertexStorage"]
 
-_UPLOAD_CHUNK_BYTES = 4 << 20
-_DOWNLOAD_CHUNK_BYTES = 2 << 20
+# The SDK holds a chunk three times, for each file that is under way.
+_UPLOAD_CHUNK_BYTES = 2 << 20
 # the kind of a list of objects, also of one without any
 _LIST = "storage#objects"
 # The SDK's default is two minutes a call. Who calls a provider tries again, and has less time than that.
@@ -131,7 +131,7 @@ class VertexStorage:
         # by name: the address of the bytes that a listing gives may be another server's, which has no credentials
         source = self._client().bucket(blob.bucket.name).blob(blob.name, generation=blob.generation)
         with self._calls(f"download {uri}"):
-            reader = source.open("rb", chunk_size=_DOWNLOAD_CHUNK_BYTES, **self._patience())
+            reader = source.open("rb", chunk_size=CHUNK_BYTES, **self._patience())
         digest, got = Checksum(), 0
         while True:
             with self._calls(f"download {uri}"):
