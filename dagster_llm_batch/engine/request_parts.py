@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from upath import UPath
 
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed, shard_nonce
@@ -390,6 +389,8 @@ class ImagesBelow:
     """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
 
     def __init__(self, root: str) -> None:
+        from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have images
+
         self._root = UPath(root)
 
     def __call__(self, path: str) -> bytes:

@@ -16,6 +16,7 @@ whose address it makes by itself.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -189,8 +190,14 @@ def load_httpx() -> None:
     That SDK looks at whatever is loaded by this name, at each call, and fails on half a module: one that another thread
     is importing, since Google's SDK needs it.
     """
+    # Not its command line: that loads rich and pygments, which takes longer than all the rest of it.
+    command_line = "httpx._main"
+    if "httpx" not in sys.modules:
+        sys.modules[command_line] = None  # type: ignore[assignment]  # what Python takes for a module that is not there
     with suppress(ImportError):
         import_module("httpx")
+    if sys.modules.get(command_line, sys) is None:
+        sys.modules.pop(command_line, None)
 
 
 def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:

@@ -29,11 +29,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, BinaryIO, NamedTuple, cast
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from upath import UPath
+from fsspec.implementations.local import LocalFileSystem
 
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
@@ -53,6 +54,9 @@ from dagster_llm_batch.storage.digests import (
     open_table,
     write_table_digest,
 )
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 __all__ = [
     "PayloadStore",
@@ -245,11 +249,17 @@ class StoredFile(NamedTuple):
 class PayloadStore:
     """Files below `root`: a local path, or any URL of universal_pathlib (`s3://…`, `gs://…`, `memory://…`)."""
 
-    def __init__(self, root: str | UPath, **storage_options: Any) -> None:
-        if "://" in str(root):
+    def __init__(self, root: str | Path | UPath, **storage_options: Any) -> None:
+        # A local folder needs no universal_pathlib, which takes long to load.
+        if isinstance(root, str | Path) and ":" not in str(root) and not storage_options:
+            self._root: Any = SimpleNamespace(path=str(Path(root)), protocol="", fs=LocalFileSystem())
+        else:
+            from upath import UPath  # noqa: PLC0415
+
             # A cached listing, be it of other code in this process, would hide what other processes wrote since.
-            storage_options = {"use_listings_cache": False, **storage_options}
-        self._root = UPath(root, **storage_options)
+            uncached = {"use_listings_cache": False} if "://" in str(root) else {}
+            self._root = UPath(root, **{**uncached, **storage_options})
+        self._is_local = self._root.protocol in {"", "file", "local"}
 
     def __repr__(self) -> str:
         # Without the storage options, which may hold secrets.
@@ -425,10 +435,6 @@ class PayloadStore:
                 raise
             raise MissingExtraError(extra, f"A payload store at {self._root.protocol}://") from error
 
-    @property
-    def _is_local(self) -> bool:
-        return self._root.protocol in {"", "file", "local"}
-
     def _full(self, path: str) -> str:
         return f"{self._root.path.rstrip('/')}/{check_path(path)}"
 
@@ -561,10 +567,8 @@ def _can_be_unpacked(file: Any, path: str) -> bool:
     return True
 
 
-# The keys under which the file systems of fsspec give what changes with each write.
+# The keys under which the file systems of fsspec give what changes with each write, and the time of the last one.
 _TAGS = ("ETag", "etag", "generation", "md5Hash")
-
-# The keys under which the file systems of fsspec give the time of a file's last change.
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 

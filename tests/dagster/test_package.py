@@ -41,6 +41,15 @@ def test_importing_the_package_or_its_engine_imports_no_dagster():
     assert found.stdout == "False\n"
 
 
+def test_the_engine_keeps_payloads_in_a_local_folder_without_universal_pathlib(tmp_path):
+    script = (
+        "import dagster_llm_batch.engine.engine, sys; from dagster_llm_batch.storage.payloads import PayloadStore; "
+        "store = PayloadStore(sys.argv[1]); print('upath' in sys.modules, store.exists('nothing.parquet'))"
+    )
+    found = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert found.stdout == "False False\n"
+
+
 def test_a_code_location_that_is_only_read_loads_no_engine():
     script = """
 import importlib, sys

@@ -67,3 +67,11 @@ def test_a_client_waits_for_httpx_that_another_sdk_is_importing(name: str) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_httpx_is_loaded_without_its_command_line_which_can_be_loaded_after_it() -> None:
+    code = (
+        "import sys; from dagster_llm_batch.providers.http import load_httpx; load_httpx(); "
+        "assert 'httpx' in sys.modules and 'rich' not in sys.modules; import httpx._main"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
