@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
