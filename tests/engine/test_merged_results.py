@@ -23,10 +23,14 @@ import pytest
 from workspace import Workspace, billed, labeling, tickets
 
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.merged_results import MERGED, MergedResults
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, RowFault
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault
+from tests.processes import PROCESSES
 
 LABELS = labeling(response=None)
 A_DAY = 2
@@ -303,12 +307,17 @@ def test_copies_are_pruned_with_what_they_are_of_and_after_some_time(workspace: 
     assert copies(workspace) == []
 
 
-def land_and_die(workspace: Workspace, submission_id: str, at: int) -> bool:
-    """Land in a process that is killed at its effect of this number; return whether it came to its end before."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    left = at
+def labels_of(folder: Path, base_url: str, submission_id: str) -> pa.Table:
+    """As `landed`, in a process that has no workspace."""
+    provider = OpenAIProvider(DEFAULT_KEY, base_url)
+    payloads = PayloadStore(str(folder / "payloads"))
+    engine = Engine(Deployment({"openai": provider}, Ledger(folder / "ledger.sqlite"), payloads, "test"))
+    parts = [part.labels for part in engine.label_batches(LABELS, submission_id)]
+    return pa.concat_tables(parts).sort_by("ticket_id")
+
+
+def land_until(folder: Path, base_url: str, submission_id: str, left: int) -> None:
+    """Land, and be killed at the effect of this number."""
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
@@ -318,54 +327,50 @@ def land_and_die(workspace: Workspace, submission_id: str, at: int) -> bool:
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    try:
-        sys.addaudithook(audit)
-        landed(workspace, submission_id)
-    finally:
-        os._exit(0 if left > 0 else 1)
+    sys.addaudithook(audit)
+    labels_of(folder, base_url, submission_id)
 
 
-def grown_before(tmp_path: Path, days: int) -> tuple[Workspace, str]:
-    """See `grown`; the provider is gone after that, so that nothing can be asked again."""
-    with Emulator() as emulator:
-        workspace = Workspace(tmp_path, emulator)
-        return workspace, grown(workspace, days)
+def land_often(folder: Path, base_url: str, submission_id: str, expected: pa.Table) -> None:
+    for _ in range(5):
+        assert labels_of(folder, base_url, submission_id).equals(expected)
 
 
-def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_counts(tmp_path: Path) -> None:
-    workspace, submission_id = grown_before(tmp_path, 10)
-    before = landed(workspace, submission_id)
+def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_counts(workspace: Workspace) -> None:
+    submission_id = grown(workspace, 10)
+    before, asked = landed(workspace, submission_id), len(billed(workspace))
     ended, at = False, 0
     while not ended:
         at += 1
         without_copies(workspace)
-        ended = land_and_die(workspace, submission_id, at)
+        arguments = (workspace.tmp_path, workspace.emulator.openai_base_url, submission_id, at)
+        process = PROCESSES.Process(target=land_until, args=arguments)
+        process.start()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        ended = process.exitcode == 0
         halves = list((workspace.tmp_path / "payloads").rglob("*.tmp"))
         assert landed(workspace, submission_id).equals(before)
         assert len(copies(workspace)) == 1
         # A day later what it has half-written goes.
         workspace.skipped += timedelta(days=2)
-        pruned = {
-            file.path.rpartition("/")[2] for file in workspace.engine().prune(timedelta(days=9), delete=True).files
-        }
-        assert {path.name for path in halves} <= pruned
+        pruned = workspace.engine().prune(timedelta(days=9), delete=True).files
+        assert {path.name for path in halves} <= {Path(file.path).name for file in pruned}
     assert at > 2
+    assert len(billed(workspace)) == asked
 
 
-def test_processes_that_land_at_once_have_the_same_labels(tmp_path: Path) -> None:
-    workspace, submission_id = grown_before(tmp_path, 20)
+def test_processes_that_land_at_once_have_the_same_labels(workspace: Workspace) -> None:
+    submission_id = grown(workspace, 20)
     before = landed(workspace, submission_id)
     without_copies(workspace)
-    children = []
-    for _ in range(3):
-        if child := os.fork():
-            children.append(child)
-            continue
-        try:
-            is_same = all(landed(workspace, submission_id).equals(before) for _ in range(5))
-        finally:
-            os._exit(0 if is_same else 1)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    arguments = (workspace.tmp_path, workspace.emulator.openai_base_url, submission_id, before)
+    processes = [PROCESSES.Process(target=land_often, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(copies(workspace)) == 2
 
 
