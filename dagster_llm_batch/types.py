@@ -276,10 +276,10 @@ class ResultColumns(NamedTuple):
     @classmethod
     def of(cls, results: Iterable[Result]) -> ResultColumns:
         """Return results by column; there must be one at least."""
-        rows = ((*result[:-2], *(result.usage or _NO_USAGE), result.logprobs) for result in results)
-        columns: Any = [list(column) for column in zip(*rows, strict=True)]
-        first = len(Result._fields) - 2
-        return cls._make((*columns[:first], columns[first:-2], *columns[-2:]))
+        columns: Any = map(list, zip(*results, strict=True))
+        *before, usages, logprobs = columns
+        *tokens, extras = map(list, zip(*(usage or _NO_USAGE for usage in usages), strict=True))
+        return cls._make((*before, tokens, extras, logprobs))
 
     @classmethod
     def of_texts(
@@ -308,23 +308,26 @@ class ResultColumns(NamedTuple):
 
     def result(self, at: int) -> Result:
         """Return one of the results."""
-        values: list[Any] = [column[at] for column in self._flat]
+        values: list[Any] = [column[at] for column in _flat(self)]
         *before, logprobs = values
         usage = before[-len(Usage._fields) :]
         return Result._make((*before[: -len(usage)], None if usage[0] is None else Usage(*usage), logprobs))
 
-    def insert(self, at: int, result: Result) -> None:
-        """Put a result before the one that is there."""
-        values = (*result[:-2], *(result.usage or _NO_USAGE), result.logprobs)
-        for column, value in zip(self._flat, values, strict=True):
-            column.insert(at, value)
+    def insert(self, places: Sequence[int], results: Sequence[Result]) -> ResultColumns:
+        """Put results in between, and return all. `places` are those that they have then, in ascending order."""
+        if not self.custom_ids:
+            return ResultColumns.of(results)
+        if results:
+            for column, values in zip(_flat(self), _flat(ResultColumns.of(results)), strict=True):
+                for at, value in zip(places, values, strict=True):
+                    column.insert(at, value)
+        return self
 
-    @property
-    def _flat(self) -> list[list[Any]]:
-        """The columns of Result, those of Usage in its place."""
-        columns: Any = self
-        *before, tokens, extras, logprobs = columns
-        return [*before, *tokens, extras, logprobs]
+
+def _flat(columns: Any) -> list[list[Any]]:
+    """Return the columns of Result, those of Usage in its place."""
+    *before, tokens, extras, logprobs = columns
+    return [*before, *tokens, extras, logprobs]
 
 
 _NO_USAGE = (None,) * len(Usage._fields)

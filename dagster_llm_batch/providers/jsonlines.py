@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO, TypeVar
@@ -42,6 +42,7 @@ MAX_REASON_CHARS = 1_000
 """How much of what a vendor says of a row is kept: it is stored with each row."""
 
 _CHUNK_BYTES = 1 << 16
+_TRIED_LINES = 8
 _Read = TypeVar("_Read")
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -128,14 +129,19 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
-def decode_usual(lines: Iterable[bytes], decoder: msgspec.json.Decoder[_Read]) -> tuple[list[_Read], list[int]]:
-    """Decode the lines that fit the decoder; the second has the places of the others."""
+def decode_usual(lines: Sequence[bytes], decoder: msgspec.json.Decoder[_Read]) -> tuple[list[_Read], Sequence[int]]:
+    """Decode the lines that fit the decoder; the second has the places of the others.
+
+    Where none of the first few fits, no more are tried: a server that writes one line in its own way so writes all.
+    """
     decode, read, others = decoder.decode, [], []
     for at, line in enumerate(lines):
         try:
             read.append(decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             others.append(at)
+            if len(others) == _TRIED_LINES and not read:
+                return [], range(len(lines))
     return read, others
 
 

@@ -22,7 +22,7 @@ from typing import BinaryIO, Protocol, cast
 import pytest
 
 from dagster_llm_batch.errors import CannotStopError, ProviderError
-from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.protocols import Codec, ColumnCodec
 from dagster_llm_batch.protocols import Provider as ProviderProtocol
 from dagster_llm_batch.types import (
     Absent,
@@ -75,8 +75,13 @@ class ProviderUnderTest:
         return b"".join(codec.encode(Request(f"r{i}", None, text), f"{_NONCE}-{i}") for i, text in enumerate(texts))
 
     def results(self, batch_id: str) -> list[Result]:
-        """All results of a batch, read."""
-        return [self.codec.decode(line) for line in self.provider.fetch(batch_id)]
+        """All results of a batch, read. A ColumnCodec reads the same of all lines at once."""
+        codec, lines = self.codec, list(self.provider.fetch(batch_id))
+        results = list(map(codec.decode, lines))
+        if lines and isinstance(codec, ColumnCodec):
+            columns = codec.decode_all(lines)
+            assert [columns.result(at) for at in range(len(lines))] == results
+        return results
 
 
 class OneWayStream(io.BufferedIOBase):

@@ -106,8 +106,9 @@ def test_lines_read_at_once_are_as_each_by_itself(read, read_all):
         for line in (wire["line"].encode(), BOM + wire["line"].encode(), b"\n")
         if reader(vendor, wire) is read
     ]
-    columns = read_all(lines)
-    assert [columns.result(at) for at in range(len(lines))] == list(map(read, lines))
+    for several in (lines, [BOM + line for line in lines]):
+        columns = read_all(several)
+        assert [columns.result(at) for at in range(len(several))] == list(map(read, several))
 
 
 @pytest.mark.parametrize("vendor", WIRE)

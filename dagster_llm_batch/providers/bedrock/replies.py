@@ -132,9 +132,7 @@ def read_claude_lines(lines: Sequence[bytes]) -> ResultColumns:
         [message.model for message in messages],
         [_counts(message.usage) for message in messages],
     )
-    for at in others:
-        columns.insert(at, read_line(lines[at]))
-    return columns
+    return columns.insert(others, [read_line(lines[at]) for at in others])
 
 
 def _counts(usage: _UsualUsage) -> tuple[int, int, int, int, int, int]:

@@ -213,9 +213,7 @@ def read_google_lines(lines: Sequence[bytes]) -> ResultColumns:
         [reply.model_version for reply in replies],
         [_counts(reply.usage) for reply in replies],
     )
-    for at in others:
-        columns.insert(at, read_google_line(lines[at]))
-    return columns
+    return columns.insert(others, [read_google_line(lines[at]) for at in others])
 
 
 def _read_bent_line(line: bytes) -> Result:

@@ -247,7 +247,7 @@ class _UsualMessage(Struct, gc=False):
 
 class _UsualChoice(Struct, gc=False):
     message: _UsualMessage
-    finish_reason: Literal["stop", "length", "eos"] | None = None
+    finish_reason: Literal["stop", "length", "eos", "tool_calls", "function_call"] | None = None
     logprobs: None = None
 
 
@@ -314,9 +314,7 @@ def read_chat_lines(lines: Sequence[bytes]) -> ResultColumns:
         [body.model for body in bodies],
         [_counts(body.usage) for body in bodies],
     )
-    for at in others:
-        columns.insert(at, read_line(lines[at], Endpoint.CHAT))
-    return columns
+    return columns.insert(others, [read_line(lines[at], Endpoint.CHAT) for at in others])
 
 
 def _read_bent_line(line: bytes, endpoint: Endpoint) -> Result:
