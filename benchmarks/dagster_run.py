@@ -19,7 +19,7 @@ import benchmarks.bare  # noqa: F401  # before the first array
 from benchmarks import empty_run
 from benchmarks.inputs import ASK, read_rows, rows_file
 from benchmarks.labels import Label
-from benchmarks.loading import load, load_package
+from benchmarks.loading import load_package
 from benchmarks.measure import Cost, Work, child, mock
 from dagster_llm_batch import (
     AnthropicBatchResource,
@@ -38,7 +38,6 @@ _OFTEN = 100_000
 def main(service: str, rows: str, folder: str, addresses: str) -> None:
     """Run it, and report what the run alone took."""
     load_package(service)
-    load("pyarrow.acero")  # which groups tokens by model
     url = json.loads(addresses)["url"]
     if service == "openai":
         llm_batch = LLMBatchResource(

@@ -45,6 +45,7 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         if len(group) == _BATCHES_A_GROUP or sum(each.nbytes for each in group) >= _GROUP_BYTES:
             yield group
             group = []
+        del batch
     if group:
         yield group
 
@@ -70,6 +71,8 @@ class HiveParquetIOManager(CheckedIOManager):
         with store.table_writer(name, first.schema) as out:
             for group in _groups(chain([first], batches)):
                 out.write_table(pa.Table.from_batches(group))
+                # Or it would be in memory while the next one is read.
+                del group
         store.keep_only(name)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -79,10 +80,11 @@ class LabelStats:
             )
             for name in self.tokens:
                 self.tokens[name] += pc.sum(table[f"llm_{name}"]).as_py() or 0
-            sums = [(f"llm_{name}", "sum") for name in _TOKENS]
-            for row in table.group_by(["llm_provider", "llm_model"]).aggregate(sums).to_pylist():
-                who = (row["llm_provider"] or self._provider, row["llm_model"] or self._model)
-                self.usage[who].update({name: row[f"llm_{name}_sum"] or 0 for name in _TOKENS})
+            counted = table.select(["llm_provider", "llm_model", *(f"llm_{name}" for name in _TOKENS)])
+            for provider, of_provider in _apart(counted, "llm_provider"):
+                for model, rows in _apart(of_provider, "llm_model"):
+                    who = (provider or self._provider, model or self._model)
+                    self.usage[who].update({name: pc.sum(rows[f"llm_{name}"]).as_py() or 0 for name in _TOKENS})
         if "llm_level" in labels.column_names:
             counted = labels.group_by(["llm_level", "llm_why"]).aggregate([([], "count_all")])
             self.levels.update({(row["llm_level"], row["llm_why"]): row["count_all"] for row in counted.to_pylist()})
@@ -93,6 +95,15 @@ class LabelStats:
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
         self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))
         add_to_version(self._version, labels.select(self.columns))
+
+
+def _apart(table: pa.Table, name: str) -> Iterator[tuple[Any, pa.Table]]:
+    """Yield the rows of each value of a column that has few. Arrow's `group_by` takes 8 MB to load and to run."""
+    column = table[name]
+    values = column.unique().to_pylist()
+    for value in values:
+        is_it = column.is_null() if value is None else pc.fill_null(pc.equal(column, value), fill_value=False)
+        yield value, table if len(values) == 1 else table.filter(is_it)
 
 
 def first_rows(table: pa.Table, most: int = PREVIEW_ROWS) -> list[dict[str, Any]]:
