@@ -111,14 +111,14 @@ class Collector:
             return present if self._is_archived(present) else self._download(present, shards)
 
     @contextmanager
-    def _downloading_alone(self, shard: Shard) -> Iterator[list[Shard]]:
+    def _downloading_alone(self, shard: Shard, *, leased: bool = True) -> Iterator[list[Shard]]:
         """Wait for another process that downloads the same batch; yield its shards as they are then.
 
-        Of a batch of one submission there is no other.
+        Of a batch of one submission there is no other while that is `leased`; whoever only reads its labels has none.
         """
         shards = self._ledger.shards_of_batch(shard)
         with ExitStack() as held:
-            if len({sharing.submission_id for sharing in shards}) > 1:
+            if not leased or len({sharing.submission_id for sharing in shards}) > 1:
                 name = f"{_DOWNLOAD}{shards[0].shard_id}"
                 # Whoever takes so long may be stuck. To download a batch twice costs time only.
                 with suppress(LeaseError):
@@ -362,18 +362,21 @@ class Collector:
 
     def _fetch_again(self, shard: Shard) -> bool:
         """Store the raw lines of a collected shard again; return whether the provider still has them."""
-        shards = self._ledger.shards_of_batch(shard)
         # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
         # The lines of an adopted batch have the sender's custom_ids there.
         if shard.batch_id is None or shard.erased_there_at is not None or shard.cause is Cause.ADOPTED:
             return False
-        try:
-            self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
-        except CredentialsError:
-            raise
-        except RefusedError:
-            return False
-        return True
+        with self._downloading_alone(shard, leased=False) as shards:
+            # Another process may have stored them meanwhile.
+            if not self._lacks_lines(shard):
+                return True
+            try:
+                self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
+            except CredentialsError:
+                raise
+            except RefusedError:
+                return False
+            return True
 
     def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
         workers = self._labeling.workers

@@ -255,3 +255,34 @@ def test_what_another_process_found_gone_and_collected_meanwhile_ends_likewise(
     assert [first.ledger.shards(one)[0].state for one in ids] == [ShardState.COLLECTED] * 2
     for ledger in ledgers:
         ledger.close()
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["by several submissions", "by none"])
+def test_what_another_process_restores_meanwhile_is_not_downloaded_again(
+    ledger_url: str, emulator: Emulator, tmp_path: Path, shared: bool
+) -> None:
+    base = engine(ledger_url, emulator.openai_base_url, tmp_path / "payloads").deployment
+    base.ledger.close()
+    ledgers = [Ledger(ledger_url), Overtaken(ledger_url)]
+    first, second = (Engine(replace(base, ledger=ledger)) for ledger in ledgers)
+    ids = sent_together(first, 2 if shared else 1)
+    emulator.settle()
+    for one in ids:
+        first.collect(definition(), one)
+        [shard] = first.ledger.shards(one)
+        assert shard.raw_path
+        assert shard.results_path
+        for path in (shard.raw_path, shard.results_path):
+            first.payloads.delete(path)
+    before, waited = downloads(emulator), []
+
+    def restore() -> None:
+        waited.append(downloads(emulator))
+        assert first.labels(definition(), ids[0]).labels.num_rows == 1
+
+    ledgers[1].meanwhile = restore
+    assert second.labels(definition(), ids[-1]).labels.num_rows == 1
+    assert waited == [before]
+    assert downloads(emulator) == before + 1
+    for ledger in ledgers:
+        ledger.close()
