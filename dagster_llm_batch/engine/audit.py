@@ -16,14 +16,14 @@ Loaded only where a cascade is `Rolling`.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.core.audit import Audited, Calibration, Point, Track, calibrate_points, find_alarm, track
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.core.levels import Levels
-from dagster_llm_batch.engine.request_files import levels_in
+from dagster_llm_batch.engine.request_files import CALIBRATION, levels_in
 from dagster_llm_batch.errors import PayloadError
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["calibrate_on_earlier", "history_id", "track_of"]
+
+
+# So many damaged files are named.
+_NAMED = 3
 
 
 class _Earlier(NamedTuple):
@@ -69,8 +73,13 @@ def calibrate_on_earlier(
         return lacking
     points: list[Point] = []
     partitions: list[str] = []
+    damaged: list[str] = []
     for one in reversed(usable):
-        points += _points_in(deployment, one.folder)
+        # What another partition has lost keeps none from its plan.
+        try:
+            points += _points_in(deployment, one.folder)
+        except (PayloadError, OSError, ValueError, TypeError, LookupError):
+            damaged.append(f"{one.folder}/{CALIBRATION}")
         partitions.append(one.audited.partition)
         if len(points) >= wanted:
             earlier = (partitions[-1], partitions[0])
@@ -78,7 +87,18 @@ def calibrate_on_earlier(
             # A sample of its own counts rows, whoever shares a request, and may accept some.
             return found if found.allowed >= 0 else _too_alike(len(points), independent)
     # Files were pruned, or rows erased.
-    return f"{lacking}, of which {len(points):,} are stored still"
+    return f"{lacking}, of which {len(points):,} are stored still{_damage_text(damaged)}"
+
+
+def _damage_text(paths: Sequence[str]) -> str:
+    """Return which files are damaged, and what a person can do; nothing where none is."""
+    if not paths:
+        return ""
+    named = ", ".join(paths[:_NAMED]) + (f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else "")
+    return (
+        f" ({named} cannot be read: damaged. Restore what is damaged from a backup, and partitions that are planned "
+        "after that count it again; until then each takes a sample of its own, which is paid for)"
+    )
 
 
 def _too_alike(points: int, independent: int) -> str:
@@ -113,8 +133,9 @@ def _earlier(deployment: Deployment, asset: str, partition: str, history: str) -
 
 
 def _points_in(deployment: Deployment, folder: str) -> list[Point]:
-    levels = None
-    # Damaged, or pruned just now: what another partition has lost keeps none from its plan.
-    with suppress(PayloadError, OSError, ValueError):
+    # Pruned: there is none. One that is pruned just now is not there either.
+    try:
         levels = levels_in(deployment.payloads, folder)
+    except FileNotFoundError:
+        levels = None
     return [] if levels is None or levels.audit is None else levels.audit.points or []

@@ -352,11 +352,17 @@ def test_a_stored_definition_is_read_back_with_its_calibration() -> None:
     assert definition(calibrate="partition").changes_since(stored) == ["cascade"]
 
 
-def test_a_partition_whose_file_is_damaged_counts_as_one_whose_files_were_pruned(workspace: Workspace) -> None:
+def test_a_partition_whose_file_is_damaged_keeps_none_from_its_plan_and_is_told(workspace: Workspace) -> None:
     first, second = label(workspace, 1), label(workspace, 2)
     assert audit(workspace, second).earlier == (key(1), key(1))
     for lost, earlier in ((second, (key(1), key(2))), (first, None)):
         (workspace.tmp_path / "payloads" / (lost.folder or "") / CALIBRATION).write_bytes(b"half of wh")
         assert audit(workspace, plan(workspace, 3 if lost is second else 4)).earlier == earlier
-    said = "of which 0 are stored still"
-    assert said in (audit(workspace, plan(workspace, 4)).why_not or "")
+    said = audit(workspace, plan(workspace, 4)).why_not or ""
+    both = f"{second.folder}/{CALIBRATION}, {first.folder}/{CALIBRATION}"
+    assert f"of which 0 are stored still ({both} cannot be read: damaged. Restore what is damaged from a backup" in said
+    # What was pruned is not damaged.
+    for lost in (first, second):
+        (workspace.tmp_path / "payloads" / (lost.folder or "") / CALIBRATION).unlink()
+    said = audit(workspace, plan(workspace, 5)).why_not or ""
+    assert said.endswith("of which 0 are stored still")
