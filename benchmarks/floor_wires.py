@@ -116,7 +116,7 @@ class Wire(ABC):
         """Return where the results are; None while the batch runs."""
 
     @abstractmethod
-    def line_type(self) -> type[Struct]:
+    def line_type(self) -> type[Any]:
         """Return what a result line is."""
 
     @abstractmethod
@@ -131,8 +131,9 @@ class OpenAI(Wire):
     most_bytes = 199 << 20
 
     def pieces(self) -> tuple[bytes, bytes, bytes, bytes]:
+        body: dict[str, Any] = {"model": "text-embedding-3-small"}
         if self.form.schema is None:
-            body, content, after = {"model": "text-embedding-3-small"}, b',"input":"', b"}}\n"
+            content, after = b',"input":"', b"}}\n"
         else:
             strict = {
                 "type": "json_schema",
@@ -153,7 +154,7 @@ class OpenAI(Wire):
         state = client.get(f"/v1/batches/{batch}").json()
         return f"/v1/files/{state['output_file_id']}/content" if state["status"] == "completed" else None
 
-    def line_type(self) -> type[Struct]:
+    def line_type(self) -> type[Any]:
         return _VectorLine if self.form.schema is None else _ChatLine
 
     def columns(self, lines: Sequence[Any]) -> list[pa.Array]:
@@ -197,7 +198,7 @@ class Anthropic(Wire):
         state = client.get(f"/v1/messages/batches/{batch}").json()
         return f"/v1/messages/batches/{batch}/results" if state["processing_status"] == "ended" else None
 
-    def line_type(self) -> type[Struct]:
+    def line_type(self) -> type[Any]:
         return _MessageLine
 
     def columns(self, lines: Sequence[Any]) -> list[pa.Array]:

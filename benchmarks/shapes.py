@@ -49,7 +49,7 @@ class Measured:
 
     def middle(self, who: str, what: str) -> float:
         """Return the median of an attribute of Cost over the runs."""
-        return median(getattr(cost, what) for cost in self.costs[who])
+        return float(median(getattr(cost, what) for cost in self.costs[who]))
 
     def ratio(self, what: str, floor: str = "floor") -> float:
         """Return the package's median as a multiple of a floor's."""
@@ -111,8 +111,8 @@ def _turn(
         yield "floor", _whole(case, child("benchmarks.floor", service, path, addresses["url"], folder, case.form))
     if theirs is not None:
         with tempfile.TemporaryDirectory() as folder:
-            where = ("--base", addresses["url"], "--out", folder)
-            yield "other", child("benchmarks.other_floor", *theirs, *where)
+            asked = ("--base", addresses["url"], "--out", folder)
+            yield "other", child("benchmarks.other_floor", *theirs, *asked)
     with tempfile.TemporaryDirectory() as folder:
         where = (path, folder, json.dumps(addresses), "{}", case.form)
         yield "package", _whole(case, child("benchmarks.package", case.service, *where))

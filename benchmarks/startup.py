@@ -21,7 +21,7 @@ _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "
 _COMMAND = "from dagster_llm_batch.cli.main import main; main()"
 _FEW_ROWS = 10
 # The module whose import is the vendor's own share of what ten rows cost.
-_IN_DAGSTER = ("openai", "anthropic")
+_IN_DAGSTER = ("openai",)
 _SDK_OF = {"openai": "openai", "anthropic": "anthropic", "vertex": "google.genai, google.cloud.storage"}
 
 
