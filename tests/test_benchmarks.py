@@ -45,11 +45,6 @@ def test_the_readme_says_of_memory_what_the_page_has() -> None:
     assert page.readme_with(readme, text) == readme
 
 
-def test_the_page_has_a_section_of_each_part() -> None:
-    written = page.PAGE.read_text(encoding="utf-8")
-    assert [part for part, text in page.TEXTS.items() if text.partition("\n")[0] not in written.splitlines()] == []
-
-
 def test_sections_that_were_not_measured_stay_on_the_page() -> None:
     before = page.page_with(page.PAGE.read_text(encoding="utf-8"), {}, "2 cores")
     title = page.TEXTS["money"].partition("\n")[0]
