@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from benchmarks import (
     backfill,
@@ -92,9 +93,14 @@ def main() -> None:
     }
     if unknown := sorted(set(options.parts) - set(parts)):
         parser.error(f"there is no part {', '.join(unknown)}; the parts are {', '.join(parts)}")
-    given = {"runs": options.runs, "big_runs": options.big_runs, "others": page.OTHERS if options.floors else ""}
+    given: dict[str, Any] = {
+        "scale_partitions": options.scale_partitions,
+        "runs": options.runs,
+        "big_runs": options.big_runs,
+        "others": page.OTHERS if options.floors else "",
+    }
     for name in options.parts or parts:
-        text = page.TEXTS[name].format(**given) if name == "shapes" else page.TEXTS[name]
+        text = page.TEXTS[name].format(**given)
         section = f"{text}\n\n{parts[name]()}\n\n{_when()}\n"
         (keep / f"{name}.md").write_text(section, encoding="utf-8")
         print(section, flush=True)

@@ -138,9 +138,9 @@ allow, and not for ten thousand.""",
 Five rows a day, through the engine against the emulator.""",
     "scale": """## Many batches on one ledger
 
-Four processes, OpenAI's mock and one PostgreSQL: they plan and send partitions of ten batches of ten rows, and land
-them. One of them is killed in each half. No row is lost or billed twice. What that means for a hundred million rows a
-day is in [Past one machine](design/scale.md).""",
+Four processes, OpenAI's mock and one PostgreSQL: they plan and send {scale_partitions:,} partitions of ten batches of
+ten rows, and land them. One of them is killed in each half. No row is lost or billed twice. What that means for a
+hundred million rows a day is in [Past one machine](design/scale.md).""",
     "latency": """## From ended to landed
 
 A live Dagster on SQLite: a daemon with its sensors, which tick every 30 seconds, and a process for each run. The batch
