@@ -29,7 +29,7 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.status import advise_on_change, advise_on_no_room, advise_on_overdue
+from dagster_llm_batch.engine.status import Unsent, advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
@@ -47,7 +47,7 @@ from dagster_llm_batch.metadata import (
 )
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import temporary_folder
 from dagster_llm_batch.text import cell_text, short_run
 from dagster_llm_batch.types import Outcome
@@ -85,20 +85,21 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
 
 @contextmanager
 def labeled_tables(
-    engine: "Engine", labeling: "Labeling", submission_id: str, *, run_id: str, reread: bool, as_streams: bool
+    engine: "Engine", labeling: "Labeling", status: Status, *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
     """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
     order.
     """
-    figures = LabelStats(labeling)
+    figures, submission_id = LabelStats(labeling), status.submission.submission_id
     if not as_streams:
-        labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread)
+        labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread, status=status)
         figures.add(labeled)
         yield LabeledTables(labeled.labels, labeled.rejects, figures)
         return
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
-        with closing(engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread)) as parts:
+        batches = engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread, status=status)
+        with closing(batches) as parts:
             # a full disk gets its files back before the next partition
             spool(parts, paths, figures)
         labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
@@ -143,7 +144,8 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine = dataset.engine(context)
         run = _Run()
         if context.has_partition_key_range:
-            run.settled |= landing.send_together(context, engine, list(context.partition_keys))
+            run.settled = landing.send_together(context, engine, list(context.partition_keys))
+            run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
         try:
             yield from each_partition(
                 context,
@@ -160,12 +162,14 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 class _Run:
     """What holds for all partitions of one run.
 
-    `settled` are the submissions that it has settled before it landed any, `landed` those that the ledger has yet to
-    know as delivered; `learned` is what the ledger says of estimates, by the definition: it does not change while they
-    land, and is the sum of many submissions.
+    `settled` has by partition what it has settled before it landed any, and `unsent` are those of them of which some
+    requests are not sent; `landed` are the submissions that the ledger has yet to know as delivered. `learned` is what
+    the ledger says of estimates, by the definition: it does not change while they land, and is the sum of many
+    submissions.
     """
 
-    settled: set[str] = field(default_factory=set)
+    settled: dict[str, Status] = field(default_factory=dict)
+    unsent: set[str] = field(default_factory=set)
     landed: list[str] = field(default_factory=list)
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
 
@@ -209,7 +213,8 @@ class _Landing:
 
         What was settled before this run has its raw results read again.
         """
-        history = engine.ledger.history(engine.namespace, self._dataset.name, partition or "")
+        settled = run.settled.get(partition or "")
+        history = [settled.submission] if settled else self._history(engine, partition or "")
         try:
             yield from self._land(context, engine, partition, history, run)
         except DefinitionChangedError as error:
@@ -242,8 +247,9 @@ class _Landing:
             yield from self._not_ready(context, partition, text, metadata)
             return
         self._finish_superseded(context, engine, older)
-        was_settled = submission.is_settled and submission.submission_id not in run.settled
-        status = self._advance(context, engine, submission.submission_id)
+        settled = run.settled.get(partition or "")
+        was_settled = submission.is_settled and settled is None
+        status = settled or self._advance(context, engine, submission.submission_id)
         # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not status.is_settled:
             its_pace = pace_of(engine, status)
@@ -260,7 +266,7 @@ class _Landing:
         with labeled_tables(
             engine,
             sent.labeling,
-            submission.submission_id,
+            status,
             run_id=context.run.run_id,
             reread=was_settled,
             as_streams=dataset.frame == "batches",
@@ -322,7 +328,8 @@ class _Landing:
                 **estimate_metadata(status.submission, run.learn(engine, labeling)),
                 **logged,
             }
-            unsent = engine.unsent(submission_id)
+            is_quiet = (partition or "") in run.settled and submission_id not in run.unsent
+            unsent = Unsent() if is_quiet else engine.unsent(submission_id)
             for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
                 if reason is not None:
                     metadata[f"llm_batch/{name}"] = cell_text(reason, limit=1_000)
@@ -370,36 +377,62 @@ class _Landing:
         is_rolling = cascade.calibrate != "partition"
         return [*own, *(rolling_verdicts(tracked, levels, status.submission.partition) if is_rolling else ())]
 
-    def send_together(self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]) -> set[str]:
+    def _history(self, engine: "Engine", partition: str) -> list[Submission]:
+        return engine.ledger.history(engine.namespace, self._dataset.name, partition)
+
+    def send_together(
+        self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]
+    ) -> dict[str, Status]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
 
-        Returns the submissions that were settled by it. What is in the way of one is told when it is landed.
+        Returns what was settled by it, by partition. What is in the way of one is told when it is landed.
         """
         labeling = self._dataset.labeling
-        planned = []
-        settled = set()
-        for partition in partitions:
-            history = engine.ledger.history(engine.namespace, labeling.asset, partition)
-            if not history or history[0].is_settled or self._is_being_sent(context, engine, history[0]):
-                continue
-            submission, *older = history
-            with suppress(LLMBatchError):
-                self._finish_superseded(context, engine, older)
-                status = engine.collect(labeling, submission.submission_id)
-                if status.states[ShardState.PLANNED.value]:
-                    planned.append(submission.submission_id)
-                if status.is_settled:
-                    settled.add(submission.submission_id)
+        histories = engine.ledger.histories(engine.namespace, labeling.asset, partitions)
+        newest = {history[0].submission_id: history for history in histories.values() if history}
+        going = [submission_id for submission_id, history in newest.items() if not history[0].is_settled]
+        shards = engine.ledger.shards_of(going)
+        ready = []
+        for submission_id in going:
+            submission, *older = newest[submission_id]
+            if not self._is_being_sent(context, engine, submission, shards[submission_id]):
+                with suppress(LLMBatchError):
+                    self._finish_superseded(context, engine, older)
+                    ready.append(submission_id)
+        collected = self._collect_together(engine, ready)
+        planned = [key for key, status in collected.items() if status.states[ShardState.PLANNED.value]]
         if len(planned) > 1:
             with suppress(LLMBatchError):
                 engine.submit_together(labeling, planned)
-        return settled
+        return {status.submission.partition: status for status in collected.values() if status.is_settled}
 
-    def _is_being_sent(self, context: dg.AssetExecutionContext, engine: "Engine", submission: Submission) -> bool:
+    def _collect_together(self, engine: "Engine", submission_ids: list[str]) -> dict[str, Status]:
+        """Collect submissions; return those with nothing in their way."""
+        labeling = self._dataset.labeling
+        outcomes: dict[str, Status | Exception] = {}
+        try:
+            outcomes = engine.collect_together(labeling, submission_ids)
+        except LeaseError:
+            # Another process works on one of them, and not on its neighbours.
+            for submission_id in submission_ids:
+                with suppress(LLMBatchError):
+                    outcomes[submission_id] = engine.collect(labeling, submission_id)
+        except LLMBatchError:
+            # The ledger cannot be asked, say.
+            pass
+        return {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Status)}
+
+    def _is_being_sent(
+        self,
+        context: dg.AssetExecutionContext,
+        engine: "Engine",
+        submission: Submission,
+        shards: Sequence[Shard] | None = None,
+    ) -> bool:
         """Return whether another run has planned it and is to send it, together with others that it still plans."""
         if submission.is_settled or submission.run_id in (None, context.run.run_id):
             return False
-        shards = engine.ledger.shards(submission.submission_id)
+        shards = engine.ledger.shards(submission.submission_id) if shards is None else shards
         unsent = any(shard.wave == 1 and shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in shards)
         return unsent and submission.run_id in engine.runs_at_work()
 

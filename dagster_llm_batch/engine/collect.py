@@ -77,11 +77,12 @@ _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 class Collector:
     """Collect shards of one labeling."""
 
-    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
+    def __init__(self, labeling: Labeling, deployment: Deployment, payloads: PayloadStore | None = None) -> None:
+        """`payloads` are those of the deployment, or the same files written in another way."""
         self._labeling = labeling
         self._deployment = deployment
         self._ledger = deployment.ledger
-        self._payloads = deployment.payloads
+        self._payloads = payloads or deployment.payloads
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
 
     def tariff(self, lane: Lane, place: int = 0) -> Tariff:
@@ -262,10 +263,11 @@ class Collector:
             if shard.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
                 raise
 
-    def collect(self, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
-        """Bring ended, archived shards to `collected`. `check` is called before each, and may raise."""
-        for shard, (results_path, tally) in zip(shards, self._read_all(shards), strict=True):
-            check()
+    def read_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardFields]]:
+        """Read archived shards into their results files; yield each with what the move COLLECTED records of it."""
+        workers = self._labeling.workers
+        read = map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
+        for shard, (results_path, tally) in zip(shards, read, strict=True):
             # Counted and shown, never fatal: the results of the other requests are as good as ever.
             if tally.unexpected:
                 counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
@@ -276,7 +278,7 @@ class Collector:
             if tally.cost_usd is None:
                 fields["reserved_usd"] = self._most_usd(shard, tally)
             fields["collected_at"] = self._deployment.clock()
-            self._ledger.move_shard(shard.shard_id, Move.COLLECTED, **fields)
+            yield shard, fields
 
     def _most_usd(self, shard: Shard, tally: Tally) -> Decimal | None:
         """Return the most that a shard did cost, some of whose requests have no known cost; None: nobody knows."""
@@ -377,10 +379,6 @@ class Collector:
             except RefusedError:
                 return False
             return True
-
-    def _read_all(self, shards: Sequence[Shard]) -> Iterable[tuple[str, Tally]]:
-        workers = self._labeling.workers
-        return map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
 
     def read(self, shard: Shard) -> tuple[str, Tally]:
         """Read the raw lines into the shard's results file, even if that exists; return its path and its tally."""

@@ -11,7 +11,7 @@ can do the next step.
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import activity
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
+from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner
@@ -28,8 +28,8 @@ from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
-from dagster_llm_batch.engine.retry import NextWave
-from dagster_llm_batch.engine.status import Status, Unsent, advise_on_change, find_unsent
+from dagster_llm_batch.engine.settlement import Settler, make_assembler
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, Status, Unsent, find_unsent
 from dagster_llm_batch.engine.submit import (
     Receipt,
     Sender,
@@ -42,16 +42,13 @@ from dagster_llm_batch.engine.submit_queue import (
     UNAVAILABLE,
     Dispatcher,
     drop,
-    hold,
     hold_unsent,
     keep_places,
 )
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
-    LeaseError,
     LLMBatchError,
-    ProviderError,
     TransientError,
 )
 from dagster_llm_batch.protocols import Provider
@@ -310,101 +307,52 @@ class Engine:
 
     def collect(self, labeling: Labeling, submission_id: str) -> Status:
         """Advance without sending: a next wave is planned, and waits for `submit`."""
-        with self.deployment.leased(submission_id) as lease:
-            submission, shards = self.ledger.submission_with_shards(submission_id)
-            poll_errors: list[Exception] = []
+        outcome = self.collect_together(labeling, [submission_id])[submission_id]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-            def add_error(_: Sequence[Shard], error: Exception) -> None:
-                poll_errors.append(error)
+    def collect_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> dict[str, Status | Exception]:
+        """Do for several submissions of one labeling what `collect` does; return how far each is, or its error.
 
-            self._poller.stop_late(submission, shards, add_error)
-            running = [shard for shard in shards if shard.state is ShardState.SUBMITTED]
-            # With all that share their batches, so that a batch is polled once for all its submissions.
-            reports = self.poll(
-                [sharing for shard in running for sharing in self.ledger.shards_of_batch(shard)],
-                add_error,
-            )
-            # Where some batches were reported, one that could not be polled now costs time only.
-            if reports:
-                poll_errors = [error for error in poll_errors if not isinstance(error, TransientError)]
-            sent = self.deployment.sent_definition(labeling, submission)
-            collector = Collector(sent.labeling, self.deployment)
-            present = self.ledger.shards(submission_id) if running else shards
-            ended = [shard for shard in present if shard.state in ENDED]
-            fetch_errors: list[ProviderError] = []
-            read_errors: list[Exception] = []
-            with closing(collector.archive_all(ended, lease.check)) as archived:
-                # All are archived, whatever fails: providers may have deleted the results by the next time.
-                for batch, error in archived:
-                    if error is not None:
-                        fetch_errors.append(error)
-                    elif not read_errors:
-                        try:
-                            sent.refuse_unknown()
-                            collector.collect(batch, lease.check)
-                        except LeaseError:
-                            raise
-                        except Exception as read_error:  # noqa: BLE001 - it is raised when all results are stored
-                            read_errors.append(read_error)
-            # First what passes by itself: a run that ends with it is tried again.
-            transient = [error for error in fetch_errors if isinstance(error, TransientError)]
-            self._erase(submission, {submission_id})
-            if errors := [*transient, *read_errors, *fetch_errors, *poll_errors]:
-                raise errors[0]
-            status = self.status(submission_id)
-            if status.submission.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
-                return status
-            # The answers of these submissions decide what is asked again, so the next wave waits for them.
-            if not self._has_sources(status.submission):
-                return status
-            assembler = self._assembler(sent.labeling, status, collector)
-            assembler.restore()
-            if self._plan_next_wave(labeling, sent, status):
-                return self.status(submission_id)
-            # Another one: the threshold of a cascade may be set now.
-            return replace(status, submission=self._assembler(sent.labeling, status, collector).settle())
-
-    def _plan_next_wave(self, labeling: Labeling, sent: SentDefinition, status: Status) -> bool:
-        submission = status.submission
-        if submission.state is not SubmissionState.OPEN:
-            return False
-        if not sent.changes:
-            return NextWave(labeling, self.deployment, submission, status.shards).plan()
-        if requests := NextWave(sent.labeling, self.deployment, submission, status.shards).requests:
-            reason = advise_on_change(submission, sent.changes)
-            hold(self.deployment, submission, f"{requests:,} requests are not sent again: {reason}")
-        return False
+        Raises LeaseError where another process works on one of them: nothing was done then.
+        """
+        with self.deployment.leased(*submission_ids) as lease:
+            return Settler(labeling, self.deployment, self._poller, lease, self._erase).settle(submission_ids)
 
     def _has_sources(self, submission: Submission) -> bool:
         """Return whether the submissions whose answers this one reuses are settled."""
         return not self.ledger.unsettled(submission.reused_from)
 
-    def _assembler(self, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
-        return LabelAssembler(
-            labeling=labeling,
-            submission=status.submission,
-            shards=status.shards,
-            ledger=self.ledger,
-            payloads=self.payloads,
-            collector=collector,
-            part_rows=self.deployment.part_rows,
-            levels=self.deployment.levels(labeling, status.submission),
-        )
-
     # labels ---------------------------------------------------------------------------------------------------------
 
-    def labels(self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False) -> Labeled:
+    def labels(
+        self,
+        labeling: Labeling,
+        submission_id: str,
+        *,
+        run_id: str = "",
+        reread: bool = False,
+        status: Status | None = None,
+    ) -> Labeled:
         """Return the labeled rows and the rejects of a settled submission.
 
         With `reread`, raw result lines are read again by the present parser, so that its fixes take effect at no cost.
+        Where its `status` is known, the ledger is not asked for it.
         """
-        return self._settled(labeling, submission_id, reread=reread).labels(run_id=run_id, reread=reread)
+        return self._settled(labeling, submission_id, status, reread=reread).labels(run_id=run_id, reread=reread)
 
     def label_batches(
-        self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
+        self,
+        labeling: Labeling,
+        submission_id: str,
+        *,
+        run_id: str = "",
+        reread: bool = False,
+        status: Status | None = None,
     ) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
-        return self._settled(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
+        return self._settled(labeling, submission_id, status, reread=reread).batches(run_id=run_id, reread=reread)
 
     def write_labels(
         self,
@@ -426,8 +374,10 @@ class Engine:
         assembler.read_again(reread=reread)
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
-    def _settled(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
-        status = self.status(submission_id)
+    def _settled(
+        self, labeling: Labeling, submission_id: str, status: Status | None = None, *, reread: bool
+    ) -> LabelAssembler:
+        status = status or self.status(submission_id)
         if self._erase(status.submission):
             status = self.status(submission_id)
         if not status.submission.is_settled:
@@ -436,10 +386,11 @@ class Engine:
         if reread:
             sent.refuse_unknown()
         collector = Collector(sent.labeling, self.deployment)
-        assembler = replace(self._assembler(sent.labeling, status, collector), merges=not reread)
+        assembler = make_assembler(self.deployment, sent.labeling, status, collector)
+        assembler = replace(assembler, merges=not reread)
         if assembler.restore():
             # Fewer requests have an answer than were counted.
-            assembler.settle()
+            self.ledger.settle_submission(submission_id, **assembler.settlement())
         return assembler
 
     # what to do next ------------------------------------------------------------------------------------------------
@@ -522,6 +473,10 @@ class Engine:
     def unsent(self, submission_id: str) -> Unsent:
         """Return why requests of a submission are not sent, or not again, each with what a person can do."""
         return find_unsent(self.ledger.events(submission_id))
+
+    def having_unsent(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these submissions of which `unsent` tells something."""
+        return self.ledger.having_event(submission_ids, STOPPED, HELD, OVER_BUDGET)
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """Return the newest submission of a partition, or None."""

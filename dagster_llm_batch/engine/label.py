@@ -41,7 +41,7 @@ from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import advise_on_lost_levels, advise_on_lost_manifest
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Settlement, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
 from dagster_llm_batch.types import Lane, Outcome, PriceBasis
 
@@ -448,11 +448,10 @@ class LabelAssembler(Answers):
             raise PayloadError(str(advise_on_lost_levels(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
-    def settle(self) -> Submission:
-        """Record outcomes and costs in the ledger. Costs are those of its own batches, not of reused answers."""
+    def settlement(self) -> Settlement:
+        """Return outcomes and costs. Costs are those of its own batches, not of reused answers."""
         realtime = [self._realtime_usd(shard) for shard in self.shards if shard.results_path]
-        return self.ledger.settle_submission(
-            self.submission.submission_id,
+        return Settlement(
             outcomes=self.count_outcomes(),
             cost_usd=sum_costs(shard.cost_usd for shard in self.shards),
             realtime_usd=None if None in realtime else sum(filter(None, realtime), Decimal(0)),

@@ -65,6 +65,7 @@ __all__ = [
     "check_path",
     "namespace_folder",
     "payload_path",
+    "sync_path",
     "temporary_folder",
     "unnamed_file",
 ]
@@ -126,8 +127,6 @@ _BATCH_BYTES = 1 << 24
 # To release memory takes as long as to read a batch.
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-
-
 _MOST_REMEMBERED = 10_000
 
 
@@ -520,17 +519,17 @@ class PayloadStore:
                 staged.unlink()
 
     def _publish(self, staged: Path, full: str) -> None:
-        if not self._is_local:
-            # An object store shows an upload when it is complete.
+        if self._is_local:
+            self._place(staged, Path(full))
+        else:  # An object store shows an upload when it is complete.
             self._fs.put_file(str(staged), full)
-            return
+
+    def _place(self, staged: Path, full: Path) -> None:
         # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
         # leaves the old file or the whole new one, never a name with half of its bytes.
-        _sync(staged)
+        sync_path(staged)
         staged.replace(full)
-        # On Windows a directory cannot be opened.
-        if os.name == "posix":
-            _sync(staged.parent)
+        sync_path(staged.parent)
 
 
 _compared: set[FileVersion] = set()
@@ -594,9 +593,12 @@ def _make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def sync_path(path: Path) -> None:
+    """Return when a file's bytes, or the names in a directory, are on disk."""
+    # On Windows a directory cannot be opened.
+    if (is_file := path.is_file()) or os.name == "posix":
+        descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -40,7 +40,13 @@ _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
 }
-_LEASES = {"take": "lease", "_give_back": "release", "release": "release", "renew": "renew"}
+_LEASES = {
+    "settle_submissions": "settle_submission",
+    "take": "lease",
+    "_give_back": "release",
+    "release": "release",
+    "renew": "renew",
+}
 
 
 class When(StrEnum):

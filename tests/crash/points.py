@@ -92,7 +92,7 @@ CRASHES: tuple[Crash, ...] = (
     *_at(PLAIN, "call: download", _CALL, nth=_SECOND),
     *_at(PLAIN, "file: raw", _FILE, nth=_SECOND),
     *_at(PLAIN, "file: results", _FILE, nth=_SECOND),
-    *_at(PLAIN, "ledger: collected", _TRANSACTION, nth=_SECOND),
+    *_at(PLAIN, "ledger: collected", _TRANSACTION),
     # settle, materialize
     *_at(PLAIN, "ledger: settle_submission", _TRANSACTION),
     *_at(PLAIN, "table: labels", (_B, _U, _A)),
@@ -147,8 +147,8 @@ CRASHES: tuple[Crash, ...] = (
     *_at(SHARED, "ledger: record_endings", _TRANSACTION),
     *_at(SHARED, "call: download", _CALL),
     *_at(SHARED, "file: raw", _FILE, nth=_SECOND),
-    *_at(SHARED, "ledger: collected", _TRANSACTION, nth=_SECOND),
-    *_at(SHARED, "ledger: settle_submission", _TRANSACTION, nth=_SECOND),
+    *_at(SHARED, "ledger: collected", _TRANSACTION),
+    *_at(SHARED, "ledger: settle_submission", _TRANSACTION),
     *_at(SHARED, "ledger: mark_delivered", _TRANSACTION, nth=_SECOND),
     # real time, other models, deadlines
     *_at(URGENT, "ledger: send", (_U, _A), nth=3),

@@ -111,6 +111,9 @@ def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[st
     if scenario.is_late:
         skipped.to(skipped.now() + DEADLINE)
     while open_ids := [one for one in ids if not engine.status(one).is_settled]:
+        if len(open_ids) > 1 and not scenario.is_canceled:
+            # As a run over partitions does. What is in the way of one is told when it is advanced by itself.
+            engine.collect_together(labeling, open_ids)
         for one in open_ids:
             if scenario.is_canceled:
                 engine.cancel(one)

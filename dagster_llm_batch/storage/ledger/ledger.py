@@ -20,7 +20,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
@@ -30,6 +29,7 @@ from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_l
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
+    Settlement,
     Shard,
     ShardFields,
     SpendLimit,
@@ -51,6 +51,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     move_values,
     report_values,
     store_recovered,
+    take_move,
     unrecorded_sends,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
@@ -71,7 +72,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     update_submission,
 )
 from dagster_llm_batch.storage.ledger.uploads import Uploads
-from dagster_llm_batch.types import BatchReport, Cause, PriceBasis
+from dagster_llm_batch.types import BatchReport, Cause
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -121,40 +122,31 @@ class Ledger(LedgerQueries):
                 return submission
             return get_attempt(connection, submission)
 
-    def settle_submission(
-        self,
-        submission_id: str,
-        *,
-        outcomes: Mapping[str, int],
-        cost_usd: Decimal | None,
-        realtime_usd: Decimal | None,
-        price_basis: PriceBasis | None,
-        billed: Mapping[str, Any] | None = None,
-        audit: Mapping[str, Any] | None = None,
-    ) -> Submission:
-        """Record that every request of a submission has its outcome, and what they cost.
+    def settle_submission(self, submission_id: str, **settlement: Unpack[Settlement]) -> Submission:
+        """See `settle_submissions`."""
+        return self.settle_submissions({submission_id: settlement})[submission_id]
+
+    def settle_submissions(self, settlements: Mapping[str, Settlement]) -> dict[str, Submission]:
+        """Record that every request of these submissions has its outcome, and what they cost; return them by id.
 
         Called again, as when labels are made anew from stored results, the numbers are replaced and `settled_at` stays.
         A canceled submission stays canceled.
         """
         now = self._clock()
+        settled: dict[str, Submission] = {}
+        rows, events = [], []
         with self._database.write() as connection:
-            before = get_submission(connection, submission_id, lock=True)
-            canceled = before.state is SubmissionState.CANCELED
-            return update_submission(
-                connection,
-                self._clock,
-                before,
-                "settled",
-                state=SubmissionState.CANCELED if canceled else SubmissionState.SETTLED,
-                settled_at=before.settled_at or now,
-                outcomes=outcomes,
-                cost_usd=cost_usd,
-                realtime_usd=realtime_usd,
-                price_basis=price_basis,
-                billed=billed,
-                audit=audit,
-            )
+            for before in get_submissions(connection, list(settlements), lock=True):
+                key, is_canceled = before.submission_id, before.state is SubmissionState.CANCELED
+                state = SubmissionState.CANCELED if is_canceled else SubmissionState.SETTLED
+                values: dict[str, Any] = {"billed": None, "audit": None, **settlements[key], "state": state}
+                values["settled_at"] = before.settled_at or now
+                settled[key] = replace(before, **values)
+                rows.append({"key": key, **values})
+                events.append(event_row(key, "settled", before.state, state))
+            connection.execute(UPDATE_SUBMISSION, rows)
+            insert_events(connection, self._clock, *events)
+        return settled
 
     def mark_delivered(self, *submission_ids: str) -> None:
         """Mark submissions delivered: their labels have landed, or are superseded. Idempotent.
@@ -244,40 +236,20 @@ class Ledger(LedgerQueries):
         `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
         a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
         """
-        now = self._clock()
-        sources, to = MOVES[move]
-        values = move_values(shard_ids[0], move, fields, now)
+        values = move_values(shard_ids[0], move, fields, self._clock())
+        changes = dict.fromkeys(shard_ids, values)
+        if move is Move.SEND:
+            changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
+            changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
         with self._database.write() as connection:
-            before = get_shards(connection, shard_ids)
-            # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of
-            # two processes that take one move, the second reads the new state, and is refused.
-            for shard_id in shard_ids:
-                shard = before[shard_id]
-                if shard.state not in sources or of_batch not in (None, shard.batch_id):
-                    raise illegal_move(shard_id, shard.state, move)
-            changes = dict.fromkeys(shard_ids, values)
-            if move is Move.SEND:
-                changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
-                changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
-            try:
-                connection.execute(
-                    UPDATE_SHARD, [{"key": shard_id, **columns} for shard_id, columns in changes.items()]
-                )
-            except IntegrityError as error:
-                raise LedgerError(
-                    f"Batch {fields.get('batch_id')} already belongs to another shard than {shard_ids[0]}. "
-                    "Nothing was changed. A provider gives no id twice, so this is an emulator that was started again "
-                    "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
-                    "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
-                    f"dagster-llm-batch resolve {shard_ids[0]} --no-batch sends it anew."
-                ) from error
-            detail = detail or fields.get("reason")
-            events = (
-                event_row(before[shard_id].submission_id, move, before[shard_id].state, to, shard_id, detail)
-                for shard_id in shard_ids
-            )
-            insert_events(connection, self._clock, *events)
-            return [replace(before[shard_id], **changes[shard_id]) for shard_id in shard_ids]
+            return take_move(connection, self._clock, move, changes, of_batch, detail or fields.get("reason"))
+
+    def collect_shards(self, results: Mapping[str, ShardFields]) -> None:
+        """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
+        move, now = Move.COLLECTED, self._clock()
+        changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
+        with self._database.write() as connection:
+            take_move(connection, self._clock, move, changes)
 
     def split_shard(self, whole: Shard, rest: Shard, half: Shard) -> None:
         """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.

@@ -45,8 +45,10 @@ from dagster_llm_batch.storage.ledger.submissions import (
     NEWEST_FIRST,
     OF_PARTITION,
     OLDEST_FIRST,
+    SHARDS_OF,
     HistoryQueries,
     get_submission,
+    get_submissions,
 )
 from dagster_llm_batch.types import Cause, Lane
 
@@ -67,6 +69,12 @@ _CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
 _OVER = {*ENDED, ShardState.COLLECTED}
 
 _HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
+_HISTORIES = (
+    sa.select(SUBMISSION)
+    .where(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset")))
+    .where(SUBMISSION.c.partition.in_(sa.bindparam("places", expanding=True)))
+    .order_by(*NEWEST_FIRST)
+)
 _LATEST_ATTEMPT = (
     sa.select(SUBMISSION)
     .where(OF_PARTITION, SUBMISSION.c.fingerprint == sa.bindparam("fingerprint"))
@@ -128,6 +136,18 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
             return submission, [from_row(Shard, row) for row in rows]
 
+    def submissions_with_shards(self, submission_ids: Sequence[str]) -> dict[str, tuple[Submission, list[Shard]]]:
+        """Return several submissions and their shards, by id and in this order. See `submission_with_shards`."""
+        known: dict[str, tuple[Submission, list[Shard]]] = {}
+        for start in range(0, len(submission_ids), IDS_AT_ONCE):
+            ids = submission_ids[start : start + IDS_AT_ONCE]
+            with self._database.read() as connection:
+                submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
+                known.update((submission_id, (submissions[submission_id], [])) for submission_id in ids)
+                for row in connection.execute(SHARDS_OF, {"ids": ids}).mappings():
+                    known[row["submission_id"]][1].append(from_row(Shard, row))
+        return known
+
     def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """Return the latest attempt with this fingerprint, if there is one."""
         wanted = {"namespace": namespace, "asset": asset, "partition": partition, "fingerprint": fingerprint}
@@ -138,6 +158,15 @@ class LedgerQueries(QueueQueries, HistoryQueries):
     def history(self, namespace: str, asset: str, partition: str = "") -> list[Submission]:
         """Return all submissions of a partition, newest first."""
         return self._submissions(_HISTORY, namespace=namespace, asset=asset, partition=partition)
+
+    def histories(self, namespace: str, asset: str, partitions: Sequence[str]) -> dict[str, list[Submission]]:
+        """Return the submissions of each of these partitions, newest first. See `history`."""
+        known: dict[str, list[Submission]] = {partition: [] for partition in partitions}
+        for start in range(0, len(partitions), IDS_AT_ONCE):
+            wanted = {"namespace": namespace, "asset": asset, "places": partitions[start : start + IDS_AT_ONCE]}
+            for submission in self._submissions(_HISTORIES, **wanted):
+                known[submission.partition].append(submission)
+        return known
 
     def submissions(
         self,

@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from shlex import quote
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 from dagster_llm_batch.states import ENDED, Move, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
@@ -26,6 +26,7 @@ __all__ = [
     "Presence",
     "Progress",
     "QueueHolder",
+    "Settlement",
     "Shard",
     "ShardCost",
     "ShardFields",
@@ -273,6 +274,17 @@ class QueueHolder(NamedTuple):
     shard_ids: Sequence[str]
     sent_at: datetime
     leaves_at: datetime
+
+
+class Settlement(TypedDict, total=False):
+    """What is recorded of a submission when every request of it has its outcome. All but the last two are needed."""
+
+    outcomes: Required[Mapping[str, int]]
+    cost_usd: Required[Decimal | None]
+    realtime_usd: Required[Decimal | None]
+    price_basis: Required[PriceBasis | None]
+    billed: Mapping[str, Any] | None
+    audit: Mapping[str, Any] | None
 
 
 class ShardFields(TypedDict, total=False):

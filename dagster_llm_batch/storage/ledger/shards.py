@@ -7,13 +7,15 @@ bottleneck, and a second place where results could be lost.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
@@ -27,6 +29,7 @@ from dagster_llm_batch.storage.ledger.records import (
     was_taken,
 )
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.submissions import event_row, insert_events
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "move_values",
     "report_values",
     "store_recovered",
+    "take_move",
     "unknown_shard",
     "unrecorded_sends",
 ]
@@ -243,6 +247,49 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
             f"A move cannot record {sorted(unknown)}; it can record {sorted(ShardFields.__annotations__)}."
         )
     return values
+
+
+def take_move(
+    connection: sa.Connection,
+    clock: Callable[[], datetime],
+    move: Move,
+    changes: Mapping[str, Mapping[str, Any]],
+    of_batch: str | None = None,
+    detail: str | None = None,
+) -> list[Shard]:
+    """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
+
+    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`.
+    """
+    sources, to = MOVES[move]
+    before = get_shards(connection, changes)
+    # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
+    # processes that take one move, the second reads the new state, and is refused.
+    for shard_id in changes:
+        if before[shard_id].state not in sources or of_batch not in (None, before[shard_id].batch_id):
+            raise illegal_move(shard_id, before[shard_id].state, move)
+    # One statement sets the same columns of all its rows.
+    by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for shard_id, columns in changes.items():
+        by_columns[tuple(sorted(columns))].append({"key": shard_id, **columns})
+    try:
+        for rows in by_columns.values():
+            connection.execute(UPDATE_SHARD, rows)
+    except IntegrityError as error:
+        first = next(iter(changes))
+        raise LedgerError(
+            f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
+            "Nothing was changed. A provider gives no id twice, so this is an emulator that was started again "
+            "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
+            "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
+            f"dagster-llm-batch resolve {first} --no-batch sends it anew."
+        ) from error
+    events = (
+        event_row(before[shard_id].submission_id, move, before[shard_id].state, to, shard_id, detail)
+        for shard_id in changes
+    )
+    insert_events(connection, clock, *events)
+    return [replace(before[shard_id], **columns) for shard_id, columns in changes.items()]
 
 
 def report_values(shard: Shard, report: BatchReport) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "OF_PARTITION",
     "OLDEST_FIRST",
     "RECOVERED",
+    "SHARDS_OF",
     "STATUS",
     "UPDATE_SUBMISSION",
     "HistoryQueries",
@@ -242,11 +243,13 @@ def rename_submissions(
 IDS_AT_ONCE = 10_000
 """Of so many rows a query names the ids, at most: SQLite takes some 32,000 parameters."""
 
-_SHARDS_OF = (
+SHARDS_OF = (
     sa.select(SHARD)
     .where(SHARD.c.submission_id.in_(_IDS))
     .order_by(SHARD.c.submission_id, SHARD.c.wave, SHARD.c.number)
 )
+"""The shards of the submissions `ids`, by wave and number."""
+
 _OWN = SUBMISSION.alias("own")
 _NEWER = sa.select(SUBMISSION.c.submission_id).where(
     _OWN.c.submission_id == sa.bindparam("submission_id"),
@@ -254,7 +257,9 @@ _NEWER = sa.select(SUBMISSION.c.submission_id).where(
     sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(_OWN.c[column.name] for column in OLDEST_FIRST)),
 )
 _HAVING_EVENT = (
-    sa.select(EVENT.c.submission_id).where(EVENT.c.submission_id.in_(_IDS), EVENT.c.kind == sa.bindparam("kind"))
+    sa.select(EVENT.c.submission_id).where(
+        EVENT.c.submission_id.in_(_IDS), EVENT.c.kind.in_(sa.bindparam("kinds", expanding=True))
+    )
 ).distinct()
 _UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
     SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.settled_at.is_(None)
@@ -324,13 +329,13 @@ class HistoryQueries:
     def shards_of(self, submission_ids: Collection[str]) -> dict[str, list[Shard]]:
         """Return the shards of each of these submissions, by wave and number."""
         shards: dict[str, list[Shard]] = {submission_id: [] for submission_id in submission_ids}
-        for row in self._rows_of(_SHARDS_OF, submission_ids):
+        for row in self._rows_of(SHARDS_OF, submission_ids):
             shards[row["submission_id"]].append(from_row(Shard, row))
         return shards
 
-    def having_event(self, submission_ids: Collection[str], kind: str) -> set[str]:
-        """Return those of these submissions that have an event of this kind."""
-        return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kind=kind)}
+    def having_event(self, submission_ids: Collection[str], *kinds: str) -> set[str]:
+        """Return those of these submissions that have an event of one of these kinds."""
+        return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kinds=kinds)}
 
     def newer_submissions(self, submission_id: str) -> list[str]:
         """Return the ids of the submissions of the same partition that were planned after this one."""

@@ -1,0 +1,121 @@
+"""Submissions that are settled together: asked, told and synced as one, and each with its own outcome."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from workspace import Workspace, assert_total, labeling, tickets
+
+from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.errors import LeaseError, LLMBatchError
+from dagster_llm_batch.storage.late_files import LateStore
+from dagster_llm_batch.storage.payloads import PayloadStore
+from tests.statements import statements
+
+PARTITIONS = 4
+
+
+@contextmanager
+def synced(monkeypatch: pytest.MonkeyPatch, then: list[str]) -> Any:
+    """Note the names of files as they are synced, among what else is noted."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        then.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        yield
+
+
+def ended(workspace: Workspace) -> list[str]:
+    """Submissions of several partitions whose one batch has ended."""
+    engine, definition = workspace.engine(), labeling()
+    ids = [engine.plan(definition, tickets(3), partition=f"p{n}").submission_id for n in range(PARTITIONS)]
+    engine.submit_together(definition, ids)
+    workspace.emulator.settle()
+    return ids
+
+
+def test_submissions_settled_together_are_recorded_in_as_many_transactions_as_one(workspace: Workspace) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    with statements() as asked:
+        outcomes = engine.collect_together(labeling(), ids)
+    assert all(isinstance(outcome, Status) and outcome.is_settled for outcome in outcomes.values())
+    assert list(outcomes) == ids
+    # The lease, reports, ends, the lease of the download, results, settlements.
+    assert asked.count("BEGIN IMMEDIATE") == 8, asked
+    for submission_id in ids:
+        assert_total(workspace, labeling(), submission_id, 3)
+    assert not workspace.emulator.books.billed_twice()
+
+
+def test_one_that_cannot_be_settled_takes_no_other_along(workspace: Workspace) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    lost = engine.ledger.submission(ids[1])
+    engine.payloads.delete(lost.manifest)
+    outcomes = engine.collect_together(labeling(), ids)
+    assert [isinstance(outcomes[key], Status) for key in ids] == [True, False, True, True]
+    with pytest.raises(LLMBatchError) as refusal:
+        engine.collect(labeling(), ids[1])
+    assert str(refusal.value) == str(outcomes[ids[1]])
+
+
+def test_nothing_is_done_where_another_process_works_on_one_of_them(workspace: Workspace) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    with engine.ledger.hold_leases(f"submission:{ids[2]}"), pytest.raises(LeaseError):
+        engine.collect_together(labeling(), ids)
+    assert not any(engine.status(key).is_settled for key in ids)
+
+
+def test_results_are_on_disk_before_the_ledger_knows_of_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    order: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("UPDATE shard SET state=?, collected_at"):
+            order.append("recorded")
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    try:
+        with synced(monkeypatch, order):
+            engine.collect_together(labeling(), ids)
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", note)
+    stored = [
+        Path(path).name
+        for key in ids
+        for s in engine.status(key).shards
+        for path in (s.raw_path, s.results_path)
+        if path
+    ]
+    before = order[: order.index("recorded")]
+    assert sorted(name for name in before if name in stored) == sorted(stored)
+
+
+def test_late_files_are_there_at_once_and_synced_with_their_folders_when_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PayloadStore(str(tmp_path))
+    late = LateStore(store)
+    order: list[str] = []
+    with synced(monkeypatch, order):
+        for name in ("a/one.zst", "a/two.zst", "b/three.zst"):
+            with late.writer(name) as file:
+                file.write(b"line\n")
+        late.delete("b/three.zst")
+        assert [*store.lines("a/one.zst")] == [b"line\n"]
+        assert order == []
+        late.sync()
+        assert sorted(order[:2]) == ["one.zst", "two.zst"]
+        assert sorted(order[2:]) == ["a", "b"]
+        late.sync()
+        assert len(order) == 4
