@@ -117,11 +117,11 @@ def _write(keep: Path) -> None:
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
     sections = {name: path.read_text(encoding="utf-8") for name in page.TEXTS if (path := keep / f"{name}.md").exists()}
     written = page.page_with(page.PAGE.read_text(encoding="utf-8"), sections, machine)
+    readme = page.readme_with(page.README.read_text(encoding="utf-8"), written)
     page.PAGE.write_text(written, encoding="utf-8")
+    page.README.write_text(readme, encoding="utf-8")
     if (picture := keep / page.PLOT.name).exists():
         shutil.copyfile(picture, page.PLOT)
-    readme = page.README.read_text(encoding="utf-8")
-    page.README.write_text(page.readme_with(readme, written), encoding="utf-8")
     print(f"written: {page.PAGE}")
 
 
