@@ -109,12 +109,13 @@ def main() -> None:
 
 
 def _when() -> str:
-    return f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC; load {os.getloadavg()[1]:.0f}."
+    now, load = f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC", f"load {os.getloadavg()[1]:.0f}"
+    return f"{now}; {load}; Python {platform.python_version()}."
 
 
 def _write(keep: Path) -> None:
     """Write the page, its picture, and what the README says of it."""
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}"
+    machine = f"{os.cpu_count()} cores, {platform.system()}"
     sections = {name: path.read_text(encoding="utf-8") for name in page.TEXTS if (path := keep / f"{name}.md").exists()}
     written = page.page_with(page.PAGE.read_text(encoding="utf-8"), sections, machine)
     readme = page.readme_with(page.README.read_text(encoding="utf-8"), written)
