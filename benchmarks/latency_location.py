@@ -1,7 +1,8 @@
 """A code location for `benchmarks.latency`: a labeled dataset, its sensor, and assets like it that do nothing.
 
-The environment says how many days there are (LATENCY_DAYS), where the emulator is (LATENCY_URL), and when the sensor of
-what does nothing asks for its run: as soon as a file is there (LATENCY_FLAG).
+The environment says how many days there are (LATENCY_DAYS), how many seconds a sensor waits (LATENCY_TICK), where the
+emulator is (LATENCY_URL), and when the sensor of what does nothing asks for its run: once a file is there
+(LATENCY_FLAG).
 """
 
 import datetime as dt
@@ -27,7 +28,7 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 FIRST = dt.date(2025, 1, 1)
 ROWS_A_DAY = 5
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-SENSOR_SECONDS = 30
+SENSOR_SECONDS = int(os.environ["LATENCY_TICK"])
 DAYS = int(os.environ["LATENCY_DAYS"])
 KEYS = [str(FIRST + dt.timedelta(days=number)) for number in range(DAYS)]
 _PARTITIONS = dg.DailyPartitionsDefinition(start_date=KEYS[0], end_date=str(FIRST + dt.timedelta(days=DAYS)))
