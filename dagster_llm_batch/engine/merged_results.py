@@ -29,9 +29,9 @@ import pyarrow as pa
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.errors import PayloadError
-from dagster_llm_batch.storage.digests import FileVersion
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
+from dagster_llm_batch.storage.stored_files import FileVersion
 
 __all__ = ["FEWEST_MERGED", "MERGED", "MERGED_WAVE", "MergedResults", "drop_merged", "merged_files"]
 

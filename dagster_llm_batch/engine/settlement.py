@@ -22,9 +22,9 @@ from dagster_llm_batch.engine.status import Status, advise_on_change
 from dagster_llm_batch.engine.submit_queue import hold
 from dagster_llm_batch.errors import LeaseError, TransientError
 from dagster_llm_batch.states import ENDED, ShardState
-from dagster_llm_batch.storage.late_files import LateStore
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Settlement, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.payloads import LateStore
 
 __all__ = ["Settler", "make_assembler"]
 

@@ -25,7 +25,9 @@ import tempfile
 import unicodedata
 import uuid
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,20 +38,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
-from dagster_llm_batch.core.memory import release_all_memory, release_memory
+from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
-from dagster_llm_batch.storage.digests import (
-    DIGEST_MARK,
+from dagster_llm_batch.storage.stored_files import (
     DIGESTS,
     FRAME_HEAD,
-    NO_DIGEST,
     XXH3,
     CheckedFile,
     DamagedError,
     FileVersion,
     HashedFile,
-    digest_of,
+    PayloadWriter,
+    TableWriter,
     framed_digest,
+    is_whole_stream,
     is_whole_table,
     open_table,
     write_table_digest,
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from upath import UPath
 
 __all__ = [
+    "LateStore",
     "PayloadStore",
     "PayloadWriter",
     "StoredFile",
@@ -128,50 +131,8 @@ _BATCH_BYTES = 1 << 24
 _BATCHES_A_RELEASE = 4
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _MOST_REMEMBERED = 10_000
-
-
-class PayloadWriter:
-    """A payload being written. `bytes` is what was written so far, `digest` is known after the block."""
-
-    def __init__(self, sink: pa.NativeFile, stored: HashedFile) -> None:
-        self._sink = sink
-        self._stored = stored
-        self._pieces: list[bytes] = []
-        self._held_bytes = 0
-        self.bytes = 0
-
-    @property
-    def digest(self) -> str:
-        """The digest of the stored file, but for the frame that carries it: see `PayloadStore.checked`."""
-        return f"{XXH3}:{self._stored.hash.hexdigest()}"
-
-    def write(self, data: bytes) -> None:
-        """Append bytes. Small pieces are compressed together."""
-        self._pieces.append(data)
-        self._held_bytes += len(data)
-        self.bytes += len(data)
-        if self._held_bytes >= _BUFFER_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Compress what is held back."""
-        data = b"".join(self._pieces)
-        self._pieces, self._held_bytes = [], 0
-        if data:
-            self._sink.write(data)
-
-
-class _TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
-    def write_table(self, *args: Any, **kwargs: Any) -> None:
-        super().write_table(*args, **kwargs)
-        # Costs 0.3 us a row while planning, and saves 8 to 12 MB.
-        release_memory()
-
-    def close(self) -> None:
-        if self.is_open:
-            self.add_key_value_metadata({DIGEST_MARK: NO_DIGEST})
-        super().close()
-        release_all_memory()
+# A disk takes no more at once.
+_SYNCS_AT_ONCE = 16
 
 
 class _Staged(io.FileIO):
@@ -333,7 +294,7 @@ class PayloadStore:
             options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
         with self._staged(path) as staged:
             stored = HashedFile(staged)
-            with _TableWriter(stored, schema, **options) as writer:
+            with TableWriter(stored, schema, **options) as writer:
                 yield writer
             staged.flush()
             write_table_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
@@ -481,11 +442,7 @@ class PayloadStore:
                 with self._compared(path):
                     return True
             with self._open(path) if self._is_local else self._here(path) as file:
-                expected, size = framed_digest(file)
-                if expected is None:
-                    # Of an older version: it is as good as it can be unpacked.
-                    return _can_be_unpacked(file, path)
-                return digest_of(file, size).digest() == expected
+                return is_whole_stream(file, _codec(path))
         except (FileNotFoundError, DamagedError):
             return False
 
@@ -532,6 +489,34 @@ class PayloadStore:
         sync_path(staged.parent)
 
 
+class LateStore(PayloadStore):
+    """The files of another store. On a local disk, what is written through this one is synced by `sync` alone.
+
+    A sync waits for the disk, and many at once wait hardly longer than one. Until `sync` has returned, a crash of the
+    machine, not of the process, can leave a file damaged, as its digest tells: nothing may be recorded that needs it.
+    """
+
+    def __init__(self, store: PayloadStore) -> None:
+        # The same root by the same file system, with the options that it was opened with.
+        vars(self).update(vars(store))
+        self._written: deque[Path] = deque()
+
+    def _place(self, staged: Path, full: Path) -> None:
+        staged.replace(full)
+        self._written.append(full)
+
+    def sync(self) -> None:
+        """Return when all that was written before is on disk."""
+        written: dict[Path, None] = {}
+        # Others may write meanwhile.
+        while self._written:
+            written[self._written.popleft()] = None
+        for paths in (list(written), list({path.parent: None for path in written})):
+            with ThreadPoolExecutor(_SYNCS_AT_ONCE, "dagster-llm-batch sync") as pool:
+                spread = pool.map if len(paths) > 1 else map
+                list(spread(_sync_what_is_left, paths))
+
+
 _compared: set[FileVersion] = set()
 """The versions of tables whose digests this process has compared."""
 
@@ -554,16 +539,6 @@ def _row_bytes(parquet: pq.ParquetFile, names: Sequence[str] | None = None) -> i
         if names is None or column.path_in_schema.partition(".")[0] in names
     )
     return int(whole // max(group.num_rows, 1)) or 1
-
-
-def _can_be_unpacked(file: Any, path: str) -> bool:
-    try:
-        with pa.CompressedInputStream(file, _codec(path)) as source:
-            while source.read(_BUFFER_BYTES):
-                pass
-    except (OSError, pa.ArrowException):
-        return False
-    return True
 
 
 # The keys under which the file systems of fsspec give what changes with each write, and the time of the last one.
@@ -602,3 +577,9 @@ def sync_path(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _sync_what_is_left(path: Path) -> None:
+    # What was removed since is needed no more.
+    with suppress(FileNotFoundError):
+        sync_path(path)

@@ -13,8 +13,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError
-from dagster_llm_batch.storage.late_files import LateStore
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import LateStore, PayloadStore
 from tests.statements import statements
 
 PARTITIONS = 4

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from upath import UPath
 
 from dagster_llm_batch.errors import ConfigError, PayloadError
-from dagster_llm_batch.storage.digests import DamagedError
 from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
+from dagster_llm_batch.storage.stored_files import DamagedError
 
 SCHEMA = pa.schema([("key", pa.int64()), ("text", pa.string())])
 TABLE = pa.table({"key": [1, 2, 3], "text": ["a", None, "ü"]}, SCHEMA)

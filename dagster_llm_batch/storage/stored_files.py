@@ -1,4 +1,4 @@
-"""Digests of stored files: whether the bytes that are read are those that were written.
+"""Stored files, as they are written and as they are told whole: each carries a digest of its other bytes.
 
     a stream   its digest is in a frame at its end, which every reader of zstd and of lz4 skips
     a table    its digest is in its metadata, of the file with zeros in the digest's place
@@ -20,20 +20,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import PayloadError
 
 __all__ = [
     "DIGESTS",
-    "DIGEST_MARK",
     "FRAME_HEAD",
-    "NO_DIGEST",
     "XXH3",
     "CheckedFile",
     "DamagedError",
     "FileVersion",
     "HashedFile",
-    "digest_of",
+    "PayloadWriter",
+    "TableWriter",
     "framed_digest",
+    "is_whole_stream",
     "is_whole_table",
     "open_table",
     "write_table_digest",
@@ -47,8 +48,8 @@ FRAME_HEAD = (0x184D2A5D).to_bytes(4, "little") + (20).to_bytes(4, "little") + b
 _FRAME_BYTES = len(FRAME_HEAD) + 16
 
 # The name under which a table's metadata has the digest, in hex. It is of the file with zeros in the digest's place.
-DIGEST_MARK = b"dagster_llm_batch/xxh3"
-NO_DIGEST = b"0" * 32
+_DIGEST_MARK = b"dagster_llm_batch/xxh3"
+_NO_DIGEST = b"0" * 32
 # How the metadata, in Thrift's compact form, goes on behind a name: a text of 32 bytes.
 _TEXT_OF_32 = b"\x18\x20"
 _TABLE_END = b"PAR1"
@@ -100,6 +101,52 @@ class HashedFile(io.RawIOBase):
         return int(self._file.write(data))
 
 
+class PayloadWriter:
+    """A payload being written. `bytes` is what was written so far, `digest` is known after the block."""
+
+    def __init__(self, sink: pa.NativeFile, stored: HashedFile) -> None:
+        self._sink = sink
+        self._stored = stored
+        self._pieces: list[bytes] = []
+        self._held_bytes = 0
+        self.bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """The digest of the stored file, but for the frame that carries it: see `PayloadStore.checked`."""
+        return f"{XXH3}:{self._stored.hash.hexdigest()}"
+
+    def write(self, data: bytes) -> None:
+        """Append bytes. Small pieces are compressed together."""
+        self._pieces.append(data)
+        self._held_bytes += len(data)
+        self.bytes += len(data)
+        if self._held_bytes >= _BUFFER_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Compress what is held back."""
+        data = b"".join(self._pieces)
+        self._pieces, self._held_bytes = [], 0
+        if data:
+            self._sink.write(data)
+
+
+class TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
+    """A table being written, with room in its metadata for the digest: see `write_table_digest`."""
+
+    def write_table(self, *args: Any, **kwargs: Any) -> None:
+        super().write_table(*args, **kwargs)
+        # Costs 0.3 us a row while planning, and saves 8 to 12 MB.
+        release_memory()
+
+    def close(self) -> None:
+        if self.is_open:
+            self.add_key_value_metadata({_DIGEST_MARK: _NO_DIGEST})
+        super().close()
+        release_all_memory()
+
+
 class CheckedFile(io.RawIOBase):
     """The bytes of a stored stream without its digest, which is compared before the last of them are given out."""
 
@@ -132,13 +179,27 @@ def framed_digest(file: BinaryIO) -> tuple[bytes | None, int]:
     return (frame[len(FRAME_HEAD) :], size - _FRAME_BYTES) if is_framed else (None, size)
 
 
-def digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
+def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
     """Read this many bytes, and return the hash of them, which can be updated."""
     digest = xxhash.xxh3_128()
     while size and (data := file.read(min(size, _HASH_BYTES))):
         digest.update(data)
         size -= len(data)
     return digest
+
+
+def is_whole_stream(file: BinaryIO, codec: str) -> bool:
+    """Return whether a stream is what was written, or of an older version, as good as it can be unpacked."""
+    expected, size = framed_digest(file)
+    if expected is not None:
+        return _digest_of(file, size).digest() == expected
+    try:
+        with pa.CompressedInputStream(file, codec) as source:
+            while source.read(_BUFFER_BYTES):
+                pass
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def _find_digest(file: BinaryIO) -> int | None:
@@ -150,8 +211,8 @@ def _find_digest(file: BinaryIO) -> int | None:
     if end[4:] != _TABLE_END or length > size - 8:
         return None
     file.seek(size - 8 - length)
-    found = file.read(length).find(DIGEST_MARK + _TEXT_OF_32)
-    return None if found < 0 else size - 8 - length + found + len(DIGEST_MARK) + len(_TEXT_OF_32)
+    found = file.read(length).find(_DIGEST_MARK + _TEXT_OF_32)
+    return None if found < 0 else size - 8 - length + found + len(_DIGEST_MARK) + len(_TEXT_OF_32)
 
 
 def _has_right_digest(file: BinaryIO) -> bool:
@@ -160,9 +221,9 @@ def _has_right_digest(file: BinaryIO) -> bool:
     file.seek(0)
     if place is None:
         return True
-    digest = digest_of(file, place)
-    expected = file.read(len(NO_DIGEST))
-    digest.update(NO_DIGEST)
+    digest = _digest_of(file, place)
+    expected = file.read(len(_NO_DIGEST))
+    digest.update(_NO_DIGEST)
     while data := file.read(_HASH_BYTES):
         digest.update(data)
     file.seek(0)
