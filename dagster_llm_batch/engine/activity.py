@@ -142,7 +142,7 @@ def find_held_queues(deployment: Deployment) -> list[Advice]:
         queue = (shard.provider, shard.account, model)
         if limit is None or queue in found or has_room(deployment, [shard]):
             continue
-        if holders := ledger.queue_holders(namespace, shard, deployment.present(shard), model):
+        if holders := ledger.queue_holders(namespace, shard, deployment.presence(shard), model):
             name = shard.provider if model is None else f"{shard.provider}/{model}"
             found[queue] = advise_on_holders(name, limit, holders)
     return list(found.values())

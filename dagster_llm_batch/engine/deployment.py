@@ -499,7 +499,7 @@ class Deployment:
         """Return how long the shard's batch may take, or wait for room, before a person is told."""
         return self.overdue_after or _GRACE * window_of(self.providers.get(shard.provider))
 
-    def present(self, shard: Shard) -> Presence:
+    def presence(self, shard: Shard) -> Presence:
         """Return what counts now as in the queue of the shard's provider."""
         return Presence.at(self.clock(), window_of(self.providers.get(shard.provider)))
 

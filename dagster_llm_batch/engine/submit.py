@@ -203,7 +203,7 @@ def plan_next_try(
         return {**fields, "no_room_at": None, "most_tokens": None}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
     sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
-    tokens_since = partial(ledger.tokens_beside, shards, deployment.present(first))
+    tokens_since = partial(ledger.tokens_beside, shards, deployment.presence(first))
     beside = tokens_since(since=sent_at)
     is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
     most: int | None = None

@@ -57,9 +57,7 @@ STRANDED = "landing_stranded"
 UNAVAILABLE = "unavailable"
 """The event of a submission whose provider does not answer now."""
 
-# A waiting shard loses its place in the queue after this, unless somebody looks after it: the shards of a removed asset
-# would block the queue for ever.
-_PLACE_KEPT = timedelta(hours=1)
+# Well within the time for which a place is kept (`Presence`).
 _SAY_EVERY = timedelta(minutes=10)
 
 # A batch that is in flight for so long was taken: a full queue is told of before, some minutes after the create call.
@@ -131,11 +129,8 @@ class Dispatcher:
             most = _most_at_once(self._deployment, batch)
             if most is not None and len(batch) == 1 and not self._is_realtime(labeling, batch):
                 inside = tokens.get(labeling.model)
-                inside = (
-                    self._deployment.ledger.tokens_beside(batch, self._deployment.present(batch[0]))
-                    if inside is None
-                    else inside
-                )
+                if inside is None:
+                    inside = _tokens_beside(self._deployment, batch)
                 if inside and inside + batch[0].tokens > most:
                     self._waits(batch[0].submission_id)
                     continue
@@ -494,7 +489,7 @@ def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     most = _most_at_once(deployment, batch)
     if most is None:
         return True
-    beside = deployment.ledger.tokens_beside(batch, deployment.present(batch[0]))
+    beside = _tokens_beside(deployment, batch)
     # Alone it goes: whether it fits is for the provider to say.
     return not beside or beside + sum(shard.tokens for shard in batch) <= most
 
@@ -517,16 +512,20 @@ def _is_expected(deployment: Deployment, batch: Sequence[Shard]) -> bool:
         return True
     tokens, now = sum(shard.tokens for shard in batch), deployment.clock()
     most = min((shard.most_tokens for shard in batch if shard.most_tokens is not None), default=None)
-    beside = deployment.ledger.tokens_beside(batch, deployment.present(batch[0]))
+    beside = _tokens_beside(deployment, batch)
     if beside and most is not None and beside + tokens > most:
         return False
-    own, seen = {shard.shard_id for shard in batch}, (now - _PLACE_KEPT, now)
-    others = deployment.ledger.shards_without_room(deployment.namespace, batch[0], seen=seen)
+    own, presence = {shard.shard_id for shard in batch}, deployment.presence(batch[0])
+    others = deployment.ledger.shards_without_room(deployment.namespace, batch[0], presence)
     return not any(
         not due(other, now) if other.state is ShardState.PLANNED else not _is_taken(other, now)
         for other in others
         if other.shard_id not in own
     )
+
+
+def _tokens_beside(deployment: Deployment, batch: Sequence[Shard]) -> int:
+    return deployment.ledger.tokens_beside(batch, deployment.presence(batch[0]))
 
 
 def _is_taken(shard: Shard, now: datetime) -> bool:
@@ -540,9 +539,9 @@ def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
-    present = deployment.present(batch[0])
+    presence = deployment.presence(batch[0])
     ahead = deployment.ledger.queue_ahead(
-        deployment.namespace, batch, present=present, longest_pause=LONGEST_PAUSE, model=model
+        deployment.namespace, batch, presence=presence, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)
     # A shard that is over the limit by itself would wait for ever: whether it fits is for the provider to say.

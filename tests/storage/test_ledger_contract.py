@@ -811,8 +811,8 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
     ]
     assert ledger.spent_usd("prod", since=since) == 8
     assert ledger.spent_usd("prod", since=clock.now) == 0  # the half was planned when the whole was
-    present = Presence.at(clock.now, timedelta(days=1))  # and somebody looks after it now
-    assert ledger.queue_ahead("prod", [a_shard("zz")], present=present, longest_pause=timedelta(hours=1)).batches == 0
+    presence = Presence.at(clock.now, timedelta(days=1))  # and somebody looks after it now
+    assert ledger.queue_ahead("prod", [a_shard("zz")], presence=presence, longest_pause=timedelta(hours=1)).batches == 0
     with pytest.raises(IllegalMoveError):  # another process, which read it before
         ledger.split_shard(whole, rest, half)
     bring_to(ledger, "h1", ShardState.SUBMITTED)
@@ -832,23 +832,24 @@ def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no
     for shard_id in ("h1", "h2", "h3", "o1"):
         bring_to(ledger, shard_id, ShardState.SUBMITTED)
     first, *_, last = ledger.shards("s1")
-    present = Presence.at(clock.now, timedelta(days=1))
-    assert ledger.tokens_beside([last], present) == 60
-    assert ledger.tokens_beside([first, last], present) == 50
+    presence = Presence.at(clock.now, timedelta(days=1))
+    assert ledger.tokens_beside([last], presence) == 60
+    assert ledger.tokens_beside([first, last], presence) == 50
     clock.pass_seconds(60)
     ledger.move_shard("h1", Move.ENDED)
-    assert ledger.tokens_beside([last], present) == 50
-    assert ledger.tokens_beside([last], present, since=clock.now - timedelta(seconds=1)) == 60
+    assert ledger.tokens_beside([last], presence) == 50
+    assert ledger.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 60
     ledger.move_shard("h2", Move.PUT_BACK, refusals=3, no_room_at=clock.now, most_tokens=7)
-    assert ledger.tokens_beside([last], present, since=clock.now - timedelta(seconds=1)) == 40
+    assert ledger.tokens_beside([last], presence, since=clock.now - timedelta(seconds=1)) == 40
     assert (ledger.shard("h2").refusals, ledger.shard("h2").most_tokens) == (3, 7)
-    seen = (clock.now - timedelta(hours=1), clock.now)
-    assert [s.shard_id for s in ledger.shards_without_room("prod", last, seen=seen)] == ["h2"]
-    assert ledger.shards_without_room("staging", last, seen=seen) == []
-    assert ledger.shards_without_room("prod", last, seen=(clock.now, clock.now)) == []  # nobody looks after it
+    presence = Presence.at(clock.now, timedelta(days=1))
+    assert [s.shard_id for s in ledger.shards_without_room("prod", last, presence)] == ["h2"]
+    assert ledger.shards_without_room("staging", last, presence) == []
+    unseen = presence._replace(seen_since=clock.now)  # nobody looks after it
+    assert ledger.shards_without_room("prod", last, unseen) == []
     assert [(of.submission_id, s.shard_id) for of, s in ledger.shards_waiting_for_room("prod")] == [("s1", "h2")]
     bring_to(ledger, "h2", ShardState.SUBMITTING)
-    assert [s.shard_id for s in ledger.shards_without_room("staging", last, seen=seen)] == ["h2"]  # it fills the queue
+    assert [s.shard_id for s in ledger.shards_without_room("staging", last, presence)] == ["h2"]  # it fills the queue
     assert ledger.shards_waiting_for_room("prod") == []
 
 

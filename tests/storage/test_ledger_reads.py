@@ -99,7 +99,7 @@ def test_a_queue_is_summed_by_batches_without_the_batch_itself_and_what_is_to_wa
         a_submission("s2", partition="2"), [a_shard("w1", "s2", nonce="w1", tokens=5), a_shard("zz", "s2", number=2)]
     )
     hour = timedelta(hours=1)
-    asked = {"present": Presence.at(clock.now, 24 * hour), "longest_pause": hour}
+    asked = {"presence": Presence.at(clock.now, 24 * hour), "longest_pause": hour}
     last = busy_ledger.shard("zz")
     ahead = busy_ledger.queue_ahead("prod", [last], **asked)
     assert (ahead.batches, ahead.requests, ahead.tokens) == (_OTHERS + 2, 8 * (_OTHERS + 3), 5)

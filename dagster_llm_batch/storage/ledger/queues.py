@@ -34,17 +34,17 @@ class QueueQueries:
         namespace: str,
         batch: Sequence[Shard],
         *,
-        present: Presence,
+        presence: Presence,
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
         """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
 
-        Only of `model`, or of all. What was sent counts while it is `present`, from any namespace of this ledger; what
-        waits counts while somebody looks after it (`Ledger.keep_places`), and its pause is over. No pause is longer
-        than `longest_pause`.
+        Only of `model`, or of all. Of what was sent, from any namespace of this ledger, `presence` says what counts;
+        what waits counts while somebody looks after it (`Ledger.keep_places`), and its pause is over. No pause is
+        longer than `longest_pause`.
         """
-        first, now = batch[0], present.now
+        first, now = batch[0], presence.now
         planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == first.shard_id).scalar_subquery()
         older = sa.tuple_(SHARD.c.planned_at, SHARD.c.shard_id) < sa.tuple_(planned_at, first.shard_id)
         # No join: with what was sent, all submissions that there ever were would be read.
@@ -53,14 +53,14 @@ class QueueQueries:
             (SHARD.c.state == ShardState.PLANNED)
             & SHARD.c.submission_id.in_(going)
             & older
-            & looked_after(present.seen_since, now)
+            & looked_after(presence.seen_since, now)
         )
         # A batch is counted by its carrier. To count different ids takes the database three times as long.
         counted = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
         query = (
             sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in counted))
             .where(SHARD.c.provider == first.provider, SHARD.c.account == first.account, SHARD.c.lane == Lane.BATCH)
-            .where(_is_in_queue(present) | waits, is_due(now, longest_pause))
+            .where(_is_in_queue(presence) | waits, is_due(now, longest_pause))
             .where(SHARD.c.shard_id.not_in([each.shard_id for each in batch]))
         )
         with self._database.read() as connection:
@@ -91,7 +91,7 @@ class QueueQueries:
             rows = connection.execute(sa.select(SHARD).where(SHARD.c.shard_id.in_(first)).order_by(*same)).mappings()
             return [from_row(Shard, row) for row in rows]
 
-    def queue_holders(self, namespace: str, shard: Shard, present: Presence, model: str | None) -> list[QueueHolder]:
+    def queue_holders(self, namespace: str, shard: Shard, presence: Presence, model: str | None) -> list[QueueHolder]:
         """Return what of other namespaces is in the queue of this shard's provider and account, and not looked after.
 
         Only of `model`, or of all. By namespace; whose batches have been there longest comes first.
@@ -101,7 +101,7 @@ class QueueQueries:
             sa.select(SUBMISSION.c.namespace, SHARD.c.shard_id, _SENT_AT.label("sent_at"), asked_at)
             .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
             .where(SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
-            .where(_is_in_queue(present), SHARD.c.carrier.is_(None), SUBMISSION.c.namespace != namespace)
+            .where(_is_in_queue(presence), SHARD.c.carrier.is_(None), SUBMISSION.c.namespace != namespace)
             .order_by(_SENT_AT, SHARD.c.shard_id)
         )
         with self._database.read() as connection:
@@ -109,7 +109,7 @@ class QueueQueries:
         held: dict[str, list[Any]] = {}
         for row in rows:
             # A place that was kept for it while it was planned says nothing of the time since.
-            if max(row.sent_at, row.asked_at) < present.seen_since:
+            if max(row.sent_at, row.asked_at) < presence.seen_since:
                 held.setdefault(row.namespace, []).append(row)
         return [
             QueueHolder(
@@ -117,17 +117,17 @@ class QueueQueries:
                 batches=len(own),
                 shard_ids=[row.shard_id for row in own[:_NAMED]],
                 sent_at=own[0].sent_at,
-                leaves_at=present.leaves_at(own[-1].sent_at),
+                leaves_at=presence.leaves_at(own[-1].sent_at),
             )
             for name, own in held.items()
         ]
 
-    def tokens_beside(self, shards: Sequence[Shard], present: Presence, *, since: datetime | None = None) -> int:
+    def tokens_beside(self, shards: Sequence[Shard], presence: Presence, *, since: datetime | None = None) -> int:
         """Return the input tokens, by estimate, in flight beside these shards of one model, from any namespace.
 
-        What is `present` counts. With `since`, what was in flight at any time since then.
+        `presence` says what counts. With `since`, what was in flight at any time since then.
         """
-        flying = _is_in_queue(present)
+        flying = _is_in_queue(presence)
         if since is not None:
             flying |= (SHARD.c.ended_at >= since) & SHARD.c.batch_id.is_not(None)
         query = sa.select(sa.func.coalesce(sa.func.sum(SHARD.c.tokens), 0))
@@ -135,23 +135,23 @@ class QueueQueries:
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
 
-    def shards_without_room(self, namespace: str, shard: Shard, *, seen: tuple[datetime, datetime]) -> list[Shard]:
+    def shards_without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
         """Return the unfinished shards of this one's model that the provider's queue had no room for.
 
         In flight again, of any namespace; planned, of this one, while somebody looks after them (see `queue_ahead`).
         """
         query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        waits = may_go(namespace) & looked_after(*seen)
+        waits = may_go(namespace) & looked_after(presence.seen_since, presence.now)
         query = query.where(*_of_model(shard), SHARD.c.no_room_at.is_not(None))
         with self._database.read() as connection:
             rows = connection.execute(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)).mappings()
             return [from_row(Shard, row) for row in rows]
 
 
-def _is_in_queue(present: Presence) -> sa.ColumnElement[bool]:
+def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:
     """Return the condition for shards in flight that hold a place in their provider's queue."""
-    is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(present.seen_since, present.now)
-    return SHARD.c.state.in_(sorted(IN_FLIGHT)) & (is_asked_about | (present.sent_since <= _SENT_AT))
+    is_asked_about = SHARD.c.polled_at.is_not(None) & looked_after(presence.seen_since, presence.now)
+    return SHARD.c.state.in_(sorted(IN_FLIGHT)) & (is_asked_about | (presence.sent_since <= _SENT_AT))
 
 
 def _of_model(shard: Shard) -> tuple[sa.ColumnElement[bool], ...]:

@@ -239,7 +239,8 @@ class Queued(NamedTuple):
 # account that was closed, or a namespace that nobody looks after any more, would hold its places for ever.
 _WINDOWS = 2
 
-# Whoever looks after shards does so more often.
+# A shard that waits loses its place after this, unless somebody looks after it, which happens more often: the shards of
+# a removed asset would block the queue for ever.
 _LOOKS_EVERY = timedelta(hours=1)
 
 
