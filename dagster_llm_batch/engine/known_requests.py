@@ -132,7 +132,9 @@ def find_known(
             shards = deployment.ledger.shards(submission.submission_id)
         for shard in sorted(shards, key=_place, reverse=True):
             if shard.shard_id in copies:
-                found.add_copy(copies[shard.shard_id])
+                # All that a copy is of is known where its newest shard comes.
+                if (copy := copies[shard.shard_id]) is not None:
+                    found.add_copy(*copy)
             elif not is_cascade or shard.asked_of == model:
                 found.add(shard)
     in_flight, few = bytes(found.in_flight), deployment.few_known
@@ -146,8 +148,8 @@ def find_known(
     return KnownRequests(settled, in_flight, few=few)
 
 
-_Copies = Mapping[str, Sequence[Shard]]
-"""By shard_id of the newest shard in each merged copy what stands for it, and its shards; nothing of the other ones."""
+_Copies = Mapping[str, tuple[Shard, Sequence[Shard]] | None]
+"""By id of all shards that are in merged copies: of the newest in each what stands for the copy, and its shards."""
 
 
 def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[Shard]) -> _Copies:
@@ -155,11 +157,11 @@ def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[
     answered = [shard for shard in shards if shard.has_answers]
     if len(answered) < FEWEST_MERGED or any(shard.results_path and not shard.has_answers for shard in shards):
         return {}
-    copies: dict[str, Sequence[Shard]] = {}
+    copies: dict[str, tuple[Shard, Sequence[Shard]] | None] = {}
     for copy, merged in MergedResults(payloads, collector.schema).find(answered):
         if all(shard.state is ShardState.COLLECTED and not shard.waits_for_person for shard in merged):
-            copies |= dict.fromkeys((shard.shard_id for shard in merged), ())
-            copies[merged[-1].shard_id] = (copy, *merged)
+            copies |= dict.fromkeys(shard.shard_id for shard in merged)
+            copies[merged[-1].shard_id] = (copy, merged)
     return copies
 
 
@@ -191,13 +193,12 @@ class _Found:
             ids = request_ids(payloads, shard)
             self.in_flight += packed(ids[place] for place in so_far)
 
-    def add_copy(self, copy_and_shards: Sequence[Shard]) -> None:
+    def add_copy(self, copy: Shard, shards: Sequence[Shard]) -> None:
         """Add what a merged copy says, or where it is gone, since another process erased or pruned, its shards."""
         try:
-            for copy in copy_and_shards[:1]:
-                self.add(copy)
+            self.add(copy)
         except FileNotFoundError:
-            for shard in copy_and_shards[:0:-1]:
+            for shard in reversed(shards):
                 self.add(shard)
 
     def _unanswered(self, path: str) -> Iterator[str]:

@@ -75,20 +75,17 @@ class MergedResults:
 
     def merge(self, shards: Sequence[Shard]) -> list[Shard]:
         """Return the shards, oldest first, each run of them as one whose results are a copy; make missing copies."""
-        return self._replaced(shards, makes=True)
-
-    def find(self, shards: Sequence[Shard]) -> list[tuple[Shard, Sequence[Shard]]]:
-        """Return the copies that are there, each with the shards that it is of. Writes nothing."""
-        return [(copy.as_shard, copy.shards) for copy in self._copies(shards, makes=False)]
-
-    def _replaced(self, shards: Sequence[Shard], *, makes: bool) -> list[Shard]:
-        copies = {copy.shards[0].shard_id: copy for copy in self._copies(shards, makes=makes)}
+        copies = {copy.shards[0].shard_id: copy for copy in self._copies(shards, makes=True)}
         merged, at = [], 0
         while at < len(shards):
             copy = copies.get(shards[at].shard_id)
             merged.append(shards[at] if copy is None else copy.as_shard)
             at += 1 if copy is None else len(copy.shards)
         return merged
+
+    def find(self, shards: Sequence[Shard]) -> list[tuple[Shard, Sequence[Shard]]]:
+        """Return the copies that are there, each with the shards that it is of. Writes nothing."""
+        return [(copy.as_shard, copy.shards) for copy in self._copies(shards, makes=False)]
 
     def _copies(self, shards: Sequence[Shard], *, makes: bool) -> list[_Copy]:
         if len(shards) < FEWEST_MERGED:

@@ -141,14 +141,14 @@ def test_results_that_change_while_they_are_copied_leave_no_copy(tmp_path: Path)
     payloads = PayloadStore(str(tmp_path))
     shards = [small(payloads, number, note="secret") for number in range(8)]
     merging = MergedResults(payloads, RESULT_SCHEMA)
-    [(_, of)] = [(shard, shards) for shard in merging.merge(shards)]
+    assert len(merging.merge(shards)) == 1
     [stored] = list(payloads.files(f"n/a/_/{MERGED}"))
     payloads.remove(stored)
-    copy = merging.copy_of(of, [payloads.version(shard.results_path or "") for shard in of])
+    copy = merging.copy_of(shards, [payloads.version(shard.results_path or "") for shard in shards])
     assert copy is not None
 
     def erased_meanwhile() -> Iterator[pa.Table]:
-        for number, shard in enumerate(of):
+        for number, shard in enumerate(shards):
             yield payloads.read_table(shard.results_path or "")
             if number == 5:
                 small(payloads, 2, note="")
@@ -174,10 +174,8 @@ def test_each_label_says_which_batch_answered_it_at_what_cost(workspace: Workspa
         assert sum(costs) == one.cost_usd
     # As it is without copies, to the last column.
     without_copies(workspace)
-    definition = replace(LABELS)
-    assembler = engine._settled(definition, submission_id, reread=True)
+    parts = [part.labels for part in engine.label_batches(LABELS, submission_id, reread=True)]
     assert not copies(workspace)
-    parts = [part.labels for part in assembler.batches(run_id="", reread=False)]
     assert pa.concat_tables(parts).sort_by("ticket_id").equals(table)
     written = engine.write_labels(
         LABELS, submission_id, str(workspace.tmp_path / "labels"), str(workspace.tmp_path / "rejects")
@@ -379,15 +377,15 @@ def test_copies_that_go_while_they_are_read_are_not_needed(workspace: Workspace,
     workspace.bounds = bounds
     submission_id = grown(workspace, 10)
     before = landed(workspace, submission_id)
-    assembler = workspace.engine()._settled(LABELS, submission_id, reread=False)
-    assert len(assembler.waves) < 10
-    # As an erasure in another process does.
+    parts = workspace.engine().label_batches(LABELS, submission_id)
+    assert copies(workspace)
+    # As an erasure in another process does, when this one has looked which copies are there.
     without_copies(workspace)
-    found = [part.labels for part in assembler.batches(run_id="", reread=False)]
+    found = [part.labels for part in parts]
     assert pa.concat_tables(found).sort_by("ticket_id").equals(before)
 
 
-def test_a_definition_that_reads_replies_otherwise_reads_no_copy(workspace: Workspace) -> None:
+def test_results_that_are_read_again_are_read_from_no_copy(workspace: Workspace) -> None:
     submission_id = grown(workspace, 9)
     before = landed(workspace, submission_id)
     engine = workspace.engine()

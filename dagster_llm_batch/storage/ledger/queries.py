@@ -41,7 +41,6 @@ from dagster_llm_batch.storage.ledger.shards import (
     unrecorded_sends,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
-    IDS_AT_ONCE,
     NEWEST_FIRST,
     OF_PARTITION,
     OLDEST_FIRST,
@@ -49,6 +48,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     HistoryQueries,
     get_submission,
     get_submissions,
+    group_names,
 )
 from dagster_llm_batch.types import Cause, Lane
 
@@ -139,8 +139,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
     def submissions_with_shards(self, submission_ids: Sequence[str]) -> dict[str, tuple[Submission, list[Shard]]]:
         """Return several submissions and their shards, by id and in this order. See `submission_with_shards`."""
         known: dict[str, tuple[Submission, list[Shard]]] = {}
-        for start in range(0, len(submission_ids), IDS_AT_ONCE):
-            ids = submission_ids[start : start + IDS_AT_ONCE]
+        for ids in group_names(submission_ids):
             with self._database.read() as connection:
                 submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
                 known.update((submission_id, (submissions[submission_id], [])) for submission_id in ids)
@@ -162,9 +161,8 @@ class LedgerQueries(QueueQueries, HistoryQueries):
     def histories(self, namespace: str, asset: str, partitions: Sequence[str]) -> dict[str, list[Submission]]:
         """Return the submissions of each of these partitions, newest first. See `history`."""
         known: dict[str, list[Submission]] = {partition: [] for partition in partitions}
-        for start in range(0, len(partitions), IDS_AT_ONCE):
-            wanted = {"namespace": namespace, "asset": asset, "places": partitions[start : start + IDS_AT_ONCE]}
-            for submission in self._submissions(_HISTORIES, **wanted):
+        for places in group_names(partitions):
+            for submission in self._submissions(_HISTORIES, namespace=namespace, asset=asset, places=places):
                 known[submission.partition].append(submission)
         return known
 
@@ -187,10 +185,9 @@ class LedgerQueries(QueueQueries, HistoryQueries):
 
     def known_submissions(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these ids that the ledger has submissions of, in any namespace."""
-        wanted = sorted(submission_ids)
         known: set[str] = set()
-        for start in range(0, len(wanted), IDS_AT_ONCE):
-            is_wanted = SUBMISSION.c.submission_id.in_(wanted[start : start + IDS_AT_ONCE])
+        for ids in group_names(sorted(submission_ids)):
+            is_wanted = SUBMISSION.c.submission_id.in_(ids)
             with self._database.read() as connection:
                 known.update(connection.execute(sa.select(SUBMISSION.c.submission_id).where(is_wanted)).scalars())
         return known
@@ -509,8 +506,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                 raise
         with self._database.read() as connection:
             every = [str(row_id) for row_id in connection.execute(ids).scalars()]
-        parts = (every[start : start + IDS_AT_ONCE] for start in range(0, len(every), IDS_AT_ONCE))
-        return [record for part in parts for record in _read_halves(read, part, unreadable)]
+        return [record for part in group_names(every) for record in _read_halves(read, part, unreadable)]
 
     def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:

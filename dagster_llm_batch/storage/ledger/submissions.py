@@ -25,7 +25,6 @@ from dagster_llm_batch.types import BatchStatus, Cause, Lane, Span
 
 __all__ = [
     "ADOPTED",
-    "IDS_AT_ONCE",
     "NEWEST_FIRST",
     "OF_PARTITION",
     "OLDEST_FIRST",
@@ -41,6 +40,7 @@ __all__ = [
     "get_reusing",
     "get_submission",
     "get_submissions",
+    "group_names",
     "insert_events",
     "insert_once",
     "insert_recovered",
@@ -240,8 +240,15 @@ def rename_submissions(
     return sorted(partitions - taken), sorted(partitions & taken)
 
 
-IDS_AT_ONCE = 10_000
-"""Of so many rows a query names the ids, at most: SQLite takes some 32,000 parameters."""
+# SQLite takes some 32,000 parameters.
+_IDS_AT_ONCE = 10_000
+
+
+def group_names(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Yield the names in groups that one query can name."""
+    for start in range(0, len(names), _IDS_AT_ONCE):
+        yield names[start : start + _IDS_AT_ONCE]
+
 
 SHARDS_OF = (
     sa.select(SHARD)
@@ -349,10 +356,9 @@ class HistoryQueries:
     def _rows_of(
         self, query: sa.Select[Any], submission_ids: Collection[str], **values: Any
     ) -> Iterator[sa.RowMapping]:
-        ids = sorted(set(submission_ids))
-        for start in range(0, len(ids), IDS_AT_ONCE):
+        for ids in group_names(sorted(set(submission_ids))):
             with self._database.read() as connection:
-                rows = connection.execute(query, {"ids": ids[start : start + IDS_AT_ONCE], **values})
+                rows = connection.execute(query, {"ids": ids, **values})
                 yield from rows.mappings().all()
 
     def audits(self, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:
