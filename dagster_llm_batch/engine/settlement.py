@@ -8,7 +8,8 @@ waited for once. What a killed process leaves is done again and costs nothing: n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -162,17 +163,42 @@ class Settler:
                         course.read_errors.append(read_error)
 
     def _record_results(self) -> None:
-        """Record the shards that were read as collected, once their files are on disk."""
+        """Record the shards that were read as collected."""
         results, self._results, self._requests = self._results, {}, 0
-        if not results:
-            return
-        self._late.sync()
-        self._lease.check()
-        try:
-            self._ledger.collect_shards({shard_id: fields for shard_id, (_, fields) in results.items()})
-        except Exception as error:  # noqa: BLE001 - as above
-            for course, _ in results.values():
+        fields_of: dict[str, dict[str, ShardFields]] = defaultdict(dict)
+        for shard_id, (course, fields) in results.items():
+            fields_of[course.submission.submission_id][shard_id] = fields
+
+        def record(keys: Collection[str]) -> None:
+            self._ledger.collect_shards({k: v for key in keys for k, v in fields_of[key].items()})
+
+        errors = self._record(fields_of, record)
+        for course in {id(course): course for course, _ in results.values()}.values():
+            if (error := errors.get(course.submission.submission_id)) is not None:
                 course.read_errors.append(error)
+
+    def _record(self, keys: Collection[str], record: Callable[[Collection[str]], None]) -> Mapping[str, Exception]:
+        """Record something of these submissions, once its files are on disk; return what was in the way of some.
+
+        The ledger takes what is said of all or nothing. Where it takes nothing, it is told of each by itself.
+        """
+        if not keys:
+            return {}
+        errors: dict[str, Exception] = {}
+        for going in ([keys], [[key] for key in keys]):
+            errors = {}
+            for some in going:
+                try:
+                    self._late.sync()
+                    self._lease.check()
+                    record(some)
+                except LeaseError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is the outcome of these
+                    errors |= dict.fromkeys(some, error)
+            if not errors or len(keys) == 1:
+                break
+        return errors
 
     def _go_on(self, course: _Course) -> None:
         """Plan the next wave of a submission that is collected, or settle it where there is none."""
@@ -208,14 +234,15 @@ class Settler:
 
     def _record_settlements(self) -> None:
         settlements, self._settlements = self._settlements, {}
-        if not settlements:
-            return
+
+        def record(keys: Collection[str]) -> None:
+            settled = self._ledger.settle_submissions({key: settlements[key][1] for key in keys})
+            for key, submission in settled.items():
+                settlements[key][0].submission = submission
+
         # Results that were lost may have been made anew.
-        self._late.sync()
-        self._lease.check()
-        settled = self._ledger.settle_submissions({key: settlement for key, (_, settlement) in settlements.items()})
-        for key, (course, _) in settlements.items():
-            course.submission = settled[key]
+        for key, error in self._record(settlements, record).items():
+            settlements[key][0].error = error
 
 
 def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:

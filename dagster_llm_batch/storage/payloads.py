@@ -505,16 +505,29 @@ class LateStore(PayloadStore):
         staged.replace(full)
         self._written.append(full)
 
+    def is_whole(self, path: str) -> bool:
+        """See PayloadStore. A stream that is there may be of a process that was killed before it synced it."""
+        is_whole = super().is_whole(path)
+        # Tables are made anew by who has not recorded them.
+        if is_whole and self._is_local and not path.endswith(".parquet"):
+            self._written.append(Path(self._full(path)))
+        return is_whole
+
     def sync(self) -> None:
-        """Return when all that was written before is on disk."""
+        """Return when all that was written before is on disk. Raises PayloadError where the disk does not take it."""
         written: dict[Path, None] = {}
         # Others may write meanwhile.
         while self._written:
             written[self._written.popleft()] = None
-        for paths in (list(written), list({path.parent: None for path in written})):
-            with ThreadPoolExecutor(_SYNCS_AT_ONCE, "dagster-llm-batch sync") as pool:
-                spread = pool.map if len(paths) > 1 else map
-                list(spread(_sync_what_is_left, paths))
+        try:
+            for paths in (list(written), list({path.parent: None for path in written})):
+                with ThreadPoolExecutor(_SYNCS_AT_ONCE, "dagster-llm-batch sync") as pool:
+                    spread = pool.map if len(paths) > 1 else map
+                    list(spread(_sync_what_is_left, paths))
+        except BaseException:
+            # What is not on disk now is not taken for it the next time.
+            self._written.extend(written)
+            raise
 
 
 _compared: set[FileVersion] = set()
@@ -581,5 +594,5 @@ def sync_path(path: Path) -> None:
 
 def _sync_what_is_left(path: Path) -> None:
     # What was removed since is needed no more.
-    with suppress(FileNotFoundError):
+    with _payload_errors(path), suppress(FileNotFoundError):
         sync_path(path)

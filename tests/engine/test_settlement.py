@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from workspace import Workspace, assert_total, labeling, tickets
 
+from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError
 from dagster_llm_batch.storage.payloads import LateStore, PayloadStore
@@ -98,6 +101,70 @@ def test_results_are_on_disk_before_the_ledger_knows_of_them(
     ]
     before = order[: order.index("recorded")]
     assert sorted(name for name in before if name in stored) == sorted(stored)
+
+
+@contextmanager
+def refused(table: str, condition: str) -> Iterator[None]:
+    """Let the databases refuse rows of a table."""
+    name = "refused_by_test"
+
+    def set_trigger(connection: Any, _record: object, _proxy: object = None) -> None:
+        connection.execute(
+            f"CREATE TEMP TRIGGER IF NOT EXISTS {name} BEFORE UPDATE ON main.{table} WHEN {condition} "
+            "BEGIN SELECT RAISE(ABORT, 'this row is refused'); END"
+        )
+
+    sa.event.listen(sa.pool.Pool, "checkout", set_trigger)
+    try:
+        yield
+    finally:
+        sa.event.remove(sa.pool.Pool, "checkout", set_trigger)
+
+
+@pytest.mark.parametrize(
+    ("table", "condition"),
+    [("shard", "NEW.submission_id = '{}' AND NEW.state = 'collected'"), ("submission", "NEW.submission_id = '{}'")],
+)
+def test_one_that_the_ledger_refuses_takes_no_other_along(workspace: Workspace, table: str, condition: str) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    with refused(table, condition.format(ids[1])):
+        outcomes = engine.collect_together(labeling(), ids)
+    assert [isinstance(outcomes[key], Status) for key in ids] == [True, False, True, True], outcomes
+    assert "this row is refused" in str(outcomes[ids[1]])
+    assert [engine.status(key).is_settled for key in ids] == [True, False, True, True]
+
+
+def test_what_a_disk_refuses_is_told_of_each(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    real, left = os.fsync, [1]
+
+    def fsync(descriptor: int) -> None:
+        if left and Path(f"/proc/self/fd/{descriptor}").readlink().name.endswith(".parquet"):
+            left.pop()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        outcomes = engine.collect_together(labeling(), ids)
+    assert not left
+    assert all(isinstance(outcome, Status) and outcome.is_settled for outcome in outcomes.values()), outcomes
+
+
+def test_raw_lines_that_a_killed_process_left_are_on_disk_before_the_ledger_knows_of_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, ids = workspace.engine(), ended(workspace)
+    engine.poll(shards := [shard for key in ids for shard in engine.status(key).shards])
+    collector = Collector(labeling(), engine.deployment, LateStore(engine.payloads))
+    for shard in engine.ledger.shards(ids[0]):
+        collector.archive(shard)
+    order: list[str] = []
+    with synced(monkeypatch, order):
+        engine.collect_together(labeling(), ids)
+    raw = [Path(path).name for key in ids for s in engine.status(key).shards if (path := s.raw_path)]
+    assert len(raw) == len(shards)
+    assert set(raw) <= set(order)
 
 
 def test_late_files_are_there_at_once_and_synced_with_their_folders_when_it_is_asked(

@@ -277,6 +277,8 @@ def take_move(
             connection.execute(UPDATE_SHARD, rows)
     except IntegrityError as error:
         first = next(iter(changes))
+        if changes[first].get("batch_id") is None:
+            raise
         raise LedgerError(
             f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
             "Nothing was changed. A provider gives no id twice, so this is an emulator that was started again "
