@@ -21,7 +21,8 @@ from dagster_llm_batch.engine import activity
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment
-from dagster_llm_batch.engine.label import LabelAssembler, WrittenLabels, write_labels
+from dagster_llm_batch.engine.label import LabelAssembler
+from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.poll import Failed, Poller

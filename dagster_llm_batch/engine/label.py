@@ -2,28 +2,22 @@
 
 Answers come from the submission's own shards and from those of the submissions whose answers it reuses.
 
-Tables larger than memory are taken apart by request, labeled part by part (by workers or here), and written as files:
-
-    manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
-                                      each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
-
-A request_id is a digest, so its first digits spread the rows evenly, and all rows of one request are in the same part.
-Within a part, rows keep their order. New files replace the older ones in their folder when all of them are written.
+Tables larger than memory are taken apart by request, and labeled part by part. A request_id is a digest, so its first
+digits spread the rows evenly, and all rows of one request are in the same part. Within a part, rows keep their order.
 Where each row has one result, and these come in the order of the rows, both are read side by side (`pair_rows`).
 """
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate, chain, groupby, islice, pairwise, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,12 +26,11 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.label_join import Labeled, label, pair_rows, with_shared
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.pricing import sum_costs
-from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, SHARED
+from dagster_llm_batch.core.results import RESULT_SCHEMA, SHARED
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, MERGED_WAVE, MergedResults
-from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.engine.status import advise_on_lost_levels, advise_on_lost_manifest
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger import Ledger
@@ -53,12 +46,13 @@ __all__ = [
     "SHARD",
     "Answers",
     "LabelAssembler",
-    "WrittenLabels",
+    "label_results",
     "part_names",
     "read_part",
     "scatter",
-    "write_labels",
 ]
+
+_T = TypeVar("_T")
 
 ROWS_AT_ONCE = 8_192
 """Rows of a batch to scatter. In small batches the slices would take longer than their rows."""
@@ -125,100 +119,9 @@ def read_part(folder: Path, name: str) -> pa.Table:
 
 
 _ID, _OUTCOME, _REALTIME = "llm_request_id", "llm_outcome", "llm_realtime_usd"
-# A number of rows that no table has.
-_ALL = 1 << 62
 
 
-@dataclass(frozen=True)
-class WrittenLabels:
-    """The numbers of rows in the files."""
-
-    labels: int
-    rejects: int
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A stored table: the manifest (wave 0), or results of a wave."""
-
-    path: str
-    wave: int
-
-
-@dataclass(frozen=True)
-class _Apart:
-    """A source with the rows of each part side by side: part `n` has the rows `starts[n]` to `starts[n + 1]`."""
-
-    path: str
-    wave: int
-    starts: Sequence[int]
-
-
-@dataclass(frozen=True)
-class _TakeApart:
-    payloads: PayloadStore
-    names: list[str]
-
-    def __call__(self, source: _Source) -> _Apart:
-        path = f"{source.path.rpartition('/')[0]}/{APART}{uuid.uuid4().hex}.parquet"
-        schema = self.payloads.table_schema(source.path)
-        sizes = []
-        with (
-            temporary_folder() as root,
-            self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
-        ):
-            folder = root / "parts"
-            batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
-            scatter(batches, schema, _ID, self.names, folder)
-            for name in self.names:
-                table = read_part(folder, name)
-                sizes.append(len(table))
-                if len(table):
-                    out.write_table(table)
-        return _Apart(path, source.wave, [0, *accumulate(sizes)])
-
-
-@dataclass(frozen=True)
-class _LabelPart:
-    payloads: PayloadStore
-    labels: PayloadStore
-    rejects: PayloadStore
-    name: str
-    sources: Sequence[_Apart]
-    response: pa.Schema
-    prompt_version: str
-    run_id: str
-    levels: Levels | None
-    are_oracles: Sequence[bool]
-
-    def __call__(self, number: int) -> WrittenLabels:
-        [manifest] = self._part(number, 0)
-        results: list[pa.Table] = []
-        are_oracles: list[bool] = []
-        for wave in sorted({source.wave for source in self.sources} - {0}):
-            results += (tables := self._part(number, wave))
-            are_oracles += [self.are_oracles[wave - 1]] * len(tables)
-        labeled = _label(
-            manifest, results, self.response, self.levels, are_oracles, version=self.prompt_version, run_id=self.run_id
-        )
-        for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
-            with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
-                out.write_table(table)
-        return WrittenLabels(len(labeled.labels), len(labeled.rejects))
-
-    def _part(self, number: int, wave: int) -> list[pa.Table]:
-        """Return the rows of this part, in one table for each source of the wave."""
-        parts = []
-        for source in self.sources:
-            if source.wave == wave:
-                rows = range(source.starts[number], source.starts[number + 1])
-                schema = self.payloads.table_schema(source.path)
-                tables = self.payloads.take(source.path, rows)
-                parts.append(pa.concat_tables([schema.empty_table(), *tables]))
-        return parts
-
-
-def _label(
+def label_results(
     manifest: pa.Table,
     results: Iterable[pa.Table],
     response: pa.Schema,
@@ -233,44 +136,6 @@ def _label(
         results = levels.apply(manifest, zip(are_oracles, results, strict=True))
         response = pa.schema([*response, *levels.columns(response)])
     return label(manifest, results, response, prompt_version=version, run_id=run_id)
-
-
-def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
-    """See Engine.write_labels."""
-    workers = assembler.labeling.workers
-    spread = map if workers is None else workers.map
-    sources = [_Source(assembler.submission.manifest, 0)]
-    sources += [
-        _Source(shard.results_path or "", wave)
-        for wave, shards in enumerate(assembler.waves, start=1)
-        for shard in shards
-    ]
-    names = assembler.part_names()
-    if len(names) == 1:
-        apart, temporary = [_Apart(source.path, source.wave, (0, _ALL)) for source in sources], []
-    else:
-        apart = temporary = list(spread(_TakeApart(assembler.payloads, names), sources))
-    try:
-        label_part = _LabelPart(
-            payloads=assembler.payloads,
-            labels=labels,
-            rejects=rejects,
-            name=f"part-{uuid.uuid4().hex}",
-            sources=apart,
-            response=assembler.labeling.result_schema,
-            prompt_version=assembler.labeling.prompt_version,
-            run_id=run_id,
-            levels=assembler.levels,
-            are_oracles=assembler.are_oracles,
-        )
-        written = list(spread(label_part, range(len(names))))
-    finally:
-        for source in temporary:
-            assembler.payloads.delete(source.path)
-    # Only now: until all parts are written, readers find the older files.
-    for store in (labels, rejects):
-        store.keep_only(label_part.name)
-    return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
 
 
 SHARD = pa.field("llm_shard", pa.int32())
@@ -448,6 +313,20 @@ class LabelAssembler(Answers):
             raise PayloadError(str(advise_on_lost_levels(self.submission)))
         return self.collector.restore(chain.from_iterable(self.waves))
 
+    def try_merged(self, read: Callable[[LabelAssembler], _T]) -> _T:
+        """Return what `read` makes of this; where a merged copy is gone meanwhile, of the results that it was of."""
+        try:
+            return read(self)
+        except FileNotFoundError:
+            if not self.merges:
+                raise
+            # Another process has erased or pruned, and merged copies with it.
+            return read(replace(self, merges=False))
+
+    def count_outcomes(self) -> dict[str, int]:
+        """See Answers.count_outcomes."""
+        return self.try_merged(Answers.count_outcomes)
+
     def settlement(self) -> Settlement:
         """Return outcomes and costs. Costs are those of its own batches, not of reused answers."""
         realtime = [self._realtime_usd(shard) for shard in self.shards if shard.results_path]
@@ -521,24 +400,24 @@ class LabelAssembler(Answers):
 
     def labels(self, *, run_id: str, reread: bool) -> Labeled:
         """Return all labeled rows and rejects, in the order of the rows. See `read_again` for `reread`."""
+        return self.try_merged(lambda own: LabelAssembler._labels(own, run_id=run_id, reread=reread))
+
+    def _labels(self, *, run_id: str, reread: bool) -> Labeled:
         tables = (self._read_results(shard, reread=reread) for wave in self.waves for shard in wave)
         are_oracles = (self._asks_oracle(shard) for wave in self.waves for shard in wave)
         return self._label(self.payloads.read_table(self.submission.manifest), tables, are_oracles, run_id)
 
     def batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, in constant memory. The rows of a large table come in no particular order."""
-        parts = self._batches(run_id=run_id, reread=reread)
-        try:
-            # All that is stored is read before the first part, where answers are reused.
-            first = [*islice(parts, 1)]
-        except FileNotFoundError:
-            if not self.merges:
-                raise
-            # Another process has erased or pruned, and merged copies with it.
-            first, parts = [], replace(self, merges=False).batches(run_id=run_id, reread=reread)
+        # All that is stored is read before the first part, where answers are reused.
+        first, rest = self.try_merged(lambda own: LabelAssembler._begin_batches(own, run_id=run_id, reread=reread))
         while first:
             yield first.pop()
-        yield from parts
+        yield from rest
+
+    def _begin_batches(self, *, run_id: str, reread: bool) -> tuple[list[Labeled], Iterator[Labeled]]:
+        rest = self._batches(run_id=run_id, reread=reread)
+        return [*islice(rest, 1)], rest
 
     def _batches(self, *, run_id: str, reread: bool) -> Generator[Labeled, None, None]:
         if len(self.part_names()) == 1:
@@ -561,7 +440,7 @@ class LabelAssembler(Answers):
         self, manifest: pa.Table, results: Iterable[pa.Table], are_oracles: Iterable[bool], run_id: str
     ) -> Labeled:
         version, response = self.labeling.prompt_version, self.labeling.result_schema
-        return _label(manifest, results, response, self.levels, are_oracles, version=version, run_id=run_id)
+        return label_results(manifest, results, response, self.levels, are_oracles, version=version, run_id=run_id)
 
     def _shared(self) -> pa.Table:
         """Return what all results of a shard share, as one row for each shard in their order."""

@@ -24,6 +24,8 @@ from workspace import Workspace, billed, labeling, tickets
 
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA
 from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine.label import LabelAssembler
+from dagster_llm_batch.engine.label_files import write_labels
 from dagster_llm_batch.engine.merged_results import MERGED, MergedResults
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
@@ -383,6 +385,25 @@ def test_copies_that_go_while_they_are_read_are_not_needed(workspace: Workspace,
     without_copies(workspace)
     found = [part.labels for part in parts]
     assert pa.concat_tables(found).sort_by("ticket_id").equals(before)
+
+
+@pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
+def test_nothing_that_is_read_of_labels_needs_copies(workspace: Workspace, bounds: dict[str, Any]) -> None:
+    workspace.bounds = bounds
+    submission_id = grown(workspace, 10)
+    folders = [PayloadStore(str(workspace.tmp_path / name)) for name in ("labels", "rejects")]
+    reads: list[Callable[[LabelAssembler], int]] = [
+        lambda assembler: len(assembler.labels(run_id="", reread=False).labels),
+        lambda assembler: assembler.count_outcomes()["succeeded"],
+        lambda assembler: write_labels(assembler, *folders, "").labels,
+    ]
+    for read in reads:
+        landed(workspace, submission_id)
+        assembler = workspace.engine()._settled(LABELS, submission_id, reread=False)
+        assert len(assembler.waves) < 10
+        # As an erasure in another process does.
+        without_copies(workspace)
+        assert read(assembler) == 10 * A_DAY
 
 
 def test_results_that_are_read_again_are_read_from_no_copy(workspace: Workspace) -> None:

@@ -1,0 +1,162 @@
+"""Labels of tables that are larger than memory, written as files, by workers or here.
+
+    manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
+                                      each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
+
+New files replace the older ones in their folder when all of them are written.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.engine.label import ROWS_AT_ONCE, LabelAssembler, label_results, read_part, scatter
+from dagster_llm_batch.engine.request_files import APART
+from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.levels import Levels
+
+__all__ = ["WrittenLabels", "write_labels"]
+
+_ID = "llm_request_id"
+# A number of rows that no table has.
+_ALL = 1 << 62
+
+
+@dataclass(frozen=True)
+class WrittenLabels:
+    """The numbers of rows in the files."""
+
+    labels: int
+    rejects: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A stored table: the manifest (wave 0), or results of a wave."""
+
+    path: str
+    wave: int
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """A source with the rows of each part side by side: part `n` has the rows `starts[n]` to `starts[n + 1]`."""
+
+    path: str
+    wave: int
+    starts: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _TakeApart:
+    payloads: PayloadStore
+    names: list[str]
+
+    def __call__(self, source: _Source) -> _Apart:
+        path = f"{source.path.rpartition('/')[0]}/{APART}{uuid.uuid4().hex}.parquet"
+        schema = self.payloads.table_schema(source.path)
+        sizes = []
+        with (
+            temporary_folder() as root,
+            self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
+        ):
+            folder = root / "parts"
+            batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
+            scatter(batches, schema, _ID, self.names, folder)
+            for name in self.names:
+                table = read_part(folder, name)
+                sizes.append(len(table))
+                if len(table):
+                    out.write_table(table)
+        return _Apart(path, source.wave, [0, *accumulate(sizes)])
+
+
+@dataclass(frozen=True)
+class _LabelPart:
+    payloads: PayloadStore
+    labels: PayloadStore
+    rejects: PayloadStore
+    name: str
+    sources: Sequence[_Apart]
+    response: pa.Schema
+    prompt_version: str
+    run_id: str
+    levels: Levels | None
+    are_oracles: Sequence[bool]
+
+    def __call__(self, number: int) -> WrittenLabels:
+        [manifest] = self._part(number, 0)
+        results: list[pa.Table] = []
+        are_oracles: list[bool] = []
+        for wave in sorted({source.wave for source in self.sources} - {0}):
+            results += (tables := self._part(number, wave))
+            are_oracles += [self.are_oracles[wave - 1]] * len(tables)
+        labeled = label_results(
+            manifest, results, self.response, self.levels, are_oracles, version=self.prompt_version, run_id=self.run_id
+        )
+        for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
+            with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
+                out.write_table(table)
+        return WrittenLabels(len(labeled.labels), len(labeled.rejects))
+
+    def _part(self, number: int, wave: int) -> list[pa.Table]:
+        """Return the rows of this part, in one table for each source of the wave."""
+        parts = []
+        for source in self.sources:
+            if source.wave == wave:
+                rows = range(source.starts[number], source.starts[number + 1])
+                schema = self.payloads.table_schema(source.path)
+                tables = self.payloads.take(source.path, rows)
+                parts.append(pa.concat_tables([schema.empty_table(), *tables]))
+        return parts
+
+
+def write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
+    """See Engine.write_labels."""
+    return assembler.try_merged(lambda those: _write_labels(those, labels, rejects, run_id))
+
+
+def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: PayloadStore, run_id: str) -> WrittenLabels:
+    workers = assembler.labeling.workers
+    spread = map if workers is None else workers.map
+    sources = [_Source(assembler.submission.manifest, 0)]
+    sources += [
+        _Source(shard.results_path or "", wave)
+        for wave, shards in enumerate(assembler.waves, start=1)
+        for shard in shards
+    ]
+    names = assembler.part_names()
+    if len(names) == 1:
+        apart, temporary = [_Apart(source.path, source.wave, (0, _ALL)) for source in sources], []
+    else:
+        apart = temporary = list(spread(_TakeApart(assembler.payloads, names), sources))
+    try:
+        label_part = _LabelPart(
+            payloads=assembler.payloads,
+            labels=labels,
+            rejects=rejects,
+            name=f"part-{uuid.uuid4().hex}",
+            sources=apart,
+            response=assembler.labeling.result_schema,
+            prompt_version=assembler.labeling.prompt_version,
+            run_id=run_id,
+            levels=assembler.levels,
+            are_oracles=assembler.are_oracles,
+        )
+        written = list(spread(label_part, range(len(names))))
+    finally:
+        for source in temporary:
+            assembler.payloads.delete(source.path)
+    # Only now: until all parts are written, readers find the older files.
+    for store in (labels, rejects):
+        store.keep_only(label_part.name)
+    return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
