@@ -20,8 +20,8 @@ _SDKS = ("openai", "anthropic", "boto3", "google.genai")
 _IMPORTS = ("dagster", "dagster_llm_batch", "dagster_llm_batch.engine.engine", "dagster_llm_batch.resources")
 _COMMAND = "from dagster_llm_batch.cli.main import main; main()"
 _FEW_ROWS = 10
-# The module whose import is the vendor's own share of what ten rows cost.
 _IN_DAGSTER = ("openai",)
+# The modules whose import is the vendor's own share of what ten rows cost.
 _SDK_OF = {"openai": "openai", "anthropic": "anthropic", "vertex": "google.genai, google.cloud.storage"}
 
 
@@ -63,7 +63,9 @@ def _command_lines() -> list[str]:
 
 
 def _few_rows_lines() -> list[str]:
-    """Ten rows from a Parquet file to their labels in a fresh process, beside the import of the vendor's SDK alone."""
+    """Ten rows from a file to their labels in a fresh process, beside the import of the vendor's SDK alone; and in a
+    Dagster run, beside one of assets that do nothing.
+    """
     lines, alone = [], {}
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_file(Path(folder), _FEW_ROWS)

@@ -28,6 +28,7 @@ __all__ = [
     "PROVENANCE",
     "REJECT_COLUMNS",
     "Labeled",
+    "Part",
     "check_columns",
     "label",
     "manifest_schema",
@@ -156,13 +157,13 @@ def label(
     )
 
 
-_Pairs = tuple[pa.Table, Iterator[pa.Table]]
-"""Rows of the manifest, and their results."""
+Part = tuple[pa.Table, Iterator[pa.Table]]
+"""Rows of the manifest, and what each wave has of their results."""
 
 
 def pair_rows(
     rows: Iterator[pa.RecordBatch], results: Iterator[pa.RecordBatch], by: str
-) -> Generator[_Pairs, None, list[Iterator[pa.RecordBatch]]]:
+) -> Generator[Part, None, list[Iterator[pa.RecordBatch]]]:
     """Yield rows and their results side by side, as long as these come in the order of the rows; return what is left.
 
     Of each request there is one row, and one result.

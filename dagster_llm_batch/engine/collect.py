@@ -112,14 +112,15 @@ class Collector:
             return present if self._is_archived(present) else self._download(present, shards)
 
     @contextmanager
-    def _downloading_alone(self, shard: Shard, *, leased: bool = True) -> Iterator[list[Shard]]:
+    def _downloading_alone(self, shard: Shard, *, holds_submission: bool = True) -> Iterator[list[Shard]]:
         """Wait for another process that downloads the same batch; yield its shards as they are then.
 
-        Of a batch of one submission there is no other while that is `leased`; whoever only reads its labels has none.
+        Whoever holds the lease of a submission (`holds_submission`) is alone with a batch that has no other submission.
+        Whoever only reads labels, and finds that results are lost, holds none.
         """
         shards = self._ledger.shards_of_batch(shard)
         with ExitStack() as held:
-            if not leased or len({sharing.submission_id for sharing in shards}) > 1:
+            if not holds_submission or len({sharing.submission_id for sharing in shards}) > 1:
                 name = f"{_DOWNLOAD}{shards[0].shard_id}"
                 # Whoever takes so long may be stuck. To download a batch twice costs time only.
                 with suppress(LeaseError):
@@ -368,7 +369,7 @@ class Collector:
         # The lines of an adopted batch have the sender's custom_ids there.
         if shard.batch_id is None or shard.erased_there_at is not None or shard.cause is Cause.ADOPTED:
             return False
-        with self._downloading_alone(shard, leased=False) as shards:
+        with self._downloading_alone(shard, holds_submission=False) as shards:
             # Another process may have stored them meanwhile.
             if not self._lacks_lines(shard):
                 return True

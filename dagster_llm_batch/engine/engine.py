@@ -321,10 +321,6 @@ class Engine:
         with self.deployment.leased(*submission_ids) as lease:
             return Settler(labeling, self.deployment, self._poller, lease, self._erase).settle(submission_ids)
 
-    def _has_sources(self, submission: Submission) -> bool:
-        """Return whether the submissions whose answers this one reuses are settled."""
-        return not self.ledger.unsettled(submission.reused_from)
-
     # labels ---------------------------------------------------------------------------------------------------------
 
     def labels(
@@ -405,7 +401,7 @@ class Engine:
         submission, states = progress.submission, set(progress.states)
         if ShardState.PLANNED in states and activity.can_send(self.deployment, submission):
             return True
-        return not states & {ShardState.PLANNED, *IN_FLIGHT} and self._has_sources(submission)
+        return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self.ledger.unsettled(submission.reused_from)
 
     def at_work(self, run_id: str) -> AbstractContextManager[object]:
         """Show during a block that this run plans and sends, so that nobody else sends what it has planned so far."""

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.label_join import Labeled, label, pair_rows, with_shared
+from dagster_llm_batch.core.label_join import Labeled, Part, label, pair_rows, with_shared
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.core.results import RESULT_SCHEMA, SHARED
@@ -101,10 +101,6 @@ def _firsts(request_ids: pa.Array) -> np.ndarray[Any, np.dtype[np.uint32]]:
     # Rows that were not sent have none; they are in the first part.
     digits = pc.fill_null(pc.utf8_slice_codeunits(request_ids, 0, _DIGITS), "0" * _DIGITS)
     return np.frombuffer(digits.buffers()[2], ">u4", len(digits)).astype(np.uint32)
-
-
-_Part = tuple[pa.Table, Iterator[pa.Table]]
-"""Rows of the manifest, and what each wave has of their results."""
 
 
 def _part_writer(files: ExitStack, path: Path, schema: pa.Schema) -> pa.RecordBatchWriter:
@@ -224,7 +220,7 @@ class Answers:
         """Return these columns of the stored results."""
         return _chosen(self.payloads.table_schema(_path(self.waves[0][0])), columns)
 
-    def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[_Part]:
+    def parts(self, manifest: pa.Schema, results: pa.Schema) -> Iterator[Part]:
         """Yield the manifest and the results of each wave, oldest first; large tables in parts.
 
         `manifest` and `results` are the columns that are read.

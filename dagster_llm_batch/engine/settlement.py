@@ -39,11 +39,11 @@ Erase = Callable[[Submission, Collection[str], int], object]
 
 @dataclass
 class _Course:
-    """One submission on its way, and what was in it."""
+    """One submission that is to be settled, and the errors that are in its way."""
 
     submission: Submission
     shards: list[Shard]
-    # Set by the first steps.
+    # Set when what has ended of it is collected.
     sent: SentDefinition | None = None
     collector: Collector | None = None
     poll_errors: list[Exception] = field(default_factory=list)
@@ -109,6 +109,7 @@ class Settler:
                     course.error = error
 
     def _reread(self, courses: dict[str, _Course]) -> None:
+        """Read from the ledger, again, how far those are that have come so far."""
         going = [key for key, course in courses.items() if course.error is None]
         for key, (submission, shards) in self._ledger.submissions_with_shards(going).items():
             courses[key].submission, courses[key].shards = submission, shards
@@ -222,6 +223,7 @@ class Settler:
             self._record_settlements()
 
     def _plan_next_wave(self, sent: SentDefinition, status: Status) -> bool:
+        """Return whether there is a next wave. Where the definition has changed, a person decides on it."""
         submission = status.submission
         if submission.state is not SubmissionState.OPEN:
             return False
@@ -233,6 +235,7 @@ class Settler:
         return False
 
     def _record_settlements(self) -> None:
+        """Record the submissions that are settled."""
         settlements, self._settlements = self._settlements, {}
 
         def record(keys: Collection[str]) -> None:

@@ -279,7 +279,7 @@ _READERS: dict[str, Callable[[Body], Result]] = {
 def _reply(text: str, finish: Any, usage: Usage | None, model: Any = None) -> Result:
     finish = finish if isinstance(finish, str) else None
     model = model if isinstance(model, str) else None
-    return Result._make((None, Outcome.SUCCEEDED, text, None, None, False, finish, model, usage, None))
+    return Result(None, Outcome.SUCCEEDED, text, finish_reason=finish, model=model, usage=usage)
 
 
 def _joined(texts: Iterable[Any]) -> str:
@@ -310,9 +310,9 @@ def _usage_of(usage: Any, output: Body) -> Usage | None:
         write = _count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount")
         input_tokens, output_tokens = _count(usage, "inputTokens") + read + write, _count(usage, "outputTokens")
         if beside is _NOTHING and usage.keys() <= _PLAIN_CONVERSE:
-            return Usage._make((input_tokens, output_tokens, read, write, 0, 0, None))
+            return Usage(input_tokens, output_tokens, read, write)
         extra = extra_of(usage, CONVERSE, others=beside)
-        return Usage._make((input_tokens, output_tokens, read, write, _written_for_an_hour(usage), 0, extra))
+        return Usage(input_tokens, output_tokens, read, write, _written_for_an_hour(usage), extra=extra)
     if "prompt_tokens" in usage:
         details = _part(usage, "prompt_tokens_details")
         read, write = _count(details, "cached_tokens"), _count(details, "cache_write_tokens")
@@ -320,7 +320,7 @@ def _usage_of(usage: Any, output: Body) -> Usage | None:
         input_tokens, output_tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         is_plain = beside is _NOTHING and usage.keys() <= _PLAIN_CHAT
         extra = None if is_plain else extra_of(usage, CHAT, others=beside)
-        return Usage._make((input_tokens, output_tokens, read, write, 0, thought, extra))
+        return Usage(input_tokens, output_tokens, read, write, reasoning_tokens=thought, extra=extra)
     if "input_tokens" not in usage:
         return None
     read, write = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
@@ -331,7 +331,7 @@ def _usage_of(usage: Any, output: Body) -> Usage | None:
         beside is _NOTHING and usage.keys() <= _PLAIN_CLAUDE and _part(usage, "cache_creation").keys() <= _WRITTEN
     )
     extra = None if is_plain else claude_extra(usage, others=beside)
-    return Usage._make((input_tokens, output_tokens, read, write, hourly, thought, extra))
+    return Usage(input_tokens, output_tokens, read, write, hourly, thought, extra)
 
 
 def _beside(output: Body) -> Extra:

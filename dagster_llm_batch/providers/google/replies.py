@@ -198,7 +198,7 @@ def read_google_line(line: bytes) -> Result:
     custom_id = answered.key if answered.custom_id is None else answered.custom_id
     usage = None if reply.usage is None else _tokens(reply.usage)
     finish = "length" if finish == _CUT_SHORT else finish
-    return Result._make((custom_id, _SUCCEEDED, text, None, None, False, finish, reply.model_version, usage, None))
+    return Result(custom_id, _SUCCEEDED, text, finish_reason=finish, model=reply.model_version, usage=usage)
 
 
 def read_google_lines(lines: Sequence[bytes]) -> ResultColumns:
