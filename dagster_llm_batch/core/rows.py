@@ -22,7 +22,7 @@ BATCH_ROWS = 4_096
 
 # Arrow takes several times as much to decode a batch, and keeps much of it. By the first rows of a file it is known how
 # long rows are that are stored as numbers of a dictionary.
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 1 << 21
 _FIRST_ROWS = 16
 _TAKEN = (
     "a polars, pandas or arrow frame, a DuckDB relation, a Spark frame, a Ray dataset, anything else that narwhals "
