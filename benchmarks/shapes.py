@@ -24,6 +24,15 @@ from benchmarks.measure import Cost, child, mock
 FLOORS = ("openai", "anthropic")
 """Services that the floor knows. Others are beside the floor of OpenAI."""
 
+_NAMES = {"package": "package", "floor": "floor", "other": "floor_fast"}
+"""How the page calls those who label the rows."""
+
+# Up to so many rows a case is run often.
+_OFTEN = 200_000
+
+# Labeling is long, planning short: each labeled folder is planned so often.
+_TIMES_AGAIN = 2
+
 
 @dataclass(frozen=True)
 class Case:
@@ -50,6 +59,10 @@ class Measured:
     def middle(self, who: str, what: str) -> float:
         """Return the median of an attribute of Cost over the runs."""
         return float(median(getattr(cost, what) for cost in self.costs[who]))
+
+    def each_us(self, who: str) -> float:
+        """Return the CPU of a row without imports, in microseconds."""
+        return self.middle(who, "work_cpu_s") / self.case.rows * 1e6
 
     def ratio(self, what: str, floor: str = "floor") -> float:
         """Return the package's median as a multiple of a floor's."""
@@ -100,9 +113,6 @@ def measure(some: Iterable[Case], runs: int, big_runs: int, inputs: Path, others
         yield measured
 
 
-_OFTEN = 200_000
-
-
 def _turn(
     case: Case, path: Path, addresses: dict[str, str], theirs: Sequence[str] | None
 ) -> Iterator[tuple[str, Cost]]:
@@ -122,13 +132,9 @@ def _turn_again(case: Case, path: Path, addresses: dict[str, str], _: Any) -> It
     with tempfile.TemporaryDirectory() as folder:
         where = (folder, json.dumps(addresses))
         child("benchmarks.package", case.service, path, *where)
-        # Labeling is long, planning short: each labeled folder is planned some times.
         for _ in range(_TIMES_AGAIN):
             yield "floor", _whole(case, child("benchmarks.replan", path))
             yield "package", _whole(case, child("benchmarks.replan", path, *where))
-
-
-_TIMES_AGAIN = 2
 
 
 def _whole(case: Case, cost: Cost) -> Cost:
@@ -140,29 +146,26 @@ def _whole(case: Case, cost: Cost) -> Cost:
 
 # how it is shown ------------------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    ("CPU s", "work_cpu_s", "{:.2f}"),
-    ("µs a row", "each", "{:.1f}"),
-    ("Process, CPU s", "cpu_s", "{:.2f}"),
-    ("Peak MB", "peak_mb", "{:.0f}"),
-)
+_TITLES = ("CPU s", "µs a row", "Process, CPU s", "Peak MB")
 
 
 def _figures(row: Measured, who: str) -> list[str]:
-    figures = []
-    for _, what, form in _COLUMNS:
-        each = row.middle(who, "work_cpu_s") / row.case.rows * 1e6
-        figures.append(form.format(each if what == "each" else row.middle(who, what)))
-    return figures
+    """Return the cells of _TITLES."""
+    return [
+        f"{row.middle(who, 'work_cpu_s'):.2f}",
+        f"{row.each_us(who):.1f}",
+        f"{row.middle(who, 'cpu_s'):.2f}",
+        f"{row.middle(who, 'peak_mb'):.0f}",
+    ]
 
 
 def table(rows: Sequence[Measured]) -> str:
     """As Markdown. Ratios are those of the medians."""
-    floors = {"floor": "Floor"} | ({"other": "floor_fast"} if any("other" in row.costs for row in rows) else {})
-    titles = ["Service", "Shape", "Rows", *(title for title, *_ in _COLUMNS)]
-    for name in floors.values():
-        titles += [f"{name}: {title}" for title, *_ in _COLUMNS]
-        titles += [f"Times {name.lower()}", f"Process, times {name.lower()}"]
+    floors = [who for who in ("floor", "other") if any(who in row.costs for row in rows)]
+    titles = ["Service", "Shape", "Rows", *_TITLES]
+    for name in (_NAMES[who] for who in floors):
+        titles += [f"{name}: {title}" for title in _TITLES]
+        titles += [f"Times {name}", f"Process, times {name}"]
     lines = [f"| {' | '.join(titles)} |", "| --- | --- |" + " ---: |" * (len(titles) - 2)]
     for row in rows:
         cells = [row.case.service, row.case.shape, f"{row.case.rows:,}", *_figures(row, "package")]
@@ -171,7 +174,7 @@ def table(rows: Sequence[Measured]) -> str:
                 ratios = (f"{row.ratio(what, who):.2f}" for what in ("work_cpu_s", "cpu_s"))
                 cells += [*_figures(row, who), *ratios]
             else:
-                cells += [""] * (len(_COLUMNS) + 2)
+                cells += [""] * (len(_TITLES) + 2)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -223,14 +226,14 @@ def plot(rows: Sequence[Measured], to: Path) -> None:
     height = 1.2 + 0.26 * len(rows)
     figure, (each, times) = plt.subplots(1, 2, figsize=(10, height), layout="constrained", sharey=True)
     for place, row in zip(places, rows, strict=True):
-        ends = [row.middle(who, "work_cpu_s") / row.case.rows * 1e6 for who in ("floor", "package")]
+        ends = [row.each_us(who) for who in ("floor", "package")]
         each.plot(ends, [place, place], color="0.8", zorder=1)
     for who, color in (("package", "C0"), ("floor", "C1"), ("other", "C2")):
         mine = [(place, row) for place, row in zip(places, rows, strict=True) if who in row.costs]
         if not mine:
             continue
-        figures = [row.middle(who, "work_cpu_s") / row.case.rows * 1e6 for _, row in mine]
-        each.scatter(figures, [place for place, _ in mine], color=color, label=_WHO[who], s=28, zorder=2)
+        figures = [row.each_us(who) for _, row in mine]
+        each.scatter(figures, [place for place, _ in mine], color=color, label=_NAMES[who], s=28, zorder=2)
     for what, title, color, shift in (("work_cpu_s", "work", "C0", -0.2), ("cpu_s", "whole process", "C4", 0.2)):
         times.barh([p + shift for p in places], [row.ratio(what) for row in rows], 0.38, color=color, label=title)
     times.axvline(1, color="0.4", linewidth=1)
@@ -243,6 +246,3 @@ def plot(rows: Sequence[Measured], to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=110)
     plt.close(figure)
-
-
-_WHO = {"package": "package", "floor": "floor", "other": "floor_fast"}

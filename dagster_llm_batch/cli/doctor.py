@@ -394,7 +394,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         yield Finding("room in queues", Severity.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
     held = find_held_queues(engine.deployment)
     for problem, then in held:
-        yield Finding("queues", Severity.PROBLEM, problem, f"{then}.")
+        yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"

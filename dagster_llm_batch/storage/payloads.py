@@ -478,10 +478,12 @@ class PayloadStore:
     def _publish(self, staged: Path, full: str) -> None:
         if self._is_local:
             self._place(staged, Path(full))
-        else:  # An object store shows an upload when it is complete.
+        else:
+            # An object store shows an upload when it is complete.
             self._fs.put_file(str(staged), full)
 
     def _place(self, staged: Path, full: Path) -> None:
+        """Give a file that is written its name."""
         # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
         # leaves the old file or the whole new one, never a name with half of its bytes.
         sync_path(staged)
