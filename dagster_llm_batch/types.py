@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 __all__ = [
+    "NO_USAGE",
     "SKIPPED",
     "TOKENS",
     "Absent",
@@ -224,6 +225,9 @@ class Usage(NamedTuple):
 TOKENS = Usage._fields[:-1]
 """The fields of Usage that are counts of tokens."""
 
+NO_USAGE = (None,) * len(Usage._fields)
+"""In the place of a Usage that is not known."""
+
 
 class Span(NamedTuple):
     """How long a submission or a batch took, or takes."""
@@ -278,7 +282,7 @@ class ResultColumns(NamedTuple):
         """Return results by column; there must be one at least."""
         columns: Any = map(list, zip(*results, strict=True))
         *before, usages, logprobs = columns
-        *tokens, extras = map(list, zip(*(usage or _NO_USAGE for usage in usages), strict=True))
+        *tokens, extras = map(list, zip(*(usage or NO_USAGE for usage in usages), strict=True))
         return cls._make((*before, tokens, extras, logprobs))
 
     @classmethod
@@ -328,9 +332,6 @@ def _flat(columns: Any) -> list[list[Any]]:
     """Return the columns of Result, those of Usage in its place."""
     *before, tokens, extras, logprobs = columns
     return [*before, *tokens, extras, logprobs]
-
-
-_NO_USAGE = (None,) * len(Usage._fields)
 
 
 class PriceBasis(StrEnum):

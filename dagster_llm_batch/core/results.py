@@ -29,6 +29,7 @@ from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.protocols import Codec, ColumnCodec
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
+    NO_USAGE,
     TOKENS,
     BatchStatus,
     Cause,
@@ -164,7 +165,6 @@ _REPLIED = (Outcome.SUCCEEDED, Outcome.INVALID)
 # A request without a result may have run, and been billed: like a reply that does not tell its tokens, its cost is not
 # known. Errors, and requests that the vendor says never ran, are not billed.
 _BILLED_UNSEEN = (*_REPLIED, Outcome.MISSING)
-_NO_USAGE = (None,) * len(Usage._fields)
 
 _LEFT_OUT: Mapping[BatchStatus, tuple[Outcome, str]] = {
     BatchStatus.ENDED: (Outcome.MISSING, "the batch ended and no result names this request"),
@@ -567,7 +567,7 @@ def _tokens(columns: Sequence[Sequence[int | None]]) -> list[pa.Array]:
     except (OverflowError, pa.ArrowInvalid):
         pass
     usages = [None if None in row else Usage(*row) for row in zip(*columns, strict=True)]
-    possible = [_NO_USAGE if usage is None or not _can_be(usage) else usage for usage in usages]
+    possible = [NO_USAGE if usage is None or not _can_be(usage) else usage for usage in usages]
     return [pa.array(values, pa.int64()) for values in list(zip(*possible, strict=True))[: len(TOKENS)]]
 
 

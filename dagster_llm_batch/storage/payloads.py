@@ -68,7 +68,6 @@ __all__ = [
     "check_path",
     "namespace_folder",
     "payload_path",
-    "sync_path",
     "temporary_folder",
     "unnamed_file",
 ]
@@ -486,9 +485,9 @@ class PayloadStore:
         """Give a file that is written its name."""
         # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
         # leaves the old file or the whole new one, never a name with half of its bytes.
-        sync_path(staged)
+        _sync_path(staged)
         staged.replace(full)
-        sync_path(staged.parent)
+        _sync_path(staged.parent)
 
 
 class LateStore(PayloadStore):
@@ -583,7 +582,7 @@ def _make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
-def sync_path(path: Path) -> None:
+def _sync_path(path: Path) -> None:
     """Return when a file's bytes, or the names in a directory, are on disk."""
     # On Windows a directory cannot be opened.
     if (is_file := path.is_file()) or os.name == "posix":
@@ -597,4 +596,4 @@ def sync_path(path: Path) -> None:
 def _sync_what_is_left(path: Path) -> None:
     # What was removed since is needed no more.
     with _payload_errors(path), suppress(FileNotFoundError):
-        sync_path(path)
+        _sync_path(path)
