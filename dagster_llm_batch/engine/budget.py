@@ -239,7 +239,7 @@ class Allowance:
         self._estimates: dict[tuple[str, Lane], Estimate] = {}
 
     @cached_property
-    def is_limited(self) -> bool:
+    def _is_limited(self) -> bool:
         return self._labeling.budget_usd is not None or bool(budgets_of(self._deployment, self._labeling))
 
     def give_out(self, planned: Sequence[Shard], waiting: Collection[str]) -> Iterator[tuple[list[Shard], Pick]]:
@@ -248,7 +248,7 @@ class Allowance:
         The money for what may go is kept until it is sent, or `release` is called: what comes later has what is left.
         `waiting` are the ids of those that wait for their time. The caller drops what is given up before the next turn.
         """
-        if not self.is_limited:
+        if not self._is_limited:
             yield list(planned), Pick([shard for shard in planned if shard.shard_id not in waiting])
             return
         turns = self._turns(planned)
@@ -275,7 +275,7 @@ class Allowance:
 
     def reserve(self, shards: Sequence[Shard], *, padding: int = 0, lane: Lane = Lane.BATCH) -> bool:
         """Keep the money for shards that are about to be sent in one batch; False where a limit has no room."""
-        if not self.is_limited or self._paid.issuperset(shard.shard_id for shard in shards):
+        if not self._is_limited or self._paid.issuperset(shard.shard_id for shard in shards):
             return True
         amounts: dict[str, Decimal] = {}
         for shard in shards:
@@ -291,10 +291,8 @@ class Allowance:
     def pick(self, planned: Sequence[Shard], *, all_due: bool) -> Pick:
         """Return which of the planned shards of one submission, model and lane may go now, split where only a part may.
 
-        `all_due`: whether no other shards of these wait for their time.
+        Some limit holds for them. `all_due`: whether no other shards of these wait for their time.
         """
-        if not self.is_limited:
-            return Pick(planned)
         first, requests, lane = planned[0], _count(planned), self._lane(planned)
         labeling = self._labeling.by(first.asked_of)
         least = 1 if lane is Lane.REALTIME else least_requests(self._deployment, labeling)

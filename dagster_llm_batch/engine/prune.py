@@ -132,12 +132,12 @@ class Pruner:
         parents = {key: {_partition_of(file) for file in files} for key, files in folders.items()}
         going = {each for key in pruning.replaced for each in parents[key]}
         staying = {each for key in parents.keys() - pruning.replaced.keys() for each in parents[key]}
-        return tuple(
-            file
-            for file in stored
-            if _is_merged(file)
-            and ((partition := _partition_of(file)) in going or partition not in staying or _is_before(file, cutoff))
-        )
+
+        def goes(file: StoredFile) -> bool:
+            partition = _partition_of(file)
+            return partition in going or partition not in staying or _is_before(file, cutoff)
+
+        return tuple(file for file in stored if _is_merged(file) and goes(file))
 
     def _aged(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], cutoff: datetime
