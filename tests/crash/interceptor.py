@@ -40,7 +40,8 @@ _VERBS = {
     "submit": "call: upload",
     **{verb: f"call: {verb}" for verb in ("find", "poll", "fetch", "cancel", "respond")},
 }
-_LEASES = {
+# What the transactions of these methods are called where crash points name them.
+_TRANSACTIONS = {
     "settle_submissions": "settle_submission",
     "take": "lease",
     "_give_back": "release",
@@ -246,7 +247,7 @@ def _intercept_transactions(interceptor: Interceptor) -> None:
         caller = sys._getframe(1)  # the method of the ledger or lease whose transaction this is
         verb = caller.f_code.co_name
         move = caller.f_locals.get("move")
-        verb = _LEASES.get(verb, verb) if move is None else move.value
+        verb = _TRANSACTIONS.get(verb, verb) if move is None else move.value
         return crossing(f"ledger: {verb}", real_write(self))
 
     def migrate(*given: Any) -> None:

@@ -82,7 +82,7 @@ class QueueQueries:
             return next((by_id[shard_id] for shard_id in ids if shard_id in by_id), shards[0])
 
     def queues_waited_for(self, namespace: str) -> list[Shard]:
-        """Return, of the batches that wait to be sent, one of each provider, account and model."""
+        """Return one of the shards that wait to be sent in a batch for each provider, account and model of theirs."""
         same = (SHARD.c.provider, SHARD.c.account, SHARD.c.model)
         join = SUBMISSION.c.submission_id == SHARD.c.submission_id
         first = sa.select(sa.func.min(SHARD.c.shard_id)).join(SUBMISSION, join)
