@@ -10,11 +10,12 @@ import pytest
 
 from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
+from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, merged_files
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, WireFault
 
 ROWS = pa.table({"id": [f"t{n}" for n in range(9)], "text": [f"Ticket number {n}." for n in range(9)]})
@@ -64,3 +65,45 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
         assert engine().plan(definition, ROWS).submission_id == submission.submission_id
         assert len(emulator.books.batches) == 4
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("ledger.db")] == []
+
+
+@pytest.mark.parametrize("kind", ["s3", "gcs"])
+def test_in_an_object_store_days_are_settled_together_merged_and_erased(request, tmp_path, kind):
+    url, options = request.getfixturevalue(kind)
+    root = f"{url}/{uuid.uuid4().hex}"
+    definition = Labeling(
+        asset="labels", model="openai/gpt-4o", key="id", prompt=Prompt(user="{{ text }}"), response=None
+    )
+    days = [
+        pa.table({"id": [f"t{n}" for n in range(day + 1)], "text": [f"Ticket {n}." for n in range(day + 1)]})
+        for day in range(FEWEST_MERGED + 1)
+    ]
+    with Emulator() as emulator:
+        provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
+
+        def engine() -> Engine:
+            payloads = PayloadStore(root, skip_instance_cache=True, **options)
+            ledger = Ledger(tmp_path / "ledger.db")
+            return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
+
+        def copies() -> list[StoredFile]:
+            return merged_files(engine().payloads, {s.folder for s in engine().ledger.submissions("test")})
+
+        for rows in days:
+            ids = [engine().plan(definition, rows, partition=name).submission_id for name in ("a", "b")]
+            engine().submit_together(definition, ids)
+            emulator.settle()
+            outcomes = engine().collect_together(definition, ids)
+            assert all(isinstance(each, Status) and each.is_settled for each in outcomes.values()), outcomes
+            for submission_id in ids:
+                labels = engine().labels(definition, submission_id).labels
+                assert sorted(labels["id"].to_pylist()) == sorted(rows["id"].to_pylist())
+        assert len(copies()) == len(ids)
+        erasing = engine()
+        erasing.eraser.add_tombstones("labels", ["t0"], None)
+        assert erasing.eraser.erase("labels") == []
+        assert copies() == []
+        for submission_id in ids:
+            labels = engine().labels(definition, submission_id).labels
+            assert sorted(labels["id"].to_pylist()) == sorted(days[-1]["id"].to_pylist()[1:])
+        assert not emulator.books.billed_twice()
