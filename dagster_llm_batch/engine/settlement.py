@@ -239,7 +239,8 @@ class Settler:
         settlements, self._settlements = self._settlements, {}
 
         def record(keys: Collection[str]) -> None:
-            settled = self._ledger.settle_submissions({key: settlements[key][1] for key in keys})
+            waves = {key: settlements[key][0].submission.waves for key in keys}
+            settled = self._ledger.settle_submissions({key: settlements[key][1] for key in keys}, waves)
             for key, submission in settled.items():
                 settlements[key][0].submission = submission
 

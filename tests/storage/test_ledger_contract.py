@@ -242,6 +242,18 @@ def test_a_wave_is_stored_once_and_in_turn(ledger):
     assert len(ledger.shards("s1")) == 3
 
 
+def test_a_submission_is_not_settled_by_who_does_not_know_its_last_wave(ledger):
+    nothing = {"outcomes": {}, "cost_usd": None, "realtime_usd": None, "price_basis": None}
+    for key in ("s1", "s2"):
+        ledger.open_submission(a_submission(key, partition=key), [a_shard(f"h-{key}", key)])
+    ledger.add_wave("s2", [a_shard("h2", "s2", wave=2)])
+    both = dict.fromkeys(("s1", "s2"), nothing)
+    with pytest.raises(LedgerError, match="Submission s2 has wave 2 by now"):
+        ledger.settle_submissions(both, {"s1": 1, "s2": 1})
+    assert not any(ledger.submission(key).is_settled for key in both)
+    assert all(one.is_settled for one in ledger.settle_submissions(both, {"s1": 1, "s2": 2}).values())
+
+
 def test_observe_records_what_is_known_and_only_a_new_status_is_an_event(ledger, clock):
     ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2)])
     bring_to(ledger, "h1", ShardState.SUBMITTED)

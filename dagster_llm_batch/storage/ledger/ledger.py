@@ -126,11 +126,13 @@ class Ledger(LedgerQueries):
         """See `settle_submissions`."""
         return self.settle_submissions({submission_id: settlement})[submission_id]
 
-    def settle_submissions(self, settlements: Mapping[str, Settlement]) -> dict[str, Submission]:
+    def settle_submissions(
+        self, settlements: Mapping[str, Settlement], waves: Mapping[str, int] | None = None
+    ) -> dict[str, Submission]:
         """Record that every request of these submissions has its outcome, and what they cost; return them by id.
 
         Called again, as when labels are made anew from stored results, the numbers are replaced and `settled_at` stays.
-        A canceled submission stays canceled.
+        A canceled submission stays canceled. Raises LedgerError, and changes nothing, where one has other `waves` now.
         """
         now = self._clock()
         settled: dict[str, Submission] = {}
@@ -138,6 +140,12 @@ class Ledger(LedgerQueries):
         with self._database.write() as connection:
             for before in get_submissions(connection, list(settlements), lock=True):
                 key, is_canceled = before.submission_id, before.state is SubmissionState.CANCELED
+                # A process that was frozen for longer than its lease does not know what another has planned since.
+                if waves is not None and before.waves != waves[key]:
+                    raise LedgerError(
+                        f"Submission {key} has wave {before.waves} by now: another process planned it. It is settled "
+                        "when that is collected; run again."
+                    )
                 state = SubmissionState.CANCELED if is_canceled else SubmissionState.SETTLED
                 values: dict[str, Any] = {"billed": None, "audit": None, **settlements[key], "state": state}
                 values["settled_at"] = before.settled_at or now
