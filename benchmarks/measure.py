@@ -51,13 +51,14 @@ def child(module: str, *arguments: object) -> Cost:
 
 
 class Work:
-    """In the child: made when the imports are done and work begins."""
+    """In the child: made when the imports are done and work begins, or, with `imports_later`, before most of them."""
 
-    def __init__(self) -> None:
-        import pyarrow as pa
+    def __init__(self, *, imports_later: bool = False) -> None:
+        if not imports_later:
+            import pyarrow as pa
 
-        pa.array([0])  # with its first array it imports pandas
-        gc.collect()  # else the first full collection, of what was imported, falls into the work or not by chance
+            pa.array([0])  # with its first array it imports pandas
+            gc.collect()  # else the first full collection, of what was imported, falls into the work or not by chance
         self._imports = _cpu()
         self._start = time.perf_counter()
 

@@ -41,7 +41,6 @@ PROMPT = Prompt(user="#ROW:{{ row.row }}#\n" + ASK + "{{ text }}")
 def provider(service: str, addresses: dict[str, str]) -> Provider:
     """The provider, before the mock."""
     url = addresses["url"]
-    load_package(service)
     if service == "openai":
         from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 
@@ -93,6 +92,12 @@ def labeling(service: str, asset: str = "labels", form: str = "label", **more: A
 
 def engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
     """With its ledger and payloads in the folder."""
+    load_package(service)
+    return bare_engine(service, folder, addresses)
+
+
+def bare_engine(service: str, folder: Path, addresses: dict[str, str]) -> Engine:
+    """The same, which imports what it needs at its first calls."""
     asked = provider(service, addresses)
     return Engine(
         Deployment({service: asked}, Ledger(folder / "ledger.sqlite"), PayloadStore(folder / "payloads"), "benchmark")

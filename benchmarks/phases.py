@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks import package  # isort: skip - before what it keeps Dagster away from
 from benchmarks.cores import THREADS
 from benchmarks.inputs import read_rows
+from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from dagster_llm_batch.engine import Deployment, Engine, Limits
 from dagster_llm_batch.engine.collect import Collector
@@ -31,6 +32,7 @@ _CALL_SECONDS = 0.2
 
 def main(service: str, rows: str, folder: str, addresses: str, at_once: str, a_shard: str) -> None:
     """Label the rows, phase by phase."""
+    load_package(service)
     where, home = json.loads(addresses), Path(folder)
     engine = Engine(
         Deployment(

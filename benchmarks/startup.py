@@ -72,7 +72,7 @@ def _few_rows_lines() -> list[str]:
         for service, modules in _SDK_OF.items():
             [(alone[service], _)] = _medians([[sys.executable, "-c", f"import {modules}"]])
             with mock(service) as addresses:
-                whole = _median_of("benchmarks.package", (service, rows), folder, json.dumps(addresses))
+                whole = _median_of("benchmarks.few_rows", (service, rows), folder, json.dumps(addresses))
             lines.append(
                 f"| {_FEW_ROWS} rows of {service} in a fresh process; `import {modules}` alone takes "
                 f"{alone[service]:.2f} | {whole:.2f} | {whole - alone[service]:.2f} | {service} |"

@@ -17,19 +17,29 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
-from dagster_llm_batch.errors import ConfigError, CredentialsError, RefusedError
+from dagster_llm_batch.core.memory import uncollected
+from dagster_llm_batch.errors import ConfigError, CredentialsError, MissingExtraError, RefusedError
 from dagster_llm_batch.providers.dialogue import record_client
 from dagster_llm_batch.providers.patience import limit_client, limit_pools
 
-__all__ = ["Origin", "check_address", "guard_client", "guard_hooks", "guard_session", "listed_since", "load_httpx"]
+__all__ = [
+    "Origin",
+    "check_address",
+    "guard_client",
+    "guard_hooks",
+    "guard_session",
+    "importing_sdk",
+    "listed_since",
+    "load_httpx",
+]
 
 _MARGIN = timedelta(minutes=10)
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -182,6 +192,19 @@ def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
     record_client(client)
     return client
+
+
+@contextmanager
+def importing_sdk(extra: str, needed_by: str) -> Iterator[None]:
+    """Import a vendor's SDK in the block. Raises MissingExtraError where it is not installed.
+
+    An SDK is thousands of modules that all stay: to look for garbage among them takes a fifth of the time.
+    """
+    try:
+        with uncollected():
+            yield
+    except ImportError as error:
+        raise MissingExtraError(extra, needed_by) from error
 
 
 def load_httpx() -> None:

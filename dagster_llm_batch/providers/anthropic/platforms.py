@@ -25,6 +25,7 @@ from urllib.parse import quote, urlsplit
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, MissingExtraError
 from dagster_llm_batch.providers.answers import words_of
 from dagster_llm_batch.providers.base import AccessTokens
+from dagster_llm_batch.providers.http import importing_sdk
 from dagster_llm_batch.providers.secrets import Mask
 from dagster_llm_batch.text import plain_words
 
@@ -89,10 +90,8 @@ class AwsPlatform(Platform):
 
     def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
         """See Platform.client."""
-        try:
+        with importing_sdk("anthropic", f"The provider '{name}'"):
             from anthropic import AnthropicAWS  # noqa: PLC0415 -- an optional extra
-        except ImportError as error:
-            raise MissingExtraError("anthropic", f"The provider '{name}'") from error
         client = _with_own_errors(AnthropicAWS, name, "bedrock", self.secrets)(
             api_key=self.api_key,
             aws_region=self.region,
@@ -157,10 +156,8 @@ class GooglePlatform(Platform):
                 f"{_GOOGLE_ADDRESS} is set, and would send the calls of provider '{name}' elsewhere. Unset it, or give "
                 "that address as base_url."
             )
-        try:
+        with importing_sdk("anthropic", f"The provider '{name}'"):
             from anthropic import AnthropicGoogleCloud  # noqa: PLC0415 -- an optional extra
-        except ImportError as error:
-            raise MissingExtraError("anthropic", f"The provider '{name}'") from error
         self._client = _with_own_errors(AnthropicGoogleCloud, name, "google", self.secrets)(
             project=self._project,
             location=self._location,

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
 from dagster_llm_batch.errors import (
-    MissingExtraError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -39,7 +38,7 @@ from dagster_llm_batch.providers.anthropic.platforms import Platform, refuse_unb
 from dagster_llm_batch.providers.anthropic.replies import read_line
 from dagster_llm_batch.providers.anthropic.requests import ANTHROPIC_VERSION, AnthropicLines
 from dagster_llm_batch.providers.base import StainlessProvider, address_of
-from dagster_llm_batch.providers.http import Origin, guard_client, listed_since
+from dagster_llm_batch.providers.http import Origin, guard_client, importing_sdk, listed_since
 from dagster_llm_batch.providers.jsonlines import sized, split_lines
 from dagster_llm_batch.providers.paging import RepeatedListError, find_by_results, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -261,10 +260,8 @@ class AnthropicProvider(StainlessProvider):
 
     def _client(self, *, retries: int) -> Anthropic:
         if self._sdk is None:
-            try:
+            with importing_sdk("anthropic", f"The provider '{self._name}'"):
                 from anthropic import Anthropic, DefaultHttpxClient  # noqa: PLC0415 -- an optional extra
-            except ImportError as error:
-                raise MissingExtraError("anthropic", f"The provider '{self._name}'") from error
             http_client = guard_client(self._http_client or DefaultHttpxClient(), self._origin, self._timeout_seconds)
             options = {"timeout": self._timeout_seconds, "http_client": http_client, "open_telemetry": False}
             self._sdk = (

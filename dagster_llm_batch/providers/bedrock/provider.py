@@ -33,7 +33,6 @@ from dagster_llm_batch.errors import (
     ConfigError,
     CredentialsError,
     LLMBatchError,
-    MissingExtraError,
     ProviderError,
     TransientError,
 )
@@ -46,7 +45,7 @@ from dagster_llm_batch.providers.bedrock.files import Files, records
 from dagster_llm_batch.providers.bedrock.models import Family, family_of
 from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_from
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
-from dagster_llm_batch.providers.http import check_address
+from dagster_llm_batch.providers.http import check_address, importing_sdk
 from dagster_llm_batch.providers.paging import find_among, poll_batches, unrepeated
 from dagster_llm_batch.providers.patience import limit_pools
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -350,10 +349,8 @@ class BedrockProvider(VendorProvider):
     def _aws(self) -> Any:
         """Return the session, which knows credentials and region. Reads files and environment, and makes no call."""
         if self._session is None:
-            try:
+            with importing_sdk("bedrock", f"The provider '{self._name}'"):
                 import boto3  # type: ignore[import-untyped]  # noqa: PLC0415 -- an optional extra
-            except ImportError as error:
-                raise MissingExtraError("bedrock", f"The provider '{self._name}'") from error
             self._session = boto3.Session(**self._session_options)
         return self._session
 

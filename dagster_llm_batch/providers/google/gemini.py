@@ -24,7 +24,6 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
     CredentialsError,
-    MissingExtraError,
     ProviderError,
     TransientError,
 )
@@ -43,7 +42,7 @@ from dagster_llm_batch.providers.google.gemini_batches import (
     responses_file,
 )
 from dagster_llm_batch.providers.google.requests import GoogleLines, gemini_model
-from dagster_llm_batch.providers.http import check_address
+from dagster_llm_batch.providers.http import check_address, importing_sdk
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.paging import find_among
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -258,11 +257,9 @@ class GeminiProvider(GoogleProvider):
         return answer_line(answer, failure)
 
     def _client(self) -> Client:
-        try:
+        with importing_sdk("google", f"The provider '{self._name}'"):
             from google.genai import Client  # noqa: PLC0415 -- an optional extra
             from google.genai.types import HttpOptions  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = HttpOptions(
             api_version=self._api_version,
             timeout=int(self._timeout_seconds * 1000),

@@ -20,7 +20,6 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
-    MissingExtraError,
     ProviderError,
 )
 from dagster_llm_batch.protocols import Codec
@@ -39,7 +38,7 @@ from dagster_llm_batch.providers.google.vertex_batches import RESULTS, inputs_of
 from dagster_llm_batch.providers.google.vertex_bigquery import VertexTables, is_own_table
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.google.vertex_storage import VertexStorage
-from dagster_llm_batch.providers.http import Origin, check_address, guard_session
+from dagster_llm_batch.providers.http import Origin, check_address, guard_session, importing_sdk
 from dagster_llm_batch.providers.paging import find_among
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
@@ -283,11 +282,9 @@ class VertexProvider(GoogleProvider):
         return f"{page}?project={self._project}"
 
     def _client(self) -> Client:
-        try:
+        with importing_sdk("google", f"The provider '{self._name}'"):
             from google.genai import Client  # noqa: PLC0415 -- an optional extra
             from google.genai.types import HttpOptions  # noqa: PLC0415
-        except ImportError as error:
-            raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = HttpOptions(api_version="v1", timeout=int(self._timeout_seconds * 1000), base_url=self._base_url)
         return Client(
             vertexai=True,
@@ -298,19 +295,15 @@ class VertexProvider(GoogleProvider):
         )
 
     def _storage_client(self) -> StorageClient:
-        try:
+        with importing_sdk("google", f"The provider '{self._name}'"):
             from google.cloud.storage import Client  # noqa: PLC0415 -- an optional extra
-        except ImportError as error:
-            raise MissingExtraError("google", f"The provider '{self._name}'") from error
         options = {"api_endpoint": self._storage_url} if self._storage_url else None
         client = Client(project=self._project, credentials=self._access(), client_options=options)
         return _guarded(client, self._timeout_seconds)
 
     def _tables_client(self) -> TablesClient:
-        try:
+        with importing_sdk("bigquery", f"The provider '{self._name}' with bigquery_dataset"):
             from google.cloud.bigquery import Client  # noqa: PLC0415 -- an optional extra
-        except ImportError as error:
-            raise MissingExtraError("bigquery", f"The provider '{self._name}' with bigquery_dataset") from error
         options = {"api_endpoint": self._bigquery_url} if self._bigquery_url else None
         client = Client(project=self._project, credentials=self._access(), client_options=options)
         return _guarded(client, self._timeout_seconds)
@@ -328,10 +321,8 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
     """Return the credentials of a service account's key, or a ready token; None where neither is given."""
     if service_account_json is None and access_token is None:
         return None
-    try:
+    with importing_sdk("google", "The provider 'vertex'"):
         from google.oauth2 import credentials, service_account  # noqa: PLC0415 -- an optional extra
-    except ImportError as error:
-        raise MissingExtraError("google", "The provider 'vertex'") from error
     if service_account_json is None:
         return credentials.Credentials(token=access_token)  # type: ignore[no-untyped-call]
     try:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.errors import MissingExtraError, ProviderError, RefusedError
+from dagster_llm_batch.errors import ProviderError, RefusedError
 from dagster_llm_batch.providers.errors import FailureRules, read_failure, translate_failure
-from dagster_llm_batch.providers.http import Origin, guard_client, load_httpx
+from dagster_llm_batch.providers.http import Origin, guard_client, importing_sdk, load_httpx
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -76,10 +76,8 @@ class LazyClient:
         return client
 
     def _make(self) -> OpenAI:
-        try:
+        with importing_sdk("openai", f"The provider '{self._provider_name}'"):
             from openai import DefaultHttpxClient, OpenAI  # noqa: PLC0415 -- an optional extra
-        except ImportError as error:
-            raise MissingExtraError("openai", f"The provider '{self._provider_name}'") from error
         load_httpx()
         return OpenAI(
             api_key=self._api_key,

@@ -35,7 +35,6 @@ from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
     LLMBatchError,
-    MissingExtraError,
     ProviderError,
     RefusedError,
     TransientError,
@@ -43,7 +42,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
 from dagster_llm_batch.providers.base import OwnMachines
-from dagster_llm_batch.providers.http import Origin, check_address, guard_session
+from dagster_llm_batch.providers.http import Origin, check_address, guard_session, importing_sdk
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of
@@ -314,11 +313,9 @@ class RayProvider(OwnMachines):
         """Return the SDK's client. Making it is a call, and it imports Ray."""
         if self._known_client is None:
             self._refuse_other_addresses()
-            try:
+            with importing_sdk("ray", f"The provider '{self._name}'"):
                 from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 -- an optional extra
                 from requests import Session  # noqa: PLC0415 -- comes with it
-            except ImportError as error:
-                raise MissingExtraError("ray", f"The provider '{self._name}'") from error
             patience, origin = self._timeout_seconds, Origin(self._address)
 
             class Client(JobSubmissionClient):  # type: ignore[misc]  # it has no types
