@@ -409,7 +409,7 @@ class Allowance:
         # What was answered of a shard in real time is billed, though the rest of it stays planned.
         answered = self._deployment.payloads.exists
         if ids := [s.shard_id for s in shards if s.lane is not Lane.REALTIME or not answered(beside(s, SO_FAR))]:
-            self._ledger.release(ids)
+            self._ledger.release_money(ids)
 
     def _answered(self, planned: Sequence[Shard]) -> list[Shard]:
         """Return what of shards in real time was answered before, split from the rest of them.

@@ -230,6 +230,11 @@ CASCADE = Scenario(
     answer=_disagree,
     clouds=_EMULATED,
 )
+CAPPED = replace(
+    CASCADE.with_changes(("max_cost_usd", "5")),
+    name="a limit of money keeps what a sample and its model may cost",
+    clouds=frozenset({"openai"}),
+)
 ROLLING = Scenario(
     "the sample of one partition sets the threshold of the next",
     # Of each partition: the model and the oracle of what is drawn; then of what is not accepted.
@@ -268,6 +273,7 @@ SCENARIOS = (
     URGENT,
     FALLBACK,
     CASCADE,
+    CAPPED,
     ROLLING,
     LATE,
     CANCELED,

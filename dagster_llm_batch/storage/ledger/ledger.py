@@ -294,7 +294,7 @@ class Ledger(LedgerQueries):
             connection.execute(UPDATE_SHARD, [{"key": key, "reserved_usd": usd} for key, usd in amounts.items()])
             return True
 
-    def release(self, shard_ids: Sequence[str]) -> None:
+    def release_money(self, shard_ids: Sequence[str]) -> None:
         """Keep no money any more for those of these shards that are planned."""
         with self._database.write() as connection:
             planned = SHARD.c.shard_id.in_(shard_ids) & (SHARD.c.state == ShardState.PLANNED)
