@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,6 +29,9 @@ URI_KEY = "dagster/uri"
 # Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory, as do long rows.
 _BATCHES_A_GROUP = 2
 _GROUP_BYTES = 1 << 23
+
+# To set zstd up for a column takes longer than to write all of such a table, which is as small without it.
+_SMALL_BYTES = 1 << 16
 
 
 def storage_uri(path: str) -> str:
@@ -65,14 +67,18 @@ class HiveParquetIOManager(CheckedIOManager):
         if hasattr(obj, "mapInArrow"):
             obj.write.mode("overwrite").parquet(folder)
             return
-        batches = record_batches(obj)
-        first = next(batches)
+        groups = _groups(record_batches(obj))
+        group = next(groups)
         name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
-        with store.table_writer(name, first.schema) as out:
-            for group in _groups(chain([first], batches)):
-                out.write_table(pa.Table.from_batches(group))
+        is_small = sum(batch.nbytes for batch in group) < _SMALL_BYTES
+        with store.table_writer(name, group[0].schema, compression="snappy" if is_small else "zstd") as out:
+            while group:
+                # Each column of a row group takes its time, with rows or without.
+                if any(map(len, group)):
+                    out.write_table(pa.Table.from_batches(group))
                 # Or it would be in memory while the next one is read.
-                del group
+                group = []
+                group = next(groups, [])
         store.keep_only(name)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:

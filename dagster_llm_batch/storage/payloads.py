@@ -281,19 +281,20 @@ class PayloadStore:
 
     @contextmanager
     def table_writer(
-        self, path: str, schema: pa.Schema, *, repeating: Sequence[str] | None = None
+        self, path: str, schema: pa.Schema, *, repeating: Sequence[str] | None = None, compression: str = "zstd"
     ) -> Iterator[pq.ParquetWriter]:
         """Write a Parquet table: `write_table` and `write_batch`. It appears when the block ends well.
 
         `repeating` names the columns with few values, in a table that only this package reads. Such a table is written
         and read in two thirds of the time, and is twice as large.
         """
-        options: dict[str, Any] = {"compression": "zstd"}
+        options: dict[str, Any] = {"compression": compression}
         if repeating is not None:
             options = {"compression": "lz4", "use_dictionary": list(repeating), "write_statistics": False}
         with self._staged(path) as staged:
-            stored = HashedFile(staged)
-            with TableWriter(stored, schema, **options) as writer:
+            # Arrow writes each page by itself, and a small table is many.
+            pages = pa.BufferedOutputStream(pa.PythonFile(stored := HashedFile(staged), "w"), _BUFFER_BYTES)
+            with pages, TableWriter(pages, schema, **options) as writer:
                 yield writer
             staged.flush()
             write_table_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter

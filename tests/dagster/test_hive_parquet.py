@@ -59,6 +59,27 @@ def test_row_groups_hold_many_rows(tmp_path: Any) -> None:
     assert found.read()["key"].to_pylist() == list(range(20_000))
 
 
+@pytest.mark.parametrize(("rows", "groups", "compression"), [(0, 0, None), (3, 1, "SNAPPY"), (10_000, 2, "ZSTD")])
+def test_a_table_is_written_as_its_size_asks_for_and_read_as_it_was(
+    tmp_path: Any, rows: int, groups: int, compression: str | None
+) -> None:
+    table = pa.table({"key": pa.array(range(rows), pa.int64()), "text": pa.array(["a"] * rows, pa.string())})
+
+    @dg.asset
+    def labels():
+        return table
+
+    io = HiveParquetIOManager(root=str(tmp_path))
+    assert dg.materialize([labels], resources={"io_manager": io}).success
+    [path] = (tmp_path / "labels").glob("*.parquet")
+    metadata = pq.ParquetFile(path).metadata
+    assert metadata.num_row_groups == groups
+    if compression is not None:
+        assert metadata.row_group(0).column(0).compression == compression
+    assert io.load_input(dg.build_input_context(asset_key=labels.key)).equals(table)
+    assert pl.read_parquet(path).to_arrow().num_rows == rows
+
+
 def test_what_is_not_there_is_a_file_that_is_not_found(tmp_path: Any) -> None:
     io = HiveParquetIOManager(root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="labels"):
