@@ -214,6 +214,10 @@ class _Landing:
         What was settled before this run has its raw results read again.
         """
         settled = run.settled.get(partition or "")
+        # Another run may have labeled the partition anew since: older labels would take the place of its own.
+        if settled is not None and engine.ledger.newer_submissions(settled.submission.submission_id):
+            del run.settled[partition or ""]
+            settled = None
         history = [settled.submission] if settled else self._history(engine, partition or "")
         try:
             yield from self._land(context, engine, partition, history, run)

@@ -125,6 +125,9 @@ class MergedResults:
         if not all(table.schema.equals(self.schema) for table in read):
             return False
         whole = pa.concat_tables(reversed(read)).combine_chunks()
+        # Before the copy has its name, too: of a process that is killed behind that, it would stay.
+        if self._versions(copy.shards) != list(copy.versions):
+            return False
         with self.payloads.table_writer(copy.path, self.schema, repeating=REPEATING) as out:
             out.write_table(whole)
         # They may have been erased or pruned since they were read, and the copies dropped before this one was there.

@@ -46,6 +46,44 @@ def test_one_run_over_thirty_partitions_gives_each_its_own_submission_version_me
     assert emulator.books.billed_twice() == {}
 
 
+class Meanwhile(dg.IOManager):
+    """Stores tables; before the first one something else happens."""
+
+    def __init__(self):
+        self.happens = None
+        self.stored = {}
+
+    def handle_output(self, context, obj):
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            happens()
+        if context.asset_key.to_user_string() == LABELS:
+            self.stored[context.partition_key] = obj
+
+    def load_input(self, context):
+        return None
+
+
+def test_labels_that_another_run_has_landed_meanwhile_are_not_replaced_by_older_ones(make, emulator):
+    prefixes = dict.fromkeys(DAYS[:2], "old")
+    store = Meanwhile()
+    location = make(
+        *labeled(rows=lambda context: tickets(2, prefixes[context.partition_key]), partitions_def=DAILY),
+        resources={"io_manager": store},
+    )
+
+    def label_second_day_anew():
+        prefixes[DAYS[1]] = "new"
+        assert location.land(partition=DAYS[1]).success
+
+    location.submit(span=(DAYS[0], DAYS[1]))
+    emulator.settle()
+    store.happens = label_second_day_anew
+    assert location.collect(span=(DAYS[0], DAYS[1])).success
+    assert store.stored[DAYS[0]]["ticket_id"].to_list() == ["old-0", "old-1"]
+    assert store.stored[DAYS[1]]["ticket_id"].to_list() == ["new-0", "new-1"]
+
+
 def test_a_bad_partition_fails_in_submission_and_its_neighbours_land(make, emulator):
     def rows(context):
         return (
