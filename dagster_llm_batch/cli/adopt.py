@@ -16,7 +16,7 @@ from dagster_llm_batch.text import cell_text
 __all__ = ["adopt_command"]
 
 
-@click.command("adopt", cls=Command)
+@click.command("adopt", cls=Command, examples=["moods batch_68f2 requests.jsonl -f labels.py"])
 @click.argument("asset")
 @click.argument("batch_id", metavar="BATCH")
 @click.argument("request_file", type=click.Path(exists=True, dir_okay=False, path_type=Path))

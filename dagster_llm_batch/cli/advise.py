@@ -44,7 +44,11 @@ class _Moment(click.ParamType):  # type: ignore[type-arg]  # click below 8.2 is 
         return self.fail(f"{value!r} is neither a time of day, as 06:00, nor a moment, as 2026-01-31T06:00+01:00.")
 
 
-@click.command("advise", cls=Command)
+@click.command(
+    "advise",
+    cls=Command,
+    examples=["moods --quality 0.9 -f labels.py", "moods --quality 0.95 --by 06:00 --max-usd 50 -f labels.py"],
+)
 @click.argument("dataset")
 @code_location_command
 @click.option(

@@ -33,7 +33,7 @@ _AT_ONCE = 1_000
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-@click.command("answer", cls=Command)
+@click.command("answer", cls=Command, examples=["mood_student -i requests.jsonl -o answers.jsonl -f labels.py"])
 @click.argument("student")
 @code_location_command
 @click.option("-i", "--input", "requests", required=True, type=click.File("rb"), help="Batch file in OpenAI's format.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NoReturn
 
@@ -26,7 +27,22 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, 
 
 
 class Command(click.Command):
-    """A command whose errors become one message and an exit code."""
+    """A command whose help ends with examples, and whose errors become one message and an exit code.
+
+    `examples`: what may stand behind the command's name.
+    """
+
+    def __init__(self, name: str | None, *, examples: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(name, **attributes)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, each as it is typed and on a line of its own."""
+        if self.examples:
+            with formatter.section("Examples" if len(self.examples) > 1 else "Example"):
+                for line in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{ctx.command_path} {line}\n")
+        super().format_epilog(ctx, formatter)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any

@@ -58,7 +58,7 @@ _RARE = (
 )
 
 
-@click.command("cost", cls=Command)
+@click.command("cost", cls=Command, examples=["-f labels.py", "--by model,day --since 2026-11-01 -f labels.py"])
 @ledger_command
 @click.option(
     "--by",

@@ -36,7 +36,7 @@ _ASSET_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-@click.command("cancel", cls=Command)
+@click.command("cancel", cls=Command, examples=["moods -f labels.py"])
 @click.argument("target", metavar="SUBMISSION|ASSET")
 @partition_option
 @code_location_command
@@ -55,7 +55,11 @@ def cancel_command(
     _tell("Canceled", deployment.engine.cancel(submission.submission_id), as_json=as_json)
 
 
-@click.command("resolve", cls=Command)
+@click.command(
+    "resolve",
+    cls=Command,
+    examples=["-f labels.py", "SHARD --batch-id batch_68f2 -f labels.py", "SHARD --no-batch -f labels.py"],
+)
 @click.argument("shard_id", metavar="[SHARD]", required=False)
 @ledger_command
 @click.option("--batch-id", help="The provider has this batch for it.")
@@ -146,7 +150,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
         click.echo("No shard is in doubt or overdue.")
 
 
-@click.command("rename", cls=Command)
+@click.command("rename", cls=Command, examples=["moods feelings -f labels.py"])
 @click.argument("old")
 @click.argument("new")
 @ledger_command
@@ -180,7 +184,7 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
         click.echo(f"{len(kept)} stay with '{old}', since '{new}' has submissions of its own there: {names}.")
 
 
-@click.command("recover", cls=Command)
+@click.command("recover", cls=Command, examples=["-f labels.py"])
 @ledger_command
 @_yes_option
 @json_option
@@ -205,7 +209,7 @@ def recover_command(deployment: DeploymentAccess, *, yes: bool, as_json: bool) -
         click.echo(f"{counted(len(recovered), 'shard is', 'shards are')} in doubt now; Dagster's sensor goes on.")
 
 
-@click.command("retry", cls=Command)
+@click.command("retry", cls=Command, examples=["moods -f labels.py"])
 @click.argument("asset")
 @partitions_options
 @code_location_command

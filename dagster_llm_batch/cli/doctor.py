@@ -89,7 +89,7 @@ class Finding:
     then: str | None = None
 
 
-@click.command("doctor", cls=Command)
+@click.command("doctor", cls=Command, examples=["-f labels.py"])
 @ledger_command
 @json_option
 def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:

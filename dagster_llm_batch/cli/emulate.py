@@ -10,7 +10,7 @@ from dagster_llm_batch.errors import MissingExtraError
 __all__ = ["emulate_command"]
 
 
-@click.command("emulate", cls=Command)
+@click.command("emulate", cls=Command, examples=["--port 8700"])
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 (the default) takes a free one.")
 @click.option(
     "--pace-seconds",

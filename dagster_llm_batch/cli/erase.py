@@ -19,7 +19,7 @@ __all__ = ["erase_command"]
 _RUNS_SHOWN = 5
 
 
-@click.command("erase", cls=Command)
+@click.command("erase", cls=Command, examples=["moods --key 17 -f labels.py", "moods --key 17 --delete -f labels.py"])
 @click.argument("assets", nargs=-1, required=True, metavar="ASSET...")
 @click.option("--key", "keys", multiple=True, help="Key of a row, as its table has it, repeatable.")
 @click.option("--keys-file", type=click.File(encoding="utf-8"), help="File with a key a line; - for standard input.")

@@ -36,7 +36,11 @@ from dagster_llm_batch.storage.ledger.records import Submission
 __all__ = ["export_command"]
 
 
-@click.command("export", cls=Command)
+@click.command(
+    "export",
+    cls=Command,
+    examples=["moods -f labels.py -o moods.csv", "quality --what mistakes -f labels.py -o mistakes.csv"],
+)
 @click.argument("asset")
 @partitions_options
 @code_location_command

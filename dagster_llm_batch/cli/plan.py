@@ -26,6 +26,8 @@ __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 
 
 _LONGEST_SHOWN = 3
+# Of all others, no line is a plain answer: no partitions, nothing tuned, nothing submitted before.
+_TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _seconds(took: timedelta | None) -> float | None:
     return None if took is None else took.total_seconds()
 
 
-@click.command("plan", cls=Command)
+@click.command("plan", cls=Command, examples=["-f labels.py", "moods --partition 2026-11-27 -f labels.py"])
 @click.argument("assets", metavar="[ASSET]...", nargs=-1)
 @partitions_options
 @code_location_command
@@ -375,4 +377,4 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("prices", preview.price_basis.value),
         ("known as", known),
     ]
-    return [list(fact) for fact in facts]
+    return [list(fact) for fact in facts if fact[1] is not None or fact[0] in _TOLD_WHEN_UNKNOWN]

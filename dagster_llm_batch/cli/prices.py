@@ -34,7 +34,7 @@ class FetchError(LLMBatchError):
     """The published price book could not be had."""
 
 
-@click.command("prices", cls=Command)
+@click.command("prices", cls=Command, examples=["-f labels.py"])
 @ledger_command
 @click.option("--fetch", is_flag=True, help="Fetch the book that genai-prices publishes, and store it.")
 @click.option("--url", help="Where to fetch it from.  [default: where genai-prices itself looks]")

@@ -17,7 +17,7 @@ from dagster_llm_batch.text import cell_text
 __all__ = ["prune_command"]
 
 
-@click.command("prune", cls=Command)
+@click.command("prune", cls=Command, examples=["-f labels.py", "--older-than 90 --delete -f labels.py"])
 @ledger_command
 @click.option("--older-than", "days", type=click.FloatRange(min=1), default=30, show_default=True, help="Days.")
 @click.option(

@@ -27,7 +27,7 @@ __all__ = ["review_command"]
 _ROLES = ("labels", "rejects", "evaluation", "annotation")
 
 
-@click.command("review", cls=Command)
+@click.command("review", cls=Command, examples=["moods -f labels.py"])
 @click.argument("asset", required=False)
 @code_location_command
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0 (the default) takes a free one.")

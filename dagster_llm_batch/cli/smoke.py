@@ -65,7 +65,7 @@ class _Story:
             click.echo(f"{step:8}{cell_text(said, limit=400)}")
 
 
-@click.command("smoke", cls=Command)
+@click.command("smoke", cls=Command, examples=["openai --max-usd 0.05 -f labels.py"])
 @click.argument("name", metavar="PROVIDER")
 @code_location_command
 @click.option("--model", help="The provider's name of a model.  [default: that of a dataset of this provider]")

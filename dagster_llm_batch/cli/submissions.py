@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["list_command", "show_command"]
 
 
-@click.command("list", cls=Command)
+@click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/llm_batch/ledger.sqlite"])
 @ledger_command
 @click.option("--asset", help="Of this labeled asset only.")
 @click.option("-p", "--partition", help="Of this partition only.")
@@ -94,7 +94,7 @@ def _about(entry: dict[str, Any]) -> str | None:
     return None if estimate is None else f"~{estimate}"
 
 
-@click.command("show", cls=Command)
+@click.command("show", cls=Command, examples=["moods -f labels.py"])
 @click.argument("target", metavar="SUBMISSION|ASSET")
 @partition_option
 @ledger_command

@@ -34,7 +34,7 @@ _SAMPLE, _PROVENANCE, _PARTITION = "sample_", "llm_", "partition"
 _ENDINGS = {".csv": "csv", ".parquet": "parquet"}
 
 
-@click.command("export-tasks", cls=Command)
+@click.command("export-tasks", cls=Command, examples=["moods -f labels.py -o tasks.csv"])
 @click.argument("asset")
 @click.option(
     "-p", "--partition", "partitions", multiple=True, help="Partition of the table, repeatable. Default: all."
@@ -79,7 +79,7 @@ def export_tasks_command(
         click.echo(f"{len(tasks):,} tasks in {' and '.join(map(str, files))}")
 
 
-@click.command("import-judgments", cls=Command)
+@click.command("import-judgments", cls=Command, examples=["moods tasks.csv --annotator ada -f labels.py"])
 @click.argument("asset")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @code_location_command

@@ -49,7 +49,7 @@ _COLUMNS = [
 ]
 
 
-@click.command("watch", cls=Command)
+@click.command("watch", cls=Command, examples=["-f labels.py", "moods --poll --until ended -f labels.py"])
 @click.argument("target", metavar="[SUBMISSION|ASSET]", required=False)
 @partition_option
 @ledger_command

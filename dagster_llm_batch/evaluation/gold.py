@@ -112,7 +112,11 @@ def _computed(design: EvaluationSpec, suffix: str, evaluated: _Evaluated) -> Com
             **gold_metadata.mistakes_metadata(report.mistakes, evaluated.mistakes),
             "dagster/column_lineage": lineage,
         }
-        return Computed(report.mistakes, metadata, gold_metadata.mistakes_docs(design.candidates))
+        return Computed(
+            report.mistakes,
+            metadata,
+            gold_metadata.mistakes_docs(design.candidates, key=design.join_key, keep=design.keep),
+        )
     if suffix == "failures":
         failures = evaluated.failures
         metadata = gold_metadata.failures_metadata(failures, evaluated.mistakes)

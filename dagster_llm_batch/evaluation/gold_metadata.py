@@ -295,9 +295,14 @@ def _named(failure: Failure) -> str:
     return f"{failure.gold} → {failure.label}" if failure.reason is None else f"no label: {failure.reason}"
 
 
-def mistakes_docs(candidates: Sequence[Candidate]) -> dict[str, str]:
+def mistakes_docs(candidates: Sequence[Candidate], *, key: str, keep: Sequence[str]) -> dict[str, str]:
     """Return what each column of `<name>_mistakes` holds."""
-    docs = {"target": "column that was compared with gold", "gold": "the right value, as text"}
+    docs = {
+        key: "the row's key",
+        **{kept_name(name): "carried over from the rows" for name in keep},
+        "target": "column that was compared with gold",
+        "gold": "the right value, as text",
+    }
     for candidate in candidates:
         docs[f"{candidate.name}_label"] = f"what {candidate.name} said, as text; null where it gave no label"
         docs[f"{candidate.name}_confidence"] = "its own confidence, 0 to 1"

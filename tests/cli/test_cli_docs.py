@@ -47,6 +47,19 @@ def test_the_page_names_every_command_and_option_of_its_own():
     assert set(re.findall(r"dagster-llm-batch ([a-z][a-z-]*)", text)) == set(names)
 
 
+def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for file in ("requests.jsonl", "tasks.csv"):
+        tmp_path.joinpath(file).touch()
+    for name in main.list_commands(click.Context(main)):
+        command = main.get_command(click.Context(main), name)
+        told = CliRunner().invoke(main, [name, "--help"], prog_name="dagster-llm-batch", terminal_width=80).stdout
+        assert command.examples, name
+        for example in command.examples:
+            assert f"\n  dagster-llm-batch {name} {example}\n" in told
+            command.make_context(name, shlex.split(example))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_page_runs_in_its_order(project, home):
     project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])

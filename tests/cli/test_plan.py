@@ -336,6 +336,8 @@ def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_jso
     printed = " ".join(capsys.readouterr().out.split())
     assert f"estimate from {basis}" in printed
     assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed
+    assert "in real time - " in printed
+    assert not [line for line in ("partition", "ends", "tuned", "known as") if line in printed]
 
 
 def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once_that_is_known(project):

@@ -132,6 +132,8 @@ class TestTables:
         shown = project.metadata("quality_mistakes")
         assert shown["llm_batch/rows_mistaken"].value == 2
         assert "| 2 | two | topic | b | a | - |" in shown["llm_batch/mistakes"].value
+        columns = shown["dagster/column_schema"].value.columns
+        assert [column.name for column in columns if not column.description] == []
         lineage = shown["dagster/column_lineage"].value.deps_by_column
         assert lineage["labels_reason"] == [
             dg.TableColumnDep(dg.AssetKey("labels"), "llm_outcome"),

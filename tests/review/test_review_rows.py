@@ -80,12 +80,13 @@ def client(serve, tmp_path):
     pq.write_table(table, tmp_path / "labels.parquet")
     pq.write_table(table.select(["id", "text"]), tmp_path / "gold.parquet")
     pq.write_table(pa.table({"id": list(HOSTILE.values())}), tmp_path / "keys.parquet")
+    pq.write_table(table.select(["id"]).slice(0, 0), tmp_path / "empty.parquet")
     pq.write_table(
         pa.table({"id": ["a"], "share": [0.1 + 0.2], "keys": [["a long key"] * 9]}), tmp_path / "shares.parquet"
     )
     assets = [
         StoredAsset(name, row_key="id", files={"": str(tmp_path / f"{name}.parquet")})
-        for name in ("labels", "gold", "keys", "shares")
+        for name in ("labels", "gold", "keys", "shares", "empty")
     ]
     nothing = SimpleNamespace()
     door = Door()
@@ -116,6 +117,11 @@ def test_a_table_of_hostile_rows_is_text(client):
     assert "{{ 7 * 7 }}{% raw %}" in page.text
     assert "␛[31mred" in page.text
     assert len(client.get("/table/labels").text) < 100_000  # a cell of a megabyte is told by its beginning
+
+
+def test_a_table_without_rows_says_so_and_one_whose_rows_a_filter_hides_says_that(client):
+    assert "This table has no rows." in read(client, "/table/empty").text
+    assert "No row passes these filters." in read(client, "/table/labels?where=id:is:nothing").text
 
 
 def test_a_number_has_six_digits_and_all_where_one_points_and_a_long_cell_of_any_type_is_cut_by_the_style(client):
