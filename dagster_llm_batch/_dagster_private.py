@@ -90,11 +90,13 @@ def io_manager_surroundings(context: dg.AssetExecutionContext, io_manager_key: s
 def output_context(
     context: dg.AssetExecutionContext,
     asset: dg.AssetKey,
-    io_manager_key: str,
     partition: str | None,
     dagster_type: dg.DagsterType,
+    around: Mapping[str, Any],
 ) -> dg.OutputContext:
     """Return the output context that Dagster would make for an asset of this step, narrowed to one partition.
+
+    `around` is what `io_manager_surroundings` returns of its IO manager.
 
     `dg.build_output_context` is for tests: it knows no run, step, op, job or log, and IO managers may ask for each.
     """
@@ -120,7 +122,7 @@ def output_context(
         asset_partitions_def=partitions_def,
         asset_partitions_subset=_subset_of(partitions_def, partition),
         asset_spec=node.to_asset_spec(),
-        **io_manager_surroundings(context, io_manager_key),
+        **around,
     )
 
 

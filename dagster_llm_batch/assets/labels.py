@@ -4,7 +4,7 @@ Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as str
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
-from dagster_llm_batch.assets.output import stored_by, write_output
+from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
 from dagster_llm_batch.checks import (
     COVERAGE,
@@ -142,18 +142,20 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
         engine = dataset.engine(context)
-        run = _Run()
-        if context.has_partition_key_range:
-            run.settled = landing.send_together(context, engine, list(context.partition_keys))
-            run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
-        try:
-            yield from each_partition(
-                context,
-                lambda partition: landing.land(context, engine, partition, run),
-                lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
-            )
-        finally:
-            run.mark_delivered(engine)
+        with OutputWriter(context, dataset.io_manager_key, dataset.frame) as writer:
+            run = _Run(writer)
+            if context.has_partition_key_range:
+                run.settled = landing.send_together(context, engine, list(context.partition_keys))
+                run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
+            try:
+                yield from each_partition(
+                    context,
+                    lambda partition: landing.land(context, engine, partition, run),
+                    lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
+                    writer.may_begin,
+                )
+            finally:
+                run.mark_delivered(engine)
 
     return collect
 
@@ -168,6 +170,7 @@ class _Run:
     submissions.
     """
 
+    writer: OutputWriter
     settled: dict[str, Status] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
     landed: list[str] = field(default_factory=list)
@@ -197,6 +200,14 @@ class _Run:
             self.landed.clear()
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """Tables of a partition that are given to the writer: `stored` has by asset what waits until its table is there."""
+
+    figures: LabelStats
+    stored: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
+
+
 class _Landing:
     """Lands one partition after the other."""
 
@@ -209,9 +220,10 @@ class _Landing:
     def land(
         self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None, run: _Run
     ) -> Iterator[Any]:
-        """Yield the events of one partition: its tables if it is settled, else an observation of how far it is.
+        """Return the events of one partition: its tables if it is settled, else an observation of how far it is.
 
-        What was settled before this run has its raw results read again.
+        What was settled before this run has its raw results read again. Tables that the writer begins are stored while
+        nobody has asked for the events yet, which wait for them.
         """
         settled = run.settled.get(partition or "")
         # Another run may have labeled the partition anew since: older labels would take the place of its own.
@@ -220,7 +232,7 @@ class _Landing:
             settled = None
         history = [settled.submission] if settled else self._history(engine, partition or "")
         try:
-            yield from self._land(context, engine, partition, history, run)
+            return self._land(context, engine, partition, history, run)
         except DefinitionChangedError as error:
             # Each further run would end here, so the sensor need not ask for one.
             engine.note_stranded(history[0].submission_id, str(error))
@@ -239,8 +251,7 @@ class _Landing:
         if not history:
             text = "nothing was submitted yet"
             context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
-            yield from self._not_ready(context, partition, text, {"llm_batch/progress": text})
-            return
+            return self._not_ready(context, partition, text, {"llm_batch/progress": text})
         submission, *older = history
         # A run that plans many partitions sends them together. To send one of them here would leave the others a
         # batch that may be too small.
@@ -248,8 +259,7 @@ class _Landing:
             text = f"run {short_run(submission.run_id)} is at work on its submission"
             context.log.info(f"Not ready: {text}.")
             metadata = {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id}
-            yield from self._not_ready(context, partition, text, metadata)
-            return
+            return self._not_ready(context, partition, text, metadata)
         self._finish_superseded(context, engine, older)
         settled = run.settled.get(partition or "")
         was_settled = submission.is_settled and settled is None
@@ -260,22 +270,33 @@ class _Landing:
             text = progress_text(status, its_pace)
             context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
             metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
-            yield from self._not_ready(context, partition, text, metadata)
-            return
+            return self._not_ready(context, partition, text, metadata)
         sent = engine.deployment.sent_definition(labeling, submission)
         self._refuse_other_columns(submission, sent.labeling)
         # A table of rejects alone would take the place of labels that are there.
         if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
             raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
-        with labeled_tables(
+        open_tables = partial(
+            labeled_tables,
             engine,
             sent.labeling,
             status,
             run_id=context.run.run_id,
             reread=was_settled,
             as_streams=dataset.frame == "batches",
-        ) as tables:
-            yield from self._store(context, engine, partition, status, sent, tables, run)
+        )
+
+        def store_streams() -> Iterator[Any]:
+            with open_tables() as tables:
+                yield from self._tell(
+                    context, engine, partition, status, sent, self._begin(context, partition, tables, run), run
+                )
+
+        if dataset.frame == "batches":
+            return store_streams()
+        with open_tables() as tables:
+            begun = self._begin(context, partition, tables, run)
+        return self._tell(context, engine, partition, status, sent, begun, run)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
         """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
@@ -298,30 +319,39 @@ class _Landing:
         yield from progress_observations(context.instance, self._dataset.key, partition, metadata)
         yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {text}.")
 
-    def _store(
+    def _begin(
+        self, context: dg.AssetExecutionContext, partition: str | None, tables: LabeledTables, run: _Run
+    ) -> "_Begun":
+        """Give the tables that are asked for to the writer."""
+        of = ((self._rejects, tables.rejects), (self._labels, tables.labels))
+        wanted = context.selected_asset_keys
+        stored = {spec.key: run.writer.begin(spec, partition, table) for spec, table in of if spec.key in wanted}
+        return _Begun(tables.figures, stored)
+
+    def _tell(
         self,
         context: dg.AssetExecutionContext,
         engine: "Engine",
         partition: str | None,
         status: Status,
         sent: "SentDefinition",
-        tables: LabeledTables,
+        begun: "_Begun",
         run: _Run,
     ) -> Iterator[Any]:
-        """Give the tables to the IO manager, and Dagster what there is to say of them."""
-        dataset, figures = self._dataset, tables.figures
+        """Wait until each table is stored, and tell Dagster what there is to say of it."""
+        dataset, figures = self._dataset, begun.figures
         labeling, submission_id = sent.labeling, status.submission.submission_id
-        wanted, links = context.selected_asset_keys, row_links(context)
+        links = row_links(context)
         labels, rejects = dataset.key.to_user_string(), self._rejects.key.to_user_string()
-        if self._rejects.key in wanted:
-            logged = self._write(context, self._rejects, partition, tables.rejects)
+        if (wait := begun.stored.get(self._rejects.key)) is not None:
+            logged = wait()
             behind = partial(links.table, rejects, partition=partition)
             metadata = {**rejects_metadata(figures, labeling, behind), **logged}
             yield from materialize_result(
                 context, self._rejects.key, partition, metadata=metadata, version=submission_id
             )
-        if self._labels.key in wanted:
-            logged = self._write(context, self._labels, partition, tables.labels)
+        if (wait := begun.stored.get(self._labels.key)) is not None:
+            logged = wait()
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
             tracked = engine.deployment.track(labeling, status.submission, levels)
@@ -439,12 +469,6 @@ class _Landing:
         shards = engine.ledger.shards(submission.submission_id) if shards is None else shards
         unsent = any(shard.wave == 1 and shard.state in (ShardState.PLANNED, ShardState.SUBMITTING) for shard in shards)
         return unsent and submission.run_id in engine.runs_at_work()
-
-    def _write(
-        self, context: dg.AssetExecutionContext, spec: dg.AssetSpec, partition: str | None, table: Any
-    ) -> dict[str, Any]:
-        dataset = self._dataset
-        return dict(write_output(context, spec, dataset.io_manager_key, partition, table, dataset.frame))
 
     def _measure(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> None:
         if self._dataset.resource(context).telemetry:

@@ -5,18 +5,21 @@ A run over several partitions would otherwise hand the IO manager all of them as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from functools import lru_cache, partial
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import output_context
+from dagster_llm_batch._dagster_private import io_manager_surroundings, output_context
+from dagster_llm_batch.engine.deployment import Threads
 from dagster_llm_batch.errors import MissingExtraError
-from dagster_llm_batch.io import URI_KEY, storage_uri
+from dagster_llm_batch.io import URI_KEY, HiveParquetIOManager, storage_uri
 
-__all__ = ["Frame", "stored_by", "write_output"]
+__all__ = ["Frame", "OutputWriter", "stored_by", "write_output"]
 
 Frame = Literal["arrow", "polars", "pandas", "batches"]
 """What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
@@ -73,6 +76,87 @@ class _Stream(Iterator[pa.RecordBatch]):
         self._rest = iter(list(self._rest))
 
 
+@lru_cache
+def _dagster_type(kind: type) -> dg.DagsterType:
+    return dg.PythonObjectDagsterType(kind)
+
+
+# What waits for the disk needs few threads, and each takes time from the one that tells Dagster.
+_THREADS = 4
+
+# Tables that are written, or wait to be, before the first of them is told of.
+_MOST_AHEAD = 64
+
+# To write a larger one takes longer than the disk.
+_AHEAD_BYTES = 1 << 20
+
+
+class OutputWriter:
+    """Gives the tables of a step to its IO manager, one at a time; until the end of `with`.
+
+    The package's own is given small ones in other threads, since it mostly waits for the disk, while those of further
+    partitions are made and Dagster is told of earlier ones. Others are called by the step's own thread alone.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, io_manager_key: str, frame: Frame) -> None:
+        self._context = context
+        self._key = io_manager_key
+        self._frame = frame
+        self._manager = getattr(context.resources, io_manager_key)
+        self._around = io_manager_surroundings(context, io_manager_key)
+        # A class derived from it may do what is to be done by one thread.
+        self._is_own = type(self._manager) is HiveParquetIOManager
+        self._pool = Threads(_THREADS, "dagster-llm-batch store")
+        self._ahead: set[Future[Mapping[str, Any]]] = set()
+        self._was_begun = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.__exit__(*error)
+
+    def may_begin(self) -> bool:
+        """Return whether further tables can be begun before those that were are told of."""
+        return self._was_begun and len(self._ahead) < _MOST_AHEAD
+
+    def begin(
+        self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
+    ) -> Callable[[], Mapping[str, Any]]:
+        """Return what has one partition's table stored when it returns, with its metadata; see `write`."""
+        self._was_begun = self._is_own and isinstance(table, pa.Table) and table.nbytes <= _AHEAD_BYTES
+        if not self._was_begun:
+            return partial(self.write, spec, partition, table)
+        value = _to_frame(table, self._frame)
+        future = self._pool.submit(_store, self._manager, self._output(spec, partition, value), value)
+        self._ahead.add(future)
+
+        def wait() -> Mapping[str, Any]:
+            self._ahead.discard(future)
+            return future.result()
+
+        return wait
+
+    def write(
+        self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
+    ) -> Mapping[str, Any]:
+        """Give one partition's table to the IO manager; returns the metadata that it logs, and where the table is by
+        its URI.
+        """
+        if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
+            value = _to_frame(table, self._frame)
+            return _store(self._manager, self._output(spec, partition, value), value)
+        stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
+        value = stream.reader()
+        logged = _store(self._manager, self._output(spec, partition, value), value)
+        stream.outlive_source()
+        return logged
+
+    def _output(self, spec: dg.AssetSpec, partition: str | None, value: Any) -> dg.OutputContext:
+        kind = _dagster_type(type(value))  # type: ignore[arg-type]  # a class is hashable
+        return output_context(self._context, spec.key, partition, kind, self._around)
+
+
 def write_output(
     context: dg.AssetExecutionContext,
     spec: dg.AssetSpec,
@@ -81,30 +165,23 @@ def write_output(
     table: pa.Table | pa.RecordBatchReader,
     frame: Frame,
 ) -> Mapping[str, Any]:
-    """Give one partition's table to the IO manager; returns the metadata that it logs, and where the table is by its
-    URI.
-    """
-    manager = getattr(context.resources, io_manager_key)
-    stream = None
-    if frame == "batches" and not isinstance(manager, dg.InMemoryIOManager):
-        stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
-        value: Any = stream.reader()
-    else:
-        value = _to_frame(table, frame)
-    kind = dg.PythonObjectDagsterType(type(value))
-    output = output_context(context, spec.key, io_manager_key, partition, kind)
+    """See OutputWriter.write."""
+    with OutputWriter(context, io_manager_key, frame) as writer:
+        return writer.write(spec, partition, table)
+
+
+def _store(manager: Any, output: dg.OutputContext, value: Any) -> Mapping[str, Any]:
     # An IO manager is called here, once a partition, and not by Dagster at the end of the step: it would be given all
     # partitions as one object.
     reported = manager.handle_output(output, value)
     for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
         _tell(output, metadata)
-    if stream is not None:
-        stream.outlive_source()
     logged = output.get_logged_metadata()
     # Those of databases tell `dagster/table_name` themselves; those of files tell a path.
     path = logged.get("path")
-    uri = {URI_KEY: storage_uri(path.value)} if isinstance(path, dg.PathMetadataValue) and path.value else {}
-    return {**uri, **logged}
+    if URI_KEY not in logged and isinstance(path, dg.PathMetadataValue) and path.value:
+        return {URI_KEY: storage_uri(path.value), **logged}
+    return logged
 
 
 def _tell(output: dg.OutputContext, reported: Any) -> None:

@@ -36,8 +36,11 @@ class EachPartition:
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         """Return what `step` gives, by partition; a partition for which it fails has no value."""
+        return self._map(self.keys, step)
+
+    def _map(self, keys: Sequence[str | None], step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         done: dict[str | None, _T] = {}
-        for partition in self.keys:
+        for partition in keys:
             try:
                 done[partition] = step(partition)
             except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
@@ -49,21 +52,48 @@ class EachPartition:
 
         Raises one dg.Failure at the end for all that failed; Dagster marks partitions that did not land as failed.
         """
+        yield from self._land(values, land)
+        yield from self._end()
+
+    def events_in_turn(
+        self, begin: Callable[[str | None], Iterator[Any]], may_begin: Callable[[], bool]
+    ) -> Iterator[Any]:
+        """Yield the events that `begin` returns for each partition; raises as `events` does.
+
+        While `may_begin` holds after one was begun, the next one is before the events of the first are yielded.
+        """
+        begun: dict[str | None, Iterator[Any]] = {}
+        for partition in self.keys:
+            begun |= self._map([partition], begin)
+            if not may_begin():
+                yield from self._land(begun, lambda _, events: events)
+                begun.clear()
+        yield from self._land(begun, lambda _, events: events)
+        yield from self._end()
+
+    def _land(self, values: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
         for partition, value in values.items():
             try:
                 yield from land(partition, value)
             except Exception as error:  # noqa: BLE001 - as above
                 self._failures.add(partition, error)
+
+    def _end(self) -> Iterator[Any]:
         yield from self._failures.verdicts()
         self._failures.raise_if_any()
 
 
 def each_partition(
-    context: dg.AssetExecutionContext, land: Callable[[str | None], Iterator[Any]], failed: _Told | None = None
+    context: dg.AssetExecutionContext,
+    land: Callable[[str | None], Iterator[Any]],
+    failed: _Told | None = None,
+    may_begin: Callable[[], bool] = lambda: False,
 ) -> Iterator[Any]:
-    """Yield the events of `land` for each partition of this run. Raises one dg.Failure at the end for all that fail."""
-    partitions = EachPartition(context, failed)
-    yield from partitions.events(dict.fromkeys(partitions.keys), lambda partition, _: land(partition))
+    """Yield the events of `land` for each partition of this run; see EachPartition.events_in_turn.
+
+    Raises one dg.Failure at the end for all that fail.
+    """
+    yield from EachPartition(context, failed).events_in_turn(land, may_begin)
 
 
 def materialize_result(

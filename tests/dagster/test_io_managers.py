@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import dagster as dg
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 from code_location import BATCH, DAILY, LABELS, LANDING, REJECTS, failure, labeled, tickets
 
-from dagster_llm_batch import Checks, evaluation_assets
+from dagster_llm_batch import Checks, HiveParquetIOManager, evaluation_assets
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.testing.emulator import RowFault
 
@@ -70,6 +71,44 @@ def test_in_a_run_over_a_range_no_partition_takes_the_place_of_another(make):
     assert kept == {(LABELS, LABELS, day): {f"{day}-{n}" for n in range(3)} for day in days}
     assert location.collect(span=("2026-01-02", "2026-01-02")).success
     assert (LABELS, LABELS) in {key[1:] for key in memory.values}  # one partition is where Dagster looks for it
+
+
+class OneByOne(HiveParquetIOManager):
+    """Notes by which thread it is called, and how many partitions Dagster was told of before."""
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        told = context.step_context.instance.get_materialized_partitions(dg.AssetKey(LABELS))
+        CALLS.append((context.asset_key.to_user_string(), current_thread() is main_thread(), len(told)))
+        super().handle_output(context, obj)
+
+
+CALLS: list[tuple[str, bool, int]] = []
+
+
+def test_any_io_manager_but_the_packages_own_is_called_by_the_steps_thread_one_partition_after_the_other(
+    make, tmp_path
+):
+    CALLS.clear()
+    location = make(*labeled(partitions_def=DAILY), resources={"io_manager": OneByOne(root=str(tmp_path))})
+    assert location.land(span=("2026-01-02", "2026-01-04")).success
+    calls = [call for call in CALLS if call[0] in (LABELS, REJECTS)]
+    assert calls == [(name, True, told) for told in range(3) for name in (REJECTS, LABELS)]
+
+
+def test_a_partition_that_the_packages_own_cannot_store_is_not_told_of_and_its_neighbours_are(make, tmp_path):
+    manager = HiveParquetIOManager(root=str(tmp_path / "tables"))
+    blocked = Path(manager.folder(dg.AssetKey(LABELS), "2026-01-03"))
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("a file where a folder is to be")
+    location = make(*labeled(partitions_def=DAILY), resources={"io_manager": manager})
+    result = location.land(span=("2026-01-02", "2026-01-05"))
+    assert not result.success
+    assert "1 of 4 partitions failed; the others are done" in failure(result)
+    landed = location.landed()
+    assert landed == {"2026-01-02", "2026-01-04", "2026-01-05"}
+    for day in landed:
+        table = manager._read(dg.AssetKey(LABELS), day)
+        assert ids(table) == {f"{day}-{n}" for n in range(3)}
 
 
 class Witness(dg.IOManager):
