@@ -19,7 +19,7 @@ from dagster_llm_batch.providers.answers import OddAnswerError, refuse_lost, res
 from dagster_llm_batch.providers.bedrock.batches import job_id, job_name, output_of
 from dagster_llm_batch.providers.bedrock.clients import Clients
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
-from dagster_llm_batch.providers.jsonlines import sized, split_lines
+from dagster_llm_batch.providers.jsonlines import cut_heads, sized, split_lines
 from dagster_llm_batch.types import BatchReport
 
 __all__ = ["Files", "records"]
@@ -159,27 +159,26 @@ def records(lines: BinaryIO, codec: BedrockLines) -> Iterator[BinaryIO]:
                 "it, and fail it hours later. Nothing was sent. Send more rows together, set "
                 "Limits(below_minimum='pad') or 'realtime', or ask AWS for a lower quota."
             )
-        yield cast("BinaryIO", _Stream(codec.record_of(line) for line in iter(file.readline, b"")))
+        yield cast("BinaryIO", _Stream(cut_heads(file, codec.head)))
 
 
 class _Stream(io.BufferedIOBase):
-    """Lines as a file that can be read once."""
+    """Blocks of bytes as a file that can be read once."""
 
-    def __init__(self, lines: Iterator[bytes]) -> None:
-        self._lines = lines
-        self._rest = bytearray()
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = b""
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return the next `size` bytes, fewer only at the end."""
-        for line in self._lines if size is None or size < 0 or len(self._rest) < size else ():
-            self._rest += line
-            if size is not None and 0 <= size <= len(self._rest):
-                break
-        end = len(self._rest) if size is None or size < 0 else size
-        with memoryview(self._rest) as rest:
-            taken = bytes(rest[:end])
-        del self._rest[:end]
-        return taken
+        taken, left = [self._rest], None if size is None or size < 0 else size - len(self._rest)
+        while (left is None or left > 0) and (block := next(self._blocks, None)) is not None:
+            taken.append(block)
+            left = None if left is None else left - len(block)
+        # Parts are megabytes: only the last block is cut, and all are put together once.
+        self._rest = taken[-1][left:] if left is not None and left < 0 else b""
+        taken[-1] = taken[-1][: len(taken[-1]) - len(self._rest)]
+        return b"".join(taken)

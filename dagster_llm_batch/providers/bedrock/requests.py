@@ -3,7 +3,7 @@ r"""Records of Bedrock's batch files, with the body that each family of models t
     {"modelId":"…","recordId":"…","modelInput":{…,"messages":[…]}}
 
 All that a spec's requests share is serialised once. `modelId` is for us, so that a record can be answered in real time
-too: on a job the model stands once, and `record_of` leaves it out of what is uploaded. Nothing is marked for
+too: on a job the model stands once, and what is uploaded is without it (`head`). Nothing is marked for
 the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
 markup (Llama): the markup's opening `<|` is written `< |` there.
 
@@ -22,7 +22,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_claude_lines, read_line
-from dagster_llm_batch.providers.jsonlines import dumps, quote
+from dagster_llm_batch.providers.jsonlines import dumps, quote, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec, ResultColumns
 
@@ -32,7 +32,10 @@ _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 
 
 class BedrockLines:
-    """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call."""
+    """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call.
+
+    `head` is how each line starts, of which Bedrock gets the bracket alone: see `cut_heads`.
+    """
 
     # see Codec.enforces_format
     enforces_format = True
@@ -42,9 +45,11 @@ class BedrockLines:
         self._spec = spec
         self._family = family
         self._limits = limits
-        self._start = f'{{"modelId":{quote(spec.model)},'
-        self._head = dumps(settings(spec, family))[1:-1]
+        self.head = f'{{"modelId":{quote(spec.model)},'.encode("ascii")
+        fixed = dumps(settings(spec, family))[1:-1]
+        self._settings = f',"modelInput":{{{fixed}{"," if fixed else ""}'.encode("ascii")
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
+        self._dialogue: tuple[str | None, bytes] = (None, self._before_user(None))
 
     def __reduce__(self) -> Any:
         """With its limits as they are: a copy elsewhere has no credentials to ask for them."""
@@ -58,23 +63,18 @@ class BedrockLines:
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that the model or the form cannot take."""
         self._check(request)
+        start = (self.head, b'"recordId":', quoted(custom_id), self._settings)
         match self._family:
             case Family.TITAN:
-                varying = f'"inputText":{quote(request.user)}'
+                return b"".join((*start, b'"inputText":', quoted(request.user), b"}}\n"))
             case Family.LLAMA:
-                varying = f'"prompt":{quote(self._prompt(request))}'
-            case Family.CHAT:
-                system = f'{{"role":"system","content":{quote(request.system)}}},' if request.system else ""
-                varying = f'"messages":[{system}{self._turns}{self._user(request)}]'
-            case Family.CLAUDE:
-                system = f'"system":{quote(request.system)},' if request.system else ""
-                varying = f'{system}"messages":[{self._turns}{self._user(request)}]'
-            case _:
-                system = f'"system":[{{"text":{quote(request.system)}}}],' if request.system else ""
-                varying = f'{system}"messages":[{self._turns}{self._user(request)}]'
-        comma = "," if self._head else ""
-        line = f'{self._start}"recordId":{quote(custom_id)},"modelInput":{{{self._head}{comma}{varying}}}}}\n'
-        return line.encode("ascii")
+                return b"".join((*start, b'"prompt":', quoted(self._prompt(request)), b"}}\n"))
+        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
+        known, dialogue = self._dialogue
+        if known != request.system:
+            dialogue = self._before_user(request.system)
+            self._dialogue = (request.system, dialogue)
+        return b"".join((*start, dialogue, self._user(request), b"]}}\n"))
 
     decode = staticmethod(read_line)  # see Codec.decode
 
@@ -83,11 +83,6 @@ class BedrockLines:
         if self._family is Family.CLAUDE:
             return read_claude_lines(lines)
         return ResultColumns.of(map(read_line, lines))
-
-    def record_of(self, line: bytes) -> bytes:
-        """Return the line as Bedrock gets it."""
-        start = self._start.encode("ascii")
-        return b"{" + line[len(start) :] if line.startswith(start) else line
 
     def _check(self, request: Request) -> None:
         if self._family is Family.TITAN and (request.system or request.images):
@@ -104,15 +99,33 @@ class BedrockLines:
             [{"text": replace_halves(text)}] if self._family in (Family.NOVA, Family.CONVERSE) else replace_halves(text)
         )
 
-    def _user(self, request: Request) -> str:
+    def _before_user(self, system: str | None) -> bytes:
+        """Return the dialogue up to what the user says."""
+        before, first = "", ""
+        if system:
+            match self._family:
+                case Family.CHAT:
+                    first = f'{{"role":"system","content":{quote(system)}}},'
+                case Family.CLAUDE:
+                    before = f'"system":{quote(system)},'
+                case _:
+                    before = f'"system":[{{"text":{quote(system)}}}],'
+        return f'{before}"messages":[{first}{self._turns}'.encode("ascii")
+
+    def _user(self, request: Request) -> bytes:
         if not request.images:
-            return dumps({"role": "user", "content": self._content(request.user)})
+            start, end = (
+                (b'{"role":"user","content":[{"text":', b"}]}")
+                if self._family in (Family.NOVA, Family.CONVERSE)
+                else (b'{"role":"user","content":', b"}")
+            )
+            return b"".join((start, quoted(request.user), end))
         typed = self._family in (Family.CLAUDE, Family.CHAT)
         parts: list[dict[str, Any]] = [self._image(image) for image in request.images]
         if request.user:
             text = replace_halves(request.user)
             parts.append({"type": "text", "text": text} if typed else {"text": text})
-        return dumps({"role": "user", "content": parts})
+        return dumps({"role": "user", "content": parts}).encode("ascii")
 
     def _image(self, image: Image) -> dict[str, Any]:
         if image.data is None or image.media_type is None:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, BinaryIO, cast
 
-from dagster_llm_batch.providers.google.requests import without_model
-from dagster_llm_batch.providers.jsonlines import split_lines
+from dagster_llm_batch.providers.google.requests import model_head
+from dagster_llm_batch.providers.jsonlines import cut_heads
 
 __all__ = ["CHUNK_BYTES", "upload_copy"]
 
@@ -24,10 +24,9 @@ _MEMORY_BYTES = 1 << 20
 def upload_copy(lines: BinaryIO, model: str) -> Iterator[tuple[IO[bytes], int]]:
     """Give the request file as the vendor takes it, at its start, with its size in bytes."""
     # Spooled: a small batch never touches the disk. The uploads of both SDKs want to know the size before they begin.
-    strip = without_model(model)
     with tempfile.SpooledTemporaryFile(max_size=_MEMORY_BYTES) as copy:
-        for line in split_lines(iter(lambda: lines.read(CHUNK_BYTES), b"")):
-            copy.write(strip(line))
+        for block in cut_heads(lines, model_head(model)):
+            copy.write(block)
         size = copy.tell()
         copy.seek(0)
         yield cast("IO[bytes]", copy), size

@@ -14,18 +14,18 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote
+from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
-__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model", "without_model"]
+__all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model", "model_head"]
 
 # Fields beside `generationConfig`; every other parameter is one of its own.
 _REQUEST_FIELDS = frozenset(
@@ -59,45 +59,35 @@ class GoogleLines:
         turns = [{"role": _ROLES[turn.role], "parts": [{"text": replace_halves(turn.text)}]} for turn in spec.turns]
         if imported:
             check_import(constant)
-        self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'
+        self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'.encode("ascii")
         self._constant = dumps(constant)[1:-1] + "," if constant else ""
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._system: tuple[str | None, str] = (None, "")
+        self._start: tuple[str | None, bytes] = (None, self._before_parts(None))
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
-        parts = f'{{"text":{quote(request.user)}}}' if request.user or not request.images else ""
-        for image in request.images:
-            parts += ("," if parts else "") + dumps(_image(image))
-        system = self._system_instruction(request.system)
-        line = (
-            f'{self._head}{quote(custom_id)},"request":{{{self._constant}{system}'
-            f'"contents":[{self._turns}{{"role":"user","parts":[{parts}]}}]}}}}\n'
-        )
-        return line.encode("ascii")
+        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
+        known, start = self._start
+        if known != request.system:
+            start = self._before_parts(request.system)
+            self._start = (request.system, start)
+        parts = [b'{"text":%b}' % quoted(request.user)] if request.user or not request.images else []
+        parts += [dumps(_image(image)).encode("ascii") for image in request.images]
+        return b"".join((self._head, quoted(custom_id), start, b",".join(parts), b"]}]}}\n"))
 
     decode = staticmethod(read_google_line)  # see Codec.decode
     decode_all = staticmethod(read_google_lines)  # see ColumnCodec.decode_all
 
-    def _system_instruction(self, text: str | None) -> str:
-        if not text:
-            return ""
-        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
-        known, instruction = self._system
-        if known != text:
-            instruction = f'"systemInstruction":{{"parts":[{{"text":{quote(text)}}}]}},'
-            self._system = (text, instruction)
-        return instruction
+    def _before_parts(self, system: str | None) -> bytes:
+        """Return a line from its custom_id to what the user gives."""
+        instruction = f'"systemInstruction":{{"parts":[{{"text":{quote(system)}}}]}},' if system else ""
+        start = f',"request":{{{self._constant}{instruction}"contents":[{self._turns}{{"role":"user","parts":['
+        return start.encode("ascii")
 
 
-def without_model(model: str) -> Callable[[bytes], bytes]:
-    """Make a function that takes the model off a line of this model's spec: both APIs name it on the batch alone."""
-    head = f"{_HEAD}{quote(model)},".encode("ascii")
-
-    def strip(line: bytes) -> bytes:
-        return b"{" + line[len(head) :] if line.startswith(head) else line
-
-    return strip
+def model_head(model: str) -> bytes:
+    """Return how a line of this model's spec starts, which is not uploaded: both APIs name it on the batch alone."""
+    return f"{_HEAD}{quote(model)},".encode("ascii")
 
 
 def check_shape(spec: RequestSpec) -> None:
