@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 from google_emulator import BUCKET, gemini, vertex
@@ -249,6 +254,65 @@ def test_results_in_several_files_are_all_read(make):
     more = blob.name.replace("predictions.jsonl", "predictions-2.jsonl")
     client.bucket(BUCKET).blob(more).upload_from_string(blob.download_as_bytes())
     assert len(service.subject.results(batch_id)) == 2 * len(results)
+
+
+@contextmanager
+def cut_downloads(storage_url: str, at: int, *, ignores_ranges: bool) -> Iterator[tuple[str, list[str | None]]]:
+    """Cloud Storage, whose answers with a file break off after `at` bytes; the ranges that were asked."""
+    asked: list[str | None] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_file = self.path.startswith("/download/")
+            if is_file:
+                asked.append(self.headers["range"])
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            dropped = {"host", "range"} if ignores_ranges else {"host"}
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+            connection = HTTPConnection(urlsplit(storage_url).netloc)
+            connection.request(self.command, self.path, body, headers)
+            reply = connection.getresponse()
+            content = reply.read()
+            connection.close()
+            self.send_response(reply.status)
+            for name, value in reply.getheaders():
+                if name.lower() not in {"content-length", "transfer-encoding", "connection", "date", "server"}:
+                    self.send_header(name, value.replace(storage_url, f"http://{self.headers['host']}"))
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:at] if is_file else content)
+
+        do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815 -- the library's names
+
+        def log_message(self, *_args: object) -> None:
+            """Print nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize("ignores_ranges", [False, True])
+def test_a_download_that_breaks_off_goes_on_where_it_was_or_says_that_it_is_not_whole(make, ignores_ranges):
+    service = make("vertex")
+    batch_id, _, _ = service.run(texts=["x" * 1_000_000, "y" * 1_000_000, "z" * 500_000])
+    whole = b"".join(service.provider.fetch(batch_id))
+    piece = 1 << 20
+    assert len(whole) > 2 * piece
+    with cut_downloads(service.storage_url, piece + 100_000, ignores_ranges=ignores_ranges) as (url, asked):
+        provider = vertex(service.emulator, url, prefix=service.prefix)
+        if ignores_ranges:
+            with pytest.raises(TransientError, match="are not the"):
+                list(provider.fetch(batch_id))
+        else:
+            assert b"".join(provider.fetch(batch_id)) == whole
+            assert asked == [None, f"bytes={piece}-", f"bytes={2 * piece}-"]
 
 
 def test_an_upload_larger_than_a_chunk_arrives_whole(make):

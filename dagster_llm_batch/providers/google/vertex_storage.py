@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, closing, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ProviderError, RefusedError, TransientError
@@ -128,22 +128,18 @@ class VertexStorage:
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
         uri = f"gs://{blob.bucket.name}/{blob.name}"
-        # by name: the address of the bytes that a listing gives may be another server's, which has no credentials
-        source = self._client().bucket(blob.bucket.name).blob(blob.name, generation=blob.generation)
-        with self._calls(f"download {uri}"):
-            reader = source.open("rb", chunk_size=CHUNK_BYTES, **self._patience())
         digest, got = Checksum(), 0
-        while True:
-            with self._calls(f"download {uri}"):
-                piece = reader.read(CHUNK_BYTES)
-            if not piece:
-                break
-            digest.update(piece)
-            got += len(piece)
-            # a server that ignores ranges gives the whole file for each piece, and would never end
-            if size is not None and got > size:
-                break
-            yield piece
+        with closing(_Download(self._client(), blob, self._timeout_seconds)) as download:
+            read = self._patience()["retry"](download.read)
+            # no further than listed: a server that ignores where to begin gives the whole file again for the rest
+            while got < (size or 0):
+                with self._calls(f"download {uri}"):
+                    piece = read()
+                if not piece:
+                    break
+                digest.update(piece)
+                got += len(piece)
+                yield piece
         checksum = base64.b64encode(digest.digest()).decode("ascii")
         if (got, checksum) != (size, listed_checksum):
             raise TransientError(f"Could not download {uri}: the {got} bytes that came are not the {size} listed.")
@@ -158,3 +154,50 @@ class VertexStorage:
         if self._made is None:
             self._made = self._make()
         return self._made
+
+
+class _Download:
+    """The bytes of an object as one answer, which is asked for anew from where it broke off.
+
+    The SDK's own reader makes a call for each piece, which takes five times as long as the bytes of it.
+    """
+
+    def __init__(self, client: Client, blob: Any, timeout_seconds: float) -> None:
+        # no public name: the session with the client's credentials and its guard
+        self._session = client._http  # noqa: SLF001
+        # by name: the address of the bytes that a listing gives may be another server's, which has no credentials
+        self._url = f"{client.api_endpoint}/download/storage/v1{blob.path}"
+        self._asked = {"alt": "media", "generation": blob.generation}
+        self._timeout_seconds = timeout_seconds
+        self._answer: Any = None
+        self._got = 0
+
+    def read(self) -> bytes:
+        """Return the next bytes; none at the end. May be called again after an exception."""
+        try:
+            if self._answer is None:
+                self._answer = self._ask()
+            piece: bytes = self._answer.raw.read(CHUNK_BYTES, decode_content=True)
+        except Exception:
+            self.close()
+            raise
+        self._got += len(piece)
+        return piece
+
+    def _ask(self) -> Any:
+        from google.api_core.exceptions import from_http_response  # noqa: PLC0415 -- comes with the SDK
+
+        rest = {"Range": f"bytes={self._got}-"} if self._got else {}
+        answer = self._session.get(
+            self._url, params=self._asked, headers=rest, stream=True, timeout=self._timeout_seconds
+        )
+        if not answer.ok:
+            with answer:
+                raise from_http_response(answer)  # type: ignore[no-untyped-call]
+        return answer
+
+    def close(self) -> None:
+        """Give the connection back, or away where there is more to come on it."""
+        if self._answer is not None:
+            self._answer.close()
+            self._answer = None
