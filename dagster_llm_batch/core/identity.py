@@ -248,7 +248,7 @@ def packed(request_ids: Iterable[str]) -> bytes:
     return bytes.fromhex("".join(request_ids))
 
 
-def unpacked(data: bytes) -> list[str]:
+def unpacked(data: bytes | bytearray) -> list[str]:
     """Return the ids that were packed."""
     text = data.hex()
     return [text[at : at + _REQUEST_ID_CHARS] for at in range(0, len(text), _REQUEST_ID_CHARS)]

@@ -33,19 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["KnownRequests", "find_known"]
 
 _ID, _OUTCOME = "llm_request_id", "llm_outcome"
-_HEAD_BYTES = 8
 
 
 class KnownRequests:
     """Request_ids, each with True where a good answer is there, False where one may still come. Immutable.
 
     Args:
-        settled: Those that are True, packed.
-        in_flight: Those that are False where they are not among `settled`, packed.
+        settled: Those that are True, packed. Where there are many, they are sorted in place, and kept.
+        in_flight: Those that are False where they are not among `settled`, packed; sorted and kept, too.
         few: So many need no numpy, which takes long to load.
     """
 
-    def __init__(self, settled: bytes = b"", in_flight: bytes = b"", *, few: int) -> None:
+    def __init__(self, settled: bytearray | bytes = b"", in_flight: bytearray | bytes = b"", *, few: int) -> None:
         self._few: dict[str, bool] | None = None
         self._many: list[tuple[bool, _Digests]] = []
         if len(settled) + len(in_flight) <= few * REQUEST_ID_BYTES:
@@ -73,12 +72,13 @@ class KnownRequests:
 
 
 class _Digests:
-    """A sorted array of packed ids."""
+    """A sorted array of packed ids: the given one, sorted in place, as a million of them take 20 MB."""
 
-    def __init__(self, ids: bytes) -> None:
+    def __init__(self, ids: bytearray | bytes) -> None:
         import numpy as np  # noqa: PLC0415 - see `few`
 
-        self._sorted = np.sort(np.frombuffer(ids, f"S{REQUEST_ID_BYTES}"))
+        self._sorted = np.frombuffer(ids if isinstance(ids, bytearray) else bytearray(ids), f"S{REQUEST_ID_BYTES}")
+        self._sorted.sort()
         self._heads = self._heads_of(self._sorted)
 
     def places(self, ids: Sequence[str]) -> list[int]:
@@ -99,8 +99,10 @@ class _Digests:
 
     @staticmethod
     def _heads_of(digests: _Array) -> _Array:
-        heads = digests.view("u1").reshape(-1, REQUEST_ID_BYTES)[:, :_HEAD_BYTES].copy()
-        return heads.view(">u8").ravel().astype("u8")
+        import numpy as np  # noqa: PLC0415
+
+        # A view of every digest's first bytes: nothing is copied twice.
+        return np.ndarray(len(digests), ">u8", digests, strides=(REQUEST_ID_BYTES,)).astype("u8")
 
 
 def find_known(
@@ -137,15 +139,14 @@ def find_known(
                     found.add_copy(*copy)
             elif not is_cascade or shard.asked_of == model:
                 found.add(shard)
-    in_flight, few = bytes(found.in_flight), deployment.few_known
+    in_flight, few = found.in_flight, deployment.few_known
     if not again:
         left = sorted(found.left)
         known = KnownRequests(in_flight=in_flight, few=few).find(left)
         found.answered += packed(one for one, is_known in zip(left, known, strict=True) if is_known is None)
-    settled = bytes(found.answered)
     if is_cascade:
-        return KnownRequests(in_flight=in_flight + settled, few=few)
-    return KnownRequests(settled, in_flight, few=few)
+        return KnownRequests(in_flight=in_flight + found.answered, few=few)
+    return KnownRequests(found.answered, in_flight, few=few)
 
 
 _Copies = Mapping[str, tuple[Shard, Sequence[Shard]] | None]

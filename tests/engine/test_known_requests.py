@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import polars as pl
 import pytest
 from workspace import Workspace, billed, labeling, tickets
 
-from dagster_llm_batch.core.identity import packed
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed
 from dagster_llm_batch.engine import Realtime
 from dagster_llm_batch.engine.known_requests import KnownRequests
 from dagster_llm_batch.engine.request_files import write_answers_so_far
@@ -33,6 +34,21 @@ def test_of_any_number_of_requests_each_is_known_by_all_of_its_digest(few: int) 
     assert known
     assert not KnownRequests(few=few)
     assert KnownRequests(few=few).find(ids[:3]) == [None] * 3
+
+
+def test_of_many_requests_only_what_finds_them_is_in_memory_beside_their_ids() -> None:
+    count, head_bytes = 100_000, 8
+    ids = bytearray(random.Random(7).randbytes(count * REQUEST_ID_BYTES))
+    # What numpy takes for itself when it is loaded is no memory of these.
+    assert KnownRequests(ids[: 2 * REQUEST_ID_BYTES], few=0)
+    tracemalloc.start()
+    try:
+        known = KnownRequests(ids, few=0)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert known
+    assert most_bytes < 1.1 * count * head_bytes
 
 
 def rows(count: int, urgent_from: int) -> pl.DataFrame:
