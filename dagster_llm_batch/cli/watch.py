@@ -19,8 +19,7 @@ from dagster_llm_batch.cli.output import Money, console, counted, print_json, ta
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.activity import FAILED, orphans
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_doubt
-from dagster_llm_batch.engine.submit_queue import UNAVAILABLE, WAITS
+from dagster_llm_batch.engine.status import UNAVAILABLE, WAITS, advise_on_doubt
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState

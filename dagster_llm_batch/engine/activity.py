@@ -11,8 +11,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
-from dagster_llm_batch.engine.status import Advice, advise_on_holders
-from dagster_llm_batch.engine.submit_queue import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, can_go, has_room
+from dagster_llm_batch.engine.status import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, Advice, advise_on_holders
+from dagster_llm_batch.engine.submit_queue import can_go, has_room
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
@@ -85,10 +85,10 @@ class Outlook:
         return self.last[submission_id].kind == WAITS
 
     def waits_for_money(self, submission_id: str) -> str | None:
-        """Return which limit of money has no room for its shards now, in words; None where they do not wait for one."""
+        """Return why its shards wait, in words, where a limit of money has no room for some of them now; else None."""
         last = self.last.get(submission_id)
         detail = "" if last is None or last.kind != WAITS else last.detail or ""
-        return detail if detail.startswith(FOR_MONEY) else None
+        return detail if FOR_MONEY in detail else None
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """Return when the provider did not answer or take a batch, where that is the last event; else None."""

@@ -30,7 +30,7 @@ from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.settlement import Settler, make_assembler
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, Status, Unsent, find_unsent
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status, Unsent, find_unsent
 from dagster_llm_batch.engine.submit import (
     Receipt,
     Sender,
@@ -40,7 +40,6 @@ from dagster_llm_batch.engine.submit import (
     recover_planned,
 )
 from dagster_llm_batch.engine.submit_queue import (
-    UNAVAILABLE,
     Dispatcher,
     drop,
     hold_unsent,

@@ -15,10 +15,14 @@ from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
 __all__ = [
+    "FOR_MONEY",
     "HELD",
     "NEW_LEDGER_TAG",
     "OVER_BUDGET",
     "STOPPED",
+    "STRANDED",
+    "UNAVAILABLE",
+    "WAITS",
     "Advice",
     "Status",
     "Unsent",
@@ -48,6 +52,18 @@ HELD = "definition_changed"
 
 NEW_LEDGER_TAG = "dagster_llm_batch/new_ledger"
 """The tag of a run that may send though the ledger does not know what Dagster has as sent before."""
+
+WAITS = "waits"
+"""The event of a submission whose shards stay planned, since they may not be sent yet."""
+
+FOR_MONEY = "for money:"
+"""How the detail of WAITS begins, or its second half, where a limit of money has no room for them now."""
+
+STRANDED = "landing_stranded"
+"""The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
+
+UNAVAILABLE = "unavailable"
+"""The event of a submission whose provider does not answer now."""
 
 _WORDS = {
     Cause.STOPPED: "was asked to stop by this package",

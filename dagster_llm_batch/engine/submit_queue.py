@@ -23,19 +23,16 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, halve, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, advise_on_change
+from dagster_llm_batch.engine.status import FOR_MONEY, HELD, OVER_BUDGET, STRANDED, UNAVAILABLE, WAITS, advise_on_change
 from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.records import Queued, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
+from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = [
-    "FOR_MONEY",
-    "STRANDED",
-    "UNAVAILABLE",
-    "WAITS",
     "Dispatcher",
     "can_go",
     "count_queue_rounds",
@@ -45,17 +42,7 @@ __all__ = [
     "keep_places",
 ]
 
-WAITS = "waits"
-"""The event of a submission whose shards stay planned, since they may not be sent yet."""
-
-FOR_MONEY = "for money:"
-"""How the detail of WAITS begins where a limit of money has no room for them now."""
-
-STRANDED = "landing_stranded"
-"""The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
-
-UNAVAILABLE = "unavailable"
-"""The event of a submission whose provider does not answer now."""
+_FOR_PLACE = "for the provider's queue, or for its time"
 
 # Well within the time for which a place is kept (`Presence`).
 _SAY_EVERY = timedelta(minutes=10)
@@ -79,6 +66,11 @@ class Dispatcher:
         self._lease = lease
         self._sender = Sender(deployment, lease, self._reserve)
         self._answerers: dict[str, Answerer] = {}  # by model
+        # By submission_id: what waits for a place in a queue, and why limits have no room for the rest.
+        self._for_place: set[str] = set()
+        self._for_money: dict[str, str] = {}
+        # The ids of shards for which limits have room.
+        self._affordable_ids: set[str] = set()
 
     @cached_property
     def _allowance(self) -> Allowance:
@@ -99,13 +91,11 @@ class Dispatcher:
         now = self._deployment.clock()
         turned_away = _turned_away(planned, now)
         waiting = {s.shard_id: s.submission_id for s in planned if _target(s) in turned_away or not due(s, now)}
-        for submission_id in set(waiting.values()):
-            self._waits(submission_id)
         try:
-            # That the rest waits for money, too, is the last word: until then no run can do anything.
             self._send_all(self._affordable(planned, waiting))
         finally:
             self._allowance.release()
+            self._tell_of_waiting(set(waiting.values()))
 
     def _send_all(self, going: Sequence[Shard]) -> None:
         batches: list[tuple[Labeling, list[Shard]]] = []
@@ -132,7 +122,7 @@ class Dispatcher:
                 if inside is None:
                     inside = _tokens_beside(self._deployment, batch)
                 if inside and inside + batch[0].tokens > most:
-                    self._waits(batch[0].submission_id)
+                    self._for_place.add(batch[0].submission_id)
                     continue
                 tokens[labeling.model] = inside + batch[0].tokens
             going.append((labeling, batch))
@@ -179,6 +169,7 @@ class Dispatcher:
     def _batches(self, labeling: Labeling, shards: Sequence[Shard]) -> Iterator[list[Shard]]:
         limits = self._deployment.batch_limits(labeling)
         going = [part for shard in shards for part in self._parts(shard, limits.min_requests)]
+        self._affordable_ids.update(part.shard_id for part in going)
         for batch in _together(sorted(going, key=_size_without_room), limits):
             requests = sum(shard.requests for shard in batch)
             if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
@@ -209,11 +200,15 @@ class Dispatcher:
                     self._deployment.ledger.add_event(submission_id, OVER_BUDGET, pick.over_budget)
                     # Not those of another model or lane, which may have room, and be about to be sent.
                     drop(self._deployment, shards, NO_ROOM_LEFT)
-                elif pick.waits_for is not None:
-                    if pick.wait is not None:
-                        due_now = [shard for shard in shards if shard.shard_id not in waiting]
-                        self._pause_for_money(due_now, pick.wait, pick.waits_for)
-                    self._waits(submission_id, f"{FOR_MONEY} {pick.waits_for}")
+                    continue
+                due_now = [shard for shard in shards if shard.shard_id not in waiting]
+                if pick.wait is not None:
+                    self._pause_for_money(due_now, pick.wait, pick.waits_for)
+                if pick.waits_for is not None or _count(pick.going) < _count(due_now):
+                    self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
+        self._affordable_ids.update(shard.shard_id for shard in going)
+        if again := [shard.shard_id for shard in going if shard.reason == LACKS_MONEY]:
+            self._deployment.ledger.delay_shards(again, None, None)
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
@@ -255,12 +250,12 @@ class Dispatcher:
                 if answerer.is_turned_away:
                     self._is_unavailable(shard.submission_id, labeling.model)
                 elif not self._allowance.reserve([shard], lane=Lane.REALTIME):
-                    self._waits(shard.submission_id)
+                    self._for_place.add(shard.submission_id)
                 else:
                     answerer.answer(shard)
             return
         least, going = self._least(labeling), list[Shard]()
-        requests = sum(shard.requests for shard in batch)
+        requests = _count(batch)
         is_padded = labeling.limits.below_minimum == "pad"
         with ExitStack() as queue:
             # Where another process fills the queue now, all of the batch waits for the next time. That the lease of the
@@ -271,8 +266,7 @@ class Dispatcher:
             waiting = batch[len(going) :]
             if going:
                 self._sender.send(going, labeling.spec, fill_up_to=least if is_padded else 0)
-        for submission_id in {shard.submission_id for shard in waiting}:
-            self._waits(submission_id)
+        self._for_place.update(shard.submission_id for shard in waiting)
 
     def _that_fit(self, batch: list[Shard], at_least: int, fill_up_to: int) -> list[Shard]:
         """Return the first shards that the queue and the limits have room for together, with copies that fill them up.
@@ -292,10 +286,35 @@ class Dispatcher:
             self._pause_for_money(batch, BUDGET_PAUSE, "the limits have no room for a batch of these")
         return []
 
-    def _waits(self, submission_id: str, reason: str = "for the provider's queue, or for its time") -> None:
+    def _tell_of_waiting(self, for_time: Collection[str]) -> None:
+        """Record why shards of submissions stay planned, once for each, as its last word of what was done here."""
+        for_place, self._for_place = self._for_place, set()
+        for_money, self._for_money = self._for_money, {}
+        for submission_id in sorted({*for_time, *for_place, *for_money}):
+            money = for_money.get(submission_id)
+            if money is None:
+                self._waits(submission_id, _FOR_PLACE)
+                continue
+            if submission_id in for_place or self._deployment.queue_limits:
+                self._give_up_places(submission_id)
+            queued = f"{_FOR_PLACE}; the rest " if submission_id in for_place else ""
+            self._waits(submission_id, f"{queued}{FOR_MONEY} {money}")
+
+    def _waits(self, submission_id: str, reason: str) -> None:
         last = self._deployment.ledger.last_event(submission_id)
         if (last.kind, last.detail) != (WAITS, reason):
             self._deployment.ledger.add_event(submission_id, WAITS, reason)
+
+    def _give_up_places(self, submission_id: str) -> None:
+        """Record which shards lack money: they hold no place in a queue before others, and no run is requested for one.
+
+        Without this, what has money would wait behind them, and they for its bill.
+        """
+        now, ledger = self._deployment.clock(), self._deployment.ledger
+        planned = [shard for shard in ledger.shards(submission_id) if shard.state is ShardState.PLANNED]
+        lacking = [shard for shard in planned if shard.shard_id not in self._affordable_ids and due(shard, now)]
+        if ids := [shard.shard_id for shard in lacking if shard.reason != LACKS_MONEY]:
+            ledger.delay_shards(ids, None, LACKS_MONEY)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
@@ -384,9 +403,13 @@ def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
 def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:
     """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
+    if planned and not late:
+        last = deployment.ledger.last_event(planned[0].submission_id)
+        if _waits_for_money(deployment, last):
+            return False
+        if last.kind == WAITS:
+            planned = [shard for shard in planned if shard.reason != LACKS_MONEY] or planned
     turned_away = _turned_away(planned, now)
-    if planned and not late and _waits_for_money(deployment, planned[0].submission_id):
-        return False
     if any(shard.lane is Lane.REALTIME and _target(shard) not in turned_away for shard in planned):
         return True
     batches = [shard for shard in planned if shard.lane is not Lane.REALTIME and (late or due(shard, now))]
@@ -407,15 +430,14 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
     return any(has_room(deployment, [shard]) for shard in shards)
 
 
-def _waits_for_money(deployment: Deployment, submission_id: str) -> bool:
+def _waits_for_money(deployment: Deployment, last: Event) -> bool:
     """Return whether the rest of a submission waits for what is in flight of it, or goes before it, to be billed."""
-    last = deployment.ledger.last_event(submission_id)
     if last.kind != WAITS or not (last.detail or "").startswith(FOR_MONEY):
         return False
     now = deployment.clock()
     return any(
         not due(shard, now) if shard.state is ShardState.PLANNED else shard.state is not ShardState.COLLECTED
-        for shard in deployment.ledger.shards(submission_id)
+        for shard in deployment.ledger.shards(last.submission_id)
     )
 
 
@@ -565,6 +587,10 @@ def _size_without_room(shard: Shard) -> tuple[bool, int]:
     first. A single one may be too large for good, and must not hold up the others.
     """
     return (False, 0) if shard.no_room_at is None else (shard.requests == 1, shard.tokens)
+
+
+def _count(shards: Sequence[Shard]) -> int:
+    return sum(shard.requests for shard in shards)
 
 
 def _target(shard: Shard) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from dagster_llm_batch.errors import IllegalMoveError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
 from dagster_llm_batch.storage.ledger.records import Ending, Presence, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 
@@ -832,6 +833,28 @@ def test_a_split_moves_requests_once_to_a_shard_with_the_same_place_in_queue_and
         ledger.split_shard(ledger.shard("h1"), rest, a_shard("h3", number=2))
     assert len(ledger.shards("s1")) == 2
     assert kinds(ledger).count("split") == 1
+
+
+def test_of_batches_of_several_shards_one_is_before_all_others_in_its_queue(ledger, clock):
+    shards = [a_shard(name, number=at, nonce=name, requests=8) for at, name in enumerate(("h2", "h3", "h1"))]
+    ledger.open_submission(a_submission(), shards)
+    shards = [ledger.shard(shard.shard_id) for shard in shards]
+    presence, hour = Presence.at(clock.now, timedelta(days=1)), timedelta(hours=1)
+    batches = [shards[:1], shards[1:]]
+    ahead = [ledger.queue_ahead("prod", batch, presence=presence, longest_pause=hour).requests for batch in batches]
+    assert ahead == [8, 0]
+
+
+def test_what_lacks_money_is_before_nothing_in_its_queue(ledger, clock):
+    shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate(("h1", "h2"))]
+    ledger.open_submission(a_submission(), shards)
+    last = [ledger.shard("h2")]
+    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    assert ledger.queue_ahead("prod", last, **asked).batches == 1
+    ledger.delay_shards(["h1"], None, LACKS_MONEY)
+    assert ledger.queue_ahead("prod", last, **asked).batches == 0
+    ledger.delay_shards(["h1"], None, None)
+    assert ledger.queue_ahead("prod", last, **asked).batches == 1
 
 
 def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no_room_for(ledger, clock):

@@ -243,6 +243,63 @@ def test_what_waits_for_its_queue_keeps_no_money_from_others(place: Place) -> No
     assert going.reserved_usd
 
 
+def fill_queue(engine: Engine, requests: int) -> str:
+    """Send a batch of another dataset to the oracle."""
+    other = definition(asset="other", cascade=None, model=f"openai/{ORACLE}")
+    submission_id = engine.plan(other, rows(10 * ROWS, requests)).submission_id
+    engine.submit(other, submission_id)
+    return submission_id
+
+
+# There is money for 57 requests and not for 3. These alone would have a place in the second queue; in the third and
+# fourth they, or the model that waits for its sample, would hold the place before what has money.
+@pytest.mark.parametrize(
+    ("queue", "limit", "cascade"),
+    [
+        (f"openai/{ORACLE}", QueueLimit(max_batches=1), True),
+        (f"openai/{ORACLE}", QueueLimit(max_requests=61), False),
+        (f"openai/{ORACLE}", QueueLimit(max_requests=45), False),
+        ("openai", QueueLimit(max_requests=61), True),
+    ],
+)
+def test_no_run_is_requested_where_what_has_money_has_no_place_in_its_queue(
+    place: Place, queue: str, limit: QueueLimit, cascade: bool
+) -> None:
+    rules = {"queue_limits": {queue: limit}}
+    engine = place.engine(**rules)
+    other = fill_queue(engine, 40)
+    share = Decimal("0.35") if cascade else Decimal("0.95")
+    alone: dict[str, Any] = {} if cascade else {"cascade": None, "model": f"openai/{ORACLE}"}
+    count = ROWS if cascade else SAMPLE
+    bound = engine.preview(definition(**alone), rows(count=count)).bound_usd
+    assert bound is not None
+    labels = definition(**alone, max_cost_usd=bound * share)
+    submission_id = engine.plan(labels, rows(count=count)).submission_id
+    assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
+
+    def waiting() -> Any:
+        return next(each for each in engine.ledger.progress("n") if each.submission.submission_id == submission_id)
+
+    assert not engine.can_advance(waiting())
+    why = engine.outlook().waits_for_money(submission_id) or ""
+    assert "for the provider's queue, or for its time; the rest for money: " in why
+    # Whoever asks for a run all the same is told once.
+    events = len(engine.ledger.events(submission_id))
+    assert sent(engine.submit(labels, submission_id).shards) == {MODEL: 0, ORACLE: 0}
+    assert len(engine.ledger.events(submission_id)) == events
+    assert not engine.can_advance(waiting())
+    # When there is a place, one run sends what there is money for, and no other is requested until that is billed.
+    place.emulator.settle()
+    place.skipped += timedelta(hours=1)
+    engine.advance(definition(asset="other", cascade=None, model=f"openai/{ORACLE}"), other)
+    assert engine.can_advance(waiting())
+    counts = sent(engine.submit(labels, submission_id).shards)
+    assert 0 < counts[ORACLE] < SAMPLE
+    assert not counts[MODEL]
+    assert not engine.can_advance(waiting())
+    place.finish(labels, submission_id, SpendLimit(bound * share, "n", submission_id=submission_id), **rules)
+
+
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_of_partitions_that_are_sent_together_the_first_has_all_that_it_needs(place: Place, at_once: int) -> None:
     # Room for one partition and a part of the next.

@@ -456,8 +456,8 @@ class Ledger(LedgerQueries):
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
 
-    def delay_shards(self, shard_ids: Sequence[str], until: datetime, reason: str) -> None:
-        """Record that planned shards are not to be sent before this time, and why."""
+    def delay_shards(self, shard_ids: Sequence[str], until: datetime | None, reason: str | None) -> None:
+        """Record that planned shards are not to be sent before this time, and why; None: they wait for no time."""
         with self._database.write() as connection:
             planned = [s for s in get_shards(connection, shard_ids).values() if s.state is ShardState.PLANNED]
             rows = [{"key": shard.shard_id, "waits_until": until, "reason": reason} for shard in planned]

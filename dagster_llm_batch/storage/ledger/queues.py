@@ -15,7 +15,10 @@ from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import is_due, looked_after
 from dagster_llm_batch.types import Lane
 
-__all__ = ["QueueQueries", "may_go"]
+__all__ = ["LACKS_MONEY", "QueueQueries", "may_go"]
+
+LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
+"""The reason of a planned shard that does not count as waiting in its queue, since a limit has no room for it."""
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
@@ -38,21 +41,26 @@ class QueueQueries:
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
-        """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
+        """Sum what is in the queue of this batch's provider and account, and in this namespace waits before all of it.
 
         Only of `model`, or of all. Of what was sent, from any namespace of this ledger, `presence` says what counts;
-        what waits counts while somebody looks after it (`Ledger.keep_places`), and its pause is over. No pause is
-        longer than `longest_pause`.
+        what waits counts while somebody looks after it (`Ledger.keep_places`), its pause is over, and it does not lack
+        money. No pause is longer than `longest_pause`.
         """
         first, now = batch[0], presence.now
-        planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == first.shard_id).scalar_subquery()
-        older = sa.tuple_(SHARD.c.planned_at, SHARD.c.shard_id) < sa.tuple_(planned_at, first.shard_id)
+        ids = [each.shard_id for each in batch]
+        # A batch has the place of the shard that came first. Of two batches, else, each could wait for a part of the
+        # other, and nothing would be sent any more.
+        place = (SHARD.c.planned_at, SHARD.c.shard_id)
+        of_batch = (sa.select(column).where(SHARD.c.shard_id.in_(ids)).order_by(*place).limit(1) for column in place)
+        older = sa.tuple_(*place) < sa.tuple_(*(column.scalar_subquery() for column in of_batch))
         # No join: with what was sent, all submissions that there ever were would be read.
         going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
         waits = (
             (SHARD.c.state == ShardState.PLANNED)
             & SHARD.c.submission_id.in_(going)
             & older
+            & SHARD.c.reason.is_distinct_from(LACKS_MONEY)
             & looked_after(presence.seen_since, now)
         )
         # A batch is counted by its carrier. To count different ids takes the database three times as long.
@@ -61,7 +69,7 @@ class QueueQueries:
             sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in counted))
             .where(SHARD.c.provider == first.provider, SHARD.c.account == first.account, SHARD.c.lane == Lane.BATCH)
             .where(_is_in_queue(presence) | waits, is_due(now, longest_pause))
-            .where(SHARD.c.shard_id.not_in([each.shard_id for each in batch]))
+            .where(SHARD.c.shard_id.not_in(ids))
         )
         with self._database.read() as connection:
             row = connection.execute(query if model is None else query.where(SHARD.c.model == model)).one()
