@@ -4,10 +4,11 @@ Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as str
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -29,6 +30,7 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.engine import Known
 from dagster_llm_batch.engine.status import Unsent, advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
@@ -85,20 +87,21 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
 
 @contextmanager
 def labeled_tables(
-    engine: "Engine", labeling: "Labeling", status: Status, *, run_id: str, reread: bool, as_streams: bool
+    engine: "Engine", known: Known, *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
     """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
     order.
     """
-    figures, submission_id = LabelStats(labeling), status.submission.submission_id
+    labeling, submission_id = known.sent.labeling, known.status.submission.submission_id
+    figures = LabelStats(labeling)
     if not as_streams:
-        labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread, status=status)
+        labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread, known=known)
         figures.add(labeled)
         yield LabeledTables(labeled.labels, labeled.rejects, figures)
         return
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
-        batches = engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread, status=status)
+        batches = engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread, known=known)
         with closing(batches) as parts:
             # a full disk gets its files back before the next partition
             spool(parts, paths, figures)
@@ -164,8 +167,10 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 class _Run:
     """What holds for all partitions of one run.
 
-    `settled` has by partition what it has settled before it landed any, and `unsent` are those of them of which some
-    requests are not sent; `landed` are the submissions that the ledger has yet to know as delivered. `learned` is what
+    `settled` has by partition what it has settled before it landed any, in the order in which they land, and `unsent`
+    are those of them of which some requests are not sent; `looked` are those that the ledger was asked about last, and
+    `replaced` those of them whose partition has a newer submission, when the asset had so many `tombstones`. `landed`
+    are the submissions that the ledger has yet to know as delivered. `learned` is what
     the ledger says of estimates, by the definition: it does not change while they land, and is the sum of many
     submissions.
     """
@@ -173,8 +178,28 @@ class _Run:
     writer: OutputWriter
     settled: dict[str, Status] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
+    looked: set[str] = field(default_factory=set)
+    replaced: Collection[str] = ()
+    tombstones: int | None = None
     landed: list[str] = field(default_factory=list)
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
+
+    def take_settled(self, engine: "Engine", asset: str, partition: str) -> Status | None:
+        """Return what this run has settled of a partition, once; None also where it was labeled anew since.
+
+        The ledger is asked about those that are begun together at once.
+        """
+        if partition not in self.settled:
+            self.tombstones = None
+            return None
+        if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked:
+            some = islice(self.settled.values(), self.writer.partitions_at_once)
+            self.looked = {status.submission.submission_id for status in some}
+            self.replaced = engine.ledger.newer_submissions(self.looked)
+            self.tombstones = len(engine.ledger.tombstones(engine.namespace, asset))
+        status = self.settled.pop(partition)
+        # Older labels would take the place of those of another run.
+        return None if status.submission.submission_id in self.replaced else status
 
     def learn(self, engine: "Engine", labeling: "Labeling") -> "Learned | None":
         """Return what earlier submissions say of estimates; see Deployment.learned."""
@@ -225,14 +250,10 @@ class _Landing:
         What was settled before this run has its raw results read again. Tables that the writer begins are stored while
         nobody has asked for the events yet, which wait for them.
         """
-        settled = run.settled.get(partition or "")
-        # Another run may have labeled the partition anew since: older labels would take the place of its own.
-        if settled is not None and engine.ledger.newer_submissions(settled.submission.submission_id):
-            del run.settled[partition or ""]
-            settled = None
+        settled = run.take_settled(engine, self._dataset.name, partition or "")
         history = [settled.submission] if settled else self._history(engine, partition or "")
         try:
-            return self._land(context, engine, partition, history, run)
+            return self._land(context, engine, partition, history, settled, run)
         except DefinitionChangedError as error:
             # Each further run would end here, so the sensor need not ask for one.
             engine.note_stranded(history[0].submission_id, str(error))
@@ -244,6 +265,7 @@ class _Landing:
         engine: "Engine",
         partition: str | None,
         history: Sequence[Submission],
+        settled: Status | None,
         run: _Run,
     ) -> Iterator[Any]:
         dataset = self._dataset
@@ -261,7 +283,6 @@ class _Landing:
             metadata = {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id}
             return self._not_ready(context, partition, text, metadata)
         self._finish_superseded(context, engine, older)
-        settled = run.settled.get(partition or "")
         was_settled = submission.is_settled and settled is None
         status = settled or self._advance(context, engine, submission.submission_id)
         # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
@@ -279,24 +300,27 @@ class _Landing:
         open_tables = partial(
             labeled_tables,
             engine,
-            sent.labeling,
-            status,
+            Known(status, sent, run.tombstones),
             run_id=context.run.run_id,
             reread=was_settled,
             as_streams=dataset.frame == "batches",
         )
 
-        def store_streams() -> Iterator[Any]:
+        # Of these the ledger was asked at once.
+        is_quiet = settled is not None and settled.submission.submission_id not in run.unsent
+
+        def begin(tables: LabeledTables) -> Iterator[Any]:
+            begun = self._begin(context, partition, tables, run)
+            return self._tell(context, engine, partition, status, sent, begun, run, is_quiet=is_quiet)
+
+        def land_streams() -> Iterator[Any]:
             with open_tables() as tables:
-                yield from self._tell(
-                    context, engine, partition, status, sent, self._begin(context, partition, tables, run), run
-                )
+                yield from begin(tables)
 
         if dataset.frame == "batches":
-            return store_streams()
+            return land_streams()
         with open_tables() as tables:
-            begun = self._begin(context, partition, tables, run)
-        return self._tell(context, engine, partition, status, sent, begun, run)
+            return begin(tables)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
         """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
@@ -337,6 +361,8 @@ class _Landing:
         sent: "SentDefinition",
         begun: "_Begun",
         run: _Run,
+        *,
+        is_quiet: bool,
     ) -> Iterator[Any]:
         """Wait until each table is stored, and tell Dagster what there is to say of it."""
         dataset, figures = self._dataset, begun.figures
@@ -362,7 +388,6 @@ class _Landing:
                 **estimate_metadata(status.submission, run.learn(engine, labeling)),
                 **logged,
             }
-            is_quiet = (partition or "") in run.settled and submission_id not in run.unsent
             unsent = Unsent() if is_quiet else engine.unsent(submission_id)
             for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
                 if reason is not None:
@@ -438,7 +463,8 @@ class _Landing:
         if len(planned) > 1:
             with suppress(LLMBatchError):
                 engine.submit_together(labeling, planned)
-        return {status.submission.partition: status for status in collected.values() if status.is_settled}
+        settled = {status.submission.partition: status for status in collected.values() if status.is_settled}
+        return {partition: settled[partition] for partition in partitions if partition in settled}
 
     def _collect_together(self, engine: "Engine", submission_ids: list[str]) -> dict[str, Status]:
         """Collect submissions; return those with nothing in their way."""

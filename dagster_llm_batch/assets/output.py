@@ -116,6 +116,11 @@ class OutputWriter:
     def __exit__(self, *error: object) -> None:
         self._pool.__exit__(*error)
 
+    @property
+    def partitions_at_once(self) -> int:
+        """How many partitions are begun before the first of them is told of, at most, with two tables each."""
+        return _MOST_AHEAD // 2 if self._is_own else 1
+
     def may_begin(self) -> bool:
         """Return whether further tables can be begun before those that were are told of."""
         return self._was_begun and len(self._ahead) < _MOST_AHEAD

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -77,12 +77,21 @@ _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 class Collector:
     """Collect shards of one labeling."""
 
-    def __init__(self, labeling: Labeling, deployment: Deployment, payloads: PayloadStore | None = None) -> None:
-        """`payloads` are those of the deployment, or the same files written in another way."""
+    def __init__(
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        payloads: PayloadStore | None = None,
+        newer: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        """`payloads` are those of the deployment, or the same files written in another way; `newer` is what
+        `newer_submissions` of the ledger says of what is collected, where it was asked.
+        """
         self._labeling = labeling
         self._deployment = deployment
         self._ledger = deployment.ledger
         self._payloads = payloads or deployment.payloads
+        self._newer = newer
         self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
 
     def tariff(self, lane: Lane, place: int = 0) -> Tariff:
@@ -348,9 +357,10 @@ class Collector:
 
         A person has asked them again, after a batch was given up or was gone, and now its answers came.
         """
-        newer = self._ledger.newer_submissions(shard.submission_id)
+        own = shard.submission_id
+        known = self._ledger.newer_submissions([own]) if self._newer is None else self._newer
         requests: set[str] = set()
-        for other in chain.from_iterable(self._ledger.shards_of(newer).values()):
+        for other in chain.from_iterable(self._ledger.shards_of(known.get(own, ())).values()):
             if other.results_path and self._payloads.exists(other.results_path):
                 results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
                 is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)

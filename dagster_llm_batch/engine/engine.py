@@ -14,13 +14,13 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import activity
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
 from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
@@ -62,7 +62,18 @@ from dagster_llm_batch.types import BatchReport
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.erase import Eraser
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "Known"]
+
+
+class Known(NamedTuple):
+    """What is known already of a settled submission whose labels are asked for.
+
+    `tombstones` is how many its asset has; None: that is not known.
+    """
+
+    status: Status
+    sent: SentDefinition
+    tombstones: int | None = None
 
 
 class Engine:
@@ -329,14 +340,14 @@ class Engine:
         *,
         run_id: str = "",
         reread: bool = False,
-        status: Status | None = None,
+        known: Known | None = None,
     ) -> Labeled:
         """Return the labeled rows and the rejects of a settled submission.
 
         With `reread`, raw result lines are read again by the present parser, so that its fixes take effect at no cost.
-        Where its `status` is known, the ledger is not asked for it.
+        What is `known` is not asked for.
         """
-        return self._settled(labeling, submission_id, status, reread=reread).labels(run_id=run_id, reread=reread)
+        return self._settled(labeling, submission_id, known, reread=reread).labels(run_id=run_id, reread=reread)
 
     def label_batches(
         self,
@@ -345,10 +356,10 @@ class Engine:
         *,
         run_id: str = "",
         reread: bool = False,
-        status: Status | None = None,
+        known: Known | None = None,
     ) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
-        return self._settled(labeling, submission_id, status, reread=reread).batches(run_id=run_id, reread=reread)
+        return self._settled(labeling, submission_id, known, reread=reread).batches(run_id=run_id, reread=reread)
 
     def write_labels(
         self,
@@ -371,14 +382,14 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(
-        self, labeling: Labeling, submission_id: str, status: Status | None = None, *, reread: bool
+        self, labeling: Labeling, submission_id: str, known: Known | None = None, *, reread: bool
     ) -> LabelAssembler:
-        status = status or self.status(submission_id)
-        if self._erase(status.submission):
+        status = self.status(submission_id) if known is None else known.status
+        if self._erase(status.submission, tombstones=None if known is None else known.tombstones):
             status = self.status(submission_id)
         if not status.submission.is_settled:
             raise LLMBatchError(f"Submission {submission_id} is not settled; it has no labels yet.")
-        sent = self.deployment.sent_definition(labeling, status.submission)
+        sent = self.deployment.sent_definition(labeling, status.submission) if known is None else known.sent
         if reread:
             sent.refuse_unknown()
         collector = Collector(sent.labeling, self.deployment)

@@ -83,7 +83,9 @@ class Settler:
         courses = {key: _Course(*known) for key, known in self._ledger.submissions_with_shards(submission_ids).items()}
         try:
             self._poll(courses)
-            self._each(courses, self._collect)
+            ended = [key for key, course in courses.items() if any(shard.state in ENDED for shard in course.shards)]
+            newer = self._ledger.newer_submissions(ended)
+            self._each(courses, lambda course: self._collect(course, newer))
             self._record_results()
             tombstones = len(self._ledger.tombstones(self._deployment.namespace, self._labeling.asset))
             self._each(courses, lambda course: self._erase(course.submission, courses.keys(), tombstones))
@@ -138,12 +140,12 @@ class Settler:
                 course.poll_errors = [e for e in course.poll_errors if not isinstance(e, TransientError)]
         self._reread(courses)
 
-    def _collect(self, course: _Course) -> None:
+    def _collect(self, course: _Course, newer: Mapping[str, Collection[str]]) -> None:
         """Archive what has ended of a submission, and read it."""
         course.sent = sent = self._deployment.sent_definition(self._labeling, course.submission)
         # Workers write on machines of their own.
         late = None if sent.labeling.workers else self._late
-        course.collector = collector = Collector(sent.labeling, self._deployment, late)
+        course.collector = collector = Collector(sent.labeling, self._deployment, late, newer)
         ended = [shard for shard in course.shards if shard.state in ENDED]
         with closing(collector.archive_all(ended, self._lease.check)) as archived:
             # All are archived, whatever fails: providers may have deleted the results by the next time.

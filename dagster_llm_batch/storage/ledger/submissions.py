@@ -9,6 +9,7 @@ compiled text again, takes SQLAlchemy longer than all the rest of a transaction.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -258,8 +259,8 @@ SHARDS_OF = (
 """The shards of the submissions `ids`, by wave and number."""
 
 _OWN = SUBMISSION.alias("own")
-_NEWER = sa.select(SUBMISSION.c.submission_id).where(
-    _OWN.c.submission_id == sa.bindparam("submission_id"),
+_NEWER = sa.select(_OWN.c.submission_id.label("older"), SUBMISSION.c.submission_id).where(
+    _OWN.c.submission_id.in_(_IDS),
     *(SUBMISSION.c[name] == _OWN.c[name] for name in ("namespace", "asset", "partition")),
     sa.tuple_(*OLDEST_FIRST) > sa.tuple_(*(_OWN.c[column.name] for column in OLDEST_FIRST)),
 )
@@ -344,10 +345,12 @@ class HistoryQueries:
         """Return those of these submissions that have an event of one of these kinds."""
         return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kinds=kinds)}
 
-    def newer_submissions(self, submission_id: str) -> list[str]:
-        """Return the ids of the submissions of the same partition that were planned after this one."""
-        with self._database.read() as connection:
-            return list(connection.execute(_NEWER, {"submission_id": submission_id}).scalars())
+    def newer_submissions(self, submission_ids: Collection[str]) -> dict[str, set[str]]:
+        """Return the ids of the submissions of the same partition that were planned after each of these, if any."""
+        newer: defaultdict[str, set[str]] = defaultdict(set)
+        for row in self._rows_of(_NEWER, submission_ids):
+            newer[row["older"]].add(row["submission_id"])
+        return dict(newer)
 
     def unsettled(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions that are not settled."""
