@@ -56,6 +56,18 @@ class _Commands(click.Group):
         command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that was typed; where there is none of this name, say which is near."""
+        name = args[0]
+        if name not in _COMMANDS and not name.startswith("-"):
+            from dagster_llm_batch.arguments import nearest_name  # noqa: PLC0415 - `--help` needs it not
+
+            near = nearest_name(name, _COMMANDS)
+            ctx.fail(f"There is no command {name!r}" + ("." if near is None else f"; did you mean {near!r}?"))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, from what is known without importing it."""
         del ctx
@@ -70,8 +82,14 @@ class _Commands(click.Group):
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")
 def main() -> None:
-    """LLM batches of Dagster assets: plan, advise, look, cancel, resolve, recover, rename, retry, export, prune, erase.
+    r"""Look at LLM batches of Dagster assets, and decide about them: what they will cost, how far they are, what they
+    cost, and what a person has to say. The daily work, sending and landing, is Dagster's.
 
-    The deployment is a Dagster code location (-m, -f, or what pyproject.toml in this folder points to), or, for
-    commands that need neither rows nor providers, a ledger by its address (--ledger).
+    A command finds the Dagster definitions by -f FILE, -m MODULE, or what pyproject.toml in this folder points to.
+    Commands that need neither rows nor providers also take a ledger by its address (--ledger).
+
+    \b
+      dagster-llm-batch plan -f labels.py      what would be sent, and cost
+      dagster-llm-batch watch -f labels.py     how far the batches are
+      dagster-llm-batch COMMAND --help         options and examples of a command
     """

@@ -68,9 +68,9 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
         click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
 
 
-def rules_text(oldest: PriceSource) -> str:
-    """Return a sentence on our own price rules, and on the oldest of them."""
-    return f"{len(SOURCES)} price rules stand beside it; the oldest is of {oldest.read_on}: {oldest.rule}."
+def rules_text(oldest: PriceSource, which: str = "the oldest") -> str:
+    """Return a sentence on our own price rules, and on the oldest of them, or of `which`."""
+    return f"{len(SOURCES)} price rules stand beside it; {which} is of {oldest.read_on}: {oldest.rule}."
 
 
 def _fetch(payloads: PayloadStore, url: str | None, now: datetime) -> None:

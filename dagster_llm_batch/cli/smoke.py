@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,12 +65,30 @@ class _Story:
             click.echo(f"{step:8}{cell_text(said, limit=400)}")
 
 
+def _amount(context: click.Context, parameter: click.Parameter, written: str) -> str:
+    """Return the amount as it is written. Raises BadParameter where it is none."""
+    try:
+        amount = Decimal(written)
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not (amount.is_finite() and amount >= 0):
+        told = f"{written!r} is no amount of US dollars; it is a number from 0 on, as in 0.25."
+        raise click.BadParameter(told, context, parameter)
+    return written
+
+
 @click.command("smoke", cls=Command, examples=["openai --max-usd 0.05 -f labels.py"])
 @click.argument("name", metavar="PROVIDER")
 @code_location_command
 @click.option("--model", help="The provider's name of a model.  [default: that of a dataset of this provider]")
 @click.option("--params", help="Parameters as JSON, with a maximum of tokens, as '{\"max_tokens\": 64}'.")
-@click.option("--max-usd", default="0.05", show_default=True, help="What may be billed at most, whatever happens.")
+@click.option(
+    "--max-usd",
+    default="0.05",
+    show_default=True,
+    callback=_amount,
+    help="What may be billed at most, whatever happens.",
+)
 @click.option(
     "--record",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -254,7 +272,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     labeled = engine.labels(labeling, submission_id)
     for row in [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]:
         said = row.get("label") or f"no label ({row['llm_outcome']}): {row.get('llm_reason')}"
-        tokens = f"{row['llm_input_tokens']} tokens in, {row['llm_output_tokens']} out"
+        tokens = f"{_count(row['llm_input_tokens'])} tokens in, {_count(row['llm_output_tokens'])} out"
         story.tell(
             "result",
             f"{rows[row['id'] - 1]['text']!r}: {said}; {row['llm_model']}, {tokens}, {_usd(row['llm_cost_usd'])}",
@@ -328,6 +346,10 @@ def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: lis
         )
         is_sound = is_sound and agrees
     return is_sound
+
+
+def _count(tokens: int | None) -> str:
+    return "unknown" if tokens is None else f"{tokens:,}"
 
 
 def _usd(amount: Decimal | None) -> str:

@@ -60,6 +60,12 @@ def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatc
             command.make_context(name, shlex.split(example))
 
 
+def test_a_command_that_is_not_there_names_the_one_that_is_near():
+    typed = CliRunner().invoke(main, ["plann"])
+    assert (typed.exit_code, "There is no command 'plann'; did you mean 'plan'?" in typed.output) == (2, True)
+    assert "There is no command 'xyxyxy'." in CliRunner().invoke(main, ["xyxyxy"]).output
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_page_runs_in_its_order(project, home):
     project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])

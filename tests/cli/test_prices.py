@@ -142,7 +142,8 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     # The project asks OpenAI alone.
     oldest = oldest_source(["openai"])
     assert finding["verdict"] == "ok"
-    assert f"the oldest is of {oldest.read_on}" in finding["said"]
+    assert f"the oldest that the configured providers need is of {oldest.read_on}" in finding["said"]
+    assert "the oldest is of" in judge_price_rules(None, oldest.read_on).said
     later = judge_price_rules(["openai"], date(2028, 1, 1))
     assert later.verdict is Severity.WARNING
     assert oldest.document in later.then

@@ -61,6 +61,9 @@ def test_once_it_has_ended_it_is_told_again_and_nothing_is_sent_before_that_is_a
 
 
 def test_what_can_cost_more_than_max_usd_is_never_sent_at_once(project):
+    for no_amount in ("lots", "-1", "nan"):
+        refused = project.on_file("smoke", "openai", "--max-usd", no_amount, code=2)
+        assert f"'--max-usd': '{no_amount}' is no amount of US dollars" in " ".join(refused.output.split())
     failed = project.on_file("smoke", "openai", "--max-usd", "0.0000001", code=1)
     assert "Nothing was sent." in failed.output
     assert project.emulator.books.batches == []
