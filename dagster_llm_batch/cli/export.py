@@ -16,7 +16,7 @@ import pyarrow as pa
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
-from dagster_llm_batch.cli.output import print_json
+from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.cli.selection import find_dataset, find_submission, partitions_of, partitions_options
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -129,7 +129,8 @@ def export_command(
     if as_json:
         print_json({"output": str(Path(output).resolve()), "format": form, "what": what, "rows": count})
     elif output != "-":
-        click.echo(f"{count:,} {'examples' if what == 'fine-tuning' else what} in {output}")
+        noun = "examples" if what == "fine-tuning" else what
+        click.echo(f"{counted(count, noun.removesuffix('s'), noun)} in {output}")
 
 
 def _form(output: str) -> str:

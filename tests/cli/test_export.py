@@ -103,6 +103,7 @@ def test_an_export_whose_results_are_gone_makes_them_anew_and_without_a_manifest
     [results] = project.folder.rglob("*.results.parquet")
     results.unlink()
     assert project.json("export", "ticket_labels", "-o", "x.csv")["rows"] == 3
+    assert "3 labels in z.csv" in project.on_file("export", "ticket_labels", "-o", "z.csv").stdout
     [manifest] = project.folder.rglob("manifest.parquet")
     manifest.unlink()
     said = project.on_file("export", "ticket_labels", "-o", "y.csv", code=1).stderr
