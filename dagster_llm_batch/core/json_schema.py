@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Fit", "check_json_schema", "references", "without_notes"]
 
 _NOTES = frozenset({"title", "description", "examples", "deprecated", "$comment"})
+_TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 # What holds schemas by names that are the user's.
 _BY_NAME = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 
@@ -29,7 +30,10 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
     try:
         jsonschema.Draft202012Validator.check_schema(dict(schema), jsonschema.Draft202012Validator.FORMAT_CHECKER)
     except jsonschema.SchemaError as error:
-        msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {error.message}"
+        # Of a wrong type jsonschema says only that it is "not valid under any of the given schemas".
+        is_type = error.validator == "anyOf" and [*error.path][-1:] == ["type"]
+        why = f"there is no type {error.instance!r}. The types are {', '.join(_TYPES)}." if is_type else error.message
+        msg = f"The response schema is no valid JSON Schema, at {error.json_path}: {why}"
         raise ResponseSchemaError(msg) from error
     if schema.get("type") != "object" or not schema.get("properties"):
         msg = (

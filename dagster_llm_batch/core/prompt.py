@@ -83,7 +83,8 @@ class Prompt:
                 environment.from_string(source)
             except (jinja2.TemplateSyntaxError, RecursionError) as error:
                 line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-                msg = f"The {part} template has a syntax error{line}: {error}"
+                what = f"{line}: {str(error).rstrip('.')}"
+                msg = f"The {part} template has a syntax error{what}. A column is written as {{{{ name }}}}."
                 raise ConfigError(msg) from error
 
     @classmethod

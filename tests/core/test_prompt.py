@@ -279,6 +279,7 @@ def test_a_template_that_is_none_is_refused_where_it_is_written(template: str, t
         with pytest.raises(ConfigError, match="template has a syntax error") as caught:
             Prompt(**part)
         assert told in str(caught.value)
+        assert str(caught.value).endswith("A column is written as {{ name }}.")
 
 
 def test_a_fixed_system_part_that_fails_is_a_configuration_error_before_the_first_row() -> None:

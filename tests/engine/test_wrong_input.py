@@ -298,7 +298,14 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["Resend.fallback_after=", "at least 0:00:00"],
     ),
     "a response that is none": ({"response": 5}, ["is no response format", "pydantic model class"]),
-    "a schema that is none": ({"response": {"type": "objekt"}}, ["is no valid JSON Schema"]),
+    "a schema that is none": (
+        {"response": {"type": "objekt"}},
+        ["is no valid JSON Schema, at $.type: there is no type 'objekt'. The types are array, boolean,"],
+    ),
+    "a column of a type that is none": (
+        {"response": {"type": "object", "properties": {"type": {"type": ["strng", "null"]}}}},
+        ["at $.properties.type.type: there is no type ['strng', 'null']."],
+    ),
     "a schema of a list": ({"response": {"type": "array"}}, ["must be of type object with properties"]),
     "a schema that points nowhere": (
         {"response": {"type": "object", "properties": {"a": {"$ref": "#/$defs/Gone"}}}},
