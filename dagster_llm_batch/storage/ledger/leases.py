@@ -55,6 +55,9 @@ _BEYOND_ANY = timedelta(hours=2)
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
+# In the order in which names are taken, which is Python's order of text: two transactions that lock the same rows in
+# different orders wait for each other.
+_LOCK_MINE = sa.select(LEASE.c.name).where(_MINE).order_by(sa.collate(LEASE.c.name, "C")).with_for_update()
 _HOLDER = sa.select(LEASE).where(LEASE.c.name == sa.bindparam("wanted")).with_for_update()
 _IS_HELD = (LEASE.c.expires_at > sa.bindparam("now")) & (LEASE.c.expires_at <= sa.bindparam("beyond_any"))
 _OWNERS = sa.select(LEASE.c.name, LEASE.c.owner).where(_IS_HELD)
@@ -100,6 +103,7 @@ class Lease:
         """Hold the lease for its full length from now. Raise LeaseError where another process has one of its names."""
         expires_at = self._clock() + self._length
         with self._database.write() as connection:
+            self._lock_names(connection)
             renewed = connection.execute(_RENEW, {"me": self.owner, "expires_at": expires_at}).rowcount
         if renewed == len(self.names):
             self._expires_at = expires_at
@@ -131,7 +135,13 @@ class Lease:
 
     def _give_back(self) -> None:
         with self._database.write() as connection:
+            self._lock_names(connection)
             connection.execute(_GIVE_BACK, {"me": self.owner})
+
+    def _lock_names(self, connection: sa.Connection) -> None:
+        # SQLite has one transaction that writes at a time.
+        if len(self.names) > 1 and connection.dialect.name == "postgresql":
+            connection.execute(_LOCK_MINE, {"me": self.owner})
 
     # One statement decides who holds a name: the insert, of which one of several processes succeeds, or the update of a
     # row that is locked and was read as free. Two processes never both believe that they took it.

@@ -53,6 +53,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     store_recovered,
     take_move,
     unrecorded_sends,
+    update_shards,
 )
 from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
@@ -298,8 +299,7 @@ class Ledger(LedgerQueries):
         """Keep no money any more for those of these shards that are planned."""
         with self._database.write() as connection:
             planned = SHARD.c.shard_id.in_(shard_ids) & (SHARD.c.state == ShardState.PLANNED)
-            kept = planned & SHARD.c.reserved_usd.is_not(None)
-            connection.execute(sa.update(SHARD).where(kept).values(reserved_usd=None))
+            update_shards(connection, planned & SHARD.c.reserved_usd.is_not(None), reserved_usd=None)
 
     def recover_sends(
         self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]], kind: str = RECOVERED
@@ -419,7 +419,7 @@ class Ledger(LedgerQueries):
             if connection.execute(sa.select(SHARD.c.shard_id).where(is_due).limit(1)).first() is None:
                 return
         with self._database.write() as connection:
-            connection.execute(sa.update(SHARD).where(is_due).values(polled_at=now))
+            update_shards(connection, is_due, polled_at=now)
 
     def rename_asset(self, namespace: str, old: str, new: str) -> tuple[list[str], list[str]]:
         """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
@@ -469,7 +469,7 @@ class Ledger(LedgerQueries):
         with self._database.write() as connection:
             get_submission(connection, submission_id, lock=True)
             mine = (SHARD.c.submission_id == submission_id) & SHARD.c.raw_path.is_not(None)
-            if connection.execute(sa.update(SHARD).where(mine).values(raw_path=None)).rowcount:
+            if update_shards(connection, mine, raw_path=None):
                 insert_events(connection, self._clock, event_row(submission_id, "raw_pruned", detail=detail))
 
     # --- what was erased ---

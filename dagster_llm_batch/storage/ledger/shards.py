@@ -161,7 +161,15 @@ def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Sha
     return shards
 
 
-_STORED = sa.select(SHARD).where(SHARD.c.shard_id.in_(_IDS)).with_for_update()
+def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], **values: Any) -> int:
+    """Set columns of all shards for which the condition holds; return of how many."""
+    # SQLite has one transaction that writes at a time.
+    if connection.dialect.name == "postgresql":
+        locked = sa.select(SHARD.c.shard_id).where(condition).order_by(SHARD.c.shard_id)
+        connection.execute(locked.with_for_update())
+    return connection.execute(sa.update(SHARD).where(condition).values(**values)).rowcount
+
+
 _SENDS = (
     sa.select(EVENT.c.shard_id, sa.func.count().label("sends"))
     .where(EVENT.c.submission_id.in_(sa.bindparam("submission_ids", expanding=True)))
@@ -185,7 +193,7 @@ def unrecorded_sends(connection: sa.Connection, sent: Mapping[str, tuple[Shard, 
     `sent` has shards as they were sent or split last, and how often they were sent. A shard in any state but planned is
     not unrecorded, unless it was split since: it is looked for, or was found.
     """
-    stored = {row.shard_id: row for row in connection.execute(_STORED, {"ids": list(sent)})}
+    stored = {row.shard_id: row for row in connection.execute(_LOCKED_SHARDS, {"ids": list(sent)})}
     known = count_sends(connection, [shard for shard, _ in sent.values()])
     unrecorded: Counter[str] = Counter()
     for key, (shard, sends) in sent.items():

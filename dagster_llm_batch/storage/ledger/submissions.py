@@ -92,7 +92,7 @@ NEWEST_FIRST = tuple(column.desc() for column in OLDEST_FIRST)
 OF_PARTITION = sa.and_(*(SUBMISSION.c[name] == sa.bindparam(name) for name in ("namespace", "asset", "partition")))
 """The condition for the submissions of one partition of one asset."""
 
-_HERE = sa.select(SUBMISSION).where(OF_PARTITION).with_for_update()
+_HERE = sa.select(SUBMISSION).where(OF_PARTITION).order_by(SUBMISSION.c.submission_id).with_for_update()
 
 UPDATE_SUBMISSION = sa.update(SUBMISSION).where(SUBMISSION.c.submission_id == sa.bindparam("key"))
 """Set columns of the submission whose id is the parameter `key`."""
