@@ -399,7 +399,7 @@ class PayloadStore:
         return f"{self._root.path.rstrip('/')}/{check_path(path)}"
 
     def _open(self, path: str) -> BinaryIO:
-        return cast("BinaryIO", self._fs.open(self._full(path), "rb"))
+        return cast("BinaryIO", (open if self._is_local else self._fs.open)(self._full(path), "rb"))
 
     @contextmanager
     def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
