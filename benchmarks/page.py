@@ -92,7 +92,9 @@ nothing has changed, the floor only reads them.{others}
 are on both sides also those that else come with the first call (the service's SDK, the HTTP client, the prices' data),
 and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that the process took
 from its start to its end, and *Peak MB*. The package imports the vendor's SDK, and the floor a bare HTTP client.
-Neither needs pandas, and both run without it: where it is installed, pyarrow imports it.
+Neither needs pandas nor aiohttp, and both run without: where pandas is installed, pyarrow imports it (60 MB), and where
+aiohttp is, as with the extras `s3` and `gcs`, the SDKs of OpenAI and Anthropic do (9 MB). Arrow's allocator is its own
+choice; with another one a run takes less ([how](how-to/embed.md#kubernetes)).
 
 No row stays in memory. Memory grows with rows only until four batches are under way at once: up to 200,000 requests of
 OpenAI, 400,000 of Anthropic.
