@@ -8,9 +8,11 @@
    name, so it is not found, and the results themselves are read, restored or asked for, as if there were no copies.
 2. It is made by who reads all of these results anyway, to count or to land them, and needs no lease: its name is all
    that two processes could differ in. One that is killed meanwhile leaves a half-written file.
-3. Whoever erases or prunes results removes all copies of the partition (`drop_merged`) after that. Whoever has written
-   a copy looks again whether the results are what it was made of, and removes it otherwise. So no copy stays of what is
-   gone, whichever of the two came first.
+3. Whoever erases or prunes results removes all copies of the partition (`drop_merged`) after that, half-written ones
+   too. Whoever writes a copy looks, when its file is there, whether the results are what it was made of. A file that
+   was there when copies were dropped cannot get its name any more; one that came later is seen to be of what is gone.
+   So no copy stays, also of a process that is killed. An object store shows an upload under its name at once: there
+   whoever has written a copy looks once more, and removes it; a process that is killed before that leaves one.
 4. Within a copy the newest shard comes first. That is the order in which `label` looks for the answer that counts.
 5. What cannot be read or written here is no error: nothing rests on a copy.
 
@@ -120,16 +122,19 @@ class MergedResults:
         return _Copy(f"{_folder(shards[0].results_path or '')}/{digest}.parquet", shards, known)
 
     def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> bool:
-        """Write a copy of these tables, oldest first; return whether it is there."""
+        """Write a copy of these tables, oldest first; return whether it is there.
+
+        Raises PayloadError where what it is of has changed meanwhile, or the file was dropped.
+        """
         read = list(tables)
         if not all(table.schema.equals(self.schema) for table in read):
             return False
         whole = pa.concat_tables(reversed(read)).combine_chunks()
-        # Before the copy has its name, too: of a process that is killed behind that, it would stay.
-        if self._versions(copy.shards) != list(copy.versions):
-            return False
         with self.payloads.table_writer(copy.path, self.schema, repeating=REPEATING) as out:
             out.write_table(whole)
+            # While the file is there and has no name yet: see 3. above.
+            if self._versions(copy.shards) != list(copy.versions):
+                raise PayloadError("What a merged copy is of has changed since it was read, so that it is not made.")
         # They may have been erased or pruned since they were read, and the copies dropped before this one was there.
         if self._versions(copy.shards) == list(copy.versions):
             return True
@@ -212,5 +217,7 @@ def merged_files(payloads: PayloadStore, folders: Iterable[str]) -> list[StoredF
 
 def drop_merged(payloads: PayloadStore, folders: Iterable[str]) -> None:
     """Remove all merged copies in the partitions of submissions with these folders, after results were changed."""
-    for file in merged_files(payloads, folders):
-        payloads.remove(file)
+    # Twice: a half-written one may get its name after the names were read, and before it is removed.
+    for _ in range(2):
+        for file in merged_files(payloads, folders):
+            payloads.remove(file)

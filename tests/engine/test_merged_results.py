@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,12 +28,13 @@ from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.label_files import write_labels
 from dagster_llm_batch.engine.merged_results import MERGED, MergedResults
+from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault
-from tests.processes import PROCESSES
+from tests.processes import PROCESSES, state_of
 
 LABELS = labeling(response=None)
 A_DAY = 2
@@ -155,7 +157,8 @@ def test_results_that_change_while_they_are_copied_leave_no_copy(tmp_path: Path)
             if number == 5:
                 small(payloads, 2, note="")
 
-    assert not merging.write(copy, erased_meanwhile())
+    with pytest.raises(PayloadError, match="has changed since it was read"):
+        merging.write(copy, erased_meanwhile())
     assert not list(payloads.files(f"n/a/_/{MERGED}"))
 
 
@@ -329,6 +332,49 @@ def land_until(folder: Path, base_url: str, submission_id: str, left: int) -> No
 
     sys.addaudithook(audit)
     labels_of(folder, base_url, submission_id)
+
+
+def land_and_stop(folder: Path, base_url: str, submission_id: str, stops_at: str) -> None:
+    """Land, be stopped before the first such event at a copy, and be killed right after a copy has its name."""
+    seen: list[str] = []
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        # To end a process is an event, too.
+        if event == "os.kill":
+            return
+        if "os.rename" in seen:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if event in ("open", "os.rename") and f"/{MERGED}/." in str(arguments[0]) and event not in seen:
+            seen.append(event)
+            if event == stops_at:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(audit)
+    labels_of(folder, base_url, submission_id)
+
+
+@pytest.mark.parametrize("stops_at", ["open", "os.rename"])
+def test_no_copy_stays_of_a_row_that_is_erased_while_a_process_copies_and_is_killed(
+    workspace: Workspace, stops_at: str
+) -> None:
+    submission_id = grown(workspace, 10)
+    before = landed(workspace, submission_id)
+    request_id = before.filter(pa.compute.equal(before["ticket_id"], "t3"))["llm_request_id"][0].as_py()
+    for copy in copies(workspace):
+        copy.unlink()
+    arguments = (workspace.tmp_path, workspace.emulator.openai_base_url, submission_id, stops_at)
+    process = PROCESSES.Process(target=land_and_stop, args=arguments)
+    process.start()
+    assert process.pid is not None
+    while state_of(process.pid) != "T":
+        assert process.is_alive()
+        time.sleep(0.01)
+    engine = workspace.engine()
+    engine.eraser.add_tombstones(LABELS.asset, ["t3"], None)
+    assert engine.eraser.erase(LABELS.asset) == []
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert request_id not in stored_texts(workspace)
 
 
 def land_often(folder: Path, base_url: str, submission_id: str, expected: pa.Table) -> None:
