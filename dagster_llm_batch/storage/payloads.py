@@ -499,8 +499,8 @@ class LateStore(PayloadStore):
     """
 
     def __init__(self, store: PayloadStore) -> None:
-        # The same root by the same file system, with the options that it was opened with.
-        vars(self).update(vars(store))
+        # The root as the other store has opened it, with its options.
+        self._root, self._is_local = store._root, store._is_local  # noqa: SLF001 - a store of the same kind
         self._written: deque[Path] = deque()
 
     def _place(self, staged: Path, full: Path) -> None:
