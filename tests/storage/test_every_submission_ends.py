@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from labelings import LABELS
 
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -27,14 +27,6 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from dagster_llm_batch.types import RequestSpec
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
-LABELS = Labeling(
-    asset="labels",
-    model="openai/gpt-4o",
-    key="id",
-    prompt=Prompt(user="{{ text }}"),
-    params={"max_tokens": 50},
-    limits=Limits(max_requests_per_batch=3),
-)
 FAULTS = {
     "batches are unknown": WireFault(kind="status", status=404, route="GET /v1/batches/*", times=None),
     "results are gone": WireFault(kind="status", status=404, route="GET /v1/files/*/content", times=None),

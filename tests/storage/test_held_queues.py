@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from labelings import LABELS
 
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.activity import find_held_queues
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -20,14 +20,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(3)]
-LABELS = Labeling(
-    asset="labels",
-    model="openai/gpt-4o",
-    key="id",
-    prompt=Prompt(user="{{ text }}"),
-    params={"max_tokens": 50},
-    limits=Limits(max_requests_per_batch=3),
-)
 HOUR, WINDOW = timedelta(hours=1), timedelta(days=1)
 LIMITS = {"openai": QueueLimit(max_batches=1)}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from labelings import LABELS
 from pydantic import BaseModel
 
 from dagster_llm_batch.core.cascade import Cascade
-from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime
 from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.errors import CredentialsError
@@ -23,14 +23,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, VendorLimits, WireFault
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
-LABELS = Labeling(
-    asset="labels",
-    model="openai/gpt-4o",
-    key="id",
-    prompt=Prompt(user="{{ text }}"),
-    params={"max_tokens": 50},
-    limits=Limits(max_requests_per_batch=3),
-)
 
 
 class Site:
