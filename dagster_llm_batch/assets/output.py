@@ -87,12 +87,12 @@ _THREADS = 4
 # Tables that are written, or wait to be, before the first of them is told of.
 _MOST_AHEAD = 64
 
-# To write a larger one takes longer than the disk.
-_AHEAD_BYTES = 1 << 20
+# To write a larger one takes longer than to wait for the disk; and so many of these are in memory at most.
+_AHEAD_BYTES = 1 << 18
 
 
 class OutputWriter:
-    """Gives the tables of a step to its IO manager, one at a time; until the end of `with`.
+    """Gives the tables of a step to its IO manager, until the end of `with`.
 
     The package's own is given small ones in other threads, since it mostly waits for the disk, while those of further
     partitions are made and Dagster is told of earlier ones. Others are called by the step's own thread alone.
@@ -100,7 +100,6 @@ class OutputWriter:
 
     def __init__(self, context: dg.AssetExecutionContext, io_manager_key: str, frame: Frame) -> None:
         self._context = context
-        self._key = io_manager_key
         self._frame = frame
         self._manager = getattr(context.resources, io_manager_key)
         self._around = io_manager_surroundings(context, io_manager_key)
