@@ -6,7 +6,9 @@ On both ledgers: a cascade whose model comes before its oracle in every order bu
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 import polars as pl
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.cascade import Cascade
@@ -31,6 +34,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
+from tests.processes import PROCESSES
 
 MODEL, ORACLE = "gpt-4.1-mini", "gpt-4o"
 ROWS, SAMPLE = 160, 60
@@ -205,6 +209,44 @@ def test_what_a_killed_process_has_kept_for_the_model_does_not_change_the_order(
     [model] = [shard for shard in engine.ledger.shards(submission_id) if shard.model == MODEL]
     assert engine.ledger.reserve({model.shard_id: left}, [limit])
     assert sent(place.engine().submit(labels, submission_id).shards)[ORACLE] == SAMPLE
+
+
+def submit_and_be_killed(ledger_url: str, folder: Path, base_url: str, labels: Labeling, submission_id: str) -> None:
+    """Be killed in the next transaction after money is kept, before it is recorded that anything is sent."""
+    kept: list[str] = []
+
+    def look(*arguments: Any) -> None:
+        statement = str(arguments[2])
+        if kept and not statement.startswith("UPDATE"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if statement.startswith("UPDATE shard SET reserved_usd"):
+            kept.append(statement)
+
+    provider = OpenAIProvider(DEFAULT_KEY, base_url, timeout_seconds=5.0)
+    engine = Engine(Deployment({"openai": provider}, Ledger(ledger_url), PayloadStore(str(folder)), "n"))
+    sa.event.listen(sa.Engine, "before_cursor_execute", look)
+    engine.submit(labels, submission_id)
+
+
+def test_the_next_turn_uses_the_money_that_a_killed_process_has_kept(place: Place) -> None:
+    most = place.bound(cascade=None)
+    labels = definition(cascade=None, max_cost_usd=most)
+    engine = place.engine()
+    submission_id = engine.plan(labels, rows()).submission_id
+    arguments = (place.url, place.folder, place.emulator.openai_base_url, labels, submission_id)
+    process = PROCESSES.Process(target=submit_and_be_killed, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    limit = SpendLimit(most, "n", submission_id=submission_id)
+    assert {shard.state.value for shard in engine.ledger.shards(submission_id)} == {"planned"}
+    kept = engine.ledger.committed_usd(limit)
+    # All of the limit: no more could be kept beside it.
+    assert kept > most / 2
+    assert engine.can_advance(engine.ledger.progress("n")[0])
+    assert sent(engine.submit(labels, submission_id).shards) == {MODEL: ROWS, ORACLE: 0}
+    assert engine.ledger.committed_usd(limit) == kept
+    assert place.finish(labels, submission_id, limit).submission.outcomes == {"succeeded": ROWS}
 
 
 def test_while_the_sample_cannot_be_sent_its_room_is_not_the_models(place: Place) -> None:
