@@ -116,6 +116,9 @@ def columns_of(
     """Return `columns`, and those of `also` that are there. Raises ConfigError, with `hint`, for one that is not."""
     table = pa.Table.from_batches(batches) if batches else pa.table({})
     if missing := [name for name in columns if name not in table.column_names]:
+        if not table.column_names:
+            names = ", ".join(map(repr, columns))
+            raise ConfigError(f"{place} is empty, without even columns. It needs {names}, and rows in them.")
         raise ConfigError(
             f"{place} has no column {', '.join(map(repr, missing))}. Its columns: {', '.join(table.column_names)}. "
             f"{hint}"

@@ -450,6 +450,7 @@ class TestFailures:
                 {"id": [1], "topic": ["a"]},
                 "gold has no column 'id'. Its columns: key, topic",
             ),
+            ({}, {"id": [1], "topic": ["a"]}, "gold is empty, without even columns. It needs 'id', 'topic'"),
             (
                 {"id": ["1"], "topic": ["a"]},
                 {"id": [1], "topic": ["a"]},
@@ -463,7 +464,7 @@ class TestFailures:
             ({"id": [1, 1], "topic": ["a", "a"]}, {"id": [1], "topic": ["a"]}, "Key 'id' of gold is not unique"),
             ({"id": [1], "topic": [7]}, {"id": [1], "topic": ["a"]}, "Target 'topic' is int64 in gold and string"),
         ],
-        ids=["target column", "key column", "key type", "no overlap", "repeated key", "target type"],
+        ids=["target column", "key column", "no column", "key type", "no overlap", "repeated key", "target type"],
     )
     def test_tables_that_do_not_fit_are_refused_with_what_was_got(self, project, gold, labels, says):
         assets = [self.gold(**gold), self.labels(**labels)]
