@@ -46,9 +46,11 @@ from dagster_llm_batch.core.token_rates import (
 from dagster_llm_batch.types import Image, Request, RequestSpec, ResponseKind
 
 __all__ = [
+    "MAXIMA",
     "InputCounter",
     "InputCounts",
     "OutputTokens",
+    "given_settings",
     "model_max_output",
     "output_tokens",
 ]
@@ -472,11 +474,13 @@ def model_max_output(model: str) -> int | None:
     return next((tokens for pattern, tokens in _MOST_OUTPUT if pattern.search(name)), None)
 
 
-# The caller's maximum, as the vendors' bodies name it, and the objects within which some of them have it.
-_MAXIMA = (
+MAXIMA = (
     *("max_completion_tokens", "max_output_tokens", "maxOutputTokens", "max_tokens", "maxTokens", "max_new_tokens"),
     *("max_gen_len", "maxTokenCount", "max_tokens_to_sample"),
 )
+"""The caller's maximum of output tokens, as the vendors' bodies name it."""
+
+# The objects within which some of them have it.
 _AROUND = (
     *("inferenceConfig", "inference_config", "textGenerationConfig", "generationConfig", "generation_config"),
     "additionalModelRequestFields",
@@ -510,7 +514,8 @@ def output_tokens(
     """
     if _makes_no_text(spec):
         return NO_OUTPUT
-    own = max(_given_maxima(spec.params), default=None)
+    # Labeling has refused any that is no whole number from 1 on.
+    own = max((value for _, value in given_settings(spec.params)), default=None)
     of_model = model_max_output(spec.model)
     if default is not None:
         of_model = default if of_model is None else min(default, of_model)
@@ -527,14 +532,14 @@ def output_tokens(
     return OutputTokens(expected, p95, bound)
 
 
-def _given_maxima(params: Mapping[str, Any]) -> Iterator[int]:
-    for name in _MAXIMA:
-        value = params.get(name)
-        if isinstance(value, (int, float, str)) and str(value).strip().isdigit():
-            yield int(value)
+def given_settings(params: Mapping[str, Any], names: Sequence[str] = MAXIMA) -> Iterator[tuple[str, Any]]:
+    """Yield the settings of these names that are given, also within the objects that some vendors' bodies have."""
+    for name in names:
+        if (value := params.get(name)) is not None:
+            yield name, value
     for name in _AROUND:
         if isinstance(inner := params.get(name), Mapping):
-            yield from _given_maxima(inner)
+            yield from given_settings(inner, names)
 
 
 def _thinking_tokens(spec: RequestSpec) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property, partial
+from types import UnionType
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from dagster_llm_batch.core.pricing import TokenPrice, dollars
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.releases import LimitKind
 from dagster_llm_batch.core.response import Reader, Response, StoredResponse
+from dagster_llm_batch.core.token_counts import MAXIMA, given_settings
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
@@ -152,6 +155,12 @@ class Spend:
 
 _LOGPROBS_INCLUDED = "message.output_text.logprobs"
 
+# Names, kinds and least value of what the parameters say in numbers, and how a message tells it.
+_NUMBERS: tuple[tuple[Sequence[str], type | UnionType, float, str, str], ...] = (
+    (MAXIMA, int, 1, "the most tokens of a reply, a whole number (int) from 1 on", "1024"),
+    (("temperature", "top_p", "topP"), int | float, -math.inf, "a number (int or float)", "0.5"),
+)
+
 # What only one endpoint gives.
 _ENDPOINTS = {ResponseKind.EMBEDDING: Endpoint.EMBEDDINGS, ResponseKind.MODERATION: Endpoint.MODERATIONS}
 
@@ -245,10 +254,10 @@ class Labeling:
         if self.cascade is not None:
             where, oracle = "cascade.oracle", self.cascade
             fallbacks = [Fallback(oracle.oracle, oracle.params, price=oracle.price)]
-        _check_max_tokens("params", self.model, self.params)
+        _check_params("params", self.model, self.params)
         for fallback in fallbacks:
             params = self.params if fallback.params is None else fallback.params
-            _check_max_tokens(f"{where} {fallback.model}: params", fallback.model, params)
+            _check_params(f"{where} {fallback.model}: params", fallback.model, params)
         labelings = (
             self,
             *(
@@ -544,8 +553,20 @@ def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, 
     return {**(schema or {}), "properties": {name: properties[name] for name in names}}
 
 
-def _check_max_tokens(where: str, model: str, params: Mapping[str, Any]) -> None:
-    """Raise ConfigError where the vendor would take no request: the run would say so, after a person has started it."""
+def _check_params(where: str, model: str, params: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what no vendor would take, or would make the bound on money untrue.
+
+    Ranges are the vendors' own matter.
+    """
+    for names, kinds, least, allowed, example in _NUMBERS:
+        for name, value in given_settings(params, names):
+            # Python takes a truth value for a whole number, and JSON has neither NaN nor infinity.
+            is_kind = isinstance(value, kinds) and not isinstance(value, bool)
+            if not (is_kind and value >= least and abs(value) < math.inf):
+                raise ConfigError(
+                    f"{where} has {name}={value!r}, which is not allowed: it is {allowed}, as in "
+                    f"{{{name!r}: {example}}}. Correct it, or leave it out where the model has a default."
+                )
     provider, _, name = model.partition("/")
     if params.get("max_tokens") is None and needs_max_tokens(provider, name):
         raise ConfigError(

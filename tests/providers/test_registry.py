@@ -1,10 +1,12 @@
 """The registry is the one list of providers: what it says is so, and nobody else keeps another."""
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 import dagster_llm_batch
@@ -111,3 +113,53 @@ def test_claude_without_the_most_tokens_of_a_reply_is_refused_where_it_is_declar
     declared("openai/gpt-5-nano", {"max_completion_tokens": 9}, [Fallback(model, params={"max_tokens": 9})])
     declared(model, {"max_tokens": 9}, ["openai/gpt-5-nano"])
     declared("bedrock/amazon.nova-lite-v1:0", {}, ["gemini/gemini-2.5-flash", "own/claude"])
+
+
+@pytest.mark.parametrize("most", ["many", "100", -5, 0, 1.5, 100.0, True, math.nan, [9]])
+@pytest.mark.parametrize(
+    ("model", "name", "within"),
+    [
+        ("openai/gpt-5-nano", "max_completion_tokens", None),
+        ("openai/gpt-5-nano", "max_output_tokens", None),
+        ("anthropic/claude-haiku-4-5", "max_tokens", None),
+        ("gemini/gemini-2.5-flash", "max_output_tokens", None),
+        ("vertex/gemini-2.5-flash", "maxOutputTokens", None),
+        ("openrouter/openai/gpt-5-nano", "max_tokens", None),
+        ("command/smollm2", "max_tokens", None),
+        ("vllm/smollm2", "max_tokens", None),
+        ("bedrock/us.amazon.nova-lite-v1:0", "maxTokens", "inferenceConfig"),
+        ("bedrock/us.amazon.nova-lite-v1:0", "max_new_tokens", "inferenceConfig"),
+        ("bedrock/meta.llama3-3-70b-instruct-v1:0", "max_gen_len", None),
+        ("gemini/gemini-2.5-flash", "max_output_tokens", "generation_config"),
+    ],
+)
+def test_a_most_tokens_of_a_reply_that_is_no_positive_whole_number_is_refused_where_it_is_declared(
+    model, name, within, most
+):
+    def declared(limit):
+        given = {name: limit}
+        return Labeling("a", model, "id", Prompt(user="{{ x }}"), params={within: given} if within else given)
+
+    assert declared(100).models[0].params
+    with pytest.raises(ConfigError) as refused:
+        declared(most)
+    message = str(refused.value)
+    assert message.startswith(f"params has {name}={most!r}, ")
+    assert "a whole number (int) from 1 on" in message
+    assert f"{{'{name}': 1024}}" in message
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "topP"])
+@pytest.mark.parametrize("value", ["hot", "0.5", True, math.nan, math.inf, -math.inf, [1]])
+def test_a_temperature_or_top_p_that_is_no_number_is_refused_where_it_is_declared(name, value):
+    def declared(params, **more):
+        return Labeling("a", "openai/gpt-5-nano", "id", Prompt(user="{{ x }}"), params=params, **more)
+
+    for fine in (0, 0.5, 1, None, np.float64(0.5)):
+        declared({name: fine, "max_tokens": None})
+    with pytest.raises(ConfigError, match=rf"^params has {name}=.* a number \(int or float\), as in {{'{name}': 0.5}}"):
+        declared({name: value})
+    with pytest.raises(ConfigError, match=f"^resend.fallback openai/gpt-4o: params has {name}="):
+        declared({}, resend=Resend(fallback=[Fallback("openai/gpt-4o", {name: value})]))
+    with pytest.raises(ConfigError, match=f"^params has {name}="):
+        declared({"inferenceConfig": {name: value}})
