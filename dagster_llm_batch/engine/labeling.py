@@ -250,14 +250,15 @@ class Labeling:
     def models(self) -> tuple[Labeling, ...]:
         """The labeling itself, then one for the oracle of its cascade or for each fallback, with the model of that."""
         fallbacks = [Fallback(fallback) if isinstance(fallback, str) else fallback for fallback in self.resend.fallback]
-        where = "resend.fallback"
+        where, line = "resend.fallback", "resend=Resend(fallback=[Fallback({model!r}, params={params})])"
         if self.cascade is not None:
             where, oracle = "cascade.oracle", self.cascade
+            line = "cascade=Cascade(oracle={model!r}, params={params}, …)"
             fallbacks = [Fallback(oracle.oracle, oracle.params, price=oracle.price)]
-        _check_params("params", self.model, self.params)
+        _check_params("params", self.model, self.params, "params={params}")
         for fallback in fallbacks:
             params = self.params if fallback.params is None else fallback.params
-            _check_params(f"{where} {fallback.model}: params", fallback.model, params)
+            _check_params(f"{where} {fallback.model}: params", fallback.model, params, line)
         labelings = (
             self,
             *(
@@ -553,10 +554,10 @@ def _in_order(schema: Mapping[str, Any] | None, reader: Reader) -> Mapping[str, 
     return {**(schema or {}), "properties": {name: properties[name] for name in names}}
 
 
-def _check_params(where: str, model: str, params: Mapping[str, Any]) -> None:
+def _check_params(where: str, model: str, params: Mapping[str, Any], line: str) -> None:
     """Raise ConfigError for what no vendor would take, or would make the bound on money untrue.
 
-    Ranges are the vendors' own matter.
+    Ranges are the vendors' own matter. `line` is how the parameters of this model are written.
     """
     for names, kinds, least, allowed, example in _NUMBERS:
         for name, value in given_settings(params, names):
@@ -569,10 +570,12 @@ def _check_params(where: str, model: str, params: Mapping[str, Any]) -> None:
                 )
     provider, _, name = model.partition("/")
     if params.get("max_tokens") is None and needs_max_tokens(provider, name):
+        # What another vendor calls the same would be refused here.
+        most = next((value for _, value in given_settings(params)), 1_024)
+        written = {**{name: value for name, value in params.items() if name not in MAXIMA}, "max_tokens": most}
         raise ConfigError(
-            f"{where}={dict(params)} has no 'max_tokens', the most tokens of a reply, for which Claude has no "
-            "default. Give a model params with it, as {'max_tokens': 1024}; a fallback can have its own: "
-            f"Fallback({model!r}, params={{'max_tokens': 1024}})."
+            f"{where} has no 'max_tokens', the most tokens of a reply, for which Claude has no default. "
+            f"Got {dict(params)}. Write: {line.format(model=model, params=written)}"
         )
 
 

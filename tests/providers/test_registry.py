@@ -103,13 +103,19 @@ def test_claude_without_the_most_tokens_of_a_reply_is_refused_where_it_is_declar
     def declared(name, params, fallback=()):
         return Labeling("a", name, "id", Prompt(user="{{ x }}"), params=params, resend=Resend(fallback=fallback))
 
-    with pytest.raises(ConfigError, match=r"^params={'temperature': 0} has no 'max_tokens'"):
+    with pytest.raises(ConfigError) as refused:
         declared(model, {"temperature": 0})
+    assert str(refused.value) == (
+        "params has no 'max_tokens', the most tokens of a reply, for which Claude has no default. Got "
+        "{'temperature': 0}. Write: params={'temperature': 0, 'max_tokens': 1024}"
+    )
     # the dataset's params are a fallback's, and OpenAI's name for the limit is not Claude's
     with pytest.raises(
-        ConfigError, match=f"^resend.fallback {re.escape(model)}: params={{'max_completion_tokens': 9}}"
-    ):
+        ConfigError, match=f"^resend.fallback {re.escape(model)}: params has no 'max_tokens'"
+    ) as refused:
         declared("openai/gpt-5-nano", {"max_completion_tokens": 9}, [model])
+    line = f"Write: resend=Resend(fallback=[Fallback('{model}', params={{'max_tokens': 9}})])"
+    assert str(refused.value).endswith(line)
     declared("openai/gpt-5-nano", {"max_completion_tokens": 9}, [Fallback(model, params={"max_tokens": 9})])
     declared(model, {"max_tokens": 9}, ["openai/gpt-5-nano"])
     declared("bedrock/amazon.nova-lite-v1:0", {}, ["gemini/gemini-2.5-flash", "own/claude"])
