@@ -101,7 +101,7 @@ _PROVENANCE_DOCS = {
     "llm_price_basis": "batch, rule:half, rule:half-but-cached, realtime, tier, free; or unknown, and of what",
     "llm_submitted_at": "when the provider had taken the batch, or in real time, when it was asked",
     "llm_completed_at": "when the batch ended",
-    "llm_run_id": "Dagster run that made this row",
+    "llm_run_id": "Dagster run that stored this row; empty where none did, as in an export",
     "llm_reason": "why it is no label",
     "llm_reply": "the reply as it came",
 }
