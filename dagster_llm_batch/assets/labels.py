@@ -30,7 +30,7 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.engine import Known
+from dagster_llm_batch.engine.engine import KnownSubmission
 from dagster_llm_batch.engine.status import Unsent, advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Labeling
-    from dagster_llm_batch.engine.deployment import SentDefinition
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
@@ -87,7 +86,7 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
 
 @contextmanager
 def labeled_tables(
-    engine: "Engine", known: Known, *, run_id: str, reread: bool, as_streams: bool
+    engine: "Engine", known: KnownSubmission, *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
     """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
     order.
@@ -167,35 +166,38 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
 class _Run:
     """What holds for all partitions of one run.
 
-    `settled` has by partition what it has settled before it landed any, in the order in which they land, and `unsent`
-    are those of them of which some requests are not sent; `looked` are those that the ledger was asked about last, and
-    `replaced` those of them whose partition has a newer submission, when the asset had so many `tombstones`. `landed`
-    are the submissions that the ledger has yet to know as delivered. `learned` is what
-    the ledger says of estimates, by the definition: it does not change while they land, and is the sum of many
-    submissions.
+    Attributes:
+        settled: By partition, what this run settled before it landed any; in the order in which they land.
+        unsent: The submissions among these of which some requests are not sent.
+        looked_up: Those that the ledger was asked about last, together.
+        replaced: Those of `looked_up` whose partition has a newer submission.
+        tombstones: How many the asset had when the ledger was asked; None: it was not asked for this partition.
+        landed: The submissions that the ledger does not know as delivered yet.
+        learned: What the ledger says of estimates, by definition. It is the sum of many submissions, and stays the
+            same while these land.
     """
 
     writer: OutputWriter
     settled: dict[str, Status] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
-    looked: set[str] = field(default_factory=set)
+    looked_up: set[str] = field(default_factory=set)
     replaced: Collection[str] = ()
     tombstones: int | None = None
     landed: list[str] = field(default_factory=list)
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
 
     def take_settled(self, engine: "Engine", asset: str, partition: str) -> Status | None:
-        """Return what this run has settled of a partition, once; None also where it was labeled anew since.
+        """Take out what this run has settled of a partition; None where it has not, or a newer submission is there.
 
-        The ledger is asked about those that are begun together at once.
+        The ledger is asked once about all partitions that are begun together.
         """
         if partition not in self.settled:
             self.tombstones = None
             return None
-        if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked:
-            some = islice(self.settled.values(), self.writer.partitions_at_once)
-            self.looked = {status.submission.submission_id for status in some}
-            self.replaced = engine.ledger.newer_submissions(self.looked)
+        if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked_up:
+            next_ones = islice(self.settled.values(), self.writer.partitions_at_once)
+            self.looked_up = {status.submission.submission_id for status in next_ones}
+            self.replaced = engine.ledger.newer_submissions(self.looked_up)
             self.tombstones = len(engine.ledger.tombstones(engine.namespace, asset))
         status = self.settled.pop(partition)
         # Older labels would take the place of those of another run.
@@ -227,10 +229,10 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Begun:
-    """Tables of a partition that are given to the writer: `stored` has by asset what waits until its table is there."""
+    """Tables of a partition that the writer has; each function in `waits` returns when its asset's table is stored."""
 
     figures: LabelStats
-    stored: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
+    waits: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
 
 
 class _Landing:
@@ -247,8 +249,8 @@ class _Landing:
     ) -> Iterator[Any]:
         """Return the events of one partition: its tables if it is settled, else an observation of how far it is.
 
-        What was settled before this run has its raw results read again. Tables that the writer begins are stored while
-        nobody has asked for the events yet, which wait for them.
+        What was settled before this run has its raw results read again. Tables may be given to the writer before the
+        first event is asked for; the events wait until they are stored.
         """
         settled = run.take_settled(engine, self._dataset.name, partition or "")
         history = [settled.submission] if settled else self._history(engine, partition or "")
@@ -297,21 +299,22 @@ class _Landing:
         # A table of rejects alone would take the place of labels that are there.
         if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
             raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
+        known = KnownSubmission(status, sent, run.tombstones)
         open_tables = partial(
             labeled_tables,
             engine,
-            Known(status, sent, run.tombstones),
+            known,
             run_id=context.run.run_id,
             reread=was_settled,
             as_streams=dataset.frame == "batches",
         )
 
-        # Of these the ledger was asked at once.
-        is_quiet = settled is not None and settled.submission.submission_id not in run.unsent
+        # For these the run has asked the ledger already, for all partitions together.
+        all_sent = settled is not None and settled.submission.submission_id not in run.unsent
 
         def begin(tables: LabeledTables) -> Iterator[Any]:
             begun = self._begin(context, partition, tables, run)
-            return self._tell(context, engine, partition, status, sent, begun, run, is_quiet=is_quiet)
+            return self._tell(context, engine, partition, known, begun, run, all_sent=all_sent)
 
         def land_streams() -> Iterator[Any]:
             with open_tables() as tables:
@@ -345,38 +348,40 @@ class _Landing:
 
     def _begin(
         self, context: dg.AssetExecutionContext, partition: str | None, tables: LabeledTables, run: _Run
-    ) -> "_Begun":
+    ) -> _Begun:
         """Give the tables that are asked for to the writer."""
-        of = ((self._rejects, tables.rejects), (self._labels, tables.labels))
+        both = ((self._rejects, tables.rejects), (self._labels, tables.labels))
         wanted = context.selected_asset_keys
-        stored = {spec.key: run.writer.begin(spec, partition, table) for spec, table in of if spec.key in wanted}
-        return _Begun(tables.figures, stored)
+        waits = {spec.key: run.writer.begin(spec, partition, table) for spec, table in both if spec.key in wanted}
+        return _Begun(tables.figures, waits)
 
     def _tell(
         self,
         context: dg.AssetExecutionContext,
         engine: "Engine",
         partition: str | None,
-        status: Status,
-        sent: "SentDefinition",
-        begun: "_Begun",
+        known: KnownSubmission,
+        begun: _Begun,
         run: _Run,
         *,
-        is_quiet: bool,
+        all_sent: bool,
     ) -> Iterator[Any]:
-        """Wait until each table is stored, and tell Dagster what there is to say of it."""
-        dataset, figures = self._dataset, begun.figures
+        """Wait until each table is stored, and yield what there is to say of it.
+
+        With `all_sent`, the ledger is not asked whether requests are not sent.
+        """
+        dataset, figures, status, sent = self._dataset, begun.figures, known.status, known.sent
         labeling, submission_id = sent.labeling, status.submission.submission_id
         links = row_links(context)
         labels, rejects = dataset.key.to_user_string(), self._rejects.key.to_user_string()
-        if (wait := begun.stored.get(self._rejects.key)) is not None:
+        if (wait := begun.waits.get(self._rejects.key)) is not None:
             logged = wait()
             behind = partial(links.table, rejects, partition=partition)
             metadata = {**rejects_metadata(figures, labeling, behind), **logged}
             yield from materialize_result(
                 context, self._rejects.key, partition, metadata=metadata, version=submission_id
             )
-        if (wait := begun.stored.get(self._labels.key)) is not None:
+        if (wait := begun.waits.get(self._labels.key)) is not None:
             logged = wait()
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
@@ -388,7 +393,7 @@ class _Landing:
                 **estimate_metadata(status.submission, run.learn(engine, labeling)),
                 **logged,
             }
-            unsent = Unsent() if is_quiet else engine.unsent(submission_id)
+            unsent = Unsent() if all_sent else engine.unsent(submission_id)
             for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
                 if reason is not None:
                     metadata[f"llm_batch/{name}"] = cell_text(reason, limit=1_000)

@@ -514,8 +514,8 @@ def judge_price_rules(books: Collection[str | None] | None, today: date) -> Find
     """Tell how old the oldest of our own price rules is that these price books rest on; of all books where None."""
     oldest = oldest_source(books)
     old = today - oldest.read_on
-    its_rules = "the oldest" if books is None else "the oldest that the configured providers need"
-    state = f"{rules_text(oldest, its_rules)[:-1]}, {age(old)} ago"
+    which = "the oldest" if books is None else "the oldest that the configured providers need"
+    state = f"{rules_text(oldest, which)[:-1]}, {age(old)} ago"
     if old > _OLD_RULES:
         then = f"A newer dagster-llm-batch may have read it since; else hold {oldest.document} against your bill."
         return Finding("price rules", Severity.WARNING, state, then)

@@ -26,7 +26,7 @@ __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 
 
 _LONGEST_SHOWN = 3
-# Of all others, no line is a plain answer: no partitions, nothing tuned, nothing submitted before.
+# Other facts that are not known have no line: no partitions, nothing tuned, nothing submitted before.
 _TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
 
 

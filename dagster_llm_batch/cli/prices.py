@@ -69,7 +69,7 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
 
 
 def rules_text(oldest: PriceSource, which: str = "the oldest") -> str:
-    """Return a sentence on our own price rules, and on the oldest of them, or of `which`."""
+    """Return a sentence on our own price rules and the oldest of them; `which` says in words of which rules that is."""
     return f"{len(SOURCES)} price rules stand beside it; {which} is of {oldest.read_on}: {oldest.rule}."
 
 

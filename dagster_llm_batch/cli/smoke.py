@@ -65,7 +65,7 @@ class _Story:
             click.echo(f"{step:8}{cell_text(said, limit=400)}")
 
 
-def _amount(context: click.Context, parameter: click.Parameter, written: str) -> str:
+def _check_amount(context: click.Context, parameter: click.Parameter, written: str) -> str:
     """Return the amount as it is written. Raises BadParameter where it is none."""
     try:
         amount = Decimal(written)
@@ -86,7 +86,7 @@ def _amount(context: click.Context, parameter: click.Parameter, written: str) ->
     "--max-usd",
     default="0.05",
     show_default=True,
-    callback=_amount,
+    callback=_check_amount,
     help="What may be billed at most, whatever happens.",
 )
 @click.option(
@@ -272,7 +272,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     labeled = engine.labels(labeling, submission_id)
     for row in [*labeled.labels.to_pylist(), *labeled.rejects.to_pylist()]:
         said = row.get("label") or f"no label ({row['llm_outcome']}): {row.get('llm_reason')}"
-        tokens = f"{_count(row['llm_input_tokens'])} tokens in, {_count(row['llm_output_tokens'])} out"
+        tokens = f"{_number(row['llm_input_tokens'])} tokens in, {_number(row['llm_output_tokens'])} out"
         story.tell(
             "result",
             f"{rows[row['id'] - 1]['text']!r}: {said}; {row['llm_model']}, {tokens}, {_usd(row['llm_cost_usd'])}",
@@ -348,7 +348,7 @@ def _check_price(engine: Engine, labeling: Labeling, status: Status, tables: lis
     return is_sound
 
 
-def _count(tokens: int | None) -> str:
+def _number(tokens: int | None) -> str:
     return "unknown" if tokens is None else f"{tokens:,}"
 
 

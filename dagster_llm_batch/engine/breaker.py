@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
 from dagster_llm_batch.engine.status import STOPPED, find_unsent, retry_command
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, count_requests
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 
@@ -107,7 +107,7 @@ class Breaker:
     def _count(self, shards: Sequence[Shard]) -> Counter[str]:
         """Count the outcomes of these shards' requests, up to where it is certain that they are not broken."""
         counts: Counter[str] = Counter()
-        enough = max(_LEAST_REQUESTS, _MOST_FITTING * _requests(shards))
+        enough = max(_LEAST_REQUESTS, _MOST_FITTING * count_requests(shards))
         for shard in shards:
             counts += self._collector.count_outcomes(shard)
             # Mostly so after the first shard of a wave: the others' results need not be read.
@@ -193,8 +193,8 @@ def _is_telling(wave: Sequence[Shard], siblings: Sequence[Shard]) -> bool:
     A later wave has only what failed before, in the end the few rows that no reply will ever fit. That nothing fits
     there says nothing of the server, and such rows may still go on to the next model.
     """
-    sizes = {number: _requests(_wave(siblings, number)) for number in {shard.wave for shard in siblings}}
-    return 2 * _requests(wave) >= max(sizes.values())
+    sizes = {number: count_requests(_wave(siblings, number)) for number in {shard.wave for shard in siblings}}
+    return 2 * count_requests(wave) >= max(sizes.values())
 
 
 def _submission_id(shard: Shard) -> str:
@@ -207,10 +207,6 @@ def _judged(counts: Counter[str]) -> int:
 
 def _wave(shards: Iterable[Shard], number: int) -> list[Shard]:
     return [shard for shard in shards if shard.wave == number]
-
-
-def _requests(shards: Iterable[Shard]) -> int:
-    return sum(shard.requests for shard in shards)
 
 
 def _says_nothing(shard: Shard) -> bool:

@@ -39,7 +39,7 @@ from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import Advice, advise_on_money
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, count_requests
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 
@@ -264,7 +264,7 @@ class Allowance:
                 pick = Pick((), waits_for="the sample that judges its labels, which goes first")
             else:
                 pick = self._take(ready, all_due=len(ready) == len(turn)) if ready else Pick(())
-            if not is_judged and pick.over_budget is None and _count(pick.going) < _count(turn):
+            if not is_judged and pick.over_budget is None and count_requests(pick.going) < count_requests(turn):
                 sample_waits = sample_waits or not self._covers(turns)
             yield turn, pick
 
@@ -293,7 +293,7 @@ class Allowance:
 
         Some limit holds for them. `all_due`: whether no other shards of these wait for their time.
         """
-        first, requests, lane = planned[0], _count(planned), self._lane(planned)
+        first, requests, lane = planned[0], count_requests(planned), self._lane(planned)
         labeling = self._labeling.by(first.asked_of)
         least = 1 if lane is Lane.REALTIME else least_requests(self._deployment, labeling)
         bounds = [self._bound(shard, lane) for shard in planned]
@@ -374,7 +374,7 @@ class Allowance:
             f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were given up for money, "
             "so that none of these would be taken"
         )
-        return self._given_up(submission_id, _count(judged), Advice(why, "Raise the limit"))
+        return self._given_up(submission_id, count_requests(judged), Advice(why, "Raise the limit"))
 
     def _covers(self, turns: Sequence[Sequence[Shard]]) -> bool:
         """Return whether all limits have room for all of these shards at once, at the most that they can cost."""
@@ -393,7 +393,7 @@ class Allowance:
         labeling, lane = self._labeling.by(ready[0].asked_of), self._lane(ready)
         is_padded = lane is Lane.BATCH and labeling.limits.below_minimum == "pad"
         least = self._deployment.codec(labeling).limits.min_requests if is_padded else 0
-        if not self.reserve(pick.going, padding=max(0, least - _count(pick.going)), lane=lane):
+        if not self.reserve(pick.going, padding=max(0, least - count_requests(pick.going)), lane=lane):
             return Pick((), waits_for="others have taken at this moment what a limit had left", wait=BUDGET_PAUSE)
         self._kept += pick.going
         return pick
@@ -402,7 +402,7 @@ class Allowance:
         """Return at which price these shards of one model and lane go: too few for a batch may go in real time."""
         labeling = self._labeling.by(planned[0].asked_of)
         minimum = self._deployment.codec(labeling).limits.min_requests
-        is_small = _count(planned) < minimum and labeling.limits.below_minimum == "realtime"
+        is_small = count_requests(planned) < minimum and labeling.limits.below_minimum == "realtime"
         return Lane.REALTIME if is_small else planned[0].lane
 
     def _release(self, shards: Sequence[Shard]) -> None:
@@ -555,10 +555,6 @@ def _count_covered(planned: Sequence[Shard], bounds: Sequence[Decimal], rows: Se
             return count + floor(room / row)
         count, room = count + shard.requests, room - bound
     return count
-
-
-def _count(shards: Sequence[Shard]) -> int:
-    return sum(shard.requests for shard in shards)
 
 
 def _target(shard: Shard) -> tuple[object, ...]:

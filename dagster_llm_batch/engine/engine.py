@@ -62,13 +62,13 @@ from dagster_llm_batch.types import BatchReport
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.erase import Eraser
 
-__all__ = ["Engine", "Known"]
+__all__ = ["Engine", "KnownSubmission"]
 
 
-class Known(NamedTuple):
-    """What is known already of a settled submission whose labels are asked for.
+class KnownSubmission(NamedTuple):
+    """What a caller knows of a settled submission whose labels it asks for, so that the ledger is not asked again.
 
-    `tombstones` is how many its asset has; None: that is not known.
+    `tombstones` is how many its asset has; None: the caller does not know.
     """
 
     status: Status
@@ -340,12 +340,12 @@ class Engine:
         *,
         run_id: str = "",
         reread: bool = False,
-        known: Known | None = None,
+        known: KnownSubmission | None = None,
     ) -> Labeled:
         """Return the labeled rows and the rejects of a settled submission.
 
         With `reread`, raw result lines are read again by the present parser, so that its fixes take effect at no cost.
-        What is `known` is not asked for.
+        The ledger is not asked for what is `known`.
         """
         return self._settled(labeling, submission_id, known, reread=reread).labels(run_id=run_id, reread=reread)
 
@@ -356,7 +356,7 @@ class Engine:
         *,
         run_id: str = "",
         reread: bool = False,
-        known: Known | None = None,
+        known: KnownSubmission | None = None,
     ) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
         return self._settled(labeling, submission_id, known, reread=reread).batches(run_id=run_id, reread=reread)
@@ -382,7 +382,7 @@ class Engine:
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
     def _settled(
-        self, labeling: Labeling, submission_id: str, known: Known | None = None, *, reread: bool
+        self, labeling: Labeling, submission_id: str, known: KnownSubmission | None = None, *, reread: bool
     ) -> LabelAssembler:
         status = self.status(submission_id) if known is None else known.status
         if self._erase(status.submission, tombstones=None if known is None else known.tombstones):

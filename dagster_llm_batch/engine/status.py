@@ -57,7 +57,7 @@ WAITS = "waits"
 """The event of a submission whose shards stay planned, since they may not be sent yet."""
 
 FOR_MONEY = "for money:"
-"""How the detail of WAITS begins, or its second half, where a limit of money has no room for them now."""
+"""What stands in the detail of WAITS before the limit of money that has no room for such shards now."""
 
 STRANDED = "landing_stranded"
 """The event of a submission for which no run is requested any more until a person has looked, or anything happens."""

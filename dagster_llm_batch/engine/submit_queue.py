@@ -29,7 +29,15 @@ from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
-from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import (
+    Event,
+    Queued,
+    Shard,
+    ShardFields,
+    Submission,
+    SubmissionState,
+    count_requests,
+)
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = [
@@ -160,7 +168,7 @@ class Dispatcher:
         return self._is_realtime(labeling, batch) or has_waited or _limit(self._deployment, batch[0])[0] is not None
 
     def _is_realtime(self, labeling: Labeling, batch: list[Shard]) -> bool:
-        small = sum(shard.requests for shard in batch) < self._least(labeling)
+        small = count_requests(batch) < self._least(labeling)
         return batch[0].lane is Lane.REALTIME or (small and labeling.limits.below_minimum == "realtime")
 
     def _least(self, labeling: Labeling) -> int:
@@ -171,7 +179,7 @@ class Dispatcher:
         going = [part for shard in shards for part in self._parts(shard, limits.min_requests)]
         self._affordable_ids.update(part.shard_id for part in going)
         for batch in _together(sorted(going, key=_size_without_room), limits):
-            requests = sum(shard.requests for shard in batch)
+            requests = count_requests(batch)
             if requests >= limits.min_requests or labeling.limits.below_minimum != "refuse":
                 yield batch
                 continue
@@ -204,7 +212,7 @@ class Dispatcher:
                 due_now = [shard for shard in shards if shard.shard_id not in waiting]
                 if pick.wait is not None:
                     self._pause_for_money(due_now, pick.wait, pick.waits_for)
-                if pick.waits_for is not None or _count(pick.going) < _count(due_now):
+                if pick.waits_for is not None or count_requests(pick.going) < count_requests(due_now):
                     self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
         self._affordable_ids.update(shard.shard_id for shard in going)
         if again := [shard.shard_id for shard in going if shard.reason == LACKS_MONEY]:
@@ -255,7 +263,7 @@ class Dispatcher:
                     answerer.answer(shard)
             return
         least, going = self._least(labeling), list[Shard]()
-        requests = _count(batch)
+        requests = count_requests(batch)
         is_padded = labeling.limits.below_minimum == "pad"
         with ExitStack() as queue:
             # Where another process fills the queue now, all of the batch waits for the next time. That the lease of the
@@ -275,9 +283,9 @@ class Dispatcher:
         the room, but of those that are sent together the first take it.
         """
         going, lacks_money = list(batch), False
-        while going and (fill_up_to or sum(shard.requests for shard in going) >= at_least):
+        while going and (fill_up_to or count_requests(going) >= at_least):
             if has_room(self._deployment, going):
-                padding = max(0, fill_up_to - sum(shard.requests for shard in going))
+                padding = max(0, fill_up_to - count_requests(going))
                 if self._reserve(going, padding):
                     return going
                 lacks_money = True
@@ -389,7 +397,7 @@ def hold_unsent(
             deployment.ledger.add_event(submission.submission_id, STRANDED, str(reason))
         return
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
-    hold(deployment, submission, f"{sum(shard.requests for shard in planned):,} requests are not sent: {reason}")
+    hold(deployment, submission, f"{count_requests(planned):,} requests are not sent: {reason}")
     drop(deployment, planned, reason.problem)
 
 
@@ -459,7 +467,7 @@ def _together(shards: Sequence[Shard], limits: BatchLimits) -> Iterator[list[Sha
     batch: list[Shard] = []
     most = limits.max_requests if limits.max_inputs is None else min(limits.max_requests, limits.max_inputs)
     for shard in shards:
-        requests = sum(held.requests for held in batch) + shard.requests
+        requests = count_requests(batch) + shard.requests
         size = sum(held.bytes for held in batch) + shard.bytes
         tokens = sum(held.tokens for held in batch) + shard.tokens
         bounds = [limits.max_tokens, *(held.most_tokens for held in (*batch, shard))]
@@ -498,7 +506,7 @@ def count_queue_rounds(shards: Sequence[Shard], limit: QueueLimit) -> int:
 
 
 def _queued(shards: Sequence[Shard], batches: int) -> Queued:
-    return Queued(batches, sum(shard.requests for shard in shards), sum(shard.tokens for shard in shards))
+    return Queued(batches, count_requests(shards), sum(shard.tokens for shard in shards))
 
 
 def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
@@ -587,10 +595,6 @@ def _size_without_room(shard: Shard) -> tuple[bool, int]:
     first. A single one may be too large for good, and must not hold up the others.
     """
     return (False, 0) if shard.no_room_at is None else (shard.requests == 1, shard.tokens)
-
-
-def _count(shards: Sequence[Shard]) -> int:
-    return sum(shard.requests for shard in shards)
 
 
 def _target(shard: Shard) -> tuple[str, str]:

@@ -131,9 +131,9 @@ def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def cut_heads(file: BinaryIO, head: bytes) -> Iterator[bytes]:
-    """Yield a file of request lines in blocks of whole lines; `{` is in the place of `head`, where a line starts so.
+    """Yield a request file in blocks of whole lines; where a line starts with `head`, `{` stands in its place.
 
-    `head` starts with `{`, too, and is what a vendor does not take in a line.
+    `head` is `{` and the fields that a vendor does not take in a line.
     """
     start = b"\n" + head
     while block := file.read(_CHUNK_BYTES):

@@ -34,7 +34,7 @@ _IMAGE_FORMATS = frozenset({"png", "jpeg", "gif", "webp"})
 class BedrockLines:
     """The codec for one spec. `limits` is asked only when it is needed, for it may cost a call.
 
-    `head` is how each line starts, of which Bedrock gets the bracket alone: see `cut_heads`.
+    `head` is how each line starts: `{` and the model, which is cut off what is uploaded (`cut_heads`).
     """
 
     # see Codec.enforces_format

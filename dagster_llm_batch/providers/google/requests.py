@@ -86,7 +86,7 @@ class GoogleLines:
 
 
 def model_head(model: str) -> bytes:
-    """Return how a line of this model's spec starts, which is not uploaded: both APIs name it on the batch alone."""
+    """Return how each line of this model starts. It is cut off before the upload: both APIs name it on the batch."""
     return f"{_HEAD}{quote(model)},".encode("ascii")
 
 

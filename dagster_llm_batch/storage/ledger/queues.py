@@ -18,7 +18,7 @@ from dagster_llm_batch.types import Lane
 __all__ = ["LACKS_MONEY", "QueueQueries", "may_go"]
 
 LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
-"""The reason of a planned shard that does not count as waiting in its queue, since a limit has no room for it."""
+"""The reason of a planned shard that no limit of money has room for: in its queue, it does not count as waiting."""
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
