@@ -73,6 +73,9 @@ def test_in_a_run_over_a_range_no_partition_takes_the_place_of_another(make):
     assert (LABELS, LABELS) in {key[1:] for key in memory.values}  # one partition is where Dagster looks for it
 
 
+CALLS: list[tuple[str, bool, int]] = []
+
+
 class OneByOne(HiveParquetIOManager):
     """Notes by which thread it is called, and how many partitions Dagster was told of before."""
 
@@ -80,9 +83,6 @@ class OneByOne(HiveParquetIOManager):
         told = context.step_context.instance.get_materialized_partitions(dg.AssetKey(LABELS))
         CALLS.append((context.asset_key.to_user_string(), current_thread() is main_thread(), len(told)))
         super().handle_output(context, obj)
-
-
-CALLS: list[tuple[str, bool, int]] = []
 
 
 def test_any_io_manager_but_the_packages_own_is_called_by_the_steps_thread_one_partition_after_the_other(

@@ -6,12 +6,13 @@ The facts are those of `dagster_llm_batch.providers.openai_api.servers`, read a 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
+
+from serving import served
 
 from dagster_llm_batch.testing.emulator import Emulator
 
@@ -144,12 +145,5 @@ def bent(emulator: Emulator, bend: Bend) -> Iterator[str]:
         def log_message(self, *_args: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as url:
+        yield f"{url}/v1"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import json
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from serving import served
 
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.command.provider import CommandProvider
@@ -62,12 +63,5 @@ def odd_server(answer: Callable[[str, str], Any], seen: list[Mapping[str, str]] 
         def log_message(self, *_args: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as url:
+        yield f"{url}/v1"

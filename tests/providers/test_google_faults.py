@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import urlsplit
 
 import pytest
 from google_emulator import BUCKET, gemini, vertex
+from serving import served
 
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -287,15 +287,8 @@ def cut_downloads(storage_url: str, at: int, *, ignores_ranges: bool) -> Iterato
         def log_message(self, *_args: object) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as url:
+        yield url, asked
 
 
 @pytest.mark.parametrize("ignores_ranges", [False, True])

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 from sample_batches import batch_file, odd_server
+from serving import served
 
 from dagster_llm_batch import OpenRouterBatchResource, preset
 from dagster_llm_batch.core.pricing import tariff
@@ -106,14 +106,8 @@ def recorded(server: str = "openrouter", **more: Any) -> tuple[list[tuple[str, s
             def log_message(self, *_args: object) -> None:
                 """Print nothing."""
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-            thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            try:
-                return act(at(f"http://127.0.0.1:{running.server_port}/api/v1", server, **more))
-            finally:
-                running.shutdown()
-                thread.join()
+        with served(Handler) as url:
+            return act(at(f"{url}/api/v1", server, **more))
 
     return asked, ask
 

@@ -8,17 +8,17 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 from sample_batches import LABELER, SPEC, batch_file, until
+from serving import served
 
 from dagster_llm_batch import LLMBatchResource, RayBatchResource
 from dagster_llm_batch.errors import AmbiguousError, ConfigError, CredentialsError, RefusedError, TransientError
@@ -86,13 +86,8 @@ class Scripted(BaseHTTPRequestHandler):
 def server() -> Iterator[str]:
     Scripted.seen.clear()
     Scripted.keys.clear()
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{running.server_port}/v1"
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with served(Scripted) as url:
+        yield f"{url}/v1"
 
 
 def test_every_line_to_a_server_gets_one_line_whatever_becomes_of_it(server):
