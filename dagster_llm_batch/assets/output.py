@@ -81,21 +81,22 @@ def _dagster_type(kind: type) -> dg.DagsterType:
     return dg.PythonObjectDagsterType(kind)
 
 
-# What waits for the disk needs few threads, and each takes time from the one that tells Dagster.
+# Few, since they mostly wait for the disk, and each takes time from the thread that tells Dagster.
 _THREADS = 4
 
-# Tables that are written, or wait to be, before the first of them is told of.
+# So many tables at most are begun before Dagster is told of the first of them.
 _MOST_AHEAD = 64
 
-# To write a larger one takes longer than to wait for the disk; and so many of these are in memory at most.
+# A larger table is stored by the step's own thread: to write it takes longer than to wait for the disk. So some 16 MB
+# of tables are in memory at most.
 _AHEAD_BYTES = 1 << 18
 
 
 class OutputWriter:
     """Gives the tables of a step to its IO manager, until the end of `with`.
 
-    The package's own is given small ones in other threads, since it mostly waits for the disk, while those of further
-    partitions are made and Dagster is told of earlier ones. Others are called by the step's own thread alone.
+    The package's own IO manager, which mostly waits for the disk, stores small tables in other threads, while tables of
+    further partitions are made and Dagster is told of earlier ones. Any other is called by the step's own thread alone.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, io_manager_key: str, frame: Frame) -> None:
@@ -103,7 +104,7 @@ class OutputWriter:
         self._frame = frame
         self._manager = getattr(context.resources, io_manager_key)
         self._around = io_manager_surroundings(context, io_manager_key)
-        # A class derived from it may do what is to be done by one thread.
+        # A derived class may do what is not safe in several threads.
         self._is_own = type(self._manager) is HiveParquetIOManager
         self._pool = Threads(_THREADS, "dagster-llm-batch store")
         self._ahead: set[Future[Mapping[str, Any]]] = set()
@@ -117,17 +118,21 @@ class OutputWriter:
 
     @property
     def partitions_at_once(self) -> int:
-        """How many partitions are begun before the first of them is told of, at most, with two tables each."""
+        """How many partitions, with two tables each, are begun at most before Dagster is told of the first."""
         return _MOST_AHEAD // 2 if self._is_own else 1
 
     def may_begin(self) -> bool:
-        """Return whether further tables can be begun before those that were are told of."""
+        """Return whether another partition may be begun before Dagster is told of those that were."""
         return self._was_begun and len(self._ahead) < _MOST_AHEAD
 
     def begin(
         self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
     ) -> Callable[[], Mapping[str, Any]]:
-        """Return what has one partition's table stored when it returns, with its metadata; see `write`."""
+        """Begin to store one partition's table; return a function that ends when it is stored, and returns what `write`
+        does.
+
+        What cannot be stored in another thread is stored by that function.
+        """
         self._was_begun = self._is_own and isinstance(table, pa.Table) and table.nbytes <= _AHEAD_BYTES
         if not self._was_begun:
             return partial(self.write, spec, partition, table)
@@ -144,9 +149,7 @@ class OutputWriter:
     def write(
         self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
     ) -> Mapping[str, Any]:
-        """Give one partition's table to the IO manager; returns the metadata that it logs, and where the table is by
-        its URI.
-        """
+        """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
             value = _to_frame(table, self._frame)
             return _store(self._manager, self._output(spec, partition, value), value)
@@ -169,7 +172,7 @@ def write_output(
     table: pa.Table | pa.RecordBatchReader,
     frame: Frame,
 ) -> Mapping[str, Any]:
-    """See OutputWriter.write."""
+    """Give one table of a step to its IO manager; see OutputWriter.write."""
     with OutputWriter(context, io_manager_key, frame) as writer:
         return writer.write(spec, partition, table)
 

@@ -60,7 +60,7 @@ class EachPartition:
     ) -> Iterator[Any]:
         """Yield the events that `begin` returns for each partition; raises as `events` does.
 
-        While `may_begin` holds after one was begun, the next one is before the events of the first are yielded.
+        While `may_begin` is true, further partitions are begun before the events of the earlier ones are yielded.
         """
         begun: dict[str | None, Iterator[Any]] = {}
         for partition in self.keys:

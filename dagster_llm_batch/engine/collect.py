@@ -84,8 +84,8 @@ class Collector:
         payloads: PayloadStore | None = None,
         newer: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """`payloads` are those of the deployment, or the same files written in another way; `newer` is what
-        `newer_submissions` of the ledger says of what is collected, where it was asked.
+        """`payloads` are those of the deployment, or the same files written in another way; `newer` is the answer of
+        `Ledger.newer_submissions` for all that is collected, where the caller has asked it.
         """
         self._labeling = labeling
         self._deployment = deployment

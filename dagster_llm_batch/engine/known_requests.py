@@ -39,8 +39,8 @@ class KnownRequests:
     """Request_ids, each with True where a good answer is there, False where one may still come. Immutable.
 
     Args:
-        settled: Those that are True, packed. Where there are many, they are sorted in place, and kept.
-        in_flight: Those that are False where they are not among `settled`, packed; sorted and kept, too.
+        settled: Those that are True, packed. More than `few` in a bytearray are sorted in place, and kept.
+        in_flight: Those that are False where they are not among `settled`, packed; sorted and kept in the same way.
         few: So many need no numpy, which takes long to load.
     """
 
@@ -72,7 +72,7 @@ class KnownRequests:
 
 
 class _Digests:
-    """A sorted array of packed ids: the given one, sorted in place, as a million of them take 20 MB."""
+    """Packed ids, sorted. A bytearray is sorted in place: a second array of a million ids would take 20 MB more."""
 
     def __init__(self, ids: bytearray | bytes) -> None:
         import numpy as np  # noqa: PLC0415 - see `few`
@@ -101,7 +101,7 @@ class _Digests:
     def _heads_of(digests: _Array) -> _Array:
         import numpy as np  # noqa: PLC0415
 
-        # A view of every digest's first bytes: nothing is copied twice.
+        # A view of each digest's first 8 bytes, which `astype` then copies: once, not twice.
         return np.ndarray(len(digests), ">u8", digests, strides=(REQUEST_ID_BYTES,)).astype("u8")
 
 

@@ -31,7 +31,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.errors import PayloadError
-from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.records import Shard, count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 from dagster_llm_batch.storage.stored_files import FileVersion
 
@@ -62,7 +62,7 @@ class _Copy:
     @property
     def as_shard(self) -> Shard:
         """The copy in the place of its shards."""
-        requests = sum(shard.requests for shard in self.shards)
+        requests = count_requests(self.shards)
         return replace(self.shards[-1], results_path=self.path, requests=requests, wave=MERGED_WAVE)
 
 
@@ -113,7 +113,7 @@ class MergedResults:
     def copy_of(self, shards: Sequence[Shard], versions: Sequence[FileVersion | None]) -> _Copy | None:
         """Return the copy of these shards; None where they are too large, or one of them is gone."""
         known = [version for version in versions if version is not None]
-        if len(known) < len(versions) or sum(shard.requests for shard in shards) > self.most_rows:
+        if len(known) < len(versions) or count_requests(shards) > self.most_rows:
             return None
         if sum(version.bytes for version in known) > self.most_bytes:
             return None
@@ -124,7 +124,8 @@ class MergedResults:
     def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> bool:
         """Write a copy of these tables, oldest first; return whether it is there.
 
-        Raises PayloadError where what it is of has changed meanwhile, or the file was dropped.
+        Raises PayloadError where the results have changed since they were read, or another process has removed the
+        half-written file.
         """
         read = list(tables)
         if not all(table.schema.equals(self.schema) for table in read):
@@ -134,8 +135,8 @@ class MergedResults:
             out.write_table(whole)
             # While the file is there and has no name yet: see 3. above.
             if self._versions(copy.shards) != list(copy.versions):
-                raise PayloadError("What a merged copy is of has changed since it was read, so that it is not made.")
-        # They may have been erased or pruned since they were read, and the copies dropped before this one was there.
+                raise PayloadError("No merged copy is made: its results have changed since they were read.")
+        # For an object store, which shows the file only now: see 3. above.
         if self._versions(copy.shards) == list(copy.versions):
             return True
         self.payloads.delete(copy.path)

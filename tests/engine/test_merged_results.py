@@ -157,7 +157,7 @@ def test_results_that_change_while_they_are_copied_leave_no_copy(tmp_path: Path)
             if number == 5:
                 small(payloads, 2, note="")
 
-    with pytest.raises(PayloadError, match="has changed since it was read"):
+    with pytest.raises(PayloadError, match="have changed since they were read"):
         merging.write(copy, erased_meanwhile())
     assert not list(payloads.files(f"n/a/_/{MERGED}"))
 

@@ -55,8 +55,8 @@ _BEYOND_ANY = timedelta(hours=2)
 _MINE = LEASE.c.owner == sa.bindparam("me")
 _RENEW = sa.update(LEASE).where(_MINE)
 _GIVE_BACK = sa.delete(LEASE).where(_MINE)
-# In the order in which names are taken, which is Python's order of text: two transactions that lock the same rows in
-# different orders wait for each other.
+# In the order in which names are taken, Python's order of text: two transactions that lock the same rows in different
+# orders could wait for each other.
 _LOCK_MINE = sa.select(LEASE.c.name).where(_MINE).order_by(sa.collate(LEASE.c.name, "C")).with_for_update()
 _HOLDER = sa.select(LEASE).where(LEASE.c.name == sa.bindparam("wanted")).with_for_update()
 _IS_HELD = (LEASE.c.expires_at > sa.bindparam("now")) & (LEASE.c.expires_at <= sa.bindparam("beyond_any"))

@@ -41,7 +41,7 @@ class QueueQueries:
         longest_pause: timedelta,
         model: str | None = None,
     ) -> Queued:
-        """Sum what is in the queue of this batch's provider and account, and in this namespace waits before all of it.
+        """Sum what is in the queue of this batch's provider and account, and in this namespace waits before it.
 
         Only of `model`, or of all. Of what was sent, from any namespace of this ledger, `presence` says what counts;
         what waits counts while somebody looks after it (`Ledger.keep_places`), its pause is over, and it does not lack
@@ -49,8 +49,8 @@ class QueueQueries:
         """
         first, now = batch[0], presence.now
         ids = [each.shard_id for each in batch]
-        # A batch has the place of the shard that came first. Of two batches, else, each could wait for a part of the
-        # other, and nothing would be sent any more.
+        # A batch has the place of its oldest shard. With the place of any other, two batches could each wait for a part
+        # of the other, and nothing would be sent any more.
         place = (SHARD.c.planned_at, SHARD.c.shard_id)
         of_batch = (sa.select(column).where(SHARD.c.shard_id.in_(ids)).order_by(*place).limit(1) for column in place)
         older = sa.tuple_(*place) < sa.tuple_(*(column.scalar_subquery() for column in of_batch))
