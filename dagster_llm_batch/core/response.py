@@ -46,6 +46,7 @@ __all__ = [
     "columns",
     "columns_of",
     "field_for",
+    "is_json",
     "resolve",
     "response_format",
 ]
@@ -137,7 +138,7 @@ def _common(types: Any) -> pa.DataType | None:
 
 def columns(fields: Sequence[pa.Field], rows: Sequence[Mapping[str, Any] | None]) -> list[Column]:
     """Return the values of each field in the rows. A row that is None has nulls."""
-    if not any(map(_is_json, fields)):
+    if not any(map(is_json, fields)):
         try:
             whole = pa.array(rows, pa.struct([(field.name, _as_written(field.type)) for field in fields])).flatten()
             reasons: list[str | None] = [None] * len(rows)
@@ -154,7 +155,8 @@ def columns_of(fields: Sequence[pa.Field], values: Iterable[Sequence[Any]]) -> l
     return [_column(field, column) for field, column in zip(fields, values, strict=True)]
 
 
-def _is_json(field: pa.Field) -> bool:
+def is_json(field: pa.Field) -> bool:
+    """Return whether the column holds its values as JSON text, having no Arrow type."""
     return bool(field.metadata and b"as_json" in field.metadata)
 
 
@@ -162,12 +164,12 @@ def _may_hold_objects(field: pa.Field) -> bool:
     kind = field.type
     while pa.types.is_list(kind):
         kind = kind.value_type
-    return pa.types.is_struct(kind) or _is_json(field)
+    return pa.types.is_struct(kind) or is_json(field)
 
 
 def _column(field: pa.Field, values: Sequence[Any]) -> Column:
     """Return the values as an Arrow column; one that does not fit the type is null, with the reason."""
-    if _is_json(field):
+    if is_json(field):
         texts = [None if value is None else canonical_json(value) for value in values]
         # As a word within a text it is data, so the value is looked at.
         reasons = [
@@ -463,7 +465,7 @@ class Reader:
         for field in self.fields:
             # A decimal number may come as a JSON number, and is text in its column.
             if type(given := value.get(field.name)) in (int, float) and field.type == pa.string():
-                value[field.name] = given if _is_json(field) else str(given)
+                value[field.name] = given if is_json(field) else str(given)
         return value
 
     def _read_embeddings(self, embeddings: Sequence[Sequence[float] | None]) -> ParsedReplies:

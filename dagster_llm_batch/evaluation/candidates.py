@@ -12,6 +12,7 @@ from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.assets.keys import Upstream, only_key, upstream_key
 from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.metrics import Target
 
@@ -73,7 +74,8 @@ Candidates = (
 class Candidate:
     """Who is measured. `rejects`: the asset with the rows that have no label; None where none is known. `keep`: columns
     that its definition keeps of the rows; () where only its key is known. `is_whole`: its definition has no partitions,
-    so that there is nothing of it to read before it is materialized.
+    so that there is nothing of it to read before it is materialized. `reader`: of its response, where its definition is
+    known.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Candidate:
     rejects: dg.AssetKey | None = None
     keep: tuple[str, ...] = ()
     is_whole: bool = field(default=False, repr=False)
+    reader: Reader | None = field(default=None, repr=False, compare=False)
 
 
 def candidates_of(
@@ -138,7 +141,8 @@ def _candidate(given: Any, targets: Sequence[str], name: str | None = None) -> C
         # Columns of provenance, which begin with llm_, are in every table of labels.
         own = [target for target in targets if not target.startswith("llm_")]
         check_targets(own, [labeling.key, *labeling.keep, *labeling.reader.schema.names], key)
-        return Candidate(name or key.path[-1], key, by_role.get("rejects"), tuple(labeling.keep), is_whole)
+        rejects, keep = by_role.get("rejects"), tuple(labeling.keep)
+        return Candidate(name or key.path[-1], key, rejects, keep, is_whole, labeling.reader)
     key = upstream_key(given)
     return Candidate(name or key.path[-1], key)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from dagster_llm_batch.addresses import Filter, Linked, RowLinks
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.gold_misfits import Misfits
 from dagster_llm_batch.evaluation.gold_rows import Read
 from dagster_llm_batch.evaluation.thresholds import figure_name
 from dagster_llm_batch.metadata import figure_key
@@ -52,6 +53,7 @@ __all__ = [
     "column_lineage",
     "evaluation_metadata",
     "failures_metadata",
+    "misfits_metadata",
     "mistakes_docs",
     "mistakes_lineage",
     "mistakes_metadata",
@@ -226,8 +228,14 @@ def evaluation_metadata(
             for name, value in _figures(evaluation, report.evaluations).items()
         },
         **{f"llm_batch/{name}": value for name, value in counts.items() if value is not None},
+        **misfits_metadata(read.misfits),
         **_weights(report.evaluations),
     }
+
+
+def misfits_metadata(misfits: Sequence[Misfits]) -> dict[str, str]:
+    """Say which values of gold no label can equal, where there are some."""
+    return {"llm_batch/gold_misfits": " ".join(found.text for found in misfits)} if misfits else {}
 
 
 def per_class_metadata(report: EvaluationReport) -> dict[str, Any]:

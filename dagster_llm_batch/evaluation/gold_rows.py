@@ -13,8 +13,9 @@ Rejects are read too, where they are known: what they have cost belongs to the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -24,6 +25,7 @@ from dagster_llm_batch.assets.upstream import refuse_repeated, stack_tables
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import in_partition
 from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.evaluation.gold_misfits import Misfits, find_misfits
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.stored_tables import StoredTables
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS
@@ -45,6 +47,7 @@ class Read:
 
     `partitions` were read of at least one candidate; None where nothing is partitioned, or in one partition. In one
     that reads several of a candidate, those of each are counted, and so are `partitions_missing`: not materialized.
+    `misfits`: values of gold that a candidate cannot give; their rows are in `gold`.
     """
 
     gold: pa.Table
@@ -54,6 +57,7 @@ class Read:
     partitions_missing: int | None = None
     gold_partitions_without_labels: int = 0
     labeled_partitions_without_gold: int = 0
+    misfits: tuple[Misfits, ...] = ()
 
 
 class Upstreams:
@@ -71,7 +75,7 @@ class Upstreams:
         self._context = context
         self._gold = evaluation.gold
         self._candidates = evaluation.candidates
-        self._key = key
+        self._key, self._targets = key, targets
         self._gold_columns = [key, *(target.gold_column or target.name for target in targets)]
         self._columns = [key, *(target.name for target in targets)]
         self._keep, self._kept_by = evaluation.keep, kept_by
@@ -97,7 +101,18 @@ class Upstreams:
                         f"No candidate has the column '{name}' that {argument}= names. "
                         f"Name a column of {self._names()}."
                     )
-        return read
+        return replace(read, misfits=tuple(self._misfits(read)))
+
+    def _misfits(self, read: Read) -> Iterator[Misfits]:
+        """Yield them, each told in the log. Raises InputError where a candidate cannot give any value of gold."""
+        for target in self._targets:
+            for candidate in self._candidates:
+                found = find_misfits(read.gold, read.candidates[candidate.name], candidate, target)
+                if found is not None and found.are_all:
+                    raise InputError(f"{self._gold.to_user_string()}: {found.text}")
+                if found is not None:
+                    self._context.log.warning(f"{self._gold.to_user_string()}: {found.text}")
+                    yield found
 
     def _read_all(self) -> Read:
         labeled = {candidate.name: self._stored(candidate.key) for candidate in self._candidates}
@@ -153,7 +168,7 @@ class Upstreams:
             )
         return Read(here, tables, gold_rows_elsewhere=len(gold) - len(here), **several)
 
-    def _several(self, partition: str) -> dict[str, int]:
+    def _several(self, partition: str) -> dict[str, Any]:
         """Return how many partitions were read of the candidates, and are missing, where one reads several."""
         keys = [key for key in self._keys() if self._partitions_of(key) is not None]
         mapped = [len(self._tables.mapped(key, partition)) for key in keys]

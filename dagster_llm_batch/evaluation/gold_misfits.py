@@ -1,0 +1,103 @@
+"""Gold values that the response of a candidate cannot give, such as a misspelt class: no label ever equals them.
+
+They count as they did, as wrong, and are told: no figure says by itself that gold, and not the model, is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.json_schema import Fit
+from dagster_llm_batch.core.response import Reader, is_json
+from dagster_llm_batch.evaluation.candidates import Candidate
+from dagster_llm_batch.metrics import Target
+from dagster_llm_batch.metrics.columns import EXAMPLES
+from dagster_llm_batch.metrics.joining import MAX_CLASSES
+from dagster_llm_batch.text import plain_text
+
+__all__ = ["Misfits", "find_misfits"]
+
+_REASON_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """Values of one target that one candidate cannot give, with the gold rows that have each, and why the first cannot
+    be given. `n_gold`: gold rows with a value.
+    """
+
+    candidate: str
+    target: str
+    rows: tuple[tuple[object, int], ...]
+    reason: str
+    n_gold: int
+
+    @property
+    def are_all(self) -> bool:
+        """Whether no gold row is left that a label could equal."""
+        return sum(count for _, count in self.rows) == self.n_gold
+
+    @property
+    def text(self) -> str:
+        """What a person needs to find them, and what to do."""
+        shown = [f"{plain_text(repr(value))} ({count:,})" for value, count in self.rows[:EXAMPLES]]
+        more = len(self.rows) - len(shown)
+        return (
+            f"{sum(count for _, count in self.rows):,} of {self.n_gold:,} gold rows have a '{self.target}' that the "
+            f"response of '{self.candidate}' cannot give: {', '.join(shown)}{f' and {more:,} more' if more else ''}. "
+            f"{plain_text(self.reason, _REASON_CHARS)}. No label equals them. Write gold as the response has it, "
+            "capitals and spaces too, or let the response give these values."
+        )
+
+
+def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target: Target) -> Misfits | None:
+    """Return the misfits, the most frequent value first; None where there are none, or nobody knows.
+
+    A value that the candidate gave, as by an earlier definition, is none. Numeric targets are near or far, and a mean
+    of what people said need not be a number that the response can give.
+    """
+    schema = None if candidate.reader is None else _column_schema(candidate.reader, target.name)
+    column = target.gold_column or target.name
+    if schema is None or target.kind != "categorical" or gold.column_names.count(column) != 1:
+        return None
+    values = gold[column].drop_null()
+    # what is nested, or has too many values for classes, is refused when it is compared
+    if pa.types.is_nested(values.type) or len(distinct := pc.value_counts(values)) > MAX_CLASSES:
+        return None
+    fit = Fit(schema)
+    found = [
+        (value, count, reason)
+        for value, count in _counted(distinct)
+        if (reason := fit.misfit({target.name: value})) is not None
+    ]
+    answers = labels[target.name]
+    if found and not pa.types.is_nested(answers.type):
+        given = set(pc.unique(answers).to_pylist())
+        found = [one for one in found if one[0] not in given]
+    if not found:
+        return None
+    found.sort(key=lambda one: -one[1])
+    rows = tuple((value, count) for value, count, _ in found)
+    return Misfits(candidate.name, target.name, rows, found[0][2].removeprefix(f"$.{target.name}: "), len(values))
+
+
+def _column_schema(reader: Reader, name: str) -> dict[str, Any] | None:
+    """Return the schema of an object with this column; None where the response says nothing of it."""
+    schema = reader.columns_schema or reader.format.json_schema or {}
+    of_column = next((field for field in reader.fields if field.name == name), None)
+    if of_column is None or is_json(of_column) or name not in schema.get("properties", {}):
+        return None
+    # No other column is needed, and a rule for several columns says nothing of one.
+    return {word: schema[word] for word in ("$defs", "definitions", "properties") if word in schema}
+
+
+def _counted(distinct: pa.StructArray) -> Iterator[tuple[object, int]]:
+    """Yield values as JSON has them: a whole number may be stored as a decimal."""
+    for value, count in zip(distinct.field("values").to_pylist(), distinct.field("counts").to_pylist(), strict=True):
+        yield (float(value) if isinstance(value, Decimal) else value), count
