@@ -196,9 +196,11 @@ class _Run:
             return None
         if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked_up:
             next_ones = islice(self.settled.values(), self.writer.partitions_at_once)
-            self.looked_up = {status.submission.submission_id for status in next_ones}
-            self.replaced = engine.ledger.newer_submissions(self.looked_up)
+            group = {status.submission.submission_id for status in next_ones}
+            self.replaced = engine.ledger.newer_submissions(group)
             self.tombstones = len(engine.ledger.tombstones(engine.namespace, asset))
+            # Last: of a group that the ledger could not be asked about, nothing is known.
+            self.looked_up = group
         status = self.settled.pop(partition)
         # Older labels would take the place of those of another run.
         return None if status.submission.submission_id in self.replaced else status
