@@ -104,7 +104,12 @@ class _Model:
         is_plain = type(default) in _DEFAULTS or (type(default) is list and not default)
         if given != {"default"} or not is_plain:
             raise _NotPlain
-        return self._type(schema["schema"]), default
+        inner = schema["schema"]
+        for name, number in (("int", int), ("float", float)):
+            # Pydantic writes the 1 of `score: float = 1` as 1.0, and a truth value as a number.
+            if isinstance(default, int) and name in (inner["type"], inner.get("schema", {}).get("type")):
+                default = number(default)
+        return self._type(inner), default
 
     def _type(self, schema: Mapping[str, Any]) -> Any:
         schema = self._resolved(schema)

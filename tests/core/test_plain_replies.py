@@ -311,6 +311,32 @@ class Optional(BaseModel):
     b: str
 
 
+class Score(BaseModel):
+    """Its defaults are of other types than its fields."""
+
+    share: float = 1
+    most: float | None = True
+    rank: int = True
+    either: Literal["a", 1] = "a"
+
+
+class Scores(BaseModel):
+    """What has a choice of texts and numbers is a column of JSON text."""
+
+    scores: list[list[Score]]
+
+
+def test_defaults_are_written_as_pydantic_writes_them() -> None:
+    reader = Reader(Scores)
+    assert reader._plain is not None
+    text = '{"scores":[[{}]]}'
+    wanted = '[[{"share":1.0,"most":1.0,"rank":1,"either":"a"}]]'
+    assert Scores.model_validate_json(text).model_dump_json() == f'{{"scores":{wanted}}}'
+    # Such a column has its names sorted.
+    wanted = '[[{"either":"a","most":1.0,"rank":1,"share":1.0}]]'
+    assert reader.read([text], [None]).columns["scores"].to_pylist() == [wanted]
+
+
 MODELS = [Plain, Bounded, Turned, Fewer, Optional]
 
 
