@@ -226,6 +226,9 @@ class _Run:
         """Mark what has landed as delivered, in one transaction."""
         if self.landed:
             engine.ledger.mark_delivered(*self.landed)
+            # Another run may have landed newer labels after this one had looked for them, and before it stored its own.
+            if newer := engine.ledger.newer_submissions(self.landed):
+                engine.ledger.take_back_delivery(set().union(*newer.values()))
             self.landed.clear()
 
 

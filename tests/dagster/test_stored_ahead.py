@@ -156,3 +156,47 @@ def test_after_a_fault_of_the_ledger_no_older_labels_take_the_place_of_those_tha
         assert location.landed() == {*KEYS} - {KEYS[32]}
         assert read(tables, LABELS, KEYS[-2]) == ["old-0", "old-1"]
         assert read(tables, LABELS, KEYS[-1]) == ["new-0", "new-1"]
+
+
+class LateManager(dg.IOManager):
+    """Stores a table of partition p01 only when another run has landed newer labels of it."""
+
+    def __init__(self, tables: str) -> None:
+        self.manager = manager_of(tables)
+        self.waits_for: list[Callable[[], None]] = []
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        if context.partition_key == KEYS[1] and self.waits_for:
+            self.waits_for.pop()()
+        self.manager.handle_output(context, obj)
+
+    def load_input(self, context: dg.InputContext) -> Any:
+        return self.manager.load_input(context)
+
+
+def test_labels_that_older_ones_have_taken_the_place_of_land_again(instance, emulator, tmp_path):
+    tables, prefixes = str(tmp_path / "tables"), dict.fromkeys(KEYS, "old")
+    late = LateManager(tables)
+    assets = labeled(rows=lambda context: tickets(2, prefixes[context.partition_key]), partitions_def=PARTS)
+    location = CodeLocation(emulator, instance, *assets, resources={"io_manager": late})
+    span = (KEYS[0], KEYS[2])
+    assert location.submit(span=span).success
+    emulator.settle()
+
+    def relabel() -> None:
+        prefixes[KEYS[1]] = "new"
+        assert location.run(BATCH, partition=KEYS[1]).success
+        emulator.settle()
+        assert location.collect(partition=KEYS[1]).success
+        assert read(tables, LABELS, KEYS[1]) == ["new-0", "new-1"]
+
+    late.waits_for.append(relabel)
+    assert location.collect(span=span).success
+    assert not late.waits_for
+    assert read(tables, LABELS, KEYS[1]) == ["old-0", "old-1"]
+    [request] = location.tick().run_requests
+    assert request.partition_key == KEYS[1]
+    assert location.launch(request).success
+    assert [read(tables, LABELS, key)[0] for key in KEYS[:3]] == ["old-0", "new-0", "old-0"]
+    assert location.tick().skip_message == "no batches in flight"
+    assert emulator.books.billed_twice() == {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -176,6 +176,15 @@ class Ledger(LedgerQueries):
                 self._clock,
                 *(event_row(each.submission_id, "delivered", each.state, each.state) for each in fresh),
             )
+
+    def take_back_delivery(self, submission_ids: Collection[str]) -> None:
+        """Mark submissions undelivered, so that they land again: older labels have taken their place. Idempotent."""
+        with self._database.write() as connection:
+            known = get_submissions(connection, list(submission_ids), lock=True)
+            landed = [submission.submission_id for submission in known if submission.delivered_at is not None]
+            if landed:
+                connection.execute(UPDATE_SUBMISSION, [{"key": key, "delivered_at": None} for key in landed])
+                insert_events(connection, self._clock, *(event_row(key, "landed_over") for key in landed))
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Move an open submission to another state, as by canceling it. Idempotent.
