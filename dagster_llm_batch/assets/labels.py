@@ -30,7 +30,6 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.engine import KnownSubmission
 from dagster_llm_batch.engine.status import Unsent, advise_on_change, advise_on_no_room, advise_on_overdue
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.label_stats import LabelStats
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Labeling
-    from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.engine.engine import Engine, KnownSubmission
 
 __all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
 
@@ -86,7 +85,7 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
 
 @contextmanager
 def labeled_tables(
-    engine: "Engine", known: KnownSubmission, *, run_id: str, reread: bool, as_streams: bool
+    engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool, as_streams: bool
 ) -> Iterator[LabeledTables]:
     """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
     order.
@@ -304,6 +303,8 @@ class _Landing:
         # A table of rejects alone would take the place of labels that are there.
         if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
             raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
+        from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415 - it is there: a run is at work
+
         known = KnownSubmission(status, sent, run.tombstones)
         open_tables = partial(
             labeled_tables,
@@ -365,7 +366,7 @@ class _Landing:
         context: dg.AssetExecutionContext,
         engine: "Engine",
         partition: str | None,
-        known: KnownSubmission,
+        known: "KnownSubmission",
         begun: _Begun,
         run: _Run,
         *,
