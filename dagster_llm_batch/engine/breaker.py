@@ -28,7 +28,8 @@ from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import request_ids
 from dagster_llm_batch.engine.status import STOPPED, find_unsent, retry_command
-from dagster_llm_batch.storage.ledger.records import Shard, Submission, count_requests
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import plain_text
 from dagster_llm_batch.types import Lane, Outcome
 

@@ -39,7 +39,8 @@ from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.engine.status import Advice, advise_on_money
 from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, count_requests
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Lane
 

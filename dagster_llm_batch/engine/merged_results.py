@@ -31,7 +31,8 @@ import pyarrow as pa
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.errors import PayloadError
-from dagster_llm_batch.storage.ledger.records import Shard, count_requests
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 from dagster_llm_batch.storage.stored_files import FileVersion
 

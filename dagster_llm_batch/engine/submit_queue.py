@@ -29,15 +29,8 @@ from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
-from dagster_llm_batch.storage.ledger.records import (
-    Event,
-    Queued,
-    Shard,
-    ShardFields,
-    Submission,
-    SubmissionState,
-    count_requests,
-)
+from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
 __all__ = [

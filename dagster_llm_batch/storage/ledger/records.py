@@ -8,7 +8,7 @@ Times are aware UTC, money is `Decimal` US dollars, `None` means "not known" or 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -34,7 +34,6 @@ __all__ = [
     "Submission",
     "SubmissionState",
     "Tombstone",
-    "count_requests",
     "was_taken",
 ]
 
@@ -328,11 +327,6 @@ class ShardFields(TypedDict, total=False):
     padding_usd: Decimal
     answered: int
     reserved_usd: Decimal | None
-
-
-def count_requests(shards: Iterable[Shard]) -> int:
-    """Return how many requests these shards have together."""
-    return sum(shard.requests for shard in shards)
 
 
 def was_taken(lane: Lane, batch_id: str | None, sent_at: datetime | None) -> bool:

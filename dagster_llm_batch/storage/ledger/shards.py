@@ -8,7 +8,7 @@ bottleneck, and a second place where results could be lost.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -39,6 +39,7 @@ __all__ = [
     "OF_SPLIT",
     "UPDATE_SHARD",
     "committed_usd",
+    "count_requests",
     "count_sends",
     "get_shards",
     "illegal_move",
@@ -147,6 +148,11 @@ def insert_half(connection: sa.Connection, whole: Shard, half: Shard, now: datet
     planned_at = sa.select(SHARD.c.planned_at).where(SHARD.c.shard_id == whole.shard_id)
     row = {**to_row(half), "planned_at": connection.execute(planned_at).scalar_one(), "polled_at": now}
     connection.execute(_INSERT_SHARD, row)
+
+
+def count_requests(shards: Iterable[Shard]) -> int:
+    """Return how many requests these shards have together."""
+    return sum(shard.requests for shard in shards)
 
 
 def get_shards(connection: sa.Connection, ids: Collection[str]) -> dict[str, Shard]:
