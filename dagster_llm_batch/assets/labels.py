@@ -303,7 +303,8 @@ class _Landing:
         # A table of rejects alone would take the place of labels that are there.
         if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
             raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
-        from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415 - it is there: a run is at work
+        # A code location that is only read loads no engine.
+        from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415
 
         known = KnownSubmission(status, sent, run.tombstones)
         open_tables = partial(

@@ -1,4 +1,4 @@
-"""What tests of whole deployments ask: a few words of each row, in batches of three."""
+"""What tests of whole deployments ask of each row, in batches of three."""
 
 from __future__ import annotations
 

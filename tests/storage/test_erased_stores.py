@@ -11,14 +11,15 @@ import random
 import signal
 import sys
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import labelings
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
+from dagster_llm_batch.engine import Deployment, Engine, Limits
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Tombstone
@@ -26,15 +27,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault
 from dagster_llm_batch.testing.emulator.answers import last_user_text
 
-LABELS = Labeling(
-    asset="labels",
-    model="openai/gpt-4o",
-    key="id",
-    prompt=Prompt(user="{{ text }}"),
-    params={"max_tokens": 50},
-    keep=["note"],
-    limits=Limits(max_requests_per_batch=15),
-)
+LABELS = replace(labelings.LABELS, keep=["note"], limits=Limits(max_requests_per_batch=15))
 
 
 def secret(key: int) -> str:

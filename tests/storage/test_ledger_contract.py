@@ -367,6 +367,19 @@ def test_a_settled_or_canceled_submission_stays_in_progress_until_it_is_delivere
     assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s2"]
 
 
+def test_a_delivery_that_is_taken_back_is_in_progress_again(ledger):
+    ledger.open_submission(a_submission("s1"), [])
+    ledger.settle_submission("s1", outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
+    ledger.mark_delivered("s1")
+    for _ in range(2):
+        ledger.take_back_delivery(["s1"])
+        assert ledger.submission("s1").delivered_at is None
+    assert kinds(ledger) == ["opened", "settled", "delivered", "landed_over"]
+    assert [progress.submission.submission_id for progress in ledger.progress("prod")] == ["s1"]
+    ledger.mark_delivered("s1")
+    assert list(ledger.progress("prod")) == []
+
+
 def test_settle_records_the_account_and_may_be_repeated(ledger, clock):
     ledger.open_submission(a_submission(), [a_shard()])
     money = {"cost_usd": Decimal("0.10"), "realtime_usd": Decimal("0.20"), "price_basis": PriceBasis.HALF}

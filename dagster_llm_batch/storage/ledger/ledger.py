@@ -466,7 +466,7 @@ class Ledger(LedgerQueries):
             connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
 
     def delay_shards(self, shard_ids: Sequence[str], until: datetime | None, reason: str | None) -> None:
-        """Record until when planned shards are not to be sent, and why; with None for the time, they wait for none."""
+        """Record until when planned shards are not to be sent, and why. None takes back what was recorded."""
         with self._database.write() as connection:
             planned = [s for s in get_shards(connection, shard_ids).values() if s.state is ShardState.PLANNED]
             rows = [{"key": shard.shard_id, "waits_until": until, "reason": reason} for shard in planned]
