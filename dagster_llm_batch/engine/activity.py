@@ -16,6 +16,7 @@ from dagster_llm_batch.engine.submit_queue import can_go, has_room
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
+from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
 
 if TYPE_CHECKING:
@@ -124,13 +125,13 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
     )
 
 
-def can_send(deployment: Deployment, submission: Submission) -> bool:
-    """Return whether one of the submission's planned shards may be sent now."""
+def can_send(deployment: Deployment, submission: Submission, lines: QueueLines | None = None) -> bool:
+    """Return whether one of the submission's planned shards may be sent now. Give `lines` to ask this of many."""
     if submission.state is not SubmissionState.OPEN:
         return True
     shards = deployment.ledger.shards(submission.submission_id)
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
-    return can_go(deployment, planned, late=deployment.is_late(submission))
+    return can_go(deployment, planned, lines or QueueLines(deployment.ledger), late=deployment.is_late(submission))
 
 
 def find_held_queues(deployment: Deployment) -> list[Advice]:

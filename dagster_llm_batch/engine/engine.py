@@ -54,6 +54,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
+from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -406,10 +407,14 @@ class Engine:
         """Return whether a create call of the submission left no record."""
         return ShardState.SUBMITTING in progress.states
 
-    def can_advance(self, progress: Progress) -> bool:
+    def queue_lines(self) -> QueueLines:
+        """Return the lines before declared queues, each read once, for `can_advance` of many submissions."""
+        return QueueLines(self.ledger)
+
+    def can_advance(self, progress: Progress, lines: QueueLines | None = None) -> bool:
         """Return whether `advance` would send, collect or settle something."""
         submission, states = progress.submission, set(progress.states)
-        if ShardState.PLANNED in states and activity.can_send(self.deployment, submission):
+        if ShardState.PLANNED in states and activity.can_send(self.deployment, submission, lines):
             return True
         return not states & {ShardState.PLANNED, *IN_FLIGHT} and not self.ledger.unsettled(submission.reused_from)
 

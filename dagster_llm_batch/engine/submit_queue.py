@@ -28,7 +28,7 @@ from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY, QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
@@ -209,7 +209,7 @@ class Dispatcher:
                     self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
         self._affordable_ids.update(shard.shard_id for shard in going)
         if again := [shard.shard_id for shard in going if shard.reason == LACKS_MONEY]:
-            self._deployment.ledger.delay_shards(again, None, None)
+            self._deployment.ledger.take_places_back(again)
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
@@ -315,7 +315,7 @@ class Dispatcher:
         planned = [shard for shard in ledger.shards(submission_id) if shard.state is ShardState.PLANNED]
         lacking = [shard for shard in planned if shard.shard_id not in self._affordable_ids and due(shard, now)]
         if ids := [shard.shard_id for shard in lacking if shard.reason != LACKS_MONEY]:
-            ledger.delay_shards(ids, None, LACKS_MONEY)
+            ledger.give_up_places(ids)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
@@ -401,7 +401,7 @@ def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
     deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)
 
 
-def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> bool:
+def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, *, late: bool) -> bool:
     """Return whether one of a submission's planned shards may be sent now, or is given up since it is too late."""
     now = deployment.clock()
     if planned and not late:
@@ -415,10 +415,10 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], *, late: bool) -> b
         return True
     batches = [shard for shard in planned if shard.lane is not Lane.REALTIME and (late or due(shard, now))]
     by_model = groupby(sorted(batches, key=_target), key=_target)
-    return any(late or _have_room(deployment, list(shards)) for _, shards in by_model)
+    return any(late or _have_room(deployment, list(shards), lines) for _, shards in by_model)
 
 
-def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
+def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLines) -> bool:
     """Return whether one of these shards of a submission, of one model and lane, may be sent now."""
     # Nothing overtakes in a queue: where the first of them has to wait, so do the others; beside what was chosen, where
     # the smallest has. To ask of each of thousands would take a tick of the sensor longer than Dagster gives it.
@@ -426,9 +426,9 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard]) -> bool:
     chosen = {shard.most_at_once for shard in shards}
     loosest = None if None in chosen else max(filter(None, chosen), default=0)
     smallest = replace(min(shards, key=lambda shard: shard.tokens), most_at_once=loosest)
-    if not (_is_within_declared(deployment, [first]) and _is_within_chosen(deployment, [smallest])):
+    if not (_is_within_declared(deployment, [first], lines) and _is_within_chosen(deployment, [smallest])):
         return False
-    return any(has_room(deployment, [shard]) for shard in shards)
+    return any(has_room(deployment, [shard], lines) for shard in shards)
 
 
 def _waits_for_money(deployment: Deployment, last: Event) -> bool:
@@ -502,9 +502,13 @@ def _queued(shards: Sequence[Shard], batches: int) -> Queued:
     return Queued(batches, count_requests(shards), sum(shard.tokens for shard in shards))
 
 
-def has_room(deployment: Deployment, batch: Sequence[Shard]) -> bool:
-    """Return whether the queue has room for this batch, beside what is in it and after what has waited longer."""
-    return all(has(deployment, batch) for has in (_is_within_declared, _is_within_chosen, _is_expected))
+def has_room(deployment: Deployment, batch: Sequence[Shard], lines: QueueLines | None = None) -> bool:
+    """Return whether the queue has room for this batch, beside what is in it and after what has waited longer: now, or
+    when `lines` were read.
+    """
+    return _is_within_declared(deployment, batch, lines) and all(
+        has(deployment, batch) for has in (_is_within_chosen, _is_expected)
+    )
 
 
 def _is_within_chosen(deployment: Deployment, batch: Sequence[Shard]) -> bool:
@@ -558,12 +562,12 @@ def _is_taken(shard: Shard, now: datetime) -> bool:
     return shard.submitted_at is not None and now - shard.submitted_at >= _TAKEN_AFTER
 
 
-def _is_within_declared(deployment: Deployment, batch: Sequence[Shard]) -> bool:
+def _is_within_declared(deployment: Deployment, batch: Sequence[Shard], lines: QueueLines | None) -> bool:
     limit, model = _limit(deployment, batch[0])
     if limit is None:
         return True
     presence = deployment.presence(batch[0])
-    ahead = deployment.ledger.queue_ahead(
+    ahead = (lines or deployment.ledger).queue_ahead(
         deployment.namespace, batch, presence=presence, longest_pause=LONGEST_PAUSE, model=model
     )
     own = _queued(batch, batches=1)

@@ -41,6 +41,7 @@ from dagster_llm_batch.types import BatchStatus, Cause
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.storage.ledger.queues import QueueLines
 
 __all__ = ["Tick"]
 
@@ -436,12 +437,13 @@ class Tick:
     def _going(self, readable: Collection[str]) -> list[Submission]:
         """Return the submissions that a run can advance. Those whose labels have landed are marked delivered."""
         moving: list[Submission] = []
+        lines = self._engine.queue_lines()
         for progress in self._after:
             submission = progress.submission
             place = submission.place
             with self.apart(place):
                 try:
-                    if self._can_go(progress):
+                    if self._can_go(progress, lines):
                         moving.append(submission)
                 except (CannotTellError, RefusedError, ConfigError) as error:
                     self._context.log.exception("A submission needs a person.")
@@ -471,7 +473,7 @@ class Tick:
         ]
         return [submission for submission in moving if submission.submission_id not in home | unknown]
 
-    def _can_go(self, progress: Progress) -> bool:
+    def _can_go(self, progress: Progress, lines: QueueLines) -> bool:
         submission = progress.submission
         assert self._runs is not None
         if (run := self._runs.submitting(submission.asset, submission.partition)) is not None:
@@ -479,7 +481,7 @@ class Tick:
             self.note(f"{submission.asset}: run {short_run(run.run_id)} is at work on its submission")
             return False
         if not self._engine.needs_recovery(progress):
-            return self._engine.can_advance(progress)
+            return self._engine.can_advance(progress, lines)
         if self._has_time():
             self._recovered = True
             self._engine.recover_batches(submission.submission_id)

@@ -366,6 +366,31 @@ def test_a_full_queue_is_asked_about_once_for_a_submission_however_many_shards_w
     assert sum("waits_until" in statement.partition("WHERE")[2] for statement in asked) == 1
 
 
+def test_a_full_queue_is_read_once_for_a_look_at_all_that_waits_for_it(workspace: Workspace) -> None:
+    definition = labeling(limits=Limits(max_requests_per_batch=4))
+    engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})
+    for at in range(10):
+        submission = engine.plan(definition, tickets(4, start=4 * at), partition=str(at))
+        engine.submit(definition, submission.submission_id)
+    waiting = [one for one in engine.ledger.progress("test") if "planned" in one.states]
+    assert len(waiting) == 9
+    lines = engine.queue_lines()
+    with statements() as asked:
+        assert not any(engine.can_advance(progress, lines) for progress in waiting)
+    assert sum("sum(shard.requests)" in statement for statement in asked) == 1
+    workspace.emulator.settle()
+    engine.poll(
+        [
+            shard
+            for one in engine.ledger.progress("test")
+            for shard in engine.ledger.shards(one.submission.submission_id)
+        ]
+    )
+    lines = engine.queue_lines()
+    # Nothing overtakes: only the first of them has room.
+    assert [engine.can_advance(progress, lines) for progress in waiting] == [True, *[False] * 8]
+
+
 def test_the_first_of_a_submission_in_a_queue_goes_whatever_its_id_is(workspace: Workspace) -> None:
     definition = labeling(limits=Limits(max_requests_per_batch=4))
     engine = engine_with(workspace, queue_limits={"openai": QueueLimit(max_batches=1)})

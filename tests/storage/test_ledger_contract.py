@@ -20,6 +20,7 @@ from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
 from dagster_llm_batch.storage.ledger.records import Ending, Presence, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
+from tests.statements import statements
 
 
 def kinds(ledger, submission_id="s1"):
@@ -864,10 +865,83 @@ def test_what_lacks_money_is_before_nothing_in_its_queue(ledger, clock):
     last = [ledger.shard("h2")]
     asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
     assert ledger.queue_ahead("prod", last, **asked).batches == 1
-    ledger.delay_shards(["h1"], None, LACKS_MONEY)
-    assert ledger.queue_ahead("prod", last, **asked).batches == 0
-    ledger.delay_shards(["h1"], None, None)
-    assert ledger.queue_ahead("prod", last, **asked).batches == 1
+    for _ in range(2):
+        ledger.give_up_places(["h1"])
+        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason) == (None, LACKS_MONEY)
+        assert ledger.queue_ahead("prod", last, **asked).batches == 0
+    for _ in range(2):
+        ledger.take_places_back(["h1"])
+        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason) == (None, None)
+        assert ledger.queue_ahead("prod", last, **asked).batches == 1
+
+
+def test_what_limits_keep_for_unsent_shards_and_waves_is_summed_by_submission(ledger, clock):
+    opened = clock.now
+    for at, name in enumerate(("s1", "s2", "s3", "s4")):
+        shards = [a_shard(f"{name}{n}", name, number=n, nonce=f"{name}{n}") for n in range(2)]
+        kept = {"reserved_usd": Decimal("0.3")} if name in ("s1", "s3") else {}
+        submission = a_submission(name, partition=str(at), created_at=opened, **kept)
+        ledger.open_submission(submission, shards)
+        clock.pass_seconds(60)
+    ledger.reserve({key: Decimal("0.1") for key in ("s10", "s11", "s20", "s40", "s41")}, [])
+    bring_to(ledger, "s11", ShardState.SUBMITTED)
+    ledger.set_state("s3", SubmissionState.CANCELED)
+    ledger.open_submission(a_submission("s5", namespace="other", reserved_usd=Decimal(1)), [])
+    planned = (opened, opened + timedelta(seconds=60), opened + timedelta(seconds=180))
+    assert ledger.kept_for_unsent("prod") == {
+        "s1": (Decimal("0.4"), planned[0]),
+        "s2": (Decimal("0.1"), planned[1]),
+        "s4": (Decimal("0.2"), planned[2]),
+    }
+    for shard_id in ("s20", "s40", "s41"):
+        ledger.move_shard(shard_id, Move.CANCELED)
+    assert list(ledger.kept_for_unsent("prod")) == ["s1"]
+
+
+def test_only_planned_shards_wait_and_a_place_is_taken_back_only_where_it_was_given_up(ledger, clock):
+    names = ("h1", "h2", "h3")
+    ledger.open_submission(a_submission(), [a_shard(name, number=at, nonce=name) for at, name in enumerate(names)])
+    until = clock.now + timedelta(minutes=5)
+    ledger.delay_shards(["h1"], until, "its provider is down")
+    ledger.give_up_places(["h2"])
+    bring_to(ledger, "h3", ShardState.SUBMITTED)
+    sent = ledger.shard("h3")
+    ledger.take_places_back(names)
+    paused, back = ledger.shard("h1"), ledger.shard("h2")
+    assert (paused.waits_until, paused.reason) == (until, "its provider is down")
+    assert (back.waits_until, back.reason) == (None, None)
+    ledger.delay_shards(names, until, "it waits")
+    assert [ledger.shard(name).waits_until for name in names] == [until, until, None]
+    ledger.give_up_places(names)
+    assert [ledger.shard(name).waits_until for name in names] == [None] * 3
+    assert ledger.shard("h3") == sent
+    for wait in (ledger.give_up_places, ledger.take_places_back, lambda ids: ledger.delay_shards(ids, until, "it")):
+        with pytest.raises(LedgerError, match="no shard h9"):
+            wait(["h1", "h9"])
+
+
+def test_a_line_says_of_each_shard_what_is_ahead_of_it_in_two_statements(ledger, clock):
+    """What is in flight, waits, lacks money, is paused, is of another model, namespace or a submission that ended."""
+    counts = {"requests": 3, "tokens": 10}
+    for at, of in enumerate(({}, {"namespace": "other"}, {"model": "other"}, {})):
+        shards = [a_shard(f"{n}{at}", f"s{at}", number=n, nonce=f"{n}{at}", **counts) for n in range(6)]
+        ledger.open_submission(a_submission(f"s{at}", partition=str(at), **of), shards)
+        clock.pass_seconds(1)
+    for sent in ("00", "01", "02"):
+        bring_to(ledger, sent, ShardState.SUBMITTED)
+    ledger.give_up_places(["10"])
+    ledger.delay_shards(["20"], clock.now + timedelta(minutes=5), "it waits")
+    ledger.open_submission(a_submission("s9", partition="9"), [a_shard("90", "s9", nonce="90", **counts)])
+    ledger.set_state("s9", SubmissionState.CANCELED)
+    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    planned = [one for name in ("s0", "s3") for one in ledger.shards(name) if one.state is ShardState.PLANNED]
+    for model, waiting in ((None, [*planned, *ledger.shards("s2")[1:]]), (planned[0].model, planned)):
+        with statements() as read:
+            line = ledger.queue_line("prod", planned[0], **asked, model=model)
+        assert sum(statement.startswith("SELECT") for statement in read) == 2
+        assert line == {one.shard_id: ledger.queue_ahead("prod", [one], **asked, model=model) for one in waiting}
+    assert (line["30"], line["03"]) == ((2, 6, 20), (5, 15, 50))
+    assert list(line) == [one.shard_id for one in planned]
 
 
 def test_the_ledger_tells_what_is_in_flight_of_a_model_and_what_its_queue_had_no_room_for(ledger, clock):

@@ -27,6 +27,7 @@ from dagster_llm_batch.storage.ledger.database import Database, utc_now
 from dagster_llm_batch.storage.ledger.judgments import Judgments, Notes, rename_judgments
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
 from dagster_llm_batch.storage.ledger.records import (
     Ending,
     Settlement,
@@ -50,6 +51,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     looked_after,
     move_values,
     report_values,
+    set_waits,
     store_recovered,
     take_move,
     unrecorded_sends,
@@ -465,13 +467,22 @@ class Ledger(LedgerQueries):
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
 
-    def delay_shards(self, shard_ids: Sequence[str], until: datetime | None, reason: str | None) -> None:
-        """Record until when planned shards are not to be sent, and why. None takes back what was recorded."""
+    def delay_shards(self, shard_ids: Sequence[str], until: datetime, reason: str) -> None:
+        """Record until when planned shards are not to be sent, and why. What was sent meanwhile stays as it is."""
         with self._database.write() as connection:
-            planned = [s for s in get_shards(connection, shard_ids).values() if s.state is ShardState.PLANNED]
-            rows = [{"key": shard.shard_id, "waits_until": until, "reason": reason} for shard in planned]
-            if rows:
-                connection.execute(UPDATE_SHARD, rows)
+            set_waits(connection, shard_ids, until, reason)
+
+    def give_up_places(self, shard_ids: Sequence[str]) -> None:
+        """Record that no limit of money has room for planned shards: in their queue they are before nothing, until
+        `take_places_back`. They wait for no time. Idempotent.
+        """
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, None, LACKS_MONEY)
+
+    def take_places_back(self, shard_ids: Sequence[str]) -> None:
+        """Give planned shards the places that they gave up. What waits for another reason stays so. Idempotent."""
+        with self._database.write() as connection:
+            set_waits(connection, shard_ids, None, None, where_reason=LACKS_MONEY)
 
     def forget_raw(self, submission_id: str, detail: str) -> None:
         """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""

@@ -15,12 +15,20 @@ from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import is_due, looked_after
 from dagster_llm_batch.types import Lane
 
-__all__ = ["LACKS_MONEY", "QueueQueries", "may_go"]
+__all__ = ["LACKS_MONEY", "QueueLines", "QueueQueries", "may_go"]
 
 LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
 """The reason of a planned shard that no limit of money has room for: in its queue, it does not count as waiting."""
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
+
+# A batch has the place of its oldest shard. With the place of any other, two batches could each wait for a part
+# of the other, and nothing would be sent any more.
+_PLACE = (SHARD.c.planned_at, SHARD.c.shard_id)
+
+# A batch is counted by its carrier. To count different ids takes the database three times as long.
+_COUNTED = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
+
 _SENT_AT = sa.func.coalesce(SHARD.c.submitted_at, SHARD.c.sent_at, SHARD.c.planned_at)
 
 # Of a queue's holders so many shards are named to a person.
@@ -49,31 +57,42 @@ class QueueQueries:
         """
         first, now = batch[0], presence.now
         ids = [each.shard_id for each in batch]
-        # A batch has the place of its oldest shard. With the place of any other, two batches could each wait for a part
-        # of the other, and nothing would be sent any more.
-        place = (SHARD.c.planned_at, SHARD.c.shard_id)
-        of_batch = (sa.select(column).where(SHARD.c.shard_id.in_(ids)).order_by(*place).limit(1) for column in place)
-        older = sa.tuple_(*place) < sa.tuple_(*(column.scalar_subquery() for column in of_batch))
-        # No join: with what was sent, all submissions that there ever were would be read.
-        going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
-        waits = (
-            (SHARD.c.state == ShardState.PLANNED)
-            & SHARD.c.submission_id.in_(going)
-            & older
-            & SHARD.c.reason.is_distinct_from(LACKS_MONEY)
-            & looked_after(presence.seen_since, now)
-        )
-        # A batch is counted by its carrier. To count different ids takes the database three times as long.
-        counted = (sa.case((SHARD.c.carrier.is_(None), 1), else_=0), SHARD.c.requests, SHARD.c.tokens)
+        of_batch = (sa.select(column).where(SHARD.c.shard_id.in_(ids)).order_by(*_PLACE).limit(1) for column in _PLACE)
+        older = sa.tuple_(*_PLACE) < sa.tuple_(*(column.scalar_subquery() for column in of_batch))
+        waits = _is_planned(namespace) & older & _holds_place(presence)
         query = (
-            sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in counted))
-            .where(SHARD.c.provider == first.provider, SHARD.c.account == first.account, SHARD.c.lane == Lane.BATCH)
-            .where(_is_in_queue(presence) | waits, is_due(now, longest_pause))
+            sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED))
+            .where(*_of_queue(first, model), _is_in_queue(presence) | waits, is_due(now, longest_pause))
             .where(SHARD.c.shard_id.not_in(ids))
         )
         with self._database.read() as connection:
-            row = connection.execute(query if model is None else query.where(SHARD.c.model == model)).one()
+            row = connection.execute(query).one()
         return Queued(*map(int, row))
+
+    def queue_line(
+        self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
+    ) -> dict[str, Queued]:
+        """Return what `queue_ahead` says of each planned shard of this namespace in the queue of `shard`, by shard_id.
+
+        In the order of the line. Takes two statements, however many wait.
+        """
+        due = is_due(presence.now, longest_pause)
+        inside = sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED)).where(
+            *_of_queue(shard, model), _is_in_queue(presence), due
+        )
+        waiting = (
+            sa.select(SHARD.c.shard_id, *_COUNTED, (_holds_place(presence) & due).label("holds_place"))
+            .where(*_of_queue(shard, model), _is_planned(namespace))
+            .order_by(*_PLACE)
+        )
+        line: dict[str, Queued] = {}
+        with self._database.read() as connection:
+            ahead = Queued(*map(int, connection.execute(inside).one()))
+            for shard_id, *counts, holds_place in connection.execute(waiting):
+                line[shard_id] = ahead
+                if holds_place:
+                    ahead = Queued(*map(sum, zip(ahead, counts, strict=True)))
+        return line
 
     def first_in_queue(self, shards: Sequence[Shard]) -> Shard:
         """Return which of these planned shards of one submission comes before the others in its queue.
@@ -154,6 +173,53 @@ class QueueQueries:
         with self._database.read() as connection:
             rows = connection.execute(query.where(SHARD.c.state.in_(sorted(IN_FLIGHT)) | waits)).mappings()
             return [from_row(Shard, row) for row in rows]
+
+
+class QueueLines:
+    """What waits for queues at one moment: each queue is read once, for a look at many submissions that sends nothing.
+
+    Answers as QueueQueries do, of what was there when a queue was read.
+    """
+
+    def __init__(self, ledger: QueueQueries) -> None:
+        self._ledger = ledger
+        # By provider, account and model.
+        self._lines: dict[tuple[str, str, str | None], dict[str, Queued]] = {}
+
+    def queue_ahead(
+        self,
+        namespace: str,
+        batch: Sequence[Shard],
+        *,
+        presence: Presence,
+        longest_pause: timedelta,
+        model: str | None = None,
+    ) -> Queued:
+        """See QueueQueries.queue_ahead. A batch of several shards, or one that was planned since, is asked about."""
+        asked: Any = {"presence": presence, "longest_pause": longest_pause, "model": model}
+        first, queue = batch[0], (batch[0].provider, batch[0].account, model)
+        if queue not in self._lines:
+            self._lines[queue] = self._ledger.queue_line(namespace, first, **asked)
+        ahead = self._lines[queue].get(first.shard_id) if len(batch) == 1 else None
+        return self._ledger.queue_ahead(namespace, batch, **asked) if ahead is None else ahead
+
+
+def _of_queue(shard: Shard, model: str | None) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return the conditions for shards in the queue of this one's provider and account, of one model or of all."""
+    of = (SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
+    return of if model is None else (*of, SHARD.c.model == model)
+
+
+def _is_planned(namespace: str) -> sa.ColumnElement[bool]:
+    """Return the condition for planned shards of open submissions of a namespace."""
+    # No join: with what was sent, all submissions that there ever were would be read.
+    going = sa.select(SUBMISSION.c.submission_id).where(_IS_OPEN, SUBMISSION.c.namespace == namespace)
+    return (SHARD.c.state == ShardState.PLANNED) & SHARD.c.submission_id.in_(going)
+
+
+def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
+    """Return the condition for planned shards that others wait behind: looked after, and not without money."""
+    return SHARD.c.reason.is_distinct_from(LACKS_MONEY) & looked_after(presence.seen_since, presence.now)
 
 
 def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:

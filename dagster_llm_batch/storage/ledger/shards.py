@@ -47,10 +47,12 @@ __all__ = [
     "insert_shards",
     "is_awaited",
     "is_due",
+    "kept_for_unsent",
     "kept_usd",
     "looked_after",
     "move_values",
     "report_values",
+    "set_waits",
     "store_recovered",
     "take_move",
     "unknown_shard",
@@ -174,6 +176,23 @@ def update_shards(connection: sa.Connection, condition: sa.ColumnElement[bool], 
         locked = sa.select(SHARD.c.shard_id).where(condition).order_by(SHARD.c.shard_id)
         connection.execute(locked.with_for_update())
     return connection.execute(sa.update(SHARD).where(condition).values(**values)).rowcount
+
+
+def set_waits(
+    connection: sa.Connection,
+    shard_ids: Sequence[str],
+    until: datetime | None,
+    reason: str | None,
+    where_reason: str | None = None,
+) -> None:
+    """Set until when planned shards wait, and why; of those with one reason alone where that is given."""
+    chosen = [
+        shard.shard_id
+        for shard in get_shards(connection, shard_ids).values()
+        if shard.state is ShardState.PLANNED and where_reason in (None, shard.reason)
+    ]
+    if chosen:
+        connection.execute(UPDATE_SHARD, [{"key": key, "waits_until": until, "reason": reason} for key in chosen])
 
 
 _SENDS = (
@@ -350,16 +369,44 @@ def kept_usd(
     """Return what is kept for waves of open submissions that are not planned yet, but for those in `besides`."""
     query = sa.select(SUBMISSION.c.reserved_usd).where(
         SUBMISSION.c.namespace == namespace,
-        SUBMISSION.c.reserved_usd.is_not(None),
-        SUBMISSION.c.state == SubmissionState.OPEN,
-        SUBMISSION.c.settled_at.is_(None),
         SUBMISSION.c.submission_id.not_in(besides),
+        *_KEEPS,
     )
     if asset is not None:
         query = query.where(SUBMISSION.c.asset == asset)
     if submission_id is not None:
         query = query.where(SUBMISSION.c.submission_id == submission_id)
     return sum(connection.execute(query).scalars(), Decimal(0))
+
+
+def kept_for_unsent(connection: sa.Connection, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
+    """See LedgerQueries.kept_for_unsent."""
+    own, names = SUBMISSION.c.namespace == namespace, ("submission_id", "usd", "at")
+    planned = (
+        sa.select(*(column.label(name) for column, name in zip(_OF_PLANNED, names, strict=True)))
+        .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        .where(own, SHARD.c.state == ShardState.PLANNED, SHARD.c.reserved_usd.is_not(None))
+    )
+    unplanned = sa.select(*(column.label(name) for column, name in zip(_OF_UNPLANNED, names, strict=True))).where(
+        own, *_KEEPS
+    )
+    kept: dict[str, tuple[Decimal, datetime]] = {}
+    rows = [*connection.execute(planned), *connection.execute(unplanned)]
+    for row in sorted(rows, key=lambda row: (row.at, row.submission_id)):
+        usd, since = kept.get(row.submission_id, (Decimal(0), row.at))
+        kept[row.submission_id] = (usd + row.usd, since)
+    return {submission_id: each for submission_id, each in kept.items() if each[0]}
+
+
+_OF_PLANNED = (SHARD.c.submission_id, SHARD.c.reserved_usd, SHARD.c.planned_at)
+_OF_UNPLANNED = (SUBMISSION.c.submission_id, SUBMISSION.c.reserved_usd, SUBMISSION.c.created_at)
+
+_KEEPS = (
+    SUBMISSION.c.reserved_usd.is_not(None),
+    SUBMISSION.c.state == SubmissionState.OPEN,
+    SUBMISSION.c.settled_at.is_(None),
+)
+"""The conditions for submissions for whose waves, not planned yet, money is kept."""
 
 
 def _reserved_usd(row: sa.Row[Any]) -> Decimal:
