@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
+from dagster_llm_batch.cli.kept import find_kept_money
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
 from dagster_llm_batch.cli.smoke import smoke_asset, smoke_namespace
@@ -139,6 +140,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _erased(deployment.engine)
         yield from _stranded(deployment.engine)
         yield from _left(deployment.engine)
+        yield from _kept_in_vain(deployment)
         if deployment.has_code:
             yield from _request_files(deployment.engine)
         yield from _under_way(deployment.engine, with_providers=deployment.has_code)
@@ -439,6 +441,13 @@ def _left(engine: Engine) -> Iterator[Finding]:
         problem = f"of {place} {cause_text(shard)}: what it left without a label is not sent again by itself"
         then = f"Where those rows are wanted: {retry_command(submission)}. It shows the price first."
         yield Finding("rows without a label", Severity.WARNING, problem, then)
+
+
+def _kept_in_vain(deployment: DeploymentAccess) -> Iterator[Finding]:
+    """Yield money of the limits that is kept for what nobody sends: others cannot be sent for it."""
+    for kept in find_kept_money(deployment).values():
+        if kept.nobody is not None:
+            yield Finding("kept money", Severity.WARNING, kept.text, kept.then)
 
 
 def _erased(engine: Engine) -> Iterator[Finding]:

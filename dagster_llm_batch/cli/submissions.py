@@ -10,7 +10,8 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import SHORT_ID, console, money, print_json, print_table, table
+from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
+from dagster_llm_batch.cli.output import SHORT_ID, cell, console, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.ledger import Ledger
@@ -52,7 +53,11 @@ def list_command(
     ]
     newest = listed[: -limit - 1 : -1]
     progress = {at_work.submission.submission_id: at_work for at_work in ledger.progress(namespace)}
-    entries = [_entry(submission, progress.get(submission.submission_id)) for submission in newest]
+    kept = find_kept_money(deployment)
+    entries = [
+        _entry(submission, progress.get(submission.submission_id), kept.get(submission.submission_id))
+        for submission in newest
+    ]
     if as_json:
         print_json({"namespace": namespace, "found": len(listed), "submissions": entries})
         return
@@ -66,23 +71,50 @@ def list_command(
             ", ".join(f"{n} {name}" for name, n in sorted((entry["shards"] or {}).items())) or None,
             entry["requests"],
             money(entry["cost_usd"]) or _about(entry),
+            *([money(entry["kept_usd"])] if kept else []),
             now - entry["created_at"],
         ]
         for submission, entry in zip(newest, entries, strict=True)
     ]
     title = f"{len(newest)} of {len(listed)} submissions in namespace {namespace}"
-    print_table(["submission", "asset", "partition", "state", "batches", "requests", "cost", "age"], rows, title=title)
+    names = [
+        "submission",
+        "asset",
+        "partition",
+        "state",
+        "batches",
+        "requests",
+        "cost",
+        *(["kept"] if kept else []),
+        "age",
+    ]
+    print_table(names, rows, title=title)
+    # Of all, not only of those that are listed: what is kept in vain is missed elsewhere.
+    for each in kept.values():
+        if each.nobody is not None:
+            console().print(cell(f"{each.text}. {each.then}"))
 
 
-def _entry(submission: Submission, progress: Progress | None) -> dict[str, Any]:
+def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | None) -> dict[str, Any]:
     """Return what is listed of a submission; its shards are known while it is under way."""
+    of_kept = {
+        "kept_usd": None if kept is None else kept.usd,
+        "kept_since": None if kept is None else kept.since,
+        "kept_in_vain": None if kept is None else kept.nobody,
+        "freed_by": None if kept is None or kept.nobody is None else kept.command,
+    }
     names = (
         "submission_id asset partition state attempt waves provider model rows requests reused outcomes estimated_usd "
         "p05_usd p95_usd bound_usd learned_from cost_usd realtime_usd created_at settled_at delivered_at run_id"
     )
     shards = None if progress is None else {state.value: count for state, count in progress.states.items()}
     done = submission.requests if progress is None else submission.reused + progress.done
-    return {**{name: getattr(submission, name) for name in names.split()}, "shards": shards, "requests_done": done}
+    return {
+        **{name: getattr(submission, name) for name in names.split()},
+        "shards": shards,
+        "requests_done": done,
+        **of_kept,
+    }
 
 
 def _state(submission: Submission) -> str:
@@ -111,12 +143,13 @@ def show_command(
     shards = ledger.shards(submission.submission_id)
     events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
     levels = deployment.levels_of(submission)
+    kept = find_kept_money(deployment).get(submission.submission_id)
     if as_json:
         cascade = None if levels is None else _cascade_document(levels)
         print_json({"submission": submission, "cascade": cascade, "shards": shards, "events": events})
         return
     out = console()
-    out.print(table(["", ""], _facts(ledger, submission, levels)))
+    out.print(table(["", ""], _facts(ledger, submission, levels, kept)))
     out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
     if events:
         rows = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
@@ -137,7 +170,7 @@ def _cascade_document(levels: Levels) -> dict[str, Any]:
     }
 
 
-def _facts(ledger: Ledger, submission: Submission, levels: Levels | None) -> list[list[object]]:
+def _facts(ledger: Ledger, submission: Submission, levels: Levels | None, kept: KeptMoney | None) -> list[list[object]]:
     saved = (
         None
         if submission.cost_usd is None or submission.realtime_usd is None
@@ -164,6 +197,7 @@ def _facts(ledger: Ledger, submission: Submission, levels: Levels | None) -> lis
         ("at most, sent once", money(submission.bound_usd)),
         ("estimate from", learned_text(submission.learned_from)),
         ("cost", money(submission.cost_usd)),
+        ("kept for unsent", None if kept is None else _kept_text(kept)),
         ("in real time", money(submission.realtime_usd)),
         ("saved", money(saved)),
         ("prices", submission.price_basis.value if submission.price_basis else None),
@@ -176,6 +210,11 @@ def _facts(ledger: Ledger, submission: Submission, levels: Levels | None) -> lis
         ("ledger", repr(ledger)),
     ]
     return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]
+
+
+def _kept_text(kept: KeptMoney) -> str:
+    since = f"{money(kept.usd)} of the limits, since {kept.since:%Y-%m-%d %H:%M} UTC"
+    return since if kept.nobody is None else f"{since}: {kept.nobody}. {kept.then}"
 
 
 _SHARD_COLUMNS = [

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from contextlib import closing
 from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from dagster_llm_batch.assets.dataset import dataset_of
@@ -164,6 +165,65 @@ def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
     told = findings(project)["assets"]
     assert told["verdict"] == "warning"
     assert "1 submissions are under way for ticket_labels, 0 of their batches not sent yet" in told["said"]
+
+
+def keep_money(project, submission_id, usd):
+    """What a process leaves that is killed right before it sends."""
+    with project.engine() as engine:
+        [shard] = engine.ledger.shards(submission_id)
+        assert engine.ledger.reserve({shard.shard_id: Decimal(usd)}, [])
+
+
+def test_money_that_is_kept_for_what_nobody_sends_is_told_with_what_frees_it(project):
+    with project.engine() as engine:
+        labeling = dataset_of(project.module()["ticket_labels"]).labeling
+        submission = engine.plan(labeling, [{"ticket_id": "a", "body": "Where?"}])
+    keep_money(project, submission.submission_id, "0.25")
+    by_address = [*project.by_address, "--json"]
+    assert "kept money" not in findings(project)
+    [listed] = project.json("list")["submissions"]
+    assert (listed["kept_usd"], listed["kept_in_vain"], listed["freed_by"]) == ("0.25", None, None)
+    assert listed["kept_since"] is not None
+    project.change('name="ticket_labels"', 'name="renamed_labels"')
+    command = f"dagster-llm-batch cancel {submission.submission_id}"
+    told = findings(project)["kept money"]
+    assert told["verdict"] == "warning"
+    assert told["said"].startswith("$0.25 of the limits is kept for ticket_labels since 20")
+    assert command in told["then"]
+    [listed] = project.json("list")["submissions"]
+    assert (listed["kept_usd"], listed["freed_by"]) == ("0.25", command)
+    assert "no such labeled asset" in listed["kept_in_vain"]
+    text = " ".join(project.on_file("list").stdout.split())
+    assert "kept" in text
+    assert "$0.25 of the limits is kept for ticket_labels" in text
+    assert command in text
+    assert f"`{command}` frees it" in " ".join(project.on_file("show", submission.submission_id).stdout.split())
+    # Without definitions only time tells.
+    [listed] = json.loads(project.cli("list", *by_address).stdout)["submissions"]
+    assert (listed["kept_usd"], listed["kept_in_vain"]) == ("0.25", None)
+    with closing(sqlite3.connect(project.ledger)) as connection:
+        connection.execute("UPDATE event SET at = '2026-01-01 00:00:00.000000'")
+        connection.commit()
+    [listed] = json.loads(project.cli("list", *by_address).stdout)["submissions"]
+    assert "nothing was done about it for " in listed["kept_in_vain"]
+    found = {one["check"] for one in json.loads(project.cli("doctor", *by_address).stdout)["findings"]}
+    assert "kept money" in found
+    project.on_file(*command.split()[1:], "--yes")
+    assert "kept money" not in findings(project)
+    [listed] = project.json("list")["submissions"]
+    assert (listed["kept_usd"], listed["freed_by"]) == (None, None)
+
+
+def test_money_of_a_wave_that_is_not_planned_yet_is_kept_too(project):
+    submission_id = project.submit()
+    with closing(sqlite3.connect(project.ledger)) as connection:
+        connection.execute("UPDATE submission SET reserved_usd = '0.5'")
+        connection.commit()
+    project.change("sensors=[build_llm_batch_sensor()]", "sensors=[]")
+    told = findings(project)["kept money"]
+    assert told["said"].startswith("$0.50 of the limits is kept for ticket_labels since 20")
+    assert told["said"].endswith("nobody sends it: no sensor of these definitions is for it")
+    assert submission_id in told["then"]
 
 
 def test_a_ledger_that_does_not_answer_is_refused_without_its_password(project):

@@ -36,6 +36,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     IS_LEFT_TO_ORACLE,
     committed_usd,
     count_sends,
+    kept_for_unsent,
     kept_usd,
     unknown_shard,
     unrecorded_sends,
@@ -244,6 +245,13 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
         shards = self._shards(query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id))
         return [(self.submission(shard.submission_id), shard) for shard in shards]
+
+    def kept_for_unsent(self, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
+        """Return what limits keep for planned shards, and for waves that are not planned yet, and since when these were
+        planned, or the submission was opened. By submission_id, the oldest first; without those for which nothing is.
+        """
+        with self._database.read() as connection:
+            return kept_for_unsent(connection, namespace)
 
     def shards_of_batch(self, shard: Shard) -> list[Shard]:
         """Return all shards that the batch of this one carries, the carrier first."""

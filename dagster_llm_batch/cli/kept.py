@@ -1,0 +1,71 @@
+"""Money that limits keep for what submissions have not sent yet: how much, since when, and whether anybody sends it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+from dagster_llm_batch.cli.deployment import DeploymentAccess
+from dagster_llm_batch.cli.output import age, money
+from dagster_llm_batch.engine.deployment import submissions_at_work
+from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.records import Submission
+
+__all__ = ["KeptMoney", "find_kept_money"]
+
+# Without definitions only the ledger tells whether somebody looks after a submission. What waits for money or for its
+# provider is tried again long before.
+_SILENT = timedelta(days=1)
+
+
+class KeptMoney(NamedTuple):
+    """What is kept for one submission; `nobody` says why nobody sends it, and is None where somebody may."""
+
+    submission: Submission
+    usd: Decimal
+    since: datetime
+    nobody: str | None
+
+    @property
+    def text(self) -> str:
+        """How much is kept, for what, and why it is in vain."""
+        kept = f"{money(self.usd)} of the limits is kept for {self.submission.place} since {self.since:%Y-%m-%d %H:%M}"
+        return f"{kept} UTC, and {self.nobody or 'is not sent yet'}"
+
+    @property
+    def command(self) -> str:
+        """The command that frees it."""
+        return f"dagster-llm-batch cancel {self.submission.submission_id}"
+
+    @property
+    def then(self) -> str:
+        """What frees it."""
+        return f"`{self.command}` frees it, and sends nothing more. Where it is wanted, materialize it again."
+
+
+def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
+    """Return what is kept for unsent shards and waves of this namespace, by submission_id, the oldest first."""
+    ledger = deployment.ledger
+    kept = ledger.kept_for_unsent(deployment.namespace)
+    if not kept:
+        return {}
+    at_work = submissions_at_work(ledger)
+    found = {}
+    for submission_id, (usd, since) in kept.items():
+        submission = ledger.submission(submission_id)
+        nobody = None if submission_id in at_work else _why_nobody(deployment, submission)
+        found[submission_id] = KeptMoney(submission, usd, since, nobody)
+    return found
+
+
+def _why_nobody(deployment: DeploymentAccess, submission: Submission) -> str | None:
+    if not deployment.has_code:
+        silent = utc_now() - deployment.ledger.last_event(submission.submission_id).at
+        return f"nothing was done about it for {age(silent)}" if silent > _SILENT else None
+    dataset = deployment.code.datasets.get(submission.asset)
+    if dataset is None:
+        return "these definitions have no such labeled asset: unless another code location has it, nobody sends it"
+    if dataset.mode == "deferred" and not deployment.code.is_looked_after(dataset):
+        return "nobody sends it: no sensor of these definitions is for it"
+    return None
