@@ -75,7 +75,7 @@ def _entered(entered: Entered) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]  # typeshed knows no None
+        threading.setprofile(None)
 
 
 def report(ways: dict[str, Entered], *, functions: bool) -> str:

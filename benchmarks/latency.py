@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from benchmarks.measure import ROOT
 from dagster_llm_batch.testing.emulator import Emulator

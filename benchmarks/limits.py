@@ -65,8 +65,11 @@ class Service:
     thinking: dict[str, Any] = field(default_factory=dict)
 
 
-_CLAUDE = {"usual": {"max_tokens": 16_000}, "thinking": {"thinking": {"type": "enabled", "budget_tokens": 8_000}}}
-_GOOGLE = {"limit": "max_output_tokens", "thinking": {"thinkingConfig": {"thinkingBudget": 8_000}}}
+_CLAUDE: dict[str, Any] = {
+    "usual": {"max_tokens": 16_000},
+    "thinking": {"thinking": {"type": "enabled", "budget_tokens": 8_000}},
+}
+_GOOGLE: dict[str, Any] = {"limit": "max_output_tokens", "thinking": {"thinkingConfig": {"thinkingBudget": 8_000}}}
 _SERVICES = {
     "openai": Service("openai/gpt-4o", 16_384, 765),
     "anthropic": Service("anthropic/claude-haiku-4-5", 64_000, 1_398, **_CLAUDE),
@@ -214,7 +217,10 @@ def _providers(emulator: Emulator, files: dict[str, str]) -> dict[str, Any]:
 def _run(labeling: Labeling, table: pa.Table, answer: Any, files: dict[str, str]) -> tuple[Decimal, int, float]:
     """Return what was billed, in how many steps, and the share of requests that were sent in the first wave."""
     skipped, vendor = timedelta(), VendorLimits(bedrock_min_records=_BEDROCK_LEAST)
-    with tempfile.TemporaryDirectory() as folder, Emulator(answer=answer, limits=vendor, **files) as emulator:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Emulator(answer=answer, limits=vendor, s3_url=files["s3_url"], gcs_url=files["gcs_url"]) as emulator,
+    ):
         providers = _providers(emulator, files)
 
         def now() -> datetime:

@@ -122,7 +122,6 @@ def evaluate_tick(
 def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence[str]) -> None:
     """A submission with one shard for each partition, sent an hour ago; written at once, as nobody else does."""
     provider, model = engine.provider(service), _MODELS[service]
-    common = {"provider": service, "account": provider.account, "model": model}
     then = utc_now() - timedelta(hours=1)
     submissions, shards = [], []
     for number, (key, batch_id) in enumerate(zip(keys, batch_ids, strict=True)):
@@ -139,7 +138,9 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
                 requests=100,
                 manifest_path="m",
                 created_at=then,
-                **common,
+                provider=service,
+                account=provider.account,
+                model=model,
             )
         )
         shards.append(
@@ -157,7 +158,9 @@ def _fill(engine: Engine, service: str, keys: Sequence[str], batch_ids: Sequence
                 batch_id=batch_id,
                 sent_at=sent_at,
                 submitted_at=sent_at,
-                **common,
+                provider=service,
+                account=provider.account,
+                model=model,
             )
         )
     opened = {"at": then, "kind": "opened", "to_state": "open"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import work
 
@@ -13,8 +14,7 @@ from pyflink.table import DataTypes, EnvironmentSettings, TableEnvironment
 from pyflink.table.udf import udf
 
 
-@udf(result_type=DataTypes.STRING(), func_type="pandas")
-def labeled(ids, texts):
+def label(ids: Any, texts: Any) -> Any:
     import pandas as pd
 
     return pd.Series(work.label_and_log(ids.tolist(), texts.tolist()))
@@ -43,7 +43,7 @@ def main() -> None:
         "restart-strategy.fixed-delay.delay": "1 s",
     }.items():
         settings.set(name, value)
-    tables.create_temporary_function("labeled", labeled)
+    tables.create_temporary_function("labeled", udf(label, result_type=DataTypes.STRING(), func_type="pandas"))
     work.say(phase="up")
     job(tables, source, target, 0)
     work.say(phase="done")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import work
 
 
-def one(batch: list[dict]) -> list[dict]:
+def one(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     labels = work.label_and_log([row["id"] for row in batch], [row["text"] for row in batch])
     return [{"id": row["id"], "label": label} for row, label in zip(batch, labels, strict=True)]
 
@@ -35,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from typing import Any
 
 import ray
 import work
 
 
 class Labeler:
-    def __call__(self, batch):
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         labels = work.label_and_log(batch["id"].tolist(), batch["text"].tolist())
         return {"id": batch["id"], "label": labels}
 

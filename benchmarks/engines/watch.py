@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _LOOK_SECONDS = 0.25
 _PATIENCE_SECONDS = 90.0  # with a job one of whose workers was killed and that labels nothing any more
@@ -64,7 +64,8 @@ def watch(command: list[str], environment: dict[str, str], folder: Path, target:
     mark, log = uuid.uuid4().hex, folder / "batches.log"
     log.touch()
     environment = {**environment, "DLB_BENCH_MARK": mark, "DLB_BENCH_LOG": str(log)}
-    run, began, cpu = Run(load=os.getloadavg()[0]), time.time(), {}
+    run, began = Run(load=os.getloadavg()[0]), time.time()
+    cpu: dict[int, float] = {}
     spent: list[tuple[float, float]] = []
     with (folder / "said.txt").open("wb") as out:
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
@@ -110,7 +111,7 @@ def _spent_at(spent: list[tuple[float, float]], when: float) -> float:
     return next((seconds for at, seconds in spent if at >= when), spent[-1][1])
 
 
-def _count(run: Run, batches: list[dict], written: list[int], rows: int) -> None:
+def _count(run: Run, batches: list[dict[str, Any]], written: list[int], rows: int) -> None:
     """Rows without a label in the output; rows labeled more than once, as paid work would be."""
     main = [batch for batch in batches if batch["ids"] and batch["ids"][-1][1] < rows]
     labeled = [one for batch in main for first, last in batch["ids"] for one in range(first, last + 1)]
@@ -122,7 +123,7 @@ def _count(run: Run, batches: list[dict], written: list[int], rows: int) -> None
         run.seconds_to_recover = min(after) - run.killed_at if after else None
 
 
-def _kill_one(batches: list[dict], rows: int, driver: int) -> float | None:
+def _kill_one(batches: list[dict[str, Any]], rows: int, driver: int) -> float | None:
     done = sum(last - first + 1 for batch in batches for first, last in batch["ids"])
     if done < rows * 0.4:
         return None
@@ -133,7 +134,7 @@ def _kill_one(batches: list[dict], rows: int, driver: int) -> float | None:
     return time.time()
 
 
-def _batches(log: Path) -> list[dict]:
+def _batches(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 

@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 BATCH = 200
 WORKERS = 2
@@ -20,7 +21,7 @@ SMALL_ROWS = 100
 
 
 @cache
-def _lexicon():
+def _lexicon() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
     return SentimentIntensityAnalyzer()
@@ -67,7 +68,7 @@ def places() -> tuple[str, str, str, bool]:
     return source, small, target, latency == "latency"
 
 
-def timed(job) -> None:
+def timed(job: Callable[[int], None]) -> None:
     """Time small jobs on the warm engine; the first is not counted."""
     seconds = []
     for number in range(SMALL_JOBS):
@@ -77,6 +78,6 @@ def timed(job) -> None:
     say(phase="latency", seconds=seconds[1:])
 
 
-def read(folder: str) -> list[dict]:
+def read(folder: str) -> list[dict[str, Any]]:
     """All rows of a folder of JSON lines."""
     return [json.loads(line) for path in sorted(Path(folder).glob("*.json")) for line in path.open(encoding="utf-8")]

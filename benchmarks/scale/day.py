@@ -7,7 +7,6 @@ python -m benchmarks.scale.day --write   put them into the page
 from __future__ import annotations
 
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,10 +100,11 @@ def shard_tables(found: Mapping[str, Any]) -> str:
 def written(page: str, figures: Mapping[str, Any]) -> str:
     """Return the page with its tables as these figures have them."""
     for name, lines in tables(figures).items():
-        marks = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        text = "\n".join(["", *lines, "", ""])
-        page, count = re.subn(marks, lambda found, text=text: f"{found[1]}{text}{found[2]}", page, flags=re.DOTALL)
-        assert count == 1, name
+        before, begin, rest = page.partition(f"<!-- {name}: begin -->\n")
+        _, end, after = rest.partition(f"<!-- {name}: end -->")
+        assert begin, name
+        assert end, name
+        page = "\n".join([before + begin, *lines, "", end + after])
     return page
 
 
@@ -303,7 +303,7 @@ def _cpu_us(one: Mapping[str, Any]) -> float:
 
 def _cores(one: Mapping[str, Any], shards: float, found: Mapping[str, Any]) -> float:
     """Those that rows keep busy, and what each shard takes beside, which holds its ten rows once more."""
-    a_shard = (found["send"]["cpu_s"] + found["land"]["cpu_s"]) / _shards(found)
+    a_shard: float = (found["send"]["cpu_s"] + found["land"]["cpu_s"]) / _shards(found)
     return (_cpu_us(one) * 1e-6 * ROWS_A_DAY + shards * a_shard) / 86_400
 
 

@@ -58,14 +58,14 @@ class Processes:
                     pipe.send((step, busy[pipe]))
             if kill_after is not None and not kills and done >= kill_after:
                 kills += _kill(self._setup.busy)
-            for pipe in wait(list(busy)):
-                assert isinstance(pipe, Connection)
-                chunk = busy.pop(pipe)
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                chunk = busy.pop(ready)
                 try:
-                    taken += pipe.recv()
+                    taken += ready.recv()
                     done += 1
                 except EOFError:
-                    self._workers.pop(pipe).join()
+                    self._workers.pop(ready).join()
                     if not kills:
                         raise RuntimeError(f"a worker failed at {step} of {chunk}; see above") from None
                     waiting.appendleft(chunk)

@@ -49,7 +49,8 @@ def read_server(url: str) -> ServerCost:
 
         def ask(query: str) -> list[tuple[Any, ...]]:
             cursor.execute(query)
-            return cursor.fetchall()
+            rows: list[tuple[Any, ...]] = cursor.fetchall()
+            return rows
 
         ask("SELECT pg_stat_force_next_flush()")
         [(transactions,)] = ask("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")

@@ -23,7 +23,7 @@ from benchmarks.scale.setup import Setup
 
 __all__ = ["Size", "run"]
 
-_POOLS = {"processes": Processes, "ray": Ray}
+_POOLS: dict[str, type[Processes | Ray]] = {"processes": Processes, "ray": Ray}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from benchmarks.truth.samples import Numbers, draw_systematic
 from dagster_llm_batch.metrics.annotation import Votes, agreed_labels
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_sample import probabilities
@@ -28,7 +29,6 @@ FIRST = 100
 RANDOM_SHARE = 0.3
 MOST_ROUNDS = 12
 
-Numbers = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
 
@@ -157,7 +157,7 @@ def _live(cell: Cell, rng: np.random.Generator, world: _World, truth: float, liv
     for number in range(1, MOST_ROUNDS + 1):
         strength = world.signal[left]
         chance = probabilities(RANDOM_SHARE / len(left) + (1 - RANDOM_SHARE) * strength / strength.sum(), size)
-        at = _systematic(rng, chance)
+        at = draw_systematic(rng, chance)
         drawn.append(left[at])
         weights.append(1 / chance[at])
         rounds.append(np.full(len(at), number))
@@ -235,14 +235,6 @@ def _look_often(cell: Cell, rng: np.random.Generator, world: _World, truth: floa
     half = 1.96 * np.sqrt(share * (1 - share) / n * (1 - n / ROWS))
     at = int(np.argmax(half <= cell.half_width))
     return bool(abs(share[at] - truth) > half[at])
-
-
-def _systematic(rng: np.random.Generator, chance: Numbers) -> Codes:
-    """Draw rows with these probabilities, as `propose` does: in steps, in an order of chance."""
-    order = rng.permutation(len(chance))
-    steps = chance[order].cumsum()
-    passed = np.floor(steps * max(1, round(steps[-1])) / steps[-1] + rng.random())
-    return order[np.diff(passed, prepend=0) > 0]
 
 
 SECTION = Section(

@@ -266,7 +266,7 @@ def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
         if sample is None and day >= WINDOW - 1:
             recent = audits[-WINDOW:]
             _, high = bound_share(sum(one.wrong for one in recent), sum(one.rows for one in recent), CONFIDENCE)
-            life.covered.append(high >= np.mean(shares[-WINDOW:]))
+            life.covered.append(bool(high >= np.mean(shares[-WINDOW:])))
     return life._replace(own_samples=own_samples)
 
 
@@ -324,7 +324,8 @@ def measure_window(draws: int) -> Part:
 
 def measure_detector(lives: int) -> Part:
     """Measure how often there is an alarm without cause, and how soon with one."""
-    rows, lines, broken = np.full((lives, DAYS), AUDITS), [], []
+    rows, broken = np.full((lives, DAYS), AUDITS), []
+    lines: list[tuple[object, ...]] = []
     # A test of each day by itself, at 5 %.
     daily = next(k for k in range(AUDITS) if binom.sf(k - 1, AUDITS, 0.05) <= 0.05)
     for share, most in MOST_FALSE_ALARMS.items():
@@ -382,9 +383,9 @@ def measure_figures(draws: int) -> Part:
             figure = found.powered.figure(known.unit, found.n_eff, (0.0, 1.0))
             assert figure.low is not None
             assert figure.high is not None
-            covered += figure.low <= y.mean() <= figure.high
+            covered += bool(figure.low <= y.mean() <= figure.high)
             delivered = np.where(is_oracles, y, f).mean()
-            once += abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5
+            once += bool(abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5)
         lines.append((kind, 100 * share, sample, 100 * covered / draws, 100 * once / draws))
         broken += _uncovered(f"figures, {kind}, {share}, {sample}", covered / draws, draws)
     head = ("scores", "share of the class %", "sampled rows", "holds in %", "delivered labels alone: holds in %")

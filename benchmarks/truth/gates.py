@@ -143,15 +143,21 @@ def _regression(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarm
         # Gold without partitions, to which each look adds rows.
         p_values = binom.sf(broken.cumsum(axis=1) - 1, changed.cumsum(axis=1), 0.5)
         levels = np.array([look_level(place) for place in range(looks)])
-        return (p_values < levels).any(axis=1), (p_values < ALPHA).any(axis=1)
+        return _any_look(p_values < levels), _any_look(p_values < ALPHA)
     paid = np.array([[_paid(*look) for look in zip(*life, strict=True)] for life in zip(broken, changed, strict=True)])
     if cell.kind in {"backwards", "in any order"}:
         orders = [np.arange(looks)[::-1] if cell.kind == "backwards" else rng.permutation(looks) for _ in paid]
         ours = np.array([_in_order(life, order.tolist()) for life, order in zip(paid, orders, strict=True)])
     else:
-        ours = (evidence_by_look(paid, range(looks))[:, before:] >= 1 / ALPHA).any(axis=1)
+        ours = _any_look(evidence_by_look(paid, range(looks))[:, before:] >= 1 / ALPHA)
     ordinary = binom.sf(broken[:, before:] - 1, changed[:, before:], 0.5) < ALPHA
-    return ours, ordinary.any(axis=1)
+    return ours, _any_look(ordinary)
+
+
+def _any_look(alarms: Alarms) -> Alarms:
+    """Return of each life whether it has an alarm at any look."""
+    found: Alarms = np.logical_or.reduce(alarms, axis=1)
+    return found
 
 
 @cache
@@ -208,7 +214,7 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     psi = _psi(units)
     asked = (psi > _MAX_PSI) & (_off(units) > 1.5) & (_chance(units) < 0.1)
     over = [day for day in np.flatnonzero(asked).tolist() if cell.wanted is None or day == turned]
-    told = [dict(enumerate(counts)) for counts in units.tolist()]
+    told: list[Counts] = [dict(enumerate(counts)) for counts in units.tolist()]
     return any(_drifted(day, told, psi[day]) for day in over), ordinary
 
 
@@ -282,7 +288,7 @@ def _agreement(cell: Cell, lives: int, rng: np.random.Generator) -> tuple[Alarms
     p_values = np.array([share_p_below(k, cell.rows, cell.setting) for k in n.tolist()])
     highest = np.array([binomtest(k, cell.rows).proportion_ci(method="wilson").high for k in n.tolist()])
     levels = np.array([look_level(place) for place in range(LOOKS)])
-    return (p_values[same] < levels).any(axis=1), (highest[same] < cell.setting).any(axis=1)
+    return _any_look(p_values[same] < levels), _any_look(highest[same] < cell.setting)
 
 
 def _ece(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:

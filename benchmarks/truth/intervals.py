@@ -182,7 +182,8 @@ def _joint(classes: str, right: float) -> NDArray[np.float64]:
     k, rare = _BASES[classes]
     share = np.full(k, 1 / k) if rare is None else np.array([1 - rare, rare])
     wrong = share[None, :] * (1 - np.eye(k))
-    return share[:, None] * (right * np.eye(k) + (1 - right) * wrong / wrong.sum(axis=1, keepdims=True))
+    of_gold: NDArray[np.float64] = right * np.eye(k) + (1 - right) * wrong / wrong.sum(axis=1, keepdims=True)
+    return share[:, None] * of_gold
 
 
 def _kappa(joint: NDArray[np.float64], distance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -272,7 +273,7 @@ def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     counts = rng.multinomial(cell.n, joint.ravel()).reshape(5, 5)
     gold, predicted = counts.nonzero()
     crosstab = Crosstab.of(gold, predicted, 5, Units(counts[gold, predicted].astype(float), np.full(len(gold), -1)))
-    distance = (steps[:, None] - steps) ** 2.0
+    distance = np.square(steps[:, None] - steps).astype(float)
     yield Drawn(
         "kappa, quadratic",
         float(_kappa(joint, distance)),

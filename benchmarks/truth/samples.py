@@ -197,7 +197,7 @@ def _sample(
     if cell.drawn == "some certain":
         certain = rng.random(ROWS) < np.where(wrong, 0.3, 0.02)
         chance = np.where(certain, 1.0, cell.n / (ROWS - certain.sum()))
-        drawn, weights, rounds = [_systematic(rng, chance)], [1 / chance], [1]
+        drawn, weights, rounds = [draw_systematic(rng, chance)], [1 / chance], [1]
     else:
         left, sizes = np.arange(ROWS), [cell.n // 2] * 2 if cell.drawn == "two rounds" else [cell.n]
         signal = rng.random(ROWS) * (np.where(wrong, 0.02, 1.0) if cell.drawn == "misled" else hard + 0.5 * wrong)
@@ -206,7 +206,7 @@ def _sample(
             parts = RANDOM_SHARE / len(left) + (1 - RANDOM_SHARE) * strength / strength.sum()
             chance = np.zeros(ROWS)
             chance[left] = probabilities(parts, size)
-            at = left[_systematic(rng, chance[left])]
+            at = left[draw_systematic(rng, chance[left])]
             drawn.append(at)
             weights.append(np.divide(1, chance, out=np.zeros(ROWS), where=chance > 0))
             rounds.append(number)
@@ -225,12 +225,13 @@ def _sample(
     return at, SampledRows(weighed.weight.to_numpy(), weighed.spread.to_numpy(), np.arange(len(at)))
 
 
-def _systematic(rng: np.random.Generator, chance: Numbers) -> NDArray[np.int64]:
+def draw_systematic(rng: np.random.Generator, chance: Numbers) -> NDArray[np.int64]:
     """Draw rows with these probabilities, as `propose` does: in steps, in an order of chance."""
     order = rng.permutation(len(chance))
     steps = chance[order].cumsum()
     passed = np.floor(steps * max(1, round(steps[-1])) / steps[-1] + rng.random())
-    return order[np.diff(passed, prepend=0) > 0]
+    drawn: NDArray[np.int64] = order[np.diff(passed, prepend=0) > 0]
+    return drawn
 
 
 SECTION = Section(

@@ -107,18 +107,18 @@ def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
             of = day.scores[audited], day.digests[audited], day.wrong[audited], names
             points += [Point(*one) for one in zip(*(values.tolist() for values in of), strict=True)]
         today = _requests(sizes, rng, lasting if kind.endswith("every day") else None)
-        of_rows = today.scores[rows], today.digests[rows], today.wrong[rows]
+        scores, digests, wrong = today.scores[rows], today.digests[rows], today.wrong[rows]
         found = calibrate_points(points, ("", ""), independent, AGREEMENT, CONFIDENCE)
         threshold, own[run] = found.threshold, found.allowed < 0
         drawn = np.empty(0, np.int64)
         if own[run]:
             drawn = rng.choice(_ROWS, choose_sample(_ROWS, AGREEMENT, CONFIDENCE), replace=False)
             allowed = count_allowed(len(drawn), _ROWS, AGREEMENT, CONFIDENCE)
-            threshold = find_threshold(*(values[drawn] for values in of_rows), allowed)
-        accepted = are_above(of_rows[0], of_rows[1], threshold)
+            threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
+        accepted = are_above(scores, digests, threshold)
         # All rows of a request have the answer of the oracle where one of them was drawn.
         accepted &= ~np.isin(rows, rows[drawn])
-        broken[run] = (accepted & of_rows[2]).sum() > (1 - AGREEMENT) * _ROWS
+        broken[run] = (accepted & wrong).sum() > (1 - AGREEMENT) * _ROWS
         asked[run] = 1 - accepted.mean()
     return Lives(*(float(values.mean()) for values in (broken, asked, own)))
 

@@ -324,10 +324,10 @@ def credentials_of(service_account_json: str | None, access_token: str | None) -
     with importing_sdk("google", "The provider 'vertex'"):
         from google.oauth2 import credentials, service_account  # noqa: PLC0415 -- an optional extra
     if service_account_json is None:
-        return credentials.Credentials(token=access_token)  # type: ignore[no-untyped-call]
+        return credentials.Credentials(token=access_token)
     try:
         info = json.loads(service_account_json)
-        return service_account.Credentials.from_service_account_info(info, scopes=_SCOPES)  # type: ignore[no-untyped-call]
+        return service_account.Credentials.from_service_account_info(info, scopes=_SCOPES)
     except (ValueError, TypeError, AttributeError):
         raise ConfigError(
             "The service account key of provider 'vertex' is no such key. Give the JSON that Google Cloud made, whole."
