@@ -17,6 +17,7 @@ from benchmarks import package
 from benchmarks.measure import Cost, Work, child, mock
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
+from dagster_llm_batch.storage.ledger.shards import count_requests
 
 _SERVICE = "openai"
 
@@ -38,7 +39,7 @@ def main(folder: str, addresses: str, first: str, last: str, a_day: str) -> None
         times.append(work.cpu_s())
         count = sum(len(part.labels) for part in engine.label_batches(definition, submission_id, run_id="benchmark"))
         times.append(work.cpu_s())
-        if count != rows or sum(shard.requests for shard in status.shards) != int(a_day):
+        if count != rows or count_requests(status.shards) != int(a_day):
             raise RuntimeError(f"day {day}: {count} labels of {rows} rows, and {status.submission.reused} reused")
         for name, before, after in zip(took, times, times[1:], strict=False):
             took[name] += after - before

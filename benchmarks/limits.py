@@ -37,6 +37,7 @@ from dagster_llm_batch.providers.google.gemini import GeminiProvider
 from dagster_llm_batch.providers.google.vertex import VertexProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, VendorLimits, local_gcs, local_s3
 
@@ -237,7 +238,7 @@ def _run(labeling: Labeling, table: pa.Table, answer: Any, files: dict[str, str]
             status = engine.advance(labeling, submission.submission_id)
             steps += len({shard.batch_id for shard in status.shards if shard.batch_id}) > before
     billed = sum((shard.cost_usd or Decimal(0) for shard in status.shards), Decimal(0))
-    sent = sum(shard.requests for shard in status.shards if shard.batch_id and shard.wave == 1)
+    sent = count_requests(shard for shard in status.shards if shard.batch_id and shard.wave == 1)
     return billed, steps, sent / table.num_rows
 
 

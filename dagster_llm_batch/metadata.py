@@ -30,6 +30,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import cell_text, learned_text, money_text
 
 if TYPE_CHECKING:
@@ -464,7 +465,7 @@ def _waves(status: Status) -> dict[str, Any]:
     rows: list[list[object]] = []
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shard.cost_usd for shard in shards)
-        requests = sum(shard.requests for shard in shards)
+        requests = count_requests(shards)
         rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else money_text(cost)])
     header = ["wave", "asked of", "lane", "batches", "requests", "cost"]
     return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}

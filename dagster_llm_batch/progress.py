@@ -13,6 +13,7 @@ from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Progress
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import age_text
 
 if TYPE_CHECKING:
@@ -141,6 +142,6 @@ def _glance(status: Status) -> Progress:
         total=status.total,
         done=status.done,
         failed=status.failed,
-        asked=sum(shard.requests for shard in shards if shard.wave == status.submission.waves),
+        asked=count_requests(shard for shard in shards if shard.wave == status.submission.waves),
         oldest_submitted_at=min(flying, default=None),
     )

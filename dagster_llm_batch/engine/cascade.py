@@ -54,6 +54,7 @@ from dagster_llm_batch.engine.request_files import (
 from dagster_llm_batch.engine.sample_size import readable_levels
 from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
 
@@ -224,7 +225,7 @@ class Sampling:
             plan = replace(plan, shards=[])
         drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
         shards, of_oracle, later = self._write(plan, oracle, drawn, known, tokens)
-        self._refuse_too_few(sum(shard.requests for shard in shards), least)
+        self._refuse_too_few(count_requests(shards), least)
         if sampled is None or not estimate.requests:
             estimate = of_oracle
         else:
@@ -237,7 +238,7 @@ class Sampling:
         later_usd = rest - self._unexpected_usd
         self.oracle = OracleShare(
             model=cascade.oracle,
-            requests=sum(shard.requests for shard in shards),
+            requests=count_requests(shards),
             input_tokens=of_oracle.expected_input,
             output_tokens=of_oracle.expected_output,
             estimated_usd=of_oracle.cost_usd,

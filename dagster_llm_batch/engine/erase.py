@@ -61,6 +61,7 @@ from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, Prov
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
@@ -433,7 +434,7 @@ class Eraser:
         # Sampled requests of a cascade are asked of both models; the model is asked of all that are not reused.
         if levels is not None and not levels.asks_oracle_alone:
             first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
-        asked = sum(shard.requests for shard in first)
+        asked = count_requests(first)
         left: dict[str, Any] = {
             "rows": digest.rows,
             "requests": seen.count,
@@ -441,7 +442,7 @@ class Eraser:
             "fingerprint": digest.fingerprint(submission.config_fingerprint),
         }
         if submission.questions is not None:
-            left["questions"] = sum(s.requests for s in shards if s.wave == 1 or s.is_escalation)
+            left["questions"] = count_requests(s for s in shards if s.wave == 1 or s.is_escalation)
         if submission.is_settled:
             stored = Answers(
                 submission=replace(submission, tombstones=1, rows=digest.rows),

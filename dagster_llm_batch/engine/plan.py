@@ -32,6 +32,7 @@ from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
 from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.types import Lane, Outcome
 
@@ -138,7 +139,7 @@ class Planner:
                 basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
                 submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
             if sampling is not None:
-                questions = sum(shard.requests for shard in plan.shards)
+                questions = count_requests(plan.shards)
                 submission = replace(submission, reserved_usd=sampling.rest_usd, questions=questions)
                 estimate = sampling.whole(estimate)
             # What is erased from here on is applied to its files before it is sent, and before it lands.
@@ -539,7 +540,7 @@ def _forecast_end(
 
     limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
     is_at_once = steps == 1 and (limit is None or count_queue_rounds(shards, limit) == 1)
-    requests = sum(shard.requests for shard in shards)
+    requests = count_requests(shards)
     question = EndQuestion(owner, requests, len(of_batch), is_at_once and labeling.cascade is None)
     history = EndHistory(deployment.ledger, deployment.namespace, deployment.clock())
     return history.forecast_end(labeling.asset, question)

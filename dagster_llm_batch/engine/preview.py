@@ -11,6 +11,7 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.engine.request_writer import LongRow, Plan
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import Lane, PriceBasis
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Preview:
 
     @property
     def to_send(self) -> int:
-        return sum(shard.requests for shard in self.shards)
+        return count_requests(self.shards)
 
     @property
     def bytes(self) -> int:

@@ -31,6 +31,7 @@ from dagster_llm_batch.engine.request_files import WrittenLines, delete_requests
 from dagster_llm_batch.engine.request_writer import Spare
 from dagster_llm_batch.engine.status import OVER_BUDGET, Advice, advise_on_money, find_unsent
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
@@ -284,7 +285,7 @@ class NextWave:
         spent = self._deployment.ledger.committed_usd(limit)
         unknown = next((self._labeling.by(shard.asked_of) for shard in shards if shard.estimated_usd is None), None)
         more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
-        requests = sum(shard.requests for shard in shards)
+        requests = count_requests(shards)
         if self._is_escalation:
             # Kept since the submission was planned.
             more -= self._submission.reserved_usd or Decimal(0)

@@ -60,6 +60,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
 from dagster_llm_batch.text import money_text
 from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
@@ -257,7 +258,7 @@ class Sender:
         """
         ids = [shard.shard_id for shard in shards]
         provider = self._deployment.provider_of(shards[0])
-        padding = max(0, fill_up_to - sum(shard.requests for shard in shards))
+        padding = max(0, fill_up_to - count_requests(shards))
         with outgoing(self._deployment.payloads, shards, padding) as lines:
             for last in [False] * (_TRIES - 1) + [True]:
                 lines.seek(0)
@@ -389,7 +390,7 @@ class Sender:
             self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
             return
         provider = self._deployment.provider_of(carrier)
-        requests = sum(shard.requests for shard in shards) + carrier.padding
+        requests = count_requests(shards) + carrier.padding
         try:
             hints = FindHints(carrier.sent_at, requests, carrier.nonce, self._known(shards))
             answer = provider.find(self._deployment.tag(carrier), hints)
@@ -558,10 +559,8 @@ def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shar
     # Read first: a shard that was put back, and is sent again, has a receipt and a record.
     if not (receipts := _find_unrecorded(deployment, suspects)):
         return []
-    submissions = [receipt.submission for receipt in receipts]
-    return deployment.ledger.recover_sends(
-        submissions, {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
-    )
+    shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
+    return deployment.ledger.recover_sends([receipt.submission for receipt in receipts], shards)
 
 
 def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:

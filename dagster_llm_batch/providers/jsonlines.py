@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from json.encoder import encode_basestring_ascii
 from typing import Any, BinaryIO, TypeVar
@@ -25,6 +25,7 @@ from dagster_llm_batch.types import Image, Turn
 __all__ = [
     "BOM",
     "MAX_REASON_CHARS",
+    "LineStart",
     "check_roles",
     "cut_heads",
     "decode_line",
@@ -55,7 +56,7 @@ def quote(text: str) -> str:
 
 def quoted(text: str) -> bytes:
     """Write the text as an ASCII JSON string, quotes included, in bytes."""
-    # nearly all rows are ASCII, of which msgspec makes the same bytes several times as fast
+    # Nearly all rows are ASCII, which msgspec writes several times as fast. Only it leaves DEL as it is.
     if text.isascii():
         return _ENCODE(text)
     try:
@@ -78,6 +79,23 @@ def repaired(line: bytes) -> bytes:
     """Make strict UTF-8 JSON of a line: replace bad bytes and half surrogates, which an LLM cut mid-character gives."""
     text = json.dumps(json.loads(line.decode("utf-8", "replace")), ensure_ascii=False)
     return replace_halves(text).encode()
+
+
+class LineStart:
+    """What a request line holds up to its user part, kept for the next line: mostly all have the same system text."""
+
+    def __init__(self, write: Callable[[str | None], bytes]) -> None:
+        self._write = write
+        self._last: tuple[str | None, bytes] = (None, write(None))
+
+    def of(self, system: str | None) -> bytes:
+        """Return the start of a line with this system text."""
+        # Read and written as one pair, so that threads never mix two requests.
+        known, start = self._last
+        if known != system:
+            start = self._write(system)
+            self._last = (system, start)
+        return start
 
 
 def check_roles(turns: Iterable[Turn]) -> None:

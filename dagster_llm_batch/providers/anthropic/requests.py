@@ -25,7 +25,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line, read_lines
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quoted
+from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
@@ -78,15 +78,11 @@ class AnthropicLines:
             turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
         self._head = f',"params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._start: tuple[str | None, bytes] = (None, self._before_content(None))
+        self._start = LineStart(self._before_content)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
-        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
-        known, start = self._start
-        if known != request.system:
-            start = self._before_content(request.system)
-            self._start = (request.system, start)
+        start = self._start.of(request.system)
         content = quoted(request.user) if not request.images else _parts(request)
         return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
 

@@ -22,7 +22,7 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_claude_lines, read_line
-from dagster_llm_batch.providers.jsonlines import dumps, quote, quoted
+from dagster_llm_batch.providers.jsonlines import LineStart, dumps, quote, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Image, Request, RequestSpec, ResultColumns
 
@@ -49,7 +49,7 @@ class BedrockLines:
         fixed = dumps(settings(spec, family))[1:-1]
         self._settings = f',"modelInput":{{{fixed}{"," if fixed else ""}'.encode("ascii")
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
-        self._dialogue: tuple[str | None, bytes] = (None, self._before_user(None))
+        self._dialogue = LineStart(self._before_user)
 
     def __reduce__(self) -> Any:
         """With its limits as they are: a copy elsewhere has no credentials to ask for them."""
@@ -69,12 +69,7 @@ class BedrockLines:
                 return b"".join((*start, b'"inputText":', quoted(request.user), b"}}\n"))
             case Family.LLAMA:
                 return b"".join((*start, b'"prompt":', quoted(self._prompt(request)), b"}}\n"))
-        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
-        known, dialogue = self._dialogue
-        if known != request.system:
-            dialogue = self._before_user(request.system)
-            self._dialogue = (request.system, dialogue)
-        return b"".join((*start, dialogue, self._user(request), b"]}}\n"))
+        return b"".join((*start, self._dialogue.of(request.system), self._user(request), b"]}}\n"))
 
     decode = staticmethod(read_line)  # see Codec.decode
 

@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaErro
 from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
 from dagster_llm_batch.providers.json_schema import lower_schema
-from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
+from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
@@ -62,15 +62,11 @@ class GoogleLines:
         self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'.encode("ascii")
         self._constant = dumps(constant)[1:-1] + "," if constant else ""
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._start: tuple[str | None, bytes] = (None, self._before_parts(None))
+        self._start = LineStart(self._before_parts)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
-        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
-        known, start = self._start
-        if known != request.system:
-            start = self._before_parts(request.system)
-            self._start = (request.system, start)
+        start = self._start.of(request.system)
         parts = [b'{"text":%b}' % quoted(request.user)] if request.user or not request.images else []
         parts += [dumps(_image(image)).encode("ascii") for image in request.images]
         return b"".join((self._head, quoted(custom_id), start, b",".join(parts), b"]}]}}\n"))

@@ -20,7 +20,7 @@ from typing import Any
 from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
-from dagster_llm_batch.providers.jsonlines import check_roles, dumps, encode_image, quote, quoted
+from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.providers.openai_api.replies import read_chat_lines, read_line
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.servers import Server
@@ -103,21 +103,17 @@ class OpenAILines:
         call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
         self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
-        self._start: tuple[str | None, bytes] = (None, self._before_content(None))
+        self._start = LineStart(self._before_content)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
         if self._has_input_only:
             _check_input(request, self._endpoint)
-            content = quoted(request.user) if not request.images else self._parts(request)
-            return b"".join((b'{"custom_id":', quoted(custom_id), self._head.encode("ascii"), content, b"}}\n"))
-        # Mostly the same for all requests. Read and written as one pair, so that threads never mix two requests.
-        known, start = self._start
-        if known != request.system:
-            start = self._before_content(request.system)
-            self._start = (request.system, start)
+            start, end = self._head.encode("ascii"), b"}}\n"
+        else:
+            start, end = self._start.of(request.system), b"}]}}\n"
         content = quoted(request.user) if not request.images else self._parts(request)
-        return b"".join((b'{"custom_id":', quoted(custom_id), start, content, b"}]}}\n"))
+        return b"".join((b'{"custom_id":', quoted(custom_id), start, content, end))
 
     def decode(self, line: bytes) -> Result:
         """One result line; see Codec.decode."""
