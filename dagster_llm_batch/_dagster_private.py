@@ -33,6 +33,7 @@ __all__ = [
     "failed_ticks",
     "inferred_mapping",
     "io_manager_surroundings",
+    "is_judged",
     "last_evaluation",
     "load_asset",
     "load_repository",
@@ -262,6 +263,17 @@ def last_evaluation(
         partition_filter=PartitionKeyFilter(key=partition),
     )
     return next((record.evaluation for record in records), None)
+
+
+def is_judged(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None, run_id: str) -> bool:
+    """Return whether the newest evaluation of a check on a partition is of this run."""
+    records = instance.event_log_storage.get_asset_check_execution_history(
+        check,
+        limit=1,
+        status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
+        partition_filter=PartitionKeyFilter(key=partition),
+    )
+    return any(record.run_id == run_id for record in records)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

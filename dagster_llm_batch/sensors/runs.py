@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch.checks import COVERAGE
+from dagster_llm_batch._dagster_private import is_judged
+from dagster_llm_batch.checks import COVERAGE, check_specs
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
@@ -30,6 +31,7 @@ from dagster_llm_batch.text import short_run
 if TYPE_CHECKING:
     from dagster import RunRecord
 
+    from dagster_llm_batch.assets.dataset import Dataset
     from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.sensors.run_requests import Group, Ready
@@ -273,7 +275,7 @@ def _is_stale(record: RunRecord, now: datetime) -> bool:
 def deliver_landed(
     instance: dg.DagsterInstance,
     engine: Engine,
-    labels: dg.AssetKey,
+    dataset: Dataset,
     settled: Sequence[Submission],
     has_time: Callable[[], bool],
 ) -> tuple[set[str], set[str]]:
@@ -293,24 +295,26 @@ def deliver_landed(
             submission.submission_id for submission in page if newest[submission.partition] != submission.submission_id
         }
         rest = [submission for submission in page if submission.submission_id not in superseded]
-        landed = superseded | set(_materialized(instance, labels, rest))
+        landed = superseded | set(_materialized(instance, dataset, rest))
         engine.ledger.mark_delivered(*landed)
         home |= landed
     return home, unknown
 
 
-def _materialized(
-    instance: dg.DagsterInstance, labels: dg.AssetKey, submissions: Sequence[Submission]
-) -> Iterator[str]:
+def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: Sequence[Submission]) -> Iterator[str]:
     """Yield the ids of the submissions that the newest materialization of their partition is of.
 
-    One from before it was settled does not count: late answers have come since.
+    One from before it was settled does not count: late answers have come since. Nor does one that its run has not
+    judged: it died before, and what waits for the checks would wait for ever.
     """
     if not submissions:
         return
+    # The one that is told last.
+    check = check_specs(dataset.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)[-1].key
+    seen: set[str] = set()
     wanted = {submission.partition: submission for submission in submissions}
     records = dg.AssetRecordsFilter(
-        labels,
+        dataset.key,
         asset_partitions=[partition for partition in wanted if partition] or None,
         after_timestamp=(min(submission.created_at for submission in submissions) - _CLOCKS_APART).timestamp(),
     )
@@ -325,7 +329,12 @@ def _materialized(
             if submission is None or value is None or value.value != submission.submission_id:
                 continue
             settled_at = submission.settled_at or submission.created_at
-            if record.timestamp >= (settled_at - _CLOCKS_APART).timestamp():
+            if record.timestamp < (settled_at - _CLOCKS_APART).timestamp():
+                continue
+            # A run tells of one partition after the other, so all but its last are judged.
+            is_last, run_id = record.run_id not in seen, record.run_id
+            seen.add(run_id)
+            if not is_last or is_judged(instance, check, record.partition_key, run_id):
                 yield submission.submission_id
         if not page.has_more:
             return

@@ -459,8 +459,8 @@ class Tick:
         for asset, submissions in settled.items():
             late = {submission.submission_id for submission in submissions}
             with self.apart(asset):
-                key = self._labels[asset].dataset.key
-                done, late = deliver_landed(self._context.instance, self._engine, key, submissions, self._has_time)
+                dataset = self._labels[asset].dataset
+                done, late = deliver_landed(self._context.instance, self._engine, dataset, submissions, self._has_time)
                 home |= done
             unknown |= late
         if unknown:

@@ -184,7 +184,9 @@ def _wrap(owner: Any, name: str, tapped: Callable[..., Any]) -> None:
 def _intercept_files(interceptor: Interceptor) -> None:
     def named(path: str) -> tuple[str, int | None]:
         found = _FILE.search(path)
-        return (f"file: {found['kind']}", int(found["wave"] or 1)) if found else (f"file: {Path(path).name}", None)
+        # An IO manager's, or a worker's part of one.
+        kind = "table" if found and found["kind"] == "part" else found and found["kind"]
+        return (f"file: {kind}", int(found["wave"] or 1)) if found else (f"file: {Path(path).name}", None)
 
     def once_half(path: str, write: Callable[..., None]) -> Callable[..., None]:
         told = False

@@ -1,0 +1,316 @@
+"""A landing run of Dagster's own is killed at each effect that it has, and the sensor goes on as in a deployment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import dagster as dg
+import pyarrow.parquet as pq
+import pytest
+from code_location import BATCH, LABELS, LANDING, CodeLocation, labeled, tickets
+from test_landing_runs import AT_ONCE
+
+from dagster_llm_batch import HiveParquetIOManager
+from dagster_llm_batch._dagster_private import last_evaluation
+from dagster_llm_batch.checks import COVERAGE, PARSE_RATE, SPEND
+from dagster_llm_batch.metadata import SUBMISSION_KEY
+from dagster_llm_batch.testing.emulator import Emulator
+from tests.crash.interceptor import Interceptor, Point, When, install
+from tests.crash.postgres import copy_database, postgres
+from tests.processes import PROCESSES
+
+KEYS = [f"p{number:02d}" for number in range(12)]
+PARTS = dg.StaticPartitionsDefinition(KEYS)
+_SECONDS_A_RUN = 240.0
+_MOST_TICKS = 6
+
+# Before the run does anything, or as much as a neighbour of theirs that has crash points; calls only read here.
+_HARMLESS = {
+    "call: other",
+    "event: ASSET_CHECK_EVALUATION_PLANNED",
+    "event: ASSET_MATERIALIZATION_PLANNED",
+    "event: ENGINE_EVENT",
+    "event: LOGS_CAPTURED",
+    "event: PIPELINE_START",
+    "event: RESOURCE_INIT_STARTED",
+    "event: RESOURCE_INIT_SUCCESS",
+    "ledger: release",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one deployment keeps everything: Dagster's storage, payloads and tables in a folder, and a ledger."""
+
+    folder: str
+    ledger_url: str
+    base_url: str
+
+    @property
+    def tables(self) -> HiveParquetIOManager:
+        return HiveParquetIOManager(root=f"{self.folder}/tables")
+
+    @contextmanager
+    def location(self, prefix: str) -> Iterator[CodeLocation]:
+        """The code location, whose partitions have rows of this prefix."""
+        emulator: Any = SimpleNamespace(openai_base_url=self.base_url)
+
+        def rows(context: Any) -> Any:
+            return tickets(_rows_of(context.partition_key), f"{prefix}-{context.partition_key}")
+
+        with dg.DagsterInstance.local_temp(f"{self.folder}/home") as instance:
+            yield CodeLocation(
+                emulator,
+                instance,
+                *labeled(rows=rows, partitions_def=PARTS),
+                resources={"io_manager": self.tables},
+                bounds=AT_ONCE,
+                ledger_url=self.ledger_url,
+                payload_root=f"{self.folder}/payloads",
+            )
+
+    def copy(self, folder: Path) -> Place:
+        """A deployment of its own that is as far as this one."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        if self.ledger_url.startswith("sqlite"):
+            return Place(str(folder), _sqlite_url(folder), self.base_url)
+        return Place(str(folder), copy_database(self.ledger_url), self.base_url)
+
+    def rows(self, name: str, key: str) -> list[list[str]]:
+        """The rows of each file of a partition that Spark and others would read."""
+        files = Path(self.tables.folder(dg.AssetKey(name), key)).glob("[!.]*")
+        return [sorted(_read(file)) for file in sorted(files)]
+
+
+def _sqlite_url(folder: Path) -> str:
+    return f"sqlite:///{folder}/ledger.sqlite"
+
+
+def _rows_of(key: str) -> int:
+    """No two neighbours have as many rows."""
+    return 1 + KEYS.index(key) % 3
+
+
+def _expected(prefix: str, key: str, name: str) -> list[str]:
+    return [f"{prefix}-{key}-{number}" for number in range(_rows_of(key))] if name == LABELS else []
+
+
+def _read(file: Path) -> list[str]:
+    return pq.read_table(file, columns=["ticket_id"], partitioning=None)["ticket_id"].to_pylist()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A deployment in which old labels have landed, newer ones are answered, and the sensor asks for a run."""
+
+    place: Place
+    request: dg.RunRequest
+    emulator: Emulator
+
+    def copy(self, folder: Path) -> Ready:
+        """A deployment of its own, at the same provider."""
+        return replace(self, place=self.place.copy(folder))
+
+
+def _make_ready(emulator: Emulator, folder: Path, ledger_url: str) -> Ready:
+    (folder / "home").mkdir()
+    place, everything = Place(str(folder), ledger_url, emulator.openai_base_url), (KEYS[0], KEYS[-1])
+    for prefix in ("old", "new"):
+        with place.location(prefix) as location:
+            assert location.submit(span=everything).success
+            emulator.settle()
+            [request] = location.tick().run_requests
+            if prefix == "old":
+                assert location.launch(request).success
+    return Ready(place, request, emulator)
+
+
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
+    folder = tmp_path_factory.mktemp("sqlite")
+    with Emulator() as emulator:
+        yield _make_ready(emulator, folder, _sqlite_url(folder))
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
+    if os.environ.get("DLB_TEST_POSTGRES") == "0":
+        pytest.skip("DLB_TEST_POSTGRES=0")
+    with Emulator() as emulator, postgres() as empty_database:
+        yield _make_ready(emulator, tmp_path_factory.mktemp("postgresql"), empty_database())
+
+
+def land(place: Place, request: dg.RunRequest, point: Point | None, parent: Connection) -> None:
+    """Be the run that the sensor asks for. Tells the parent what was crossed, if it comes to the end."""
+    interceptor = Interceptor(point, lambda _held: None, signal.SIGKILL)
+    install(interceptor, "nothing", "nothing", urlsplit(place.base_url).port or 0)
+    with place.location("new") as location:
+        storage = location.instance.event_log_storage
+        store: Callable[[Any], None] = storage.store_event
+
+        def store_between(event: Any) -> None:
+            if event.is_dagster_event:
+                interceptor.around(f"event: {event.dagster_event_type.value}", lambda: store(event))
+            else:
+                store(event)
+
+        storage.store_event = store_between  # type: ignore[method-assign]  # Dagster's, in a process of its own
+        assert launch(location, request).success
+    parent.send(dict(interceptor.crossed))
+
+
+def launch(location: CodeLocation, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    """As the daemon does, which marks its runs as the sensor's."""
+    return location.launch(
+        request.with_replaced_attrs(tags={**request.tags, "dagster/sensor_name": "llm_batch_sensor"})
+    )
+
+
+def run_killed_at(ready: Ready, point: Point | None) -> Any:
+    """Return what a run has crossed, or None where it was killed."""
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, theirs))
+    process.start()
+    theirs.close()
+    try:
+        crossed = ours.recv() if ours.poll(_SECONDS_A_RUN) else None
+    except EOFError:
+        crossed = None
+    finally:
+        process.join(_SECONDS_A_RUN)
+        ours.close()
+    assert crossed or process.exitcode == -signal.SIGKILL
+    return crossed
+
+
+def submissions_told(location: CodeLocation, name: str) -> dict[str | None, str]:
+    """The submission that Dagster was told of last, by partition: by its labels, rejects, or that it was sent."""
+    told: dict[str | None, str] = {}
+    for partition, found in location.materializations(name).items():
+        value = found.metadata.get(SUBMISSION_KEY)
+        told[partition] = found.tags["dagster/data_version"] if value is None else value.value
+    return told
+
+
+_B, _H, _U, _A = When.BEFORE, When.HALFWAY, When.UNSEEN, When.AFTER
+_TOLD, _JUDGED = "event: ASSET_MATERIALIZATION", "event: ASSET_CHECK_EVALUATION"
+_POINTS = [
+    Point("event: STEP_START", _A),
+    Point("ledger: lease", _U),
+    Point("file: raw", _A, nth=2),
+    Point("file: results", _U, nth=2),
+    Point("ledger: collected", _U),
+    Point("ledger: settle_submission", _U),
+    Point("ledger: settle_submission", _A),
+    Point("file: table", _B),
+    Point("file: table", _H, nth=5),
+    Point("file: table", _U, nth=9),
+    Point("file: table", _A, nth=9),
+    # Each partition has one of its rejects, then one of its labels.
+    Point(_TOLD, _B),
+    Point(_TOLD, _A, nth=3),
+    Point(_TOLD, _B, nth=4),
+    Point(_TOLD, _A, nth=4),
+    # Each has three.
+    Point(_JUDGED, _A, nth=4),
+    Point(_JUDGED, _A, nth=6),
+    Point(_JUDGED, _A, nth=36),
+    Point("ledger: mark_delivered", _U),
+    Point("ledger: mark_delivered", _A),
+    Point("event: STEP_SUCCESS", _A),
+    Point("event: PIPELINE_SUCCESS", _A),
+]
+
+
+# What a kill leaves of a transaction is another matter there.
+_POSTGRESQL = [
+    Point("ledger: settle_submission", _U),
+    Point("file: table", _A, nth=9),
+    Point(_TOLD, _A, nth=4),
+    Point("ledger: mark_delivered", _U),
+]
+
+
+def check_told(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str]) -> None:
+    """What Dagster was told of is there, whole and alone; the rest is old, or new, or both while one takes the place
+    of the other.
+    """
+    for name in LANDING:
+        told = submissions_told(location, name)
+        for key in KEYS:
+            old, new = ([_expected(prefix, key, name)] for prefix in ("old", "new"))
+            rows = ready.place.rows(name, key)
+            if told[key] == newest[key]:
+                assert rows == new
+            else:
+                assert rows in (old, new) or sorted(rows) == sorted(old + new)
+
+
+def check_landed(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str]) -> None:
+    """All is there once, told, judged and delivered."""
+    for name in LANDING:
+        assert submissions_told(location, name) == newest
+        for key in KEYS:
+            assert ready.place.rows(name, key) == [_expected("new", key, name)]
+    for key in KEYS:
+        [told] = location.instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(LABELS), asset_partitions=[key]), limit=1
+        ).records
+        for check in (COVERAGE, PARSE_RATE, SPEND):
+            verdict = last_evaluation(location.instance, dg.AssetCheckKey(dg.AssetKey(LABELS), check), key)
+            assert verdict is not None
+            assert verdict.passed
+            assert verdict.target_materialization_data is not None
+            assert verdict.target_materialization_data.storage_id == told.storage_id, (key, check)
+
+
+def go_on(location: CodeLocation) -> None:
+    """Tick, and run what is asked for, until nothing is left to do."""
+    for _ in range(_MOST_TICKS):
+        tick = location.tick()
+        if tick.skip_message == "no batches in flight":
+            return
+        for request in tick.run_requests:
+            assert launch(location, request).success
+    raise AssertionError(location.tick().skip_message)
+
+
+_CASES = [*(("sqlite", point) for point in _POINTS), *(("postgresql", point) for point in _POSTGRESQL)]
+
+
+@pytest.mark.parametrize(
+    ("ledger", "point"), _CASES, ids=lambda part: part if isinstance(part, str) else f"{part} {part.nth}"
+)
+def test_all_lands_once_where_a_landing_run_is_killed(
+    ledger: str, point: Point, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    ready: Ready = request.getfixturevalue(ledger).copy(tmp_path)
+    books = ready.emulator.books
+    batches = len(books.batches)
+    assert run_killed_at(ready, point) is None
+    with ready.place.location("new") as location:
+        submitted = submissions_told(location, BATCH)
+        check_told(ready, location, submitted)
+        # As Dagster's monitoring of runs does.
+        for run in location.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+            assert location.tick().run_requests == []
+            location.instance.report_run_failed(run)
+        go_on(location)
+        check_landed(ready, location, submitted)
+    assert len(books.batches) == batches
+    assert books.billed_twice() == {}
+
+
+def test_each_effect_of_a_landing_run_has_a_crash_point(sqlite: Ready, tmp_path: Path) -> None:
+    crossed = run_killed_at(sqlite.copy(tmp_path), None)
+    assert {arrow for arrow, _, _ in crossed} - _HARMLESS == {point.arrow for point in _POINTS}
