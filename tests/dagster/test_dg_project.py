@@ -17,9 +17,10 @@ from published_package import CONSTRAINTS, ROOT, SHARE, built, environment, uv
 PAGE = ROOT / "docs" / "how-to" / "components.md"
 TYPE = "dagster_llm_batch.LLMBatchComponent"
 PINNED = {
-    "uvx create-dagster project shop": "create-dagster project --no-uv-sync shop",
+    "uvx create-dagster project --no-uv-sync shop": "create-dagster project --no-uv-sync shop",
     "cd shop": None,
     "uv add dagster-llm-batch": None,
+    'mkdir home && touch home/dagster.yaml && export DAGSTER_HOME="$PWD/home"': None,
 }
 
 LAUNCH = """
