@@ -89,9 +89,14 @@ def test_wheel_and_sdist_build_clean_carry_types_and_nothing_of_the_tests(tmp_pa
     files = built(tmp_path)
     assert [one.suffix for one in files] == [".whl", ".gz"] or [one.suffix for one in files] == [".gz", ".whl"]
     wheel = next(one for one in files if one.suffix == ".whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    archive = zipfile.ZipFile(wheel)
+    names = set(archive.namelist())
     assert {"dagster_llm_batch/py.typed", "dagster_llm_batch/components/templates/prompt.md.j2"} <= names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dagster_llm_batch"}
+    [metadata] = [archive.read(name).decode() for name in names if name.endswith(".dist-info/METADATA")]
+    assert "## Label a CSV" in metadata
+    # An index shows it, and has no file that a relative link could lead to.
+    assert re.findall(r"\]\((?!https?:).*", metadata) == []
     checked = subprocess.run(
         [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
     )
