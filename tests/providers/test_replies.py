@@ -65,6 +65,7 @@ READERS_OF_MANY: list[tuple[Read, ReadAll]] = [
     (read_anthropic, read_all_anthropic),
     (read_bedrock, read_claude_lines),
     (read_google_line, read_google_lines),
+    (READERS["claude"], CLAUDE_ON_VERTEX.decode_all),
     (READERS[Endpoint.CHAT], read_chat_lines),
 ]
 
@@ -109,6 +110,19 @@ def test_lines_read_at_once_are_as_each_by_itself(read, read_all):
     for several in (lines, [BOM + line for line in lines]):
         columns = read_all(several)
         assert [columns.result(at) for at in range(len(several))] == list(map(read, several))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "name"),
+    [("anthropic", "success"), ("bedrock", "claude success"), ("google", "claude success with cache")],
+)
+def test_claude_tells_its_thinking_tokens_wherever_it_runs(vendor, name):
+    wire = named(vendor, name)
+    line = wire["line"].replace('"usage":{', '"usage":{"output_tokens_details":{"thinking_tokens":7},').encode()
+    read = reader(vendor, wire)
+    usage = read(line).usage
+    assert (usage.reasoning_tokens, usage.extra) == (7, None)
+    assert_same_together(read, [line, wire["line"].encode()])
 
 
 @pytest.mark.parametrize("vendor", WIRE)

@@ -12,7 +12,8 @@ Format: https://cloud.google.com/vertex-ai/generative-ai/docs/partner-models/cla
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -23,10 +24,20 @@ from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import check_import, check_shape
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
-from dagster_llm_batch.providers.jsonlines import dumps, encode_image, quote
+from dagster_llm_batch.providers.jsonlines import decode_usual, dumps, encode_image, quote
 from dagster_llm_batch.providers.usage import claude_extra
 from dagster_llm_batch.text import replace_halves
-from dagster_llm_batch.types import BatchLimits, Image, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
+from dagster_llm_batch.types import (
+    BatchLimits,
+    Image,
+    Outcome,
+    Request,
+    RequestSpec,
+    ResponseKind,
+    Result,
+    ResultColumns,
+    Usage,
+)
 
 __all__ = ["VertexClaudeLines"]
 
@@ -54,12 +65,17 @@ class _CacheCreation(Struct):
     ephemeral_1h_input_tokens: int | None = None
 
 
+class _Details(Struct):
+    thinking_tokens: int | None = None
+
+
 class _Usage(Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
     cache_creation: _CacheCreation | None = None
+    output_tokens_details: _Details | None = None
 
 
 class _Message(Struct):
@@ -69,6 +85,47 @@ class _Message(Struct):
     usage: dict[str, Any] | None = None
 
 
+class _UsualText(Struct, tag_field="type", tag="text", gc=False):
+    text: str
+
+
+class _UsualTool(Struct, tag_field="type", tag="tool_use", gc=False):
+    input: dict[str, Any]
+
+
+class _UsualCreation(_CacheCreation, gc=False, forbid_unknown_fields=True):
+    ephemeral_5m_input_tokens: int | None = None
+
+
+class _UsualDetails(_Details, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _UsualUsage(_Usage, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """Usage with nothing but plain tokens in it."""
+
+    input_tokens: int
+    cache_creation: _UsualCreation | None = None
+    output_tokens_details: _UsualDetails | None = None
+
+
+class _UsualMessage(Struct, gc=False):
+    """A reply of one text, or of the tool's one input, and plain tokens: what nearly all lines hold."""
+
+    content: tuple[_UsualText | _UsualTool]
+    usage: _UsualUsage
+    stop_reason: Literal["end_turn", "tool_use", "stop_sequence"] | None = None
+    model: str | None = None
+
+
+class _UsualLine(Struct, gc=False):
+    custom_id: str
+    response: _UsualMessage
+    status: Literal[""] | None = None
+    error: None = None
+
+
+_USUAL = msgspec.json.Decoder(_UsualLine)
 _MESSAGE = msgspec.json.Decoder(_Message)
 
 
@@ -109,6 +166,19 @@ class VertexClaudeLines:
             text = raw.decode("utf-8", "replace")
             return result._replace(outcome=Outcome.INVALID, text=text, reason=f"unreadable reply: {error}"[:1_000])
         return _reply(message)._replace(custom_id=result.custom_id, model=message.model, usage=usage)
+
+    def decode_all(self, lines: Sequence[bytes]) -> ResultColumns:
+        """Return result lines by column; see ColumnCodec.decode_all."""
+        read, others = decode_usual(lines, _USUAL)
+        messages = [line.response for line in read]
+        columns = ResultColumns.of_texts(
+            [line.custom_id for line in read],
+            [_text(message.content[0]) for message in messages],
+            [message.stop_reason for message in messages],
+            [message.model for message in messages],
+            [_counts(message.usage) for message in messages],
+        )
+        return columns.insert(others, [self.decode(lines[at]) for at in others])
 
 
 def _settings(spec: RequestSpec) -> dict[str, Any]:
@@ -163,14 +233,18 @@ def _usage(message: _Message) -> Usage | None:
     read = msgspec.convert(message.usage, _Usage)
     if read.input_tokens is None:
         return None
-    written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
     used = frozenset(block.name or "?" for block in message.content if block.type == "server_tool_use")
-    return Usage(
-        # Anthropic's own count leaves the cache out
-        input_tokens=read.input_tokens + written + cached,
-        output_tokens=read.output_tokens or 0,
-        cache_read_tokens=cached,
-        cache_write_tokens=written,
-        cache_write_1h_tokens=(read.cache_creation.ephemeral_1h_input_tokens or 0) if read.cache_creation else 0,
-        extra=claude_extra(message.usage, used),
-    )
+    return Usage(*_counts(read), claude_extra(message.usage, used))
+
+
+def _counts(usage: _Usage) -> tuple[int, int, int, int, int, int]:
+    """Return the counts of a usage in the order of TOKENS."""
+    written, cached = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
+    hourly = 0 if usage.cache_creation is None else usage.cache_creation.ephemeral_1h_input_tokens or 0
+    thinking = 0 if usage.output_tokens_details is None else usage.output_tokens_details.thinking_tokens or 0
+    # Anthropic's own count leaves the cache out.
+    return (usage.input_tokens or 0) + written + cached, usage.output_tokens or 0, cached, written, hourly, thinking
+
+
+def _text(block: _UsualText | _UsualTool) -> str:
+    return block.text if isinstance(block, _UsualText) else json.dumps(block.input)
