@@ -111,7 +111,7 @@ def bounded_sensor(
         groups = list(islice(new, bounds.requested_runs))
         if len(groups) == bounds.requested_runs:
             tick.note("further runs are asked for at the next ticks")
-        tick.observe()
+        tick.observe(groups)
         gold: list[dg.RunRequest] = []
         with tick.apart("what people said of rows"):
             gold += new_annotations(context, engine, labels)

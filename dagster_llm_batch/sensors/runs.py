@@ -63,6 +63,7 @@ class TickBounds:
     - `polled_batches`: in one call of the engine.
     - `requested_runs`: Dagster takes half a second to launch one, and no other sensor ticks meanwhile.
     - `observations`: reported at most; each takes Dagster some 25 ms.
+    - `observed_landings`: of these, of what a run is asked for, which waits for the end of the tick.
     - `run_records`: in one query of Dagster's storage.
     - `pauses`: between a lost run and the next request for it; as many as there are requests more.
     """
@@ -72,6 +73,7 @@ class TickBounds:
     polled_batches: int = 1_000
     requested_runs: int = 20
     observations: int = 50
+    observed_landings: int = 5
     run_records: int = 500
     pauses: tuple[timedelta, ...] = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=30))
 

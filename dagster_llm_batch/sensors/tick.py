@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch.assets.submission import newest_submission
+from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_recovered, advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
@@ -536,28 +537,39 @@ class Tick:
                 self.note(f"{group}: {reason}")
         return is_new
 
-    def observe(self) -> None:
-        """Show in the UI what has moved notably in this tick: some of it where that is much."""
-        shown = 0
-        for progress in self._after:
-            if shown == self._bounds.observations or not self._has_time():
-                return
-            with self.apart(progress.submission.place):
-                shown += self._observed(progress)
+    def observe(self, asked: Iterable[Group]) -> None:
+        """Show in the UI what has moved notably in this tick: some of it where that is much.
 
-    def _observed(self, progress: Progress) -> bool:
+        Of what these groups' runs will land, few: the runs wait for the end of the tick, and show it themselves.
+        """
+        landing = {submission_id for group in asked for ready in group.ready for submission_id in ready.submissions}
+        moved = [progress.submission for progress in self._after if self._is_news(progress)]
+        others = [submission for submission in moved if submission.submission_id not in landing]
+        few = [submission for submission in moved if submission.submission_id in landing]
+        shown = [*others, *few[: self._bounds.observed_landings]][: self._bounds.observations]
+        with self.apart("what has moved"):
+            known = self._ledger.submissions_with_shards([submission.submission_id for submission in shown])
+            for submission in shown:
+                if not self._has_time():
+                    return
+                with self.apart(submission.place):
+                    self._observe(Status(*known[submission.submission_id]))
+
+    def _is_news(self, progress: Progress) -> bool:
+        """Return whether a submission has moved notably, and may be shown."""
         submission = progress.submission
         before = self._before.get(submission.submission_id)
-        provider = self._engine.providers.get(submission.provider)
-        if before is None or provider is None or not _is_further(before, progress) or not self._exists(submission):
+        if before is None or submission.provider not in self._engine.providers:
             return False
-        status = self._engine.status(submission.submission_id)
+        return _is_further(before, progress) and self._exists(submission)
+
+    def _observe(self, status: Status) -> None:
+        submission = status.submission
+        provider = self._engine.provider(submission.provider)
         metadata = status_metadata(status, provider, pace_of(self._engine, status))
         key = self._labels[submission.asset].dataset.key
-        observations = progress_observations(self._context.instance, key, submission.partition or None, metadata)
-        for observation in observations:
+        for observation in progress_observations(self._context.instance, key, submission.partition or None, metadata):
             self._context.instance.report_runless_asset_event(observation)
-        return bool(observations)
 
     def summary(self) -> str:
         """Return one line on what is in flight, for the skip reason of the tick."""

@@ -95,6 +95,17 @@ def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_
     assert len(seen(location)) == 2
 
 
+def test_a_run_that_is_asked_for_waits_for_few_observations(make, emulator):
+    location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(observed_landings=1))
+    for day in DAYS[:4]:
+        location.submit(partition=day)
+    emulator.settle()
+    [request] = tick(location).run_requests
+    assert len(seen(location)) == 1
+    assert location.launch(request).success
+    assert location.landed() == set(DAYS[:4])
+
+
 @pytest.mark.parametrize("partition", [None, DAYS[0]])
 def test_a_batch_is_observed_at_each_quarter_of_a_wave_once_whoever_looks(instance, partition):
     options = {"partitions_def": DAILY} if partition else {}
