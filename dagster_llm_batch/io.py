@@ -1,13 +1,24 @@
 """Tables as Parquet in the layout of Hive, which Spark, Polars, DuckDB and others read as one table.
 
-    <root>/<asset>/<column>=<partition key>/part-….parquet
+    <root>/<asset>/<column>=<partition key>/table.parquet
 
 A partition replaces its own files alone. Written by Arrow, in constant memory where the value is a stream.
+
+1. A partition is one file, always of the same name, which a new table takes over in one step: a rename on a disk, an
+   upload in an object store. So at each moment there is one whole table, the old or the new, for whoever lists the
+   folder then: also while two runs store the partition at once, of which the later one to end is kept, and when a run
+   is killed.
+2. Other Parquet files in the folder, as Spark and older versions write them, are removed when the new table is there.
+   Until then, or if the run is killed in between, others see both; `load_input` reads the new one alone.
+3. Spark's own writing of a DataFrame is not one step. Nothing here can keep it from meeting another run's.
+4. `load_input` reads a table again that was replaced while it was read. Other readers go on with what they have open.
+   One that listed the folder before and opens files after, as a DataFrame of Spark does, must list it again.
+5. What a killed run has half-written on a disk is a hidden file, which the next store of the partition removes when it
+   is a day old.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +31,17 @@ from pydantic import Field
 from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.stored_files import FileVersion
 
 __all__ = ["URI_KEY", "HiveParquetIOManager", "storage_uri"]
 
 URI_KEY = "dagster/uri"
 """Where a table is, as Dagster's metadata has it."""
+
+_TABLE = "table.parquet"
+
+# So often a table is read that others replace meanwhile.
+_MOST_READS = 5
 
 # Of BATCH_ROWS each: smaller row groups take longer to write and to read, larger ones more memory, as do long rows.
 _BATCHES_A_GROUP = 2
@@ -52,6 +69,28 @@ def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
         yield group
 
 
+def _read_files(store: PayloadStore) -> pa.Table | None:
+    """Return the table in a folder, read again where it was replaced meanwhile; None where there is none."""
+    failed: list[FileVersion] | None = []
+    for left in reversed(range(_MOST_READS)):
+        found: list[FileVersion] | None = None
+        names = _names(store)
+        try:
+            found = [store.version(name) for name in names]
+            return pa.concat_tables([store.read_table(name) for name in names]) if names else None
+        except OSError:
+            if not left or found == failed:
+                raise
+        failed = found
+    return None
+
+
+def _names(store: PayloadStore) -> list[str]:
+    """Return the names of the files that are the table."""
+    names = store.parquet_files()
+    return [_TABLE] if _TABLE in names else names
+
+
 class HiveParquetIOManager(CheckedIOManager):
     """Stores frames of all kinds, and Spark's, as Parquet that Spark reads; loads Arrow tables."""
 
@@ -69,9 +108,9 @@ class HiveParquetIOManager(CheckedIOManager):
             return
         groups = _groups(record_batches(obj))
         group = next(groups)
-        name, store = f"part-{uuid.uuid4().hex}.parquet", PayloadStore(folder)
+        store = PayloadStore(folder)
         is_small = sum(batch.nbytes for batch in group) < _SMALL_BYTES
-        with store.table_writer(name, group[0].schema, compression="snappy" if is_small else "zstd") as out:
+        with store.table_writer(_TABLE, group[0].schema, compression="snappy" if is_small else "zstd") as out:
             while group:
                 # Each column of a row group takes its time, with rows or without.
                 if any(map(len, group)):
@@ -79,7 +118,7 @@ class HiveParquetIOManager(CheckedIOManager):
                 # Or it would be in memory while the next one is read.
                 group = []
                 group = next(groups, [])
-        store.keep_only(name)
+        store.keep_only(_TABLE)
 
     def load_input(self, context: dg.InputContext) -> pa.Table:
         """Return the asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for
@@ -90,11 +129,9 @@ class HiveParquetIOManager(CheckedIOManager):
 
     def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
         folder = self.folder(asset, partition)
-        store = PayloadStore(folder)
-        names = store.parquet_files()
-        if not names:
+        table = _read_files(PayloadStore(folder))
+        if table is None:
             raise FileNotFoundError(folder)
-        table = pa.concat_tables([store.read_table(name) for name in names])
         if partition is None:
             return table
         return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))

@@ -122,26 +122,30 @@ class MergedResults:
         digest = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
         return _Copy(f"{_folder(shards[0].results_path or '')}/{digest}.parquet", shards, known)
 
-    def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> bool:
-        """Write a copy of these tables, oldest first; return whether it is there.
+    def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> None:
+        """Write a copy of these tables, oldest first.
 
-        Raises PayloadError where the results have changed since they were read, or another process has removed the
-        half-written file.
+        Raises PayloadError where there is none then: the results have other columns, or have changed since they were
+        read, or another process has removed the half-written file.
         """
         read = list(tables)
         if not all(table.schema.equals(self.schema) for table in read):
-            return False
+            raise PayloadError("No merged copy is made: its results have other columns than those of today.")
         whole = pa.concat_tables(reversed(read)).combine_chunks()
         with self.payloads.table_writer(copy.path, self.schema, repeating=REPEATING) as out:
             out.write_table(whole)
             # While the file is there and has no name yet: see 3. above.
-            if self._versions(copy.shards) != list(copy.versions):
-                raise PayloadError("No merged copy is made: its results have changed since they were read.")
+            self._refuse_changed(copy)
         # For an object store, which shows the file only now: see 3. above.
-        if self._versions(copy.shards) == list(copy.versions):
-            return True
-        self.payloads.delete(copy.path)
-        return False
+        try:
+            self._refuse_changed(copy)
+        except PayloadError:
+            self.payloads.delete(copy.path)
+            raise
+
+    def _refuse_changed(self, copy: _Copy) -> None:
+        if self._versions(copy.shards) != list(copy.versions):
+            raise PayloadError("No merged copy is made: its results have changed since they were read.")
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,8 @@ class _Runs:
 
     def _write(self, copy: _Copy, start: int, end: int) -> bool:
         with suppress(OSError, pa.ArrowException, PayloadError):
-            return self.merged.write(copy, self._tables(start, end))
+            self.merged.write(copy, self._tables(start, end))
+            return True
         return False
 
     def _tables(self, start: int, end: int) -> Iterator[pa.Table]:

@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from dagster_llm_batch.core.memory import release_memory
-from dagster_llm_batch.errors import ConfigError, MissingExtraError, PayloadError
+from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.storage.stored_files import (
     DIGESTS,
     FRAME_HEAD,
@@ -49,11 +49,17 @@ from dagster_llm_batch.storage.stored_files import (
     FileVersion,
     HashedFile,
     PayloadWriter,
+    StagedFile,
     TableWriter,
     framed_digest,
     is_whole_stream,
     is_whole_table,
+    make_private,
     open_table,
+    payload_errors,
+    remove_left_behind,
+    sync_path,
+    temporary_errors,
     write_table_digest,
 )
 
@@ -76,9 +82,6 @@ _MAX_CHARS = 64
 _SLUG_CHARS = 40
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _KEPT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
-
-# What a disk, a quota or a limit on a file's size says.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Windows reserves these names, with any extension.
 _RESERVED = frozenset(
@@ -134,18 +137,6 @@ _MOST_REMEMBERED = 10_000
 _SYNCS_AT_ONCE = 16
 
 
-class _Staged(io.FileIO):
-    """The file of a payload that is being written. What the disk refuses is a PayloadError."""
-
-    def __init__(self, path: Path, *, is_local: bool) -> None:
-        super().__init__(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
-        self._is_local = is_local
-
-    def write(self, data: Any) -> int:
-        with _payload_errors(self.name) if self._is_local else _temporary_errors():
-            return super().write(data)
-
-
 class _Unnamed(io.FileIO):
     """A file without a name, in the temporary folder. What that has no room for is a PayloadError."""
 
@@ -154,7 +145,7 @@ class _Unnamed(io.FileIO):
             super().__init__(os.dup(file.fileno()), "r+b")
 
     def write(self, data: Any) -> int:
-        with _temporary_errors():
+        with temporary_errors():
             return super().write(data)
 
 
@@ -166,35 +157,8 @@ def unnamed_file() -> IO[bytes]:
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Give a folder within the temporary one, gone after the block. What has no room there is a PayloadError."""
-    with _temporary_errors(), tempfile.TemporaryDirectory() as folder:
+    with temporary_errors(), tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
-
-
-@contextmanager
-def _temporary_errors() -> Iterator[None]:
-    """Raise PayloadError where the temporary folder has no room: it is not the payload store that is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise PayloadError(
-            f"The temporary folder {tempfile.gettempdir()} has no room: {os.strerror(error.errno or 0)}. What was "
-            "stored before is as it was. Make room there, or name another folder in the environment variable TMPDIR, "
-            "then run again."
-        ) from error
-
-
-@contextmanager
-def _payload_errors(where: str | Path) -> Iterator[None]:
-    """Raise PayloadError, which says what to do, for an OSError of the block: a full disk, say, or a missing right."""
-    try:
-        yield
-    except OSError as error:
-        raise PayloadError(
-            f"The payload store could not write {where}: {error.strerror or error}. What was stored before is as it "
-            "was. Make room, or let it be written, then run again."
-        ) from error
 
 
 class StoredFile(NamedTuple):
@@ -297,7 +261,8 @@ class PayloadStore:
             with pages, TableWriter(pages, schema, **options) as writer:
                 yield writer
             staged.flush()
-            write_table_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
+            with payload_errors(self._full(path)) if self._is_local else temporary_errors():
+                write_table_digest(staged.raw.name, stored.hash.hexdigest())  # type: ignore[attr-defined]  # of a BufferedWriter
 
     def table_schema(self, path: str) -> pa.Schema:
         """Return the columns of a table."""
@@ -316,7 +281,7 @@ class PayloadStore:
 
     def read_table(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the whole table, or some of its columns."""
-        with self._parquet(path) as parquet:
+        with self._parquet(path, all_of_it=columns is None) as parquet:
             table = parquet.read(columns=columns, use_threads=False)
         release_memory()
         return table
@@ -355,7 +320,9 @@ class PayloadStore:
         """Remove the file; where there is none, do nothing."""
         full = self._full(path)
         if self._fs.exists(full):
-            self._fs.rm_file(full)
+            # Another process may do the same.
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(full)
 
     def files(self, folder: str) -> Iterator[StoredFile]:
         """Yield every file below a folder by name, half-written ones of killed processes (`.….tmp`) included."""
@@ -370,19 +337,28 @@ class PayloadStore:
 
     def parquet_files(self) -> list[str]:
         """Return the names of the Parquet files in the root itself."""
+        # A hidden one is half-written, or none of ours.
+        return [name for name in self._names() if name.endswith(".parquet") and not name.startswith(".")]
+
+    def keep_only(self, start: str) -> None:
+        """Remove the Parquet files in the root itself whose names start otherwise, and half-written files.
+
+        These are of processes that were killed: nobody has written to them for a day, and nobody holds them open.
+        """
+        names = self._names()
+        for name in names:
+            if name.endswith(".parquet") and not name.startswith((".", start)):
+                self.delete(name)
+        if self._is_local:
+            remove_left_behind(Path(self._root.path), names)
+
+    def _names(self) -> list[str]:
+        """Return the names of what is in the root itself."""
         try:
             paths = self._fs.ls(self._root.path.rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
-        names = (str(path).rpartition("/")[2] for path in paths)
-        # A hidden one is half-written, or none of ours.
-        return sorted(name for name in names if name.endswith(".parquet") and not name.startswith("."))
-
-    def keep_only(self, start: str) -> None:
-        """Remove the Parquet files in the root itself whose names start otherwise."""
-        for name in self.parquet_files():
-            if not name.startswith(start):
-                self.delete(name)
+        return sorted(str(path).rpartition("/")[2] for path in paths)
 
     @property
     def _fs(self) -> Any:
@@ -402,18 +378,19 @@ class PayloadStore:
         return cast("BinaryIO", (open if self._is_local else self._fs.open)(self._full(path), "rb"))
 
     @contextmanager
-    def _parquet(self, path: str) -> Iterator[pq.ParquetFile]:
+    def _parquet(self, path: str, *, all_of_it: bool = False) -> Iterator[pq.ParquetFile]:
         """Open a table whose digest was compared, by this process, since it was written."""
-        with self._compared(path) as file, open_table(file) as parquet:
+        with self._compared(path, all_of_it=all_of_it) as file, open_table(file) as parquet:
             yield parquet
 
     @contextmanager
-    def _compared(self, path: str) -> Iterator[BinaryIO]:
+    def _compared(self, path: str, *, all_of_it: bool = False) -> Iterator[BinaryIO]:
         """Open the file of a table whose digest was compared, as `_parquet` does, without reading its schema."""
         with ExitStack() as files:
             file = files.enter_context(self._open(path))
             seen = self.version(path, file)
-            if seen not in _compared:
+            # Where a file is replaced meanwhile, ranges may be of both: Cloud Storage's reader does not tell.
+            if seen not in _compared or (all_of_it and not self._is_local):
                 if not self._is_local:
                     # Its bytes are needed all, once: later reads of this process take only what they need.
                     file = files.enter_context(self._here(path))
@@ -428,7 +405,8 @@ class PayloadStore:
         if self._is_local:
             stat = Path(full).stat() if file is None else os.fstat(file.fileno())
             return FileVersion(full, stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns}")
-        info = self._fs.info(full)
+        # What an open file reads is what its details tell, whatever has its name by now.
+        info = getattr(file, "details", None) or self._fs.info(full)
         tag = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
         return FileVersion(f"{self._root.protocol}:{full}", int(info.get("size") or 0), tag)
 
@@ -462,13 +440,13 @@ class PayloadStore:
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
         staged = directory / f".{uuid.uuid4().hex}.tmp"
         try:
-            with _payload_errors(staged) if self._is_local else _temporary_errors():
+            with payload_errors(full) if self._is_local else temporary_errors():
                 if self._is_local:
-                    _make_private(directory)
-                raw = _Staged(staged, is_local=self._is_local)
+                    make_private(directory)
+                raw = StagedFile(staged, full if self._is_local else None)
             with io.BufferedWriter(raw) as file:
                 yield file
-            with _payload_errors(full):
+            with payload_errors(full):
                 self._publish(staged, full)
         finally:
             # What a failing disk keeps of it is removed by `prune`.
@@ -486,9 +464,9 @@ class PayloadStore:
         """Give a file that is written its name."""
         # First the bytes, then the name, then the directory that holds it: a crash of the machine between any two
         # leaves the old file or the whole new one, never a name with half of its bytes.
-        _sync_path(staged)
+        sync_path(staged)
         staged.replace(full)
-        _sync_path(staged.parent)
+        sync_path(staged.parent)
 
 
 class LateStore(PayloadStore):
@@ -496,15 +474,20 @@ class LateStore(PayloadStore):
 
     A sync waits for the disk, and many at once wait hardly longer than one. Until `sync` has returned, a crash of the
     machine, not of the process, can leave a file damaged, as its digest tells: nothing may be recorded that needs it.
+
+    What the disk does not take is removed, and must be written anew: the system tells of such an error once, and drops
+    what it could not write, so a second sync would say that it is on disk.
     """
 
     def __init__(self, store: PayloadStore) -> None:
         # The root as the other store has opened it, with its options.
         self._root, self._is_local = store._root, store._is_local  # noqa: SLF001 - a store of the same kind
         self._written: deque[Path] = deque()
+        self._lost: set[Path] = set()
 
     def _place(self, staged: Path, full: Path) -> None:
         staged.replace(full)
+        self._lost.discard(full)
         self._written.append(full)
 
     def is_whole(self, path: str) -> bool:
@@ -525,11 +508,26 @@ class LateStore(PayloadStore):
             for paths in (list(written), list({path.parent: None for path in written})):
                 with ThreadPoolExecutor(_SYNCS_AT_ONCE, "dagster-llm-batch sync") as pool:
                     spread = pool.map if len(paths) > 1 else map
-                    list(spread(_sync_what_is_left, paths))
+                    list(spread(self._sync_what_is_left, paths))
         except BaseException:
             # What is not on disk now is not taken for it the next time.
             self._written.extend(written)
             raise
+
+    def _sync_what_is_left(self, path: Path) -> None:
+        # What was removed since is needed no more.
+        with payload_errors(path), suppress(FileNotFoundError):
+            if path in self._lost:
+                raise OSError(errno.EIO, "the disk did not take it")
+            try:
+                sync_path(path)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                self._lost.add(path)
+                if path.is_file():
+                    path.unlink()
+                raise
 
 
 _compared: set[FileVersion] = set()
@@ -575,26 +573,3 @@ def _modified_at(info: Mapping[str, Any]) -> datetime | None:
 
 def _codec(path: str) -> str:
     return "lz4" if path.endswith(".lz4") else "zstd"
-
-
-def _make_private(directory: Path) -> None:
-    if not directory.exists():
-        _make_private(directory.parent)
-        directory.mkdir(mode=0o700, exist_ok=True)
-
-
-def _sync_path(path: Path) -> None:
-    """Return when a file's bytes, or the names in a directory, are on disk."""
-    # On Windows a directory cannot be opened.
-    if (is_file := path.is_file()) or os.name == "posix":
-        descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _sync_what_is_left(path: Path) -> None:
-    # What was removed since is needed no more.
-    with _payload_errors(path), suppress(FileNotFoundError):
-        _sync_path(path)

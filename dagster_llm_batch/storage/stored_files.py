@@ -4,14 +4,22 @@
     a table    its digest is in its metadata, of the file with zeros in the digest's place
 
 They guard against accidents, not against forgers. Files of older versions have none.
+
+A file is staged, under a name that no reader looks for, until it is whole. What the disk refuses meanwhile is a
+PayloadError, which says what to do.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
-from collections.abc import Callable
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -23,6 +31,9 @@ import xxhash
 from dagster_llm_batch.core.memory import release_all_memory, release_memory
 from dagster_llm_batch.errors import PayloadError
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = [
     "DIGESTS",
     "FRAME_HEAD",
@@ -32,11 +43,17 @@ __all__ = [
     "FileVersion",
     "HashedFile",
     "PayloadWriter",
+    "StagedFile",
     "TableWriter",
     "framed_digest",
     "is_whole_stream",
     "is_whole_table",
+    "make_private",
     "open_table",
+    "payload_errors",
+    "remove_left_behind",
+    "sync_path",
+    "temporary_errors",
     "write_table_digest",
 ]
 
@@ -141,9 +158,13 @@ class TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
         release_memory()
 
     def close(self) -> None:
-        if self.is_open:
-            self.add_key_value_metadata({_DIGEST_MARK: _NO_DIGEST})
-        super().close()
+        try:
+            if self.is_open:
+                self.add_key_value_metadata({_DIGEST_MARK: _NO_DIGEST})
+            super().close()
+        finally:
+            # What could not be closed, on a full disk, would be closed once more when it is collected.
+            self.is_open = False
         release_all_memory()
 
 
@@ -260,3 +281,100 @@ def is_whole_table(file: Any) -> bool:
 def open_table(file: Any) -> pq.ParquetFile:
     """Open a stored table."""
     return pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+
+
+# What a disk, a quota or a limit on a file's size says.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+_STAGED_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_LEFT_BEHIND_AFTER_SECONDS = 86_400
+
+
+class StagedFile(io.FileIO):
+    """The file of a payload that is being written: `full` is where it will be, None where that is no local disk.
+
+    What the disk refuses is a PayloadError. While it is open it is locked, as `remove_left_behind` asks.
+    """
+
+    def __init__(self, path: Path, full: str | None) -> None:
+        super().__init__(path, "xb", opener=lambda path, flags: os.open(path, flags, 0o600))
+        self._full = full
+        if full is not None:
+            # Where a disk knows no locks, none is removed.
+            with suppress(OSError):
+                _lock(self)
+
+    def write(self, data: Any) -> int:
+        with payload_errors(self._full) if self._full is not None else temporary_errors():
+            return super().write(data)
+
+
+def _lock(file: io.IOBase) -> None:
+    """Lock a file until it is closed, or its process dies. Raises OSError where another has, or there are no locks."""
+    # Windows removes no file that is open.
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_left_behind(folder: Path, names: Iterable[str]) -> None:
+    """Remove those of these files in a folder that killed processes left half-written.
+
+    By two signs: the last byte was written more than a day before the folder's last change, both by the clock of the
+    disk; and nobody holds the lock, which a writer has until it ends or dies. Disks that machines share mostly tell
+    each of the other's locks. Where they do not, a process that has written nothing for a day may lose its file: it
+    then fails, and what was stored stays.
+    """
+    staged = [folder / name for name in names if _STAGED_NAME.fullmatch(name)]
+    before = folder.stat().st_mtime - _LEFT_BEHIND_AFTER_SECONDS if staged else 0.0
+    for path in staged:
+        # What cannot be opened or locked is another's.
+        with suppress(OSError), path.open("r+b") as file:
+            if os.fstat(file.fileno()).st_mtime < before:
+                _lock(file)
+                path.unlink()
+
+
+@contextmanager
+def temporary_errors() -> Iterator[None]:
+    """Raise PayloadError where the temporary folder has no room: it is not the payload store that is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise PayloadError(
+            f"The temporary folder {tempfile.gettempdir()} has no room: {os.strerror(error.errno or 0)}. What was "
+            "stored before is as it was. Make room there, or name another folder in the environment variable TMPDIR, "
+            "then run again."
+        ) from error
+
+
+@contextmanager
+def payload_errors(full: str | Path) -> Iterator[None]:
+    """Raise PayloadError, which says what to do, for an OSError of the block: a full disk, say, or a missing right."""
+    try:
+        yield
+    except OSError as error:
+        folder, _, name = str(full).rpartition("/")
+        raise PayloadError(
+            f"Could not write {name} in {folder}: {error.strerror or error}. What was stored before is as it was. Make "
+            "room there, or let it be written, then run again."
+        ) from error
+
+
+def make_private(directory: Path) -> None:
+    """Make a directory, and those above it, that only their owner can read."""
+    if not directory.exists():
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700, exist_ok=True)
+
+
+def sync_path(path: Path) -> None:
+    """Return when a file's bytes, or the names in a directory, are on disk."""
+    # On Windows a directory cannot be opened.
+    if (is_file := path.is_file()) or os.name == "posix":
+        descriptor = os.open(path, os.O_RDWR if is_file else os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

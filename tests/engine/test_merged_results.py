@@ -162,6 +162,19 @@ def test_results_that_change_while_they_are_copied_leave_no_copy(tmp_path: Path)
     assert not list(payloads.files(f"n/a/_/{MERGED}"))
 
 
+def test_results_of_other_columns_are_not_copied_and_it_is_said_as_of_those_that_changed(tmp_path: Path) -> None:
+    payloads = PayloadStore(str(tmp_path))
+    shards = [small(payloads, number) for number in range(8)]
+    merging = MergedResults(payloads, RESULT_SCHEMA)
+    copy = merging.copy_of(shards, [payloads.version(shard.results_path or "") for shard in shards])
+    assert copy is not None
+    with pytest.raises(PayloadError, match="other columns"):
+        merging.write(copy, [pa.table({"llm_request_id": ["r"]})])
+    assert not list(payloads.files(f"n/a/_/{MERGED}"))
+    merging.write(copy, [payloads.read_table(shard.results_path or "") for shard in shards])
+    assert [file.path for file in payloads.files(f"n/a/_/{MERGED}")] == [copy.path]
+
+
 @pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
 def test_each_label_says_which_batch_answered_it_at_what_cost(workspace: Workspace, bounds: dict[str, Any]) -> None:
     workspace.bounds = bounds

@@ -15,7 +15,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.status import Status
-from dagster_llm_batch.errors import LeaseError, LLMBatchError
+from dagster_llm_batch.errors import LeaseError, LLMBatchError, PayloadError
 from dagster_llm_batch.storage.payloads import LateStore, PayloadStore
 from tests.statements import statements
 
@@ -136,7 +136,9 @@ def test_one_that_the_ledger_refuses_takes_no_other_along(workspace: Workspace, 
     assert [engine.status(key).is_settled for key in ids] == [True, False, True, True]
 
 
-def test_what_a_disk_refuses_is_told_of_each(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_disk_refuses_once_is_recorded_of_none_and_written_anew_by_the_next_run(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, ids = workspace.engine(), ended(workspace)
     real, left = os.fsync, [1]
 
@@ -148,9 +150,15 @@ def test_what_a_disk_refuses_is_told_of_each(workspace: Workspace, monkeypatch: 
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", fsync)
-        outcomes = engine.collect_together(labeling(), ids)
+        # As of a real disk, a second sync would say that all is well.
+        with pytest.raises(PayloadError, match=r"Could not write .* the disk did not take it"):
+            engine.collect_together(labeling(), ids)
     assert not left
+    assert not [shard for key in ids for shard in engine.status(key).shards if shard.results_path]
+    outcomes = engine.collect_together(labeling(), ids)
     assert all(isinstance(outcome, Status) and outcome.is_settled for outcome in outcomes.values()), outcomes
+    for key in ids:
+        assert all(engine.payloads.is_whole(shard.results_path or "") for shard in engine.status(key).shards)
 
 
 def test_raw_lines_that_a_killed_process_left_are_on_disk_before_the_ledger_knows_of_them(
