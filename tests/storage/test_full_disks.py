@@ -128,6 +128,7 @@ def test_what_a_disk_does_not_take_when_it_is_to_sync_is_gone_and_no_second_sync
             late.sync()
         assert not late.exists("a/large.zst")
     assert late.is_whole("a/small.zst")
-    write("a/large.zst", 2_000)
+    subprocess.run(["mount", "-o", "remount,size=40m", str(thin.parent / "back")], check=True)
+    write("a/large.zst", 12_000_000)
     late.sync()
     assert late.is_whole("a/large.zst")
