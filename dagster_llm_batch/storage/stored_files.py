@@ -159,7 +159,7 @@ class TableWriter(pq.ParquetWriter):  # type: ignore[misc]  # Arrow has no types
 
     def close(self) -> None:
         try:
-            if self.is_open:
+            if self.is_open:  # type: ignore[has-type]  # of Arrow
                 self.add_key_value_metadata({_DIGEST_MARK: _NO_DIGEST})
             super().close()
         finally:
