@@ -219,7 +219,9 @@ class _Run:
         """
         self.landed.append(submission_id)
         if len(self.landed) >= _DELIVERED_AT_ONCE:
-            self.mark_delivered(engine)
+            # The labels have landed all the same; the ledger is told of them again with the next ones.
+            with suppress(LLMBatchError):
+                self.mark_delivered(engine)
 
     def mark_delivered(self, engine: "Engine") -> None:
         """Mark what has landed as delivered, in one transaction."""

@@ -1,0 +1,110 @@
+"""What befalls a landing run: its ledger is cut off, it is stopped, an IO manager fails, another run lands the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from code_location import LABELS, LANDING, REJECTS, CodeLocation, labeled, tickets
+
+from dagster_llm_batch import HiveParquetIOManager
+from tests.crash.postgres import postgres
+
+# The ledger is told of so many partitions at once.
+_TOLD_AT_ONCE = 25
+KEYS = [f"p{number:02d}" for number in range(28)]
+ALL = (KEYS[0], KEYS[-1])
+PARTS = dg.StaticPartitionsDefinition(KEYS)
+RUN = "00000000-0000-4000-8000-000000000001"
+
+
+def rows(context: Any) -> Any:
+    return tickets(1, context.partition_key)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    if os.environ.get("DLB_TEST_POSTGRES") == "0":
+        pytest.skip("DLB_TEST_POSTGRES=0")
+    with postgres() as empty_database:
+        yield empty_database()
+
+
+def is_told(event: Any, *assets: str) -> bool:
+    """Whether an event tells that a partition of one of these assets is stored."""
+    is_stored = event.is_dagster_event and event.dagster_event_type is dg.DagsterEventType.ASSET_MATERIALIZATION
+    return is_stored and event.dagster_event.asset_key.to_user_string() in assets
+
+
+def cut_off(ledger_url: str) -> None:
+    """End all connections to the ledger but our own."""
+    with sa.create_engine(ledger_url).connect() as connection:
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        )
+
+
+def test_a_run_whose_connections_to_the_ledger_are_cut_lands_all(instance, emulator, tmp_path, database):
+    location = CodeLocation(
+        emulator,
+        instance,
+        *labeled(rows=rows, partitions_def=PARTS),
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
+        ledger_url=database,
+    )
+    assert location.submit(span=ALL).success
+    emulator.settle()
+    cuts: list[Any] = []
+
+    def cut(event: Any, _cursor: Any) -> None:
+        if is_told(event, *LANDING):
+            cuts.append(event)
+            cut_off(database)
+
+    instance.watch_event_logs(RUN, None, cut)
+    result = location.collect(span=ALL, run_id=RUN)
+    assert len(cuts) == 2 * len(KEYS)
+    assert result.success
+    assert location.landed() == {*KEYS}
+    assert location.tick().skip_message == "no batches in flight"
+
+
+def test_what_has_landed_has_not_failed_where_the_ledger_cannot_be_told_of_it(instance, emulator, tmp_path):
+    location = CodeLocation(
+        emulator,
+        instance,
+        *labeled(rows=rows, partitions_def=PARTS),
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
+    )
+    assert location.submit(span=ALL).success
+    emulator.settle()
+    location.engine().ledger.close()
+    database, told = sa.create_engine(location.resource.places()[0]), []
+
+    def rename(old: str, new: str) -> None:
+        with database.begin() as connection:
+            connection.execute(sa.text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+    def watch(event: Any, _cursor: Any) -> None:
+        if is_told(event, LABELS):
+            told.append(event.dagster_event.partition)
+            if len(told) == _TOLD_AT_ONCE:
+                rename("submission", "elsewhere")
+        elif is_told(event, REJECTS) and len(told) == _TOLD_AT_ONCE:
+            rename("elsewhere", "submission")
+
+    instance.watch_event_logs(RUN, None, watch)
+    result = location.collect(span=ALL, run_id=RUN)
+    assert told == KEYS
+    assert result.success
+    checks = location.checks(result)
+    assert len(checks) == 3 * len(KEYS)
+    assert all(checks.values())
+    assert location.tick().skip_message == "no batches in flight"
