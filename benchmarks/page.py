@@ -15,8 +15,8 @@ README = ROOT / "README.md"
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds. Below each section stand its time and how
-many processes wanted the machine's cores then, over five minutes: it is of the code of that time.
+Written by `python -m benchmarks` ({machine}). Compare ratios, not seconds. Below each section stand the
+time of its run and the machine's load over five minutes: its figures are of the code of that time.
 """
 _CLAIM = re.compile(r"less than \d+ MB, imports included \(\[[^\]]*\]")
 _MILLION = 1_000_000
@@ -80,7 +80,7 @@ TEXTS = {
     "shapes": """## From rows to labels
 
 Rows from a Parquet file to labels in another, against a mock of the service in a process of its own. Package and floor
-take turns, each run in a process of its own. Figures are medians of {runs} runs, from 200,000 rows on of {big_runs}.
+take turns, each run in a process of its own. Figures are medians of {runs} runs; from 200,000 rows on, of {big_runs}.
 
 **The floor** is `benchmarks/floor.py`, a client written by hand for this one case: it splices the constant parts of a
 request, reads and checks replies by msgspec into columns, and keeps request files and raw results compressed, as the
@@ -88,9 +88,9 @@ package does. It has no ledger, reconciliation, retry, price or provenance, and 
 stand beside the floor of OpenAI. It sends duplicates like other rows. Where rows are planned again, of which
 nothing has changed, the floor only reads them.{others}
 
-**Without imports** are *CPU s* and *µs a row*: the client process from the end of its imports to its last row. Imports
-are on both sides also those that else come with the first call (the service's SDK, the HTTP client, the prices' data),
-and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that the process took
+**Without imports** are *CPU s* and *µs a row*: the client process from the end of its imports to its last row. On
+both sides imports include those that would otherwise come with the first call (the service's SDK, the HTTP client, the
+prices' data), and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that the process took
 from its start to its end, and *Peak MB*. The package imports the vendor's SDK, and the floor a bare HTTP client.
 Neither needs pandas nor aiohttp, and both run without: where pandas is installed, pyarrow imports it (60 MB), and where
 aiohttp is, as with the extras `s3` and `gcs`, the SDKs of OpenAI and Anthropic do (9 MB). Arrow's allocator is its own
@@ -104,8 +104,8 @@ OpenAI, 400,000 of Anthropic.
 
 Each day some rows more, and the whole table is labeled anew: earlier days' answers are reused. Each of these days is
 planned, sent, collected and labeled in a process of its own, the days between them in one. CPU is without imports, and
-the least of the runs; peaks hold imports. What is told for each earlier day is what a day takes more than the first
-one, its rows included.""",
+the least of the runs; peaks hold imports. The figure for each earlier day is what a later
+day takes beyond the first, divided by the days before it; the rows that came with them are in it.""",
     "runs": """## Inside a Dagster run
 
 The same rows through `llm_batch_assets` in `wait` mode: one run in its own process submits, waits, collects and lands
@@ -117,9 +117,8 @@ above. CPU seconds are without imports, peaks with them.""",
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at
 once, and their results downloaded while those that came before are read: `LLMBatchResource(transfers_at_once=…)`, 4
 by default. Batches of a queue with a limit are sent one after the other, since its room is counted before each. Threads
-make reading hardly faster, since most of it is Python, which runs in one at a time: who wants more cores for that gives
-`workers` to the dataset, which reads and encodes in processes of Spark or Ray. In brackets: CPU seconds by
-wall seconds.""",
+hardly speed up reading, since most of it is Python, which runs one thread at a time. To use more cores for that, give the
+dataset `workers`, which read and encode in processes of Spark or Ray. In brackets: CPU seconds by wall seconds.""",
     "ledger": """## What the ledger writes
 
 From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they
