@@ -88,13 +88,13 @@ package does. It has no ledger, reconciliation, retry, price or provenance, and 
 stand beside the floor of OpenAI. It sends duplicates like other rows. Where rows are planned again, of which
 nothing has changed, the floor only reads them.{others}
 
-**Without imports** are *CPU s* and *µs a row*: the client process from the end of its imports to its last row. On
-both sides imports include those that would otherwise come with the first call (the service's SDK, the HTTP client, the
-prices' data), and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that the process took
-from its start to its end, and *Peak MB*. The package imports the vendor's SDK, and the floor a bare HTTP client.
-Neither needs pandas nor aiohttp, and both run without: where pandas is installed, pyarrow imports it (60 MB), and where
-aiohttp is, as with the extras `s3` and `gcs`, the SDKs of OpenAI and Anthropic do (9 MB). Arrow's allocator is its own
-choice; with another one a run takes less ([how](how-to/embed.md#kubernetes)).
+**Without imports** are *CPU s* and *µs a row*: the client process from the end of its imports to its last row. On both
+sides imports include those that would otherwise come with the first call (the service's SDK, the HTTP client, the
+prices' data), and one garbage collection of what they left. **With imports** are *Process, CPU s*, which is all that
+the process took from its start to its end, and *Peak MB*. The package imports the vendor's SDK, and the floor a bare
+HTTP client. Neither needs pandas nor aiohttp, and both run without: where pandas is installed, pyarrow imports it (60
+MB), and where aiohttp is, as with the extras `s3` and `gcs`, the SDKs of OpenAI and Anthropic do (9 MB). Arrow's
+allocator is its own choice; with another one a run takes less ([how](how-to/embed.md#kubernetes)).
 
 No row stays in memory. Memory grows with rows only until four batches are under way at once: up to 200,000 requests of
 OpenAI, 400,000 of Anthropic.
@@ -117,8 +117,8 @@ above. CPU seconds are without imports, peaks with them.""",
 The rows in eight shards, through OpenAI's mock over connections of 10 MB a second. Several batches are uploaded at
 once, and their results downloaded while those that came before are read: `LLMBatchResource(transfers_at_once=…)`, 4
 by default. Batches of a queue with a limit are sent one after the other, since its room is counted before each. Threads
-hardly speed up reading, since most of it is Python, which runs one thread at a time. To use more cores for that, give the
-dataset `workers`, which read and encode in processes of Spark or Ray. In brackets: CPU seconds by wall seconds.""",
+hardly speed up reading, since most of it is Python, which runs one thread at a time. To use more cores for that, give
+the dataset `workers`, which read and encode in processes of Spark or Ray. In brackets: CPU seconds by wall seconds.""",
     "ledger": """## What the ledger writes
 
 From plan to labels, against the mock of OpenAI: `INSERT`, `UPDATE` and `DELETE` statements, and the rows that they
