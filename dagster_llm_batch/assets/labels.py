@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine, KnownSubmission
 
-__all__ = ["LabeledTables", "labeled_tables", "labels_asset", "spool"]
+__all__ = ["LabeledTables", "labeled_streams", "labeled_tables", "labels_asset", "spool"]
 
 # Few enough that a sensor's tick finds the materializations of all of them, should the run die.
 _DELIVERED_AT_ONCE = 25
@@ -69,7 +69,7 @@ _DELIVERED_AT_ONCE = 25
 
 @dataclass(frozen=True)
 class LabeledTables:
-    """Labels and rejects of one partition. A stream can be read once, and only while `labeled_tables` is open."""
+    """Labels and rejects of one partition. A stream can be read once, and only while `labeled_streams` is open."""
 
     labels: pa.Table | pa.RecordBatchReader
     rejects: pa.Table | pa.RecordBatchReader
@@ -83,23 +83,23 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
     ]
 
 
+def labeled_tables(engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool) -> LabeledTables:
+    """Return labels and rejects of a settled submission."""
+    labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
+    figures = LabelStats(known.sent.labeling)
+    figures.add(labeled)
+    return LabeledTables(labeled.labels, labeled.rejects, figures)
+
+
 @contextmanager
-def labeled_tables(
-    engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool, as_streams: bool
+def labeled_streams(
+    engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool
 ) -> Iterator[LabeledTables]:
-    """Give labels and rejects of a settled submission. Streams are spooled to the local disk; their rows have no
-    order.
-    """
-    labeling, submission_id = known.sent.labeling, known.status.submission.submission_id
-    figures = LabelStats(labeling)
-    if not as_streams:
-        labeled = engine.labels(labeling, submission_id, run_id=run_id, reread=reread, known=known)
-        figures.add(labeled)
-        yield LabeledTables(labeled.labels, labeled.rejects, figures)
-        return
+    """Give the same as streams, which are spooled to the local disk; their rows have no order."""
+    figures = LabelStats(known.sent.labeling)
     with temporary_folder() as folder, ExitStack() as files:
         paths = [str(folder / name) for name in ("labels", "rejects")]
-        batches = engine.label_batches(labeling, submission_id, run_id=run_id, reread=reread, known=known)
+        batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
         with closing(batches) as parts:
             # a full disk gets its files back before the next partition
             spool(parts, paths, figures)
@@ -161,6 +161,31 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     return collect
 
 
+@dataclass(frozen=True)
+class _Settled:
+    """A submission that is to land.
+
+    Attributes:
+        status: It is settled.
+        reread: It was settled before this run: its raw results are read again.
+        all_sent: None of its requests is held back, as the ledger has said already.
+        tombstones: How many its asset has; None: the ledger was not asked.
+    """
+
+    status: Status
+    reread: bool = False
+    all_sent: bool = False
+    tombstones: int | None = None
+
+
+@dataclass(frozen=True)
+class _NotReady:
+    """Why nothing of a partition can land yet, and the metadata of the observation that says so."""
+
+    text: str
+    metadata: Mapping[str, Any]
+
+
 @dataclass
 class _Run:
     """What holds for all partitions of one run.
@@ -170,7 +195,7 @@ class _Run:
         unsent: The submissions among these of which some requests are not sent.
         looked_up: Those that the ledger was asked about last, together.
         replaced: Those of `looked_up` whose partition has a newer submission.
-        tombstones: How many the asset had when the ledger was asked; None: it was not asked for this partition.
+        tombstones: How many the asset had then.
         landed: The submissions that the ledger does not know as delivered yet.
         learned: What the ledger says of estimates, by definition. It is the sum of many submissions, and stays the
             same while these land.
@@ -181,17 +206,16 @@ class _Run:
     unsent: set[str] = field(default_factory=set)
     looked_up: set[str] = field(default_factory=set)
     replaced: Collection[str] = ()
-    tombstones: int | None = None
+    tombstones: int = 0
     landed: list[str] = field(default_factory=list)
     learned: "dict[tuple[str, ...], Learned | None]" = field(default_factory=dict)
 
-    def take_settled(self, engine: "Engine", asset: str, partition: str) -> Status | None:
+    def take_settled(self, engine: "Engine", asset: str, partition: str) -> _Settled | None:
         """Take out what this run has settled of a partition; None where it has not, or a newer submission is there.
 
         The ledger is asked once about all partitions that are begun together.
         """
         if partition not in self.settled:
-            self.tombstones = None
             return None
         if not self.writer.may_begin() or self.settled[partition].submission.submission_id not in self.looked_up:
             next_ones = islice(self.settled.values(), self.writer.partitions_at_once)
@@ -201,8 +225,11 @@ class _Run:
             # Last: of a group that the ledger could not be asked about, nothing is known.
             self.looked_up = group
         status = self.settled.pop(partition)
+        submission_id = status.submission.submission_id
         # Older labels would take the place of those of another run.
-        return None if status.submission.submission_id in self.replaced else status
+        if submission_id in self.replaced:
+            return None
+        return _Settled(status, all_sent=submission_id not in self.unsent, tombstones=self.tombstones)
 
     def learn(self, engine: "Engine", labeling: "Labeling") -> "Learned | None":
         """Return what earlier submissions say of estimates; see Deployment.learned."""
@@ -258,81 +285,88 @@ class _Landing:
         What was settled before this run has its raw results read again. Tables may be given to the writer before the
         first event is asked for; the events wait until they are stored.
         """
-        settled = run.take_settled(engine, self._dataset.name, partition or "")
-        history = [settled.submission] if settled else self._history(engine, partition or "")
+        found = run.take_settled(engine, self._dataset.name, partition or "") or self._settle(
+            context, engine, partition
+        )
+        if isinstance(found, _NotReady):
+            return self._observe(context, partition, found)
         try:
-            return self._land(context, engine, partition, history, settled, run)
+            return self._land(context, engine, partition, found, run)
         except DefinitionChangedError as error:
             # Each further run would end here, so the sensor need not ask for one.
-            engine.note_stranded(history[0].submission_id, str(error))
+            engine.note_stranded(found.status.submission.submission_id, str(error))
             raise
 
-    def _land(
-        self,
-        context: dg.AssetExecutionContext,
-        engine: "Engine",
-        partition: str | None,
-        history: Sequence[Submission],
-        settled: Status | None,
-        run: _Run,
-    ) -> Iterator[Any]:
+    def _settle(
+        self, context: dg.AssetExecutionContext, engine: "Engine", partition: str | None
+    ) -> _Settled | _NotReady:
+        """Advance the newest submission of a partition as far as it goes now."""
         dataset = self._dataset
-        labeling = dataset.labeling
+        history = engine.ledger.history(engine.namespace, dataset.name, partition or "")
+        # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
         if not history:
             text = "nothing was submitted yet"
             context.log.warning(f"{partition or 'labels'}: {text}; materialize {dataset.batch_key.to_user_string()}.")
-            return self._not_ready(context, partition, text, {"llm_batch/progress": text})
+            return _NotReady(text, {"llm_batch/progress": text})
         submission, *older = history
         # A run that plans many partitions sends them together. To send one of them here would leave the others a
         # batch that may be too small.
         if self._is_being_sent(context, engine, submission):
             text = f"run {short_run(submission.run_id)} is at work on its submission"
             context.log.info(f"Not ready: {text}.")
-            metadata = {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id}
-            return self._not_ready(context, partition, text, metadata)
+            return _NotReady(text, {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id})
         self._finish_superseded(context, engine, older)
-        was_settled = submission.is_settled and settled is None
-        status = settled or self._advance(context, engine, submission.submission_id)
-        # Pressing "Materialize all" too early must not fail: a skippable output and an observation make a green run.
-        if not status.is_settled:
-            its_pace = pace_of(engine, status)
-            text = progress_text(status, its_pace)
-            context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
-            metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
-            return self._not_ready(context, partition, text, metadata)
-        sent = engine.deployment.sent_definition(labeling, submission)
-        self._refuse_other_columns(submission, sent.labeling)
-        # A table of rejects alone would take the place of labels that are there.
-        if sent.changes and set(status.submission.outcomes) == {Outcome.CANCELED.value}:
-            raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
-        # A code location that is only read loads no engine.
-        from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415
+        status = self._advance(context, engine, submission.submission_id)
+        if status.is_settled:
+            return _Settled(status, reread=submission.is_settled)
+        its_pace = pace_of(engine, status)
+        text = progress_text(status, its_pace)
+        context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
+        return _NotReady(text, status_metadata(status, engine.provider(submission.provider), its_pace))
 
-        known = KnownSubmission(status, sent, run.tombstones)
-        open_tables = partial(
-            labeled_tables,
-            engine,
-            known,
-            run_id=context.run.run_id,
-            reread=was_settled,
-            as_streams=dataset.frame == "batches",
-        )
+    def _observe(self, context: dg.AssetExecutionContext, partition: str | None, found: _NotReady) -> Iterator[Any]:
+        """Yield what is seen of a partition whose labels cannot land yet."""
+        yield from progress_observations(context.instance, self._dataset.key, partition, found.metadata)
+        yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {found.text}.")
 
-        # For these the run has asked the ledger already, for all partitions together.
-        all_sent = settled is not None and settled.submission.submission_id not in run.unsent
+    def _land(
+        self,
+        context: dg.AssetExecutionContext,
+        engine: "Engine",
+        partition: str | None,
+        settled: _Settled,
+        run: _Run,
+    ) -> Iterator[Any]:
+        """Give the tables to the writer, or streams when the events are asked for; return the events."""
+        known = self._known(engine, settled)
+        run_id, reread = context.run.run_id, settled.reread
 
         def begin(tables: LabeledTables) -> Iterator[Any]:
             begun = self._begin(context, partition, tables, run)
-            return self._tell(context, engine, partition, known, begun, run, all_sent=all_sent)
+            return self._tell(context, engine, partition, known, begun, run, all_sent=settled.all_sent)
 
         def land_streams() -> Iterator[Any]:
-            with open_tables() as tables:
-                yield from begin(tables)
+            with labeled_streams(engine, known, run_id=run_id, reread=reread) as streams:
+                yield from begin(streams)
 
-        if dataset.frame == "batches":
+        if self._dataset.frame == "batches":
             return land_streams()
-        with open_tables() as tables:
-            return begin(tables)
+        return begin(labeled_tables(engine, known, run_id=run_id, reread=reread))
+
+    def _known(self, engine: "Engine", settled: _Settled) -> "KnownSubmission":
+        """Return what is known of a submission, by which its labels are made. Raises DefinitionChangedError where they
+        cannot land by the present definition.
+        """
+        # A code location that is only read loads no engine.
+        from dagster_llm_batch.engine.engine import KnownSubmission  # noqa: PLC0415
+
+        submission = settled.status.submission
+        sent = engine.deployment.sent_definition(self._dataset.labeling, submission)
+        self._refuse_other_columns(submission, sent.labeling)
+        # A table of rejects alone would take the place of labels that are there.
+        if sent.changes and set(submission.outcomes) == {Outcome.CANCELED.value}:
+            raise DefinitionChangedError(f"{advise_on_change(submission, sent.changes)}. Nothing landed.")
+        return KnownSubmission(settled.status, sent, settled.tombstones)
 
     def _refuse_other_columns(self, submission: Submission, sent: "Labeling") -> None:
         """Raise DefinitionChangedError for labels of other columns: they would break the table, and who reads it."""
@@ -347,13 +381,6 @@ class _Landing:
             f"Materialize {batch_key}{f' for {submission.partition}' if submission.partition else ''} for labels by "
             "the present definition; or put the earlier one back, and materialize the labels."
         )
-
-    def _not_ready(
-        self, context: dg.AssetExecutionContext, partition: str | None, text: str, metadata: dict[str, Any]
-    ) -> Iterator[Any]:
-        """Yield what is seen of a partition whose labels cannot land yet."""
-        yield from progress_observations(context.instance, self._dataset.key, partition, metadata)
-        yield from unjudged_evaluations(context, partition, f"Nothing has landed yet: {text}.")
 
     def _begin(
         self, context: dg.AssetExecutionContext, partition: str | None, tables: LabeledTables, run: _Run
@@ -449,9 +476,6 @@ class _Landing:
         own = cascade_verdicts(levels, figures, status)
         is_rolling = cascade.calibrate != "partition"
         return [*own, *(rolling_verdicts(tracked, levels, status.submission.partition) if is_rolling else ())]
-
-    def _history(self, engine: "Engine", partition: str) -> list[Submission]:
-        return engine.ledger.history(engine.namespace, self._dataset.name, partition)
 
     def send_together(
         self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]

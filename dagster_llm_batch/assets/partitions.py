@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -36,23 +37,28 @@ class EachPartition:
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         """Return what `step` gives, by partition; a partition for which it fails has no value."""
-        return self._map(self.keys, step)
-
-    def _map(self, keys: Sequence[str | None], step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         done: dict[str | None, _T] = {}
-        for partition in keys:
-            try:
+        for partition in self.keys:
+            with self._apart(partition):
                 done[partition] = step(partition)
-            except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
-                self._failures.add(partition, error)
         return done
+
+    @contextmanager
+    def _apart(self, partition: str | None) -> Iterator[None]:
+        """Keep what is raised inside to the partition: its neighbours go on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - rows function and IO manager are the user's: anything may come
+            self._failures.add(partition, error)
 
     def events(self, values: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
         """Yield the events of `land` for each partition that has a value.
 
         Raises one dg.Failure at the end for all that failed; Dagster marks partitions that did not land as failed.
         """
-        yield from self._land(values, land)
+        for partition, value in values.items():
+            with self._apart(partition):
+                yield from land(partition, value)
         yield from self._end()
 
     def events_in_turn(
@@ -64,19 +70,15 @@ class EachPartition:
         """
         begun: dict[str | None, Iterator[Any]] = {}
         for partition in self.keys:
-            begun |= self._map([partition], begin)
-            if not may_begin():
-                yield from self._land(begun, lambda _, events: events)
+            with self._apart(partition):
+                begun[partition] = begin(partition)
+            # Of the last one there are no further ones.
+            if not may_begin() or partition == self.keys[-1]:
+                for earlier, events in begun.items():
+                    with self._apart(earlier):
+                        yield from events
                 begun.clear()
-        yield from self._land(begun, lambda _, events: events)
         yield from self._end()
-
-    def _land(self, values: Mapping[str | None, _T], land: Callable[[str | None, _T], Iterator[Any]]) -> Iterator[Any]:
-        for partition, value in values.items():
-            try:
-                yield from land(partition, value)
-            except Exception as error:  # noqa: BLE001 - as above
-                self._failures.add(partition, error)
 
     def _end(self) -> Iterator[Any]:
         yield from self._failures.verdicts()

@@ -136,25 +136,30 @@ def label(
             rows = rows.append_column(name, costs)
     fits = _is_good(results).take(places).combine_chunks()
     fenced = _count_fenced(results, places)
-    halves = [(_only(rows, chosen), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
+    fields = {field.name: field for field in [*results.schema, *rows.schema]}
+    halves = [(_columns_of(_only(rows, chosen)), _only(places, chosen)) for chosen in (fits, pc.invert(fits))]
     whole = places if are_pairs else None
     # One column after another, each freed before the next is taken: results and labels are never both whole.
-    del rows
-    for name in results.column_names:
-        column, results = results.select([name]), results.drop_columns([name])
+    columns = _columns_of(results)
+    del rows, results
+    for name in list(columns):
+        column = columns.pop(name)
         if len(places) > _MANY:
             release_memory()
-        if name not in halves[0][0].column_names:
-            halves = [
-                (half.append_column(column.field(0), column[name] if at is whole else _taken(column[name], at)), at)
-                for half, at in halves
-            ]
-    (labels, _), (rejects, _) = halves
-    return Labeled(
-        labels=labels.select([*own, *response.names, *PROVENANCE]),
-        rejects=rejects.select([*own, *REJECT_COLUMNS]),
-        fenced=fenced,
+        for half, at in halves:
+            if name not in half:
+                half[name] = column if at is whole else _taken(column, at)
+    labels, rejects = (
+        pa.table([half[name] for name in names], schema=pa.schema([fields[name] for name in names]))
+        for (half, _), names in zip(
+            halves, ([*own, *response.names, *PROVENANCE], [*own, *REJECT_COLUMNS]), strict=True
+        )
     )
+    return Labeled(labels, rejects, fenced)
+
+
+def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return dict(zip(table.column_names, table.columns, strict=True))
 
 
 Part = tuple[pa.Table, Iterator[pa.Table]]

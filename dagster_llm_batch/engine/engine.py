@@ -334,33 +334,18 @@ class Engine:
 
     # labels ---------------------------------------------------------------------------------------------------------
 
-    def labels(
-        self,
-        labeling: Labeling,
-        submission_id: str,
-        *,
-        run_id: str = "",
-        reread: bool = False,
-        known: KnownSubmission | None = None,
-    ) -> Labeled:
+    def labels(self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False) -> Labeled:
         """Return the labeled rows and the rejects of a settled submission.
 
         With `reread`, raw result lines are read again by the present parser, so that its fixes take effect at no cost.
-        The ledger is not asked for what is `known`.
         """
-        return self._settled(labeling, submission_id, known, reread=reread).labels(run_id=run_id, reread=reread)
+        return self._assembler(labeling, submission_id, reread=reread).labels(run_id=run_id, reread=reread)
 
     def label_batches(
-        self,
-        labeling: Labeling,
-        submission_id: str,
-        *,
-        run_id: str = "",
-        reread: bool = False,
-        known: KnownSubmission | None = None,
+        self, labeling: Labeling, submission_id: str, *, run_id: str = "", reread: bool = False
     ) -> Generator[Labeled, None, None]:
         """Yield the labels in parts, for tables larger than memory. Rows come in no particular order. See `labels`."""
-        return self._settled(labeling, submission_id, known, reread=reread).batches(run_id=run_id, reread=reread)
+        return self._assembler(labeling, submission_id, reread=reread).batches(run_id=run_id, reread=reread)
 
     def write_labels(
         self,
@@ -378,23 +363,29 @@ class Engine:
         Spark and others read the folder above it as a table with the column `day`. Rows come in no particular order.
         See `labels`.
         """
-        assembler = self._settled(labeling, submission_id, reread=reread)
+        assembler = self._assembler(labeling, submission_id, reread=reread)
         assembler.read_again(reread=reread)
         return write_labels(assembler, PayloadStore(folder), PayloadStore(rejects_folder), run_id)
 
-    def _settled(
-        self, labeling: Labeling, submission_id: str, known: KnownSubmission | None = None, *, reread: bool
-    ) -> LabelAssembler:
-        status = self.status(submission_id) if known is None else known.status
-        if self._erase(status.submission, tombstones=None if known is None else known.tombstones):
+    def _assembler(self, labeling: Labeling, submission_id: str, *, reread: bool) -> LabelAssembler:
+        status = self.status(submission_id)
+        sent = self.deployment.sent_definition(labeling, status.submission)
+        return self.assembler(KnownSubmission(status, sent), reread=reread)
+
+    def assembler(self, known: KnownSubmission, *, reread: bool) -> LabelAssembler:
+        """Return what makes the labels of a settled submission, all at once or in parts; see `labels`.
+
+        The ledger is not asked for what is known.
+        """
+        status, labeling = known.status, known.sent.labeling
+        submission_id = status.submission.submission_id
+        if self._erase(status.submission, tombstones=known.tombstones):
             status = self.status(submission_id)
         if not status.submission.is_settled:
             raise LLMBatchError(f"Submission {submission_id} is not settled; it has no labels yet.")
-        sent = self.deployment.sent_definition(labeling, status.submission) if known is None else known.sent
         if reread:
-            sent.refuse_unknown()
-        collector = Collector(sent.labeling, self.deployment)
-        assembler = make_assembler(self.deployment, sent.labeling, status, collector)
+            known.sent.refuse_unknown()
+        assembler = make_assembler(self.deployment, labeling, status, Collector(labeling, self.deployment))
         assembler = replace(assembler, merges=not reread)
         if assembler.restore():
             # Fewer requests have an answer than were counted.
