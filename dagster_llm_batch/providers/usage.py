@@ -1,21 +1,35 @@
-"""What of a reply's usage is not billed as plain tokens: `types.Extra`, by one table of words for each vendor's shape.
+"""What a reply's usage counts beside plain tokens, as `types.Extra`: a table of names for each vendor's shape of usage.
 
 A table says of each count that a vendor documents what it is: None where tokens are all that is billed, else the price
 book's name of its unit. A count that no table has may have a price, so it makes the cost unknown, and is named. The
 tables' source, with its date, is USAGE_SHAPES of `core/price_sources.py`, as are all that are named in capitals here.
 
-This is off the way of most replies: providers read a reply that has nothing but plain tokens without it.
+Providers read a reply that has nothing but plain tokens without these tables. For Claude, which has one shape of usage
+at several vendors, that shape is here, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
+
+from msgspec import Struct
 
 from dagster_llm_batch.types import Extra
 
-__all__ = ["CHAT", "CLAUDE", "CONVERSE", "GEMINI", "claude_extra", "extra_of"]
+__all__ = [
+    "CHAT",
+    "CLAUDE",
+    "CONVERSE",
+    "GEMINI",
+    "ClaudeUsage",
+    "PlainClaudeUsage",
+    "UsualClaudeUsage",
+    "claude_counts",
+    "claude_extra",
+    "extra_of",
+]
 
 Fields = Mapping[str, str | None]
 
@@ -197,3 +211,63 @@ def claude_extra(
     if unpriced is None and (uncounted := sorted(tools - _COUNTED_TOOLS)):
         unpriced = f"the server tool '{uncounted[0]}'"
     return extra_of(usage, CLAUDE, others=Extra(tier, None if geo in _USUAL_GEOS else str(geo), unpriced=unpriced))
+
+
+class _Creation(Struct, gc=False):
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class _Details(Struct, gc=False):
+    thinking_tokens: int | None = None
+
+
+class ClaudeUsage(Struct, gc=False):
+    """Tokens as Claude counts them."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: _Creation | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _PlainCreation(_Creation, gc=False, forbid_unknown_fields=True):
+    ephemeral_5m_input_tokens: int | None = None
+
+
+class _PlainDetails(_Details, gc=False, forbid_unknown_fields=True):
+    pass
+
+
+class _NoTools(Struct, gc=False, forbid_unknown_fields=True):
+    web_search_requests: Literal[0] | None = None
+    web_fetch_requests: int | None = None
+
+
+class PlainClaudeUsage(ClaudeUsage, gc=False, forbid_unknown_fields=True):
+    """Usage with nothing but plain tokens in it. Any other is read by `claude_extra`."""
+
+    cache_creation: _PlainCreation | None = None
+    output_tokens_details: _PlainDetails | None = None
+    server_tool_use: _NoTools | None = None
+    service_tier: Literal["standard", "batch"] | None = None
+    speed: Literal["standard"] | None = None
+    inference_geo: Literal["not_available", "global"] | None = None
+
+
+class UsualClaudeUsage(PlainClaudeUsage, kw_only=True, gc=False, forbid_unknown_fields=True):
+    """Plain usage with both of the counts that nearly all replies have."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+def claude_counts(read: ClaudeUsage) -> tuple[int, int, int, int, int, int]:
+    """Return the counts of a usage in the order of TOKENS."""
+    written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
+    hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
+    thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
+    # Claude's input_tokens are those beside the caches; the sum is what was given in.
+    all_input = (read.input_tokens or 0) + written + cached
+    return all_input, read.output_tokens or 0, cached, written, hourly, thinking

@@ -23,7 +23,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, decode_line, decode_usual
-from dagster_llm_batch.providers.usage import claude_extra
+from dagster_llm_batch.providers.usage import (
+    ClaudeUsage,
+    PlainClaudeUsage,
+    UsualClaudeUsage,
+    claude_counts,
+    claude_extra,
+)
 from dagster_llm_batch.types import Outcome, Result, ResultColumns, Usage
 
 __all__ = ["read_line", "read_lines"]
@@ -76,47 +82,6 @@ class _PlainBlock(Struct, gc=False):
     input: Raw = _NULL
 
 
-class _Creation(Struct, gc=False):
-    ephemeral_1h_input_tokens: int | None = None
-
-
-class _Details(Struct, gc=False):
-    thinking_tokens: int | None = None
-
-
-class _Usage(Struct, gc=False):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation: _Creation | None = None
-    output_tokens_details: _Details | None = None
-
-
-class _PlainCreation(_Creation, gc=False, forbid_unknown_fields=True):
-    ephemeral_5m_input_tokens: int | None = None
-
-
-class _PlainDetails(_Details, gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _NoTools(Struct, gc=False, forbid_unknown_fields=True):
-    web_search_requests: Literal[0] | None = None
-    web_fetch_requests: int | None = None
-
-
-class _PlainUsage(_Usage, gc=False, forbid_unknown_fields=True):
-    """Usage with nothing but plain tokens in it. Any other is read by `providers.usage`."""
-
-    cache_creation: _PlainCreation | None = None
-    output_tokens_details: _PlainDetails | None = None
-    server_tool_use: _NoTools | None = None
-    service_tier: Literal["standard", "batch"] | None = None
-    speed: Literal["standard"] | None = None
-    inference_geo: Literal["not_available", "global"] | None = None
-
-
 _B = TypeVar("_B", _Block, _PlainBlock)
 _U = TypeVar("_U")
 
@@ -151,25 +116,20 @@ class _UsualBlock(Struct, gc=False):
     text: Annotated[str, msgspec.Meta(min_length=1)]
 
 
-class _UsualUsage(_PlainUsage, kw_only=True, gc=False, forbid_unknown_fields=True):
-    input_tokens: int
-    output_tokens: int
-
-
 class _UsualMessage(Struct, gc=False):
     """A reply of one text and plain tokens: what nearly all lines hold."""
 
     content: tuple[_UsualBlock]
-    usage: _UsualUsage
+    usage: UsualClaudeUsage
     model: str | None = None
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"] | None = None
 
 
 _USUAL = msgspec.json.Decoder(_Answered[_UsualMessage])
-_ANSWERED = msgspec.json.Decoder(_Answered[_Message[_PlainBlock, _PlainUsage | None]])
+_ANSWERED = msgspec.json.Decoder(_Answered[_Message[_PlainBlock, PlainClaudeUsage | None]])
 _LINE = msgspec.json.Decoder(_Line)
 _MESSAGE = msgspec.json.Decoder(_Message[_Block, Raw])
-_USAGE = msgspec.json.Decoder(_Usage, strict=False)
+_USAGE = msgspec.json.Decoder(ClaudeUsage, strict=False)
 _ANY = msgspec.json.Decoder(Any)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
@@ -193,7 +153,7 @@ def read_lines(lines: Sequence[bytes]) -> ResultColumns:
         [message.content[0].text for message in messages],
         [message.stop_reason for message in messages],
         [message.model for message in messages],
-        [_counts(message.usage) for message in messages],
+        [claude_counts(message.usage) for message in messages],
     )
     return columns.insert(others, [read_line(lines[at]) for at in others])
 
@@ -306,16 +266,6 @@ def _usage(raw: bytes | Raw, tools: frozenset[str] = frozenset()) -> Usage | Non
     return None if usage is None else usage._replace(extra=claude_extra(value, tools))
 
 
-def _tokens(read: _Usage) -> Usage | None:
+def _tokens(read: ClaudeUsage) -> Usage | None:
     is_told = read.input_tokens is not None or read.output_tokens is not None
-    return Usage(*_counts(read)) if is_told else None
-
-
-def _counts(read: _Usage) -> tuple[int, int, int, int, int, int]:
-    """Return the counts of a usage in the order of TOKENS."""
-    written, cached = read.cache_creation_input_tokens or 0, read.cache_read_input_tokens or 0
-    hourly = 0 if read.cache_creation is None else read.cache_creation.ephemeral_1h_input_tokens or 0
-    thinking = 0 if read.output_tokens_details is None else read.output_tokens_details.thinking_tokens or 0
-    # the vendor's input_tokens are those beside the caches; the sum is what was given in
-    all_input = (read.input_tokens or 0) + written + cached
-    return all_input, read.output_tokens or 0, cached, written, hourly, thinking
+    return Usage(*claude_counts(read)) if is_told else None

@@ -25,7 +25,7 @@ from dagster_llm_batch.providers.google.requests import check_import, check_shap
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
 from dagster_llm_batch.providers.jsonlines import decode_usual, dumps, encode_image, quote
-from dagster_llm_batch.providers.usage import claude_extra
+from dagster_llm_batch.providers.usage import ClaudeUsage, UsualClaudeUsage, claude_counts, claude_extra
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
     BatchLimits,
@@ -61,23 +61,6 @@ class _Block(Struct):
     name: str | None = None
 
 
-class _CacheCreation(Struct):
-    ephemeral_1h_input_tokens: int | None = None
-
-
-class _Details(Struct):
-    thinking_tokens: int | None = None
-
-
-class _Usage(Struct):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation: _CacheCreation | None = None
-    output_tokens_details: _Details | None = None
-
-
 class _Message(Struct):
     content: list[_Block] = []
     stop_reason: str | None = None
@@ -93,27 +76,11 @@ class _UsualTool(Struct, tag_field="type", tag="tool_use", gc=False):
     input: dict[str, Any]
 
 
-class _UsualCreation(_CacheCreation, gc=False, forbid_unknown_fields=True):
-    ephemeral_5m_input_tokens: int | None = None
-
-
-class _UsualDetails(_Details, gc=False, forbid_unknown_fields=True):
-    pass
-
-
-class _UsualUsage(_Usage, kw_only=True, gc=False, forbid_unknown_fields=True):
-    """Usage with nothing but plain tokens in it."""
-
-    input_tokens: int
-    cache_creation: _UsualCreation | None = None
-    output_tokens_details: _UsualDetails | None = None
-
-
 class _UsualMessage(Struct, gc=False):
     """A reply of one text, or of the tool's one input, and plain tokens: what nearly all lines hold."""
 
     content: tuple[_UsualText | _UsualTool]
-    usage: _UsualUsage
+    usage: UsualClaudeUsage
     stop_reason: Literal["end_turn", "tool_use", "stop_sequence"] | None = None
     model: str | None = None
 
@@ -176,7 +143,7 @@ class VertexClaudeLines:
             [_text(message.content[0]) for message in messages],
             [message.stop_reason for message in messages],
             [message.model for message in messages],
-            [_counts(message.usage) for message in messages],
+            [claude_counts(message.usage) for message in messages],
         )
         return columns.insert(others, [self.decode(lines[at]) for at in others])
 
@@ -230,20 +197,11 @@ def _reply(message: _Message) -> Result:
 def _usage(message: _Message) -> Usage | None:
     if message.usage is None:
         return None
-    read = msgspec.convert(message.usage, _Usage)
+    read = msgspec.convert(message.usage, ClaudeUsage)
     if read.input_tokens is None:
         return None
     used = frozenset(block.name or "?" for block in message.content if block.type == "server_tool_use")
-    return Usage(*_counts(read), claude_extra(message.usage, used))
-
-
-def _counts(usage: _Usage) -> tuple[int, int, int, int, int, int]:
-    """Return the counts of a usage in the order of TOKENS."""
-    written, cached = usage.cache_creation_input_tokens or 0, usage.cache_read_input_tokens or 0
-    hourly = 0 if usage.cache_creation is None else usage.cache_creation.ephemeral_1h_input_tokens or 0
-    thinking = 0 if usage.output_tokens_details is None else usage.output_tokens_details.thinking_tokens or 0
-    # Anthropic's own count leaves the cache out.
-    return (usage.input_tokens or 0) + written + cached, usage.output_tokens or 0, cached, written, hourly, thinking
+    return Usage(*claude_counts(read), claude_extra(message.usage, used))
 
 
 def _text(block: _UsualText | _UsualTool) -> str:
