@@ -61,7 +61,7 @@ __all__ = [
 
 @contextmanager
 def reaching(place: object) -> Iterator[None]:
-    """Turn errors of the file system into TransientError: a disk that is full and a share that is away come back."""
+    """Turn errors of the file system into TransientError: a full disk, or a share that is away, may work later."""
     try:
         yield
     except OSError as error:
@@ -137,8 +137,12 @@ def sdk_calls(translated: Callable[[Exception], LLMBatchError]) -> Iterator[None
 
 
 def words_of(error: BaseException) -> str:
-    """Tell what an exception says, with its type where that is Python's own. Uncut: secrets are masked in it next."""
-    if is_page({}, getattr(error, "doc", b"")):  # of a JSONDecodeError: what is no JSON
+    """Return an exception's message, with its type where that is Python's own.
+
+    It is not shortened: in a text that is cut within a secret, the secret could not be masked.
+    """
+    # A JSONDecodeError has the text that is no JSON in `doc`.
+    if is_page({}, getattr(error, "doc", b"")):
         return WEB_PAGE
     text = text_of(error)
     if isinstance(error, OddAnswerError):
@@ -158,7 +162,7 @@ def is_page(headers: Any, body: object = b"") -> bool:
 
 
 def answer_of(error: Exception) -> tuple[Any, Any]:
-    """Take headers and body of the answer that an SDK's exception is about; empty where there is none."""
+    """Return headers and body of the answer that an SDK's exception is about; empty ones where there is none."""
     response = getattr(error, "response", None)
     try:
         return getattr(response, "headers", None) or {}, getattr(response, "content", None) or b""
@@ -192,7 +196,7 @@ def json_object(headers: Any, body: object) -> dict[str, Any]:
 
 
 def json_or_text(body: object) -> Any:
-    """Read the JSON that this is; its text, where it is none."""
+    """Read the content as JSON; return it as text where it is none."""
     text = _bytes_of(body).decode("utf-8", "replace")
     try:
         return json.loads(text)
@@ -221,7 +225,7 @@ def created_id(value: object) -> str:
 
 
 def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: object = None) -> list[Any]:
-    """Check the batches on a page of a list. Raises TransientError for no list: it must not read as an empty page."""
+    """Check the batches on a page of a list. Raises TransientError where it is no list, which is not an empty page."""
     if not isinstance(items, list):
         raise TransientError("Could not list the batches: the answer is no list.")
     if not all(is_batch(item) for item in items):
@@ -234,8 +238,8 @@ def check_listed(items: object, is_batch: Callable[[Any], bool], *, has_more: ob
 def is_refusal(status: int, headers: Any, body: object) -> bool:
     """Return whether an answer with this 4xx status is a no of the API itself.
 
-    A web page or a bare word is that of another server, in front of the API or in its place: it knows nothing of a
-    batch, so it cannot say that there is none. What it says of who asks, how much and how often is true all the same.
+    A web page or a bare word comes from another server, such as a proxy, in front of the API or in its place. It cannot
+    know that a batch does not exist. But where it refuses credentials, or the size or number of calls, that holds.
     """
     if status in _CLEAR:
         return True
@@ -256,8 +260,8 @@ def is_answer(status: object, headers: Any, body: object) -> bool:
 def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[bytes]:
     """Pass on the lines of a results file, as they are. Raises TransientError where no line of it bears `id_field`.
 
-    A file has bad lines at times, and those are the reader's; one that is bad from start to end is no results file but
-    something in its place. Read as one, all of its rows would lack a result, and be paid for again.
+    Single bad lines are left to the reader. A file without one good line is no results file, but something in its
+    place, such as a web page. Read as results, it would leave all rows without one, and they would be paid for again.
     """
     name = f'"{id_field}"'.encode()
     held: list[bytes] = []
@@ -279,7 +283,7 @@ def result_lines(lines: Iterator[bytes], id_field: str, what: str) -> Iterator[b
 
 
 def refuse_lost(report: BatchReport, place: str) -> None:
-    """Raise UnknownIdError where a batch has answers, so that its results in a place of the user's were deleted.
+    """Raise UnknownIdError for a batch that has answers: somebody deleted its results from the user's own storage.
 
     Read as a batch without results, all of its rows would be paid for again.
     """
@@ -290,8 +294,8 @@ def refuse_lost(report: BatchReport, place: str) -> None:
 def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None) -> bytes:
     """Write the raw result line of a call in real time.
 
-    `failure` is the error that the answer is about, if any. One that names a wait is raised, and carries the line: who
-    asks in real time waits and asks again, as long as it has time.
+    `failure` is the error of the call, if any. Where it names a time to wait, it is raised, with the line in it: the
+    caller waits and asks again while it has time.
     """
     try:
         line = json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
@@ -304,21 +308,21 @@ def answer_line(answer: Mapping[str, Any], failure: ProviderError | None = None)
 
 
 def count_of(value: object) -> int | None:
-    """Read a count, also one that is written as a text; None for what is none or unknown (below 0)."""
+    """Read a count, also one that is written as a text; None for anything else, and below 0, which means unknown."""
     if isinstance(value, str) and len(value) < 20:  # noqa: PLR2004 -- digits of 64 bits
         value = int(value) if value.isdecimal() else None
     return value if type(value) is int and 0 <= value < _MOST else None
 
 
 def id_of(value: object) -> str | None:
-    """Read a name that the vendor gave something, as a model; None for anything else."""
+    """Read a name that the vendor gives, as of a model; None for anything that is no name."""
     return value if isinstance(value, str) and is_id(value) else None
 
 
 def time_of(value: object) -> datetime | None:
     """Read a time, in UTC: a datetime, ISO 8601, or seconds since the epoch. None for anything else.
 
-    None, too, for a time far off, which a database, or arithmetic with it, could not hold.
+    A time so far off that databases, or arithmetic with it, could not hold it is None, too.
     """
     try:
         match value:
@@ -337,7 +341,7 @@ def time_of(value: object) -> datetime | None:
 
 
 def wait_of(value: object, unit: float = 1.0) -> float | None:
-    """Read seconds to wait, a day at most: of a number, `unit` of which are a second, or of a date. None for others."""
+    """Read a wait, in seconds, a day at most: a number (`unit` of them are a second) or a date; None for others."""
     if value is None:
         return None
     try:

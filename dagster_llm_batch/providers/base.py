@@ -78,9 +78,9 @@ def check_key(api_key: str, name: str) -> str:
 
 
 class AccessTokens:
-    """Access tokens of a function that is asked for one at each call, as those of Entra ID, which live an hour.
+    """Access tokens from a function of the user's, called for each request: Entra ID's tokens live an hour.
 
-    The last ones are remembered, so that they can be masked in what a call says.
+    The latest ones are remembered, to be masked in messages.
     """
 
     def __init__(self, make_token: Callable[[], str], name: str) -> None:
@@ -103,7 +103,7 @@ class AccessTokens:
 def address_of(parts: SplitResult, scope: str = "") -> str:
     """Name whose answers come from this address: host, port and path, and the `scope` within it as a query.
 
-    It is part of every fingerprint, so it must stay as it is: another one, and all rows would be asked again.
+    It is part of every fingerprint, so its form must never change: all rows would be sent, and paid for, again.
     """
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
@@ -120,7 +120,7 @@ def check_command(command: Sequence[str]) -> tuple[str, ...]:
 
 
 def fill_command(command: Sequence[str], source: Path, target: Path, model: str) -> list[str]:
-    """Replace {input}, {output} and {model} in a command's words, each once: a model's name is not looked into."""
+    """Replace {input}, {output} and {model} in a command's words, but not in what has replaced them."""
     values = {"input": str(source), "output": str(target), "model": model}
     return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 
@@ -183,7 +183,7 @@ class BaseProvider:
 
 
 class VendorProvider(BaseProvider, ABC):
-    """A provider behind a vendor's API. A vendor says how one batch is read, how many are listed, how one is stopped.
+    """A provider behind a vendor's API. A subclass says how a batch is read and stopped, and how batches are listed.
 
     No vendor documents how long after a create call whose reply was lost a batch may still appear: that call may still
     be at work. So `settle_seconds` is a guess on the long side, which the user can change.
@@ -281,10 +281,10 @@ class StainlessProvider(VendorProvider):
 
     @abstractmethod
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """Tell what the SDK raised, as one of ours."""
+        """Return what the SDK raised as one of our errors."""
 
     def _calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """Turn what the SDK raises in the context into our errors. While creating, no error is trusted to be a no."""
+        """Turn what the SDK raises into our errors. While creating, no error proves that nothing was created."""
         return sdk_calls(lambda error: self._translated(error, doing, creating=creating))
 
     def _page(self, after: str | None) -> tuple[dict[str, Any], bool]:

@@ -92,9 +92,9 @@ def _json_without_fields(text: str) -> str | None:
 
 
 class Recorder:
-    """Append exchanges to a file. One that is there already goes on: so does the dialogue that was stopped.
+    """Append exchanges to a file. An existing one is continued, as after a process that was stopped.
 
-    `about` is its first line: of what the dialogue is. Raises ConfigError for a file that is something else.
+    `about` becomes its first line, which says what is recorded. Raises ConfigError for a file of another kind.
     """
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
@@ -194,7 +194,7 @@ _recorder: Recorder | None = None
 
 @contextmanager
 def recording_to(recorder: Recorder | None) -> Iterator[None]:
-    """Record what the clients say that are made meanwhile, in this process."""
+    """Record the dialogues of all clients that this process makes within the block."""
     global _recorder  # noqa: PLW0603 - an SDK's client is made deep inside, where no argument leads
     before, _recorder = _recorder, recorder
     try:

@@ -58,19 +58,19 @@ _NO_ACCESS = (401, 403)
 
 @dataclass(frozen=True)
 class FailureRules:
-    """What one SDK calls what, by class names and statuses, and how it is said.
+    """What exceptions and statuses of one SDK mean, and how messages put it.
 
     Attributes:
         never_sent: Classes of exceptions that mean no connection.
-        cannot_send: Of what cannot be sent as it is configured.
-        lost: Of a reply that was lost; they go before `cannot_send`.
-        no_credentials: Of credentials that are missing or cannot be had.
+        cannot_send: Classes for requests that cannot be sent as they are configured.
+        lost: Classes for replies that were lost; they go before `cannot_send`.
+        no_credentials: Classes for credentials that are missing or cannot be had.
         maybe_done: Statuses below 500 after which the call may have had effect all the same.
-        refuses_access: What a refusal of who asks means.
-        lacks_access: What `no_credentials` mean.
-        is_busy: What 429 means.
-        check: What to look at where nothing can be sent.
-        own_word: What an answer in the API's place is not.
+        refuses_access: What a message says of a 401 or 403.
+        lacks_access: What a message says of `no_credentials`.
+        is_busy: What a message says of a 429.
+        check: What the user should look at where nothing can be sent.
+        own_word: What a message says of an answer that is not the API's own.
     """
 
     never_sent: Collection[str] = NEVER_SENT
@@ -96,15 +96,15 @@ class Failure:
         names: The names of the exception's classes and of its causes'.
         status: The HTTP status of the answer, where there was one.
         wait_seconds: How long the provider asks to wait.
-        is_odd: The answer is none of the API's.
+        is_odd: The answer is not one of the API.
         is_busy: It says that there are too many requests.
         has_no_room: It says that the queue has no room for this batch: true of create calls only.
         smaller_helps: See NoRoomError.
-        is_about_access: It refuses who asks.
+        is_about_access: The credentials are refused.
         is_own_word: The API itself gave this 4xx, and not something in front of it.
-        was_redirected: Another place answered than the one that was called.
-        refusal: The error for a plain no.
-        hint: What to do about a plain no.
+        was_redirected: Another address answered than the one that was called.
+        refusal: The class of the error for a definite refusal.
+        hint: What the user can do about a definite refusal.
         ours: What this package raised within the SDK, which took it for a lost connection.
     """
 
@@ -147,7 +147,8 @@ def read_failure(
     reason = WEB_PAGE if is_page(headers, content) else reason
     status = getattr(error, "status_code", None)
     if not isinstance(status, int) or not _BAD_REQUEST <= status < _LAST_ERROR:
-        if cause is not None:  # the SDK's own word is a mere "Connection error."
+        # The SDK's own word is a mere "Connection error.".
+        if cause is not None:
             reason = f"{reason} ({mask_keys(words_of(cause), secrets, key)})"
         return Failure(doing, reason, creating, frozenset({type(error).__name__, type(cause).__name__}), ours=ours)
     return Failure(

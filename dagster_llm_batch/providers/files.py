@@ -59,7 +59,8 @@ def count_lines(path: Path) -> int | None:
 def lines_of(path: Path) -> Iterator[bytes]:
     r"""Read the lines of a file that may not be there, each with its `\n`, split at that alone."""
     with suppress(FileNotFoundError), path.open("rb") as file:
-        for line in file:  # a binary file ends lines at b"\n" only
+        # A binary file ends lines at b"\n" only.
+        for line in file:
             yield line if line.endswith(b"\n") else line + b"\n"
 
 

@@ -46,24 +46,25 @@ _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def listed_since(sent_at: datetime, headers: Any) -> datetime:
-    """Tell from when on a batch that we sent at this time may be in a vendor's list, by the vendor's clock.
+    """Return from when on, by the vendor's clock, a batch that we sent at this time can have been created.
 
     Older batches need not be looked at. Where our clock is ahead of the vendor's, by the header `Date` of its answer,
-    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice. Of a time that lies ahead
-    now, nobody knows how wrong the clock was that told it: then every batch is looked at.
+    the time is earlier by as much, and by a margin: a batch that is overlooked is paid twice. Where the time lies in
+    the future, the clock that gave it was wrong by an unknown amount: then every batch is looked at.
     """
     if sent_at > datetime.now(UTC) + _MARGIN:
         return _LONG_AGO
     try:
         vendor_time = parsedate_to_datetime(headers["date"])
         ahead = max(timedelta(), datetime.now(UTC) - vendor_time.astimezone(UTC))
-    except (KeyError, TypeError, ValueError):  # it sends none, or none that can be read
+    except (KeyError, TypeError, ValueError):
+        # The answer has no date, or none that can be read.
         ahead = timedelta()
     return sent_at - ahead - _MARGIN
 
 
 def check_address(url: str, what: str, example: str = "https://host/path") -> SplitResult:
-    """Split the web address that the setting `what` holds. Raises ConfigError for what is none."""
+    """Split the web address that the setting `what` holds. Raises ConfigError where it is none."""
     if "@" in url:
         raise ConfigError(
             f"The {what} holds a user name or a password. They would be sent in the place of the credentials, and "
@@ -127,7 +128,7 @@ class Origin:
         return _origin_of(url) == self._origin
 
     def check_request(self, method: str, url: str, headers: MutableMapping[str, str]) -> None:
-        """Take from a request to another origin what that may not have. Raises RefusedError where it may have nothing.
+        """Remove from a request to another origin what that may not get. Raises RefusedError where it may get nothing.
 
         Called for each request right before it is sent, the ones of redirects too.
         """
@@ -186,7 +187,7 @@ def guard_hooks(origin: Origin) -> dict[str, list[Callable[[Any], None]]]:
 
 
 def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
-    """Make a client of httpx or httpx2 keep the rules: add the hooks after its own. And let no answer come in drips."""
+    """Make a client of httpx or httpx2 keep the rules, by hooks after its own, and give up answers that are slow."""
     limit_client(client, timeout_seconds)
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
@@ -198,7 +199,8 @@ def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
 def importing_sdk(extra: str, needed_by: str) -> Iterator[None]:
     """Import a vendor's SDK in the block. Raises MissingExtraError where it is not installed.
 
-    An SDK is thousands of modules that all stay: to look for garbage among them takes a fifth of the time.
+    No garbage is collected meanwhile: an SDK is thousands of modules that all stay, and searching them takes a fifth of
+    the time.
     """
     try:
         with uncollected():
@@ -210,8 +212,8 @@ def importing_sdk(extra: str, needed_by: str) -> Iterator[None]:
 def load_httpx() -> None:
     """Import httpx where it is installed, before the first call of the SDK `openai`.
 
-    That SDK looks at whatever is loaded by this name, at each call, and fails on half a module: one that another thread
-    is importing, since Google's SDK needs it.
+    At each call, that SDK uses whatever module is loaded by this name. It fails where another thread is just importing
+    it, as Google's SDK does.
     """
     # Not its command line: that loads rich and pygments, which takes longer than all the rest of it.
     command_line = "httpx._main"
@@ -226,7 +228,7 @@ def load_httpx() -> None:
 def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:
     """Make a session of requests keep the rules: by its transport, which every request and redirect passes.
 
-    And let no answer come in drips.
+    It gives up answers that are too slow, too.
     """
     from requests.adapters import HTTPAdapter  # noqa: PLC0415 -- comes with the SDKs that use it
     from urllib3 import PoolManager  # noqa: PLC0415 -- comes with requests
@@ -260,7 +262,8 @@ def _origin_of(url: str) -> tuple[str, str, int | None]:
     try:
         parts = urlsplit(url)
         return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)
-    except ValueError:  # a port that is no number: nobody's origin
+    except ValueError:
+        # The port is no number: this is no origin.
         return "", "", None
 
 

@@ -174,7 +174,7 @@ CLAUDE_RULES = SchemaRules(
 
 
 def lower_schema(json_schema: Mapping[str, Any], rules: SchemaRules) -> dict[str, Any]:
-    """`json_schema` in the vendor's dialect. Raises ResponseSchemaError, naming construct and path, if none says it."""
+    """Return the schema in the vendor's dialect. Raises ResponseSchemaError, naming what it has no word for."""
     return _Walker(json_schema, rules).lower_root()
 
 
@@ -325,7 +325,8 @@ class _Walker:
             parts = [part for part in parts if part not in _NULLS]
             if not parts:
                 self._refuse(path, _ALWAYS_NULL, "leave it out")
-        if types:  # beside alternatives, a type is that of each
+        # Beside alternatives, a type is that of each.
+        if types:
             shared = {"type": types[0] if len(types) == 1 else types}
             parts = [{**shared, **part} if isinstance(part, Mapping) and "$ref" not in part else part for part in parts]
         if self._rules.nullable and len(parts) == 1:

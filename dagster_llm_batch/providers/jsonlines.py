@@ -113,10 +113,9 @@ def encode_image(image: Image) -> tuple[str, str]:
 
 
 def decode_line(line: bytes, decoder: msgspec.json.Decoder[_Read]) -> tuple[_Read, None] | tuple[None, str]:
-    """Decode a result line as far as it can be read; else the second is why it cannot.
+    """Decode a result line; where it cannot be read, return None and the reason.
 
-    Files have a byte order mark at their start, characters that were cut in their middle, blank lines: whoever reads a
-    row reads it all the same, for it was paid.
+    A byte order mark, and characters that were cut in their middle, are no reason: the row was paid for.
     """
     stripped = line.removeprefix(BOM).strip()
     if not stripped:
@@ -162,7 +161,7 @@ def cut_heads(file: BinaryIO, head: bytes) -> Iterator[bytes]:
 
 
 def decode_usual(lines: Sequence[bytes], decoder: msgspec.json.Decoder[_Read]) -> tuple[list[_Read], Sequence[int]]:
-    """Decode the lines that fit the decoder; the second has the places of the others.
+    """Decode the lines that fit the decoder; return these, and the places of the others.
 
     Where none of the first few fits, no more are tried: a server that writes one line in its own way so writes all.
     """

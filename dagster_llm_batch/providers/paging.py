@@ -69,7 +69,7 @@ def find_by_results(
     fetch: Callable[[str], Iterable[bytes]],
     custom_id_of: Callable[[bytes], str | None],
 ) -> Found | Absent | Undecided | CannotTell:
-    """Decide which batch carries the shard of this nonce, where nothing but results says what a batch is.
+    """Decide which batch carries the shard of this nonce, where a batch is known by its results alone.
 
     `candidates` are the batches of the right size and time, and whether each has ended. `fetch` gives a batch's result
     lines, and raises RefusedError where it has none any more.

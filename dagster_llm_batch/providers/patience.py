@@ -1,4 +1,4 @@
-"""A call ends: an answer that comes in drips is given up, however long each of its bytes is within the read timeout.
+"""Calls end: an answer that arrives too slowly is given up, even where no single read exceeds the read timeout.
 
 The SDKs' timeouts hold for one read of the connection, so a server, or a proxy in between, that sends a byte a second
 holds a run or a sensor's tick for ever. Here the reads of one answer are counted together, its headers too:
@@ -47,7 +47,7 @@ class _Answer:
 
 
 def limit_client(client: Any, timeout_seconds: float) -> None:
-    """Let no answer that a client of httpx or httpx2 reads come in drips: after `timeout_seconds` its speed counts."""
+    """Give up answers to a client of httpx or httpx2 that are too slow after `timeout_seconds`."""
     for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - no argument takes a backend
         pool: Any = getattr(transport, "_pool", None)
         backend = getattr(pool, "_network_backend", None)

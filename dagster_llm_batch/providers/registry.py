@@ -242,7 +242,7 @@ def needs_max_tokens(provider: str, model: str) -> bool:
 def logprob_params(model: str) -> Mapping[str, Any] | None:
     """Return the parameters of a chat request that ask this provider/model for logprobs; None where it tells none.
 
-    Of a provider of the user's own nobody knows: it is asked in the words of OpenAI's, which most servers speak.
+    A provider of the user's own is asked by OpenAI's parameters, which most servers take.
     """
     provider, _, name = model.partition("/")
     entry = PROVIDERS.get(provider, PROVIDERS["openai"])

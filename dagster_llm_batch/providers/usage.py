@@ -41,12 +41,14 @@ _BEFORE = {
     "text_tokens": None,
     "audio_tokens": "input_audio_tokens",
     "image_tokens": "input_image_tokens",
-    "video_tokens": "input_video_tokens",  # OpenRouter's
+    # Only OpenRouter has it.
+    "video_tokens": "input_video_tokens",
 }
 _AFTER = {
     "reasoning_tokens": None,
     "accepted_prediction_tokens": None,
-    "rejected_prediction_tokens": None,  # billed as output, and counted in it
+    # Billed as output, and counted in it.
+    "rejected_prediction_tokens": None,
     "text_tokens": None,
     "audio_tokens": "output_audio_tokens",
     "image_tokens": "output_image_tokens",
@@ -172,7 +174,8 @@ def _counts(usage: Mapping[str, Any], start: str = "") -> list[tuple[str, int | 
     """Return the counts that are not 0, by their paths. Lists name their parts by modality, or by time to live."""
     counts: list[tuple[str, int | float]] = []
     for name, value in usage.items():
-        kind = type(value)  # a flag is no count, and an abstract class takes longer to ask
+        # A flag is no count, and an abstract class takes longer to ask.
+        kind = type(value)
         if kind is int or kind is float:
             if value:
                 counts.append((start + name, value))

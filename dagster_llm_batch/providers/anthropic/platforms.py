@@ -1,12 +1,13 @@
-"""Where Claude's Message Batches are to be had beside Anthropic's own API: on AWS and on Google Cloud.
+"""Clouds that offer Claude's Message Batches beside Anthropic's own API: AWS and Google Cloud.
 
     AwsPlatform           "Claude Platform on AWS": keys of AWS that sign each call, or an API key
     GooglePlatform        "Claude on Google Cloud": tokens of Google Cloud
     refuse_unbatched      addresses of clouds that have Claude, and no Message Batches
 
-Both pass the whole API on, so all but who asks is as at Anthropic. The SDK's own client of each signs the calls. What
-it would read from the environment is refused: whose answers these are must not depend on where the code runs. Only
-AWS's and Google's own chains of credentials do, where none are given, as at Bedrock and Vertex AI.
+Both pass on the whole API, so only authentication differs from Anthropic's own. The SDK's client for each signs the
+calls. Settings that it would read from the environment are refused: whose answers these are must not depend on where
+the code runs. The exceptions are the credential chains of AWS and Google, used where no credentials are given, as at
+Bedrock and Vertex AI.
 
 SDK: anthropic 2.14.0, lib/aws, lib/google_cloud, lib/bedrock, lib/vertex, lib/foundry.py
 """
@@ -46,18 +47,18 @@ class Platform(ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """Where it is, for whose answers these are. It has no version and no secret in it."""
+        """The address that names this cloud in the provider's account; without versions and secrets."""
 
     @abstractmethod
     def secrets(self) -> list[str]:
-        """List what no message may hold, as far as it is known by now."""
+        """List the secrets that are known so far, which no message may hold."""
 
     @abstractmethod
     def client(self, name: str, base_url: str | None, options: Mapping[str, Any]) -> Anthropic:
         """Make the SDK's client for the provider of this name. Raises MissingExtraError."""
 
     def dress(self, client: Any) -> None:
-        """Take from a copy of the client what the SDK read from the environment."""
+        """Remove from a copy of the client what the SDK read from the environment."""
         del client
 
 
@@ -113,9 +114,9 @@ class AwsPlatform(Platform):
 
 
 class GooglePlatform(Platform):
-    """Claude on Google Cloud. Tokens are of a function, of `credentials`, or of what Google's own chain finds.
+    """Claude on Google Cloud. Tokens come from a function, from `credentials`, or from Google's own credential chain.
 
-    `given` is what of the credentials no message may hold.
+    `given` are the secret parts of the credentials, which no message may hold.
     """
 
     sends_workspace = False

@@ -198,7 +198,7 @@ class AnthropicProvider(StainlessProvider):
         if not batch.results_url:
             return
         if not is_id(batch.results_url):
-            raise TransientError(f"Could not read the batch '{batch_id}': its results are at what is no address.")
+            raise TransientError(f"Could not read the batch '{batch_id}': it names no address of its results.")
         what, total = f"the results of batch '{batch_id}'", total_requests(batch) or 0
         address = f"{_BATCHES}/{batch_id}/results"
         if self._origin.is_of(batch.results_url):
@@ -223,7 +223,8 @@ class AnthropicProvider(StainlessProvider):
             for chunk in response.iter_bytes():
                 got += chunk.count(b"\n")
                 yield chunk
-        if got < lines:  # the connection's end is the file's: a cut would go unseen
+        # The file ends where the connection does, so only the count shows that it was cut.
+        if got < lines:
             raise TransientError(f"Could not download the results of batch '{batch_id}': got {got} of {lines} lines.")
 
     def _stream(self, address: str) -> Any:

@@ -182,7 +182,8 @@ def _result(result: _Result) -> Result:
 
 def _errored(error: Any) -> Result:
     """Errors are not billed, so one that may pass is worth another try; the vendor names those that cannot."""
-    for _ in range(3):  # `error` holds an object of type "error", which holds the error
+    # `error` holds an object of type "error", which holds the error.
+    for _ in range(3):
         if not isinstance(error, Mapping) or not isinstance(error.get("error"), Mapping):
             break
         error = error["error"]
@@ -204,7 +205,8 @@ def _message(raw: bytes) -> Result:
 
 def _read_message(message: _Message[Any, Any], usage: Usage | None, custom_id: str | None) -> Result:
     content, stop = message.content, message.stop_reason
-    if len(content) == 1 and content[0].type == "text":  # as mostly
+    # Nearly all replies are one text.
+    if len(content) == 1 and content[0].type == "text":
         text = content[0].text
     else:
         texts = [block.text for block in content if block.type == "text" and block.text is not None]

@@ -74,7 +74,7 @@ def output_of(job: Mapping[str, Any]) -> str | None:
 
 
 def page_jobs(page: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the jobs on a page of a list. Raises TransientError for what is none: it must not read as an empty one."""
+    """Return the jobs on a page of a list. Raises TransientError where it is no list, which is not an empty page."""
     jobs = page.get("invocationJobSummaries", [] if is_of_aws(page) else None)
     return check_listed(jobs, lambda job: isinstance(job, Mapping) and is_id(job.get("jobArn")))
 

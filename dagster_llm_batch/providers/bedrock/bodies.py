@@ -119,7 +119,8 @@ def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
             _titan(spec, body)
     if spec.response.kind is ResponseKind.JSON:
         _structure(spec, family, body)
-    dumps(body)  # raises where it is no JSON
+    # Raises ConfigError where it is no JSON.
+    dumps(body)
     return body
 
 
@@ -180,7 +181,8 @@ def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:
         _refuse(family, key, f"must be an object without '{inner}', which comes from the response schema")
     if family is Family.CLAUDE:
         form: dict[str, Any] = {"type": "json_schema", "schema": lowered}
-    else:  # here the schema is a string
+    else:
+        # This form takes the schema as a string.
         form = {"type": "json_schema", "structure": {"jsonSchema": {"name": name, "schema": dumps(lowered)}}}
     body[key] = {**given, inner: form}
 

@@ -40,16 +40,16 @@ class Clients:
             return self._made[key]
 
     def calls(self, doing: str, *, creating: bool = False) -> AbstractContextManager[None]:
-        """Turn what the SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
+        """Turn what the SDK raises into our errors. While creating, no error proves that nothing was created."""
         return sdk_calls(lambda error: self.translated(error, doing, creating=creating))
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        """Tell what the SDK raised, as ours."""
+        """Return what the SDK raised as one of our errors."""
         return aws_error(error, f"{doing} at {self._account}", self._secrets, creating=creating)
 
 
 def _refuse_page(http_response: Any, model: Any, **_more: Any) -> None:
-    """Raise OddAnswerError where a call is answered with a web page, of which botocore makes an answer without fields.
+    """Raise OddAnswerError where the answer is a web page, which botocore would take for an answer without fields.
 
     Files are not looked at here: what they hold is their reader's. Nor is the type: S3 servers give one for no body.
     """

@@ -83,7 +83,7 @@ _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
 
 
 def is_of_aws(reply: Mapping[str, Any]) -> bool:
-    """Return whether a reply names its request, as all of AWS's do; what something in AWS's place says does not."""
+    """Return whether a reply has a request id, as all of AWS's have; one of a proxy in AWS's place has none."""
     metadata = reply.get("ResponseMetadata", {})
     headers = metadata.get("HTTPHeaders", {})
     return any((metadata.get("RequestId"), headers.get("x-amzn-requestid"), headers.get("x-amz-request-id")))
@@ -110,7 +110,7 @@ def _is_own_word(error: Exception, status: int) -> bool:
 
 
 def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
+    """Return `error`, raised while `doing` something, as one of ours. `creating`: an unclear end is ambiguous."""
     inner = error.__cause__ or error.__context__
     if not _reply(error) and isinstance(inner, Exception) and type(error).__module__.startswith("boto3"):
         # boto3 wraps what went wrong in an upload

@@ -60,7 +60,7 @@ class Files:
             )
 
     def forget(self, tag: str) -> None:
-        """Delete the request file, if that can be done: it costs little, and what brought us here tells more."""
+        """Delete the request file, if that can be done. Errors are ignored: the one that led here says more."""
         try:
             with self._clients.calls("delete the request file"):
                 self._clients.of("s3", attempts=1).delete_object(Bucket=self._bucket, Key=self._key(tag))
@@ -89,7 +89,7 @@ class Files:
     def results(self, job: Any, report: BatchReport) -> Iterator[bytes]:
         """Yield the result lines of a job, from every output file in its own folder.
 
-        Raises UnknownIdError where there is none, and should be: a lifecycle rule of the bucket deletes files.
+        Raises UnknownIdError where there should be files, and are none: a lifecycle rule of the bucket may delete them.
         """
         files = [output for output in self._outputs(job) if not output[1].endswith(_MANIFEST)]
         if not files:

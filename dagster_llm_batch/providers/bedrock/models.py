@@ -23,7 +23,8 @@ class Family(StrEnum):
     LLAMA = "llama"
     # as OpenAI's chat completions: Mistral, gpt-oss, Qwen, DeepSeek, …
     CHAT = "chat"
-    TITAN = "titan"  # text embeddings
+    # For text embeddings.
+    TITAN = "titan"
     CONVERSE = "converse"
 
 

@@ -290,7 +290,8 @@ class BedrockProvider(VendorProvider):
     def _stop(self, batch_id: str) -> None:
         with self._clients.calls(f"stop the batch '{batch_id}'"):
             reply = self._clients.of("bedrock").stop_model_invocation_job(jobIdentifier=batch_id)
-            if not is_of_aws(reply):  # the answer is empty, so it shows by nothing else whose it is
+            # The answer is empty: only its request id shows that it is AWS's.
+            if not is_of_aws(reply):
                 raise OddAnswerError("the answer is not one of AWS.")
 
     def delete(self, batch_id: str) -> None:

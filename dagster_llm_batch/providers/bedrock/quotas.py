@@ -78,11 +78,13 @@ def _words(text: str) -> list[str]:
     words = re.findall(r"[a-z]+\d*[a-z]*|\d+[a-z]*", text.lower().replace("embeddings", "embed"))
     split: list[str] = []
     for word in words:
-        if re.fullmatch(r"a\d+b", word):  # active parameters, as in "480b-a35b", which no quota names
+        # The active parameters, as in "480b-a35b", which no quota names.
+        if re.fullmatch(r"a\d+b", word):
             continue
         if word in ("v1", "v2", "v3") or not word[0].isalpha():
             split.append(word)
-        else:  # "llama3", as ids have it, is "Llama 3"
+        else:
+            # Ids have "llama3" for what quotas call "Llama 3".
             split += [part for part in re.split(r"(?<=[a-z])(?=\d)", word) if part]
     kept = (word for word in split if word not in _VENDORS and word != "v1" and not _is_date(word))
     return sorted(_SAME.get(word, word) for word in kept)

@@ -117,7 +117,8 @@ def read_line(line: bytes) -> Result:
     try:
         read = _ANSWERED.decode(line)
         return _named(_output(read.modelOutput), read.recordId)
-    except (*_WRONG, RecursionError):  # those of msgspec are ValueErrors
+    except (*_WRONG, RecursionError):
+        # The errors of msgspec are ValueErrors, too.
         return _read_bent_line(line)
 
 
@@ -160,7 +161,8 @@ def _result(line: _Line) -> Result:
     raw = bytes(line.modelOutput)
     try:
         output = json.loads(raw)
-        if isinstance(output, str):  # a body that was not taken apart
+        # The body stands as JSON in a string.
+        if isinstance(output, str):
             output = json.loads(output)
     except (ValueError, RecursionError):
         output = raw.decode()
@@ -362,6 +364,7 @@ def _part(usage: Body, name: str) -> Body:
 def _count(usage: Body, *names: str) -> int:
     for name in names:
         value = usage.get(name)
-        if type(value) is int:  # a flag is none
+        # A flag is no count.
+        if type(value) is int:
             return value if value > 0 else 0  # noqa: FURB136  # a call takes longer
     return 0

@@ -2,9 +2,9 @@ r"""Records of Bedrock's batch files, with the body that each family of models t
 
     {"modelId":"…","recordId":"…","modelInput":{…,"messages":[…]}}
 
-All that a spec's requests share is serialised once. `modelId` is for us, so that a record can be answered in real time
-too: on a job the model stands once, and what is uploaded is without it (`head`). Nothing is marked for
-the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
+All that a spec's requests share is serialised once. `modelId` is this package's own, so that a record can be answered
+in real time by itself: it is cut off before the upload, since a job names its model once (`head`). Nothing is marked
+for the prompt cache: batches on Bedrock do not use one. A row's text stays data, also where the body is a prompt with
 markup (Llama): the markup's opening `<|` is written `< |` there.
 
 Formats: https://docs.aws.amazon.com/bedrock/latest/userguide/batch-inference-data.html
@@ -52,7 +52,7 @@ class BedrockLines:
         self._dialogue = LineStart(self._before_user)
 
     def __reduce__(self) -> Any:
-        """With its limits as they are: a copy elsewhere has no credentials to ask for them."""
+        """Pickle the limits as they are now: a copy elsewhere has no credentials to ask for them."""
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
     @property

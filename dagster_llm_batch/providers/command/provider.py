@@ -80,7 +80,8 @@ class CommandProvider(OwnMachines):
                         self._start(batch, lines, spec.model, lock)
                     return tag
                 if batch.plan() is not None:
-                    return tag  # it runs
+                    # It runs already.
+                    return tag
             # another process is about to start it, or holds the lock for a moment to see whether it is alive
             time.sleep(_START_WAIT_SECONDS)
         raise TransientError(f"Could not start the batch '{tag}': another process holds its folder {batch.path}.")

@@ -35,7 +35,8 @@ def main(job: Path, lock_fd: int) -> int:
     plan = json.loads((job / "job.json").read_text(encoding="utf-8"))
     part = Path(plan["part"])
     for stale in (part, Path(plan["progress"])):
-        stale.unlink(missing_ok=True)  # of a run that was killed
+        # These are left of a run that was killed.
+        stale.unlink(missing_ok=True)
     code, canceled = _run(job, plan)
     if part.exists():
         part.replace(job / "out.jsonl")

@@ -89,14 +89,15 @@ class GoogleApi:
         query: Mapping[str, Any] | None = None,
         most: int | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Yield the batches of a list, page after page, from at `most` so many pages.
+        """Yield the batches of a list, page after page.
 
         Args:
             path: The list's.
             doing: What an error says could not be done.
             lists: Names under which a page may hold its batches.
-            query: Beside size and token of a page.
-            most: Pages. Default: all; neither API documents an order, so one that is looked for may be on the last.
+            query: Parameters beside size and token of a page.
+            most: Read so many pages at most. Default: all, since neither API documents an order, and the wanted batch
+                may be on the last.
         """
         for page in islice(unrepeated(self._pages(path, doing, lists, query), lambda batch: str(batch["name"])), most):
             yield from page
@@ -118,7 +119,7 @@ class GoogleApi:
             seen.add(token)
 
     def order(self, path: str, doing: str) -> None:
-        """Make a call that is answered with nothing but that it was done: an object without fields."""
+        """Make a call whose answer is an empty object."""
         if self.call("post", path, doing):
             raise TransientError(f"Could not {doing}, or perhaps did: the answer is not empty, as it should be.")
 

@@ -8,8 +8,8 @@ The first `model` is this package's own, see `requests`. Options stand in the co
 writes them beside the content in batches, where newer models do not look. `tokenCount` is a text at Vertex AI, or the
 count stands in `usageMetadata`.
 
-Refused: what would be paid and not be what was asked. Older models of Vertex AI repeat the text in their results and no
-id, so two rows of the same text cannot be told apart.
+Refused: settings that would be billed and not do what was asked. Older models of Vertex AI repeat the text in their
+results and no id, so two rows of the same text cannot be told apart.
 
 Formats: https://ai.google.dev/gemini-api/docs/batch-api,
 https://docs.cloud.google.com/vertex-ai/generative-ai/docs/embeddings/batch-prediction-genai-embeddings

@@ -70,7 +70,7 @@ _REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: Preconditi
 
 
 def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:
-    """Turn what an SDK raises into our errors. While creating, nothing that was raised is trusted to be a no."""
+    """Turn what an SDK raises into our errors. While creating, no error proves that nothing was created."""
     return sdk_calls(lambda error: _provider_error(error, doing, secret, creating=creating))
 
 

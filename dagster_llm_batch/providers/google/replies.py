@@ -44,7 +44,8 @@ _WITHHELD = frozenset(
 _STATUS_LINE = re.compile(r"\s*([A-Za-z][\w' -]*?)\s*:\s*(.*)", re.DOTALL)
 _PHRASES = {status.phrase.lower(): status.value for status in HTTPStatus}
 _NULL = Raw(b"null")
-_SUCCEEDED = Outcome.SUCCEEDED  # looked up once a row
+# A name of its own, as it is looked up for each row.
+_SUCCEEDED = Outcome.SUCCEEDED
 
 
 class Line(Struct):

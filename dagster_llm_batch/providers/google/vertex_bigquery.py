@@ -58,7 +58,8 @@ class VertexTables:
         """Load the lines into the tag's table in `project.dataset`, in the place of what an earlier try left; its
         bq:// address.
 
-        Their checksum is in its name: a batch that was perhaps created may be sent again with other rows.
+        Its name holds their checksum: where a create call made no batch after all, the same tag may be sent with other
+        rows.
         """
         from google.cloud.bigquery import LoadJobConfig, SchemaField  # noqa: PLC0415 -- an optional extra
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK
@@ -88,7 +89,7 @@ class VertexTables:
         return f"{uri}_{uuid.uuid4().hex[:8]}_results"
 
     def delete(self, uri: str) -> None:
-        """Remove the table, if that is possible; it matters to nobody if not."""
+        """Remove the table, if that is possible; errors are ignored."""
         # the error that led here matters more
         with suppress(ProviderError):
             self.delete_table(uri)
@@ -99,9 +100,9 @@ class VertexTables:
             self._client().delete_table(_name(uri), retry=self._retry(), timeout=self._timeout_seconds)
 
     def lines(self, uri: str, report: BatchReport) -> Iterator[bytes]:
-        """Yield the rows of the table as lines of a result file; none where it does not exist, since nothing finished.
+        """Yield the rows of the table as lines of a result file; none where it does not exist because no row finished.
 
-        Raises UnknownIdError where something did: tables of a dataset expire.
+        Raises UnknownIdError where rows finished, and the table is gone: tables of a dataset may expire.
         """
         try:
             with self._calls(f"read {uri}"):
@@ -160,7 +161,8 @@ def _name(uri: str) -> str:
 def _line(columns: Any) -> bytes:
     values = {name: value for name, value in columns if value is not None}
     for name in _JSON_COLUMNS:
-        if isinstance(values.get(name), str):  # a column of text
+        # Some tables have the JSON as text.
+        if isinstance(values.get(name), str):
             try:
                 values[name] = json.loads(values[name])
             except (ValueError, RecursionError):

@@ -50,9 +50,10 @@ class VertexStorage:
         self._calls = calls
 
     def upload(self, folder: str, file: IO[bytes], size: int) -> str:
-        """Write the file into the folder, once; its gs:// address.
+        """Write the file into the folder, once; return its gs:// address.
 
-        Its checksum is in its name: a batch that was perhaps created, and was not, may be sent again with other rows.
+        Its name holds its checksum: where a create call made no batch after all, the same tag may be sent with other
+        rows.
         """
         from google_crc32c import Checksum  # noqa: PLC0415 -- comes with the SDK, which is an extra
 
@@ -70,7 +71,7 @@ class VertexStorage:
                     file, size=size, content_type="application/jsonl", if_generation_match=0, **self._patience()
                 )
                 if (blob.size, blob.crc32c) != (size, checksum):
-                    raise OddAnswerError("the answer does not tell that all of it is there.")
+                    raise OddAnswerError("the answer does not confirm that all of the file arrived.")
         except PreconditionFailedError:
             with self._calls(f"read {uri}"):
                 blob.reload(**self._patience())
@@ -79,7 +80,7 @@ class VertexStorage:
         return uri
 
     def delete(self, uri: str) -> None:
-        """Remove the object, if that is possible; it matters to nobody if not."""
+        """Remove the object, if that is possible; errors are ignored."""
         bucket, _, name = uri.removeprefix("gs://").partition("/")
         try:
             with self._calls(f"delete {uri}"):
@@ -104,7 +105,7 @@ class VertexStorage:
     def lines(self, folder: str, report: BatchReport, id_field: str = "custom_id") -> Iterator[bytes]:
         """Yield the lines of all files below this gs:// address, in the order of their names.
 
-        Raises UnknownIdError where there is none, and should be: a lifecycle rule of the bucket deletes files.
+        Raises UnknownIdError where there should be files, and are none: a lifecycle rule of the bucket may delete them.
         """
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         client = self._client()

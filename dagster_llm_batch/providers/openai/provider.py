@@ -356,7 +356,8 @@ class OpenAIProvider(StainlessProvider):
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        path = request.get("url", URLS[Endpoint.CHAT])  # Mistral's lines have none, and are of chats
+        # Mistral's lines have no URL, and are all of chats.
+        path = request.get("url", URLS[Endpoint.CHAT])
         status, body, failure = self._answer(path.removeprefix("/v1"), request["body"])
         answer = {
             "id": None,
@@ -421,4 +422,5 @@ def _has_length(lines: BinaryIO) -> bool:
         lines.fileno()
     except OSError:
         return True
-    return False  # the file may be compressed
+    # The file may be compressed, so that its length says nothing.
+    return False

@@ -331,7 +331,8 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
         return Result(None, _NEVER_RAN[code], reason=message or code, retryable=True)
     status, body = _status_and_body(bytes(line.response))
     if status is None and code is not None and code.isdecimal():
-        status = int(code)  # as in errors of vLLM
+        # vLLM's errors have the status as their code.
+        status = int(code)
     # OpenAI's own 4xx rows have `error: null` and the status tells; rows of compatible servers have it the other way
     failed = code is not None or message is not None
     if failed or (status is not None and not _is_ok(status)):
@@ -389,7 +390,8 @@ def _value(raw: bytes) -> Any:
 
 def _error(value: Any) -> tuple[str | None, str | None]:
     """Return the code and message of an error in any of the known shapes; (None, None) where there is none."""
-    for _ in range(3):  # an error object may hold the error object
+    # An error object may hold the error object.
+    for _ in range(3):
         if not isinstance(value, Mapping) or value.get("error") is None:
             break
         value = value["error"]

@@ -137,10 +137,11 @@ class OpenAILines:
             parts.append({"type": "text" if chat else "input_text", "text": replace_halves(request.user)})
         for image in request.images:
             url = _image_url(image)
+            # `detail` is required in a response's input.
             parts.append(
                 {"type": "image_url", "image_url": {"url": url}}
                 if chat
-                else {"type": "input_image", "image_url": url, "detail": "auto"}  # which is required there
+                else {"type": "input_image", "image_url": url, "detail": "auto"}
             )
         return dumps(parts).encode("ascii")
 

@@ -91,7 +91,7 @@ class LazyClient:
 
 
 def provider_error(error: Exception, doing: str, secrets: Collection[str], *, creating: bool = False) -> ProviderError:
-    """`error`, raised while `doing` something, as one of ours. `creating`: what may have had effect is ambiguous."""
+    """Return `error`, raised while `doing` something, as one of ours. `creating`: an unclear end is ambiguous."""
     failure = read_failure(error, doing, secrets, _KEY, creating=creating)
     if failure.is_busy and "insufficient_quota" in (getattr(error, "code", None), getattr(error, "type", None)):
         return RefusedError(f"Could not {doing}: the account has no quota left. {failure.reason}")

@@ -22,7 +22,7 @@ _WAYS = "base_url, call, command, vllm"
 
 @dataclass(frozen=True, kw_only=True)
 class RayAnswers:
-    """Exactly one of the first four.
+    """How the lines of a shard are answered: exactly one of the first four is given.
 
     `api_key_env` names the environment variable that holds the server's key on the workers: the key itself never leaves
     them. A worker answers `rows_per_file` rows at a time, which is what is lost when it is killed.

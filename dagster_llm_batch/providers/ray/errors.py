@@ -29,7 +29,8 @@ def provider_error(
     error: Exception, what: str, secrets: Iterable[str] = (), *, creating: bool = False
 ) -> LLMBatchError:
     """Read an exception of the SDK as one of ours. `what` was tried, as in "start the job"."""
-    reason = plain_words(Mask(secrets).text(text_of(error)))  # before it is cut
+    # Secrets are masked before the text is cut.
+    reason = plain_words(Mask(secrets).text(text_of(error)))
     match = _STATUS.search(reason)
     status = int(match[1]) if match else getattr(getattr(error, "response", None), "status_code", None)
     message = f"Could not {what}: {reason or type(error).__name__}"

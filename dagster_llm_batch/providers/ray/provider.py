@@ -354,5 +354,6 @@ def _model_of(line: bytes) -> str:
 def _reaching(files: Files) -> Iterator[None]:
     try:
         yield
-    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:  # of JSON that is none, too
+    except (OSError, pa.ArrowException, ValueError, RecursionError) as error:
+        # A ValueError is also that of a file that is no JSON.
         raise TransientError(f"Could not read or write {files.folder}: {words_of(error)}") from error

@@ -1,7 +1,7 @@
 """Slurm's own commands: sbatch, squeue, sacct, scancel, srun. Argument lists only, no shell; what they say, read.
 
 Formats are those of `--format` with a separator, which every version has; their JSON changes with the version. Times
-are seconds since the epoch. What a job gets of this process's environment is what it was given by name.
+are seconds since the epoch. Of this process's environment a job gets only the variables that are named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ __all__ = ["SlurmClient", "submit_error"]
 _ALWAYS = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TMPDIR", "SLURM_CONF")
 # So that a command line with them stays below the 128 KiB that Linux takes for one argument.
 _NAMES_AT_ONCE = 500
-_MOST_DIGITS = 15  # of a job's id
+# The id of a job has no more.
+_MOST_DIGITS = 15
 _NO_ACCOUNTING = "accounting storage is disabled"
 _FULL = ("SubmitJob", "MaxJobCount", "Resource temporarily unavailable", "temporarily unable to accept job")
 _ARRAY = "Invalid job array specification"
@@ -66,7 +67,7 @@ class SlurmClient:
         raise submit_error(done.returncode, done.stderr or done.stdout)
 
     def queue(self, names: Iterable[str] | None = None) -> list[ArrayTask]:
-        """Own jobs that the controller knows, also those that ended lately: of these names, or all.
+        """Return own jobs that the controller knows, also those that ended lately: of these names, or all.
 
         Raises TransientError where it cannot be asked now.
         """
@@ -80,7 +81,7 @@ class SlurmClient:
         return tasks
 
     def accounts(self, since: datetime, names: Iterable[str] | None = None) -> list[ArrayTask]:
-        """Own jobs that the accounting knows since then; none where there is no accounting.
+        """Return own jobs that the accounting knows since then; none where there is no accounting.
 
         Raises TransientError where it cannot be asked now.
         """
@@ -107,7 +108,8 @@ class SlurmClient:
             for line in done.splitlines():
                 name, comment, job, state, reason, ended_at = _columns(line, 6)
                 job_id, _, task = job.partition("_")
-                word = state.partition(" ")[0]  # "CANCELLED by 0"
+                # As in "CANCELLED by 0".
+                word = state.partition(" ")[0]
                 tasks.append(ArrayTask(name, comment, job_id, _number(task), word, reason, _seconds(ended_at)))
         return tasks
 
@@ -116,7 +118,7 @@ class SlurmClient:
         self._ask(["scancel", "--me", f"--name={name}"])
 
     def run(self, options: Sequence[str], command: Sequence[str]) -> str:
-        """Run the command as a job of its own and wait for it; what it printed. Raises RefusedError where it fails."""
+        """Run the command as a job and wait; return what it printed. Raises RefusedError where it fails."""
         try:
             done = subprocess.run(  # noqa: S603 -- the user's own command, no shell
                 ["srun", "--quiet", "--ntasks=1", *options, "--", *command],  # noqa: S607 -- Slurm is on PATH

@@ -113,7 +113,8 @@ def _run(words: list, grace_seconds: float) -> tuple:  # type: ignore[type-arg] 
         while not signals:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(_LOOK_SECONDS)
-                return code, code != 0 and (bool(signals) or code == -signal.SIGTERM)  # Slurm's can reach it first
+                # Slurm's signal can reach the command before this process.
+                return code, code != 0 and (bool(signals) or code == -signal.SIGTERM)
         print("told to end (SIGTERM): canceled, over its time limit, or preempted", flush=True)
         _kill(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -149,7 +150,8 @@ def _publish(kept: Path, part: Path, target: Path) -> None:
         os.link(str(whole), str(target))
     except FileExistsError:
         return
-    except OSError:  # a file system without links
+    except OSError:
+        # The file system has no links.
         whole.rename(target)
 
 

@@ -42,7 +42,7 @@ class SlurmOptions:
     """Resources and accounting of a job; None leaves a thing to the cluster's default.
 
     `time_limit` is in Slurm's form: minutes, "2:30:00", "1-12". `extra` holds further long options of sbatch, such as
-    "--constraint=a100". Raises ConfigError for what cannot be meant.
+    "--constraint=a100". Raises ConfigError for values that Slurm would not take.
     """
 
     partition: str | None = None

@@ -59,7 +59,7 @@ def array_task(noted: Mapping[str, Any]) -> ArrayTask | None:
 
 
 class Standing(NamedTuple):
-    """How a task, or a whole batch, stands. Without `status`, nobody knows of it."""
+    """How a task, or a whole batch, stands. No `status`: neither Slurm nor the folder knows of it."""
 
     status: BatchStatus | None
     reason: str | None = None
