@@ -375,11 +375,23 @@ def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
             working_directory=folder,
         )
     except Exception as error:
-        trace = "".join(traceback.format_exception(error, limit=-5))
+        trace = _own_trace(error)
         raise ConfigError(f"Definitions cannot be loaded from {pointer}, in {folder}:\n{trace}") from error
     if repository is None:
         raise ConfigError(f"There are no Dagster definitions in {pointer}.")
     return repository
+
+
+def _own_trace(error: Exception) -> str:
+    """Return what a person has to read of an error: the last calls, unless none is of a file but Dagster's own."""
+    here = Path(dg.__file__).parent
+    ours = Path(__file__).parents[1]
+    calls = traceback.extract_tb(error.__traceback__)
+    if any(
+        not Path(call.filename).is_relative_to(here) and not Path(call.filename).is_relative_to(ours) for call in calls
+    ):
+        return "".join(traceback.format_exception(error, limit=-5))
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 def _is_there(module: str, folder: str) -> bool:

@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     USAGE = 2  # the command line is wrong, or does not say where the deployment is
     NEEDS_A_PERSON = 3  # nobody can tell but a person: `resolve`; or `doctor` found a problem
     LATER = 4  # the provider, or another process, is busy: the same command may work later
+    INTERRUPTED = 130  # by Ctrl-C, as shells have it: 128 and the number of the signal
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -21,7 +21,7 @@ from dagster_llm_batch.cli.selection import (
 )
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.activity import orphans
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, IllegalMoveError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -107,7 +107,9 @@ def resolve_command(
 
 
 def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None, *, lost: bool) -> str:
-    submission = deployment.ledger.submission(deployment.ledger.shard(shard_id).submission_id)
+    shard = deployment.ledger.shard(shard_id)
+    _check_in_question(shard, lost=lost)
+    submission = deployment.ledger.submission(shard.submission_id)
     of = f"shard {shard_id} of {cell_text(submission.place)}"
     if lost:
         return (
@@ -117,6 +119,31 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
     if batch_id:
         return f"Take the batch {cell_text(batch_id)} for {of}?"
     return f"Send {of}? It is paid a second time if the provider has a batch for it after all."
+
+
+def _check_in_question(shard: Shard, *, lost: bool) -> None:
+    """Raise IllegalMoveError for a shard of which a person has nothing to say."""
+    answer, wanted = (
+        ("--lost is for a batch that is in flight", ShardState.SUBMITTED)
+        if lost
+        else ("--batch-id and --no-batch are for a create call that left no record", ShardState.SUBMITTING)
+    )
+    if shard.state is not wanted:
+        stands = _STANDS.get(shard.state, shard.state.value)
+        raise IllegalMoveError(
+            f"Shard {shard.shard_id} is {stands}; {answer}. Nothing was changed. `dagster-llm-batch resolve` alone "
+            "lists the shards that are in doubt or overdue."
+        )
+
+
+_STANDS = {
+    ShardState.PLANNED: "not sent yet",
+    ShardState.SUBMITTING: "in doubt, or being sent right now",
+    ShardState.SUBMITTED: "in flight",
+    ShardState.ENDED: "answered, and about to be collected",
+    ShardState.COLLECTED: "collected: what it has is stored",
+}
+"""How a shard stands, in words."""
 
 
 def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -120,6 +121,8 @@ class DeploymentAccess:
     def ledger(self) -> Ledger:
         """The ledger. One that is not there is an error, not an empty one: the address may be wrong."""
         # SQLite would create the file, and an empty ledger would look like one in which nothing was ever submitted.
+        if self._options.ledger is not None and not self._options.ledger.strip():
+            raise click.UsageError(f"--ledger (or {_VARIABLES}_LEDGER) is empty. Give the URL or path of a ledger.")
         path = self.missing_ledger_file
         if path is not None:
             raise ConfigError(f"There is no ledger at {path}: nothing was submitted yet, or it is kept elsewhere.")
@@ -175,6 +178,11 @@ class DeploymentAccess:
         from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - pyarrow
 
         return PayloadStore(root)
+
+    @property
+    def payload_place(self) -> str:
+        """The root of the payload store, for people: without what a URL has before `@` and after `?`."""
+        return re.sub(r"//[^/@]*@", "//", (self.places[1] or "").partition("?")[0])
 
     def levels_of(self, submission: Submission) -> Levels | None:
         """Return what a cascade has decided so far; None where there is none, or nothing to look for it in."""

@@ -120,7 +120,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield from _definitions(deployment)
     ledger = _tried("ledger", partial(_ledger, deployment))
     yield ledger
-    yield _tried("payload store", partial(_payload_store, deployment.payloads))
+    yield _tried("payload store", partial(_payload_store, deployment.payloads, deployment.payload_place))
     if deployment.has_code:
         engine = deployment.dry_engine
         for name, provider in sorted(engine.providers.items()):
@@ -184,11 +184,11 @@ def _ledger(deployment: DeploymentAccess) -> Finding:
         return Finding("ledger", Severity.OK, f"none yet at {missing}; the first submission makes it")
     under_way = len(deployment.ledger.progress(deployment.namespace))
     submissions = counted(under_way, "submission", "submissions")
-    state = f"{deployment.ledger!r} answers; {submissions} under way in namespace '{deployment.namespace}'"
+    state = f"{deployment.ledger} answers; {submissions} under way in namespace '{deployment.namespace}'"
     return Finding("ledger", Severity.OK, state)
 
 
-def _payload_store(payloads: PayloadStore) -> Finding:
+def _payload_store(payloads: PayloadStore, place: str) -> Finding:
     # Permissions to write, to read and to delete may be granted apart: each is tried.
     probe = f"doctor-{uuid.uuid4().hex}"
     content = uuid.uuid4().bytes
@@ -200,8 +200,8 @@ def _payload_store(payloads: PayloadStore) -> Finding:
     finally:
         payloads.delete(probe)
     if not same:
-        return Finding("payload store", Severity.PROBLEM, f"{payloads!r} does not give back what was written")
-    return Finding("payload store", Severity.OK, f"{payloads!r} can be written, read and deleted in")
+        return Finding("payload store", Severity.PROBLEM, f"{place} does not give back what was written")
+    return Finding("payload store", Severity.OK, f"{place} can be written, read and deleted in")
 
 
 def _unrecorded(engine: Engine) -> Finding:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.cli.output import age, money
-from dagster_llm_batch.engine.deployment import submissions_at_work
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Submission
 
@@ -50,6 +49,8 @@ def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
     kept = ledger.kept_for_unsent(deployment.namespace)
     if not kept:
         return {}
+    from dagster_llm_batch.engine.deployment import submissions_at_work  # noqa: PLC0415 - pyarrow, for a look
+
     at_work = submissions_at_work(ledger)
     found = {}
     for submission_id, (usd, since) in kept.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -39,6 +40,23 @@ _COMMANDS = {
 }
 
 
+# `ExitCode.INTERRUPTED`, without what `commands` imports: Ctrl-C may come while a command is imported.
+_INTERRUPTED = 130
+
+# Click takes the backspace for "these lines stay as they are". A docstring would have its letters, as it is raw.
+_HELP = """Look at LLM batches of Dagster assets, and decide about them: what they will cost, how far they are,
+what they cost, and what a person has to say. The daily work, sending and landing, is Dagster's.
+
+A command finds the Dagster definitions by -f FILE, -m MODULE, or what pyproject.toml in this folder points to.
+Commands that need neither rows nor providers also take a ledger by its address (--ledger).
+
+\b
+  dagster-llm-batch plan -f labels.py      what would be sent, and cost
+  dagster-llm-batch watch -f labels.py     how far the batches are
+  dagster-llm-batch COMMAND --help         options and examples of a command
+"""
+
+
 class _Commands(click.Group):
     """A group whose commands are imported when they are called."""
 
@@ -68,6 +86,14 @@ class _Commands(click.Group):
             ctx.fail(f"There is no command {name!r}" + ("." if near is None else f"; did you mean {near!r}?"))
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted. What is recorded stays, and the same command goes on from there.", err=True)
+            ctx.exit(_INTERRUPTED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, from what is known without importing it."""
         del ctx
@@ -78,18 +104,9 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 needs a person; 4 try again later.",
+    epilog="Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 needs a person; 4 try again later; 130 Ctrl-C.",
+    help=_HELP,
 )
 @click.version_option(__version__, prog_name="dagster-llm-batch")
 def main() -> None:
-    r"""Look at LLM batches of Dagster assets, and decide about them: what they will cost, how far they are, what they
-    cost, and what a person has to say. The daily work, sending and landing, is Dagster's.
-
-    A command finds the Dagster definitions by -f FILE, -m MODULE, or what pyproject.toml in this folder points to.
-    Commands that need neither rows nor providers also take a ledger by its address (--ledger).
-
-    \b
-      dagster-llm-batch plan -f labels.py      what would be sent, and cost
-      dagster-llm-batch watch -f labels.py     how far the batches are
-      dagster-llm-batch COMMAND --help         options and examples of a command
-    """
+    """Run the command that was typed."""

@@ -207,7 +207,7 @@ def _facts(ledger: Ledger, submission: Submission, levels: Levels | None, kept: 
         ("run", submission.run_id),
         ("reuses", ", ".join(other[:SHORT_ID] for other in submission.reused_from) or None),
         ("namespace", submission.namespace),
-        ("ledger", repr(ledger)),
+        ("ledger", str(ledger)),
     ]
     return [[name, str(value) if isinstance(value, int) else value] for name, value in facts]
 

@@ -185,9 +185,9 @@ def advise_on_recovered(detail: str) -> Advice:
 def advise_on_unknown(batch: str, submission_id: str, ledger: object) -> Advice:
     """Return what it means that Dagster knows of a submission that the ledger and the payload store do not know."""
     return Advice(
-        f"Dagster has {batch} as sent in submission {submission_id}, of which {ledger!r} and the payload store know "
-        "nothing: it was sent with others, as where each pod has an SQLite file of its own, or both were restored from "
-        "a backup",
+        f"Dagster has {batch} as sent in submission {submission_id}, of which the ledger {ledger} and the payload "
+        "store know nothing: it was sent with others, as where each pod has an SQLite file of its own, or both were "
+        "restored from a backup",
         "Give all processes of the deployment one ledger and one payload store (LLMBatchResource(ledger_url=…, "
         f"payload_root=…)). Where what was sent is given up for good, run {batch} once with the tag "
         f"{NEW_LEDGER_TAG}: true; its rows are asked, and paid, again",

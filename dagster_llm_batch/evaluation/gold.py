@@ -13,6 +13,7 @@ from dagster_llm_batch.evaluation import gold_metadata
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, Tables
 from dagster_llm_batch.evaluation.candidates import Candidates, Scale, candidates_of, is_external, targets_of
 from dagster_llm_batch.evaluation.gold_metadata import MistakeLinks
+from dagster_llm_batch.evaluation.gold_misfits import GOLD_FITS, may_find_misfits, misfits_verdict
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.looks import Looks
 from dagster_llm_batch.evaluation.regression import CHECK, Accepted, accepted_asset, regression_verdict
@@ -82,6 +83,8 @@ def _prepare(
             if suffix:
                 return computed
             verdicts = design.thresholds.verdicts(report, partition, looks["ece"])
+            if may_find_misfits(design.candidates, design.targets):
+                verdicts.append(misfits_verdict(read.misfits))
             if accepted:
                 severity = design.thresholds.severity
                 verdicts.append(regression_verdict(regressions, looks[CHECK], partition, accepted, severity))
@@ -262,6 +265,9 @@ def evaluation_assets(
         kinds={"table"},
     )
     checks = limits.specs(builder)
+    if may_find_misfits(measured, targets):
+        fits = "Each gold value is one that the candidates' responses can give. Warns only."
+        checks.append(builder.check(GOLD_FITS, fits, blocking=False))
     if regression:
         not_worse = f"No candidate is surely worse than what {accepted.key.to_user_string()} holds."
         checks.append(builder.check(CHECK, not_worse, blocking=blocking))

@@ -17,7 +17,7 @@ import pyarrow as pa
 from dagster_llm_batch.addresses import Filter, Linked, RowLinks
 from dagster_llm_batch.evaluation.builder import MAX_PICTURES, picture
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_misfits import Misfits
+from dagster_llm_batch.evaluation.gold_misfits import Misfits, misfits_sentence
 from dagster_llm_batch.evaluation.gold_rows import Read
 from dagster_llm_batch.evaluation.thresholds import figure_name
 from dagster_llm_batch.metadata import figure_key
@@ -68,6 +68,8 @@ _PLOTTED = (
 )
 
 MISTAKES_SHOWN = 20
+
+_SENTENCE_CHARS = 1_000
 
 _LOW, _HIGH = "95 % interval by the unit, lower end", "95 % interval by the unit, upper end"
 _METHOD = "method of the interval, or why there is none"
@@ -210,7 +212,7 @@ def evaluation_metadata(
     """For `<name>`: the figures that decide, pictures, and what was left out."""
     shown = {
         "llm_batch/evaluation": dg.MetadataValue.md(_summary(report.evaluations)),
-        "llm_batch/report": dg.MetadataValue.md(_report(report, failures, mistakes)),
+        "llm_batch/report": dg.MetadataValue.md(_report(report, read.misfits, failures, mistakes)),
     }
     counts = {
         "gold_rows": len(read.gold),
@@ -387,12 +389,16 @@ def _summary(evaluations: Sequence[Evaluation]) -> str:
     return table_markdown(pa.table(known), max_rows=len(evaluations))
 
 
-def _report(report: EvaluationReport, failures: Sequence[Failure], mistakes: MistakeLinks) -> str:
+def _report(
+    report: EvaluationReport, misfits: Sequence[Misfits], failures: Sequence[Failure], mistakes: MistakeLinks
+) -> str:
     """Return everything to read, in one Markdown: the UI opens it over the whole page."""
     categorical = [
         evaluation for evaluation in report.evaluations if evaluation.kind == "categorical" and evaluation.n_gold
     ]
-    parts = [evaluations_markdown(report.evaluations)]
+    said = misfits_sentence(misfits)
+    parts = [] if said is None else [f"**{markdown_text(said, _SENTENCE_CHARS)}**"]
+    parts.append(evaluations_markdown(report.evaluations))
     if categorical:
         parts.append(picture("accuracy by candidate", accuracy_png(categorical)))
     parts += _bake_off(report.evaluations)

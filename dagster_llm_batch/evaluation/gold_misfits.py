@@ -5,14 +5,16 @@ They count as they did, as wrong, and are told: no figure says by itself that go
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.json_schema import Fit
 from dagster_llm_batch.core.response import Reader, is_json
 from dagster_llm_batch.evaluation.candidates import Candidate
@@ -21,7 +23,13 @@ from dagster_llm_batch.metrics.columns import EXAMPLES
 from dagster_llm_batch.metrics.joining import MAX_CLASSES
 from dagster_llm_batch.text import plain_text
 
-__all__ = ["Misfits", "find_misfits"]
+__all__ = ["GOLD_FITS", "Misfits", "find_misfits", "may_find_misfits", "misfits_sentence", "misfits_verdict"]
+
+GOLD_FITS = "gold_fits"
+"""The check of an evaluation that each gold value is one that a label can equal."""
+
+_WARN = dg.AssetCheckSeverity.WARN
+
 
 _REASON_CHARS = 200
 
@@ -46,7 +54,7 @@ class Misfits:
     @property
     def text(self) -> str:
         """What a person needs to find them, and what to do."""
-        shown = [f"{plain_text(repr(value))} ({count:,})" for value, count in self.rows[:EXAMPLES]]
+        shown = [f"{_shown(value)} ({count:,})" for value, count in self.rows[:EXAMPLES]]
         more = len(self.rows) - len(shown)
         return (
             f"{sum(count for _, count in self.rows):,} of {self.n_gold:,} gold rows have a '{self.target}' that the "
@@ -54,6 +62,38 @@ class Misfits:
             f"{plain_text(self.reason, _REASON_CHARS)}. No label equals them. Write gold as the response has it, "
             "capitals and spaces too, or let the response give these values."
         )
+
+
+def may_find_misfits(candidates: Sequence[Candidate], targets: Sequence[Target]) -> bool:
+    """Return whether `find_misfits` may find some: of candidates whose response is known, in a categorical target."""
+    return any(one.reader is not None for one in candidates) and any(one.kind == "categorical" for one in targets)
+
+
+def misfits_sentence(misfits: Sequence[Misfits]) -> str | None:
+    """Return in one sentence that some gold rows count as wrong whatever is answered; None where none do."""
+    if not misfits:
+        return None
+    told = [
+        f"{sum(count for _, count in one.rows):,} of {one.n_gold:,} have a '{one.target}' that '{one.candidate}' "
+        f"cannot give, such as {_shown(one.rows[0][0])}"
+        for one in misfits[:EXAMPLES]
+    ]
+    more = f"; and {len(misfits) - EXAMPLES:,} more" if len(misfits) > EXAMPLES else ""
+    return f"Gold rows that no label can equal count as wrong: {'; '.join(told)}{more}."
+
+
+def misfits_verdict(misfits: Sequence[Misfits]) -> CheckOutcome:
+    """Return the verdict of GOLD_FITS, which only warns: the figures count such rows as they did."""
+    said = misfits_sentence(misfits)
+    if said is None:
+        said = "Each gold value is one that the candidates' responses can give, as far as these are declared."
+    else:
+        said += " llm_batch/gold_misfits names the values. Write gold as the response has it, or let it give them."
+    return CheckOutcome(GOLD_FITS, passed=not misfits, severity=_WARN, description=said, metadata={})
+
+
+def _shown(value: object) -> str:
+    return plain_text(f"'{value}'" if isinstance(value, str) else str(value))
 
 
 def find_misfits(gold: pa.Table, labels: pa.Table, candidate: Candidate, target: Target) -> Misfits | None:

@@ -114,7 +114,11 @@ def test_a_resolved_shard_goes_on_and_nothing_is_paid_twice(project, exists):
     ],
 )
 def test_resolve_asks_first_and_without_a_yes_changes_nothing(project, word, asked, answer):
-    shard = in_doubt(project, "after")
+    if word == ["--lost"]:
+        project.submit()
+        [shard] = [one["shard_id"] for one in project.json("show", "ticket_labels")["shards"]]
+    else:
+        shard = in_doubt(project, "after")
     before = project.json("show", "ticket_labels")
     said = project.cli("resolve", shard, *word, *project.by_address, code=1, input=answer).stderr
     assert asked in said
@@ -166,7 +170,16 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
 def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):
     project.submit()
     [shard] = project.json("show", "ticket_labels")["shards"]
-    assert "IllegalMoveError" in project.on_file("resolve", shard["shard_id"], "--no-batch", "--yes", code=1).stderr
+    for settled in (False, True):
+        if settled:
+            project.settle()
+        for word in (["--no-batch"], ["--batch-id", "batch_x"], ["--lost"] if settled else []):
+            if word:
+                said = project.on_file("resolve", shard["shard_id"], *word, "--yes", code=1).stderr
+                assert "IllegalMoveError" in said
+                assert ("is collected: what it has is stored; " if settled else "is in flight; ") in said
+                assert "not_sent" not in said
+                assert "`dagster-llm-batch resolve` alone lists" in said
 
 
 def test_retry_asks_for_the_rows_without_a_label_after_it_showed_what_that_may_cost(project):

@@ -198,3 +198,35 @@ def test_payloads_are_asked_for_where_they_are_needed(project):
     ledger = [*project.by_address[:2], *project.by_address[4:]]
     project.cli("cost", *ledger)
     assert "--payloads (or DAGSTER_LLM_BATCH_PAYLOADS)" in project.cli("prune", *ledger, code=2).stderr
+
+
+def test_a_name_that_the_definitions_lack_is_told_without_dagsters_own_calls_and_users_calls_are_shown(project):
+    said = project.on_file("list", "-a", "nope", code=1).stderr
+    assert "nope not found at module scope in file" in said
+    assert "Traceback" not in said
+    project.change("import os\n", "import os\n\n1 / 0\n")
+    said = project.on_file("list", code=1).stderr
+    assert "Traceback" in said
+    assert "1 / 0" in said
+
+
+def test_the_words_of_a_database_are_one_line_and_an_empty_ledger_is_told(project):
+    said = project.cli("list", "--ledger", "postgresql://me:secret@127.0.0.1:1/db", code=1).stderr
+    assert said.count("\n") == 1
+    assert "?. " not in said
+    assert "secret" not in said
+    assert "--ledger (or DAGSTER_LLM_BATCH_LEDGER) is empty" in project.cli("list", "--ledger", " ", code=2).stderr
+
+
+def test_places_are_words_and_no_python(project):
+    project.submit()
+    told = str(project.json("doctor")["findings"]) + project.on_file("show", "ticket_labels").stdout
+    assert f"sqlite:///{project.ledger}" in told
+    for python in ("Ledger(", "PayloadStore(", "Decimal(", "datetime", "<"):
+        assert python not in told
+
+
+def test_the_examples_of_the_help_stay_as_they_are_typed(project):
+    shown = project.cli("--help").stdout
+    assert "\n    dagster-llm-batch watch -f labels.py     how far the batches are\n" in shown
+    assert "\\b" not in shown

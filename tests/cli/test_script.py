@@ -62,6 +62,22 @@ def test_the_script_reads_pyproject_of_its_folder_and_ends_with_the_documented_c
     assert "Which deployment?" in lost.stderr
 
 
+@pytest.mark.parametrize("words", [["list"], ["doctor", "--json"], ["plan", "ticket_labels"]])
+def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, words):
+    slow = project.folder / "slow.py"
+    slow.write_text("import sys, time\nprint('loading', flush=True, file=sys.stderr)\ntime.sleep(60)\n")
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
+    with subprocess.Popen([SCRIPT, *words, "-f", slow], stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, heard)
+        assert process.stderr is not None
+        assert process.stderr.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+    assert said.split("\n")[-2].startswith("Interrupted. ")
+    assert "Traceback" not in said
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(project):
     project.submit()

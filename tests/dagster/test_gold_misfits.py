@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -21,7 +24,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.core.response import Reader
 from dagster_llm_batch.evaluation.candidates import Candidate
-from dagster_llm_batch.evaluation.gold_misfits import find_misfits
+from dagster_llm_batch.evaluation.gold_misfits import find_misfits, may_find_misfits, misfits_sentence
 from dagster_llm_batch.metrics import Target
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 
@@ -78,6 +81,22 @@ def test_a_mean_of_what_people_said_is_no_misfit_nor_is_any_value_of_free_text_o
     assert find_misfits(table, table, Candidate("moods", dg.AssetKey("moods")), Target("mood")) is None
 
 
+def test_where_no_response_is_known_or_no_target_is_categorical_nothing_is_checked():
+    unknown, known = Candidate("a", dg.AssetKey("a")), Candidate("b", dg.AssetKey("b"), reader=Reader(Judged))
+    assert not may_find_misfits([unknown], [Target("mood")])
+    assert not may_find_misfits([known], [Target("stars", kind="numeric")])
+    assert may_find_misfits([unknown, known], [Target("stars", kind="numeric"), Target("mood")])
+
+
+def test_many_misfits_are_one_sentence_of_bounded_length_in_words():
+    found = replace(misfits_of("mood", ["x" * 1_000, "sad"]), rows=((Decimal("1.50"), 1), (date(2026, 1, 2), 1)))
+    said = misfits_sentence([found] * 9)
+    assert said.count("cannot give, such as 1.50") == 3
+    assert said.endswith("; and 6 more.")
+    assert "1.50 (1), 2026-01-02 (1)" in found.text
+    assert misfits_sentence([]) is None
+
+
 def test_few_values_are_shown_and_none_of_them_is_long():
     text = misfits_of("mood", ["happy", *("x" * 1_000 + str(n) for n in range(9))]).text
     assert "and 6 more" in text
@@ -111,15 +130,25 @@ def evaluated(values: list[str | None], response: Any = Judged) -> list[Any]:
 
 
 def test_an_evaluation_tells_gold_that_no_label_can_equal_and_counts_it_as_before(project):
-    project.run(evaluated(["hapy", "sad", None]))
+    ran = project.run(evaluated(["hapy", "sad", None]))
     [row] = project.stored("quality").to_pylist()
     assert (row["n_gold"], row["n_labeled"]) == (2, 2)
     for name in ("quality", "shares"):
         told = project.metadata(name)["llm_batch/gold_misfits"].value
         assert told.startswith("1 of 2 gold rows have a 'mood' that the response of 'moods' cannot give: 'hapy' (1). ")
         assert "'hapy' is not one of ['happy', 'sad']" in told
-    project.run(evaluated(["happy", "sad", None]))
+    head = project.metadata("quality")["llm_batch/report"].value.partition("\n")[0].replace("\\", "")
+    assert head == (
+        "**Gold rows that no label can equal count as wrong: 1 of 2 have a 'mood' that 'moods' cannot give, such as "
+        "'hapy'.**"
+    )
+    [check] = [one for one in ran.get_asset_check_evaluations() if one.check_name == "gold_fits"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert "such as 'hapy'. llm_batch/gold_misfits names the values." in check.description
+    ran = project.run(evaluated(["happy", "sad", None]))
     assert "llm_batch/gold_misfits" not in project.metadata("quality")
+    assert "no label can equal" not in project.metadata("quality")["llm_batch/report"].value
+    assert [one.passed for one in ran.get_asset_check_evaluations() if one.check_name == "gold_fits"] == [True]
 
 
 def test_an_evaluation_fails_where_no_gold_row_is_one_that_a_label_can_equal(project):

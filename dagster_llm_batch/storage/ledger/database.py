@@ -33,6 +33,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from dagster_llm_batch.errors import LedgerError, MissingExtraError
 from dagster_llm_batch.storage.ledger.migrations import LATEST, VERSION, is_current, migrate, refuse_other_version
+from dagster_llm_batch.text import plain_words
 
 __all__ = ["Database", "insert_or_nothing", "utc_now"]
 
@@ -133,7 +134,8 @@ class Database:
                 # A column of `schema.py` did not take a value; the database was not asked and is not to blame.
                 raise error.orig from None
             # The driver's own words alone: SQLAlchemy's text repeats the whole statement.
-            reason = str(getattr(error, "orig", None) or type(error).__name__).strip()
+            # A driver may use several lines, and end with a question: "Is the server running?"
+            reason = plain_words(getattr(error, "orig", None) or type(error).__name__).rstrip(".?")
             raise LedgerError(
                 f"The ledger at {self.shown_url} could not do this: {reason}. Nothing was changed. "
                 "Check that it can be reached and written, then try again."

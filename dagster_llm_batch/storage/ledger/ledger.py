@@ -103,6 +103,9 @@ class Ledger(LedgerQueries):
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"
 
+    def __str__(self) -> str:
+        return self._database.shown_url
+
     def close(self) -> None:
         """Close the connections."""
         self._database.close()
