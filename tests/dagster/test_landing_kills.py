@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +28,11 @@ from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.testing.emulator import Emulator
 from tests.crash.interceptor import Interceptor, Point, When, install
 from tests.crash.postgres import copy_database, postgres
-from tests.processes import PROCESSES
+from tests.processes import PROCESSES, state_of
 
 KEYS = [f"p{number:02d}" for number in range(12)]
 PARTS = dg.StaticPartitionsDefinition(KEYS)
+_EVERYTHING = (KEYS[0], KEYS[-1])
 _SECONDS_A_RUN = 240.0
 _MOST_TICKS = 6
 
@@ -124,10 +126,10 @@ class Ready:
 
 def _make_ready(emulator: Emulator, folder: Path, ledger_url: str) -> Ready:
     (folder / "home").mkdir()
-    place, everything = Place(str(folder), ledger_url, emulator.openai_base_url), (KEYS[0], KEYS[-1])
+    place = Place(str(folder), ledger_url, emulator.openai_base_url)
     for prefix in ("old", "new"):
         with place.location(prefix) as location:
-            assert location.submit(span=everything).success
+            assert location.submit(span=_EVERYTHING).success
             emulator.settle()
             [request] = location.tick().run_requests
             if prefix == "old":
@@ -150,9 +152,11 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
         yield _make_ready(emulator, tmp_path_factory.mktemp("postgresql"), empty_database())
 
 
-def land(place: Place, request: dg.RunRequest, point: Point | None, parent: Connection) -> None:
+def land(
+    place: Place, request: dg.RunRequest, point: Point | None, ends_by: signal.Signals, parent: Connection
+) -> None:
     """Be the run that the sensor asks for. Tells the parent what was crossed, if it comes to the end."""
-    interceptor = Interceptor(point, lambda _held: None, signal.SIGKILL)
+    interceptor = Interceptor(point, lambda _held: None, ends_by)
     install(interceptor, "nothing", "nothing", urlsplit(place.base_url).port or 0)
     with place.location("new") as location:
         storage = location.instance.event_log_storage
@@ -179,7 +183,7 @@ def launch(location: CodeLocation, request: dg.RunRequest) -> dg.ExecuteInProces
 def run_killed_at(ready: Ready, point: Point | None) -> Any:
     """Return what a run has crossed, or None where it was killed."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, theirs))
+    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, signal.SIGKILL, theirs))
     process.start()
     theirs.close()
     try:
@@ -191,6 +195,28 @@ def run_killed_at(ready: Ready, point: Point | None) -> Any:
         ours.close()
     assert crossed or process.exitcode == -signal.SIGKILL
     return crossed
+
+
+@contextmanager
+def run_frozen_at(ready: Ready, point: Point) -> Iterator[None]:
+    """Run until the run stops itself there. It wakes, and comes to its end, after the block."""
+    ours, theirs = PROCESSES.Pipe()
+    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, signal.SIGSTOP, theirs))
+    process.start()
+    theirs.close()
+    try:
+        give_up_at = time.monotonic() + _SECONDS_A_RUN
+        while state_of(process.pid or 0) != "T":
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        yield
+        os.kill(process.pid or 0, signal.SIGCONT)
+        assert ours.poll(_SECONDS_A_RUN)
+        assert ours.recv()
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
 
 
 def submissions_told(location: CodeLocation, name: str) -> dict[str | None, str]:
@@ -256,12 +282,16 @@ def check_told(ready: Ready, location: CodeLocation, newest: Mapping[str | None,
                 assert rows in (old, new) or sorted(rows) == sorted(old + new)
 
 
-def check_landed(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str]) -> None:
-    """All is there once, told, judged and delivered."""
+def check_landed(ready: Ready, location: CodeLocation, newest: Mapping[str | None, str], prefix: str = "new") -> None:
+    """The rows of this prefix are there once, and told."""
     for name in LANDING:
         assert submissions_told(location, name) == newest
         for key in KEYS:
-            assert ready.place.rows(name, key) == [_expected("new", key, name)]
+            assert ready.place.rows(name, key) == [_expected(prefix, key, name)]
+
+
+def check_judged(location: CodeLocation) -> None:
+    """Each partition has verdicts on what was told of it last."""
     for key in KEYS:
         [told] = location.instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey(LABELS), asset_partitions=[key]), limit=1
@@ -307,6 +337,7 @@ def test_all_lands_once_where_a_landing_run_is_killed(
             location.instance.report_run_failed(run)
         go_on(location)
         check_landed(ready, location, submitted)
+        check_judged(location)
     assert len(books.batches) == batches
     assert books.billed_twice() == {}
 
@@ -314,3 +345,31 @@ def test_all_lands_once_where_a_landing_run_is_killed(
 def test_each_effect_of_a_landing_run_has_a_crash_point(sqlite: Ready, tmp_path: Path) -> None:
     crossed = run_killed_at(sqlite.copy(tmp_path), None)
     assert {arrow for arrow, _, _ in crossed} - _HARMLESS == {point.arrow for point in _POINTS}
+
+
+_FROZEN = [
+    Point("ledger: settle_submission", _A),
+    Point("file: table", _U),
+    Point("file: table", _A, nth=9),
+    Point(_TOLD, _B, nth=4),
+    Point(_TOLD, _A, nth=4),
+    Point("ledger: mark_delivered", _B),
+    Point("event: STEP_SUCCESS", _A),
+]
+
+
+@pytest.mark.parametrize("point", _FROZEN, ids=str)
+def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
+    sqlite: Ready, point: Point, tmp_path: Path
+) -> None:
+    ready = sqlite.copy(tmp_path)
+    # The copies share a provider, which shall be asked once of each row.
+    prefix = f"newest-{_FROZEN.index(point)}"
+    with run_frozen_at(ready, point), ready.place.location(prefix) as location:
+        assert location.submit(span=_EVERYTHING).success
+        ready.emulator.settle()
+        assert location.collect(span=_EVERYTHING).success
+    with ready.place.location(prefix) as location:
+        go_on(location)
+        check_landed(ready, location, submissions_told(location, BATCH), prefix)
+    assert ready.emulator.books.billed_twice() == {}
