@@ -14,7 +14,7 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 4. `load_input` reads a table again that was replaced while it was read. Other readers go on with what they have open.
    One that listed the folder before and opens files after, as a DataFrame of Spark does, must list it again.
 5. What a killed run has half-written on a disk is a hidden file, which the next store of the partition removes when it
-   is a day old.
+   is a day old. While there is one, Polars refuses the folder, but takes `folder/**/*.parquet`.
 """
 
 from __future__ import annotations
@@ -119,6 +119,7 @@ class HiveParquetIOManager(CheckedIOManager):
                 group = []
                 group = next(groups, [])
         store.keep_only(_TABLE)
+        store.remove_left_behind()
 
     def load_input(self, context: dg.InputContext) -> pa.Table:
         """Return the asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for

@@ -3,14 +3,24 @@
     manifest, results of each shard ─▶ TakeApart ─▶ the same, with the rows of a part side by side
                                       each part of all ─▶ LabelPart ─▶ a file of labels, a file of rejects
 
-New files replace the older ones in their folder when all of them are written.
+1. Until all parts are written they have names that nobody reads, and readers find the older files. If the run fails,
+   they are removed; if it is killed, the next run that writes there removes them a day later.
+2. Then they get their names, one after the other, and the older files are removed. For this moment, or if the run is
+   killed in it, until the next run, readers find files of both.
+3. Where several runs write to a folder at once, the files of one of them stay, all of them: each run has a number above
+   all that it finds, and removes what has a lower one than the highest whole table. This needs a store that lists what
+   was just written, as disks, S3 and Cloud Storage do; NFS may list it late.
 """
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -19,7 +29,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.label import ROWS_AT_ONCE, LabelAssembler, label_results, read_part, scatter
 from dagster_llm_batch.engine.request_files import APART
-from dagster_llm_batch.storage.payloads import PayloadStore, temporary_folder
+from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, temporary_folder
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
@@ -27,6 +37,10 @@ if TYPE_CHECKING:
 __all__ = ["WrittenLabels", "write_labels"]
 
 _ID = "llm_request_id"
+# Spark and Arrow read no file whose name starts so, others none that ends so.
+_BEGUN = re.compile(r"_begun-([0-9a-f]{32})-\d{5}\.part")
+_WRITTEN = re.compile(r"part-(\d{6})-([0-9a-f]{32})-\d{5}-of-(\d{5})\.parquet")
+_LEFT_BEHIND_AFTER = timedelta(days=1)
 # A number of rows that no table has.
 _ALL = 1 << 62
 
@@ -104,7 +118,7 @@ class _LabelPart:
             manifest, results, self.response, self.levels, are_oracles, version=self.prompt_version, run_id=self.run_id
         )
         for store, table in ((self.labels, labeled.labels), (self.rejects, labeled.rejects)):
-            with store.table_writer(f"{self.name}-{number:05d}.parquet", table.schema) as out:
+            with store.table_writer(_begun(self.name, number), table.schema) as out:
                 out.write_table(table)
         return WrittenLabels(len(labeled.labels), len(labeled.rejects))
 
@@ -144,7 +158,7 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
             payloads=assembler.payloads,
             labels=labels,
             rejects=rejects,
-            name=f"part-{uuid.uuid4().hex}",
+            name=(name := uuid.uuid4().hex),
             sources=apart,
             response=assembler.labeling.result_schema,
             prompt_version=assembler.labeling.prompt_version,
@@ -153,10 +167,57 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
             are_oracles=assembler.are_oracles,
         )
         written = list(spread(label_part, range(len(names))))
+    except BaseException:
+        for store in (labels, rejects):
+            for number in range(len(names)):
+                with suppress(Exception):
+                    store.delete(_begun(name, number))
+        raise
     finally:
         for source in temporary:
             assembler.payloads.delete(source.path)
-    # Only now: until all parts are written, readers find the older files.
     for store in (labels, rejects):
-        store.keep_only(label_part.name)
+        _publish(store, name, len(names))
     return WrittenLabels(sum(part.labels for part in written), sum(part.rejects for part in written))
+
+
+def _begun(name: str, number: int) -> str:
+    return f"_begun-{name}-{number:05d}.part"
+
+
+def _publish(store: PayloadStore, name: str, parts: int) -> None:
+    """Give the files of a table that is written their names, and remove those of the tables before it."""
+    generation = 1 + max((key[0] for key in _tables(store.parquet_files())), default=0)
+    for number in range(parts):
+        store.move(_begun(name, number), f"part-{generation:06d}-{name}-{number:05d}-of-{parts:05d}.parquet")
+    tables = _tables(store.parquet_files())
+    newest = max((key for key, files in tables.items() if key[2] == len(files)), default=(0, "", 0))
+    for key, files in tables.items():
+        if key < newest:
+            for file in files:
+                store.delete(file)
+    _remove_left_behind(store)
+
+
+def _tables(files: Iterable[str]) -> dict[tuple[int, str, int], list[str]]:
+    """Return the files of each table, by its number, its name and how many files it has; others are one, before all."""
+    tables: dict[tuple[int, str, int], list[str]] = defaultdict(list)
+    for file in files:
+        found = _WRITTEN.fullmatch(file)
+        tables[(int(found[1]), found[2], int(found[3])) if found else (0, "", 0)].append(file)
+    return tables
+
+
+def _remove_left_behind(store: PayloadStore) -> None:
+    """Remove what killed runs have begun: of which nothing was written for a day, by the store's own clock."""
+    begun: dict[str, list[StoredFile]] = defaultdict(list)
+    times: list[datetime] = []
+    for file in store.files(""):
+        times += [file.modified_at] if file.modified_at is not None else []
+        if found := _BEGUN.fullmatch(file.path):
+            begun[found[1]].append(file)
+    for files in begun.values():
+        if all(file.modified_at and file.modified_at < max(times) - _LEFT_BEHIND_AFTER for file in files):
+            for file in files:
+                store.remove(file)
+    store.remove_left_behind()

@@ -324,9 +324,22 @@ class PayloadStore:
             with suppress(FileNotFoundError):
                 self._fs.rm_file(full)
 
+    def move(self, path: str, to: str) -> None:
+        """Give a file another name: in one step on a disk; in an object store it has both for a moment."""
+        old, new = self._full(path), self._full(to)
+        with payload_errors(new):
+            if self._is_local:
+                Path(old).replace(new)
+                sync_path(Path(new).parent)
+            else:
+                self._fs.cp_file(old, new)
+                self._fs.rm_file(old)
+
     def files(self, folder: str) -> Iterator[StoredFile]:
         """Yield every file below a folder by name, half-written ones of killed processes (`.….tmp`) included."""
         base = self._root.path.rstrip("/")
+        # Of a folder that is named from the current one, file systems give whole paths.
+        base = str(Path(base).absolute()) if self._is_local else base
         for name, info in sorted(self._fs.find(f"{base}/{folder}", detail=True).items()):
             yield StoredFile(name.partition(f"{base}/")[2], int(info.get("size") or 0), _modified_at(info))
 
@@ -341,16 +354,15 @@ class PayloadStore:
         return [name for name in self._names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def keep_only(self, start: str) -> None:
-        """Remove the Parquet files in the root itself whose names start otherwise, and half-written files.
-
-        These are of processes that were killed: nobody has written to them for a day, and nobody holds them open.
-        """
-        names = self._names()
-        for name in names:
-            if name.endswith(".parquet") and not name.startswith((".", start)):
+        """Remove the Parquet files in the root itself whose names start otherwise."""
+        for name in self.parquet_files():
+            if not name.startswith(start):
                 self.delete(name)
+
+    def remove_left_behind(self) -> None:
+        """Remove what killed processes left half-written in the root itself, after a day; see stored_files.py."""
         if self._is_local:
-            remove_left_behind(Path(self._root.path), names)
+            remove_left_behind(Path(self._root.path), self._names())
 
     def _names(self) -> list[str]:
         """Return the names of what is in the root itself."""

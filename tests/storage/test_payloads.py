@@ -328,6 +328,33 @@ def test_delete_removes_and_may_be_repeated(store):
         store.read_table("a/b.zst")
 
 
+def test_a_file_that_is_moved_is_what_it_was_under_its_new_name_alone(store, root):
+    write(store, "a/old.zst", b"old\n")
+    write(store, "a/new.zst", b"new\n")
+    store.move("a/new.zst", "a/old.zst")
+    assert list(store.lines("a/old.zst")) == [b"new\n"]
+    assert names(root) == ["old.zst"]
+    # An object store's own error, or a disk's.
+    with pytest.raises((OSError, PayloadError)):
+        store.move("a/new.zst", "a/old.zst")
+    assert list(store.lines("a/old.zst")) == [b"new\n"]
+
+
+@pytest.mark.parametrize("root_name", [".", "./x", "x", "../x/x"])
+def test_files_of_a_store_that_is_named_from_the_current_folder_are_named_from_its_root(
+    tmp_path, monkeypatch, root_name
+):
+    (tmp_path / "x" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "x")
+    store = PayloadStore(root_name)
+    write(store, "x/a.zst", b"x")
+    for folder in ("x", ""):
+        [file] = store.files(folder)
+        assert file.path == "x/a.zst"
+    store.remove(file)
+    assert not list(store.files("x"))
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -357,6 +384,8 @@ def test_a_path_that_could_leave_the_store_is_refused_by_every_method(store, pat
         lambda: store.read_table(path),
         lambda: list(store.iter_batches(path)),
         lambda: store.exists(path),
+        lambda: store.move("a", path),
+        lambda: store.move(path, "a"),
         lambda: store.delete(path),
     ]
     for call in calls:

@@ -11,6 +11,7 @@ import pytest
 from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
+from dagster_llm_batch.engine.label_files import write_labels
 from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, merged_files
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
@@ -107,3 +108,10 @@ def test_in_an_object_store_days_are_settled_together_merged_and_erased(request,
             labels = engine().labels(definition, submission_id).labels
             assert sorted(labels["id"].to_pylist()) == sorted(days[-1]["id"].to_pylist()[1:])
         assert not emulator.books.billed_twice()
+        tables = [PayloadStore(f"{root}/tables/{name}", **options) for name in ("labels", "rejects")]
+        for run_id in ("first", "second"):
+            write_labels(engine()._settled(definition, ids[0], reread=False), *tables, run_id)
+            [stored] = tables[0].files("")
+            written = tables[0].read_table(stored.path)
+            assert set(written["llm_run_id"].to_pylist()) == {run_id}
+            assert sorted(written["id"].to_pylist()) == sorted(days[-1]["id"].to_pylist()[1:])
