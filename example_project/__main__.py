@@ -8,12 +8,11 @@ python3 -m example_project providers    the same labeling through eight emulated
 python3 -m example_project stream       batch, a student and real time over a Kafka topic, in one definition
 """
 
-import sys
-
 from example_project import bootstrap
+from example_project.arguments import read_command
 
 if __name__ == "__main__":
-    wanted = "dev" if {"providers", "stream"} & set(sys.argv[1:]) else "example"  # dev has all SDKs, and a broker
+    wanted = "dev" if read_command() in ("providers", "stream") else "example"  # dev has all SDKs, and a broker
     bootstrap.enter("example_project", wanted)  # returns inside the environment, where the rest can be imported
     from example_project.cli import main
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -13,12 +12,11 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from example_project import settings
+from example_project.arguments import read_command
 from example_project.dagster_dev import DagsterError, RunningDagster, dagster
 
 __all__ = ["main"]
 
-_DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
-Everything stays on this machine, below .example/; delete that folder to start anew."""
 _LOOK_SECONDS = 1.0
 _INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended."""
@@ -26,15 +24,7 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python3 -m example_project", description=_DESCRIPTION)
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("run", "ui", "review", "cascade", "providers", "stream"),
-        default="run",
-        help="default: run",
-    )
-    command = parser.parse_args().command
+    command = read_command()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell had them ignored
         signal.signal(number, _interrupt)
     os.environ["DAGSTER_HOME"] = str(settings.HOME / "dagster_home")

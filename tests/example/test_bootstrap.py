@@ -54,6 +54,19 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_command_that_is_unknown_is_refused_before_anything_is_set_up(project):
+    for name in ("__init__", "__main__", "arguments"):
+        shutil.copy(ROOT / "example_project" / f"{name}.py", project / "example_project")
+    before = {path for path in project.rglob("*") if "__pycache__" not in path.parts}
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    for words, code, said in ((["uii"], 2, "invalid choice"), (["ui", "providers"], 2, "providers"), (["-h"], 0, "")):
+        command = [sys.executable, "-m", "example_project", *words]
+        done = subprocess.run(command, cwd=project, env=kept, capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+        assert "[set-up]" not in done.stdout + done.stderr
+    assert {path for path in project.rglob("*") if "__pycache__" not in path.parts} == before
+
+
 def set_up(project: Path) -> subprocess.CompletedProcess[str]:
     """Run the set-up with this environment's uv, which may reach no network."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}

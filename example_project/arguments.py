@@ -1,0 +1,32 @@
+"""The command line of `python3 -m example_project`: read before the set-up, so with the standard library alone."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["read_command"]
+
+_DESCRIPTION = """Labels human-rated tweets in batches, in a real Dagster instance, and evaluates the labels.
+Everything stays on this machine, below .example/; delete that folder to start anew."""
+_COMMANDS = {
+    "run": "all of it; a second run goes on from the first",
+    "ui": "only Dagster's UI, on what is there",
+    "review": "a page to look at every tweet: prompt, reply, label, what people said",
+    "cascade": "the lexicon, and the model where it is unsure, with a promise held to",
+    "providers": "the same labeling through eight emulated clouds, in one process",
+    "stream": "batch, a student and real time over a Kafka topic, in one definition",
+}
+
+
+def read_command() -> str:
+    """Return the command that was asked for. Ends the process where it is unknown, or where help was asked for."""
+    told = "\n".join(f"  {name:<11}{what}" for name, what in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python3 -m example_project",
+        description=f"{_DESCRIPTION}\n\ncommands:\n{told}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "command", nargs="?", choices=list(_COMMANDS), default="run", metavar="command", help="default: run"
+    )
+    return parser.parse_args().command
