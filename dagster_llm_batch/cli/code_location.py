@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_llm_batch._dagster_private import env_file, load_repository
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
@@ -359,6 +360,13 @@ def _instance() -> dg.DagsterInstance:
         return dg.DagsterInstance.get()
     except dg.DagsterInvariantViolationError as error:
         raise click.UsageError(str(error)) from error
+    # Dagster makes folders and databases there when it is opened, also for a look.
+    except (OSError, SQLAlchemyError) as error:
+        reason = plain_words(getattr(error, "orig", None) or error)
+        raise ConfigError(
+            f"Dagster's home, {os.environ['DAGSTER_HOME']} (DAGSTER_HOME), cannot be opened: {reason}. Let this user "
+            "write there, or look from where Dagster runs."
+        ) from error
 
 
 def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:

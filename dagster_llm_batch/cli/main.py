@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from typing import Any
 
@@ -42,6 +43,8 @@ _COMMANDS = {
 
 # `ExitCode.INTERRUPTED`, without what `commands` imports: Ctrl-C may come while a command is imported.
 _INTERRUPTED = 130
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 # Click takes the backspace for "these lines stay as they are". A docstring would have its letters, as it is raw.
 _HELP = """Look at LLM batches of Dagster assets, and decide about them: what they will cost, how far they are,
@@ -93,6 +96,13 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("\nInterrupted. What is recorded stays, and the same command goes on from there.", err=True)
             ctx.exit(_INTERRUPTED)
+        except OSError as error:
+            # Of a disk that is full or may not be written, a person needs no trace; click knows a pipe that closes.
+            if error.errno not in _DISK:
+                raise
+            place = "" if error.filename is None else f" {error.filename}"
+            click.echo(f"Could not write{place}: {error.strerror}. What is recorded stays.", err=True)
+            ctx.exit(1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, from what is known without importing it."""

@@ -230,3 +230,13 @@ def test_the_examples_of_the_help_stay_as_they_are_typed(project):
     shown = project.cli("--help").stdout
     assert "\n    dagster-llm-batch watch -f labels.py     how far the batches are\n" in shown
     assert "\\b" not in shown
+
+
+@pytest.mark.parametrize("broken", ["history", "history/runs.db"])
+def test_a_dagster_home_that_cannot_be_opened_is_told_in_words(project, home, broken):
+    place = home / broken
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("neither a folder nor a database")
+    said = project.on_file("list", code=1).stderr
+    assert f"Dagster's home, {home} (DAGSTER_HOME), cannot be opened: " in said
+    assert "Traceback" not in said

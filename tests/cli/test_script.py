@@ -78,6 +78,19 @@ def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, w
     assert "Traceback" not in said
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"]])
+def test_a_full_disk_is_told_in_one_line(project, words):
+    project.submit()
+    with Path("/dev/full").open("w") as full:
+        where = ["--ledger", project.ledger, "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
+        ended = subprocess.run([SCRIPT, *words, *where], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "Could not write: No space left on device. What is recorded stays.\n",
+    )
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(project):
     project.submit()
