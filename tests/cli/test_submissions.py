@@ -73,6 +73,17 @@ def test_list_takes_filters_and_a_limit(project):
     assert listed("--state", "settled") == []
 
 
+def test_an_empty_list_says_why(project):
+    project.land()
+
+    def said(*words):
+        return project.on_file("list", *words).stderr.splitlines()[-1]
+
+    assert said() == "None is as asked. --all lists those whose labels have landed, too."
+    assert said("--asset", "nope") == "Nothing was submitted as 'nope'; assets that have submissions: ticket_labels."
+    assert said("--namespace", "nope") == "Nothing was submitted in namespace 'nope'."
+
+
 def test_show_takes_an_id_a_beginning_of_it_or_an_asset_with_its_partition(project):
     project.submit("daily_labels", DAYS[0])
     project.submit("daily_labels", DAYS[1])
