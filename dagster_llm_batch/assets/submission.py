@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["SubmitConfig", "newest_submission", "submission_asset"]
+
+# How the folder is called that `dagster dev` makes where DAGSTER_HOME is not set. Its instance is not `is_ephemeral`.
+_TEMPORARY_HOME = ".tmp_dagster_home_"
 
 
 class SubmitConfig(CheckedConfig):
@@ -69,6 +73,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
         engine.check(dataset.labeling)
         _refuse_other_ledger(context, engine, dataset)
+        _warn_of_temporary_home(context, dataset)
         provider = engine.provider(dataset.labeling.provider)
 
         def plan(partition: str | None) -> tuple[Submission, UpstreamReader]:
@@ -153,6 +158,25 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
     if context.run.tags.get(NEW_LEDGER_TAG) != "true":
         batch = dataset.batch_key.to_user_string()
         raise LedgerError(f"{advise_on_unknown(batch, submission_id, engine.ledger)}. Nothing was sent.")
+
+
+def _warn_of_temporary_home(context: dg.AssetExecutionContext, dataset: Dataset) -> None:
+    """Warn where ledger or payloads go with Dagster's temporary folder: what was paid for would be paid for again."""
+    resource = dataset.resource(context)
+    lost = [
+        what
+        for what, place in (("the ledger", resource.ledger_url), ("the payload store", resource.payload_root))
+        if place is None
+    ]
+    folder = Path(context.instance.storage_directory())
+    is_temporary = context.instance.is_ephemeral or any(part.startswith(_TEMPORARY_HOME) for part in folder.parts)
+    if lost and is_temporary:
+        context.log.warning(
+            f"Dagster runs without a home (DAGSTER_HOME) here: {' and '.join(lost)} will go with its temporary folder, "
+            f"{folder}, which it removes when it ends. Batches that are in flight then never land, and all rows are "
+            "asked, and paid for, again. Set DAGSTER_HOME to a folder that stays, or ledger_url and payload_root of "
+            "the LLMBatchResource."
+        )
 
 
 def newest_submission(event: dg.EventLogEntry | None) -> tuple[str, str] | None:

@@ -370,6 +370,8 @@ def _instance() -> dg.DagsterInstance:
 
 
 def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
+    if not Path(folder).is_dir():
+        raise click.UsageError(f"There is no folder {folder} to import from (-d).")
     if pointer.python_file and not Path(folder, pointer.python_file).is_file():
         raise click.UsageError(f"There is no file {Path(folder, pointer.python_file)}.")
     if pointer.module_name and not _is_there(pointer.module_name, folder):

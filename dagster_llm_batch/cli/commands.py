@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, NoReturn
 
 import click
 
-from dagster_llm_batch.errors import CannotTellError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.errors import CannotTellError, LeaseError, LedgerError, LLMBatchError, TransientError
 
 __all__ = ["Command", "ExitCode", "confirm", "json_option", "leave"]
 
@@ -20,9 +21,12 @@ class ExitCode(IntEnum):
     FAILED = 1  # refused, or failed; the message says what to do
     USAGE = 2  # the command line is wrong, or does not say where the deployment is
     NEEDS_A_PERSON = 3  # nobody can tell but a person: `resolve`; or `doctor` found a problem
-    LATER = 4  # the provider, or another process, is busy: the same command may work later
+    LATER = 4  # the provider or another process is busy, or the ledger is away: the same command may work later
     INTERRUPTED = 130  # by Ctrl-C, as shells have it: 128 and the number of the signal
 
+
+# What PostgreSQL says of a state that passes.
+_PASSING = ("starting up", "shutting down", "in recovery mode", "too many")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -92,7 +96,24 @@ def confirm(question: str, *, yes: bool) -> None:
 def _code_of(error: LLMBatchError) -> ExitCode:
     if isinstance(error, CannotTellError):
         return ExitCode.NEEDS_A_PERSON
-    return ExitCode.LATER if isinstance(error, TransientError | LeaseError) else ExitCode.FAILED
+    is_busy = isinstance(error, TransientError | LeaseError) or _is_away(error)
+    return ExitCode.LATER if is_busy else ExitCode.FAILED
+
+
+def _is_away(error: LLMBatchError) -> bool:
+    """Whether the ledger's database is locked by another process, or did not answer at all."""
+    from sqlalchemy.exc import OperationalError  # noqa: PLC0415 - an error of the ledger: it is loaded
+
+    cause = error.__cause__
+    if not isinstance(error, LedgerError) or not isinstance(cause, OperationalError):
+        return False
+    if isinstance(cause.orig, sqlite3.Error):
+        code = getattr(cause.orig, "sqlite_errorcode", 0) & 0xFF
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    # PostgreSQL says FATAL where it answers and refuses the connection, as for a wrong password, which no waiting
+    # mends; but it does so while it starts, too.
+    said = str(cause.orig)
+    return "FATAL" not in said or any(words in said for words in _PASSING)
 
 
 def _print_json_error(name: str, message: str, code: int) -> None:

@@ -11,6 +11,7 @@ import click
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, money, print_json, table
+from dagster_llm_batch.cli.selection import nothing_submitted
 from dagster_llm_batch.engine.cost_forecast import HISTORY, forecast_month, month_of, next_month
 from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
@@ -117,6 +118,8 @@ def cost_command(
         out.print(table([*names, *(name for name, _ in shown)], rows, title=title))
         out.print()
     out.print(f"{this:%Y-%m}: {forecast}.")
+    if why_none := nothing_submitted(deployment.ledger, deployment.namespace, asset):
+        click.echo(why_none, err=True)
 
 
 def _at_least(amount: Decimal | None, unknown: int) -> Money | None:

@@ -241,6 +241,14 @@ def _preferred(options: _Options) -> _Options:
     typed = {name for name in ("ledger", "module_name", "python_file") if source(name) is ParameterSource.COMMANDLINE}
     if "ledger" in typed and len(typed) > 1:
         raise click.UsageError("Give either a code location (-m, -f) or a ledger (--ledger), not both.")
+    has_code = bool(options.module_name or options.python_file) and "ledger" not in typed
+    for name, flag in (("working_directory", "-d"), ("attribute", "-a")):
+        if source(name) is ParameterSource.COMMANDLINE and not has_code:
+            raise click.UsageError(
+                f"{flag} {getattr(options, name)} belongs to a module (-m) or a file (-f), and neither is given. "
+                f"Give one, or leave {flag} out: the command then takes what --ledger names, or what pyproject.toml in "
+                "the current folder points to."
+            )
     if not typed & {"module_name", "python_file"}:
         return options
     # A ledger in the environment is for all commands, and the namespace there is in it; a code location that is typed

@@ -60,6 +60,26 @@ _FILES_SHOWN = 5
 _LATE_FILES = timedelta(days=3)
 # So many submissions end by the p90 of their forecasts, if these are right.
 _PROMISED_BY_P90 = 0.9
+# Of a server's settings, those whose names say too little.
+_FACTS = {
+    "base url": "its address",
+    "price book": "whose prices hold",
+    "price rule": "the price rule of a batch",
+    "endpoints": "which APIs answer batches",
+    "create endpoints": "what an API is called where a batch is created",
+    "max requests": "the most requests of a batch",
+    "max bytes": "the most bytes of a batch",
+    "windows": "which windows a batch may have",
+    "expiry": "whether request files expire",
+    "file limits": "how many request files an account may store",
+    "has pages": "whether the list of batches has pages",
+    "keeps metadata": "whether a batch keeps its metadata",
+    "keeps file names": "whether files keep their names",
+    "jobs": "whether batches are jobs in Mistral's form",
+    "counts": "what its counts of requests say",
+    "errors": "the form of its errors",
+    "output tokens": "the most tokens of a reply",
+}
 _ON_FILES = (
     "`dagster-llm-batch prune --delete` deletes those of collected batches; others, of other programs or of a ledger "
     "that is gone, can be deleted at the vendor's console."
@@ -312,17 +332,23 @@ def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
     """Say what of a server nobody is known to have seen, and whether a smoke has seen it since."""
     check = f"preset of {name}"
     unseen, seen = unseen_facts(server)
-    told = f"{server.title}: by its documents alone, and never seen live: {', '.join(unseen) or 'nothing'}"
+    told = f"{server.title}: what this package knows of it has been seen on the live server"
+    if unseen:
+        told = (
+            f"{server.title}: these settings are taken from its documents, and nobody has checked them on the live "
+            f"server: {'; '.join(_FACTS.get(name, name) for name in unseen)}. Where one is wrong, a batch may be "
+            "refused, or its cost told wrong"
+        )
     smoke = None
     if deployment.missing_ledger_file is None:
         namespace, asset = smoke_namespace(deployment.namespace), smoke_asset(name)
         settled = [one for one in deployment.ledger.submissions(namespace, assets=[asset]) if one.is_settled]
         smoke = next((one for one in reversed(settled) if one.outcomes.get(Outcome.SUCCEEDED.value)), None)
     if smoke is not None:
-        return Finding(check, Severity.OK, f"{told}; a smoke of {smoke.created_at:%Y-%m-%d} got its labels")
+        return Finding(check, Severity.OK, f"{told}. A smoke on {smoke.created_at:%Y-%m-%d} got its labels")
     if seen:
         return Finding(check, Severity.OK, told)
-    then = f"See for yourself, with three rows: dagster-llm-batch smoke {name} --max-usd 0.05"
+    then = f"Check it with three rows, for five cents at most: dagster-llm-batch smoke {name} --max-usd 0.05"
     return Finding(check, Severity.WARNING, told, then)
 
 
@@ -523,9 +549,9 @@ def judge_price_rules(books: Collection[str | None] | None, today: date) -> Find
     """Tell how old the oldest of our own price rules is that these price books rest on; of all books where None."""
     oldest = oldest_source(books)
     old = today - oldest.read_on
-    which = "the oldest" if books is None else "the oldest that the configured providers need"
-    state = f"{rules_text(oldest, which)[:-1]}, {age(old)} ago"
+    state = rules_text(oldest, today, "" if books is None else " for the configured providers")
     if old > _OLD_RULES:
-        then = f"A newer dagster-llm-batch may have read it since; else hold {oldest.document} against your bill."
+        state += " That is more than a year, so estimates and costs that rest on it may be wrong."
+        then = f"Upgrade dagster-llm-batch, which may have read it anew; else compare {oldest.document} with your bill."
         return Finding("price rules", Severity.WARNING, state, then)
-    return Finding("price rules", Severity.OK, state)
+    return Finding("price rules", Severity.OK, f"{state} A rule is taken as current for a year; nothing is to be done.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -88,6 +91,14 @@ class _Commands(click.Group):
             near = nearest_name(name, _COMMANDS)
             ctx.fail(f"There is no command {name!r}" + ("." if near is None else f"; did you mean {near!r}?"))
         return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line. What would be written to a closed output (`>&-`) is dropped."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                # It also takes the free descriptor, which a file of ours would get else, and libraries might write to.
+                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import click
 
@@ -61,16 +61,20 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
         print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules})
         return
     click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
-    click.echo(f"{rules_text(oldest)} See {oldest.document}")
+    click.echo(f"{rules_text(oldest, now.date())} See {oldest.document}")
     if at is not None and not is_used:
         click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
     if at is not None and now - at > OLD_BOOK:
         click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
 
 
-def rules_text(oldest: PriceSource, which: str = "the oldest") -> str:
-    """Return a sentence on our own price rules and the oldest of them; `which` says in words of which rules that is."""
-    return f"{len(SOURCES)} price rules stand beside it; {which} is of {oldest.read_on}: {oldest.rule}."
+def rules_text(oldest: PriceSource, today: date, among: str = "") -> str:
+    """Return what our own price rules are, and how long ago the oldest was read; `among` says of which it is that."""
+    return (
+        f"{len(SOURCES)} rules of this package say how vendors bill what the price book does not list, such as a "
+        f"batch's discount. The rule{among} that was read longest ago in a vendor's documents, on {oldest.read_on} "
+        f"({age(today - oldest.read_on)} ago): {oldest.rule}."
+    )
 
 
 def _fetch(payloads: PayloadStore, url: str | None, now: datetime) -> None:

@@ -11,13 +11,22 @@ import click
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
     import dagster as dg
 
     from dagster_llm_batch.assets.dataset import Dataset
+    from dagster_llm_batch.storage.ledger import Ledger
 
-__all__ = ["find_dataset", "find_submission", "partition_option", "partitions_of", "partitions_options"]
+__all__ = [
+    "find_dataset",
+    "find_submission",
+    "nothing_submitted",
+    "partition_option",
+    "partitions_of",
+    "partitions_options",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _ID_START = re.compile(r"[0-9a-f]{4,32}")
@@ -55,6 +64,18 @@ def find_submission(deployment: DeploymentAccess, target: str, partition: str | 
             f"Nothing was submitted for partition '{partition}' of '{target}'; for these: {_some(names)}."
         )
     return matches[-1]
+
+
+def nothing_submitted(ledger: Ledger, namespace: str, assets: Iterable[str]) -> str | None:
+    """Return a sentence where nothing was ever submitted, or nothing as one of these assets; else None."""
+    known = sorted({submission.asset for submission in ledger.submissions(namespace)})
+    if not known:
+        return f"Nothing was submitted in namespace '{namespace}'."
+    strangers = [asset for asset in assets if asset not in known]
+    if not strangers:
+        return None
+    shown = ", ".join(f"'{cell_text(asset)}'" for asset in strangers)
+    return f"Nothing was submitted as {shown}; assets that have submissions: {_some(known)}."
 
 
 def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submission:

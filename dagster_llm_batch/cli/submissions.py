@@ -12,19 +12,17 @@ from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
 from dagster_llm_batch.cli.output import SHORT_ID, cell, console, money, print_json, print_table, table
-from dagster_llm_batch.cli.selection import find_submission, partition_option
+from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.text import cell_text, learned_text
+from dagster_llm_batch.text import learned_text
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
 
 __all__ = ["list_command", "show_command"]
-
-_SHOWN = 10
 
 
 @click.command("list", cls=Command, examples=["-f labels.py", "--all --ledger home/llm_batch/ledger.sqlite"])
@@ -101,13 +99,10 @@ def list_command(
 
 def _why_none(ledger: Ledger, namespace: str, asset: str | None) -> str:
     """Return what may be wrong where no submission is listed: a name, or that those which landed are left out."""
-    assets = sorted({submission.asset for submission in ledger.submissions(namespace)})
-    if not assets:
-        return f"Nothing was submitted in namespace '{namespace}'."
-    if asset is not None and asset not in assets:
-        shown = ", ".join(assets[:_SHOWN])
-        return f"Nothing was submitted as '{cell_text(asset)}'; assets that have submissions: {shown}."
-    return "None is as asked. --all lists those whose labels have landed, too."
+    return (
+        nothing_submitted(ledger, namespace, [] if asset is None else [asset])
+        or "None is as asked. --all lists those whose labels have landed, too."
+    )
 
 
 def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | None) -> dict[str, Any]:

@@ -79,11 +79,13 @@ class Moderation:
         """Raise ConfigError for categories that would give the same column, or none."""
         names = [name for category in self.categories for name in moderation_columns(category)]
         twice = sorted({name for name in names if names.count(name) > 1})
+        problem = "each needs a name of its own in letters or digits"
+        if twice:
+            problem = f"these would be columns twice: {', '.join(twice)}"
         if twice or "" in names or "_score" in names or FLAGGED in names:
             raise ConfigError(
-                f"categories={list(self.categories)!r} is not allowed: "
-                f"{f'{twice} would be columns twice' if twice else 'each needs a name of its own in letters or digits'}"
-                ". Write each of the vendor's categories once."
+                f"categories={', '.join(self.categories)} is not allowed: {problem}. "
+                "Write each of the vendor's categories once."
             )
 
     @property

@@ -38,12 +38,13 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
     if schema.get("type") != "object" or not schema.get("properties"):
         msg = (
             f"The response schema must be of type object with properties, since each becomes a column; got type "
-            f"{schema.get('type')!r} with properties {list(schema.get('properties', {}))}."
+            f"{schema.get('type')!r} with properties {', '.join(map(str, schema.get('properties', ()))) or 'none'}."
         )
         raise ResponseSchemaError(msg)
     if strangers := [name for name in schema.get("required", ()) if name not in schema["properties"]]:
         raise ResponseSchemaError(
-            f"The response schema requires {strangers}, which its properties lack: {list(schema['properties'])}."
+            f"The response schema requires {', '.join(map(str, strangers))}, which its properties lack: "
+            f"{', '.join(map(str, schema['properties']))}."
         )
     resolver = _no_others().resolver_with_root(DRAFT202012.create_resource(dict(schema)))
     for reference in references(schema):

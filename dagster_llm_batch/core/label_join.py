@@ -88,10 +88,12 @@ def check_columns(key: str, keep: Sequence[str], response: Sequence[str]) -> Non
     taken = sorted({name for name in response if name in own} | {n for n in own if own.count(n) > 1})
     reserved = sorted(name for name in [*own, *response] if name.startswith("llm_"))
     if taken:
-        msg = f"The labeled table would have {taken} twice, as key or kept column and in the response. Rename one."
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"The labeled table would have {', '.join(taken)} twice, as key or kept column and in the response. "
+            "Rename one."
+        )
     if reserved:
-        msg = f"Columns starting with 'llm_' hold the provenance of a label; rename {reserved}."
+        msg = f"Columns starting with 'llm_' hold the provenance of a label; rename {', '.join(reserved)}."
         raise ConfigError(msg)
 
 

@@ -62,7 +62,7 @@ OPENAI_MODERATIONS = PriceSource(
     ("openai",),
 )
 OPENAI_SEARCHES = PriceSource(
-    "opening a page that was found is no search",
+    "a call of web search that only opens a page is not billed as a search",
     "https://developers.openai.com/api/docs/guides/tools-web-search",
     date(2026, 10, 1),
     ("openai",),

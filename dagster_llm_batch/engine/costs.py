@@ -211,7 +211,7 @@ def group_names(by: Sequence[str]) -> tuple[str, ...]:
         if name not in GROUPS and not (name.startswith(_TAG) and name != _TAG):
             raise ConfigError(unknown_name("sum", name, [*GROUPS, f"{_TAG}NAME"]))
     if len(set(by)) < len(by):
-        raise ConfigError(f"by={list(by)} names one thing twice. Name each once.")
+        raise ConfigError(f"by={','.join(by)} names one thing twice. Name each once.")
     return tuple(by)
 
 

@@ -102,8 +102,8 @@ class RowRenderer:
         urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
         for argument, wanted in (("keep", labeling.keep), ("Realtime.urgent", urgent)):
             if lacking := sorted(set(wanted) - set(rows.names)):
-                columns = ", ".join(rows.names)
-                msg = f"{argument} names {lacking}, which the rows do not have. Columns of the rows: {columns}."
+                absent, columns = ", ".join(lacking), ", ".join(rows.names)
+                msg = f"{argument} names {absent}, which the rows do not have. Columns of the rows: {columns}."
                 raise InputError(msg)
         self._urgent = labeling.realtime.urgent
         self._renderer = labeling.prompt.renderer(rows.names, load_image)

@@ -129,7 +129,9 @@ def annotation_assets(
     columns = dataset.labeling.reader.schema.names
     targets = tuple(columns if target is None else [target] if isinstance(target, str) else target)
     if not targets or len(set(targets)) < len(targets):
-        raise ConfigError(f"target={list(targets)}: give at least one column of the response, and each once.")
+        raise ConfigError(
+            f"target={', '.join(targets) or 'nothing'}: give at least one column of the response, and each once."
+        )
     check_targets(targets, columns, dataset.key)
     if min_seconds < 0:
         raise ConfigError(f"min_seconds={min_seconds!r} must be 0 or more.")

@@ -39,15 +39,18 @@ def targets_of(
     given = [target] if isinstance(target, str | Target) else list(target)
     names = [declared if isinstance(declared, str) else declared.name for declared in given]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"target={names}: an evaluation needs at least one, and each once.")
+        raise ConfigError(f"target={', '.join(names) or 'nothing'}: an evaluation needs at least one, and each once.")
     if isinstance(gold_target, str) and len(names) > 1:
-        raise ConfigError(f"gold_target={gold_target!r} with {len(names)} targets: use a mapping from {names}.")
+        raise ConfigError(
+            f"gold_target={gold_target!r} with {len(names)} targets: use a mapping from {', '.join(names)}."
+        )
     golds = {names[0]: gold_target} if isinstance(gold_target, str) else dict(gold_target or {})
     kinds: dict[str, Any] = dict(kind) if isinstance(kind, Mapping) else dict.fromkeys(names, kind)
     sure = dict(confidence) if isinstance(confidence, Mapping) else {}
     if strangers := sorted({*golds, *kinds, *sure} - set(names)):
         raise ConfigError(
-            f"gold_target=, kind= or confidence= names {strangers}, which are no targets. Targets: {names}."
+            f"gold_target=, kind= or confidence= names {', '.join(strangers)}, which are no targets. "
+            f"Targets: {', '.join(names)}."
         )
     targets = []
     for declared, name in zip(given, names, strict=True):
@@ -110,7 +113,9 @@ def candidates_of(
             "Where asset keys end alike, use candidates={'name': asset}."
         )
     if strangers := sorted(set(rejects) - set(names)):
-        raise ConfigError(f"rejects= names {strangers}, which are no candidates. Candidates: {', '.join(names)}.")
+        raise ConfigError(
+            f"rejects= names {', '.join(strangers)}, which are no candidates. Candidates: {', '.join(names)}."
+        )
     return tuple(candidates)
 
 

@@ -402,7 +402,7 @@ def drift_assets(
     """
     targets = [target] if isinstance(target, str) else list(target)
     if not targets or len(set(targets)) < len(targets):
-        raise ConfigError(f"target={targets}: name at least one column, and each once.")
+        raise ConfigError(f"target={', '.join(targets) or 'nothing'}: name at least one column, and each once.")
     before = (
         reference if isinstance(reference, int) else tuple([reference] if isinstance(reference, str) else reference)
     )

@@ -112,8 +112,8 @@ def gold_sample_assets(
     sure = dict.fromkeys(targets, confidence) if isinstance(confidence, str) else dict(confidence or {})
     if not targets or set(sure) - set(targets):
         raise ConfigError(
-            f"target={list(targets)}, confidence={confidence!r}: give at least one target, and a confidence of none "
-            "but these."
+            f"confidence= names {', '.join(sure) or 'nothing'}, and target= {', '.join(targets) or 'nothing'}: give at "
+            "least one target, and a confidence of none but these."
         )
     if stop is not None and gold is None:
         raise ConfigError(

@@ -101,9 +101,9 @@ def instructed(prompt: Prompt, instruction: str, answers: Sequence[str]) -> Prom
     if columns is None:
         raise ConfigError("prompt must name its columns: {{ row }} would show whose answers they are.")
     if lacking := [name for name in answers if name not in columns]:
-        raise ConfigError(f"prompt does not show {lacking}. Its variables: {', '.join(sorted(columns))}.")
+        raise ConfigError(f"prompt does not show {', '.join(lacking)}. Its variables: {', '.join(sorted(columns))}.")
     if telling := sorted(columns & {*JUDGE_COLUMNS}):
-        raise ConfigError(f"prompt reads {telling}, which tell whose answers it is shown. Leave them out.")
+        raise ConfigError(f"prompt reads {', '.join(telling)}, which tell whose answers it is shown. Leave them out.")
     return judge_prompt
 
 

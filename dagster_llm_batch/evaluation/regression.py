@@ -252,7 +252,7 @@ def accepted_asset(design: EvaluationSpec, spec: dg.AssetSpec, builder: Evaluati
     def accept(context: dg.AssetExecutionContext, config: Accept) -> Iterator[Any]:
         names = [candidate.name for candidate in design.candidates]
         if strangers := sorted(set(config.candidates) - set(names)):
-            raise ConfigError(f"candidates={strangers} to accept are none of {', '.join(names)}.")
+            raise ConfigError(f"candidates={', '.join(strangers)} to accept are none of {', '.join(names)}.")
         if not config.candidates:
             context.log.warning(
                 f"Nothing was accepted. To accept, materialize {spec.key.to_user_string()} with candidates= in its run "

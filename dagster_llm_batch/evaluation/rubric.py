@@ -115,12 +115,13 @@ class Rubric:
         lowest, highest = self.scale
         if not self.criteria or "reason" in self.criteria or not lowest < highest:
             raise ConfigError(
-                f"criteria={sorted(self.criteria)}, scale={self.scale}: a rubric needs at least one criterion, none "
-                "named 'reason', and a scale from a lower to a higher whole number."
+                f"The criteria are {', '.join(self.criteria) or 'none'}, and the scale is from {lowest} to {highest}: "
+                "a rubric needs at least one criterion, none named 'reason', and a scale from a lower to a higher "
+                "whole number."
             )
         given = self.min_score if isinstance(self.min_score, Mapping) else {}
         if strangers := sorted(set(given) - set(self.criteria)):
-            raise ConfigError(f"min_score names {strangers}; the criteria are {', '.join(self.criteria)}.")
+            raise ConfigError(f"min_score names {', '.join(strangers)}; the criteria are {', '.join(self.criteria)}.")
         if wrong := [limit.least for limit in self.least.values() if not lowest <= limit.least <= highest]:
             raise ConfigError(f"min_score={wrong[0]!r}: scores are from {lowest} to {highest}.")
 

@@ -80,8 +80,9 @@ def student_assets(
     dataset = dataset_of(labels)
     if target not in dataset.labeling.reader.schema.names or text not in dataset.labeling.keep:
         raise ConfigError(
-            f"text={text!r} must be one of keep={list(dataset.labeling.keep)} of {dataset.key.to_user_string()}, and "
-            f"target={target!r} one of its response's columns: {', '.join(dataset.labeling.reader.schema.names)}."
+            f"text={text!r} must be one of the columns that {dataset.key.to_user_string()} keeps: "
+            f"{', '.join(dataset.labeling.keep) or 'none'}; and target={target!r} one of its response's columns: "
+            f"{', '.join(dataset.labeling.reader.schema.names)}."
         )
     builder = EvaluationBuilder(
         name=name,

@@ -121,7 +121,7 @@ class Thresholds:
             names = [candidate.name for candidate in candidates]
             by_candidate = dict(wanted) if isinstance(wanted, Mapping) else dict.fromkeys(names, wanted)
             if strangers := sorted(set(by_candidate) - set(names)):
-                raise ConfigError(f"{argument} names {strangers}; the candidates are {', '.join(names)}.")
+                raise ConfigError(f"{argument} names {', '.join(strangers)}; the candidates are {', '.join(names)}.")
             limits[figure] = {name: AtLeast.of(limit) for name, limit in by_candidate.items()}
             if wrong := [limit.least for limit in limits[figure].values() if not lowest <= limit.least <= 1]:
                 raise ConfigError(f"{argument}={wrong[0]!r}: {figure} is between {lowest:g} and 1.")

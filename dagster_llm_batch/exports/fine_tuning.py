@@ -83,7 +83,7 @@ def _examples(
 ) -> Iterator[Example]:
     lacking = {"llm_request_id", labeling.key, *labeling.reader.schema.names} - {*labels.schema.names}
     if lacking:
-        raise InputError(f"The labels of '{labeling.asset}' lack the columns {sorted(lacking)}.")
+        raise InputError(f"The labels of '{labeling.asset}' lack the columns {', '.join(sorted(lacking))}.")
     place: dict[str, int] = {}
     for number, request_id in enumerate(labels["llm_request_id"].to_pylist()):
         # of rows that share a request, the first

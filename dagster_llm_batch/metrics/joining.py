@@ -218,7 +218,9 @@ def succeeded(candidate: pa.Table) -> pa.Array:
     outcome = column(candidate, "llm_outcome", "the candidate")
     allowed = [*(known.value for known in Outcome), SKIPPED]
     if unknown := set(pc.unique(outcome).to_pylist()) - {None, *allowed}:
-        raise InputError(f"Unknown llm_outcome {sorted(map(repr, unknown))[:EXAMPLES]}; allowed: {', '.join(allowed)}.")
+        raise InputError(
+            f"Unknown llm_outcome {', '.join(sorted(map(repr, unknown))[:EXAMPLES])}; allowed: {', '.join(allowed)}."
+        )
     return pc.fill_null(pc.equal(outcome.cast(pa.large_string()), Outcome.SUCCEEDED.value), fill_value=True)
 
 

@@ -77,7 +77,9 @@ def _answers(
 ) -> tuple[list[tuple[int, Any]], dict[str, dict[Any, str]]]:
     """Return position and key of the rows to judge, in order of their keys; the answers of each candidate by key."""
     if taken := sorted(set(rows.column_names) & {*ANSWERS, *JUDGE_COLUMNS}):
-        raise InputError(f"The rows have columns {taken}, which a judge's cases have for their own. Rename them.")
+        raise InputError(
+            f"The rows have columns {', '.join(taken)}, which a judge's cases have for their own. Rename them."
+        )
     own_keys = column(rows, key, "the rows")
     by_candidate = {}
     for name, table in answers.items():

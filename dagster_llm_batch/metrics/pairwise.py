@@ -96,7 +96,9 @@ def compare_pairs(cases: pa.Table, verdicts: pa.Table, candidates: Sequence[str]
     said = list(zip(verdicts["verdict"].to_pylist(), requests, strict=True))
     by_case = dict(zip(verdicts[CASE_ID].to_pylist(), said, strict=True))
     if strangers := {verdict for verdict, _ in said} - {*VERDICTS, None}:
-        raise InputError(f"Verdicts {sorted(map(repr, strangers))[:EXAMPLES]} are none of {', '.join(VERDICTS)}.")
+        raise InputError(
+            f"Verdicts {', '.join(sorted(map(repr, strangers))[:EXAMPLES])} are none of {', '.join(VERDICTS)}."
+        )
     columns = (cases[name].to_pylist() for name in (CASE_ID, key, "first", "second", "identical"))
     rank = {name: at for at, name in enumerate(candidates)}
     asked: dict[tuple[str, str], dict[object, dict[str, _Said]]] = {}

@@ -61,7 +61,9 @@ class Content:
         self._key_is_text = key == "text"
         taken = {*self._own.names} & {field.name for field in self._fields}
         if taken:
-            raise ConfigError(f"The messages' fields {sorted(taken)} are names of Kafka's own columns; rename them.")
+            raise ConfigError(
+                f"The messages' fields {', '.join(sorted(taken))} are names of Kafka's own columns; rename them."
+            )
 
     @property
     def _fields(self) -> list[pa.Field]:

@@ -40,7 +40,7 @@ class KafkaResource(CheckedResource):
             "ssl.ca.location": self.ssl_ca_location,
         }
         if taken := sorted(set(known) & set(self.settings)):
-            raise ConfigError(f"settings has {taken}, which KafkaResource has arguments for. Use those.")
+            raise ConfigError(f"settings has {', '.join(taken)}, which KafkaResource has arguments for. Use those.")
         given = {name: value for name, value in known.items() if value is not None}
         return Connection({**given, **self.settings}, self.timeout_seconds)
 

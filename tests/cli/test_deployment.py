@@ -111,6 +111,10 @@ def test_without_a_deployment_it_says_what_was_looked_for_and_where(project, pyp
         (["-m", "support", "-f", "support.py"], 2, "either a module (-m) or a file (-f)"),
         (["-m", "support", "--ledger", "x.sqlite"], 2, "either a code location (-m, -f) or a ledger"),
         (["-f", "nothing.py"], 2, "There is no file"),
+        (["-d", "/nope"], 2, "-d /nope belongs to a module (-m) or a file (-f), and neither is given"),
+        (["-a", "defs", "--ledger", "x.sqlite"], 2, "-a defs belongs to a module (-m) or a file (-f)"),
+        (["-d", "/nope", "-f", "support.py"], 2, "There is no folder /nope to import from (-d)"),
+        (["-d", "/nope", "-m", "support"], 2, "There is no folder /nope to import from (-d)"),
         (["-m", "nothing.at_all"], 2, "There is no module nothing.at_all"),
         (["-f", "support.py", "--resource", "other"], 1, "no resource 'other' in the file support.py (-f)"),
         (["-f", "support.py", "--resource", "plain"], 1, "must be an LLMBatchResource"),
@@ -211,7 +215,7 @@ def test_a_name_that_the_definitions_lack_is_told_without_dagsters_own_calls_and
 
 
 def test_the_words_of_a_database_are_one_line_and_an_empty_ledger_is_told(project):
-    said = project.cli("list", "--ledger", "postgresql://me:secret@127.0.0.1:1/db", code=1).stderr
+    said = project.cli("list", "--ledger", "postgresql://me:secret@127.0.0.1:1/db", code=4).stderr
     assert said.count("\n") == 1
     assert "?. " not in said
     assert "secret" not in said

@@ -142,10 +142,13 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
     # The project asks OpenAI alone.
     oldest = oldest_source(["openai"])
     assert finding["verdict"] == "ok"
-    assert f"the oldest that the configured providers need is of {oldest.read_on}" in finding["said"]
-    assert "the oldest is of" in judge_price_rules(None, oldest.read_on).said
+    said = "The rule for the configured providers that was read longest ago in a vendor's documents, on "
+    assert f"{said}{oldest.read_on} (" in finding["said"]
+    assert "nothing is to be done" in finding["said"]
+    assert "The rule that was read longest ago" in judge_price_rules(None, oldest.read_on).said
     later = judge_price_rules(["openai"], date(2028, 1, 1))
     assert later.verdict is Severity.WARNING
+    assert "more than a year, so estimates and costs that rest on it may be wrong" in later.said
     assert oldest.document in later.then
 
 

@@ -91,6 +91,16 @@ def test_a_full_disk_is_told_in_one_line(project, words):
     )
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a shell")
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["cost"], ["--help"]])
+def test_into_a_closed_output_nothing_is_written_and_the_command_ends_as_it_would(project, words):
+    project.submit()
+    where = [] if words == ["--help"] else ["--ledger", project.ledger, "--namespace", "test"]
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", SCRIPT, *words, *where]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(project):
     project.submit()

@@ -129,8 +129,8 @@ def test_doctor_says_what_a_preset_was_never_seen_to_do_until_a_smoke_has_seen_i
     before = finding()
     # Of Groq nobody is known to have seen anything.
     assert before["verdict"] == ("warning" if name == "groq" else "ok")
-    assert "never seen live: " in before["said"]
-    assert "price rule" in before["said"]
+    assert "taken from its documents, and nobody has checked them on the live server: " in before["said"]
+    assert "the price rule of a batch" in before["said"]
     assert name != "groq" or "dagster-llm-batch smoke fast" in before["then"]
     asked = (
         "--model",

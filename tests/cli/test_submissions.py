@@ -84,6 +84,15 @@ def test_an_empty_list_says_why(project):
     assert said("--namespace", "nope") == "Nothing was submitted in namespace 'nope'."
 
 
+def test_costs_of_an_asset_that_nothing_was_submitted_as_say_so(project):
+    project.submit()
+    said = project.on_file("cost", "--namespace", "empty").stderr.splitlines()[-1]
+    assert said == "Nothing was submitted in namespace 'empty'."
+    assert "Nothing was submitted" not in project.on_file("cost", "--asset", "ticket_labels").stderr
+    said = project.on_file("cost", "--asset", "nope", "--asset", "ticket_labels").stderr.splitlines()[-1]
+    assert said == "Nothing was submitted as 'nope'; assets that have submissions: ticket_labels."
+
+
 def test_show_takes_an_id_a_beginning_of_it_or_an_asset_with_its_partition(project):
     project.submit("daily_labels", DAYS[0])
     project.submit("daily_labels", DAYS[1])

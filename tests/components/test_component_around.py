@@ -164,7 +164,7 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         ("GoldSample", {"stop": {"half_width": 2}}, "half_width=2"),
         ("PairwiseJudge", {"candidates": ["small"]}, "a comparison needs two or more"),
         ("PairwiseJudge", {"max_inconsistent": 20}, "a share is between 0 and 1"),
-        ("PairwiseJudge", {"prompt": "{{ body }}"}, "does not show ['answer_a', 'answer_b']"),
+        ("PairwiseJudge", {"prompt": "{{ body }}"}, "does not show answer_a, answer_b."),
         ("PairwiseJudge", {"model": "gpt-5"}, "names no provider"),
         ("PairwiseJudge", {"max_cost_usd": -1}, "is no amount of US dollars"),
         ("RubricJudge", {"rubric": {"criteria": {"reason": "x"}}}, "none named 'reason'"),

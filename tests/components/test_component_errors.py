@@ -85,7 +85,7 @@ attributes:
         (
             "  model: openai/gpt-5\n  prompt: x\n  response: {type: object, properties: {a: {}}, required: [b]}",
             8,
-            "requires ['b'], which its properties lack: ['a']",
+            "requires b, which its properties lack: a",
         ),
         ("  model: openai/gpt-5\n  prompt: x\n  partitions_def:\n    type: daily\n    start_date: soon", 8, "soon"),
         ("  model: openai/gpt-5\n  prompt: x\n  modes: wait", 8, "did you mean 'mode'?"),

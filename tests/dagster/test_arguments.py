@@ -375,3 +375,22 @@ def test_options_that_factories_share_stand_in_each_signature_with_their_default
     assert get_type_hints(evaluation_assets)["owners"] == Sequence[str]
     with pytest.raises(ConfigError, match="no argument 'frame'; did you mean 'name'"):
         skew_assets(frame="arrow")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Rubric({"reason": "why", "tone": "kind"}), "criteria are reason, tone, and the scale is from 1 to 5"),
+        (lambda: Rubric({"tone": "kind"}, min_score={"wit": 1, "form": 2}), "names form, wit; the criteria are"),
+        (lambda: dagster_llm_batch.cost_assets(name="costs", by=["day", "day"]), "by=day,day names one thing twice"),
+        (
+            lambda: dagster_llm_batch.Moderation(["hate", "Hate"]),
+            "hate, Hate is not allowed: these would be columns twice: hate,",
+        ),
+        (lambda: llm_batch_assets(**ASKED | {"response": {"type": "array"}}), "got type 'array' with properties none"),
+    ],
+)
+def test_several_names_are_words_and_no_list_of_python(call: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert said in str(caught.value)

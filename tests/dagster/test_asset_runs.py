@@ -1,6 +1,7 @@
 """Runs over one partition and over many: each partition has its own outcome, and materializing early does no harm."""
 
 from dataclasses import replace
+from itertools import product
 
 import dagster as dg
 import polars as pl
@@ -19,6 +20,7 @@ from code_location import (
     tag,
     tickets,
 )
+from dagster._cli.utils import get_possibly_temporary_instance_for_cli
 
 from dagster_llm_batch import Prompt
 from dagster_llm_batch.engine.request_files import RAW, beside
@@ -337,3 +339,33 @@ def test_a_budget_that_is_too_small_refuses_before_anything_is_sent(make, emulat
     result = make(*labeled(max_cost_usd="0.00001")).submit()
     assert "exceeds max_cost_usd=0.00001. Nothing was sent" in failure(result)
     assert emulator.books.creates_seen == 0
+
+
+def temporary_home_warnings(instance, run_id):
+    said = [event.user_message for event in instance.all_logs(run_id) if "removes when it ends" in event.user_message]
+    assert all("Set DAGSTER_HOME to a folder that stays" in words for words in said)
+    return said
+
+
+def test_a_home_that_goes_with_dagster_is_warned_of_once_a_run(emulator, tmp_path):
+    ledger, payloads = {"ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite"}, {"payload_root": f"{tmp_path}/payloads"}
+    kept = [
+        ({}, [": the ledger and the payload store will go with its temporary folder"]),
+        (ledger, [": the payload store will go with its temporary folder"]),
+        (payloads, [": the ledger will go with its temporary folder"]),
+        (ledger | payloads, []),
+    ]
+    with dg.DagsterInstance.ephemeral() as memory, get_possibly_temporary_instance_for_cli() as temporary:
+        assert not temporary.is_ephemeral
+        for number, (instance, (places, told)) in enumerate(product((memory, temporary), kept)):
+            labels = labeled(name=f"labels_{number}", partitions_def=DAILY)
+            run = CodeLocation(emulator, instance, *labels, **places).run(f"labels_{number}_batch", span=FIRST_FOUR)
+            assert run.success
+            said = temporary_home_warnings(instance, run.run_id)
+            assert [words in one for words, one in zip(told, said, strict=True)] == [True] * len(told)
+
+
+def test_of_a_home_that_stays_nothing_is_said(emulator, stored):
+    run = CodeLocation(emulator, stored, *labeled()).submit()
+    assert run.success
+    assert temporary_home_warnings(stored, run.run_id) == []

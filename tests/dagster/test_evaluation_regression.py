@@ -167,7 +167,7 @@ def test_a_candidate_that_is_not_there_cannot_be_accepted(project):
     project.fill(upstream, "mon")
     result = accept(project, [*upstream, *evaluation], "gpt", succeeds=False)
     [failed] = [event for event in result.all_node_events if event.is_step_failure]
-    assert "['gpt'] to accept are none of smol" in str(failed.step_failure_data.error)
+    assert "candidates=gpt to accept are none of smol" in str(failed.step_failure_data.error)
 
 
 def test_partitions_are_each_held_against_their_own_rows(project):

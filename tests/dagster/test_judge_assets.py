@@ -346,13 +346,13 @@ class TestPairwise:
         ("wrong", "says"),
         [
             ({"candidates": ["short"]}, "candidates is short alone"),
-            ({"prompt": Prompt(user="{{ answer_a }}")}, "does not show ['answer_b']"),
+            ({"prompt": Prompt(user="{{ answer_a }}")}, "does not show answer_b."),
             ({"prompt": Prompt(user="{{ answer_a }} {{ answer_b }} {{ first }}")}, "tell whose answers"),
             ({"prompt": Prompt(user="{{ row }}")}, "would show whose answers they are"),
             ({"max_inconsistent": 5}, "between 0 and 1"),
             ({"sample_size": 0}, "at least 1"),
             ({"target": []}, "target is empty"),
-            ({"key": "verdict"}, "would have ['verdict'] twice"),
+            ({"key": "verdict"}, "would have verdict twice"),
             ({"frame": "spark"}, "'spark'"),
             ({"realtime": Realtime(urgent="is_vip")}, "realtime.urgent='is_vip' is not allowed"),
         ],
@@ -452,7 +452,7 @@ class TestRubric:
         ("wrong", "says"),
         [
             ({"rubric": Rubric({"best": "Not by {{ candidate }}?"})}, "tell whose answers"),
-            ({"prompt": Prompt(user="{{ question }}")}, "does not show ['answer']"),
+            ({"prompt": Prompt(user="{{ question }}")}, "does not show answer."),
         ],
     )
     def test_settings_that_cannot_work_are_refused_at_once(self, wrong, says):

@@ -95,7 +95,7 @@ def test_a_student_learns_anew_whenever_labels_have_landed():
 
 
 def test_a_student_of_columns_that_are_not_there_is_refused():
-    with pytest.raises(ConfigError, match="must be one of keep="):
+    with pytest.raises(ConfigError, match="must be one of the columns that "):
         learning(labeled())
 
 

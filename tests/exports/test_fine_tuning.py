@@ -93,6 +93,6 @@ def test_what_gives_no_examples_is_refused_at_once(labels, tmp_path):
     vectors = Labeling(asset="v", model="openai/e", key="id", prompt=Prompt(user="{{ body }}"), response=Embedding())
     with pytest.raises(ConfigError, match="gives embeddings"):
         fine_tuning(vectors, ROWS, labels)
-    with pytest.raises(InputError, match="lack the columns \\['topic'\\]"):
+    with pytest.raises(InputError, match="lack the columns topic"):
         write_examples(fine_tuning(LABELING, ROWS, labels.drop_columns("topic")), tmp_path / "train.jsonl")
     assert list(tmp_path.iterdir()) == []
