@@ -104,7 +104,10 @@ class _Commands(click.Group):
         """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort) as error:
+            # At a question, click gives both Ctrl-C and the answer no as an Abort.
+            if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
             click.echo("\nInterrupted. What is recorded stays, and the same command goes on from there.", err=True)
             ctx.exit(_INTERRUPTED)
         except OSError as error:

@@ -90,19 +90,17 @@ def list_command(
     ]
     print_table(names, rows, title=title)
     if not listed:
-        click.echo(_why_none(ledger, namespace, asset), err=True)
+        click.echo(_why_none(ledger, namespace, asset, everything=everything), err=True)
     # Of all, not only of those that are listed: what is kept in vain is missed elsewhere.
     for each in kept.values():
         if each.nobody is not None:
             console().print(cell(f"{each.text}. {each.then}"))
 
 
-def _why_none(ledger: Ledger, namespace: str, asset: str | None) -> str:
+def _why_none(ledger: Ledger, namespace: str, asset: str | None, *, everything: bool) -> str:
     """Return what may be wrong where no submission is listed: a name, or that those which landed are left out."""
-    return (
-        nothing_submitted(ledger, namespace, [] if asset is None else [asset])
-        or "None is as asked. --all lists those whose labels have landed, too."
-    )
+    landed = "" if everything else " --all lists those whose labels have landed, too."
+    return nothing_submitted(ledger, namespace, [] if asset is None else [asset]) or f"None is as asked.{landed}"
 
 
 def _entry(submission: Submission, progress: Progress | None, kept: KeptMoney | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from dagster_llm_batch.cli.main import main
 
@@ -78,6 +80,29 @@ def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, w
     assert "Traceback" not in said
 
 
+class Keyboard(io.RawIOBase):
+    """Where Ctrl-C is pressed instead of an answer."""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if len(buffer):
+            raise KeyboardInterrupt
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [(io.BufferedReader(Keyboard()), 130), ("n\n", 1), ("", 1)], ids=["Ctrl-C", "no", "no terminal"]
+)
+def test_at_a_question_ctrl_c_has_a_code_that_a_no_has_not(project, answer, code):
+    project.submit()
+    where = ["--ledger", str(project.ledger), "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
+    asked = CliRunner().invoke(main, ["rename", "ticket_labels", "other_labels", *where], input=answer)
+    assert (asked.exit_code, "[y/N]:" in asked.stderr) == (code, True)
+    assert ("Interrupted. " in asked.stderr) == (code == 130)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"]])
 def test_a_full_disk_is_told_in_one_line(project, words):
@@ -125,5 +150,7 @@ def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(pr
 def read_until(terminal, text):
     shown = b""
     while text not in shown:
-        shown += os.read(terminal, 65_536)
+        more = os.read(terminal, 65_536)
+        assert more, shown
+        shown += more
     return shown

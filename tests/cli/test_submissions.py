@@ -80,6 +80,7 @@ def test_an_empty_list_says_why(project):
         return project.on_file("list", *words).stderr.splitlines()[-1]
 
     assert said() == "None is as asked. --all lists those whose labels have landed, too."
+    assert said("--all", "-p", "nope") == "None is as asked."
     assert said("--asset", "nope") == "Nothing was submitted as 'nope'; assets that have submissions: ticket_labels."
     assert said("--namespace", "nope") == "Nothing was submitted in namespace 'nope'."
 
