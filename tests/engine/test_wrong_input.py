@@ -146,7 +146,7 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         {"keep": ["team"]},
         tickets(1),
         InputError,
-        ["keep names ['team']", "ticket_id, subject, body"],
+        ["keep names team,", "ticket_id, subject, body"],
     ),
     "a filter that fails on a row": (
         with_prompt("{{ body.split('x')[1] | int // 0 }}{{ subject }}"),
@@ -272,7 +272,7 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"response": {"type": "object", "properties": {"ticket_id": {"type": "string"}}}},
         ["['ticket_id'] twice", "Rename one"],
     ),
-    "a reserved column": ({"keep": ["llm_cost_usd"]}, ["rename ['llm_cost_usd']"]),
+    "a reserved column": ({"keep": ["llm_cost_usd"]}, ["rename llm_cost_usd."]),
     "an unknown endpoint": ({"endpoint": "completions"}, ["'chat', 'responses', 'embeddings'"]),
     "an endpoint that does not fit": ({"endpoint": "embeddings"}, ["does not go with a response of kind 'json'"]),
     "a budget that is no amount": ({"max_cost_usd": "lots"}, ["is no amount of US dollars"]),
