@@ -195,7 +195,7 @@ def _publish(store: PayloadStore, name: str, parts: int) -> None:
     for key, files in tables.items():
         if key < newest:
             for file in files:
-                store.delete(file)
+                store.remove(StoredFile(file, 0, None))
     _remove_left_behind(store)
 
 

@@ -357,7 +357,7 @@ class PayloadStore:
         """Remove the Parquet files in the root itself whose names start otherwise."""
         for name in self.parquet_files():
             if not name.startswith(start):
-                self.delete(name)
+                self.remove(StoredFile(name, 0, None))
 
     def remove_left_behind(self) -> None:
         """Remove what killed processes left half-written in the root itself, after a day; see stored_files.py."""

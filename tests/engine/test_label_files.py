@@ -124,6 +124,8 @@ def test_files_of_older_versions_are_replaced(workspace: Workspace, submission_i
     write(workspace, submission_id)
     for number, name in enumerate(visible(folder)):
         (folder / name).rename(folder / f"part-{'9' * 32}-{number:05d}.parquet")
+    # A name that no file of this package has.
+    (folder / "août 1.parquet").write_bytes((folder / f"part-{'9' * 32}-00000.parquet").read_bytes())
     write(workspace, submission_id, run_id="new")
     table = pq.read_table(folder)
     assert (len(table), set(table["llm_run_id"].to_pylist())) == (ROWS, {"new"})

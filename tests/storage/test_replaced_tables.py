@@ -126,6 +126,8 @@ def test_what_others_stored_there_is_read_until_a_table_is_stored_and_removed_th
     assert len(visible(manager, day)) == 1
     # As a run leaves them that is killed before it removes them.
     whole.write_parquet(folder / "part-0.parquet")
+    # A name that no file of this package has.
+    whole.write_parquet(folder / "août 1.parquet")
     assert load(manager, day) == 8
     store(manager, day, 9)
     assert ds.dataset(tmp_path / "labels", partitioning="hive").to_table()["number"].to_pylist() == [9] * ROWS
