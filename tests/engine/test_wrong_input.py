@@ -270,7 +270,7 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "keep as a string": ({"keep": "subject"}, ["it takes Sequence[str]", "Write keep=['subject']"]),
     "a response named as the key": (
         {"response": {"type": "object", "properties": {"ticket_id": {"type": "string"}}}},
-        ["['ticket_id'] twice", "Rename one"],
+        ["have ticket_id twice", "Rename one"],
     ),
     "a reserved column": ({"keep": ["llm_cost_usd"]}, ["rename llm_cost_usd."]),
     "an unknown endpoint": ({"endpoint": "completions"}, ["'chat', 'responses', 'embeddings'"]),
