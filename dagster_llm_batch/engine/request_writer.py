@@ -125,7 +125,7 @@ class RowRenderer:
     def check(self, batch: pa.RecordBatch) -> None:
         """Raise InputError for a batch that lacks a column of the first one, or whose values have no stable text."""
         if lost := sorted(self._needed - set(batch.schema.names)):
-            msg = f"A later batch of rows lacks the columns {lost}, which the first one has."
+            msg = f"A later batch of rows lacks the columns {', '.join(lost)}, which the first one has."
             raise InputError(msg)
         for name in self._needed:
             check_text(name, batch.schema.field(name).type)
