@@ -171,7 +171,7 @@ def test_labels_that_are_translated_are_evaluated_and_accepted_under_translated_
     assert result.success
     assert location.metadata("gold/eval_accepted")["llm_batch/accepted_now"] == LABELS
     checks = {(check.asset_key.to_user_string(), check.check_name) for check in result.get_asset_check_evaluations()}
-    assert checks == {("gold/eval", "accuracy"), ("gold/eval", "regression")}
+    assert checks == {("gold/eval", "accuracy"), ("gold/eval", "gold_fits"), ("gold/eval", "regression")}
     again = location.run("gold/eval", "gold/eval_versions")
     assert again.success
     assert "llm_batch/accepted_by" in location.metadata("gold/eval_versions")

@@ -458,7 +458,7 @@ def test_nothing_that_is_read_of_labels_needs_copies(workspace: Workspace, bound
     ]
     for read in reads:
         landed(workspace, submission_id)
-        assembler = workspace.engine()._settled(LABELS, submission_id, reread=False)
+        assembler = workspace.engine()._assembler(LABELS, submission_id, reread=False)
         assert len(assembler.waves) < 10
         # As an erasure in another process does.
         without_copies(workspace)

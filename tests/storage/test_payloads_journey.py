@@ -110,7 +110,7 @@ def test_in_an_object_store_days_are_settled_together_merged_and_erased(request,
         assert not emulator.books.billed_twice()
         tables = [PayloadStore(f"{root}/tables/{name}", **options) for name in ("labels", "rejects")]
         for run_id in ("first", "second"):
-            write_labels(engine()._settled(definition, ids[0], reread=False), *tables, run_id)
+            write_labels(engine()._assembler(definition, ids[0], reread=False), *tables, run_id)
             [stored] = tables[0].files("")
             written = tables[0].read_table(stored.path)
             assert set(written["llm_run_id"].to_pylist()) == {run_id}
