@@ -245,9 +245,8 @@ class Tick:
             # Read anew: some may have ended just now.
             for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
                 if shard.submission_id in self._before and self._engine.deployment.is_overdue(shard):
-                    self._needs_person(
-                        self._before[shard.submission_id].submission, advise_on_overdue(shard, self._now)
-                    )
+                    submission = self._before[shard.submission_id].submission
+                    self._needs_person(submission, advise_on_overdue(shard, self._now))
 
         for submission, shard in self._ledger.shards_waiting_for_room(self._engine.namespace):
             self._without_room.add(submission.submission_id)
@@ -364,9 +363,8 @@ class Tick:
                 if (ready := self._ready(submission, outlook)) is None:
                     continue
                 place = (submission.asset, submission.partition)
-                if (
-                    other := by_place.get(place)
-                ) is not None:  # an earlier submission of the partition is taken home too
+                # An earlier submission of the partition is taken home too.
+                if (other := by_place.get(place)) is not None:
                     submissions = (*other.submissions, *ready.submissions)
                     ready = replace(ready, run_key=joined([other.run_key, ready.run_key]), submissions=submissions)
                 by_place[place] = ready
