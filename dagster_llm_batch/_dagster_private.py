@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluation,
-    AssetCheckEvaluationTargetMaterializationData,
+    AssetCheckEvaluationTargetMaterializationData as CheckTarget,
 )
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from dagster._core.definitions.partitions.subset.partitions_subset import PartitionsSubset
 
 __all__ = [
+    "CheckTarget",
     "asset_graph",
     "check_history",
     "check_target",
+    "check_targets",
     "env_file",
     "failed_evaluations",
     "failed_ticks",
@@ -50,21 +52,37 @@ _PAGE = 200
 _LONGEST_RUN_SECONDS = 7 * 86_400.0
 
 
-def check_target(
-    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition: str | None
-) -> AssetCheckEvaluationTargetMaterializationData | None:
+def check_target(instance: dg.DagsterInstance, asset_key: dg.AssetKey, partition: str | None) -> CheckTarget | None:
     """Return what a check evaluation must carry to speak of the newest materialization of a partition.
 
     In a run over several partitions Dagster stores an `AssetCheckResult` without its partition, and gates downstream of
     it never open; a hand-made evaluation needs this, which `dagster` does not export.
     """
-    records = dg.AssetRecordsFilter(asset_key, asset_partitions=None if partition is None else [partition])
-    newest = next(iter(instance.fetch_materializations(records, limit=1).records), None)
-    if newest is None:
-        return None
-    return AssetCheckEvaluationTargetMaterializationData(
-        storage_id=newest.storage_id, run_id=newest.run_id, timestamp=newest.timestamp
-    )
+    return check_targets(instance, asset_key, [partition])[partition]
+
+
+def check_targets(
+    instance: dg.DagsterInstance, asset_key: dg.AssetKey, partitions: Collection[str | None]
+) -> dict[str | None, CheckTarget | None]:
+    """As `check_target`, of many partitions at once; None for one without a materialization."""
+    keys = [partition for partition in partitions if partition is not None]
+    records = dg.AssetRecordsFilter(asset_key, asset_partitions=keys or None)
+    targets: dict[str | None, CheckTarget | None] = {}
+    cursor: str | None = None
+    while len(targets) < len(partitions):
+        # the newest first
+        page = instance.fetch_materializations(records, limit=len(partitions), cursor=cursor)
+        for record in page.records:
+            # Of an asset without partitions, whatever its materialization says is of it.
+            partition = record.partition_key if keys else None
+            targets.setdefault(
+                partition,
+                CheckTarget(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp),
+            )
+        if not page.has_more:
+            break
+        cursor = page.cursor
+    return {partition: targets.get(partition) for partition in partitions}
 
 
 def inferred_mapping(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import check_target, last_evaluation
+from dagster_llm_batch._dagster_private import CheckTarget, check_target, last_evaluation
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
@@ -38,9 +38,9 @@ __all__ = [
     "SPEND",
     "CheckOutcome",
     "Checks",
+    "Verdicts",
     "cascade_verdicts",
     "check_specs",
-    "evaluations",
     "fail_with",
     "rolling_verdicts",
     "sent_spec",
@@ -361,34 +361,35 @@ def _share(name: str, part: int, whole: int, least: float, subject: str) -> Chec
     )
 
 
-def evaluations(
-    context: dg.AssetExecutionContext,
-    specs: Sequence[dg.AssetCheckSpec],
-    verdicts: Sequence[CheckOutcome],
-    asset: dg.AssetKey,
-    partition: str | None,
-    *,
-    may_block: bool = True,
-) -> Iterator[dg.AssetCheckEvaluation]:
-    """Yield verdicts on one partition of a run over several; its materialization must be stored already."""
-    if not verdicts:
-        return
-    # Dagster stores an AssetCheckResult of such a run without its partition, and what waits for the check downstream
-    # would wait for ever: the evaluation names its partition and materialization itself.
-    target = check_target(context.instance, asset, partition)
-    blocking = {spec.name: spec.blocking for spec in specs}
-    for verdict in verdicts:
-        yield dg.AssetCheckEvaluation(
-            asset_key=asset,
-            check_name=verdict.name,
-            passed=verdict.passed,
-            metadata=verdict.metadata,
-            severity=verdict.severity,
-            description=verdict.description,
-            target_materialization_data=target,
-            blocking=may_block and blocking[verdict.name],
-            partition=partition,
-        )
+@dataclass(frozen=True)
+class Verdicts:
+    """Verdicts on one partition of a run over several. Its materialization is stored already."""
+
+    asset: dg.AssetKey
+    partition: str | None
+    checks: Sequence[dg.AssetCheckSpec]
+    outcomes: Sequence[CheckOutcome]
+    may_block: bool = True
+
+    def evaluations(self, target: CheckTarget | None) -> Iterator[dg.AssetCheckEvaluation]:
+        """Yield them for Dagster. `target` is what `check_targets` returns for the partition.
+
+        Dagster stores an AssetCheckResult of such a run without its partition, and what waits for the check downstream
+        would wait for ever: the evaluation names its partition and materialization itself.
+        """
+        blocking = {spec.name: spec.blocking for spec in self.checks}
+        for outcome in self.outcomes:
+            yield dg.AssetCheckEvaluation(
+                asset_key=self.asset,
+                check_name=outcome.name,
+                passed=outcome.passed,
+                metadata=outcome.metadata,
+                severity=outcome.severity,
+                description=outcome.description,
+                target_materialization_data=target,
+                blocking=self.may_block and blocking[outcome.name],
+                partition=self.partition,
+            )
 
 
 def unjudged_evaluations(
@@ -417,7 +418,8 @@ def unjudged_evaluations(
                 spec.name, passed=True, severity=_ERROR, description=text, metadata={NOT_JUDGED: _EMPTY}
             )
         # Nothing of this run is there to be held back, and Dagster fails a run for a verdict that blocks.
-        yield from evaluations(context, [spec], [outcome], spec.asset_key, partition, may_block=False)
+        target = check_target(context.instance, spec.asset_key, partition)
+        yield from Verdicts(spec.asset_key, partition, [spec], [outcome], may_block=False).evaluations(target)
 
 
 def _is_empty(evaluation: dg.AssetCheckEvaluation) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch.checks import CheckOutcome, evaluations, unjudged_evaluations
+from dagster_llm_batch._dagster_private import CheckTarget, check_targets
+from dagster_llm_batch.checks import CheckOutcome, Verdicts, unjudged_evaluations
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 
@@ -34,6 +35,7 @@ class EachPartition:
         many = context.has_partition_key or context.has_partition_key_range
         self.keys: list[str | None] = list(context.partition_keys) if many else [None]
         self._failures = _Failures(context, len(self.keys), failed)
+        self._instance = context.instance
 
     def map(self, step: Callable[[str | None], _T]) -> dict[str | None, _T]:
         """Return what `step` gives, by partition; a partition for which it fails has no value."""
@@ -58,7 +60,7 @@ class EachPartition:
         """
         for partition, value in values.items():
             with self._apart(partition):
-                yield from land(partition, value)
+                yield from self._tell({partition: land(partition, value)})
         yield from self._end()
 
     def events_in_turn(
@@ -74,11 +76,30 @@ class EachPartition:
                 begun[partition] = begin(partition)
             # Of the last one there are no further ones.
             if not may_begin() or partition == self.keys[-1]:
-                for earlier, events in begun.items():
-                    with self._apart(earlier):
-                        yield from events
+                yield from self._tell(begun)
                 begun.clear()
         yield from self._end()
+
+    def _tell(self, begun: Mapping[str | None, Iterator[Any]]) -> Iterator[Any]:
+        """Yield the events of some partitions, and then evaluations for the `Verdicts` on them; what an iterator does
+        after these, it does when they are stored.
+        """
+        unjudged: dict[str | None, Verdicts] = {}
+        for partition, events in begun.items():
+            with self._apart(partition):
+                for event in events:
+                    if isinstance(event, Verdicts):
+                        unjudged[partition] = event
+                        break
+                    yield event
+        targets: dict[str | None, CheckTarget | None] = {}
+        for partition, verdicts in unjudged.items():
+            with self._apart(partition):
+                # Once for all of them; where Dagster's storage does not answer, one fails and the next asks again.
+                if partition not in targets:
+                    targets = check_targets(self._instance, verdicts.asset, unjudged)
+                yield from verdicts.evaluations(targets[partition])
+                yield from begun[partition]
 
     def _end(self) -> Iterator[Any]:
         yield from self._failures.verdicts()
@@ -108,12 +129,15 @@ def materialize_result(
     checks: Sequence[dg.AssetCheckSpec] = (),
     verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
-    """Yield the events that say that a partition is stored, with its data version and the verdicts on it."""
+    """Yield the events that say that a partition is stored, with its data version and the verdicts on it; for an
+    iterator that is given to EachPartition, and at most one with verdicts.
+    """
     # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
     if context.has_partition_key_range and not context.has_partition_key:
         tags = {"dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
-        yield from evaluations(context, checks, verdicts, asset, partition)
+        if verdicts:
+            yield Verdicts(asset, partition, checks, verdicts)
         return
     yield dg.MaterializeResult(
         asset_key=asset,

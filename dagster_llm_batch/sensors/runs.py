@@ -313,7 +313,7 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
         return
     # The one that is told last.
     check = check_specs(dataset.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)[-1].key
-    seen: set[str] = set()
+    judged: set[str] = set()
     wanted = {submission.partition: submission for submission in submissions}
     records = dg.AssetRecordsFilter(
         dataset.key,
@@ -333,10 +333,9 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
             settled_at = submission.settled_at or submission.created_at
             if record.timestamp < (settled_at - _CLOCKS_APART).timestamp():
                 continue
-            # A run tells of one partition after the other, so all but its last are judged.
-            is_last, run_id = record.run_id not in seen, record.run_id
-            seen.add(run_id)
-            if not is_last or is_judged(instance, check, record.partition_key, run_id):
+            # A run judges partitions in the order in which it tells of them: those before one that is judged are, too.
+            if record.run_id in judged or is_judged(instance, check, record.partition_key, record.run_id):
+                judged.add(record.run_id)
                 yield submission.submission_id
         if not page.has_more:
             return
