@@ -21,6 +21,6 @@ class TestBedrock(ProviderContract):
     @pytest.fixture(params=SPECS)
     def subject(self, request, s3_url) -> Iterator[ProviderUnderTest]:
         with emulator_over(s3_url) as emulator:
-            yield ProviderUnderTest(
-                over(emulator, s3_url), SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET]
-            )
+            # Many threads at once make a busy machine answer late.
+            provider = over(emulator, s3_url, timeout_seconds=30.0)
+            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY, SECRET])
