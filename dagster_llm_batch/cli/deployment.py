@@ -30,10 +30,20 @@ if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger.records import Submission
     from dagster_llm_batch.storage.payloads import PayloadStore
 
-__all__ = ["DeploymentAccess", "code_location_command", "ledger_command"]
+__all__ = ["DeploymentAccess", "code_location_command", "ledger_command", "shown_root"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _VARIABLES = "DAGSTER_LLM_BATCH"
+
+# Azure's addresses have the container before `@`, where others have who asks.
+_CONTAINER_FIRST = ("abfs://", "abfss://", "az://")
+
+
+def shown_root(root: str) -> str:
+    """Return the root of a payload store for people: without what may be secret before `@` and after `?`."""
+    place = root.partition("?")[0]
+    secret = r"(//[^/@:]*):[^/@]*(?=@)" if place.startswith(_CONTAINER_FIRST) else r"(//)[^/@]*@"
+    return re.sub(secret, r"\1", place, count=1)
 
 
 @dataclass(frozen=True)
@@ -181,8 +191,8 @@ class DeploymentAccess:
 
     @property
     def payload_place(self) -> str:
-        """The root of the payload store, for people: without what a URL has before `@` and after `?`."""
-        return re.sub(r"//[^/@]*@", "//", (self.places[1] or "").partition("?")[0])
+        """The root of the payload store, for people."""
+        return shown_root(self.places[1] or "")
 
     def levels_of(self, submission: Submission) -> Levels | None:
         """Return what a cascade has decided so far; None where there is none, or nothing to look for it in."""

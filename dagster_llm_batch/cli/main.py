@@ -104,7 +104,7 @@ class _Commands(click.Group):
         """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
         try:
             return super().invoke(ctx)
-        except (KeyboardInterrupt, click.Abort) as error:
+        except (*_interrupts(), click.Abort) as error:
             # At a question, click gives both Ctrl-C and the answer no as an Abort.
             if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
                 raise
@@ -123,6 +123,13 @@ class _Commands(click.Group):
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+def _interrupts() -> tuple[type[BaseException], ...]:
+    """Return what Ctrl-C raises: where Dagster makes resources, an exception of its own."""
+    # `--help` does not import it; where it was not imported, or not to its end, none of it is raised.
+    own = getattr(sys.modules.get("dagster"), "DagsterExecutionInterruptedError", None)
+    return (KeyboardInterrupt,) if own is None else (KeyboardInterrupt, own)
 
 
 @click.group(

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from dagster_llm_batch.cli.deployment import shown_root
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 
 
@@ -220,6 +221,23 @@ def test_the_words_of_a_database_are_one_line_and_an_empty_ledger_is_told(projec
     assert "?. " not in said
     assert "secret" not in said
     assert "--ledger (or DAGSTER_LLM_BATCH_LEDGER) is empty" in project.cli("list", "--ledger", " ", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("root", "shown"),
+    [
+        ("abfs://raw@account.dfs.core.windows.net/llm", "abfs://raw@account.dfs.core.windows.net/llm"),
+        (
+            "abfss://raw:s3cret@account.dfs.core.windows.net/llm?sig=s3cret",
+            "abfss://raw@account.dfs.core.windows.net/llm",
+        ),
+        ("sftp://me:s3cret@host/llm", "sftp://host/llm"),
+        ("s3://bucket/a@b/llm", "s3://bucket/a@b/llm"),
+        ("/data/me@host/llm", "/data/me@host/llm"),
+    ],
+)
+def test_the_root_of_payloads_is_shown_with_its_container_and_without_secrets(root, shown):
+    assert shown_root(root) == shown
 
 
 def test_places_are_words_and_no_python(project):

@@ -80,6 +80,27 @@ def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, w
     assert "Traceback" not in said
 
 
+def test_ctrl_c_while_dagster_makes_the_resources_is_no_other_than_elsewhere(project):
+    """There Dagster raises an exception of its own for it."""
+    project.change("import dagster as dg\n", "import dagster as dg\nimport signal\n")
+    project.change(
+        "here = f",
+        "class Pressed(LLMBatchResource):\n"
+        "    def setup_for_execution(self, context):\n"
+        "        signal.raise_signal(signal.SIGINT)\n\n\n"
+        "here = f",
+    )
+    project.change('"llm_batch": LLMBatchResource(', '"llm_batch": Pressed(')
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)  # where a background shell has it ignored
+    with subprocess.Popen([SCRIPT, "list", "-f", project.file], stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, heard)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+    assert said.split("\n")[-2].startswith("Interrupted. ")
+    assert "Traceback" not in said
+
+
 class Keyboard(io.RawIOBase):
     """Where Ctrl-C is pressed instead of an answer."""
 

@@ -339,6 +339,19 @@ def test_judgments_leave_as_a_table_with_the_columns_that_gold_needs(desk, tmp_p
     assert table["sample_weight"].to_pylist() == [2.5, 2.5]
 
 
+@pytest.mark.parametrize("datasets", [("tickets",), ("tickets", "urgent")])
+def test_a_table_offers_to_judge_its_rows_once_whatever_datasets_they_can_be_judged_as(serve, tmp_path, datasets):
+    pq.write_table(pa.table({"id": ["t0"], "body": ["Text"]}), tmp_path / "sample.parquet")
+    assets = [StoredAsset("sample", row_key="id", files={"": str(tmp_path / "sample.parquet")})]
+    forms = [LabelForm(name, "id", TOPIC.schema) for name in datasets]
+    ledger, payloads = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite"), PayloadStore(str(tmp_path / "payloads"))
+    deployment = ReviewedDeployment("here", ledger, payloads, "test", lambda: assets, forms=forms)
+    text = serve(review_app(deployment, Door(user_header="X-User"))).get("/table/sample", X_User="ada").text
+    ledger.close()
+    assert text.count("Judge these rows as ") == 1
+    assert [name for name in datasets if f"/label/sample?as={name}" in text] == list(datasets)
+
+
 @pytest.fixture
 def sampled_days(serve, tmp_path):
     """Serves a dataset of two days, and a sample without partitions that has drawn a row of each."""
