@@ -104,7 +104,7 @@ class _Commands(click.Group):
         """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
         try:
             return super().invoke(ctx)
-        except (*_interrupts(), click.Abort) as error:
+        except _interrupts() as error:
             # At a question, click gives both Ctrl-C and the answer no as an Abort.
             if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
                 raise
@@ -126,10 +126,10 @@ class _Commands(click.Group):
 
 
 def _interrupts() -> tuple[type[BaseException], ...]:
-    """Return what Ctrl-C raises: where Dagster makes resources, an exception of its own."""
+    """Return what Ctrl-C raises: at a question click's, and where Dagster makes resources, one of Dagster's."""
     # `--help` does not import it; where it was not imported, or not to its end, none of it is raised.
     own = getattr(sys.modules.get("dagster"), "DagsterExecutionInterruptedError", None)
-    return (KeyboardInterrupt,) if own is None else (KeyboardInterrupt, own)
+    return (KeyboardInterrupt, click.Abort) if own is None else (KeyboardInterrupt, click.Abort, own)
 
 
 @click.group(
