@@ -13,12 +13,18 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 3. Spark's own writing of a DataFrame is not one step. Nothing here can keep it from meeting another run's.
 4. `load_input` reads a table again that was replaced while it was read. Other readers go on with what they have open.
    One that listed the folder before and opens files after, as a DataFrame of Spark does, must list it again.
-5. What a killed run has half-written on a disk is a hidden file, which the next store of the partition removes when it
-   is a day old. While there is one, Polars refuses the folder, but takes `folder/**/*.parquet`.
+5. What a run is writing, or a killed one has half-written, on a disk is a hidden file, which the next store of the
+   partition removes when it is a day old. While there is one, Polars refuses the folder, but takes
+   `folder/**/*.parquet`.
+6. A key is escaped as by Spark: ASCII that is special in a path, as %3A. What is no ASCII stays as it is, since Spark
+   would read its escaped bytes as a character each. Version 0.1.0 escaped it: such a folder is read until the
+   partition is stored.
+7. A file has no column of the name that the key becomes, since readers take one or the other, or refuse both.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +32,12 @@ from urllib.parse import quote
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.stored_files import FileVersion
 
@@ -39,6 +47,11 @@ URI_KEY = "dagster/uri"
 """Where a table is, as Dagster's metadata has it."""
 
 _TABLE = "table.parquet"
+
+# The start of no file's name.
+_NO_FILE = "/"
+
+_ASCII = re.compile(r"[\x00-\x7f]+")
 
 # So often a table is read that others replace meanwhile.
 _MOST_READS = 5
@@ -54,6 +67,37 @@ _SMALL_BYTES = 1 << 16
 def storage_uri(path: str) -> str:
     """Return a path or an address as a URI."""
     return path if "://" in path else Path(path).absolute().as_uri()
+
+
+def _escape(key: str) -> str:
+    """Return a partition's key as Spark writes and reads it in a path."""
+    return _ASCII.sub(lambda found: quote(found[0], safe=" "), key)
+
+
+def _without_key(batches: Iterator[pa.RecordBatch], column: str, key: str) -> Iterator[pa.RecordBatch]:
+    """Yield batches without the column that the partition's key becomes. Raises InputError where it says otherwise."""
+    for batch in batches:
+        index = batch.schema.get_field_index(column)
+        if index < 0:
+            yield batch
+        elif not _are_all(batch.column(index), key):
+            raise InputError(
+                f"The table has a column '{column}' with other values than the key of its partition, '{key}', which is "
+                f"the column '{column}' of what is stored. Rename the column of the table, or give the keys another "
+                "name: HiveParquetIOManager(root=…, partition_column=…)."
+            )
+        else:
+            yield batch.remove_column(index)
+        # Or it would be in memory while the next one is read.
+        del batch
+
+
+def _are_all(values: pa.Array, key: str) -> bool:
+    """Return whether each value is this text."""
+    try:
+        return all(pc.equal(values.cast(pa.string()), key).to_pylist())
+    except pa.ArrowException:
+        return False
 
 
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -101,14 +145,25 @@ class HiveParquetIOManager(CheckedIOManager):
         """Put a table in the place of what its folder holds. A Spark DataFrame is written by Spark."""
         if obj is None:
             return
-        folder = self.folder(context.asset_key, context.partition_key if context.has_partition_key else None)
+        partition = context.partition_key if context.has_partition_key else None
+        folder, *older = self._folders(context.asset_key, partition)
         context.add_output_metadata({"path": dg.MetadataValue.path(folder), URI_KEY: storage_uri(folder)})
         if hasattr(obj, "mapInArrow"):
             obj.write.mode("overwrite").parquet(folder)
-            return
-        groups = _groups(record_batches(obj))
-        group = next(groups)
-        store = PayloadStore(folder)
+        else:
+            self._write(PayloadStore(folder), obj, context.asset_key, partition)
+        for each in older:
+            PayloadStore(each).keep_only(_NO_FILE)
+
+    def _write(self, store: PayloadStore, obj: Any, asset: dg.AssetKey, partition: str | None) -> None:
+        batches = record_batches(obj)
+        groups = _groups(batches if partition is None else _without_key(batches, self.partition_column, partition))
+        group = next(groups, [])
+        if not group:
+            raise InputError(
+                f"{asset.to_user_string()} cannot be stored: it has no rows and names no columns, as an empty list "
+                "does. Return a frame that has its columns, whether or not it has rows."
+            )
         is_small = sum(batch.nbytes for batch in group) < _SMALL_BYTES
         with store.table_writer(_TABLE, group[0].schema, compression="snappy" if is_small else "zstd") as out:
             while group:
@@ -129,18 +184,29 @@ class HiveParquetIOManager(CheckedIOManager):
         return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
 
     def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
-        folder = self.folder(asset, partition)
-        table = _read_files(PayloadStore(folder))
-        if table is None:
+        folder, *older = self._folders(asset, partition)
+        # Once more where it was: it may have been stored anew meanwhile.
+        for place in (folder, *older, *([folder] if older else [])):
+            table = _read_files(PayloadStore(place))
+            if table is not None:
+                break
+        else:
             raise FileNotFoundError(folder)
         if partition is None:
             return table
+        # Spark stores it, as version 0.1.0 did.
+        if self.partition_column in table.column_names:
+            table = table.drop_columns([self.partition_column])
         return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
         """Return where an asset, or a partition of it, is."""
-        parts = [self.root.rstrip("/"), *asset.path]
-        if partition is not None:
-            # as Spark writes and reads them
-            parts.append(f"{self.partition_column}={quote(partition, safe=' ')}")
-        return "/".join(parts)
+        return self._folders(asset, partition)[0]
+
+    def _folders(self, asset: dg.AssetKey, partition: str | None) -> list[str]:
+        """Return where an asset, or a partition of it, is; then where older versions stored it, if elsewhere."""
+        folder = "/".join([self.root.rstrip("/"), *asset.path])
+        if partition is None:
+            return [folder]
+        keys = dict.fromkeys([_escape(partition), quote(partition, safe=" ")])
+        return [f"{folder}/{self.partition_column}={key}" for key in keys]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import dagster as dg
+import duckdb
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -12,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dagster_llm_batch import HiveParquetIOManager
+from dagster_llm_batch.errors import InputError
 
 DAYS = dg.StaticPartitionsDefinition(["2026-01-01", "a/b: c=d"])
 
@@ -84,3 +90,101 @@ def test_what_is_not_there_is_a_file_that_is_not_found(tmp_path: Any) -> None:
     io = HiveParquetIOManager(root=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="labels"):
         io.load_input(dg.build_input_context(asset_key=dg.AssetKey("labels")))
+
+
+def store(io: HiveParquetIOManager, table: Any, key: str | None = None) -> dg.InputContext:
+    """Store a table of labels; return the context in which it is loaded."""
+    of = {} if key is None else {"partition_key": key}
+    parts = {} if key is None else {"asset_partitions_def": dg.StaticPartitionsDefinition([key])}
+    with dg.build_output_context(asset_key=dg.AssetKey("labels"), **of) as context:
+        io.handle_output(context, table)
+    return dg.build_input_context(asset_key=dg.AssetKey("labels"), **of, **parts)
+
+
+@pytest.mark.parametrize("frame", [[], iter([])])
+def test_a_list_that_names_no_columns_is_refused_by_name_and_what_was_stored_stays(tmp_path: Any, frame: Any) -> None:
+    io = HiveParquetIOManager(root=str(tmp_path))
+    stored = store(io, pa.table({"key": [1]}))
+    with pytest.raises(InputError, match=r"labels cannot be stored: .* names no columns"):
+        store(io, frame)
+    assert io.load_input(stored).to_pydict() == {"key": [1]}
+
+
+KEYS = [
+    "a/b",
+    "50%",
+    "%2F",
+    "c=d",
+    "two words",
+    " lead",
+    "..",
+    ".",
+    "x:y",
+    "#h&q?",
+    "*?[z]",
+    "a\\b",
+    "día ☀",
+    "日本",
+    "Ā%C4",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_reader_finds_the_key_of_a_partition_whatever_its_characters(tmp_path: Any, key: str) -> None:
+    io = HiveParquetIOManager(root=str(tmp_path))
+    table = pa.table({"key": [1, 2]})
+    assert io.load_input(store(io, table, key))["partition"].to_pylist() == [key] * 2
+    folder = tmp_path / "labels"
+    # As Spark decodes it: each escape is one character.
+    [place] = folder.iterdir()
+    assert "%" not in place.name or all(byte < "8" for byte in place.name.split("%")[1:])
+    schema = {"partition": pl.String}
+    found = [
+        ds.dataset(folder, partitioning="hive").to_table(),
+        pl.read_parquet(f"{folder}/**/*.parquet", hive_partitioning=True, hive_schema=schema).to_arrow(),
+        duckdb.sql(f"FROM read_parquet('{folder}/**/*.parquet', hive_types_autocast = false)").to_arrow_table(),
+        pa.table(pd.read_parquet(folder)),
+    ]
+    assert [table["partition"].to_pylist() for table in found] == [[key] * 2] * 4
+
+
+def test_a_partition_that_an_older_version_stored_is_read_until_it_is_stored_and_gone_then(tmp_path: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "día ☀"
+    older = tmp_path / "labels" / f"partition={quote(key, safe=' ')}"
+    older.mkdir(parents=True)
+    pq.write_table(pa.table({"key": [1]}), older / "table.parquet")
+    context = dg.build_input_context(
+        asset_key=dg.AssetKey("labels"),
+        partition_key=key,
+        asset_partitions_def=dg.StaticPartitionsDefinition([key]),
+    )
+    assert io.load_input(context).to_pydict() == {"key": [1], "partition": [key]}
+    assert io.load_input(store(io, pa.table({"key": [2]}), key)).to_pydict() == {"key": [2], "partition": [key]}
+    assert [path.parent.name for path in Path(tmp_path).rglob("*.parquet")] == [f"partition={key}"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.date32()])
+def test_a_column_that_repeats_the_key_of_the_partition_is_there_once_for_every_reader(
+    tmp_path: Any, kind: pa.DataType
+) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
+    days = pa.array([key] * 2).cast(kind) if kind != pa.date32() else pa.array([date(2026, 1, 1)] * 2)
+    context = store(io, pa.table({"partition": days, "key": [1, 2]}), key)
+    expected = {"key": [1, 2], "partition": [key] * 2}
+    assert io.load_input(context).to_pydict() == expected
+    assert pq.read_table(tmp_path / "labels").to_pydict() == expected
+    # As version 0.1.0 stored it, and as Spark does.
+    [path] = (tmp_path / "labels").rglob("*.parquet")
+    pq.write_table(pa.table({"partition": days, "key": [1, 2]}), path)
+    assert io.load_input(context).to_pydict() == expected
+
+
+@pytest.mark.parametrize("values", [["other", "2026-01-01"], ["2026-01-01", None], [1, 2], [[1], [2]]])
+def test_a_column_that_says_otherwise_than_the_key_of_the_partition_is_refused(tmp_path: Any, values: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
+    table = pa.table({"partition": values, "key": [1, 2]})
+    with pytest.raises(InputError, match=r"has a column 'partition' with other values.*partition_column="):
+        store(io, table, key)
+    assert not [*tmp_path.rglob("*.parquet")]
+    other = HiveParquetIOManager(root=str(tmp_path), partition_column="on")
+    assert other.load_input(store(other, table, key)).to_pydict() == {**table.to_pydict(), "on": [key] * 2}
