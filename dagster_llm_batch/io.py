@@ -39,7 +39,7 @@ from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.stored_files import FileVersion
+from dagster_llm_batch.storage.stored_files import DamagedError, FileVersion
 
 __all__ = ["URI_KEY", "HiveParquetIOManager", "storage_uri"]
 
@@ -95,9 +95,10 @@ def _without_key(batches: Iterator[pa.RecordBatch], column: str, key: str) -> It
 def _are_all(values: pa.Array, key: str) -> bool:
     """Return whether each value is this text."""
     try:
-        return all(pc.equal(values.cast(pa.string()), key).to_pylist())
+        are_all = pc.all(pc.equal(values.cast(pa.string()), key), skip_nulls=False, min_count=0)
     except pa.ArrowException:
         return False
+    return are_all.as_py() is True
 
 
 def _groups(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
@@ -187,7 +188,14 @@ class HiveParquetIOManager(CheckedIOManager):
         folder, *older = self._folders(asset, partition)
         # Once more where it was: it may have been stored anew meanwhile.
         for place in (folder, *older, *([folder] if older else [])):
-            table = _read_files(PayloadStore(place))
+            try:
+                table = _read_files(PayloadStore(place))
+            except DamagedError as error:
+                named = asset.to_user_string() + ("" if partition is None else f", partition {partition}")
+                raise InputError(
+                    f"The table of {named} is damaged: the bytes in {place} are not those that were written. Restore "
+                    "them from a backup, or materialize it again."
+                ) from error
             if table is not None:
                 break
         else:

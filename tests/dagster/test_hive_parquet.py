@@ -188,3 +188,17 @@ def test_a_column_that_says_otherwise_than_the_key_of_the_partition_is_refused(t
     assert not [*tmp_path.rglob("*.parquet")]
     other = HiveParquetIOManager(root=str(tmp_path), partition_column="on")
     assert other.load_input(store(other, table, key)).to_pydict() == {**table.to_pydict(), "on": [key] * 2}
+
+
+@pytest.mark.parametrize("partition", ["2026-01-01", None])
+def test_a_damaged_table_is_named_with_its_asset(tmp_path: Any, partition: str | None) -> None:
+    io = HiveParquetIOManager(root=str(tmp_path))
+    folder = Path(io.folder(dg.AssetKey(["lake", "labels"]), partition))
+    where: dict[str, Any] = {"asset_key": dg.AssetKey(["lake", "labels"]), "partition_key": partition}
+    io.handle_output(dg.build_output_context(**where), pa.table({"key": [1, 2, 3]}))
+    [table] = folder.iterdir()
+    table.write_bytes(table.read_bytes()[:-20])
+    of_partition = f", partition {partition}" if partition else ""
+    named = rf"^The table of lake/labels{of_partition} is damaged: the bytes in {folder} are .* materialize it again\.$"
+    with pytest.raises(InputError, match=named):
+        io.load_input(dg.build_input_context(**where))
