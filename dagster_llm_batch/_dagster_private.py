@@ -35,7 +35,6 @@ __all__ = [
     "failed_ticks",
     "inferred_mapping",
     "io_manager_surroundings",
-    "is_judged",
     "last_evaluation",
     "load_asset",
     "load_repository",
@@ -271,27 +270,19 @@ def failed_ticks(
 
 
 def last_evaluation(
-    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None
+    instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None, *, run_id: str | None = None
 ) -> AssetCheckEvaluation | None:
-    """Return the newest evaluation of a check on a partition, passing over what was planned and has none."""
+    """Return the newest evaluation of a check on a partition, passing over what was planned and has none.
+
+    With `run_id`, None where that is of another run.
+    """
     records = instance.event_log_storage.get_asset_check_execution_history(
         check,
         limit=1,
         status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
         partition_filter=PartitionKeyFilter(key=partition),
     )
-    return next((record.evaluation for record in records), None)
-
-
-def is_judged(instance: dg.DagsterInstance, check: dg.AssetCheckKey, partition: str | None, run_id: str) -> bool:
-    """Return whether the newest evaluation of a check on a partition is of this run."""
-    records = instance.event_log_storage.get_asset_check_execution_history(
-        check,
-        limit=1,
-        status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
-        partition_filter=PartitionKeyFilter(key=partition),
-    )
-    return any(record.run_id == run_id for record in records)
+    return next((record.evaluation for record in records if run_id in (None, record.run_id)), None)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import is_judged
-from dagster_llm_batch.checks import COVERAGE, check_specs
+from dagster_llm_batch._dagster_private import last_evaluation
+from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
@@ -307,13 +307,12 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
     """Yield the ids of the submissions that the newest materialization of their partition is of.
 
     One from before it was settled does not count: late answers have come since. Nor does one that its run has not
-    judged: it died before, and what waits for the checks would wait for ever.
+    judged: it died before, or failed, and what waits for the checks would wait for ever.
     """
     if not submissions:
         return
     # The one that is told last.
     check = check_specs(dataset.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)[-1].key
-    judged: set[str] = set()
     wanted = {submission.partition: submission for submission in submissions}
     records = dg.AssetRecordsFilter(
         dataset.key,
@@ -333,9 +332,8 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
             settled_at = submission.settled_at or submission.created_at
             if record.timestamp < (settled_at - _CLOCKS_APART).timestamp():
                 continue
-            # A run judges partitions in the order in which it tells of them: those before one that is judged are, too.
-            if record.run_id in judged or is_judged(instance, check, record.partition_key, record.run_id):
-                judged.add(record.run_id)
+            verdict = last_evaluation(instance, check, record.partition_key, run_id=record.run_id)
+            if verdict is not None and NOT_JUDGED not in verdict.metadata:
                 yield submission.submission_id
         if not page.has_more:
             return

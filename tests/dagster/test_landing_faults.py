@@ -9,13 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 import sqlalchemy as sa
-from code_location import LABELS, LANDING, REJECTS, CodeLocation, labeled, tickets
+from code_location import LANDING, CodeLocation, labeled, tickets
 
 from dagster_llm_batch import HiveParquetIOManager
+from dagster_llm_batch.checks import COVERAGE
 from tests.crash.postgres import postgres
 
 # The ledger is told of so many partitions at once.
 _TOLD_AT_ONCE = 25
+_CHECKS = 3
+STORED, JUDGED = dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION
 KEYS = [f"p{number:02d}" for number in range(28)]
 ALL = (KEYS[0], KEYS[-1])
 PARTS = dg.StaticPartitionsDefinition(KEYS)
@@ -34,10 +37,11 @@ def database() -> Iterator[str]:
         yield empty_database()
 
 
-def is_told(event: Any, *assets: str) -> bool:
-    """Whether an event tells that a partition of one of these assets is stored."""
-    is_stored = event.is_dagster_event and event.dagster_event_type is dg.DagsterEventType.ASSET_MATERIALIZATION
-    return is_stored and event.dagster_event.asset_key.to_user_string() in assets
+def told(event: Any, kind: dg.DagsterEventType) -> Any:
+    """What an event of this kind tells; None where it is of another."""
+    if not event.is_dagster_event or event.dagster_event_type is not kind:
+        return None
+    return event.dagster_event
 
 
 def cut_off(ledger_url: str) -> None:
@@ -64,13 +68,13 @@ def test_a_run_whose_connections_to_the_ledger_are_cut_lands_all(instance, emula
     cuts: list[Any] = []
 
     def cut(event: Any, _cursor: Any) -> None:
-        if is_told(event, *LANDING):
+        if told(event, STORED) or told(event, JUDGED):
             cuts.append(event)
             cut_off(database)
 
     instance.watch_event_logs(RUN, None, cut)
     result = location.collect(span=ALL, run_id=RUN)
-    assert len(cuts) == 2 * len(KEYS)
+    assert len(cuts) == (len(LANDING) + _CHECKS) * len(KEYS)
     assert result.success
     assert location.landed() == {*KEYS}
     assert location.tick().skip_message == "no batches in flight"
@@ -86,25 +90,55 @@ def test_what_has_landed_has_not_failed_where_the_ledger_cannot_be_told_of_it(in
     assert location.submit(span=ALL).success
     emulator.settle()
     location.engine().ledger.close()
-    database, told = sa.create_engine(location.resource.places()[0]), []
+    database, judged = sa.create_engine(location.resource.places()[0]), []
 
     def rename(old: str, new: str) -> None:
         with database.begin() as connection:
             connection.execute(sa.text(f"ALTER TABLE {old} RENAME TO {new}"))
 
     def watch(event: Any, _cursor: Any) -> None:
-        if is_told(event, LABELS):
-            told.append(event.dagster_event.partition)
-            if len(told) == _TOLD_AT_ONCE:
+        if verdict := told(event, JUDGED):
+            judged.append(verdict.asset_check_evaluation_data.partition)
+            # The ledger is told after the last verdict on a partition, and again after that on the next.
+            if len(judged) == _CHECKS * _TOLD_AT_ONCE:
                 rename("submission", "elsewhere")
-        elif is_told(event, REJECTS) and len(told) == _TOLD_AT_ONCE:
-            rename("elsewhere", "submission")
+            elif len(judged) == _CHECKS * _TOLD_AT_ONCE + 1:
+                rename("elsewhere", "submission")
 
     instance.watch_event_logs(RUN, None, watch)
     result = location.collect(span=ALL, run_id=RUN)
-    assert told == KEYS
+    assert judged == [key for key in KEYS for _ in range(_CHECKS)]
     assert result.success
     checks = location.checks(result)
-    assert len(checks) == 3 * len(KEYS)
+    assert len(checks) == _CHECKS * len(KEYS)
     assert all(checks.values())
+    assert location.tick().skip_message == "no batches in flight"
+
+
+def test_one_partition_fails_where_dagster_cannot_be_asked_what_verdicts_speak_of(instance, emulator, tmp_path):
+    location = CodeLocation(
+        emulator,
+        instance,
+        *labeled(rows=rows, partitions_def=PARTS),
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
+    )
+    assert location.submit(span=ALL).success
+    emulator.settle()
+    storage = instance.event_log_storage
+    fetch, asked = storage.fetch_materializations, []
+
+    def fetch_but_once(*args: Any, **options: Any) -> Any:
+        asked.append(args)
+        if len(asked) == 1:
+            raise sa.exc.OperationalError("SELECT", {}, ConnectionError("cut off"))
+        return fetch(*args, **options)
+
+    # Dagster's own
+    storage.fetch_materializations = fetch_but_once
+    failed = location.collect(span=ALL)
+    assert not failed.success
+    assert [judged for judged, passed in location.checks(failed).items() if not passed] == [(KEYS[0], COVERAGE)]
+    [request] = location.tick().run_requests
+    assert location.launch(request).success
+    assert location.landed() == {*KEYS}
     assert location.tick().skip_message == "no batches in flight"
