@@ -17,7 +17,7 @@ import pyarrow as pa
 from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
-from dagster_llm_batch.assets.partitions import each_partition, materialize_result
+from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
 from dagster_llm_batch.checks import (
     COVERAGE,
     PARSE_RATE,
@@ -251,12 +251,12 @@ class _Run:
                 self.mark_delivered(engine)
 
     def mark_delivered(self, engine: "Engine") -> None:
-        """Mark what has landed as delivered, in one transaction."""
+        """Mark what has landed as delivered, in one transaction; what is superseded by now is left to the sensor."""
         if self.landed:
-            engine.ledger.mark_delivered(*self.landed)
             # Another run may have landed newer labels after this one had looked for them, and before it stored its own.
-            if newer := engine.ledger.newer_submissions(self.landed):
-                engine.ledger.take_back_delivery(set().union(*newer.values()))
+            if superseded := engine.ledger.newer_submissions(self.landed):
+                engine.ledger.take_back_delivery(superseded)
+            engine.ledger.mark_delivered(*(each for each in self.landed if each not in superseded))
             self.landed.clear()
 
 
@@ -318,6 +318,9 @@ class _Landing:
         self._finish_superseded(context, engine, older)
         status = self._advance(context, engine, submission.submission_id)
         if status.is_settled:
+            # Nobody lands what is settled when it is superseded: a run that finds it unsettled need wait for no other.
+            if not submission.is_settled and engine.ledger.newer_submissions([submission.submission_id]):
+                return self._settle(context, engine, partition)
             return _Settled(status, reread=submission.is_settled)
         its_pace = pace_of(engine, status)
         text = progress_text(status, its_pace)
@@ -543,10 +546,13 @@ class _Landing:
     def _finish_superseded(
         self, context: dg.AssetExecutionContext, engine: "Engine", earlier: Sequence[Submission]
     ) -> None:
-        """Collect what earlier submissions of a partition were billed for: their answers can be used again."""
+        """Collect what earlier submissions of a partition were billed for: their answers can be used again.
+
+        One that another run may be landing is left to the sensor, which sees the end of that run.
+        """
         labeling = self._dataset.labeling
         for older in earlier:
-            if older.delivered_at is not None:
+            if older.delivered_at is not None or (older.is_settled and others_at_work(context, self._dataset.key)):
                 continue
             try:
                 status = engine.advance(labeling, older.submission_id)

@@ -18,7 +18,7 @@ from dagster_llm_batch.checks import CheckOutcome, Verdicts, unjudged_evaluation
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 
-__all__ = ["EachPartition", "each_partition", "materialize_result"]
+__all__ = ["EachPartition", "each_partition", "materialize_result", "others_at_work"]
 
 _T = TypeVar("_T")
 _Told = Callable[[str | None, str], object]
@@ -154,6 +154,16 @@ def materialize_result(
             )
             for verdict in verdicts
         ],
+    )
+
+
+def others_at_work(context: dg.AssetExecutionContext, asset: dg.AssetKey) -> bool:
+    """Return whether another run that has begun, and has not ended, may materialize some partition of this asset."""
+    at_work = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    # A run in somebody's own process has no selection.
+    return any(
+        run.run_id != context.run.run_id and (not run.asset_selection or asset in run.asset_selection)
+        for run in context.instance.get_runs(dg.RunsFilter(statuses=at_work))
     )
 
 

@@ -66,7 +66,10 @@ class Group:
 
 
 def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
-    """Group neighbouring partitions of an asset, the rest alone; in the order of the first of each group."""
+    """Group neighbouring partitions of an asset, the rest alone; in the order of the first of each group.
+
+    What was lost joins only what was lost as often: it may have killed its run.
+    """
     groups: list[Group] = []
     by_asset: dict[dg.AssetKey, list[Ready]] = defaultdict(list)
     for partition in ready:
@@ -75,9 +78,9 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
         groups += (Group(asset, [partition]) for partition in partitions if partition.index is None)
         placed = sorted(
             (partition for partition in partitions if partition.index is not None),
-            key=lambda partition: partition.index or 0,
+            key=lambda partition: (partition.lost, partition.index or 0),
         )
-        for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].index or 0) - pair[0]):
+        for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].lost, (pair[1].index or 0) - pair[0])):
             members = [member for _, member in run]
             groups += (Group(asset, members[start : start + most]) for start in range(0, len(members), most))
     order = {partition: number for number, partition in enumerate(ready)}

@@ -99,7 +99,7 @@ class UnfinishedRuns:
         has_time: Callable[[], bool],
         bounds: TickBounds,
     ) -> None:
-        self._instance = instance
+        self.instance = instance
         self._page_size = bounds.run_records
         self._repository = repository
         self._labels = labels
@@ -126,9 +126,7 @@ class UnfinishedRuns:
             if not has_time():
                 self.seen_all = False
                 return
-            page = self._instance.get_run_records(
-                dg.RunsFilter(statuses=statuses), limit=self._page_size, cursor=cursor
-            )
+            page = self.instance.get_run_records(dg.RunsFilter(statuses=statuses), limit=self._page_size, cursor=cursor)
             yield from page
             if len(page) < self._page_size:
                 return
@@ -153,7 +151,7 @@ class UnfinishedRuns:
         if run.execution_plan_snapshot_id is None:
             return ()
         # a run in somebody's own process, as by `dg.materialize`, names steps only; they are called as their assets
-        steps = set(self._instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
+        steps = set(self.instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id).step_keys_to_execute)
         return [key for key in self._owners if key.to_python_identifier() in steps]
 
     def landing(self, asset: str, partition: str) -> dg.DagsterRun | None:
@@ -275,32 +273,50 @@ def _is_stale(record: RunRecord, now: datetime) -> bool:
 
 
 def deliver_landed(
-    instance: dg.DagsterInstance,
+    runs: UnfinishedRuns,
     engine: Engine,
     dataset: Dataset,
     settled: Sequence[Submission],
     has_time: Callable[[], bool],
 ) -> tuple[set[str], set[str]]:
-    """Mark submissions of one dataset delivered whose labels have landed.
+    """Mark submissions of one dataset delivered whose labels have landed, or are superseded.
 
-    Returns the ids of these, and of those that were not looked at for want of time.
+    A superseded one waits for the end of the run that lands its partition, which may store older labels over newer
+    ones, and die before it tells of them. So newer ones that have landed before that end land again.
+
+    Returns the ids of these, and of those that wait for the next tick: they land again, or there was no time.
     """
     home: set[str] = set()
     unknown: set[str] = set()
-    newest = engine.ledger.newest_ids(engine.namespace, settled[0].asset)
+    asset = settled[0].asset
+    newest = engine.ledger.newest_ids(engine.namespace, asset)
     for start in range(0, len(settled), _AT_ONCE):
         page = settled[start : start + _AT_ONCE]
         if not has_time():
             unknown.update(submission.submission_id for submission in page)
             continue
+        current = [submission for submission in page if newest[submission.partition] == submission.submission_id]
+        # What the newest materialization of their partition says, older labels may have replaced since.
+        over = engine.ledger.having_event([submission.submission_id for submission in current], "landed_over")
+        rest = [submission for submission in current if submission.submission_id not in over]
+        if landed := set(_materialized(runs.instance, dataset, rest)):
+            engine.ledger.mark_delivered(*landed)
         superseded = {
-            submission.submission_id for submission in page if newest[submission.partition] != submission.submission_id
+            submission.submission_id: newest[submission.partition]
+            for submission in page
+            if newest[submission.partition] != submission.submission_id
+            and runs.landing(asset, submission.partition) is None
         }
-        rest = [submission for submission in page if submission.submission_id not in superseded]
-        landed = superseded | set(_materialized(instance, dataset, rest))
-        engine.ledger.mark_delivered(*landed)
-        home |= landed
-    return home, unknown
+        if superseded:
+            known = engine.ledger.submissions_with_shards(sorted(set(superseded.values())))
+            again = {key for key, (submission, _) in known.items() if submission.delivered_at is not None}
+            # In this order: a tick that dies in between leaves the older ones to the next.
+            engine.ledger.take_back_delivery(again)
+            engine.ledger.mark_delivered(*superseded)
+            landed -= again
+            unknown |= again
+        home |= landed | superseded.keys()
+    return home - unknown, unknown
 
 
 def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: Sequence[Submission]) -> Iterator[str]:

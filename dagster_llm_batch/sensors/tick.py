@@ -98,7 +98,8 @@ class Tick:
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
         self._recovered = False
-        self._runs: UnfinishedRuns | None = None
+        # Those that `ready` has found.
+        self._runs: UnfinishedRuns
         self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now, bounds)
 
     def _progress(self) -> list[Progress]:
@@ -421,8 +422,8 @@ class Tick:
             return None
         lost = self._lost.count(submission_id, outlook)
         labels = self._labels[submission.asset]
-        # A partition that made a run fail, or may have killed it, takes no neighbours into the next one.
-        is_alone = bool(lost) or submission_id in outlook.failed
+        # A partition that made a run fail, or may have killed two, takes no neighbours into the next one.
+        is_alone = lost > 1 or submission_id in outlook.failed
         return Ready(
             labels.dataset.key,
             labels.dataset.rejects_key,
@@ -459,7 +460,7 @@ class Tick:
             late = {submission.submission_id for submission in submissions}
             with self.apart(asset):
                 dataset = self._labels[asset].dataset
-                done, late = deliver_landed(self._context.instance, self._engine, dataset, submissions, self._has_time)
+                done, late = deliver_landed(self._runs, self._engine, dataset, submissions, self._has_time)
                 home |= done
             unknown |= late
         if unknown:
@@ -474,7 +475,6 @@ class Tick:
 
     def _can_go(self, progress: Progress, lines: QueueLines) -> bool:
         submission = progress.submission
-        assert self._runs is not None
         if (run := self._runs.submitting(submission.asset, submission.partition)) is not None:
             # half of what it will send is planned, and what it sends has no record yet: all of that is its own to do
             self.note(f"{submission.asset}: run {short_run(run.run_id)} is at work on its submission")
@@ -491,7 +491,6 @@ class Tick:
         """Return whether no run is at it, and its provider may be asked again."""
         if not outlook.is_open(submission.submission_id) or outlook.is_busy(submission.submission_id):
             return False
-        assert self._runs is not None
         if (run := self._runs.landing(submission.asset, submission.partition)) is not None:
             self.note(f"{submission.asset}: run {short_run(run.run_id)} is landing it")
             return False

@@ -7,8 +7,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,8 @@ class Ready:
     place: Place
     request: dg.RunRequest
     emulator: Emulator
+    # Of the rows of the code location that has the run.
+    prefix: str = "new"
 
     def copy(self, folder: Path) -> Ready:
         """A deployment of its own, at the same provider."""
@@ -152,13 +155,27 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ready]:
         yield _make_ready(emulator, tmp_path_factory.mktemp("postgresql"), empty_database())
 
 
+class FreezingInterceptor(Interceptor):
+    """Freezes at one point, and dies at another, which it counts from when it wakes."""
+
+    def __init__(self, frozen_at: Point, killed_at: Point | None) -> None:
+        super().__init__(frozen_at, lambda _held: None, signal.SIGSTOP)
+        self._frozen_at = frozen_at
+        self._awake = Interceptor(killed_at, lambda _held: None, signal.SIGKILL)
+
+    def cross(self, arrow: str, when: When, wave: int | None = None) -> None:
+        if self.crossed[self._frozen_at.arrow, self._frozen_at.when, self._frozen_at.wave] >= self._frozen_at.nth:
+            self._awake.cross(arrow, when, wave)
+        super().cross(arrow, when, wave)
+
+
 def land(
-    place: Place, request: dg.RunRequest, point: Point | None, ends_by: signal.Signals, parent: Connection
+    place: Place, request: dg.RunRequest, prefix: str, make: Callable[[], Interceptor], parent: Connection
 ) -> None:
     """Be the run that the sensor asks for. Tells the parent what was crossed, if it comes to the end."""
-    interceptor = Interceptor(point, lambda _held: None, ends_by)
+    interceptor = make()
     install(interceptor, "nothing", "nothing", urlsplit(place.base_url).port or 0)
-    with place.location("new") as location:
+    with place.location(prefix) as location:
         storage = location.instance.event_log_storage
         store: Callable[[Any], None] = storage.store_event
 
@@ -183,7 +200,8 @@ def launch(location: CodeLocation, request: dg.RunRequest) -> dg.ExecuteInProces
 def run_killed_at(ready: Ready, point: Point | None) -> Any:
     """Return what a run has crossed, or None where it was killed."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, signal.SIGKILL, theirs))
+    make = partial(Interceptor, point, print, signal.SIGKILL)
+    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, ready.prefix, make, theirs))
     process.start()
     theirs.close()
     try:
@@ -198,10 +216,11 @@ def run_killed_at(ready: Ready, point: Point | None) -> Any:
 
 
 @contextmanager
-def run_frozen_at(ready: Ready, point: Point) -> Iterator[None]:
-    """Run until the run stops itself there. It wakes, and comes to its end, after the block."""
+def run_frozen_at(ready: Ready, point: Point, killed_at: Point | None = None) -> Iterator[None]:
+    """Run until the run stops itself there. It wakes, and comes to its end, or is killed, after the block."""
     ours, theirs = PROCESSES.Pipe()
-    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, point, signal.SIGSTOP, theirs))
+    make = partial(FreezingInterceptor, point, killed_at)
+    process = PROCESSES.Process(target=land, args=(ready.place, ready.request, ready.prefix, make, theirs))
     process.start()
     theirs.close()
     try:
@@ -211,8 +230,12 @@ def run_frozen_at(ready: Ready, point: Point) -> Iterator[None]:
             time.sleep(0.01)
         yield
         os.kill(process.pid or 0, signal.SIGCONT)
-        assert ours.poll(_SECONDS_A_RUN)
-        assert ours.recv()
+        if killed_at is None:
+            assert ours.poll(_SECONDS_A_RUN)
+            assert ours.recv()
+        else:
+            process.join(_SECONDS_A_RUN)
+            assert process.exitcode == -signal.SIGKILL
     finally:
         process.kill()
         process.join()
@@ -304,6 +327,13 @@ def check_judged(location: CodeLocation) -> None:
             assert verdict.target_materialization_data.storage_id == told.storage_id, (key, check)
 
 
+def see_death(location: CodeLocation) -> None:
+    """As Dagster's monitoring of runs does. Until then nothing is asked for."""
+    for run in location.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        assert location.tick().run_requests == []
+        location.instance.report_run_failed(run)
+
+
 def go_on(location: CodeLocation) -> None:
     """Tick, and run what is asked for, until nothing is left to do."""
     for _ in range(_MOST_TICKS):
@@ -331,10 +361,7 @@ def test_all_lands_once_where_a_landing_run_is_killed(
     with ready.place.location("new") as location:
         submitted = submissions_told(location, BATCH)
         check_told(ready, location, submitted)
-        # As Dagster's monitoring of runs does.
-        for run in location.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            assert location.tick().run_requests == []
-            location.instance.report_run_failed(run)
+        see_death(location)
         go_on(location)
         check_landed(ready, location, submitted)
         check_judged(location)
@@ -372,4 +399,67 @@ def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
     with ready.place.location(prefix) as location:
         go_on(location)
         check_landed(ready, location, submissions_told(location, BATCH), prefix)
+    assert ready.emulator.books.billed_twice() == {}
+
+
+# What the run does when it wakes, before or after it told Dagster, or would tell the ledger.
+_KILLED = [
+    Point("file: table", _A),
+    Point("file: table", _A, nth=20),
+    Point(_TOLD, _A, nth=4),
+    Point(_JUDGED, _A, nth=36),
+    Point("event: STEP_SUCCESS", _B),
+]
+
+
+@pytest.mark.parametrize("killed_at", _KILLED, ids=lambda point: f"{point} {point.nth}")
+def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
+    sqlite: Ready, killed_at: Point, tmp_path: Path
+) -> None:
+    ready = sqlite.copy(tmp_path)
+    prefix = f"killed-{_KILLED.index(killed_at)}"
+    with run_frozen_at(ready, Point("file: table", _U), killed_at), ready.place.location(prefix) as location:
+        assert location.submit(span=_EVERYTHING).success
+        ready.emulator.settle()
+        assert location.collect(span=_EVERYTHING).success
+        assert location.tick().run_requests == []
+    with ready.place.location(prefix) as location:
+        see_death(location)
+        go_on(location)
+        check_landed(ready, location, submissions_told(location, BATCH), prefix)
+        check_judged(location)
+    assert ready.emulator.books.billed_twice() == {}
+
+
+def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(sqlite: Ready, tmp_path: Path) -> None:
+    ready = sqlite.copy(tmp_path)
+    with ExitStack() as newer_run:
+        with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("beside") as location:
+            assert location.submit(span=_EVERYTHING).success
+            ready.emulator.settle()
+            newer = replace(ready, prefix="beside")
+            newer_run.enter_context(run_frozen_at(newer, Point(_JUDGED, _A, nth=36)))
+        assert submissions_told(location, LABELS) != submissions_told(location, BATCH)
+    with ready.place.location("beside") as location:
+        go_on(location)
+        check_landed(ready, location, submissions_told(location, BATCH), "beside")
+        check_judged(location)
+    assert ready.emulator.books.billed_twice() == {}
+
+
+def test_newer_labels_stay_where_a_frozen_landing_run_wakes_after_dagster_has_given_it_up(
+    sqlite: Ready, tmp_path: Path
+) -> None:
+    ready = sqlite.copy(tmp_path)
+    with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("given-up") as location:
+        assert location.submit(span=_EVERYTHING).success
+        ready.emulator.settle()
+        assert location.collect(span=_EVERYTHING).success
+        see_death(location)
+        go_on(location)
+    with ready.place.location("given-up") as location:
+        assert submissions_told(location, LABELS) != submissions_told(location, BATCH)
+        go_on(location)
+        check_landed(ready, location, submissions_told(location, BATCH), "given-up")
+        check_judged(location)
     assert ready.emulator.books.billed_twice() == {}

@@ -142,14 +142,45 @@ def test_the_first_request_after_a_loss_waits_a_minute(make, emulator):
     assert again.run_key != request.run_key
 
 
-def test_neighbours_that_were_lost_together_are_asked_for_alone(make, emulator):
+def test_neighbours_that_were_lost_together_are_asked_for_together_and_then_each_alone(make, emulator):
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[2]))
     emulator.settle()
     [request] = tick(location).run_requests
     ended(location, request)
     tick(location)
-    assert asked(tick(location)) == [(day, day) for day in DAYS[:3]]
+    # One that has killed no run yet is not taken along.
+    location.submit(partition=DAYS[3])
+    emulator.settle()
+    together = tick(location)
+    assert asked(together) == [(DAYS[0], DAYS[2]), (DAYS[3], DAYS[3])]
+    request, fresh = together.run_requests
+    assert (request.tags[AGAIN], fresh.tags.get(AGAIN)) == ("1 of 3", None)
+    assert location.launch(fresh).success
+    for number, left in ((2, DAYS[:3]), (3, DAYS[:1])):
+        ended(location, request)
+        tick(location)
+        alone = tick(location)
+        assert asked(alone) == [(day, day) for day in left]
+        request, *others = alone.run_requests
+        assert request.tags[AGAIN] == f"{number} of 3"
+        assert all(location.launch(other).success for other in others)
+    ended(location, request)
+    assert f"{LABELS} {DAYS[0]}: waits for a person" in tick(location).skip_message
+    assert location.landed() == set(DAYS[1:4])
+
+
+def test_what_was_lost_together_lands_together(make, emulator):
+    location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
+    location.submit(span=(DAYS[0], DAYS[2]))
+    emulator.settle()
+    [request] = tick(location).run_requests
+    ended(location, request)
+    tick(location)
+    [again] = tick(location).run_requests
+    assert location.launch(again).success
+    assert location.landed() == set(DAYS[:3])
+    assert tick(location).skip_message == "no batches in flight"
 
 
 class FullDisk(dg.IOManager):
