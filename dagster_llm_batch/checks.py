@@ -351,7 +351,11 @@ def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int) -> dict[st
 
 
 def _share(name: str, part: int, whole: int, least: float, subject: str) -> CheckOutcome:
-    share = part / whole if whole else 1.0
+    """Judge a share, as of `rows have a label`. Of nothing there is none, and it passes."""
+    if not whole:
+        text = f"There are no {subject.partition(' ')[0]} to judge."
+        return CheckOutcome(name, passed=True, severity=dg.AssetCheckSeverity.ERROR, description=text, metadata={})
+    share = part / whole
     return CheckOutcome(
         name,
         passed=share >= least,

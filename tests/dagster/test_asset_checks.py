@@ -269,6 +269,11 @@ def test_an_empty_partition_passes_its_checks(make):
     location = make(*labeled(rows=lambda context: tickets(0)))
     result = location.land()
     assert set(location.checks(result).values()) == {True}
+    told = {check.check_name: check for check in result.get_asset_check_evaluations()}
+    # Of nothing there is no share.
+    for name, subject in (("coverage", "rows"), ("parse_rate", "replies")):
+        assert told[name].description == f"There are no {subject} to judge."
+        assert f"llm_batch/{name}" not in told[name].metadata
 
 
 @pytest.mark.parametrize(("name", "value"), [("min_coverage", 95), ("min_parse_rate", -0.1)])
