@@ -254,9 +254,10 @@ class _Run:
         """Mark what has landed as delivered, in one transaction; what is superseded by now is left to the sensor."""
         if self.landed:
             # Another run may have landed newer labels after this one had looked for them, and before it stored its own.
-            if superseded := engine.ledger.newer_submissions(self.landed):
-                engine.ledger.take_back_delivery(superseded)
-            engine.ledger.mark_delivered(*(each for each in self.landed if each not in superseded))
+            newer = engine.ledger.newer_submissions(self.landed)
+            if newer:
+                engine.ledger.take_back_delivery({*newer, *set().union(*newer.values())})
+            engine.ledger.mark_delivered(*(each for each in self.landed if each not in newer))
             self.landed.clear()
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import last_evaluation
+from dagster_llm_batch._dagster_private import check_targets, last_evaluation
 from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.metadata import SUBMISSION_KEY
@@ -112,21 +112,21 @@ class UnfinishedRuns:
             self._owners[partitions.dataset.batch_key].append((asset, True))
         self.seen_all = True
         # Runs at work are few, so that all of them are looked at, whatever the time. The queue may be long.
-        for record in self._records(_AT_WORK, lambda: True):
+        for record in self._records(dg.RunsFilter(statuses=_AT_WORK), lambda: True):
             if not _is_stale(record, now):
                 run = record.dagster_run
                 self._add(run, submits=run.run_id in at_work or now - record.update_timestamp < _LEASE_WITHIN)
-        for record in self._records(_WAITING, has_time):
+        for record in self._records(dg.RunsFilter(statuses=_WAITING), has_time):
             if not _is_stale(record, now):
                 self._add(record.dagster_run, submits=False)
 
-    def _records(self, statuses: Sequence[dg.DagsterRunStatus], has_time: Callable[[], bool]) -> Iterator[RunRecord]:
+    def _records(self, chosen: dg.RunsFilter, has_time: Callable[[], bool]) -> Iterator[RunRecord]:
         cursor: str | None = None
         while True:
             if not has_time():
                 self.seen_all = False
                 return
-            page = self.instance.get_run_records(dg.RunsFilter(statuses=statuses), limit=self._page_size, cursor=cursor)
+            page = self.instance.get_run_records(chosen, limit=self._page_size, cursor=cursor)
             yield from page
             if len(page) < self._page_size:
                 return
@@ -161,6 +161,21 @@ class UnfinishedRuns:
     def submitting(self, asset: str, partition: str) -> dg.DagsterRun | None:
         """Return the run that is at work on the submission of this partition."""
         return self._at(asset, partition, is_batch=True)
+
+    def landing_at(self, asset: str, moments: Mapping[str, datetime]) -> dict[str, set[str]]:
+        """Return the ids of the runs, ended by now, that were at work on the labels of a partition at its moment."""
+        found: dict[str, set[str]] = {partition: set() for partition in moments}
+        key = self._labels[asset].dataset.key
+        first, last = min(moments.values()) - _CLOCKS_APART, max(moments.values()) + _CLOCKS_APART
+        for record in self._records(dg.RunsFilter(updated_after=first, created_before=last), lambda: True):
+            run, begun, ended = record.dagster_run, record.create_timestamp, _ended_at(record)
+            if key not in self._assets(run):
+                continue
+            for partition in self._labels[asset].of_run(run):
+                at = moments.get(partition)
+                if at is not None and begun - _CLOCKS_APART < at < ended + _CLOCKS_APART:
+                    found[partition].add(run.run_id)
+        return found
 
     def _at(self, asset: str, partition: str, *, is_batch: bool) -> dg.DagsterRun | None:
         places = self._places.get((asset, is_batch))
@@ -282,7 +297,7 @@ def deliver_landed(
     """Mark submissions of one dataset delivered whose labels have landed, or are superseded.
 
     A superseded one waits for the end of the run that lands its partition, which may store older labels over newer
-    ones, and die before it tells of them. So newer ones that have landed before that end land again.
+    ones, and die before it tells of them. So newer ones that landed beside such a run land again.
 
     Returns the ids of these, and of those that wait for the next tick: they land again, or there was no time.
     """
@@ -308,15 +323,33 @@ def deliver_landed(
             and runs.landing(asset, submission.partition) is None
         }
         if superseded:
-            known = engine.ledger.submissions_with_shards(sorted(set(superseded.values())))
-            again = {key for key, (submission, _) in known.items() if submission.delivered_at is not None}
+            again = _may_be_replaced(runs, engine, dataset, sorted(set(superseded.values())))
             # In this order: a tick that dies in between leaves the older ones to the next.
             engine.ledger.take_back_delivery(again)
             engine.ledger.mark_delivered(*superseded)
-            landed -= again
             unknown |= again
         home |= landed | superseded.keys()
     return home - unknown, unknown
+
+
+def _may_be_replaced(runs: UnfinishedRuns, engine: Engine, dataset: Dataset, newest: Sequence[str]) -> set[str]:
+    """Return those of these submissions that are delivered, and whose labels a run that has ended may have replaced by
+    older ones: it was at work on the partition, beside the run that landed them, when they were delivered.
+    """
+    known = [submission for submission, _ in engine.ledger.submissions_with_shards(newest).values()]
+    delivered = {submission.partition: submission for submission in known if submission.delivered_at is not None}
+    if not delivered:
+        return set()
+    moments = {
+        partition: submission.delivered_at for partition, submission in delivered.items() if submission.delivered_at
+    }
+    beside = runs.landing_at(next(iter(delivered.values())).asset, moments)
+    told_last = check_targets(runs.instance, dataset.key, [partition or None for partition in delivered])
+    return {
+        submission.submission_id
+        for partition, submission in delivered.items()
+        if (last := told_last[partition or None]) is None or beside[partition] - {last.run_id}
+    }
 
 
 def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: Sequence[Submission]) -> Iterator[str]:

@@ -298,6 +298,39 @@ def long_ago(location, run, minutes):
 # while a run submits ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("beside", "again"), [(DAYS[0], [(DAYS[0], DAYS[0])]), (DAYS[1], []), (None, [])])
+def test_newer_labels_land_again_only_where_a_run_of_their_partition_was_beside_theirs(make, emulator, beside, again):
+    rows, is_full = [3], [True]
+
+    class Disk(dg.IOManager):
+        def handle_output(self, context: dg.OutputContext, obj):
+            if is_full[0]:
+                raise OSError("disk full")
+
+        def load_input(self, context):
+            raise NotImplementedError
+
+    assets = labeled(partitions_def=DAILY, rows=lambda _: tickets(rows[0]))
+    location = make(*assets, bounds=AT_ONCE, resources={"io_manager": Disk()})
+    location.submit(partition=DAYS[0])
+    emulator.settle()
+    older = location.collect(partition=DAYS[0])
+    assert not older.success
+    long_ago(location, older.dagster_run, minutes=5)
+    rows[0], is_full[0] = 4, False
+    location.submit(partition=DAYS[0])
+    emulator.settle()
+    # It keeps the run from telling that nobody lands the older labels any more.
+    assets_of = LANDING if beside else [BATCH]
+    other = a_run(location, assets_of, dg.DagsterRunStatus.STARTED, **{"dagster/partition": beside or DAYS[0]})
+    assert location.collect(partition=DAYS[0]).success
+    location.instance.report_run_failed(other)
+    found = [asked(tick(location)) for _ in range(2)]
+    assert [one for one in found if one] == [again][: len(again)]
+    if not again:
+        assert tick(location).skip_message == "no batches in flight"
+
+
 def test_a_submission_whose_rows_are_slow_is_one_batch_though_the_sensor_ticks_all_the_while(make, emulator):
     asked_for = []
 
