@@ -19,13 +19,16 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 6. A key is escaped as by Spark: ASCII that is special in a path, as %3A. What is no ASCII stays as it is, since Spark
    would read its escaped bytes as a character each. Version 0.1.0 escaped it: such a folder is read until the
    partition is stored.
-7. A file has no column of the name that the key becomes, since readers take one or the other, or refuse both.
+7. A column that has the name that the key becomes, and the key in all rows, is left out of the file, since readers take
+   one or the other, or refuse both. One with other values is stored with a warning, for rows may have cost money;
+   `load_input` refuses it. What Spark writes has all its columns.
 """
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -74,28 +77,50 @@ def _escape(key: str) -> str:
     return _ASCII.sub(lambda found: quote(found[0], safe=" "), key)
 
 
-def _without_key(batches: Iterator[pa.RecordBatch], column: str, key: str) -> Iterator[pa.RecordBatch]:
-    """Yield batches without the column that the partition's key becomes. Raises InputError where it says otherwise."""
+def _without_key(
+    batches: Iterator[pa.RecordBatch], column: str, key: str, *, repeats: bool | None, warn: Callable[[], None]
+) -> Iterator[pa.RecordBatch]:
+    """Yield batches without the column that the partition's key becomes where it repeats the key, else as they are.
+
+    `repeats` is None where it is to be told by the first batch that has rows. Raises InputError where that one has the
+    key and a later one has not.
+    """
+    empty: pa.RecordBatch | None = None
     for batch in batches:
-        index = batch.schema.get_field_index(column)
-        if index < 0:
-            yield batch
-        elif not _are_all(batch.column(index), key):
-            raise InputError(
-                f"The table has a column '{column}' with other values than the key of its partition, '{key}', which is "
-                f"the column '{column}' of what is stored. Rename the column of the table, or give the keys another "
-                "name: HiveParquetIOManager(root=…, partition_column=…)."
-            )
-        else:
-            yield batch.remove_column(index)
+        # One without rows tells nothing, and is not needed beside others.
+        if repeats is None and not len(batch):
+            empty = batch
+            continue
+        empty = None
+        if column in batch.schema.names:
+            is_key = _are_all(batch.column(column), key)
+            if repeats is None and not is_key:
+                warn()
+            if repeats and not is_key:
+                raise InputError(
+                    f"The table has a column '{column}' that first repeats the key of its partition, '{key}', so that "
+                    "it was left out, and has other values in later rows. Rows are read once, so nothing is stored. "
+                    "Rename the column, or give the keys another name: "
+                    "HiveParquetIOManager(root=…, partition_column=…)."
+                )
+            repeats = is_key if repeats is None else repeats
+        yield _without(batch, column) if repeats else batch
         # Or it would be in memory while the next one is read.
         del batch
+    if empty is not None:
+        yield _without(empty, column)
 
 
-def _are_all(values: pa.Array, key: str) -> bool:
+def _without(batch: pa.RecordBatch, column: str) -> pa.RecordBatch:
+    return batch.drop_columns([column]) if column in batch.schema.names else batch
+
+
+def _are_all(values: pa.Array | pa.ChunkedArray, key: str) -> bool:
     """Return whether each value is this text."""
+    if not len(values):
+        return True
     try:
-        are_all = pc.all(pc.equal(values.cast(pa.string()), key), skip_nulls=False, min_count=0)
+        are_all = pc.all(pc.equal(values.cast(pa.string()), key), skip_nulls=False)
     except pa.ArrowException:
         return False
     return are_all.as_py() is True
@@ -136,6 +161,15 @@ def _names(store: PayloadStore) -> list[str]:
     return [_TABLE] if _TABLE in names else names
 
 
+def _is_too_long(error: Exception) -> bool:
+    """Return whether nothing can have a name, since it is too long."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def _named(asset: dg.AssetKey, partition: str | None) -> str:
+    return asset.to_user_string() + ("" if partition is None else f", partition {partition}")
+
+
 class HiveParquetIOManager(CheckedIOManager):
     """Stores frames of all kinds, and Spark's, as Parquet that Spark reads; loads Arrow tables."""
 
@@ -147,18 +181,29 @@ class HiveParquetIOManager(CheckedIOManager):
         if obj is None:
             return
         partition = context.partition_key if context.has_partition_key else None
-        folder, *older = self._folders(context.asset_key, partition)
+        folder = self.folder(context.asset_key, partition)
         context.add_output_metadata({"path": dg.MetadataValue.path(folder), URI_KEY: storage_uri(folder)})
         if hasattr(obj, "mapInArrow"):
             obj.write.mode("overwrite").parquet(folder)
         else:
-            self._write(PayloadStore(folder), obj, context.asset_key, partition)
-        for each in older:
-            PayloadStore(each).keep_only(_NO_FILE)
+            self._write(PayloadStore(folder), obj, context, partition)
+        for place in self._older(context.asset_key, partition):
+            try:
+                PayloadStore(place).keep_only(_NO_FILE)
+            # Spark stores where this package has no file system for, or no rights, and those raise what they like.
+            except Exception as error:  # noqa: BLE001 -- the table is stored
+                if not _is_too_long(error):
+                    context.log.warning(
+                        f"The table of {_named(context.asset_key, partition)} is stored in {folder}. Whether version "
+                        f"0.1.0 left an older one in {place} cannot be told: {type(error).__name__}: {error}. If there "
+                        "is one, remove that folder, or those who read all partitions have the rows of both."
+                    )
 
-    def _write(self, store: PayloadStore, obj: Any, asset: dg.AssetKey, partition: str | None) -> None:
-        batches = record_batches(obj)
-        groups = _groups(batches if partition is None else _without_key(batches, self.partition_column, partition))
+    def _write(self, store: PayloadStore, obj: Any, context: dg.OutputContext, partition: str | None) -> None:
+        asset, batches = context.asset_key, record_batches(obj)
+        if partition is not None:
+            batches = self._of_partition(batches, obj, context, partition)
+        groups = _groups(batches)
         group = next(groups, [])
         if not group:
             raise InputError(
@@ -177,6 +222,29 @@ class HiveParquetIOManager(CheckedIOManager):
         store.keep_only(_TABLE)
         store.remove_left_behind()
 
+    def _of_partition(
+        self, batches: Iterator[pa.RecordBatch], obj: Any, context: dg.OutputContext, key: str
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield batches as a partition's file has them, and warn where that has a column of the name of the key's."""
+        column = self.partition_column
+
+        def warn() -> None:
+            context.log.warning(
+                f"The table of {_named(context.asset_key, key)} has a column '{column}' with other values than the "
+                "key, which is the column of that name to readers of all partitions. It is stored as it is: DuckDB and "
+                "Polars and Spark with Hive's partitions, show the key in its place; PyArrow and pandas mostly refuse "
+                "the table, and so do assets that load it. Rename the column, or give the keys another name, "
+                "HiveParquetIOManager(root=…, partition_column=…), and store the partitions again."
+            )
+
+        repeats: bool | None = None
+        # What is in memory can be looked at as a whole, before any of it is written.
+        if isinstance(obj, pa.Table) and len(obj) and column in obj.column_names:
+            repeats = all(_are_all(batch.column(0), key) for batch in record_batches(obj.select([column])))
+            if not repeats:
+                warn()
+        return _without_key(batches, column, key, repeats=repeats, warn=warn)
+
     def load_input(self, context: dg.InputContext) -> pa.Table:
         """Return the asset, or its partitions that are asked for, with their column. Raises FileNotFoundError for
         none.
@@ -185,17 +253,20 @@ class HiveParquetIOManager(CheckedIOManager):
         return pa.concat_tables([self._read(context.asset_key, key) for key in keys], promote_options="permissive")
 
     def _read(self, asset: dg.AssetKey, partition: str | None) -> pa.Table:
-        folder, *older = self._folders(asset, partition)
+        folder, older = self.folder(asset, partition), self._older(asset, partition)
         # Once more where it was: it may have been stored anew meanwhile.
         for place in (folder, *older, *([folder] if older else [])):
             try:
                 table = _read_files(PayloadStore(place))
             except DamagedError as error:
-                named = asset.to_user_string() + ("" if partition is None else f", partition {partition}")
                 raise InputError(
-                    f"The table of {named} is damaged: the bytes in {place} are not those that were written. Restore "
-                    "them from a backup, or materialize it again."
+                    f"The table of {_named(asset, partition)} is damaged: the bytes in {place} are not those that were "
+                    "written. Restore them from a backup, or materialize it again."
                 ) from error
+            except OSError as error:
+                if place == folder or not _is_too_long(error):
+                    raise
+                continue
             if table is not None:
                 break
         else:
@@ -204,17 +275,27 @@ class HiveParquetIOManager(CheckedIOManager):
             return table
         # Spark stores it, as version 0.1.0 did.
         if self.partition_column in table.column_names:
+            if not _are_all(table[self.partition_column], partition):
+                raise InputError(
+                    f"The table of {_named(asset, partition)} has a column '{self.partition_column}' with other values "
+                    f"than the key, which is the column '{self.partition_column}' of what is loaded. Read the files in "
+                    f"{place} themselves; or give the keys another name, HiveParquetIOManager(root=…, "
+                    "partition_column=…), or rename the column, and materialize it again."
+                )
             table = table.drop_columns([self.partition_column])
         return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
         """Return where an asset, or a partition of it, is."""
-        return self._folders(asset, partition)[0]
+        return self._place(asset, None if partition is None else _escape(partition))
 
-    def _folders(self, asset: dg.AssetKey, partition: str | None) -> list[str]:
-        """Return where an asset, or a partition of it, is; then where older versions stored it, if elsewhere."""
+    def _older(self, asset: dg.AssetKey, partition: str | None) -> list[str]:
+        """Return where version 0.1.0 stored a partition, if elsewhere. Of folders of a derived class nobody knows."""
+        if partition is None or type(self).folder is not HiveParquetIOManager.folder:
+            return []
+        escaped = quote(partition, safe=" ")
+        return [] if escaped == _escape(partition) else [self._place(asset, escaped)]
+
+    def _place(self, asset: dg.AssetKey, escaped: str | None) -> str:
         folder = "/".join([self.root.rstrip("/"), *asset.path])
-        if partition is None:
-            return [folder]
-        keys = dict.fromkeys([_escape(partition), quote(partition, safe=" ")])
-        return [f"{folder}/{self.partition_column}={key}" for key in keys]
+        return folder if escaped is None else f"{folder}/{self.partition_column}={escaped}"

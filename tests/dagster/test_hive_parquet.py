@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
+from code_location import DAILY, LABELS, labeled
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.errors import InputError
@@ -92,13 +94,37 @@ def test_what_is_not_there_is_a_file_that_is_not_found(tmp_path: Any) -> None:
         io.load_input(dg.build_input_context(asset_key=dg.AssetKey("labels")))
 
 
+KEY = dg.AssetKey("labels")
+
+
+def run(io: HiveParquetIOManager, table: Any, key: str) -> list[str]:
+    """Store a partition of labels in a run of Dagster; return what it warned of."""
+
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition([key]))
+    def labels():
+        return table() if callable(table) else table
+
+    instance = dg.DagsterInstance.ephemeral()
+    result = dg.materialize([labels], partition_key=key, resources={"io_manager": io}, instance=instance)
+    assert result.success
+    return [said.user_message for said in instance.all_logs(result.run_id) if said.level == logging.WARNING]
+
+
 def store(io: HiveParquetIOManager, table: Any, key: str | None = None) -> dg.InputContext:
     """Store a table of labels; return the context in which it is loaded."""
     of = {} if key is None else {"partition_key": key}
-    parts = {} if key is None else {"asset_partitions_def": dg.StaticPartitionsDefinition([key])}
-    with dg.build_output_context(asset_key=dg.AssetKey("labels"), **of) as context:
+    with dg.build_output_context(asset_key=KEY, **of) as context:
         io.handle_output(context, table)
-    return dg.build_input_context(asset_key=dg.AssetKey("labels"), **of, **parts)
+    return loading(key)
+
+
+def loading(key: str | None) -> dg.InputContext:
+    """Return the context in which labels, or a partition of them, are loaded."""
+    if key is None:
+        return dg.build_input_context(asset_key=KEY)
+    return dg.build_input_context(
+        asset_key=KEY, partition_key=key, asset_partitions_def=dg.StaticPartitionsDefinition([key])
+    )
 
 
 @pytest.mark.parametrize("frame", [[], iter([])])
@@ -153,11 +179,7 @@ def test_a_partition_that_an_older_version_stored_is_read_until_it_is_stored_and
     older = tmp_path / "labels" / f"partition={quote(key, safe=' ')}"
     older.mkdir(parents=True)
     pq.write_table(pa.table({"key": [1]}), older / "table.parquet")
-    context = dg.build_input_context(
-        asset_key=dg.AssetKey("labels"),
-        partition_key=key,
-        asset_partitions_def=dg.StaticPartitionsDefinition([key]),
-    )
+    context = loading(key)
     assert io.load_input(context).to_pydict() == {"key": [1], "partition": [key]}
     assert io.load_input(store(io, pa.table({"key": [2]}), key)).to_pydict() == {"key": [2], "partition": [key]}
     assert [path.parent.name for path in Path(tmp_path).rglob("*.parquet")] == [f"partition={key}"]
@@ -179,15 +201,157 @@ def test_a_column_that_repeats_the_key_of_the_partition_is_there_once_for_every_
     assert io.load_input(context).to_pydict() == expected
 
 
-@pytest.mark.parametrize("values", [["other", "2026-01-01"], ["2026-01-01", None], [1, 2], [[1], [2]]])
-def test_a_column_that_says_otherwise_than_the_key_of_the_partition_is_refused(tmp_path: Any, values: Any) -> None:
+OTHERWISE: list[list[Any]] = [
+    ["other", "2026-01-01"],
+    ["2026-01-01", None],
+    [1, 2],
+    [[1], [2]],
+    [date(2026, 1, 1), date(2026, 1, 2)],
+]
+
+
+@pytest.mark.parametrize("kind", ["table", "rows", "batches"])
+@pytest.mark.parametrize("values", OTHERWISE)
+def test_a_column_that_says_otherwise_than_the_key_of_the_partition_is_stored_with_a_warning_and_not_loaded(
+    tmp_path: Any, values: list[Any], kind: str
+) -> None:
     io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
     table = pa.table({"partition": values, "key": [1, 2]})
-    with pytest.raises(InputError, match=r"has a column 'partition' with other values.*partition_column="):
-        store(io, table, key)
-    assert not [*tmp_path.rglob("*.parquet")]
+    frame = {"table": table, "rows": table.to_pylist(), "batches": lambda: batches(table.slice(0, 0), table)}[kind]
+    [warning] = run(io, frame, key)
+    assert "labels, partition 2026-01-01 has a column 'partition' with other values" in warning
+    assert "partition_column=" in warning
+    [path] = tmp_path.rglob("*.parquet")
+    assert pq.ParquetFile(path).read().to_pydict() == table.to_pydict()
+    named = rf"^The table of labels, partition {key} has a column 'partition' .* in {path.parent} .*partition_column="
+    with pytest.raises(InputError, match=named):
+        io.load_input(loading(key))
+    # As DuckDB and Polars show it.
+    shown = duckdb.sql(f"FROM read_parquet('{tmp_path}/labels/**/*.parquet', hive_types_autocast = false)")
+    assert shown.to_arrow_table()["partition"].to_pylist() == [key] * 2
+    schema = {"partition": pl.String}
+    found = pl.read_parquet(f"{tmp_path}/labels/**/*.parquet", hive_partitioning=True, hive_schema=schema)
+    assert found["partition"].to_list() == [key] * 2
     other = HiveParquetIOManager(root=str(tmp_path), partition_column="on")
-    assert other.load_input(store(other, table, key)).to_pydict() == {**table.to_pydict(), "on": [key] * 2}
+    assert run(other, frame, key) == []
+    assert other.load_input(loading(key)).to_pydict() == {**table.to_pydict(), "on": [key] * 2}
+
+
+def batches(*tables: pa.Table) -> pa.RecordBatchReader:
+    """Return the tables as a stream, which is read once."""
+    parts = [part for table in tables for part in table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]]
+    return pa.RecordBatchReader.from_batches(tables[0].schema, iter(parts))
+
+
+def test_a_table_is_looked_at_to_its_end_and_a_stream_that_changes_its_mind_is_refused(tmp_path: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
+    week = pa.table({"partition": [date(2026, 1, 1)] * 5_000 + [date(2026, 1, 2)] * 5_000, "key": range(10_000)})
+    assert len(run(io, week, key)) == 1
+    [path] = tmp_path.rglob("*.parquet")
+    assert pq.ParquetFile(path).read().equals(week)
+    with pytest.raises(InputError, match=r"column 'partition' that first repeats the key.*partition_column="):
+        store(io, batches(week), key)
+    # What was stored stays.
+    assert pq.ParquetFile(path).read().equals(week)
+    # The other way round it is stored, as by its first rows.
+    back = week.sort_by([("key", "descending")])
+    assert len(run(io, lambda: batches(back), key)) == 1
+    assert pq.ParquetFile(path).read().equals(back)
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.list_(pa.int64())])
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_table_without_rows_says_nothing_of_the_key_and_is_loaded(
+    tmp_path: Any, kind: pa.DataType, is_stream: bool
+) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
+    table = pa.table({"partition": pa.array([], kind), "key": pa.array([], pa.int64())})
+    assert run(io, (lambda: batches(table, table)) if is_stream else table, key) == []
+    assert io.load_input(loading(key)).schema == pa.schema({"key": pa.int64(), "partition": pa.string()})
+    # As version 0.1.0 stored it.
+    [path] = tmp_path.rglob("*.parquet")
+    pq.write_table(table, path)
+    assert io.load_input(loading(key)).schema == pa.schema({"key": pa.int64(), "partition": pa.string()})
+
+
+def test_labels_with_a_column_named_as_the_partitions_land_and_the_run_warns(make: Any, tmp_path: Any) -> None:
+    io = HiveParquetIOManager(root=str(tmp_path / "tables"), partition_column="ticket_id")
+    location = make(*labeled(partitions_def=DAILY, frame="arrow"), resources={"io_manager": io})
+    result = location.land(partition="2026-01-02")
+    assert result.success
+    [path] = (tmp_path / "tables" / LABELS).rglob("*.parquet")
+    stored = pq.ParquetFile(path).read()["ticket_id"].to_pylist()
+    assert sorted(stored) == [f"2026-01-02-{n}" for n in range(3)]
+    said = [entry.user_message for entry in location.instance.all_logs(result.run_id) if entry.level == logging.WARNING]
+    assert any(f"The table of {LABELS}, partition 2026-01-02 has a column 'ticket_id'" in text for text in said)
+
+
+class SparkFrame:
+    """A table as Spark has it: written by Spark, which stores where no other file system does."""
+
+    def __init__(self) -> None:
+        self.stored: list[str] = []
+
+    mapInArrow = None  # noqa: N815 -- as Spark names it
+
+    @property
+    def write(self) -> SparkFrame:
+        return self
+
+    def mode(self, kind: str) -> SparkFrame:
+        assert kind == "overwrite"
+        return self
+
+    def parquet(self, folder: str) -> None:
+        self.stored.append(folder)
+
+
+@pytest.mark.filterwarnings("ignore:UPath .dbfs:UserWarning")
+@pytest.mark.parametrize("root", ["hdfs://nowhere/lake", "viewfs://lake", "wasbs://lake@nowhere/a", "dbfs:/lake"])
+def test_what_spark_stored_where_nothing_else_can_is_stored_and_the_run_warns_of_an_older_table(root: str) -> None:
+    frame = SparkFrame()
+    [warning] = run(HiveParquetIOManager(root=root), frame, "日本")
+    assert frame.stored == [f"{root}/labels/partition=日本"]
+    assert f"an older one in {root}/labels/partition={quote('日本')} cannot be told" in warning
+    # No older version named that one otherwise.
+    assert run(HiveParquetIOManager(root=root), frame, "a/b") == []
+
+
+def test_a_key_whose_older_name_was_too_long_is_stored_and_loaded_and_nothing_is_said(tmp_path: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "日" * 60
+    with pytest.raises(FileNotFoundError, match=key):
+        io.load_input(loading(key))
+    assert run(io, pa.table({"key": [1]}), key) == []
+    assert io.load_input(loading(key)).to_pydict() == {"key": [1], "partition": [key]}
+
+
+def test_a_damaged_table_of_an_older_version_is_told_of(tmp_path: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "día ☀"
+    store(io, pa.table({"key": [1]}), key)
+    older = Path(io.folder(KEY, key)).rename(tmp_path / "labels" / f"partition={quote(key, safe=' ')}")
+    table = older / "table.parquet"
+    table.write_bytes(table.read_bytes()[:-20])
+    with pytest.raises(InputError, match=rf"^The table of labels, partition {key} is damaged: the bytes in {older} "):
+        io.load_input(loading(key))
+
+
+class Flat(HiveParquetIOManager):
+    """Names folders in a way of its own."""
+
+    def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
+        return f"{self.root}/flat/{asset.path[-1]}-{partition}"
+
+
+def test_a_derived_class_says_where_a_table_is_and_no_folder_of_another_is_touched(tmp_path: Any) -> None:
+    io, key = Flat(root=str(tmp_path)), "día"
+    beside = tmp_path / "labels" / f"partition={quote(key)}" / "table.parquet"
+    beside.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"key": [0]}), beside)
+    with pytest.raises(FileNotFoundError, match=f"flat/labels-{key}"):
+        io.load_input(loading(key))
+    assert run(io, pa.table({"key": [1]}), key) == []
+    assert {*tmp_path.rglob("*.parquet")} == {beside, tmp_path / "flat" / f"labels-{key}" / "table.parquet"}
+    assert io.load_input(loading(key)).to_pydict() == {"key": [1], "partition": [key]}
 
 
 @pytest.mark.parametrize("partition", ["2026-01-01", None])
