@@ -157,7 +157,7 @@ class CannotTellError(LLMBatchError):
 
 
 class PayloadError(LLMBatchError):
-    """A file could not be stored, as on a full disk. An older one of its name is as it was."""
+    """A file could not be stored, as on a full disk, and an older one of its name is as it was; or it is damaged."""
 
 
 class LedgerError(LLMBatchError):

@@ -40,7 +40,7 @@ from pydantic import Field
 
 from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.stored_files import DamagedError, FileVersion
 
@@ -259,7 +259,8 @@ class HiveParquetIOManager(CheckedIOManager):
             try:
                 table = _read_files(PayloadStore(place))
             except DamagedError as error:
-                raise InputError(
+                # No InputError, which would say that nothing is there.
+                raise PayloadError(
                     f"The table of {_named(asset, partition)} is damaged: the bytes in {place} are not those that were "
                     "written. Restore them from a backup, or materialize it again."
                 ) from error

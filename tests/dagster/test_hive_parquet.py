@@ -19,7 +19,7 @@ import pytest
 from code_location import DAILY, LABELS, labeled
 
 from dagster_llm_batch import HiveParquetIOManager
-from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.errors import InputError, PayloadError
 
 DAYS = dg.StaticPartitionsDefinition(["2026-01-01", "a/b: c=d"])
 
@@ -331,7 +331,7 @@ def test_a_damaged_table_of_an_older_version_is_told_of(tmp_path: Any) -> None:
     older = Path(io.folder(KEY, key)).rename(tmp_path / "labels" / f"partition={quote(key, safe=' ')}")
     table = older / "table.parquet"
     table.write_bytes(table.read_bytes()[:-20])
-    with pytest.raises(InputError, match=rf"^The table of labels, partition {key} is damaged: the bytes in {older} "):
+    with pytest.raises(PayloadError, match=rf"^The table of labels, partition {key} is damaged: the bytes in {older} "):
         io.load_input(loading(key))
 
 
@@ -364,5 +364,5 @@ def test_a_damaged_table_is_named_with_its_asset(tmp_path: Any, partition: str |
     table.write_bytes(table.read_bytes()[:-20])
     of_partition = f", partition {partition}" if partition else ""
     named = rf"^The table of lake/labels{of_partition} is damaged: the bytes in {folder} are .* materialize it again\.$"
-    with pytest.raises(InputError, match=named):
+    with pytest.raises(PayloadError, match=named):
         io.load_input(dg.build_input_context(**where))
