@@ -112,7 +112,9 @@ def _without_key(
 
 
 def _without(batch: pa.RecordBatch, column: str) -> pa.RecordBatch:
-    return batch.drop_columns([column]) if column in batch.schema.names else batch
+    # A file without columns would have no rows either.
+    is_beside_others = column in batch.schema.names and len(batch.schema) > 1
+    return batch.drop_columns([column]) if is_beside_others else batch
 
 
 def _are_all(values: pa.Array | pa.ChunkedArray, key: str) -> bool:
@@ -274,6 +276,7 @@ class HiveParquetIOManager(CheckedIOManager):
             raise FileNotFoundError(folder)
         if partition is None:
             return table
+        keys = pa.repeat(pa.scalar(partition, pa.string()), len(table))
         # Spark stores it, as version 0.1.0 did.
         if self.partition_column in table.column_names:
             if not _are_all(table[self.partition_column], partition):
@@ -283,8 +286,10 @@ class HiveParquetIOManager(CheckedIOManager):
                     f"{place} themselves; or give the keys another name, HiveParquetIOManager(root=…, "
                     "partition_column=…), or rename the column, and materialize it again."
                 )
+            if table.num_columns == 1:
+                return pa.table({self.partition_column: keys})
             table = table.drop_columns([self.partition_column])
-        return table.append_column(self.partition_column, pa.repeat(pa.scalar(partition, pa.string()), len(table)))
+        return table.append_column(self.partition_column, keys)
 
     def folder(self, asset: dg.AssetKey, partition: str | None = None) -> str:
         """Return where an asset, or a partition of it, is."""

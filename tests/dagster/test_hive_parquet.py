@@ -274,6 +274,13 @@ def test_a_table_without_rows_says_nothing_of_the_key_and_is_loaded(
     assert io.load_input(loading(key)).schema == pa.schema({"key": pa.int64(), "partition": pa.string()})
 
 
+def test_a_table_of_nothing_but_the_key_keeps_its_rows(tmp_path: Any) -> None:
+    io, key = HiveParquetIOManager(root=str(tmp_path)), "2026-01-01"
+    assert io.load_input(store(io, pa.table({"partition": [key] * 3}), key)).to_pydict() == {"partition": [key] * 3}
+    [path] = tmp_path.rglob("*.parquet")
+    assert pq.ParquetFile(path).read().to_pydict() == {"partition": [key] * 3}
+
+
 def test_labels_with_a_column_named_as_the_partitions_land_and_the_run_warns(make: Any, tmp_path: Any) -> None:
     io = HiveParquetIOManager(root=str(tmp_path / "tables"), partition_column="ticket_id")
     location = make(*labeled(partitions_def=DAILY, frame="arrow"), resources={"io_manager": io})
