@@ -148,6 +148,7 @@ A live Dagster on SQLite: a daemon with its sensors, which tick every 30 seconds
 of all partitions ends between two ticks; one run lands them. Beside it a run of as many partitions that does nothing,
 with the same materializations and verdicts, which a sensor asks for as soon as a file is there. It asks Dagster what
 the verdicts on each partition speak of, as Dagster's own do; the package asks once for many partitions.
+Each row is one measurement: where the machine's speed changes meanwhile, the difference of two runs swings with it.
 The last column is the time from the end to the last label, less one interval of the sensor and the empty run; the start
 of a process is in it, which one partition bears alone and many share.""",
     "money": """## Money
