@@ -129,8 +129,9 @@ def materialize_result(
     checks: Sequence[dg.AssetCheckSpec] = (),
     verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
-    """Yield the events that say that a partition is stored, with its data version and the verdicts on it; for an
-    iterator that is given to EachPartition, and at most one with verdicts.
+    """Yield the events that say that a partition is stored, with its data version and the verdicts on it.
+
+    To be yielded through EachPartition, which makes events of `Verdicts`; at most once a partition with verdicts.
     """
     # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
     if context.has_partition_key_range and not context.has_partition_key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,7 @@ from code_location import LANDING, CodeLocation, labeled, tickets
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.checks import COVERAGE
+from dagster_llm_batch.testing.emulator import Emulator
 from tests.crash.postgres import postgres
 
 # The ledger is told of so many partitions at once.
@@ -27,6 +29,16 @@ RUN = "00000000-0000-4000-8000-000000000001"
 
 def rows(context: Any) -> Any:
     return tickets(1, context.partition_key)
+
+
+def answered(emulator: Emulator, instance: dg.DagsterInstance, tmp_path: Path, **resource: Any) -> CodeLocation:
+    """A code location all of whose partitions are sent and answered."""
+    tables = HiveParquetIOManager(root=str(tmp_path / "tables"))
+    assets = labeled(rows=rows, partitions_def=PARTS)
+    location = CodeLocation(emulator, instance, *assets, resources={"io_manager": tables}, **resource)
+    assert location.submit(span=ALL).success
+    emulator.settle()
+    return location
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +68,7 @@ def cut_off(ledger_url: str) -> None:
 
 
 def test_a_run_whose_connections_to_the_ledger_are_cut_lands_all(instance, emulator, tmp_path, database):
-    location = CodeLocation(
-        emulator,
-        instance,
-        *labeled(rows=rows, partitions_def=PARTS),
-        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
-        ledger_url=database,
-    )
-    assert location.submit(span=ALL).success
-    emulator.settle()
+    location = answered(emulator, instance, tmp_path, ledger_url=database)
     cuts: list[Any] = []
 
     def cut(event: Any, _cursor: Any) -> None:
@@ -81,14 +85,7 @@ def test_a_run_whose_connections_to_the_ledger_are_cut_lands_all(instance, emula
 
 
 def test_what_has_landed_has_not_failed_where_the_ledger_cannot_be_told_of_it(instance, emulator, tmp_path):
-    location = CodeLocation(
-        emulator,
-        instance,
-        *labeled(rows=rows, partitions_def=PARTS),
-        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
-    )
-    assert location.submit(span=ALL).success
-    emulator.settle()
+    location = answered(emulator, instance, tmp_path)
     location.engine().ledger.close()
     database, judged = sa.create_engine(location.resource.places()[0]), []
 
@@ -116,14 +113,7 @@ def test_what_has_landed_has_not_failed_where_the_ledger_cannot_be_told_of_it(in
 
 
 def test_one_partition_fails_where_dagster_cannot_be_asked_what_verdicts_speak_of(instance, emulator, tmp_path):
-    location = CodeLocation(
-        emulator,
-        instance,
-        *labeled(rows=rows, partitions_def=PARTS),
-        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path / "tables"))},
-    )
-    assert location.submit(span=ALL).success
-    emulator.settle()
+    location = answered(emulator, instance, tmp_path)
     storage = instance.event_log_storage
     fetch, asked = storage.fetch_materializations, []
 
