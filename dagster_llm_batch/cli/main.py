@@ -97,32 +97,44 @@ class _Commands(click.Group):
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:
                 # It also takes the free descriptor, which a file of ours would get else, and libraries might write to.
-                setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
-        return super().main(*args, **kwargs)
+                _drop(name)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # A person needs no trace of a disk that is full or read-only; click handles a pipe that closes.
+            if error.errno not in _DISK:
+                raise
+            place = "" if error.filename is None else f" {error.filename}"
+            click.echo(f"Could not write{place}: {error.strerror}. What is recorded stays.", err=True)
+            # Python would try to write the rest again as it exits, and print two lines of its own.
+            _drop("stdout")
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. Ctrl-C ends it in one line, and with a code that no refusal has."""
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                # A write fails at the flush. At Python's exit it would end with code 120 and a message of Python's.
+                sys.stdout.flush()
         except _interrupts() as error:
             # At a question, click gives both Ctrl-C and the answer no as an Abort.
             if isinstance(error, click.Abort) and not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             click.echo("\nInterrupted. What is recorded stays, and the same command goes on from there.", err=True)
             ctx.exit(_INTERRUPTED)
-        except OSError as error:
-            # Of a disk that is full or may not be written, a person needs no trace; click knows a pipe that closes.
-            if error.errno not in _DISK:
-                raise
-            place = "" if error.filename is None else f" {error.filename}"
-            click.echo(f"Could not write{place}: {error.strerror}. What is recorded stays.", err=True)
-            ctx.exit(1)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a line for each command, from what is known without importing it."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+def _drop(name: str) -> None:
+    """Make sys.stdout or sys.stderr, as named, take all that is written and keep nothing of it."""
+    setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until Python exits
 
 
 def _interrupts() -> tuple[type[BaseException], ...]:

@@ -125,12 +125,16 @@ def test_at_a_question_ctrl_c_has_a_code_that_a_no_has_not(project, answer, code
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"]])
-def test_a_full_disk_is_told_in_one_line(project, words):
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"], ["--help"], ["list", "--help"]])
+def test_a_full_disk_is_told_in_one_line(project, words, unbuffered):
     project.submit()
+    command = [SCRIPT, *words]
+    if "--help" not in words:
+        command += ["--ledger", project.ledger, "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     with Path("/dev/full").open("w") as full:
-        where = ["--ledger", project.ledger, "--payloads", f"{project.batches}/payloads", "--namespace", "test"]
-        ended = subprocess.run([SCRIPT, *words, *where], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     assert (ended.returncode, ended.stderr) == (
         1,
         "Could not write: No space left on device. What is recorded stays.\n",

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 from google.oauth2.credentials import Credentials
 
+from tests.archives import unpack_archive
 from tests.golden.corpus import tickets
 from tests.golden.filed import Filed, KilledError, answer, recorded
 from tests.golden.fixed_workspace import FixedWorkspace
@@ -276,8 +277,7 @@ def write() -> None:
 
 def unpack(name: str, folder: Path) -> Kept:
     """Unpack a store into a folder."""
-    with tarfile.open(STORES / f"{name}.tar.gz") as files:
-        files.extractall(folder, filter="data")
+    unpack_archive(STORES / f"{name}.tar.gz", folder)
     made = json.loads((folder / "made.json").read_text())
     return Kept(float(made["at"]), [(vendor, state) for vendor, state in made.get("cases", cases(OF_BEFORE))])
 

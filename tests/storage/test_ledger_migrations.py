@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import tarfile
 import threading
 from collections import Counter
 from decimal import Decimal
@@ -30,6 +29,7 @@ from dagster_llm_batch.storage.ledger.migrations import LATEST, MIGRATIONS
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.ledger.schema import METADATA
 from dagster_llm_batch.storage.payloads import PayloadStore
+from tests.archives import unpack_archive
 
 HERE = Path(__file__).parent
 PUBLISHED = {1: "256cb0b7c7eb4dfe"}
@@ -185,8 +185,7 @@ def test_every_shard_of_version_1_takes_its_next_move(version_1):
 
 def test_work_of_version_1_goes_on_and_nothing_of_it_is_run_again(version_1, tmp_path):
     home, ran = tmp_path / "home", tmp_path / "ran"
-    with tarfile.open(HERE / "version_1.tar.gz") as files:
-        files.extractall(home, filter="data")
+    unpack_archive(HERE / "version_1.tar.gz", home)
     labeler = HERE.parent / "providers" / "labeler.py"
     words = [sys.executable, "-S", str(labeler), "-i", "{input}", "-o", "{output}", "--model", "{model}"]
     command = CommandProvider([*words, "--runs", str(ran)], str(home / "command"), account="the labeler")
