@@ -29,6 +29,8 @@ REQUIREMENT_SETS = ("example", "dev")
 _GOLD = "vaderSentiment-2.5.tar.gz"
 _BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 _PYTHON = _BIN / ("python.exe" if os.name == "nt" else "python")
+_SYSTEM_CERTS = VENV / ".bootstrap-system-certs"
+"""Made where only the system's certificates, and not those of uv, know the package index, as behind a proxy."""
 
 
 class BootstrapError(Exception):
@@ -60,6 +62,8 @@ def ensure(requirements: str = "example") -> bool:
     """Make the environment ready and say whether anything had to be done. Raises BootstrapError."""
     if requirements not in REQUIREMENT_SETS:
         raise BootstrapError(f"there are no requirements {requirements!r}; known: {', '.join(REQUIREMENT_SETS)}.")
+    if _SYSTEM_CERTS.exists():
+        os.environ.setdefault("UV_SYSTEM_CERTS", "1")
     stamp, wanted = VENV / f".bootstrap-{requirements}", _digest(requirements)
     gold = CACHE / _GOLD
     if _PYTHON.exists() and gold.exists() and stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
@@ -193,10 +197,15 @@ def _quiet(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 def _run(command: list[str], failed: str) -> None:
     done = _quiet(command)
+    if done.returncode != 0 and "--system-certs" in done.stderr and "UV_SYSTEM_CERTS" not in os.environ:
+        _say("uv does not know the package index's certificate: trying again with the system's certificates")
+        os.environ["UV_SYSTEM_CERTS"] = "1"
+        done = _quiet(command)
+        if done.returncode == 0:
+            _SYSTEM_CERTS.touch()
     if done.returncode != 0:
         said = (done.stdout + done.stderr).strip()
-        flag = "\nIn place of that flag, set UV_SYSTEM_CERTS=1 and run this again." if "--system-certs" in said else ""
-        raise BootstrapError(f"{failed}. `{' '.join(command)}` said:\n{said}{flag}")
+        raise BootstrapError(f"{failed}. `{' '.join(command)}` said:\n{said}")
 
 
 def _say(message: str) -> None:

@@ -67,11 +67,12 @@ def test_a_command_that_is_unknown_is_refused_before_anything_is_set_up(project)
     assert {path for path in project.rglob("*") if "__pycache__" not in path.parts} == before
 
 
-def set_up(project: Path) -> subprocess.CompletedProcess[str]:
-    """Run the set-up with this environment's uv, which may reach no network."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+def set_up(project: Path, programs: Path = Path(sys.executable).parent) -> subprocess.CompletedProcess[str]:
+    """Run the set-up with the uv among these programs, this environment's by default; it reaches no network."""
+    dropped = ("PYTHONPATH", "VIRTUAL_ENV", "UV_SYSTEM_CERTS")
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     uv = {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(project / "cache"), "UV_LINK_MODE": "copy"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, project / "example_project" / "bootstrap.py"]
     return subprocess.run(command, env={**kept, **uv, "PATH": path}, capture_output=True, text=True, check=False)
 
@@ -103,3 +104,24 @@ def test_after_a_whole_set_up_packages_are_not_installed_anew(project):
     (project / ".venv" / ".bootstrap-example").unlink()  # as if the requirements had changed
     assert set_up(project).returncode == 0
     assert module.read_text() == "mine = True"
+
+
+def test_an_index_that_only_the_systems_certificates_know_is_asked_with_them(project):
+    uv = project / "programs" / "uv"
+    uv.parent.mkdir()
+    uv.write_text(
+        "#!/bin/sh\n"
+        f"echo certs=$UV_SYSTEM_CERTS $* >> {project}/asked\n"
+        'if [ "$1" = pip ] && [ -z "$UV_SYSTEM_CERTS" ]; then\n'
+        "    echo 'hint: use the `--system-certs` command-line flag' >&2; exit 2\n"
+        "fi\n"
+        f'exec {Path(sys.executable).with_name("uv")} "$@"\n'
+    )
+    uv.chmod(0o755)
+    first = set_up(project, uv.parent)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert imports_tiny(project)
+    (project / "asked").unlink()
+    (project / ".venv" / ".bootstrap-example").unlink()
+    assert set_up(project, uv.parent).returncode == 0
+    assert all(line.startswith("certs=1 ") for line in (project / "asked").read_text().splitlines() if "pip" in line)
