@@ -84,14 +84,17 @@ class CodeLocation:
     def _sensors_of(self, datasets: Iterable[Dataset]) -> list[dg.SensorDefinition]:
         """Return the sensors that can ask for runs that land the labels of any of these."""
         keys = {dataset.key for dataset in datasets}
-        return [
-            sensor
-            for sensor in self._repository.sensor_defs
-            if any(
-                keys & self._repository.get_job(target.job_name).asset_layer.selected_asset_keys
-                for target in sensor.targets
-            )
-        ]
+        return [sensor for sensor in self._repository.sensor_defs if keys & self._asked_for(sensor)]
+
+    def _asked_for(self, sensor: dg.SensorDefinition) -> AbstractSet[dg.AssetKey]:
+        """Return the assets that a sensor can ask runs for: of its jobs, or of its selection."""
+        # Conditions do not poll: where one asks for a run, it does so before or after the labels can land.
+        if isinstance(sensor, dg.AutomationConditionSensorDefinition):
+            return set()
+        if sensor.asset_selection is not None:
+            return sensor.asset_selection.resolve(self._repository.asset_graph)
+        jobs = (self._repository.get_job(target.job_name) for target in sensor.targets)
+        return {key for job in jobs for key in job.asset_layer.selected_asset_keys}
 
     def standstill(self) -> Advice | None:
         """Return why nobody sends what waits, or lands what is answered; None where somebody does.

@@ -7,11 +7,10 @@ from typing import Any
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import Dataset, datasets_in
-from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.annotations import new_annotations
+from dagster_llm_batch.sensors.looked_after import LookedAfter
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
 from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
 from dagster_llm_batch.sensors.tick import Tick
@@ -77,14 +76,12 @@ def bounded_sensor(
     run_tags: Mapping[str, str] | None,
 ) -> dg.SensorDefinition:
     """Return the sensor of `build_llm_batch_sensor`, whose ticks do as much as `bounds` says."""
+    looked_after = LookedAfter(resource_key, dg.AssetSelection.all())
 
     @dg.sensor(
         name=name,
-        target=(
-            dg.AssetSelection.tag(ROLE_TAG, "labels")
-            | dg.AssetSelection.tag(ROLE_TAG, "rejects")
-            | dg.AssetSelection.tag(ROLE_TAG, "annotation")
-        ),
+        # Of a `target` Dagster makes one job, whose assets must all have the same partitions.
+        asset_selection=looked_after,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         required_resource_keys={resource_key},
@@ -98,9 +95,12 @@ def bounded_sensor(
         if not isinstance(resource, LLMBatchResource):
             msg = f"The resource '{resource_key}' is a {type(resource).__name__}; it must be an LLMBatchResource."
             raise dg.DagsterInvalidDefinitionError(msg)
-        engine, datasets = resource.engine(), _datasets_in(context, resource_key)
+        assert context.repository_def is not None
+        graph = context.repository_def.asset_graph
+        engine, datasets = resource.engine(), looked_after.datasets(graph)
+        named = looked_after.of_resource(graph)
         for dataset in datasets.values():
-            dataset.check_former_names(datasets)
+            dataset.check_former_names(named)
             engine.take_over(dataset.labeling)
         labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
         tick = Tick(context, engine, labels, bounds)
@@ -143,13 +143,6 @@ def bounded_sensor(
         return dg.SensorResult(run_requests=requests)
 
     return llm_batch_sensor
-
-
-def _datasets_in(context: dg.SensorEvaluationContext, resource_key: str) -> dict[str, Dataset]:
-    """Return the labeled datasets of this code location that use this LLMBatchResource, by name."""
-    assert context.repository_def is not None
-    datasets = datasets_in(context.repository_def.assets_defs_by_key.values())
-    return {name: dataset for name, dataset in datasets.items() if dataset.resource_key == resource_key}
 
 
 def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:
