@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import sqlalchemy as sa
 from code_location import LABELS, CodeLocation, labeled
 from dagster._core.definitions.run_request import InstigatorType
+from dagster._core.errors import DagsterUserCodeProcessError
 from dagster._core.remote_origin import (
     ManagedGrpcPythonEnvCodeLocationOrigin,
     RemoteInstigatorOrigin,
     RemoteRepositoryOrigin,
 )
+from dagster._core.remote_representation.external_data import SensorExecutionErrorSnap
 from dagster._core.scheduler.instigation import (
     InstigatorState,
     InstigatorStatus,
@@ -23,10 +26,13 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
-from dagster_shared.error import SerializableErrorInfo
+from dagster._grpc.impl import get_external_sensor_execution
+from dagster._utils.error import serializable_error_info_from_exc_info
+from test_batch_sensor import change
 from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Resend, build_llm_batch_alert_sensor
+from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.testing.emulator import RowFault
 
 
@@ -62,14 +68,37 @@ def location(stored, emulator):
     return CodeLocation(emulator, stored, *labeled(resend=Resend(max_waves=1)))
 
 
-def failed_tick(instance: dg.DagsterInstance, name: str, error: str) -> None:
-    """What the daemon stores of a sensor's look that failed."""
-    origin = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x.py")
+ORIGIN = ManagedGrpcPythonEnvCodeLocationOrigin(LoadableTargetOrigin(python_file="x.py"), "x.py")
+
+
+def error_of_tick(instance: dg.DagsterInstance, repository: dg.RepositoryDefinition, name: str) -> Any:
+    """The error of a sensor that fails in Dagster's own evaluation, as the daemon gets it from the code location."""
+    result = get_external_sensor_execution(
+        repository, ORIGIN, instance.get_ref(), name, None, None, None, None, time.time()
+    )
+    assert isinstance(result, SensorExecutionErrorSnap), result
+    try:
+        raise DagsterUserCodeProcessError.from_error_info(result.error)
+    except DagsterUserCodeProcessError:
+        return serializable_error_info_from_exc_info(sys.exc_info())
+
+
+def failed_tick(
+    instance: dg.DagsterInstance, name: str, error: str, repository: dg.RepositoryDefinition | None = None
+) -> None:
+    """Store a failed tick as the daemon does: of the sensor of a repository, or of one that raises `error`."""
+
+    @dg.sensor(name=name)
+    def failing(_context: dg.SensorEvaluationContext) -> None:
+        raise LLMBatchError(error)
+
+    repository = repository or dg.Definitions(sensors=[failing]).get_repository_def()
+    origin = ORIGIN
     sensor = RemoteInstigatorOrigin(RemoteRepositoryOrigin(origin, "__repository__"), name)
     state = InstigatorState(sensor, InstigatorType.SENSOR, InstigatorStatus.RUNNING, SensorInstigatorData())
     if instance.get_instigator_state(state.instigator_origin_id, state.selector_id) is None:
         instance.add_instigator_state(state)
-    told = SerializableErrorInfo(error, [], "Error")
+    told = error_of_tick(instance, repository, name)
     which = (state.instigator_origin_id, name, InstigatorType.SENSOR, TickStatus.FAILURE, time.time())
     instance.create_tick(TickData(*which, error=told, selector_id=state.selector_id))
 
@@ -86,6 +115,18 @@ def test_a_failed_tick_is_told_once_with_its_reason_and_those_of_other_sensors_a
     alerts.tick()
     alerts.tick()
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["overdue", "again"]
+
+
+def test_a_tick_that_needs_a_person_is_told_with_its_reason_and_the_next_command(location):
+    alerts = Alerts(location)
+    alerts.tick()
+    location.submit()
+    change(location, "submitted_at = '2026-01-01 00:00:00.000000'")
+    failed_tick(location.instance, "llm_batch_sensor", "", location.repository)
+    alerts.tick()
+    [text] = alerts.told
+    assert text.startswith(f"llm_batch_sensor: its tick failed. {LABELS} needs a person: batch ")
+    assert "which is overdue. Look at the provider's console. `dagster-llm-batch resolve " in text
 
 
 def test_a_failed_check_is_told_once_with_what_it_says(location):
