@@ -29,7 +29,7 @@ from dagster_llm_batch.exports.fine_tuning import (
     provenance_path,
     write_example_lines,
 )
-from dagster_llm_batch.exports.tables import FORMATS, STREAMED, form_of, judgment_table, write_table
+from dagster_llm_batch.exports.tables import FORMATS, STREAMED, count_formulas, form_of, judgment_table, write_table
 from dagster_llm_batch.storage.ledger.judgments import standing_judgments
 from dagster_llm_batch.storage.ledger.records import Submission
 
@@ -94,7 +94,8 @@ def export_command(
     rendered as for a submission, and only those whose request has a label are written, each request once. Mistakes are
     read from where the evaluation's IO manager stored them.
 
-    In CSV a text that a spreadsheet would take for a formula (it starts with = + - @) has an apostrophe before it.
+    In CSV a text that a spreadsheet would take for a formula (it starts with = + - @) gets an apostrophe before it. A
+    line on standard error gives the number of such texts.
     """
     form = form or _form(output)
     if what == "fine-tuning" and form == "jsonl":
@@ -262,6 +263,12 @@ def _write_examples(examples: Iterator[Example], output: str) -> int:
 
 
 def _write_table(table: pa.Table, output: str, form: str) -> int:
+    if form == "csv" and (changed := count_formulas(table)):
+        click.echo(
+            f"{counted(changed, 'text', 'texts')} got an apostrophe in front, since a spreadsheet would run "
+            f"{'it' if changed == 1 else 'them'} as a formula. For unchanged texts export to Parquet or JSON lines.",
+            err=True,
+        )
     if output == "-":
         STREAMED[form](table, sys.stdout.buffer)
         return len(table)

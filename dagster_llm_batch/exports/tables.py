@@ -31,7 +31,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, MissingExtraError
 from dagster_llm_batch.exports.files import whole
 from dagster_llm_batch.storage.ledger.records import Judgment
 
-__all__ = ["FORMATS", "STREAMED", "form_of", "json_line", "judgment_table", "write_table"]
+__all__ = ["FORMATS", "STREAMED", "count_formulas", "form_of", "json_line", "judgment_table", "write_table"]
 
 _Features = Mapping[str, tuple[list[Any], str]]
 _ENDINGS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".tfrecord": "tfrecord"}
@@ -167,10 +167,21 @@ _FORMULA = r"^[=+\-@\t\r\n\x{FF1D}\x{FF0B}\x{FF0D}\x{FF20}]"
 _NUMBER = r"^[+-]?[0-9]+([.,][0-9]+)?$"
 
 
+def count_formulas(table: pa.Table) -> int:
+    """Return how many texts of the table get an apostrophe in CSV."""
+    columns = [table[field.name] for field in table.schema if _is_text(field.type)]
+    return sum(pc.sum(_are_formulas(column.cast(pa.large_string()))).as_py() or 0 for column in columns)
+
+
+def _are_formulas(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_number = pc.match_substring_regex(texts, _NUMBER)
+    return pc.and_(pc.match_substring_regex(texts, _FORMULA), pc.invert(is_number))
+
+
 def _without_formulas(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Put an apostrophe before each text that a spreadsheet would take for a formula."""
     plain = texts.cast(pa.large_string())
-    risky = pc.and_(pc.match_substring_regex(plain, _FORMULA), pc.invert(pc.match_substring_regex(plain, _NUMBER)))
+    risky = _are_formulas(plain)
     apostrophe, nothing = (pa.scalar(text, pa.large_string()) for text in ("'", ""))
     return pc.if_else(risky, pc.binary_join_element_wise(apostrophe, plain, nothing), plain)
 

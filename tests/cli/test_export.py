@@ -200,3 +200,14 @@ def test_answers_of_a_definition_before_are_exported_with_its_columns_and_prompt
     assert "is a submission of 'ticket_labels', not of 'daily_labels'" in other
     both = project.on_file("export", "daily_labels", *old[1:], "-p", DAYS[0], "-o", "x.csv", code=2).stderr
     assert "--submission names one submission of a labeled asset" in both
+
+
+def test_an_export_to_csv_tells_how_many_texts_got_an_apostrophe(project):
+    project.emulator.inject(RowFault(containing="all 1", status_code=400, message="no"))
+    project.change('"ticket_id": f"{prefix}-{n}"', '"ticket_id": f"={prefix}-{n}"')
+    project.land()
+    told = project.on_file("export", "ticket_labels", "-o", "labels.csv").stderr
+    assert "2 texts got an apostrophe in front, since a spreadsheet would run them as a formula" in told
+    with (project.folder / "labels.csv").open() as file:
+        assert [row["ticket_id"] for row in csv.DictReader(file)] == ["'=all-0", "'=all-2"]
+    assert "apostrophe" not in project.on_file("export", "ticket_labels", "-o", "labels.parquet").stderr
