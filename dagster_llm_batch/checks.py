@@ -18,6 +18,7 @@ from dagster_llm_batch._dagster_private import CheckTarget, check_target, last_e
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
+from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
 from dagster_llm_batch.errors import ConfigError
@@ -25,7 +26,7 @@ from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.text import money_text, plain_words
-from dagster_llm_batch.types import Outcome
+from dagster_llm_batch.types import SKIPPED, Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
@@ -61,6 +62,8 @@ NOT_JUDGED = "llm_batch/not_judged"
 _EMPTY = "nothing has landed"
 
 _ALL_SENT = Unsent()
+
+_NOT_ANSWERED = (Outcome.CANCELED.value, Outcome.EXPIRED.value, Outcome.MISSING.value)
 
 _ERROR, _WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 
@@ -192,6 +195,7 @@ def verdicts(
     coverage = _share(COVERAGE, figures.labeled, rows, wanted.min_coverage, "rows have a label")
     if figures.skipped:
         coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
+    coverage = _with_reason(coverage, figures)
     if waiting := figures.waiting:
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
         then = f"`{retry_command(status.submission)}` asks again, and shows the price first."
@@ -204,7 +208,11 @@ def verdicts(
         coverage = replace(fail_with(coverage, f"Stopped: {unsent.stopped}"), severity=_ERROR)
     return [
         coverage,
-        _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
+        _with_reason(
+            _share(PARSE_RATE, figures.labeled, replies, wanted.min_parse_rate, "replies fit"),
+            figures,
+            Outcome.INVALID.value,
+        ),
         _beside_reported(
             CheckOutcome(
                 SPEND,
@@ -363,6 +371,28 @@ def _share(name: str, part: int, whole: int, least: float, subject: str) -> Chec
         description=f"{part:,} of {whole:,} {subject} ({share:.1%}); at least {least:.0%} wanted.",
         metadata={f"llm_batch/{name}": share},
     )
+
+
+def _with_reason(outcome: CheckOutcome, figures: LabelStats, only: str | None = None) -> CheckOutcome:
+    """Return a failed outcome with the most frequent reason of the rejects, or of those with the outcome `only`.
+
+    Reasons for which rows wait for a person have a sentence of their own.
+    """
+    if outcome.passed:
+        return outcome
+    counted = {
+        (kind, reason): rows
+        for (kind, reason), rows in figures.reasons.items()
+        if kind != SKIPPED and only in (None, kind) and not (reason or "").startswith(WAITING)
+    }
+    if not counted:
+        return outcome
+    (kind, reason), most = max(counted.items(), key=lambda item: item[1])
+    rejected = figures.outcomes[only] if only else figures.rejected - figures.skipped
+    words = plain_words(reason or "").rstrip(".")
+    # A reason tells what a batch was stopped for, and its outcome that it was.
+    named = words if words and (kind not in _NOT_ANSWERED or kind in words) else f"{kind}: {words}".rstrip(": ")
+    return replace(outcome, description=f"{outcome.description} {most:,} of {rejected:,}: {named}.")
 
 
 @dataclass(frozen=True)

@@ -214,9 +214,34 @@ def test_coverage_counts_rows_and_parse_rate_counts_replies(make, emulator):
         if event.event_type_value == "ASSET_CHECK_EVALUATION"
     }
     assert told["coverage"].description == "1 of 3 rows have a label (33.3%); at least 30% wanted."
-    assert told["parse_rate"].description == "1 of 2 replies fit (50.0%); at least 90% wanted."
+    assert told["parse_rate"].description.startswith(
+        "1 of 2 replies fit (50.0%); at least 90% wanted. 1 of 1: the reply was cut at its token limit"
+    )
     assert told["coverage"].metadata["llm_batch/coverage"].value == pytest.approx(1 / 3)
     assert told["spend"].metadata["llm_batch/cost_usd"].value > 0
+
+
+def test_a_failed_check_has_the_most_frequent_reason_and_how_many_rows_have_it(make, emulator):
+    emulator.inject(RowFault(containing="t-4?", status_code=500, message="the engine is overloaded"))
+    emulator.inject(RowFault(containing="Subject", status_code=400, message="unknown parameter 'top_q'"))
+    location = make(*labeled(rows=lambda _: tickets(5), resend=Resend(max_waves=1)))
+    landed = location.land()
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert coverage.description.startswith("0 of 5 rows have a label (0.0%); at least 95% wanted. 4 of 5: ")
+    assert "unknown parameter 'top_q'" in coverage.description
+
+
+def test_the_check_of_a_canceled_partition_says_that_it_was_canceled(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    location.submit(partition=DAYS[0])
+    engine = location.engine()
+    engine.cancel(engine.latest(LABELS, DAYS[0]).submission_id)
+    engine.ledger.close()
+    emulator.settle()
+    landed = location.collect(partition=DAYS[0])
+    [coverage] = [one for one in landed.get_asset_check_evaluations() if one.check_name == "coverage"]
+    assert not coverage.passed
+    assert "canceled" in coverage.description
 
 
 @pytest.mark.parametrize(
