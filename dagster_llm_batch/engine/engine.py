@@ -129,7 +129,7 @@ class Engine:
         """Give all that was submitted as `old` to `new`; return the partitions that were given, and those that stay.
 
         A partition of `new` that has submissions of its own stays as it is. Nothing is sent or lost: what is under way
-        lands as `new`, and what was answered is not asked again.
+        lands as `new`, landed labels land once more as `new`, and what was answered is not asked again.
         """
         if old == new:
             raise ConfigError(f"'{old}' is given the name that it has. Nothing was changed.")

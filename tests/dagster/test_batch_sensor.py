@@ -539,3 +539,24 @@ def test_a_resource_of_another_kind_is_refused_with_its_name(make):
     location.resources["llm_batch"] = dg.ResourceDefinition.hardcoded_resource("x")
     with pytest.raises(dg.DagsterInvalidDefinitionError, match="'llm_batch' is a str; it must be an LLMBatchResource"):
         location.tick()
+
+
+def test_labels_that_had_landed_land_once_more_as_the_new_name_of_their_dataset_and_are_not_paid_again(
+    make, instance, emulator
+):
+    before = make(*labeled(partitions_def=DAILY))
+    for day in DAYS[:2]:
+        before.submit(partition=day)
+        emulator.settle()
+        before.launch(tick(before).run_requests[0])
+    after = CodeLocation(
+        emulator,
+        instance,
+        *labeled(name="topics", partitions_def=DAILY, resend=Resend(former_names=[LABELS])),
+    )
+    [request] = tick(after).run_requests
+    assert asked(tick(after)) == [(DAYS[0], DAYS[1])]
+    after.launch(request)
+    assert after.landed("topics") == set(DAYS[:2])
+    assert tick(after).run_requests == []
+    assert len(emulator.books.batches) == 2

@@ -439,7 +439,8 @@ class Ledger(LedgerQueries):
         """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
 
         A partition in which `new` has submissions stays: its answers are those of `new`, and of two that are under way
-        nobody could say which one counts. Files stay where they are; the ledger has the path of each.
+        nobody could say which one counts. Files stay where they are; the ledger has the path of each. The newest labels
+        of each partition that was given land again, as `new`.
         """
         old_ones = sa.select(SUBMISSION.c.submission_id).where(
             SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == old

@@ -219,7 +219,8 @@ def rename_submissions(
 ) -> tuple[list[str], list[str]]:
     """Give the submissions of `old` to `new`; return the partitions that were given, and those that were not.
 
-    Those in which `new` has submissions are not: see `Ledger.rename_asset`.
+    Those in which `new` has submissions are not: see `Ledger.rename_asset`. The newest submission of each that was
+    given is undelivered again, since its labels have not landed as `new`.
     """
     own = sa.select(SUBMISSION.c.partition).where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == new)
     is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
@@ -227,8 +228,11 @@ def rename_submissions(
     taken = set(connection.execute(own).scalars())
     places = {row.submission_id: row.partition for row in connection.execute(query)}
     moved = [submission_id for submission_id, partition in places.items() if partition not in taken]
+    newest = {partition: submission_id for submission_id, partition in places.items()}
     for submission_id in moved:
         connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "asset": new})
+        if newest[places[submission_id]] == submission_id:
+            connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "delivered_at": None})
     if moved:
         # Who was erased as `old` stays so as `new`.
         columns = [column for column in TOMBSTONE.c if column is not TOMBSTONE.c.tombstone_id]
