@@ -78,7 +78,7 @@ class ProviderResource(CheckedResource):
     def named(self, name: str) -> Self:
         """Return these settings for the provider of this name, with the environment read.
 
-        Dagster reads it for resources in fields of their own; not for those within a mapping. Raises ConfigError for a
+        Dagster does not read it: what is not set for one provider must not stop the others. Raises ConfigError for a
         variable that is not set.
         """
         values = {field: _read(vars(self)[field], f"{name}: {field}") for field in type(self).model_fields}
@@ -145,9 +145,14 @@ def _read(value: Any, what: str) -> Any:
         return [_read(part, what) for part in value]
     if not isinstance(value, _VARIABLES):
         return value
-    if (found := value.get_value()) is None:
-        variable = value.env_var_name if isinstance(value, dg.EnvVar) else value.name
-        raise ConfigError(f"{what} comes from the environment variable {variable}, which is not set.")
+    source = f"{what} comes from the environment variable {value.env_var_name}"
+    try:
+        found = value.get_value()
+    except ValueError:
+        # Its message has the value.
+        raise ConfigError(f"{source}, which holds no whole number. Set it to one where Dagster runs.") from None
+    if found is None:
+        raise ConfigError(f"{source}, which is not set. Set it where Dagster runs.")
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -221,6 +223,22 @@ class LLMBatchResource(CheckedResource):
         parts = urlsplit(self.ledger_url or "")
         has_secret = bool(parts.query) or "@" in parts.netloc
         return super()._plain_secrets() - (set() if has_secret else {"ledger_url"})
+
+    @contextmanager
+    def _resolve_and_update_nested_resources(self, context: dg.InitResourceContext) -> Iterator[Any]:
+        """See ConfigurableResource. Leaves the environment of providers to `named`, which reads it for each apart.
+
+        Dagster reads it for all of them together: a variable of one that is not set would stop the datasets of all.
+        """
+        as_given = {
+            name: dg.ResourceDefinition.hardcoded_resource(resource)
+            for name, resource in self.nested_resources.items()
+            if isinstance(resource, ProviderResource)
+        }
+        # Dagster resolves what it finds in the fields, and a copy of these is not validated.
+        unread = self.model_copy(update=as_given)
+        with super(LLMBatchResource, unread)._resolve_and_update_nested_resources(context) as resolved:
+            yield resolved
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Learn where the Dagster home is."""

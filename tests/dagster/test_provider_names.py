@@ -4,7 +4,13 @@ import dagster as dg
 import pytest
 from code_location import LABELS, CodeLocation, labeled
 
-from dagster_llm_batch import AnthropicBatchResource, LLMBatchResource, OpenAIBatchResource, QueueLimit
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    GeminiBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    QueueLimit,
+)
 from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
@@ -39,6 +45,38 @@ def test_a_variable_that_is_not_set_is_the_trouble_of_its_provider_alone(tmp_pat
     assert made["openai_us"].name == "openai_us"
     with pytest.raises(ConfigError, match="openai_eu: api_key comes from the environment variable KEY_OF_NOBODY"):
         _ = made["openai_eu"].name
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["field", "by name"])
+def test_a_variable_that_is_not_set_stops_no_dataset_of_another_provider(emulator, instance, monkeypatch, by_name):
+    monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+    claude = AnthropicBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY"), base_url=emulator.anthropic_base_url)
+    given = {"providers": {"claude_eu": claude}} if by_name else {"anthropic": claude}
+    model = f"{'claude_eu' if by_name else 'anthropic'}/claude-haiku-4-5"
+    location = CodeLocation(emulator, instance, *labeled(), *labeled(name="other_labels", model=model), **given)
+    refused = location.run("other_labels_batch")
+    assert not refused.success
+    assert "environment variable KEY_OF_NOBODY, which is not set" in str(refused.all_events)
+    assert location.submit().success
+    emulator.settle()
+    [request] = location.tick().run_requests
+    assert location.launch(request).success
+    assert location.metadata(LABELS)["dagster/partition_row_count"] > 0
+
+
+def test_dagster_shows_the_variables_of_providers_in_fields_as_used_by_the_resource():
+    resource = LLMBatchResource(anthropic=AnthropicBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY")))
+    repository = dg.Definitions(resources={"llm_batch": resource}).get_repository_def()
+    assert repository.get_env_vars_by_top_level_resource()["KEY_OF_NOBODY"] == {"llm_batch"}
+
+
+def test_a_variable_that_holds_no_number_is_named_without_its_value(tmp_path, monkeypatch):
+    monkeypatch.setenv("BYTES_OF_NOBODY", "a-secret-word")
+    gemini = GeminiBatchResource(api_key="k", inline_bytes=dg.EnvVar.int("BYTES_OF_NOBODY"))
+    made = LLMBatchResource(providers={"own": gemini}).make_providers(tmp_path)
+    with pytest.raises(ConfigError, match="variable BYTES_OF_NOBODY, which holds no whole number") as refused:
+        _ = made["own"].name
+    assert "a-secret-word" not in str(refused.value)
 
 
 def test_the_short_form_is_the_provider_with_the_name_of_its_kind(tmp_path):
