@@ -11,19 +11,19 @@ from dagster_llm_batch.errors import ProviderError
 from dagster_llm_batch.providers.answers import WEB_PAGE, OddAnswerError, is_page, sdk_calls
 from dagster_llm_batch.providers.bedrock.errors import aws_error
 
-__all__ = ["Clients"]
+__all__ = ["Clients", "found_secrets"]
 
 
 class Clients:
     """One client for each service and number of attempts; `make(service, attempts)` builds it."""
 
     def __init__(
-        self, make: Callable[[str, int], Any], max_attempts: int, account: str, secrets: Collection[str]
+        self, make: Callable[[str, int], Any], max_attempts: int, account: str, secrets: Callable[[], Collection[str]]
     ) -> None:
         self._make = make
         self._attempts = max_attempts
         self._account = account
-        self._secrets = tuple(secrets)
+        self._secrets = secrets
         self._lock = threading.Lock()
         self._made: dict[tuple[str, int], Any] = {}
 
@@ -45,7 +45,15 @@ class Clients:
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
         """Return what the SDK raised as one of our errors."""
-        return aws_error(error, f"{doing} at {self._account}", self._secrets, creating=creating)
+        return aws_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)
+
+
+def found_secrets(session: Any) -> list[str]:
+    """Return the credentials that a session of boto3 has found by itself, as in the environment. Makes no call."""
+    found = getattr(getattr(session, "_session", None), "_credentials", None)
+    # Of credentials that are renewed, a public name would renew them.
+    found = getattr(found, "_frozen_credentials", found)
+    return [value for name in ("access_key", "secret_key", "token") if (value := getattr(found, name, None))]
 
 
 def _refuse_page(http_response: Any, model: Any, **_more: Any) -> None:

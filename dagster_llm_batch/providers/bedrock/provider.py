@@ -39,7 +39,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.providers.answers import OddAnswerError, UnknownIdError, answer_line, created_id, json_object
 from dagster_llm_batch.providers.base import VendorProvider
 from dagster_llm_batch.providers.bedrock.batches import add_counts, input_of, is_job_id, job_name, page_jobs, read_job
-from dagster_llm_batch.providers.bedrock.clients import Clients
+from dagster_llm_batch.providers.bedrock.clients import Clients, found_secrets
 from dagster_llm_batch.providers.bedrock.errors import is_answer, is_of_aws
 from dagster_llm_batch.providers.bedrock.files import Files, records
 from dagster_llm_batch.providers.bedrock.models import Family, family_of
@@ -156,12 +156,13 @@ class BedrockProvider(VendorProvider):
         for service, url in self._endpoints.items():
             if url is not None:
                 check_address(url, f"endpoint of {service}")
-        self._clients = Clients(self._client, max_attempts, self._account, self._secrets())
+        self._clients = Clients(self._client, max_attempts, self._account, self._secrets)
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
         self._quotas: list[Mapping[str, Any]] | None = None
 
     def _secrets(self) -> list[str]:
-        return [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
+        given = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
+        return [*given, *found_secrets(self._session)]
 
     def codec(self, spec: RequestSpec) -> BedrockLines:
         """See Provider.codec."""
