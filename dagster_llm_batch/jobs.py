@@ -49,14 +49,16 @@ class ResolveConfig(CheckedConfig):
 def build_llm_batch_jobs(
     *, resource_key: str = "llm_batch", tags: dict[str, str] | None = None
 ) -> Sequence[dg.JobDefinition]:
-    """Return the jobs `llm_batch_cancel` and `llm_batch_resolve`.
+    """Return the jobs `llm_batch_cancel` and `llm_batch_resolve`; of another resource, `<resource_key>_cancel` and
+    `<resource_key>_resolve`.
 
     Args:
-        resource_key: Where LLMBatchResource is.
+        resource_key: Where LLMBatchResource is. Each resource can have its jobs.
         tags: Of both jobs, as for run coordinators.
     """
 
-    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    # Ops, too, have names that no other has in a code location; in each job they are called alike.
+    @dg.op(name=f"{resource_key}_cancel_submission", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def cancel_submission(context: dg.OpExecutionContext, config: CancelConfig) -> None:
         """Send nothing more, ask running batches to stop, and keep what is done already."""
         engine = _engine_of(context, resource_key)
@@ -73,7 +75,7 @@ def build_llm_batch_jobs(
             }
         )
 
-    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    @dg.op(name=f"{resource_key}_resolve_shard", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def resolve_shard(context: dg.OpExecutionContext, config: ResolveConfig) -> None:
         """Let the shard go on with the batch that was named, send it where none exists, or give it up."""
         engine = _engine_of(context, resource_key)
@@ -86,22 +88,22 @@ def build_llm_batch_jobs(
             context.log.info(_waiting(engine))
         context.add_output_metadata(_orphan_metadata(engine))
 
-    @dg.job(name="llm_batch_cancel", tags=tags, description="Cancel a submission of LLM batches.")
-    def llm_batch_cancel() -> None:
-        cancel_submission()
+    @dg.job(name=f"{resource_key}_cancel", tags=tags, description="Cancel a submission of LLM batches.")
+    def cancel() -> None:
+        cancel_submission.alias("cancel_submission")()
 
     @dg.job(
-        name="llm_batch_resolve",
+        name=f"{resource_key}_resolve",
         tags=tags,
         description=(
             "Say what became of a shard whose create call left no record, or whose batch never ends. Without a shard: "
             "list them."
         ),
     )
-    def llm_batch_resolve() -> None:
-        resolve_shard()
+    def resolve() -> None:
+        resolve_shard.alias("resolve_shard")()
 
-    return [llm_batch_cancel, llm_batch_resolve]
+    return [cancel, resolve]
 
 
 @checked
@@ -158,7 +160,8 @@ def build_llm_batch_retention(
         )
         delete: bool = Field(default=True, description="False: only show what would go.")
 
-    @dg.op(required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
+    # As with the jobs above: each resource can have a schedule of its own.
+    @dg.op(name=f"{name}_prune_payloads", required_resource_keys={resource_key}, out=dg.Out(dg.Nothing))
     def prune_payloads(context: dg.OpExecutionContext, config: RetentionConfig) -> None:
         """Remove files that nothing needs any more from the payload store, and request files at providers."""
         engine = _engine_of(context, resource_key)
@@ -183,7 +186,7 @@ def build_llm_batch_retention(
         description="Remove requests and results of LLM batches that nothing needs any more, by their age.",
     )
     def retention() -> None:
-        prune_payloads()
+        prune_payloads.alias("prune_payloads")()
 
     return dg.ScheduleDefinition(
         name=name,

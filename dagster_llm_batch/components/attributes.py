@@ -67,6 +67,7 @@ class Form:
 
 FORMS: dict[Any, Form | None] = {
     dg.AssetKey: None,
+    dg.AssetSelection: None,
     dg.AssetSpec: None,
     dg.AssetsDefinition: None,
     Decimal: Form(float | str),

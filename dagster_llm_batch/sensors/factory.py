@@ -10,9 +10,9 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.annotations import new_annotations
-from dagster_llm_batch.sensors.looked_after import LookedAfter
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
 from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
+from dagster_llm_batch.sensors.target import Chosen, SensorTarget, selection_of
 from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["bounded_sensor", "build_llm_batch_sensor"]
@@ -26,6 +26,7 @@ def build_llm_batch_sensor(
     name: str = "llm_batch_sensor",
     *,
     resource_key: str = "llm_batch",
+    target: Chosen = "*",
     minimum_interval_seconds: int = 30,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
     max_partitions_per_run: int = 100,
@@ -36,7 +37,9 @@ def build_llm_batch_sensor(
 
     Args:
         name: Name of the sensor.
-        resource_key: Key of the LLMBatchResource.
+        resource_key: Key of the LLMBatchResource. The sensor looks after datasets of this resource alone.
+        target: Which of these: those whose labels are in this selection, as in "group:support". Default: all. Rejects
+            and gold go with their labels. Teams can so have sensors of their own.
         minimum_interval_seconds: Least seconds between two ticks.
         default_status: Whether it runs until somebody starts or stops it in the UI.
         max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to this many.
@@ -56,6 +59,7 @@ def build_llm_batch_sensor(
         TickBounds(),
         name,
         resource_key=resource_key,
+        target=target,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         max_partitions_per_run=max_partitions_per_run,
@@ -69,6 +73,7 @@ def bounded_sensor(
     name: str,
     *,
     resource_key: str,
+    target: Chosen,
     minimum_interval_seconds: int,
     default_status: dg.DefaultSensorStatus,
     max_partitions_per_run: int,
@@ -76,12 +81,12 @@ def bounded_sensor(
     run_tags: Mapping[str, str] | None,
 ) -> dg.SensorDefinition:
     """Return the sensor of `build_llm_batch_sensor`, whose ticks do as much as `bounds` says."""
-    looked_after = LookedAfter(resource_key, dg.AssetSelection.all())
+    assets = SensorTarget(resource_key, selection_of(target))
 
     @dg.sensor(
         name=name,
         # Of a `target` Dagster makes one job, whose assets must all have the same partitions.
-        asset_selection=looked_after,
+        asset_selection=assets,
         minimum_interval_seconds=minimum_interval_seconds,
         default_status=default_status,
         required_resource_keys={resource_key},
@@ -97,13 +102,15 @@ def bounded_sensor(
             raise dg.DagsterInvalidDefinitionError(msg)
         assert context.repository_def is not None
         graph = context.repository_def.asset_graph
-        engine, datasets = resource.engine(), looked_after.datasets(graph)
-        named = looked_after.of_resource(graph)
+        engine, datasets = resource.engine(), assets.datasets(graph)
+        named = assets.of_resource(graph)
         for dataset in datasets.values():
             dataset.check_former_names(named)
             engine.take_over(dataset.labeling)
         labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
         tick = Tick(context, engine, labels, bounds)
+        if not datasets:
+            tick.note(f"this sensor looks after no dataset: none of the resource '{resource_key}' is in its target")
         tick.recover_sends()
         # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
         tick.poll()

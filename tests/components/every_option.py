@@ -311,7 +311,7 @@ CASES["annotation"] = (
 
 ONCE = {
     "resource": {"namespace": "every", "openai": {"api_key": "{{ env.OPENAI_API_KEY }}"}},
-    "sensor": {"name": "lands", "minimum_interval_seconds": 60},
+    "sensor": {"name": "lands", "minimum_interval_seconds": 60, "target": "kind:table"},
     "jobs": True,
     "retention": {"raw_older_than": {"days": 90}, "cron_schedule": "0 5 * * 1", "tags": {"team": "ml"}},
 }
@@ -337,7 +337,11 @@ def in_python() -> dg.Definitions:
         dg.Definitions(
             assets=[one for made in assets for one in made],
             resources={"models": llm},
-            sensors=[build_llm_batch_sensor(name="lands", resource_key="models", minimum_interval_seconds=60)],
+            sensors=[
+                build_llm_batch_sensor(
+                    name="lands", resource_key="models", target="kind:table", minimum_interval_seconds=60
+                )
+            ],
             jobs=build_llm_batch_jobs(resource_key="models"),
             schedules=[
                 build_llm_batch_retention(

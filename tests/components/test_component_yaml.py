@@ -466,6 +466,7 @@ def test_sensor_and_jobs_come_with_the_resource_unless_it_is_said_otherwise():
         "default_status": "STOPPED",
         "max_partitions_per_run": 5,
         "run_tags": {"team": "ml"},
+        "target": ["group:support", "crm/ticket_labels"],
     }
     expected = [
         ({}, []),

@@ -213,6 +213,24 @@ def test_a_resource_of_another_kind_is_refused_by_name(make):
     location = make(*labeled())
     jobs = build_llm_batch_jobs(resource_key="other")
     defs = dg.Definitions(jobs=jobs, resources={"other": dg.ResourceDefinition.hardcoded_resource(1)})
-    job = defs.resolve_job_def("llm_batch_resolve")
+    job = defs.resolve_job_def("other_resolve")
     result = job.execute_in_process(instance=location.instance, raise_on_error=False)
     assert "The resource 'other' is a int; it must be an LLMBatchResource" in failure(result)
+
+
+def test_each_resource_has_jobs_and_a_retention_of_its_own(make):
+    first, second = make(*labeled()), make(namespace="second")
+    defs = dg.Definitions(
+        jobs=[*build_llm_batch_jobs(), *build_llm_batch_jobs(resource_key="second")],
+        schedules=[
+            build_llm_batch_retention(),
+            build_llm_batch_retention("second_retention", resource_key="second"),
+        ],
+        resources={"llm_batch": first.resource, "second": second.resource},
+    )
+    dg.Definitions.validate_loadable(defs)
+    assert first.submit().success
+    config = {"ops": {"cancel_submission": {"config": {"asset": LABELS}}}}
+    for name, is_its_own in (("second_cancel", False), ("llm_batch_cancel", True)):
+        job = defs.resolve_job_def(name)
+        assert job.execute_in_process(config, instance=first.instance, raise_on_error=False).success == is_its_own

@@ -8,6 +8,8 @@ import pytest
 from code_location import DAILY, CodeLocation, labeled
 from dagster._core.remote_representation.external_data import SensorSnap
 
+from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
+from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator
 
 LANDS = dg.StaticPartitionsDefinition(["de", "fr"])
@@ -27,8 +29,27 @@ def of_kind(kind: str, **changes: Any) -> list[dg.AssetsDefinition]:
     return labeled(name=f"{kind}_labels", partitions_def=KINDS[kind][0], **changes)
 
 
-def asked_assets(tick: Any) -> list[str]:
-    return sorted(request.asset_selection[0].to_user_string() for request in tick.run_requests)
+def tick_of(location: CodeLocation, name: str) -> Any:
+    """One evaluation of one of several sensors."""
+    sensor = location.repository.get_sensor_def(name)
+    with dg.build_sensor_context(
+        instance=location.instance,
+        repository_def=location.repository,
+        resources=location.resources,
+        sensor_name=name,
+    ) as context:
+        return sensor.evaluate_tick(context)
+
+
+def asked_of(location: CodeLocation, name: str) -> list[str]:
+    """The labels that a sensor asks runs for."""
+    return sorted(request.asset_selection[0].to_user_string() for request in tick_of(location, name).run_requests)
+
+
+def with_sensors(location: CodeLocation, *sensors: dg.SensorDefinition) -> CodeLocation:
+    location.defs = dg.Definitions(assets=location.defs.assets, sensors=sensors, resources=location.resources)
+    location.repository = location.defs.get_repository_def()
+    return location
 
 
 @pytest.mark.parametrize("kinds", list(combinations(KINDS, 2)), ids="-".join)
@@ -72,3 +93,64 @@ def test_datasets_that_wait_in_their_runs_load_and_land_beside_the_others(stored
         assert location.launch(request).success
     assert location.landed("daily_labels") == {daily}
     assert location.landed("weekly_labels") == {weekly}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "daily_labels",
+        "group:sales",
+        "daily_labels_batch+",
+        ["daily_labels"],
+        dg.AssetKey("daily_labels"),
+        [dg.AssetKey("daily_labels"), "daily_labels_rejects"],
+        dg.AssetSelection.groups("sales"),
+    ],
+    ids=str,
+)
+def test_a_sensor_looks_after_the_datasets_that_its_target_holds(make, emulator, target):
+    location = make(*of_kind("daily", group_name="sales"), *of_kind("weekly", group_name="support"))
+    ours = build_llm_batch_sensor("ours", target=target)
+    with_sensors(location, ours, build_llm_batch_sensor("theirs", target="group:support"))
+    for kind in ("daily", "weekly"):
+        assert location.run(f"{kind}_labels_batch", partition=KINDS[kind][1]).success
+    emulator.settle()
+    assert asked_of(location, "ours") == ["daily_labels"]
+    assert asked_of(location, "theirs") == ["weekly_labels"]
+
+
+def test_a_target_may_be_what_the_factory_returned(make, emulator):
+    daily = of_kind("daily")
+    location = with_sensors(make(*daily, *of_kind("weekly")), build_llm_batch_sensor("ours", target=daily))
+    for kind in ("daily", "weekly"):
+        assert location.run(f"{kind}_labels_batch", partition=KINDS[kind][1]).success
+    emulator.settle()
+    assert asked_of(location, "ours") == ["daily_labels"]
+
+
+def test_each_resource_has_a_sensor_that_looks_after_its_datasets_alone(make, emulator):
+    second = LLMBatchResource(openai=make().resource.openai, namespace="second")
+    assets = (*of_kind("daily"), *of_kind("weekly", resource_key="second"))
+    location = make(*assets, resources={"second": second})
+    with_sensors(location, build_llm_batch_sensor(), build_llm_batch_sensor("second_sensor", resource_key="second"))
+    for kind in ("daily", "weekly"):
+        assert location.run(f"{kind}_labels_batch", partition=KINDS[kind][1]).success
+    emulator.settle()
+    assert asked_of(location, "llm_batch_sensor") == ["daily_labels"]
+    assert asked_of(location, "second_sensor") == ["weekly_labels"]
+
+
+def test_a_sensor_whose_target_holds_no_dataset_says_so(make):
+    location = with_sensors(make(*of_kind("daily")), build_llm_batch_sensor("ours", target="group:nothing"))
+    assert "looks after no dataset: none of the resource 'llm_batch' is in its target" in (
+        tick_of(location, "ours").skip_message
+    )
+
+
+def test_a_target_that_is_no_selection_is_refused_when_it_is_declared():
+    with pytest.raises(
+        ConfigError, match=r"target='group:' is no selection of assets. It takes keys and .* 'group:support'"
+    ):
+        build_llm_batch_sensor(target="group:")
+    with pytest.raises(ConfigError, match="target=3 is not allowed"):
+        build_llm_batch_sensor(target=3)  # type: ignore[arg-type]

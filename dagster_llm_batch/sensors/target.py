@@ -1,0 +1,87 @@
+"""The target of a sensor: labels, rejects and gold of its resource's datasets, as far as they are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import dagster as dg
+
+from dagster_llm_batch.assets.dataset import Dataset, datasets_in
+from dagster_llm_batch.assets.translator import ANNOTATES_KEY
+from dagster_llm_batch.errors import ConfigError
+
+__all__ = ["Chosen", "SensorTarget", "selection_of"]
+
+Chosen = str | dg.AssetKey | dg.AssetsDefinition | dg.AssetSelection | Sequence[str | dg.AssetKey | dg.AssetsDefinition]
+"""What Dagster takes as the target of a sensor, as far as it is of assets."""
+
+
+def selection_of(chosen: Chosen) -> dg.AssetSelection:
+    """Return Dagster's selection of what was chosen. Raises ConfigError for what it cannot read."""
+    if isinstance(chosen, dg.AssetSelection):
+        return chosen
+    if isinstance(chosen, str | dg.AssetKey | dg.AssetsDefinition):
+        return _one(chosen)
+    selection: dg.AssetSelection = dg.AssetSelection.keys()
+    for each in chosen:
+        selection |= _one(each)
+    return selection
+
+
+def _one(chosen: str | dg.AssetKey | dg.AssetsDefinition) -> dg.AssetSelection:
+    if not isinstance(chosen, str):
+        return dg.AssetSelection.assets(chosen)
+    try:
+        return dg.AssetSelection.from_string(chosen)
+    # Dagster's error for it is none that it exports.
+    except dg.DagsterError as error:
+        raise ConfigError(
+            f"target={chosen!r} is no selection of assets. It takes keys and Dagster's selections, as in "
+            "'ticket_labels', 'group:support' or 'tag:team=ml'."
+        ) from error
+
+
+class SensorTarget(dg.AssetSelection):
+    """A selection for `asset_selection` of a sensor, which unlike `target` may hold assets of different partitions.
+
+    A dataset is in it if its labels were chosen: rejects land in the run that lands them, and gold is asked for when
+    people have judged its rows.
+    """
+
+    def __init__(self, resource_key: str, chosen: dg.AssetSelection) -> None:
+        self.resource_key = resource_key
+        self._chosen = chosen
+
+    def of_resource(self, graph: Any) -> dict[str, Dataset]:
+        """Return all labeled datasets of the resource, by name."""
+        return {
+            name: dataset
+            for name, dataset in datasets_in(_definitions(graph)).items()
+            if dataset.resource_key == self.resource_key
+        }
+
+    def datasets(self, graph: Any) -> dict[str, Dataset]:
+        """Return the labeled datasets that the sensor looks after, by name."""
+        keys = self._chosen.resolve(graph)
+        return {name: dataset for name, dataset in self.of_resource(graph).items() if dataset.key in keys}
+
+    # The graph is a `BaseAssetGraph`, which `dagster` does not export.
+    def resolve_inner(self, asset_graph: Any, allow_missing: bool) -> AbstractSet[dg.AssetKey]:  # noqa: ARG002 - as Dagster declares it
+        """Return the keys of what a run may be asked for."""
+        datasets = self.datasets(asset_graph)
+        keys = {key for dataset in datasets.values() for key in (dataset.key, dataset.rejects_key)}
+        for definition in _definitions(asset_graph):
+            if _annotated(definition) & datasets.keys():
+                keys |= definition.keys
+        return keys
+
+
+def _definitions(graph: Any) -> Iterable[dg.AssetsDefinition]:
+    return graph.assets_defs  # type: ignore[no-any-return]
+
+
+def _annotated(definition: dg.AssetsDefinition) -> set[str]:
+    """Return the names of the datasets whose rows people judge for this gold."""
+    return {str(spec.metadata[ANNOTATES_KEY]) for spec in definition.specs if ANNOTATES_KEY in spec.metadata}
