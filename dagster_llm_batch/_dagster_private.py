@@ -33,14 +33,17 @@ __all__ = [
     "env_file",
     "failed_evaluations",
     "failed_ticks",
+    "has_failed",
     "inferred_mapping",
     "io_manager_surroundings",
     "last_evaluation",
     "load_asset",
     "load_repository",
     "load_stored",
+    "newest_evaluations",
     "output_context",
     "replace_function",
+    "report_evaluation",
     "repository_of",
 ]
 
@@ -283,6 +286,40 @@ def last_evaluation(
         partition_filter=PartitionKeyFilter(key=partition),
     )
     return next((record.evaluation for record in records if run_id in (None, record.run_id)), None)
+
+
+def newest_evaluations(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> dict[str, AssetCheckEvaluation]:
+    """Return the newest evaluation of a check on each partition that has one; planned ones are passed over."""
+    newest: dict[str, AssetCheckEvaluation] = {}
+    cursor: int | None = None
+    while True:
+        page = instance.event_log_storage.get_asset_check_execution_history(
+            check,
+            limit=_PAGE,
+            cursor=cursor,
+            status={AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED},
+        )
+        for record in page:
+            if record.evaluation is not None and record.evaluation.partition is not None:
+                newest.setdefault(record.evaluation.partition, record.evaluation)
+        if len(page) < _PAGE:
+            return newest
+        cursor = page[-1].id
+
+
+def has_failed(instance: dg.DagsterInstance, check: dg.AssetCheckKey) -> bool:
+    """Return whether the check has ever failed, on any partition."""
+    failed = {AssetCheckExecutionRecordStatus.FAILED}
+    return bool(instance.event_log_storage.get_asset_check_execution_history(check, limit=1, status=failed))
+
+
+def report_evaluation(context: dg.AssetExecutionContext, evaluation: AssetCheckEvaluation) -> None:
+    """Store an evaluation of a check that is not this step's, as an event of this run.
+
+    `report_runless_asset_event` takes one for each check and partition, ever.
+    """
+    event = dg.DagsterEvent.asset_check_evaluation(context.get_step_execution_context(), evaluation)
+    context.instance.report_dagster_event(event, context.run.run_id)
 
 
 def env_file(folder: str) -> Mapping[str, str]:

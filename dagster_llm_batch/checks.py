@@ -7,14 +7,22 @@ They are partitioned, so that a bad partition holds back what is downstream of i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import CheckTarget, check_target, last_evaluation
+from dagster_llm_batch._dagster_private import (
+    CheckTarget,
+    check_target,
+    has_failed,
+    last_evaluation,
+    newest_evaluations,
+    report_evaluation,
+)
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
@@ -25,8 +33,9 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.text import money_text, plain_words
-from dagster_llm_batch.types import SKIPPED, Outcome
+from dagster_llm_batch.types import SKIPPED, Lane, Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
@@ -39,7 +48,9 @@ __all__ = [
     "SPEND",
     "CheckOutcome",
     "Checks",
+    "SentChecks",
     "Verdicts",
+    "all_partitions_evaluations",
     "cascade_verdicts",
     "check_specs",
     "fail_with",
@@ -60,6 +71,8 @@ NOT_JUDGED = "llm_batch/not_judged"
 """Metadata of an evaluation whose run had nothing to judge, and why it is as it is: it is no news."""
 
 _EMPTY = "nothing has landed"
+
+_FAILURES_SHOWN = 10
 
 _ALL_SENT = Unsent()
 
@@ -154,6 +167,9 @@ def sent_verdict(status: Status, recovered: str | None = None) -> CheckOutcome:
 
     `recovered` is what the ledger had no record of before, if there was such.
     """
+    if status.submission.state is SubmissionState.CANCELED:
+        text = "The submission was canceled; nothing more of it is sent."
+        return CheckOutcome(SENT, passed=True, severity=_WARN, description=text, metadata={})
     # What an earlier wave did not send, a later one has asked.
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     refused = [shard for shard in newest if shard.state is ShardState.FAILED]
@@ -175,6 +191,39 @@ def sent_verdict(status: Status, recovered: str | None = None) -> CheckOutcome:
         description = f"{advice[0].upper()}{advice[1:]}."
         return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
     return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
+
+
+class SentChecks:
+    """The checks of one dataset's submissions. One that failed is judged again when more of its batches are sent.
+
+    The run that submits judges first; a landing run sends the rest.
+    """
+
+    def __init__(self, batch: dg.AssetKey) -> None:
+        self._check = dg.AssetCheckKey(batch, SENT)
+        self._may_have_failed: bool | None = None
+
+    def judge(self, context: dg.AssetExecutionContext, partition: str | None, status: Status) -> None:
+        """Report that the check passes by now, where its last evaluation on the partition failed."""
+        if self._may_have_failed is None:
+            self._may_have_failed = has_failed(context.instance, self._check)
+        if not self._may_have_failed:
+            return
+        last = last_evaluation(context.instance, self._check, partition)
+        verdict = sent_verdict(status)
+        if last is None or last.passed or not (verdict.passed and _are_all_sent(status)):
+            return
+        target = check_target(context.instance, self._check.asset_key, partition)
+        spec = sent_spec(self._check.asset_key, None)
+        for evaluation in Verdicts(self._check.asset_key, partition, [spec], [verdict]).evaluations(target):
+            report_evaluation(context, evaluation)
+
+
+def _are_all_sent(status: Status) -> bool:
+    """Return whether the provider took all of the newest wave, or nothing more of the submission is sent."""
+    newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
+    is_canceled = status.submission.state is SubmissionState.CANCELED
+    return is_canceled or all(shard.batch_id is not None or shard.lane is Lane.REALTIME for shard in newest)
 
 
 def verdicts(
@@ -424,6 +473,50 @@ class Verdicts:
                 blocking=self.may_block and blocking[outcome.name],
                 partition=self.partition,
             )
+
+
+def all_partitions_evaluations(
+    context: dg.AssetExecutionContext, partitions_def: dg.PartitionsDefinition[Any] | None
+) -> Iterator[dg.AssetCheckEvaluation] | None:
+    """Return a summary of all partitions for each check of a run that has no partition, as by "Execute all" in the UI.
+
+    None for any other run.
+    """
+    if partitions_def is None or context.has_partition_key or context.has_partition_key_range:
+        return None
+    if context.selected_asset_keys:
+        return None
+    keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
+    return _summaries(context, keys)
+
+
+def _summaries(context: dg.AssetExecutionContext, partitions: Sequence[str]) -> Iterator[dg.AssetCheckEvaluation]:
+    for spec in context.assets_def.check_specs:
+        if spec.key in context.selected_asset_check_keys:
+            newest = newest_evaluations(context.instance, spec.key)
+            judged = {key: newest[key] for key in partitions if key in newest and not _is_empty(newest[key])}
+            outcome = _summary_of(spec.name, judged, len(partitions))
+            yield from Verdicts(spec.asset_key, None, [spec], [outcome], may_block=False).evaluations(None)
+
+
+def _summary_of(name: str, judged: Mapping[str, dg.AssetCheckEvaluation], partitions: int) -> CheckOutcome:
+    """Judge a check over all partitions by the verdict on each. It is no news: people were told of each verdict."""
+    failed = {partition: one for partition, one in judged.items() if not one.passed}
+    told = [f"{len(failed):,} of {len(judged):,} judged partitions fail; {partitions - len(judged):,} have no verdict."]
+    told += [
+        f"{partition}: {one.description or 'failed'}" for partition, one in islice(failed.items(), _FAILURES_SHOWN)
+    ]
+    if len(failed) > _FAILURES_SHOWN:
+        told.append(f"And {len(failed) - _FAILURES_SHOWN:,} more.")
+    if failed:
+        told.append("Select a partition to run its checks alone.")
+    severity = _ERROR if any(one.severity is _ERROR for one in failed.values()) else _WARN
+    metadata = {
+        "llm_batch/partitions_failed": len(failed),
+        "llm_batch/partitions_judged": len(judged),
+        NOT_JUDGED: "the verdicts on partitions stand",
+    }
+    return CheckOutcome(name, not failed, severity, " ".join(told), metadata)
 
 
 def unjudged_evaluations(

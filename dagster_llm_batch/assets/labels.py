@@ -4,18 +4,18 @@ Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as str
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
 
 from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_streams, labeled_tables
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
 from dagster_llm_batch.checks import (
@@ -23,6 +23,8 @@ from dagster_llm_batch.checks import (
     PARSE_RATE,
     SPEND,
     CheckOutcome,
+    SentChecks,
+    all_partitions_evaluations,
     cascade_verdicts,
     check_specs,
     rolling_verdicts,
@@ -49,31 +51,20 @@ from dagster_llm_batch.metadata import (
 from dagster_llm_batch.progress import pace_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
-from dagster_llm_batch.storage.payloads import temporary_folder
 from dagster_llm_batch.text import cell_text, short_run
 from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.forecast import Learned
-    from dagster_llm_batch.core.label_join import Labeled
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine, KnownSubmission
 
-__all__ = ["LabeledTables", "labeled_streams", "labeled_tables", "labels_asset", "spool"]
+__all__ = ["labels_asset"]
 
 # Few enough that a sensor's tick finds the materializations of all of them, should the run die.
 _DELIVERED_AT_ONCE = 25
-
-
-@dataclass(frozen=True)
-class LabeledTables:
-    """Labels and rejects of one partition. A stream can be read once, and only while `labeled_streams` is open."""
-
-    labels: pa.Table | pa.RecordBatchReader
-    rejects: pa.Table | pa.RecordBatchReader
-    figures: LabelStats
 
 
 def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None]) -> list[CheckOutcome]:
@@ -81,48 +72,6 @@ def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None
     return [
         replace(verdict, metadata={**verdict.metadata, **rows_metadata(behind[verdict.name])}) for verdict in verdicts
     ]
-
-
-def labeled_tables(engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool) -> LabeledTables:
-    """Return labels and rejects of a settled submission."""
-    labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
-    figures = LabelStats(known.sent.labeling)
-    figures.add(labeled)
-    return LabeledTables(labeled.labels, labeled.rejects, figures)
-
-
-@contextmanager
-def labeled_streams(
-    engine: "Engine", known: "KnownSubmission", *, run_id: str, reread: bool
-) -> Iterator[LabeledTables]:
-    """Give the same as streams, which are spooled to the local disk; their rows have no order."""
-    figures = LabelStats(known.sent.labeling)
-    with temporary_folder() as folder, ExitStack() as files:
-        paths = [str(folder / name) for name in ("labels", "rejects")]
-        batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
-        with closing(batches) as parts:
-            # a full disk gets its files back before the next partition
-            spool(parts, paths, figures)
-        labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
-        yield LabeledTables(labels, rejects, figures)
-
-
-def spool(parts: Iterable["Labeled"], paths: list[str], figures: LabelStats) -> None:
-    """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
-    with ExitStack() as files:
-        writers: list[pa.RecordBatchWriter] = []
-        for part in parts:
-            figures.add(part)
-            # else each slice is a batch
-            tables = [table.combine_chunks() for table in (part.labels, part.rejects)]
-            if not writers:
-                sinks = [files.enter_context(pa.OSFile(path, "wb")) for path in paths]
-                made = zip(sinks, tables, strict=True)
-                writers = [files.enter_context(pa.ipc.new_stream(sink, table.schema)) for sink, table in made]
-            for writer, table in zip(writers, tables, strict=True):
-                writer.write_table(table)
-            # before the next is made
-            del part, tables
 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
@@ -142,9 +91,12 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
     )
     @dataset.computed_by
     def collect(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        if (summary := all_partitions_evaluations(context, dataset.partitions_def)) is not None:
+            yield from summary
+            return
         engine = dataset.engine(context)
         with OutputWriter(context, dataset.io_manager_key, dataset.frame) as writer:
-            run = _Run(writer)
+            run = _Run(writer, SentChecks(dataset.batch_key))
             if context.has_partition_key_range:
                 run.settled = landing.send_together(context, engine, list(context.partition_keys))
                 run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
@@ -180,10 +132,15 @@ class _Settled:
 
 @dataclass(frozen=True)
 class _NotReady:
-    """Why nothing of a partition can land yet, and the metadata of the observation that says so."""
+    """Why nothing of a partition can land yet, and the metadata of the observation that says so.
+
+    Attributes:
+        status: As far as this run could advance it; None where it did not try.
+    """
 
     text: str
     metadata: Mapping[str, Any]
+    status: Status | None = None
 
 
 @dataclass
@@ -191,6 +148,7 @@ class _Run:
     """What holds for all partitions of one run.
 
     Attributes:
+        sent: The checks of submissions that failed, and that pass when their batches are sent.
         settled: By partition, what this run settled before it landed any; in the order in which they land.
         unsent: The submissions among these of which some requests are not sent.
         looked_up: Those that the ledger was asked about last, together.
@@ -202,6 +160,7 @@ class _Run:
     """
 
     writer: OutputWriter
+    sent: SentChecks
     settled: dict[str, Status] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
     looked_up: set[str] = field(default_factory=set)
@@ -289,6 +248,8 @@ class _Landing:
         found = run.take_settled(engine, self._dataset.name, partition or "") or self._settle(
             context, engine, partition
         )
+        if found.status is not None:
+            run.sent.judge(context, partition, found.status)
         if isinstance(found, _NotReady):
             return self._observe(context, partition, found)
         try:
@@ -326,7 +287,8 @@ class _Landing:
         its_pace = pace_of(engine, status)
         text = progress_text(status, its_pace)
         context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
-        return _NotReady(text, status_metadata(status, engine.provider(submission.provider), its_pace))
+        metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
+        return _NotReady(text, metadata, status)
 
     def _observe(self, context: dg.AssetExecutionContext, partition: str | None, found: _NotReady) -> Iterator[Any]:
         """Yield what is seen of a partition whose labels cannot land yet."""

@@ -13,7 +13,7 @@ from dagster_llm_batch._dagster_private import repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
-from dagster_llm_batch.checks import sent_spec, sent_verdict
+from dagster_llm_batch.checks import all_partitions_evaluations, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
@@ -67,6 +67,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         **dataset.options.op,
     )
     def submit(context: dg.AssetExecutionContext, config: SubmitConfig) -> Iterator[Any]:
+        if (summary := all_partitions_evaluations(context, dataset.partitions_def)) is not None:
+            yield from summary
+            return
         engine = dataset.engine(context)
         # A definition that cannot work is refused before any row is read.
         if (repository := repository_of(context)) is not None:

@@ -26,7 +26,7 @@ from dagster_llm_batch.assets.partitions import each_partition, materialize_resu
 from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.checks import CheckOutcome
+from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations
 from dagster_llm_batch.metadata import data_version, row_links, rows_metadata, table_schema
 
 __all__ = [
@@ -268,6 +268,9 @@ class EvaluationBuilder(DagsterOptions):
 
         @self.multi_asset(*specs.values(), checks=check_specs, resource_keys=resource_keys)
         def evaluate(context: dg.AssetExecutionContext) -> Iterator[Any]:
+            if (summary := all_partitions_evaluations(context, self.partitions_def)) is not None:
+                yield from summary
+                return
             compute = prepare(context)
 
             def store(partition: str | None) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, fai
 from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Checks, Realtime, Resend, Spend, on_labels_ready
+from dagster_llm_batch._dagster_private import check_history
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 
@@ -430,3 +431,71 @@ def test_a_refused_batch_is_an_error_with_what_the_provider_said(make, emulator)
     assert one.severity is dg.AssetCheckSeverity.ERROR
     assert "{error} {0} {" in one.description
     assert "dagster-llm-batch retry" in one.description
+
+
+def execute_all(location: CodeLocation, *names: str) -> dict[str, Any]:
+    """What "Execute all" on a page of checks does: a run of checks alone, without a partition."""
+    job = location.defs.resolve_implicit_global_asset_job_def()
+    keys = {key for key in job.asset_layer.asset_graph.asset_check_keys if key.asset_key.to_user_string() in names}
+    subset = job.get_subset(asset_selection=set(), asset_check_selection=keys)
+    result = subset.execute_in_process(instance=location.instance, raise_on_error=False)
+    assert result.success
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+def test_execute_all_without_a_partition_fails_for_each_partition_that_failed(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    spoil(emulator, DAYS[1])
+    location.land(span=(DAYS[0], DAYS[2]))
+    told = execute_all(location, LABELS)
+    assert {name: check.passed for name, check in told.items()} == {
+        "coverage": False,
+        "parse_rate": True,
+        "spend": True,
+    }
+    assert f"1 of 3 judged partitions fail; {len(DAYS) - 3} have no verdict. {DAYS[1]}: 2 of 3 rows" in (
+        told["coverage"].description
+    )
+    assert execute_all(location, BATCH)["sent"].description.startswith("0 of 3 judged partitions fail")
+    assert len(emulator.books.batches) == 1
+
+
+def sent_verdicts(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
+    """The newest verdict of the check `sent` on each partition."""
+    told: dict[str | None, tuple[bool, str]] = {}
+    for partition, one in check_history(location.instance, dg.AssetCheckKey(dg.AssetKey(BATCH), "sent"), 100):
+        told.setdefault(partition, (one.passed, one.description or ""))
+    return told
+
+
+def test_the_check_sent_passes_when_a_later_run_has_sent_what_waited(make, emulator):
+    location = make(*labeled(partitions_def=DAILY))
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    location.submit(partition=DAYS[0])
+    assert not sent_verdicts(location)[DAYS[0]][0]
+    emulator.clear_faults()
+    location.collect(partition=DAYS[0])
+    assert sent_verdicts(location)[DAYS[0]] == (True, "Nothing is in the way.")
+    location.submit(partition=DAYS[1])
+    location.collect(partition=DAYS[1])
+    assert {passed for passed, _ in sent_verdicts(location).values()} == {True}
+
+
+def test_the_check_sent_stays_failed_where_the_provider_refused_the_batch_for_good(make, emulator):
+    location = make(*labeled(resend=Resend(max_waves=1)))
+    emulator.inject(WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+    location.submit()
+    assert not sent_verdicts(location)[None][0]
+    location.collect()
+    assert not sent_verdicts(location)[None][0]
+
+
+def test_the_check_sent_of_a_canceled_submission_passes_and_says_that_it_was_canceled(make, emulator):
+    location = make(*labeled())
+    emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    location.submit()
+    engine = location.engine()
+    engine.cancel(engine.latest(LABELS).submission_id)
+    engine.ledger.close()
+    location.collect()
+    assert sent_verdicts(location)[None] == (True, "The submission was canceled; nothing more of it is sent.")

@@ -11,7 +11,7 @@ import pytest
 from code_location import DAILY, LABELS, LANDING, REJECTS, CodeLocation, labeled, tickets
 
 from dagster_llm_batch import Checks, HiveParquetIOManager, Prompt
-from dagster_llm_batch.assets.labels import spool
+from dagster_llm_batch.assets.labeled_tables import spool
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.engine.deployment import PART_ROWS

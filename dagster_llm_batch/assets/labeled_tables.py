@@ -1,0 +1,68 @@
+"""Labels and rejects of one partition: as tables in memory, or as streams that are spooled to the local disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.storage.payloads import temporary_folder
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.label_join import Labeled
+    from dagster_llm_batch.engine.engine import Engine, KnownSubmission
+
+__all__ = ["LabeledTables", "labeled_streams", "labeled_tables", "spool"]
+
+
+@dataclass(frozen=True)
+class LabeledTables:
+    """Labels and rejects of one partition. A stream can be read once, and only while `labeled_streams` is open."""
+
+    labels: pa.Table | pa.RecordBatchReader
+    rejects: pa.Table | pa.RecordBatchReader
+    figures: LabelStats
+
+
+def labeled_tables(engine: Engine, known: KnownSubmission, *, run_id: str, reread: bool) -> LabeledTables:
+    """Return labels and rejects of a settled submission."""
+    labeled = engine.assembler(known, reread=reread).labels(run_id=run_id, reread=reread)
+    figures = LabelStats(known.sent.labeling)
+    figures.add(labeled)
+    return LabeledTables(labeled.labels, labeled.rejects, figures)
+
+
+@contextmanager
+def labeled_streams(engine: Engine, known: KnownSubmission, *, run_id: str, reread: bool) -> Iterator[LabeledTables]:
+    """Give the same as streams, which are spooled to the local disk; their rows have no order."""
+    figures = LabelStats(known.sent.labeling)
+    with temporary_folder() as folder, ExitStack() as files:
+        paths = [str(folder / name) for name in ("labels", "rejects")]
+        batches = engine.assembler(known, reread=reread).batches(run_id=run_id, reread=reread)
+        with closing(batches) as parts:
+            # a full disk gets its files back before the next partition
+            spool(parts, paths, figures)
+        labels, rejects = (pa.ipc.open_stream(files.enter_context(pa.OSFile(path))) for path in paths)
+        yield LabeledTables(labels, rejects, figures)
+
+
+def spool(parts: Iterable[Labeled], paths: list[str], figures: LabelStats) -> None:
+    """Write labels and rejects into a file each; `figures` tells of both before the first of them is stored."""
+    with ExitStack() as files:
+        writers: list[pa.RecordBatchWriter] = []
+        for part in parts:
+            figures.add(part)
+            # else each slice is a batch
+            tables = [table.combine_chunks() for table in (part.labels, part.rejects)]
+            if not writers:
+                sinks = [files.enter_context(pa.OSFile(path, "wb")) for path in paths]
+                made = zip(sinks, tables, strict=True)
+                writers = [files.enter_context(pa.ipc.new_stream(sink, table.schema)) for sink, table in made]
+            for writer, table in zip(writers, tables, strict=True):
+                writer.write_table(table)
+            # before the next is made
+            del part, tables
