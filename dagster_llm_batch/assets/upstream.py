@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch._dagster_private import asset_graph, inferred_mapping, load_asset
+from dagster_llm_batch.assets.empty_tables import find_empty_table
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -302,7 +303,7 @@ class UpstreamReader:
         found = 0
         for at, partition in enumerate(there, start=1):
             try:
-                value = self.load(dep.asset_key, partition)
+                value = self._load(dep.asset_key, partition)
             except FileNotFoundError as error:
                 if dep.metadata.get(ALLOW_MISSING) and (found or at < len(there)):
                     self._tell_missing(dep, [partition])
@@ -313,6 +314,15 @@ class UpstreamReader:
             yield partition, value
             # Or it would be in memory while the next one is read.
             del value
+
+    def _load(self, key: dg.AssetKey, partition: str | None) -> Any:
+        try:
+            return self.load(key, partition)
+        # An IO manager raises whatever its store does where it has stored nothing of a table without rows.
+        except Exception:
+            if (empty := find_empty_table(self.instance, key, partition)) is None:
+                raise
+            return empty
 
     def _rows(
         self, dep: dg.AssetDep, there: Sequence[str | None], key: str, read: Collection[str] | None
@@ -346,15 +356,23 @@ class UpstreamReader:
 
 
 def stack_tables(tables: Sequence[pa.Table], key: dg.AssetKey) -> pa.Table:
-    """Stack tables of one asset below each other; one without rows has no say in the types."""
+    """Stack tables of one asset below each other.
+
+    A table without rows has no say in the types, but for columns that no other table has: labels, where all rows are
+    rejects.
+    """
     filled = [table for table in tables if len(table)] or tables[:1]
     try:
-        return pa.concat_tables(filled, promote_options="permissive")
+        stacked = pa.concat_tables(filled, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(
             f"The partitions of {key.to_user_string()} hold different types in the same column: {error}. "
             "Materialize the older ones again with the newer type."
         ) from error
+    for column in (column for table in tables for column in table.schema):
+        if column.name not in stacked.column_names:
+            stacked = stacked.append_column(column, pa.nulls(len(stacked), column.type))
+    return stacked
 
 
 def _unseen(

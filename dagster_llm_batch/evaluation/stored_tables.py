@@ -10,6 +10,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import asset_graph, load_asset
+from dagster_llm_batch.assets.empty_tables import find_empty_table
 from dagster_llm_batch.assets.upstream import mapped_partitions, stack_tables
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
@@ -96,6 +97,8 @@ class StoredTables:
             batches = list(record_batches(value, {*columns, *also}))
         except Exception as error:
             # an IO manager raises whatever its store does
+            if (empty := find_empty_table(self._context.instance, key, partition)) is not None:
+                return columns_of(list(record_batches(empty)), place, columns, also=also, hint=hint)
             never = self._context.instance.get_latest_materialization_event(key) is None
             todo = " It was never materialized here: materialize it first." if never else ""
             raise InputError(f"{place} could not be read: {type(error).__name__}: {error}.{todo}") from error
