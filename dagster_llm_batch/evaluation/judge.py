@@ -10,6 +10,7 @@ The judge is blind: its prompt cannot read whose answers it is shown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +25,7 @@ from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
     Computed,
     EvaluationBuilder,
@@ -73,6 +74,7 @@ _BEFORE_ASKING = [dg.BackfillPolicy.multi_run(max_partitions_per_run=partitions)
 downstream of tables that are stored one by one is skipped. The second is for who asks with the first.
 """
 
+_SHOWN = 3
 _HINT = "Set key=, target= or the variables of the prompt to columns that are there."
 SAYS_ITSELF = ("response", "keep", "empty", "required_resource_keys", "cascade", "workers")
 """Arguments of `llm_batch_assets` that follow from what a judge is asked, or do nothing for a sample."""
@@ -141,6 +143,13 @@ class Judge:
     def __post_init__(self) -> None:
         if not self.targets:
             raise ConfigError("target is empty: a judge needs a column with answers.")
+        keys = [candidate.key for candidate in self.candidates]
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            names = ", ".join(one.name for one in self.candidates if one.key in twice)
+            raise ConfigError(
+                f"candidates {names} are one asset, {twice[0].to_user_string()}: a judge would be paid to compare "
+                "answers with themselves. Name each asset once."
+            )
         if self.sample_size is not None and self.sample_size < 1:
             raise ConfigError(
                 f"sample_size={self.sample_size!r} is not allowed; it is at least 1, or None to judge all rows."
@@ -228,6 +237,8 @@ class Judge:
             for candidate in self.candidates
         }
         cases = self.cases(rows, answers, key=key, target=self.targets, sample=self.sample_size)
+        if not len(cases) and len(rows) and all(len(table) for table in answers.values()):
+            raise self._nothing_to_judge(rows, answers)
         asked = len(_to_ask(cases))
         shown = [dg.TableColumnDep(candidate.key, column) for candidate in self.candidates for column in self.targets]
         lineage = {
@@ -240,6 +251,18 @@ class Judge:
             "dagster/column_lineage": dg.TableColumnLineage(lineage),
         }
         return Computed(cases, metadata, CASE_DOCS)
+
+    def _nothing_to_judge(self, rows: pa.Table, answers: Mapping[str, pa.Table]) -> InputError:
+        tables = {self.rows_key.to_user_string(): rows, **answers}
+        shown = "; ".join(
+            f"{name} has {', '.join(map(repr, table[self.join_key].slice(0, _SHOWN).to_pylist()))}"
+            for name, table in tables.items()
+        )
+        return InputError(
+            "There is nothing to judge: no row has an answer of the candidates by the same "
+            f"'{self.join_key}' ({shown}). Nothing was asked. Give rows= the asset whose rows the candidates labeled, "
+            "and key= the column that names a row in all of them."
+        )
 
     def _asked(self, cases: dg.AssetKey, context: RowsContext) -> pa.Table:
         """Return the rows of the labeled dataset."""

@@ -161,6 +161,27 @@ def grades(**more):
     return upstream, rubric_judge_assets(**{**usual, **more})
 
 
+def test_one_asset_as_two_candidates_is_refused_before_anything_is_asked():
+    for factory, more in ((duel, {}), (grades, {})):
+        with pytest.raises(ConfigError, match=r"candidates a, b are one asset, short: .* Name each asset once"):
+            factory(candidates={"a": "short", "b": "short"}, **more)
+
+
+@pytest.mark.parametrize("factory", [duel, grades])
+def test_candidates_without_a_row_in_common_with_the_rows_are_refused_before_anything_is_asked(project, factory):
+    upstream, judging = factory()
+    others = [
+        table({f"x{key}": text for key, text in texts.items()}, name)
+        for name, texts in (("short", SHORT), ("long", LONG))
+    ]
+    name = judging[0].key.to_user_string()
+    project.run([upstream[0], *others])
+    result = project.run([upstream[0], *others, *judging], name, succeeds=False)
+    assert "There is nothing to judge: no row has an answer of the candidates by the same 'id'" in failure(result)
+    assert "questions has 'q1', 'q2', 'q3'; short has 'xq1'" in failure(result)
+    assert not project.emulator.books.batches
+
+
 class TestPairwise:
     def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, project):
         upstream, judging = duel()
