@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ __all__ = [
     "load_stored",
     "newest_evaluations",
     "output_context",
+    "reason_of_tick",
     "replace_function",
     "report_evaluation",
     "repository_of",
@@ -51,6 +53,10 @@ _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
 """What an IO manager is asked for: whatever it gives by itself."""
 
 _PAGE = 200
+
+# What Dagster raises around an error of a sensor's function, in the code location and in the daemon.
+_WRAPPERS = ("SensorExecutionError", "DagsterUserCodeProcessError", "DagsterResourceFunctionError")
+_OWN_CLASS = re.compile(r"\A(?:dagster_llm_batch\.errors\.)?LLMBatchError: ")
 _LONGEST_RUN_SECONDS = 7 * 86_400.0
 
 
@@ -270,6 +276,19 @@ def failed_ticks(
 ) -> Sequence[InstigatorTick]:
     """Return all ticks of a sensor that failed since then. `dagster` exports no `TickStatus` to ask for them by."""
     return instance.get_ticks(origin_id, selector_id, after=since, statuses=[TickStatus.FAILURE])
+
+
+def reason_of_tick(tick: InstigatorTick) -> str:
+    """Return the message of the error that a sensor raised, which Dagster stores as the cause of an error of its own.
+
+    The messages of this package's errors name their own causes, and the next step.
+    """
+    error = tick.error
+    if error is None:
+        return "Dagster stored no reason; see the tick's log in the UI."
+    while error.cause is not None and error.cls_name in _WRAPPERS:
+        error = error.cause
+    return _OWN_CLASS.sub("", error.message)
 
 
 def last_evaluation(

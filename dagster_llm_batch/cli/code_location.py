@@ -22,14 +22,14 @@ import click
 import dagster as dg
 from sqlalchemy.exc import SQLAlchemyError
 
-from dagster_llm_batch._dagster_private import env_file, load_repository
+from dagster_llm_batch._dagster_private import env_file, load_repository, reason_of_tick
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.translator import TABLE_KEY
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.cli.pointer import Pointer
 from dagster_llm_batch.engine.status import Advice
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.io import URI_KEY
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.text import plain_words
@@ -272,6 +272,17 @@ class CodeLocation:
         logging.disable(logging.DEBUG)
         try:
             return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
+        except (FileNotFoundError, LLMBatchError):
+            raise
+        # An IO manager is the user's own, and raises whatever its store does.
+        except Exception as error:
+            name = key.to_user_string() + ("" if partition is None else f" ({partition})")
+            io_manager = self._repository.asset_graph.get(key).io_manager_key
+            raise InputError(
+                f"The asset {name} cannot be loaded outside of a run: its IO manager '{io_manager}' raised "
+                f"{type(error).__name__}: {plain_words(error)}. Let it load without a run, as "
+                "`Definitions.load_asset_value` does; or materialize the submission, whose run loads the rows."
+            ) from error
         finally:
             logging.disable(disabled)
 
@@ -351,7 +362,7 @@ def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -
         return "has not looked yet", "It should within a minute; else Dagster's daemon does not run this code location"
     newest = max(ticks, key=lambda tick: tick.timestamp)
     if newest.is_failure:
-        reason = plain_words(newest.error.message if newest.error else "without a reason")
+        reason = plain_words(reason_of_tick(newest))
         return f"failed at its last look: {reason}", "Its ticks are on the page Automation of Dagster's web page"
     return None
 

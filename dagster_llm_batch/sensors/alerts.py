@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import failed_evaluations, failed_ticks
+from dagster_llm_batch._dagster_private import failed_evaluations, failed_ticks, reason_of_tick
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.checks import NOT_JUDGED
 from dagster_llm_batch.text import plain_text
-
-if TYPE_CHECKING:
-    from dagster_shared.error import SerializableErrorInfo
 
 __all__ = ["build_llm_batch_alert_sensor"]
 
@@ -32,10 +28,6 @@ _LATE_SECONDS = 600.0
 
 # One tick may name several submissions, each with its next command: a shorter text would lose the commands.
 _MOST_CHARS = 3_000
-
-# What Dagster raises around an error of a sensor's function, in the code location and in the daemon.
-_WRAPPERS = ("SensorExecutionError", "DagsterUserCodeProcessError", "DagsterResourceFunctionError")
-_OWN_CLASS = re.compile(r"\A(?:dagster_llm_batch\.errors\.)?LLMBatchError: ")
 
 
 class _Failure(NamedTuple):
@@ -137,17 +129,5 @@ def _failed_ticks(
         if state.instigator_name not in sensor_names:
             continue
         for tick in failed_ticks(context.instance, state.instigator_origin_id, state.selector_id, since):
-            text = f"{state.instigator_name}: its tick failed. {_reason_of(tick.error)}"
+            text = f"{state.instigator_name}: its tick failed. {reason_of_tick(tick)}"
             yield _Failure(f"tick {tick.tick_id}", tick.timestamp, plain_text(text, _MOST_CHARS))
-
-
-def _reason_of(error: SerializableErrorInfo | None) -> str:
-    """Return the message of the error that a sensor raised, which Dagster stores as the cause of an error of its own.
-
-    The messages of this package's errors name their own causes, and the next step.
-    """
-    if error is None:
-        return "Dagster stored no reason; see the tick's log in the UI."
-    while error.cause is not None and error.cls_name in _WRAPPERS:
-        error = error.cause
-    return _OWN_CLASS.sub("", error.message)

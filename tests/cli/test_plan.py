@@ -407,3 +407,19 @@ def test_a_plan_says_when_it_ends_by_what_and_how_often_that_was_right(project, 
     assert told == {"end_p50_seconds": 7_200, "end_p90_seconds": 27_000, "end_basis": "submissions"}
     counts = ("end_learned_from", "end_running", "end_forecasts_judged", "end_forecasts_held")
     assert tuple(plan.document[name] for name in counts) == (34, 2, 19, 17)
+
+
+def test_an_io_manager_that_loads_within_runs_alone_is_an_error_that_names_it_and_the_next_step(project):
+    project.change(
+        "@dg.asset\ndef tickets",
+        "class InRuns(dg.IOManager):\n"
+        "    def handle_output(self, context, obj): ...\n\n"
+        "    def load_input(self, context):\n"
+        '        raise TypeError("there is no step: " + str(context.upstream_output.step_key))\n\n\n'
+        "@dg.asset\ndef tickets",
+    )
+    project.change('"plain": "no LLMBatchResource",', '"io_manager": InRuns(),')
+    told = project.on_file("plan", "asset_labels", code=1).stderr
+    assert "The asset tickets cannot be loaded outside of a run: its IO manager 'io_manager' raised " in told
+    assert "materialize the submission, whose run loads the rows" in told
+    assert "Traceback" not in told
