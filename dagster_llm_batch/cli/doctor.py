@@ -29,6 +29,7 @@ from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.activity import find_held_queues, orphans
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
+from dagster_llm_batch.engine.ownership import owns_batch
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import (
     advise_on_doubt,
@@ -483,7 +484,7 @@ def _erased(engine: Engine) -> Iterator[Finding]:
     for asset, count in sorted(tombstones.items()):
         submissions = ledger.submissions(namespace, assets=[asset])
         here = sum(not submission.has_applied(count) for submission in submissions)
-        there = len(ledger.shards_at_providers(namespace, asset))
+        there = sum(owns_batch([shard]) for shard in ledger.shards_at_providers(namespace, asset))
         if here or there:
             problem = (
                 f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "

@@ -13,10 +13,12 @@ from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_ta
 from dagster_llm_batch.cli.selection import find_dataset
 from dagster_llm_batch.engine.erase import FoundRows, Left, ProviderCopy
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.text import cell_text
 
 __all__ = ["erase_command"]
 
 _RUNS_SHOWN = 5
+_PATH_CHARS = 1_000
 
 
 @click.command("erase", cls=Command, examples=["moods --key 17 -f labels.py", "moods --key 17 --delete -f labels.py"])
@@ -56,16 +58,21 @@ def erase_command(
         return
     eraser = deployment.engine.eraser
     found = [one for name in names for one in eraser.find(name, given, chosen)]
+    files = sorted(file.path for file in eraser.find_files(*names))
+    adopted = sorted({batch_id for one in found for batch_id in one.adopted})
     if not as_json:
         _print_found(found)
+        _print_files(found, files)
+        _print_batches(found)
     if not delete:
         if as_json:
-            print_json({"deleted": False, "found": [_document(one) for one in found]})
+            print_json({"deleted": False, "found": [_document(one) for one in found], "removed_files": files})
         else:
             click.echo("Nothing was deleted. Give --delete to delete.")
         return
     what = f"the rows of {counted(len(given), 'key', 'keys')}" if given else "what earlier calls could not reach"
-    confirm(f"Erase {what} from {', '.join(names)}? This cannot be undone.", yes=yes)
+    stays = f" What providers store of adopted batches stays: {', '.join(adopted)}." if adopted else ""
+    confirm(f"Erase {what} from {', '.join(names)}? This cannot be undone.{stays}", yes=yes)
     for name in names:
         eraser.add_tombstones(name, given, chosen)
     left = [one for name in names for one in eraser.erase(name)]
@@ -77,6 +84,7 @@ def erase_command(
             {
                 "deleted": True,
                 "found": [_document(one) for one in found],
+                "removed_files": files,
                 "left": [{"submission_id": one.submission.submission_id, "reason": one.reason} for one in left],
                 "at_providers": there,
                 "unfinished_files": unfinished,
@@ -85,7 +93,7 @@ def erase_command(
         )
     else:
         _print_erased(found, left, there, unfinished, beyond)
-    if left or unfinished or any(one.left for one in there):
+    if left or unfinished or any(one.left and one.is_ours for one in there):
         leave(ExitCode.LATER)
 
 
@@ -138,6 +146,8 @@ def _document(found: FoundRows) -> dict[str, object]:
         "shared_requests": found.shared,
         "in_flight": [shard.batch_id for shard in found.in_flight],
         "manifest_lost": found.manifest_lost,
+        "files": found.files,
+        "adopted_batches": found.adopted,
     }
 
 
@@ -159,6 +169,27 @@ def _print_found(found: Sequence[FoundRows]) -> None:
         for one in found
     ]
     print_table(columns, rows)
+
+
+def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
+    """Print the paths of the stored files that are written anew without the rows, or removed."""
+    for verb, paths in (
+        ("Written anew without these rows", sorted({path for one in found for path in one.files})),
+        ("Removed, of pruned submissions and killed processes", removed),
+    ):
+        if paths:
+            click.echo(f"{verb}:")
+            for path in paths:
+                click.echo(f"- {cell_text(path, _PATH_CHARS)}")
+
+
+def _print_batches(found: Sequence[FoundRows]) -> None:
+    """Print which batches with these rows providers are to delete, and which stay there."""
+    adopted = {batch_id for one in found for batch_id in one.adopted}
+    ended = {(shard.provider, shard.batch_id or "") for one in found for shard in one.ended}
+    for provider, batch_id in sorted(ended):
+        then = "stays there: it was adopted, and is its sender's" if batch_id in adopted else "is deleted there"
+        click.echo(f"Batch {batch_id} of {provider} {then}.")
 
 
 def _print_erased(

@@ -16,6 +16,8 @@ from dagster_llm_batch.text import cell_text
 
 __all__ = ["prune_command"]
 
+_PATH_CHARS = 1_000
+
 
 @click.command("prune", cls=Command, examples=["-f labels.py", "--older-than 90 --delete -f labels.py"])
 @ledger_command
@@ -45,7 +47,8 @@ def prune_command(
     as_json: bool,
 ) -> None:
     """Remove requests and results of submissions that newer ones of the same partition have replaced, and what killed
-    plans and workers left behind. Shows what would go, unless --delete is given.
+    plans and workers left behind. Shows the paths of what would go, unless --delete is given. Files stay that the
+    ledger does not name, and that nothing shows to be of this package.
 
     Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
     results unless --raw-older-than is given; and those whose answers they reuse. If the rows, prompt or model of a
@@ -131,9 +134,14 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
     if rows:
         print_table(columns, rows)
     click.echo(counted(pruning.kept, "submission keeps its files", "submissions keep their files") + ".")
+    for file in sorted(pruning.files):
+        click.echo(f"- {cell_text(file.path, _PATH_CHARS)}")
     if pruning.foreign:
         click.echo(
-            f"{len(pruning.foreign)} files belong to submissions that this ledger does not know, and stay. Does "
-            "another ledger use this payload store and namespace?",
+            f"{counted(len(pruning.foreign), 'file stays', 'files stay')}: the ledger has no record of them, and "
+            "nothing in them shows that they are its own. Does another ledger use this payload store and namespace? "
+            "Remove them by hand if they are not needed.",
             err=True,
         )
+        for file in sorted(pruning.foreign):
+            click.echo(f"- {cell_text(file.path, _PATH_CHARS)}", err=True)

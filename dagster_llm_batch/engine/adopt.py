@@ -11,7 +11,7 @@
    ended: at no time is there a planned shard that somebody could send.
 4. The submission's id is made of the batch's: of two that adopt it at once one waits, and what a killed process left is
    written anew by the next.
-5. The batch's files at the provider are not ours: nobody here deletes them, but who erases rows.
+5. The batch's files at the provider are not ours, and stay (`ownership.py`), also where rows are erased.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ from dagster_llm_batch.engine.cascade import forget_sampled
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.label import Answers
 from dagster_llm_batch.engine.merged_results import drop_merged
+from dagster_llm_batch.engine.ownership import Ownership, owns_batch, remove
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import (
     DEFINITION,
@@ -45,6 +46,7 @@ from dagster_llm_batch.engine.request_files import (
     RAW,
     REQUESTS,
     RESULTS,
+    SO_FAR,
     answers_so_far,
     beside,
     levels_of,
@@ -62,12 +64,14 @@ from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.payloads import StoredFile
 from dagster_llm_batch.types import Lane
 
 __all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
 
 _ID, _REASON = "llm_request_id", "llm_reason"
 _SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
+_ADOPTED = "it was adopted, so its request file and its results there are their sender's, who alone deletes them"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class FoundRows:
         shared: How many of them have a request that a row has, too, which is not erased: that request stays.
         in_flight: Shards with such requests that the provider works on.
         manifest_lost: Nobody can tell which rows it has.
+        ended: The other shards with such requests that were sent: providers store their batches.
+        files: Paths of the stored files with such rows.
     """
 
     submission: Submission
@@ -87,6 +93,13 @@ class FoundRows:
     shared: int = 0
     in_flight: tuple[Shard, ...] = ()
     manifest_lost: bool = False
+    ended: tuple[Shard, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def adopted(self) -> list[str]:
+        """The ids of batches with such requests that were adopted: their copies at providers stay."""
+        return sorted({shard.batch_id or "" for shard in self.ended if not owns_batch([shard])})
 
 
 @dataclass(frozen=True)
@@ -101,12 +114,14 @@ class Left:
 class ProviderCopy:
     """A batch with erased requests: what became of its copy at the provider.
 
-    `left` says what stays there, or why nothing could be deleted; None where all was.
+    `left` says what stays there, or why nothing could be deleted; None where all was. `is_ours` is False of a batch
+    that was adopted: its sender alone deletes it.
     """
 
     provider: str
     batch_id: str
     left: str | None
+    is_ours: bool = True
 
 
 class Eraser:
@@ -117,6 +132,7 @@ class Eraser:
         self._ledger = deployment.ledger
         self._payloads = deployment.payloads
         self._namespace = deployment.namespace
+        self._ownership = Ownership(deployment.ledger, deployment.payloads, deployment.namespace)
 
     # tombstones -------------------------------------------------------------------------------------------------------
 
@@ -177,12 +193,46 @@ class Eraser:
             return FoundRows(submission, manifest_lost=True)
         rows, candidates = self._matches(submission, erased)
         going = candidates - self._still_needed(submission, erased, candidates)
-        flying = [
-            shard
-            for shard in self._ledger.shards(submission.submission_id)
-            if shard.state in IN_FLIGHT and going and not going.isdisjoint(request_ids(self._payloads, shard))
-        ]
-        return FoundRows(submission, rows, len(candidates) - len(going), tuple(flying))
+        stored = [path for path in (submission.manifest, self._beside_manifest(submission, ERASING)) if rows]
+        flying, ended = [], []
+        for shard in self._ledger.shards(submission.submission_id) if going else ():
+            if not self._has_any(shard, going):
+                continue
+            if shard.state in IN_FLIGHT:
+                flying.append(shard)
+            else:
+                stored += [shard.path, *(beside(shard, ending) for ending in (IDS, RAW, RESULTS, SO_FAR))]
+            if shard.state not in IN_FLIGHT and shard.batch_id is not None:
+                ended.append(shard)
+        if going:
+            stored += [file.path for file in self._ownership.files_of(submission) if _is_spare(file)]
+        return FoundRows(
+            submission,
+            rows,
+            len(candidates) - len(going),
+            tuple(flying),
+            ended=tuple(ended),
+            files=tuple(path for path in stored if self._payloads.exists(path)),
+        )
+
+    def _has_any(self, shard: Shard, going: set[str]) -> bool:
+        try:
+            return not going.isdisjoint(request_ids(self._payloads, shard))
+        # Of a shard whose files were lost there is nothing to erase.
+        except FileNotFoundError:
+            return False
+
+    def find_files(self, *assets: str) -> list[StoredFile]:
+        """Return the files that are removed as a whole when rows of these assets are erased. Changes nothing.
+
+        Those of pruned submissions, and of killed processes. Merged copies of partitions with erased rows go, too.
+        """
+        gone = []
+        for asset in assets:
+            for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+                if self._is_gone(submission):
+                    gone += self._ownership.files_of(submission)
+        return [*gone, *self._pruner.find_left_behind()]
 
     def _rows(self, submission: Submission) -> Iterator[tuple[list[Any], pa.Array]]:
         """Yield the keys and the request_ids of a manifest, some thousand rows at a time."""
@@ -253,8 +303,7 @@ class Eraser:
         path, going_path = submission.manifest, self._beside_manifest(submission, ERASING)
         if self._is_gone(submission):
             # A prune that was killed may have left some.
-            for file in list(self._payloads.files(path.rpartition("/")[0])):
-                self._payloads.remove(file)
+            remove(self._payloads, self._ownership.files_of(submission))
             self._drop_merged(submission)
             self._ledger.record_erased_submission(submission_id, erased.tombstones)
             return True
@@ -400,15 +449,13 @@ class Eraser:
         """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
         shards = self._ledger.shards(submission.submission_id)
         named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
-        folder = submission.folder
-        for file in list(self._payloads.files(folder)):
-            if file.path.endswith((REQUESTS, IDS)) and file.path not in named and not file.path.endswith(ERASING):
-                self._payloads.remove(file)
+        own = (file for file in self._ownership.files_of(submission) if not file.path.endswith(ERASING))
+        unnamed = [file for file in own if file.path.endswith((REQUESTS, IDS)) and file.path not in named]
+        remove(self._payloads, unnamed)
 
     def _purge_spares(self, submission: Submission, going: set[str]) -> None:
         """Take requests out of what is kept for fallbacks, and for the oracle of a cascade."""
-        folder = submission.folder
-        for file in list(self._payloads.files(folder)):
+        for file in self._ownership.files_of(submission):
             if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
                 nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
                 with self._payloads.writer(file.path) as out:
@@ -462,7 +509,11 @@ class Eraser:
 
         Living processes may be at work on those, and nobody knows which rows they hold.
         """
-        return len(Pruner(self._ledger, self._payloads, self._namespace, self._deployment.clock).prune_left_behind())
+        return len(self._pruner.prune_left_behind())
+
+    @property
+    def _pruner(self) -> Pruner:
+        return Pruner(self._ledger, self._payloads, self._namespace, self._deployment.clock)
 
     # at providers -----------------------------------------------------------------------------------------------------
 
@@ -477,6 +528,8 @@ class Eraser:
         first = shards[0]
         batch_id = first.batch_id or ""
         others = self._ledger.shards_of_batch(first)
+        if not owns_batch(others):
+            return ProviderCopy(first.provider, batch_id, _ADOPTED, is_ours=False)
         if any(shard.state is not ShardState.COLLECTED for shard in others):
             return ProviderCopy(first.provider, batch_id, "its results are not collected yet; they go after that")
         if not self._deployment.providers:
@@ -488,3 +541,7 @@ class Eraser:
         if left is None:
             self._ledger.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
         return ProviderCopy(first.provider, batch_id, left)
+
+
+def _is_spare(file: StoredFile) -> bool:
+    return _SPARE.fullmatch(PurePosixPath(file.path).name) is not None

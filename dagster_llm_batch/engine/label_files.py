@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.label import ROWS_AT_ONCE, LabelAssembler, label_results, read_part, scatter
 from dagster_llm_batch.engine.request_files import APART
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, temporary_folder
+from dagster_llm_batch.storage.stored_files import is_own_name, own_name
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
@@ -76,18 +76,19 @@ class _TakeApart:
     names: list[str]
 
     def __call__(self, source: _Source) -> _Apart:
-        path = f"{source.path.rpartition('/')[0]}/{APART}{uuid.uuid4().hex}.parquet"
+        folder = source.path.rpartition("/")[0]
+        path = f"{folder}/{APART}{own_name(folder)}.parquet"
         schema = self.payloads.table_schema(source.path)
         sizes = []
         with (
             temporary_folder() as root,
             self.payloads.table_writer(path, schema, repeating=REPEATING) as out,
         ):
-            folder = root / "parts"
+            parts = root / "parts"
             batches = self.payloads.iter_batches(source.path, ROWS_AT_ONCE)
-            scatter(batches, schema, _ID, self.names, folder)
+            scatter(batches, schema, _ID, self.names, parts)
             for name in self.names:
-                table = read_part(folder, name)
+                table = read_part(parts, name)
                 sizes.append(len(table))
                 if len(table):
                     out.write_table(table)
@@ -158,7 +159,7 @@ def _write_labels(assembler: LabelAssembler, labels: PayloadStore, rejects: Payl
             payloads=assembler.payloads,
             labels=labels,
             rejects=rejects,
-            name=(name := uuid.uuid4().hex),
+            name=(name := own_name("")),
             sources=apart,
             response=assembler.labeling.result_schema,
             prompt_version=assembler.labeling.prompt_version,
@@ -214,7 +215,7 @@ def _remove_left_behind(store: PayloadStore) -> None:
     times: list[datetime] = []
     for file in store.files(""):
         times += [file.modified_at] if file.modified_at is not None else []
-        if found := _BEGUN.fullmatch(file.path):
+        if (found := _BEGUN.fullmatch(file.path)) and is_own_name(found[1], ""):
             begun[found[1]].append(file)
     for files in begun.values():
         if all(file.modified_at and file.modified_at < max(times) - _LEFT_BEHIND_AFTER for file in files):

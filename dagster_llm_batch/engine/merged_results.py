@@ -6,6 +6,7 @@
 1. A copy is a cache. Its name is a digest of what it was made of: the paths of the shards' results, what changes when
    one of these files does, and their columns. Where any of them was made anew, erased or lost, the copy has another
    name, so it is not found, and the results themselves are read, restored or asked for, as if there were no copies.
+   A digest of its folder follows, by which `ownership.py` knows it as ours.
 2. It is made by who reads all of these results anyway, to count or to land them, and needs no lease: its name is all
    that two processes could differ in. One that is killed meanwhile leaves a half-written file.
 3. Whoever erases or prunes results removes all copies of the partition (`drop_merged`) after that, half-written ones
@@ -22,24 +23,21 @@ Large shards are not copied: what opening their files takes is little beside the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from dagster_llm_batch.core.results import REPEATING
-from dagster_llm_batch.engine.request_files import APART
+from dagster_llm_batch.engine.ownership import MERGED, copy_path, owned_copies, remove
 from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.shards import count_requests
-from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.stored_files import FileVersion
 
-__all__ = ["FEWEST_MERGED", "MERGED", "MERGED_WAVE", "MergedResults", "drop_merged", "merged_files"]
-
-MERGED = "merged"
-"""The name of the folder of a partition's merged copies, beside those of its submissions."""
+__all__ = ["FEWEST_MERGED", "MERGED", "MERGED_WAVE", "MergedResults", "drop_merged"]
 
 FEWEST_MERGED = 8
 """So many shards make a copy, and so many copies a larger one."""
@@ -119,8 +117,9 @@ class MergedResults:
         if sum(version.bytes for version in known) > self.most_bytes:
             return None
         named = repr((str(self.schema), [shard.results_path for shard in shards], known))
-        digest = hashlib.blake2b(named.encode(), digest_size=16).hexdigest()
-        return _Copy(f"{_folder(shards[0].results_path or '')}/{digest}.parquet", shards, known)
+        digest = hashlib.blake2b(named.encode(), digest_size=8).hexdigest()
+        partition = (shards[0].results_path or "").rsplit("/", 2)[0]
+        return _Copy(copy_path(partition, digest), shards, known)
 
     def write(self, copy: _Copy, tables: Iterable[pa.Table]) -> None:
         """Write a copy of these tables, oldest first.
@@ -209,22 +208,8 @@ def _parts(start: int, end: int) -> list[tuple[int, int]]:
     return [(at, at + size) for at in range(start, end, size)] if size >= FEWEST_MERGED else []
 
 
-def _folder(results_path: str) -> str:
-    return f"{results_path.rsplit('/', 2)[0]}/{MERGED}"
-
-
-def merged_files(payloads: PayloadStore, folders: Iterable[str]) -> list[StoredFile]:
-    """Return the merged copies in the partitions of submissions with these folders, half-written ones included."""
-    # After a rename the older submissions' folders are in that of the former name.
-    partitions = {folder.rpartition("/")[0] for folder in folders if folder}
-    found = (file for partition in sorted(partitions) for file in payloads.files(f"{partition}/{MERGED}"))
-    # What workers take apart lies beside what it is of.
-    return [file for file in found if not file.path.rpartition("/")[2].startswith(APART)]
-
-
-def drop_merged(payloads: PayloadStore, folders: Iterable[str]) -> None:
+def drop_merged(payloads: PayloadStore, folders: Collection[str]) -> None:
     """Remove all merged copies in the partitions of submissions with these folders, after results were changed."""
     # Twice: a half-written one may get its name after the names were read, and before it is removed.
     for _ in range(2):
-        for file in merged_files(payloads, folders):
-            payloads.remove(file)
+        remove(payloads, owned_copies(payloads, folders))

@@ -11,56 +11,39 @@
    places first. What says where a label is from stays: results, lists of rows and of requests, and the ledger.
 4. Files that belong to no submission of this ledger are removed if a killed plan left them more than a day ago.
    Receipts and results are never among those: where such a folder holds some, another ledger writes here, or this one
-   was restored from a backup, and all such files stay. Files that are not at the place and of the name of a
-   submission's file stay, too: people keep others in the same bucket.
+   was restored from a backup, and all such files stay.
 5. Half-written files, and parts of tables that a lost worker left, are removed after a day, even where the submission
    is kept.
 6. Merged copies of results (`merged_results.py`) go with the first of what they may be of, and N days after they were
    made. They are made anew where they are needed.
+7. `ownership.py` decides which files are ours. People keep others in the same bucket, and those stay.
 
 Refuses to delete where ledger and payload store do not belong together. Files at the providers are for `uploads`.
 """
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 
-from dagster_llm_batch.engine.merged_results import MERGED, drop_merged
-from dagster_llm_batch.engine.request_files import (
-    APART,
-    ERASING,
-    IDS,
-    PART,
-    RAW,
-    REQUESTS,
-    RESULTS,
-    SENT,
-    SO_FAR,
-    beside,
-)
+from dagster_llm_batch.engine.merged_results import drop_merged
+from dagster_llm_batch.engine.ownership import Holdings, Ownership, remove
+from dagster_llm_batch.engine.shard_files import APART, IDS, PART, RAW, REQUESTS, SO_FAR, beside
 from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespace_folder, payload_path
+from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 
 __all__ = ["Pruner", "Pruning", "find_pruned", "is_pruned"]
 
 _PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
-_NAMES = re.compile(
-    rf"\.[0-9a-f]+\.tmp|manifest\.parquet|cascade\.json|{re.escape(ERASING)}|wave-\d+-\d+\..+|fallback-[0-9a-f]+\..+"
-    rf"|({PART}|{APART})[0-9a-f]+\.parquet"
-)
 # How the names of files begin that are needed within one step alone.
 _PARTS = (".", PART, APART)
 _LONG_AGO = timedelta(days=36_500)
-_DEPTH = len(PurePosixPath(payload_path("namespace", "asset", "partition", "submission", "name")).parents)
 
 
 @dataclass(frozen=True)
@@ -70,7 +53,7 @@ class Pruning:
     replaced: Mapping[str, tuple[StoredFile, ...]]  # files of submissions that newer ones replaced, by submission_id
     aged: Mapping[str, tuple[StoredFile, ...]]  # requests and raw results, likewise, that were kept for long enough
     left_behind: tuple[StoredFile, ...]  # files of plans that were killed
-    foreign: tuple[StoredFile, ...]  # files of submissions that this ledger does not know; they stay
+    foreign: tuple[StoredFile, ...]  # files at our places that nothing shows to be this ledger's; they stay
     kept: int  # submissions that keep their files
     merged: tuple[StoredFile, ...] = ()  # merged copies of results, which are made anew where they are needed
 
@@ -103,33 +86,25 @@ class Pruner:
         self._payloads = payloads
         self._namespace = namespace
         self._clock = clock
+        self._ownership = Ownership(ledger, payloads, namespace)
 
     def prune(self, older_than: timedelta, raw_older_than: timedelta | None = None, *, delete: bool) -> Pruning:
         """See Engine.prune."""
         for name, age in (("older_than", older_than), ("raw_older_than", raw_older_than)):
             if age is not None and age < _LEFT_BEHIND_AFTER:
                 raise ConfigError(f"Files are pruned after a day at the earliest; got {name}={age}.")
-        stored = [*self._payloads.files(namespace_folder(self._namespace))]
-        folders = self._folders(stored)
-        # After the files: those of a submission that is planned in between are young, and stay.
-        submissions = self._ledger.submissions(self._namespace)
-        pruning = self._select(folders, submissions, older_than)
+        holdings, submissions = self._ownership.survey()
+        pruning = self._select(holdings, submissions, older_than)
         if raw_older_than is not None:
             replaced = pruning.replaced.keys()
-            aged = self._aged(folders, submissions, self._clock() - raw_older_than)
+            aged = self._aged(holdings.of_submissions, submissions, self._clock() - raw_older_than)
             pruning = replace(pruning, aged={key: files for key, files in aged if key not in replaced})
-        pruning = replace(pruning, merged=self._merged(stored, pruning, folders, self._clock() - older_than))
-        return self._delete(pruning, folders) if delete else pruning
+        pruning = replace(pruning, merged=self._merged(pruning, holdings, self._clock() - older_than))
+        return self._delete(pruning, holdings) if delete else pruning
 
-    def _merged(
-        self,
-        stored: Iterable[StoredFile],
-        pruning: Pruning,
-        folders: Mapping[str, Sequence[StoredFile]],
-        cutoff: datetime,
-    ) -> tuple[StoredFile, ...]:
+    def _merged(self, pruning: Pruning, holdings: Holdings, cutoff: datetime) -> tuple[StoredFile, ...]:
         """Return the merged copies that are old, or in a partition of which something goes or nothing is left."""
-        parents = {key: {_partition_of(file) for file in files} for key, files in folders.items()}
+        parents = {key: {_partition_of(file) for file in files} for key, files in holdings.of_submissions.items()}
         going = {each for key in pruning.replaced for each in parents[key]}
         staying = {each for key in parents.keys() - pruning.replaced.keys() for each in parents[key]}
 
@@ -137,7 +112,7 @@ class Pruner:
             partition = _partition_of(file)
             return partition in going or partition not in staying or _is_before(file, cutoff)
 
-        return tuple(file for file in stored if _is_merged(file) and goes(file))
+        return tuple(file for file in holdings.copies if goes(file))
 
     def _aged(
         self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], cutoff: datetime
@@ -160,83 +135,67 @@ class Pruner:
             for shard in self._ledger.shards(submission.submission_id)
         )
 
+    def find_left_behind(self) -> tuple[StoredFile, ...]:
+        """Return what killed processes left more than a day ago. Changes nothing."""
+        holdings, submissions = self._ownership.survey()
+        return self._select(holdings, submissions, _LONG_AGO).left_behind
+
     def prune_left_behind(self) -> tuple[StoredFile, ...]:
         """Remove only what killed processes left more than a day ago; return what they, or living ones, left since."""
-        folders = self._folders(self._payloads.files(namespace_folder(self._namespace)))
-        submissions = self._ledger.submissions(self._namespace)
-        pruning = replace(self._select(folders, submissions, _LONG_AGO), replaced={})
-        self._delete(pruning, folders)
-        known = {submission.submission_id for submission in submissions}
+        holdings, submissions = self._ownership.survey()
+        pruning = replace(self._select(holdings, submissions, _LONG_AGO), replaced={})
+        self._delete(pruning, holdings)
+        known = (file for files in holdings.of_submissions.values() for file in files if _is_part(file))
         foreign = {file.path for file in pruning.foreign}
-        return tuple(
-            file
-            for folder, files in folders.items()
-            for file in files
-            if file not in pruning.left_behind
-            and file.path not in foreign
-            and (folder not in known or PurePosixPath(file.path).name.startswith(_PARTS))
-        )
+        unknown = (file for files in holdings.of_killed_plans.values() for file in files if file.path not in foreign)
+        return tuple(file for file in (*known, *unknown) if file not in pruning.left_behind)
 
-    @staticmethod
-    def _folders(stored: Iterable[StoredFile]) -> dict[str, list[StoredFile]]:
-        """Return the files of all submissions, those of killed plans too, by submission_id."""
-        folders: dict[str, list[StoredFile]] = defaultdict(list)
-        for file in stored:
-            path = PurePosixPath(file.path)
-            if len(path.parents) == _DEPTH and _NAMES.fullmatch(path.name):
-                # By the submission alone: the asset may have had another name when the files were written.
-                folders[path.parent.name].append(file)
-        return folders
-
-    def _select(
-        self, folders: Mapping[str, Sequence[StoredFile]], submissions: Sequence[Submission], older_than: timedelta
-    ) -> Pruning:
+    def _select(self, holdings: Holdings, submissions: Sequence[Submission], older_than: timedelta) -> Pruning:
         now = self._clock()
-        known = {submission.submission_id: submission for submission in submissions}
         kept = _kept(submissions, now - older_than)
         needed = self._needed(submission for submission in submissions if submission.submission_id in kept)
         replaced = {
-            submission.submission_id: tuple(file for file in folders[folder] if file.path not in needed)
-            for folder, submission in known.items()
-            if folder in folders and submission.submission_id not in kept
+            key: tuple(file for file in files if file.path not in needed)
+            for key, files in holdings.of_submissions.items()
+            if key not in kept
         }
-        stale = {folder: files for folder, files in folders.items() if folder not in known and _is_stale(files, now)}
         leftovers = [
             file
-            for folder, files in folders.items()
-            if folder in known and known[folder].submission_id in kept
+            for key, files in holdings.of_submissions.items()
+            if key in kept
             for file in files
-            if PurePosixPath(file.path).name.startswith(_PARTS) and _is_stale([file], now)
+            if _is_part(file) and _is_stale([file], now)
         ]
-        unknown = [file for folder, files in folders.items() if folder not in known for file in files]
-        is_shared = not known or any(file.path.endswith((RAW, RESULTS, SENT)) for file in unknown)
+        unknown = [file for files in holdings.of_killed_plans.values() for file in files]
+        stale = [file for files in holdings.of_killed_plans.values() if _is_stale(files, now) for file in files]
+        # Whoever's they are, they are not those of a plan that was killed.
+        is_shared = holdings.shows_another_ledger or not submissions
         return Pruning(
             replaced={key: files for key, files in replaced.items() if files},
             aged={},
-            left_behind=(*leftovers, *(() if is_shared else (file for files in stale.values() for file in files))),
-            foreign=tuple(unknown) if is_shared else (),
+            left_behind=(*leftovers, *(() if is_shared else stale)),
+            foreign=(*holdings.unclaimed, *(unknown if is_shared else ())),
             kept=len(kept),
         )
 
     def _needed(self, kept: Iterable[Submission]) -> set[str]:
         """Return the paths of all files that kept submissions name, which may lie in other submissions' folders."""
-        named: set[str | None] = set()
-        for submission in kept:
-            named.add(submission.manifest_path)
-            for shard in self._ledger.shards(submission.submission_id):
+        by_id = {submission.submission_id: submission for submission in kept}
+        named: set[str | None] = {submission.manifest_path for submission in by_id.values()}
+        for shards in self._ledger.shards_of(by_id).values():
+            for shard in shards:
                 named |= {shard.path, beside(shard, IDS), shard.raw_path, shard.results_path}
         return {path for path in named if path is not None}
 
-    def _delete(self, pruning: Pruning, folders: Mapping[str, Sequence[StoredFile]]) -> Pruning:
+    def _delete(self, pruning: Pruning, holdings: Holdings) -> Pruning:
         if pruning.files:
-            self._refuse_another_store(folders)
+            self._refuse_another_store(holdings)
         replaced = {}
         for submission_id, files in pruning.replaced.items():
             try:
                 with self._ledger.hold_leases(f"submission:{submission_id}"):
                     if self._give_up(submission_id, files):
-                        for file in files:
-                            self._payloads.remove(file)
+                        remove(self._payloads, files)
                         # After what they are of: see merged_results.py.
                         drop_merged(self._payloads, {file.path.rpartition("/")[0] for file in files})
                         replaced[submission_id] = files
@@ -251,13 +210,11 @@ class Pruner:
                     submission, others = self._ledger.submission(submission_id), self._history_of(submission_id)
                     if self._is_done_with(submission, others, self._clock()):
                         self._ledger.forget_raw(submission_id, f"{len(files)} files of requests and raw results")
-                        for file in files:
-                            self._payloads.remove(file)
+                        remove(self._payloads, files)
                         aged[submission_id] = files
             except LeaseError:
                 continue
-        for file in (*pruning.left_behind, *pruning.merged):
-            self._payloads.remove(file)
+        remove(self._payloads, (*pruning.left_behind, *pruning.merged))
         return replace(pruning, replaced=replaced, aged=aged)
 
     def _history_of(self, submission_id: str) -> list[Submission]:
@@ -272,10 +229,10 @@ class Pruner:
             self._ledger.add_event(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
         return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
-    def _refuse_another_store(self, folders: Mapping[str, Sequence[StoredFile]]) -> None:
+    def _refuse_another_store(self, holdings: Holdings) -> None:
         """Raise ConfigError where the newest submission has no file: each has a manifest, so the store is another."""
         newest = max(self._ledger.submissions(self._namespace), key=lambda each: each.created_at, default=None)
-        if newest is None or newest.manifest_path is None or newest.submission_id in folders:
+        if newest is None or newest.manifest_path is None or newest.submission_id in holdings.of_submissions:
             return
         msg = (
             f"The payload store has no file of submission {newest.submission_id} of '{newest.asset}', the newest in "
@@ -289,9 +246,9 @@ def _is_raw(file: StoredFile) -> bool:
     return name.endswith((REQUESTS, RAW, SO_FAR)) or name.startswith("fallback-")
 
 
-def _is_merged(file: StoredFile) -> bool:
-    path = PurePosixPath(file.path)
-    return len(path.parents) == _DEPTH and path.parent.name == MERGED and not _NAMES.fullmatch(path.name)
+def _is_part(file: StoredFile) -> bool:
+    """Return whether a file is needed within one step alone."""
+    return PurePosixPath(file.path).name.startswith(_PARTS)
 
 
 def _partition_of(file: StoredFile) -> PurePosixPath:

@@ -14,7 +14,6 @@ lines in the same order as those of one process. The driver keeps 4 bytes a requ
 
 from __future__ import annotations
 
-import uuid
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,6 +41,7 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec, Workers
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
+from dagster_llm_batch.storage.stored_files import own_name
 from dagster_llm_batch.types import Lane, Request
 
 __all__ = ["ImagesBelow", "Part", "PartMaker", "WorkerSource"]
@@ -116,7 +116,7 @@ class PartMaker:
             return None
         keys = keys_of(first, self.labeling.key)
         renderer = RowRenderer(self.labeling, first.schema, self.load_image)
-        path = f"{self.folder}/{PART}{uuid.uuid4().hex}.parquet"
+        path = f"{self.folder}/{PART}{own_name(self.folder)}.parquet"
         schema, digest = first.schema, RowsDigest()
         with (
             ExitStack() as files,

@@ -2,8 +2,8 @@
 
     collected ── grace ──▶ every shard of the batch stored and whole? ──▶ delete at the provider ──▶ ledger
 
-1. Only files that this package has uploaded, of batches all of whose shards are collected, whichever submissions share
-   them. What was given up, and may end yet, keeps its file for a month.
+1. Only files that this package has uploaded (`ownership.py`), of batches all of whose shards are collected, whichever
+   submissions share them. What was given up, and may end yet, keeps its file for a month.
 2. Only where the results of all these shards are in the payload store, and are what was written.
 3. The file goes before the ledger says so: who is killed in between deletes it again, which does nothing.
 4. Results stay at the provider, unless somebody asks for them to go (`remove_results`). They cannot be fetched once
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.ownership import owns_batch
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
@@ -133,6 +134,8 @@ class UploadRemover:
     def _reason_to_keep(self, shards: Sequence[Shard]) -> str | None:
         """Return why what the provider stores of a batch has to stay; None where nobody needs it."""
         payloads = self._deployment.payloads
+        if not owns_batch(shards):
+            return "it was adopted: its files there are its sender's"
         # First, since to look at what is stored reads all of it.
         for shard in shards:
             if shard.state is not ShardState.COLLECTED:

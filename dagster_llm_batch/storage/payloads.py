@@ -19,10 +19,8 @@ import errno
 import hashlib
 import io
 import os
-import re
 import shutil
 import tempfile
-import unicodedata
 import uuid
 from bisect import bisect_left
 from collections import deque
@@ -39,7 +37,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from dagster_llm_batch.core.memory import release_memory
-from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.errors import MissingExtraError
+from dagster_llm_batch.storage.payload_paths import check_path, namespace_folder, payload_path
 from dagster_llm_batch.storage.stored_files import (
     DIGESTS,
     FRAME_HEAD,
@@ -51,6 +50,7 @@ from dagster_llm_batch.storage.stored_files import (
     PayloadWriter,
     StagedFile,
     TableWriter,
+    carries_digest,
     framed_digest,
     is_whole_stream,
     is_whole_table,
@@ -58,6 +58,7 @@ from dagster_llm_batch.storage.stored_files import (
     open_table,
     payload_errors,
     remove_left_behind,
+    staged_name,
     sync_path,
     temporary_errors,
     write_table_digest,
@@ -77,52 +78,6 @@ __all__ = [
     "temporary_folder",
     "unnamed_file",
 ]
-
-_MAX_CHARS = 64
-_SLUG_CHARS = 40
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-_KEPT = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
-
-# Windows reserves these names, with any extension.
-_RESERVED = frozenset(
-    {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
-)
-
-
-def payload_path(namespace: str, asset: str, partition: str, submission_id: str, name: str) -> str:
-    """Return the path of a submission's file. Any text is allowed; row data has no business here."""
-    return "/".join(_segment(text) for text in (namespace, asset, partition, submission_id, name))
-
-
-def namespace_folder(namespace: str) -> str:
-    """Return the folder that holds all files of a namespace, and no other's."""
-    return _segment(namespace)
-
-
-def check_path(path: str) -> str:
-    """Return `path` as it is. Raises ConfigError where it is not a relative path of plain segments."""
-    if not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
-        raise ConfigError(
-            f"The payload path {path!r} is not one that works: it is made of segments of A-Z a-z 0-9 . _ - that start "
-            "with a letter, digit or _, with / between them. Build it with payload_path."
-        )
-    return path
-
-
-def _segment(text: str) -> str:
-    """Return the text itself where it is plain, else a slug and `--` with a digest, which no plain text holds."""
-    # Lower case only: on macOS and Windows `Tickets` and `tickets` are one folder, and one asset would overwrite the
-    # other's.
-    if not text:
-        return "_"
-    is_plain = len(text) <= _MAX_CHARS and _KEPT.fullmatch(text) and "--" not in text and ".." not in text
-    if is_plain and text.partition(".")[0] not in _RESERVED:
-        return text
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", ascii_text)[:_SLUG_CHARS].strip("-")
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-    return f"{slug or '_'}--{digest}"
-
 
 _BUFFER_BYTES = 1 << 17
 
@@ -316,6 +271,14 @@ class PayloadStore:
         """Return whether a complete file has this name."""
         return bool(self._fs.exists(self._full(path)))
 
+    def carries_digest(self, path: str) -> bool:
+        """Return whether a file has the digest that this package writes into it, be it right; False of none."""
+        try:
+            with self._open(path) as file:
+                return carries_digest(file, is_table=path.endswith(".parquet"))
+        except OSError:
+            return False
+
     def delete(self, path: str) -> None:
         """Remove the file; where there is none, do nothing."""
         full = self._full(path)
@@ -450,7 +413,7 @@ class PayloadStore:
         full = self._full(path)
         # On a local disk in the same directory: only within one file system is a rename atomic.
         directory = Path(full).parent if self._is_local else Path(tempfile.gettempdir())
-        staged = directory / f".{uuid.uuid4().hex}.tmp"
+        staged = directory / staged_name(path.rpartition("/")[0])
         try:
             with payload_errors(full) if self._is_local else temporary_errors():
                 if self._is_local:

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -45,18 +46,24 @@ __all__ = [
     "PayloadWriter",
     "StagedFile",
     "TableWriter",
+    "carries_digest",
     "framed_digest",
+    "is_own_name",
+    "is_staged_name",
     "is_whole_stream",
     "is_whole_table",
     "make_private",
     "open_table",
+    "own_name",
     "payload_errors",
     "remove_left_behind",
+    "staged_name",
     "sync_path",
     "temporary_errors",
     "write_table_digest",
 ]
 
+_NAME_CHARS = 16
 _HASH_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 17
 
@@ -209,6 +216,27 @@ def _digest_of(file: BinaryIO, size: int) -> xxhash.xxh3_128:
     return digest
 
 
+def own_name(folder: str, start: str | None = None) -> str:
+    """Return a name of 32 hex digits that this package alone makes for a file in this folder of a store.
+
+    The second half is a digest of the first one and the folder: by it a file without a record is known as ours.
+    `start` has the first 16 digits, by default random ones.
+    """
+    start = start or uuid.uuid4().hex[:_NAME_CHARS]
+    content = f"dagster_llm_batch\0{start}\0{folder}".encode()
+    return start + hashlib.blake2b(content, digest_size=_NAME_CHARS // 2).hexdigest()
+
+
+def is_own_name(name: str, folder: str) -> bool:
+    """Return whether `own_name` made this name for a file in this folder."""
+    return own_name(folder, name[:_NAME_CHARS]) == name
+
+
+def carries_digest(file: BinaryIO, *, is_table: bool) -> bool:
+    """Return whether a stored file has the digest that this package writes into it, be it right or not."""
+    return _find_digest(file) is not None if is_table else framed_digest(file)[0] is not None
+
+
 def is_whole_stream(file: BinaryIO, codec: str) -> bool:
     """Return whether a stream is what was written, or of an older version, as good as it can be unpacked."""
     expected, size = framed_digest(file)
@@ -286,8 +314,19 @@ def open_table(file: Any) -> pq.ParquetFile:
 # What a disk, a quota or a limit on a file's size says.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-_STAGED_NAME = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_STAGED_NAME = re.compile(r"\.([0-9a-f]{32})\.tmp")
 _LEFT_BEHIND_AFTER_SECONDS = 86_400
+
+
+def staged_name(folder: str) -> str:
+    """Return the name of a file in this folder of a store while it is written."""
+    return f".{own_name(folder)}.tmp"
+
+
+def is_staged_name(name: str, folder: str) -> bool:
+    """Return whether `staged_name` made this name for a file in this folder."""
+    found = _STAGED_NAME.fullmatch(name)
+    return found is not None and is_own_name(found[1], folder)
 
 
 class StagedFile(io.FileIO):
@@ -319,12 +358,12 @@ def _lock(file: io.IOBase) -> None:
 def remove_left_behind(folder: Path, names: Iterable[str]) -> None:
     """Remove those of these files in a folder that killed processes left half-written.
 
-    By two signs: the last byte was written more than a day before the folder's last change, both by the clock of the
-    disk; and nobody holds the lock, which a writer has until it ends or dies. Disks that machines share mostly tell
-    each of the other's locks. Where they do not, a process that has written nothing for a day may lose its file: it
-    then fails, and what was stored stays.
+    By three signs: `own_name` made the name, so that others' files stay; the last byte was written more than a day
+    before the folder's last change, both by the clock of the disk; and nobody holds the lock, which a writer has until
+    it ends or dies. Disks that machines share mostly tell each of the other's locks. Where they do not, a process that
+    has written nothing for a day may lose its file: it then fails, and what was stored stays.
     """
-    staged = [folder / name for name in names if _STAGED_NAME.fullmatch(name)]
+    staged = [folder / name for name in names if is_staged_name(name, "")]
     before = folder.stat().st_mtime - _LEFT_BEHIND_AFTER_SECONDS if staged else 0.0
     for path in staged:
         # What cannot be opened or locked is another's.

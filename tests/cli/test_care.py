@@ -282,7 +282,7 @@ def test_prune_tells_of_files_that_another_ledger_may_own(project):
     theirs = raw.parent.with_name("0" * 32)
     theirs.mkdir()
     (theirs / raw.name).write_bytes(raw.read_bytes())
-    assert "1 files belong to submissions that this ledger does not know" in project.on_file("prune").stderr
+    assert "1 file stays: the ledger has no record of them" in project.on_file("prune").stderr
 
 
 def test_no_command_prints_a_credential(project):

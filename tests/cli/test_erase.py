@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 
 from project import DAYS
+from test_decisions import sent_elsewhere
 
 from dagster_llm_batch.assets.dataset import dataset_of
 
@@ -84,3 +86,37 @@ def test_by_address_the_providers_copies_wait_and_doctor_says_so(project):
     assert "dagster-llm-batch erase ticket_labels" in findings[0]["then"]
     assert project.json("erase", "ticket_labels", "--delete", "--yes")["at_providers"][0]["left"] is None
     assert not [one for one in project.json("doctor")["findings"] if one["check"] == "erased rows"]
+
+
+def test_of_an_adopted_batch_the_prompt_and_the_dry_run_say_that_it_stays(project):
+    batch_id, kept = sent_elsewhere(project, DAYS[0])
+    project.emulator.settle()
+    project.json("adopt", "daily_labels", batch_id, kept, "-p", DAYS[0], "--yes")
+    key, deleted = f"{DAYS[0]}-0", lambda: [call for call in project.emulator.books.calls if call.method == "DELETE"]
+    shown = project.on_file("erase", "daily_labels", "--key", key).stdout
+    assert f"Batch {batch_id} of openai stays there: it was adopted" in shown
+    # The paths of what is written anew.
+    assert [line for line in shown.splitlines() if line.startswith("- ") and line.endswith(".raw.jsonl.zst")]
+    asked = project.on_file("erase", "daily_labels", "--key", key, "--delete", code=1, input="n\n")
+    assert f"What providers store of adopted batches stays: {batch_id}." in asked.stderr
+    told = project.on_file("erase", "daily_labels", "--key", key, "--delete", "--yes").stdout
+    assert f"Batch {batch_id} of openai: not deleted there: it was adopted" in told
+    assert deleted() == []
+    assert keys(project, "daily_labels", DAYS[0]) == [f"{DAYS[0]}-1"]
+    assert not [one for one in project.json("doctor")["findings"] if one["check"] == "erased rows"]
+
+
+def test_a_key_that_no_row_has_and_a_prune_leave_files_of_others_alone(project):
+    project.land()
+    [raw] = project.folder.rglob("*.raw.jsonl.zst")
+    namespace = raw.parents[3]
+    theirs = [namespace / "gold/2026-01/merged/train.parquet", namespace / "features/2026-01/v1/manifest.parquet"]
+    theirs += [namespace / "features/2026-01/v1/part-0.parquet", raw.with_name("notes.md")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"theirs")
+        os.utime(path, (1, 1))
+    project.on_file("erase", "ticket_labels", "--key", "no such key", "--delete", "--yes")
+    project.on_file("prune", "--older-than", "1", "--delete", "--yes")
+    assert [path.read_bytes() for path in theirs] == [b"theirs"] * len(theirs)
+    assert str(theirs[-1].relative_to(namespace.parent)) in project.on_file("prune").stderr

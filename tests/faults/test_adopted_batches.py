@@ -22,6 +22,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBat
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault
 from dagster_llm_batch.types import Cause
+from tests.faults.test_erased_at_vendors import stored_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import VENDORS, Vendor
 
@@ -286,3 +287,25 @@ def test_rows_of_more_shards_than_one_share_the_batch_and_a_create_calls_body_is
     assert len(engine.ledger.shards(submission.submission_id)) == 3
     with pytest.raises(ConfigError, match="was adopted already"):
         adopt(openai, batch_id, kept)
+
+
+def test_an_erasure_leaves_what_the_vendor_has_of_an_adopted_batch_and_says_so(
+    there: VendorWorkspace, running: Servers
+) -> None:
+    batch_id, kept = sent_elsewhere(there)
+    there.settle()
+    submission = adopt(there, batch_id, kept)
+    assert there.engine().advance(there.definition, submission.submission_id).is_settled
+    before = stored_there(there, running, batch_id)
+    eraser = there.engine().eraser
+    [found] = eraser.find("labels", ["t5"], None)
+    assert (found.rows, found.adopted) == (1, [batch_id])
+    eraser.add_tombstones("labels", ["t5"], None)
+    assert eraser.erase("labels") == []
+    [copy] = eraser.erase_at_providers("labels")
+    assert (copy.batch_id, copy.is_ours) == (batch_id, False)
+    assert "adopted" in (copy.left or "")
+    assert stored_there(there, running, batch_id) == before
+    # Here it is gone, and the others are as they were.
+    labeled = there.engine().labels(there.definition, submission.submission_id)
+    assert sorted(labeled.labels["id"].to_pylist()) == sorted(set(rows()["id"]) - {"t5"})

@@ -12,7 +12,8 @@ from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.engine.label_files import write_labels
-from dagster_llm_batch.engine.merged_results import FEWEST_MERGED, merged_files
+from dagster_llm_batch.engine.merged_results import FEWEST_MERGED
+from dagster_llm_batch.engine.ownership import owned_copies
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
@@ -88,7 +89,7 @@ def test_in_an_object_store_days_are_settled_together_merged_and_erased(request,
             return Engine(Deployment({"openai": provider}, ledger, payloads, "test", sleep=lambda _: None))
 
         def copies() -> list[StoredFile]:
-            return merged_files(engine().payloads, {s.folder for s in engine().ledger.submissions("test")})
+            return [*owned_copies(engine().payloads, {s.folder for s in engine().ledger.submissions("test")})]
 
         for rows in days:
             ids = [engine().plan(definition, rows, partition=name).submission_id for name in ("a", "b")]

@@ -13,12 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledger_builders import a_shard, a_submission, bring_to
 
+from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.engine.prune import Pruner, is_pruned
 from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
+from dagster_llm_batch.storage.stored_files import own_name, staged_name
 from dagster_llm_batch.types import Cause
 
 MONTH = timedelta(days=30)
@@ -38,11 +40,17 @@ class Store:
     def path(self, submission_id, name, asset="tickets", partition="2026-01-01"):
         return payload_path("prod", asset, partition, submission_id, name)
 
-    def write(self, path, days_old=0):
+    def write(self, path, days_old=0, content=b"content\n"):
         with self.payloads.writer(path) as file:
-            file.write(b"content\n")
+            file.write(content)
         if self.root is not None:
             self.age(self.root / path, days_old)
+
+    def plan_and_die(self, submission_id, number=0, days_old=0):
+        """A request file as a plan writes it before the ledger knows its submission."""
+        path = self.path(submission_id, f"wave-1-{number:04d}.requests.jsonl.lz4")
+        self.write(path, days_old, f"{shard_nonce(submission_id, 1, number)}-{'0' * 40}\n".encode())
+        return path
 
     def age(self, path, days_old):
         at = (self.clock() - timedelta(days=days_old)).timestamp()
@@ -169,8 +177,8 @@ def raw_and_requests(store, *submission_ids):
 def test_requests_and_raw_results_go_by_age_and_what_labels_come_from_stays(store, clock):
     old = store.submit(partition="2026-01-01")
     spare = store.path(old, "fallback-0123.jsonl.zst")
+    store.write(spare, content=shard_nonce(old, 0, 0x123).encode())
     ids = store.path(old, "wave-1-0000.ids.lz4", partition="2026-01-01")
-    store.write(spare)
     store.write(ids)
     clock.pass_seconds(29 * 24 * 3600)
     young = store.submit(partition="2026-01-02")
@@ -250,12 +258,11 @@ def test_a_file_that_a_kept_shard_names_in_another_folder_stays(store, clock):
 
 def test_what_a_killed_plan_left_goes_after_a_day_and_not_before(store):
     kept = store.submit()
-    young, old = store.path("unknown1", "manifest.parquet"), store.path("unknown2", "wave-1-0000.requests.jsonl.lz4")
-    store.write(young, days_old=0.9)
-    store.write(old, days_old=1.1)
-    store.write(store.path("unknown3", "manifest.parquet"), days_old=3)
-    store.write(store.path("unknown3", "wave-1-0000.requests.jsonl.lz4"), days_old=0)  # still being written
-    half = (store.root / store.path(kept, "manifest.parquet")).with_name(".0123.tmp")
+    young, old = store.plan_and_die("unknown1", days_old=0.9), store.plan_and_die("unknown2", days_old=1.1)
+    store.plan_and_die("unknown3", days_old=3)
+    store.plan_and_die("unknown3", number=1)  # still being written
+    folder = store.path(kept, "manifest.parquet").rpartition("/")[0]
+    half = store.root / folder / staged_name(folder)
     half.write_bytes(b"half")
     store.age(half, days_old=1.1)
     found = store.prune()
@@ -269,7 +276,8 @@ def test_what_a_killed_plan_left_goes_after_a_day_and_not_before(store):
 
 def test_what_a_lost_worker_left_beside_the_files_of_a_kept_submission_goes_after_a_day(store):
     kept = store.submit()
-    young, *old = (store.path(kept, f"{name}0123.parquet") for name in (f"{PART}a", f"{PART}b", APART))
+    folder = store.path(kept, "manifest.parquet").rpartition("/")[0]
+    young, *old = (f"{folder}/{name}{own_name(folder)}.parquet" for name in (PART, PART, APART))
     store.write(young, days_old=0.9)
     for path in old:
         store.write(path, days_old=1.1)
