@@ -309,8 +309,8 @@ def estimate_metadata(submission: Submission, learned: Learned | None) -> dict[s
 
 def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
     """Describe when a submission was forecast to end, by what, and how often such forecasts were right."""
-    from dagster_llm_batch.engine.deployment import window_of  # noqa: PLC0415 - as all of these, only runs need it
-    from dagster_llm_batch.engine.end_forecast import EndHistory, told_text  # noqa: PLC0415
+    from dagster_llm_batch.engine.end_forecast import EndHistory, told_text  # noqa: PLC0415 - only runs need it
+    from dagster_llm_batch.engine.provider_facts import window_of  # noqa: PLC0415 - as above
 
     window = window_of(engine.providers.get(submission.provider))
     tuned = () if submission.tuning is None else submission.tuning["evidence"]

@@ -30,6 +30,7 @@ from dagster_llm_batch.engine.activity import find_held_queues, orphans
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
+from dagster_llm_batch.engine.provider_facts import account_of, ask_provider
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import (
     advise_on_doubt,
@@ -46,7 +47,7 @@ from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.types import CannotTell, Cause, FindHints, Outcome
+from dagster_llm_batch.types import Cause, Outcome
 
 __all__ = ["doctor_command", "judge_end_forecasts"]
 
@@ -137,47 +138,70 @@ def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
 
 
 def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
+    """Yield what each check found. One that fails is a finding too, and hides no other."""
     if deployment.has_code:
-        yield from _definitions(deployment)
+        yield from _each("definitions", partial(_definitions, deployment))
     ledger = _tried("ledger", partial(_ledger, deployment))
     yield ledger
-    yield _tried("payload store", partial(_payload_store, deployment.payloads, deployment.payload_place))
+    yield _tried("payload store", lambda: _payload_store(deployment.payloads, deployment.payload_place))
     if deployment.has_code:
-        engine = deployment.dry_engine
-        for name, provider in sorted(engine.providers.items()):
-            yield _tried(f"provider {name}", partial(_provider, name, provider))
-            yield from _files_at(name, provider)
-            if (server := getattr(provider, "server", None)) is not None:
-                yield _tried(f"preset of {name}", partial(_preset, deployment, name, server))
+        yield from _each("providers", partial(_providers, deployment))
         for name, dataset in sorted(deployment.code.datasets.items()):
             for labeling in dataset.labeling.models:
-                yield _tried(f"dataset {name}", partial(_dataset, engine, labeling))
-        yield from (_tried("budget", partial(_budget, engine, budget)) for budget in deployment.resource.budgets)
+                yield _tried(f"dataset {name}", partial(_dataset, deployment, labeling))
+        yield from _each("budget", partial(_budgets, deployment))
     if ledger.verdict is Severity.OK and deployment.missing_ledger_file is None:
         if deployment.has_code:
-            yield from _left_alone(deployment)
-        yield _tried("ledger and payloads", partial(_unrecorded, deployment.engine))
-        yield _tried("stored files", partial(_stored_files, deployment.engine))
-        yield from _erased(deployment.engine)
-        yield from _stranded(deployment.engine)
-        yield from _left(deployment.engine)
-        yield from _kept_in_vain(deployment)
+            yield from _each("assets", partial(_left_alone, deployment))
+        engine = deployment.engine
+        yield _tried("ledger and payloads", partial(_unrecorded, engine))
+        yield _tried("stored files", partial(_stored_files, engine))
+        yield from _each("erased rows", partial(_erased, engine))
+        yield from _each("labels", partial(_stranded, engine))
+        yield from _each("rows without a label", partial(_left, engine))
+        yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
-            yield from _request_files(deployment.engine)
-        yield from _under_way(deployment.engine, with_providers=deployment.has_code)
-        history = EndHistory(deployment.engine.ledger, deployment.engine.namespace, utc_now())
-        if (finding := judge_end_forecasts(history.score())) is not None:
-            yield finding
+            yield from _each("request files", partial(_request_files, engine))
+        yield from _each("batches under way", partial(_under_way, engine, with_providers=deployment.has_code))
+        yield from _each("forecasts of ends", partial(_end_forecasts, engine))
     yield _tried("price book", partial(_prices, deployment))
     yield _tried("price rules", lambda: judge_price_rules(_price_books(deployment), utc_now().date()))
 
 
 def _tried(check: str, look: Callable[[], Finding]) -> Finding:
     """Return the finding, or the error as one."""
+    return next(_each(check, lambda: iter([look()])))
+
+
+def _each(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings, and the error that ends them as one. A wrong command line stays an error."""
     try:
-        return look()
+        yield from look()
+    except click.ClickException:
+        raise
     except Exception as error:  # noqa: BLE001 - of a file system's own library: anything may come
-        return Finding(check, Severity.PROBLEM, f"{type(error).__name__}: {error}")
+        yield Finding(check, Severity.PROBLEM, f"{type(error).__name__}: {error}")
+
+
+def _providers(deployment: DeploymentAccess) -> Iterator[Finding]:
+    for name, provider in sorted(deployment.dry_engine.providers.items()):
+        yield _tried(f"provider {name}", partial(_provider, name, provider))
+        if account_of(provider) is None:
+            # It cannot be made: all else would fail with the same words.
+            continue
+        yield from _files_at(name, provider)
+        if (server := getattr(provider, "server", None)) is not None:
+            yield _tried(f"preset of {name}", partial(_preset, deployment, name, server))
+
+
+def _budgets(deployment: DeploymentAccess) -> Iterator[Finding]:
+    for budget in deployment.resource.budgets:
+        yield _tried("budget", partial(_budget, deployment.dry_engine, budget))
+
+
+def _end_forecasts(engine: Engine) -> Iterator[Finding]:
+    if (finding := judge_end_forecasts(EndHistory(engine.ledger, engine.namespace, utc_now()).score())) is not None:
+        yield finding
 
 
 def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
@@ -287,12 +311,10 @@ def _needed(shards: Sequence[Shard], submission: Submission) -> Iterator[tuple[s
 
 
 def _provider(name: str, provider: Provider) -> Finding:
-    """Ask for a batch that cannot exist: the provider has to list what there is."""
-    nonce = f"d{uuid.uuid4().hex[:16]}"
-    sighting = provider.find(f"doctor-{nonce}", FindHints(utc_now(), 1, nonce))
+    doubt = ask_provider(provider, utc_now())
     state = f"account {provider.account} answers"
-    if isinstance(sighting, CannotTell):
-        warning = f"{state}, but a batch whose create call fails may not be found again: {sighting.reason}"
+    if doubt is not None:
+        warning = f"{state}, but a batch whose create call fails may not be found again: {doubt.reason}"
         return Finding(f"provider {name}", Severity.WARNING, warning, "Such a batch would wait for `resolve`.")
     return Finding(f"provider {name}", Severity.OK, state)
 
@@ -353,8 +375,8 @@ def _preset(deployment: DeploymentAccess, name: str, server: Server) -> Finding:
     return Finding(check, Severity.WARNING, told, then)
 
 
-def _dataset(engine: Engine, labeling: Labeling) -> Finding:
-    check = f"dataset {labeling.asset}"
+def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
+    engine, check = deployment.dry_engine, f"dataset {labeling.asset}"
     # The same check as before a submission: schema and parameters against what the model takes. Nothing is sent.
     engine.check(labeling)
     provider = engine.provider(labeling.provider)
@@ -430,7 +452,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         then = "Dagster's sensor asks again where that failed, and takes home what they have done."
         yield Finding("canceled batches", Severity.WARNING, problem, then)
     if with_providers:
-        accounts = {name: _account(provider) for name, provider in engine.providers.items()}
+        accounts = {name: account_of(provider) or "none that works" for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             # Another account does not know the batch: asked there, it would look lost.
             if accounts.get(provider) != account:
@@ -438,13 +460,6 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
     if not (doubtful or unseen or late or starved or held or stopping):
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
-
-
-def _account(provider: Provider) -> str:
-    try:
-        return provider.account
-    except Exception:  # noqa: BLE001 - it cannot be made; its own finding says why
-        return "none that works"
 
 
 def _stranded(engine: Engine) -> Iterator[Finding]:
@@ -541,9 +556,10 @@ def _prices(deployment: DeploymentAccess) -> Finding:
 
 def _price_books(deployment: DeploymentAccess) -> list[str | None] | None:
     """Return the price books of the configured providers; None: those of all vendors, where no provider is known."""
-    return (
-        [provider.price_book for provider in deployment.dry_engine.providers.values()] if deployment.has_code else None
-    )
+    if not deployment.has_code:
+        return None
+    made = [provider for provider in deployment.dry_engine.providers.values() if account_of(provider) is not None]
+    return [provider.price_book for provider in made] if made else None
 
 
 def judge_price_rules(books: Collection[str | None] | None, today: date) -> Finding:

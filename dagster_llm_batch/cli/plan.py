@@ -16,9 +16,9 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_com
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.core.durations import EndForecast
-from dagster_llm_batch.engine.deployment import window_of
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.engine.preview import Preview
+from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.text import cell_text, learned_text
 
@@ -173,13 +173,41 @@ def plan_command(
         wanted += [
             (dataset, partition) for partition in partitions_of(deployment, dataset, partitions, partition_range)
         ]
-    plans = plan_rows(deployment, wanted, again=again)
+    plans, failures = _plan_each(deployment, wanted, again=again)
     if as_json:
-        print_json({"plans": [plan.document for plan in plans], "estimated_usd": _total(plans)})
+        print_json(
+            {"plans": [plan.document for plan in plans], "estimated_usd": _total(plans), "not_planned": failures}
+        )
     else:
-        print_plan(plans)
-    if any(plan.preview.refused for plan in plans):
+        if plans:
+            print_plan(plans)
+        for failure in failures:
+            place = " ".join(filter(None, [failure["asset"], failure["partition"]]))
+            click.echo(f"Not planned: {cell_text(place)}: {failure['error']}: {failure['message']}")
+    if failures or any(plan.preview.refused for plan in plans):
         leave(ExitCode.FAILED)
+
+
+def _plan_each(
+    deployment: DeploymentAccess, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool
+) -> tuple[list[Planned], list[dict[str, str | None]]]:
+    """Return the plans, and of what cannot be planned why: that keeps no other dataset from being planned.
+
+    Raises the error where nothing else is wanted.
+    """
+    # The deployment itself has to work, for all of them.
+    _ = deployment.dry_engine
+    plans: list[Planned] = []
+    failures: list[dict[str, str | None]] = []
+    for dataset, partition in wanted:
+        try:
+            plans += plan_rows(deployment, [(dataset, partition)], again=again)
+        except Exception as error:
+            if len(wanted) == 1 or isinstance(error, click.ClickException):
+                raise
+            told = {"error": type(error).__name__, "message": str(error)}
+            failures.append({"asset": dataset.name, "partition": partition, **told})
+    return plans, failures
 
 
 def plan_rows(

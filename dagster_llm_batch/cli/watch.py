@@ -19,6 +19,7 @@ from dagster_llm_batch.cli.output import Money, console, counted, print_json, ta
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.activity import FAILED, orphans
 from dagster_llm_batch.engine.progress import Pace, pace
+from dagster_llm_batch.engine.provider_facts import account_of
 from dagster_llm_batch.engine.status import UNAVAILABLE, WAITS, advise_on_doubt
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
@@ -196,7 +197,7 @@ class _Watched:
 
     def _ask(self) -> list[str]:
         engine = self._deployment.engine
-        accounts = {name: provider.account for name, provider in engine.providers.items()}
+        accounts = {name: account_of(provider) for name, provider in engine.providers.items()}
         flying = [
             shard
             for shard in engine.ledger.shards_in_flight(engine.namespace)

@@ -29,10 +29,11 @@ from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_token
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, tokenizer_of, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
+from dagster_llm_batch.engine.provider_facts import account_of, window_of
 from dagster_llm_batch.engine.request_files import Owner, definition_in, levels_of
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec, Provider
+from dagster_llm_batch.protocols import Codec, Provider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -59,7 +60,6 @@ __all__ = [
     "Threads",
     "new_id",
     "submissions_at_work",
-    "window_of",
 ]
 
 PART_ROWS = 8_192
@@ -341,7 +341,7 @@ class Deployment:
                 is_other = submission.config_fingerprint != self.configuration(labeling)
                 return ["model, parameters, response schema or account"] if is_other else []
             provider = self.providers.get(submission.provider)
-            is_other = provider is not None and provider.account != submission.account
+            is_other = provider is not None and account_of(provider) not in (None, submission.account)
             return [*labeling.changes_since(stored), *(["account"] if is_other else [])]
 
         as_sent = labeling if stored is None else labeling.as_of(stored)
@@ -538,16 +538,6 @@ def _billed(submission: Submission) -> Mapping[str, Any]:
 def submissions_at_work(ledger: Ledger) -> set[str]:
     """Return the ids of submissions that living processes work on now."""
     return {name.removeprefix(_LEASE) for name in ledger.active_leases() if name.startswith(_LEASE)}
-
-
-def window_of(provider: Provider | None) -> timedelta:
-    """Return the provider's window. Where it cannot be had, as without its settings: that of most."""
-    if provider is None:
-        return DEFAULT_WINDOW
-    try:
-        return provider.window
-    except Exception:  # noqa: BLE001 - it cannot be made, or is the user's own; that is told where it is used
-        return DEFAULT_WINDOW
 
 
 def _tariff_of_fetched(payloads: PayloadStore, *about: Any) -> Tariff:

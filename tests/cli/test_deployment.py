@@ -83,12 +83,26 @@ def test_variables_of_a_dotenv_file_are_those_of_the_resources(project, monkeypa
     project.on_file("doctor")
 
 
-def test_a_variable_that_is_not_set_is_named(project, monkeypatch):
+def test_a_variable_of_the_deployment_that_is_not_set_is_named(project, monkeypatch):
+    project.submit()
+    project.change("**places,", "ledger_url=dg.EnvVar('LEDGER_OF_NOBODY'), payload_root=places['payload_root'],")
+    monkeypatch.delenv("LEDGER_OF_NOBODY", raising=False)
+    said = project.on_file("list", code=1).stderr
+    assert 'the environment variable "LEDGER_OF_NOBODY" which is not set' in said
+    assert "Stack Trace" not in said
+    # Each check is tried, and ends with a line of its own.
+    found = {one["check"] for one in json.loads(project.on_file("doctor", "--json", code=3).stdout)["findings"]}
+    assert {"definitions", "ledger", "payload store", "dataset ticket_labels", "price book"} <= found
+
+
+def test_what_is_submitted_can_be_looked_at_without_the_key_of_its_provider(project, monkeypatch):
     project.submit()
     monkeypatch.delenv("OPENAI_API_KEY")
-    said = project.on_file("list", code=1).stderr
-    assert 'the environment variable "OPENAI_API_KEY" which is not set' in said
-    assert "Stack Trace" not in said
+    project.on_file("list")
+    project.on_file("cost")
+    project.on_file("show", "ticket_labels")
+    said = project.on_file("watch", "--once", "--poll").output
+    assert "1 batch is of an account not configured here" in said
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""What is wrong with one provider is told of it, by `doctor` and `plan`, and hides nothing of the others."""
+
+import json
+import sys
+
+import pytest
+
+DEFINITIONS = """
+import os
+from pathlib import Path
+
+import dagster as dg
+
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    BedrockBatchResource,
+    CommandBatchResource,
+    GeminiBatchResource,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    OpenRouterBatchResource,
+    Prompt,
+    VertexBatchResource,
+    build_llm_batch_sensor,
+    llm_batch_assets,
+    preset,
+)
+
+FORM, TROUBLE = os.environ["FORM"], os.environ["TROUBLE"]
+wrong = "sk-wrong-and-secret-42424242"
+key = {"unset": dg.EnvVar("KEY_OF_NOBODY"), "empty": "", "wrong": wrong}.get(TROUBLE, "sk-emulator")
+away = "http://127.0.0.1:9"
+
+
+def at(path):
+    return away if TROUBLE == "away" else os.environ["EMULATOR_URL"] + path
+
+
+quick = {"timeout_seconds": 3.0}
+aws = {"aws_access_key_id": key, "aws_secret_access_key": key, "region_name": "us-east-1", "max_attempts": 1}
+place = {"role_arn": "arn:aws:iam::123456789012:role/batch", "s3_uri": "s3://bucket/folder"}
+makers = {
+    "openai": lambda: OpenAIBatchResource(api_key=key, base_url=at("/v1"), **quick),
+    "anthropic": lambda: AnthropicBatchResource(api_key=key, base_url=at(""), **quick),
+    "gemini": lambda: GeminiBatchResource(api_key=key, base_url=at("/gemini"), **quick),
+    "openrouter": lambda: OpenRouterBatchResource(api_key=key, base_url=at("/api/v1"), **quick),
+    "vertex": lambda: VertexBatchResource(
+        project="p", location="us-central1", bucket="b", access_token=key, base_url=at("/vertex"), **quick
+    ),
+    "bedrock": lambda: BedrockBatchResource(
+        endpoint_url=at("/bedrock"), s3_endpoint_url=at("/s3"), **place, **aws, **quick
+    ),
+    "mistral": lambda: preset("mistral", api_key=key, base_url=at("/mistral/v1"), **quick),
+    "command": lambda: CommandBatchResource(command=["true", "{input}", "{output}"]),
+}
+models = {
+    "openai": "gpt-4o",
+    "anthropic": "claude-haiku-4-5",
+    "gemini": "gemini-2.5-flash",
+    "openrouter": "openai/gpt-4o",
+    "vertex": "gemini-2.5-flash",
+    "bedrock": "anthropic.claude-haiku-4-5-20251001-v1:0",
+    "mistral": "mistral-small-2603",
+    "command": "m",
+}
+healthy = os.environ["HEALTHY"]
+troubled = [kind for kind in makers if kind not in (healthy, "command")]
+by_name = {kind: f"{kind}_eu" if FORM == "name" or kind == "mistral" else kind for kind in troubled}
+given = {by_name[kind]: makers[kind]() for kind in troubled}
+key, TROUBLE = "sk-emulator", "none"
+aws |= {"aws_access_key_id": key, "aws_secret_access_key": key}
+fields = {healthy: makers[healthy]()}
+named = {name: settings for name, settings in given.items() if name.endswith("_eu")}
+fields |= {name: settings for name, settings in given.items() if name not in named}
+
+
+def rows(context):
+    return [{"id": n, "body": f"row {n}"} for n in range(3)]
+
+
+def labeled(name, model):
+    limit = "max_output_tokens" if "gemini" in model else "max_tokens"
+    return llm_batch_assets(
+        name=name, model=model, rows=rows, key="id", prompt=Prompt(user="{{ body }}"), params={limit: 50}
+    )
+
+
+healthy_labels = labeled("healthy_labels", f"{healthy}/{models[healthy]}")
+others = [asset for kind in troubled for asset in labeled(f"{kind}_labels", f"{by_name[kind]}/{models[kind]}")]
+here = f"{Path.cwd()}/batches"
+defs = dg.Definitions(
+    assets=[*healthy_labels, *others],
+    sensors=[build_llm_batch_sensor()],
+    resources={
+        "llm_batch": LLMBatchResource(
+            ledger_url=f"sqlite:///{here}/ledger.sqlite", payload_root=f"{here}/payloads", providers=named, **fields
+        )
+    },
+)
+"""
+KINDS = ("openai", "anthropic", "gemini", "openrouter", "vertex", "bedrock", "mistral")
+SDKS = ("openai", "anthropic", "google.genai", "google.cloud.storage", "boto3")
+# Providers that cannot be made are not planned for; of others a trouble shows when they are asked.
+UNMADE = ("unset", "empty")
+
+
+@pytest.mark.parametrize("form", ["field", "name"])
+@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "no extra", "away"])
+@pytest.mark.parametrize("healthy", ["openai", "command"])
+def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and_planned(
+    project, monkeypatch, healthy, trouble, form
+):
+    if trouble == "no extra":
+        if healthy != "command":
+            pytest.skip("an SDK that is missing is missing for all providers that need it")
+        for name in SDKS:
+            monkeypatch.setitem(sys.modules, name, None)
+    project.file.write_text(DEFINITIONS)
+    url = project.emulator.anthropic_base_url
+    variables = {"FORM": form, "TROUBLE": trouble, "HEALTHY": healthy, "EMULATOR_URL": url}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+    troubled = [kind for kind in KINDS if kind != healthy]
+    names = {kind: f"{kind}_eu" if form == "name" or kind == "mistral" else kind for kind in troubled}
+
+    told = project.on_file("doctor", "--json", code=3)
+    assert "sk-wrong" not in told.output
+    findings = {finding["check"]: finding for finding in json.loads(told.stdout)["findings"]}
+    assert findings[f"provider {healthy}"]["verdict"] != "problem"
+    assert findings["dataset healthy_labels"]["verdict"] != "problem"
+    verdicts = {kind: findings[f"provider {name}"]["verdict"] for kind, name in names.items()}
+    assert verdicts == dict.fromkeys(troubled, "problem")
+    if trouble == "unset":
+        assert all("KEY_OF_NOBODY" in findings[f"provider {name}"]["said"] for name in names.values())
+    assert {f"dataset {kind}_labels" for kind in troubled} <= findings.keys()
+    assert {"ledger", "payload store", "price book", "price rules"} <= findings.keys()
+
+    # Boto's client is made before a row is read; those of others when they are asked.
+    unplanned = {*UNMADE, "no extra"}
+    planned = json.loads(project.on_file("plan", "--json", code=1 if trouble in unplanned else 0).stdout)
+    assets = {plan["asset"] for plan in planned["plans"]}
+    left = {failure["asset"] for failure in planned["not_planned"]}
+    assert "healthy_labels" in assets
+    assert assets | left == {"healthy_labels", *(f"{kind}_labels" for kind in troubled)}
+    assert not assets & left
+    assert project.on_file("plan", "healthy_labels").exit_code == 0
