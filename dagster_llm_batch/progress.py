@@ -28,6 +28,7 @@ __all__ = [
     "NOTHING_TO_SEND",
     "end_history",
     "end_of",
+    "is_further",
     "pace_of",
     "pace_text",
     "progress_bar",
@@ -145,3 +146,9 @@ def _glance(status: Status) -> Progress:
         asked=count_requests(shard for shard in shards if shard.wave == status.submission.waves),
         oldest_submitted_at=min(flying, default=None),
     )
+
+
+def is_further(before: Progress, after: Progress) -> bool:
+    """Return whether a wave or another quarter of the requests came in between."""
+    stages = [stage(each.submission.waves, each.done, each.total) for each in (before, after)]
+    return stages[1] > stages[0]

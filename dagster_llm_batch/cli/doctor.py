@@ -16,6 +16,7 @@ import click
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
+from dagster_llm_batch.cli.conditions import facts_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import find_kept_money
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
@@ -27,18 +28,13 @@ from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_pric
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.activity import find_held_queues, orphans
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
 from dagster_llm_batch.engine.provider_facts import account_of, ask_provider
 from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.status import (
-    advise_on_doubt,
-    advise_on_no_room,
-    advise_on_overdue,
-    cause_text,
-    retry_command,
-)
+from dagster_llm_batch.engine.status import cause_text, retry_command
 from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai_api.servers import Server, unseen_facts
@@ -51,7 +47,6 @@ from dagster_llm_batch.types import Cause, Outcome
 
 __all__ = ["doctor_command", "judge_end_forecasts"]
 
-_DOUBT = timedelta(minutes=15)
 _UNPOLLED = timedelta(hours=1)
 _OLD_PRICES = timedelta(days=180)
 # Discounts and surcharges change less often than prices.
@@ -59,6 +54,8 @@ _OLD_RULES = timedelta(days=365)
 _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
+_CONDITIONS_SHOWN = 20
+_NAMED_BY_PLACE = (ConditionKind.NO_PARTITION, ConditionKind.IN_DOUBT, ConditionKind.NO_ROOM)
 _LATE_FILES = timedelta(days=3)
 # So many submissions end by the p90 of their forecasts, if these are right.
 _PROMISED_BY_P90 = 0.9
@@ -151,13 +148,11 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
                 yield _tried(f"dataset {name}", partial(_dataset, deployment, labeling))
         yield from _each("budget", partial(_budgets, deployment))
     if ledger.verdict is Severity.OK and deployment.missing_ledger_file is None:
-        if deployment.has_code:
-            yield from _each("assets", partial(_left_alone, deployment))
         engine = deployment.engine
         yield _tried("ledger and payloads", partial(_unrecorded, engine))
         yield _tried("stored files", partial(_stored_files, engine))
         yield from _each("erased rows", partial(_erased, engine))
-        yield from _each("labels", partial(_stranded, engine))
+        yield from _each("conditions", partial(_conditions, deployment))
         yield from _each("rows without a label", partial(_left, engine))
         yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
@@ -423,26 +418,12 @@ def judge_end_forecasts(score: EndScore) -> Finding | None:
 
 def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     now = utc_now()
-    doubtful = orphans(engine.ledger, engine.namespace)
-    for submission, shard in doubtful:
-        place = submission.place
-        # Until then the sensor usually finds its batch.
-        verdict = Severity.PROBLEM if _since(shard.sent_at, now) > _DOUBT else Severity.WARNING
-        problem, then = advise_on_doubt(shard)
-        yield Finding("shards in doubt", verdict, f"{place}: {problem}", f"{then}.")
     flying = engine.ledger.shards_in_flight(engine.namespace)
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-    late = engine.overdue()
-    for _, shard in late:
-        problem, then = advise_on_overdue(shard, now)
-        yield Finding("overdue batches", Severity.PROBLEM, problem, f"{then}.")
-    starved = engine.starved()
-    for submission, shard in starved:
-        problem, then = advise_on_no_room(submission, shard, now)
-        yield Finding("room in queues", Severity.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
+    stuck = [*orphans(engine.ledger, engine.namespace), *engine.overdue(), *engine.starved()]
     held = find_held_queues(engine.deployment)
     for problem, then in held:
         yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
@@ -458,19 +439,22 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
-    if not (doubtful or unseen or late or starved or held or stopping):
+    if not (stuck or unseen or held or stopping):
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 
-def _stranded(engine: Engine) -> Iterator[Finding]:
-    """Yield labels that are not asked for any more, since the runs that were to land them did not."""
-    outlook = engine.outlook()
-    for progress in engine.ledger.progress(engine.namespace):
-        submission = progress.submission
-        if (reason := outlook.stranded(submission.submission_id)) is not None:
-            place = submission.place
-            then = f"If that does not say what to do: look at the run's log, then materialize {place}. All is stored."
-            yield Finding("labels", Severity.PROBLEM, f"the labels of {place} wait: {reason}", then)
+def _conditions(deployment: DeploymentAccess) -> Iterator[Finding]:
+    """Yield what needs a person of undelivered submissions, by the list that ticks go by."""
+    conditions = list(find_conditions(facts_of(deployment)))
+    for kind in ConditionKind:
+        each = [condition for condition in conditions if condition.kind is kind]
+        for condition in each[:_CONDITIONS_SHOWN]:
+            place = f"{condition.submission.place}: " if kind in _NAMED_BY_PLACE else ""
+            verdict = Severity.PROBLEM if condition.is_urgent else Severity.WARNING
+            yield Finding(kind.value, verdict, f"{place}{condition.advice.problem}", f"{condition.advice.then}.")
+        if len(each) > _CONDITIONS_SHOWN:
+            rest = f"{len(each) - _CONDITIONS_SHOWN:,} more like these"
+            yield Finding(kind.value, Severity.WARNING, rest, "dagster-llm-batch list shows all submissions.")
 
 
 def _left(engine: Engine) -> Iterator[Finding]:
@@ -507,27 +491,6 @@ def _erased(engine: Engine) -> Iterator[Finding]:
             )
             then = f"dagster-llm-batch erase {asset} --delete goes on with it, and says what is in its way."
             yield Finding("erased rows", Severity.WARNING, problem, then)
-
-
-def _left_alone(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """Yield what is under way for assets that these definitions do not have: removed, renamed, or another code
-    location's.
-    """
-    known = deployment.code.datasets
-    left_alone = [
-        progress
-        for progress in deployment.ledger.progress(deployment.namespace)
-        if progress.submission.asset not in known
-    ]
-    if left_alone:
-        names = ", ".join(sorted({other.submission.asset for other in left_alone}))
-        unsent = sum(other.states.get(ShardState.PLANNED, 0) for other in left_alone)
-        problem = f"{len(left_alone)} submissions are under way for {names}, {unsent} of their batches not sent yet"
-        then = (
-            "These definitions have no such labeled asset. Unless another code location of this namespace has it, "
-            "nobody lands its labels: dagster-llm-batch list shows them, dagster-llm-batch cancel SUBMISSION ends one."
-        )
-        yield Finding("assets", Severity.WARNING, problem, then)
 
 
 def _since(then: datetime | None, now: datetime) -> timedelta:

@@ -14,13 +14,15 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
+from dagster_llm_batch.cli.conditions import facts_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
-from dagster_llm_batch.engine.activity import FAILED, orphans
+from dagster_llm_batch.engine.activity import FAILED
+from dagster_llm_batch.engine.conditions import find_conditions
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.provider_facts import account_of
-from dagster_llm_batch.engine.status import UNAVAILABLE, WAITS, advise_on_doubt
+from dagster_llm_batch.engine.status import UNAVAILABLE, WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
@@ -141,7 +143,7 @@ class _Watched:
         under_way = [progress for progress, _ in paces]
         notes += _held(history, {progress.submission.asset for progress in under_way})
         notes += [*self._cascades(under_way), *self._waits(under_way), *self._failed_landings(under_way)]
-        return Look(paces, [*notes, *self._doubts(), *self._standstill()])
+        return Look(paces, [*notes, *self._conditions(), *self._standstill()])
 
     def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
         """Yield what cascades promise, and what they accept."""
@@ -177,11 +179,12 @@ class _Watched:
             for submission in submissions
         ]
 
-    def _doubts(self) -> list[str]:
+    def _conditions(self) -> list[str]:
+        """Return what needs a person, by the list that ticks go by."""
         return [
-            f"{cell_text(submission.place)}: {advise_on_doubt(shard)}"
-            for submission, shard in orphans(self._deployment.ledger, self._deployment.namespace)
-            if self._only in (None, submission.submission_id)
+            f"{cell_text(condition.submission.place)}: {condition.advice}"
+            for condition in find_conditions(facts_of(self._deployment))
+            if self._only in (None, condition.submission.submission_id)
         ]
 
     def _standstill(self) -> list[str]:

@@ -32,9 +32,12 @@ __all__ = [
     "advise_on_lost_levels",
     "advise_on_lost_manifest",
     "advise_on_money",
+    "advise_on_no_dataset",
+    "advise_on_no_partition",
     "advise_on_no_room",
     "advise_on_overdue",
     "advise_on_recovered",
+    "advise_on_stranded",
     "advise_on_unknown",
     "cause_text",
     "find_unsent",
@@ -152,6 +155,36 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
         f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
         "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
         f"cancel {submission.submission_id}` gives them up",
+    )
+
+
+def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
+    """Return which dataset with undelivered submissions is in no definition, and what a person can do."""
+    return Advice(
+        f"{submissions} submissions are under way for {asset}, {unsent} of their batches not sent yet, and these "
+        "definitions have no such labeled asset",
+        "Unless another code location of this namespace has it, its labels never land: put it back; or, where it has a "
+        f"new name, `dagster-llm-batch rename {asset} NEW`; or end each: `dagster-llm-batch list` shows them, "
+        "`dagster-llm-batch cancel SUBMISSION` ends one",
+    )
+
+
+def advise_on_no_partition(submission: Submission) -> Advice:
+    """Return that a submission's partition is gone, and what a person can do."""
+    place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
+    return Advice(
+        f"{place} no longer exists, so that its labels cannot land",
+        "Its answers are stored: add it again and materialize it, if they are wanted"
+        if submission.is_settled
+        else f"Add it again, or give them up: `dagster-llm-batch cancel {submission.selector}`",
+    )
+
+
+def advise_on_stranded(submission: Submission, reason: str) -> Advice:
+    """Return why no run is requested for labels any more, and what a person can do."""
+    return Advice(
+        f"the labels of {submission.place} wait: {reason.rstrip('.')}",
+        f"If that names no next step: look at the run's log, then materialize {submission.place}. All is stored",
     )
 
 

@@ -27,10 +27,17 @@ import dagster as dg
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_no_room, advise_on_overdue, advise_on_recovered, advise_on_unknown
+from dagster_llm_batch.engine.status import (
+    advise_on_no_partition,
+    advise_on_no_room,
+    advise_on_overdue,
+    advise_on_recovered,
+    advise_on_unknown,
+)
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import progress_observations, status_metadata
-from dagster_llm_batch.progress import end_history, end_of, pace_of, pace_text, stage, together
+from dagster_llm_batch.progress import end_history, end_of, is_further, pace_of, pace_text, together
+from dagster_llm_batch.sensors.left_alone import find_left_alone
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
@@ -105,6 +112,7 @@ class Tick:
     def _progress(self) -> list[Progress]:
         """Return undelivered submissions. Those of other code locations on the same ledger are looked after there."""
         undelivered = self._ledger.progress(self._engine.namespace, unreadable=self._unreadable)
+        self._others = [progress for progress in undelivered if progress.submission.asset not in self._labels]
         return [progress for progress in undelivered if progress.submission.asset in self._labels]
 
     def _unreadable(self, row_id: str, error: Exception) -> None:
@@ -198,6 +206,8 @@ class Tick:
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
+        for condition in find_left_alone(self._repository(), self._others, flying, self._now):
+            self._needs_person(condition.submission, condition.advice)
         flying = [shard for shard in flying if shard.submission_id in self._before]
         # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
@@ -262,8 +272,9 @@ class Tick:
             self._trouble("polling failed", error)
             return
         place = self._before[shards[0].submission_id].submission.place
-        more = f" and {len(shards) - 1} batches more" if len(shards) > 1 else ""
-        self._trouble(f"polling failed for {place}{more}", error)
+        self._trouble(
+            f"polling failed for {place}" + (f" and {len(shards) - 1} batches more" if shards[1:] else ""), error
+        )
 
     def _stop_late(self, flying: Iterable[Shard]) -> None:
         """Ask batches to stop that run past their deadline, or that could not be asked before."""
@@ -508,18 +519,13 @@ class Tick:
         Nobody waits for them where the submission was canceled. One that is settled cannot be: it is told of once.
         """
         submission_id = submission.submission_id
-        if submission.state is SubmissionState.CANCELED or (
-            submission.is_settled and submission_id in self._engine.told_since(submission.created_at)
-        ):
+        is_told = submission.is_settled and submission_id in self._engine.told_since(submission.created_at)
+        # Its labels landed as a former name of the dataset, when the partition was there.
+        had_landed = submission_id in self._ledger.having_event([submission_id], "delivered")
+        if submission.state is SubmissionState.CANCELED or is_told or had_landed:
             self._ledger.mark_delivered(submission_id)
             return
-        place = f"partition {submission.partition}" if submission.partition else "its unpartitioned form"
-        text = f"{place} no longer exists, so that its labels cannot land. "
-        if submission.is_settled:
-            text += "Its answers are stored: add it again and materialize it, if they are wanted"
-        else:
-            text += f"Add it again, or give them up: `dagster-llm-batch cancel {submission.selector}`"
-        self._needs_person(submission, text)
+        self._needs_person(submission, advise_on_no_partition(submission))
 
     def is_new(self, group: Group) -> bool:
         """Return whether this group was not asked for yet. Dagster would drop a repeated request without a word."""
@@ -558,7 +564,7 @@ class Tick:
         before = self._before.get(submission.submission_id)
         if before is None or submission.provider not in self._engine.providers:
             return False
-        return _is_further(before, progress) and self._exists(submission)
+        return is_further(before, progress) and self._exists(submission)
 
     def _observe(self, status: Status) -> None:
         submission = status.submission
@@ -591,9 +597,3 @@ class Tick:
             with self.apart(progress.submission.place):
                 paces.append(pace(progress, self._now, end_of(history, progress, self._now)))
         return paces
-
-
-def _is_further(before: Progress, after: Progress) -> bool:
-    """Return whether a wave or another quarter of the requests came in between."""
-    stages = [stage(each.submission.waves, each.done, each.total) for each in (before, after)]
-    return stages[1] > stages[0]

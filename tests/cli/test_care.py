@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+from project import DAYS
+
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.doctor import judge_end_forecasts
 from dagster_llm_batch.engine.end_forecast import EndScore
@@ -337,3 +339,23 @@ def test_doctor_says_how_often_forecasts_of_the_end_were_right_and_warns_where_t
         assert judged is not None
         assert judged.said == f"of earlier forecasts {held} of 20 ended by their p90, 9 of 20 by their p50"
         assert (judged.verdict, judged.then is not None) == (verdict, verdict == "warning")
+
+
+def test_a_partition_that_is_gone_in_flight_is_told_by_doctor_and_watch_with_the_same_words(project):
+    project.submit("daily_labels", DAYS[0])
+    assert "partitions" not in findings(project)
+    project.change('dg.DailyPartitionsDefinition("2026-01-01"', 'dg.DailyPartitionsDefinition("2026-01-02"')
+    told = findings(project, code=3)["partitions"]
+    assert (
+        told["said"] == f"daily_labels {DAYS[0]}: partition {DAYS[0]} no longer exists, so that its labels cannot land"
+    )
+    assert f"dagster-llm-batch cancel daily_labels --partition {DAYS[0]}" in told["then"]
+    [note] = [one for one in project.json("watch", "--once")["notes"] if "no longer exists" in one]
+    assert note == f"{told['said']}. {told['then'].rstrip('.')}"
+
+
+def test_a_dataset_that_is_gone_in_flight_is_told_by_watch_too(project):
+    project.submit()
+    project.change('name="ticket_labels"', 'name="renamed_labels"')
+    said = findings(project)["assets"]["said"]
+    assert any(said in note for note in project.json("watch", "--once")["notes"])

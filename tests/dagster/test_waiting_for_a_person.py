@@ -9,6 +9,7 @@ from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 from test_batch_sensor import asked, change, tick
 from test_sensor_troubles import failing_tick
 
+from dagster_llm_batch import Resend
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault, lost_create_reply
 
@@ -209,3 +210,29 @@ def test_refused_credentials_fail_the_tick_and_what_was_sent_lands_when_they_are
     emulator.clear_faults()
     emulator.settle()
     assert len(tick(location).run_requests) == 1
+
+
+def test_a_dataset_that_was_removed_in_flight_fails_the_tick_when_nobody_has_looked_after_it_for_an_hour(
+    make, instance, emulator
+):
+    make(*labeled()).submit()
+    location = CodeLocation(emulator, instance, *labeled(name="others"))
+    assert tick(location).skip_message == "no batches in flight"  # another code location may have just asked
+    change(location, LONG_AGO)
+    told = failing_tick(location)
+    assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
+    assert f"dagster-llm-batch rename {LABELS} NEW" in told
+    assert "needs a person" in tick(location).skip_message  # it was told just now
+
+
+def test_a_partition_that_was_gone_when_its_dataset_got_a_new_name_is_not_told(emulator, stored):
+    stored.add_dynamic_partitions("customers", ["gone"])
+    customers = dg.DynamicPartitionsDefinition(name="customers")
+    before = CodeLocation(emulator, stored, *labeled(partitions_def=customers))
+    before.submit(partition="gone")
+    emulator.settle()
+    before.launch(tick(before).run_requests[0])
+    stored.delete_dynamic_partition("customers", "gone")
+    renamed = labeled(name="topics", partitions_def=customers, resend=Resend(former_names=[LABELS]))
+    after = CodeLocation(emulator, stored, *renamed)
+    assert tick(after).skip_message == "no batches in flight"
