@@ -89,9 +89,25 @@ def test_bedrocks_role_is_bedrocks_alone_and_reaches_the_prefix_alone() -> None:
     assert trust["Principal"] == {"Service": "bedrock.amazonaws.com"}
     assert set(trust["Condition"]) == {"StringEquals", "ArnEquals"}
     role = json.loads((POLICIES / "bedrock-role.json").read_text())["Statement"]
-    reached = {(action, one["Resource"]) for one in role for action in _listed(one["Action"])}
+    reached = {(act, at) for one in role for act in _listed(one["Action"]) for at in _listed(one["Resource"])}
     files, bucket = "arn:aws:s3:::BUCKET/llm-batch/*", "arn:aws:s3:::BUCKET"
-    assert reached == {("s3:GetObject", files), ("s3:PutObject", files), ("s3:ListBucket", bucket)}
+    asked = {("bedrock:InvokeModel", at) for at in _PROFILES_AND_MODELS}
+    assert reached == {("s3:GetObject", files), ("s3:PutObject", files), ("s3:ListBucket", bucket), *asked}
+
+
+# https://docs.aws.amazon.com/bedrock/latest/userguide/batch-iam-sr.html and inference-profiles-prereq.html
+_PROFILES_AND_MODELS = {
+    "arn:aws:bedrock:*::foundation-model/*",
+    "arn:aws:bedrock:*:ACCOUNT:inference-profile/*",
+    "arn:aws:bedrock:*:ACCOUNT:application-inference-profile/*",
+}
+
+
+@pytest.mark.parametrize("action", ["bedrock:CreateModelInvocationJob", "bedrock:InvokeModel"])
+def test_bedrocks_caller_may_use_a_model_by_its_name_and_by_profiles_of_both_kinds(action: str) -> None:
+    statements = json.loads((POLICIES / "bedrock-caller.json").read_text())["Statement"]
+    [statement] = [one for one in statements if action in _listed(one["Action"])]
+    assert set(_listed(statement["Resource"])) >= _PROFILES_AND_MODELS
 
 
 # https://cloud.google.com/iam/docs/permissions-reference; the first that matches holds
