@@ -364,7 +364,7 @@ class BatchReport:
     done: int | None = None  # finished well or badly
     failed: int | None = None
     reason: str | None = None  # why it failed as a whole
-    retryable: bool = False  # a batch that FAILED may pass when sent again later (queue limits)
+    retryable: bool = False  # a batch that FAILED may pass when sent again later
     smaller_helps: bool | None = False  # it FAILED for want of room, and a smaller one may pass; None: not known
     created_at: datetime | None = None
     ended_at: datetime | None = None

@@ -180,6 +180,10 @@ class Poller:
         ending = self._ending(report, shard)
         if shard.shard_id not in ran_nothing or report.status is not BatchStatus.FAILED or not report.retryable:
             return ending
+        # A batch that was taken and then failed has had its try, and is asked again in another wave, if it may be. Only
+        # what the queue had no room for waits for room.
+        if report.smaller_helps is False:
+            return ending
         return None if self._put_back(shard.shard_id, report) else replace(ending, cause=Cause.NOT_TAKEN)
 
     def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
@@ -202,13 +206,7 @@ class Poller:
         # Put back with the others of its batch, or by another process that polled at the same time.
         if not shards:
             return True
-        fields = plan_next_try(
-            self._deployment,
-            shards,
-            report.reason,
-            had_no_room=report.smaller_helps is not False,
-            smaller_helps=report.smaller_helps,
-        )
+        fields = plan_next_try(self._deployment, shards, report.reason, smaller_helps=report.smaller_helps)
         if fields is None:
             return False
         with suppress(IllegalMoveError):

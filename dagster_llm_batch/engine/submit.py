@@ -182,12 +182,11 @@ def plan_next_try(
     shards: Sequence[Shard],
     reason: str | None,
     *,
-    had_no_room: bool,
     smaller_helps: bool | None,
 ) -> ShardFields | None:
     """Return what planned shards are to know whose batch the provider did not take; None where that was often enough.
 
-    `had_no_room`: since its queue was full, and not for a trouble that passes. `smaller_helps`: see NoRoomError.
+    Its queue was full. `smaller_helps`: see NoRoomError.
 
     Where other batches of the model were in flight, there is room when these have ended: the batch waits until no more
     is in flight, with it, than the provider has taken so far. One that was refused alone never passes: with fewer
@@ -200,8 +199,6 @@ def plan_next_try(
         return None
     pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
     fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
-    if not had_no_room:
-        return {**fields, "no_room_at": None, "most_tokens": None}
     first, tokens = shards[0], sum(shard.tokens for shard in shards)
     sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
     tokens_since = partial(ledger.tokens_beside, shards, deployment.presence(first))
@@ -340,7 +337,7 @@ class Sender:
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
         ids, reason = [shard.shard_id for shard in shards], str(error)
-        fields = plan_next_try(self._deployment, shards, reason, had_no_room=True, smaller_helps=error.smaller_helps)
+        fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
         if fields is not None:
             self._ledger.move_shards(ids, Move.NOT_SENT, **fields)
             return

@@ -19,7 +19,7 @@ from dagster_llm_batch.engine import Limits, Resend
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
-from dagster_llm_batch.testing.emulator import BatchFault, RowFault
+from dagster_llm_batch.testing.emulator import BatchFault
 from dagster_llm_batch.types import Cause
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows
 from tests.faults.vendors import VENDORS
@@ -165,22 +165,17 @@ def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_
     assert again.submission_id == submission.submission_id  # nothing is sent again by itself
 
 
-def test_what_fails_for_now_again_and_again_has_one_bound_for_all_waves(make: Make) -> None:
-    workspace = make("bedrock")
-    again = "Internal error, try again."
-    # The second wave begins after ten tries of the first one.
-    workspace.inject(
-        [
-            BatchFault(kind="fails", batches=[*range(10), *range(11, 200)], message=again),
-            RowFault(status_code=503, batches=[10]),
-        ]
-    )
+@pytest.mark.parametrize("waves", [1, 3])
+@pytest.mark.parametrize("vendor", ["bedrock", "vertex", "gemini"])
+def test_a_batch_that_fails_for_now_is_sent_as_often_as_may_be(make: Make, vendor: str, waves: int) -> None:
+    """`max_waves=1` means never again, also where the vendor itself had the trouble."""
+    workspace = make(vendor)
+    workspace.definition = replace(workspace.definition, resend=Resend(max_waves=waves))
+    workspace.inject([BatchFault(kind="fails", code="13", message="Internal error, try again.")])
     submission = workspace.engine().plan(workspace.definition, rows().head(2))
-    tried(workspace, submission.submission_id, 20)
-    status = go_on(workspace, submission.submission_id, 60)
-    assert (status.submission.outcomes, status.submission.waves) == ({"errored": 2}, 2)
-    assert creates(workspace) == 22  # twenty that failed, the one that ran, and the one that was too many
-    assert status.shards[-1].cause is Cause.NOT_TAKEN
+    status = go_on(workspace, submission.submission_id, 20)
+    assert (status.submission.outcomes, status.submission.waves) == ({"errored": 2}, waves)
+    assert creates(workspace) == waves
     assert list(workspace.answered()) == []
 
 

@@ -38,6 +38,7 @@ _STATUSES = {
     "failed": BatchStatus.FAILED,
 }
 _FOR_NOW = re.compile(r"internal|throttl|try again|too many|service unavailable|timed? ?out", re.IGNORECASE)
+_NO_ROOM = re.compile(r"throttl|too many", re.IGNORECASE)
 COUNTS = ("totalRecordCount", "processedRecordCount", "errorRecordCount")
 """The counts of a job, and of `manifest.json.out`, that a report takes."""
 
@@ -95,6 +96,7 @@ def read_job(job: Mapping[str, Any]) -> BatchReport:
         status=status or BatchStatus.RUNNING,
         reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and bool(_FOR_NOW.search(reason or "")),
+        smaller_helps=None if status is BatchStatus.FAILED and _NO_ROOM.search(reason or "") else False,
         created_at=time_of(job.get("submitTime")),
         ended_at=time_of(job.get("endTime")),
         model=id_of(job.get("modelId")),

@@ -18,7 +18,8 @@ from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = ["RESULTS", "RETRYABLE_JOB_CODES", "inputs_of", "is_job", "job_reason", "output_of", "read_job"]
 
-RETRYABLE_JOB_CODES = frozenset({8, 13, 14})
+EXHAUSTED = 8
+RETRYABLE_JOB_CODES = frozenset({EXHAUSTED, 13, 14})
 """google.rpc.Code: resources exhausted, internal, unavailable."""
 
 # The SDK's own `job.done` is False for PARTIALLY_SUCCEEDED, for ever: so the words are read here.
@@ -64,6 +65,7 @@ def read_job(batch_id: str, job: Mapping[str, Any]) -> BatchReport:
         failed=failed,
         reason=reason and plain_words(reason),
         retryable=status is BatchStatus.FAILED and code in RETRYABLE_JOB_CODES,
+        smaller_helps=None if status is BatchStatus.FAILED and code == EXHAUSTED else False,
         created_at=time_of(job.get("createTime")),
         ended_at=time_of(job.get("endTime")),
         model=id_of(job.get("model")),
