@@ -453,7 +453,10 @@ class GeminiBatchResource(ProviderResource):
         default=None, description="Whose account this is; a key does not tell. Give one where you use several projects."
     )
     inline_bytes: int = Field(default=1_000_000, description="Batches up to this size travel in the create call.")
-    api_version: str = Field(default="v1beta", description="API version of every call: v1beta, or v1.")
+    api_version: str = Field(
+        default="v1beta",
+        description="API version of every call: v1beta, or v1, which has no system part and no response schema.",
+    )
     timeout_seconds: float = Field(default=600.0, description=_TIMEOUT_SECONDS)
     settle_seconds: float = Field(default=300.0, description=_SETTLE_SECONDS)
 

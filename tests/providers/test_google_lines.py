@@ -125,7 +125,7 @@ def test_a_parameter_that_cannot_work_is_refused_by_name(params, said):
 
 def test_other_endpoints_are_refused():
     for spec in ({"endpoint": Endpoint.RESPONSES}, {"endpoint": Endpoint.EMBEDDINGS}):
-        with pytest.raises(ConfigError, match="batches of Google answer the endpoint 'chat'"):
+        with pytest.raises(ConfigError, match="not supported here at Google with this model; supported is 'chat'"):
             codec(**spec)
 
 
@@ -266,11 +266,66 @@ def test_an_open_model_on_vertex_is_refused_before_anything_is_sent(model):
         VertexProvider("p", "us-central1", "b").codec(RequestSpec(model))
 
 
+@pytest.mark.parametrize("model", ["kimi-k2", "glm-4.6", "mistral-large", "grok-4", "gemma-3-27b-it", "minimax-m2"])
+def test_a_short_name_that_is_not_googles_is_an_open_model(model):
+    with pytest.raises(
+        ConfigError, match=rf"'{model}' is not one of Google's or Claude.*'publishers/google/models/NAME'"
+    ):
+        VertexProvider("p", "us-central1", "b").codec(RequestSpec(model))
+
+
 @pytest.mark.parametrize(
-    "model", ["gemini-2.5-flash", "publishers/google/models/gemini-2.5-flash", "projects/p/locations/l/models/123"]
+    "model",
+    [
+        "gemini-2.5-flash",
+        "publishers/google/models/gemini-2.5-flash",
+        "publishers/google/models/next",
+        "projects/p/locations/l/models/123",
+    ],
 )
 def test_a_model_of_google_or_of_ones_own_is_not(model):
     VertexProvider("p", "us-central1", "b").codec(RequestSpec(model))
+
+
+SCHEMA_OF_V1 = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("spec", "request_", "lacking"),
+    [
+        (RequestSpec("gemini-2.5-flash"), Request("r", "Be brief.", "text"), "a system part"),
+        (
+            RequestSpec("gemini-2.5-flash", response=ResponseFormat(ResponseKind.JSON, SCHEMA_OF_V1)),
+            Request("r", None, "text"),
+            "responses by a schema",
+        ),
+        (RequestSpec("gemini-2.5-flash", params={"tools": []}), Request("r", None, "text"), "the field 'tools'"),
+        (
+            RequestSpec("gemini-2.5-flash", params={"thinking_config": {"thinkingBudget": 0}}),
+            Request("r", None, "text"),
+            "the field 'thinkingConfig'",
+        ),
+        (
+            RequestSpec("gemini-2.5-flash"),
+            Request("r", None, "text", (Image(url="https://a/b.png"),)),
+            "images by URL",
+        ),
+        (RequestSpec("gemini-flash-latest"), Request("r", None, "text"), "the alias 'gemini-flash-latest'"),
+    ],
+)
+def test_gemini_by_v1_refuses_what_that_version_lacks_and_v1beta_takes_it(spec, request_, lacking):
+    def line(version):
+        return GeminiBatchResource(api_key="k", api_version=version).provider().codec(spec).encode(request_, "c-1")
+
+    with pytest.raises(ConfigError, match=re.escape(lacking) + ".*Nothing was sent. Leave api_version out"):
+        line("v1")
+    assert line("v1beta")
+
+
+def test_gemini_by_v1_takes_what_that_version_has():
+    params = {"temperature": 0, "max_output_tokens": 8, "top_k": 1, "safety_settings": []}
+    provider = GeminiBatchResource(api_key="k", api_version="v1").provider()
+    assert provider.codec(RequestSpec("gemini-2.5-flash", params=params)).encode(Request("r", None, "text"), "c-1")
 
 
 def test_gemini_is_called_by_v1beta_or_by_the_version_that_is_set():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
@@ -41,21 +41,50 @@ _RESERVED = {
     "maxCompletionTokens": "is called 'max_output_tokens' here",
 }
 _OF_SCHEMA = ("responseMimeType", "responseSchema", "responseJsonSchema")
+# What the version v1 of the Gemini API has: googleapis, google/ai/generativelanguage/v1/generative_service.proto, and
+# `seed`, which came later. An unknown field fails the row.
+_V1_FIELDS = (
+    "candidateCount",
+    "frequencyPenalty",
+    "generationConfig",
+    "logprobs",
+    "maxOutputTokens",
+    "presencePenalty",
+    "responseLogprobs",
+    "safetySettings",
+    "seed",
+    "stopSequences",
+    "temperature",
+    "topK",
+    "topP",
+)
+_V1_WORDS = {
+    "systemInstruction": "a system part ('systemInstruction')",
+    "responseMimeType": "responses by a schema ('responseMimeType', 'responseSchema')",
+    "fileData": "images by URL ('fileData')",
+}
 _ROLES = {"user": "user", "assistant": "model"}
 _SNAKE = re.compile(r"_([a-z0-9])")
 _HEAD = '{"model":'
 
 
 class GoogleLines:
-    """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it."""
+    """The codec for one spec. `id_field` is the API's name of a row's id; `imported`: Vertex AI's importer reads it;
+    `is_v1`: the Gemini API is called by its version v1, which has fewer fields.
+    """
 
     # see Codec.enforces_format
     enforces_format = True
 
-    def __init__(self, spec: RequestSpec, limits: BatchLimits, id_field: str, *, imported: bool) -> None:
+    def __init__(
+        self, spec: RequestSpec, limits: BatchLimits, id_field: str, *, imported: bool, is_v1: bool = False
+    ) -> None:
         check_shape(spec)
         self.limits = limits
+        self._is_v1 = is_v1
         constant = _settings(spec)
+        if is_v1:
+            _check_v1([*constant, *constant.get("generationConfig", ())], _V1_FIELDS)
         turns = [{"role": _ROLES[turn.role], "parts": [{"text": replace_halves(turn.text)}]} for turn in spec.turns]
         if imported:
             check_import(constant)
@@ -68,7 +97,10 @@ class GoogleLines:
         """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
         start = self._start.of(request.system)
         parts = [b'{"text":%b}' % quoted(request.user)] if request.user or not request.images else []
-        parts += [dumps(_image(image)).encode("ascii") for image in request.images]
+        images = list(map(_image, request.images))
+        if self._is_v1:
+            _check_v1([name for image in images for name in image], ("inlineData",))
+        parts += [dumps(image).encode("ascii") for image in images]
         return b"".join((self._head, quoted(custom_id), start, b",".join(parts), b"]}]}}\n"))
 
     decode = staticmethod(read_google_line)  # see Codec.decode
@@ -76,6 +108,8 @@ class GoogleLines:
 
     def _before_parts(self, system: str | None) -> bytes:
         """Return a line from its custom_id to what the user gives."""
+        if system and self._is_v1:
+            _check_v1(["systemInstruction"], ())
         instruction = f'"systemInstruction":{{"parts":[{{"text":{quote(system)}}}]}},' if system else ""
         start = f',"request":{{{self._constant}{instruction}"contents":[{self._turns}{{"role":"user","parts":['
         return start.encode("ascii")
@@ -91,7 +125,7 @@ def check_shape(spec: RequestSpec) -> None:
     if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
         raise ConfigError(
             f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "
-            "possible here: batches of Google answer the endpoint 'chat', with kinds 'text' and 'json'."
+            "supported here at Google with this model; supported is 'chat', with kinds 'text' and 'json'."
         )
     check_roles(spec.turns)
 
@@ -113,6 +147,16 @@ def check_import(request: Mapping[str, Any]) -> None:
         f"Vertex AI cannot import a request file with {what} at {path}: it reads every JSON key of the file as one "
         "BigQuery column, and would fail all rows. Rename or leave it out, or nest less deeply."
     )
+
+
+def _check_v1(names: Sequence[str], known: Collection[str]) -> None:
+    """Raise ConfigError for a field that the version v1 of the Gemini API lacks."""
+    if lacking := [name for name in names if name not in known]:
+        what = _V1_WORDS.get(lacking[0], f"the field '{lacking[0]}'")
+        raise ConfigError(
+            f"The version v1 of the Gemini API does not have {what}. Nothing was sent. Leave api_version out of the "
+            "provider: v1beta, the default, has it, and sees the same batches."
+        )
 
 
 def _settings(spec: RequestSpec) -> dict[str, Any]:

@@ -67,8 +67,12 @@ _JOBS = "batchPredictionJobs"
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PUBLISHERS = ("google", "anthropic")
 _PUBLISHER = re.compile(r"(?:^|/)publishers/([^/]+)/")
-_OPEN = re.compile(r"-maas(@|$)|^(llama|deepseek|qwen|gpt-oss|meta/|openai/|intfloat/)", re.IGNORECASE)
-"""Open models by their short names, where no publisher is named."""
+_GOOGLES = re.compile(
+    r"(models/)?(gemini|learnlm|medlm|text-embedding|text-multilingual-embedding|textembedding-gecko"
+    r"|multimodalembedding)(?!.*-maas)"
+)
+"""Google's models by their short names. Open ones have any other, and new ones appear each month."""
+_OWN_MODEL = re.compile(r"projects/[^/]+/locations/[^/]+/models/[^/]+")
 _SdkClient = TypeVar("_SdkClient", bound=Any)
 _SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 
@@ -148,13 +152,15 @@ class VertexProvider(GoogleProvider):
         return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. Raises ConfigError for an open model: nobody has written down what its results name."""
+        """See Provider.codec. Raises ConfigError for an open model: no document names the ids of its results."""
         if _is_open(spec.model):
             raise ConfigError(
                 f"The model {spec.model!r} is not one of Google's or Claude: batches of open models (Llama, DeepSeek, "
-                "Qwen, gpt-oss, …) take OpenAI's lines on Vertex AI, whose custom_id the service says that it does not "
-                "use, and the form of their results is not documented: answers could not be matched to rows for "
-                "certain. Nothing was sent. Take a Gemini or Claude model here, or this one at another provider."
+                "Kimi, GLM, Mistral, Qwen, gpt-oss, …) take OpenAI's lines on Vertex AI, whose custom_id the service "
+                "does not use by its own documents, and the form of their results is not documented: answers could not "
+                "be matched to rows for certain. Nothing was sent. Take a Gemini or Claude model here, or this one at "
+                "another provider. A model of Google's with an unusual name is written as 'publishers/google/models/"
+                "NAME', a tuned one as 'projects/PROJECT/locations/LOCATION/models/ID'."
             )
         if spec.endpoint is Endpoint.EMBEDDINGS or is_embedding(spec.model):
             check_vertex_embeddings(spec.model, self._location, in_tables=self._dataset is not None)
@@ -371,8 +377,9 @@ def _is_claude(model: str) -> bool:
 
 
 def _is_open(model: str) -> bool:
-    publisher = _PUBLISHER.search(model)
-    return publisher[1] not in _PUBLISHERS if publisher else bool(_OPEN.search(model))
+    if publisher := _PUBLISHER.search(model):
+        return publisher[1] not in _PUBLISHERS
+    return not (_is_claude(model) or _GOOGLES.match(model) or _OWN_MODEL.match(model))
 
 
 def _model_path(model: str) -> str:
