@@ -128,7 +128,7 @@ def test_max_tokens_must_be_given_and_the_message_says_how():
 
 @pytest.mark.parametrize("endpoint", [Endpoint.RESPONSES, Endpoint.EMBEDDINGS])
 def test_an_endpoint_that_anthropic_does_not_have_is_refused(endpoint):
-    with pytest.raises(ConfigError, match="It has the endpoint 'chat'"):
+    with pytest.raises(ConfigError, match="not supported here at Anthropic; supported is 'chat'"):
         AnthropicLines(spec(endpoint=endpoint))
 
 

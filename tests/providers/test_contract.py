@@ -53,11 +53,11 @@ class TestOwnServer(ProviderContract):
 
 
 class TestMistral(ProviderContract):
-    @pytest.fixture
-    def subject(self) -> Iterator[ProviderUnderTest]:
+    @pytest.fixture(params=["chat", "embeddings"])
+    def subject(self, request) -> Iterator[ProviderUnderTest]:
         with Emulator() as emulator:
             provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
-            yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle, [DEFAULT_KEY])
+            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAnthropic(ProviderContract):

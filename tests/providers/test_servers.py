@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import dagster as dg
 import httpx2
@@ -16,6 +19,7 @@ from dagster_llm_batch import (
     Embedding,
     Fallback,
     LLMBatchResource,
+    Moderation,
     OpenAIBatchResource,
     Prompt,
     Resend,
@@ -46,9 +50,11 @@ from dagster_llm_batch.types import (
     Found,
     Outcome,
     PriceBasis,
+    Request,
     RequestSpec,
     ResponseFormat,
     ResponseKind,
+    Usage,
 )
 
 SPEC = RequestSpec("gpt-x")
@@ -337,16 +343,19 @@ def test_a_path_that_names_no_function_says_so(given) -> None:
 
 def test_an_endpoint_that_the_server_has_no_batches_of_is_refused_before_anything_is_sent() -> None:
     embeddings = RequestSpec("m", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS)
-    with pytest.raises(ConfigError, match=r"no batches of the endpoint 'embeddings'; it has: chat, responses\."):
+    with pytest.raises(
+        ConfigError, match=r"'embeddings' are not supported here at Azure OpenAI .*; supported: chat, resp"
+    ):
         preset("azure", base_url=AZURE, api_key="k").provider().codec(embeddings)
 
 
 def test_an_endpoint_that_a_preset_lacks_is_refused_when_its_assets_are_declared() -> None:
     asked = {"rows": list, "key": "id", "prompt": Prompt(user="{{ text }}"), "response": str}
-    with pytest.raises(ConfigError, match="Groq has no batches of the endpoint 'responses'; it has: chat"):
+    with pytest.raises(ConfigError, match="'responses' are not supported here at Groq; supported: chat"):
         llm_batch_assets(name="labels", model="groq/llama", endpoint="responses", **asked)
-    with pytest.raises(ConfigError, match="Mistral has no batches of the endpoint 'embeddings'"):
-        llm_batch_assets(name="labels", model="mistral/embed", **{**asked, "response": Embedding()})
+    with pytest.raises(ConfigError, match="'moderations' are not supported here at Mistral; supported: chat, embeddi"):
+        llm_batch_assets(name="labels", model="mistral/moderate", **{**asked, "response": Moderation()})
+    llm_batch_assets(name="labels", model="mistral/mistral-embed", **{**asked, "response": Embedding()})
     # A fallback's, too; and a name of one's own tells nothing before the plan.
     fallback = Fallback("azure/mine", endpoint="embeddings")
     embedding = {**asked, "response": Embedding()}
@@ -386,6 +395,36 @@ def test_limits_are_the_servers() -> None:
 
 
 # Mistral
+
+
+def test_vectors_of_mistral_are_read_by_their_rows_whatever_their_index_is(emulator) -> None:
+    provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
+    spec = RequestSpec("codestral-embed", ResponseFormat(ResponseKind.EMBEDDING, dimensions=8), Endpoint.EMBEDDINGS)
+    codec = provider.codec(spec)
+    lines = [codec.encode(Request(f"r{n}", None, f"text {n}"), f"n-{n}") for n in range(3)]
+    assert json.loads(lines[0])["body"] == {
+        "model": "codestral-embed",
+        "encoding_format": "float",
+        "output_dimension": 8,
+        "input": "text 0",
+    }
+    batch_id = provider.submit(io.BytesIO(b"".join(lines)), spec, TAG)
+    emulator.settle()
+    raw = [json.loads(line) for line in provider.fetch(batch_id)]
+    assert sorted(row["response"]["body"]["data"][0]["index"] for row in raw) == [0, 1, 2]
+    results = {one.custom_id: one for one in map(codec.decode, provider.fetch(batch_id))}
+    alone = {f"n-{n}": codec.decode(provider.respond(line)).embedding for n, line in enumerate(lines)}
+    assert {name: list(one.embedding) for name, one in results.items()} == {
+        name: list(vector) for name, vector in alone.items()
+    }
+    assert len({tuple(vector) for vector in alone.values()}) == 3
+    assert {len(vector) for vector in alone.values()} == {8}
+
+
+@pytest.mark.parametrize(("model", "usd"), [("mistral-embed", "0.05"), ("codestral-embed", "0.075")])
+def test_vectors_of_mistral_cost_half_of_the_standard_price(model, usd) -> None:
+    prices = tariff("mistral", model, datetime(2026, 11, 1, tzinfo=UTC))
+    assert prices.price(Usage(1_000_000, 0)).cost_usd == Decimal(usd)
 
 
 def test_a_row_that_failed_at_mistral_is_read_with_its_reason_and_a_timeout_keeps_what_was_answered(emulator) -> None:

@@ -103,8 +103,8 @@ class AnthropicLines:
 def _check_shape(spec: RequestSpec) -> None:
     if spec.endpoint is not Endpoint.CHAT or spec.response.kind is ResponseKind.EMBEDDING:
         raise ConfigError(
-            f"Anthropic cannot answer the endpoint '{spec.endpoint.value}' with a response of kind "
-            f"'{spec.response.kind.value}'. It has the endpoint 'chat', for kinds 'text' and 'json'."
+            f"The endpoint '{spec.endpoint.value}' with a response of kind '{spec.response.kind.value}' is not "
+            "supported here at Anthropic; supported is 'chat', for kinds 'text' and 'json'."
         )
     check_roles(spec.turns)
 

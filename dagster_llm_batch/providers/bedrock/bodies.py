@@ -74,7 +74,8 @@ def check_shape(spec: RequestSpec, family: Family) -> None:
     """Raise ConfigError where endpoint, response and family do not go together."""
     if spec.endpoint not in (Endpoint.CHAT, Endpoint.EMBEDDINGS):
         raise ConfigError(
-            f"Bedrock's batches have no endpoint '{spec.endpoint.value}'; use 'chat', or 'embeddings' for vectors."
+            f"The endpoint '{spec.endpoint.value}' is not supported here at Bedrock; use 'chat', or 'embeddings' for "
+            "vectors."
         )
     embedding = spec.endpoint is Endpoint.EMBEDDINGS
     if embedding != (spec.response.kind is ResponseKind.EMBEDDING):

@@ -150,7 +150,14 @@ class OpenAIProvider(StainlessProvider):
         )
         rules = STRICT_RULES if server.strict_schemas else None
         # At any other address, nobody here knows what answers.
-        return OpenAILines(spec, limits, rules, enforces_format=self._public, names_url=server.jobs is None)
+        return OpenAILines(
+            spec,
+            limits,
+            rules,
+            enforces_format=self._public,
+            names_url=server.jobs is None,
+            dimensions="dimensions" if server.dimensions is None else server.dimensions.value,
+        )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""
@@ -356,8 +363,8 @@ class OpenAIProvider(StainlessProvider):
     def respond(self, line: bytes) -> bytes:
         """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        # Mistral's lines have no URL, and are all of chats.
-        path = request.get("url", URLS[Endpoint.CHAT])
+        # Mistral's lines have no URL.
+        path = request.get("url") or URLS[Endpoint.EMBEDDINGS if "input" in request["body"] else Endpoint.CHAT]
         status, body, failure = self._answer(path.removeprefix("/v1"), request["body"])
         answer = {
             "id": None,

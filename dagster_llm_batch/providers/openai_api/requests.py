@@ -60,11 +60,11 @@ _KINDS = {Endpoint.EMBEDDINGS: ResponseKind.EMBEDDING, Endpoint.MODERATIONS: Res
 
 
 def check_endpoint(server: Server, endpoint: Endpoint) -> None:
-    """Raise ConfigError for an API of which the server has no batches."""
+    """Raise ConfigError for an API whose batches are not sent to this server: it may have them all the same."""
     if server.endpoints is not None and endpoint not in server.endpoints.value:
         raise ConfigError(
-            f"{server.title} has no batches of the endpoint '{endpoint.value}'; it has: "
-            f"{', '.join(one.value for one in server.endpoints.value)}."
+            f"Batches of the endpoint '{endpoint.value}' are not supported here at {server.title}; supported: "
+            f"{', '.join(one.value for one in server.endpoints.value)}. Take one of these, or another provider."
         )
 
 
@@ -73,6 +73,7 @@ class OpenAILines:
 
     `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
     `names_url`: whether a line says method and URL; Mistral's says them once, of the whole batch.
+    `dimensions`: what the length of a vector is called.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class OpenAILines:
         *,
         enforces_format: bool = False,
         names_url: bool = True,
+        dimensions: str = "dimensions",
     ) -> None:
         self.enforces_format = enforces_format
         _check_shape(spec)
-        _check_params(spec)
+        _check_params(spec, dimensions)
         embeddings = spec.endpoint is Endpoint.EMBEDDINGS
         self.limits = BatchLimits(
             limits.max_requests,
@@ -99,7 +101,7 @@ class OpenAILines:
         key = "messages" if spec.endpoint is Endpoint.CHAT else "input"
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
-        body = dumps({"model": spec.model, **_settings(spec, schema_rules)})[:-1] + f',"{key}":'
+        body = dumps({"model": spec.model, **_settings(spec, schema_rules, dimensions)})[:-1] + f',"{key}":'
         call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
         self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
@@ -178,12 +180,12 @@ def _input_of(endpoint: Endpoint) -> str:
     return "Embeddings take one text" if endpoint is Endpoint.EMBEDDINGS else "Moderations take one text, and images"
 
 
-def _check_params(spec: RequestSpec) -> None:
+def _check_params(spec: RequestSpec, dimensions: str) -> None:
     reserved = {"model": "is the model of the spec", **_RESERVED[spec.endpoint]}
     if spec.response.kind is ResponseKind.JSON and spec.endpoint is Endpoint.CHAT:
         reserved["response_format"] = "comes from the response schema"
     if spec.response.dimensions is not None:
-        reserved["dimensions"] = "comes from the response"
+        reserved[dimensions] = "comes from the response"
     for name, why in reserved.items():
         if name in spec.params:
             _refuse_param(name, why, reserved)
@@ -204,14 +206,14 @@ def _refuse_param(name: str, why: str, reserved: Mapping[str, str]) -> None:
     raise ConfigError(f"The parameter '{name}' cannot be set here: it {why}. All parameters but {taken} are passed on.")
 
 
-def _settings(spec: RequestSpec, schema_rules: SchemaRules | None) -> dict[str, Any]:
+def _settings(spec: RequestSpec, schema_rules: SchemaRules | None, dimensions: str) -> dict[str, Any]:
     """Return the constant part of a body but for the model: parameters in the order of their names, then the format."""
     settings = {name: spec.params[name] for name in sorted(spec.params)}
     if spec.endpoint is Endpoint.EMBEDDINGS:
         # said outright: the SDK asks for base64 in real time, and a batch line has what stands in it
         settings["encoding_format"] = "float"
         if spec.response.dimensions is not None:
-            settings["dimensions"] = spec.response.dimensions
+            settings[dimensions] = spec.response.dimensions
     elif spec.response.kind is ResponseKind.JSON:
         form: dict[str, Any] = {"type": "json_object"}
         if spec.response.json_schema is not None:

@@ -66,6 +66,7 @@ class Server:
         price_book: The price book's id of who bills; None in it: nobody does. Prices that the book lacks are not known.
         price_rule: What a batch costs, in words.
         endpoints: The APIs that answer batches.
+        dimensions: What a request of embeddings calls the length of a vector, where that is not `dimensions`.
         create_endpoints: What the create call says of an API, where that is not the path in the lines.
         max_requests: Most requests of a batch.
         max_bytes: Most bytes of its file.
@@ -91,6 +92,7 @@ class Server:
     price_book: Fact[str | None]
     price_rule: Fact[str] | None = None
     endpoints: Fact[tuple[Endpoint, ...]] | None = None
+    dimensions: Fact[str] | None = None
     create_endpoints: Fact[Mapping[Endpoint, str]] | None = None
     max_requests: Fact[int] | None = None
     max_bytes: Fact[int] | None = None
@@ -187,7 +189,8 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
             base_url=Fact("https://api.mistral.ai/v1", _MISTRAL, seen_live=True),
             price_book=Fact("mistral", _MISTRAL),
             price_rule=Fact("half", "docs.mistral.ai/studio-api/batch-processing, 2026-11"),
-            endpoints=Fact((_CHAT,), _MISTRAL, seen_live=True),
+            endpoints=Fact((_CHAT, _EMBEDDINGS), f"{_MISTRAL}; embeddings: {_MISTRAL_SDK}"),
+            dimensions=Fact("output_dimension", _MISTRAL_SDK),
             max_requests=Fact(1_000_000, _MISTRAL, seen_live=True),
             max_bytes=Fact(512_000_000, _MISTRAL, seen_live=True),
             windows=Fact(Windows(("1h", "168h"), any_between=True), _MISTRAL, seen_live=True),
@@ -203,7 +206,8 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("a file with one bad line is refused when it is uploaded", _MISTRAL, seen_live=True),
                 Fact("a canceled job may have answered every row", _MISTRAL, seen_live=True),
                 Fact("an upload takes an `expiry` of an unknown unit, which is not told", _MISTRAL_SDK),
-                Fact("it also has embeddings, OCR and others, which are not asked here", _MISTRAL_SDK),
+                Fact("it also has OCR, classifications and others, which are not asked here", _MISTRAL_SDK),
+                Fact("of a vector, `index` may be another number than 0", _MISTRAL_SDK),
                 Fact(
                     "its moderations are refused here: no result line of one was ever seen, its reply has nothing like "
                     "`flagged`, and no price is known",

@@ -17,15 +17,16 @@ from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.lifecycle import MISTRAL
-from dagster_llm_batch.testing.emulator.mistral.wire import row
+from dagster_llm_batch.testing.emulator.mistral.wire import as_openai, as_vector, row
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
-from dagster_llm_batch.testing.emulator.openai.wire import Body
+from dagster_llm_batch.testing.emulator.openai.wire import EMBEDDINGS, Body
 from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _DAY_HOURS = 24
 _SUCCESS = 2
+_OK = 200
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,14 @@ class MistralJob(EmulatedBatch):
             account=self.record.account,
             endpoint=self.record.endpoint,
             # a line may leave the model to the job
-            body={"model": self._asked.model, **line["body"]},
+            body={"model": self._asked.model, **as_openai(line["body"])},
             batch_id=self.record.id,
             custom_id=custom_id,
             faults=shared.faults.row(*place),
         )
         status, body = respond(shared, request)
+        if status == _OK and request.endpoint == EMBEDDINGS:
+            body = as_vector(body, index)
         start = self.record.id
         result = row(f"batch-{start[:8]}-{start[24:32]}-{index}", custom_id, status, body)
         if status // 100 == _SUCCESS:

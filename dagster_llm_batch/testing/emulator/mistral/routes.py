@@ -1,4 +1,4 @@
-"""Mistral's routes: files, batch jobs, and chat in real time.
+"""Mistral's routes: files, batch jobs, and chat and embeddings in real time.
 
 https://docs.mistral.ai/api/endpoint/batch and https://docs.mistral.ai/api/endpoint/files; what was seen live is from
 OpenRouterTeam/docs, batch-research/mistral, 2026-09. Reads report and never move a job. What belongs to another account
@@ -25,19 +25,22 @@ from dagster_llm_batch.testing.emulator.mistral.jobs import Asked, MistralJob
 from dagster_llm_batch.testing.emulator.mistral.wire import (
     MISTRAL,
     ApiError,
+    as_openai,
     file_object,
     model_error,
     new_uuid,
 )
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
-from dagster_llm_batch.testing.emulator.openai.wire import CHAT, Body
+from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, Body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
 _MOST_A_PAGE = 1_000
 _HOTTEST = 1.5
 _LINE_FIELDS = {"custom_id", "body"}
+_ASKED = {CHAT: "messages", EMBEDDINGS: "input"}
+"""The endpoints that are answered, and what their bodies have."""
 
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
@@ -64,7 +67,7 @@ class MistralRoutes:
             ("GET", _JOBS, self._list_jobs),
             ("GET", f"{_JOBS}/{{id}}", self._get_job),
             ("POST", f"{_JOBS}/{{id}}/cancel", self._cancel_job),
-            ("POST", MISTRAL + CHAT.removeprefix("/v1"), self._real_time),
+            *(("POST", MISTRAL + path.removeprefix("/v1"), self._real_time) for path in _ASKED),
         )
         return serve_calls(
             table,
@@ -127,8 +130,9 @@ class MistralRoutes:
         files, model, hours = asked.get("input_files"), asked.get("model"), asked.get("timeout_hours", 24)
         if not isinstance(files, list) or len(files) != 1:
             raise ApiError(422, "input_files: the emulator takes one file")
-        if asked.get("endpoint") != CHAT:
-            raise ApiError(422, f"endpoint: Input should be '{CHAT}', which is what the emulator answers")
+        endpoint = asked.get("endpoint")
+        if endpoint not in _ASKED:
+            raise ApiError(422, f"endpoint: Input should be one of {', '.join(_ASKED)}, which the emulator answers")
         known = self._shared.limits.known_models
         if not isinstance(model, str) or not model or (known is not None and model not in known):
             raise ApiError(422, f"model: '{model}' is not a model that answers batches")
@@ -142,7 +146,7 @@ class MistralRoutes:
             id=new_uuid(self._shared, "mistral-job"),
             ordinal=len(self._jobs),
             account=account,
-            endpoint=CHAT,
+            endpoint=endpoint,
             input_file_id=files[0],
             metadata=metadata,
             created_at=int(self._shared.clock()),
@@ -152,6 +156,8 @@ class MistralRoutes:
             return self._keep(account, results, f"{record.id}_{sample_type}.jsonl", sample_type, count).id
 
         lines = [raw for _, raw in blob.lines() if raw.strip()]
+        if any(_ASKED[endpoint] not in json.loads(raw)["body"] for raw in lines):
+            raise ApiError(422, f"body.{_ASKED[endpoint]}: Field required")
         job = MistralJob(self._shared, record, Asked(lines, model, hours, write_file))
         self._jobs[record.id] = job
         self._shared.books.write(record)
@@ -190,7 +196,11 @@ class MistralRoutes:
         body = json_object(await request.body(), ApiError(422, "body: JSON decode error"))
         if body.get("stream"):
             raise ApiError(422, "The emulator does not stream; send stream=false.")
-        status, answer = await asyncio.to_thread(respond, self._shared, Request(account, CHAT, body))
+        endpoint = next(path for path in _ASKED if request.url.path.endswith(path.removeprefix("/v1")))
+        if (problem := _body_problem(body)) is not None:
+            raise ApiError(422, problem)
+        asked = Request(account, endpoint, as_openai(body))
+        status, answer = await asyncio.to_thread(respond, self._shared, asked)
         if status != 200:  # noqa: PLR2004 - HTTP
             answer = model_error(status, answer["error"]["message"])
         return JSONResponse(answer, status)
@@ -223,6 +233,14 @@ def _problem(raw: bytes) -> str | None:
         return "body: Input should be a valid dictionary"
     if unknown := line.keys() - _LINE_FIELDS:
         return f"{min(unknown)}: Extra inputs are not permitted"
+    return _body_problem(body)
+
+
+def _body_problem(body: Body) -> str | None:
+    if "input" in body:
+        if "dimensions" in body:
+            return "body.dimensions: Extra inputs are not permitted"
+        return None if body["input"] else "body.input: should have at least 1 item"
     if not isinstance(body.get("messages"), list) or not body["messages"]:
         return "body.messages: Field required"
     if body.get("temperature") is not None and not 0 <= body["temperature"] <= _HOTTEST:

@@ -29,6 +29,18 @@ def error_body(status: int, message: str | None = None, *, code: str | None = No
     return {"detail": message or _MESSAGES.get(status, "The request could not be processed.")}
 
 
+def as_openai(body: Body) -> Body:
+    """Return a body with the names of OpenAI: of an embedding, one is another."""
+    renamed = {"output_dimension": "dimensions"}
+    return {renamed.get(name, name): value for name, value in body.items()}
+
+
+def as_vector(body: Body, index: int) -> Body:
+    """Return an answer of embeddings. Its `index` is not always 0."""
+    data = [{**vector, "index": index} for vector in body["data"]]
+    return {**body, "data": data, "usage": {**body["usage"], "completion_tokens": 0}}
+
+
 def model_error(status: int, message: str) -> Body:
     """Return what a model says in place of an answer."""
     kind = "invalid_request_error" if status < 500 else "internal_server_error"  # noqa: PLR2004 - HTTP
