@@ -11,6 +11,13 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetC
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData as CheckTarget,
 )
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    NULL_EVENT_POINTER,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
@@ -42,7 +49,9 @@ __all__ = [
     "load_repository",
     "load_stored",
     "newest_evaluations",
+    "newest_storage_ids",
     "output_context",
+    "provenance_tags",
     "reason_of_tick",
     "replace_function",
     "report_evaluation",
@@ -368,6 +377,26 @@ def load_repository(
         resolve_lazy_defs=False,
     )
     return repository_def_from_target_def(target.target_definition)
+
+
+def newest_storage_ids(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partitions: Collection[str]
+) -> Mapping[str, int]:
+    """Return the storage id of the newest materialization of each of these partitions, as far as there is one."""
+    kind = dg.DagsterEventType.ASSET_MATERIALIZATION
+    return instance.get_latest_storage_id_by_partition(key, kind, set(partitions))
+
+
+def provenance_tags(code_version: str, inputs: Mapping[dg.AssetKey, tuple[str, int | None]]) -> dict[str, str]:
+    """Return the tags by which Dagster tells whether a materialization is stale.
+
+    `inputs`: the data version of each input, and the storage id of its materialization.
+    """
+    tags = {CODE_VERSION_TAG: code_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"}
+    for key, (version, pointer) in inputs.items():
+        tags[get_input_data_version_tag(key)] = version
+        tags[get_input_event_pointer_tag(key)] = NULL_EVENT_POINTER if pointer is None else str(pointer)
+    return tags
 
 
 def replace_function(

@@ -18,6 +18,7 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_streams, labeled_tables
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
+from dagster_llm_batch.assets.provenance import Provenance
 from dagster_llm_batch.checks import (
     COVERAGE,
     PARSE_RATE,
@@ -96,7 +97,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
             return
         engine = dataset.engine(context)
         with OutputWriter(context, dataset.io_manager_key, dataset.frame) as writer:
-            run = _Run(writer, SentChecks(dataset.batch_key))
+            run = _Run(writer, SentChecks(dataset.batch_key), Provenance(context, dataset.batch_key))
             if context.has_partition_key_range:
                 run.settled = landing.send_together(context, engine, list(context.partition_keys))
                 run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
@@ -149,6 +150,7 @@ class _Run:
 
     Attributes:
         sent: The checks of submissions that failed, and that pass when their batches are sent.
+        provenance: The tags by which Dagster tells whether a partition is stale.
         settled: By partition, what this run settled before it landed any; in the order in which they land.
         unsent: The submissions among these of which some requests are not sent.
         looked_up: Those that the ledger was asked about last, together.
@@ -161,6 +163,7 @@ class _Run:
 
     writer: OutputWriter
     sent: SentChecks
+    provenance: Provenance
     settled: dict[str, Status] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
     looked_up: set[str] = field(default_factory=set)
@@ -380,8 +383,9 @@ class _Landing:
             logged = wait()
             behind = partial(links.table, rejects, partition=partition)
             metadata = {**rejects_metadata(figures, labeling, behind), **logged}
+            tags = run.provenance.tags(self._rejects.key, partition, status.submission, sent)
             yield from materialize_result(
-                context, self._rejects.key, partition, metadata=metadata, version=submission_id
+                context, self._rejects.key, partition, metadata=metadata, version=submission_id, tags=tags
             )
         if (wait := begun.waits.get(self._labels.key)) is not None:
             logged = wait()
@@ -416,6 +420,7 @@ class _Landing:
                 partition,
                 metadata=metadata,
                 version=figures.version,
+                tags=run.provenance.tags(dataset.key, partition, status.submission, sent),
                 checks=self.checks,
                 verdicts=[
                     *_with_rows(

@@ -126,6 +126,7 @@ def materialize_result(
     *,
     metadata: Mapping[str, Any],
     version: str,
+    tags: Mapping[str, str] | None = None,
     checks: Sequence[dg.AssetCheckSpec] = (),
     verdicts: Sequence[CheckOutcome] = (),
 ) -> Iterator[Any]:
@@ -135,8 +136,8 @@ def materialize_result(
     """
     # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
     if context.has_partition_key_range and not context.has_partition_key:
-        tags = {"dagster/data_version": version}
-        yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=tags)
+        versions = {**(tags or {}), "dagster/data_version": version}
+        yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=versions)
         if verdicts:
             yield Verdicts(asset, partition, checks, verdicts)
         return
@@ -144,6 +145,7 @@ def materialize_result(
         asset_key=asset,
         metadata=metadata,
         data_version=dg.DataVersion(version),
+        tags=tags,
         check_results=[
             dg.AssetCheckResult(
                 check_name=verdict.name,

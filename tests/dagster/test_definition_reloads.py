@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 import dagster as dg
 import pytest
-from code_location import DAILY, DAYS, LABELS, LANDING, failure, labeled, tickets
+from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, failure, labeled, tickets
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 from pydantic import BaseModel, Field
 from test_batch_sensor import tick
 from test_waiting_for_a_person import coverage
@@ -141,3 +143,33 @@ def test_what_was_never_sent_waits_with_a_failed_check(make, emulator):
     assert emulator.books.batches == []
     location.land()
     assert len(emulator.books.batches) == 1
+
+
+def staleness(location, partition):
+    """What Dagster's page shows of a partition of the labels."""
+    graph, instance = location.repository.asset_graph, location.instance
+    resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    causes = resolver.get_stale_causes(dg.AssetKey(LABELS), partition)
+    return resolver.get_status(dg.AssetKey(LABELS), partition).value, [cause.reason for cause in causes]
+
+
+def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_landed(make, instance, emulator):
+    before = make(*labeled(partitions_def=DAILY))
+    before.land(partition=DAYS[0])
+    before.land(span=(DAYS[1], DAYS[2]))
+    before.submit(span=(DAYS[3], DAYS[4]))
+    before.submit(partition=DAYS[5])
+    assert {staleness(before, day)[0] for day in DAYS[:3]} == {"FRESH"}
+    after = CodeLocation(
+        emulator, instance, *labeled(partitions_def=DAILY, prompt=Prompt(user="Another one: {{ subject }}"))
+    )
+    emulator.settle()
+    after.collect(span=(DAYS[3], DAYS[4]))
+    after.collect(partition=DAYS[5])
+    assert {day: staleness(after, day) for day in DAYS[:6]} == dict.fromkeys(
+        DAYS[:6], ("STALE", ["has a new code version"])
+    )
+    after.land(span=(DAYS[1], DAYS[2]))
+    assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
+    after.run(BATCH, span=(DAYS[1], DAYS[2]))  # as a schedule does, with nothing new
+    assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}

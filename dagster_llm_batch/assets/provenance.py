@@ -1,0 +1,51 @@
+"""The tags by which Dagster tells whether a partition of labels is of the present definition."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch._dagster_private import newest_storage_ids, provenance_tags
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import dagster as dg
+
+    from dagster_llm_batch.engine.deployment import SentDefinition
+    from dagster_llm_batch.storage.ledger.records import Submission
+
+__all__ = ["Provenance"]
+
+_CODE_VERSION = "dagster/code_version"
+
+
+class Provenance:
+    """The provenance of the partitions that one run lands.
+
+    Dagster adds these tags by itself, but not to what a run over several partitions reports: each such partition would
+    look fresh under any definition. Nor does it know that labels were asked by an earlier definition.
+    """
+
+    def __init__(self, context: dg.AssetExecutionContext, batch: dg.AssetKey) -> None:
+        self._context = context
+        self._batch = batch
+        self._is_of_many = context.has_partition_key_range and not context.has_partition_key
+
+    def tags(
+        self, asset: dg.AssetKey, partition: str | None, submission: Submission, sent: SentDefinition
+    ) -> Mapping[str, str]:
+        """Return the tags of one materialization, whose labels were asked by the definition `sent`."""
+        version = None
+        if sent.changes:
+            version = sent.labeling.code_version if sent.is_known else submission.config_fingerprint
+        if not self._is_of_many:
+            return {} if version is None else {_CODE_VERSION: version}
+        version = version or self._context.assets_def.code_versions_by_key.get(asset)
+        pointer = self._pointers.get(partition or "")
+        return {} if version is None else provenance_tags(version, {self._batch: (submission.fingerprint, pointer)})
+
+    @cached_property
+    def _pointers(self) -> Mapping[str, int]:
+        """The newest materialization of each partition's submission."""
+        return newest_storage_ids(self._context.instance, self._batch, set(self._context.partition_keys))
