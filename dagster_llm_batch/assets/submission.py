@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import all_partitions_evaluations, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.asked_again import find_asked_again
 from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.errors import LedgerError, LLMBatchError
 from dagster_llm_batch.metadata import (
@@ -112,12 +114,20 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             for note in upstream.notes:
                 context.log.info(_where(partition) + note)
+            verdict = sent_verdict(status, engine.note_of_recovery(submission))
+            again = None
+            if submission.run_id == context.run.run_id:
+                again = find_asked_again(engine.deployment, dataset.labeling, submission)
+            if again is not None:
+                context.log.warning(f"{_where(partition)}{again}")
+                verdict = replace(verdict, description=f"{verdict.description} {again}")
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped),
                 **estimate_metadata(submission, learned()),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,
+                **({} if again is None else {"llm_batch/rows_asked_again": again.rows}),
             }
             yield from materialize_result(
                 context,
@@ -126,7 +136,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 metadata=metadata,
                 version=submission.fingerprint,
                 checks=[check],
-                verdicts=[sent_verdict(status, engine.note_of_recovery(submission))],
+                verdicts=[verdict],
             )
 
         partitions = EachPartition(context)

@@ -173,3 +173,18 @@ def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_l
     assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
     after.run(BATCH, span=(DAYS[1], DAYS[2]))  # as a schedule does, with nothing new
     assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
+
+
+def test_a_definition_that_changes_in_a_backfill_is_reported_with_the_rows_that_are_asked_again(
+    make, instance, emulator
+):
+    make(*labeled(partitions_def=DAILY)).land(span=(DAYS[0], DAYS[1]))
+    after = CodeLocation(emulator, instance, *labeled(partitions_def=DAILY, prompt=OTHER_WORDS))
+    result = after.submit(span=(DAYS[1], DAYS[2]))
+    told = {one.partition: one.description for one in result.get_asset_check_evaluations()}
+    assert "3 rows are asked, and paid, again: the definition has changed (prompt) since" in told[DAYS[1]]
+    assert told[DAYS[2]] == "Nothing is in the way."
+    assert after.metadata(BATCH, DAYS[1])["llm_batch/rows_asked_again"] == 3
+    assert "llm_batch/rows_asked_again" not in after.metadata(BATCH, DAYS[2])
+    same = after.submit(span=(DAYS[1], DAYS[2]))
+    assert {one.description for one in same.get_asset_check_evaluations()} == {"Nothing is in the way."}
