@@ -20,6 +20,7 @@ from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
+from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.text import cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
@@ -91,6 +92,7 @@ class Planned:
             "estimates_held": 0 if learned is None else learned.held,
             **self._end,
             "submission_id": None if preview.known is None else preview.known.submission_id,
+            "requests_lost": preview.lost,
             "refused": preview.refused,
             "notes": list(self.notes),
             "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
@@ -369,6 +371,17 @@ def _oracle_facts(plan: Planned) -> list[tuple[str, object]]:
     ]
 
 
+def _lost(plan: Planned) -> str | None:
+    """Return how many requests have to be asked, and paid, again, and by which command."""
+    preview = plan.preview
+    if preview.known is None or not preview.lost:
+        return None
+    return (
+        f"{counted(preview.lost, 'request', 'requests')}, here and at the provider; they are not paid again by "
+        f"themselves: `{retry_command(preview.known)}` asks them again, and shows the price first"
+    )
+
+
 def _facts(plan: Planned) -> list[list[object]]:
     preview = plan.preview
     known = (
@@ -404,5 +417,6 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("in real time", money(preview.realtime_usd)),
         ("prices", preview.price_basis.value),
         ("known as", known),
+        ("answers lost", _lost(plan)),
     ]
     return [list(fact) for fact in facts if fact[1] is not None or fact[0] in _TOLD_WHEN_UNKNOWN]

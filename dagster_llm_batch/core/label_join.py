@@ -41,6 +41,12 @@ _ID = "llm_request_id"
 _MANY = 65_536
 _COSTS = ("llm_cost_usd", "llm_realtime_usd")
 
+LOST = (
+    "the stored list of requests and the stored answers are lost; `dagster-llm-batch retry` asks again, and shows the "
+    "price first"
+)
+"""Why a row has no answer whose request has no result any more."""
+
 EMPTY = "empty: nothing but blanks or nulls in the columns that the prompt reads, so the row was not sent"
 """The reason of a row that was skipped."""
 
@@ -129,6 +135,12 @@ def label(
         skipped = {"llm_outcome": SKIPPED, "llm_reason": EMPTY, **dict.fromkeys(_COSTS, Decimal(0))}
         results = pa.concat_tables([results, pa.Table.from_pylist([skipped], schema=results.schema)])
     places = pa.array(np.arange(len(results))) if are_pairs else _places(manifest[_ID], results)
+    if places.null_count:
+        # The plan wrote the manifest and the requests from the same rows, so each had a result.
+        ids = pc.unique(manifest[_ID].combine_chunks().filter(pc.is_null(places))).to_pylist()
+        lost = [{_ID: request_id, "llm_outcome": Outcome.MISSING.value, "llm_reason": LOST} for request_id in ids]
+        results = pa.concat_tables([results, pa.Table.from_pylist(lost, schema=results.schema)])
+        places = _places(manifest[_ID], results)
     rows = manifest.drop_columns([_ID])
     own = rows.column_names
     for name, text in (("llm_prompt_version", prompt_version), ("llm_run_id", run_id)):
@@ -228,17 +240,15 @@ def _taken(column: pa.ChunkedArray, at: pa.Array) -> pa.ChunkedArray:
 
 
 def _places(wanted: pa.ChunkedArray, results: pa.Table) -> pa.Array:
-    """Return the place of each wanted request in the results: of its first success, else of its first result."""
+    """Return the place of each wanted request in the results: of its first success, else of its first result.
+
+    Null of a request without a result.
+    """
     # As one array: before version 26 pyarrow dies of indices_nonzero of a column without a chunk (apache/arrow#51018).
     good = _is_good(results).combine_chunks()
     by_worth = pa.concat_arrays([pc.indices_nonzero(good), pc.indices_nonzero(pc.invert(good))])
     ids = results[_ID].take(by_worth).combine_chunks()
-    places = by_worth.take(pc.index_in(wanted, ids).combine_chunks())
-    # The plan wrote the manifest and the requests from the same rows, so each has a result.
-    if places.null_count:
-        msg = f"{places.null_count} rows have no result; the manifest and the results are not of the same submission."
-        raise ValueError(msg)
-    return places
+    return by_worth.take(pc.index_in(wanted, ids).combine_chunks())
 
 
 def _is_one_to_one(places: pa.Array, results: int) -> bool:

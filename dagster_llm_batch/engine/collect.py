@@ -23,7 +23,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.identity import NONCE
+from dagster_llm_batch.core.identity import NONCE, custom_id_pattern, packed
 from dagster_llm_batch.core.logprobs import LOGPROB
 from dagster_llm_batch.core.memory import chunks, release_all_memory
 from dagster_llm_batch.core.pricing import Tariff
@@ -52,6 +52,7 @@ from dagster_llm_batch.providers.answers import UnknownIdError
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
+from dagster_llm_batch.storage.stored_files import LostError
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
 
 __all__ = ["Collector"]
@@ -300,24 +301,35 @@ class Collector:
         """Make results anew that are gone or damaged; return how many shards lost their answers for good.
 
         From the raw lines, else from the provider, which is asked once more. Where it has them no more either they are
-        gone: the requests count as not answered, and wait for a person. An event tells of each. Raises TransientError
-        where the provider cannot be asked now: what is there for nothing must not be given up.
+        gone: the requests count as not answered, and wait for a person. Where the list of a shard's requests is lost,
+        too, the results are those of the lines alone: its other requests are unknown. An event tells of each. Raises
+        TransientError where the provider cannot be asked now: what is there for nothing must not be given up.
         """
         lost = 0
         for shard in shards:
             if not shard.results_path or self._payloads.is_whole(shard.results_path):
                 continue
-            source = "from the stored lines"
+            source, is_lost = "from the stored lines", False
             if self._lacks_lines(shard):
                 source = "from the provider, once more"
                 if not self._fetch_again(shard):
-                    source = f"as lost: {shard.requests} requests count as not answered"
-                    if shard.cause is not Cause.ADOPTED:
-                        self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
-                    lost += 1
+                    source, is_lost = f"as lost: {shard.requests} requests count as not answered", True
+            if not self._has_list(shard):
+                source, is_lost = f"{source}, without the list of its {shard.requests} requests", True
+            if is_lost:
+                if shard.cause is not Cause.ADOPTED:
+                    self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
+                lost += 1
             self._reader([shard])(shard)
             self._ledger.add_event(shard.submission_id, "results_restored", f"{shard.shard_id}: {source}")
         return lost
+
+    def _has_list(self, shard: Shard) -> bool:
+        try:
+            packed_ids(self._payloads, shard)
+        except LostError:
+            return False
+        return True
 
     def read_again(self, shard: Shard, *, needed: bool) -> None:
         """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed.
@@ -387,7 +399,8 @@ class Collector:
                 self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
             except CredentialsError:
                 raise
-            except RefusedError:
+            # Without a list of the requests, lines of erased ones cannot be told from the others.
+            except (RefusedError, LostError):
                 return False
             return True
 
@@ -486,9 +499,23 @@ class ResultsReader:
             done=(shard.done or 0) - (shard.erased or 0) if shard.shard_id in self.counted else None,
             cause=Cause.GONE if is_lost else shard.cause,
         )
-        expected = packed_ids(self.payloads, shard)
+        expected = self._expected(shard, codec)
         has_logprob = LOGPROB.name in self.schema.names
         return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected, has_logprob=has_logprob)
+
+    def _expected(self, shard: Shard, codec: Codec) -> bytes:
+        """Return the request_ids of a shard, packed. Where their list is lost: those that the stored lines answer."""
+        try:
+            return packed_ids(self.payloads, shard)
+        except LostError:
+            pass
+        # What was billed has a line. Requests without one are not asked again by this submission, and land as missing.
+        path, pattern = shard.raw_path or beside(shard, RAW), custom_id_pattern(shard.nonce)
+        if shard.shard_id in self.lost or not self.payloads.exists(path):
+            return b""
+        names = (codec.decode(line).custom_id or "" for line in self.payloads.lines(path))
+        found = filter(None, (pattern.fullmatch(name.encode()) for name in names))
+        return packed(dict.fromkeys(match[1].decode() for match in found))
 
 
 def bill_of(tally: Tally) -> ShardFields:

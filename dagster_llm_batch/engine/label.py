@@ -194,7 +194,10 @@ class Answers:
             for shard in self.waves[0]:
                 read = self.payloads.read_table(_path(shard), [_OUTCOME])[_OUTCOME]
                 counts.update({count["values"]: count["counts"] for count in pc.value_counts(read).to_pylist()})
-            return dict(counts)
+            # Where lists of requests were lost, there may be fewer.
+            if counts.total() == self.submission.requests:
+                return dict(counts)
+            counts.clear()
         manifest_columns, result_columns = (_chosen(RESULT_SCHEMA, names) for names in ([_ID], [_ID, _OUTCOME]))
         if self.levels is not None:
             result_columns = self.schema_of(self.levels.read)
@@ -206,7 +209,7 @@ class Answers:
             good = newest.filter(pc.equal(newest[_OUTCOME], Outcome.SUCCEEDED.value))
             by_rank = pa.concat_tables([good, newest])
             outcomes = by_rank[_OUTCOME].take(pc.index_in(requests, by_rank[_ID].combine_chunks()))
-            counts.update(outcomes.to_pylist())
+            counts.update(outcome or Outcome.MISSING.value for outcome in outcomes.to_pylist())
         return dict(counts)
 
     @property

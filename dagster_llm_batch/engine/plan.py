@@ -34,7 +34,7 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
-from dagster_llm_batch.types import Lane, Outcome
+from dagster_llm_batch.types import Cause, Lane, Outcome
 
 if TYPE_CHECKING:
     from dagster_llm_batch.core.durations import EndForecast
@@ -236,7 +236,7 @@ class Planner:
             known = self._ledger.find_submission(self._deployment.namespace, name, partition, plan.fingerprint)
             if known is not None and not self._may_follow(known, again=again):
                 nothing = preview_of(draft.only_rows(plan), Estimate(draft.estimate.tariff, NO_OUTPUT), None)
-                return replace(nothing, known=known)
+                return replace(nothing, known=known, lost=self._count_lost(known))
             estimate, whole, levels = draft.estimate, draft.estimate, None
             if (sampling := self._sampling(partition, submission_id, aside)) is not None:
                 answered = self._known_requests(earlier, again=again, of=self._labeling.models[1].model)
@@ -267,6 +267,16 @@ class Planner:
                 end=_forecast_end(self._deployment, self._labeling, plan.shards, steps),
                 tuning=aside.tuning(plan.requests - plan.reused),
             )
+
+    def _count_lost(self, known: Submission) -> int:
+        """Return how many requests of a submission have no answer any more, since files were lost."""
+        gone = (shard for shard in self._ledger.shards(known.submission_id) if shard.cause is Cause.GONE)
+        return sum(shard.requests - self._count_answers(shard) for shard in gone if shard.results_path)
+
+    def _count_answers(self, shard: Shard) -> int:
+        read = self._payloads.read_table(shard.results_path or "", ["llm_outcome"])
+        outcomes: list[str] = read["llm_outcome"].to_pylist()
+        return outcomes.count(Outcome.SUCCEEDED.value)
 
     def _name_and_history(self, partition: str) -> tuple[str, list[Submission]]:
         """Return the name under which a partition has submissions, and these: a former one that `plan` would rename."""

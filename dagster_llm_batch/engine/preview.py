@@ -45,6 +45,8 @@ class Preview:
         realtime_usd: What they would cost in real time.
         price_basis: Where the price is from.
         known: The submission that these rows have already; nothing would be sent then.
+        lost: Requests of `known` that have no answer any more, since it is lost here and at the provider. A person's
+            `retry` asks, and pays, them again.
         refused: Why a budget would refuse it; None where none would.
         longest: The longest requests that would be sent, longest first.
         context_tokens: What the model takes in all, as the price book knows it.
@@ -78,6 +80,7 @@ class Preview:
     learned: Learned | None = None
     has_tokenizer: bool = False
     known: Submission | None = None
+    lost: int = 0
     refused: str | None = None
     longest: tuple[LongRow, ...] = ()
     context_tokens: int | None = None

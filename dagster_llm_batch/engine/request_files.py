@@ -42,6 +42,7 @@ from dagster_llm_batch.engine.shard_files import (
 )
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, PayloadWriter
+from dagster_llm_batch.storage.stored_files import DamagedError, LostError
 from dagster_llm_batch.types import BatchLimits, Lane
 
 if TYPE_CHECKING:
@@ -124,8 +125,12 @@ def levels_in(payloads: PayloadStore, folder: str) -> Levels | None:
         return None
     from dagster_llm_batch.core.levels import Levels  # noqa: PLC0415 - few labelings are cascades
 
-    with payloads.reader(path) as file:
-        return Levels.of_json(file.read())
+    try:
+        with payloads.reader(path) as file:
+            return Levels.of_json(file.read())
+    # As if it were not there: who needs it says what to do.
+    except (LostError, DamagedError):
+        return None
 
 
 def facts_in(payloads: PayloadStore, manifest_path: str, names: Collection[str]) -> dict[str, str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 
 from dagster_llm_batch.core.identity import custom_id_pattern, packed, unpacked
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.storage.stored_files import LostError, UnreadableError
 
 __all__ = [
     "APART",
@@ -53,6 +56,7 @@ ERASING = "erasing.ids.lz4"
 PART, APART = "part-", "apart-"
 """The starts of the names of files that workers need within one step. A lost worker leaves them behind."""
 
+_ID = "llm_request_id"
 _DIGEST_BYTES = 16
 
 
@@ -87,7 +91,21 @@ def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
     # Shards of older versions have no such file. Where it cannot be read, the request file has the ids, too.
     if (ids := ids_in(payloads, beside(shard, IDS), shard.nonce)) is not None:
         return ids
-    return packed(request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce))
+    try:
+        return packed(request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce))
+    except UnreadableError:
+        raise
+    except LLMBatchError as error:
+        # The results of a collected shard have one for each request.
+        if shard.state is ShardState.COLLECTED and shard.results_path and payloads.is_whole(shard.results_path):
+            batches = payloads.iter_batches(shard.results_path, columns=[_ID])
+            return packed(chain.from_iterable(batch.column(0).to_pylist() for batch in batches))
+        raise LostError(
+            f"The list of the {shard.requests:,} requests of shard {shard.shard_id} is lost or damaged: {shard.path} "
+            f"and {beside(shard, IDS)}. So it is unknown which requests batch {shard.batch_id} has. Nothing is sent "
+            "again before that batch has ended and is collected, as the sensor does. Run again then, or restore one of "
+            f"the two files from a backup. `dagster-llm-batch resolve {shard.shard_id} --lost` gives the batch up."
+        ) from error
 
 
 def ids_in(payloads: PayloadStore, path: str, nonce: str) -> bytes | None:

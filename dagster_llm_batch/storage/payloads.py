@@ -9,8 +9,9 @@ r"""The payload store: request files, raw results and tables, on a local disk or
 4. Streams are compressed on disk, plain to the caller, in constant memory: by zstd, or by lz4 where the name ends so,
    which takes more room and half the time. Lines end at b"\n" only: U+2028 and such are data.
 
-Refuses paths that are not relative chains of plain segments (`check_path`). A missing file is a FileNotFoundError.
-The digests guard against accidents, not against forgers.
+Refuses paths that are not relative chains of plain segments (`check_path`). A file that cannot be read is a
+PayloadError, which is an OSError, too: LostError (also a FileNotFoundError), DamagedError or UnreadableError. The
+digests guard against accidents, not against forgers.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ from dagster_llm_batch.storage.stored_files import (
     FileVersion,
     HashedFile,
     PayloadWriter,
+    PlainFile,
     StagedFile,
     TableWriter,
+    UnreadableError,
     carries_digest,
     framed_digest,
     is_whole_stream,
@@ -57,6 +60,7 @@ from dagster_llm_batch.storage.stored_files import (
     make_private,
     open_table,
     payload_errors,
+    reading_errors,
     remove_left_behind,
     staged_name,
     sync_path,
@@ -161,10 +165,12 @@ class PayloadStore:
         """
         with self._open(path) as file:
             # Even an empty stream has a frame.
-            if not file.read(1):
-                raise OSError(f"The payload {path} is truncated: its file is empty. Restore it, or delete it.")
-            with pa.CompressedInputStream(CheckedFile(file, path), _codec(path)) as source:
-                yield cast("BinaryIO", io.BufferedReader(source, _BUFFER_BYTES))
+            with reading_errors(path):
+                if not file.read(1):
+                    raise DamagedError(path, "it is truncated, and empty")
+                checked = CheckedFile(file, path)
+            with pa.CompressedInputStream(checked, _codec(path)) as source:
+                yield cast("BinaryIO", io.BufferedReader(PlainFile(source, path), _BUFFER_BYTES))
 
     @contextmanager
     def checked(self, path: str, digest: str) -> Iterator[Callable[[], BinaryIO]]:
@@ -183,14 +189,14 @@ class PayloadStore:
 
             kind, _, expected = digest.rpartition(":")
             if kind not in DIGESTS:
-                raise OSError(f"The payload {path} has a digest of a kind that this version does not know: {kind}.")
+                raise UnreadableError(f"The payload {path} has a digest of a kind unknown to this version: {kind}.")
             if kind == XXH3 and (framed := framed_digest(file))[0] is not None:
                 # Older digests are of files that carry none.
                 file.truncate(framed[1])
             with plain() if not kind else nullcontext(file) as source:
                 actual = hashlib.file_digest(cast("io.FileIO", source), DIGESTS[kind]).hexdigest()
             if actual != expected:
-                raise OSError(f"The payload {path} is not the one that was written: its digest differs.")
+                raise UnreadableError(f"The payload {path} is not the one that was written: its digest differs.")
             yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
@@ -284,7 +290,7 @@ class PayloadStore:
         full = self._full(path)
         if self._fs.exists(full):
             # Another process may do the same.
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), reading_errors(path):
                 self._fs.rm_file(full)
 
     def move(self, path: str, to: str) -> None:
@@ -308,7 +314,7 @@ class PayloadStore:
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file that `files` gave, whatever its name. Where it is gone already, do nothing."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), reading_errors(file.path):
             self._fs.rm_file(f"{self._root.path.rstrip('/')}/{file.path}")
 
     def parquet_files(self) -> list[str]:
@@ -350,7 +356,9 @@ class PayloadStore:
         return f"{self._root.path.rstrip('/')}/{check_path(path)}"
 
     def _open(self, path: str) -> BinaryIO:
-        return cast("BinaryIO", (open if self._is_local else self._fs.open)(self._full(path), "rb"))
+        full = self._full(path)
+        with reading_errors(path):
+            return cast("BinaryIO", (open if self._is_local else self._fs.open)(full, "rb"))
 
     @contextmanager
     def _parquet(self, path: str, *, all_of_it: bool = False) -> Iterator[pq.ParquetFile]:
@@ -369,19 +377,21 @@ class PayloadStore:
                 if not self._is_local:
                     # Its bytes are needed all, once: later reads of this process take only what they need.
                     file = files.enter_context(self._here(path))
-                if not is_whole_table(file):
-                    raise DamagedError(path)
+                with reading_errors(path):
+                    if not is_whole_table(file):
+                        raise DamagedError(path)
                 _remember(seen)
             yield file
 
     def version(self, path: str, file: Any = None) -> FileVersion:
-        """Return what changes when a file does; `file` where it is open. A missing file is a FileNotFoundError."""
+        """Return what changes when a file does; `file` where it is open. A missing file is a LostError."""
         full = self._full(path)
-        if self._is_local:
-            stat = Path(full).stat() if file is None else os.fstat(file.fileno())
-            return FileVersion(full, stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns}")
-        # What an open file reads is what its details tell, whatever has its name by now.
-        info = getattr(file, "details", None) or self._fs.info(full)
+        with reading_errors(path):
+            if self._is_local:
+                stat = Path(full).stat() if file is None else os.fstat(file.fileno())
+                return FileVersion(full, stat.st_size, f"{stat.st_ino} {stat.st_mtime_ns}")
+            # What an open file reads is what its details tell, whatever has its name by now.
+            info = getattr(file, "details", None) or self._fs.info(full)
         tag = next((str(info[name]) for name in (*_TAGS, *_TIMES) if info.get(name)), uuid.uuid4().hex)
         return FileVersion(f"{self._root.protocol}:{full}", int(info.get("size") or 0), tag)
 
@@ -403,7 +413,8 @@ class PayloadStore:
     def _here(self, path: str) -> Iterator[io.FileIO]:
         """Open a copy of the stored file, which nobody can write to while it is read."""
         with self._open(path) as file, _Unnamed() as copy:
-            shutil.copyfileobj(file, copy, _BUFFER_BYTES)
+            with reading_errors(path):
+                shutil.copyfileobj(file, copy, _BUFFER_BYTES)
             copy.seek(0)
             yield copy
 

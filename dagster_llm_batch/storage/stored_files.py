@@ -43,9 +43,12 @@ __all__ = [
     "DamagedError",
     "FileVersion",
     "HashedFile",
+    "LostError",
     "PayloadWriter",
+    "PlainFile",
     "StagedFile",
     "TableWriter",
+    "UnreadableError",
     "carries_digest",
     "framed_digest",
     "is_own_name",
@@ -56,6 +59,7 @@ __all__ = [
     "open_table",
     "own_name",
     "payload_errors",
+    "reading_errors",
     "remove_left_behind",
     "staged_name",
     "sync_path",
@@ -82,11 +86,63 @@ _TABLE_END = b"PAR1"
 class DamagedError(PayloadError, OSError):
     """A stored file is not what was written. What else is stored can be read as before."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, harm: str = "its bytes are not those that were written") -> None:
         super().__init__(
-            f"The payload {path} is damaged: its bytes are not those that were written. Restore it from a backup, or "
-            "run again: what can be made anew is."
+            f"The payload {path} is damaged: {harm}. Restore it from a backup, or run again: what can be made anew is."
         )
+
+
+class LostError(PayloadError, FileNotFoundError):
+    """A stored file is not there."""
+
+
+class UnreadableError(PayloadError, OSError):
+    """A stored file may be there, and cannot be read."""
+
+
+@contextmanager
+def reading_errors(path: str) -> Iterator[None]:
+    """Raise PayloadError, which says what to do, for what a disk or a store says while a file is read."""
+    try:
+        yield
+    except PayloadError:
+        raise
+    except FileNotFoundError as error:
+        lost = LostError(
+            f"The payload {path} is lost: the store has no such file. Restore it from a backup, or materialize the "
+            "asset that submits these rows again: what can be made anew is."
+        )
+        lost.errno = error.errno
+        raise lost from error
+    except OSError as error:
+        unreadable = UnreadableError(
+            f"The payload {path} cannot be read: {error.strerror or error}. Nothing was given up. Let it be read, then "
+            "run again."
+        )
+        unreadable.errno = error.errno
+        raise unreadable from error
+
+
+class PlainFile(io.RawIOBase):
+    """The unpacked bytes of a stored stream. Bytes that cannot be unpacked are a DamagedError."""
+
+    def __init__(self, source: pa.NativeFile, path: str) -> None:
+        self._source = source
+        self._path = path
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._source.read(len(buffer))
+        except PayloadError:
+            raise
+        # Of what unpacks them: the bytes came.
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedError(self._path, f"it is truncated, or cannot be unpacked ({error})") from error
+        buffer[: len(data)] = data
+        return len(data)
 
 
 class FileVersion(NamedTuple):
@@ -188,7 +244,8 @@ class CheckedFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        with reading_errors(self._path):
+            data = self._file.read(self._left if size < 0 else min(size, self._left))
         self._left -= len(data)
         if self._expected is not None:
             self._hash.update(data)
@@ -242,6 +299,9 @@ def is_whole_stream(file: BinaryIO, codec: str) -> bool:
     expected, size = framed_digest(file)
     if expected is not None:
         return _digest_of(file, size).digest() == expected
+    # Even an empty stream has a frame.
+    if not size:
+        return False
     try:
         with pa.CompressedInputStream(file, codec) as source:
             while source.read(_BUFFER_BYTES):

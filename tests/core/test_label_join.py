@@ -256,11 +256,14 @@ def test_an_unknown_cost_of_one_wave_makes_the_rows_cost_unknown() -> None:
     assert labels["llm_cost_usd"].to_pylist() == [None, None]
 
 
-def test_results_of_another_submission_are_refused() -> None:
-    table, _ = reconciled([], [A], BatchStatus.ENDED)
-    manifest = pa.table({"id": [1], "llm_request_id": [B]})
-    with pytest.raises(ValueError, match="not of the same submission"):
-        label(manifest, [table], Reader(SCHEMA).schema, prompt_version="v", run_id="")
+def test_a_row_whose_request_has_no_result_any_more_is_missing_and_says_why() -> None:
+    table, _ = reconciled([line(A)], [A], BatchStatus.ENDED)
+    manifest = pa.table({"id": [1, 2, 3, 4], "llm_request_id": [B, A, None, B]})
+    labeled = label(manifest, [table], Reader(SCHEMA).schema, prompt_version="v", run_id="")
+    assert labeled.labels["id"].to_pylist() == [2]
+    assert labeled.rejects["id"].to_pylist() == [1, 3, 4]
+    assert labeled.rejects["llm_outcome"].to_pylist() == ["missing", "skipped", "missing"]
+    assert "retry" in labeled.rejects["llm_reason"][0].as_py()
 
 
 def test_two_sources_cannot_claim_a_column() -> None:

@@ -239,9 +239,10 @@ def test_what_the_oracle_did_not_answer_is_asked_of_it_again_and_the_model_never
     assert asked(workspace)[CHEAP] == Counter(range(ROWS))
 
 
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["lost", "damaged"])
 @pytest.mark.parametrize("is_settled", [False, True], ids=["before the threshold", "landed"])
 def test_where_the_sample_is_lost_no_label_lands_and_nothing_is_paid_again(
-    workspace: Workspace, *, is_settled: bool
+    workspace: Workspace, *, is_settled: bool, is_damaged: bool
 ) -> None:
     engine = workspace.engine()
     submission = engine.plan(definition(), tickets(ROWS))
@@ -249,7 +250,11 @@ def test_where_the_sample_is_lost_no_label_lands_and_nothing_is_paid_again(
     if is_settled:
         workspace.finish(definition(), submission.submission_id)
     workspace.emulator.settle()
-    engine.payloads.delete(f"{submission.folder}/{CALIBRATION}")
+    path = workspace.tmp_path / "payloads" / submission.folder / CALIBRATION
+    if is_damaged:
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
     then = "change what the cascade promises" if is_settled else "dagster-llm-batch cancel"
     land = engine.labels if is_settled else engine.collect
     with pytest.raises(PayloadError, match=rf"sample and the threshold .* are lost.*{then}"):
