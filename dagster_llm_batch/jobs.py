@@ -168,7 +168,8 @@ def build_llm_batch_retention(
         raw = None if config.raw_older_than_days is None else timedelta(days=config.raw_older_than_days)
         pruning = engine.prune(timedelta(days=config.older_than_days), raw, delete=config.delete)
         did = "Deleted" if config.delete else "Would delete"
-        context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).")
+        paths = "" if config.delete else "".join(f"\n{file.path}" for file in sorted(pruning.files))
+        context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).{paths}")
         from dagster_llm_batch.engine.uploads import Removal, UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
         uploads = UploadRemover(engine.deployment)

@@ -3,7 +3,9 @@
 And the schedule that removes stored files by their age.
 """
 
+import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -190,6 +192,23 @@ def test_requests_and_raw_results_go_by_age_on_a_schedule_and_labels_stay(make):
     assert retained(location, schedule)["llm_batch/files_found"] == 0
     submission_id = location.engine().latest(LABELS).submission_id
     assert "raw_pruned" in [event.kind for event in location.engine().ledger.events(submission_id)]
+
+
+def test_the_schedule_leaves_files_of_others_alone(make):
+    location = make(*labeled())
+    assert location.land().success
+    engine = location.engine()
+    root, namespace = Path(engine.payloads._root.path), next(engine.payloads.files("")).path.partition("/")[0]
+    own = root / engine.latest(LABELS).folder
+    theirs = [own / "notes.md", root / namespace / "gold/2026-01/merged/train.parquet"]
+    theirs += [root / namespace / f"features/2026-01/v1/{name}" for name in ("manifest.parquet", "part-0.parquet")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"theirs")
+        os.utime(path, (1, 1))
+    metadata = retained(location, build_llm_batch_retention(raw_older_than=timedelta(days=1)))
+    assert metadata["llm_batch/files_deleted"] == 0
+    assert [path.read_bytes() for path in theirs] == [b"theirs"] * len(theirs)
 
 
 def test_the_schedule_deletes_request_files_at_providers_too(make, emulator):
