@@ -136,6 +136,10 @@ class NoRoomError(TransientError):
         self.smaller_helps = smaller_helps
 
 
+class UnreadableError(TransientError):
+    """The results of a batch that has ended cannot be read now. They are asked for again, with growing pauses."""
+
+
 class RefusedError(ProviderError):
     """The same call will fail again (4xx). Something has to change first."""
 

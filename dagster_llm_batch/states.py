@@ -11,7 +11,8 @@
 
     planned ──split──▶ planned      (too large for the provider's queue: another shard takes half of its requests)
     submitted, ended, expired, canceled ──gone──▶ ended      (the results cannot be had any more)
-    submitted ──given_up──▶ ended       collected ──late──▶ ended      (what was given up has ended after all)
+    submitted, ended, expired, canceled, failed ──given_up──▶ ended      (nobody waits for the end, or the results)
+    collected ──late──▶ ended      (what was given up has ended after all, or can be read after all)
 
 `submitting` is committed before the create call: whoever finds a shard there must look for its batch (`Provider.find`)
 before sending anything. A batch that ended badly may still hold paid rows, so every way to end leads to `collected`.
@@ -53,8 +54,8 @@ class Move(StrEnum):
     CANCELED = "canceled"
     FAILED = "failed"
     GONE = "gone"  # the provider knows the batch, or its results, no more
-    GIVEN_UP = "given_up"  # a person waits for it no longer
-    LATE = "late"  # a batch that was given up has ended: its results are collected after all
+    GIVEN_UP = "given_up"  # nobody waits for it, or for its results, any longer
+    LATE = "late"  # a batch that was given up has ended, or can be read: its results are collected after all
     COLLECTED = "collected"
 
 
@@ -79,7 +80,7 @@ MOVES: dict[Move, tuple[frozenset[ShardState], ShardState]] = {
     Move.CANCELED: (frozenset({_S.SUBMITTED, _S.PLANNED}), _S.CANCELED),
     Move.FAILED: (frozenset({_S.SUBMITTED}), _S.FAILED),
     Move.GONE: (frozenset({_S.SUBMITTED, _S.ENDED, _S.EXPIRED, _S.CANCELED}), _S.ENDED),
-    Move.GIVEN_UP: (frozenset({_S.SUBMITTED}), _S.ENDED),
+    Move.GIVEN_UP: (frozenset({_S.SUBMITTED}) | ENDED, _S.ENDED),
     Move.LATE: (frozenset({_S.COLLECTED}), _S.ENDED),
     Move.COLLECTED: (ENDED, _S.COLLECTED),
 }

@@ -68,7 +68,7 @@ class Cause(StrEnum):
     STOPPED = "stopped"  # this package asked the provider to stop it: its submission was canceled, or is late
     CANCELED = "canceled"  # canceled at the provider, and not by this package
     GONE = "gone"  # the provider knows the batch, or its results, no more
-    GIVEN_UP = "given_up"  # a person waits for it no longer; answers that come late are used
+    GIVEN_UP = "given_up"  # nobody waits for it, or its results, any longer; answers that come late are used
     ADOPTED = "adopted"  # it was sent elsewhere, and is asked by nobody here
     NOT_TAKEN = "not_taken"  # the provider had no room for it, or failed it for now, however often it was sent
 

@@ -181,7 +181,8 @@ _WAITING_FOR: Mapping[Cause, str] = {
     Cause.ADOPTED: "the batch was sent elsewhere and adopted, and has no answer to this request",
     Cause.NOT_TAKEN: "the provider had no room for the batch, or failed it for now, however often it was sent",
 }
-WAITING = tuple(_WAITING_FOR.values())
+_UNREAD = "the results of the batch could not be read, and were given up"
+WAITING = (*_WAITING_FOR.values(), _UNREAD)
 """How the reasons of requests begin that are not sent again before a person says so."""
 
 _ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
@@ -334,7 +335,9 @@ class Reconciler:
 
     def _waiting(self, result: Result, cause: Cause) -> Result:
         """Return the result of a request that is not sent again before a person says so."""
-        reason = "; ".join(filter(None, [_WAITING_FOR[cause], result.reason, _ASK_AGAIN]))
+        is_unread = cause is Cause.GIVEN_UP and self._facts.status.is_terminal
+        why = _UNREAD if is_unread else _WAITING_FOR[cause]
+        reason = "; ".join(filter(None, [why, result.reason, _ASK_AGAIN]))
         return result._replace(reason=reason, retryable=False)
 
     def _lacks_rows(self, unnamed: int) -> bool:

@@ -40,12 +40,15 @@ from dagster_llm_batch.engine.request_files import (
     request_ids,
 )
 from dagster_llm_batch.errors import (
+    ConfigError,
     CredentialsError,
     LeaseError,
+    LLMBatchError,
     PayloadError,
     ProviderError,
     RefusedError,
     TransientError,
+    UnreadableError,
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
@@ -153,7 +156,9 @@ class Collector:
             except TransientError as error:
                 if last:
                     raise
-                self._ledger.add_event(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
+                # Once it is noted that they cannot be read, further tries are no news.
+                if not self._ledger.unread.noted([shard]):
+                    self._ledger.add_event(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
@@ -181,7 +186,7 @@ class Collector:
 
     def archive_all(
         self, shards: Sequence[Shard], check: Callable[[], None]
-    ) -> Generator[tuple[list[Shard], ProviderError | None], None, None]:
+    ) -> Generator[tuple[list[Shard], LLMBatchError | None], None, None]:
         """Archive several shards; yield those of each batch, in their order, with the error where it failed.
 
         Further batches are downloaded while the caller reads these. `check` is called before each shard, and may raise.
@@ -191,12 +196,13 @@ class Collector:
         for shard in shards:
             by_batch[shard.provider, shard.account, shard.batch_id or shard.shard_id].append(shard)
 
-        def archive_batch(batch: list[Shard]) -> ProviderError | None:
+        def archive_batch(batch: list[Shard]) -> LLMBatchError | None:
             try:
                 for place, shard in enumerate(batch):
                     check()
                     batch[place] = self.archive(shard)
-            except (TransientError, RefusedError) as error:
+            # Of the provider, or since it is configured no more.
+            except (ProviderError, ConfigError) as error:
                 return error
             finally:
                 # The thread's arena of C's allocator would keep what was freed, while the caller reads these lines.
@@ -273,6 +279,11 @@ class Collector:
         except RefusedError:
             if shard.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
                 raise
+        except LLMBatchError:
+            raise
+        except Exception as error:
+            # A provider may be the user's own, and a file may hold anything.
+            raise UnreadableError(f"the provider's results are broken: {type(error).__name__}: {error}") from error
 
     def read_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardFields]]:
         """Read archived shards into their results files; yield each with what the move COLLECTED records of it."""
@@ -486,7 +497,7 @@ class ResultsReader:
         is_lost = shard.shard_id in self.lost
         facts = ShardFacts(
             nonce=shard.nonce,
-            status=shard.status or BatchStatus.ENDED,
+            status=shard.status or (BatchStatus.RUNNING if shard.cause is Cause.GIVEN_UP else BatchStatus.ENDED),
             provider=shard.provider,
             batch_id=shard.batch_id,
             attempt=shard.wave,

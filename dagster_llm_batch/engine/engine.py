@@ -45,6 +45,7 @@ from dagster_llm_batch.engine.submit_queue import (
     hold_unsent,
     keep_places,
 )
+from dagster_llm_batch.engine.waits import find_unreadable
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -57,6 +58,7 @@ from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 
@@ -243,13 +245,13 @@ class Engine:
         return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
     def give_up(self, shard_id: str) -> Shard:
-        """Record a person's decision to wait no longer for the batch of a shard in flight.
+        """Record a person's decision to wait no longer for the batch of a shard in flight, or for its results.
 
         Its requests get the outcome `missing`, and the rest of its submission goes on and lands. Nothing of it is sent
         again before a person says so (`plan` with `again`). The most that it can cost stays reserved, since nobody
         knows what was billed; answers that come within a month are used (`poll_awaited`). The decision holds for all
-        shards in the batch. Raises IllegalMoveError where it does not run, LeaseError while a process works on its
-        submission.
+        shards in the batch. Raises IllegalMoveError where it neither runs nor has results that could not be read,
+        LeaseError while a process works on its submission.
         """
         return self._poller.give_up(shard_id)
 
@@ -269,6 +271,10 @@ class Engine:
         flying = self.ledger.shards_in_flight(self.namespace)
         overdue = [shard for shard in flying if self.deployment.is_overdue(shard)]
         return [(self.ledger.submission(shard.submission_id), shard) for shard in overdue]
+
+    def unreadable(self) -> list[UnreadShard]:
+        """Return the shards whose batches have ended, and whose results could not be read for an hour or longer."""
+        return find_unreadable(self.deployment)
 
     def starved(self) -> list[tuple[Submission, Shard]]:
         """Return the shards that wait for room in their provider's queue for longer than a batch may take."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment
+from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.submit import plan_next_try
+from dagster_llm_batch.engine.waits import KEPT_FOR, Unread, refuse_readable
 from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
@@ -37,9 +39,8 @@ _UNKNOWN = "not_known"
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
-# Vendors keep results for 29 or 30 days.
-_AWAITED_FOR = timedelta(days=30)
-
+# What ended so has nothing to give up.
+_OVER = (Cause.GIVEN_UP, Cause.GONE)
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
@@ -81,24 +82,25 @@ class Poller:
         now = self._deployment.clock()
         due = [
             shard
-            for shard in self._ledger.awaited_shards(self._deployment.namespace, given_up_since=now - _AWAITED_FOR)
+            for shard in self._ledger.awaited_shards(self._deployment.namespace, given_up_since=now - KEPT_FOR)
             # A time that lies ahead was set by a clock that was wrong.
             if shard.polled_at is None or not asked_before <= shard.polled_at <= now
         ]
-        submissions = {shard.submission_id: self._ledger.submission(shard.submission_id) for shard in due}
-        # Whose files are pruned cannot be collected any more.
-        wanted = {
-            submission_id
-            for submission_id, submission in submissions.items()
-            if submission.asset in assets and not is_pruned(self._ledger, submission)
-        }
 
         def failed(shards: Sequence[Shard], _: Exception) -> None:
             # They count as asked: a server that never comes back would be asked at each tick.
             reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
             self._ledger.record_reports(reports)
 
-        self.poll([shard for shard in due if shard.submission_id in wanted], failed)
+        self.poll([shard for shard in due if self._is_wanted(shard, assets)], failed)
+        unread = Unread(self._deployment)
+        if given_up := unread.given_up_due():
+            unread.ask_given_up([shard for shard in given_up if self._is_wanted(shard, assets)])
+
+    def _is_wanted(self, shard: Shard, assets: Collection[str]) -> bool:
+        """Return whether what was given up of one of these assets can be collected yet: its files are not pruned."""
+        submission = self._ledger.submission(shard.submission_id)
+        return submission.asset in assets and not is_pruned(self._ledger, submission)
 
     def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
         """Group the shards whose batches run by provider. Leaves out those of an account that is not configured now."""
@@ -277,20 +279,29 @@ class Poller:
 
     def give_up(self, shard_id: str) -> Shard:
         """See Engine.give_up."""
-        shard = self._ledger.shard(shard_id)
-        together = self._ledger.shards_of_batch(shard)
-        with self._deployment.leased(*{other.submission_id for other in together}):
-            now = self._deployment.clock()
-            reason = f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, while its batch had not ended"
+        # All are leased at once: two processes that leased them one after another could wait for each other.
+        with hold_and_read(self._deployment, lambda: self._sharing(shard_id)) as (_, (shard, sharing)):
+            refuse_readable(self._deployment, [shard])
+            # Another submission of the batch may have its results, or have given them up.
+            open_ones = [each for each in sharing if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
+            together = open_ones if shard in open_ones else [shard]
+            now, has_ended = self._deployment.clock(), shard.state in ENDED
+            why = "since its results could not be read" if has_ended else "while its batch had not ended"
             moved = self._ledger.move_shards(
                 [other.shard_id for other in together],
                 Move.GIVEN_UP,
                 of_batch=shard.batch_id,
                 cause=Cause.GIVEN_UP,
-                reason=reason,
-                ended_at=now,
+                reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",
+                ended_at=(shard.ended_at or now) if has_ended else now,
             )
         return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
+
+    def _sharing(self, shard_id: str) -> tuple[set[str], tuple[Shard, list[Shard]]]:
+        """Return the submissions in the batch of a shard, and the shard with all that are in it."""
+        shard = self._ledger.shard(shard_id)
+        sharing = self._ledger.shards_of_batch(shard)
+        return {each.submission_id for each in sharing}, (shard, sharing)
 
     def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
         """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""

@@ -21,6 +21,7 @@ from dagster_llm_batch.engine.poll import Poller
 from dagster_llm_batch.engine.retry import NextWave
 from dagster_llm_batch.engine.status import Status, advise_on_change
 from dagster_llm_batch.engine.submit_queue import hold
+from dagster_llm_batch.engine.waits import Unread
 from dagster_llm_batch.errors import LeaseError, TransientError
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
@@ -73,6 +74,7 @@ class Settler:
         self._lease = lease
         self._erase = erase
         self._late = LateStore(deployment.payloads)
+        self._unread = Unread(deployment)
         # What was read, and is to be recorded, by shard_id and by submission_id.
         self._results: dict[str, tuple[_Course, ShardFields]] = {}
         self._requests = 0
@@ -150,12 +152,15 @@ class Settler:
         with closing(collector.archive_all(ended, self._lease.check)) as archived:
             # All are archived, whatever fails: providers may have deleted the results by the next time.
             for batch, error in archived:
+                going = batch
                 if error is not None:
-                    course.fetch_errors.append(error)
-                elif not course.read_errors:
+                    going, left = self._unread.note(batch, error)
+                    if left is not None:
+                        course.fetch_errors.append(left)
+                if going and not course.read_errors:
                     try:
                         sent.refuse_unknown()
-                        for shard, fields in collector.read_all(batch):
+                        for shard, fields in collector.read_all(going):
                             self._results[shard.shard_id] = (course, fields)
                             self._requests += shard.requests
                             if self._requests >= _REQUESTS_AT_ONCE or len(self._results) >= _RECORDS_AT_ONCE:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.text import age_text
 from dagster_llm_batch.types import Cause
 
@@ -39,6 +40,7 @@ __all__ = [
     "advise_on_recovered",
     "advise_on_stranded",
     "advise_on_unknown",
+    "advise_on_unreadable",
     "cause_text",
     "find_unsent",
     "retry_command",
@@ -113,6 +115,18 @@ def advise_on_overdue(shard: Shard, now: datetime) -> Advice:
         f"Look at the provider's console. `dagster-llm-batch resolve {shard.shard_id} --lost` gives it up: the rest "
         f"lands without its {shard.requests:,} requests, nothing is sent again by itself, and answers that still come "
         "are used",
+    )
+
+
+def advise_on_unreadable(unread: UnreadShard) -> Advice:
+    """Return why the results of a batch that has ended are not read, and what a person can do."""
+    _, shard, since, why = unread
+    return Advice(
+        f"the results of batch {shard.batch_id} of {shard.provider}, which has ended, cannot be read since "
+        f"{since:%Y-%m-%d %H:%M} UTC: {why.rstrip('.')}",
+        "They are asked for at least every hour until 30 days after its end; set right what the provider names. "
+        f"`dagster-llm-batch resolve {shard.shard_id} --lost` gives them up: the rest lands without its "
+        f"{shard.requests:,} requests, nothing is sent again by itself, and results that can be read later are used",
     )
 
 

@@ -5,7 +5,7 @@
     no credentials, 401, 403               CredentialsError
     no room in the queue, while creating   NoRoomError, which is transient
     429                                    TransientError
-    404                                    UnknownIdError
+    404, 410                               UnknownIdError
     other 4xx                              RefusedError
     408, 409, 5xx, timeout, a lost reply   AmbiguousError while creating, else TransientError
     an answer that is none of the API's    AmbiguousError while creating, else TransientError
@@ -52,7 +52,7 @@ NEVER_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout"})
 CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolError"})
 
 _BAD_REQUEST, _SERVER_ERROR, _LAST_ERROR = 400, 500, 600
-_NOT_FOUND, _TOO_MANY = 404, 429
+_NOT_FOUND, _TOO_MANY = (404, 410), 429
 _NO_ACCESS = (401, 403)
 
 
@@ -161,7 +161,7 @@ def read_failure(
         is_about_access=status in _NO_ACCESS,
         is_own_word=is_refusal(status, headers, content),
         was_redirected=was_redirected(error),
-        refusal=UnknownIdError if status == _NOT_FOUND else RefusedError,
+        refusal=UnknownIdError if status in _NOT_FOUND else RefusedError,
         ours=ours,
     )
 

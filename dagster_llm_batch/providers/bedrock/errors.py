@@ -135,7 +135,9 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         smaller_helps=False,
         is_about_access=code in _CREDENTIALS or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),
         is_own_word=status is None or _is_own_word(error, status),
-        refusal=UnknownIdError if code in _UNKNOWN or status == HTTPStatus.NOT_FOUND else RefusedError,
+        refusal=UnknownIdError
+        if code in _UNKNOWN or status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+        else RefusedError,
     )
     return translate_failure(failure, _RULES)
 

@@ -66,7 +66,7 @@ class PreconditionFailedError(RefusedError):
     """There is such an object already (412)."""
 
 
-_REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 412: PreconditionFailedError}
+_REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 410: UnknownIdError, 412: PreconditionFailedError}
 
 
 def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:

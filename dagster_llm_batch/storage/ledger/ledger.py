@@ -48,6 +48,7 @@ from dagster_llm_batch.storage.ledger.shards import (
     insert_half,
     insert_shards,
     is_awaited,
+    is_unread,
     looked_after,
     move_values,
     report_values,
@@ -74,6 +75,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     rename_submissions,
     update_submission,
 )
+from dagster_llm_batch.storage.ledger.unread import UnreadResults
 from dagster_llm_batch.storage.ledger.uploads import Uploads
 from dagster_llm_batch.types import BatchReport, Cause
 
@@ -98,7 +100,7 @@ class Ledger(LedgerQueries):
     def __init__(self, url: str | os.PathLike[str], clock: Callable[[], datetime] = utc_now) -> None:
         self._database, self._clock = Database(url), clock
         self.judgments, self.notes = Judgments(self._database), Notes(self._database, clock)
-        self.uploads = Uploads(self._database, self._clock)
+        self.uploads, self.unread = Uploads(self._database, clock), UnreadResults(self._database, clock)
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"
@@ -367,14 +369,14 @@ class Ledger(LedgerQueries):
             insert_events(connection, self._clock, *events)
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
-        """Record that batches have ended that nobody waited for any more, by shard id: they are to be collected.
+        """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
 
         Their submissions are settled anew then, and their labels land again. So is the newest submission of the same
         partition, where it reuses the answers of one of them.
         """
         with self._database.write() as connection:
             known = [(shard, ends[shard_id]) for shard_id, shard in get_shards(connection, ends).items()]
-            fresh = [(s, end) for s, end in known if is_awaited(s) and s.batch_id == end.batch_id]
+            fresh = [(s, e) for s, e in known if (is_awaited(s) or is_unread(s)) and s.batch_id == e.batch_id]
             if not fresh:
                 return
             to = MOVES[Move.LATE][1]

@@ -46,6 +46,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
     OLDEST_FIRST,
     SHARDS_OF,
+    UNREADABLE,
     HistoryQueries,
     get_submission,
     get_submissions,
@@ -58,6 +59,7 @@ __all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
 PROVIDERS_WORDS = (
     *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
     "fetch_again",
+    UNREADABLE,
     "unavailable",
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""

@@ -160,7 +160,7 @@ class Shard:
     estimated_usd: Decimal | None = None
     bound_usd: Decimal | None = None  # the most that it can cost; None: nobody knows
     input_bound: int | None = None  # the most input tokens that its longest request can have; likewise
-    waits_until: datetime | None = None  # not to be sent before
+    waits_until: datetime | None = None  # not to be sent before; ended: its results are not to be asked for before
     carrier: str | None = None  # the shard_id whose tag its batch has; None: its own
     padding: int = 0  # requests sent only to reach the provider's least number; paid for, their replies unused
     batch_id: str | None = None  # the provider's; of an account, only a carrier and its shards have the same
@@ -432,6 +432,8 @@ class Ending:
             "retryable": self.retryable,
             "cause": self.cause,
             "reported_usd": self.reported_usd,
+            # From here on it is the time at which results that could not be read are asked for again.
+            "waits_until": None,
         }
 
 

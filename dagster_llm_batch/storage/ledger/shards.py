@@ -36,6 +36,7 @@ __all__ = [
     "AWAITED",
     "IS_AGAIN",
     "IS_LEFT_TO_ORACLE",
+    "IS_UNREAD",
     "OF_SPLIT",
     "UPDATE_SHARD",
     "committed_usd",
@@ -47,6 +48,7 @@ __all__ = [
     "insert_shards",
     "is_awaited",
     "is_due",
+    "is_unread",
     "kept_for_unsent",
     "kept_usd",
     "looked_after",
@@ -102,6 +104,24 @@ def is_awaited(shard: Shard) -> bool:
     """Return whether AWAITED holds for a shard."""
     may_come = shard.cause in _AWAITED and shard.status not in _ENDED_FOR_GOOD
     return may_come and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+
+
+IS_UNREAD = (
+    (SHARD.c.cause == Cause.GIVEN_UP)
+    & (SHARD.c.state == ShardState.COLLECTED)
+    & SHARD.c.batch_id.is_not(None)
+    & SHARD.c.status.in_(_ENDED_FOR_GOOD)
+    & SHARD.c.raw_path.is_(None)
+    & SHARD.c.erased_there_at.is_(None)
+)
+"""The condition for shards that were given up since the results of their ended batches could not be read."""
+
+
+def is_unread(shard: Shard) -> bool:
+    """Return whether IS_UNREAD holds for a shard."""
+    given_up = shard.cause is Cause.GIVEN_UP and shard.state is ShardState.COLLECTED and shard.batch_id is not None
+    nothing_stored = shard.raw_path is None and shard.erased_there_at is None
+    return given_up and shard.status in _ENDED_FOR_GOOD and nothing_stored
 
 
 _INSERT_SHARD = sa.insert(SHARD)

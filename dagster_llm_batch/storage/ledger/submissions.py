@@ -32,6 +32,7 @@ __all__ = [
     "RECOVERED",
     "SHARDS_OF",
     "STATUS",
+    "UNREADABLE",
     "UPDATE_SUBMISSION",
     "HistoryQueries",
     "check_open",
@@ -54,6 +55,9 @@ STATUS = "status"
 
 RECOVERED = "recovered"
 """The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
+
+UNREADABLE = "unreadable"
+"""The kind of the event of a shard whose batch has ended, and whose results cannot be read; its detail says why."""
 
 ADOPTED = "adopted"
 """The kind of the event of a submission whose batch was sent elsewhere."""

@@ -15,7 +15,7 @@ from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
-from dagster_llm_batch.storage.ledger.shards import AWAITED, UPDATE_SHARD
+from dagster_llm_batch.storage.ledger.shards import AWAITED, IS_UNREAD, UPDATE_SHARD
 from dagster_llm_batch.types import Cause, Lane
 
 __all__ = ["Uploads"]
@@ -67,7 +67,7 @@ class Uploads:
     ) -> list[Shard]:
         ours = [(SHARD.c.provider == provider) & (SHARD.c.account == account) for provider, account in accounts]
         # A comparison with an unknown cause or status is not false, but unknown.
-        may_end = sa.func.coalesce(sa.case((AWAITED, 1)), 0) == 1
+        may_end = sa.func.coalesce(sa.case((sa.or_(AWAITED, IS_UNREAD), 1)), 0) == 1
         # A sensor asks every half minute: not all that was ever submitted is looked at, but what has a file.
         of = sa.exists().where(SUBMISSION.c.submission_id == SHARD.c.submission_id, SUBMISSION.c.namespace == namespace)
         query = sa.select(SHARD).where(of, _IS_DUE, is_there, sa.or_(sa.false(), *ours))

@@ -1,0 +1,146 @@
+"""Batches that have ended, and whose results could not be read: `Ledger.unread`.
+
+`waits_until` of such a shard is when its results are asked for next. One event of the kind UNREADABLE has the first
+error, however often it is tried: a batch that is tried for a month adds no more than one that is tried twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
+from dagster_llm_batch.storage.ledger.shards import IS_UNREAD, UPDATE_SHARD, get_shards
+from dagster_llm_batch.storage.ledger.submissions import UNREADABLE, event_row, get_submissions, insert_events
+from dagster_llm_batch.types import Cause
+
+__all__ = ["UnreadResults", "UnreadShard"]
+
+
+class UnreadShard(NamedTuple):
+    """A shard whose batch has ended, and whose results could not be read.
+
+    Attributes:
+        submission: The submission that it is of.
+        shard: It waits until its `waits_until` for the next try.
+        since: When its results could not be read for the first time.
+        why: What the provider said then.
+    """
+
+    submission: Submission
+    shard: Shard
+    since: datetime
+    why: str
+
+
+class UnreadResults:
+    """The shards whose results could not be read, as the ledger knows of them."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def note(self, shard_ids: Collection[str], why: str) -> dict[str, datetime]:
+        """Record that the results of ended shards cannot be read; return since when that is so, by shard id.
+
+        Shards in other states are left out.
+        """
+        now = self._clock()
+        with self._database.write() as connection:
+            shards = [shard for shard in get_shards(connection, shard_ids).values() if shard.state in ENDED]
+            known = self._noted(connection, shards, now)
+            fresh = [shard for shard in shards if shard.shard_id not in known]
+            insert_events(
+                connection,
+                self._clock,
+                *(event_row(s.submission_id, UNREADABLE, None, None, s.shard_id, why) for s in fresh),
+            )
+        return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
+
+    def wait(self, shard_ids: Collection[str], until: datetime) -> None:
+        """Record when the results of these shards are asked for next. No event: it is done again and again."""
+        with self._database.write() as connection:
+            shards = get_shards(connection, shard_ids).values()
+            waiting = [shard for shard in shards if shard.state in ENDED or shard.state is ShardState.COLLECTED]
+            if waiting:
+                rows: list[dict[str, Any]] = [{"key": shard.shard_id, "waits_until": until} for shard in waiting]
+                connection.execute(UPDATE_SHARD, rows)
+
+    def find(self, namespace: str) -> list[UnreadShard]:
+        """Return the ended shards of undelivered submissions whose results could not be read, the oldest first."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        # What is delivered waits for nothing, and with this the index of what is not serves.
+        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+        query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
+        with self._database.read() as connection:
+            rows = connection.execute(query).mappings()
+            shards = [from_row(Shard, row) for row in rows]
+            if not shards:
+                return []
+            noted = self._noted(connection, shards, self._clock())
+            ids = sorted({shard.submission_id for shard in shards})
+            submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
+        found = [
+            UnreadShard(submissions[shard.submission_id], shard, *noted[shard.shard_id])
+            for shard in shards
+            if shard.shard_id in noted
+        ]
+        return sorted(found, key=lambda unread: (unread.since, unread.shard.shard_id))
+
+    def noted(self, shards: Sequence[Shard]) -> set[str]:
+        """Return the ids of those of these shards whose results could not be read."""
+        with self._database.read() as connection:
+            return set(self._noted(connection, [shard for shard in shards if shard.state in ENDED], self._clock()))
+
+    def given_up_before(self, shards: Sequence[Shard]) -> set[str]:
+        """Return the ids of those of these shards that were given up before, whatever came of them since."""
+        given_up = EVENT.c.kind == Move.GIVEN_UP.value
+        with self._database.read() as connection:
+            return set(connection.execute(_of(shards, EVENT.c.shard_id).where(given_up)).scalars())
+
+    def given_up(self, namespace: str, ended_since: datetime) -> list[Shard]:
+        """Return the shards that were given up since their results could not be read, and that may be read yet."""
+        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+        query = query.where(SUBMISSION.c.namespace == namespace, IS_UNREAD, SHARD.c.ended_at >= ended_since)
+        # Said outright: with it the index of causes that wait for a person serves.
+        query = query.where(SHARD.c.cause == Cause.GIVEN_UP).order_by(SHARD.c.shard_id)
+        with self._database.read() as connection:
+            return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+
+    @staticmethod
+    def _noted(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> dict[str, tuple[datetime, str]]:
+        """Return since when the results of these shards could not be read, and why, by shard id.
+
+        A time that lies ahead was written by a clock that was wrong. What was noted before a batch that was given up
+        ended after all is over.
+        """
+        if not shards:
+            return {}
+        noted: dict[str, tuple[datetime, str]] = {}
+        query = _of(shards, EVENT.c.shard_id, EVENT.c.kind, EVENT.c.at, EVENT.c.detail)
+        query = query.where(EVENT.c.kind.in_((UNREADABLE, Move.LATE.value)))
+        events: dict[str, list[Any]] = defaultdict(list)
+        for event in connection.execute(query.order_by(EVENT.c.event_id)):
+            events[event.shard_id].append(event)
+        for shard_id, own in events.items():
+            for event in own:
+                if event.kind == Move.LATE.value:
+                    noted.pop(shard_id, None)
+                elif event.at <= now:
+                    noted.setdefault(shard_id, (event.at, event.detail or ""))
+        return noted
+
+
+def _of(shards: Sequence[Shard], *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:
+    """Return the query of events of these shards."""
+    return sa.select(*columns).where(
+        EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
+        EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),
+    )

@@ -1,0 +1,258 @@
+"""Batches that have ended, and whose results cannot be read: each is told, can be given up, and is read when it can be.
+
+The provider's server is the emulator, and each step is taken by a new engine, as by another process.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from workspace import Workspace, billed, labeling, texts, tickets
+
+from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.labeling import Limits
+from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError, RefusedError, UnreadableError
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.ledger.submissions import UNREADABLE
+from dagster_llm_batch.testing.emulator import WireFault
+from dagster_llm_batch.types import Cause
+
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+DOWNLOAD = "GET /v1/files/*/content"
+STATUSES = (400, 403, 500, 503)
+TWO_EACH = Limits(max_requests_per_batch=2)
+
+
+def broken(status: int) -> WireFault:
+    return WireFault(kind="status", route=DOWNLOAD, status=status, times=None)
+
+
+def cut() -> WireFault:
+    return WireFault(kind="cut", route=DOWNLOAD, after_lines=1, framing="length", times=None)
+
+
+def ended(workspace: Workspace, *faults: WireFault, rows: int = 2) -> str:
+    """Send rows in one batch, which ends; its results are as the faults say. Return the submission."""
+    workspace.emulator.inject(*faults)
+    engine = workspace.engine()
+    submission = engine.plan(labeling(), tickets(rows))
+    engine.submit(labeling(), submission.submission_id)
+    workspace.emulator.settle()
+    return submission.submission_id
+
+
+def one(workspace: Workspace, submission_id: str) -> Shard:
+    [shard] = workspace.engine().ledger.shards(submission_id)
+    return shard
+
+
+def tries(workspace: Workspace, submission_id: str, *pauses: timedelta) -> None:
+    """Try to take the submission further, with time in between; each try finds what the server says."""
+    for pause in (timedelta(), *pauses):
+        workspace.skipped += pause
+        with pytest.raises(LLMBatchError):
+            workspace.engine().advance(labeling(), submission_id)
+
+
+def events(engine: Engine, submission_id: str) -> Counter[str]:
+    return Counter(event.kind for event in engine.ledger.events(submission_id))
+
+
+@pytest.mark.parametrize("fault", [*map(broken, STATUSES), cut()], ids=[*map(str, STATUSES), "cut"])
+def test_results_that_cannot_be_read_are_told_after_an_hour_and_read_as_soon_as_they_can_be(
+    workspace: Workspace, fault: WireFault
+) -> None:
+    submission_id = ended(workspace, fault)
+    tries(workspace, submission_id)
+    assert workspace.engine().unreadable() == []
+    tries(workspace, submission_id, HOUR)
+    [unread] = workspace.engine().unreadable()
+    assert (unread.submission.submission_id, unread.shard.shard_id) == (
+        submission_id,
+        one(workspace, submission_id).shard_id,
+    )
+    assert workspace.now() - unread.since >= HOUR
+    workspace.emulator.clear_faults()
+    status = workspace.engine().advance(labeling(), submission_id)
+    assert status.submission.outcomes == {"succeeded": 2}
+    assert workspace.engine().unreadable() == []
+    assert len(workspace.emulator.books.batches) == 1
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_further_tries_add_no_event(workspace: Workspace, status: int) -> None:
+    submission_id = ended(workspace, broken(status))
+    tries(workspace, submission_id, HOUR)
+    before = events(workspace.engine(), submission_id)
+    tries(workspace, submission_id, *[HOUR] * 5)
+    assert events(workspace.engine(), submission_id) == before
+    assert before[UNREADABLE] == 1
+
+
+def test_the_first_refusal_is_the_providers_own_and_later_ones_pass_by_themselves(workspace: Workspace) -> None:
+    submission_id = ended(workspace, broken(400))
+    with pytest.raises(RefusedError):
+        workspace.engine().advance(labeling(), submission_id)
+    with pytest.raises(UnreadableError, match=r"resolve .* --lost"):
+        workspace.engine().advance(labeling(), submission_id)
+
+
+def test_the_pauses_between_tries_grow_to_an_hour(workspace: Workspace) -> None:
+    submission_id = ended(workspace, broken(503))
+    pauses = []
+    for skipped in (timedelta(), timedelta(minutes=10), HOUR, DAY):
+        tries(workspace, submission_id) if not skipped else tries_after(workspace, submission_id, skipped)
+        until = one(workspace, submission_id).waits_until
+        assert until is not None
+        pauses.append(until - workspace.now())
+    assert pauses == sorted(pauses)
+    assert timedelta(seconds=50) < pauses[0] < timedelta(minutes=2)
+    assert timedelta(minutes=59) < pauses[-1] <= HOUR
+
+
+def tries_after(workspace: Workspace, submission_id: str, pause: timedelta) -> None:
+    workspace.skipped += pause
+    tries(workspace, submission_id)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_person_gives_up_what_cannot_be_read_and_the_rest_lands(workspace: Workspace, status: int) -> None:
+    workspace.bounds["transfers_at_once"] = 1
+    definition = labeling(limits=TWO_EACH)
+    engine = workspace.engine()
+    submission = engine.plan(definition, tickets(6))
+    engine.submit(definition, submission.submission_id)
+    workspace.emulator.settle()
+    # As often as one download is tried: those of the other two batches pass.
+    fault = replace(broken(status), times=3 if status >= 500 else 1)
+    workspace.emulator.inject(fault)
+    with pytest.raises(LLMBatchError):
+        workspace.engine().advance(definition, submission.submission_id)
+    [first] = [s for s in engine.ledger.shards(submission.submission_id) if s.state is ShardState.ENDED]
+    states = workspace.engine().status(submission.submission_id).states
+    assert states == {"ended": 1, "collected": 2}
+    given_up = workspace.engine().give_up(first.shard_id)
+    assert (given_up.state, given_up.cause) == (ShardState.ENDED, Cause.GIVEN_UP)
+    status_then = workspace.engine().advance(definition, submission.submission_id)
+    assert status_then.submission.outcomes == {"succeeded": 4, "missing": 2}
+    labeled = workspace.engine().labels(definition, submission.submission_id)
+    assert len(texts(labeled.labels)) == 4
+    reasons = set(labeled.rejects["llm_reason"].to_pylist())
+    assert all("could not be read" in reason and "retry" in reason for reason in reasons)
+    assert workspace.engine().plan(definition, tickets(6)).submission_id == submission.submission_id
+    assert workspace.engine().preview(definition, tickets(6), again=True).to_send == 2
+
+
+def test_what_can_be_read_is_not_given_up(workspace: Workspace) -> None:
+    submission_id = ended(workspace)
+    engine = workspace.engine()
+    engine.poll(engine.ledger.shards(submission_id))
+    with pytest.raises(IllegalMoveError, match="collected by the next run"):
+        engine.give_up(one(workspace, submission_id).shard_id)
+    assert one(workspace, submission_id).cause is None
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_what_cannot_be_read_for_a_month_is_given_up_by_itself(workspace: Workspace, status: int) -> None:
+    submission_id = ended(workspace, broken(status))
+    tries(workspace, submission_id, 29 * DAY)
+    workspace.skipped += DAY
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.submission.outcomes == {"missing": 2}
+    assert one(workspace, submission_id).cause is Cause.GIVEN_UP
+    assert workspace.engine().ledger.unread.given_up("test", workspace.now() - 30 * DAY) == []
+
+
+def test_an_end_that_is_seen_a_month_later_is_tried_for_a_day(workspace: Workspace) -> None:
+    submission_id = ended(workspace, broken(503))
+    workspace.skipped += 40 * DAY
+    tries(workspace, submission_id, HOUR)
+    workspace.emulator.clear_faults()
+    assert workspace.engine().advance(labeling(), submission_id).submission.outcomes == {"succeeded": 2}
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_results_that_the_provider_has_no_more_are_gone_after_an_hour(workspace: Workspace, status: int) -> None:
+    submission_id = ended(workspace, broken(status))
+    tries(workspace, submission_id, HOUR / 2)
+    workspace.skipped += HOUR
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.submission.outcomes == {"missing": 2}
+    assert one(workspace, submission_id).cause is Cause.GONE
+
+
+def given_up(workspace: Workspace) -> str:
+    """Give up results that cannot be read, and land without them; return the submission."""
+    submission_id = ended(workspace, broken(503))
+    tries(workspace, submission_id)
+    workspace.engine().give_up(one(workspace, submission_id).shard_id)
+    assert workspace.engine().advance(labeling(), submission_id).is_settled
+    workspace.engine().ledger.mark_delivered(submission_id)
+    return submission_id
+
+
+def ask(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    engine.poll_awaited(["ticket_labels"], engine.now() - HOUR)
+
+
+def test_what_was_given_up_and_can_be_read_later_lands_and_is_not_paid_again(workspace: Workspace) -> None:
+    submission_id = given_up(workspace)
+    workspace.skipped += DAY
+    ask(workspace)
+    assert workspace.engine().status(submission_id).is_settled
+    workspace.emulator.clear_faults()
+    ask(workspace)
+    assert workspace.engine().status(submission_id).is_settled  # it was asked for just now
+    workspace.skipped += DAY
+    ask(workspace)
+    [progress] = workspace.engine().ledger.progress("test")
+    assert workspace.engine().can_advance(progress)
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.submission.outcomes == {"succeeded": 2}
+    assert one(workspace, submission_id).cause is None
+    assert len(workspace.emulator.books.batches) == 1
+    assert len(billed(workspace)) == 2
+
+
+def test_results_that_break_off_again_are_given_up_again_at_once(workspace: Workspace) -> None:
+    submission_id = given_up(workspace)
+    workspace.emulator.clear_faults()
+    workspace.emulator.inject(cut())
+    workspace.skipped += DAY
+    ask(workspace)
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.is_settled
+    assert settled.submission.outcomes == {"missing": 2}
+    assert one(workspace, submission_id).cause is Cause.GIVEN_UP
+
+
+def test_a_retry_uses_results_that_can_be_read_by_now(workspace: Workspace) -> None:
+    submission_id = given_up(workspace)
+    workspace.emulator.clear_faults()
+    workspace.skipped += DAY
+    again = workspace.engine().plan(labeling(), tickets(2), again=True)
+    status = workspace.engine().advance(labeling(), again.submission_id)
+    assert len(workspace.emulator.books.batches) == 1
+    assert status.is_settled or status.submission.submission_id == submission_id
+
+
+def test_what_was_given_up_is_asked_for_until_thirty_days_after_its_end(workspace: Workspace) -> None:
+    given_up(workspace)
+    workspace.skipped += 31 * DAY
+    assert workspace.engine().ledger.unread.given_up("test", workspace.now() - 30 * DAY) == []
+
+
+def test_a_canceled_submission_of_unreadable_results_settles_when_they_are_given_up(workspace: Workspace) -> None:
+    submission_id = ended(workspace, broken(500))
+    tries(workspace, submission_id)
+    workspace.engine().cancel(submission_id)
+    workspace.engine().give_up(one(workspace, submission_id).shard_id)
+    settled = workspace.engine().advance(labeling(), submission_id)
+    assert settled.is_settled
+    assert settled.submission.outcomes == {"missing": 2}
