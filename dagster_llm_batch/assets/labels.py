@@ -3,7 +3,6 @@
 Labels and rejects reach the IO manager as tables, or (`frame="batches"`) as streams, which no memory needs to hold.
 """
 
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_strea
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
 from dagster_llm_batch.assets.provenance import Provenance
+from dagster_llm_batch.assets.waiting import advance
 from dagster_llm_batch.checks import (
     COVERAGE,
     PARSE_RATE,
@@ -33,8 +33,8 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.status import Unsent, advise_on_change, advise_on_no_room, advise_on_overdue
-from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.engine.status import Unsent, advise_on_change
+from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, ProviderError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
@@ -281,7 +281,7 @@ class _Landing:
             context.log.info(f"Not ready: {text}.")
             return _NotReady(text, {"llm_batch/progress": text, SUBMISSION_KEY: submission.submission_id})
         self._finish_superseded(context, engine, older)
-        status = self._advance(context, engine, submission.submission_id)
+        status = advance(context, dataset, engine, submission.submission_id)
         if status.is_settled:
             # Nobody lands what is settled when it is superseded: a run that finds it unsettled need wait for no other.
             if not submission.is_settled and engine.ledger.newer_submissions([submission.submission_id]):
@@ -531,37 +531,10 @@ class _Landing:
                 # Of another definition, which older code has not stored; its raw results are archived already.
                 context.log.info(str(error))
                 done = not any(shard.state in IN_FLIGHT for shard in engine.ledger.shards(older.submission_id))
+            except ProviderError as error:
+                # Of this one alone: the newest waits for it where it uses its answers, and lands else.
+                context.log.warning(f"Submission {older.submission_id}, which is superseded, waits: {error}")
+                continue
             if done:
                 self._measure(context, engine, older.submission_id)
                 engine.ledger.mark_delivered(older.submission_id)
-
-    def _advance(self, context: dg.AssetExecutionContext, engine: "Engine", submission_id: str) -> Status:
-        """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
-        dataset = self._dataset
-        note = ""
-        while True:
-            try:
-                status = engine.advance(dataset.labeling, submission_id)
-            except LeaseError as error:
-                if dataset.mode == "deferred":
-                    context.log.info(str(error))
-                    return engine.status(submission_id)
-                status = engine.status(submission_id)
-            except TransientError as error:
-                # Nothing is lost but time: the note in the ledger makes the sensor try again later.
-                engine.note_unavailable(submission_id, error)
-                context.log.warning(f"The provider does not answer now, to be tried again: {error}")
-                status = engine.status(submission_id)
-            if status.is_settled or dataset.mode == "deferred":
-                return status
-            awaited = {submission_id, *status.submission.reused_from}
-            stuck = [(submission, advise_on_overdue(shard, engine.now())) for submission, shard in engine.overdue()]
-            stuck += [(of, advise_on_no_room(of, shard, engine.now())) for of, shard in engine.starved()]
-            for submission, advice in stuck:
-                if submission.submission_id in awaited:
-                    then = "This run waits no longer; another goes on where it is."
-                    raise LLMBatchError(f"{advice}. {then}")
-            if (text := progress_text(status)) != note:
-                context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
-                note = text
-            time.sleep(dataset.resource(context).poll_seconds)

@@ -10,14 +10,15 @@ from datetime import datetime
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagster_llm_batch.engine.deployment import Deployment, submissions_at_work
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
 from dagster_llm_batch.engine.status import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, Advice, advise_on_holders
 from dagster_llm_batch.engine.submit_queue import can_go, has_room
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.engine.waits import next_tries
+from dagster_llm_batch.states import ENDED, Move, ShardState
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
-from dagster_llm_batch.storage.ledger.records import Event, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 
 if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger import Ledger
@@ -62,12 +63,14 @@ class Outlook:
         last: The last event of each, by submission_id.
         last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
         failed: The ids of those that a run has failed to land.
+        unread: Of those with results that could not be read: of how many shards, and when they are tried next.
     """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
     failed: Collection[str]
+    unread: Mapping[str, tuple[int, datetime]]
 
     def is_open(self, submission_id: str) -> bool:
         """Return whether the submission is undelivered. Nothing else is known of others."""
@@ -80,6 +83,26 @@ class Outlook:
     def attempt(self, submission_id: str) -> int:
         """Return a number that changes with every event of the submission, after which a run is worth another try."""
         return self.last[submission_id].event_id
+
+    def run_key(self, submission_id: str) -> str:
+        """Return what tells the next run of the submission from the one before: `attempt`, and the time of a try of
+        results that could not be read, which adds no event.
+        """
+        key = f"{submission_id}:{self.attempt(submission_id)}"
+        _, next_try = self.unread.get(submission_id, (0, None))
+        return key if next_try is None else f"{key}:{next_try:%Y%m%d%H%M%S}"
+
+    def reading_later(self, each: Sequence[Progress], now: datetime) -> set[str]:
+        """Return the submissions of which a run could do nothing but ask for results that could not be read lately."""
+        later: set[str] = set()
+        for progress in each:
+            count, next_try = self.unread.get(progress.submission.submission_id, (0, now))
+            ended = sum(progress.states.get(state, 0) for state in ENDED)
+            # A time that lies further ahead than any pause was set by a clock that was wrong.
+            is_later = now < next_try <= now + LONGEST_PAUSE
+            if is_later and count == ended and ShardState.PLANNED not in progress.states:
+                later.add(progress.submission.submission_id)
+        return later
 
     def waited(self, submission_id: str) -> bool:
         """Return whether the last event is that its shards have to wait."""
@@ -115,13 +138,14 @@ def find_first_unsent(events: Sequence[Event]) -> datetime:
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
-    """See Engine.outlook. Takes four queries, however many submissions there are."""
+    """See Engine.outlook. Takes five queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
     return Outlook(
         busy=deployment.leases(),
         last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
         failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable).keys(),
+        unread=next_tries(deployment),
     )
 
 

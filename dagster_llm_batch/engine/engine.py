@@ -20,6 +20,7 @@ from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.engine import activity
 from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
+from dagster_llm_batch.engine.decisions import give_up, resolve
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
 from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
@@ -49,11 +50,13 @@ from dagster_llm_batch.engine.waits import find_unreadable
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
+    LeaseError,
     LLMBatchError,
+    ProviderError,
     TransientError,
 )
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
@@ -231,18 +234,7 @@ class Engine:
 
         The decision holds for all shards that were sent in the same call. Raises LeaseError while a process sends them.
         """
-        shard = self.ledger.shard(shard_id)
-        carrier = shard.carrier or shard_id
-        sharing = self.ledger.shards_sent_with([shard.submission_id])
-        together = [other for other in sharing if carrier in (other.shard_id, other.carrier)] or [shard]
-        ids = [other.shard_id for other in together]
-        with self.deployment.leased(*(other.submission_id for other in together)):
-            if batch_id is None:
-                moved = self.ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
-            else:
-                detail, now = f"resolved by a person: {batch_id}", self.deployment.clock()
-                moved = self.ledger.move_shards(ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=now)
-        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
+        return resolve(self.deployment, shard_id, batch_id)
 
     def give_up(self, shard_id: str) -> Shard:
         """Record a person's decision to wait no longer for the batch of a shard in flight, or for its results.
@@ -253,7 +245,7 @@ class Engine:
         shards in the batch. Raises IllegalMoveError where it neither runs nor has results that could not be read,
         LeaseError while a process works on its submission.
         """
-        return self._poller.give_up(shard_id)
+        return give_up(self.deployment, shard_id)
 
     # poll -----------------------------------------------------------------------------------------------------------
 
@@ -265,6 +257,15 @@ class Engine:
         first is raised at the end. Raises LedgerError where nothing can be recorded.
         """
         return self._poller.poll(shards, failed)
+
+    def poll_beside(self, status: Status) -> None:
+        """Poll the batches of other submissions that may be in the way of this one's planned shards.
+
+        For who waits while nobody else polls, as where no sensor runs. A provider that does not answer is left to the
+        next time.
+        """
+        if any(shard.state is ShardState.PLANNED for shard in status.shards):
+            self._poller.poll_beside(status.shards)
 
     def overdue(self) -> list[tuple[Submission, Shard]]:
         """Return the shards whose batches run for longer than their vendor documents, and a grace."""
@@ -301,7 +302,8 @@ class Engine:
     def advance(self, labeling: Labeling, submission_id: str) -> Status:
         """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
 
-        Returns without waiting. Where the definition has changed since it was planned, what was sent is read by that of
+        Returns without waiting. Superseded submissions whose answers it waits for are advanced before it.
+        Where the definition has changed since it was planned, what was sent is read by that of
         then, and nothing more is sent (`held_reason`). Raises LeaseError where another process works on it;
         CannotTellError after all that can be collected is; ConfigError, when raw results are stored, where older code
         has not stored the definition.
@@ -309,6 +311,33 @@ class Engine:
         # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
         if (status := self.status(submission_id)).is_done:
             return self.status(submission_id) if self._erase(status.submission) else status
+        in_the_way = self._advance_awaited(labeling, status.submission)
+        status = self._advance(labeling, status)
+        if in_the_way is not None and not status.is_settled:
+            raise in_the_way
+        return status
+
+    def _advance_awaited(self, labeling: Labeling, submission: Submission) -> Exception | None:
+        """Advance the submissions whose answers this one waits for; return what was in the way of one of them.
+
+        They are superseded, so that perhaps nobody else looks after them.
+        """
+        in_the_way: Exception | None = None
+        unsettled = self.ledger.unsettled(submission.reused_from) if submission.reused_from else ()
+        # The oldest first: each may wait for those before it.
+        for older in [each for each in reversed(submission.reused_from) if each in unsettled]:
+            try:
+                self.advance(labeling, older)
+            except LeaseError:
+                # Whoever works on it does the same.
+                continue
+            except (ProviderError, ConfigError, CannotTellError) as error:
+                in_the_way = in_the_way or error
+        return in_the_way
+
+    def _advance(self, labeling: Labeling, status: Status) -> Status:
+        """Advance one submission by itself. See `advance`."""
+        submission_id = status.submission.submission_id
         # Each call that sends takes a lease and looks for batches: not where nothing is to be sent.
         if status.may_send:
             try:

@@ -21,6 +21,7 @@ from dagster_llm_batch.core.pricing import Costs, Estimate
 from dagster_llm_batch.core.token_counts import NO_OUTPUT
 from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
+from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.preview import Preview, preview_of
 from dagster_llm_batch.engine.prune import find_pruned, is_pruned
@@ -90,11 +91,14 @@ class Planner:
     def plan(self, rows: Any, *, partition: str, run_id: str | None, again: bool) -> Submission:
         """See Engine.plan."""
         self.check()
-        history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
-        running = [s.submission_id for s in history if s.state is SubmissionState.OPEN]
-        # Nobody may send shards of theirs while this plan decides which requests are in flight.
-        with self._deployment.leased(*running):
+        # Nobody may send shards of theirs, or settle them, while this plan decides which requests are in flight.
+        with hold_and_read(self._deployment, lambda: self._open_and_all(partition)) as (_, history):
             return self._plan(rows, partition, run_id, history, again=again)
+
+    def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:
+        """Return the ids of the open submissions of a partition, and all that it has."""
+        history = self._ledger.history(self._deployment.namespace, self._labeling.asset, partition)
+        return {s.submission_id for s in history if s.state is SubmissionState.OPEN}, history
 
     def _plan(
         self, rows: Any, partition: str, run_id: str | None, history: Sequence[Submission], *, again: bool

@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from dagster_llm_batch.engine.deployment import GONE_AFTER, Deployment
-from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.submit import plan_next_try
-from dagster_llm_batch.engine.waits import KEPT_FOR, Unread, refuse_readable
+from dagster_llm_batch.engine.waits import KEPT_FOR, Unread
 from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
-from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
+from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
@@ -39,8 +38,9 @@ _UNKNOWN = "not_known"
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
-# What ended so has nothing to give up.
-_OVER = (Cause.GIVEN_UP, Cause.GONE)
+# As the sensor's: where one runs, it has polled before.
+_LONGEST_SPACING = timedelta(minutes=10)
+
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
@@ -96,6 +96,18 @@ class Poller:
         unread = Unread(self._deployment)
         if given_up := unread.given_up_due():
             unread.ask_given_up([shard for shard in given_up if self._is_wanted(shard, assets)])
+
+    def poll_beside(self, shards: Sequence[Shard]) -> None:
+        """See Engine.poll_beside."""
+        now = self._deployment.clock()
+        own = {shard.shard_id for shard in shards}
+        queues = {(shard.provider, shard.account) for shard in shards if shard.state is ShardState.PLANNED}
+        beside = [
+            shard
+            for shard in self._ledger.shards_in_flight(self._deployment.namespace)
+            if (shard.provider, shard.account) in queues and shard.shard_id not in own and _is_due(shard, now)
+        ]
+        self.poll(beside, lambda *_: None)
 
     def _is_wanted(self, shard: Shard, assets: Collection[str]) -> bool:
         """Return whether what was given up of one of these assets can be collected yet: its files are not pruned."""
@@ -277,32 +289,6 @@ class Poller:
         else:
             self.stop_asked(shards, unless_nothing_can)
 
-    def give_up(self, shard_id: str) -> Shard:
-        """See Engine.give_up."""
-        # All are leased at once: two processes that leased them one after another could wait for each other.
-        with hold_and_read(self._deployment, lambda: self._sharing(shard_id)) as (_, (shard, sharing)):
-            refuse_readable(self._deployment, [shard])
-            # Another submission of the batch may have its results, or have given them up.
-            open_ones = [each for each in sharing if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
-            together = open_ones if shard in open_ones else [shard]
-            now, has_ended = self._deployment.clock(), shard.state in ENDED
-            why = "since its results could not be read" if has_ended else "while its batch had not ended"
-            moved = self._ledger.move_shards(
-                [other.shard_id for other in together],
-                Move.GIVEN_UP,
-                of_batch=shard.batch_id,
-                cause=Cause.GIVEN_UP,
-                reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",
-                ended_at=(shard.ended_at or now) if has_ended else now,
-            )
-        return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
-
-    def _sharing(self, shard_id: str) -> tuple[set[str], tuple[Shard, list[Shard]]]:
-        """Return the submissions in the batch of a shard, and the shard with all that are in it."""
-        shard = self._ledger.shard(shard_id)
-        sharing = self._ledger.shards_of_batch(shard)
-        return {each.submission_id for each in sharing}, (shard, sharing)
-
     def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
         """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""
         waiting: dict[str, list[Shard]] = {}
@@ -343,6 +329,15 @@ class Poller:
         # What a part of a batch cost, its sum does not tell.
         done, failed = part(report.done), part(report.failed)
         return replace(report, total=shard.requests, done=done, failed=failed, reported_usd=None)
+
+
+def _is_due(shard: Shard, now: datetime) -> bool:
+    """Return whether the shard's batch was not asked about for long. The longer it runs, the longer is that."""
+    if shard.polled_at is None or shard.submitted_at is None:
+        return True
+    # A time that lies ahead was set by a clock that was wrong.
+    pause = min((now - shard.submitted_at) / 10, _LONGEST_SPACING)
+    return not timedelta() <= now - shard.polled_at < pause
 
 
 def _apart(

@@ -51,6 +51,7 @@ from dagster_llm_batch.errors import (
     CredentialsError,
     IllegalMoveError,
     LeaseError,
+    LedgerError,
     LLMBatchError,
     NoRoomError,
     PayloadError,
@@ -229,8 +230,7 @@ def _refusals(shards: Sequence[Shard]) -> int:
 
 
 _ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
-_AMBIGUOUS = "ambiguous"
-_STRAY = "stray_batch"
+_AMBIGUOUS, _STRAY = "ambiguous", "stray_batch"
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -319,6 +319,9 @@ class Sender:
             told = self._stop_stray(shards, batch_id, known)
             self._ledger.add_event(shards[0].submission_id, _STRAY, f"{shards[0].shard_id}: {told}")
             raise LeaseError(f"Shard {shards[0].shard_id} was sent by another process meanwhile. {told}") from error
+        except LedgerError as error:
+            created = f"Batch {batch_id} was created for shard {shards[0].shard_id}, which is in doubt"
+            raise LedgerError(f"{created}, since the ledger could not record that: {error}") from error
 
     def _stop_stray(self, shards: Sequence[Shard], batch_id: str, known: str | None) -> str:
         """Cancel a batch that no shard has; return what was done and what it may cost."""
@@ -330,9 +333,8 @@ class Sender:
         estimates = [shard.estimated_usd for shard in shards]
         most = None if None in estimates else sum((cost for cost in estimates if cost is not None), Decimal(0))
         cost = "at an unknown cost" if most is None else f"and costs at most {money_text(most)}"
-        return (
-            f"Batch {batch_id}, beside {known or 'one that is being sent'}, {done}, {cost}; its answers are not used."
-        )
+        other = known or "one that is being sent"
+        return f"Batch {batch_id}, beside {other}, {done}, {cost}; its answers are not used."
 
     def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
         """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
@@ -401,8 +403,7 @@ class Sender:
             self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
-            waited = self._deployment.clock() - self._in_doubt_since(carrier)
-            if waited >= timedelta(seconds=provider.settle_seconds):
+            if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
                 self._ledger.move_shards(ids, Move.NOT_SENT, reason="the provider has no such batch")
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"

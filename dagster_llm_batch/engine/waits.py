@@ -12,12 +12,12 @@ What is given up gets the outcome `missing`, so that the rest of its submission 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import datetime, timedelta
 
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError, TransientError, UnreadableError
-from dagster_llm_batch.states import ENDED, MOVES, Move
+from dagster_llm_batch.states import ENDED, Move
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -156,26 +156,20 @@ def next_tries(deployment: Deployment) -> dict[str, tuple[int, datetime]]:
 
     By submission_id.
     """
-    now = deployment.clock()
     found: dict[str, tuple[int, datetime]] = {}
-    for submission, shard, _, _ in deployment.ledger.unread.find(deployment.namespace):
-        until = shard.waits_until
-        # A time that lies further ahead than any pause was set by a clock that was wrong.
-        at = now if until is None or until > now + LONGEST_PAUSE else until
+    for submission, shard, since, _ in deployment.ledger.unread.find(deployment.namespace):
+        at = shard.waits_until or since
         count, first = found.get(submission.submission_id, (0, at))
         found[submission.submission_id] = (count + 1, min(first, at))
     return found
 
 
-def refuse_readable(deployment: Deployment, shards: Collection[Shard]) -> None:
-    """Raise IllegalMoveError where ended shards among these may be read: nobody tried, so nothing is to be given up."""
-    ended = [shard for shard in shards if shard.state in ENDED]
-    noted = deployment.ledger.unread.noted(ended)
-    for shard in ended:
-        if shard.shard_id not in noted:
-            allowed = ", ".join(sorted(state.value for state in MOVES[Move.GIVEN_UP][0]))
-            raise IllegalMoveError(
-                f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and its results are collected "
-                f"by the next run. It can be given up from {allowed}, when its results could not be read. Nothing was "
-                "changed. Materialize the labels."
-            )
+def refuse_readable(deployment: Deployment, shard: Shard) -> None:
+    """Raise IllegalMoveError for an ended shard whose results nobody failed to read: nothing is to be given up."""
+    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]):
+        return
+    raise IllegalMoveError(
+        f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and the next run collects its results. "
+        "It can be given up where it is in flight, or where its results could not be read. Nothing was changed. "
+        "Materialize the labels."
+    )

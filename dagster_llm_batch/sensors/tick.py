@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -28,16 +29,19 @@ from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import (
+    advise_on_doubt,
     advise_on_no_partition,
     advise_on_no_room,
     advise_on_overdue,
     advise_on_recovered,
     advise_on_unknown,
+    advise_on_unreadable,
 )
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import end_history, end_of, is_further, pace_of, pace_text, together
 from dagster_llm_batch.sensors.left_alone import find_left_alone
+from dagster_llm_batch.sensors.request_files import remove_request_files
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
 from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
@@ -64,11 +68,6 @@ _TRIED_FOR = timedelta(hours=1)
 
 # When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
 _told_of: dict[str, datetime] = {}
-
-# Until when request files are left alone, by the name of a provider that could not delete them, and by batches that
-# cannot be spared yet: to find that out, all that is stored of them is read.
-_left_until: dict[str, datetime] = {}
-_FILES_AT_MOST = 20
 
 # Batches that were given up are asked about after this: most of them never end.
 _AWAITED_EVERY = timedelta(hours=1)
@@ -230,28 +229,12 @@ class Tick:
             with self.apart("batches that were given up"):
                 self._engine.poll_awaited(list(self._labels), self._now - _AWAITED_EVERY)
         with self.apart("request files at providers"):
-            self._remove_request_files()
+            in_time = partial(self._is_within, self._bounds.poll_seconds)
+            remove_request_files(self._context, self._engine, self._now, in_time)
         self._look_for_stuck(flying)
 
-    def _remove_request_files(self) -> None:
-        """Delete some request files that nobody needs any more at their providers."""
-        from dagster_llm_batch.engine.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
-
-        for name in [name for name, until in _left_until.items() if until <= self._now]:
-            del _left_until[name]
-        removal = UploadRemover(self._engine.deployment).remove_files(
-            besides=_left_until.keys(),
-            most=_FILES_AT_MOST,
-            has_time=lambda: self._is_within(self._bounds.poll_seconds),
-        )
-        _left_until.update(dict.fromkeys(removal.kept, self._now + _AWAITED_EVERY))
-        for name, reason in removal.troubles.items():
-            # It costs nobody anything: no person is told but by `doctor`.
-            _left_until[name] = self._now + _AWAITED_EVERY
-            self._context.log.warning(f"Request files at {name} could not be deleted, which is tried again: {reason}")
-
     def _look_for_stuck(self, flying: Sequence[Shard]) -> None:
-        """Note the batches that are overdue, and those that find no room in their provider's queue."""
+        """Note batches that are overdue, whose results cannot be read, or that find no room in their queue."""
         if any(self._engine.deployment.is_overdue(shard) for shard in flying):
             # Read anew: some may have ended just now.
             for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
@@ -259,6 +242,9 @@ class Tick:
                     submission = self._before[shard.submission_id].submission
                     self._needs_person(submission, advise_on_overdue(shard, self._now))
 
+        for unread in self._engine.unreadable():
+            if unread.submission.submission_id in self._before:
+                self._needs_person(unread.submission, advise_on_unreadable(unread))
         for submission, shard in self._ledger.shards_waiting_for_room(self._engine.namespace):
             self._without_room.add(submission.submission_id)
             if submission.submission_id in self._before and self._engine.deployment.is_starved(shard):
@@ -365,7 +351,8 @@ class Tick:
         going = self._going(self._readable_labels())
         outlook = self._engine.outlook(self._unreadable)
         self._tell_of_unsent(outlook)
-        going = [submission for submission in going if self._is_free(submission, outlook)]
+        later = outlook.reading_later(self._after, self._now)
+        going = [each for each in going if each.submission_id not in later and self._is_free(each, outlook)]
         if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
             self._engine.note_turns(turns)
             outlook = self._engine.outlook(self._unreadable)
@@ -440,7 +427,7 @@ class Tick:
             labels.dataset.rejects_key,
             submission.partition or None,
             None if is_alone else labels.places.get(submission.partition),
-            f"{submission_id}:{outlook.attempt(submission_id)}",
+            outlook.run_key(submission_id),
             (submission_id,),
             lost,
         )
@@ -495,8 +482,16 @@ class Tick:
         if self._has_time():
             self._recovered = True
             self._engine.recover_batches(submission.submission_id)
+            self._tell_of_doubt(submission)
         # It can move when its batches are found, or known to be absent: at a later tick.
         return False
+
+    def _tell_of_doubt(self, submission: Submission) -> None:
+        """Ask a person about a create call of which nothing could be learned for long."""
+        for shard in self._ledger.shards(submission.submission_id):
+            is_old = shard.sent_at is not None and self._now - shard.sent_at >= _TRIED_FOR
+            if shard.state is ShardState.SUBMITTING and is_old:
+                self._needs_person(submission, advise_on_doubt(shard))
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
         """Return whether no run is at it, and its provider may be asked again."""

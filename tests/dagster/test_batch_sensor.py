@@ -14,8 +14,8 @@ from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.engine.adopt import Adopter
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.sensors.request_files import _left_until
 from dagster_llm_batch.sensors.runs import TickBounds
-from dagster_llm_batch.sensors.tick import _left_until
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")

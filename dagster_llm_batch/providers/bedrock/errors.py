@@ -78,6 +78,7 @@ _BUSY = frozenset(
         "TooManyRequestsException",
     }
 )
+_NOT_THERE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _UNKNOWN = frozenset({"404", "NoSuchBucket", "NoSuchKey", "ResourceNotFoundException"})
 _ACCESS_KEY = re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{8,}")
 
@@ -135,9 +136,7 @@ def aws_error(error: Exception, doing: str, secrets: Collection[str], *, creatin
         smaller_helps=False,
         is_about_access=code in _CREDENTIALS or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN),
         is_own_word=status is None or _is_own_word(error, status),
-        refusal=UnknownIdError
-        if code in _UNKNOWN or status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
-        else RefusedError,
+        refusal=UnknownIdError if code in _UNKNOWN or status in _NOT_THERE else RefusedError,
     )
     return translate_failure(failure, _RULES)
 

@@ -334,7 +334,7 @@ def take_move(
             raise
         raise LedgerError(
             f"Batch {changes[first].get('batch_id')} already belongs to another shard than {first}. "
-            "Nothing was changed. A provider gives no id twice, so this is an emulator that was started again "
+            "The ledger stays as it was. A provider gives no id twice, so this is an emulator that was started again "
             "with the same --seed (start it without), a ledger that was put back from a backup, or a wrong "
             "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
             f"dagster-llm-batch resolve {first} --no-batch sends it anew."

@@ -1,0 +1,60 @@
+"""Takes a submission as far as it goes in a run; in `wait` mode until it is settled, or needs a person."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.engine.status import Status, advise_on_no_room, advise_on_overdue, advise_on_unreadable
+from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError, UnreadableError
+from dagster_llm_batch.progress import pace_of, progress_text
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from dagster_llm_batch.assets.dataset import Dataset
+    from dagster_llm_batch.engine.engine import Engine
+
+__all__ = ["advance"]
+
+
+def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine, submission_id: str) -> Status:
+    """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
+    note = ""
+    while True:
+        try:
+            status = engine.advance(dataset.labeling, submission_id)
+        except LeaseError as error:
+            if dataset.mode == "deferred":
+                context.log.info(str(error))
+                return engine.status(submission_id)
+            status = engine.status(submission_id)
+        except UnreadableError as error:
+            # When it is tried again is noted already.
+            context.log.warning(str(error))
+            status = engine.status(submission_id)
+        except TransientError as error:
+            # Nothing is lost but time: the note in the ledger makes the sensor try again later.
+            engine.note_unavailable(submission_id, error)
+            context.log.warning(f"The provider does not answer now, to be tried again: {error}")
+            status = engine.status(submission_id)
+        if status.is_settled or dataset.mode == "deferred":
+            return status
+        _refuse_stuck(engine, {submission_id, *status.submission.reused_from})
+        # It may wait for batches of others, about which perhaps nobody else asks.
+        engine.poll_beside(status)
+        if (text := progress_text(status)) != note:
+            context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
+            note = text
+        time.sleep(dataset.resource(context).poll_seconds)
+
+
+def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:
+    """Raise LLMBatchError where one of the awaited submissions needs a person."""
+    stuck = [(submission, advise_on_overdue(shard, engine.now())) for submission, shard in engine.overdue()]
+    stuck += [(of, advise_on_no_room(of, shard, engine.now())) for of, shard in engine.starved()]
+    stuck += [(unread.submission, advise_on_unreadable(unread)) for unread in engine.unreadable()]
+    for submission, advice in stuck:
+        if submission.submission_id in awaited:
+            then = "This run waits no longer; another goes on where it is."
+            raise LLMBatchError(f"{advice}. {then}")

@@ -1,0 +1,38 @@
+"""Deletes request files that nobody needs any more at their providers, some in each tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dagster import SensorEvaluationContext
+
+    from dagster_llm_batch.engine.engine import Engine
+
+__all__ = ["remove_request_files"]
+
+# Until when request files are left alone, by the name of a provider that could not delete them, and by batches that
+# cannot be spared yet: to find that out, all that is stored of them is read.
+_left_until: dict[str, datetime] = {}
+_LEFT_FOR = timedelta(hours=1)
+_FILES_AT_MOST = 20
+
+
+def remove_request_files(
+    context: SensorEvaluationContext, engine: Engine, now: datetime, has_time: Callable[[], bool]
+) -> None:
+    """Delete some request files that nobody needs any more at their providers."""
+    from dagster_llm_batch.engine.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
+
+    for name in [name for name, until in _left_until.items() if until <= now]:
+        del _left_until[name]
+    removal = UploadRemover(engine.deployment).remove_files(
+        besides=_left_until.keys(), most=_FILES_AT_MOST, has_time=has_time
+    )
+    _left_until.update(dict.fromkeys(removal.kept, now + _LEFT_FOR))
+    for name, reason in removal.troubles.items():
+        # It costs nobody anything: no person is told but by `doctor`.
+        _left_until[name] = now + _LEFT_FOR
+        context.log.warning(f"Request files at {name} could not be deleted, which is tried again: {reason}")

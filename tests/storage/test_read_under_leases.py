@@ -1,0 +1,166 @@
+"""What is read before a lease is read again under it: real leases of two processes' ledgers, in one order, always.
+
+One process holds a submission's lease. The other reads, and comes to the lease: the clock of its ledger tells the test
+so. Then the first one changes what was read, and gives the lease back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+from tests.storage.labelings import LABELS
+
+# Longer than any machine takes for what is waited for; no test waits that long where the code is right.
+PATIENCE_SECONDS = 120.0
+
+
+def rows(*names: str) -> pa.Table:
+    return pa.table({"id": list(names), "text": [f"Ticket {name}." for name in names]})
+
+
+class Place:
+    """Two processes of one deployment: `first` holds leases, `second` waits for them."""
+
+    def __init__(self, ledger_url: str, folder: Path, emulator: Emulator) -> None:
+        self._folder, self._emulator = folder, emulator
+        self._waits = threading.Event()
+        self._watched: threading.Thread | None = None
+        self.first = self._engine(Ledger(ledger_url))
+        self.second = self._engine(Ledger(ledger_url, clock=self._now_of_second))
+
+    def _engine(self, ledger: Ledger) -> Engine:
+        provider = OpenAIProvider(DEFAULT_KEY, self._emulator.openai_base_url)
+        payloads = PayloadStore(str(self._folder / "payloads"))
+        return Engine(Deployment({"openai": provider}, ledger, payloads, "test", lease_wait_seconds=PATIENCE_SECONDS))
+
+    def _now_of_second(self) -> datetime:
+        # Its ledger asks for the time first where it makes a lease, and has read by then.
+        if threading.current_thread() is self._watched:
+            self._waits.set()
+        return datetime.now(UTC)
+
+    @contextmanager
+    def while_second(self, act: Callable[[], object], submission_id: str) -> Iterator[Future[object]]:
+        """Hold a submission's lease; let `act` of the second come to it; run the block under it, then give it back."""
+
+        def watched() -> object:
+            self._watched = threading.current_thread()
+            return act()
+
+        with ThreadPoolExecutor(1) as pool, self.first.deployment.leased(submission_id):
+            future = pool.submit(watched)
+            assert self._waits.wait(PATIENCE_SECONDS)
+            yield future
+
+    def close(self) -> None:
+        self.first.ledger.close()
+        self.second.ledger.close()
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def place(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Iterator[Place]:
+    made = Place(ledger_url, tmp_path, emulator)
+    yield made
+    made.close()
+
+
+def settle(place: Place, submission_id: str) -> None:
+    """Settle a submission as its process would that holds the lease."""
+    settlement = {"outcomes": {"succeeded": 2}, "cost_usd": None, "realtime_usd": None, "price_basis": None}
+    place.first.ledger.settle_submissions({submission_id: settlement})  # type: ignore[dict-item]  # the keys it needs
+
+
+def test_changed_rows_are_planned_when_another_process_has_settled_the_old_submission_meanwhile(place: Place) -> None:
+    old = place.first.plan(LABELS, rows("a", "b")).submission_id
+    with place.while_second(lambda: place.second.plan(LABELS, rows("a", "b", "c")), old) as planned:
+        settle(place, old)
+    submission = planned.result()
+    assert place.first.ledger.submission(old).state is SubmissionState.SETTLED
+    assert place.first.latest("labels") == submission
+
+
+def test_rows_are_planned_when_another_process_has_planned_others_meanwhile(place: Place) -> None:
+    old = place.first.plan(LABELS, rows("a", "b")).submission_id
+    with place.while_second(lambda: place.second.plan(LABELS, rows("a", "b", "c")), old) as planned:
+        place.first.ledger.set_state(old, SubmissionState.CANCELED)
+        newer = place.first.plan(LABELS, rows("a", "d")).submission_id
+    submission = planned.result()
+    # It supersedes the one that was there when it was planned, and none that was there before.
+    assert place.first.ledger.submission(newer).state is SubmissionState.CANCELED
+    assert place.first.latest("labels") == submission
+
+
+def in_doubt(place: Place, emulator: Emulator) -> Shard:
+    """Send rows by a call whose reply is lost, at a provider that cannot be asked."""
+    emulator.inject(WireFault(kind="close", route="POST /v1/batches", when="after"))
+    emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
+    submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id
+    place.first.submit(LABELS, submission_id)
+    [shard] = place.first.ledger.shards(submission_id)
+    assert shard.state is ShardState.SUBMITTING
+    return shard
+
+
+def test_a_decision_on_a_create_call_is_not_taken_for_one_on_the_next_call(place: Place, emulator: Emulator) -> None:
+    shard = in_doubt(place, emulator)
+
+    def decide() -> Shard:
+        return place.second.resolve(shard.shard_id, None)
+
+    with place.while_second(decide, shard.submission_id) as decided:
+        place.first.ledger.move_shards([shard.shard_id], Move.NOT_SENT)
+        place.first.ledger.move_shards([shard.shard_id], Move.SEND)
+    with pytest.raises(IllegalMoveError, match="another create call"):
+        decided.result()
+    assert place.first.ledger.shard(shard.shard_id).state is ShardState.SUBMITTING
+
+
+def test_a_batch_that_has_ended_meanwhile_is_not_given_up(place: Place, emulator: Emulator) -> None:
+    submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id
+    place.first.submit(LABELS, submission_id)
+    [shard] = place.first.ledger.shards(submission_id)
+    emulator.settle()
+    with place.while_second(lambda: place.second.give_up(shard.shard_id), submission_id) as given_up:
+        place.first.poll([shard])
+    with pytest.raises(LLMBatchError, match="the next run collects its results"):
+        given_up.result()
+    assert place.first.advance(LABELS, submission_id).submission.outcomes == {"succeeded": 2}
+
+
+def test_what_cannot_be_read_is_noted_once_told_and_given_up_on_both_ledgers(place: Place, emulator: Emulator) -> None:
+    emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=403, times=None))
+    submission_id = place.first.plan(LABELS, rows("a", "b")).submission_id
+    place.first.submit(LABELS, submission_id)
+    emulator.settle()
+    for _ in range(3):
+        with pytest.raises(LLMBatchError):
+            place.first.advance(LABELS, submission_id)
+    [unread] = place.first.ledger.unread.find("test")
+    assert unread.shard.waits_until is not None
+    assert [event.kind for event in place.first.ledger.events(submission_id)].count("unreadable") == 1
+    place.first.give_up(unread.shard.shard_id)
+    assert place.first.advance(LABELS, submission_id).submission.outcomes == {"missing": 2}
+    [given_up] = place.first.ledger.unread.given_up("test", unread.shard.ended_at or unread.since)
+    assert given_up.shard_id == unread.shard.shard_id
