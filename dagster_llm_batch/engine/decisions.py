@@ -64,10 +64,13 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
         going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
         now, has_ended = deployment.clock(), shard.state in ENDED
         why = "since its results could not be read" if has_ended else "while its batch had not ended"
+        going = going if shard in going else [shard]
         moved = deployment.ledger.move_shards(
-            [each.shard_id for each in (going if shard in going else [shard])],
+            [each.shard_id for each in going],
             Move.GIVEN_UP,
             of_batch=shard.batch_id,
+            # Whoever polls needs no lease: a batch that ends at this moment has results.
+            sources={each.state for each in going},
             cause=Cause.GIVEN_UP,
             reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",
             ended_at=(shard.ended_at or now) if has_ended else now,

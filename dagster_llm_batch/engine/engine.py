@@ -273,6 +273,10 @@ class Engine:
         overdue = [shard for shard in flying if self.deployment.is_overdue(shard)]
         return [(self.ledger.submission(shard.submission_id), shard) for shard in overdue]
 
+    def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
+        """Give up the batches among these that are overdue for a month; `poll` does so for what it is given."""
+        self._poller.give_up_forgotten(shards)
+
     def unreadable(self) -> list[UnreadShard]:
         """Return the shards whose batches have ended, and whose results could not be read for an hour or longer."""
         return find_unreadable(self.deployment)

@@ -71,6 +71,7 @@ class Poller:
         for name, its_shards in self._by_provider(shards, add_failure).items():
             self._ask(name, its_shards, reports, ran_nothing, add_failure)
         self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, add_failure)
+        self.give_up_forgotten(shards)
         if failed is None:
             odd = [error for error in errors if not isinstance(error, TransientError)]
             if odd or (errors and not reports):
@@ -96,6 +97,29 @@ class Poller:
         unread = Unread(self._deployment)
         if given_up := unread.given_up_due():
             unread.ask_given_up([shard for shard in given_up if self._is_wanted(shard, assets)])
+
+    def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
+        """Give up the batches among these that run for a month longer than they should: no vendor has results of them.
+
+        What still comes of them within another month is used, as of those that a person gives up.
+        """
+        now = self._deployment.clock()
+        for shard in shards:
+            at = self._deployment.overdue_at(shard)
+            if at is None or now - at < KEPT_FOR:
+                continue
+            reason = f"given up by itself: it has not ended since {shard.submitted_at:%Y-%m-%d %H:%M} UTC"
+            # It may have ended, or been given up by another process, just now.
+            with suppress(IllegalMoveError):
+                self._ledger.move_shards(
+                    [shard.shard_id],
+                    Move.GIVEN_UP,
+                    of_batch=shard.batch_id,
+                    sources=[ShardState.SUBMITTED],
+                    cause=Cause.GIVEN_UP,
+                    reason=reason,
+                    ended_at=now,
+                )
 
     def poll_beside(self, shards: Sequence[Shard]) -> None:
         """See Engine.poll_beside."""

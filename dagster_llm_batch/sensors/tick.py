@@ -235,6 +235,8 @@ class Tick:
 
     def _look_for_stuck(self, flying: Sequence[Shard]) -> None:
         """Note batches that are overdue, whose results cannot be read, or that find no room in their queue."""
+        # Also of those that cannot be asked: their account may be closed.
+        self._engine.give_up_forgotten(flying)
         if any(self._engine.deployment.is_overdue(shard) for shard in flying):
             # Read anew: some may have ended just now.
             for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
@@ -489,8 +491,7 @@ class Tick:
     def _tell_of_doubt(self, submission: Submission) -> None:
         """Ask a person about a create call of which nothing could be learned for long."""
         for shard in self._ledger.shards(submission.submission_id):
-            is_old = shard.sent_at is not None and self._now - shard.sent_at >= _TRIED_FOR
-            if shard.state is ShardState.SUBMITTING and is_old:
+            if shard.state is ShardState.SUBMITTING and self._now - (shard.sent_at or self._now) >= _TRIED_FOR:
                 self._needs_person(submission, advise_on_doubt(shard))
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:

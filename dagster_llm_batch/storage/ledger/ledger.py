@@ -178,11 +178,8 @@ class Ledger(LedgerQueries):
             now = self._clock()
             rows = [{"key": submission.submission_id, "delivered_at": now} for submission in fresh]
             connection.execute(UPDATE_SUBMISSION, rows)
-            insert_events(
-                connection,
-                self._clock,
-                *(event_row(each.submission_id, "delivered", each.state, each.state) for each in fresh),
-            )
+            events = (event_row(each.submission_id, "delivered", each.state, each.state) for each in fresh)
+            insert_events(connection, self._clock, *events)
 
     def take_back_delivery(self, submission_ids: Collection[str]) -> None:
         """Mark submissions undelivered, so that they land again: older labels have taken their place. Idempotent."""
@@ -253,10 +250,12 @@ class Ledger(LedgerQueries):
         move: Move,
         *,
         of_batch: str | None = None,
+        sources: Collection[ShardState] | None = None,
         detail: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> list[Shard]:
         """Take the same move for the shards of one batch, the carrier first: for all of them or none. See `move_shard`.
+        `sources`, where given, are the only states from which it is taken.
 
         `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
         a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
@@ -267,7 +266,9 @@ class Ledger(LedgerQueries):
             changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
             changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
         with self._database.write() as connection:
-            return take_move(connection, self._clock, move, changes, of_batch, detail or fields.get("reason"))
+            return take_move(
+                connection, self._clock, move, changes, of_batch, detail or fields.get("reason"), of_states
+            )
 
     def collect_shards(self, results: Mapping[str, ShardFields]) -> None:
         """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
@@ -444,9 +445,8 @@ class Ledger(LedgerQueries):
         nobody could say which one counts. Files stay where they are; the ledger has the path of each. The newest labels
         of each partition that was given land again, as `new`.
         """
-        old_ones = sa.select(SUBMISSION.c.submission_id).where(
-            SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == old
-        )
+        is_old = (SUBMISSION.c.namespace == namespace) & (SUBMISSION.c.asset == old)
+        old_ones = sa.select(SUBMISSION.c.submission_id).where(is_old)
         with self._database.read() as connection:
             if connection.execute(old_ones.limit(1)).first() is None:
                 return [], []
@@ -584,9 +584,8 @@ class Ledger(LedgerQueries):
         """Append the same event for several submissions, in one transaction."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
-            insert_events(
-                connection, self._clock, *(event_row(submission_id, kind) for submission_id in submission_ids)
-            )
+            rows = (event_row(submission_id, kind) for submission_id in submission_ids)
+            insert_events(connection, self._clock, *rows)
 
     def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:
         """Hold these leases for a block, however long it runs; raise LeaseError where another holder has one of them.

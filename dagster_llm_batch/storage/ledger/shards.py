@@ -309,17 +309,19 @@ def take_move(
     changes: Mapping[str, Mapping[str, Any]],
     of_batch: str | None = None,
     detail: str | None = None,
+    sources: Collection[ShardState] | None = None,
 ) -> list[Shard]:
     """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
 
-    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`.
+    Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`, or in none of `sources`.
     """
-    sources, to = MOVES[move]
+    legal, to = MOVES[move]
+    allowed = legal if sources is None else legal.intersection(sources)
     before = get_shards(connection, changes)
     # Compare and set: the rows are locked from here to the commit, so what is compared is what is changed. Of two
     # processes that take one move, the second reads the new state, and is refused.
     for shard_id in changes:
-        if before[shard_id].state not in sources or of_batch not in (None, before[shard_id].batch_id):
+        if before[shard_id].state not in allowed or of_batch not in (None, before[shard_id].batch_id):
             raise illegal_move(shard_id, before[shard_id].state, move)
     # One statement sets the same columns of all its rows.
     by_columns: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
