@@ -266,9 +266,7 @@ class Ledger(LedgerQueries):
             changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
             changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
         with self._database.write() as connection:
-            return take_move(
-                connection, self._clock, move, changes, of_batch, detail or fields.get("reason"), of_states
-            )
+            return take_move(connection, self._clock, move, changes, of_batch, detail or fields.get("reason"), sources)
 
     def collect_shards(self, results: Mapping[str, ShardFields]) -> None:
         """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
