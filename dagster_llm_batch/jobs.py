@@ -252,15 +252,17 @@ def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveCo
 
 
 def _waiting(engine: "Engine") -> str:
-    waiting = [*orphans(engine.ledger, engine.namespace), *engine.overdue()]
+    unreadable = [unread[:2] for unread in engine.unreadable()]
+    waiting = [*orphans(engine.ledger, engine.namespace), *engine.overdue(), *unreadable]
     if not waiting:
         return "No shard waits for a decision."
     return f"Shards that wait for a decision: {', '.join(shard.shard_id for _, shard in waiting)}."
 
 
 def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
-    """Return the shards in doubt, and those whose batches are overdue, for the run's page."""
+    """Return the shards in doubt, and those whose batches are overdue or cannot be read, for the run's page."""
     doubtful, overdue = orphans(engine.ledger, engine.namespace), engine.overdue()
+    unreadable = [unread[:2] for unread in engine.unreadable()]
     rows: list[list[object]] = [
         [
             shard.shard_id,
@@ -271,12 +273,13 @@ def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
             why,
             None if shard.sent_at is None else shard.sent_at.isoformat(timespec="seconds"),
         ]
-        for why, shards in (("in doubt", doubtful), ("overdue", overdue))
+        for why, shards in (("in doubt", doubtful), ("overdue", overdue), ("unreadable", unreadable))
         for submission, shard in shards
     ]
     header = ["shard", "asset", "partition", "provider", "requests", "why", "sent"]
     return {
         "llm_batch/orphans": len(doubtful),
         "llm_batch/batches_overdue": len(overdue),
+        "llm_batch/batches_unreadable": len(unreadable),
         "llm_batch/orphan_shards": dg.MetadataValue.md(markdown_table(header, rows) if rows else "None."),
     }

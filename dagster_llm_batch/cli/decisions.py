@@ -23,7 +23,7 @@ from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError
 from dagster_llm_batch.progress import progress_text
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
@@ -64,7 +64,7 @@ def cancel_command(
 @ledger_command
 @click.option("--batch-id", help="The provider has this batch for it.")
 @click.option("--no-batch", is_flag=True, help="The provider has no batch for it: it is sent (again).")
-@click.option("--lost", is_flag=True, help="Its batch never ends: wait for it no longer.")
+@click.option("--lost", is_flag=True, help="Its batch never ends, or cannot be read: wait for it no longer.")
 @_yes_option
 @json_option
 def resolve_command(
@@ -77,8 +77,8 @@ def resolve_command(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Resolve a shard whose create call left no record, or whose batch never ends, after a look at the provider's
-    console.
+    """Resolve a shard whose create call left no record, whose batch never ends, or whose results cannot be read, after
+    a look at the provider's console.
 
     Without SHARD, list such shards. Be certain: with --no-batch it is sent, and paid, a second time if a batch exists.
     With --lost nothing is sent: its rows land without a label, and `retry` asks again for them, and shows the price
@@ -86,12 +86,13 @@ def resolve_command(
     """
     if shard_id is None:
         if batch_id or no_batch or lost:
-            raise click.UsageError("Name the shard. `resolve` alone lists those in doubt or overdue.")
+            raise click.UsageError("Name the shard. `resolve` alone lists those in doubt, overdue or unreadable.")
         _list_stuck(deployment, as_json=as_json)
         return
     if [bool(batch_id), no_batch, lost].count(True) != 1:
         raise click.UsageError(
-            "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never ends)."
+            "Give one of --batch-id (the provider has this batch), --no-batch (it has none) and --lost (it never "
+            "ends, or cannot be read)."
         )
     confirm(_question(deployment, shard_id, batch_id, lost=lost), yes=yes)
     if lost:
@@ -111,6 +112,11 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
     _check_in_question(shard, lost=lost)
     submission = deployment.ledger.submission(shard.submission_id)
     of = f"shard {shard_id} of {cell_text(submission.place)}"
+    if lost and shard.state in ENDED:
+        return (
+            f"Give up the results of {of}? Its rows land without a label, and wait for `retry`. What `retry` asks is "
+            "paid a second time."
+        )
     if lost:
         return (
             f"Give up the batch of {of}? Its rows land without a label, and wait for `retry`. The batch is not "
@@ -124,15 +130,15 @@ def _question(deployment: DeploymentAccess, shard_id: str, batch_id: str | None,
 def _check_in_question(shard: Shard, *, lost: bool) -> None:
     """Raise IllegalMoveError for a shard of which a person has nothing to say."""
     answer, wanted = (
-        ("--lost is for a batch that is in flight", ShardState.SUBMITTED)
+        ("--lost is for a batch that is in flight, or cannot be read", MOVES[Move.GIVEN_UP][0])
         if lost
-        else ("--batch-id and --no-batch are for a create call that left no record", ShardState.SUBMITTING)
+        else ("--batch-id and --no-batch are for a create call that left no record", {ShardState.SUBMITTING})
     )
-    if shard.state is not wanted:
+    if shard.state not in wanted:
         stands = _STANDS.get(shard.state, shard.state.value)
         raise IllegalMoveError(
             f"Shard {shard.shard_id} is {stands}; {answer}. Nothing was changed. `dagster-llm-batch resolve` alone "
-            "lists the shards that are in doubt or overdue."
+            "lists the shards that are in doubt, overdue or unreadable."
         )
 
 
@@ -147,12 +153,17 @@ _STANDS = {
 
 
 def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
-    """List what waits for a person's word: shards in doubt, and batches that are overdue."""
+    """List what waits for a person's word: shards in doubt, and batches that are overdue or cannot be read."""
     ledger, namespace = deployment.ledger, deployment.namespace
     doubtful = orphans(ledger, namespace)
     overdue = deployment.engine.overdue()
+    unreadable = [unread[:2] for unread in deployment.engine.unreadable()]
     if as_json:
-        kinds: dict[str, Sequence[tuple[Submission, Shard]]] = {"orphans": doubtful, "overdue": overdue}
+        kinds: dict[str, Sequence[tuple[Submission, Shard]]] = {
+            "orphans": doubtful,
+            "overdue": overdue,
+            "unreadable": unreadable,
+        }
         print_json(
             {kind: [{"shard": shard, "submission": of} for of, shard in shards] for kind, shards in kinds.items()}
         )
@@ -168,13 +179,13 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
             why,
             None if shard.sent_at is None else now - shard.sent_at,
         ]
-        for why, shards in (("in doubt", doubtful), ("overdue", overdue))
+        for why, shards in (("in doubt", doubtful), ("overdue", overdue), ("unreadable", unreadable))
         for submission, shard in shards
     ]
     if rows:
         print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent ago"], rows)
     else:
-        click.echo("No shard is in doubt or overdue.")
+        click.echo("No shard is in doubt, overdue or unreadable.")
 
 
 @click.command("rename", cls=Command, examples=["moods feelings -f labels.py"])

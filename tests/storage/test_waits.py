@@ -1,0 +1,145 @@
+"""The table of what waits, in docs/design/ledger.md: each state and mark is in it, and each exit is one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from dagster_llm_batch.engine import Deployment, Engine, activity, collect, poll, status, submit
+from dagster_llm_batch.providers.openai.provider import OpenAIProvider
+from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
+from dagster_llm_batch.storage.ledger.records import Ending, Shard
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED, UNREADABLE
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
+from dagster_llm_batch.types import BatchStatus, Cause
+from tests.storage.labelings import LABELS
+
+PAGE = Path(__file__).parents[2] / "docs" / "design" / "ledger.md"
+
+MARKS = (
+    *(status.STOPPED, status.OVER_BUDGET, status.HELD, status.WAITS, status.STRANDED, status.UNAVAILABLE),
+    *(activity.LOST, submit._AMBIGUOUS, collect._NOT_THERE, poll._UNKNOWN, LACKS_MONEY, RECOVERED, UNREADABLE),
+    *(Move.NOT_SENT.value, Move.PUT_BACK.value, Cause.NOT_TAKEN.value, Cause.GONE.value, Cause.GIVEN_UP.value),
+)
+
+
+def table() -> list[list[str]]:
+    """The rows of the table, each with its five cells."""
+    section = PAGE.read_text(encoding="utf-8").partition("## What waits")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def exits() -> list[tuple[ShardState, str]]:
+    """Each state of the table with each command that ends its wait."""
+    commands = r"`(cancel|resolve --[a-z-]+)`(?! before)"
+    found = {
+        (ShardState(state), command)
+        for states, *_, exit_cell in table()
+        for state in re.findall(r"`(\w+)`", states)
+        for command in re.findall(commands, exit_cell)
+    }
+    return sorted(found)
+
+
+def test_each_row_has_a_limit_a_message_and_an_exit() -> None:
+    assert all(len(row) == 5 and all(row) for row in table())
+    for _, waits_for, limit, *_ in table():
+        assert not limit.startswith("none") or ":" in limit, f"{waits_for}: no reason for no limit"
+
+
+@pytest.mark.parametrize("state", ShardState)
+def test_each_state_is_in_the_table(state: ShardState) -> None:
+    assert any(f"`{state.value}`" in row[0] for row in table())
+
+
+def test_each_state_from_which_a_move_leads_is_a_state_of_the_table() -> None:
+    named = {name for row in table() for name in re.findall(r"`(\w+)`", row[0])}
+    assert {state.value for sources, _ in MOVES.values() for state in sources} <= named
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_each_mark_of_a_wait_is_in_the_table(mark: str) -> None:
+    assert any(f"`{mark}`" in " ".join(row) for row in table())
+
+
+def test_each_state_with_a_person_as_its_exit_has_a_command() -> None:
+    assert {state for state, _ in exits()} == set(ShardState) - {ShardState.COLLECTED}
+
+
+@pytest.fixture
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as running:
+        yield running
+
+
+@pytest.fixture
+def engine(ledger_url: str, tmp_path: Path, emulator: Emulator) -> Iterator[Engine]:
+    provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
+    ledger = Ledger(ledger_url)
+    deployment = Deployment({"openai": provider}, ledger, PayloadStore(str(tmp_path)), "test", sleep=lambda _: None)
+    yield Engine(deployment)
+    ledger.close()
+
+
+_ENDS = {
+    ShardState.ENDED: (Move.ENDED, BatchStatus.ENDED),
+    ShardState.EXPIRED: (Move.EXPIRED, BatchStatus.EXPIRED),
+    ShardState.CANCELED: (Move.CANCELED, BatchStatus.CANCELED),
+    ShardState.FAILED: (Move.FAILED, BatchStatus.FAILED),
+}
+
+
+def waiting(engine: Engine, emulator: Emulator, state: ShardState) -> Shard:
+    """A shard that waits in this state: ended ones since their results could not be read."""
+    submission = engine.plan(LABELS, pa.table({"id": ["a"], "text": ["Ticket a."]}))
+    if state is ShardState.SUBMITTING:
+        emulator.inject(WireFault(kind="close", route="POST /v1/batches", when="after"))
+        emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
+    if state is not ShardState.PLANNED:
+        engine.submit(LABELS, submission.submission_id)
+    [shard] = engine.ledger.shards(submission.submission_id)
+    if state in ENDED:
+        move, said = _ENDS[state]
+        ending = Ending(
+            move=move,
+            batch_id=shard.batch_id or "",
+            status=said,
+            ended_at=engine.now(),
+            total=1,
+            done=1,
+            failed=0,
+            reason=None,
+            retryable=False,
+        )
+        engine.ledger.record_endings({shard.shard_id: ending})
+        engine.ledger.unread.note([shard.shard_id], "status 403")
+        engine.ledger.unread.wait([shard.shard_id], engine.now())
+    [shard] = engine.ledger.shards(submission.submission_id)
+    assert shard.state is state
+    return shard
+
+
+_VERBS: dict[str, Callable[[Engine, Shard], object]] = {
+    "cancel": lambda engine, shard: engine.cancel(shard.submission_id),
+    "resolve --lost": lambda engine, shard: engine.give_up(shard.shard_id),
+    "resolve --batch-id": lambda engine, shard: engine.resolve(shard.shard_id, "batch_of_the_console"),
+    "resolve --no-batch": lambda engine, shard: engine.resolve(shard.shard_id, None),
+}
+
+
+@pytest.mark.parametrize(("state", "command"), exits(), ids=lambda value: str(value).replace(" ", ""))
+def test_each_exit_of_the_table_is_accepted_in_its_state(
+    engine: Engine, emulator: Emulator, state: ShardState, command: str
+) -> None:
+    shard = waiting(engine, emulator, state)
+    before = engine.ledger.events(shard.submission_id)
+    _VERBS[command](engine, shard)
+    assert engine.ledger.events(shard.submission_id) != before
