@@ -121,7 +121,7 @@ def test_a_tick_that_needs_a_person_is_told_with_its_reason_and_the_next_command
     alerts = Alerts(location)
     alerts.tick()
     location.submit()
-    change(location, "submitted_at = '2026-01-01 00:00:00.000000'")
+    change(location, "submitted_at = datetime('now', '-3 days') || '.000000'")
     failed_tick(location.instance, "llm_batch_sensor", "", location.repository)
     alerts.tick()
     [text] = alerts.told

@@ -129,7 +129,7 @@ def test_a_batch_that_never_ends_is_given_up_and_its_rows_land_without_a_label(m
     location = make(*labeled())
     location.submit()
     [shard] = location.engine().ledger.shards_in_flight("default")
-    change(location, "submitted_at = '2026-01-01 00:00:00.000000'")
+    change(location, "submitted_at = datetime('now', '-3 days') || '.000000'")
     listed = shown(launch(location, "llm_batch_resolve"))
     assert listed["llm_batch/batches_overdue"] == 1
     assert shard.shard_id in listed["llm_batch/orphan_shards"]

@@ -13,7 +13,7 @@ from dagster_llm_batch import Resend
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault, lost_create_reply
 
-LONG_AGO = "submitted_at = '2026-01-01 00:00:00.000000'"
+LONG_AGO = "submitted_at = datetime('now', '-3 days') || '.000000'"
 
 
 def coverage(result):

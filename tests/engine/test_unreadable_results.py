@@ -14,7 +14,7 @@ from workspace import Workspace, billed, labeling, texts, tickets
 
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.engine.labeling import Limits
-from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError, RefusedError, UnreadableError
+from dagster_llm_batch.errors import IllegalMoveError, LedgerError, LLMBatchError, RefusedError, UnreadableError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.ledger.submissions import UNREADABLE
@@ -256,3 +256,59 @@ def test_a_canceled_submission_of_unreadable_results_settles_when_they_are_given
     settled = workspace.engine().advance(labeling(), submission_id)
     assert settled.is_settled
     assert settled.submission.outcomes == {"missing": 2}
+
+
+def test_a_batch_that_is_overdue_for_a_month_is_given_up_by_itself(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission = engine.plan(labeling(), tickets(2))
+    engine.submit(labeling(), submission.submission_id)
+    workspace.skipped += timedelta(hours=36) + 29 * DAY
+    assert workspace.engine().advance(labeling(), submission.submission_id).states == {"submitted": 1}
+    workspace.skipped += 2 * DAY
+    workspace.engine().advance(labeling(), submission.submission_id)
+    settled = workspace.engine().advance(labeling(), submission.submission_id)
+    assert settled.submission.outcomes == {"missing": 2}
+    assert one(workspace, submission.submission_id).cause is Cause.GIVEN_UP
+    workspace.emulator.settle()  # it ends after all
+    workspace.skipped += 2 * HOUR
+    ask(workspace)
+    assert workspace.engine().advance(labeling(), submission.submission_id).submission.outcomes == {"succeeded": 2}
+
+
+def test_advance_alone_settles_a_submission_that_waits_for_a_superseded_batch(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    older = engine.plan(labeling(), tickets(2)).submission_id
+    engine.submit(labeling(), older)
+    newer = engine.plan(labeling(), tickets(3)).submission_id
+    assert workspace.engine().ledger.submission(newer).reused_from == (older,)
+    workspace.engine().advance(labeling(), newer)
+    workspace.emulator.settle()
+    settled = workspace.engine().advance(labeling(), newer)
+    assert settled.submission.outcomes == {"succeeded": 3}
+    assert len(billed(workspace)) == 3
+
+
+def test_a_superseded_batch_that_cannot_be_read_is_named_by_who_waits_for_it(workspace: Workspace) -> None:
+    older = ended(workspace, broken(503))
+    newer = workspace.engine().plan(labeling(), tickets(2, start=1)).submission_id
+    with pytest.raises(UnreadableError):
+        workspace.engine().advance(labeling(), newer)
+    workspace.engine().give_up(one(workspace, older).shard_id)
+    workspace.emulator.clear_faults()
+    workspace.engine().advance(labeling(), newer)
+    workspace.emulator.settle()
+    settled = workspace.engine().advance(labeling(), newer)
+    assert settled.submission.outcomes == {"succeeded": 1, "missing": 1}
+
+
+def test_a_batch_whose_id_the_ledger_refuses_is_not_said_to_have_changed_nothing(workspace: Workspace) -> None:
+    ended(workspace)
+    # An emulator that is started again with the same seed gives the ids of before.
+    engine = workspace.engine()
+    [batch] = workspace.emulator.books.batches
+    submission = engine.plan(labeling(asset="other_labels"), tickets(2))
+    body = b'{"id": "%s", "object": "batch", "status": "validating", "created_at": 1}' % batch.id.encode()
+    workspace.emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=200, body=body))
+    with pytest.raises(LedgerError, match=f"Batch {batch.id} was created for shard") as raised:
+        engine.submit(labeling(asset="other_labels"), submission.submission_id)
+    assert "Nothing was changed" not in str(raised.value)

@@ -79,6 +79,8 @@ class UnreadResults:
         # What is delivered waits for nothing, and with this the index of what is not serves.
         query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
         query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
+        # The next run collects what was given up.
+        query = query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
         with self._database.read() as connection:
             rows = connection.execute(query).mappings()
             shards = [from_row(Shard, row) for row in rows]

@@ -1,0 +1,71 @@
+"""Results that cannot be read, in Dagster: a run fails once, a tick says so after an hour, and a person gives them up.
+
+And runs in the mode `wait` where no sensor runs: nothing that they wait for is left to one.
+"""
+
+import pytest
+from code_location import DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled
+from test_batch_sensor import change, tick
+from test_sensor_troubles import failing_tick
+from test_waiting_for_a_person import coverage
+
+from dagster_llm_batch import QueueLimit
+from dagster_llm_batch.testing.emulator import Emulator, WireFault
+
+DOWNLOAD = "GET /v1/files/*/content"
+BATCH = f"{LABELS}_batch"
+
+
+def kinds(engine, submission_id):
+    return [event.kind for event in engine.ledger.events(submission_id) if event.kind != "person_told"]
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_hour_and_given_up(make, emulator, status):
+    emulator.inject(WireFault(kind="status", route=DOWNLOAD, status=status, retry_after="0.01", times=None))
+    location = make(*labeled())
+    location.submit()
+    emulator.settle()
+    engine = location.engine()
+    submission_id = engine.latest(LABELS).submission_id
+    [first] = tick(location).run_requests
+    assert location.launch(first).success == (status == 503)
+    waiting = location.tick()
+    assert waiting.run_requests == []
+    assert "needs a person" not in waiting.skip_message
+    events = kinds(engine, submission_id)
+
+    # Its next try is due.
+    change(location, "waits_until = datetime('now', '-1 second') || '.000000'")
+    [second] = location.tick().run_requests
+    assert second.run_key != first.run_key
+    assert location.launch(second).success  # a green run: what is wrong was told by the first, and is told by a tick
+    assert location.tick().run_requests == []
+    assert [kind for kind in kinds(engine, submission_id) if kind != "landing_failed"] == [
+        kind for kind in events if kind != "landing_failed"
+    ]
+
+    change(location, "at = datetime('now', '-2 hours') || '.000000'", "event")
+    told = failing_tick(location)
+    [shard] = engine.ledger.shards(submission_id)
+    assert f"{LABELS} needs a person: the results of batch {shard.batch_id} of openai, which has ended, cannot" in told
+    assert f"dagster-llm-batch resolve {shard.shard_id} --lost" in told
+    assert "needs a person" in location.tick().skip_message  # it was told just now
+    engine.give_up(shard.shard_id)
+    [request] = tick(location).run_requests
+    verdict = coverage(location.launch(request))
+    assert not verdict.passed
+    assert "could not be read, and were given up" in verdict.description
+    assert len(emulator.books.batches) == 1
+    engine.ledger.close()
+
+
+def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(instance):
+    with Emulator(pace=0.05) as emulator:
+        limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}
+        # Another submission, which no sensor takes home, fills the queue; its batch ends by and by.
+        location = CodeLocation(emulator, instance, *labeled(mode="wait", partitions_def=DAILY), **limits)
+        assert location.run(BATCH, partition=DAYS[0]).success
+        assert location.run(BATCH, *LANDING, partition=DAYS[1]).success
+        assert location.landed() == {DAYS[1]}
+        assert location.engine().latest(LABELS, DAYS[0]).is_settled is False
