@@ -29,6 +29,7 @@ from tests.crash.scenarios import (
     TOO_LARGE,
     TURNED_AWAY,
     TWO_WAVES,
+    UNREAD,
     URGENT,
     Scenario,
 )
@@ -194,6 +195,10 @@ CRASHES: tuple[Crash, ...] = (
     *_at(CANCELED, "ledger: set_cause", _TRANSACTION),
     *_at(CANCELED, "call: cancel", _CALL, nth=_SECOND),
     *_at(CANCELED, "ledger: record_endings", _TRANSACTION),
+    # results that cannot be read, and are given up
+    *_at(UNREAD, "ledger: note", _TRANSACTION),
+    *_at(UNREAD, "ledger: wait", _TRANSACTION, nth=_SECOND),
+    *_at(UNREAD, "ledger: given_up", _TRANSACTION, nth=_SECOND),
     # killed again while it makes good for the first time
     *(
         Crash(PLAIN, (Point("call: create", first, nth=_SECOND), second))

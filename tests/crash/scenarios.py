@@ -61,7 +61,7 @@ class Scenario:
     changes: of the labeling. urgent: how many rows are answered in real time.
     cascade: what sets the threshold of a cascade of two models. in_turn: a partition is planned when the one before it
         is settled.
-    runs_on: batches run until somebody stops them.
+    runs_on: batches run until somebody stops them. is_given_up: a person gives up what cannot be read.
     outcomes: how rows may end. billed: the least and the most requests that may be billed; default: each row, once, and
         of a cascade what `judge_oracle` reckons.
     at_once: how many batches are sent, or downloaded, at once.
@@ -86,6 +86,7 @@ class Scenario:
     runs_on: bool = False
     is_late: bool = False
     is_canceled: bool = False
+    is_given_up: bool = False
     outcomes: frozenset[str] = frozenset({"succeeded"})
     billed: tuple[int, int] | None = None
     at_once: int = 1
@@ -259,6 +260,15 @@ CANCELED = Scenario(
     outcomes=frozenset({"canceled", "missing"}),
     billed=(0, 0),
 )
+UNREAD = Scenario(
+    "results cannot be read, and a person gives them up",
+    faults=(WireFault(kind="status", status=503, retry_after="0.01", route="GET /v1/files/*/content", times=None),),
+    is_given_up=True,
+    clouds=frozenset({"openai"}),
+    outcomes=frozenset({"missing"}),
+    # All of it ran, and nobody sees its results.
+    billed=(9, 9),
+)
 SCENARIOS = (
     PLAIN,
     AT_ONCE,
@@ -279,4 +289,5 @@ SCENARIOS = (
     ROLLING,
     LATE,
     CANCELED,
+    UNREAD,
 )

@@ -119,6 +119,8 @@ def _settle(engine: Engine, scenario: Scenario, labeling: Labeling, ids: list[st
                 engine.cancel(one)
             with suppress(TransientError):  # the provider does not answer now
                 engine.advance(labeling, one)
+            for unread in engine.ledger.unread.find(NAMESPACE) if scenario.is_given_up else ():
+                engine.give_up(unread.shard.shard_id)
             for shard in engine.status(one).shards:
                 if shard.state is ShardState.PLANNED and shard.waits_until is not None:
                     skipped.to(shard.waits_until)
