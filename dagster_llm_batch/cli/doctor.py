@@ -34,18 +34,7 @@ from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
 from dagster_llm_batch.engine.provider_facts import account_of, ask_provider
 from dagster_llm_batch.engine.prune import is_pruned
-<<<<<<< HEAD
 from dagster_llm_batch.engine.status import cause_text, retry_command
-=======
-from dagster_llm_batch.engine.status import (
-    advise_on_doubt,
-    advise_on_no_room,
-    advise_on_overdue,
-    advise_on_unreadable,
-    cause_text,
-    retry_command,
-)
->>>>>>> 56717111 (Show in one table what waits, for how long, and what ends it)
 from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai_api.servers import Server, unseen_facts
@@ -66,7 +55,12 @@ _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
 _CONDITIONS_SHOWN = 20
-_NAMED_BY_PLACE = (ConditionKind.NO_PARTITION, ConditionKind.IN_DOUBT, ConditionKind.NO_ROOM)
+_NAMED_BY_PLACE = (
+    ConditionKind.NO_PARTITION,
+    ConditionKind.IN_DOUBT,
+    ConditionKind.UNREADABLE,
+    ConditionKind.NO_ROOM,
+)
 _LATE_FILES = timedelta(days=3)
 # So many submissions end by the p90 of their forecasts, if these are right.
 _PROMISED_BY_P90 = 0.9
@@ -434,22 +428,12 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-<<<<<<< HEAD
-    stuck = [*orphans(engine.ledger, engine.namespace), *engine.overdue(), *engine.starved()]
-=======
-    late = engine.overdue()
-    for _, shard in late:
-        problem, then = advise_on_overdue(shard, now)
-        yield Finding("overdue batches", Severity.PROBLEM, problem, f"{then}.")
-    unreadable = engine.unreadable()
-    for unread in unreadable:
-        problem, then = advise_on_unreadable(unread)
-        yield Finding("unreadable results", Severity.PROBLEM, f"{unread.submission.place}: {problem}", f"{then}.")
-    starved = engine.starved()
-    for submission, shard in starved:
-        problem, then = advise_on_no_room(submission, shard, now)
-        yield Finding("room in queues", Severity.PROBLEM, f"{submission.place}: {problem}", f"{then}.")
->>>>>>> 56717111 (Show in one table what waits, for how long, and what ends it)
+    stuck = [
+        *orphans(engine.ledger, engine.namespace),
+        *engine.overdue(),
+        *engine.unreadable(),
+        *engine.starved(),
+    ]
     held = find_held_queues(engine.deployment)
     for problem, then in held:
         yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
@@ -465,11 +449,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
             if accounts.get(provider) != account:
                 problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
-<<<<<<< HEAD
     if not (stuck or unseen or held or stopping):
-=======
-    if not (doubtful or unseen or late or unreadable or starved or held or stopping):
->>>>>>> 56717111 (Show in one table what waits, for how long, and what ends it)
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 

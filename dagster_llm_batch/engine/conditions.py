@@ -17,9 +17,11 @@ from dagster_llm_batch.engine.status import (
     advise_on_no_room,
     advise_on_overdue,
     advise_on_stranded,
+    advise_on_unreadable,
 )
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -41,6 +43,7 @@ class ConditionKind(StrEnum):
     STRANDED = "labels"
     IN_DOUBT = "shards in doubt"
     OVERDUE = "overdue batches"
+    UNREADABLE = "unreadable results"
     NO_ROOM = "room in queues"
 
 
@@ -74,6 +77,7 @@ class Facts:
         stranded: Why no run is requested any more, by submission_id.
         doubtful: The shards in doubt.
         overdue: The shards whose batches are overdue.
+        unreadable: The shards whose results could not be read for an hour.
         starved: The shards that wait too long for room in a queue.
     """
 
@@ -84,6 +88,7 @@ class Facts:
     stranded: Mapping[str, str] = field(default_factory=dict)
     doubtful: Sequence[Orphan] = ()
     overdue: Sequence[tuple[Submission, Shard]] = ()
+    unreadable: Sequence[UnreadShard] = ()
     starved: Sequence[tuple[Submission, Shard]] = ()
 
 
@@ -100,6 +105,7 @@ def read_facts(engine: Engine, partitions: Mapping[str, Collection[str]] | None,
         stranded={submission_id: reason for submission_id, reason in reasons.items() if reason is not None},
         doubtful=orphans(engine.ledger, engine.namespace),
         overdue=engine.overdue(),
+        unreadable=engine.unreadable(),
         starved=engine.starved(),
     )
 
@@ -121,6 +127,10 @@ def find_conditions(facts: Facts) -> list[Condition]:
         *(
             Condition(ConditionKind.OVERDUE, submission, advise_on_overdue(shard, facts.now))
             for submission, shard in facts.overdue
+        ),
+        *(
+            Condition(ConditionKind.UNREADABLE, unread.submission, advise_on_unreadable(unread))
+            for unread in facts.unreadable
         ),
         *(
             Condition(ConditionKind.NO_ROOM, submission, advise_on_no_room(submission, shard, facts.now))
