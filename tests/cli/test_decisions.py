@@ -59,7 +59,7 @@ def test_cancel_stops_nothing_that_the_provider_does_not_let_it_see_and_says_so(
 
 def test_resolve_lists_shards_in_doubt_by_definitions_and_by_address(project):
     project.submit()
-    assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
+    assert project.on_file("resolve").stdout == "No shard is in doubt, overdue or unreadable.\n"
     project.change('"You label tickets."', '"You label other tickets."')
     shard = in_doubt(project, "after")
     text = project.cli("resolve", *project.by_address).stdout
@@ -87,7 +87,7 @@ def test_a_shard_that_a_living_process_sends_is_in_doubt_nowhere(project):
     in_doubt(project, "after")
     submission_id = project.json("show", "ticket_labels")["submission"]["submission_id"]
     with project.engine() as engine, engine.deployment.leased(submission_id):
-        assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
+        assert project.on_file("resolve").stdout == "No shard is in doubt, overdue or unreadable.\n"
         assert "shards in doubt" not in str(project.json("doctor"))
         assert "in doubt" not in str(project.json("watch", "--once")["notes"])
 
@@ -150,7 +150,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
     [told] = project.json("resolve")["overdue"]
     given_up = project.cli("resolve", told["shard"]["shard_id"], "--lost", "--yes", *project.by_address).stdout
     assert "'ended' now" in given_up
-    assert project.on_file("resolve").stdout == "No shard is in doubt or overdue.\n"
+    assert project.on_file("resolve").stdout == "No shard is in doubt, overdue or unreadable.\n"
     with project.engine() as engine:
         labeling = dataset_of(project.module()["ticket_labels"]).labeling
         assert engine.advance(labeling, told["submission"]["submission_id"]).is_settled
