@@ -17,7 +17,7 @@ from dagster_llm_batch.core.forecast import Learned
 from dagster_llm_batch.engine.end_forecast import EndScore
 from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.testing.emulator import RowFault
+from dagster_llm_batch.testing.emulator import RowFault, WireFault
 from dagster_llm_batch.types import PriceBasis
 
 
@@ -423,3 +423,18 @@ def test_an_io_manager_that_loads_within_runs_alone_is_an_error_that_names_it_an
     assert "The asset tickets cannot be loaded outside of a run: its IO manager 'io_manager' raised " in told
     assert "materialize the submission, whose run loads the rows" in told
     assert "Traceback" not in told
+
+
+def test_answers_that_are_lost_are_counted_with_the_command_that_asks_again(project):
+    project.land()
+    for path in project.folder.rglob("*"):
+        if path.is_file() and path.name.startswith(("wave-", "manifest.")):
+            path.unlink()
+    project.emulator.inject(WireFault(kind="status", route="GET /v1/files/*", status=404, times=None))
+    shown = project.on_file("plan", "ticket_labels").stdout
+    assert "answers lost" in shown
+    assert "3 requests, here and at the provider" in shown
+    assert "dagster-llm-batch retry ticket_labels" in shown
+    assert project.json("plan", "ticket_labels")["plans"][0]["requests_lost"] == 3
+    # They are asked again where a person says so, and the price is shown.
+    assert project.json("plan", "ticket_labels", "--again")["plans"][0]["requests_to_send"] == 3
