@@ -46,7 +46,7 @@ from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile, namespa
 from dagster_llm_batch.storage.stored_files import is_own_name, is_staged_name, own_name
 from dagster_llm_batch.types import Cause
 
-__all__ = ["MERGED", "Holdings", "Ownership", "copy_path", "owned_copies", "owns_batch", "remove"]
+__all__ = ["MERGED", "Holdings", "Ownership", "copy_path", "is_receipt", "owned_copies", "owns_batch", "remove"]
 
 MERGED = "merged"
 """The name of the folder of a partition's merged copies, beside those of its submissions."""
@@ -197,6 +197,11 @@ def remove(payloads: PayloadStore, files: Iterable[StoredFile]) -> None:
 def owns_batch(shards: Iterable[Shard]) -> bool:
     """Return whether the batch of these shards was sent from here, so that its copy at the provider may go."""
     return all(shard.cause is not Cause.ADOPTED for shard in shards)
+
+
+def is_receipt(file: StoredFile) -> bool:
+    """Return whether a file has the place and the name of a shard's receipt."""
+    return len(PurePosixPath(file.path).parents) == _DEPTH and _ending(file) == SENT
 
 
 def copy_path(partition: str, start: str) -> str:

@@ -43,6 +43,7 @@ from pydantic_core import to_json
 
 from dagster_llm_batch.core.identity import custom_id, padding_id
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.engine.ownership import is_receipt
 from dagster_llm_batch.engine.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.errors import (
     AmbiguousError,
@@ -525,7 +526,7 @@ def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]
 
 
 def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
-    return {file.path for file in deployment.payloads.files(folder) if file.path.endswith(SENT)}
+    return {file.path for file in deployment.payloads.files(folder) if is_receipt(file)}
 
 
 def _sent(shards: Iterable[Shard]) -> set[str]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import dagster_llm_batch
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.errors import PayloadError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -110,7 +111,7 @@ def copied(site: Site, folder: Path) -> Site:
 HEX = st.text("0123456789abcdef", min_size=32, max_size=32)
 OWN_NAMES = [
     "manifest.parquet", "cascade.json", "erasing.ids.lz4", "wave-1-0000.requests.jsonl.lz4", "wave-1-0000.ids.lz4",
-    "wave-1-0000.raw.jsonl.zst", "wave-1-0000.results.parquet", "wave-1-0000.sent.zst", "wave-1-0000.sofar.jsonl.zst",
+    "wave-1-0000.raw.jsonl.zst", "wave-1-0000.results.parquet", "theirs.sent.zst", "wave-1-0000.sofar.jsonl.zst",
     "wave-2-0003.requests.jsonl.lz4", "wave-2-0003.ids.lz4", "wave-1-0000.4.requests.jsonl.lz4",
     "fallback-00ab.jsonl.zst", "train.parquet", "notes.md", "part-0.parquet",
 ]  # fmt: skip
@@ -203,6 +204,16 @@ def test_what_looks_like_ours_and_is_not_shown_to_be_is_listed(filled: Site, tmp
         f"prod/features/2026-01/v1/part-{'0' * 32}.parquet",
     }
     assert len(found.replaced) == 1
+
+
+def test_what_has_the_place_of_a_receipt_and_is_none_stops_an_erasure_and_stays(filled: Site, tmp_path: Path) -> None:
+    site = copied(filled, tmp_path / "site")
+    path = "prod/gold/2026-01/v1/wave-1-0000.sent.zst"
+    site.write(path, b"theirs")
+    # It may be the receipt of a batch that the ledger has no record of, and that is damaged.
+    with pytest.raises(PayloadError, match=path):
+        site.engine().eraser.erase("labels")
+    assert site.read()[path] == b"theirs"
 
 
 # Who deletes in a payload store or at a provider, and by which record.
