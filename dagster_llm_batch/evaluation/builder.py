@@ -27,6 +27,7 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
 from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations
+from dagster_llm_batch.evaluation.in_flight import judged_later
 from dagster_llm_batch.metadata import data_version, row_links, rows_metadata, table_schema
 
 __all__ = [
@@ -320,7 +321,10 @@ class EvaluationBuilder(DagsterOptions):
             metadata={**behind, **computed.metadata, **described, **logged},
             version=data_version(table),
             checks=checks,
-            verdicts=[replace(one, metadata={**behind, **one.metadata}) for one in computed.verdicts],
+            verdicts=[
+                replace(one, metadata={**behind, **one.metadata})
+                for one in judged_later(context, spec.key, partition, computed.verdicts, checks)
+            ],
         )
 
 

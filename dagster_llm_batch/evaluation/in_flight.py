@@ -1,0 +1,73 @@
+"""Candidates of which something is still in flight: figures that lack their labels are no alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import dagster as dg
+
+from dagster_llm_batch._dagster_private import asset_graph
+from dagster_llm_batch.assets.translator import ROLE_TAG
+from dagster_llm_batch.assets.upstream import mapped_partitions
+from dagster_llm_batch.checks import NOT_JUDGED, CheckOutcome
+
+__all__ = ["judged_later"]
+
+_SHOWN = 5
+
+
+def judged_later(
+    context: dg.AssetExecutionContext,
+    asset: dg.AssetKey,
+    partition: str | None,
+    verdicts: Sequence[CheckOutcome],
+    checks: Sequence[dg.AssetCheckSpec],
+) -> list[CheckOutcome]:
+    """Return the verdicts on an evaluation; one that failed is no alarm while labels that it reads are in flight.
+
+    It warns then, and no alert is sent. The evaluation is made again when these labels land. A blocking check holds
+    back all the same what is downstream.
+    """
+    if all(verdict.passed for verdict in verdicts):
+        return list(verdicts)
+    flying = _find_in_flight(context, asset, partition)
+    if not flying:
+        return list(verdicts)
+    waits = "; ".join(flying)
+    blocking = {spec.name for spec in checks if spec.blocking}
+    return [
+        verdict
+        if verdict.passed
+        else replace(
+            verdict,
+            severity=verdict.severity if verdict.name in blocking else dg.AssetCheckSeverity.WARN,
+            description=f"Not judged yet: labels are still in flight, of {waits}. So far: {verdict.description}",
+            metadata={**verdict.metadata, NOT_JUDGED: "labels are still in flight"},
+        )
+        for verdict in verdicts
+    ]
+
+
+def _find_in_flight(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition: str | None) -> list[str]:
+    """Return the labels that `asset` reads and that were submitted, and have not landed."""
+    graph, instance, found = asset_graph(context), context.instance, list[str]()
+    for labels in sorted(graph.get(asset).parent_keys):
+        node = graph.get(labels)
+        # Labels depend on their submission alone. A job that does not run it has nothing of it but its key.
+        if node.tags.get(ROLE_TAG) != "labels" or len(node.parent_keys) != 1:
+            continue
+        [batch] = node.parent_keys
+        name = labels.to_user_string()
+        if node.partitions_def is None:
+            submitted, landed = (instance.get_latest_materialization_event(key) for key in (batch, labels))
+            if submitted is not None and landed is None:
+                found.append(name)
+            continue
+        flying = instance.get_materialized_partitions(batch) - instance.get_materialized_partitions(labels)
+        if partition is not None:
+            flying &= {one for one in mapped_partitions(graph, instance, asset, labels, partition) if one is not None}
+        if flying:
+            more = ", …" if len(flying) > _SHOWN else ""
+            found.append(f"{name} ({', '.join(sorted(flying)[:_SHOWN])}{more})")
+    return found

@@ -1,0 +1,85 @@
+"""Evaluations of real datasets, of which one has labels in flight: no alarm before they have landed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+from code_location import DAILY, DAYS, CodeLocation, labeled
+
+from dagster_llm_batch import evaluation_assets
+from dagster_llm_batch.checks import NOT_JUDGED
+from dagster_llm_batch.testing.emulator import Emulator
+
+NAMES = ("first", "second")
+
+
+def platform(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    keys = [f"{day}-{n}" for day in DAYS[:2] for n in range(3)]
+
+    @dg.asset
+    def gold() -> pa.Table:
+        return pa.table({"ticket_id": keys, "topic": ["bug"] * len(keys)})
+
+    datasets = {name: labeled(name=name, partitions_def=DAILY) for name in NAMES}
+    evaluation = evaluation_assets(
+        name="quality",
+        gold=gold,
+        candidates=[*datasets.values()],
+        key="ticket_id",
+        target="topic",
+        min_accuracy=0.9,
+    )
+    every = [asset for dataset in datasets.values() for asset in dataset]
+    location = CodeLocation(emulator, instance, gold, *every, *evaluation)
+    assert location.run("gold").success
+    return location
+
+
+@pytest.fixture
+def bugs() -> Iterator[Emulator]:
+    with Emulator(answer=lambda _body, _endpoint: {"topic": "bug", "urgency": 1}) as emulator:
+        yield emulator
+
+
+def submit(location: CodeLocation, name: str, day: str) -> None:
+    assert location.run(f"{name}_batch", partition=day).success
+
+
+def land(location: CodeLocation, name: str, day: str) -> None:
+    location.emulator.settle()
+    assert location.run(name, f"{name}_rejects", partition=day).success
+
+
+def evaluate(location: CodeLocation) -> tuple[bool, Any]:
+    result = location.run("quality")
+    [check] = [one for one in result.get_asset_check_evaluations() if one.check_name == "accuracy"]
+    return result.success, check
+
+
+def test_a_figure_that_lacks_labels_in_flight_is_not_judged_yet_and_is_judged_when_they_land(bugs, instance):
+    location = platform(bugs, instance)
+    for name, day in (("first", DAYS[0]), ("first", DAYS[1]), ("second", DAYS[0])):
+        submit(location, name, day)
+        land(location, name, day)
+    submit(location, "second", DAYS[1])
+    succeeds, check = evaluate(location)
+    assert succeeds
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert f"Not judged yet: labels are still in flight, of second ({DAYS[1]}). So far: " in check.description
+    assert NOT_JUDGED in check.metadata  # of which no alert is sent
+    land(location, "second", DAYS[1])
+    assert evaluate(location)[1].passed
+
+
+def test_a_figure_that_lacks_labels_that_nobody_has_submitted_is_an_alarm(bugs, instance):
+    location = platform(bugs, instance)
+    for name, day in (("first", DAYS[0]), ("first", DAYS[1]), ("second", DAYS[0])):
+        submit(location, name, day)
+        land(location, name, day)
+    _, check = evaluate(location)
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert NOT_JUDGED not in check.metadata
