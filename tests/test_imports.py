@@ -4,9 +4,11 @@ unpickles a function, it is.
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 SCRIPT = """
 import importlib, json, os, pkgutil, sys
@@ -48,3 +50,21 @@ def test_a_module_can_be_imported_first():
     names, wrong = json.loads(done.stdout)
     assert wrong == {}
     assert "dagster_llm_batch.engine.request_parts" in names
+
+
+def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> None:
+    """`jsonschema` as it is fetches references, and runs patterns without an end."""
+    package = Path(__file__).resolve().parents[1] / "dagster_llm_batch"
+    importing = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if any(name.split(".")[0] in ("jsonschema", "referencing") for name in _imported(node))
+    }
+    assert importing == {"core/json_schema.py"}
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [each.name for each in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -14,12 +14,11 @@ from typing import Any, BinaryIO
 
 import click
 import dagster as dg
-from jsonschema.protocols import Validator
-from jsonschema.validators import validator_for
 
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
+from dagster_llm_batch.core.json_schema import Fit
 from dagster_llm_batch.core.memory import chunks
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation import student_of
@@ -128,7 +127,7 @@ class _Replies:
         self._score = score
         self._model = f"student {student.version}"
         self._schema: object = None
-        self._validator: Validator
+        self._fit: Fit
         self._values: dict[str, Any] = {}
 
     def lines(self, requests: Iterator[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[bool, bytes]]:
@@ -163,12 +162,12 @@ class _Replies:
                 "field that says how sure it is."
             )
         self._schema, self._values = schema, {}
-        self._validator = validator_for(schema)(schema)
+        self._fit = Fit(schema)
 
     def _value(self, label: str) -> Any:
         """Return a class as the response has it: a text, or the number or truth that the text is of."""
         for value in _readings(label):
-            if self._validator.is_valid({self._student.target: value, self._score: 0.5}):
+            if self._fit.misfit({self._student.target: value, self._score: 0.5}) is None:
                 return value
         raise InputError(
             f"The student's class {label!r}, with a {self._score!r} between 0 and 1, does not fit the response."

@@ -1,11 +1,19 @@
 """JSON Schemas of responses: whether one is valid, what it refers to, and whether a value fits it.
 
+The only module that imports `jsonschema` and `referencing`: a schema may be somebody else's, as one in a batch file.
+No reference is fetched, from the network or from a disk. Each pattern runs in a time that grows with the text alone,
+by the engine of pydantic. Patterns with look-around or references back need Python's engine, which some texts keep
+busy for hours: of these, simple ones run, on short texts, and others are refused where a response is declared.
+
 `jsonschema` loads slowly and only a schema that is given as a dict needs it, so it is imported where it is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.errors import ResponseSchemaError
@@ -15,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "check_json_schema", "references", "without_notes"]
 
+# Of Python's engine: the time of two repeats grows with the square of the text.
+_MOST_REPEATS = 2
+_MOST_TEXT = 1_000
 _NOTES = frozenset({"title", "description", "examples", "deprecated", "$comment"})
 _TYPES = ("array", "boolean", "integer", "null", "number", "object", "string")
 # What holds schemas by names that are the user's.
@@ -46,6 +57,8 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
             f"The response schema requires {', '.join(map(str, strangers))}, which its properties lack: "
             f"{', '.join(map(str, schema['properties']))}."
         )
+    for pattern in _patterns(schema):
+        _matcher(pattern)
     resolver = _no_others().resolver_with_root(DRAFT202012.create_resource(dict(schema)))
     for reference in references(schema):
         try:
@@ -91,16 +104,130 @@ def without_notes(schema: Any) -> Any:
 
 
 class Fit:
-    """Find out why a value does not fit a schema."""
+    """Find out why a value does not fit a schema. A pattern that may run without end is not looked at.
+
+    A reference that leads out of the schema is a ResponseSchemaError when a value meets it.
+    """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        from jsonschema import Draft202012Validator  # noqa: PLC0415 - as above
         from jsonschema.exceptions import best_match  # noqa: PLC0415 - as above
 
-        self._validator = Draft202012Validator(dict(schema), registry=_no_others())
+        self._validator = _validator_class()(dict(schema), registry=_no_others())
         self._best_match = best_match
 
     def misfit(self, value: Any) -> str | None:
         """Return the most telling reason why the value does not fit, with its path; None where it fits."""
-        error = self._best_match(self._validator.iter_errors(value))
+        error = self._error(value)
         return None if error is None else f"{error.json_path}: {error.message}"
+
+    def misfit_at(self, value: Any) -> tuple[str, str] | None:
+        """Return where the value does not fit, as `name.0`, and why; None where it fits."""
+        error = self._error(value)
+        return None if error is None else (".".join(map(str, error.absolute_path)), error.message)
+
+    def _error(self, value: Any) -> Any:
+        from referencing.exceptions import Unresolvable  # noqa: PLC0415 - as above
+
+        try:
+            return self._best_match(self._validator.iter_errors(value))
+        except Unresolvable as error:
+            msg = f"A reference of the response schema cannot be resolved; it must point into the schema. {error}"
+            raise ResponseSchemaError(msg) from error
+
+
+def _patterns(node: Any) -> Iterator[str]:
+    """Yield every pattern in a schema."""
+    if isinstance(node, Mapping):
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        if isinstance(node.get("patternProperties"), Mapping):
+            yield from map(str, node["patternProperties"])
+        for part in node.values():
+            yield from _patterns(part)
+    elif isinstance(node, list):
+        for part in node:
+            yield from _patterns(part)
+
+
+@lru_cache(256)
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Return a search for this pattern that ends soon. Raises ResponseSchemaError for one of which that is not sure."""
+    from pydantic_core import SchemaError, SchemaValidator, core_schema  # noqa: PLC0415 - pydantic's own
+
+    try:
+        known = SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
+    except SchemaError:
+        return _python_matcher(pattern)
+    return lambda text: known.isinstance_python(text, strict=True)
+
+
+def _python_matcher(pattern: str) -> Callable[[str], bool]:
+    from re import _parser  # type: ignore[attr-defined]  # noqa: PLC0415 - how Python reads it, which nothing public tells
+
+    try:
+        compiled = re.compile(pattern)
+        repeats = _repeats(_parser.parse(pattern))
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ResponseSchemaError(f"The response schema's pattern {pattern[:80]!r} cannot be read: {error}.") from error
+    if repeats > _MOST_REPEATS:
+        raise ResponseSchemaError(
+            f"The response schema's pattern {pattern[:80]!r} has look-around or references back, and may run without "
+            f"end: with these it may have {_MOST_REPEATS} open repeats (*, +, {{2,}}), none within another. Leave them "
+            "out, or check that in your own code."
+        )
+    return lambda text: len(text) <= _MOST_TEXT and compiled.search(text) is not None
+
+
+def _repeats(parsed: Any, *, within: bool = False) -> int:
+    """Return how many open repeats a pattern has; one within another counts as too many."""
+    count = 0
+    for part in getattr(parsed, "data", parsed):
+        if not isinstance(part, tuple):
+            # A group, or a list of alternatives.
+            count += _repeats(part, within=within) if isinstance(part, list) or hasattr(part, "data") else 0
+            continue
+        if len(part) != 2:  # noqa: PLR2004 - what it does, and of what
+            count += _repeats(part, within=within)
+            continue
+        is_open = str(part[0]) in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") and int(part[1][1]) > 1
+        count += (_MOST_REPEATS + 1 if within else 1) if is_open else 0
+        inner = part[1][2] if "REPEAT" in str(part[0]) else part[1]
+        if isinstance(inner, list | tuple) or hasattr(inner, "data"):
+            count += _repeats(inner, within=within or is_open)
+    return count
+
+
+@lru_cache(1)
+def _validator_class() -> Any:
+    """Return the validator, whose patterns are matched by `_matcher`."""
+    from jsonschema import Draft202012Validator, ValidationError  # noqa: PLC0415 - as above
+    from jsonschema.validators import extend  # noqa: PLC0415 - as above
+
+    usual = Draft202012Validator.VALIDATORS
+
+    def pattern(_validator: Any, wanted: str, value: Any, _schema: Any) -> Iterator[Any]:
+        if isinstance(value, str) and not _matches(wanted, value):
+            yield ValidationError(f"{value!r} does not match {wanted!r}")
+
+    def pattern_properties(validator: Any, wanted: Mapping[str, Any], value: Any, _schema: Any) -> Iterator[Any]:
+        for each, name in product(wanted, value if isinstance(value, dict) else ()):
+            if _matches(each, name):
+                yield from validator.descend(value[name], wanted[each], path=name, schema_path=each)
+
+    def additional(validator: Any, wanted: Any, value: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
+        # Of what no pattern names, jsonschema's own rule runs none.
+        patterns = schema.get("patternProperties", {}) if isinstance(value, dict) else {}
+        named = [name for name in value if any(_matches(each, name) for each in patterns)] if patterns else []
+        rest = {name: value[name] for name in value if name not in named} if named else value
+        others = {word: part for word, part in schema.items() if word != "patternProperties"}
+        yield from usual["additionalProperties"](validator, wanted, rest, others)
+
+    own = {"pattern": pattern, "patternProperties": pattern_properties, "additionalProperties": additional}
+    return extend(Draft202012Validator, own)
+
+
+def _matches(pattern: str, text: str) -> bool:
+    try:
+        return _matcher(pattern)(text)
+    except ResponseSchemaError:
+        return True

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
-
+from dagster_llm_batch.core.json_schema import Fit
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.errors import InputError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseKind
 
 __all__ = ["Field", "LabelForm", "form_of_labeling"]
@@ -86,10 +85,13 @@ class LabelForm:
                     inner = inner.setdefault(name, {})
                 inner[field.path[-1]] = _value(field, text)
         if self.schema is not None:
-            error = next(iter(jsonschema.Draft202012Validator(dict(self.schema)).iter_errors(answer)), None)
-            if error is not None:
-                where = ".".join(map(str, error.absolute_path)) or "the answer"
-                raise InputError(f"{where}: {error.message}.")
+            try:
+                misfit = Fit(self.schema).misfit_at(answer)
+            except ResponseSchemaError as error:
+                raise InputError(f"The answer cannot be checked. {error}") from error
+            if misfit is not None:
+                where, why = misfit
+                raise InputError(f"{where or 'the answer'}: {why}.")
         return answer
 
     def given(self, answer: Mapping[str, Any]) -> dict[str, str]:
