@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
         if column.type == pa.time64("ns"):
             column = column.cast(pa.time64("us"))
         values: list[Any] = column.to_pylist()
+        if pa.types.is_timestamp(column.type) and column.type.tz is not None:
+            values = list(map(_in_its_offset, values))
     except (KeyError, OverflowError, ValueError) as error:  # KeyError: of a time zone that is not known here
         msg = (
             f"The key column '{column_name}' is of type {column.type}, and Python cannot hold one of its values as it "
@@ -73,6 +76,16 @@ def _values(column: pa.Array, column_name: str) -> list[Any]:
         )
         raise InputError(msg) from error
     return values
+
+
+def _in_its_offset(key: Any) -> Any:
+    """Return a time of a zone with the offset that it has there. It is the same text.
+
+    Python takes two times of one zone for equal where a clock shows the same, as it does twice in the night in which
+    it goes back.
+    """
+    offset = key.utcoffset() if type(key) is datetime else None
+    return key if offset is None else key.replace(tzinfo=timezone(offset), fold=0)
 
 
 def key_digest(salt: str, key: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import tracemalloc
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -142,3 +142,26 @@ def test_few_keys_need_no_file() -> None:
 def test_a_missing_key_column_is_told_with_the_columns_there_are() -> None:
     with pytest.raises(InputError, match=r"no key column 'id'\. Set key= to one of their columns: a, b\."):
         keys_of(pa.RecordBatch.from_pydict({"a": [1], "b": [2]}), "id")
+
+
+NIGHT = ["2026-10-25T00:30:00+00:00", "2026-10-25T01:30:00+00:00"]
+"""In Berlin the clock shows half past two at both, since it goes back in between."""
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_times_of_the_night_in_which_the_clock_goes_back_are_different_keys(unit: str, encoded: bool) -> None:
+    times = [datetime.fromisoformat(time) for time in NIGHT]
+    column: pa.Array = pa.array(times, pa.timestamp(unit, "Europe/Berlin"))
+    keys = read(column.dictionary_encode() if encoded else column)
+    check(keys)
+    assert len({*keys}) == 2
+    assert keys == times
+    # By this text a person names a row, and an erased one is known.
+    assert [str(key) for key in keys] == ["2026-10-25 02:30:00+02:00", "2026-10-25 02:30:00+01:00"]
+
+
+def test_the_same_time_twice_is_one_key_in_that_night_too() -> None:
+    column = pa.array([datetime.fromisoformat(NIGHT[1])] * 2, pa.timestamp("us", "Europe/Berlin"))
+    with pytest.raises(InputError, match="has duplicate values"):
+        read(column)
