@@ -8,6 +8,7 @@ Errors of syntax and unknown columns are raised before the first row; others nam
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
@@ -190,10 +191,14 @@ class Renderer:
         """Return the requests of several rows, given as columns. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
         if isinstance(self._user, _Plain) and not system_varies and not self._images:
-            users = self._user.all(columns, len(keys))
-            # It is digested, counted and looked through.
-            keep_utf8(users)
-            return make_requests(self._fixed_system, users)
+            users: list[str] | None = None
+            # A row that is too long is named below.
+            with suppress(OverflowError):
+                users = self._user.all(columns, len(keys))
+            if users is not None:
+                # It is digested, counted and looked through.
+                keep_utf8(users)
+                return make_requests(self._fixed_system, users)
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
         requests = [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
         keep_utf8([request.user for request in requests])
@@ -280,11 +285,24 @@ class _Plain:
 
     def all(self, columns: Mapping[str, Sequence[Any]], rows: int) -> list[str]:
         """Return the texts of so many rows."""
-        values = (
+        values = [
             ["" if value is None else _with_nulls(value) if isinstance(value, _NESTED) else value for value in column]
             for column in map(columns.__getitem__, self.names)
-        )
+        ]
+        if len(self.text) + sum(map(_longest, values)) > MOST_CHARS:
+            for row in zip(*values, strict=True):
+                if len(self.text) + sum(map(size_of, row)) > MOST_CHARS:
+                    raise OverflowError(
+                        f"this would show more than {MOST_CHARS:,} characters, which is the most allowed"
+                    )
         return [self.text % row for row in (zip(*values, strict=True) if self.names else repeat((), rows))]
+
+
+def _longest(column: Sequence[Any]) -> int:
+    """Return the most characters of a value."""
+    # Nearly every column has texts alone.
+    sizes = map(len, column) if set(map(type, column)) <= {str} else map(size_of, column)
+    return max(sizes, default=0)
 
 
 def _plain(template: nodes.Template, columns: Collection[str]) -> _Plain | None:

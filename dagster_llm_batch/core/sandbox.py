@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 from string import Formatter
 from typing import Any
 
@@ -28,7 +27,6 @@ __all__ = ["MOST_CHARS", "Sandbox", "size_of"]
 MOST_CHARS = 50_000_000
 """How many characters, or items, an expression or a whole template may make."""
 
-_PIECES_AT_ONCE = 10_000
 _NUMBER_CHARS = 32
 _WORD_CHARS = 16
 _MOST_BITS = 100_000
@@ -70,12 +68,14 @@ def _check(size: int) -> None:
 
 def _concat(pieces: Iterable[str]) -> str:
     """Join the pieces of a template. Stops at the bound, also of a generator that would go on."""
-    source = iter(pieces)
-    parts = list(islice(source, _PIECES_AT_ONCE))
-    _check(total := sum(map(len, parts)))
-    while len(parts) % _PIECES_AT_ONCE == 0 and (some := list(islice(source, _PIECES_AT_ONCE))):
-        _check(total := total + sum(map(len, some)))
-        parts += some
+    parts: list[str] = []
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        # before the next piece is made: each may be as long as all of them
+        if total > MOST_CHARS:
+            _check(total)
+        parts.append(piece)
     return "".join(parts)
 
 
@@ -254,8 +254,37 @@ def _listed(value: Any) -> Any:
     return values
 
 
+class _Pieces(list[str]):
+    """What a block makes before it is joined, as in `{% set %}` and macros: too much of it is refused as it comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total = 0
+
+    def append(self, piece: str) -> None:
+        """Add a piece."""
+        self._total += len(piece)
+        _check(self._total)
+        super().append(piece)
+
+
 class _Generator(CodeGenerator):
-    """Makes `~` a call of the sandbox: of all operators, this one alone cannot be intercepted."""
+    """Makes `~` a call of the sandbox: of all operators, this one alone cannot be intercepted. Blocks that are made
+    before they are shown are made of one piece after the other.
+    """
+
+    def buffer(self, frame: Frame) -> None:
+        """Open a block whose pieces are kept."""
+        frame.buffer = self.temporary_identifier()
+        self.writeline(f"{frame.buffer} = environment.new_pieces()")
+
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:  # noqa: N802 - Jinja's name
+        if frame.buffer is None or len(node.nodes) == 1:
+            super().visit_Output(node, frame)
+            return
+        # Jinja makes all pieces before it adds the first.
+        for piece in node.nodes:
+            super().visit_Output(nodes.Output([piece], lineno=node.lineno), frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802 - Jinja's name
         self.write("environment.concat(map(str, (")
@@ -271,6 +300,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(_OPERATORS)
     code_generator_class = _Generator
     concat = staticmethod(_concat)
+    new_pieces = _Pieces
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

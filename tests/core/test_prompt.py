@@ -105,6 +105,12 @@ GROWING = [
     "{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}",
     "{% set y %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endset %}{{ y | length }}",
     "{% macro m() %}{% for i in range(10000) %}{{ x.ljust(10000) }}{% endfor %}{% endmacro %}{{ m() | length }}",
+    # Each part is allowed by itself.
+    "{{ x.ljust(40000000) }}" * 120,
+    "{% set y %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endset %}{{ y | length }}",
+    "{% macro m() %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endmacro %}{{ m() | length }}",
+    "{% filter upper %}" + "{{ x.ljust(40000000) }}" * 120 + "{% endfilter %}",
+    "{% for i in range(120) %}{{ x.ljust(40000000) }}{% endfor %}",
 ]
 
 
@@ -132,6 +138,20 @@ def test_a_template_that_makes_too_much_is_refused_before_it_takes_the_memory(te
     try:
         with pytest.raises((InputError, ConfigError), match="more than 50,000,000 characters"):
             render(template, {"x": "text", "n": 100_000_000})
+        assert tracemalloc.get_traced_memory()[1] < 200_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("prompt", ["{{ x }}" * 120, "{{ x }}{{ row.x }}{{ row['x'] }}", "{{ xs }}" * 120])
+def test_columns_that_are_too_much_together_are_refused_with_the_row(prompt: str) -> None:
+    long = "x" * 20_000_000
+    columns = {"x": ["short", long], "xs": [["short"], [long]]}
+    renderer = Prompt(user=prompt).renderer(list(columns))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"Row 'b': the user template failed.*more than 50,000,000 characters"):
+            renderer.requests({name: columns[name] for name in renderer.columns}, ["a", "b"])
         assert tracemalloc.get_traced_memory()[1] < 200_000_000
     finally:
         tracemalloc.stop()
