@@ -67,7 +67,8 @@ class Realtime:
     Args:
         deadline: How long batches may take, from planning. What none has answered then is answered in real time:
             running batches are stopped, and their finished rows kept. Default: as long as the provider gives them.
-        urgent: A boolean column of the rows: where it is true, the row is answered in real time from the start.
+        urgent: A boolean column of the rows, or one of 1 and 0: where it is true, the row is answered in real time from
+            the start.
             Default: no row is.
         concurrency: How many calls run at once.
         patience: How long calls may wait in all, in one process, for a provider that turns them away (429 with or

@@ -157,15 +157,22 @@ class RowRenderer:
         return block_digest(self._asked, block.select(self._of_block))
 
     def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
-        """Return the lane of each row. Raises InputError where the column `urgent` is not boolean."""
+        """Return the lane of each row. Raises InputError where the column `urgent` has other than true and false.
+
+        SQLite and its kin have no booleans, and give 0 and 1.
+        """
         if self._urgent is None:
             return [Lane.BATCH] * batch.num_rows
         column = batch.column(self._urgent)
-        if batch.num_rows and not pa.types.is_boolean(column.type) and not pa.types.is_null(column.type):
-            named = f"Realtime.urgent names the column {self._urgent!r} of type {column.type}"
-            msg = f"{named}; it takes one of true and false."
+        named = f"Realtime.urgent names the column {self._urgent!r} of type {column.type}"
+        is_flag = pa.types.is_boolean(column.type) or pa.types.is_null(column.type)
+        if batch.num_rows and not is_flag and not pa.types.is_integer(column.type):
+            msg = f"{named}; it takes one of true and false, or of 1 and 0."
             raise InputError(msg)
-        return [Lane.REALTIME if flag else Lane.BATCH for flag in column.to_pylist()]
+        flags = column.to_pylist()
+        if (odd := next((flag for flag in flags if flag not in (None, 0, 1)), None)) is not None:
+            raise InputError(f"{named}, which holds {odd}; it takes one of true and false, or of 1 and 0.")
+        return [Lane.REALTIME if flag else Lane.BATCH for flag in flags]
 
     def manifest(self, batch: pa.RecordBatch, request_ids: Sequence[str | None]) -> pa.Table:
         """Return what the manifest keeps of the rows, with their request_ids, None for a row that is not sent.
