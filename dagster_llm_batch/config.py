@@ -10,8 +10,10 @@ that Dagster keeps or shows, also where it was given as plain text and not as an
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin
 
 import dagster as dg
 from pydantic import ConfigDict, PrivateAttr
@@ -35,6 +37,7 @@ class CheckedConfig(dg.Config):
 
     def __init__(self, **given: Any) -> None:
         refuse_unknown(type(self).__name__, given, type(self).model_fields)
+        _refuse_truths(type(self), given)
         super().__init__(**given)
 
 
@@ -116,6 +119,21 @@ class CheckedIOManager(CheckedConfig, dg.ConfigurableIOManager):
         """See ConfigurableIOManager; raises ConfigError for an unknown field."""
         refuse_unknown(cls.__name__, given, cls.model_fields)
         return super().configure_at_launch(**given)
+
+
+def _refuse_truths(owner: type[CheckedConfig], given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for true or false where a number is declared: pydantic takes these for 1 and 0."""
+    for name, value in given.items():
+        if isinstance(value, bool) and not _takes_truth(owner.model_fields[name].annotation):
+            raise ConfigError(
+                f"{owner.__name__}.{name}={value} is not allowed; it takes a number. YAML reads yes as true."
+            )
+
+
+def _takes_truth(kind: Any) -> bool:
+    """Return whether true or false can be a value of this annotation, or it is none of numbers."""
+    choices = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
+    return bool in choices or not choices & {int, float}
 
 
 def _without(made: Any, hidden: set[str]) -> Any:

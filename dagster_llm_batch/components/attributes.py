@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import dagster as dg
 import docstring_parser.google
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from dagster_llm_batch.assets.dataset import RowsFunction
 from dagster_llm_batch.assets.sql_rows import SqlRows
@@ -65,12 +65,25 @@ class Form:
     note: str = ""
 
 
+def _number(given: Any) -> Any:
+    """Refuse true and false, which pydantic takes for 1 and 0; YAML reads `yes` as true."""
+    if isinstance(given, bool):
+        msg = f"a number is needed, and not {str(given).lower()} (YAML reads yes and no as true and false)"
+        raise ValueError(msg)  # noqa: TRY004 - what pydantic asks for
+    return given
+
+
+def number_form(annotation: Any) -> Any:
+    """Return the annotation; of a number, one that true and false are no values of."""
+    return Annotated[annotation, BeforeValidator(_number)] if annotation in (int, float) else annotation
+
+
 FORMS: dict[Any, Form | None] = {
     dg.AssetKey: None,
     dg.AssetSelection: None,
     dg.AssetSpec: None,
     dg.AssetsDefinition: None,
-    Decimal: Form(float | str),
+    Decimal: Form(number_form(float) | str),
     timedelta: Form(Duration),
     Workers: Form(str, ["{{ workers }}"], note="In YAML a template variable of yours gives them."),
     dg.AutomationCondition[Any]: Form(
@@ -147,7 +160,7 @@ def form_of(annotation: Any, known: Mapping[Any, Form | None]) -> Form | None:
     if isinstance(annotation, type) and is_dataclass(annotation):
         return Form(block_of(annotation))
     if annotation in (Any, bool, int, float, str, NoneType) or origin in (Literal, tuple):
-        return Form(annotation)
+        return Form(number_form(annotation))
     raise TypeError(f"{annotation} has no form in YAML. Add one to FORMS.")
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, create_model
 
 from dagster_llm_batch.assets import llm_batch_assets
 from dagster_llm_batch.assets.options import DagsterOptions
-from dagster_llm_batch.components.attributes import create_block
+from dagster_llm_batch.components.attributes import create_block, number_form
 from dagster_llm_batch.components.base import FactoryComponent, component_of
 from dagster_llm_batch.components.resolution import Block, made, pointing_at
 from dagster_llm_batch.components.scaffolders import BatchScaffolder
@@ -84,7 +84,7 @@ def _kind(annotation: Any) -> Any:
     origin, arguments = get_origin(annotation), [_kind(get_arg) for get_arg in get_args(annotation)]
     if origin in (list, dict):
         return origin[*arguments]
-    return Union[*arguments] if origin in (Union, UnionType) else annotation
+    return Union[*arguments] if origin in (Union, UnionType) else number_form(annotation)
 
 
 def _any_provider() -> Any:

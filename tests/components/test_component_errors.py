@@ -8,8 +8,15 @@ import yaml
 from pydantic import ValidationError
 from yaml_project import EVAL, evaluation, labels, refusal
 
-from dagster_llm_batch import LLMBatchComponent, LLMBatchEvaluationComponent
+from dagster_llm_batch import (
+    LLMBatchComponent,
+    LLMBatchEvaluationComponent,
+    LLMBatchResource,
+    OpenAIBatchResource,
+    QueueLimit,
+)
 from dagster_llm_batch.components.scaffolders import BatchParams
+from dagster_llm_batch.errors import ConfigError
 
 HEAD = """\
 type: dagster_llm_batch.LLMBatchComponent
@@ -195,6 +202,34 @@ def test_a_refusal_does_not_repeat_what_a_variable_holds(monkeypatch):
     said = refusal(labels(resource={"openai": {"api_key": "k", "timeout_seconds": "{{ env.TIMEOUT }}"}}))
     assert "timeout_seconds" in said
     assert "sk-secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"max_cost_usd": True}, "max_cost_usd"),
+        ({"resend": {"max_waves": True}}, "resend.*max_waves"),
+        ({"spend": {"price": {"input_usd": True, "output_usd": 1}}}, "input_usd"),
+        ({"checks": {"min_coverage": False}}, "min_coverage"),
+        ({"realtime": {"urgent": "x", "concurrency": True}}, "concurrency"),
+        ({"resource": {"openai": {"api_key": "k", "timeout_seconds": True}}}, "timeout_seconds"),
+        ({"resource": {"openai": {"api_key": "k"}, "queue_limits": {"openai": {"max_batches": True}}}}, "max_batches"),
+    ],
+)
+def test_yes_is_no_number(changes, where):
+    said = refusal(labels(**changes))
+    assert re.search(where, said, re.DOTALL)
+    assert "a number is needed, and not" in said
+
+
+def test_yes_is_no_number_of_a_resource_in_python():
+    for make in (
+        lambda: OpenAIBatchResource(api_key="k", timeout_seconds=True),
+        lambda: QueueLimit(max_batches=True),
+        lambda: LLMBatchResource(queue_limits={"openai": {"max_requests": False}}),
+    ):
+        with pytest.raises(ConfigError, match="is not allowed; it takes a number"):
+            make()
 
 
 def errors(component, **changes):
