@@ -16,7 +16,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from dagster_llm_batch.engine.rules import Budget
-from dagster_llm_batch.errors import BudgetError, TransientError
+from dagster_llm_batch.errors import BudgetError, LLMBatchError, TransientError
 from dagster_llm_batch.testing.emulator import WireFault
 from dagster_llm_batch.types import Cause, Outcome
 from tests.faults.table import not_there
@@ -145,6 +145,27 @@ def test_answers_that_come_after_a_batch_was_given_up_land_and_are_not_paid_agai
     assert outcomes(workspace, submission_id) == {"succeeded": ROWS}
     assert batches(workspace, submission_id) == 1
     assert billed_twice(workspace.answered()) == 0
+
+
+def test_results_that_cannot_be_read_are_told_after_an_hour_and_given_up_by_a_person(
+    workspace: VendorWorkspace,
+) -> None:
+    if (route := workspace.vendor.calls.get("download")) is None:
+        pytest.skip("its results are a file of this machine")
+    submission_id = sent(workspace)
+    workspace.inject([WireFault(kind="status", route=route, status=403, times=None)])
+    go_on(workspace)
+    for _ in range(2):
+        with pytest.raises(LLMBatchError):
+            advance(workspace, submission_id)
+        workspace.pass_time(HOUR)
+    [unread] = workspace.engine().unreadable()
+    workspace.engine().give_up(unread.shard.shard_id)
+    status = advance(workspace, submission_id)
+    assert status.is_settled
+    assert outcomes(workspace, submission_id) == {"missing": ROWS}
+    assert all("could not be read" in reason and "retry" in reason for reason in reasons(workspace, submission_id))
+    assert_waits_for_a_person(workspace, submission_id, ROWS)
 
 
 def test_results_that_are_gone_end_after_an_hour_with_their_cause_and_are_sent_again_by_a_retry_alone(
