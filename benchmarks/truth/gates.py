@@ -32,6 +32,11 @@ MOST_FALSE = 0.05
 LEAST_POWER = 0.8
 """Promised: so many falls of five points are found within ten looks, with 300 rows a look."""
 
+LEAST_SEEN = 0.99
+"""Promised: so many turns of a class are found within _DAYS_TO_SEE, after 60 steady days of 300 rows."""
+
+_DAYS_TO_SEE = 3
+
 QUICK_LIVES, FULL_LIVES = 30, 1_000
 
 _MAX_PSI = 0.25
@@ -62,9 +67,12 @@ CELLS = [
     *(Cell("drift", "days that vary", 300, strength) for strength in (5.0, 30.0, 100.0)),
     Cell("drift", "days of any size that vary", 300, 30.0),
     Cell("drift", "days of which some are wild", 300, 30.0),
+    Cell("drift", "one in ten days is wild", 300, np.inf),
+    Cell("drift", "days that vary as Student's t on three degrees of freedom", 300, 0.4),
     Cell("drift", "other shares on Sundays", 300, 1_000.0),
     Cell("drift", "half of the rows in groups of ten", 300, np.inf),
     Cell("drift", "shares turned around after 60 days", 100, 100.0, 0.0),
+    Cell("drift", "shares turned around after 60 days", 300, np.inf, LEAST_SEEN),
     *(Cell("drift", "shares turned around after 60 days", 300, strength, LEAST_POWER) for strength in (100.0, 1_000.0)),
     Cell("drift", "shares turned around after 60 days", 100, 1_000.0, LEAST_POWER),
     *(Cell("agreement", "just enough", rows, least) for rows in (30, 100) for least in (0.9, 0.98)),
@@ -185,7 +193,7 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
 
 def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     turned = 60 if cell.wanted is not None else LOOKS
-    looks = min(turned + 1, LOOKS)
+    looks = min(turned + _DAYS_TO_SEE, LOOKS)
     shares, strength = np.array([0.4, 0.3, 0.2, 0.1]), np.full(looks, cell.setting)
     by_day, rows = np.tile(shares, (looks, 1)), np.full(looks, cell.rows)
     by_day[turned:] = shares[::-1]
@@ -193,9 +201,14 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
         by_day[6::7] = (shares + shares[::-1]) / 2
     if "any size" in cell.kind:
         rows = np.maximum(5, cell.rows * rng.lognormal(0, 1, looks)).astype(np.int64)
-    if "wild" in cell.kind:
+    if "some are wild" in cell.kind:
         strength *= rng.lognormal(0, 1, looks)
-    if cell.setting != np.inf:
+    if "one in ten" in cell.kind:
+        by_day *= np.exp(rng.normal(0, 1, by_day.shape) * (rng.random((looks, 1)) < 0.1))
+    if "Student" in cell.kind:
+        by_day *= np.exp(cell.setting * rng.standard_t(3, by_day.shape))
+    by_day /= by_day.sum(axis=1, keepdims=True)
+    if cell.setting != np.inf and "Student" not in cell.kind:
         drawn = rng.standard_gamma(by_day * strength[:, None])
         by_day = drawn / drawn.sum(axis=1, keepdims=True)
     days = units = rng.multinomial(rows, by_day)
@@ -208,12 +221,12 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
     for day in np.flatnonzero(_psi(days) > _MAX_PSI).tolist():
         both = np.array([days[day], days[max(0, day - 7) : day].sum(axis=0)])
         both = both[:, both.sum(axis=0) > 0]
-        is_asked = cell.wanted is None or day == turned
+        is_asked = cell.wanted is None or day >= turned
         ordinary = ordinary or (is_asked and bool(chi2_contingency(both, correction=False).pvalue < 0.01))
-    # What is within the limit, or hardly more than days vary by or than chance makes, is no alarm; the rest is asked.
+    # What is within the limit, or hardly more than chance makes, is no alarm; the rest is asked.
     psi = _psi(units)
-    asked = (psi > _MAX_PSI) & (_off(units) > 1.5) & (_chance(units) < 0.1)
-    over = [day for day in np.flatnonzero(asked).tolist() if cell.wanted is None or day == turned]
+    asked = (psi > _MAX_PSI) & (_chance(units) < 0.1)
+    over = [day for day in np.flatnonzero(asked).tolist() if cell.wanted is None or day >= turned]
     told: list[Counts] = [dict(enumerate(counts)) for counts in units.tolist()]
     return any(_drifted(day, told, psi[day]) for day in over), ordinary
 
@@ -232,20 +245,6 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
     psi: NDArray[np.float64] = ((here - there) * np.log(here / there)).sum(axis=1)
     psi[0] = 0
     return psi
-
-
-def _off(days: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return how far each day is from the seven before it, by the variance of the 56 before it, at the most."""
-    roots = np.sqrt(days / days.sum(axis=1, keepdims=True))
-    before = _before(days, 7)
-    m = np.minimum(np.arange(len(days)), 56)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        squares = _before(roots**2, 56) - _before(roots, 56) ** 2 / m[:, None]
-        distance = ((roots - np.sqrt(before / before.sum(axis=1, keepdims=True))) ** 2).sum(axis=1)
-        off: NDArray[np.float64] = distance / (squares.sum(axis=1) / (m - 1) * 8 / 7)
-    # below seven days nothing is decided
-    off[:7] = 0
-    return off
 
 
 def _chance(days: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -276,7 +275,7 @@ def _drifted(day: int, counts: Sequence[Counts], psi: float) -> bool:
         against="",
         max_psi=_MAX_PSI,
         level=look_level(day),
-        earlier=counts[max(0, day - 56) : day],
+        earlier=counts[max(0, day - 90) : day],
     )
     assert found.psi is not None
     assert np.isclose(found.psi, psi), "the simulation counts another PSI"
@@ -325,6 +324,8 @@ the shares of days are, as the sum of a Dirichlet distribution's parameters; of 
 Rows in groups of ten, such as those of one request, are counted by groups (`cluster=`), and by the ordinary test by
 rows. Sizes of days, and how wild they are, vary by the factor e, up or down (standard deviation). How steady days are
 decides what can be seen: where the most frequent of four classes has 40 % with a standard deviation of 5 points
-(setting 100), a day of 100 rows whose shares are turned around is often within what such days do.""",
+(setting 100), days of 100 rows whose shares are turned around are often within what such days do. A turn counts as
+found where one of its first three days has an alarm. `one in ten days is wild`: the odds of its classes are off by a
+normal factor (standard deviation 1, of the logarithm); of Student's days the setting is the scale.""",
     measure,
 )

@@ -42,7 +42,7 @@ from dagster_llm_batch.metrics import (
     shares_to_arrow,
 )
 from dagster_llm_batch.metrics.clusters import REQUEST, cluster_ids
-from dagster_llm_batch.metrics.drift import LEAST_EARLIER, drifts_markdown
+from dagster_llm_batch.metrics.drift import drifts_markdown
 from dagster_llm_batch.metrics.joining import succeeded
 from dagster_llm_batch.metrics.looks import ALPHA, look_level
 
@@ -54,10 +54,8 @@ CHECK = "label_drift"
 _SHOWN = 7
 """Rows of the table in the UI, of each candidate and target: the last ones."""
 
-_EARLIER = 56
-"""Partitions before one that show how much they differ by themselves: eight weeks of days, with their Sundays. Of four
-weeks too little is known of the wildest days.
-"""
+_EARLIER = 90
+"""Partitions before one that show how much they differ by themselves: three months of days."""
 
 _DOCS = {
     "partition": "partition of the labels",
@@ -71,12 +69,14 @@ _DOCS = {
     "n_classes": "classes that either has",
     "chi2": "chi-squared statistic",
     "p_chance": "how often chance alone would shift the shares so far",
-    "p_variation": "how often a partition that varies as the earlier ones did would be so far off",
+    "p_variation": "how often as many partitions, picked at random from all, would be so far off",
     "p_value": "the larger of both; null: not decided",
-    "n_earlier": "partitions before it that show how much they vary; below 7 nothing is decided",
+    "n_earlier": "partitions before it that show how much they vary",
+    "n_recent": "partitions compared together, this one and those just before it; null: too few to decide",
+    "visible_change": "least change of that class's share that would be an alarm; null: none would be, or not decided",
     "most_changed": "class whose share has changed the most",
     "change": "by how much: 0.1 is ten points more",
-    "drifted": "PSI is over the limit, and neither chance nor the dataset's own variation explains it",
+    "drifted": "PSI is over the limit, and chance and the dataset's own variation do not explain it",
     "adwin_changed": "classes whose share changed here, as the online detector sees it",
     "class": "class of the target",
     "share": "of the partition's labels",
@@ -106,7 +106,7 @@ class DriftSpec:
 
     @property
     def code_version(self) -> str:
-        return code_digest("4", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
+        return code_digest("5", self.candidates, self.targets, self.reference, self.max_psi, self.online, self.cluster)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ class _Labels:
         stored = [key for key in self._tables.partitions(candidate.key) if key is not None]
         measured = stored if partition is None else [partition]
         references = {key: self._reference(stored, key) for key in measured}
-        earlier = {key: stored[max(0, stored.index(key) - _EARLIER) : stored.index(key)] for key in measured}
+        follows = isinstance(design.reference, int)
+        earlier = {key: self._earlier(stored, key, () if follows else references[key]) for key in measured}
         compared = {key for by_key in (references, earlier) for keys in by_key.values() for key in keys}
         read = [key for key in stored if key in measured or key in compared]
         counts = {key: self._counted(candidate.key, key)[target] for key in read}
@@ -211,11 +212,19 @@ class _Labels:
                 max_psi=design.max_psi,
                 level=look_level(places[key], self._n_series),
                 earlier=[counts[other] for other in earlier[key]],
+                follows=follows,
+                # The check is about the last one.
+                with_visible_change=key == measured[-1],
                 adwin_changed=changed.get(key),
             )
             for key in measured
         ]
         return _Series(candidate.name, target, counts, drifts)
+
+    def _earlier(self, stored: Sequence[str], partition: str, fixed: Sequence[str]) -> list[str]:
+        """Return the partitions before one, but for those of a fixed reference."""
+        at = stored.index(partition)
+        return [key for key in stored[max(0, at - _EARLIER) : at] if key not in fixed]
 
     def _reference(self, stored: Sequence[str], partition: str) -> list[str]:
         reference = self._design.reference
@@ -298,15 +307,21 @@ def _sentence(drift: Drift, level: float) -> str:
         chance = "one class only"
     elif drift.p_value is None or drift.p_variation is None:
         chance = (
-            f"p = {drift.p_chance:.2g} by chance; not decided: too few partitions, since {drift.n_earlier} of the "
-            f"{LEAST_EARLIER} that show how much they vary are before it"
+            f"p = {drift.p_chance:.2g} by chance; not decided: the {drift.n_earlier} partitions before it are too few "
+            "to show how much partitions vary"
         )
     else:
         chance = (
-            f"p = {drift.p_chance:.2g} by chance, {drift.p_variation:.2g} by own variation, "
-            f"{min(1.0, drift.p_value * ALPHA / level):.2g} over all looks"
+            f"p = {drift.p_chance:.2g} by chance, {drift.p_variation:.2g} by own variation of {drift.n_recent} "
+            f"partitions in a row, {min(1.0, drift.p_value * ALPHA / level):.2g} over all looks"
         )
     most = f"most changed: {plain_text(drift.most_changed)} ({drift.change:+.1%})"
+    if drift.n_recent is not None:
+        most += (
+            "; partitions vary too much for any change of its share to be seen"
+            if drift.visible_change is None
+            else f"; a change of {100 * drift.visible_change:.1f} points or more would be seen"
+        )
     return f"{subject}: PSI {drift.psi:.3f} against {plain_text(drift.reference)}, {chance}; {most}."
 
 
@@ -375,9 +390,11 @@ def drift_assets(
 
     Rows with one request have one reply, which counts once; so do rows of a `cluster`, once for each of their classes.
     A partition has drifted where its PSI against the reference is over `max_psi`, chance does not explain it, however
-    few its rows are (chi-squared, by permutations where a class is rare), and it is further off than the 56 partitions
-    before it differ by among themselves. Below seven of them nothing is decided, and the check says so. All looks share
-    5 % of false alarms in 365 partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
+    few its rows are (chi-squared, by permutations where a class is rare), and it is further off, together with the two
+    partitions before it, than three partitions picked at random from the last 90. So an alarm comes on the third
+    partition of a shift. With few partitions more than three are compared; with fewer than about sixteen nothing is
+    decided, and the check reports that. All looks share 5 % of false alarms in 365 partitions; see `evaluation.looks`.
+    Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.

@@ -3,15 +3,15 @@
     PSI                       population stability index, the size of the shift: below 0.1 small, over 0.25 large
     Jensen-Shannon distance   the size too, from 0 (equal) to 1 (nothing in common)
     chi-squared               whether chance explains it
-    Hellinger distance        whether the dataset's own variation explains it
+    permutations of days      whether the dataset's own variation explains it
 
 A large shift in few rows may be chance, a shift that is surely there may be too small to matter, and one that comes
-every Sunday is no news: labels have drifted where PSI is over a limit, chance does not explain it *and* it is larger
-than what earlier partitions differ by among themselves. ADWIN, an online detector, finds slow shifts too, in which
-each partition is like those just before it.
+every Sunday is no news: labels have drifted where PSI is over a limit, chance does not explain it *and* the last
+partitions together, three or more, are further off than such picks of all partitions are. ADWIN, an online detector,
+finds slow shifts too, in which each partition is like those just before it.
 
-Earlier partitions are compared by the roots of their shares. A root varies by as much whether its class is common or
-rare, and does not vary less because a partition has more rows, so that days of other sizes are held to one measure.
+Partitions are compared by the roots of their shares. A root varies by as much whether its class is common or rare, and
+does not vary less because a partition has more rows, so that days of other sizes are held to one measure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRIFT_SCHEMA",
-    "LEAST_EARLIER",
+    "LEAST_RECENT",
     "SHARES_SCHEMA",
     "Counts",
     "Drift",
@@ -49,20 +50,28 @@ __all__ = [
     "drift_between",
     "drifts_markdown",
     "drifts_to_arrow",
+    "recent_partitions",
     "shares_to_arrow",
 ]
 
 Counts = Mapping[Class, int]
 """Labels of each class, as `class_counts` counts them; classes without any may be left out."""
 
-LEAST_EARLIER = 7
-"""Partitions before one, without which nobody knows how much they vary: a week of days, with its Sunday."""
+LEAST_RECENT = 3
+"""Partitions that are compared together. A single one may be far off by itself, as one day in ten or in thirty is in
+some datasets, and the earlier days do not show how far. Several such days in a row are rare.
+"""
 
 # Rows of a class from which chi-squared's own distribution is near enough; below, tables are drawn.
 _LEAST_EXPECTED = 5
 _MOST_CELLS = 20_000_000
 # above what any look decides by
 _NEAR = 0.01
+# Picks of days: few first, and at a time as many as take 15 MB.
+_PICKS_AT_ONCE = 20_000
+_PICKS = (2_000, 20_000, 100_000, 1_000_000)
+# With 100,000 picks, the smallest p-value is 1e-5.
+_FEW_PICKS_TELL = 3e-5
 # Cells drawn at a time: 32 MB.
 _CHUNK_CELLS = 4_000_000
 # of a partition that the detector is shown: more of the same tell it little
@@ -89,9 +98,11 @@ class Drift:
     - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
     - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
     - `p_chance`: how often rows that were drawn alike would differ as much (a permutation test where a class is rare).
-      `p_variation`: how often a partition would, that varies as the earlier ones do; None below LEAST_EARLIER of them.
-      `p_value`: the larger of both, and None without either: then nothing is decided. `n_earlier`: the earlier
-      partitions that have labels.
+      `p_variation`: how often as many partitions would, picked at random from all; None where there are too few of
+      them. `p_value`: the larger of both, and None without either: then nothing is decided. `n_earlier`: the earlier
+      partitions that have labels. `n_recent`: partitions compared together, this one and the ones just before it.
+    - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given how much
+      partitions vary (0.1: ten points); None where no change would be, nothing is decided, or it was not asked for.
     - `drifted`: PSI is over the limit, and `p_value` below the level of this look (see `looks`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
     - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
@@ -111,6 +122,8 @@ class Drift:
     p_variation: float | None = None
     p_value: float | None = None
     n_earlier: int = 0
+    n_recent: int | None = None
+    visible_change: float | None = None
     most_changed: str | None = None
     change: float | None = None
     drifted: bool = False
@@ -154,6 +167,8 @@ def drift_between(
     max_psi: float,
     level: float,
     earlier: Sequence[Counts] = (),
+    follows: bool = True,
+    with_visible_change: bool = False,
     adwin_changed: tuple[str, ...] | None = None,
 ) -> Drift:
     """Compare. `against` names the reference.
@@ -168,6 +183,8 @@ def drift_between(
         max_psi: The limit of PSI.
         level: The p-value below which neither chance nor variation explains a shift.
         earlier: Classes of the partitions before it, one by one, which show how much days differ by themselves.
+        follows: Whether the reference is of these. Else it is fixed, and none of its partitions is among them.
+        with_visible_change: Whether to tell the least change that would be an alarm, which takes longer.
         adwin_changed: What the online detector has seen.
     """
     pooled: Counter[Class] = Counter()
@@ -188,10 +205,16 @@ def drift_between(
     smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
     psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
-    p_variation = None
-    if len(classes) > 1 and len(days) >= LEAST_EARLIER:
-        n_pooled = sum(1 for counts in reference if sum(counts.values()))
-        p_variation = _p_variation([here, pooled], n_pooled, days)
+    fixed = [] if follows else [counts for counts in reference if sum(counts.values())]
+    n_days = 1 + len(days) + len(fixed)
+    recent = recent_partitions(n_days, level, n_fixed=len(fixed)) if len(classes) > 1 else None
+    p_variation = farthest = None
+    if recent is not None:
+        split = len(days) - (recent - 1)
+        before = days[:split]
+        variation = _Variation([*days[split:], here], fixed or before, before if fixed else None)
+        p_variation = variation.p_value(level)
+        farthest = variation.farthest(level) if with_visible_change else None
     # Where variation explains the shift, or nothing is decided, the first draws say enough of chance.
     decides = p_variation is not None and p_variation < _NEAR
     chi2, p_chance = _chi_squared(table, DRAWS if decides else DRAWS[:1])
@@ -199,6 +222,7 @@ def drift_between(
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
+    visible = None if farthest is None else _visible_change(float(share[1][most]), farthest, max_psi)
     return Drift(
         partition=partition,
         candidate=candidate,
@@ -215,6 +239,8 @@ def drift_between(
         p_variation=p_variation,
         p_value=p_value,
         n_earlier=len(days),
+        n_recent=recent,
+        visible_change=visible,
         most_changed=class_name(classes[most]),
         change=float(apart[most]) / (n * n_reference),
         drifted=psi > max_psi and p_value is not None and p_value < level,
@@ -257,45 +283,101 @@ def _chi_squared(
     )
 
 
-def _p_variation(compared: Sequence[Counts], n_pooled: int, earlier: Sequence[Counts]) -> float:
-    """Return how often a partition that varies as the earlier ones do would be so far from its reference.
+def recent_partitions(n_days: int, level: float, *, n_fixed: int = 0) -> int | None:
+    """Return how many of the last partitions are compared together with others; None: there are too few partitions.
 
     Args:
-        compared: Classes of the partition, and of its reference.
-        n_pooled: Partitions of the reference, which differ from each other, too.
-        earlier: Classes of the earlier partitions, each with labels.
+        n_days: Partitions with labels, the last one and those of a fixed reference included.
+        level: The p-value below which a shift is an alarm.
+        n_fixed: Partitions of a fixed reference.
+    """
+    for recent in range(LEAST_RECENT, (n_days - n_fixed) // (1 if n_fixed else 2) + 1):
+        # As far off as the most extreme pick are those that only have partitions of the fixed reference. With half the
+        # level, the next pick is an alarm, too.
+        if (1 + math.comb(n_fixed, recent)) / math.comb(n_days, recent) <= level / 2:
+            return recent
+    return None
+
+
+@lru_cache(maxsize=128)
+def _picks(n_days: int, recent: int, against: int, part: int, draws: int) -> NDArray[np.int16]:
+    """Pick days at random: a row of `recent` days and `against` others for each pick."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    order = np.random.default_rng([part, n_days, recent, against]).random((draws, n_days)).argsort(axis=1)
+    return order[:, : recent + against].astype(np.int16)
+
+
+class _Variation:
+    """How far the last partitions are from those of a reference, beside random picks of all partitions.
+
+    Where all days are alike in distribution, each pick is as likely as the one that is asked about, whatever the days
+    differ by: a p-value below a level is as rare as the level. Nothing is assumed of how wild days are.
+    """
+
+    def __init__(self, last: Sequence[Counts], reference: Sequence[Counts], between: Sequence[Counts] | None) -> None:
+        """Take the classes of the last partitions, and of those that they are compared with.
+
+        `between` are further partitions, which show how much partitions vary; None: the reference is of all others.
+        """
+        import numpy as np  # noqa: PLC0415  # its caller has it
+
+        days = [*last, *reference, *(between or ())]
+        table = _table(days, sorted({class_ for counts in days for class_, n in counts.items() if n}))
+        self._roots = np.sqrt(table / table.sum(axis=1, keepdims=True))
+        self._recent, self._against = len(last), len(reference)
+        self._all_others = between is None
+
+    def p_value(self, level: float) -> float:
+        """Return the share of the picks that differ as much, as exactly as the level needs."""
+        import numpy as np  # noqa: PLC0415  # its caller has it
+
+        own = np.arange(self._recent + self._against)
+        # A pick that differs by rounding alone is as far off.
+        least = float(self._distances(own[None, :])[0]) * (1 - 1e-9)
+
+        def count_as_large(draws: int) -> int:
+            size = min(draws, _PICKS_AT_ONCE)
+            return sum(int((self._picked(part, size) >= least).sum()) for part in range(draws // size))
+
+        return draw_p(count_as_large, _PICKS if level < _FEW_PICKS_TELL else _PICKS[:-1])
+
+    def farthest(self, level: float) -> float:
+        """Return the squared distance that as few of the picks have as the level says."""
+        import numpy as np  # noqa: PLC0415  # its caller has it
+
+        rarer = max(1, math.floor(level * _PICKS_AT_ONCE))
+        return float(np.partition(self._picked(0, _PICKS_AT_ONCE), -rarer)[-rarer])
+
+    def _picked(self, part: int, draws: int) -> NDArray[np.float64]:
+        against = 0 if self._all_others else self._against
+        return self._distances(_picks(len(self._roots), self._recent, against, part, draws))
+
+    def _distances(self, picks: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+        """Return how far the days that were picked are from the others, squared."""
+        chosen = self._roots[picks[:, : self._recent]].sum(axis=1)
+        if self._all_others:
+            others = self._roots.sum(axis=0) - chosen
+        else:
+            others = self._roots[picks[:, self._recent :]].sum(axis=1)
+        squared: NDArray[np.float64] = ((chosen / self._recent - others / self._against) ** 2).sum(axis=1)
+        return squared
+
+
+def _visible_change(share: float, seen: float, max_psi: float) -> float | None:
+    """Return by how much a class of this share must grow, or shrink, before the shift is seen; None: no change is.
+
+    The other classes make room in proportion. The shift has to be over the limit of PSI and as far as `seen`.
     """
     import numpy as np  # noqa: PLC0415  # its caller has it
-    from scipy.special import fdtrc  # noqa: PLC0415  # as above
 
-    sides = [*compared, *earlier]
-    table = _table(sides, sorted({class_ for counts in sides for class_, n in counts.items() if n}))
-    rows = table.sum(axis=1)
-    roots = np.sqrt(table / rows[:, None])
-    days = roots[2:] - roots[2:].mean(axis=0)
-    m = len(days)
-    apart = (days**2).sum(axis=1)
-    variance = float(apart.sum()) / (m - 1)
-    # A share of fewer rows than the earlier ones had is off by more, by chance alone: a root by 1/4n at most.
-    usual = float((1 / rows[2:]).mean())
-    noise = max(0.0, 1 / rows[0] - usual) + max(0.0, 1 / rows[1] - usual / n_pooled)
-    expected = variance * (1 + 1 / n_pooled) + noise * (table.shape[1] - 1) / 4
-    distance = float(((roots[0] - roots[1]) ** 2).sum())
-    if expected <= 0:
-        return 0.0 if distance else 1.0
-    # As many directions as the shares vary in alike (Satterthwaite), by the products of all pairs of days.
-    directions = max(1.0, (variance * (m - 1)) ** 2 / float(((days @ days.T) ** 2).sum() or 1))
-    # Some days are wilder than others: the distances then have longer tails than those of so many directions.
-    # Days that are all alike are not wild.
-    spread = float(apart.var(ddof=1))
-    tails = min(1.0, 2 * float(apart.mean()) ** 2 / spread / directions) if spread else 1.0
-    # So few days show too short a tail. Halved and squared, no kind of days that was simulated has an alarm in more
-    # than 5 % of its years: even where days vary wildly, or are of very different sizes (docs/truth.md). Fewer
-    # directions have the longer tail, but less before it.
-    by_chance = [float(fdtrc(some, m - 1, distance / expected)) for some in (directions, directions * tails**2 / 2)]
-    # What an earlier day was off by, compared with all others, is nothing new.
-    as_far = int((apart * m / (m - 1) * expected >= distance * variance).sum())
-    return max(*by_chance, as_far / (m + 1))
+    change = np.concatenate([-np.arange(0.005, share, 0.005), np.arange(0.005, 1 - share, 0.005)])
+    after = np.clip(share + change, 1e-6, 1 - 1e-6)
+    share = min(1 - 1e-6, max(1e-6, share))
+    squared = 2 - 2 * (np.sqrt(share * after) + np.sqrt((1 - share) * (1 - after)))
+    psi = (after - share) * np.log(after / share) + (share - after) * np.log((1 - after) / (1 - share))
+    found = np.abs(change[(squared > seen) & (psi > max_psi)])
+    return float(found.min()) if len(found) else None
 
 
 def _table(sides: Sequence[Counts], classes: Sequence[Class]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
@@ -21,13 +22,15 @@ from dagster_llm_batch.metrics import (
     drifts_to_arrow,
     shares_to_arrow,
 )
+from dagster_llm_batch.metrics.drift import recent_partitions
 from dagster_llm_batch.metrics.looks import look_level
 
 CALM = [{"a": 50, "b": 50}, {"a": 57, "b": 43}, {"a": 43, "b": 57}] * 10
 """Earlier partitions, which vary as chance does."""
 
 
-def compared(here, reference, *, max_psi=0.25, level=0.01, earlier=CALM):
+def compared(here, reference, *, max_psi=0.25, level=0.01, earlier=CALM, lasts=3, follows=True, visible=False):
+    """Compare a partition that is the last of so many in a row with the same classes."""
     return drift_between(
         here,
         reference if isinstance(reference, list) else [reference],
@@ -37,7 +40,9 @@ def compared(here, reference, *, max_psi=0.25, level=0.01, earlier=CALM):
         against="mon",
         max_psi=max_psi,
         level=level,
-        earlier=earlier,
+        earlier=[*earlier, *[here] * (lasts - 1)],
+        follows=follows,
+        with_visible_change=visible,
     )
 
 
@@ -69,8 +74,8 @@ def test_drift_is_large_and_not_chance():
 
 
 def test_a_class_that_is_new_or_gone_is_a_shift_of_finite_size():
-    new = compared({"a": 50, "b": 50}, {"a": 100})
-    gone = compared({"a": 100}, {"a": 50, "b": 50})
+    new = compared({"a": 50, "b": 50}, {"a": 100}, earlier=[{"a": 100}] * 30)
+    gone = compared({"a": 100}, {"a": 50, "b": 50}, earlier=[{"a": 50, "b": 50}] * 30)
     assert new.drifted
     assert gone.drifted
     assert new.psi == pytest.approx(gone.psi)
@@ -83,7 +88,7 @@ def test_classes_of_few_rows_are_tested_too():
         compared(
             dict.fromkeys(range(n // 2), 8),
             dict.fromkeys(range(n), 28),
-            earlier=[{at: 3 + (at + day) % 3 for at in range(n)} for day in range(7)],
+            earlier=[{at: 3 + (at + day) % 3 for at in range(n)} for day in range(21)],
         )
         for n in (10, 50)
     )
@@ -99,34 +104,85 @@ def test_by_chance_means_the_share_of_permutations():
 
 def test_a_partition_is_held_against_what_earlier_ones_were_off():
     here, reference = {"a": 80, "b": 20}, {"a": 350, "b": 350}
-    wild = [{"a": 90, "b": 10}, {"a": 10, "b": 90}] * 4
+    wild = [{"a": 90, "b": 10}, {"a": 10, "b": 90}] * 15
     assert compared(here, reference).drifted
     usual = compared(here, reference, earlier=wild)
-    assert (usual.p_chance < 1e-6, usual.p_variation > 0.1, usual.drifted) == (True, True, False)
-    few = compared(here, reference, earlier=[*wild[:6], {}])
-    assert (few.n_earlier, few.p_variation, few.p_value, few.drifted) == (6, None, None, False)
+    assert (usual.p_chance < 1e-6, usual.p_variation > 0.01, usual.drifted) == (True, True, False)
+
+
+def test_with_too_few_partitions_nothing_is_decided():
+    here, reference = {"a": 80, "b": 20}, {"a": 350, "b": 350}
+    few = compared(here, reference, earlier=[*CALM[:6], {}], level=0.0005)
+    assert (few.n_earlier, few.n_recent, few.p_variation, few.p_value) == (8, None, None, None)
+    assert (few.drifted, few.visible_change) == (False, None)
+    assert compared(here, reference, earlier=CALM[:12], level=0.001).n_recent == 5
+
+
+@pytest.mark.parametrize(("n_days", "level", "recent"), [(5, 0.01, None), (16, 3e-4, 6), (59, 1e-4, 3), (93, 2e-5, 3)])
+def test_as_many_partitions_are_compared_as_can_show_a_p_value_of_the_level(n_days, level, recent):
+    assert recent_partitions(n_days, level) == recent
+    if recent is not None:
+        assert 2 / math.comb(n_days, recent) <= level
+
+
+def test_the_p_value_is_the_share_of_all_picks_that_are_as_far_off():
+    days = [{"a": 40 + 7 * (day % 4) + day, "b": 50} for day in range(9)]
+    got = compared(days[-1], days[4], earlier=days[:-1], lasts=1, level=0.05)
+    roots = np.sqrt([[day["a"], day["b"]] for day in days] / np.array([[day["a"] + day["b"]] for day in days]))
+
+    def apart(picked):
+        rest = [at for at in range(len(days)) if at not in picked]
+        return ((roots[list(picked)].mean(axis=0) - roots[rest].mean(axis=0)) ** 2).sum()
+
+    picks = list(itertools.combinations(range(len(days)), got.n_recent))
+    own = apart(tuple(range(len(days) - got.n_recent, len(days))))
+    exact = sum(apart(picked) >= own - 1e-12 for picked in picks) / len(picks)
+    assert got.p_variation == pytest.approx(exact, abs=0.01)
+
+
+def test_a_single_partition_is_no_drift_however_far_off_it_is_and_the_third_in_a_row_is():
+    here, reference = {"a": 900, "b": 100}, {"a": 500, "b": 500}
+    assert [compared(here, reference, lasts=lasts, level=0.0005).drifted for lasts in (1, 2, 3)] == [False, False, True]
+
+
+def life(rng, shares_of_day, days, rows=300):
+    """Return the days with an alarm, where each day has shares of its own."""
+    counts = [dict(enumerate(rng.multinomial(rows, shares_of_day(day)).tolist())) for day in range(days)]
+    return [
+        day
+        for day in range(1, days)
+        if compared(
+            counts[day],
+            counts[max(0, day - 7) : day],
+            level=look_level(day),
+            earlier=counts[max(0, day - 90) : day],
+            lasts=1,
+        ).drifted
+    ]
 
 
 @pytest.mark.simulation
-def test_days_that_vary_by_themselves_raise_few_alarms_and_a_shift_raises_one():
+@pytest.mark.parametrize("kind", ["one day in ten is wild", "Student's t", "Dirichlet"])
+def test_independent_days_raise_few_alarms_however_wild_they_are(kind):
+    """One in ten wild raised alarms in a fifth of the years, since the tail that few wild days show is too short."""
     rng = np.random.default_rng(4)
 
-    def life(days, shift_at=None):
-        days_counts, alarms = [], []
-        for day in range(days):
-            share = rng.dirichlet([12, 9, 6, 3])
-            if day == shift_at:
-                share = np.array([0.02, 0.05, 0.13, 0.8])
-            days_counts.append(rng.multinomial(300, share))
-            earlier = [dict(enumerate(counts.tolist())) for counts in days_counts[max(0, day - 57) : -1]]
-            here = dict(enumerate(days_counts[-1].tolist()))
-            got = compared(here, earlier[-7:], level=look_level(day), earlier=earlier)
-            alarms += [day] if got.drifted else []
-        return alarms
+    def shares(_day):
+        if kind == "Dirichlet":
+            return rng.dirichlet([12, 9, 6, 3])
+        off = rng.normal(0, rng.random() < 0.1, 4) if kind == "one day in ten is wild" else 0.4 * rng.standard_t(3, 4)
+        odds = np.array([0.4, 0.3, 0.2, 0.1]) * np.exp(off)
+        return odds / odds.sum()
 
-    # By chance alone, as it was judged before, a third of such lives has an alarm within a month.
-    assert sum(bool(life(60)) for _ in range(40)) <= 5
-    assert sum(40 in life(41, shift_at=40) for _ in range(20)) >= 12
+    # Of 20 years, 5 % are one; 5 or more have a chance of 0.3 %.
+    assert sum(bool(life(rng, shares, 365)) for _ in range(20)) <= 4
+
+
+@pytest.mark.simulation
+def test_a_class_that_turns_is_seen_within_three_days():
+    rng = np.random.default_rng(5)
+    usual, turned = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
+    assert all(set(life(rng, lambda day: usual if day < 60 else turned, 63)) & {60, 61, 62} for _ in range(30))
 
 
 def test_a_day_of_more_rows_or_of_fewer_is_held_to_the_same_variation():
@@ -137,34 +193,50 @@ def test_a_day_of_more_rows_or_of_fewer_is_held_to_the_same_variation():
         for _ in range(100):
             drawn = rng.multinomial([300] * 28 + [rows], rng.dirichlet([12, 9, 6, 3], 29))
             *earlier, here = (dict(enumerate(counts)) for counts in drawn.tolist())
-            explained.append(compared(here, earlier[-7:], earlier=earlier).p_variation)
+            explained.append(compared(here, earlier[-7:], earlier=earlier, lasts=1).p_variation)
         assert sum(p < 0.01 for p in explained) <= 4
 
 
-def test_what_a_day_before_was_off_by_is_nothing_new():
+def test_what_days_before_were_off_by_is_nothing_new():
     rng = np.random.default_rng(9)
     calm = [dict(enumerate(counts)) for counts in rng.multinomial(300, [0.4, 0.3, 0.2, 0.1], 40).tolist()]
     wild, again = {0: 30, 1: 60, 2: 90, 3: 120}, {0: 33, 1: 62, 2: 88, 3: 117}
     first = compared(wild, calm[-7:], earlier=calm, level=0.0005)
-    second = compared(again, calm[-7:], earlier=[*calm[:20], wild, *calm[20:]], level=0.0005)
+    second = compared(again, calm[-7:], earlier=[*calm[:20], *[wild] * 3, *calm[20:]], level=0.0005)
     assert (first.drifted, second.drifted) == (True, False)
-    assert second.p_variation >= 1 / 42
 
 
 def test_a_day_of_the_week_that_was_seen_before_is_no_drift():
     rng = np.random.default_rng(8)
-    alarms = 0
-    for _ in range(10):
-        shares = np.tile([0.4, 0.3, 0.2, 0.1], (56, 1))
-        shares[6::7] = [0.15, 0.2, 0.3, 0.35]
-        days = [dict(enumerate(counts)) for counts in rng.multinomial(300, shares).tolist()]
-        found = [
-            compared(days[at], days[max(0, at - 7) : at], level=look_level(at), earlier=days[:at])
-            for at in range(1, 56)
+    for weekend in ([6], [5, 6]):
+
+        def shares(day, weekend=weekend):
+            return [0.15, 0.2, 0.3, 0.35] if day % 7 in weekend else [0.4, 0.3, 0.2, 0.1]
+
+        assert sum(bool(life(rng, shares, 56)) for _ in range(10)) <= 1
+
+
+def test_a_fixed_reference_is_compared_with_though_days_have_long_been_otherwise():
+    rng = np.random.default_rng(10)
+    accepted = [dict(enumerate(counts)) for counts in rng.multinomial(300, [0.4, 0.3, 0.2, 0.1], 7).tolist()]
+    since = [dict(enumerate(counts)) for counts in rng.multinomial(300, [0.1, 0.2, 0.3, 0.4], 40).tolist()]
+    got = compared(since[-1], accepted, earlier=since[:-1], lasts=1, follows=False, level=0.0005)
+    assert got.drifted
+    assert not compared(since[-1], since[-8:-1], earlier=since[:-1], lasts=1, level=0.0005).drifted
+
+
+def test_the_change_that_would_be_seen_grows_with_what_days_vary_by():
+    rng = np.random.default_rng(11)
+
+    def seen(strength):
+        days = [
+            dict(enumerate(rng.multinomial(300, rng.dirichlet(np.multiply([4, 3, 2, 1], strength))))) for _ in range(60)
         ]
-        assert max(one.psi for one in found) > 0.25
-        alarms += sum(one.drifted for one in found)
-    assert alarms <= 1
+        return compared(days[-1], days[-8:-1], earlier=days[:-1], lasts=1, level=0.0005, visible=True).visible_change
+
+    steady, varied = seen(100), seen(5)
+    assert 0.05 < steady < varied
+    assert seen(0.1) is None or seen(0.1) > varied
 
 
 @pytest.mark.parametrize(("here", "reference"), [({}, {"a": 3}), ({"a": 3}, {}), ({"a": 0}, {"a": 3})])
