@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import chdtrc
 from scipy.stats import binom, binomtest, chi2_contingency
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
 from dagster_llm_batch.metrics import Counts, Target, calibration_of, class_counts, drift_between, join
+from dagster_llm_batch.metrics.drift import recent_partitions
 from dagster_llm_batch.metrics.limits import miscalibration_p, share_p_below
 from dagster_llm_batch.metrics.looks import (
     ALPHA,
@@ -36,6 +36,9 @@ LEAST_SEEN = 0.99
 """Promised: so many turns of a class are found within _DAYS_TO_SEE, after 60 steady days of 300 rows."""
 
 _DAYS_TO_SEE = 3
+
+_EARLIER = 90
+"""As many days before one as `drift_assets` looks at."""
 
 QUICK_LIVES, FULL_LIVES = 30, 1_000
 
@@ -223,10 +226,8 @@ def _drift(cell: Cell, rng: np.random.Generator) -> tuple[bool, bool]:
         both = both[:, both.sum(axis=0) > 0]
         is_asked = cell.wanted is None or day >= turned
         ordinary = ordinary or (is_asked and bool(chi2_contingency(both, correction=False).pvalue < 0.01))
-    # What is within the limit, or hardly more than chance makes, is no alarm; the rest is asked.
-    psi = _psi(units)
-    asked = (psi > _MAX_PSI) & (_chance(units) < 0.1)
-    over = [day for day in np.flatnonzero(asked).tolist() if cell.wanted is None or day >= turned]
+    psi = _recent_psi(units)
+    over = [day for day in np.flatnonzero(psi > _MAX_PSI).tolist() if cell.wanted is None or day >= turned]
     told: list[Counts] = [dict(enumerate(counts)) for counts in units.tolist()]
     return any(_drifted(day, told, psi[day]) for day in over), ordinary
 
@@ -247,13 +248,23 @@ def _psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
     return psi
 
 
-def _chance(days: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return how likely each day's chi-squared is against the seven before it, nearly."""
-    before = _before(days, 7)
-    n, m = days.sum(axis=1, keepdims=True), np.maximum(1, before.sum(axis=1, keepdims=True))
-    both = np.maximum(1, days + before)
-    found: NDArray[np.float64] = chdtrc(days.shape[1] - 1, ((days * m - before * n) ** 2 / both / n / m).sum(axis=1))
-    return found
+@cache
+def _judged_together(day: int) -> int | None:
+    """Return how many days are judged together on this one."""
+    return recent_partitions(min(day, _EARLIER) + 1, look_level(day))
+
+
+def _recent_psi(days: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the PSI of the days that are judged together on each day against the seven before them; 0 for none."""
+    psi = np.zeros(len(days))
+    for day in range(len(days)):
+        recent = _judged_together(day)
+        if recent is not None:
+            split = day + 1 - recent
+            sides = (days[split : day + 1].sum(axis=0), days[max(0, split - 7) : split].sum(axis=0))
+            here, there = ((side + 0.5) / (side + 0.5).sum() for side in (side[sum(sides) > 0] for side in sides))
+            psi[day] = ((here - there) * np.log(here / there)).sum()
+    return psi
 
 
 def _by_group(alone: NDArray[np.int64], groups: NDArray[np.int64]) -> Counts:
@@ -275,10 +286,10 @@ def _drifted(day: int, counts: Sequence[Counts], psi: float) -> bool:
         against="",
         max_psi=_MAX_PSI,
         level=look_level(day),
-        earlier=counts[max(0, day - 90) : day],
+        earlier=counts[max(0, day - _EARLIER) : day],
     )
-    assert found.psi is not None
-    assert np.isclose(found.psi, psi), "the simulation counts another PSI"
+    assert found.recent_psi is not None
+    assert np.isclose(found.recent_psi, psi), "the simulation counts another PSI"
     return found.drifted
 
 

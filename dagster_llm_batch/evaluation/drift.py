@@ -69,14 +69,15 @@ _DOCS = {
     "n_classes": "classes that either has",
     "chi2": "chi-squared statistic",
     "p_chance": "how often chance alone would shift the shares so far",
+    "recent_psi": "PSI of the last n_recent partitions together, against the reference as it was before them",
     "p_variation": "how often as many partitions, picked at random from all, would be so far off",
-    "p_value": "the larger of both; null: not decided",
+    "p_value": "the larger of that and of how often chance would do it to those partitions; null: not decided",
     "n_earlier": "partitions before it that show how much they vary",
     "n_recent": "partitions compared together, this one and those just before it; null: too few to decide",
     "visible_change": "least change of that class's share that would be an alarm; null: none would be, or not decided",
     "most_changed": "class whose share has changed the most",
     "change": "by how much: 0.1 is ten points more",
-    "drifted": "PSI is over the limit, and chance and the dataset's own variation do not explain it",
+    "drifted": "recent_psi is over the limit, and chance and the dataset's own variation do not explain it",
     "adwin_changed": "classes whose share changed here, as the online detector sees it",
     "class": "class of the target",
     "share": "of the partition's labels",
@@ -269,12 +270,14 @@ def _verdict(
     """Of the last partition that has labels: in a run of one, that one."""
     judged = [drift for series in measured for drift in series.drifts[-1:]]
     over = [
-        drift for drift in judged if drift.psi is not None and drift.psi > design.max_psi and drift.p_value is not None
+        drift
+        for drift in judged
+        if drift.recent_psi is not None and drift.recent_psi > design.max_psi and drift.p_value is not None
     ]
     look = Look(
         partition,
         # What is within the limit, or has too few partitions before it, cannot fail: that is no look.
-        state=code_digest(*((drift.partition, drift.psi, drift.p_chance) for drift in judged)) if over else "",
+        state=code_digest(*((drift.partition, drift.recent_psi, drift.p_value) for drift in judged)) if over else "",
     )
     level = looks.level(look, len(judged))
     drifted = [drift for drift in over if drift.p_value is not None and drift.p_value < level]
@@ -305,15 +308,16 @@ def _sentence(drift: Drift, level: float) -> str:
         return f"{subject}: nothing to compare with yet."
     if drift.p_chance is None:
         chance = "one class only"
-    elif drift.p_value is None or drift.p_variation is None:
+    elif drift.p_value is None or drift.recent_psi is None:
         chance = (
             f"p = {drift.p_chance:.2g} by chance; not decided: the {drift.n_earlier} partitions before it are too few "
             "to show how much partitions vary"
         )
     else:
         chance = (
-            f"p = {drift.p_chance:.2g} by chance, {drift.p_variation:.2g} by own variation of {drift.n_recent} "
-            f"partitions in a row, {min(1.0, drift.p_value * ALPHA / level):.2g} over all looks"
+            f"p = {drift.p_chance:.2g} by chance; the last {drift.n_recent} partitions together: PSI "
+            f"{drift.recent_psi:.3f}, p = {drift.p_value:.2g} by chance and own variation, "
+            f"{min(1.0, drift.p_value * ALPHA / level):.2g} over all looks"
         )
     most = f"most changed: {plain_text(drift.most_changed)} ({drift.change:+.1%})"
     if drift.n_recent is not None:
@@ -354,6 +358,7 @@ def _metadata(design: DriftSpec, measured: Sequence[_Series], behind: _Behind) -
             "js_distance",
             "chi2",
             "p_chance",
+            "recent_psi",
             "p_variation",
             "p_value",
             "most_changed",
@@ -389,12 +394,12 @@ def drift_assets(
                      <name>_shares    labels and share of each class
 
     Rows with one request have one reply, which counts once; so do rows of a `cluster`, once for each of their classes.
-    A partition has drifted where its PSI against the reference is over `max_psi`, chance does not explain it, however
-    few its rows are (chi-squared, by permutations where a class is rare), and it is further off, together with the two
-    partitions before it, than three partitions picked at random from the last 90. So an alarm comes on the third
-    partition of a shift. With few partitions more than three are compared; with fewer than about sixteen nothing is
-    decided, and the check reports that. All looks share 5 % of false alarms in 365 partitions; see `evaluation.looks`.
-    Needs the extra `evaluation` when it runs.
+    Three partitions in a row are judged together, so that one wild day is no alarm: an alarm comes on the third
+    partition of a shift. They have drifted where their PSI against the reference is over `max_psi`, chance does not
+    explain it, however few the rows are (chi-squared, by permutations where a class is rare), and they are further off
+    than three partitions picked at random from the last 90. With few partitions more than three are compared; with
+    fewer than about sixteen nothing is decided, and the check reports that. All looks share 5 % of false alarms in 365
+    partitions; see `evaluation.looks`. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
@@ -458,7 +463,7 @@ def drift_assets(
     }
     check = builder.check(
         CHECK,
-        f"PSI is at most {max_psi:g}, or chance or the labels' own variation explains the shift.",
+        f"PSI of the last partitions is at most {max_psi:g}, or chance or the labels' own variation explains it.",
         blocking=blocking,
     )
     return [builder.asset(specs, partial(_prepare, design, specs[""].key), [check])]

@@ -98,12 +98,13 @@ class Drift:
     - `psi`: with half a row added to each class of both, as a class that is new would make it endless.
     - `chi2` has `n_classes - 1` degrees of freedom; None where there is one class only.
     - `p_chance`: how often rows that were drawn alike would differ as much (a permutation test where a class is rare).
-      `p_variation`: how often as many partitions would, picked at random from all; None where there are too few of
-      them. `p_value`: the larger of both, and None without either: then nothing is decided. `n_earlier`: the earlier
-      partitions that have labels. `n_recent`: partitions compared together, this one and the ones just before it.
+    - `n_recent`: partitions that are judged together, this one and the ones just before it, against the reference as it
+      was before them; None where there are too few partitions, and nothing is decided. `recent_psi`: their PSI.
+      `p_variation`: how often as many partitions, picked at random from all, would be as far off. `p_value`: the larger
+      of that and of how often chance alone would do it. `n_earlier`: the earlier partitions that have labels.
     - `visible_change`: the least change of the share of `most_changed` that would be an alarm, given how much
       partitions vary (0.1: ten points); None where no change would be, nothing is decided, or it was not asked for.
-    - `drifted`: PSI is over the limit, and `p_value` below the level of this look (see `looks`).
+    - `drifted`: `recent_psi` is over the limit, and `p_value` below the level of this look (see `looks`).
     - `most_changed`: class whose share has changed the most, by `change` (0.1: ten points more).
     - `adwin_changed`: classes whose share changed in this partition, as the online detector sees it; None: not asked.
     """
@@ -123,6 +124,7 @@ class Drift:
     p_value: float | None = None
     n_earlier: int = 0
     n_recent: int | None = None
+    recent_psi: float | None = None
     visible_change: float | None = None
     most_changed: str | None = None
     change: float | None = None
@@ -187,9 +189,7 @@ def drift_between(
         with_visible_change: Whether to tell the least change that would be an alarm, which takes longer.
         adwin_changed: What the online detector has seen.
     """
-    pooled: Counter[Class] = Counter()
-    for counts in reference:
-        pooled.update(counts)
+    pooled = _pooled(reference)
     days = [counts for counts in earlier if sum(counts.values())]
     n, n_reference = sum(here.values()), pooled.total()
     if not n or not n_reference:
@@ -202,23 +202,29 @@ def drift_between(
     classes = sorted(class_ for class_ in {*here, *pooled} if here.get(class_, 0) + pooled[class_])
     table = _table([here, pooled], classes)
     share = table / table.sum(axis=1, keepdims=True)
-    smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
-    psi = float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
     distance = float(jensenshannon(share[0], share[1], base=2))
     fixed = [] if follows else [counts for counts in reference if sum(counts.values())]
     n_days = 1 + len(days) + len(fixed)
     recent = recent_partitions(n_days, level, n_fixed=len(fixed)) if len(classes) > 1 else None
-    p_variation = farthest = None
+    recent_psi = p_variation = p_value = farthest = None
+    # Where variation explains the shift, or nothing is decided, the first draws show enough of chance.
+    draws = DRAWS[:1]
     if recent is not None:
         split = len(days) - (recent - 1)
-        before = days[:split]
-        variation = _Variation([*days[split:], here], fixed or before, before if fixed else None)
+        last, before = [*days[split:], here], days[:split]
+        variation = _Variation(last, [*fixed, *before], len(fixed))
         p_variation = variation.p_value(level)
         farthest = variation.farthest(level) if with_visible_change else None
-    # Where variation explains the shift, or nothing is decided, the first draws say enough of chance.
-    decides = p_variation is not None and p_variation < _NEAR
-    chi2, p_chance = _chi_squared(table, DRAWS if decides else DRAWS[:1])
-    p_value = None if p_chance is None or p_variation is None else max(p_chance, p_variation)
+        # A reference that follows the partitions would have taken on the shift that they show.
+        sides = [_pooled(last), _pooled(fixed or before[-len(reference) :])]
+        together = _table(
+            sides, sorted(class_ for class_ in {*sides[0], *sides[1]} if sides[0][class_] + sides[1][class_])
+        )
+        recent_psi = _psi(together)
+        draws = DRAWS if p_variation < _NEAR else DRAWS[:1]
+        by_chance = _chi_squared(together, draws)[1]
+        p_value = None if by_chance is None else max(by_chance, p_variation)
+    chi2, p_chance = _chi_squared(table, draws)
     # Compared as whole numbers, so that rounding does not decide between two classes that changed alike.
     apart = table[0] * n_reference - table[1] * n
     most = int(np.abs(apart).argmax())
@@ -230,7 +236,7 @@ def drift_between(
         reference=against,
         n=n,
         n_reference=n_reference,
-        psi=psi,
+        psi=_psi(table),
         # equal shares may give the root of -1e-17
         js_distance=distance if math.isfinite(distance) else 0.0,
         n_classes=len(classes),
@@ -240,12 +246,29 @@ def drift_between(
         p_value=p_value,
         n_earlier=len(days),
         n_recent=recent,
+        recent_psi=recent_psi,
         visible_change=visible,
         most_changed=class_name(classes[most]),
         change=float(apart[most]) / (n * n_reference),
-        drifted=psi > max_psi and p_value is not None and p_value < level,
+        drifted=recent_psi is not None and recent_psi > max_psi and p_value is not None and p_value < level,
         adwin_changed=adwin_changed,
     )
+
+
+def _pooled(partitions: Iterable[Counts]) -> Counter[Class]:
+    """Add the classes of partitions up."""
+    pooled: Counter[Class] = Counter()
+    for counts in partitions:
+        pooled.update(counts)
+    return pooled
+
+
+def _psi(table: NDArray[np.float64]) -> float:
+    """Return the population stability index of two rows of counts."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    smooth = (table + 0.5) / (table + 0.5).sum(axis=1, keepdims=True)
+    return float(((smooth[0] - smooth[1]) * np.log(smooth[0] / smooth[1])).sum())
 
 
 def _chi_squared(
@@ -291,10 +314,11 @@ def recent_partitions(n_days: int, level: float, *, n_fixed: int = 0) -> int | N
         level: The p-value below which a shift is an alarm.
         n_fixed: Partitions of a fixed reference.
     """
-    for recent in range(LEAST_RECENT, (n_days - n_fixed) // (1 if n_fixed else 2) + 1):
-        # As far off as the most extreme pick are those that only have partitions of the fixed reference. With half the
-        # level, the next pick is an alarm, too.
-        if (1 + math.comb(n_fixed, recent)) / math.comb(n_days, recent) <= level / 2:
+    for recent in range(LEAST_RECENT, min(n_days // 2, n_days - n_fixed) + 1):
+        # The most extreme pick alone has this p-value; with half the level, the next one is an alarm, too. A fixed
+        # reference is compared in two ways, and picks that only have partitions of it are as far off.
+        fewest = 2 * (1 + math.comb(n_fixed, recent)) if n_fixed else 1
+        if fewest / math.comb(n_days, recent) <= level / 2:
             return recent
     return None
 
@@ -309,58 +333,59 @@ def _picks(n_days: int, recent: int, against: int, part: int, draws: int) -> NDA
 
 
 class _Variation:
-    """How far the last partitions are from those of a reference, beside random picks of all partitions.
+    """How far the last partitions are from the others, beside random picks of all partitions.
 
     Where all days are alike in distribution, each pick is as likely as the one that is asked about, whatever the days
     differ by: a p-value below a level is as rare as the level. Nothing is assumed of how wild days are.
     """
 
-    def __init__(self, last: Sequence[Counts], reference: Sequence[Counts], between: Sequence[Counts] | None) -> None:
-        """Take the classes of the last partitions, and of those that they are compared with.
-
-        `between` are further partitions, which show how much partitions vary; None: the reference is of all others.
-        """
+    def __init__(self, last: Sequence[Counts], others: Sequence[Counts], n_fixed: int) -> None:
+        """Take the classes of the last partitions, and of the others: first those of a fixed reference."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
-        days = [*last, *reference, *(between or ())]
+        days = [*last, *others]
         table = _table(days, sorted({class_ for counts in days for class_, n in counts.items() if n}))
         self._roots = np.sqrt(table / table.sum(axis=1, keepdims=True))
-        self._recent, self._against = len(last), len(reference)
-        self._all_others = between is None
+        self._recent, self._fixed = len(last), n_fixed
 
     def p_value(self, level: float) -> float:
-        """Return the share of the picks that differ as much, as exactly as the level needs."""
-        import numpy as np  # noqa: PLC0415  # its caller has it
+        """Return the share of the picks that differ as much, as exactly as the level needs.
 
-        own = np.arange(self._recent + self._against)
-        # A pick that differs by rounding alone is as far off.
-        least = float(self._distances(own[None, :])[0]) * (1 - 1e-9)
-
-        def count_as_large(draws: int) -> int:
-            size = min(draws, _PICKS_AT_ONCE)
-            return sum(int((self._picked(part, size) >= least).sum()) for part in range(draws // size))
-
-        return draw_p(count_as_large, _PICKS if level < _FEW_PICKS_TELL else _PICKS[:-1])
+        A fixed reference gives two ways to be far off: from it, as long after a shift, and from all others, as where
+        it is of a single partition, which may itself be a wild one. The smaller share counts twice.
+        """
+        from_others = self._share_as_far(0, level)
+        return min(1.0, 2 * min(from_others, self._share_as_far(self._fixed, level))) if self._fixed else from_others
 
     def farthest(self, level: float) -> float:
-        """Return the squared distance that as few of the picks have as the level says."""
+        """Return the squared distance from all others that as few of the picks have as the level says."""
         import numpy as np  # noqa: PLC0415  # its caller has it
 
         rarer = max(1, math.floor(level * _PICKS_AT_ONCE))
-        return float(np.partition(self._picked(0, _PICKS_AT_ONCE), -rarer)[-rarer])
+        return float(np.partition(self._picked(0, 0, _PICKS_AT_ONCE), -rarer)[-rarer])
 
-    def _picked(self, part: int, draws: int) -> NDArray[np.float64]:
-        against = 0 if self._all_others else self._against
-        return self._distances(_picks(len(self._roots), self._recent, against, part, draws))
+    def _share_as_far(self, against: int, level: float) -> float:
+        import numpy as np  # noqa: PLC0415  # its caller has it
 
-    def _distances(self, picks: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-        """Return how far the days that were picked are from the others, squared."""
+        own = np.arange(self._recent + against)
+        # A pick that differs by rounding alone is as far off.
+        least = float(self._distances(own[None, :], against)[0]) * (1 - 1e-9)
+
+        def count_as_large(draws: int) -> int:
+            size = min(draws, _PICKS_AT_ONCE)
+            return sum(int((self._picked(against, part, size) >= least).sum()) for part in range(draws // size))
+
+        return draw_p(count_as_large, _PICKS if level < _FEW_PICKS_TELL else _PICKS[:-1])
+
+    def _picked(self, against: int, part: int, draws: int) -> NDArray[np.float64]:
+        return self._distances(_picks(len(self._roots), self._recent, against, part, draws), against)
+
+    def _distances(self, picks: NDArray[np.integer[Any]], against: int) -> NDArray[np.float64]:
+        """Return how far the days that were picked are from as many picked ones, or from all others (0), squared."""
         chosen = self._roots[picks[:, : self._recent]].sum(axis=1)
-        if self._all_others:
-            others = self._roots.sum(axis=0) - chosen
-        else:
-            others = self._roots[picks[:, self._recent :]].sum(axis=1)
-        squared: NDArray[np.float64] = ((chosen / self._recent - others / self._against) ** 2).sum(axis=1)
+        others = self._roots[picks[:, self._recent :]].sum(axis=1) if against else self._roots.sum(axis=0) - chosen
+        n_others = against or len(self._roots) - self._recent
+        squared: NDArray[np.float64] = ((chosen / self._recent - others / n_others) ** 2).sum(axis=1)
         return squared
 
 

@@ -12,10 +12,10 @@ from evaluation_project import EvaluationProject
 from dagster_llm_batch import drift_assets
 from dagster_llm_batch.errors import ConfigError
 
-DAYS = [f"2026-01-0{day}" for day in range(1, 10)]
-DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-10")
-WEEK = DAYS[:7]
-"""Days that nothing is decided about: those before them are too few to show how much days vary."""
+DAYS = [f"2026-01-{day:02}" for day in range(1, 25)]
+DAILY = dg.DailyPartitionsDefinition(DAYS[0], end_date="2026-01-25")
+LAST = DAYS[20:]
+"""As many days as are judged together, where there are 24."""
 STEADY = {"billing": 60, "bug": 40}
 SHIFTED = {"billing": 20, "bug": 80}
 
@@ -51,36 +51,41 @@ def verdicts(result):
 
 class TestAllPartitions:
     def test_each_partition_is_held_against_those_before_it(self, project):
-        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}))
+        upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)))
         project.fill(upstream, *DAYS)
         project.run([*upstream, *assets], select=assets)
         found = by_partition(project)
         assert list(found) == DAYS
-        assert [row["drifted"] for row in found.values()] == [False] * 7 + [True, False]
+        assert [row["drifted"] for row in found.values()] == [False] * 23 + [True]
         assert (found[DAYS[0]]["reference"], found[DAYS[0]]["psi"]) == (None, None)
         assert found[DAYS[1]]["reference"] == DAYS[0]
-        assert (found[DAYS[7]]["reference"], found[DAYS[7]]["n_reference"]) == (f"{DAYS[4]} to {DAYS[6]} (3)", 300)
-        assert (found[DAYS[7]]["most_changed"], found[DAYS[7]]["change"]) == ("billing", pytest.approx(-0.4))
+        assert (found[DAYS[20]]["reference"], found[DAYS[20]]["n_reference"]) == (f"{DAYS[17]} to {DAYS[19]} (3)", 300)
+        assert (found[DAYS[20]]["most_changed"], found[DAYS[20]]["change"]) == ("billing", pytest.approx(-0.4))
+        # The reference of the last day has itself shifted; the one before the shift decides.
+        assert (found[DAYS[23]]["psi"], found[DAYS[23]]["n_recent"]) == (pytest.approx(0, abs=0.01), 4)
+        assert found[DAYS[23]]["recent_psi"] == pytest.approx(found[DAYS[20]]["psi"], abs=0.1)
 
     def test_the_check_speaks_of_the_last_one(self, project):
-        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}))
-        project.fill(upstream, *DAYS[:8])
+        upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)), reference=7)
+        project.fill(upstream, *DAYS[:22])
+        assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
+        project.fill(upstream, *DAYS[22:])
         result = project.run([*upstream, *assets], select=assets)
         verdict = verdicts(result)[None]
         assert (verdict.check_name, verdict.passed) == ("label_drift", False)
         assert verdict.severity == dg.AssetCheckSeverity.ERROR
         assert re.search(
-            r"2026-01-08, tickets, topic: PSI 0\.\d+ against .* most changed: billing \(-40\.0%\)", verdict.description
+            r"2026-01-24, tickets, topic: PSI 0\.\d+ against .* the last 4 partitions together: PSI 0\.\d+, .* most "
+            r"changed: billing \(-22\.9%\); a change of \d+\.\d points or more would be seen",
+            verdict.description,
         )
-        project.fill(upstream, DAYS[8])
-        assert verdicts(project.run([*upstream, *assets], select=assets))[None].passed
 
-    def test_in_the_first_week_nothing_is_decided_and_the_check_says_so(self, project):
+    def test_in_the_first_weeks_nothing_is_decided_and_the_check_says_so(self, project):
         upstream, assets = build_assets(labels({DAYS[3]: SHIFTED}))
         project.fill(upstream, *DAYS[:4])
         verdict = verdicts(project.run([*upstream, *assets], select=assets))[None]
         assert verdict.passed
-        assert "not decided: too few partitions, since 3 of the 7 that show how much they vary" in verdict.description
+        assert "not decided: the 3 partitions before it are too few to show how much partitions" in verdict.description
         # What could not fail has used up nothing of the 5 %.
         assert verdict.metadata["llm_batch/psi of tickets, topic"].value > 0.25
         assert verdict.metadata["llm_batch/look"].value["state"] == ""
@@ -110,13 +115,13 @@ class TestAllPartitions:
         assert shown.endswith("2 older ones are in the table.")
 
     def test_named_partitions_are_the_reference_of_all_others(self, project):
-        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}), reference=DAYS[0])
-        project.fill(upstream, *DAYS[:8])
+        upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)), reference=DAYS[0])
+        project.fill(upstream, *DAYS)
         project.run([*upstream, *assets], select=assets)
         found = by_partition(project)
         assert found[DAYS[0]]["psi"] is None
-        assert {found[day]["reference"] for day in DAYS[1:8]} == {DAYS[0]}
-        assert found[DAYS[7]]["drifted"]
+        assert {found[day]["reference"] for day in DAYS[1:]} == {DAYS[0]}
+        assert [row["drifted"] for row in found.values()] == [False] * 23 + [True]
 
     def test_several_datasets_and_targets_are_looked_at(self, project):
         upstream, assets = build_assets(
@@ -164,20 +169,17 @@ class TestAllPartitions:
 
 class TestPartitions:
     def test_a_range_is_one_run_with_a_verdict_for_each(self, project):
-        upstream, assets = build_assets(labels({DAYS[7]: SHIFTED}), partitions_def=DAILY, reference=2)
+        upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)), partitions_def=DAILY, reference=2)
         project.fill(upstream, *DAYS)
-        result = project.run([*upstream, *assets], select=assets, between=(DAYS[0], DAYS[8]))
-        assert {day: one.passed for day, one in verdicts(result).items()} == {
-            **dict.fromkeys(WEEK, True),
-            DAYS[7]: False,
-            DAYS[8]: True,
-        }
-        assert list(by_partition(project, DAYS[7])) == [DAYS[7]]
-        assert {row["partition"] for row in project.stored("drift_shares", DAYS[7]).to_pylist()} == {DAYS[7]}
+        result = project.run([*upstream, *assets], select=assets, between=(DAYS[20], DAYS[23]))
+        passed = {day: one.passed for day, one in verdicts(result).items()}
+        assert passed == {**dict.fromkeys(DAYS[20:23], True), DAYS[23]: False}
+        assert list(by_partition(project, DAYS[23])) == [DAYS[23]]
+        assert {row["partition"] for row in project.stored("drift_shares", DAYS[23]).to_pylist()} == {DAYS[23]}
 
     def test_a_blocking_check_holds_back_its_own_partition_only(self, project):
         upstream, assets = build_assets(
-            labels({DAYS[7]: SHIFTED}),
+            labels(dict.fromkeys(LAST, SHIFTED)),
             partitions_def=DAILY,
             blocking=True,
             check_severity=dg.AssetCheckSeverity.ERROR,
@@ -189,9 +191,9 @@ class TestPartitions:
 
         project.fill(upstream, *DAYS)
         every = [*upstream, *assets, report]
-        project.run(every, select=[*assets, report], partition=DAYS[7], succeeds=False)
-        project.run(every, select=[*assets, report], partition=DAYS[8])
-        assert project.partitions("report") == {DAYS[8]}
+        project.run(every, select=[*assets, report], partition=DAYS[23], succeeds=False)
+        project.run(every, select=[*assets, report], partition=DAYS[22])
+        assert project.partitions("report") == {DAYS[22]}
 
     def test_other_partitions_and_none_are_refused(self, project):
         other = dg.StaticPartitionsDefinition(["a"])
