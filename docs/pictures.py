@@ -82,7 +82,7 @@ drifts = [
         against=f"{min(i, 7)} days before",
         max_psi=0.25,
         level=look_level(i),
-        earlier=[counts[other] for other in days[max(0, i - 56) : i]],
+        earlier=[counts[other] for other in days[max(0, i - 90) : i]],
         adwin_changed=seen[day],
     )
     for i, day in enumerate(days)

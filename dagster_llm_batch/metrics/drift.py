@@ -208,7 +208,7 @@ def drift_between(
     recent = recent_partitions(n_days, level, n_fixed=len(fixed)) if len(classes) > 1 else None
     recent_psi = p_variation = p_value = farthest = None
     # Where variation explains the shift, or nothing is decided, the first draws show enough of chance.
-    draws = DRAWS[:1]
+    draws: Sequence[int] = DRAWS[:1]
     if recent is not None:
         split = len(days) - (recent - 1)
         last, before = [*days[split:], here], days[:split]

@@ -90,13 +90,14 @@ def drift_png(
     psi = [
         (x, drift.psi, drift) for x, p in enumerate(partitions) if (drift := figures.get(p)) and drift.psi is not None
     ]
-    high = max([max_psi * 1.5, *(value * 1.25 for _, value, _ in psi)])
+    together = [(x, drift.recent_psi, drift) for x, _, drift in psi if drift.recent_psi is not None]
+    high = max([max_psi * 1.5, *(value * 1.25 for _, value, _ in [*psi, *together])])
     axes.plot([x for x, _, _ in psi], [value for _, value, _ in psi], color=BLUE, linewidth=1.2, zorder=2)
-    for x, value, drift in psi:
-        color = AMBER if drift.drifted else BLUE
-        axes.plot(
-            [x], [value], marker="o", markersize=7 if drift.drifted else 4.5, color=color, zorder=3, clip_on=False
-        )
+    axes.plot([x for x, _, _ in psi], [value for _, value, _ in psi], "o", markersize=4.5, color=BLUE, clip_on=False)
+    axes.plot([x for x, _, _ in together], [value for _, value, _ in together], color=AMBER, linewidth=1.2, zorder=2)
+    for x, value, drift in together:
+        if drift.drifted:
+            axes.plot([x], [value], marker="o", markersize=7, color=AMBER, zorder=3, clip_on=False)
     changed = [x for x, p in enumerate(partitions) if (drift := figures.get(p)) and drift.adwin_changed]
     axes.plot(changed, [high * 0.94] * len(changed), marker="v", markersize=7, color=INK, linestyle="none", zorder=3)
     axes.axhline(max_psi, color=AMBER, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -108,11 +109,11 @@ def drift_png(
     _names_below(axes, type_, partitions)
     type_.text(figure, 0.012, (bottom + psi_inches / 2) / height, "PSI", size=10, color=MUTED, rotation=90, va="center")
     drifted = sum(drift.drifted for _, _, drift in psi)
-    caption = f"{drifted} of {len(partitions)} partitions have drifted (amber)"
-    online = "; ▼: seen by ADWIN" if changed else ""
+    caption = f"{drifted} of {len(partitions)} have drifted; PSI of each (blue), of several in a row (amber)"
+    online = "; ▼: ADWIN" if changed else ""
     subject = f"{type_.clean(candidate, CANDIDATE_CHARS)}, {type_.clean(target, CANDIDATE_CHARS)}"
     title = f"{subject}: shares of the classes by partition"
-    headline(figure, type_, title, f"{caption}; dashed: PSI {max_psi:g}{online}", height)
+    headline(figure, type_, title, f"{caption}; limit {max_psi:g}{online}", height)
     return png(figure)
 
 
