@@ -52,6 +52,7 @@ FAILED = "landing_failed"
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
 _CHANGES_NOTHING = (TOLD, FAILED, NOTE)
+_SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Outlook:
         busy: The ids of those that a process works on.
         last: The last event of each, by submission_id.
         last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
-        failed: The ids of those that a run has failed to land.
         unread: Of those with results that could not be read: of how many shards, and when they are tried next.
+        failed: The last failure of those that a run has failed to land, by submission_id.
     """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
-    failed: Collection[str]
+    failed: Mapping[str, Event]
     unread: Mapping[str, tuple[int, datetime]]
 
     def is_open(self, submission_id: str) -> bool:
@@ -119,6 +120,18 @@ class Outlook:
         last = self.last_but_waiting[submission_id]
         return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
 
+    def refused(self, submission_id: str) -> Event | None:
+        """Return the failure of the last run, where the provider took nothing of it and nothing came since; or None."""
+        last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
+        is_refused = failed is not None and last.kind == Move.NOT_SENT.value and failed.event_id > last.event_id
+        return failed if is_refused else None
+
+    def is_in_trouble(self, submission_id: str) -> bool:
+        """Return whether the last run for it could not send, failed, or was lost: another may end alike."""
+        last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
+        has_failed = failed is not None and failed.event_id > last.event_id
+        return has_failed or last.kind in (LOST, Move.NOT_SENT.value)
+
     def stranded(self, submission_id: str) -> str | None:
         """Return why no run is requested any more; None where runs are."""
         last = self.last_but_waiting.get(submission_id)
@@ -126,9 +139,22 @@ class Outlook:
 
 
 def count_lost(events: Sequence[Event]) -> int:
-    """Count the lost runs at the end of these events: nothing else has happened since the first of them."""
-    since = takewhile(lambda event: event.kind in (LOST, WAITS, TURN, *_CHANGES_NOTHING), reversed(events))
-    return sum(event.kind == LOST for event in since)
+    """Count the runs at the end of these events that brought nothing further, and nothing else has happened since.
+
+    They were lost, or failed with nothing that the provider took.
+    """
+    count, has_failed, is_refused = 0, False, False
+    for event in reversed(events):
+        if event.kind == FAILED:
+            has_failed = True
+        elif event.kind == Move.NOT_SENT.value and has_failed:
+            count, has_failed, is_refused = count + 1, False, True
+        elif event.kind == LOST:
+            # Its own failure came before.
+            count, has_failed, is_refused = count + 1, False, False
+        elif event.kind not in (WAITS, TURN, *_CHANGES_NOTHING) and not (is_refused and event.kind in _SENT_IN_VAIN):
+            break
+    return count
 
 
 def find_first_unsent(events: Sequence[Event]) -> datetime:
@@ -144,7 +170,7 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
         busy=deployment.leases(),
         last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
-        failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable).keys(),
+        failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable),
         unread=next_tries(deployment),
     )
 

@@ -12,6 +12,7 @@ from itertools import groupby, islice
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.storage.ledger.records import Event
 
 __all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
 
@@ -29,6 +30,7 @@ class Ready:
     run_key: str
     submissions: tuple[str, ...] = ()  # whose labels, or next waves, these are
     lost: int = 0  # runs before this one that did nothing
+    refused: Event | None = None  # the last run, where the provider took nothing of it
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Group:
     @property
     def lost(self) -> int:
         return max(partition.lost for partition in self.ready)
+
+    @property
+    def refused(self) -> Event | None:
+        # A partition that made a run fail is alone.
+        return self.ready[0].refused
 
     @property
     def selection(self) -> list[dg.AssetKey]:

@@ -3,6 +3,8 @@ asked for and that did nothing.
 
 A landing run that ended and changed nothing is asked for again, a few times; then a failed check says what to do.
 
+A run of which the provider took nothing, as for a wrong key, counts as one that changed nothing.
+
 A run that dies while it starts, or finds no database, leaves no event in the ledger, so that nothing would tell the
 next request from the one before, and Dagster would drop it. Each loss is an event of its submissions: the next request
 has another key, and how often that was is on record. What a run did change begins the count anew.
@@ -26,7 +28,7 @@ from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
 from dagster_llm_batch.engine.activity import LOST
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
-from dagster_llm_batch.text import short_run
+from dagster_llm_batch.text import plain_words, short_run
 
 if TYPE_CHECKING:
     from dagster import RunRecord
@@ -200,7 +202,7 @@ class LostRuns:
 
     def count(self, submission_id: str, outlook: Outlook) -> int:
         """Return how many runs were lost in a row, up to now."""
-        if outlook.last_but_waiting[submission_id].kind != LOST:
+        if outlook.last_but_waiting[submission_id].kind != LOST and outlook.refused(submission_id) is None:
             return 0
         return self._engine.lost_runs(submission_id)
 
@@ -209,6 +211,8 @@ class LostRuns:
 
         A lost run is put on record, so that the group is asked for anew at the next tick, or waits for a person.
         """
+        if (reason := self._reason_to_wait(group)) is not None:
+            return reason
         asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._sensor_name})
         # the newest comes first
         records = self._instance.get_run_records(asked, limit=1)
@@ -233,6 +237,20 @@ class LostRuns:
             for submission_id in ready.submissions:
                 self._engine.note_lost(submission_id, reason)
         return f"{reason}, at the next tick"
+
+    def _reason_to_wait(self, group: Group) -> str | None:
+        """Say why no run is asked for yet, or at all, where the provider took nothing of the last one; else None.
+
+        Such a run has events of its own, so that the next one has another key, and yet brought nothing further.
+        """
+        if (refused := group.refused) is None:
+            return None
+        ending = f"the last run could send nothing: {plain_words(refused.detail).rstrip('.')}"
+        if group.lost > len(self._bounds.pauses):
+            return self._strand(group, f"{ending}; asked for again {self._bounds.asked_again(group.lost - 1)} times")
+        if (left := refused.at + self._bounds.pauses[group.lost - 1] - self._now) > timedelta():
+            return f"{ending}; asked for again in {left.total_seconds():.0f} s"
+        return None
 
     def _strand(self, group: Group, reason: str) -> str:
         """Put on record that a person has to look, and show it as a failed check."""

@@ -41,6 +41,7 @@ from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, L
 from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import end_history, end_of, is_further, pace_of, pace_text, together
 from dagster_llm_batch.sensors.left_alone import find_left_alone
+from dagster_llm_batch.sensors.provider_access import ProviderAccess
 from dagster_llm_batch.sensors.request_files import remove_request_files
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
@@ -93,8 +94,7 @@ class Tick:
         self._began = monotonic()
         self._notes: dict[str, None] = {}
         self._troubles: dict[str, Exception] = {}
-        # Why a provider cannot be asked, by its name.
-        self._unmade: dict[str, str] = {}
+        self._access = ProviderAccess(engine, self._trouble)
         # What waits for a person, by submission_id.
         self._needs: dict[str, str] = {}
         # Whose provider's queue had no room: batches of others, mostly of their own asset, are in flight.
@@ -145,7 +145,7 @@ class Tick:
 
     def _needs_person(self, submission: Submission, reason: object) -> None:
         """Note what a person has to do, of one kind for each submission."""
-        note = f"{submission.place} needs a person: {reason}"
+        note = f"{submission.place} needs a person: {str(reason).rstrip('.')}"
         if self._needs.setdefault(submission.submission_id, note) == note:
             self.note(note)
 
@@ -210,10 +210,9 @@ class Tick:
         flying = [shard for shard in flying if shard.submission_id in self._before]
         # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
-        accounts = self._accounts({shard.provider for shard in flying})
         due: dict[str, list[Shard]] = defaultdict(list)
         for shard in flying:
-            if self._is_due(shard) and self._can_ask(shard, accounts):
+            if self._is_due(shard) and self._can_ask(shard):
                 due[shard.provider].append(shard)
         longest = 0.0
         for shards in due.values():
@@ -293,30 +292,10 @@ class Tick:
         """Return whether so much time has passed. A time that lies ahead was set by a clock that was wrong: yes."""
         return not timedelta() <= self._now - since < pause
 
-    def _accounts(self, providers: Collection[str]) -> dict[str, str]:
-        """Return the account of each provider that can be asked."""
-        accounts = {}
-        for name in sorted(providers):
-            try:
-                accounts[name] = self._engine.provider(name).account
-            except LLMBatchError as error:
-                self._unmade[name] = str(error)
-            except Exception as error:  # noqa: BLE001 - a provider may be the user's own: anything may come
-                self._trouble(f"provider {name}", error)
-        return accounts
-
-    def _can_ask(self, shard: Shard, accounts: Mapping[str, str]) -> bool:
-        """Another account does not know the batch, and would have it reported as lost."""
-        account = accounts.get(shard.provider)
-        reason = self._unmade.get(shard.provider)
-        if account is not None and account != shard.account:
-            reason = (
-                f"batches of {shard.provider} account {shard.account} wait; {account} is configured. Configure the "
-                "former until they are collected"
-            )
-        if reason is not None:
+    def _can_ask(self, shard: Shard) -> bool:
+        if (reason := self._access.reason_not_to_ask(shard)) is not None:
             self._needs_person(self._before[shard.submission_id].submission, reason)
-        return account == shard.account
+        return reason is None
 
     def note(self, text: str) -> None:
         """Add a text to what the tick says at its end."""
@@ -432,6 +411,7 @@ class Tick:
             outlook.run_key(submission_id),
             (submission_id,),
             lost,
+            outlook.refused(submission_id),
         )
 
     def _going(self, readable: Collection[str]) -> list[Submission]:
@@ -502,7 +482,25 @@ class Tick:
             self.note(f"{submission.asset}: run {short_run(run.run_id)} is landing it")
             return False
         since = outlook.unavailable_since(submission.submission_id)
-        return since is None or self._has_passed(self._spacing(submission.created_at), since)
+        if since is not None and not self._has_passed(self._spacing(submission.created_at), since):
+            return False
+        return self._is_served(submission, outlook)
+
+    def _is_served(self, submission: Submission, outlook: Outlook) -> bool:
+        """Return whether the providers that a run would use can be used. Else it would fail, again and again."""
+        is_in_trouble = outlook.is_in_trouble(submission.submission_id)
+        labeling = self._labels[submission.asset].dataset.labeling
+        names = {submission.provider, *(one.provider for one in labeling.models)}
+        if not is_in_trouble and all(self._access.reason_not_to_use(name) is None for name in names):
+            return True
+        needed = [submission.provider, *([labeling.models[1].provider] if labeling.cascade is not None else [])]
+        shards = self._ledger.shards(submission.submission_id)
+        reason, passes = self._access.reason_not_to_run(needed, shards, is_in_trouble=is_in_trouble)
+        if reason is not None and passes:
+            self.note(f"{submission.place} waits: {reason}")
+        elif reason is not None:
+            self._needs_person(submission, reason)
+        return reason is None
 
     def _exists(self, submission: Submission) -> bool:
         """Return whether its asset has the partition that it is of."""

@@ -3,7 +3,10 @@
 import json
 import sys
 
+import dagster as dg
 import pytest
+
+from dagster_llm_batch.errors import LLMBatchError
 
 DEFINITIONS = """
 import os
@@ -45,7 +48,13 @@ makers = {
     "gemini": lambda: GeminiBatchResource(api_key=key, base_url=at("/gemini"), **quick),
     "openrouter": lambda: OpenRouterBatchResource(api_key=key, base_url=at("/api/v1"), **quick),
     "vertex": lambda: VertexBatchResource(
-        project="p", location="us-central1", bucket="b", access_token=key, base_url=at("/vertex"), **quick
+        project="p",
+        location="us-central1",
+        bucket="b",
+        access_token=key,
+        base_url=at("/vertex"),
+        storage_url=at("/gcs"),
+        **quick,
     ),
     "bedrock": lambda: BedrockBatchResource(
         endpoint_url=at("/bedrock"), s3_endpoint_url=at("/s3"), **place, **aws, **quick
@@ -104,6 +113,14 @@ SDKS = ("openai", "anthropic", "google.genai", "google.cloud.storage", "boto3")
 UNMADE = ("unset", "empty")
 
 
+def define(project, monkeypatch, **variables):
+    """Write the definitions: one healthy provider, and all others in trouble."""
+    project.file.write_text(DEFINITIONS)
+    for name, value in {**variables, "EMULATOR_URL": project.emulator.anthropic_base_url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+
+
 @pytest.mark.parametrize("form", ["field", "name"])
 @pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "no extra", "away"])
 @pytest.mark.parametrize("healthy", ["openai", "command"])
@@ -115,12 +132,7 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
             pytest.skip("an SDK that is missing is missing for all providers that need it")
         for name in SDKS:
             monkeypatch.setitem(sys.modules, name, None)
-    project.file.write_text(DEFINITIONS)
-    url = project.emulator.anthropic_base_url
-    variables = {"FORM": form, "TROUBLE": trouble, "HEALTHY": healthy, "EMULATOR_URL": url}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+    define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY=healthy)
     troubled = [kind for kind in KINDS if kind != healthy]
     names = {kind: f"{kind}_eu" if form == "name" or kind == "mistral" else kind for kind in troubled}
 
@@ -145,3 +157,46 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
     assert assets | left == {"healthy_labels", *(f"{kind}_labels" for kind in troubled)}
     assert not assets & left
     assert project.on_file("plan", "healthy_labels").exit_code == 0
+
+
+@pytest.mark.parametrize("form", ["field", "name"])
+@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "away"])
+def test_a_healthy_provider_is_sent_to_and_its_labels_land_by_the_sensor_beside_troubled_ones(
+    project, home, monkeypatch, trouble, form
+):
+    define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY="openai")
+    defs = project.module()["defs"]
+    repository, job = defs.get_repository_def(), defs.resolve_implicit_global_asset_job_def()
+    labels = ["healthy_labels", *(f"{kind}_labels" for kind in KINDS if kind != "openai")]
+    with dg.DagsterInstance.get() as instance:
+
+        def run(*names):
+            keys = {dg.AssetKey(name) for name in names}
+            part = job.get_subset(asset_selection=keys)
+            return part.execute_in_process(instance=instance, raise_on_error=False).success
+
+        def tick():
+            context = dg.build_sensor_context(
+                instance=instance,
+                instance_ref=instance.get_ref(),
+                repository_def=repository,
+                sensor_name="llm_batch_sensor",
+                resources=repository.get_top_level_resources(),
+            )
+            try:
+                with context:
+                    return repository.get_sensor_def("llm_batch_sensor").evaluate_tick(context).run_requests or ()
+            except LLMBatchError:
+                # It tells a person of the others.
+                return ()
+
+        assert {name: run(f"{name}_batch") for name in labels}["healthy_labels"]
+        requested = dict.fromkeys(labels, 0)
+        for _ in range(4):
+            project.emulator.settle()
+            for request in tick():
+                names = [key.to_user_string() for key in request.asset_selection]
+                requested[names[0]] += 1
+                run(*names)
+        assert instance.get_latest_materialization_event(dg.AssetKey("healthy_labels")) is not None
+        assert all(requested[name] <= 1 for name in labels[1:]), requested

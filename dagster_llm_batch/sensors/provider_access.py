@@ -1,0 +1,91 @@
+"""Which providers a tick can ask, and which a run could use: each is made, and where needed asked, once in a tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.engine.provider_facts import ask_provider
+from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
+from dagster_llm_batch.states import ENDED, ShardState
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.storage.ledger.records import Shard
+
+__all__ = ["ProviderAccess"]
+
+
+class ProviderAccess:
+    """The providers of a deployment in one tick. `trouble` takes what is raised that is none of our errors."""
+
+    def __init__(self, engine: Engine, trouble: Callable[[str, Exception], None]) -> None:
+        self._engine = engine
+        self._trouble = trouble
+        self._accounts: dict[str, str | None] = {}
+        # Why a provider cannot be made, by its name.
+        self._unmade: dict[str, str] = {}
+        # Why a provider does not answer a list call, and whether that passes by itself.
+        self._answers: dict[str, tuple[str, bool] | None] = {}
+
+    def account(self, name: str) -> str | None:
+        """Return the account of a provider; None where it cannot be made."""
+        if name not in self._accounts:
+            self._accounts[name] = None
+            try:
+                self._accounts[name] = self._engine.provider(name).account
+            except LLMBatchError as error:
+                self._unmade[name] = str(error)
+            except Exception as error:  # noqa: BLE001 - a provider may be the user's own: anything may come
+                self._unmade[name] = f"provider {name}: {type(error).__name__}: {error}"
+                self._trouble(f"provider {name}", error)
+        return self._accounts[name]
+
+    def reason_not_to_ask(self, shard: Shard) -> str | None:
+        """Return why a shard's provider cannot be asked about its batch, for a person to mend; None where it can."""
+        account = self.account(shard.provider)
+        # Another account does not know the batch, and would have it reported as lost.
+        if account is not None and account != shard.account:
+            return (
+                f"batches of {shard.provider} account {shard.account} wait; {account} is configured. Configure the "
+                "former until they are collected"
+            )
+        return self.reason_not_to_use(shard.provider)
+
+    def reason_not_to_use(self, name: str) -> str | None:
+        """Return why a provider cannot be made, for a person to mend; None where it can."""
+        return self._unmade.get(name) if self.account(name) is None else None
+
+    def reason_not_to_run(
+        self, names: Sequence[str], shards: Sequence[Shard], *, is_in_trouble: bool
+    ) -> tuple[str | None, bool]:
+        """Return why a run for these shards would fail, and whether that passes by itself; None where it may not.
+
+        `names` are those of the providers that it needs at any rate. With `is_in_trouble`, the last run has failed:
+        those of the shards that wait for one are asked, too.
+        """
+        waiting = [shard for shard in shards if shard.state is ShardState.PLANNED or shard.state in ENDED]
+        reasons = [*map(self.reason_not_to_use, names), *map(self.reason_not_to_ask, waiting)]
+        if (reason := next((each for each in reasons if each is not None), None)) is not None or not is_in_trouble:
+            return reason, False
+        answers = map(self._reason_not_to_answer, dict.fromkeys(shard.provider for shard in waiting))
+        return next((answer for answer in answers if answer is not None), (None, False))
+
+    def _reason_not_to_answer(self, name: str) -> tuple[str, bool] | None:
+        """Ask a provider, which costs nothing; return why it does not answer, and whether that passes by itself.
+
+        Returns None where it answers, and for errors that tell nothing of a run.
+        """
+        if name not in self._answers:
+            self._answers[name] = None
+            try:
+                ask_provider(self._engine.provider(name), self._engine.now())
+            except (CredentialsError, ConfigError) as error:
+                then = "Set right what it names; the sensor goes on by itself then"
+                self._answers[name] = f"{str(error).rstrip('.')}. {then}", False
+            except TransientError as error:
+                self._answers[name] = str(error), True
+            except Exception as error:  # noqa: BLE001 - as above
+                if not isinstance(error, LLMBatchError):
+                    self._trouble(f"provider {name}", error)
+        return self._answers[name]
