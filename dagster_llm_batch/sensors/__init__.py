@@ -1,4 +1,4 @@
-"""One sensor for all labeled datasets of a code location, and one that tells people what waits for them.
+"""The sensor that lands labels of a resource's datasets, and one that tells people what waits for them.
 
 The first polls batches and asks for runs; it never sends anything. A sensor body can run twice, so whatever costs money
 happens in runs. A tick is bounded in time: batches wait their turn, least recently polled first, each at a spacing that

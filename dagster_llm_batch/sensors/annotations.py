@@ -75,7 +75,7 @@ def _by_partition(
 
 
 def _is_asked(context: dg.SensorEvaluationContext, run_key: str) -> bool:
-    runs = dg.RunsFilter(tags={"dagster/run_key": run_key, "dagster/sensor_name": context.sensor_name})
+    runs = dg.RunsFilter(tags={"dagster/run_key": run_key})
     return bool(context.instance.get_run_records(runs, limit=1))
 
 

@@ -12,7 +12,7 @@ from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.annotations import new_annotations
 from dagster_llm_batch.sensors.run_requests import Partitions, grouped
 from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
-from dagster_llm_batch.sensors.target import Chosen, SensorTarget, selection_of
+from dagster_llm_batch.sensors.target import Chosen, SensorTarget, selection_of, taken_by_others
 from dagster_llm_batch.sensors.tick import Tick
 
 __all__ = ["bounded_sensor", "build_llm_batch_sensor"]
@@ -39,10 +39,13 @@ def build_llm_batch_sensor(
         name: Name of the sensor.
         resource_key: Key of the LLMBatchResource. The sensor looks after datasets of this resource alone.
         target: Which of these: those whose labels are in this selection, as in "group:support". Default: all. Rejects
-            and gold go with their labels. Teams can so have sensors of their own.
+            and gold go with their labels. Teams can so have sensors of their own. A dataset that several sensors have
+            in their targets is looked after by one that is switched on: the one with the least interval, of these the
+            first by its name.
         minimum_interval_seconds: Least seconds between two ticks.
         default_status: Whether it runs until somebody starts or stops it in the UI.
-        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to this many.
+        max_partitions_per_run: Neighbouring partitions that are ready at once land in one run, up to this many. Of
+            multi-partitions a run takes a range in each dimension, as ten days of ten regions.
         run_config: Configuration of the runs that it asks for. Default: where Dagster's default executor is used, in
             the run's own process, since starting another would take longer than landing labels does.
         run_tags: Tags of the runs that it asks for.
@@ -102,14 +105,18 @@ def bounded_sensor(
             raise dg.DagsterInvalidDefinitionError(msg)
         assert context.repository_def is not None
         graph = context.repository_def.asset_graph
-        engine, datasets = resource.engine(), assets.datasets(graph)
-        named = assets.of_resource(graph)
+        engine, chosen, named = resource.engine(), assets.datasets(graph), assets.of_resource(graph)
+        taken = taken_by_others(context, name, minimum_interval_seconds, chosen)
+        datasets = {key: dataset for key, dataset in chosen.items() if key not in taken}
         for dataset in datasets.values():
             dataset.check_former_names(named)
             engine.take_over(dataset.labeling)
         labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
         tick = Tick(context, engine, labels, bounds)
-        if not datasets:
+        for other in sorted(set(taken.values())):
+            names = ", ".join(dataset for dataset in sorted(taken) if taken[dataset] == other)
+            tick.note(f"the sensor '{other}' looks after {names}")
+        if not chosen:
             tick.note(f"this sensor looks after no dataset: none of the resource '{resource_key}' is in its target")
         tick.recover_sends()
         # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.

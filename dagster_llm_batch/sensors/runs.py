@@ -191,12 +191,9 @@ class UnfinishedRuns:
 class LostRuns:
     """The runs that the sensor asked for before and that ended without a change."""
 
-    def __init__(
-        self, instance: dg.DagsterInstance, sensor_name: str, engine: Engine, now: datetime, bounds: TickBounds
-    ) -> None:
+    def __init__(self, instance: dg.DagsterInstance, engine: Engine, now: datetime, bounds: TickBounds) -> None:
         self._bounds = bounds
         self._instance = instance
-        self._sensor_name = sensor_name
         self._engine = engine
         self._now = now
 
@@ -213,7 +210,8 @@ class LostRuns:
         """
         if (reason := self._reason_to_wait(group)) is not None:
             return reason
-        asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key, "dagster/sensor_name": self._sensor_name})
+        # Whichever sensor asked: another may have looked after the dataset before. A key names its submissions.
+        asked = dg.RunsFilter(tags={"dagster/run_key": group.run_key})
         # the newest comes first
         records = self._instance.get_run_records(asked, limit=1)
         if not records:

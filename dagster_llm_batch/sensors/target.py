@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -12,7 +12,7 @@ from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.translator import ANNOTATES_KEY
 from dagster_llm_batch.errors import ConfigError
 
-__all__ = ["Chosen", "SensorTarget", "selection_of"]
+__all__ = ["Chosen", "SensorTarget", "is_switched_on", "selection_of", "taken_by_others"]
 
 Chosen = str | dg.AssetKey | dg.AssetsDefinition | dg.AssetSelection | Sequence[str | dg.AssetKey | dg.AssetsDefinition]
 """What Dagster takes as the target of a sensor, as far as it is of assets."""
@@ -39,7 +39,7 @@ def _one(chosen: str | dg.AssetKey | dg.AssetsDefinition) -> dg.AssetSelection:
     except dg.DagsterError as error:
         raise ConfigError(
             f"target={chosen!r} is no selection of assets. It takes keys and Dagster's selections, as in "
-            "'ticket_labels', 'group:support' or 'tag:team=ml'."
+            "'ticket_labels', 'group:support' or 'key:topics or key:moods'."
         ) from error
 
 
@@ -76,6 +76,52 @@ class SensorTarget(dg.AssetSelection):
             if _annotated(definition) & datasets.keys():
                 keys |= definition.keys
         return keys
+
+
+def taken_by_others(
+    context: dg.SensorEvaluationContext, name: str, minimum_interval_seconds: int, datasets: Mapping[str, Dataset]
+) -> dict[str, str]:
+    """Return which of these datasets another sensor of the code location looks after, each with its name.
+
+    Dagster compares run keys within a sensor alone, so that of several one has to ask: of those that are switched on
+    the one that ticks most often, and then the first by its name.
+    """
+    assert context.repository_def is not None
+    taken: dict[str, str] = {}
+    for sensor in sorted(context.repository_def.sensor_defs, key=_rank):
+        target = sensor.asset_selection
+        if not isinstance(target, SensorTarget) or _rank(sensor) >= (minimum_interval_seconds, name):
+            continue
+        both = target.datasets(context.repository_def.asset_graph).keys() & datasets.keys() - taken.keys()
+        if both and _is_on(context, sensor):
+            taken |= dict.fromkeys(both, sensor.name)
+    return taken
+
+
+def _rank(sensor: dg.SensorDefinition) -> tuple[int, str]:
+    return sensor.minimum_interval_seconds or 0, sensor.name
+
+
+def _is_on(context: dg.SensorEvaluationContext, sensor: dg.SensorDefinition) -> bool:
+    """Return whether a sensor of this code location runs: as it was switched, else as it is declared."""
+    here = context.code_location_origin
+    # An instance in memory has no schedules, and nobody has switched anything.
+    has_states = context.instance.schedule_storage is not None
+    states = [
+        state
+        for state in (context.instance.all_instigator_state() if has_states else ())
+        if state.instigator_type.value == "SENSOR"
+        and state.instigator_name == sensor.name
+        and (here is None or state.repository_selector.location_name == here.location_name)
+    ]
+    return is_switched_on(sensor, states)
+
+
+def is_switched_on(sensor: dg.SensorDefinition, states: Iterable[Any]) -> bool:
+    """Return whether a sensor runs, by its states: as it was switched in any of them, else as it is declared."""
+    switched = {state.status.value for state in states}
+    is_declared = sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    return "RUNNING" in switched or (is_declared and (not switched or "DECLARED_IN_CODE" in switched))
 
 
 def _definitions(graph: Any) -> Iterable[dg.AssetsDefinition]:

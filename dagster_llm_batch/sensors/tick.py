@@ -106,7 +106,7 @@ class Tick:
         self._recovered = False
         # Those that `ready` has found.
         self._runs: UnfinishedRuns
-        self._lost = LostRuns(context.instance, context.sensor_name, engine, self._now, bounds)
+        self._lost = LostRuns(context.instance, engine, self._now, bounds)
 
     def _progress(self) -> list[Progress]:
         """Return undelivered submissions. Those of other code locations on the same ledger are looked after there."""

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 from code_location import DAILY, CodeLocation, labeled
 from dagster._core.remote_representation.external_data import SensorSnap
+from test_landing_runs import ORIGIN
 
 from dagster_llm_batch import LLMBatchResource, build_llm_batch_sensor
 from dagster_llm_batch.errors import ConfigError
@@ -154,3 +155,60 @@ def test_a_target_that_is_no_selection_is_refused_when_it_is_declared():
         build_llm_batch_sensor(target="group:")
     with pytest.raises(ConfigError, match="target=3 is not allowed"):
         build_llm_batch_sensor(target=3)  # type: ignore[arg-type]
+
+
+def both_sensors(location: CodeLocation, **second: Any) -> CodeLocation:
+    """Sent and ended, with two sensors that look after the same dataset."""
+    with_sensors(location, build_llm_batch_sensor("first"), build_llm_batch_sensor("second", **second))
+    assert location.run("daily_labels_batch", partition=KINDS["daily"][1]).success
+    location.emulator.settle()
+    return location
+
+
+@pytest.mark.parametrize("order", [("first", "second"), ("second", "first")], ids="-".join)
+def test_of_two_sensors_that_see_a_partition_at_once_one_asks_for_its_run(make, order):
+    location = both_sensors(make(*of_kind("daily")), target="daily_labels")
+    ticks = {name: tick_of(location, name) for name in order}
+    assert [len(ticks[name].run_requests) for name in ("first", "second")] == [1, 0]
+    assert "the sensor 'first' looks after daily_labels" in ticks["second"].skip_message
+
+
+def test_of_two_sensors_the_one_that_ticks_more_often_asks(make):
+    location = both_sensors(make(*of_kind("daily")), minimum_interval_seconds=5)
+    assert asked_of(location, "first") == []
+    assert asked_of(location, "second") == ["daily_labels"]
+
+
+def test_a_sensor_that_is_switched_off_leaves_its_datasets_to_the_other(emulator, stored):
+    location = both_sensors(CodeLocation(emulator, stored, *of_kind("daily")))
+    off = dg.DefaultSensorStatus.STOPPED
+    with_sensors(location, build_llm_batch_sensor("first", default_status=off), build_llm_batch_sensor("second"))
+    assert asked_of(location, "second") == ["daily_labels"]
+
+
+def asked_by_the_first(location: CodeLocation, status: dg.DagsterRunStatus) -> None:
+    """The run that the first sensor asks for; from now on there is the second one alone."""
+    [request] = tick_of(location, "first").run_requests
+    location.instance.create_run_for_job(
+        location.defs.resolve_implicit_global_asset_job_def(),
+        asset_selection=frozenset(request.asset_selection),
+        tags={**request.tags, "dagster/run_key": request.run_key},
+        status=status,
+        remote_job_origin=ORIGIN,
+    )
+    with_sensors(location, build_llm_batch_sensor("second"))
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED], ids=str)
+def test_a_run_that_another_sensor_asked_for_is_waited_for(make, status):
+    location = both_sensors(make(*of_kind("daily")))
+    asked_by_the_first(location, status)
+    assert asked_of(location, "second") == []
+
+
+def test_a_run_that_failed_for_another_sensor_is_not_asked_for_at_once(make):
+    location = both_sensors(make(*of_kind("daily")))
+    asked_by_the_first(location, dg.DagsterRunStatus.FAILURE)
+    tick = tick_of(location, "second")
+    assert tick.run_requests == []
+    assert "did not land it; asked for again in" in tick.skip_message
