@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import islice
+from typing import Any
 
 import dagster as dg
 
 from dagster_llm_batch.assets.dataset import Dataset
+from dagster_llm_batch.sensors.partition_ranges import Place, ranges_of
 from dagster_llm_batch.storage.ledger.records import Event
 
 __all__ = ["RANGE_TAGS", "Group", "Partitions", "Ready", "grouped", "joined"]
@@ -26,7 +28,7 @@ class Ready:
     asset: dg.AssetKey
     rejects: dg.AssetKey
     partition: str | None
-    index: int | None  # its place among the asset's partitions; None: it joins no range
+    index: Place | None  # its place among the asset's partitions; None: it joins no range
     run_key: str
     submissions: tuple[str, ...] = ()  # whose labels, or next waves, these are
     lost: int = 0  # runs before this one that did nothing
@@ -38,7 +40,7 @@ class Group:
     """Partitions that one run brings."""
 
     asset: dg.AssetKey
-    ready: list[Ready]  # one, or neighbours
+    ready: list[Ready]  # one, or a range of neighbours
 
     @property
     def partitions(self) -> list[str | None]:
@@ -82,14 +84,14 @@ def grouped(ready: Sequence[Ready], most: int) -> list[Group]:
     for partition in ready:
         by_asset[partition.asset].append(partition)
     for asset, partitions in by_asset.items():
-        groups += (Group(asset, [partition]) for partition in partitions if partition.index is None)
-        placed = sorted(
-            (partition for partition in partitions if partition.index is not None),
-            key=lambda partition: (partition.lost, partition.index or 0),
-        )
-        for _, run in groupby(enumerate(placed), key=lambda pair: (pair[1].lost, (pair[1].index or 0) - pair[0])):
-            members = [member for _, member in run]
-            groups += (Group(asset, members[start : start + most]) for start in range(0, len(members), most))
+        placed: dict[int, dict[Place, Ready]] = defaultdict(dict)
+        for partition in partitions:
+            if partition.index is None:
+                groups.append(Group(asset, [partition]))
+            else:
+                placed[partition.lost][partition.index] = partition
+        for alike in placed.values():
+            groups += (Group(asset, [alike[place] for place in span]) for span in ranges_of(alike, most))
     order = {partition: number for number, partition in enumerate(ready)}
     return sorted(groups, key=lambda group: min(order[partition] for partition in group.ready))
 
@@ -102,7 +104,7 @@ def joined(run_keys: Sequence[str]) -> str:
 
 
 class Partitions:
-    """The partition keys that a dataset has now, each with its place in a range (None: it joins none)."""
+    """The partition keys that a dataset has now, each with its place in a range."""
 
     def __init__(self, dataset: Dataset, instance: dg.DagsterInstance) -> None:
         self.dataset = dataset
@@ -114,12 +116,20 @@ class Partitions:
         return self._partitions_def is not None
 
     @cached_property
-    def places(self) -> Mapping[str, int | None]:
+    def places(self) -> Mapping[str, Place]:
         if self._partitions_def is None:
             return {}
-        keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
-        alone = isinstance(self._partitions_def, dg.MultiPartitionsDefinition)
-        return {key: None if alone else index for index, key in enumerate(keys)}
+        if isinstance(self._partitions_def, dg.MultiPartitionsDefinition):
+            dimensions = [
+                (each.name, self._numbered(each.partitions_def)) for each in self._partitions_def.partitions_defs
+            ]
+            keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
+            return {key: tuple(numbers[key.keys_by_dimension[name]] for name, numbers in dimensions) for key in keys}
+        return {key: (number,) for key, number in self._numbered(self._partitions_def).items()}
+
+    def _numbered(self, partitions_def: dg.PartitionsDefinition[Any]) -> Mapping[str, int]:
+        keys = partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
+        return {key: number for number, key in enumerate(keys)}
 
     def of_run(self, run: dg.DagsterRun) -> Iterable[str]:
         """Return the partitions of the asset that a run is over; "" in an unpartitioned one."""
@@ -137,4 +147,4 @@ class Partitions:
         # An end of the range was deleted since: what was between cannot be known any more.
         if start is None or end is None:
             return (first, last)
-        return islice(self.places, start, end + 1)
+        return islice(self.places, start[0], end[0] + 1)
