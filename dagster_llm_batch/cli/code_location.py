@@ -32,6 +32,7 @@ from dagster_llm_batch.engine.status import Advice
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.io import URI_KEY
 from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.sensors.target import is_switched_on
 from dagster_llm_batch.text import plain_words
 
 if TYPE_CHECKING:
@@ -46,16 +47,26 @@ _EVENTS_AT_ONCE = 1_000
 
 
 class CodeLocation:
-    """A loaded code location with its Dagster instance: datasets, their resource, and their rows."""
+    """A loaded code location with its Dagster instance: datasets, their resource, and their rows.
 
-    def __init__(self, pointer: Pointer, repository: dg.RepositoryDefinition, instance: dg.DagsterInstance) -> None:
+    `resource_key`: the resource whose datasets are looked at; None for all of them.
+    """
+
+    def __init__(
+        self,
+        pointer: Pointer,
+        repository: dg.RepositoryDefinition,
+        instance: dg.DagsterInstance,
+        resource_key: str | None = None,
+    ) -> None:
         self.pointer = pointer
+        self.resource_key = resource_key
         self._repository = repository
         self._instance = instance
 
     @classmethod
     @contextmanager
-    def load(cls, pointer: Pointer) -> Iterator[CodeLocation]:
+    def load(cls, pointer: Pointer, resource_key: str | None = None) -> Iterator[CodeLocation]:
         """Load it. Variables of a `.env` file in the current folder are set meanwhile, as Dagster's commands do."""
         folder = pointer.working_directory or os.getcwd()  # noqa: PTH109 - Dagster wants text
         with ExitStack() as stack:
@@ -63,12 +74,21 @@ class CodeLocation:
             # What user code prints as it is imported must not be read as the output of this command: it may be JSON.
             with contextlib.redirect_stdout(sys.stderr):
                 repository = _load(pointer, folder)
-            yield cls(pointer, repository, stack.enter_context(_instance()))
+            yield cls(pointer, repository, stack.enter_context(_instance()), resource_key)
+
+    @cached_property
+    def all_datasets(self) -> dict[str, Dataset]:
+        """The labeled datasets of all resources, by their names in the ledger."""
+        return datasets_in(self._repository.assets_defs_by_key.values())
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        """The labeled datasets by their names in the ledger."""
-        return datasets_in(self._repository.assets_defs_by_key.values())
+        """The labeled datasets that are looked at, by their names in the ledger."""
+        return {
+            name: dataset
+            for name, dataset in self.all_datasets.items()
+            if self.resource_key in (None, dataset.resource_key)
+        }
 
     @cached_property
     def evaluations(self) -> list[EvaluationSpec]:
@@ -139,10 +159,11 @@ class CodeLocation:
         return self._repository.get_job(run.job_name).asset_layer.selected_asset_keys
 
     @contextmanager
-    def resource(self, key: str | None) -> Iterator[LLMBatchResource]:
-        """Give the LLMBatchResource with its environment variables resolved. `key` is needed where there are
-        several.
+    def resource(self) -> Iterator[LLMBatchResource]:
+        """Give the LLMBatchResource with its environment variables resolved. Raises click.UsageError where there are
+        several, and none was named.
         """
+        key = self.resource_key
         keys = sorted({dataset.resource_key for dataset in self.datasets.values()}) or ["llm_batch"]
         if key is None and len(keys) > 1:
             raise click.UsageError(
@@ -342,21 +363,18 @@ def _daemon_silence(instance: dg.DagsterInstance) -> str | None:
 
 def _sensor_trouble(instance: dg.DagsterInstance, sensor: dg.SensorDefinition) -> tuple[str, str] | None:
     """Return why the sensor does nothing, and what to do; None where its last look went well."""
-    declared_on = sensor.default_status is dg.DefaultSensorStatus.RUNNING
     states = [
         state
         for state in instance.all_instigator_state()
         if state.instigator_type.value == "SENSOR" and state.instigator_name == sensor.name
     ]
-    on = [
-        state
-        for state in states
-        if state.status.value == "RUNNING" or (state.status.value == "DECLARED_IN_CODE" and declared_on)
-    ]
-    if not on and (states or not declared_on):
+    if not is_switched_on(sensor, states):
         return "is switched off", "Switch it on: it is on the page Automation of Dagster's web page"
     ticks = [
-        tick for state in on for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
+        tick
+        for state in states
+        if is_switched_on(sensor, [state])
+        for tick in instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=1)
     ]
     if not ticks:
         return "has not looked yet", "It should within a minute; else Dagster's daemon does not run this code location"
@@ -398,12 +416,22 @@ def _load(pointer: Pointer, folder: str) -> dg.RepositoryDefinition:
             attribute=pointer.attribute,
             working_directory=folder,
         )
+        if repository is not None:
+            _validate(repository)
     except Exception as error:
         trace = _own_trace(error)
         raise ConfigError(f"Definitions cannot be loaded from {pointer}, in {folder}:\n{trace}") from error
     if repository is None:
         raise ConfigError(f"There are no Dagster definitions in {pointer}.")
     return repository
+
+
+def _validate(repository: dg.RepositoryDefinition) -> None:
+    """Make all that Dagster makes of definitions when it loads them: jobs, schedules, sensors and their selections."""
+    repository.load_all_definitions()
+    for sensor in repository.sensor_defs:
+        if sensor.asset_selection is not None:
+            sensor.asset_selection.resolve(repository.asset_graph)
 
 
 def _own_trace(error: Exception) -> str:
@@ -415,7 +443,11 @@ def _own_trace(error: Exception) -> str:
         not Path(call.filename).is_relative_to(here) and not Path(call.filename).is_relative_to(ours) for call in calls
     ):
         return "".join(traceback.format_exception(error, limit=-5))
-    return "".join(traceback.format_exception_only(error)).strip()
+    # Dagster's last error may name a job alone, and its cause what is wrong with it.
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    return "\n".join("".join(traceback.format_exception_only(each)).strip() for each in chain)
 
 
 def _is_there(module: str, folder: str) -> bool:

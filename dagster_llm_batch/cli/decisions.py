@@ -201,7 +201,7 @@ def rename_command(deployment: DeploymentAccess, old: str, new: str, *, yes: boo
     submissions of its own stays as it is.
     """
     if deployment.has_code:
-        if old in deployment.code.datasets:
+        if old in deployment.code.all_datasets:
             raise ConfigError(f"'{old}' is in the definitions still. Give it its new name there first.")
         find_dataset(deployment, new)
     elif not _ASSET_NAME.fullmatch(new):

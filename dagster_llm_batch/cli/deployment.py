@@ -105,12 +105,16 @@ class DeploymentAccess:
             )
         from dagster_llm_batch.cli.code_location import CodeLocation  # noqa: PLC0415 - Dagster, for a second
 
-        return self._stack.enter_context(CodeLocation.load(pointer))
+        return self._stack.enter_context(CodeLocation.load(pointer, self._options.resource))
+
+    def is_looked_at(self, asset: str) -> bool:
+        """Return whether this is no dataset of another resource than the named one. Both may have the same ledger."""
+        return not self.has_code or asset in self.code.datasets or asset not in self.code.all_datasets
 
     @cached_property
     def resource(self) -> LLMBatchResource:
         """The resource of the code location, with the namespace that the command was given."""
-        resource = self._stack.enter_context(self.code.resource(self._options.resource))
+        resource = self._stack.enter_context(self.code.resource())
         namespace = self._options.namespace
         return resource if namespace is None else resource.model_copy(update={"namespace": namespace})
 

@@ -142,6 +142,8 @@ def doctor_command(deployment: DeploymentAccess, *, as_json: bool) -> None:
 def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield what each check found. One that fails is a finding too, and hides no other."""
     if deployment.has_code:
+        # Where the definitions do not load, there is nothing to check: that error alone is told.
+        _ = deployment.code
         yield from _each("definitions", partial(_definitions, deployment))
     ledger = _tried("ledger", partial(_ledger, deployment))
     yield ledger
@@ -156,13 +158,13 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         engine = deployment.engine
         yield _tried("ledger and payloads", partial(_unrecorded, engine))
         yield _tried("stored files", partial(_stored_files, engine))
-        yield from _each("erased rows", partial(_erased, engine))
+        yield from _each("erased rows", partial(_erased, deployment))
         yield from _each("conditions", partial(_conditions, deployment))
-        yield from _each("rows without a label", partial(_left, engine))
+        yield from _each("rows without a label", partial(_left, deployment))
         yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
             yield from _each("request files", partial(_request_files, engine))
-        yield from _each("batches under way", partial(_under_way, engine, with_providers=deployment.has_code))
+        yield from _each("batches under way", partial(_under_way, deployment))
         yield from _each("forecasts of ends", partial(_end_forecasts, engine))
     yield _tried("price book", partial(_prices, deployment))
     yield _tried("price rules", lambda: judge_price_rules(_price_books(deployment), utc_now().date()))
@@ -216,7 +218,10 @@ def _definitions(deployment: DeploymentAccess) -> Iterator[Finding]:
     ]
     if alone:
         problem = f"no sensor lands the labels of {', '.join(alone)}"
-        yield Finding("sensor", Severity.WARNING, problem, "Add build_llm_batch_sensor() to the definitions' sensors.")
+        then = (
+            "Add build_llm_batch_sensor() to the definitions' sensors, with their resource_key and them in its target."
+        )
+        yield Finding("sensor", Severity.WARNING, problem, then)
     elif (standstill := code.standstill()) is not None:
         yield Finding("sensor", Severity.WARNING, standstill.problem, f"{standstill.then}.")
     elif any(dataset.mode == "deferred" for dataset in code.datasets.values()):
@@ -421,19 +426,22 @@ def judge_end_forecasts(score: EndScore) -> Finding | None:
     return Finding("forecasts of ends", Severity.WARNING, said, then)
 
 
-def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
-    now = utc_now()
-    flying = engine.ledger.shards_in_flight(engine.namespace)
+def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
+    now, engine = utc_now(), deployment.engine
+    progress = engine.ledger.progress(engine.namespace)
+    others = {p.submission.submission_id for p in progress if not deployment.is_looked_at(p.submission.asset)}
+    flying = [s for s in engine.ledger.shards_in_flight(engine.namespace) if s.submission_id not in others]
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-    stuck = [
+    found = (
         *orphans(engine.ledger, engine.namespace),
         *engine.overdue(),
         *engine.unreadable(),
         *engine.starved(),
-    ]
+    )
+    stuck = [shard for submission, shard in found if deployment.is_looked_at(submission.asset)]
     held = find_held_queues(engine.deployment)
     for problem, then in held:
         yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
@@ -442,7 +450,7 @@ def _under_way(engine: Engine, *, with_providers: bool) -> Iterator[Finding]:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
         then = "Dagster's sensor asks again where that failed, and takes home what they have done."
         yield Finding("canceled batches", Severity.WARNING, problem, then)
-    if with_providers:
+    if deployment.has_code:
         accounts = {name: account_of(provider) or "none that works" for name, provider in engine.providers.items()}
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             # Another account does not know the batch: asked there, it would look lost.
@@ -467,9 +475,11 @@ def _conditions(deployment: DeploymentAccess) -> Iterator[Finding]:
             yield Finding(kind.value, Severity.WARNING, rest, "dagster-llm-batch list shows all submissions.")
 
 
-def _left(engine: Engine) -> Iterator[Finding]:
+def _left(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield what is not sent again before a person says so."""
-    for submission, shard in engine.ledger.left_shards(engine.namespace):
+    for submission, shard in deployment.ledger.left_shards(deployment.namespace):
+        if not deployment.is_looked_at(submission.asset):
+            continue
         # All of it may have been answered where it was sent.
         if shard.cause is Cause.ADOPTED and set(submission.outcomes) == {Outcome.SUCCEEDED.value}:
             continue
@@ -482,14 +492,15 @@ def _left(engine: Engine) -> Iterator[Finding]:
 def _kept_in_vain(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield money of the limits that is kept for what nobody sends: others cannot be sent for it."""
     for kept in find_kept_money(deployment).values():
-        if kept.nobody is not None:
+        if kept.nobody is not None and deployment.is_looked_at(kept.submission.asset):
             yield Finding("kept money", Severity.WARNING, kept.text, kept.then)
 
 
-def _erased(engine: Engine) -> Iterator[Finding]:
+def _erased(deployment: DeploymentAccess) -> Iterator[Finding]:
     """Yield assets with rows that were erased, and that files or providers hold still."""
-    ledger, namespace = engine.ledger, engine.namespace
-    tombstones = Counter(tombstone.asset for tombstone in ledger.tombstones(namespace))
+    ledger, namespace = deployment.ledger, deployment.namespace
+    known = (tombstone.asset for tombstone in ledger.tombstones(namespace))
+    tombstones = Counter(asset for asset in known if deployment.is_looked_at(asset))
     for asset, count in sorted(tombstones.items()):
         submissions = ledger.submissions(namespace, assets=[asset])
         here = sum(not submission.has_applied(count) for submission in submissions)

@@ -261,13 +261,13 @@ def _made_of(deployment: DeploymentAccess, names: Sequence[str]) -> list[str]:
     """Return the labeled datasets, as judges, whose rows are made of labels of these."""
     if not deployment.has_code:
         return []
-    tables = {key for name in names for key in deployment.code.tables_of(deployment.code.datasets[name])}
+    tables = {key for name in names for key in deployment.code.tables_of(deployment.code.all_datasets[name])}
     return sorted(
-        name for name, dataset in deployment.code.datasets.items() if dataset.key in tables and name not in names
+        name for name, dataset in deployment.code.all_datasets.items() if dataset.key in tables and name not in names
     )
 
 
 def _tables(deployment: DeploymentAccess, name: str) -> Iterable[str]:
     if not deployment.has_code:
         return [f"labels and rejects of '{name}', and what is made of them"]
-    return [key.to_user_string() for key in deployment.code.tables_of(deployment.code.datasets[name])]
+    return [key.to_user_string() for key in deployment.code.tables_of(deployment.code.all_datasets[name])]

@@ -64,7 +64,7 @@ def _why_nobody(deployment: DeploymentAccess, submission: Submission) -> str | N
     if not deployment.has_code:
         silent = utc_now() - deployment.ledger.last_event(submission.submission_id).at
         return f"nothing was done about it for {age(silent)}" if silent > _SILENT else None
-    dataset = deployment.code.datasets.get(submission.asset)
+    dataset = deployment.code.all_datasets.get(submission.asset)
     if dataset is None:
         return "these definitions have no such labeled asset: unless another code location has it, nobody sends it"
     if dataset.mode == "deferred" and not deployment.code.is_looked_after(dataset):

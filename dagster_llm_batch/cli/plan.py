@@ -161,14 +161,15 @@ def plan_command(
     again: bool,
     as_json: bool,
 ) -> None:
-    """Plan labeled assets (default: all of the code location) without sending: rows are loaded and rendered, batches
-    split and priced. Nothing is sent, and nothing is left in the ledger or the payload store.
+    """Plan labeled assets (default: all of the code location, or of the resource) without sending: rows are loaded and
+    rendered, batches split and priced. Nothing is sent, and nothing is left in the ledger or the payload store.
 
     Tokens and costs are told as what is expected, what 19 of 20 submissions stay below, and what there can be at most.
     """
     names = assets or tuple(deployment.code.datasets)
     if not names:
-        raise click.UsageError(f"There are no labeled assets in {deployment.code.pointer}.")
+        of = "" if (key := deployment.code.resource_key) is None else f" of the resource '{key}'"
+        raise click.UsageError(f"There are no labeled assets{of} in {deployment.code.pointer}.")
     wanted = []
     for name in names:
         dataset = find_dataset(deployment, name)

@@ -47,7 +47,7 @@ def find_submission(deployment: DeploymentAccess, target: str, partition: str | 
     """Return the submission with this id (or a beginning of it), or the newest of an asset's partition."""
     ledger, namespace = deployment.ledger, deployment.namespace
     if deployment.has_code:
-        by_key = {dataset.key.to_user_string(): name for name, dataset in deployment.code.datasets.items()}
+        by_key = {dataset.key.to_user_string(): name for name, dataset in deployment.code.all_datasets.items()}
         target = by_key.get(target, target)
     # An asset is tried first: its name could look like the beginning of an id.
     known = ledger.submissions(namespace)
@@ -98,14 +98,16 @@ def _by_id(known: Sequence[Submission], namespace: str, target: str) -> Submissi
 
 def find_dataset(deployment: DeploymentAccess, name: str) -> Dataset:
     """Return the labeled dataset of this name, or with labels of this asset key."""
-    datasets = deployment.code.datasets
-    by_key = {dataset.key.to_user_string(): dataset for dataset in datasets.values()}
-    if name not in datasets | by_key:
-        names = _some(sorted(datasets)) or "none"
-        raise click.UsageError(
-            f"'{name}' is no labeled asset of {deployment.code.pointer}; its labeled assets: {names}."
-        )
-    return datasets.get(name) or by_key[name]
+    code = deployment.code
+    by_name = {dataset.key.to_user_string(): dataset for dataset in code.all_datasets.values()} | code.all_datasets
+    dataset = by_name.get(name)
+    if dataset is None:
+        names = _some(sorted(code.datasets)) or "none"
+        raise click.UsageError(f"'{name}' is no labeled asset of {code.pointer}; its labeled assets: {names}.")
+    if dataset.name not in code.datasets:
+        key = dataset.resource_key
+        raise click.UsageError(f"'{name}' is of the resource '{key}', not of '{code.resource_key}': --resource {key}.")
+    return dataset
 
 
 def partitions_of(

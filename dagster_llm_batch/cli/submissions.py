@@ -49,7 +49,9 @@ def list_command(
     listed = [
         submission
         for submission in ledger.submissions(namespace, state=wanted_state, assets=None if asset is None else [asset])
-        if (everything or submission.delivered_at is None) and partition in (None, submission.partition)
+        if (everything or submission.delivered_at is None)
+        and partition in (None, submission.partition)
+        and deployment.is_looked_at(submission.asset)
     ]
     newest = listed[: -limit - 1 : -1]
     progress = {at_work.submission.submission_id: at_work for at_work in ledger.progress(namespace)}

@@ -139,6 +139,7 @@ class _Watched:
             (progress, pace(progress, now, end_of(history, progress, now)))
             for progress in self._deployment.ledger.progress(self._deployment.namespace)
             if self._only in (None, progress.submission.submission_id)
+            and self._deployment.is_looked_at(progress.submission.asset)
         ]
         under_way = [progress for progress, _ in paces]
         notes += _held(history, {progress.submission.asset for progress in under_way})
