@@ -58,7 +58,8 @@ class SensorTarget(dg.AssetSelection):
         """Return all labeled datasets of the resource, by name."""
         return {
             name: dataset
-            for name, dataset in datasets_in(_definitions(graph)).items()
+            # The graph has no order of its own, and messages and runs are to come in the same one at each tick.
+            for name, dataset in sorted(datasets_in(_definitions(graph)).items())
             if dataset.resource_key == self.resource_key
         }
 

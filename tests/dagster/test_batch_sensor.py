@@ -91,7 +91,7 @@ def test_what_was_sent_under_a_former_name_lands_under_the_present_one(make, emu
     with pytest.raises(ConfigError, match="former_names of 'ticket_labels' has 'topics', which is in the definitions"):
         tick(both)
     formerly = {"resend": Resend(former_names=["topics"])}
-    with pytest.raises(ConfigError, match=r"'topics' is among resend.former_names of 'ticket_labels' and of 'themes'"):
+    with pytest.raises(ConfigError, match=r"'topics' is among resend.former_names of 'themes' and of 'ticket_labels'"):
         tick(make(*labeled(**formerly), *labeled(name="themes", **formerly)))
 
 
