@@ -435,13 +435,13 @@ def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-    found = (
-        *orphans(engine.ledger, engine.namespace),
-        *engine.overdue(),
-        *engine.unreadable(),
-        *engine.starved(),
-    )
-    stuck = [shard for submission, shard in found if deployment.is_looked_at(submission.asset)]
+    found = [
+        *(each[0] for each in orphans(engine.ledger, engine.namespace)),
+        *(each[0] for each in engine.overdue()),
+        *(each[0] for each in engine.unreadable()),
+        *(each[0] for each in engine.starved()),
+    ]
+    stuck = [submission for submission in found if deployment.is_looked_at(submission.asset)]
     held = find_held_queues(engine.deployment)
     for problem, then in held:
         yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
