@@ -88,6 +88,10 @@ class InputError(LLMBatchError):
     """The rows cannot be labeled as they are. Nothing was sent."""
 
 
+class NoRowsError(InputError):
+    """The rows are not there yet: what they are read from is not materialized. Nothing was sent."""
+
+
 class MessagesLostError(InputError):
     """Messages of a window were deleted by retention before they were read. Nothing was read or sent of it."""
 

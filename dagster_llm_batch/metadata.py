@@ -298,11 +298,16 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
     }
 
 
-def estimate_metadata(submission: Submission, learned: Learned | None) -> dict[str, Any]:
-    """Describe what the estimate rests on, and how often the estimates of earlier submissions were right."""
+def estimate_metadata(
+    submission: Submission, learned: Learned | None, output_basis: str | None = None
+) -> dict[str, Any]:
+    """Describe what the estimate rests on, and how often the estimates of earlier submissions were right.
+
+    `output_basis`: what the output is taken from where it was not learned.
+    """
     told = {} if learned is None or not learned.judged else {"held": f"{learned.held} of {learned.judged}"}
     return {
-        "llm_batch/estimate_basis": learned_text(submission.learned_from),
+        "llm_batch/estimate_basis": learned_text(submission.learned_from, output_basis),
         **{f"llm_batch/estimates_{name}": text for name, text in told.items()},
     }
 

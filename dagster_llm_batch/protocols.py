@@ -41,6 +41,7 @@ class Codec(Protocol):
     Building one checks the spec:
     1. A response schema that the provider cannot take raises ResponseSchemaError, naming construct and path.
     2. A parameter that the provider would refuse for every row raises ConfigError.
+    3. A parameter that it may refuse goes out as it is. A codec may have `warnings` of such, a sequence of sentences.
     """
 
     @property
@@ -90,6 +91,7 @@ class Provider(Protocol):
     """One outside API. Holds credentials and never shows them; safe to build without any network call.
 
     Several threads call `submit` and `fetch` at once.
+    One may have a verb `check_setup()`, which makes no call, and raises ConfigError where no batch can be started.
     Every verb raises TransientError, CredentialsError or RefusedError, and nothing of its SDK.
     """
 

@@ -75,10 +75,13 @@ def money_text(amount: Decimal | float) -> str:
     return f"{'-' if exact < 0 else ''}${whole}.{decimals.rstrip('0'):0<2}"
 
 
-def learned_text(submissions: int | None) -> str:
-    """Return what an estimate rests on: so many earlier submissions, or none."""
+def learned_text(submissions: int | None, output: str | None = None) -> str:
+    """Return what an estimate rests on: so many earlier submissions, or none.
+
+    `output`: what the output is taken from, in words, where it was not learned.
+    """
     if submissions is None:
-        return "calibrated rates"
+        return "calibrated rates" if output is None else f"calibrated rates, {output}"
     return f"learned from {submissions} earlier submission{'' if submissions == 1 else 's'}"
 
 

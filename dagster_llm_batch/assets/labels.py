@@ -396,7 +396,7 @@ class _Landing:
                 **cascade_metadata(levels, figures, status),
                 **track_metadata(tracked),
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
-                **estimate_metadata(status.submission, run.learn(engine, labeling)),
+                **estimate_metadata(status.submission, run.learn(engine, labeling), engine.output_basis(labeling)),
                 **logged,
             }
             unsent = Unsent() if all_sent else engine.unsent(submission_id)

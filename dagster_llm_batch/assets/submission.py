@@ -77,6 +77,9 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         if (repository := repository_of(context)) is not None:
             dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
         engine.check(dataset.labeling)
+        for labeling in dataset.labeling.models:
+            for warning in engine.parameter_warnings(labeling):
+                context.log.warning(f"{labeling.model}: {warning}")
         _refuse_other_ledger(context, engine, dataset)
         _warn_of_temporary_home(context, dataset)
         provider = engine.provider(dataset.labeling.provider)
@@ -123,7 +126,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 verdict = replace(verdict, description=f"{verdict.description} {again}")
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped),
-                **estimate_metadata(submission, learned()),
+                **estimate_metadata(submission, learned(), engine.output_basis(dataset.labeling)),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,

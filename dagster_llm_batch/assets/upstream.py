@@ -20,7 +20,7 @@ from dagster_llm_batch._dagster_private import asset_graph, inferred_mapping, lo
 from dagster_llm_batch.assets.empty_tables import find_empty_table
 from dagster_llm_batch.assets.keys import Upstream, upstream_key
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.errors import ConfigError, InputError
+from dagster_llm_batch.errors import ConfigError, InputError, NoRowsError
 from dagster_llm_batch.text import cell_text
 
 __all__ = [
@@ -279,7 +279,7 @@ class UpstreamReader:
             self._tell_missing(dep, missing)
         return there
 
-    def _missing(self, dep: dg.AssetDep, missing: Sequence[str | None], wanted: int) -> InputError:
+    def _missing(self, dep: dg.AssetDep, missing: Sequence[str | None], wanted: int) -> NoRowsError:
         name = dep.asset_key.to_user_string()
         if wanted == 1:
             return self._absent(name, f" for {missing[0]}")
@@ -287,9 +287,9 @@ class UpstreamReader:
         allow = f"deps=[AssetDep({name!r}, metadata={{{ALLOW_MISSING!r}: True}})]"
         return self._absent(name, where, "" if len(missing) == wanted else f", or leave them out: {allow}")
 
-    def _absent(self, name: str, where: str, otherwise: str = "") -> InputError:
+    def _absent(self, name: str, where: str, otherwise: str = "") -> NoRowsError:
         hint = f" ({self.hint})" if self.hint else ""
-        return InputError(f"The asset {name} is not materialized{where}{hint}. Materialize it first{otherwise}.")
+        return NoRowsError(f"The asset {name} is not materialized{where}{hint}. Materialize it first{otherwise}.")
 
     def _tell_missing(self, dep: dg.AssetDep, missing: Sequence[str | None]) -> None:
         self._count("upstream_partitions_missing", len(missing))

@@ -316,6 +316,9 @@ def _needed(shards: Sequence[Shard], submission: Submission) -> Iterator[tuple[s
 
 
 def _provider(name: str, provider: Provider) -> Finding:
+    # A provider of the user's own may have none.
+    if (check := getattr(provider, "check_setup", None)) is not None:
+        check()
     doubt = ask_provider(provider, utc_now())
     state = f"account {provider.account} answers"
     if doubt is not None:
@@ -388,13 +391,16 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     limits = provider.codec(labeling.spec).limits
     basis = engine.deployment.tariff(labeling).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
+    warnings = engine.parameter_warnings(labeling)
     problem = (
-        f"{labeling.model} takes its schema and parameters; a batch holds {least}at most {limits.max_requests:,} "
-        f"requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
+        f"{labeling.model} takes its schema{'' if warnings else ' and parameters'}; a batch holds {least}at most "
+        f"{limits.max_requests:,} requests and {limits.max_bytes:,} bytes; prices: {basis.value}"
     )
     if (gap := engine.deployment.price_gap(labeling)) is not None:
         then = f"Costs will be unknown. {gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
         return Finding(check, Severity.WARNING, problem, then)
+    if warnings:
+        return Finding(check, Severity.WARNING, f"{problem}. {' '.join(warnings)}")
     return Finding(check, Severity.OK, problem)
 
 

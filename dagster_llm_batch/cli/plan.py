@@ -21,12 +21,14 @@ from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.engine.status import retry_command
-from dagster_llm_batch.text import cell_text, learned_text
+from dagster_llm_batch.errors import NoRowsError
+from dagster_llm_batch.text import age_text, cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 
 
 _LONGEST_SHOWN = 3
+_NOT_YET = NoRowsError.__name__
 # Other facts that are not known have no line: no partitions, nothing tuned, nothing submitted before.
 _TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
 
@@ -37,7 +39,7 @@ class Planned:
 
     `account`: the provider's, or its address; `oracle_account`: that of a cascade's oracle. `price_gap`: why no price
     is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
-    `notes`: what was read upstream, where that is not plain.
+    `notes`: what was read upstream, where that is not plain. `warnings`: parameters that may be refused.
     """
 
     asset: str
@@ -50,6 +52,7 @@ class Planned:
     held: EndScore
     notes: Sequence[str] = ()
     oracle_account: str | None = None
+    warnings: Sequence[str] = ()
 
     @property
     def sent_to(self) -> list[tuple[str, str]]:
@@ -87,6 +90,7 @@ class Planned:
             "bound_usd": preview.bound_usd,
             "realtime_usd": preview.realtime_usd,
             "price_basis": preview.price_basis,
+            "estimate_basis": _basis(preview),
             "learned_from": None if learned is None else learned.complete,
             "estimates_judged": 0 if learned is None else learned.judged,
             "estimates_held": 0 if learned is None else learned.held,
@@ -95,10 +99,12 @@ class Planned:
             "requests_lost": preview.lost,
             "refused": preview.refused,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
             "longest": [{"key": row.key, "input_tokens": row.tokens} for row in preview.longest],
             "context_tokens": preview.context_tokens,
             "queue_rounds": preview.rounds,
             "limit_steps": preview.steps,
+            "limit_steps_seconds_at_most": _seconds(self.steps_within),
             "tuning": preview.tuning,
             "cascade": None if preview.levels is None else preview.levels.plan_text,
             "oracle": None if preview.oracle is None else {**asdict(preview.oracle), "account": self.oracle_account},
@@ -114,6 +120,11 @@ class Planned:
                 for shard in preview.shards
             ],
         }
+
+    @property
+    def steps_within(self) -> timedelta | None:
+        """How long all steps take at most that limits of money make of it; None where not all of them are let out."""
+        return None if self.preview.steps is None else self.preview.steps * self.window
 
     @property
     def _end(self) -> dict[str, Any]:
@@ -165,6 +176,7 @@ def plan_command(
     rendered, batches split and priced. Nothing is sent, and nothing is left in the ledger or the payload store.
 
     Tokens and costs are told as what is expected, what 19 of 20 submissions stay below, and what there can be at most.
+    Ends with 4 where rows are not materialized yet: others are planned, and the same command works later.
     """
     names = assets or tuple(deployment.code.datasets)
     if not names:
@@ -185,10 +197,13 @@ def plan_command(
         if plans:
             print_plan(plans)
         for failure in failures:
-            place = " ".join(filter(None, [failure["asset"], failure["partition"]]))
-            click.echo(f"Not planned: {cell_text(place)}: {failure['error']}: {failure['message']}")
-    if failures or any(plan.preview.refused for plan in plans):
+            place = cell_text(" ".join(filter(None, [failure["asset"], failure["partition"]])))
+            told = "its rows are not there yet" if failure["error"] == _NOT_YET else failure["error"]
+            click.echo(f"Not planned: {place}: {told}: {failure['message']}")
+    if any(failure["error"] != _NOT_YET for failure in failures) or any(plan.preview.refused for plan in plans):
         leave(ExitCode.FAILED)
+    if failures:
+        leave(ExitCode.LATER)
 
 
 def _plan_each(
@@ -206,7 +221,8 @@ def _plan_each(
         try:
             plans += plan_rows(deployment, [(dataset, partition)], again=again)
         except Exception as error:
-            if len(wanted) == 1 or isinstance(error, click.ClickException):
+            is_not_yet = isinstance(error, NoRowsError)
+            if (len(wanted) == 1 and not is_not_yet) or isinstance(error, click.ClickException):
                 raise
             told = {"error": type(error).__name__, "message": str(error)}
             failures.append({"asset": dataset.name, "partition": partition, **told})
@@ -214,13 +230,18 @@ def _plan_each(
 
 
 def plan_rows(
-    deployment: DeploymentAccess, wanted: Sequence[tuple[Dataset, str | None]], *, again: bool
+    deployment: DeploymentAccess,
+    wanted: Sequence[tuple[Dataset, str | None]],
+    *,
+    again: bool,
 ) -> list[Planned]:
-    """Return what a submission of each of these would be now."""
+    """Return what a submission of each of these would be now. Raises NoRowsError where its rows are not there yet."""
     planned = []
     rules = deployment.dry_engine.deployment
     for dataset, partition in wanted:
         labeling = dataset.labeling
+        # Reads no row.
+        deployment.dry_engine.check(labeling)
         with deployment.code.rows(dataset, partition) as (rows, upstream):
             with_gold = dataset.with_gold(upstream)
             preview = deployment.dry_engine.preview(with_gold, rows, partition=partition or "", again=again)
@@ -237,6 +258,11 @@ def plan_rows(
                 held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
                 notes=upstream.notes,
                 oracle_account=oracles[0].account if oracles and labeling.cascade is not None else None,
+                warnings=[
+                    f"{one.model}: {warning}"
+                    for one in labeling.models
+                    for warning in deployment.dry_engine.parameter_warnings(one)
+                ],
             )
         )
     return planned
@@ -285,6 +311,7 @@ def print_plan(plans: Sequence[Planned]) -> None:
 def _warnings(plan: Planned) -> Iterator[str]:
     """Yield what is to know before the rows are sent."""
     preview = plan.preview
+    yield from plan.warnings
     if plan.price_gap is not None:
         yield f"The cost is unknown. {plan.price_gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
     if preview.skipped:
@@ -301,7 +328,8 @@ def _warnings(plan: Planned) -> Iterator[str]:
     if limit is not None and preview.rounds > 1:
         yield (
             f"{str(limit).capitalize()} lets these {len(preview.shards):,} batches into the queue in "
-            f"{preview.rounds:,} rounds, each when batches of the one before have ended."
+            f"{preview.rounds:,} rounds, each when batches of the one before have ended. "
+            f"{_within(plan, preview.rounds)}"
         )
     if preview.steps is None and preview.refused is None and plan.price_gap is None:
         yield (
@@ -312,7 +340,7 @@ def _warnings(plan: Planned) -> Iterator[str]:
     elif preview.steps is not None and preview.steps > 1:
         yield (
             f"It can cost more than the limits of money allow at most, so it goes in about {preview.steps:,} steps, "
-            "each when those before are billed."
+            f"each when those before are billed. {_within(plan, preview.steps)}"
         )
     most = None if limit is None else limit.max_tokens
     if most is not None and (alone := [row for row in preview.longest if row.tokens > most]):
@@ -326,6 +354,18 @@ def _warnings(plan: Planned) -> Iterator[str]:
             f"Too long for the model, which takes {context:,} tokens with its reply: the rows {_keys(over)}. They will "
             "be refused, or cut. Shorten them, as by {{ text[:20000] }} in the prompt, or leave them out."
         )
+
+
+def _within(plan: Planned, times: int) -> str:
+    """Return how long so many batches, one after the other, take at most."""
+    return (
+        f"A batch may take {age_text(plan.window)}, the vendor's window, so all of it may take up to "
+        f"{_days(times * plan.window)}."
+    )
+
+
+def _days(span: timedelta) -> str:
+    return age_text(span) if span < timedelta(days=2) else f"{span / timedelta(days=1):.3g} days"
 
 
 def _keys(rows: Sequence[LongRow]) -> str:
@@ -347,10 +387,11 @@ def _basis(preview: Preview) -> str:
     """Return what the estimate rests on, and how often those before were right."""
     learned = preview.learned
     if learned is None:
-        return learned_text(None) + (", input by the model's tokenizer" if preview.has_tokenizer else "")
+        tokenizer = ", input by the model's tokenizer" if preview.has_tokenizer else ""
+        return learned_text(None, preview.output_basis) + tokenizer
     if learned.complete is None:
         others = f"input {learned_text(learned.submissions)} that asked otherwise"
-        return f"{learned_text(None)}, {others}"
+        return f"{learned_text(None, preview.output_basis)}, {others}"
     judged = f"; {learned.held} of {learned.judged} such intervals held" if learned.judged else ""
     return learned_text(learned.complete) + judged
 

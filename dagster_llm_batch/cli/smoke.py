@@ -29,7 +29,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
 from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.text import cell_text, learned_text
 from dagster_llm_batch.types import CannotTell, Endpoint, FindHints
 
 if TYPE_CHECKING:
@@ -241,6 +241,12 @@ def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) ->
 def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: float, *, again: bool) -> bool:
     """Go through all steps; return whether all went well."""
     provider, rules = engine.provider(labeling.provider), engine.deployment
+    if (gap := rules.price_gap(labeling)) is not None:
+        raise ConfigError(
+            f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent. Name a model whose price is "
+            "known, or one of a dataset with Spend(price=TokenPrice(…))."
+        )
+    engine.check(labeling)
     nonce = f"s{uuid.uuid4().hex[:16]}"
     # Of a batch that cannot exist: the vendor has to list what there is, which shows whether it takes the key.
     sighting = provider.find(f"smoke-{nonce}", FindHints(utc_now(), 1, nonce))
@@ -250,11 +256,8 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     story.tell("key", f"{labeling.provider} takes the credentials: account {provider.account}{doubt}")
     number, known = _round(engine, labeling, again=again)
     rows = smoke_rows(number)
-    if (gap := rules.price_gap(labeling)) is not None:
-        raise ConfigError(
-            f"{gap} Without a price nobody can keep to --max-usd. Nothing was sent. Name a model whose price is "
-            "known, or one of a dataset with Spend(price=TokenPrice(…))."
-        )
+    for warning in engine.parameter_warnings(labeling):
+        story.tell("params", warning)
     preview = engine.preview(labeling, rows, partition=str(number))
     if preview.refused:
         raise ConfigError(f"{preview.refused} Nothing was sent.")
@@ -262,6 +265,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
         "plan",
         f"{labeling.model}, round {number}: {counted(preview.to_send, 'request', 'requests')} to send; "
         f"{_usd(preview.estimated_usd)} expected, {_usd(preview.bound_usd)} at most ({preview.price_basis.value}); "
+        f"{learned_text(None if preview.learned is None else preview.learned.complete, preview.output_basis)}; "
         f"--max-usd {labeling.max_cost_usd}",
     )
     submission_id = engine.plan(labeling, rows, partition=str(number)).submission_id

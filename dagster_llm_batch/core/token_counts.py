@@ -52,6 +52,7 @@ __all__ = [
     "OutputTokens",
     "given_settings",
     "model_max_output",
+    "output_basis",
     "output_tokens",
 ]
 
@@ -530,6 +531,18 @@ def output_tokens(
     if bound is not None:
         expected, p95 = min(expected, bound), min(p95, bound)
     return OutputTokens(expected, p95, bound)
+
+
+def output_basis(spec: RequestSpec, expected: int, said: int | None = None) -> str | None:
+    """Return in words what the expected output of a request is taken from; None where there is no output."""
+    if _makes_no_text(spec):
+        return None
+    taken = f"output taken as {expected:,} tokens a row"
+    if said is not None:
+        return f"{taken}, as Spend(expected_output_tokens={said}) has it"
+    if any(given_settings(spec.params)):
+        return f"output taken as your maximum of {expected:,} tokens a row"
+    return f"{taken}, a rough guess from the {'prompt' if spec.response.json_schema is None else 'response'} alone"
 
 
 def given_settings(params: Mapping[str, Any], names: Sequence[str] = MAXIMA) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.labeling import Labeling, Limits
-from dagster_llm_batch.engine.preview import Preview, preview_of
+from dagster_llm_batch.engine.preview import Preview, output_basis_of, preview_of
 from dagster_llm_batch.engine.prune import find_pruned, is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
@@ -79,6 +79,9 @@ class Planner:
         """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row."""
         for labeling in self._labeling.models:
             _ = self._deployment.codec(labeling)
+            # A provider of the user's own may have none.
+            if (check := getattr(self._deployment.provider(labeling.provider), "check_setup", None)) is not None:
+                check()
             budget = labeling.budget_usd
             if (gap := self._deployment.price_gap(labeling)) is not None and budget is not None:
                 msg = (
@@ -267,6 +270,7 @@ class Planner:
                 has_tokenizer=self._deployment.tokenizer(self._labeling) is not None,
                 queue_limit=limit,
                 steps=steps,
+                output_basis=output_basis_of(self._deployment, self._labeling),
                 rounds=1 if limit is None else count_queue_rounds(plan.shards, limit),
                 end=_forecast_end(self._deployment, self._labeling, plan.shards, steps),
                 tuning=aside.tuning(plan.requests - plan.reused),

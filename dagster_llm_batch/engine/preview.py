@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.token_counts import output_basis
 from dagster_llm_batch.engine.request_writer import LongRow, Plan
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine.cascade import OracleShare
+    from dagster_llm_batch.engine.deployment import Deployment
+    from dagster_llm_batch.engine.labeling import Labeling
 
-__all__ = ["Preview", "preview_of"]
+__all__ = ["Preview", "output_basis_of", "preview_of"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Preview:
         oracle: Of a cascade: what is asked of its oracle. Unless that is asked alone, tokens are the other model's.
         missing_gold: The keys of sampled rows of which people have said nothing, where a promise is against gold.
         end: How long it takes from plan to end, if it is sent now; None: nothing is sent, or nothing was sent before.
+        output_basis: What the output is taken from, where it is not learned; None: there is none.
         tuning: What was chosen by earlier submissions, as it would be stored; None: nobody asks for it.
     """
 
@@ -91,6 +95,7 @@ class Preview:
     oracle: OracleShare | None = None
     missing_gold: tuple[object, ...] = ()
     end: EndForecast | None = None
+    output_basis: str | None = None
     tuning: Mapping[str, Any] | None = None
 
     @property
@@ -100,6 +105,12 @@ class Preview:
     @property
     def bytes(self) -> int:
         return sum(shard.bytes for shard in self.shards)
+
+
+def output_basis_of(deployment: Deployment, labeling: Labeling) -> str | None:
+    """Return in words what the output of a labeling's requests is taken from where nothing was learned."""
+    expected = deployment.estimate(labeling).output.expected
+    return output_basis(labeling.spec, expected, labeling.spend.expected_output_tokens)
 
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:

@@ -172,6 +172,9 @@ class BaseProvider:
     def delete_request_file(self, batch_id: str) -> None:
         """See Provider.delete_request_file. There is none, unless a provider uploads one."""
 
+    def check_setup(self) -> None:
+        """Raise ConfigError where this provider can start no batch as it is set up. Makes no call; costs nothing."""
+
     def count_files(self) -> Sequence[FileCount]:
         """See Provider.count_files. No limit is known, unless a provider knows one."""
         return ()

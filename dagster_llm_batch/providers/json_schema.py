@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from dagster_llm_batch.core.json_schema import references
-from dagster_llm_batch.errors import ResponseSchemaError
+from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 
 __all__ = [
     "ARRAY",
@@ -36,6 +36,8 @@ __all__ = [
     "STRING",
     "SchemaRules",
     "SizeLimits",
+    "given_format_warnings",
+    "given_schema_warnings",
     "lower_schema",
     "schema_name",
 ]
@@ -176,6 +178,40 @@ CLAUDE_RULES = SchemaRules(
 def lower_schema(json_schema: Mapping[str, Any], rules: SchemaRules) -> dict[str, Any]:
     """Return the schema in the vendor's dialect. Raises ResponseSchemaError, naming what it has no word for."""
     return _Walker(json_schema, rules).lower_root()
+
+
+def given_schema_warnings(schema: Any, rules: SchemaRules, where: str) -> tuple[str, ...]:
+    """Return a warning of a schema that is given in a parameter, unless it is as it would be written of a response."""
+    try:
+        is_known = isinstance(schema, Mapping) and lower_schema(schema, rules) == schema
+    # It may be anything.
+    except (ResponseSchemaError, TypeError, ValueError, AttributeError):
+        is_known = False
+    if is_known:
+        return ()
+    warning = (
+        f"The schema in the parameter '{where}' is sent as it is, and each row may be refused. Give it as the "
+        f"dataset's response instead, which is written as {rules.vendor} takes it."
+    )
+    return (warning,)
+
+
+def given_format_warnings(params: Mapping[str, Any], rules: SchemaRules) -> tuple[str, ...]:
+    """Return warnings of the format in Claude's `output_config`. Raises ConfigError where it is none."""
+    config = params.get("output_config")
+    form = config.get("format") if isinstance(config, Mapping) else None
+    if form is None:
+        return ()
+    if (
+        not isinstance(form, Mapping)
+        or form.get("type") != "json_schema"
+        or not isinstance(form.get("schema"), Mapping)
+    ):
+        raise ConfigError(
+            "The parameter 'output_config' has a format that each row would be refused for: it must have the type "
+            f"'json_schema' and a schema; got {form!r}. Nothing was sent. Give the schema as the dataset's response."
+        )
+    return given_schema_warnings(form["schema"], rules, "output_config")
 
 
 def schema_name(name: str) -> str:

@@ -136,10 +136,20 @@ def test_a_wrong_name_or_partition_is_answered_with_what_there_is(project, argum
 def test_rows_of_an_asset_that_is_not_materialized_are_said_to_be_materialized_first(project, at_home, request):
     if at_home:
         request.getfixturevalue("home")
-    said = project.on_file("plan", "asset_labels", code=1).stderr
-    assert "The asset tickets is not materialized" in said
+    said = project.on_file("plan", "asset_labels", code=4).stdout
+    assert "Not planned: asset_labels: its rows are not there yet: The asset tickets is not materialized" in said
     assert "Materialize it first" in said
     assert ("DAGSTER_HOME is not set" in said) is not at_home
+
+
+def test_beside_rows_that_are_not_there_yet_others_are_planned(project, home):
+    said = project.json("plan", "asset_labels", "ticket_labels", code=4)
+    assert [plan["asset"] for plan in said["plans"]] == ["ticket_labels"]
+    [missing] = said["not_planned"]
+    assert (missing["asset"], missing["partition"], missing["error"]) == ("asset_labels", None, "NoRowsError")
+    # Of a definition that cannot work, that is told before rows are there.
+    project.change('"params": {"max_tokens": 50}', '"params": {"stream": True}')
+    assert "'stream'" in project.on_file("plan", "asset_labels", code=1).stderr
 
 
 def test_rows_of_an_asset_are_those_that_it_has_stored(project, home):
@@ -176,7 +186,7 @@ defs = dg.Definitions(
 def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(project, home):
     project.change("defs = dg.Definitions(\n    assets=[tickets,", f"{JUDGE} short, long, *duel,")
     project.change("    llm_batch_assets,", "    llm_batch_assets,\n    pairwise_judge_assets,")
-    said = project.on_file("plan", "duel_verdicts", code=1).stderr
+    said = project.on_file("plan", "duel_verdicts", code=4).stdout
     assert "The asset duel_cases is not materialized" in said
     module = project.module()
     assets = [module["tickets"], module["short"], module["long"], *module["duel"]]
@@ -271,7 +281,7 @@ def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home)
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[1])
         said = refused()
         assert "The asset inbox is not materialized in 1 of the 2 partitions that 2026-01-02 reads: 2026-01-01." in said
-        assert said in planned().stderr
+        assert said in planned(4).stdout
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[0])
         said = refused()
         assert (
@@ -293,7 +303,7 @@ def test_a_rows_function_that_loads_what_is_upstream_is_planned_as_it_runs(proje
     function = "def rows(context):\n    prefix = "
     project.change(function, "def joined(context):\n    return context.load('tickets')\n\n\n" + function)
     project.change('name="asset_labels", rows=tickets,', 'name="asset_labels", rows=joined, deps=["tickets"],')
-    assert "The asset tickets is not materialized" in project.on_file("plan", "asset_labels", code=1).stderr
+    assert "The asset tickets is not materialized" in project.on_file("plan", "asset_labels", code=4).stdout
     with dg.DagsterInstance.get() as instance:
         dg.materialize([project.module()["tickets"]], instance=instance)
     [plan] = project.json("plan", "asset_labels")["plans"]
@@ -338,6 +348,70 @@ def test_a_plan_says_what_its_estimate_rests_on(capsys, learned, basis, from_jso
     assert "19 of 20 above $1.00 19 of 20 below $3.00" in printed
     assert "in real time - " in printed
     assert not [line for line in ("partition", "ends", "tuned", "known as") if line in printed]
+
+
+@pytest.mark.parametrize(
+    ("change", "basis"),
+    [
+        ("", "calibrated rates, output taken as your maximum of 50 tokens a row"),
+        ('"spend": Spend(expected_output_tokens=7), ', "calibrated rates, output taken as 7 tokens a row, as Spend("),
+    ],
+)
+def test_an_estimate_says_what_its_output_is_taken_from(project, change, basis):
+    project.change("    Prompt,", "    Prompt,\n    Spend,")
+    project.change('"params": {"max_tokens": 50}', f'{change}"params": {{"max_tokens": 50}}')
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert plan["estimate_basis"].startswith(basis)
+    assert basis in " ".join(project.on_file("plan", "ticket_labels").stdout.split())
+
+
+def test_a_plan_says_how_long_its_steps_may_take(project):
+    project.change('"max_cost_usd": 1', '"max_cost_usd": 0.004')
+    project.change(
+        '"params": {"max_tokens": 50}', '"spend": {"expected_output_tokens": 1}, "params": {"max_tokens": 300}'
+    )
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert plan["limit_steps"] > 1
+    assert plan["limit_steps_seconds_at_most"] == plan["limit_steps"] * 86_400
+    said = project.on_file("plan", "ticket_labels").stdout
+    assert f"all of it may take up to {plan['limit_steps']} days." in said
+    assert "A batch may take 24 h 0 m, the vendor's window" in said
+
+
+def test_a_parameter_of_another_vendor_is_refused_and_one_of_none_is_a_warning(project):
+    project.change('"params": {"max_tokens": 50}', '"params": {"max_tokens": 50, "brand_new": 1}')
+    warning = "openai/gpt-4o: The parameter 'brand_new' is in no type that the vendor's SDK has"
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert plan["warnings"][0].startswith(warning)
+    assert warning in project.on_file("plan", "ticket_labels").stdout
+    [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "dataset ticket_labels"]
+    assert finding["verdict"] == "warning"
+    assert "takes its schema; " in finding["said"]
+    assert "'brand_new' is in no type" in finding["said"]
+    assert "'brand_new' is in no type" in project.on_file("smoke", "openai", "--poll-seconds", "0.1", code=3).stdout
+    project.change('"brand_new": 1', '"max_output_tokens": 50')
+    named = "it is called 'max_completion_tokens' there"
+    assert named in project.on_file("plan", "ticket_labels", code=1).stderr
+    [finding] = [one for one in project.json("doctor", code=3)["findings"] if one["check"] == "dataset ticket_labels"]
+    assert finding["verdict"] == "problem"
+    assert named in finding["said"]
+
+
+def test_a_command_whose_program_is_missing_is_found_before_anything_is_sent(project):
+    project.change("import os\n", "import os\n\nfrom dagster_llm_batch import CommandBatchResource\n")
+    words = '["no-such-program", "{input}", "{output}"]'
+    command = f"command=CommandBatchResource(command={words}, workdir={str(project.folder)!r})"
+    project.change('"llm_batch": LLMBatchResource(', f'"llm_batch": LLMBatchResource({command}, ')
+    project.change('"openai/gpt-4o"', '"command/m"')
+    project.change('"max_cost_usd": 1,', "")
+    missing = "the program 'no-such-program' is not on this machine"
+    assert missing in project.on_file("plan", "ticket_labels", code=1).stderr
+    findings = {one["check"]: one for one in project.json("doctor", code=3)["findings"]}
+    for check in ("provider command", "dataset ticket_labels"):
+        assert findings[check]["verdict"] == "problem"
+        assert missing in findings[check]["said"]
+    project.change('"no-such-program"', '"python3", "no_such_script.py"')
+    assert "there is no file" in project.on_file("plan", "ticket_labels", code=1).stderr
 
 
 def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once_that_is_known(project):

@@ -62,7 +62,7 @@ def test_a_submission_says_what_is_sent_to_whom_and_what_it_may_cost(make):
     assert len(told["llm_batch/batch_ids"]) == 2
     assert 0 < told["llm_batch/estimated_cost_usd"] <= told["llm_batch/p95_cost_usd"]
     assert told["llm_batch/p95_cost_usd"] <= told["llm_batch/bound_cost_usd"]
-    assert told["llm_batch/estimate_basis"] == "calibrated rates"
+    assert told["llm_batch/estimate_basis"] == "calibrated rates, output taken as your maximum of 50 tokens a row"
     assert told["llm_batch/model"] == "openai/gpt-4o"
     assert "You label tickets." in told["llm_batch/prompt"]
     assert "{{ subject }}" in told["llm_batch/prompt"]
@@ -111,7 +111,7 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     assert told["llm_batch/rows_succeeded"] == 3
     assert told["llm_batch/cost_usd"] == pytest.approx(told["llm_batch/realtime_cost_usd"] / 2)
     assert told["llm_batch/saved_usd"] == pytest.approx(told["llm_batch/cost_usd"])
-    assert told["llm_batch/estimate_basis"] == "calibrated rates"
+    assert told["llm_batch/estimate_basis"] == "calibrated rates, output taken as your maximum of 50 tokens a row"
     assert told["openai.gpt-4o.total_tokens"] == told["llm_batch/input_tokens"] + told["llm_batch/output_tokens"]
     assert len(told["llm_batch/preview"].records) == 3
     # as dagster-openai tells of calls, for Insights

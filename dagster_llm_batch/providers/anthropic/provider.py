@@ -125,6 +125,7 @@ class AnthropicProvider(StainlessProvider):
         self._http_client = http_client
         self._sdk: Anthropic | None = None
         self._workspace_id = workspace_id
+        self._betas = tuple(betas)
 
     def _secrets(self) -> list[str]:
         keys = [self._api_key] if self._platform is None else self._platform.secrets()
@@ -133,7 +134,7 @@ class AnthropicProvider(StainlessProvider):
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""
         # At any other address, nobody here knows what answers.
-        return AnthropicLines(spec, self._version, enforces_format=self._public)
+        return AnthropicLines(spec, self._version, enforces_format=self._public, betas=self._betas)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The tag goes nowhere: the custom_ids carry the shard's nonce instead."""

@@ -7,9 +7,10 @@ All that a spec's requests share is serialised once; a request only splices esca
 is cached for an hour, since batches outlive the usual five minutes.
 
 The vendor checks parameters only when a row runs, up to a day later, and fails every row for the same mistake. So what
-it is known to refuse is refused here: parameters that no batch takes, and, under API versions from 2026-10-21 on,
-sampling parameters. Document blocks in assistant turns and citations, also refused since then, cannot be written in a
-spec. Anything else goes through as it is, known or not. Result lines are read in `replies`.
+it is known to refuse is refused here: parameters that no batch takes, those of other vendors (see `parameters`), and,
+under API versions from 2026-10-21 on, sampling parameters. Document blocks in assistant turns and citations, also
+refused since then, cannot be written in a spec. Anything else goes through as it is, with a warning. Result lines are
+read in `replies`.
 
 Formats: https://platform.claude.com/docs/en/api/creating-message-batches
 Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
@@ -17,15 +18,16 @@ Versions: https://platform.claude.com/docs/en/api/migration-2026-10-21
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.providers.anthropic.replies import read_line, read_lines
 from dagster_llm_batch.providers.anthropic.schema import ANTHROPIC_RULES
-from dagster_llm_batch.providers.json_schema import lower_schema
+from dagster_llm_batch.providers.json_schema import given_format_warnings, lower_schema
 from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quoted
+from dagster_llm_batch.providers.parameters import ANTHROPIC, check_parameters
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
@@ -44,10 +46,14 @@ _RESERVED = {
     "model": "is the model of the spec",
     "messages": "comes from the prompt",
     "system": "is the system part of the prompt",
+    "workspace_id": "is a header of each call: give the resource its workspace_id",
     "output_format": "was replaced by output_config.format, which comes from the response schema",
     **NO_LOGPROBS,
 }
 _NOT_IN_BATCHES = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
+# The most tokens of a reply, of any model; with the beta feature, in a batch, more.
+_MOST_TOKENS, _MOST_TOKENS_EXTENDED = 128_000, 300_000
+_EXTENDED = "output-300k-2026-03-24"
 _RESEARCH_PREVIEW = "research_preview_2026_02"
 _MEDIA_TYPES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 # An hour, since a batch outlives the five minutes that are usual.
@@ -55,7 +61,7 @@ _CACHE = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
 
 
 class AnthropicLines:
-    """The codec for one spec. `version` is the API version that the batch will be created with.
+    """The codec for one spec. `version` is the API version that the batch will be created with, `betas` its features.
 
     `enforces_format`: see Codec.
     """
@@ -67,6 +73,7 @@ class AnthropicLines:
         limits: BatchLimits = ANTHROPIC_LIMITS,
         *,
         enforces_format: bool = False,
+        betas: Collection[str] = (),
     ) -> None:
         self.enforces_format = enforces_format
         _check_shape(spec)
@@ -77,6 +84,11 @@ class AnthropicLines:
         if spec.cache_prefix and turns:
             turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
         self._head = f',"params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
+        self.warnings = (
+            *check_parameters(ANTHROPIC, spec.params),
+            *given_format_warnings(spec.params, ANTHROPIC_RULES),
+        )
+        _check_most_tokens(spec.params["max_tokens"], betas)
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start = LineStart(self._before_content)
 
@@ -142,6 +154,16 @@ def _check_max_tokens(most: Any) -> None:
         )
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
         raise ConfigError(f"The parameter 'max_tokens' must be a number of tokens, 1 or more; got {most!r}.")
+
+
+def _check_most_tokens(tokens: int, betas: Collection[str]) -> None:
+    most = _MOST_TOKENS_EXTENDED if _EXTENDED in betas else _MOST_TOKENS
+    if tokens > most:
+        more = "" if most > _MOST_TOKENS else f' With betas=["{_EXTENDED}"], a batch takes {_MOST_TOKENS_EXTENDED:,}.'
+        raise ConfigError(
+            f"The parameter 'max_tokens' is {tokens:,}, and a reply of Claude has at most {most:,} tokens: each row "
+            f"would be refused.{more} Nothing was sent. Give a lower one."
+        )
 
 
 def _refuse(name: str, why: str) -> None:

@@ -14,11 +14,25 @@ from dagster_llm_batch.core.logprobs import NO_LOGPROBS
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.providers.bedrock.models import Family, can_structure
 from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
-from dagster_llm_batch.providers.json_schema import lower_schema, schema_name
+from dagster_llm_batch.providers.json_schema import (
+    given_format_warnings,
+    given_schema_warnings,
+    lower_schema,
+    schema_name,
+)
 from dagster_llm_batch.providers.jsonlines import check_roles, dumps
+from dagster_llm_batch.providers.parameters import (
+    BEDROCK_CHAT,
+    BEDROCK_CLAUDE,
+    BEDROCK_INFERENCE,
+    BEDROCK_LLAMA,
+    BEDROCK_TITAN,
+    Form,
+    check_parameters,
+)
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseKind
 
-__all__ = ["check_shape", "settings"]
+__all__ = ["check_shape", "parameter_warnings", "settings"]
 
 CLAUDE_VERSION = "bedrock-2023-05-31"
 
@@ -63,10 +77,17 @@ _ALLOWED: dict[Family, tuple[str, ...]] = {
         "performanceConfig",
         "promptVariables",
         "requestMetadata",
+        "serviceTier",
         *_INFERENCE,
     ),
     Family.LLAMA: ("max_gen_len", "temperature", "top_p", "max_tokens"),
     Family.TITAN: ("dimensions", "normalize", "embeddingTypes"),
+}
+_FORMS: dict[Family, Form] = {
+    Family.CLAUDE: BEDROCK_CLAUDE,
+    Family.CHAT: BEDROCK_CHAT,
+    Family.LLAMA: BEDROCK_LLAMA,
+    Family.TITAN: BEDROCK_TITAN,
 }
 
 
@@ -95,6 +116,30 @@ def check_shape(spec: RequestSpec, family: Family) -> None:
     check_roles(spec.turns)
 
 
+def parameter_warnings(spec: RequestSpec, family: Family) -> tuple[str, ...]:
+    """Return warnings of parameters that may be refused. Raises ConfigError for those that certainly are."""
+    params = spec.params
+    if family in (Family.NOVA, Family.CONVERSE):
+        given = {own: params[common] for common, own in _INFERENCE.items() if common in params}
+        warnings = check_parameters(BEDROCK_INFERENCE, {**params.get("inferenceConfig", {}), **given})
+        config = params.get("outputConfig")
+        has_schema = isinstance(config, Mapping) and "textFormat" in config
+        return warnings + (given_schema_warnings(None, BEDROCK_RULES, "outputConfig") if has_schema else ())
+    warnings = check_parameters(_FORMS[family], params)
+    if family is Family.CLAUDE:
+        return warnings + given_format_warnings(params, BEDROCK_RULES)
+    if family is Family.CHAT and params.get("response_format"):
+        return warnings + _response_format_warnings(params["response_format"])
+    return warnings
+
+
+def _response_format_warnings(form: Any) -> tuple[str, ...]:
+    inner = form.get("json_schema") if isinstance(form, Mapping) and form.get("type") == "json_schema" else None
+    if not isinstance(inner, Mapping) or not inner.get("name") or not isinstance(inner.get("schema"), Mapping):
+        _refuse(Family.CHAT, "response_format", "must have the type 'json_schema', and a name and a schema within it")
+    return given_schema_warnings(inner["schema"], BEDROCK_RULES, "response_format")
+
+
 def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
     """Return the constant part of a body. Raises ConfigError or ResponseSchemaError for what the vendor refuses."""
     params = spec.params
@@ -107,7 +152,9 @@ def settings(spec: RequestSpec, family: Family) -> dict[str, Any]:
             _refuse(family, name, f"is none of those that this form of request has ({', '.join(allowed)})")
     if params.get("n", 1) != 1:
         _refuse(family, "n", "must be 1: further replies would be paid and not read")
-    body: dict[str, Any] = {name: params[name] for name in sorted(params)}
+    # Where it may stand, it is false, and no family but those in OpenAI's form has it.
+    left_out = () if family is Family.CHAT else ("stream",)
+    body: dict[str, Any] = {name: params[name] for name in sorted(params) if name not in left_out}
     match family:
         case Family.CLAUDE:
             _check_limit(params, "max_tokens")
@@ -155,8 +202,9 @@ def _titan(spec: RequestSpec, body: dict[str, Any]) -> None:
         if "dimensions" in body:
             _refuse(Family.TITAN, "dimensions", "comes from the response")
         body["dimensions"] = spec.response.dimensions
-    if "float" not in body.get("embeddingTypes", ["float"]):
-        _refuse(Family.TITAN, "embeddingTypes", "must hold 'float'")
+    kinds = body.get("embeddingTypes", ["float"])
+    if not isinstance(kinds, list | tuple) or "float" not in kinds:
+        _refuse(Family.TITAN, "embeddingTypes", "must be a list that holds 'float'")
 
 
 def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.providers.bedrock.bodies import check_shape, settings
+from dagster_llm_batch.providers.bedrock.bodies import check_shape, parameter_warnings, settings
 from dagster_llm_batch.providers.bedrock.models import Family, takes_images
 from dagster_llm_batch.providers.bedrock.replies import read_claude_lines, read_line
 from dagster_llm_batch.providers.jsonlines import LineStart, dumps, quote, quoted
@@ -47,6 +47,7 @@ class BedrockLines:
         self._limits = limits
         self.head = f'{{"modelId":{quote(spec.model)},'.encode("ascii")
         fixed = dumps(settings(spec, family))[1:-1]
+        self.warnings = parameter_warnings(spec, family)
         self._settings = f',"modelInput":{{{fixed}{"," if fixed else ""}'.encode("ascii")
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
         self._dialogue = LineStart(self._before_user)

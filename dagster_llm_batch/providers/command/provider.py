@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from dagster_llm_batch.errors import RefusedError, TransientError
+from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import UnknownIdError, own_answer, reaching
 from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.command.batches import CommandBatch
@@ -69,6 +70,21 @@ class CommandProvider(OwnMachines):
         self._workdir = Path(workdir).expanduser().absolute()
         self._env = dict(env or {})
         self._grace_seconds = grace_seconds
+
+    def check_setup(self) -> None:
+        """Raise ConfigError where the command's program, or the script that it is to run, is not on this machine."""
+        program, *words = self._command
+        path = self._env.get("PATH", os.environ.get("PATH"))
+        wrong = None
+        if shutil.which(program, path=path) is None:
+            wrong = f"the program {program!r} is not on this machine, or cannot be run"
+        elif words and words[0].endswith((".py", ".sh")) and "{" not in words[0] and not Path(words[0]).is_file():
+            wrong = f"there is no file {Path(words[0]).absolute()}"
+        if wrong is not None:
+            raise ConfigError(
+                f"The provider '{self.name}' cannot start its command {shlex.join(self._command)!r}: {wrong}. Nothing "
+                "was sent. Install it, or correct `command`."
+            )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. A batch that runs or has ended is left alone; one that died is run again."""

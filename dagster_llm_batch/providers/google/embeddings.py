@@ -27,6 +27,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.google.replies import read_parts
 from dagster_llm_batch.providers.google.requests import camel, gemini_model
 from dagster_llm_batch.providers.jsonlines import MAX_REASON_CHARS, dumps, quote
+from dagster_llm_batch.providers.parameters import GEMINI_EMBEDDINGS, VERTEX_EMBEDDINGS, check_parameters
 from dagster_llm_batch.types import BatchLimits, Endpoint, Outcome, Request, RequestSpec, ResponseKind, Result, Usage
 
 __all__ = ["VERTEX_EMBEDDING_LIMITS", "GoogleEmbeddingLines", "check_vertex_embeddings", "is_embedding", "real_time"]
@@ -99,6 +100,7 @@ class GoogleEmbeddingLines:
         self._head = f'{{"model":{quote(spec.model)},"key":'
         self._before = f',"request":{{{model}"content":{{"parts":[{{"text":'
         self._after = "}]}" + (f',"{name}":{dumps(config)}' if config else "") + "}}\n"
+        self.warnings = check_parameters(VERTEX_EMBEDDINGS if on_vertex else GEMINI_EMBEDDINGS, spec.params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode."""

@@ -7,6 +7,7 @@ time by itself: it is taken off when a file is uploaded, since both APIs name th
 
 All that a spec's requests share is serialised once. Lines are ASCII; a half surrogate becomes U+FFFD. Parameters are
 given by Google's names, in snake_case or camelCase; those that are no field of the request go into `generationConfig`.
+Those of other vendors are refused (see `parameters`).
 For Vertex AI everything that would fail the import of the whole file is refused here (see `schema`).
 """
 
@@ -20,8 +21,9 @@ from typing import Any
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.google.replies import read_google_line, read_google_lines
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, import_problem
-from dagster_llm_batch.providers.json_schema import lower_schema
+from dagster_llm_batch.providers.json_schema import given_schema_warnings, lower_schema
 from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
+from dagster_llm_batch.providers.parameters import GEMINI, VERTEX, check_parameters
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import BatchLimits, Endpoint, Image, Request, RequestSpec, ResponseKind
 
@@ -90,6 +92,9 @@ class GoogleLines:
             check_import(constant)
         self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'.encode("ascii")
         self._constant = dumps(constant)[1:-1] + "," if constant else ""
+        self.warnings = check_parameters(VERTEX if imported else GEMINI, spec.params)
+        if any(camel(name) == "responseSchema" for name in spec.params):
+            self.warnings += given_schema_warnings(None, GOOGLE_RULES, "response_schema")
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start = LineStart(self._before_parts)
 
@@ -173,6 +178,11 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
             )
     if params.get("candidateCount", 1) != 1:
         raise ConfigError("The parameter 'candidateCount' must be 1: further replies would be paid and not read.")
+    if "responseSchema" in params and params.get("responseMimeType") != "application/json":
+        raise ConfigError(
+            "The parameter 'response_schema' goes with response_mime_type='application/json' alone: each row would be "
+            "refused. Nothing was sent. Give the schema as the dataset's response, which sets both."
+        )
     request = {name: params[name] for name in sorted(params) if name in _REQUEST_FIELDS}
     config = {name: params[name] for name in sorted(params) if name not in _REQUEST_FIELDS}
     if spec.response.kind is ResponseKind.JSON:

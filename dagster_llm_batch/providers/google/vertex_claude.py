@@ -25,6 +25,7 @@ from dagster_llm_batch.providers.google.requests import check_import, check_shap
 from dagster_llm_batch.providers.google.schema import claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import schema_name
 from dagster_llm_batch.providers.jsonlines import decode_usual, dumps, encode_image, quote
+from dagster_llm_batch.providers.parameters import VERTEX_CLAUDE, check_parameters
 from dagster_llm_batch.providers.usage import ClaudeUsage, UsualClaudeUsage, claude_counts, claude_extra
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
@@ -109,6 +110,7 @@ class VertexClaudeLines:
         check_import(constant)
         self._head = f'{{"model":{quote(spec.model)},"custom_id":'
         self._constant = dumps(constant)[1:-1]
+        self.warnings = check_parameters(VERTEX_CLAUDE, spec.params)
         self._turns = "".join(dumps({"role": t.role, "content": _texts(t.text)}) + "," for t in spec.turns)
 
     def encode(self, request: Request, custom_id: str) -> bytes:

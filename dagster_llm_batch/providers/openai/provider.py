@@ -42,10 +42,17 @@ from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
 from dagster_llm_batch.providers.openai.mistral import Jobs
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, OpenAILines, check_endpoint
+from dagster_llm_batch.providers.openai_api.requests import (
+    FORMS,
+    MISTRAL_FORMS,
+    OPENAI_LIMITS,
+    URLS,
+    OpenAILines,
+    check_endpoint,
+)
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
-from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server
+from dagster_llm_batch.providers.openai_api.servers import OPENAI, SERVERS, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
@@ -149,14 +156,17 @@ class OpenAIProvider(StainlessProvider):
             OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,
         )
         rules = STRICT_RULES if server.strict_schemas else None
+        is_job = server.jobs is not None
         # At any other address, nobody here knows what answers.
         return OpenAILines(
             spec,
             limits,
             rules,
             enforces_format=self._public,
-            names_url=server.jobs is None,
             dimensions="dimensions" if server.dimensions is None else server.dimensions.value,
+            names_url=not is_job,
+            form=(MISTRAL_FORMS if is_job else FORMS)[spec.endpoint],
+            is_open=not (self._public or is_job or server is SERVERS["azure"]),
         )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:

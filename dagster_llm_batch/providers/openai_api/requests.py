@@ -6,8 +6,9 @@ All that a spec's requests share is serialised once; a request only splices esca
 U+2028 and its kin never appear raw, and their length in characters is their length in bytes. A half surrogate, which no
 strict JSON reader takes, becomes U+FFFD: one such row must not fail the whole file.
 
-Refused: parameters that would change which request is sent or how it is answered, such as `messages` or `stream`.
-Any other parameter goes through as it is, known or not. Result lines are read in `replies`.
+Refused: parameters that would change which request is sent or how it is answered, such as `messages` or `stream`, and
+those that the server is known to refuse (see `parameters`). Any other goes through as it is. Result lines are read in
+`replies`.
 
 Formats: https://platform.openai.com/docs/guides/batch, https://platform.openai.com/docs/api-reference/batch/request-input
 """
@@ -19,11 +20,21 @@ from typing import Any
 
 from dagster_llm_batch.core.fixed_responses import FLAGGED, OPENAI_CATEGORIES, moderation_columns
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.json_schema import SchemaRules, lower_schema, schema_name
+from dagster_llm_batch.providers.json_schema import SchemaRules, given_schema_warnings, lower_schema, schema_name
 from dagster_llm_batch.providers.jsonlines import LineStart, check_roles, dumps, encode_image, quote, quoted
 from dagster_llm_batch.providers.openai_api.replies import read_chat_lines, read_line
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.servers import Server
+from dagster_llm_batch.providers.parameters import (
+    MISTRAL,
+    MISTRAL_EMBEDDINGS,
+    OPENAI_CHAT,
+    OPENAI_EMBEDDINGS,
+    OPENAI_MODERATIONS,
+    OPENAI_RESPONSES,
+    Form,
+    check_parameters,
+)
 from dagster_llm_batch.text import replace_halves
 from dagster_llm_batch.types import (
     BatchLimits,
@@ -36,7 +47,7 @@ from dagster_llm_batch.types import (
     ResultColumns,
 )
 
-__all__ = ["OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
+__all__ = ["FORMS", "MISTRAL_FORMS", "OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
 
 OPENAI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=200_000_000)
 _MAX_EMBEDDING_INPUTS = 50_000
@@ -46,6 +57,20 @@ URLS = {
     Endpoint.RESPONSES: "/v1/responses",
     Endpoint.EMBEDDINGS: "/v1/embeddings",
     Endpoint.MODERATIONS: "/v1/moderations",
+}
+
+FORMS: Mapping[Endpoint, Form] = {
+    Endpoint.CHAT: OPENAI_CHAT,
+    Endpoint.RESPONSES: OPENAI_RESPONSES,
+    Endpoint.EMBEDDINGS: OPENAI_EMBEDDINGS,
+    Endpoint.MODERATIONS: OPENAI_MODERATIONS,
+}
+"""The parameters of OpenAI's own API."""
+
+MISTRAL_FORMS: Mapping[Endpoint, Form] = {
+    **FORMS,
+    Endpoint.CHAT: MISTRAL,
+    Endpoint.EMBEDDINGS: MISTRAL_EMBEDDINGS,
 }
 
 _PROMPT = "comes from the prompt"
@@ -73,7 +98,8 @@ class OpenAILines:
 
     `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
     `names_url`: whether a line says method and URL; Mistral's says them once, of the whole batch.
-    `dimensions`: what the length of a vector is called.
+    `dimensions`: what the length of a vector is called. `form`: the server's parameters; None: it is the user's own
+    program. `is_open`: see check_parameters.
     """
 
     def __init__(
@@ -85,6 +111,8 @@ class OpenAILines:
         enforces_format: bool = False,
         names_url: bool = True,
         dimensions: str = "dimensions",
+        form: Form | None = None,
+        is_open: bool = False,
     ) -> None:
         self.enforces_format = enforces_format
         _check_shape(spec)
@@ -102,6 +130,9 @@ class OpenAILines:
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, schema_rules, dimensions)})[:-1] + f',"{key}":'
+        self.warnings = () if form is None else check_parameters(form, spec.params, is_open=is_open)
+        if form is not None:
+            self.warnings += _format_warnings(spec, schema_rules)
         call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
         self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
@@ -199,6 +230,24 @@ def _check_params(spec: RequestSpec, dimensions: str) -> None:
         text = spec.params.get("text", {})
         if not isinstance(text, Mapping) or "format" in text:
             _refuse_param("text", "must be an object without 'format', which comes from the response schema", reserved)
+
+
+def _format_warnings(spec: RequestSpec, rules: SchemaRules | None) -> tuple[str, ...]:
+    """Return warnings of a schema that is given in the parameters. Raises ConfigError for one without a name."""
+    where = "response_format" if spec.endpoint is Endpoint.CHAT else "text"
+    given = spec.params.get(where)
+    form = given if where == "response_format" or not isinstance(given, Mapping) else given.get("format")
+    if not isinstance(form, Mapping) or form.get("type") != "json_schema":
+        return ()
+    inner = form.get("json_schema") if where == "response_format" else form
+    if not isinstance(inner, Mapping) or not inner.get("name"):
+        raise ConfigError(
+            f"The parameter '{where}' has a JSON Schema without a name, and each row would be refused. Nothing was "
+            "sent. Give the schema as the dataset's response."
+        )
+    if rules is None or not inner.get("strict"):
+        return ()
+    return given_schema_warnings(inner.get("schema"), rules, where)
 
 
 def _refuse_param(name: str, why: str, reserved: Mapping[str, str]) -> None:

@@ -44,7 +44,7 @@ from dagster_llm_batch.providers.base import StainlessProvider
 from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import sized
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
-from dagster_llm_batch.providers.openai_api.requests import OPENAI_LIMITS, URLS, check_endpoint
+from dagster_llm_batch.providers.openai_api.requests import FORMS, OPENAI_LIMITS, URLS, check_endpoint
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
 from dagster_llm_batch.providers.openrouter.batches import (
@@ -59,6 +59,7 @@ from dagster_llm_batch.providers.openrouter.batches import (
 )
 from dagster_llm_batch.providers.openrouter.servers import OPENROUTER, InlineServer
 from dagster_llm_batch.providers.paging import RepeatedListError, find_by_results, walk_pages
+from dagster_llm_batch.providers.parameters import OPENROUTER as OPENROUTER_FORM
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import plain_words
@@ -154,7 +155,9 @@ class OpenRouterProvider(StainlessProvider):
         )
         only_image_urls = server.only_image_urls is not None and server.only_image_urls.value
         # Which vendor answers, and whether it keeps to the schema, nobody here knows.
-        return InlineLines(spec, limits, STRICT_RULES, only_image_urls=only_image_urls)
+        form = FORMS[spec.endpoint]
+        form = form._replace(title=OPENROUTER_FORM.title, names=form.names | OPENROUTER_FORM.names)
+        return InlineLines(spec, limits, STRICT_RULES, only_image_urls=only_image_urls, form=form, is_open=True)
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. Where nothing can be attached, the custom_ids carry the shard's nonce instead."""

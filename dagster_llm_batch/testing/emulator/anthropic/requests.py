@@ -34,6 +34,7 @@ _FIELDS = frozenset(
         "system", "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p", "user_profile_id",
     }
 )  # fmt: skip
+_BOUNDS = {"temperature": (0, 1), "top_p": (0, 1), "top_k": (0, None)}
 _MEDIA_TYPES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
@@ -106,12 +107,26 @@ def _problems(params: Body, caller: Caller, *, batch: bool) -> Iterator[str]:
         for name in ("temperature", "top_p", "top_k"):
             if name in params:
                 yield f"{name}: This parameter is not supported in API version {caller.version}."
+    yield from _bound_problems(params)
     yield from _message_problems(params["messages"], caller)
     system = params.get("system", "")
     blocks = [*_blocks(system), *(block for message in params["messages"] for block in _blocks(message["content"]))]
     yield from _cache_problems(blocks)
     if (wrong := format_problem(params.get("output_config"))) is not None:
         yield wrong
+
+
+def _bound_problems(params: Body) -> Iterator[str]:
+    for name, (least, most) in _BOUNDS.items():
+        value = params.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if most is None else int | float):
+            yield f"{name}: Input should be a valid {'integer' if most is None else 'number'}"
+        elif value < least:
+            yield f"{name}: Input should be greater than or equal to {least}"
+        elif most is not None and value > most:
+            yield f"{name}: Input should be less than or equal to {most}"
 
 
 def _message_problems(messages: Any, caller: Caller) -> Iterator[str]:

@@ -25,7 +25,8 @@ _CONFIG = frozenset(
     {"stopSequences", "responseMimeType", "responseSchema", "responseJsonSchema", "responseModalities"}
     | {"candidateCount", "maxOutputTokens", "temperature", "topP", "topK", "seed", "presencePenalty"}
     | {"frequencyPenalty", "responseLogprobs", "logprobs", "thinkingConfig", "speechConfig", "mediaResolution"}
-    | {"enableEnhancedCivicAnswers", "audioTimestamp", "routingConfig", "imageConfig"}
+    | {"enableEnhancedCivicAnswers", "audioTimestamp", "routingConfig", "imageConfig", "modelSelectionConfig"}
+    | {"responseFormat", "translationConfig", "enableAffectiveDialog", "audioTranscriptionConfig"}
 )
 _PART = frozenset({"text", "inlineData", "fileData", "functionCall", "functionResponse", "thought"})
 _SCHEMA = frozenset(
@@ -35,7 +36,9 @@ _SCHEMA = frozenset(
 )
 _TYPES = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"})
 _EMBED = frozenset({"model", "content", "embedContentConfig"})
-_EMBED_CONFIG = frozenset({"taskType", "title", "outputDimensionality", "autoTruncate"})
+_EMBED_CONFIG = frozenset(
+    {"taskType", "title", "outputDimensionality", "autoTruncate", "audioTrackExtraction", "documentOcr"}
+)
 _CLAUDE_NEEDED = ("anthropic_version", "max_tokens", "messages")
 _OK, _BAD_REQUEST, _NOT_FOUND = 200, 400, 404
 

@@ -37,10 +37,19 @@ from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
 _MOST_A_PAGE = 1_000
-_HOTTEST = 1.5
 _LINE_FIELDS = {"custom_id", "body"}
 _ASKED = {CHAT: "messages", EMBEDDINGS: "input"}
 """The endpoints that are answered, and what their bodies have."""
+# https://docs.mistral.ai/api/endpoint/chat
+_BODY_FIELDS = frozenset(
+    {
+        "frequency_penalty", "guardrails", "logprobs", "max_tokens", "messages", "metadata", "min_tokens", "model", "n",
+        "parallel_tool_calls", "prediction", "presence_penalty", "prompt_logprobs", "prompt_mode", "random_seed",
+        "reasoning_effort", "repetition_penalty", "response_format", "safe_prompt", "stop", "stream", "temperature",
+        "tool_choice", "tools", "top_k", "top_logprobs", "top_p", "top_prompt_logprobs",
+    }
+)  # fmt: skip
+_BOUNDS: dict[str, tuple[float, float | None]] = {"temperature": (0, 1.5), "top_p": (0, 1), "max_tokens": (0, None)}
 
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
@@ -243,10 +252,18 @@ def _body_problem(body: Body) -> str | None:
         return None if body["input"] else "body.input: should have at least 1 item"
     if not isinstance(body.get("messages"), list) or not body["messages"]:
         return "body.messages: Field required"
-    if body.get("temperature") is not None and not 0 <= body["temperature"] <= _HOTTEST:
-        return f"body.temperature: Input should be less than or equal to {_HOTTEST}"
-    if body.get("max_tokens") is not None and body["max_tokens"] < 0:
-        return "body.max_tokens: Input should be greater than or equal to 0"
+    if unknown := body.keys() - _BODY_FIELDS:
+        return f"body.{min(unknown)}: Extra inputs are not permitted"
+    for name, (least, most) in _BOUNDS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"body.{name}: Input should be a valid number"
+        if value < least:
+            return f"body.{name}: Input should be greater than or equal to {least}"
+        if most is not None and value > most:
+            return f"body.{name}: Input should be less than or equal to {most}"
     return None
 
 

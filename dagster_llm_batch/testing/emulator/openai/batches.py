@@ -158,6 +158,7 @@ class OpenAIBatch(EmulatedBatch):
             batch_id=self.record.id,
             custom_id=line["custom_id"],
             faults=shared.faults.row(*place),
+            knows_fields=True,
         )
         status, body = respond(shared, request)
         result = row(shared.new_id("batch_req_"), line["custom_id"], shared.new_id("req_"), status, body)

@@ -26,6 +26,41 @@ from dagster_llm_batch.testing.emulator.schemas import strict_problem
 from dagster_llm_batch.testing.emulator.shared_state import SharedState, VendorLimits
 
 _NEEDED = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input", MODERATIONS: "input"}
+# https://platform.openai.com/docs/api-reference
+_FIELDS = {
+    CHAT: frozenset(
+        {
+            "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+            "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "moderation", "n",
+            "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key", "prompt_cache_options",
+            "prompt_cache_retention", "reasoning_effort", "response_format", "safety_identifier", "seed",
+            "service_tier", "stop", "store", "stream", "stream_options", "temperature", "tool_choice", "tools",
+            "top_logprobs", "top_p", "user", "verbosity", "web_search_options",
+        }
+    ),
+    RESPONSES: frozenset(
+        {
+            "access_programs", "background", "background_options", "context_management", "conversation", "image",
+            "include", "input", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "model",
+            "moderation", "parallel_tool_calls", "previous_response_id", "prompt", "prompt_cache_key",
+            "prompt_cache_options", "prompt_cache_retention", "reasoning", "safety_identifier", "service_tier",
+            "store", "stream", "stream_options", "temperature", "text", "tool_choice", "tools", "top_logprobs",
+            "top_p", "truncation", "user",
+        }
+    ),
+    EMBEDDINGS: frozenset({"dimensions", "encoding_format", "input", "model", "user"}),
+    MODERATIONS: frozenset({"input", "model"}),
+}  # fmt: skip
+_BOUNDS: dict[str, tuple[float, float | None]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_logprobs": (0, 20),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "max_tokens": (1, None),
+    "max_completion_tokens": (1, None),
+    "max_output_tokens": (1, None),
+}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
 _OK = 200
 
@@ -126,8 +161,37 @@ def _check_line(line: Body, endpoint: str, number: int, known: Collection[str] |
         raise InvalidInputError("model_not_found", text, param="body.model", line=number)
 
 
-def problem(endpoint: str, body: Body, known: Collection[str] | None) -> tuple[int, Body] | None:
-    """Return the status and error body of a request that is refused before any model sees it."""
+def _field_problem(endpoint: str, body: Body) -> tuple[int, Body] | None:
+    """Return the error of a parameter that OpenAI's own API does not have, or of a number out of its bounds."""
+    for name in body:
+        if name not in _FIELDS[endpoint]:
+            text = f"Unrecognized request argument supplied: {name}"
+            return 400, error_body(400, text, param=name, code="unknown_parameter")
+    if not isinstance(body.get("include") or [], list):
+        text = "Invalid type for 'include': expected an array."
+        return 400, error_body(400, text, param="include", code="invalid_type")
+    for name, (least, most) in _BOUNDS.items():
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            text = f"Invalid type for '{name}': expected a number."
+            return 400, error_body(400, text, param=name, code="invalid_type")
+        if value < least or (most is not None and value > most):
+            text = f"Invalid '{name}': expected a value between {least} and {most}, but got {value} instead."
+            return 400, error_body(400, text, param=name, code="out_of_range")
+    return None
+
+
+def problem(
+    endpoint: str, body: Body, known: Collection[str] | None, *, knows_fields: bool = False
+) -> tuple[int, Body] | None:
+    """Return the status and error body of a request that is refused before any model sees it.
+
+    `knows_fields`: whether a parameter that OpenAI does not have is an error, as it is at OpenAI itself.
+    """
+    if knows_fields and (wrong := _field_problem(endpoint, body)) is not None:
+        return wrong
     needed, form = _NEEDED[endpoint], response_format(body)
     if not body.get("model"):
         return 400, error_body(400, "you must provide a model parameter")
@@ -143,10 +207,10 @@ def problem(endpoint: str, body: Body, known: Collection[str] | None) -> tuple[i
             param = "response_format.json_schema.name" if chat else "text.format.name"
             text = f"Missing required parameter: '{param}'."
             return 400, error_body(400, text, param=param, code="missing_required_parameter")
-        wrong = strict_problem(form.get("schema")) if form.get("strict") else None
-        if wrong:
+        unfit = strict_problem(form.get("schema")) if form.get("strict") else None
+        if unfit:
             param = "response_format" if chat else "text.format.schema"
-            text = f"Invalid schema for response_format '{form['name']}': {wrong}"
+            text = f"Invalid schema for response_format '{form['name']}': {unfit}"
             return 400, error_body(400, text, param=param, code=None if chat else "invalid_json_schema")
     return None
 
@@ -161,12 +225,13 @@ class Request:
     batch_id: str | None = None
     custom_id: str | None = None
     faults: Collection[RowFault] = ()
+    knows_fields: bool = False
 
 
 def respond(shared: SharedState, request: Request) -> tuple[int, Body]:
     """Return the status and body of the answer. Enters the books."""
     body, endpoint = request.body, request.endpoint
-    refused = problem(endpoint, body, shared.limits.known_models)
+    refused = problem(endpoint, body, shared.limits.known_models, knows_fields=request.knows_fields)
     reply = Reply()
     if refused is None:
         # a struck request never reaches the model: the account doesn't pay for what the vendor got wrong

@@ -257,7 +257,7 @@ class OpenAIRoutes:
         body = await _json(request)
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.", param="stream")
-        one = Request(account=account, endpoint=request.url.path, body=body)
+        one = Request(account=account, endpoint=request.url.path, body=body, knows_fields=True)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
 
