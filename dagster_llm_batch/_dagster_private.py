@@ -41,6 +41,7 @@ __all__ = [
     "env_file",
     "failed_evaluations",
     "failed_ticks",
+    "folder_of",
     "has_failed",
     "inferred_mapping",
     "io_manager_surroundings",
@@ -410,3 +411,12 @@ def replace_function(
     function = op.compute_fn
     assert isinstance(function, DecoratedOpFunction)
     op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001
+
+
+def folder_of(manager: object) -> str | None:
+    """Return the folder of an IO manager that stores assets by their paths, as Dagster's own does; None of others.
+
+    Dagster keeps it to the class, and it is asked here before anything is paid for what is to be stored there.
+    """
+    base = getattr(manager, "_base_path", None)
+    return str(base) if isinstance(manager, dg.UPathIOManager) and base is not None else None

@@ -22,13 +22,15 @@ A partition replaces its own files alone. Written by Arrow, in constant memory w
 7. A column that has the name that the key becomes, and the key in all rows, is left out of the file, since readers take
    one or the other, or refuse both. One with other values is stored with a warning, for rows may have cost money;
    `load_input` refuses it. What Spark writes has all its columns.
+8. A key is refused before anything is paid for its partition (`check_partition`): one that is too long for a folder's
+   name, one that readers take for null, and one that the disk does not know apart from an earlier one.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -41,6 +43,7 @@ from pydantic import Field
 from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError, PayloadError
+from dagster_llm_batch.storage.names import check_place, fold_of
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.storage.stored_files import DamagedError, FileVersion
 
@@ -50,6 +53,9 @@ URI_KEY = "dagster/uri"
 """Where a table is, as Dagster's metadata has it."""
 
 _TABLE = "table.parquet"
+
+# What readers of Hive's layout take for null.
+_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 # The start of no file's name.
 _NO_FILE = "/"
@@ -200,6 +206,29 @@ class HiveParquetIOManager(CheckedIOManager):
                         f"0.1.0 left an older one in {place} cannot be told: {type(error).__name__}: {error}. If there "
                         "is one, remove that folder, or those who read all partitions have the rows of both."
                     )
+
+    def check_partition(self, asset: dg.AssetKey, key: str, others: Iterable[str] = ()) -> None:
+        """Raise InputError for a key whose partition cannot be stored here, or would not be read back as it is.
+
+        `others`: keys of the asset before which this one has to stand back where the disk takes them for the same.
+        """
+        what = f"The table of {_named(asset, key)}"
+        if key in ("", _NULL):
+            raise InputError(
+                f"{what} cannot be stored: all that read the folders of Hive's layout take the key {key!r} for null. "
+                "Nothing was sent. Give the partition another key."
+            )
+        folder = self.folder(asset, key)
+        check_place(folder, what)
+        if (fold := fold_of(folder)) is None:
+            return
+        for other in others:
+            if other != key and fold(self.folder(asset, other)) == fold(folder):
+                raise InputError(
+                    f"{what} cannot be stored: the disk of {self.root} takes its folder for the one of the partition "
+                    f"'{other}', which it would replace. Nothing was sent. Give it a key that differs in more than "
+                    "case or Unicode form, or store on a disk that knows them apart."
+                )
 
     def _write(self, store: PayloadStore, obj: Any, context: dg.OutputContext, partition: str | None) -> None:
         asset, batches = context.asset_key, record_batches(obj)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch._dagster_private import folder_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
@@ -22,9 +23,11 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.io import HiveParquetIOManager
 from dagster_llm_batch.metadata import fenced
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.storage.names import check_place
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
@@ -221,6 +224,25 @@ class Dataset:
     def upstream(self, context: dg.AssetExecutionContext, partition: str | None) -> UpstreamReader:
         """Return what reads the rows of one partition in a run."""
         return UpstreamReader.of_run(context, partition, self.upstreams)
+
+    def check_sink(self, manager: Any, partition: str | None, instance: dg.DagsterInstance) -> None:
+        """Raise InputError where the IO manager of the labels cannot store a partition, as far as that is known."""
+        if partition is None or self.partitions_def is None:
+            return
+        if isinstance(manager, HiveParquetIOManager):
+            manager.check_partition(self.key, partition, self._earlier(partition, instance))
+        elif (folder := folder_of(manager)) is not None:
+            what = f"The table of {self.key.to_user_string()}, partition {partition},"
+            check_place("/".join([folder, *self.key.path, partition]), what)
+
+    def _earlier(self, partition: str, instance: dg.DagsterInstance) -> Iterator[str]:
+        """Yield the keys before a partition's; none of times, which differ in more than letters."""
+        if self.partitions_def is None or isinstance(self.partitions_def, dg.TimeWindowPartitionsDefinition):
+            return
+        for key in self.partitions_def.get_partition_keys(dynamic_partitions_store=instance):
+            if key == partition:
+                return
+            yield key
 
     @contextmanager
     def read_rows(self, context: dg.AssetExecutionContext, upstream: UpstreamReader) -> Iterator[Any]:

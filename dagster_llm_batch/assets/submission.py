@@ -62,8 +62,8 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         required_resource_keys={
             dataset.resource_key,
             *dataset.rows_resource_keys,
-            # the rows may be in its memory
-            *([dataset.io_manager_key] if dataset.upstreams else []),
+            # The rows may be in its memory; and it is asked what it can store.
+            dataset.io_manager_key,
         },
         backfill_policy=dataset.backfill_policy,
         **dataset.options.op,
@@ -85,6 +85,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         provider = engine.provider(dataset.labeling.provider)
 
         def plan(partition: str | None) -> tuple[Submission, UpstreamReader]:
+            dataset.check_sink(getattr(context.resources, dataset.io_manager_key), partition, context.instance)
             upstream = dataset.upstream(context, partition)
             with dataset.read_rows(context, upstream) as rows:
                 submission = engine.plan(

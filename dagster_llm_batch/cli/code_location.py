@@ -184,6 +184,11 @@ class CodeLocation:
                 )
             yield resource
 
+    @property
+    def instance(self) -> dg.DagsterInstance:
+        """Dagster's instance, as it is opened here."""
+        return self._instance
+
     def partitions(self, asset: Dataset | dg.AssetSpec) -> list[str]:
         """Return the partition keys that an asset has now."""
         if asset.partitions_def is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -21,7 +21,7 @@ from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.engine.status import retry_command
-from dagster_llm_batch.errors import NoRowsError
+from dagster_llm_batch.errors import InputError, NoRowsError
 from dagster_llm_batch.text import age_text, cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
@@ -242,6 +242,7 @@ def plan_rows(
         labeling = dataset.labeling
         # Reads no row.
         deployment.dry_engine.check(labeling)
+        unfit = _unfit(deployment, dataset, partition)
         with deployment.code.rows(dataset, partition) as (rows, upstream):
             with_gold = dataset.with_gold(upstream)
             preview = deployment.dry_engine.preview(with_gold, rows, partition=partition or "", again=again)
@@ -253,7 +254,7 @@ def plan_rows(
                 model=labeling.model,
                 account=provider.account,
                 price_gap=rules.price_gap(labeling),
-                preview=preview,
+                preview=preview if unfit is None else replace(preview, refused=unfit),
                 window=window_of(provider),
                 held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
                 notes=upstream.notes,
@@ -266,6 +267,18 @@ def plan_rows(
             )
         )
     return planned
+
+
+def _unfit(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> str | None:
+    """Return why the IO manager of the labels cannot store a partition; None where it can."""
+    if partition is None:
+        return None
+    with deployment.code.io_manager(dataset.key) as (_, manager):
+        try:
+            dataset.check_sink(manager, partition, deployment.code.instance)
+        except InputError as error:
+            return str(error)
+    return None
 
 
 def _total(plans: Sequence[Planned]) -> Decimal | None:
