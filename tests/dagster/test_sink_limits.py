@@ -2,16 +2,89 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-from code_location import labeled
+from code_location import DAYS, labeled
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage import names
+from dagster_llm_batch.storage.names import check_place, fold_case, fold_form, fold_of
 
-LONG = "k" * 300
-NULL = "__HIVE_DEFAULT_PARTITION__"
+LONG, NULL = "k" * 300, "__HIVE_DEFAULT_PARTITION__"
+
+
+def failed(result: dg.ExecuteInProcessResult) -> str:
+    [event] = [event for event in result.all_node_events if event.is_step_failure]
+    return str(event.step_failure_data.user_failure_data or event.step_failure_data.error.message)
+
+
+@pytest.mark.parametrize("key", [LONG, NULL], ids=["300 characters", "null"])
+def test_a_partition_that_the_sink_cannot_hold_is_refused_unsent_and_others_go_on(make, tmp_path, key):
+    parts = dg.StaticPartitionsDefinition(["a", key, "z"])
+    io = HiveParquetIOManager(root=str(tmp_path / "tables"))
+    location = make(*labeled(partitions_def=parts), resources={"io_manager": io})
+    result = location.submit(span=("a", "z"))
+    assert not result.success
+    assert "cannot be stored" in failed(result)
+    assert "Nothing was sent" in failed(result)
+    location.emulator.settle()
+    sent = {execution.custom_id for execution in location.emulator.books.executions}
+    assert len(sent) == 6
+    for partition in ("a", "z"):
+        assert location.collect(partition=partition).success
+    assert {one.name for one in (tmp_path / "tables" / "ticket_labels").iterdir()} == {"partition=a", "partition=z"}
+
+
+def test_dagsters_own_io_manager_is_asked_too(make, tmp_path):
+    io = dg.FilesystemIOManager(base_dir=str(tmp_path))
+    location = make(*labeled(partitions_def=dg.StaticPartitionsDefinition([LONG])), resources={"io_manager": io})
+    result = location.submit(partition=LONG)
+    assert "cannot be stored" in failed(result)
+    assert not location.emulator.books.batches
+
+
+def test_days_are_stored_as_before(make, tmp_path):
+    io = HiveParquetIOManager(root=str(tmp_path))
+    daily = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
+    location = make(*labeled(partitions_def=daily), resources={"io_manager": io})
+    assert location.land(partition=DAYS[0]).success
+
+
+@pytest.mark.parametrize(
+    ("fold", "one", "other", "are_one"),
+    [
+        (fold_case, "US", "us", True),
+        (fold_case, "Gr\u00f6\u00dfe", "GRO\u0308SSE", True),
+        (fold_case, "a", "b", False),
+        (fold_form, "\u00e9", "e\u0301", True),
+        (fold_form, "US", "us", False),
+    ],
+)
+def test_keys_that_a_disk_takes_for_one_are_refused_but_for_the_first(tmp_path, monkeypatch, fold, one, other, are_one):
+    # A disk that folds names cannot be had on every machine: what the probe found of it can.
+    monkeypatch.setattr(names, "_probed", lambda _: fold)
+    io, asset = HiveParquetIOManager(root=str(tmp_path)), dg.AssetKey("labels")
+    io.check_partition(asset, one, [])
+    if not are_one:
+        io.check_partition(asset, other, [one])
+        return
+    with pytest.raises(InputError, match="takes its folder for the one of the partition") as caught:
+        io.check_partition(asset, other, [one])
+    assert "Nothing was sent" in str(caught.value)
+
+
+def test_the_disk_is_asked_what_it_does_with_names(tmp_path):
+    (tmp_path / "a").touch()
+    fold: Any = fold_of(str(tmp_path / "not" / "there" / "yet"))
+    assert (fold is fold_case) == (tmp_path / "A").exists()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a"]
+    assert fold_of("s3://bucket/folder") is None
+
+
+def test_an_object_store_has_a_limit_of_its_own():
+    check_place(f"s3://bucket/{LONG}", "The table")
+    with pytest.raises(InputError, match="an object store takes 1,024"):
+        check_place(f"s3://bucket/{'/'.join([LONG] * 4)}", "The table")
