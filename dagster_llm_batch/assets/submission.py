@@ -77,9 +77,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         if (repository := repository_of(context)) is not None:
             dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
         engine.check(dataset.labeling)
-        for labeling in dataset.labeling.models:
-            for warning in engine.parameter_warnings(labeling):
-                context.log.warning(f"{labeling.model}: {warning}")
+        _warn_of_parameters(context, engine, dataset)
         _refuse_other_ledger(context, engine, dataset)
         _warn_of_temporary_home(context, dataset)
         provider = engine.provider(dataset.labeling.provider)
@@ -175,6 +173,12 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
     if context.run.tags.get(NEW_LEDGER_TAG) != "true":
         batch = dataset.batch_key.to_user_string()
         raise LedgerError(f"{advise_on_unknown(batch, submission_id, engine.ledger)}. Nothing was sent.")
+
+
+def _warn_of_parameters(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:
+    for labeling in dataset.labeling.models:
+        for warning in engine.parameter_warnings(labeling):
+            context.log.warning(f"{labeling.model}: {warning}")
 
 
 def _warn_of_temporary_home(context: dg.AssetExecutionContext, dataset: Dataset) -> None:

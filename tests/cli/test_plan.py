@@ -366,10 +366,9 @@ def test_an_estimate_says_what_its_output_is_taken_from(project, change, basis):
 
 
 def test_a_plan_says_how_long_its_steps_may_take(project):
+    project.change("    Prompt,", "    Prompt,\n    Spend,")
     project.change('"max_cost_usd": 1', '"max_cost_usd": 0.004')
-    project.change(
-        '"params": {"max_tokens": 50}', '"spend": {"expected_output_tokens": 1}, "params": {"max_tokens": 300}'
-    )
+    project.change('{"max_tokens": 50}', '{"max_tokens": 300}, "spend": Spend(expected_output_tokens=1, limit="hard")')
     [plan] = project.json("plan", "ticket_labels")["plans"]
     assert plan["limit_steps"] > 1
     assert plan["limit_steps_seconds_at_most"] == plan["limit_steps"] * 86_400
