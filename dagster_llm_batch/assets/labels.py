@@ -33,6 +33,7 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.preview import output_basis_of
 from dagster_llm_batch.engine.status import Unsent, advise_on_change
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, ProviderError
 from dagster_llm_batch.label_stats import LabelStats
@@ -396,7 +397,9 @@ class _Landing:
                 **cascade_metadata(levels, figures, status),
                 **track_metadata(tracked),
                 **labels_metadata(figures, status, labeling, engine, links.table(labels, partition=partition)),
-                **estimate_metadata(status.submission, run.learn(engine, labeling), engine.output_basis(labeling)),
+                **estimate_metadata(
+                    status.submission, run.learn(engine, labeling), output_basis_of(engine.deployment, labeling)
+                ),
                 **logged,
             }
             unsent = Unsent() if all_sent else engine.unsent(submission_id)

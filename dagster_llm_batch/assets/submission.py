@@ -18,6 +18,7 @@ from dagster_llm_batch.checks import all_partitions_evaluations, sent_spec, sent
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.asked_again import find_asked_again
+from dagster_llm_batch.engine.preview import output_basis_of, parameter_warnings
 from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.errors import LedgerError, LLMBatchError
 from dagster_llm_batch.metadata import (
@@ -125,7 +126,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 verdict = replace(verdict, description=f"{verdict.description} {again}")
             metadata = {
                 **submission_metadata(status, dataset.labeling, provider, skipped),
-                **estimate_metadata(submission, learned(), engine.output_basis(dataset.labeling)),
+                **estimate_metadata(submission, learned(), output_basis_of(engine.deployment, dataset.labeling)),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
                 **upstream.metadata,
@@ -177,7 +178,7 @@ def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", da
 
 def _warn_of_parameters(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:
     for labeling in dataset.labeling.models:
-        for warning in engine.parameter_warnings(labeling):
+        for warning in parameter_warnings(engine.deployment, labeling):
             context.log.warning(f"{labeling.model}: {warning}")
 
 

@@ -32,6 +32,7 @@ from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
+from dagster_llm_batch.engine.preview import parameter_warnings
 from dagster_llm_batch.engine.provider_facts import account_of, ask_provider
 from dagster_llm_batch.engine.prune import is_pruned
 from dagster_llm_batch.engine.status import cause_text, retry_command
@@ -391,7 +392,7 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     limits = provider.codec(labeling.spec).limits
     basis = engine.deployment.tariff(labeling).basis
     least = f"at least {limits.min_requests:,}, " if limits.min_requests > 1 else ""
-    warnings = engine.parameter_warnings(labeling)
+    warnings = parameter_warnings(engine.deployment, labeling)
     problem = (
         f"{labeling.model} takes its schema{'' if warnings else ' and parameters'}; a batch holds {least}at most "
         f"{limits.max_requests:,} requests and {limits.max_bytes:,} bytes; prices: {basis.value}"

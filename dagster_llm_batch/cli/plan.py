@@ -17,7 +17,7 @@ from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, prin
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
-from dagster_llm_batch.engine.preview import Preview
+from dagster_llm_batch.engine.preview import Preview, parameter_warnings
 from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.engine.status import retry_command
@@ -260,9 +260,7 @@ def plan_rows(
                 notes=upstream.notes,
                 oracle_account=oracles[0].account if oracles and labeling.cascade is not None else None,
                 warnings=[
-                    f"{one.model}: {warning}"
-                    for one in labeling.models
-                    for warning in deployment.dry_engine.parameter_warnings(one)
+                    f"{one.model}: {warning}" for one in labeling.models for warning in parameter_warnings(rules, one)
                 ],
             )
         )

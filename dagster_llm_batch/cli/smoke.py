@@ -25,6 +25,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_com
 from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
+from dagster_llm_batch.engine.preview import parameter_warnings
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
@@ -256,7 +257,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     story.tell("key", f"{labeling.provider} takes the credentials: account {provider.account}{doubt}")
     number, known = _round(engine, labeling, again=again)
     rows = smoke_rows(number)
-    for warning in engine.parameter_warnings(labeling):
+    for warning in parameter_warnings(engine.deployment, labeling):
         story.tell("params", warning)
     preview = engine.preview(labeling, rows, partition=str(number))
     if preview.refused:

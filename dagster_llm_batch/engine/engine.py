@@ -27,7 +27,7 @@ from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.poll import Failed, Poller
-from dagster_llm_batch.engine.preview import Preview, output_basis_of
+from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
 from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
 from dagster_llm_batch.engine.settlement import Settler, make_assembler
@@ -106,14 +106,6 @@ class Engine:
     def check(self, labeling: Labeling) -> None:
         """Raise ResponseSchemaError or ConfigError for a definition that its provider cannot take. Reads no row."""
         self._planner(labeling).check()
-
-    def parameter_warnings(self, labeling: Labeling) -> list[str]:
-        """Return what is sent to a labeling's model without it being known that the provider takes it, in sentences."""
-        return [*getattr(self.deployment.codec(labeling), "warnings", ())]
-
-    def output_basis(self, labeling: Labeling) -> str | None:
-        """Return in words what the output of a labeling's requests is taken from where nothing was learned."""
-        return output_basis_of(self.deployment, labeling)
 
     def plan(
         self, labeling: Labeling, rows: Any, *, partition: str = "", run_id: str | None = None, again: bool = False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.deployment import Deployment
     from dagster_llm_batch.engine.labeling import Labeling
 
-__all__ = ["Preview", "output_basis_of", "preview_of"]
+__all__ = ["Preview", "output_basis_of", "parameter_warnings", "preview_of"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,11 @@ def output_basis_of(deployment: Deployment, labeling: Labeling) -> str | None:
     """Return in words what the output of a labeling's requests is taken from where nothing was learned."""
     expected = deployment.estimate(labeling).output.expected
     return output_basis(labeling.spec, expected, labeling.spend.expected_output_tokens)
+
+
+def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
+    """Return in sentences what is sent to a labeling's model that its provider may refuse."""
+    return [*getattr(deployment.codec(labeling), "warnings", ())]
 
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
