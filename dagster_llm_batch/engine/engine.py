@@ -306,11 +306,10 @@ class Engine:
     def advance(self, labeling: Labeling, submission_id: str) -> Status:
         """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
 
-        Returns without waiting. Superseded submissions whose answers it waits for are advanced before it.
-        Where the definition has changed since it was planned, what was sent is read by that of
-        then, and nothing more is sent (`held_reason`). Raises LeaseError where another process works on it;
-        CannotTellError after all that can be collected is; ConfigError, when raw results are stored, where older code
-        has not stored the definition.
+        Returns without waiting. Superseded submissions whose answers it waits for are advanced before it. Where the
+        definition has changed since it was planned, what was sent is read by that of then, and nothing more is sent
+        (`held_reason`). Raises LeaseError where another process works on it; CannotTellError after all that can be
+        collected is; ConfigError, when raw results are stored, where older code has not stored the definition.
         """
         # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
         if (status := self.status(submission_id)).is_done:
@@ -326,12 +325,15 @@ class Engine:
 
         They are superseded, so that perhaps nobody else looks after them.
         """
+        awaited = [submission]
+        for each in awaited:
+            known = {one.submission_id for one in awaited}
+            awaited += map(self.ledger.submission, self.ledger.unsettled(each.reused_from) - known)
         in_the_way: Exception | None = None
-        unsettled = self.ledger.unsettled(submission.reused_from) if submission.reused_from else ()
-        # The oldest first: each may wait for those before it.
-        for older in [each for each in reversed(submission.reused_from) if each in unsettled]:
+        # Each once, the oldest first: those after it may wait for it.
+        for older in sorted(awaited[1:], key=lambda each: each.created_at):
             try:
-                self.advance(labeling, older)
+                self._advance(labeling, self.status(older.submission_id))
             except LeaseError:
                 # Whoever works on it does the same.
                 continue

@@ -288,6 +288,17 @@ def test_advance_alone_settles_a_submission_that_waits_for_a_superseded_batch(wo
     assert len(billed(workspace)) == 3
 
 
+def test_each_of_many_superseded_batches_is_asked_about_once_by_who_waits_for_all(workspace: Workspace) -> None:
+    for rows in range(2, 8):
+        engine = workspace.engine()
+        submission_id = engine.plan(labeling(), tickets(rows)).submission_id
+        engine.submit(labeling(), submission_id)
+    before = len(workspace.emulator.books.calls)
+    workspace.engine().advance(labeling(), submission_id)
+    asked = Counter(call.path for call in workspace.emulator.books.calls[before:])
+    assert asked == {f"/v1/batches/{batch.id}": 1 for batch in workspace.emulator.books.batches}
+
+
 def test_a_superseded_batch_that_cannot_be_read_is_named_by_who_waits_for_it(workspace: Workspace) -> None:
     older = ended(workspace, broken(503))
     newer = workspace.engine().plan(labeling(), tickets(2, start=1)).submission_id
