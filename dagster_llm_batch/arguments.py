@@ -195,9 +195,9 @@ def _fits(value: Any, kind: Any) -> bool:
         return False
     if origin in (abc.Mapping, dict):
         return all(_fits(key, parts[0]) and _fits(item, parts[1]) for key, item in value.items())
-    if origin is tuple:
+    if origin is tuple and parts[-1] is not ...:
         return len(value) == len(parts) and all(map(_fits, value, parts))
-    if origin in (abc.Sequence, list, set):
+    if origin in (abc.Sequence, list, set, tuple):
         return not _is_one_thing(value) and all(_fits(item, parts[0]) for item in value)
     return True
 
@@ -228,6 +228,8 @@ def annotation_text(kind: Any) -> str:
         return "None"
     if kind is Any:
         return "anything"
+    if kind is ...:
+        return "..."
     name = getattr(origin or kind, "__name__", str(kind))
     return f"{name}[{', '.join(map(annotation_text, parts))}]" if origin in _CONTAINERS else name
 

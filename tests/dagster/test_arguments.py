@@ -36,6 +36,7 @@ from dagster_llm_batch import (
     Spend,
     TokenPrice,
     VertexBatchResource,
+    build_llm_batch_alert_sensor,
     build_llm_batch_sensor,
     evaluation_assets,
     llm_batch_assets,
@@ -335,6 +336,13 @@ def test_what_fits_is_taken_as_it_is() -> None:
     ]
     for one in fits:
         assert len(llm_batch_assets(**{**ASKED, **one})) == 2
+
+
+@pytest.mark.parametrize("names", [("teams",), ("teams", "others"), ("one", "two", "three"), ["teams"]])
+def test_a_tuple_of_any_length_is_taken_where_one_is_declared(names: Any) -> None:
+    assert build_llm_batch_alert_sensor(print, sensor_names=names).name == "llm_batch_alert_sensor"
+    with pytest.raises(ConfigError, match=r"it takes tuple\[str, \.\.\.\]"):
+        build_llm_batch_alert_sensor(print, sensor_names=(1, *names))  # type: ignore[arg-type]
 
 
 def test_siblings_of_the_other_factories() -> None:
