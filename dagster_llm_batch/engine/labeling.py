@@ -323,6 +323,12 @@ class Labeling:
         if endpoint is not needed and (needed is not None or endpoint in _ENDPOINTS.values()):
             msg = f"endpoint={endpoint.value!r} does not go with a response of kind {self.reader.format.kind.value!r}."
             raise ConfigError(msg)
+        if needed is not None and (self.prompt.system or "").strip():
+            images = ", and images" if needed is Endpoint.MODERATIONS else ""
+            raise ConfigError(
+                f"{needed.value.capitalize()} take one text{images}; the prompt has a system text. "
+                "Leave only its user part."
+            )
         provider = self.model.partition("/")[0]
         # A provider with a preset's name is of that preset.
         if (server := SERVERS.get(provider)) is not None and endpoint is not Endpoint.CHAT:

@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel
 from workspace import TicketLabel, Workspace, assert_total, billed, labeling, tickets
 
-from dagster_llm_batch.core.fixed_responses import Embedding
+from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
@@ -237,12 +237,6 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         ConfigError,
         ["The parameter 'messages' cannot be set here", "comes from the prompt"],
     ),
-    "a system part for embeddings": (
-        {"response": Embedding(), "params": {}, "model": "openai/text-embedding-3-small"},
-        tickets(1),
-        ConfigError,
-        ["Embeddings take one text; the prompt has a system text"],
-    ),
 }
 
 
@@ -265,6 +259,14 @@ _OBJECTS = ("limits", "realtime", "resend", "spend")
 _BACK = timedelta(hours=-1)
 
 WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "a system part for embeddings": (
+        {"response": Embedding(), "params": {}, "model": "gemini/gemini-embedding-001"},
+        ["Embeddings take one text; the prompt has a system text", "Leave only its user part"],
+    ),
+    "a system part for a moderation": (
+        {"response": Moderation(), "params": {}, "model": "openai/omni-moderation-latest"},
+        ["Moderations take one text, and images; the prompt has a system text"],
+    ),
     "model without provider": ({"model": "gpt-4o"}, ["names no provider", "'openai/gpt-5-nano'"]),
     "provider without model": ({"model": "openai/"}, ["names no provider"]),
     "keep as a string": ({"keep": "subject"}, ["it takes Sequence[str]", "Write keep=['subject']"]),
