@@ -25,6 +25,7 @@ from dagster_llm_batch.assets.dataset import Dataset, dataset_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.upstream import stack_tables
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.evaluation.builder import (
     Computed,
@@ -266,7 +267,8 @@ class Judge:
 
     def _asked(self, cases: dg.AssetKey, context: RowsContext) -> pa.Table:
         """Return the rows of the labeled dataset."""
-        stored = context.load(cases).to_batches()
+        # Cases of a partition without rows have columns, too: a table without rows gives no batches by itself.
+        stored = list(record_batches(context.load(cases)))
         return _to_ask(columns_of(stored, cases.to_user_string(), self._case_columns, hint=_HINT))
 
     def _judged(

@@ -182,6 +182,19 @@ def test_candidates_without_a_row_in_common_with_the_rows_are_refused_before_any
     assert not project.emulator.books.batches
 
 
+@pytest.mark.parametrize("factory", [duel, grades])
+def test_a_partition_without_rows_has_nothing_to_judge_and_fails_nothing(project, factory):
+    _, judging = factory()
+    nobody = [table({}, "questions", column="question"), table({}, "short"), table({}, "long")]
+    project.run(nobody)
+    name = judging[0].key.to_user_string().removesuffix("_cases")
+    project.run([*nobody, *judging], f"{name}_cases")
+    project.run([*nobody, *judging], f"{name}_verdicts_batch")
+    project.run([*nobody, *judging], f"{name}_verdicts", f"{name}_verdicts_rejects")
+    assert project.stored(f"{name}_verdicts").num_rows == 0
+    assert not project.emulator.books.batches
+
+
 class TestPairwise:
     def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, project):
         upstream, judging = duel()
