@@ -36,7 +36,7 @@ def rubric_cases(
     """Return one case for each row and candidate that has an answer: `case_id`, key, `candidate`, `answer`, the columns
     of `rows`. `case_id` is `<candidate>/<key>`. With `sample`, of so many rows.
     """
-    keys, texts = _answers(rows, answers, key, target, sample)
+    keys, texts = _answers(rows, answers, key, target, sample, least=1)
     cases = [(at, name, texts[name][key_]) for name in answers for at, key_ in keys if key_ in texts[name]]
     own: dict[str, list[Any]] = {
         CASE_ID: [f"{name}/{rows[key][at].as_py()}" for at, name, _ in cases],
@@ -54,7 +54,7 @@ def pairwise_cases(
 
     `case_id` is `<first>/<second>/<key>`. Answers that are the same need no judge: they are one case, `identical`.
     """
-    keys, texts = _answers(rows, answers, key, target, sample)
+    keys, texts = _answers(rows, answers, key, target, sample, least=2)
     cases = []
     for a, b in combinations(answers, 2):
         for at, key_ in keys:
@@ -73,7 +73,7 @@ def pairwise_cases(
 
 
 def _answers(
-    rows: pa.Table, answers: Mapping[str, pa.Table], key: str, target: Sequence[str], sample: int | None
+    rows: pa.Table, answers: Mapping[str, pa.Table], key: str, target: Sequence[str], sample: int | None, *, least: int
 ) -> tuple[list[tuple[int, Any]], dict[str, dict[Any, str]]]:
     """Return position and key of the rows to judge, in order of their keys; the answers of each candidate by key."""
     if taken := sorted(set(rows.column_names) & {*ANSWERS, *JUDGE_COLUMNS}):
@@ -90,7 +90,9 @@ def _answers(
             key_: text for key_, text in zip(keys.to_pylist(), texts, strict=True) if text is not None
         }
     values = own_keys.to_pylist()
-    drawn = values if sample is None else draw_keys(values, sample, 0)
+    # Rows that too few candidates have answered cannot be judged: of them none is drawn in the place of another.
+    answered = [value for value in values if sum(value in texts for texts in by_candidate.values()) >= least]
+    drawn = set(answered if sample is None else draw_keys(answered, sample, 0))
     return sorted(
         ((at, value) for at, value in enumerate(values) if value in drawn), key=lambda pair: pair[1]
     ), by_candidate

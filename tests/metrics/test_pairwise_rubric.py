@@ -278,3 +278,13 @@ class TestIntervals:
         assert sign_test(0, 0) == 1.0
         assert sign_test(5, 0) == pytest.approx(2 / 32)
         assert sign_test(0, 5) == sign_test(5, 0)
+
+
+def test_a_sample_is_drawn_from_rows_that_can_be_judged():
+    rows = pa.table({"id": [f"q{number}" for number in range(100)]})
+    few = pa.table({"id": ["q7", "q70"], "answer": ["one", "two"]})
+    more = pa.table({"id": ["q7", "q8", "q70"], "answer": ["three", "four", "five"]})
+    asked = {"key": "id", "target": ["answer"], "sample": 2}
+    assert rubric_cases(rows, {"few": few}, **asked)["id"].to_pylist() == ["q7", "q70"]
+    paired = pairwise_cases(rows, {"few": few, "more": more}, **asked)["id"].to_pylist()
+    assert set(paired) == {"q7", "q70"}
