@@ -1,6 +1,7 @@
 """Batches that have ended, and whose results cannot be read: how long they are tried for, and what ends the wait.
 
     ended ──▶ not read ──▶ tried again, each pause half as long as it has lasted, an hour at most
+                 │         (a minute where the provider refuses its credentials for all calls)
                  │  after an hour a person is told
                  ├─ read ──────────────────────────────▶ collected
                  ├─ unknown to the provider for an hour ▶ gone       (collect.py)
@@ -16,7 +17,15 @@ from collections.abc import Generator, Sequence
 from datetime import datetime, timedelta
 
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
-from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError, TransientError, UnreadableError
+from dagster_llm_batch.engine.provider_facts import ask_provider
+from dagster_llm_batch.errors import (
+    ConfigError,
+    CredentialsError,
+    IllegalMoveError,
+    LLMBatchError,
+    TransientError,
+    UnreadableError,
+)
 from dagster_llm_batch.states import ENDED, Move
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
@@ -61,11 +70,27 @@ class Unread:
         if is_over or self._ledger.unread.given_up_before(ended):
             why = "its results could not be read for as long as vendors keep them" if is_over else "as it was before"
             return self._give_up(ended, why, error), None
-        until = now + min(max((now - since) / 2, _SHORTEST_PAUSE), LONGEST_PAUSE)
+        longest = _SHORTEST_PAUSE if self._waits_for_credentials(ended[0], error) else LONGEST_PAUSE
+        until = now + min(max((now - since) / 2, _SHORTEST_PAUSE), longest)
         self._ledger.unread.wait([shard.shard_id for shard in ended], until)
         if not before and not isinstance(error, TransientError):
             return [], error
         return [], self._cannot_read(ended[0], since, until, error)
+
+    def _waits_for_credentials(self, shard: Shard, error: LLMBatchError) -> bool:
+        """Return whether the provider refuses its credentials for all calls, or cannot be made.
+
+        The sensor asks such a provider before it requests a run. When a person has mended it, the results are due.
+        """
+        if not isinstance(error, CredentialsError | ConfigError):
+            return False
+        try:
+            ask_provider(self._deployment.provider_of(shard), self._deployment.clock())
+        except (CredentialsError, ConfigError):
+            return True
+        except Exception:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+            return False
+        return False
 
     def _cannot_read(self, shard: Shard, since: datetime, until: datetime, error: LLMBatchError) -> UnreadableError:
         batch = f"batch {shard.batch_id}" if shard.batch_id else f"shard {shard.shard_id}"

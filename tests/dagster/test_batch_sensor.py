@@ -397,6 +397,8 @@ def test_a_provider_that_goes_down_before_the_results_are_fetched_costs_time_onl
     assert location.tick().run_requests == []  # not pressed on it
     emulator.clear_faults()
     change(location, f"at = '{sqlite_time(location.engine().now() - timedelta(minutes=11))}'", "event")
+    # The pause is over.
+    change(location, f"waits_until = '{sqlite_time(location.engine().now())}'")
     [later] = location.tick().run_requests
     assert later.run_key != request.run_key
     assert location.launch(later).success

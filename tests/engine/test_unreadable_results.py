@@ -115,6 +115,25 @@ def test_the_pauses_between_tries_grow_to_an_hour(workspace: Workspace) -> None:
     assert timedelta(minutes=59) < pauses[-1] <= HOUR
 
 
+@pytest.mark.parametrize("trouble", ["wrong key", "other account", "not configured"])
+def test_results_that_wait_for_a_key_are_asked_for_within_a_minute_of_its_mending(
+    workspace: Workspace, trouble: str
+) -> None:
+    submission_id = ended(workspace)
+    engine = workspace.engine()
+    engine.poll(engine.ledger.shards_in_flight(engine.namespace))
+    right = dict(workspace.providers)
+    wrong = {"wrong key": {"api_key": "sk-wrong-key-42424242"}, "other account": {"account": "another"}}
+    workspace.providers = {"openai": workspace.openai(**wrong[trouble])} if trouble in wrong else {}
+    # A person tries it, and a day later once more.
+    tries(workspace, submission_id, DAY)
+    until = one(workspace, submission_id).waits_until
+    assert until is not None
+    assert until - workspace.now() < timedelta(minutes=2)
+    workspace.providers = right
+    assert workspace.engine().advance(labeling(), submission_id).submission.outcomes == {"succeeded": 2}
+
+
 def tries_after(workspace: Workspace, submission_id: str, pause: timedelta) -> None:
     workspace.skipped += pause
     tries(workspace, submission_id)
