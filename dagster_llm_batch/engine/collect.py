@@ -113,12 +113,14 @@ class Collector:
         """
         if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
             return shard
-        if shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and shard.reason is None and not shard.cause:
-            # Its answers were stored before it ended, and nobody can be asked for them once more.
+        is_whole = shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and not (shard.reason or shard.cause)
+        if is_whole or shard.cause is Cause.ADOPTED:
+            # Its answers were stored before it ended. In real time nobody can be asked for them once more, and of an
+            # adopted batch the provider has them under the sender's ids. It stays the sender's: see `ownership.py`.
             self._payloads.delete(beside(shard, RAW))
             ended_at = shard.ended_at or self._deployment.clock()
-            gone = [shard.shard_id]
-            return self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=_LOST, ended_at=ended_at)[0]
+            gone, cause = [shard.shard_id], shard.cause or Cause.GONE
+            return self._ledger.move_shards(gone, Move.GONE, cause=cause, reason=_LOST, ended_at=ended_at)[0]
         with self._downloading_alone(shard) as shards:
             present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
             # Another process, which collects another submission of the batch, may have stored this one's lines.
@@ -548,8 +550,8 @@ def bill_of(tally: Tally) -> ShardFields:
 
 
 def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
-    """Return whether an archived shard has a file of raw lines: what was given up, or is gone, has none."""
-    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE)
+    """Return whether an archived shard has a file of raw lines: what was given up, gone or lost has none."""
+    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE) or shard.reason == _LOST
     return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
 
 

@@ -17,10 +17,11 @@ import pytest
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.engine import Limits
 from dagster_llm_batch.engine.adopt import Adopter, Adoption
+from dagster_llm_batch.engine.shard_files import RAW, beside
 from dagster_llm_batch.engine.uploads import Removal, UploadRemover
 from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.storage.ledger.records import Submission
-from dagster_llm_batch.testing.emulator import BatchFault
+from dagster_llm_batch.testing.emulator import BatchFault, WireFault
 from dagster_llm_batch.types import Cause
 from tests.faults.test_erased_at_vendors import stored_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
@@ -221,6 +222,28 @@ def test_what_a_killed_process_has_adopted_goes_on_and_what_it_had_not_can_be_ad
     assert {(shard.cause, shard.state.value) for shard in shards} == {(Cause.ADOPTED, "ended")}
     assert openai.engine().advance(openai.definition, submission.submission_id).is_settled
     assert created(openai) == before
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "not there"])
+def test_stored_answers_that_are_lost_before_they_are_collected_leave_the_batch_its_senders(
+    openai: VendorWorkspace, is_there: bool
+) -> None:
+    batch_id, kept = sent_elsewhere(openai)
+    openai.settle()
+    submission = adopt(openai, batch_id, kept)
+    [shard] = openai.engine().ledger.shards(submission.submission_id)
+    openai.engine().payloads.delete(beside(shard, RAW))
+    if not is_there:
+        openai.emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=404, times=None))
+    settled = openai.engine().advance(openai.definition, submission.submission_id)
+    assert settled.submission.outcomes == {"missing": ROWS}
+    [reason] = set(
+        openai.engine().labels(openai.definition, submission.submission_id).rejects["llm_reason"].to_pylist()
+    )
+    assert "the stored file of the answers is lost" in reason
+    openai.pass_time(40 * 86_400.0)
+    remover = UploadRemover(openai.engine().deployment)
+    assert remover.remove_files() == remover.remove_results(timedelta(days=1)) == Removal()
 
 
 def test_a_batch_that_two_adopt_at_once_is_adopted_once(openai: VendorWorkspace) -> None:
