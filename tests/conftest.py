@@ -73,3 +73,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr == "slow" and collection_path.suffix == ".py":
         return "mark.slow" not in collection_path.read_text(encoding="utf-8") or None
     return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many pairs of values the platforms have covered that ran, in whichever processes."""
+    reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
+    texts = [value for one in reports for name, value in getattr(one, "user_properties", ()) if name == "platform"]
+    if texts:
+        from tests.platforms.sample import summary
+
+        terminalreporter.write_line(summary(texts))

@@ -1,0 +1,22 @@
+"""Platforms that failed once, each by the fewest differences from the plain one, with what was wrong then."""
+
+from __future__ import annotations
+
+__all__ = ["CASES", "REFUSED"]
+
+CASES: dict[str, str] = {
+    "an alert sensor for a sensor of another name was refused": "datasets=1 sensors=each extras=all",
+    "a judge failed on a partition without rows": (
+        "datasets=1 evaluation=rubric evaluated=apart a.partitions=berlin_hourly"
+    ),
+}
+
+REFUSED: dict[str, str] = {
+    "datasets=1 a.vendor=azure a.response=embedding": "embeddings",
+    "datasets=1 a.vendor=groq a.response=moderation": "moderation",
+    "datasets=1 a.response=text a.rule=cascade": "Cascade.target",
+    "datasets=1 evaluation=pairwise a.partitions=daily": "two or more",
+    "datasets=1 evaluation=annotation a.response=embedding": "vector",
+    "datasets=1 evaluation=student a.response=text": "topic",
+}
+"""Platforms that cannot be, with a word of the reason: definitions do not load, or `doctor` has a problem."""

@@ -1,0 +1,51 @@
+"""What platforms share in one process: an S3 server, and PostgreSQL where it is wanted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dagster_llm_batch.testing.emulator import local_s3
+from tests.crash.postgres import postgres
+from tests.platforms.journey import Servers
+from tests.platforms.vendors import BUCKET
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    with local_s3(BUCKET) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def new_database() -> Iterator[Callable[[], str]]:
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture
+def servers(request: pytest.FixtureRequest, s3_url: str) -> Callable[[str], Servers]:
+    """Give the servers for a platform with this ledger."""
+
+    def servers_for(ledger: str) -> Servers:
+        wanted = ledger == "postgresql" and os.environ.get("DLB_TEST_POSTGRES") != "0"
+        database: Any = request.getfixturevalue("new_database") if wanted else None
+        return Servers(s3_url, database)
+
+    return servers_for
+
+
+@pytest.fixture
+def set_variable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str | None], None]:
+    """Set a variable for this test, or take it away."""
+
+    def set_one(name: str, value: str | None) -> None:
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+
+    return set_one

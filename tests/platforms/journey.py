@@ -1,0 +1,343 @@
+"""Run a platform: load it, plan and send, let batches end, tick the sensors, land, measure, and send again."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from click.testing import CliRunner
+
+from dagster_llm_batch._dagster_private import load_repository
+from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.testing.emulator import (
+    DEFAULT_KEY,
+    Emulator,
+    Reply,
+    RowFault,
+    VendorLimits,
+    simulated_answer,
+)
+from tests.platforms.build import SENSORS, forget, write_project
+from tests.platforms.datasets import key_prefix, ledger_name, name_of, resource_key
+from tests.platforms.evaluations import NAME, partitions_of
+from tests.platforms.platform import Platform
+from tests.platforms.tickets import CUSTOMERS, partition_keys
+from tests.platforms.vendors import Places, environment
+
+__all__ = ["Command", "Journey", "Servers", "Tick"]
+
+_ROUNDS = 14
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What platforms share: an S3 server, and a place for ledgers in PostgreSQL where there is one."""
+
+    s3_url: str
+    new_database: Any = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """How a command of the command line ended."""
+
+    code: int
+    output: str
+    document: Any = None
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One look of a sensor: what it asked for, or how it failed."""
+
+    sensor: str
+    requests: tuple[Any, ...] = ()
+    error: str | None = None
+
+
+@dataclass
+class Journey:
+    """One platform on its way, and all that was seen."""
+
+    platform: Platform
+    folder: Path
+    emulator: Emulator
+    instance: dg.DagsterInstance
+    file: Path
+    repository: Any = None
+    ticks: list[Tick] = field(default_factory=list)
+    failures: dict[str, list[str]] = field(default_factory=dict)
+    landing_runs: dict[tuple[str, str | None], int] = field(default_factory=dict)
+    _run_keys: set[tuple[str, str]] = field(default_factory=set)
+
+    @classmethod
+    @contextmanager
+    def begin(cls, platform: Platform, folder: Path, servers: Servers, setenv: Any) -> Iterator[Journey]:
+        """Start the emulator and the instance, and write the project. `setenv` sets a variable, or takes it away."""
+        home = folder / "home"
+        home.mkdir(parents=True)
+        (home / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        setenv("DAGSTER_HOME", str(home))
+        keys = {platform[f"{slot}.vendor"]: platform[f"{slot}.key"] for slot in platform.slots}
+        keys.setdefault("openai", "right")
+        for vendor in keys:
+            setenv(f"PLATFORM_{vendor.upper()}_KEY", None)
+        for name, value in environment(keys).items():
+            setenv(name, value)
+        url = f"sqlite:///{folder}/ledger.sqlite"
+        if platform["ledger"] == "postgresql" and servers.new_database is not None:
+            url = servers.new_database()
+        with ExitStack() as stack:
+            emulator = stack.enter_context(
+                Emulator(
+                    answer=_answer,
+                    keys={DEFAULT_KEY},
+                    s3_url=servers.s3_url,
+                    limits=VendorLimits(bedrock_min_records=1),
+                    faults=[RowFault(containing="REFUSED", status_code=400)],
+                )
+            )
+            instance = stack.enter_context(dg.DagsterInstance.get())
+            instance.add_dynamic_partitions(CUSTOMERS, ["c1", "c2"])
+            places = Places.of(emulator, folder, url, servers.s3_url)
+            file = write_project(platform, places, lambda kind: partition_keys(kind, instance))
+            stack.callback(forget, folder)
+            yield cls(platform, folder, emulator, instance, file)
+
+    def load(self) -> None:
+        """Load the definitions as Dagster does."""
+        forget(self.folder)
+        self.repository = load_repository(
+            module_name=None,
+            python_file=str(self.file),
+            autoload_module=None,
+            attribute=None,
+            working_directory=str(self.folder),
+        )
+        # Each job is made when it is asked for, and would fail only then.
+        for job in self.repository.get_all_jobs():
+            assert job.name
+
+    def command(self, *arguments: str, as_json: bool = True) -> Command:
+        """Run a command of the command line in this process. What it raises is raised."""
+        forget(self.folder)
+        given = [*arguments, "-f", str(self.file), *(["--json"] if as_json else [])]
+        result = CliRunner().invoke(main, given, prog_name="dagster-llm-batch")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        document = None
+        if as_json and result.stdout.strip().startswith(("{", "[")):
+            document = json.loads(result.stdout)
+        return Command(result.exit_code, result.output, document)
+
+    def on_resource(self, slot: str) -> tuple[str, ...]:
+        """Return the option that names the resource of a dataset, where there are several."""
+        if self.platform["sensors"] != "each" or len(self.platform.slots) == 1:
+            return ()
+        return ("--resource", resource_key(self.platform, slot))
+
+    def plan(self, slot: str) -> Command:
+        """Run `plan` for all partitions of a dataset."""
+        chosen = [part for key in self.keys(slot) if key is not None for part in ("--partition", key)]
+        return self.command("plan", ledger_name(self.platform, slot), *chosen, *self.on_resource(slot))
+
+    def keys(self, slot: str) -> list[str | None]:
+        """Return the partitions of a dataset."""
+        return partition_keys(self.platform[f"{slot}.partitions"], self.instance)
+
+    def key(self, name: str) -> dg.AssetKey:
+        """Return the key of an asset by its name."""
+        return dg.AssetKey([*key_prefix(self.platform), name])
+
+    def run(
+        self, names: list[str], partition: str | None = None, tags: dict[str, str] | None = None, config: Any = None
+    ) -> str | None:
+        """Run these assets in this process; return why that failed."""
+        return self._run({self.key(name) for name in names}, partition, tags or {}, config)
+
+    def _run(self, keys: set[dg.AssetKey], partition: str | None, tags: dict[str, str], config: Any) -> str | None:
+        job = self.repository.get_implicit_global_asset_job_def().get_subset(asset_selection=keys)
+        own = {name: value for name, value in (config or {}).items() if name != "execution"}
+        with self._moving():
+            result = job.execute_in_process(
+                instance=self.instance,
+                partition_key=partition,
+                tags=tags,
+                raise_on_error=False,
+                run_config={**_QUIET, **own},
+                resources=self.repository.get_top_level_resources(),
+            )
+        if result.success:
+            return None
+        failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+        # A check that fails by its own rule has told of rows; what it speaks of is materialized.
+        if failures and all("DagsterAssetCheckFailedError" in str(one.error_display_string) for one in failures):
+            return None
+        checks = [
+            f"{one.check_name}: {one.description}" for one in result.get_asset_check_evaluations() if not one.passed
+        ]
+        told = [f"{one.error_display_string} {one.user_failure_data}" for one in failures]
+        return "\n".join([*told, *checks]) or "failed"
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Let batches move while a run waits for them."""
+        if not any(self.platform[f"{slot}.mode"] == "wait" for slot in self.platform.slots):
+            yield
+            return
+        over = threading.Event()
+
+        def move() -> None:
+            while not over.wait(0.02):
+                self.emulator.tick()
+
+        thread = threading.Thread(target=move, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def materialize_upstreams(self) -> None:
+        """Make what datasets and evaluations read."""
+        for slot in self.platform.slots:
+            if self.platform[f"{slot}.rows"] == "upstream":
+                for key in self.keys(slot):
+                    assert (why := self.run([f"tickets_{slot}"], key)) is None, why
+        if self.platform["evaluation"] != "none":
+            assert (why := self.run(["gold", "all_tickets"])) is None, why
+
+    def send(self, slot: str) -> None:
+        """Submit all partitions of a dataset: in one run over the range, or in a run each. In "wait" they land too."""
+        batch, labels = f"{name_of(slot)}_batch", [name_of(slot), f"{name_of(slot)}_rejects"]
+        names = [batch, *labels] if self.platform[f"{slot}.mode"] == "wait" else [batch]
+        keys = self.keys(slot)
+        in_range = self.platform["runs"] == "range" and len(keys) > 1
+        if in_range:
+            span = {
+                "dagster/asset_partition_range_start": str(keys[0]),
+                "dagster/asset_partition_range_end": str(keys[-1]),
+            }
+            self._note(slot, self.run(names, None, span))
+            return
+        for key in keys:
+            self._note(slot, self.run(names, key))
+
+    def _note(self, slot: str, why: str | None) -> None:
+        if why is not None:
+            self.failures.setdefault(slot, []).append(why)
+
+    def tick(self) -> list[Tick]:
+        """Let each sensor look once, and launch what it asks for, as Dagster's daemon does."""
+        looks = [self._look(sensor) for sensor in self.repository.sensor_defs if sensor.name in SENSORS]
+        self.ticks += looks
+        for look in looks:
+            for request in look.requests:
+                # Dagster launches a run key of a sensor once.
+                if (look.sensor, str(request.run_key)) not in self._run_keys:
+                    self._run_keys.add((look.sensor, str(request.run_key)))
+                    self._launch(look.sensor, request)
+        return looks
+
+    def _look(self, sensor: Any) -> Tick:
+        with dg.build_sensor_context(
+            instance=self.instance,
+            instance_ref=self.instance.get_ref(),
+            repository_def=self.repository,
+            resources=self.repository.get_top_level_resources(),
+            sensor_name=sensor.name,
+        ) as context:
+            try:
+                found = sensor.evaluate_tick(context)
+            except Exception as error:  # noqa: BLE001 - what a tick says is looked at
+                return Tick(sensor.name, error=with_causes(error))
+        return Tick(sensor.name, tuple(found.run_requests or ()))
+
+    def _launch(self, sensor: str, request: Any) -> None:
+        keys = set(request.asset_selection or ())
+        tags = {**request.tags, "dagster/run_key": request.run_key, "dagster/sensor_name": sensor}
+        why = self._run(keys, request.partition_key, tags, request.run_config)
+        for key in keys:
+            self.landing_runs[key.path[-1], request.partition_key] = (
+                self.landing_runs.get((key.path[-1], request.partition_key), 0) + 1
+            )
+        if why is not None:
+            self.failures.setdefault("landing", []).append(f"{sorted(k.to_user_string() for k in keys)}: {why}")
+
+    def materialized(self, name: str) -> set[str | None]:
+        """Return the partitions of an asset that Dagster has; None for an unpartitioned one."""
+        key = self.key(name)
+        if self.repository.asset_graph.get(key).partitions_def is None:
+            return {None} if self.instance.get_latest_materialization_event(key) is not None else set()
+        return set(self.instance.get_materialized_partitions(key))
+
+    def has_landed(self, slot: str) -> bool:
+        """Return whether labels of all partitions are materialized."""
+        return set(self.keys(slot)) <= self.materialized(name_of(slot))
+
+    def land(self) -> int:
+        """Let batches end and sensors look until all that nothing stops has landed; return how many looks that took."""
+        for number in range(_ROUNDS):
+            if all(self.has_landed(slot) for slot in self.platform.landing):
+                return number
+            self.emulator.settle()
+            self.tick()
+        return _ROUNDS
+
+    def load_table(self, name: str, partition: str | None) -> Any:
+        """Return a table as its IO manager stored it."""
+        return self.repository.load_asset_value(self.key(name), instance=self.instance, partition_key=partition)
+
+    def measure(self) -> list[str]:
+        """Make the evaluation; return why runs of it failed."""
+        word = self.platform["evaluation"]
+        if word == "none":
+            return []
+        names = self.evaluation_names()
+        first, then = list(names), []
+        if word in {"pairwise", "rubric"}:
+            first = [f"{NAME}_cases", f"{NAME}_verdicts_batch"]
+            then = [name for name in names if name not in first and "verdicts" not in name]
+        failures = []
+        for key in partition_keys(partitions_of(self.platform), self.instance):
+            failures += [why for why in [self.run(first, key)] if why is not None]
+        if then and not failures:
+            for _ in range(_ROUNDS):
+                keys = set(partition_keys(partitions_of(self.platform), self.instance))
+                if keys <= self.materialized(f"{NAME}_verdicts"):
+                    break
+                self.emulator.settle()
+                self.tick()
+            for key in partition_keys(partitions_of(self.platform), self.instance):
+                failures += [why for why in [self.run(then, key)] if why is not None]
+        return failures
+
+    def evaluation_names(self) -> list[str]:
+        """Return the names of the evaluation's assets that a run makes."""
+        keys = self.repository.asset_graph.get_all_asset_keys()
+        names = sorted(key.path[-1] for key in keys if key.path[-1].startswith(NAME))
+        return [name for name in names if not name.endswith("_accepted")]
+
+
+def _answer(body: dict[str, Any], endpoint: str) -> Any:
+    """Answer as the emulator does by itself; garble what is marked so."""
+    if "GARBLED" in json.dumps(body):
+        return Reply(text="This is no JSON.")
+    return simulated_answer(body, endpoint)
+
+
+def with_causes(error: BaseException) -> str:
+    """Return what an error says, and all that caused it."""
+    said, cause = [], error
+    while cause is not None:
+        said.append(f"{type(cause).__name__}: {cause}")
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return "\n".join(said)

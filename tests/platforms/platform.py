@@ -1,0 +1,76 @@
+"""One platform, as a value: frozen, printed as the differences from the plain one, and read again from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tests.platforms.factors import DATASET, STOPPING, datasets_of, defaults, is_stopped, names, void
+
+__all__ = ["Platform"]
+
+
+@dataclass(frozen=True)
+class Platform:
+    """The value of every factor."""
+
+    values: Mapping[str, str]
+
+    @classmethod
+    def of(cls, changes: Mapping[str, str]) -> Platform:
+        """Return the plain platform with these changes. Raises ValueError for what is none."""
+        known = names()
+        for name, value in changes.items():
+            if value not in known.get(name, ()):
+                raise ValueError(f"{name}={value}: the values of {name} are {known.get(name, 'not known')}")
+        made = cls(MappingProxyType({**defaults(), **changes}))
+        if (reason := void(made.values)) is not None:
+            raise ValueError(f"no platform: {reason}")
+        return made
+
+    @classmethod
+    def unchecked(cls, text: str) -> Platform:
+        """Return the platform that `str` has written, also of values that do not go together."""
+        changes = dict(part.split("=") for part in text.split())
+        return cls(MappingProxyType({**defaults(), **changes}))
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Return the platform that `str` has written."""
+        pairs = (part.partition("=") for part in text.split())
+        return cls.of({name: value for name, _, value in pairs})
+
+    def __str__(self) -> str:
+        plain = defaults()
+        there = {f"{slot}." for slot in self.slots}
+        changed = {name: value for name, value in self.values.items() if value != plain[name]}
+        return " ".join(f"{name}={value}" for name, value in changed.items() if "." not in name or name[:2] in there)
+
+    def __getitem__(self, name: str) -> str:
+        return self.values[name]
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The datasets that there are."""
+        return datasets_of(self.values)
+
+    def of_dataset(self, slot: str) -> dict[str, str]:
+        """Return the factors of one dataset, without its slot."""
+        return {name: self.values[f"{slot}.{name}"] for name in DATASET}
+
+    def stopped_by(self, slot: str) -> str | None:
+        """Return the value that stops a dataset before it sends, as in "key=wrong"; None where it lands."""
+        own = [f"{name}={value}" for name, value in self.of_dataset(slot).items()]
+        return next((value for value in own if value in STOPPING), None)
+
+    @property
+    def landing(self) -> tuple[str, ...]:
+        """The datasets that nothing stops."""
+        return tuple(slot for slot in self.slots if not is_stopped(self.values, slot))
+
+    def described(self) -> str:
+        """Return every factor in a line of its own."""
+        rows = [f"  {name}: {value}" for name, value in self.values.items() if "." not in name]
+        rows += [f"  {slot}: {', '.join(f'{k}={v}' for k, v in self.of_dataset(slot).items())}" for slot in self.slots]
+        return "\n".join(rows)

@@ -1,0 +1,69 @@
+"""Ordinary platforms work in combination: what holds for one dataset holds for any set of them.
+
+A platform is a value of each factor (`factors`). Those that run cover pairs of values, and all pairs under DLB_EXPLORE.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.platforms.cases import CASES, REFUSED
+from tests.platforms.journey import Servers
+from tests.platforms.oracle import problems_of, refusal_of
+from tests.platforms.pairs import all_pairs, pairs_of, platforms
+from tests.platforms.platform import Platform
+from tests.platforms.sample import SEED, count_of_sample, nth_platform
+
+ServersFor = Callable[[str], Servers]
+SetVariable = Callable[[str, str | None], None]
+
+
+def run(platform: Platform, folder: Path, servers: ServersFor, set_variable: SetVariable) -> None:
+    """Take a platform through its way; what does not hold fails the test, with the command that repeats it."""
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    problems = problems_of(platform, folder, servers(platform["ledger"]), set_variable)
+    if problems:
+        told = "\n".join(f"- {problem}" for problem in problems)
+        command = f".venv/bin/python -m tests.platforms {shlex.quote(str(platform))}"
+        pytest.fail(f"{told}\n\n{platform.described()}\n\nAgain: {command}", pytrace=False)
+
+
+@pytest.mark.parametrize("number", range(count_of_sample()))
+def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_predicted(
+    number: int, tmp_path: Path, servers: ServersFor, set_variable: SetVariable, record_property: Callable[..., None]
+) -> None:
+    platform = nth_platform(number)
+    if platform is None:
+        return
+    record_property("platform", str(platform))
+    run(platform, tmp_path / f"platform-{number}", servers, set_variable)
+
+
+@pytest.mark.parametrize("text", CASES.values(), ids=[name.replace(" ", "_") for name in CASES])
+def test_a_platform_that_failed_once_works(
+    text: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable
+) -> None:
+    run(Platform.parse(text), tmp_path / "platform-case", servers, set_variable)
+
+
+@pytest.mark.parametrize(("text", "word"), REFUSED.items())
+def test_what_cannot_work_is_refused_by_its_reason_before_a_row_is_sent(
+    text: str, word: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable
+) -> None:
+    refusal = refusal_of(Platform.unchecked(text), tmp_path / "platform-refused", servers("sqlite"), set_variable)
+    assert word in refusal
+    assert "Traceback" not in refusal
+
+
+def test_the_first_platforms_of_a_seed_are_always_the_same_and_cover_much() -> None:
+    first = [next(platforms(SEED)) for _ in range(2)]
+    assert first[0] == first[1]
+    assert Platform.parse(str(first[0])) == first[0]
+    covered = pairs_of(first[0])
+    assert covered <= all_pairs()
+    assert len(covered) > 500
