@@ -400,8 +400,10 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     if (gap := engine.deployment.price_gap(labeling)) is not None:
         then = f"Costs will be unknown. {gap} Correct the model's name, or give Spend(price=TokenPrice(...))."
         return Finding(check, Severity.WARNING, problem, then)
-    if warnings:
-        return Finding(check, Severity.WARNING, f"{problem}. {' '.join(warnings)}")
+    doubts = list(filter(None, map(engine.deployment.price_dispute, labeling.models)))
+    if warnings or doubts:
+        told = f"{problem}. {' '.join(warnings)}" if warnings else problem
+        return Finding(check, Severity.WARNING, told, " ".join(doubts))
     return Finding(check, Severity.OK, problem)
 
 

@@ -39,7 +39,8 @@ class Planned:
 
     `account`: the provider's, or its address; `oracle_account`: that of a cascade's oracle. `price_gap`: why no price
     is known. `window`: how long a batch may take, by its vendor. `held`: how often forecasts of the end were right.
-    `notes`: what was read upstream, where that is not plain. `warnings`: parameters that may be refused.
+    `notes`: what was read upstream, where that is not plain, and models on whose price two tables differ. `warnings`:
+    parameters that may be refused.
     """
 
     asset: str
@@ -257,7 +258,7 @@ def plan_rows(
                 preview=preview if unfit is None else replace(preview, refused=unfit),
                 window=window_of(provider),
                 held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
-                notes=upstream.notes,
+                notes=[*upstream.notes, *filter(None, map(rules.price_dispute, labeling.models))],
                 oracle_account=oracles[0].account if oracles and labeling.cascade is not None else None,
                 warnings=[
                     f"{one.model}: {warning}" for one in labeling.models for warning in parameter_warnings(rules, one)

@@ -12,12 +12,14 @@ from dagster_llm_batch.cli.output import age, print_json
 from dagster_llm_batch.core.price_book import (
     BOOK_FILE,
     book_text,
+    disputes,
     fetched_at,
     fetched_book,
     newest_price_change,
     use_book,
 )
-from dagster_llm_batch.core.price_sources import SOURCES, PriceSource, oldest_source
+from dagster_llm_batch.core.price_sources import SECOND_TABLE, SOURCES, PriceSource, oldest_source
+from dagster_llm_batch.core.price_table import second_prices
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -42,7 +44,7 @@ class FetchError(LLMBatchError):
 def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool, as_json: bool) -> None:
     """Tell which price book is in use, how old it is, and which of our own price rules is the oldest.
 
-    Nothing is fetched without --fetch.
+    It lists the models on whose price two tables differ. Nothing is fetched without --fetch.
 
     A fetched book lies in the payload root, and counts where `LLMBatchResource(fetched_prices=True)` says so. One that
     is more than 90 days old is warned of.
@@ -58,14 +60,28 @@ def prices_command(deployment: DeploymentAccess, url: str | None, *, fetch: bool
     if as_json:
         told = {"fetched_at": at, "is_used": at is not None and is_used}
         rules = {"oldest_rule": oldest._asdict(), "rules": [source._asdict() for source in SOURCES]}
-        print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules})
+        differ = {"disputes": [dispute._asdict() for dispute in disputes(now)]}
+        print_json({**told, "newest_price_change": newest_price_change(now.date()), **rules, **differ})
         return
     click.echo(book_text(now.date()) + ("" if at is None else f"; {age(now - at)} old") + ".")
     click.echo(f"{rules_text(oldest, now.date())} See {oldest.document}")
+    click.echo(_disputes_text(now))
     if at is not None and not is_used:
         click.echo("It counts where LLMBatchResource(fetched_prices=True) says so.")
     if at is not None and now - at > OLD_BOOK:
         click.echo("It is old. Fetch it again: dagster-llm-batch prices --fetch", err=True)
+
+
+def _disputes_text(now: datetime) -> str:
+    """Return on which models two tables differ, vendor by vendor."""
+    found = disputes(now)
+    by_vendor = {one.vendor: [other.model for other in found if other.vendor == one.vendor] for one in found}
+    listed = "".join(f"\n  {vendor}: {', '.join(models)}" for vendor, models in by_vendor.items())
+    return (
+        f"Of {len(second_prices()):,} models in both genai-prices and {SECOND_TABLE.document.partition(',')[0]}, "
+        f"{len(found):,} differ by more than 5 %. Costs and limits take the higher price of each; --json has both."
+        f"{listed}"
+    )
 
 
 def rules_text(oldest: PriceSource, today: date, among: str = "") -> str:

@@ -19,8 +19,9 @@ from typing import Any
 
 import genai_prices
 from genai_prices.data_snapshot import DataSnapshot, get_snapshot, set_custom_snapshot
-from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, Tier, TieredPrices
+from genai_prices.types import ModelInfo, ModelPrice, StartDateConstraint, TieredPrices
 
+from dagster_llm_batch.core.price_disputes import Dispute, base_price, find_dispute, raise_prices, times
 from dagster_llm_batch.core.price_sources import (
     ANTHROPIC_BATCH,
     AWS_BATCH,
@@ -31,6 +32,7 @@ from dagster_llm_batch.core.price_sources import (
     OPENAI_PRICES,
     PriceSource,
 )
+from dagster_llm_batch.core.price_table import second_prices
 from dagster_llm_batch.core.pricing import PerToken, Rate, UnpricedError
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
@@ -44,6 +46,8 @@ __all__ = [
     "Terms",
     "book_text",
     "context_of",
+    "dispute_of",
+    "disputes",
     "fetched_at",
     "fetched_book",
     "models_of",
@@ -60,6 +64,8 @@ BOOK_FILE = "price-book.json"
 """Where a payload store has the book that was fetched last."""
 
 _MILLION = 1_000_000
+
+_TOKEN_PRICES = ("input_mtok", "output_mtok")
 
 # What a unit is a part of: the library wants those named, too, and their tokens have its price where it has none.
 _PARTS: Mapping[str, tuple[str, ...]] = {
@@ -181,6 +187,18 @@ def models_of(provider: str) -> list[str]:
     ]
 
 
+def dispute_of(vendor: str, model: str, at: datetime) -> Dispute | None:
+    """Return by how much two tables differ on a model; None where they agree, or one of them lacks it."""
+    info = _found(vendor, model)
+    return None if info is None else find_dispute(vendor.partition(PLACE)[0], model, info, at)
+
+
+def disputes(at: datetime) -> list[Dispute]:
+    """Return all models on which the two tables differ."""
+    found = (dispute_of(vendor, model, at) for vendor, model in second_prices())
+    return [dispute for dispute in found if dispute is not None]
+
+
 @dataclass(frozen=True)
 class PriceList:
     """The prices of one model in one context. `tokens` prices plain tokens, and `of_units` what is not plain."""
@@ -222,6 +240,25 @@ class PriceList:
     def is_tiered(self) -> bool:
         return not isinstance(self.tokens, PerToken)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether tokens have a price. The library counts 0 for those of a model that is billed by pages or hours."""
+        prices = dict(self._prices)
+        return any(prices.get(name) is not None for name in _TOKEN_PRICES)
+
+    def lacks_tiers_of(self, standard: PriceList) -> bool:
+        """Return whether long prompts are dearer by the standard list, and cheaper by this one than is documented."""
+        own, other = dict(self._prices), dict(standard._prices)
+        return any(
+            isinstance(other.get(name), TieredPrices) and isinstance(price, Decimal) and price < other[name].base
+            for name, price in own.items()
+        )
+
+    def is_half_of(self, standard: PriceList) -> bool:
+        """Return whether short prompts cost half of what they do by the standard list."""
+        own, other = dict(self._prices), dict(standard._prices)
+        return all(base_price(own.get(name)) * 2 == base_price(other.get(name)) for name in _TOKEN_PRICES)
+
     def _is_own(self, unit: str, prices: Mapping[str, Any]) -> bool:
         """Return whether a unit, or what it is a part of, has a price of its own."""
         parts = (unit, *(part for part in _PARTS[unit] if part not in TOKENS))
@@ -233,19 +270,20 @@ def price_list_of(provider: str, model: str, at: datetime, context: tuple[str, s
     info = _found(provider, model)
     if info is None:
         return None
+    dispute = dispute_of(provider, model, at)
     if context is None:
-        return _price_list(provider, info.id, info.get_prices(at))
+        return _price_list(provider, info.id, raise_prices(info.get_prices(at), dispute))
     wanted = dict([context])
     variants = (v for v in info.price_variants or () if v.when == wanted)
     if any(v.constraint is None or v.constraint.active(at) for v in variants):
-        return _price_list(provider, info.id, info.get_prices(at, wanted))
+        return _price_list(provider, info.id, raise_prices(info.get_prices(at, wanted), dispute))
     return None
 
 
 def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
     if "claude" in model:
         # The library takes the next cheaper price of input for what has none in the book.
-        named = {name: _times(price.input_mtok, factor) for name, factor in _CLAUDE_WRITES.items()}
+        named = {name: times(price.input_mtok, factor) for name, factor in _CLAUDE_WRITES.items()}
         price = ModelPrice(**{**named, **{name: value for name, value in vars(price).items() if value is not None}})
     prices = tuple(vars(price).items())
     if any(isinstance(value, TieredPrices) for value in vars(price).values()):
@@ -255,12 +293,6 @@ def _price_list(provider: str, model: str, price: ModelPrice) -> PriceList:
 
 # Of the price of input, for all models: CLAUDE_CACHES.
 _CLAUDE_WRITES = {"cache_write_mtok": Decimal("1.25"), "cache_write_1h_mtok": Decimal(2)}
-
-
-def _times(price: Any, factor: Decimal) -> Any:
-    if not isinstance(price, TieredPrices):
-        return price * factor
-    return TieredPrices(base=price.base * factor, tiers=[Tier(tier.start, tier.price * factor) for tier in price.tiers])
 
 
 # Cached by the prices themselves: those of another day, or of an updated book, are others.
@@ -425,16 +457,24 @@ class Book:
         prices = self._list(tier)
         if prices is None:
             raise UnpricedError(f"{tier[0]} '{tier[1]}' (the price book has no price of it)")
+        standard = self._list(None)
+        if standard is not None and prices.lacks_tiers_of(standard):
+            if not prices.is_half_of(standard):
+                raise UnpricedError(f"{tier[0]} '{tier[1]}' (the price book has no price of its long prompts)")
+            return Terms(PriceBasis.TIER, standard, _HALF)
         return Terms(PriceBasis.TIER, prices)
 
     def _of_lane(self, lane: Lane) -> Terms:
         standard = self._list(None)
         if standard is None:
             raise UnpricedError("the model (the price book does not have it)")
+        if not standard.has_tokens:
+            raise UnpricedError("the model (the price book has no price of its tokens)")
         if lane is Lane.REALTIME:
             return Terms(PriceBasis.REALTIME, standard)
         batch = self._list(("processing", "batch"))
-        if batch is not None:
+        # A list of batches that leaves out what long prompts cost more would be too low for them.
+        if batch is not None and not batch.lacks_tiers_of(standard):
             return Terms(PriceBasis.BATCH, batch)
         if (suffix := BATCH_SUFFIXES.get(self._provider)) is not None:
             batch = price_list_of(self._provider, f"{self._model}{suffix}", self._at)
@@ -453,9 +493,9 @@ class Book:
 def _half_but_cached(standard: Rate) -> Rate:
     """Return half of the price for all tokens but those read from a cache.
 
-    Google's discount for cached tokens and that for a batch do not add up: Vertex AI documents that the one for cached
-    tokens goes before, and the Gemini API lists one price of cached tokens for both: GOOGLE_BATCH. The book's batch
-    prices agree (genai-prices 0.2.3: gemini-2.5-flash 0.03 USD a million in both).
+    It is for models without a list of batches. Vertex AI documents that the discount for cached tokens goes before that
+    for a batch, and up to Gemini 2.5 the Gemini API lists one price of cached tokens for both: GOOGLE_BATCH. The lists
+    of five newer models have a lower one (genai-prices 0.2.3), so that this price is the most that a batch can cost.
     """
     if isinstance(standard, PerToken):
         return replace(standard.times(_HALF), read=standard.read)

@@ -33,6 +33,7 @@ __all__ = [
     "OPENAI_SEARCHES",
     "OPENROUTER_BATCH",
     "REPORTED_COSTS",
+    "SECOND_TABLE",
     "SOURCES",
     "USAGE_SHAPES",
     "PriceSource",
@@ -125,7 +126,7 @@ GOOGLE_PRICES = PriceSource(
     ("google",),
 )
 GOOGLE_BATCH = PriceSource(
-    "half the price in a batch, but for tokens read from a cache; likewise Vertex AI's batch prediction",
+    "half the price in a batch, and tokens read from a cache by its list, else at the standard price; so on Vertex AI",
     "https://ai.google.dev/gemini-api/docs/batch-api",
     date(2026, 10, 14),
     ("google",),
@@ -153,6 +154,12 @@ REPORTED_COSTS = PriceSource(
     "https://openrouter.ai/docs/use-cases/usage-accounting, https://docs.x.ai/developers/cost-tracking",
     date(2026, 11, 27),
     ("openrouter", "deepinfra", "x-ai"),
+)
+SECOND_TABLE = PriceSource(
+    "a second table of standard prices: where it is more than 5 % dearer than the price book, its price holds",
+    "the table of litellm 1.110.2, from the vendors' pages",
+    date(2026, 11, 27),
+    ("anthropic", "aws", "azure", "google", "groq", "mistral", "openai", "together", "x-ai"),
 )
 USAGE_SHAPES = PriceSource(
     "which counts a reply's usage can have, and which of them are tokens and nothing else",

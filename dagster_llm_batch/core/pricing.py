@@ -317,10 +317,21 @@ def price_gap(provider: str, model: str, at: datetime) -> str:
     name = _name_in_book(provider, model)
     if (suffix := BATCH_SUFFIXES.get(provider)) is not None:
         return _listing_gap(name, suffix, [each for each in models_of(provider) if each.endswith(suffix)])
-    if price_list_of(provider, name, at) is not None:
+    prices = price_list_of(provider, name, at)
+    if prices is not None and not prices.has_tokens:
+        return f"The price book has no price of tokens for '{name}': it is billed by pages or hours, or by nothing yet."
+    if prices is not None:
         return f"The price book does not say what '{name}' costs in a batch."
     near = nearest_name(name, models_of(provider))
     return f"The price book has no '{name}'" + ("." if near is None else f"; did you mean '{near}'?")
+
+
+def price_dispute(provider: str, model: str, at: datetime) -> str | None:
+    """Return a sentence on two price tables that differ on a model by more than 5 %; None where they agree."""
+    from dagster_llm_batch.core.price_book import dispute_of  # noqa: PLC0415 - the book takes a while to load
+
+    dispute = dispute_of(provider, _name_in_book(provider, model), at)
+    return None if dispute is None else f"{dispute} Your own price goes before both: Spend(price=TokenPrice(...))."
 
 
 def _listing_gap(model: str, suffix: str, listed: Sequence[str]) -> str:

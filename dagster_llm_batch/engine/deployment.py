@@ -25,7 +25,7 @@ from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
-from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_gap, tariff
+from dagster_llm_batch.core.pricing import FREE, Estimate, Tariff, context_tokens, price_dispute, price_gap, tariff
 from dagster_llm_batch.core.sharding import tightest
 from dagster_llm_batch.core.token_counts import InputCounter, output_tokens, tokenizer_of, writes_cache
 from dagster_llm_batch.engine.labeling import Labeling
@@ -383,6 +383,13 @@ class Deployment:
         if self.tariff(labeling).basis is not PriceBasis.UNKNOWN:
             return None
         return price_gap(self.provider(labeling.provider).price_book or "", labeling.spec.model, self.clock())
+
+    def price_dispute(self, labeling: Labeling) -> str | None:
+        """Return by how much two price tables differ on the labeling's model; None where its price is in no doubt."""
+        book = self.provider(labeling.provider).price_book
+        if book is None or labeling.spend.price is not None:
+            return None
+        return price_dispute(book, labeling.spec.model, self.clock())
 
     def terms(self, labeling: Labeling) -> Callable[[], Tariff]:
         """Return a picklable factory for the tariff: a tariff with tiers cannot be pickled to workers."""

@@ -95,6 +95,27 @@ def test_a_book_is_fetched_only_when_asked_for_and_counts_only_where_that_is_sai
     assert published.asked == 1
 
 
+def test_where_two_tables_differ_on_a_model_plan_doctor_and_prices_report_it(project, published):
+    told = project.json("prices")["disputes"]
+    names = {dispute["model"] for dispute in told if dispute["vendor"] == "mistral"}
+    assert {"mistral-large-latest", "mistral-medium", "open-mistral-nemo", "magistral-small-latest"} <= names
+    shown = project.on_file("prices").stdout
+    assert f"{len(told)} differ by more than 5 %" in " ".join(shown.split())
+    assert "mistral-medium" in shown
+    assert project.json("plan", "ticket_labels")["plans"][0]["notes"] == []
+
+    # The published book has another price of the project's model than the second table.
+    project.change("LLMBatchResource(", "LLMBatchResource(fetched_prices=True, ")
+    project.json("prices", "--fetch", "--url", published.url)
+    said = "Two price tables differ on gpt-4o by more than 5 %: genai-prices has 70 USD a million tokens of input"
+    assert said in project.on_file("plan", "ticket_labels").stdout
+    assert said in project.json("plan", "ticket_labels")["plans"][0]["notes"][0]
+    [finding] = [one for one in project.json("doctor")["findings"] if one["check"] == "dataset ticket_labels"]
+    assert finding["verdict"] == "warning"
+    assert said in finding["then"]
+    assert "Spend(price=TokenPrice(...))" in finding["then"]
+
+
 def test_the_age_of_a_fetched_book_is_told_and_an_old_one_is_warned_of(project, published):
     def finding():
         forget_books()
@@ -154,7 +175,10 @@ def test_the_oldest_price_rule_is_told_of_the_providers_that_are_used(project):
 
 def test_each_price_rule_names_a_source_and_no_rule_has_a_date_of_its_own():
     package = Path(price_book.__file__).parents[1]
-    rules = [package / "core" / f"{name}.py" for name in ("price_book", "pricing", "media_tokens", "token_counts")]
+    rules = [
+        package / "core" / f"{name}.py"
+        for name in ("price_book", "price_disputes", "pricing", "media_tokens", "token_counts")
+    ]
     rules += [package / "providers" / "usage.py", *package.glob("providers/*/replies.py")]
     texts = {path: path.read_text(encoding="utf-8") for path in rules}
     named = {name for name, value in vars(price_sources).items() if isinstance(value, PriceSource)}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import genai_prices
 import pyarrow as pa
 import pytest
 from genai_prices.data import providers
 from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
-from genai_prices.types import ModelPrice
+from genai_prices.types import ConditionalPrice, ModelPrice, StartDateConstraint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dagster_llm_batch.core.price_book import dispute_of, disputes, models_of, price_list_of
 from dagster_llm_batch.core.pricing import (
     FREE,
     PICODOLLAR,
@@ -23,6 +26,7 @@ from dagster_llm_batch.core.pricing import (
     Estimate,
     Tariff,
     TokenPrice,
+    price_dispute,
     price_gap,
     tariff,
 )
@@ -184,6 +188,117 @@ def test_an_unknown_price_is_null_and_never_zero() -> None:
         estimate = Estimate(prices, OutputTokens(10, 10, 10))
         assert estimate.add(InputCounts([25, 5], [25, 5])) == (None, None)
         assert (estimate.cost_usd, estimate.input_tokens, estimate.requests) == (None, 30, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "input_usd", "output_usd"),
+    [
+        # in real time, a million tokens: the price book's, or that of the second table, whichever is higher
+        ("mistral-large-latest", "2", "6"),
+        ("mistral-medium", "1.5", "7.5"),
+        ("open-mistral-nemo", "0.3", "0.3"),
+        ("magistral-small-latest", "0.5", "1.5"),
+        ("magistral-medium-latest", "2", "7.5"),
+    ],
+)
+def test_where_two_tables_differ_the_higher_price_holds_and_both_are_told(
+    model: str, input_usd: str, output_usd: str
+) -> None:
+    prices = tariff("mistral", model, NOW)
+    read, written = prices.price(Usage(MILLION)), prices.price(Usage(0, MILLION))
+    assert (read.realtime_usd, written.realtime_usd) == (Decimal(input_usd), Decimal(output_usd))
+    assert (read.cost_usd, written.cost_usd) == (Decimal(input_usd) / 2, Decimal(output_usd) / 2)
+    said = price_dispute("mistral", model, NOW)
+    assert said is not None
+    assert f"Two price tables differ on {model}" in said
+    assert "take the higher price" in said
+
+
+def test_no_price_is_lower_than_in_either_of_two_tables() -> None:
+    known = {(one.vendor, one.model) for one in disputes(NOW)}
+    assert known
+    for vendor, model in known:
+        found = dispute_of(vendor, model, NOW)
+        prices = price_list_of(vendor, model, NOW)
+        assert found is not None
+        assert prices is not None
+        # A prompt of so few tokens is in no tier.
+        read, written = prices.tokens(Usage(1_000)) * 1_000, prices.tokens(Usage(0, 1_000)) * 1_000
+        assert read >= max(found.book[0], found.second[0])
+        assert written >= max(found.book[1], found.second[1])
+
+
+def test_tables_that_agree_change_no_price_and_a_newer_price_of_the_book_holds() -> None:
+    assert price_dispute("openai", "gpt-4o", NOW) is None
+    assert tariff("openai", "gpt-4o", NOW).price(Usage(MILLION)).realtime_usd == Decimal("2.5")
+    mistral = next(provider for provider in providers if provider.id == "mistral")
+    model = next(one for one in mistral.models if one.id == "mistral-nemo")
+    changed = ConditionalPrice(
+        constraint=StartDateConstraint(date(2026, 11, 29)), prices=ModelPrice(input_mtok=Decimal("0.1"))
+    )
+    newer = replace(model, prices=[ConditionalPrice(prices=ModelPrice(input_mtok=Decimal("0.15"))), changed])
+    set_custom_snapshot(DataSnapshot([replace(mistral, models=[newer])], from_auto_update=True))
+    try:
+        later = datetime(2026, 12, 1, tzinfo=UTC)
+        assert price_dispute("mistral", "open-mistral-nemo", later) is None
+        assert tariff("mistral", "open-mistral-nemo", later).price(Usage(MILLION)).realtime_usd == Decimal("0.1")
+        assert tariff("mistral", "open-mistral-nemo", NOW).price(Usage(MILLION)).realtime_usd == Decimal("0.3")
+    finally:
+        set_custom_snapshot(None)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [
+        ("mistral", "voxtral-mini-2602"),  # by the hour
+        ("mistral", "mistral-ocr-latest"),  # by the page
+        ("openai", "whisper-1"),
+        ("groq", "whisper-large-v3"),
+        ("openrouter", "openai/gpt-oss-20b:free"),  # an entry without any price
+    ],
+)
+def test_a_model_without_a_price_of_tokens_costs_null_and_never_zero(provider: str, model: str) -> None:
+    prices = tariff(provider, model, NOW)
+    assert prices.basis is PriceBasis.UNKNOWN
+    assert prices.price(Usage(MILLION, MILLION)) == (None, None, PriceBasis.UNKNOWN)
+    assert prices.of(Lane.REALTIME).price(Usage(MILLION)).cost_usd is None
+    one = [pa.array([count], pa.int64()) for count in Usage(MILLION, MILLION)[: len(TOKENS)]]
+    assert [column.to_pylist() for column in prices.costs(one)[:2]] == [[None], [None]]
+    estimate = Estimate(prices, OutputTokens(10, 10, 10))
+    assert estimate.add(InputCounts([25], [25])) == (None, None)
+    if provider != "openrouter":
+        assert "no price of tokens" in price_gap(provider, model, NOW)
+
+
+def test_a_list_of_batches_that_leaves_out_the_price_of_long_prompts_is_not_trusted() -> None:
+    prices = tariff("openai", "gpt-5.5-pro", NOW)
+    long, short = Usage(300_000, 100_000), Usage(100_000, 100_000)
+    assert prices.basis is PriceBasis.HALF
+    # 60 and 270 USD a million tokens beyond 272,000, half of it in a batch
+    assert prices.price(long)[:2] == (Decimal("22.5"), Decimal(45))
+    assert prices.price(short)[:2] == (Decimal("10.5"), Decimal(21))
+    flex = long._replace(extra=Extra(tier=("service_tier", "flex")))
+    assert prices.of(Lane.REALTIME).price(flex)[:2] == (Decimal("22.5"), Decimal(45))
+
+
+_CACHED = re.compile(r"^\| `(gemini-[^`]+)` \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+
+
+def test_the_page_and_the_bill_agree_on_cached_tokens_in_a_batch_of_gemini() -> None:
+    page = (Path(__file__).parents[2] / "docs/design/money.md").read_text()
+    told = {name: (Decimal(standard), Decimal(batch)) for name, standard, batch in _CACHED.findall(page)}
+    cheaper: dict[str, tuple[Decimal, Decimal]] = {}
+    for model in (one for one in models_of("google") if one.startswith("gemini-")):
+        prices = tariff("google", model, NOW)
+        price = prices.price(Usage(100, 0, 100))
+        if prices.basis is PriceBasis.UNKNOWN or not price.realtime_usd or price.cost_usd == price.realtime_usd:
+            continue
+        listed = price_list_of("google", model, NOW)
+        assert listed is not None
+        if dict(listed._prices).get("cache_read_mtok") is not None:
+            assert price.cost_usd is not None
+            cheaper[model] = price.realtime_usd * 10_000, price.cost_usd * 10_000
+    assert told == cheaper
 
 
 def test_free_is_zero_and_says_so() -> None:
