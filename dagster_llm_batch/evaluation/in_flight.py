@@ -67,6 +67,9 @@ def _find_in_flight(context: dg.AssetExecutionContext, asset: dg.AssetKey, parti
         flying = instance.get_materialized_partitions(batch) - instance.get_materialized_partitions(labels)
         if partition is not None:
             flying &= {one for one in mapped_partitions(graph, instance, asset, labels, partition) if one is not None}
+        elif flying:
+            # The labels of a partition that was removed in flight never land.
+            flying &= set(node.partitions_def.get_partition_keys(dynamic_partitions_store=instance))
         if flying:
             more = ", …" if len(flying) > _SHOWN else ""
             found.append(f"{name} ({', '.join(sorted(flying)[:_SHOWN])}{more})")

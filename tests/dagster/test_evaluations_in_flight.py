@@ -17,14 +17,16 @@ from dagster_llm_batch.testing.emulator import Emulator
 NAMES = ("first", "second")
 
 
-def platform(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+def platform(
+    emulator: Emulator, instance: dg.DagsterInstance, partitions_def: dg.PartitionsDefinition[Any] = DAILY
+) -> CodeLocation:
     keys = [f"{day}-{n}" for day in DAYS[:2] for n in range(3)]
 
     @dg.asset
     def gold() -> pa.Table:
         return pa.table({"ticket_id": keys, "topic": ["bug"] * len(keys)})
 
-    datasets = {name: labeled(name=name, partitions_def=DAILY) for name in NAMES}
+    datasets = {name: labeled(name=name, partitions_def=partitions_def) for name in NAMES}
     evaluation = evaluation_assets(
         name="quality",
         gold=gold,
@@ -80,6 +82,20 @@ def test_a_figure_that_lacks_labels_that_nobody_has_submitted_is_an_alarm(bugs, 
     for name, day in (("first", DAYS[0]), ("first", DAYS[1]), ("second", DAYS[0])):
         submit(location, name, day)
         land(location, name, day)
+    _, check = evaluate(location)
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert NOT_JUDGED not in check.metadata
+
+
+def test_a_partition_that_was_removed_in_flight_holds_no_alarm_back(bugs, instance):
+    instance.add_dynamic_partitions("days", DAYS[:2])
+    location = platform(bugs, instance, dg.DynamicPartitionsDefinition(name="days"))
+    for name in NAMES:
+        submit(location, name, DAYS[0])
+        land(location, name, DAYS[0])
+    submit(location, "second", DAYS[1])
+    assert NOT_JUDGED in evaluate(location)[1].metadata
+    instance.delete_dynamic_partition("days", DAYS[1])
     _, check = evaluate(location)
     assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.ERROR)
     assert NOT_JUDGED not in check.metadata
