@@ -62,10 +62,22 @@ def check_json_schema(schema: Mapping[str, Any]) -> None:
     resolver = _no_others().resolver_with_root(DRAFT202012.create_resource(dict(schema)))
     for reference in references(schema):
         try:
-            resolver.lookup(reference)
+            _refuse_loop(reference, resolver)
         except Unresolvable as error:
             msg = f"The response schema's reference {reference!r} cannot be resolved; it must point into the schema."
             raise ResponseSchemaError(msg) from error
+
+
+def _refuse_loop(reference: str, resolver: Any) -> None:
+    """Raise ResponseSchemaError for a reference to a reference that leads back to it: no value would ever fit."""
+    followed = [reference]
+    while isinstance(found := resolver.lookup(followed[-1]).contents, Mapping) and isinstance(found.get("$ref"), str):
+        if found["$ref"] in followed:
+            raise ResponseSchemaError(
+                f"The response schema's reference {reference!r} leads back to itself ({' -> '.join(followed)}), so "
+                "that no reply could be checked. Let it point to a schema."
+            )
+        followed.append(found["$ref"])
 
 
 def _no_others() -> Registry[Any]:
@@ -126,10 +138,13 @@ class Fit:
         return None if error is None else (".".join(map(str, error.absolute_path)), error.message)
 
     def _error(self, value: Any) -> Any:
+        from jsonschema import ValidationError  # noqa: PLC0415 - as above
         from referencing.exceptions import Unresolvable  # noqa: PLC0415 - as above
 
         try:
             return self._best_match(self._validator.iter_errors(value))
+        except RecursionError:
+            return ValidationError("it is nested too deeply to be checked")
         except Unresolvable as error:
             msg = f"A reference of the response schema cannot be resolved; it must point into the schema. {error}"
             raise ResponseSchemaError(msg) from error

@@ -80,3 +80,26 @@ def test_a_pattern_that_may_run_without_end_is_refused_where_it_is_declared_and_
 @pytest.mark.parametrize("pattern", [r"^\d{3}-\d+$", r"^(?!x)[a-z]+$", r"(\w+) \1", r"^(a+)+$"])
 def test_usual_patterns_are_taken(pattern: str) -> None:
     check_json_schema(of(n={"type": "string", "pattern": pattern}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {**of(n={"$ref": "#/properties/n"})},
+        {**of(n={"$ref": "#/$defs/a"}), "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+    ],
+)
+def test_a_reference_that_leads_back_to_itself_is_refused_where_it_is_declared(schema: dict[str, Any]) -> None:
+    with pytest.raises(ResponseSchemaError, match="leads back to itself"):
+        check_json_schema(schema)
+
+
+def test_a_reply_that_is_nested_too_deeply_to_be_checked_does_not_fit() -> None:
+    tree = {"type": "object", "properties": {"below": {"$ref": "#/$defs/tree"}}}
+    schema = {**of(n={"$ref": "#/$defs/tree"}), "$defs": {"tree": tree}}
+    check_json_schema(schema)
+    reply: dict[str, Any] = {}
+    assert Fit(schema).misfit({"n": {"below": reply}}) is None
+    for _ in range(400):
+        reply = {"below": reply}
+    assert Fit(schema).misfit({"n": reply}) == "$: it is nested too deeply to be checked"
