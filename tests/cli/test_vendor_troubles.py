@@ -40,7 +40,13 @@ def at(path):
 
 
 quick = {"timeout_seconds": 3.0}
-aws = {"aws_access_key_id": key, "aws_secret_access_key": key, "region_name": "us-east-1", "max_attempts": 1}
+without_file = TROUBLE == "no file"
+aws = {"region_name": "us-east-1", "max_attempts": 1}
+if without_file:
+    # Each looks for them in files, which are not there.
+    aws["profile_name"] = "nobody"
+else:
+    aws |= {"aws_access_key_id": key, "aws_secret_access_key": key}
 place = {"role_arn": "arn:aws:iam::123456789012:role/batch", "s3_uri": "s3://bucket/folder"}
 makers = {
     "openai": lambda: OpenAIBatchResource(api_key=key, base_url=at("/v1"), **quick),
@@ -51,7 +57,7 @@ makers = {
         project="p",
         location="us-central1",
         bucket="b",
-        access_token=key,
+        access_token=None if without_file else key,
         base_url=at("/vertex"),
         storage_url=at("/gcs"),
         **quick,
@@ -60,7 +66,9 @@ makers = {
         endpoint_url=at("/bedrock"), s3_endpoint_url=at("/s3"), **place, **aws, **quick
     ),
     "mistral": lambda: preset("mistral", api_key=key, base_url=at("/mistral/v1"), **quick),
-    "command": lambda: CommandBatchResource(command=["true", "{input}", "{output}"]),
+    "command": lambda: CommandBatchResource(
+        command=["/no/such/program" if without_file else "true", "{input}", "{output}"]
+    ),
 }
 models = {
     "openai": "gpt-4o",
@@ -74,9 +82,11 @@ models = {
 }
 healthy = os.environ["HEALTHY"]
 troubled = [kind for kind in makers if kind not in (healthy, "command")]
+if without_file:
+    troubled = ["vertex", "bedrock", "command"]
 by_name = {kind: f"{kind}_eu" if FORM == "name" or kind == "mistral" else kind for kind in troubled}
 given = {by_name[kind]: makers[kind]() for kind in troubled}
-key, TROUBLE = "sk-emulator", "none"
+key, TROUBLE, without_file = "sk-emulator", "none", False
 aws |= {"aws_access_key_id": key, "aws_secret_access_key": key}
 fields = {healthy: makers[healthy]()}
 named = {name: settings for name, settings in given.items() if name.endswith("_eu")}
@@ -108,6 +118,8 @@ defs = dg.Definitions(
 )
 """
 KINDS = ("openai", "anthropic", "gemini", "openrouter", "vertex", "bedrock", "mistral")
+# Their credentials, or their program, are files.
+OF_FILES = ("vertex", "bedrock", "command")
 SDKS = ("openai", "anthropic", "google.genai", "google.cloud.storage", "boto3")
 # Providers that cannot be made are not planned for; of others a trouble shows when they are asked.
 UNMADE = ("unset", "empty")
@@ -119,10 +131,19 @@ def define(project, monkeypatch, **variables):
     for name, value in {**variables, "EMULATOR_URL": project.emulator.anthropic_base_url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(project.file.parent / "no_such_file.json"))
+
+
+def troubled_beside(healthy, trouble):
+    """Return the providers that are in trouble."""
+    return [kind for kind in (OF_FILES if trouble == "no file" else KINDS) if kind != healthy]
 
 
 @pytest.mark.parametrize("form", ["field", "name"])
-@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "no extra", "away"])
+@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "no extra", "away", "no file"])
 @pytest.mark.parametrize("healthy", ["openai", "command"])
 def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and_planned(
     project, monkeypatch, healthy, trouble, form
@@ -132,8 +153,10 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
             pytest.skip("an SDK that is missing is missing for all providers that need it")
         for name in SDKS:
             monkeypatch.setitem(sys.modules, name, None)
+    if trouble == "no file" and healthy == "command":
+        pytest.skip("the command is in trouble itself")
     define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY=healthy)
-    troubled = [kind for kind in KINDS if kind != healthy]
+    troubled = troubled_beside(healthy, trouble)
     names = {kind: f"{kind}_eu" if form == "name" or kind == "mistral" else kind for kind in troubled}
 
     told = project.on_file("doctor", "--json", code=3)
@@ -148,8 +171,8 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
     assert {f"dataset {kind}_labels" for kind in troubled} <= findings.keys()
     assert {"ledger", "payload store", "price book", "price rules"} <= findings.keys()
 
-    # Boto's client is made before a row is read; those of others when they are asked.
-    unplanned = {*UNMADE, "no extra"}
+    # Boto's client is made before a row is read; those of others when they are asked. A program is looked for.
+    unplanned = {*UNMADE, "no extra", "no file"}
     planned = json.loads(project.on_file("plan", "--json", code=1 if trouble in unplanned else 0).stdout)
     assets = {plan["asset"] for plan in planned["plans"]}
     left = {failure["asset"] for failure in planned["not_planned"]}
@@ -160,14 +183,14 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
 
 
 @pytest.mark.parametrize("form", ["field", "name"])
-@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "away"])
+@pytest.mark.parametrize("trouble", ["unset", "empty", "wrong", "away", "no file"])
 def test_a_healthy_provider_is_sent_to_and_its_labels_land_by_the_sensor_beside_troubled_ones(
     project, home, monkeypatch, trouble, form
 ):
     define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY="openai")
     defs = project.module()["defs"]
     repository, job = defs.get_repository_def(), defs.resolve_implicit_global_asset_job_def()
-    labels = ["healthy_labels", *(f"{kind}_labels" for kind in KINDS if kind != "openai")]
+    labels = ["healthy_labels", *(f"{kind}_labels" for kind in troubled_beside("openai", trouble))]
     with dg.DagsterInstance.get() as instance:
 
         def run(*names):
