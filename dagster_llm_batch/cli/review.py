@@ -15,6 +15,7 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
+from dagster_llm_batch.engine.provider_facts import account_of
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
 
@@ -140,7 +141,8 @@ def _forms(deployment: DeploymentAccess) -> list[LabelForm]:
 
 def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> str | None:
     known = deployment.engine.deployment.providers.get(provider)
-    return None if known is None else known.console_url(batch_id)
+    # One that cannot be made, as without its key, has no address: the row is shown all the same.
+    return None if known is None or account_of(known) is None else known.console_url(batch_id)
 
 
 def _is_ours(spec: dg.AssetSpec) -> bool:

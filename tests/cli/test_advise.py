@@ -157,6 +157,13 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
 
 
+def test_plans_of_a_provider_without_key_are_listed_with_the_reason(labeled, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    told = labeled.on_file("advise", "small", "--quality", "0.93", code=1)
+    assert "quality: 0.900" in told.output
+    assert "OPENAI_API_KEY, which is not set" in told.output
+
+
 def test_of_daily_partitions_earlier_ones_may_set_the_threshold_which_assumes_something(labeled):
     plans = labeled.json("advise", "small", "--quality", "0.9", "--rows", "20000", "--against", "openai/gpt-4o")[
         "plans"

@@ -163,6 +163,15 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "Traceback" not in server.process.stderr.read()
 
 
+def test_a_row_is_shown_where_its_provider_has_no_key(landed, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with Server(landed, "ticket_labels") as server:
+        server.get(f"/{server.line.split('/', 3)[3].strip()}")
+        row = server.get("/row/ticket_labels?by=ticket_id&key=all-1")
+        assert "As it came back" in row
+        assert "<h2>Attempt 1: openai gpt-4o, wave 1, batch</h2>" in row
+
+
 def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_name(project):
     project.land()
     assert (

@@ -1,12 +1,24 @@
 """A provider that does not take its key, or cannot be made: no runs that must fail, and a person is told."""
 
+from datetime import timedelta
+from typing import Literal
+
 import dagster as dg
 import pytest
-from code_location import LABELS, CodeLocation, labeled
+from code_location import LABELS, CodeLocation, labeled, tickets
+from pydantic import BaseModel
 from test_batch_sensor import change
 from test_sensor_troubles import failing_tick
 
-from dagster_llm_batch import AnthropicBatchResource
+from dagster_llm_batch import (
+    AnthropicBatchResource,
+    Cascade,
+    Fallback,
+    Realtime,
+    Resend,
+    build_llm_batch_jobs,
+    build_llm_batch_retention,
+)
 from dagster_llm_batch.assets.dataset import datasets_in
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
@@ -14,6 +26,7 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
 OTHER = "other_labels"
 WRONG = "sk-wrong-key-42424242424242"
 UNSET = dg.EnvVar("KEY_OF_NOBODY")
+CLAUDE = "anthropic/claude-haiku-4-5"
 CREATE = "POST /v1/messages/batches"
 
 
@@ -22,9 +35,9 @@ def place(emulator, instance, monkeypatch):
     """Make the two-vendor location, with a key for the other one."""
     monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
 
-    def with_key(key):
+    def with_key(key, model=CLAUDE, **changes):
         claude = AnthropicBatchResource(api_key=key, base_url=emulator.anthropic_base_url, timeout_seconds=5.0)
-        assets = [*labeled(), *labeled(name=OTHER, model="anthropic/claude-haiku-4-5")]
+        assets = [*labeled(), *labeled(name=OTHER, model=model, **changes)]
         return CodeLocation(emulator, instance, *assets, anthropic=claude)
 
     return with_key
@@ -165,3 +178,69 @@ def test_a_next_wave_that_waits_starts_at_most_one_run(place, emulator, key, mos
     engine.ledger.close()
     assert ticks(place(key), 6) == most
     assert ticks(good, 1) == 1
+
+
+class SureLabel(BaseModel):
+    topic: Literal["billing", "bug", "how_to"]
+    confidence: float
+
+
+USES = {
+    "oracle": {
+        "model": "openai/gpt-4o-mini",
+        "response": SureLabel,
+        "rows": lambda _: tickets(60),
+        "cascade": Cascade(oracle=CLAUDE, target="topic", agreement=0.8, sample=40),
+    },
+    "fallback": {"model": "openai/gpt-4o", "resend": Resend(fallback=[Fallback(CLAUDE)])},
+    "realtime": {"model": CLAUDE, "realtime": Realtime(deadline=timedelta(hours=1))},
+}
+
+
+def failures(result):
+    return " ".join(str(event.step_failure_data.error) for event in result.all_events if event.is_step_failure)
+
+
+@pytest.mark.parametrize("use", USES)
+def test_whatever_needs_a_provider_without_key_sends_nothing_and_the_others_land(place, emulator, use):
+    broken = place(UNSET, **USES[use])
+    told = failures(broken.run(f"{OTHER}_batch"))
+    assert "anthropic: api_key comes from the environment variable KEY_OF_NOBODY, which is not set" in told
+    assert emulator.books.creates_seen == 0
+    assert broken.land().success
+    assert broken.metadata()["dagster/partition_row_count"] == 3
+    assert ticks(broken, 2) == 0
+
+
+def test_an_oracle_whose_key_is_wrong_costs_time_only(place, emulator):
+    broken = place(WRONG, **USES["oracle"])
+    broken.run(f"{OTHER}_batch")
+    for _ in range(4):
+        emulator.settle()
+        ticks(broken, 1)
+    before = emulator.books.creates_seen
+    assert ticks(broken, 4) == 0
+    assert emulator.books.creates_seen == before
+    mended = place(DEFAULT_KEY, **USES["oracle"])
+    for _ in range(8):
+        emulator.settle()
+        ticks(mended, 1)
+    assert other(mended).delivered_at is not None
+
+
+def test_jobs_work_on_a_dataset_beside_one_whose_provider_has_no_key(place, emulator, instance):
+    assert place(DEFAULT_KEY).run(f"{OTHER}_batch").success
+    broken = place(UNSET)
+    assert broken.submit().success
+    jobs, retention = build_llm_batch_jobs(), build_llm_batch_retention()
+    defs = dg.Definitions(jobs=jobs, schedules=[retention], resources=broken.resources)
+
+    def run(name, asset=None):
+        config = {"ops": {"cancel_submission": {"config": {"asset": asset}}}} if asset else None
+        job = defs.resolve_job_def(name)
+        return job.execute_in_process(instance=instance, raise_on_error=False, run_config=config)
+
+    assert run("llm_batch_retention").success
+    assert run("llm_batch_resolve").success
+    assert run("llm_batch_cancel", LABELS).success
+    assert "KEY_OF_NOBODY, which is not set" in failures(run("llm_batch_cancel", OTHER))
