@@ -41,10 +41,16 @@ def find_asked_again(deployment: Deployment, labeling: Labeling, submission: Sub
     history = deployment.ledger.history(deployment.namespace, submission.asset, submission.partition)
     ids = [one.submission_id for one in history]
     older = history[ids.index(submission.submission_id) + 1 :] if submission.submission_id in ids else []
-    # Nobody was asked by one that was canceled before it was sent.
-    before = next((one for one in older if one.state is not SubmissionState.CANCELED or one.outcomes), None)
+    before = next((one for one in older if _was_asked(deployment, one)), None)
     rows = 0 if before is None else min(before.requests, submission.to_answer)
     if before is None or not rows:
         return None
     changes = deployment.sent_definition(labeling, before).changes
     return AskedAgain(rows, before.submission_id, changes) if changes else None
+
+
+def _was_asked(deployment: Deployment, submission: Submission) -> bool:
+    """Return whether anybody was asked: not by a submission that was canceled before it was sent."""
+    if submission.state is not SubmissionState.CANCELED or submission.outcomes:
+        return True
+    return any(shard.sent_at is not None for shard in deployment.ledger.shards(submission.submission_id))

@@ -188,3 +188,12 @@ def test_a_definition_that_changes_in_a_backfill_is_reported_with_the_rows_that_
     assert "llm_batch/rows_asked_again" not in after.metadata(BATCH, DAYS[2])
     same = after.submit(span=(DAYS[1], DAYS[2]))
     assert {one.description for one in same.get_asset_check_evaluations()} == {"Nothing is in the way."}
+
+
+def test_rows_whose_batch_is_in_flight_when_the_definition_changes_are_reported_as_asked_again(
+    make, instance, emulator
+):
+    make(*labeled(partitions_def=DAILY)).submit(partition=DAYS[0])
+    after = CodeLocation(emulator, instance, *labeled(partitions_def=DAILY, prompt=OTHER_WORDS))
+    [sent] = after.submit(partition=DAYS[0]).get_asset_check_evaluations()
+    assert "3 rows are asked, and paid, again: the definition has changed (prompt) since" in sent.description
