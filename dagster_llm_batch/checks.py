@@ -7,6 +7,7 @@ They are partitioned, so that a bad partition holds back what is downstream of i
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -26,6 +27,7 @@ from dagster_llm_batch._dagster_private import (
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_text
+from dagster_llm_batch.core.prompt import UNREADABLE
 from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
@@ -429,14 +431,18 @@ def _with_reason(outcome: CheckOutcome, figures: LabelStats, only: str | None = 
     """
     if outcome.passed:
         return outcome
-    counted = {
-        (kind, reason): rows
-        for (kind, reason), rows in figures.reasons.items()
-        if kind != SKIPPED and only in (None, kind) and not (reason or "").startswith(WAITING)
-    }
+    counted: Counter[tuple[str, str | None]] = Counter()
+    examples: dict[tuple[str, str | None], str | None] = {}
+    for (kind, reason), rows in figures.reasons.items():
+        if kind != SKIPPED and only in (None, kind) and not (reason or "").startswith(WAITING):
+            # Each names its own image.
+            alike = reason.partition(": ")[0] if reason is not None and reason.startswith(UNREADABLE) else reason
+            counted[kind, alike] += rows
+            examples.setdefault((kind, alike), reason)
     if not counted:
         return outcome
-    (kind, reason), most = max(counted.items(), key=lambda item: item[1])
+    [(group, most)] = counted.most_common(1)
+    kind, reason = group[0], examples[group]
     rejected = figures.outcomes[only] if only else figures.rejected - figures.skipped
     words = plain_words(reason or "").rstrip(".")
     # A reason tells what a batch was stopped for, and its outcome that it was.

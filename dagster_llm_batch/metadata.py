@@ -268,8 +268,10 @@ def _causes(status: Status) -> dict[str, Any]:
     return {"llm_batch/causes": cell_text("; ".join(dict.fromkeys(causes)), limit=1_000)} if causes else {}
 
 
-def submission_metadata(status: Status, labeling: Labeling, provider: Provider, skipped: int) -> dict[str, Any]:
-    """Describe what was, or will be, sent. `skipped` rows are empty.
+def submission_metadata(
+    status: Status, labeling: Labeling, provider: Provider, skipped: int, unreadable: int = 0
+) -> dict[str, Any]:
+    """Describe what was, or will be, sent. `skipped` rows are empty, and of `unreadable` ones no image can be read.
 
     How far it is stands in observations: here it would say "0 of 200 requests done" for ever.
     """
@@ -280,9 +282,10 @@ def submission_metadata(status: Status, labeling: Labeling, provider: Provider, 
         "llm_batch/batches_when_sent": states_text(status),
         "llm_batch/rows": submission.rows,
         "llm_batch/rows_skipped": skipped,
+        **({"llm_batch/rows_unreadable": unreadable} if unreadable else {}),
         "llm_batch/requests": submission.requests,
         "llm_batch/requests_reused": submission.reused,
-        "llm_batch/rows_sharing_a_request": submission.rows - skipped - submission.requests,
+        "llm_batch/rows_sharing_a_request": submission.rows - skipped - unreadable - submission.requests,
         "llm_batch/batches": len(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
         **_usd("estimated_cost_usd", submission.estimated_usd),

@@ -104,7 +104,8 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             step = engine.status if are_sent else partial(engine.submit, dataset.labeling)
             status = step(submission.submission_id)
             _log(context, partition, status)
-            skipped, erased = engine.left_out_rows(submission)
+            skipped, erased, unreadable = engine.left_out_rows(submission)
+            _warn_of_images(context, dataset, partition, unreadable)
             if skipped:
                 context.log.warning(
                     f"{_where(partition)}{skipped:,} of {submission.rows:,} rows are empty and not sent; "
@@ -125,7 +126,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 context.log.warning(f"{_where(partition)}{again}")
                 verdict = replace(verdict, description=f"{verdict.description} {again}")
             metadata = {
-                **submission_metadata(status, dataset.labeling, provider, skipped),
+                **submission_metadata(status, dataset.labeling, provider, skipped, unreadable),
                 **estimate_metadata(submission, learned(), output_basis_of(engine.deployment, dataset.labeling)),
                 **end_metadata(submission, engine),
                 **plan_metadata(engine.deployment.levels(dataset.labeling, submission)),
@@ -159,6 +160,18 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             yield from partitions.events(planned, sent)
 
     return submit
+
+
+def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:
+    """Log how many rows are not sent since their images cannot be read."""
+    if rows:
+        have = (
+            "1 row has an image that cannot be read, and is"
+            if rows == 1
+            else (f"{rows:,} rows have an image that cannot be read, and are")
+        )
+        place = dataset.rejects_key.to_user_string()
+        context.log.warning(f"{_where(partition)}{have} not sent: see the reason in {place} when it has landed.")
 
 
 def _refuse_other_ledger(context: dg.AssetExecutionContext, engine: "Engine", dataset: Dataset) -> None:

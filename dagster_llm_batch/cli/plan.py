@@ -75,6 +75,7 @@ class Planned:
             "account": self.account,
             "rows": preview.rows,
             "rows_empty": preview.skipped,
+            "rows_unreadable": preview.unreadable.rows,
             "rows_erased": preview.erased_rows,
             "requests": preview.requests,
             "requests_reused": preview.reused,
@@ -329,6 +330,12 @@ def _warnings(plan: Planned) -> Iterator[str]:
     if preview.skipped:
         verb = "is" if preview.skipped == 1 else "are"
         yield f"{preview.skipped:,} of {counted(preview.rows, 'row', 'rows')} {verb} empty and {verb} not sent."
+    if preview.unreadable.rows:
+        count, verb = preview.unreadable.rows, "has" if preview.unreadable.rows == 1 else "have"
+        yield (
+            f"{count:,} of {counted(preview.rows, 'row', 'rows')} {verb} an image that cannot be read, and will be "
+            f"{'a reject' if count == 1 else 'rejects'}, not sent. The first: {cell_text(preview.unreadable.reason)}."
+        )
     if preview.erased_rows:
         yield (
             f"{counted(preview.erased_rows, 'more row was', 'more rows were')} erased, and left out: "
@@ -451,6 +458,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("sent to", ", ".join(dict.fromkeys(account for _, account in plan.sent_to))),
         ("rows", f"{preview.rows:,}"),
         ("of these empty", f"{preview.skipped:,}"),
+        ("of these without image", f"{preview.unreadable.rows:,}" if preview.unreadable.rows else None),
         ("requests", f"{preview.requests:,}"),
         ("of these reused", f"{preview.reused:,}"),
         (

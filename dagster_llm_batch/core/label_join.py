@@ -27,6 +27,8 @@ __all__ = [
     "EMPTY",
     "PROVENANCE",
     "REJECT_COLUMNS",
+    "UNSENT",
+    "UNSENT_FIELD",
     "Labeled",
     "Part",
     "check_columns",
@@ -39,6 +41,8 @@ __all__ = [
 _ID = "llm_request_id"
 # With more rows it is worthwhile to give memory back column by column.
 _MANY = 65_536
+# Stands before a reason in the place of a request_id, which has digits alone.
+_REASON = "unsent: "
 _COSTS = ("llm_cost_usd", "llm_realtime_usd")
 
 LOST = (
@@ -49,6 +53,16 @@ LOST = (
 
 EMPTY = "empty: nothing but blanks or nulls in the columns that the prompt reads, so the row was not sent"
 """The reason of a row that was skipped."""
+
+UNSENT_FIELD = pa.field("llm_unsent", pa.string())
+"""The column of a manifest with the reasons why rows are not sent: their images cannot be read. A manifest without such
+rows does not have it.
+"""
+
+UNSENT = UNSENT_FIELD.name
+"""Its name."""
+
+_NOT_SENT = "; the row was not sent, and cost nothing. Plan the partition again when the image is there"
 
 PROVENANCE = (
     "llm_outcome",
@@ -114,7 +128,8 @@ def label(
     """Give every row of the manifest its outcome.
 
     Args:
-        manifest: One row for each input row: key, kept columns, llm_request_id (null for a row that was not sent).
+        manifest: One row for each input row: key, kept columns, llm_request_id (null for a row that was not sent), and
+            UNSENT_FIELD where an image could not be read.
         waves: Results (RESULT_SCHEMA and the response's columns), oldest first. The newest success of a request
             counts, else its newest result. A table has each request once. Where nobody else holds them, they are freed
             column by column.
@@ -126,6 +141,9 @@ def label(
         Labels: key, kept columns, response, PROVENANCE. Rejects: key, kept columns, REJECT_COLUMNS.
     """
     tables = [*waves]
+    manifest, unsent = _with_reasons_as_ids(manifest)
+    if unsent:
+        tables.append(pa.Table.from_pylist(unsent, schema=pa.schema([*RESULT_SCHEMA, *response])))
     # Mostly each row has the result in its place: nothing is looked up, nor copied.
     are_pairs = len(tables) == 1 and tables[0][_ID].equals(manifest[_ID])
     results = pa.concat_tables([*reversed(tables)] or [pa.schema([*RESULT_SCHEMA, *response]).empty_table()])
@@ -148,6 +166,7 @@ def label(
     if not (are_pairs or _is_one_to_one(places, len(results))):
         for name, costs in _row_costs(manifest[_ID], results.select([_ID, *_COSTS])):
             rows = rows.append_column(name, costs)
+    results = _without_reasons_as_ids(results) if unsent else results
     fits = _is_good(results).take(places).combine_chunks()
     fenced = _count_fenced(results, places)
     fields = {field.name: field for field in [*results.schema, *rows.schema]}
@@ -170,6 +189,30 @@ def label(
         )
     )
     return Labeled(labels, rejects, fenced)
+
+
+def _with_reasons_as_ids(manifest: pa.Table) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """Return the manifest without UNSENT, but with ids that stand for the reasons in it, and the results of these."""
+    if UNSENT not in manifest.column_names:
+        return manifest, []
+    reasons, ids = manifest[UNSENT], manifest[_ID]
+    manifest = manifest.drop_columns([UNSENT])
+    if reasons.null_count == len(reasons):
+        return manifest, []
+    named = pc.binary_join_element_wise(pa.scalar(_REASON), reasons.cast(pa.string()), "")
+    manifest = manifest.set_column(manifest.schema.get_field_index(_ID), _ID, pc.coalesce(named, ids))
+    costs = dict.fromkeys(_COSTS, Decimal(0))
+    results = [
+        {_ID: _REASON + reason, "llm_outcome": Outcome.ERRORED.value, "llm_reason": reason + _NOT_SENT, **costs}
+        for reason in pc.unique(reasons).drop_null().to_pylist()
+    ]
+    return manifest, results
+
+
+def _without_reasons_as_ids(results: pa.Table) -> pa.Table:
+    are_ids = pc.fill_null(pc.invert(pc.starts_with(results[_ID], _REASON)), fill_value=False)
+    place, field = results.schema.get_field_index(_ID), results.schema.field(_ID)
+    return results.set_column(place, field, pc.if_else(are_ids, results[_ID], pa.scalar(None, field.type)))
 
 
 def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:

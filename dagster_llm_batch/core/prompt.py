@@ -7,6 +7,7 @@ Errors of syntax and unknown columns are raised before the first row; others nam
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,10 +27,24 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
 from dagster_llm_batch.types import Image, Request, Turn
 
-__all__ = ["ImageLoader", "Prompt", "Renderer"]
+__all__ = ["UNREADABLE", "ImageLoader", "Prompt", "Renderer", "Unreadable"]
 
 ImageLoader = Callable[[str], bytes]
 """Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
+
+UNREADABLE = "the image in column "
+"""The start of the reason of a row whose image cannot be read. Up to the colon all rows of a column share it."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for the request of a row whose image cannot be read.
+
+    `reason` names the column, what was got and what is allowed.
+    """
+
+    reason: str
+
 
 _Template = Callable[[Mapping[str, Any]], str]
 _NESTED = (list, dict, tuple)
@@ -40,6 +55,14 @@ _MAGIC = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
+# So much of a path is shown.
+_SHOWN_CHARS, _REASON_CHARS = 200, 500
+# Errors of a path; with others a store may answer another time.
+_OF_PATHS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_ERRNOS_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ)
+_HTTP_REFUSED, _HTTP_FAILED = 400, 500
+# Request Timeout, Too Early, Too Many Requests
+_PASSING = (408, 425, 429)
 
 
 @checked
@@ -187,8 +210,8 @@ class Renderer:
                 msg = f"The system template failed: {type(error).__name__}: {error}. Correct it; nothing was sent."
                 raise ConfigError(msg) from error
 
-    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request]:
-        """Return the requests of several rows, given as columns. See `render`."""
+    def requests(self, columns: Mapping[str, Sequence[Any]], keys: Sequence[object]) -> list[Request | Unreadable]:
+        """Return the requests of several rows, given as columns; Unreadable for a row whose image is. See `render`."""
         system_varies = self._system is not None and self._fixed_system is None
         if isinstance(self._user, _Plain) and not system_varies and not self._images:
             users: list[str] | None = None
@@ -198,14 +221,20 @@ class Renderer:
             if users is not None:
                 # It is digested, counted and looked through.
                 keep_utf8(users)
-                return make_requests(self._fixed_system, users)
+                return [*make_requests(self._fixed_system, users)]
         rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
-        requests = [self.render(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
-        keep_utf8([request.user for request in requests])
+        requests = [self._request(row, key) for row, key in zip(rows if columns else repeat({}), keys, strict=False)]
+        keep_utf8([request.user for request in requests if not isinstance(request, Unreadable)])
         return requests
 
     def render(self, row: Mapping[str, Any], key: object) -> Request:
         """Return the request of one row. Raises InputError, which names `key` and the template or column at fault."""
+        request = self._request(row, key)
+        if isinstance(request, Unreadable):
+            raise InputError(f"Row {key!r}: {request.reason}.")
+        return request
+
+    def _request(self, row: Mapping[str, Any], key: object) -> Request | Unreadable:
         part = "system"
         try:
             system = self._fixed_system
@@ -220,34 +249,80 @@ class Renderer:
                 f"It reads the columns {_listed(self.columns)}. Correct the template or the row; nothing was sent."
             )
             raise InputError(msg) from error
-        images = (
-            ()
-            if not self._images
-            else tuple(self._image(row[name], name, key) for name in self._images if row[name] is not None)
-        )
-        return make_request(system, user, images)
+        images = []
+        for name in self._images:
+            if row[name] is None:
+                continue
+            image = self._image(row[name], name, key)
+            if isinstance(image, Unreadable):
+                return image
+            images.append(image)
+        return make_request(system, user, tuple(images))
 
-    def _image(self, value: object, column: str, key: object) -> Image:
+    def _image(self, value: object, column: str, key: object) -> Image | Unreadable:
         if isinstance(value, str) and value.startswith(("https://", "http://")):
             return Image(url=value)
         if isinstance(value, str):
             if self._load_image is None:
-                msg = (
-                    f"Row {key!r}: column '{column}' holds {value[:80]!r}, which is neither bytes nor an http(s) URL. "
-                    "To read images from paths, set Prompt(image_root=...)."
+                return _unreadable(
+                    column,
+                    f"got {value[:_SHOWN_CHARS]!r}, which is neither bytes nor an http(s) URL; "
+                    "to read images from paths, set Prompt(image_root=...)",
                 )
-                raise InputError(msg)
+            path = value
             try:
-                value = self._load_image(value)
-            except (OSError, ValueError) as error:
-                msg = f"Row {key!r}: the image in column '{column}' cannot be read: {error}"
-                raise InputError(msg) from error
+                value = self._load_image(path)
+            # Each kind of store has errors of its own.
+            except Exception as error:
+                if (why := _fault_of_path(error, path)) is None:
+                    msg = (
+                        f"Row {key!r}: the store of the image {path[:_SHOWN_CHARS]!r} in column '{column}' does not "
+                        f"answer: {type(error).__name__}. Nothing was sent. Plan it again when the store answers."
+                    )
+                    raise InputError(msg) from error
+                return _unreadable(column, why)
         if not isinstance(value, (bytes, bytearray, memoryview)):
             kind = type(value).__name__
             msg = f"Row {key!r}: column '{column}' holds a {kind}; an image is bytes, a path or an http(s) URL."
             raise InputError(msg)
         data = bytes(value)
-        return Image(media_type=_media_type(data, column, key), data=data)
+        if (media_type := _media_type(data)) is None:
+            return _unreadable(
+                column, f"got bytes that start with {data[:8]!r}; allowed is a PNG, JPEG, GIF or WebP image"
+            )
+        return Image(media_type=media_type, data=data)
+
+
+def _unreadable(column: str, why: str) -> Unreadable:
+    return Unreadable(f"{UNREADABLE}'{column}' cannot be read: {why[:_REASON_CHARS]}")
+
+
+def _fault_of_path(error: Exception, path: str) -> str | None:
+    """Return what is wrong with the path of an image; None where its store may give the image another time."""
+    link: BaseException | None = error
+    while link is not None:
+        if _is_outage(link):
+            return None
+        link = link.__cause__
+    named = repr(path[:_SHOWN_CHARS])
+    if isinstance(error, ValueError) and str(error).startswith(repr(path)):
+        return str(error)
+    if isinstance(error, PermissionError):
+        return f"got {named}, which may not be read; allowed is a file below image_root that this process may read"
+    if isinstance(error, IsADirectoryError):
+        return f"got {named}, which is a folder below image_root; allowed is a file"
+    if isinstance(error, OSError | ValueError) or hasattr(error, "status"):
+        return f"got {named}, which is no file below image_root; allowed is the path of one, relative to it"
+    return None
+
+
+def _is_outage(error: BaseException) -> bool:
+    # fsspec turns every error of a web server into a FileNotFoundError. The error with the status is its cause.
+    if isinstance(status := getattr(error, "status", None), int):
+        return status in _PASSING or not _HTTP_REFUSED <= status < _HTTP_FAILED
+    if any(kind.__name__ == "ClientConnectionError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, OSError) and not (isinstance(error, _OF_PATHS) or error.errno in _ERRNOS_OF_PATHS)
 
 
 def _template(environment: jinja2.Environment, source: str, columns: Collection[str]) -> _Template:
@@ -402,14 +477,13 @@ def _shown(value: object) -> object:
     return "" if value is None else value
 
 
-def _media_type(data: bytes, column: str, key: object) -> str:
+def _media_type(data: bytes) -> str | None:
     for magic, media_type in _MAGIC:
         if data.startswith(magic):
             return media_type
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
-    msg = f"Row {key!r}: the bytes in '{column}' are no PNG, JPEG, GIF or WebP image; they start with {data[:8]!r}."
-    raise InputError(msg)
+    return None
 
 
 def _listed(names: Collection[str]) -> str:

@@ -189,7 +189,7 @@ class Sampling:
         """
         cascade, oracle = _cascade(self._labeling), self._labeling.models[1]
         seed = self._seed()
-        rows = plan.rows - plan.skipped
+        rows = plan.rows - plan.skipped - plan.unreadable.rows
         tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
         least = self._deployment.codec(oracle).limits.min_requests
         if cascade.sample == "auto":

@@ -22,7 +22,7 @@ from dagster_llm_batch.core.identity import RowBlocks
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.engine.request_files import BLOCKS, Lines, facts_in
 from dagster_llm_batch.engine.request_source import RenderedRequests
-from dagster_llm_batch.engine.request_writer import RowRenderer
+from dagster_llm_batch.engine.row_renderer import RowRenderer
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Request
 
@@ -112,7 +112,7 @@ class EarlierBlock:
         def render(places: Sequence[int]) -> RenderedRequests:
             asked = rows.take(pa.array(places, pa.int64()))
             chunks = renderer.requests(asked, [keys[at] for at in places])
-            found = (request for _, requests in chunks for request in requests if request is not None)
+            found = (request for _, requests in chunks for request in requests if isinstance(request, Request))
             # The manifest names a row's request by the id that it had: a template that rolls dice would make another.
             named = zip(found, (self.row_ids[at] for at in places), strict=True)
             return requests_of([request._replace(request_id=str(request_id)) for request, request_id in named])

@@ -29,7 +29,7 @@ from dagster_llm_batch.engine.plan import Planner
 from dagster_llm_batch.engine.poll import Failed, Poller
 from dagster_llm_batch.engine.preview import Preview
 from dagster_llm_batch.engine.prune import Pruner, Pruning
-from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
+from dagster_llm_batch.engine.request_writer import COUNTS
 from dagster_llm_batch.engine.settlement import Settler, make_assembler
 from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status, Unsent, find_unsent
 from dagster_llm_batch.engine.submit import (
@@ -527,11 +527,11 @@ class Engine:
         history = self.ledger.history(self.namespace, asset, partition)
         return history[0] if history else None
 
-    def left_out_rows(self, submission: Submission) -> tuple[int, int]:
-        """Return how many rows of a submission are empty and not sent, and how many more came that were erased."""
+    def left_out_rows(self, submission: Submission) -> tuple[int, int, int]:
+        """Return how many rows are empty, how many more came that were erased, and of how many no image can be read."""
         metadata = self.payloads.table_metadata(submission.manifest)
-        empty, erased = (int(metadata.get(name.encode(), 0)) for name in (SKIPPED, ERASED_ROWS))
-        return empty, erased
+        empty, erased, unreadable = (int(metadata.get(name.encode(), 0)) for name in COUNTS)
+        return empty, erased, unreadable
 
     def cancel(self, submission_id: str) -> Status:
         """Cancel a submission: nothing more is sent, running batches are asked to stop, finished rows are kept.

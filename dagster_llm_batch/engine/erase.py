@@ -32,6 +32,7 @@ import pyarrow.compute as pc
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
 from dagster_llm_batch.core.keys import ErasedKeys, key_digest
+from dagster_llm_batch.core.label_join import UNSENT
 from dagster_llm_batch.core.results import REPEATING
 from dagster_llm_batch.engine.cascade import forget_sampled
 from dagster_llm_batch.engine.deployment import Deployment
@@ -56,7 +57,7 @@ from dagster_llm_batch.engine.request_files import (
     write_answers_so_far,
     write_ids,
 )
-from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED
+from dagster_llm_batch.engine.request_writer import ERASED_ROWS, SKIPPED, UNREADABLE_ROWS
 from dagster_llm_batch.engine.status import advise_on_lost_manifest
 from dagster_llm_batch.engine.submit import recover_all, recover_planned
 from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
@@ -365,13 +366,16 @@ class Eraser:
     def _rewrite_manifest(self, path: str, erased: ErasedKeys) -> None:
         schema, metadata = self._payloads.table_schema(path).remove_metadata(), self._payloads.table_metadata(path)
         key = schema.names[0]
-        skipped = 0
+        skipped = unreadable = 0
         with self._payloads.table_writer(path, schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(path):
                 kept = erased.without(batch, key)
+                if UNSENT in schema.names:
+                    unreadable += len(kept) - kept.column(UNSENT).null_count
                 skipped += kept.column(_ID).null_count
                 out.write_batch(kept)
-            counts = {SKIPPED: skipped, ERASED_ROWS: int(metadata.get(ERASED_ROWS.encode(), 0))}
+            erased_rows = int(metadata.get(ERASED_ROWS.encode(), 0))
+            counts = {SKIPPED: skipped - unreadable, ERASED_ROWS: erased_rows, UNREADABLE_ROWS: unreadable}
             out.add_key_value_metadata({name: str(count) for name, count in counts.items() if count})
             if (definition := metadata.get(DEFINITION.encode())) is not None:
                 out.add_key_value_metadata({DEFINITION: definition.decode()})

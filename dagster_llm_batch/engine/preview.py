@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.token_counts import output_basis
-from dagster_llm_batch.engine.request_writer import LongRow, Plan
+from dagster_llm_batch.engine.request_writer import NO_UNREADABLE, LongRow, Plan, UnreadableRows
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -33,6 +33,7 @@ class Preview:
     Attributes:
         rows: All rows.
         skipped: Rows that are empty, and would not be sent.
+        unreadable: Rows whose images cannot be read, and that would not be sent, with the reason of the first.
         erased_rows: Rows that came, and would be left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that are answered or in flight already.
@@ -97,6 +98,7 @@ class Preview:
     end: EndForecast | None = None
     output_basis: str | None = None
     tuning: Mapping[str, Any] | None = None
+    unreadable: UnreadableRows = NO_UNREADABLE
 
     @property
     def to_send(self) -> int:
@@ -126,6 +128,7 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
     return Preview(
         rows=plan.rows,
         skipped=plan.skipped,
+        unreadable=plan.unreadable,
         erased_rows=plan.erased_rows,
         requests=plan.requests,
         reused=plan.reused,

@@ -26,6 +26,7 @@ import pyarrow as pa
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys, keys_of
+from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
 from dagster_llm_batch.core.prompt import ImageLoader
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
@@ -33,10 +34,10 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.request_files import PART, renamed
 from dagster_llm_batch.engine.request_source import RenderedBatch, RequestSource
 from dagster_llm_batch.engine.request_writer import (
-    RowRenderer,
     Spare,
     rendered_chunk,
 )
+from dagster_llm_batch.engine.row_renderer import RowRenderer, reasons_of
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.protocols import Codec, Workers
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -136,7 +137,11 @@ class PartMaker:
         spares = [(_spare_line(number), pa.large_binary()) for number in range(len(self.spares))]
         spare_sizes = [(f"{name}_bytes", pa.int64()) for name, _ in spares]
         more = pa.schema([*sizes, *spare_sizes, (_LINE, pa.large_binary()), *spares])
-        return pa.schema([*renderer.manifest_schema, *more])
+        return pa.schema([*renderer.manifest_schema, *([UNSENT_FIELD] if self._has_images else []), *more])
+
+    @property
+    def _has_images(self) -> bool:
+        return bool(self.labeling.prompt.images)
 
     def _tables(
         self, batch: pa.RecordBatch, keys: list[Any], renderer: RowRenderer, seen: Seen, digest: RowsDigest
@@ -145,26 +150,30 @@ class PartMaker:
         lanes = iter(renderer.lanes(batch))
         held: list[tuple[Any, ...]] = []
         ids: list[str | None] = []
+        unsent: dict[int, str] = {}
         start = held_bytes = 0
         for chunk_keys, requests in renderer.requests(batch, keys):
-            chunk_ids = [None if request is None else request.request_id for request in requests]
+            chunk_ids = [request.request_id if isinstance(request, Request) else None for request in requests]
             digest.add(chunk_keys, chunk_ids)
+            unsent.update((len(ids) + at, reason) for at, reason in reasons_of(requests).items())
             ids += chunk_ids
-            asked = [request for request in requests if request is not None]
+            asked = [request for request in requests if isinstance(request, Request)]
             are_new = seen.new([request.request_id for request in asked])
             counts = self.counter.count([request for request, is_new in zip(asked, are_new, strict=True) if is_new])
             places, tokens = iter(are_new), zip(counts.expected, counts.bounds, strict=True)
             for request, lane in zip(requests, lanes, strict=False):
-                is_new = request is not None and next(places)
+                is_new = isinstance(request, Request) and next(places)
                 held.append(
-                    self._encoded(request, next(tokens), lane) if request is not None and is_new else self._nothing
+                    self._encoded(request, next(tokens), lane)
+                    if isinstance(request, Request) and is_new
+                    else self._nothing
                 )
                 held_bytes += held[-1][0]
             if held_bytes >= _HELD_BYTES:
-                yield self._table(batch.slice(start, len(ids)), ids, held, renderer)
-                start, held, ids, held_bytes = start + len(ids), [], [], 0
+                yield self._table(batch.slice(start, len(ids)), ids, unsent, held, renderer)
+                start, held, ids, unsent, held_bytes = start + len(ids), [], [], {}, 0
         if ids or not batch.num_rows:
-            yield self._table(batch.slice(start), ids, held, renderer)
+            yield self._table(batch.slice(start), ids, unsent, held, renderer)
 
     @property
     def _nothing(self) -> tuple[Any, ...]:
@@ -178,9 +187,14 @@ class PartMaker:
         return (*sizes, *map(len, spares), line, *spares)
 
     def _table(
-        self, batch: pa.RecordBatch, ids: list[str | None], held: list[tuple[Any, ...]], renderer: RowRenderer
+        self,
+        batch: pa.RecordBatch,
+        ids: list[str | None],
+        unsent: Mapping[int, str],
+        held: list[tuple[Any, ...]],
+        renderer: RowRenderer,
     ) -> pa.Table:
-        table = renderer.manifest(batch, ids)
+        table = renderer.manifest(batch, ids, unsent if self._has_images else None)
         schema = self._schema(renderer)
         more = list(schema)[table.num_columns :]
         columns = zip(*held, strict=True) if held else [()] * len(more)
@@ -282,6 +296,7 @@ class WorkerSource:
 
     def _part_batches(self, number: int, part: Part, renderer: RowRenderer) -> Iterator[RenderedBatch]:
         kept = [name for name in renderer.manifest_schema.names if name in part.rows.names]
+        kept += [UNSENT] if self._maker.labeling.prompt.images else []
         spares = [f"{_spare_line(spare)}_bytes" for spare in range(len(self._maker.spares))]
         start = 0
         for batch in self._payloads.iter_batches(part.path, BATCH_ROWS, [*kept, _ID, *_SIZES, *spares]):
@@ -295,7 +310,11 @@ class WorkerSource:
             lanes = [Lane.REALTIME if urgent else Lane.BATCH for urgent in is_urgent]
             if None in ids:
                 requests = requests.take([at for at, row_id in enumerate(ids) if row_id is not None])
-            yield RenderedBatch(renderer, batch, keys, iter([rendered_chunk(ids, requests, keys, lanes)]))
+            unsent = {}
+            if UNSENT in kept:
+                reasons = enumerate(batch.column(UNSENT).to_pylist())
+                unsent = {at: reason for at, reason in reasons if reason is not None}
+            yield RenderedBatch(renderer, batch, keys, iter([rendered_chunk(ids, requests, keys, lanes, unsent)]))
             start += batch.num_rows
 
     @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -20,7 +20,8 @@ from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.request_writer import RowRenderer, Spare
+    from dagster_llm_batch.engine.request_writer import Spare
+    from dagster_llm_batch.engine.row_renderer import RowRenderer
 
 __all__ = ["RenderedBatch", "RenderedChunk", "RenderedRequests", "RequestSource"]
 
@@ -52,13 +53,15 @@ class RenderedRequests(Protocol):
 class RenderedChunk:
     """Requests of some rows, with the keys and lanes of these.
 
-    `row_ids` are the request_ids of all rows, None for one that is not sent.
+    `row_ids` are the request_ids of all rows, None for one that is not sent. `unsent` has the reason of each row whose
+    image cannot be read, by its place in `row_ids`.
     """
 
     row_ids: Sequence[str | None]
     requests: RenderedRequests
     keys: Sequence[Any]
     lanes: Sequence[Lane]
+    unsent: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,15 @@ from itertools import chain, groupby
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dagster_llm_batch._version import __version__
 from dagster_llm_batch.core.dedupe import Seen
-from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, block_digest, canonical_json, custom_id, packed
-from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, is_key_type, keys_of
-from dagster_llm_batch.core.label_join import manifest_schema
+from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed
+from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, keys_of
+from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.prompt import ImageLoader
-from dagster_llm_batch.core.rows import BATCH_ROWS, are_empty, check_stored_text, check_text, record_batches, values_of
+from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.core.sharding import ShardFill
 from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.engine.labeling import Labeling
@@ -46,6 +44,7 @@ from dagster_llm_batch.engine.request_files import (
     facts_in,
 )
 from dagster_llm_batch.engine.request_source import RenderedBatch, RenderedChunk, RenderedRequests, RequestSource
+from dagster_llm_batch.engine.row_renderer import RowRenderer, reasons_of
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -57,137 +56,31 @@ if TYPE_CHECKING:
     from dagster_llm_batch.engine.known_requests import KnownRequests
 
 __all__ = [
+    "COUNTS",
     "ERASED_ROWS",
+    "NO_UNREADABLE",
     "SKIPPED",
+    "UNREADABLE_ROWS",
     "Draft",
     "LocalSource",
     "LongRow",
     "Plan",
-    "RowRenderer",
     "Spare",
+    "UnreadableRows",
     "rendered_chunk",
 ]
 
-# Of a block in which one row has changed all rows are rendered again; a smaller one takes more room in the manifest.
-_BLOCK_ROWS, _BLOCK_ROWS_WITH_IMAGES = 1_024, 32
-# Rows whose requests, and the lines of these, are in memory at once: up to a block where they are short. Of long ones
-# so few that a processor's cache holds them from the template to the file.
-_BYTES_AT_ONCE, _LEAST_AT_ONCE = 1 << 19, 8
 # Rows of the manifest that are held until more come.
 _HELD_BYTES = 1 << 21
-# A row may hold no more of an image than where it is.
-_IMAGES_AT_ONCE = 8
+SKIPPED, ERASED_ROWS, UNREADABLE_ROWS = "llm_batch.skipped", "llm_batch.erased", "llm_batch.unreadable"
+"""Count in a manifest's metadata the rows that are empty, those that it lacks since they were erased, and those whose
+images cannot be read; where none is, they are not there."""
 
-SKIPPED, ERASED_ROWS = "llm_batch.skipped", "llm_batch.erased"
-"""Say in a manifest's metadata how many of its rows are empty, and how many it lacks since they were erased; where none
-is, they are not there."""
+COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
+"""All of them."""
 
 # So many of the longest requests are told of before they are sent.
 _LONGEST = 5
-
-
-class RowRenderer:
-    """Render batches of rows into requests.
-
-    Args:
-        labeling: What is asked about each row.
-        rows: The columns that the first batch has.
-        load_image: Reads an image by its path below the prompt's image_root; None where it has no root.
-
-    `manifest_schema` is what the manifest keeps of each row. Raises InputError or ConfigError where the labeling names
-    a column that the rows do not have.
-    """
-
-    def __init__(self, labeling: Labeling, rows: pa.Schema, load_image: ImageLoader | None) -> None:
-        urgent = [labeling.realtime.urgent] if labeling.realtime.urgent else []
-        for argument, wanted in (("keep", labeling.keep), ("Realtime.urgent", urgent)):
-            if lacking := sorted(set(wanted) - set(rows.names)):
-                absent, columns = ", ".join(lacking), ", ".join(rows.names)
-                msg = f"{argument} names {absent}, which the rows do not have. Columns of the rows: {columns}."
-                raise InputError(msg)
-        self._urgent = labeling.realtime.urgent
-        self._renderer = labeling.prompt.renderer(rows.names, load_image)
-        self.manifest_schema = manifest_schema(rows, labeling.key, labeling.keep)
-        # Without rows the columns may have no types yet.
-        if not is_key_type(rows.field(labeling.key).type):
-            self.manifest_schema = self.manifest_schema.set(0, pa.field(labeling.key, pa.string()))
-        content = labeling.prompt.content(rows.names, labeling.key) if labeling.empty == "skip" else ()
-        self._content, self._images = sorted(content), labeling.prompt.images
-        self._needed = {*self.manifest_schema.names[:-1], *self._renderer.columns, *urgent}
-        self.block_rows = _BLOCK_ROWS_WITH_IMAGES if labeling.prompt.images else _BLOCK_ROWS
-        self._most_at_once = _IMAGES_AT_ONCE if labeling.prompt.images else self.block_rows
-        # What a path names may have changed though the row has not.
-        self.has_blocks = not (labeling.prompt.images and labeling.prompt.image_root)
-        asked = [__version__, labeling.definition["asked"]["prompt"], labeling.key, labeling.empty]
-        self._asked = canonical_json(asked).encode()
-        self._of_block = sorted({*self.manifest_schema.names[:-1], *self._renderer.columns})
-
-    def check(self, batch: pa.RecordBatch) -> None:
-        """Raise InputError for a batch that lacks a column of the first one, or whose values have no stable text."""
-        if lost := sorted(self._needed - set(batch.schema.names)):
-            msg = f"A later batch of rows lacks the columns {', '.join(lost)}, which the first one has."
-            raise InputError(msg)
-        for name in self._needed:
-            check_text(name, batch.schema.field(name).type)
-
-    def requests(
-        self, batch: pa.RecordBatch, keys: Sequence[Any]
-    ) -> Iterator[tuple[Sequence[Any], Sequence[Request | None]]]:
-        """Yield the requests of the rows with their keys, some rows at a time; None for an empty row."""
-        read = batch.select(list(self._renderer.columns))
-        empty = are_empty(batch.select(self._content), self._images)
-        rows = self.rows_at_once(read)
-        for start in range(0, batch.num_rows, rows):
-            chunk_keys, chunk = keys[start : start + rows], read.slice(start, rows)
-            if empty is None or not pc.any(here := empty.slice(start, rows)).as_py():
-                yield chunk_keys, self._renderer.requests(values_of(chunk), chunk_keys)
-                continue
-            skipped = here.to_pylist()
-            asked_keys = [key for key, skip in zip(chunk_keys, skipped, strict=True) if not skip]
-            rendered = iter(self._renderer.requests(values_of(chunk.filter(pc.invert(here))), asked_keys))
-            yield chunk_keys, [None if skip else next(rendered) for skip in skipped]
-
-    def rows_at_once(self, batch: pa.RecordBatch) -> int:
-        """Return of how many of these rows the requests are in memory at once."""
-        fit: int = _BYTES_AT_ONCE * batch.num_rows // max(batch.nbytes, 1)
-        return min(max(fit, _LEAST_AT_ONCE), self._most_at_once)
-
-    def digest(self, block: pa.RecordBatch) -> bytes:
-        """Return the digest of all that is stored of these rows, and that their requests are made of."""
-        return block_digest(self._asked, block.select(self._of_block))
-
-    def lanes(self, batch: pa.RecordBatch) -> list[Lane]:
-        """Return the lane of each row. Raises InputError where the column `urgent` has other than true and false.
-
-        SQLite and its kin have no booleans, and give 0 and 1.
-        """
-        if self._urgent is None:
-            return [Lane.BATCH] * batch.num_rows
-        column = batch.column(self._urgent)
-        named = f"Realtime.urgent names the column {self._urgent!r} of type {column.type}"
-        is_flag = pa.types.is_boolean(column.type) or pa.types.is_null(column.type)
-        if batch.num_rows and not is_flag and not pa.types.is_integer(column.type):
-            msg = f"{named}; it takes one of true and false, or of 1 and 0."
-            raise InputError(msg)
-        flags = column.to_pylist()
-        if (odd := next((flag for flag in flags if flag not in (None, 0, 1)), None)) is not None:
-            raise InputError(f"{named}, which holds {odd}; it takes one of true and false, or of 1 and 0.")
-        return [Lane.REALTIME if flag else Lane.BATCH for flag in flags]
-
-    def manifest(self, batch: pa.RecordBatch, request_ids: Sequence[str | None]) -> pa.Table:
-        """Return what the manifest keeps of the rows, with their request_ids, None for a row that is not sent.
-
-        Raises InputError for other types.
-        """
-        own = [batch.column(name) for name in self.manifest_schema.names[:-1]]
-        try:
-            columns = [column.cast(field.type) for column, field in zip(own, self.manifest_schema, strict=False)]
-        except pa.ArrowException as error:
-            msg = f"A later batch of rows has other column types than the first, and cannot be converted: {error}"
-            raise InputError(msg) from error
-        for field, column in zip(self.manifest_schema, columns, strict=False):
-            check_stored_text(field.name, column)
-        return pa.table([*columns, pa.array(request_ids, pa.string())], schema=self.manifest_schema)
 
 
 @dataclass(frozen=True)
@@ -207,6 +100,7 @@ class Plan:
         shards: What is to be sent.
         rows: All rows.
         skipped: Rows that are empty, and not sent.
+        unreadable: Rows whose images cannot be read, and that are not sent.
         erased_rows: Rows that came, and were left out since they were erased.
         requests: Different requests among the others.
         reused: Requests that need not be sent.
@@ -217,11 +111,22 @@ class Plan:
     shards: list[Shard]
     rows: int
     skipped: int
+    unreadable: UnreadableRows
     erased_rows: int
     requests: int
     reused: int
     fingerprint: str
     longest: Sequence[LongRow]
+
+
+class UnreadableRows(NamedTuple):
+    """How many rows are not sent since their images cannot be read, and the reason of the first of them."""
+
+    rows: int = 0
+    reason: str = ""
+
+
+NO_UNREADABLE = UnreadableRows()
 
 
 class LongRow(NamedTuple):
@@ -232,13 +137,17 @@ class LongRow(NamedTuple):
 
 
 def rendered_chunk(
-    row_ids: Sequence[str | None], requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]
+    row_ids: Sequence[str | None],
+    requests: RenderedRequests,
+    keys: Sequence[Any],
+    lanes: Sequence[Lane],
+    unsent: Mapping[int, str],
 ) -> RenderedChunk:
     """Return a chunk of the requests of these rows, with the keys and lanes of those that are sent."""
     if None not in row_ids:
         return RenderedChunk(row_ids, requests, keys, lanes)
     places = [at for at, row_id in enumerate(row_ids) if row_id is not None]
-    return RenderedChunk(row_ids, requests, [keys[at] for at in places], [lanes[at] for at in places])
+    return RenderedChunk(row_ids, requests, [keys[at] for at in places], [lanes[at] for at in places], unsent)
 
 
 class Draft:
@@ -289,9 +198,12 @@ class Draft:
         self._seen = Seen(packed, new_unnamed, few=few_rows)
         self._reused = 0
         self._skipped = 0
+        self._unreadable = UnreadableRows()
         self._longest: list[LongRow] = []
         self._stack = ExitStack()
         self._manifest: Any = None
+        self._manifest_file = ExitStack()
+        self._has_reasons = False
         self._held: list[pa.Table] = []
         self._held_rows = self._held_bytes = 0
         self._spare_files: list[Any] = []
@@ -303,17 +215,28 @@ class Draft:
             if self._renderer is None:
                 self._start(batch.renderer)
             request_ids: list[str | None] = []
+            unsent: dict[int, str] = {}
             for chunk in batch.chunks:
                 self._add(chunk.requests, chunk.keys, chunk.lanes)
-                self._skipped += len(chunk.row_ids) - len(chunk.keys)
+                self._skipped += len(chunk.row_ids) - len(chunk.keys) - len(chunk.unsent)
+                unsent.update((len(request_ids) + at, reason) for at, reason in chunk.unsent.items())
                 request_ids += chunk.row_ids
-            self._write_manifest(batch.rows, batch.keys, request_ids)
+            if unsent:
+                reason = self._unreadable.reason or next(iter(unsent.values()))
+                self._unreadable = UnreadableRows(self._unreadable.rows + len(unsent), reason)
+            self._write_manifest(batch.rows, batch.keys, request_ids, unsent)
             # The loop's variables would keep these rows in memory while the next ones are read.
             del batch
 
-    def _write_manifest(self, batch: pa.RecordBatch, keys: Sequence[Any], request_ids: Sequence[str | None]) -> None:
+    def _write_manifest(
+        self,
+        batch: pa.RecordBatch,
+        keys: Sequence[Any],
+        request_ids: Sequence[str | None],
+        unsent: Mapping[int, str],
+    ) -> None:
         assert self._renderer is not None
-        rows = self._renderer.manifest(batch, request_ids)
+        rows = self._renderer.manifest(batch, request_ids, unsent or None)
         # The manifest has the first batch's type: a later batch's text may have become a number there.
         own = rows.column(0)
         self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
@@ -329,8 +252,15 @@ class Draft:
 
     def _write_held(self) -> None:
         """Write what the manifest keeps of small batches as one: of each it says much that is not of its rows."""
-        rows, self._held = pa.concat_tables(self._held), []
+        rows, self._held = pa.concat_tables(self._held, promote_options="default"), []
         self._held_rows = self._held_bytes = 0
+        if UNSENT in rows.column_names:
+            if not self._has_reasons:
+                self._add_reasons()
+            # A batch without reasons may have come first.
+            rows = rows.select(self._own_schema.names)
+        elif self._has_reasons:
+            rows = rows.append_column(UNSENT_FIELD, pa.nulls(len(rows), UNSENT_FIELD.type))
         try:
             self._manifest.write_table(rows)
         except pa.ArrowInvalid as error:  # a full disk is an OSError
@@ -338,11 +268,29 @@ class Draft:
             msg = f"What is kept of the rows ({names}) cannot be stored: {error}. Turn such a column into text."
             raise InputError(msg) from error
 
+    @property
+    def _own_schema(self) -> pa.Schema:
+        assert self._renderer is not None
+        schema = self._renderer.manifest_schema
+        return schema.append(UNSENT_FIELD) if self._has_reasons else schema
+
+    def _add_reasons(self) -> None:
+        """Write the manifest again, with a column for the reasons of rows that are not sent."""
+        self._manifest_file.close()
+        self._has_reasons = True
+        self._open_manifest()
+        for batch in self._payloads.iter_batches(self._manifest_path):
+            nothing = pa.nulls(len(batch), UNSENT_FIELD.type)
+            self._manifest.write_batch(pa.record_batch([*batch.columns, nothing], schema=self._own_schema))
+
+    def _open_manifest(self) -> None:
+        writer = self._payloads.table_writer(self._manifest_path, self._own_schema, repeating=())
+        self._manifest = self._manifest_file.enter_context(writer)
+
     def _start(self, renderer: RowRenderer) -> None:
         self._renderer = renderer
-        self._manifest = self._stack.enter_context(
-            self._payloads.table_writer(self._manifest_path, renderer.manifest_schema, repeating=())
-        )
+        self._manifest_file = self._stack.enter_context(ExitStack())
+        self._open_manifest()
         self._spare_files = [self._stack.enter_context(self._source.writer(spare.path)) for spare in self._spares]
 
     def _add(self, requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
@@ -380,6 +328,13 @@ class Draft:
         if self._held:
             self._write_held()
         self._keys.check(self._keys_again)
+        if (count := self._unreadable.rows) and not self._seen.count:
+            msg = (
+                f"No row can be sent: {count:,} of {self._source.digest.rows:,} rows have an image that cannot be "
+                f"read. The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
+                "Prompt(image_root=...), or put the images there, and plan again."
+            )
+            raise InputError(msg)
         self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))
         shards = [shard for files in self._files.values() for shard in files.end()]
         digests = self._source.write_files(shards, self._spares)
@@ -393,6 +348,7 @@ class Draft:
             shards=shards,
             rows=self._source.digest.rows,
             skipped=self._skipped,
+            unreadable=self._unreadable,
             erased_rows=self._source.erased_rows,
             requests=self._seen.count,
             reused=self._reused,
@@ -402,7 +358,12 @@ class Draft:
 
     def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
         """Return what a manifest says of all its rows."""
-        facts = {SKIPPED: self._skipped, ERASED_ROWS: self._source.erased_rows, BLOCKS: self._source.blocks.text}
+        facts = {
+            SKIPPED: self._skipped,
+            ERASED_ROWS: self._source.erased_rows,
+            UNREADABLE_ROWS: self._unreadable.rows,
+            BLOCKS: self._source.blocks.text,
+        }
         return {DEFINITION: json.dumps(definition), **{name: str(fact) for name, fact in facts.items() if fact}}
 
     def _keys_again(self) -> Iterator[list[Any]]:
@@ -423,11 +384,10 @@ class Draft:
 
     def replace_manifest(self, path: str) -> None:
         """Replace an older manifest of the same keys and requests, at `path`, by this draft's, where they differ."""
-        assert self._renderer is not None
         facts = self._facts(self._labeling.definition_after(definition_in(self._payloads, path)))
-        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, SKIPPED, ERASED_ROWS, BLOCKS]):
+        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, *COUNTS, BLOCKS]):
             return
-        with self._payloads.table_writer(path, self._renderer.manifest_schema, repeating=()) as out:
+        with self._payloads.table_writer(path, self._own_schema, repeating=()) as out:
             for batch in self._payloads.iter_batches(self._manifest_path):
                 out.write_batch(batch)
             out.add_key_value_metadata(facts)
@@ -519,23 +479,29 @@ class LocalSource:
             if known is None:
                 total, chunks = 0, self._rendered(renderer, block, keys[start:end])
             else:
-                total, chunks = known.total, known.chunks(renderer, block, keys[start:end], self._of)
+                earlier = known.chunks(renderer, block, keys[start:end], self._of)
+                total, chunks = known.total, ((row_ids, asked, {}) for row_ids, asked in earlier)
                 self.digest.add_sum(total, block.num_rows)
-            for row_ids, asked in chunks:
+            for row_ids, asked, unsent in chunks:
                 end = start + len(row_ids)
                 if known is None:
                     total += self.digest.add(keys[start:end], row_ids)
-                yield rendered_chunk(row_ids, asked, keys[start:end], lanes[start:end])
+                if unsent and digest is not None:
+                    # Such a block is rendered again, which finds the reasons again.
+                    digest = bytes(len(digest))
+                yield rendered_chunk(row_ids, asked, keys[start:end], lanes[start:end], unsent)
                 start = end  # noqa: PLW2901 - the next block starts where this one ends
             if digest is not None:
                 self.blocks.add(digest, block.num_rows, total)
 
     def _rendered(
         self, renderer: RowRenderer, block: pa.RecordBatch, keys: Sequence[Any]
-    ) -> Iterator[tuple[Sequence[str | None], RenderedRequests]]:
+    ) -> Iterator[tuple[Sequence[str | None], RenderedRequests, Mapping[int, str]]]:
         for _, rendered in renderer.requests(block, keys):
-            row_ids = [None if request is None else request.request_id for request in rendered]
-            yield row_ids, self._of([request for request in rendered if request is not None])
+            row_ids = [request.request_id if isinstance(request, Request) else None for request in rendered]
+            asked = [request for request in rendered if isinstance(request, Request)]
+            # Mostly all are requests.
+            yield row_ids, self._of(asked), {} if len(asked) == len(rendered) else reasons_of(rendered)
 
     def _of(self, requests: Sequence[Request]) -> LocalRequests:
         return LocalRequests(self._codecs, self._counter, requests)

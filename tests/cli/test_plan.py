@@ -49,6 +49,18 @@ def test_a_plan_tells_which_rows_are_empty_and_which_are_long(project):
     assert plan["longest"][0]["key"] == "t200000"
 
 
+def test_a_plan_tells_which_rows_have_no_image_that_can_be_read(project):
+    rows = 'return [{"ticket_id": f"{prefix}-{n}", "body": f"Where is my invoice {prefix} {n}?"} for n in range(3)]'
+    seen = 'return [{"ticket_id": f"t{n}", "body": ["https://example.org/a.png", "gone.png"][n % 2]} for n in range(5)]'
+    project.change(rows, seen)
+    project.change('user="{{ body }}")', 'user="What is it?", images=["body"])')
+    said = project.on_file("plan", "ticket_labels").stdout
+    assert "2 of 5 rows have an image that cannot be read, and will be rejects, not sent. The first: the image" in said
+    assert "got 'gone.png', which is neither bytes nor an http(s) URL" in said
+    [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert (plan["rows"], plan["rows_empty"], plan["rows_unreadable"], plan["requests_to_send"]) == (5, 0, 2, 1)
+
+
 def test_a_plan_says_where_it_would_be_sent(project):
     address = project.emulator.openai_base_url.removeprefix("http://").rstrip("/")
     assert project.json("plan", "ticket_labels")["plans"][0]["account"] == address

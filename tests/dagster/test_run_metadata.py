@@ -103,6 +103,22 @@ def test_a_table_of_nothing_but_empty_rows_does_not_pass(make):
     assert "All rows are empty" in coverage.description
 
 
+def test_missing_images_are_counted_where_rows_are_sent_landed_and_checked(make):
+    seen = [b"\x89PNG\r\n\x1a\n1", b"gone.png", b"lost.png", b"\x89PNG\r\n\x1a\n2"]
+    rows = tickets(4).with_columns(picture=pl.Series(seen))
+    location = make(*labeled(rows=lambda context: rows, prompt=Prompt("{{ body }}", images=["picture"])))
+    result = location.land()
+    sent, rejects = (location.metadata(name) for name in (BATCH, REJECTS))
+    assert (sent["llm_batch/rows"], sent["llm_batch/rows_unreadable"], sent["llm_batch/requests"]) == (4, 2, 2)
+    assert (sent["llm_batch/rows_skipped"], sent["llm_batch/rows_sharing_a_request"]) == (0, 0)
+    assert "| errored | the image in column 'picture' cannot be read: got bytes" in rejects["llm_batch/reasons"]
+    coverage = coverage_of(result)
+    assert not coverage.passed
+    assert "2 of 4 rows have a label (50.0%)" in coverage.description
+    assert "2 of 2: the image in column 'picture' cannot be read: got bytes that start with" in coverage.description
+    assert "Plan the partition again when the image is there" in coverage.description
+
+
 def test_labels_say_what_came_back_and_what_it_cost(make):
     location = make(*labeled())
     location.land()

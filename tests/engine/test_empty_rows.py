@@ -14,7 +14,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.label_join import EMPTY
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine.request_writer import RowRenderer
+from dagster_llm_batch.engine.row_renderer import RowRenderer
 from dagster_llm_batch.types import SKIPPED
 
 MESSY = pl.DataFrame(
@@ -47,14 +47,14 @@ def test_empty_rows_are_not_sent_and_each_row_ends_with_exactly_one_outcome(work
     assert rejects["llm_request_id"].null_count == 3
     assert [float(cost) for cost in rejects["llm_cost_usd"].to_pylist()] == [0, 0, 0]
     assert (submission.rows, submission.requests, sum(shard.requests for shard in status.shards)) == (6, 3, 3)
-    assert workspace.engine().left_out_rows(submission) == (3, 0)
+    assert workspace.engine().left_out_rows(submission) == (3, 0, 0)
 
 
 def test_they_are_asked_about_where_the_definition_says_so(workspace: Workspace) -> None:
     status = workspace.run(labeling(empty="ask"), MESSY)
     _, rejects = assert_total(workspace, labeling(), status.submission.submission_id, 6)
     assert rejects.num_rows == 0
-    assert workspace.engine().left_out_rows(status.submission) == (0, 0)
+    assert workspace.engine().left_out_rows(status.submission) == (0, 0, 0)
     # blank texts of other lengths are other requests; nothing else changes, so that answers are used again
     again = workspace.run(labeling(), MESSY)
     assert (again.shards, again.submission.reused) == ([], 3)

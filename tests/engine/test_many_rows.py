@@ -19,7 +19,7 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import request_writer
-from dagster_llm_batch.engine.request_writer import RowRenderer
+from dagster_llm_batch.engine.row_renderer import RowRenderer
 from dagster_llm_batch.errors import InputError, PayloadError
 from dagster_llm_batch.storage.payloads import unnamed_file
 
