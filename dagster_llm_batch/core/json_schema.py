@@ -190,7 +190,8 @@ def _python_matcher(pattern: str) -> Callable[[str], bool]:
             f"end: with these it may have {_MOST_REPEATS} open repeats (*, +, {{2,}}), none within another. Leave them "
             "out, or check that in your own code."
         )
-    return lambda text: len(text) <= _MOST_TEXT and compiled.search(text) is not None
+    # A long text is taken: it was paid for, and that it does not fit would be asked, and paid, again.
+    return lambda text: (repeats > 0 and len(text) > _MOST_TEXT) or compiled.search(text) is not None
 
 
 def _repeats(parsed: Any, *, within: bool = False) -> int:

@@ -77,6 +77,11 @@ def test_a_pattern_that_may_run_without_end_is_refused_where_it_is_declared_and_
     assert Fit(schema).misfit({"n": TEXT * 1_000}) is None
 
 
+def test_a_long_text_is_no_misfit_of_a_pattern_that_is_run_on_short_ones_alone() -> None:
+    assert Fit(of(n={"pattern": r"^(?!x)[a-z]+$"})).misfit({"n": "y" * 2_000}) is None
+    assert Fit(of(n={"pattern": r"^(?!x)"})).misfit({"n": "x" * 2_000}) is not None
+
+
 @pytest.mark.parametrize("pattern", [r"^\d{3}-\d+$", r"^(?!x)[a-z]+$", r"(\w+) \1", r"^(a+)+$"])
 def test_usual_patterns_are_taken(pattern: str) -> None:
     check_json_schema(of(n={"type": "string", "pattern": pattern}))
