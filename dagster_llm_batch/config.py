@@ -3,6 +3,8 @@
 Dagster's `Config` drops such a field in silence: with `base_ulr=` in place of `base_url=`, a key and all rows would go
 to the vendor's own address.
 
+A field that holds an address shows it without the keys and passwords in it, and one of files takes none with any.
+
 A field that holds a secret is declared with `repr=False`: its value is in no repr, no error message and no snapshot
 that Dagster keeps or shows, also where it was given as plain text and not as an `EnvVar`.
 """
@@ -10,6 +12,7 @@ that Dagster keeps or shows, also where it was given as plain text and not as an
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import UnionType
@@ -19,6 +22,7 @@ import dagster as dg
 from pydantic import ConfigDict, PrivateAttr
 
 from dagster_llm_batch.arguments import refuse_unknown
+from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credentials
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import kind_of
@@ -29,6 +33,8 @@ __all__ = ["CheckedConfig", "CheckedIOManager", "CheckedResource", "ProviderReso
 _VARIABLES = (dg.EnvVar, type(dg.EnvVar.int("_")))
 """What stands for a value of the environment: text, or a whole number."""
 
+_ADDRESS = re.compile(r"\S+://\S*")
+
 
 class CheckedConfig(dg.Config):
     """A Dagster configuration that refuses unknown fields, also where it is given as a mapping within another."""
@@ -38,7 +44,15 @@ class CheckedConfig(dg.Config):
     def __init__(self, **given: Any) -> None:
         refuse_unknown(type(self).__name__, given, type(self).model_fields)
         _refuse_truths(type(self), given)
+        for name, value in given.items():
+            if type(self).model_fields[name].repr and isinstance(value, str) and _ADDRESS.fullmatch(value):
+                refuse_credentials(value, f"{name} of {type(self).__name__}")
         super().__init__(**given)
+
+    def __repr_args__(self) -> Any:
+        """Yield the fields, with addresses without their secrets."""
+        for name, value in super().__repr_args__():
+            yield name, _shown(value)
 
 
 class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
@@ -47,8 +61,13 @@ class CheckedResource(CheckedConfig, dg.ConfigurableResource[Any]):
     _definition: Any = PrivateAttr(default=None)
 
     def _plain_secrets(self) -> set[str]:
-        """Return names of the fields whose values are secrets in plain text."""
-        return {name for name, info in type(self).model_fields.items() if not info.repr and _is_plain(vars(self)[name])}
+        """Return names of the fields whose values are secrets in plain text, or have some."""
+        values = {name: (info, vars(self)[name]) for name, info in type(self).model_fields.items()}
+        return {
+            name
+            for name, (info, value) in values.items()
+            if (_is_plain(value) if not info.repr else _shown(value) is not value)
+        }
 
     def get_resource_definition(self) -> Any:
         """See ConfigurableResource. Without secrets in plain text, which would be defaults of its config schema.
@@ -134,6 +153,21 @@ def _takes_truth(kind: Any) -> bool:
     """Return whether true or false can be a value of this annotation, or it is none of numbers."""
     choices = set(get_args(kind)) if get_origin(kind) in (Union, UnionType) else {kind}
     return bool in choices or not choices & {int, float}
+
+
+def _shown(value: Any) -> Any:
+    """Return a setting without the secrets of its addresses; the same object where it has none."""
+    if isinstance(value, str):
+        if not _ADDRESS.fullmatch(value) or (shown := hide_secrets(value)) == value:
+            return value
+        return shown
+    if type(value) is dict:
+        parts = {key: _shown(part) for key, part in value.items()}
+        return parts if any(parts[key] is not value[key] for key in parts) else value
+    if type(value) is list:
+        items = [_shown(part) for part in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    return value
 
 
 def _without(made: Any, hidden: set[str]) -> Any:

@@ -19,6 +19,7 @@ from dagster_llm_batch.cli.selection import (
     partitions_of,
     partitions_options,
 )
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.activity import orphans
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError
@@ -174,7 +175,7 @@ def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
             shard.shard_id,
             submission.asset,
             submission.partition or None,
-            f"{shard.provider} {shard.account}",
+            f"{shard.provider} {hide_secrets(shard.account)}",
             shard.requests,
             why,
             None if shard.sent_at is None else now - shard.sent_at,

@@ -22,6 +22,7 @@ from dagster_llm_batch.cli.kept import find_kept_money
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
 from dagster_llm_batch.cli.prices import OLD_BOOK, rules_text
 from dagster_llm_batch.cli.smoke import smoke_asset, smoke_namespace
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.audit import bound_share
 from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
@@ -321,7 +322,7 @@ def _provider(name: str, provider: Provider) -> Finding:
     if (check := getattr(provider, "check_setup", None)) is not None:
         check()
     doubt = ask_provider(provider, utc_now())
-    state = f"account {provider.account} answers"
+    state = f"account {hide_secrets(provider.account)} answers"
     if doubt is not None:
         warning = f"{state}, but a batch whose create call fails may not be found again: {doubt.reason}"
         return Finding(f"provider {name}", Severity.WARNING, warning, "Such a batch would wait for `resolve`.")
@@ -464,7 +465,8 @@ def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
         for provider, account in sorted({(s.provider, s.account) for s in flying if s.state in IN_FLIGHT}):
             # Another account does not know the batch: asked there, it would look lost.
             if accounts.get(provider) != account:
-                problem = f"batches run at {provider} account {account}; configured is {accounts.get(provider, 'none')}"
+                configured = hide_secrets(accounts.get(provider, "none"))
+                problem = f"batches run at {provider} account {hide_secrets(account)}; configured is {configured}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
     if not (stuck or unseen or held or stopping):
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.text import cell_text, money_text
 
@@ -169,5 +170,16 @@ def age(length: timedelta) -> str:
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
-    """Print JSON on standard output."""
-    click.echo(json.dumps(as_json(value), indent=indent, ensure_ascii=False))
+    """Print JSON on standard output, with accounts without the keys of their addresses."""
+    click.echo(json.dumps(_with_shown_accounts(as_json(value)), indent=indent, ensure_ascii=False))
+
+
+def _with_shown_accounts(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_shown_accounts(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: hide_secrets(part) if name == "account" and isinstance(part, str) else _with_shown_accounts(part)
+        for name, part in value.items()
+    }

@@ -15,6 +15,7 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.engine.preview import Preview, parameter_warnings
@@ -254,13 +255,13 @@ def plan_rows(
                 asset=dataset.name,
                 partition=partition,
                 model=labeling.model,
-                account=provider.account,
+                account=hide_secrets(provider.account),
                 price_gap=rules.price_gap(labeling),
                 preview=preview if unfit is None else replace(preview, refused=unfit),
                 window=window_of(provider),
                 held=EndHistory(rules.ledger, rules.namespace, rules.clock()).score(labeling.asset),
                 notes=[*upstream.notes, *filter(None, map(rules.price_dispute, labeling.models))],
-                oracle_account=oracles[0].account if oracles and labeling.cascade is not None else None,
+                oracle_account=hide_secrets(oracles[0].account) if oracles and labeling.cascade is not None else None,
                 warnings=[
                     f"{one.model}: {warning}" for one in labeling.models for warning in parameter_warnings(rules, one)
                 ],

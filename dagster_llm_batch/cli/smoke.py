@@ -23,6 +23,7 @@ from dagster_llm_batch._version import __version__
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import counted, print_json
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
 from dagster_llm_batch.engine.preview import parameter_warnings
@@ -254,7 +255,7 @@ def _smoke(engine: Engine, labeling: Labeling, story: _Story, poll_seconds: floa
     doubt = (
         f"; but it cannot tell whose batches are ours: {sighting.reason}" if isinstance(sighting, CannotTell) else ""
     )
-    story.tell("key", f"{labeling.provider} takes the credentials: account {provider.account}{doubt}")
+    story.tell("key", f"{labeling.provider} takes the credentials: account {hide_secrets(provider.account)}{doubt}")
     number, known = _round(engine, labeling, again=again)
     rows = smoke_rows(number)
     for warning in parameter_warnings(engine.deployment, labeling):

@@ -13,6 +13,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
 from dagster_llm_batch.cli.output import SHORT_ID, cell, console, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
@@ -192,7 +193,7 @@ def _facts(ledger: Ledger, submission: Submission, levels: Levels | None, kept: 
         ("asset", submission.asset),
         ("partition", submission.partition or None),
         ("state", _state(submission)),
-        ("asked of", f"{submission.provider}/{submission.model}, account {submission.account}"),
+        ("asked of", f"{submission.provider}/{submission.model}, account {hide_secrets(submission.account)}"),
         ("oracle", None if levels is None else levels.oracle),
         ("promise", None if levels is None else levels.promise_text),
         ("threshold", None if levels is None else levels.threshold_text),

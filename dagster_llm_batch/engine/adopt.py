@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.identity import canonical_json, custom_id
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
@@ -170,9 +171,9 @@ class Adopter:
             raise TransientError(f"Batch {batch_id} could not be read now. Nothing was changed; try again.")
         if report.status is BatchStatus.NOT_FOUND:
             raise ConfigError(
-                f"The account {provider.account} of '{provider.name}' has no batch {batch_id}: it is another "
-                f"account's, or its id is wrong. Nothing was changed. Name the provider of its account in the asset's "
-                f"model. ({report.reason or 'no reason given'})"
+                f"The account {hide_secrets(provider.account)} of '{provider.name}' has no batch {batch_id}: it is "
+                "another account's, or its id is wrong. Nothing was changed. Name the provider of its account in the "
+                f"asset's model. ({report.reason or 'no reason given'})"
             )
         if not report.status.is_terminal:
             raise TransientError(

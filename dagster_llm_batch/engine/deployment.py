@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from dagster_llm_batch.arguments import nearest_name
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.identity import configuration_fingerprint
 from dagster_llm_batch.core.keys import ErasedKeys
 from dagster_llm_batch.core.memory import release_all_memory
@@ -465,9 +466,10 @@ class Deployment:
         provider = self.provider(shard.provider)
         # Another account knows none of the shard's batches: it would report them as gone, and they would be paid again.
         if provider.account != shard.account:
+            former, now = hide_secrets(shard.account), hide_secrets(provider.account)
             msg = (
-                f"Shard {shard.shard_id} was made with the {shard.provider} account '{shard.account}'; configured is "
-                f"'{provider.account}', which cannot see its batches. Configure the former again until its submission "
+                f"Shard {shard.shard_id} was made with the {shard.provider} account '{former}'; configured is "
+                f"'{now}', which cannot see its batches. Configure the former again until its submission "
                 f"{shard.submission_id} is settled, or submit again to ask anew."
             )
             raise ConfigError(msg)

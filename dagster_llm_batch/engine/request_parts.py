@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.dedupe import Seen
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed, shard_nonce
 from dagster_llm_batch.core.keys import ErasedKeys, keys_of
@@ -408,6 +409,7 @@ class ImagesBelow:
     """Read images below one folder. Paths in rows that lead out of it are refused: rows may be untrusted."""
 
     def __init__(self, root: str) -> None:
+        refuse_credentials(root, "image_root")
         from upath import UPath  # noqa: PLC0415 - takes long to load, and few prompts have images
 
         self._root = UPath(root)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.errors import (
     CannotStopError,
     ConfigError,
@@ -142,7 +143,7 @@ class BaseProvider:
 
     def __repr__(self) -> str:
         # names alone: settings may hold secrets, and a repr is in every traceback
-        return f"{type(self).__name__}(name={self._name!r}, account={self._account!r})"
+        return f"{type(self).__name__}(name={self._name!r}, account={hide_secrets(self._account)!r})"
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ class Recorder:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} holds something else than a dialogue. Give the name of a new file.") from error
 
+    def hide(self, words: Iterable[str]) -> None:
+        """Learn what must not be written besides what headers carry."""
+        self._words |= set(words)
+
     def begin(self, request: Any) -> None:
         """Learn from the headers of a request, right before it is sent, what must not be written; read its body."""
         told = (request.headers.get(name) or "" for name in _TELLING_HEADERS)
@@ -203,10 +207,11 @@ def recording_to(recorder: Recorder | None) -> Iterator[None]:
         _recorder = before
 
 
-def record_client(client: Any) -> None:
-    """Let a client of httpx or httpx2 record what it says, where something is recorded now."""
+def record_client(client: Any, secrets: Iterable[str] = ()) -> None:
+    """Let a client of httpx or httpx2 record what it says without these secrets, where something is recorded now."""
     if _recorder is None:
         return
+    _recorder.hide(secrets)
     hooks: Mapping[str, list[Callable[[Any], None]]] = client.event_hooks
     client.event_hooks = {
         "request": [*hooks.get("request", []), _recorder.begin],

@@ -15,9 +15,10 @@ whose address it makes by itself.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -25,10 +26,12 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from dagster_llm_batch.core.address_secrets import hide_secrets, secret_parts
 from dagster_llm_batch.core.memory import uncollected
 from dagster_llm_batch.errors import ConfigError, CredentialsError, MissingExtraError, RefusedError
 from dagster_llm_batch.providers.dialogue import record_client
 from dagster_llm_batch.providers.patience import limit_client, limit_pools
+from dagster_llm_batch.providers.secrets import Mask
 
 __all__ = [
     "Origin",
@@ -77,11 +80,12 @@ def check_address(url: str, what: str, example: str = "https://host/path") -> Sp
     # `urlsplit` drops line breaks, and what is called does not
     has_space = any(char.isspace() for char in url)
     if parts.scheme not in ("http", "https") or not parts.hostname or has_space:
-        raise ConfigError(f"The {what} {url!r} is no web address; it looks like {example!r}.")
+        raise ConfigError(f"The {what} {hide_secrets(url)!r} is no web address; it looks like {example!r}.")
     if "?" in url or "#" in url:
         # Not shown: what stands behind it may be a key.
+        shown = hide_secrets(re.split("[?#]", url)[0])
         raise ConfigError(
-            f"The {what} {re.split('[?#]', url)[0]!r} goes on with '?' or '#'. Each call's path is put at its end, so "
+            f"The {what} {shown!r} goes on with '?' or '#'. Each call's path is put at its end, so "
             f"none would arrive. Leave that out; it looks like {example!r}. Azure OpenAI needs no api-version at "
             "'https://RESOURCE.openai.azure.com/openai/v1'."
         )
@@ -113,6 +117,10 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _UNAUTHORIZED = frozenset({401, 403})
 
 
+# Those of them that write the whole address, httpx at INFO, the others at DEBUG.
+_ADDRESS_LOGGERS = ("httpx", "httpx2", "openai._base_client", "anthropic._base_client", "urllib3.connectionpool")
+
+
 class Origin:
     """The one place that gets the credentials, and the rules for every other.
 
@@ -122,6 +130,8 @@ class Origin:
     def __init__(self, url: str, *, takes_uploads: bool = False) -> None:
         self._origin = _origin_of(url)
         self._takes_uploads = takes_uploads
+        self.secrets = secret_parts(url)
+        """The keys in the address."""
 
     def is_of(self, url: str) -> bool:
         """Return whether the address is of this origin."""
@@ -191,8 +201,33 @@ def guard_client(client: Any, origin: Origin, timeout_seconds: float) -> Any:
     limit_client(client, timeout_seconds)
     hooks = client.event_hooks
     client.event_hooks = {name: [*hooks.get(name, []), *more] for name, more in guard_hooks(origin).items()}
-    record_client(client)
+    record_client(client, origin.secrets)
+    _hide_in_logs(origin.secrets)
     return client
+
+
+class _WithoutSecrets(logging.Filter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.secrets: frozenset[str] = frozenset()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Mask the keys in addresses. Keep every record."""
+        record.msg, record.args = Mask(self.secrets).text(record.getMessage()), ()
+        return True
+
+
+_LOGGED = _WithoutSecrets()
+
+
+def _hide_in_logs(secrets: Iterable[str]) -> None:
+    """Mask these in the records of HTTP clients and SDKs that show the address of each call."""
+    if _LOGGED.secrets.issuperset(secrets):
+        return
+    _LOGGED.secrets |= set(secrets)
+    for name in _ADDRESS_LOGGERS:
+        # the same filter is added once only
+        logging.getLogger(name).addFilter(_LOGGED)
 
 
 @contextmanager
@@ -254,6 +289,7 @@ def guard_session(session: Any, origin: Origin, timeout_seconds: float) -> None:
             origin.check_response(request.method, request.url, response.status_code, response.headers.get("location"))
             return response
 
+    _hide_in_logs(origin.secrets)
     for scheme in _PORTS:
         session.mount(f"{scheme}://", GuardedAdapter())
 

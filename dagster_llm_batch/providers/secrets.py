@@ -1,5 +1,7 @@
 """The credentials of a provider, kept out of all that its verbs give: results, reports, answers and errors.
 
+Keys in the path of an address count as credentials too; see `core/address_secrets.py`.
+
 Vendors and gateways echo what was sent to them, and what they say is stored and shown. So the exact value of each
 configured credential becomes `***` where it leaves a verb, also in raw result lines before they are stored. Only values
 of 16 characters or more are masked: a shorter one, such as the `x` that a server on one's own machine takes for a key,
@@ -90,6 +92,9 @@ def masked(cls: _ProviderClass) -> _ProviderClass:
         "respond": Mask.line,
         "submit": None,
         "cancel": None,
+        "delete": _mask_answer,
+        "delete_request_file": None,
+        "count_files": None,
     }.items():
         setattr(cls, name, _verb(getattr(cls, name), mask_value))
     cls.fetch = _fetching(cls.fetch)  # type: ignore[attr-defined]
@@ -134,6 +139,10 @@ def _mask_reports(mask: Mask, reports: Mapping[str, BatchReport]) -> Mapping[str
         batch_id: replace(report, reason=mask.text(report.reason)) if report.reason else report
         for batch_id, report in reports.items()
     }
+
+
+def _mask_answer(mask: Mask, answer: str | None) -> str | None:
+    return None if answer is None else mask.text(answer)
 
 
 def _mask_finding(mask: Mask, finding: Any) -> Any:

@@ -24,6 +24,7 @@ from duckdb import FunctionExpression as Function
 from upath import UPath
 
 from dagster_llm_batch.addresses import FILTERS, Filter
+from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError
 
@@ -242,6 +243,7 @@ class TableBrowser:
 
         Many IO managers keep all partitions of a table in one folder, a file for each.
         """
+        refuse_credentials(place, "path of the table")
         path = UPath(place)
         is_local = path.protocol in ("", "file")
         if not is_local:

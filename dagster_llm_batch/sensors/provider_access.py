@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.engine.provider_facts import ask_provider
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
 from dagster_llm_batch.states import ENDED, ShardState
@@ -46,8 +47,9 @@ class ProviderAccess:
         account = self.account(shard.provider)
         # Another account does not know the batch, and would have it reported as lost.
         if account is not None and account != shard.account:
+            former, now = hide_secrets(shard.account), hide_secrets(account)
             return (
-                f"batches of {shard.provider} account {shard.account} wait; {account} is configured. Configure the "
+                f"batches of {shard.provider} account {former} wait; {now} is configured. Configure the "
                 "former until they are collected"
             )
         return self.reason_not_to_use(shard.provider)

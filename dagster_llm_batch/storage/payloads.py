@@ -37,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
+from dagster_llm_batch.core.address_secrets import refuse_credentials
 from dagster_llm_batch.core.memory import release_memory
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.storage.payload_paths import check_path, namespace_folder, payload_path
@@ -132,6 +133,7 @@ class PayloadStore:
     """Files below `root`: a local path, or any URL of universal_pathlib (`s3://…`, `gs://…`, `memory://…`)."""
 
     def __init__(self, root: str | Path | UPath, **storage_options: Any) -> None:
+        refuse_credentials(str(root), "address of the store")
         # A local folder needs no universal_pathlib, which takes long to load.
         if isinstance(root, str | Path) and ":" not in str(root) and not storage_options:
             self._root: Any = SimpleNamespace(path=str(Path(root)), protocol="", fs=LocalFileSystem())

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, MissingExtraError
 from dagster_llm_batch.providers.answers import words_of
 from dagster_llm_batch.providers.base import AccessTokens
@@ -231,4 +232,4 @@ def refuse_unbatched(base_url: str) -> None:
     host = (urlsplit(base_url).hostname or "").lower()
     for form, instead in _UNBATCHED:
         if form.fullmatch(host):
-            raise ConfigError(f"The base_url {base_url!r} cannot be Anthropic's: {instead}")
+            raise ConfigError(f"The base_url {hide_secrets(base_url)!r} cannot be Anthropic's: {instead}")

@@ -17,6 +17,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
+from dagster_llm_batch.core.address_secrets import secret_parts
 from dagster_llm_batch.errors import (
     ProviderError,
     RefusedError,
@@ -129,7 +130,7 @@ class AnthropicProvider(StainlessProvider):
 
     def _secrets(self) -> list[str]:
         keys = [self._api_key] if self._platform is None else self._platform.secrets()
-        return [*keys, *self._secret_headers]
+        return [*keys, *self._secret_headers, *secret_parts(self._base_url)]
 
     def codec(self, spec: RequestSpec) -> AnthropicLines:
         """See Provider.codec."""

@@ -28,6 +28,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, BinaryIO
 
+from dagster_llm_batch.core.address_secrets import refuse_credentials, secret_parts
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
@@ -113,6 +114,7 @@ class BedrockProvider(VendorProvider):
         if role is None:
             raise ConfigError(f"role_arn {role_arn!r} is no role; it looks like 'arn:aws:iam::123456789012:role/NAME'.")
         if place is None:
+            refuse_credentials(s3_uri, "s3_uri")
             raise ConfigError(
                 f"s3_uri {s3_uri!r} is no place in S3 that Bedrock takes; it looks like 's3://bucket/folder', with "
                 "letters, digits and -!_*'(). only."
@@ -162,7 +164,7 @@ class BedrockProvider(VendorProvider):
 
     def _secrets(self) -> list[str]:
         given = [str(value) for word, value in self._session_options.items() if word in _SECRETS and value]
-        return [*given, *found_secrets(self._session)]
+        return [*given, *found_secrets(self._session), *secret_parts(*self._endpoints.values())]
 
     def codec(self, spec: RequestSpec) -> BedrockLines:
         """See Provider.codec."""

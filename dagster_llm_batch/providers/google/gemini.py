@@ -20,6 +20,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
+from dagster_llm_batch.core.address_secrets import secret_parts
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
@@ -119,7 +120,7 @@ class GeminiProvider(GoogleProvider):
         self._api = GoogleApi(self._client, f"the Gemini API ({self._account})", lambda: api_key, timeout_seconds)
 
     def _secrets(self) -> list[str]:
-        return [self._api_key]
+        return [self._api_key, *secret_parts(self._base_url)]
 
     def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec. Raises ConfigError for what the API's version lacks."""

@@ -17,6 +17,7 @@ from datetime import timedelta
 from http import HTTPStatus
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from dagster_llm_batch.core.address_secrets import refuse_credentials, secret_parts
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
@@ -119,6 +120,7 @@ class VertexProvider(GoogleProvider):
         names = {"project": project, "location": location, "bucket": bucket, "bigquery_dataset": bigquery_dataset}
         for what, value in names.items():
             if value is not None and not re.fullmatch(r"[\w.:-]+", value):
+                refuse_credentials(value if "://" in value else f"gs://{value}", f"{what} of provider '{name}'")
                 raise ConfigError(
                     f"The {what} of provider '{name}' is {value!r}; give its plain name, without 'gs://'."
                 )
@@ -149,7 +151,8 @@ class VertexProvider(GoogleProvider):
         return f"{book}/regional" if book == "google" and self._location != "global" else book
 
     def _secrets(self) -> list[str]:
-        return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)])]
+        addresses = secret_parts(self._base_url, self._storage_url, self._bigquery_url)
+        return [*self._given_secrets, *filter(None, [getattr(self._credentials, "token", None)]), *addresses]
 
     def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec. Raises ConfigError for an open model: no document names the ids of its results."""

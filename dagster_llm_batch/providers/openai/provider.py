@@ -23,6 +23,7 @@ from datetime import datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from dagster_llm_batch.core.address_secrets import secret_parts
 from dagster_llm_batch.errors import (
     AmbiguousError,
     CredentialsError,
@@ -145,7 +146,8 @@ class OpenAIProvider(StainlessProvider):
 
     def _secrets(self) -> list[str]:
         keys = (self._api_key,) if self._tokens is None else self._tokens.known
-        return [*keys, *(part for value in self._headers.values() for part in value.split())]
+        headers = (part for value in self._headers.values() for part in value.split())
+        return [*keys, *headers, *secret_parts(self._base_url)]
 
     def codec(self, spec: RequestSpec) -> OpenAILines:
         """See Provider.codec."""

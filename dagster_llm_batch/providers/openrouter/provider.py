@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
+from dagster_llm_batch.core.address_secrets import secret_parts
 from dagster_llm_batch.errors import (
     CannotStopError,
     CredentialsError,
@@ -143,7 +144,8 @@ class OpenRouterProvider(StainlessProvider):
         return self._server
 
     def _secrets(self) -> list[str]:
-        return [self._api_key, *(part for value in self._headers.values() for part in value.split())]
+        headers = (part for value in self._headers.values() for part in value.split())
+        return [self._api_key, *headers, *secret_parts(self._base_url)]
 
     def codec(self, spec: RequestSpec) -> InlineLines:
         """See Provider.codec."""

@@ -31,6 +31,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credentials, secret_parts
 from dagster_llm_batch.errors import (
     AmbiguousError,
     ConfigError,
@@ -90,8 +91,7 @@ class RayProvider(OwnMachines):
         timeout_seconds: float = 60.0,
     ) -> None:
         check_address(address, "address of the Ray cluster", "http://ray-head:8265")
-        if "@" in storage.partition("://")[2].partition("/")[0]:
-            raise ConfigError("The storage holds a user name or a password, which would be shown; leave them out.")
+        refuse_credentials(storage, "storage")
         super().__init__(name, answers.described() if account is None else account, limits)
         self._address = address
         self._storage = storage.rstrip("/")
@@ -102,7 +102,8 @@ class RayProvider(OwnMachines):
         self._known_client: Any = None
 
     def _secrets(self) -> list[str]:
-        return [part for value in self._headers.values() for part in value.split()]
+        headers = (part for value in self._headers.values() for part in value.split())
+        return [*headers, *secret_parts(self._address, self._answers.base_url)]
 
     def codec(self, spec: RequestSpec) -> Codec:
         """See Provider.codec. What answers may not take all of it."""
@@ -283,7 +284,9 @@ class RayProvider(OwnMachines):
         return answers[0]
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url: the job's page in Ray's dashboard."""
+        """See Provider.console_url: the job's page in Ray's dashboard. There is none where the address holds a key."""
+        if secret_parts(self._address):
+            return None
         return f"{self._address.rstrip('/')}/#/jobs/{batch_id}"
 
     # The SDK and the files
@@ -342,7 +345,7 @@ class RayProvider(OwnMachines):
             if other and other.rstrip("/") != self._address.rstrip("/"):
                 raise ConfigError(
                     f"The environment variable {variable} is set, and Ray's SDK would go there in place of "
-                    f"{self._address}. Unset it, or give both the same address."
+                    f"{hide_secrets(self._address)}. Unset it, or give both the same address."
                 )
 
 

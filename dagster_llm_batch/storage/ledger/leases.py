@@ -31,6 +31,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.schema import LEASE
@@ -95,8 +96,9 @@ class Lease:
         """Raise LeaseError where the lease is no longer certainly ours: stop, another process may have gone on."""
         if self._lost or self._clock() >= self._expires_at:
             raise LeaseError(
-                f"The lease '{self}' was lost: it could not be renewed before {self._expires_at.isoformat()}, "
-                "or another process took it. Nothing more was done here; run again to go on from what the ledger says."
+                f"The lease '{hide_secrets(str(self))}' was lost: it could not be renewed before "
+                f"{self._expires_at.isoformat()}, or another process took it. Nothing more was done here; "
+                "run again to go on from what the ledger says."
             )
 
     def renew(self) -> None:
@@ -201,8 +203,9 @@ def hold_leases(
         left_seconds = began + max(wait_seconds, lease.least_wait_seconds(holder)) - time.monotonic()
         if left_seconds <= 0:
             raise LeaseError(
-                f"The lease '{holder.name}' is held by {holder.owner} until {holder.expires_at.isoformat()}. "
-                "Nothing was done. Wait for that process to end, or stop it: a dead one's lease passes on by itself."
+                f"The lease '{hide_secrets(holder.name)}' is held by {holder.owner} until "
+                f"{holder.expires_at.isoformat()}. Nothing was done. Wait for that process to end, or stop it: a dead "
+                "one's lease passes on by itself."
             )
         time.sleep(min(_RETRY_SECONDS, left_seconds))
     try:
