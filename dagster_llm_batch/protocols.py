@@ -38,10 +38,14 @@ _Report = TypeVar("_Report")
 class Codec(Protocol):
     """Between requests and the provider's lines, for one RequestSpec. Pure: no network, disk, clock or randomness.
 
-    Building one checks the spec:
+    Building one checks what a line is made of:
     1. A response schema that the provider cannot take raises ResponseSchemaError, naming construct and path.
-    2. A parameter that the provider would refuse for every row raises ConfigError.
-    3. A parameter that it may refuse goes out as it is. A codec may have `warnings` of such, a sequence of sentences.
+    2. A parameter that a line cannot have, such as one that the spec sets otherwise, raises ConfigError.
+    3. Another parameter goes out as it is.
+    The codec also reads the results of what an earlier version sent. What a later version refuses beyond that belongs
+    into a verb `check_parameters()`, which a codec may have. It is called before anything is planned or sent. It raises
+    ConfigError for a parameter that the provider would refuse in every row, and returns sentences of those that it may
+    refuse.
     """
 
     @property

@@ -96,7 +96,7 @@ class Adopter:
                 "another's batch cannot stand in. Nothing was changed. Adopt it for an asset of that model alone."
             )
         planner = Planner(self._labeling, self._deployment, tuning={})
-        planner.check()
+        planner.check(is_sent=True)
         content = f"{self._deployment.namespace}\0{provider.name}\0{provider.account}\0{batch_id}"
         submission_id = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         # Two that adopt it at once would write the same files, and one would remove what the other has stored.

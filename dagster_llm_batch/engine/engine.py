@@ -22,6 +22,7 @@ from dagster_llm_batch.engine.breaker import Breaker
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.decisions import give_up, resolve
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
+from dagster_llm_batch.engine.holds import hold_unsent, reason_to_hold
 from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
 from dagster_llm_batch.engine.labeling import Labeling
@@ -40,12 +41,7 @@ from dagster_llm_batch.engine.submit import (
     recover_partition,
     recover_planned,
 )
-from dagster_llm_batch.engine.submit_queue import (
-    Dispatcher,
-    drop,
-    hold_unsent,
-    keep_places,
-)
+from dagster_llm_batch.engine.submit_queue import Dispatcher, drop, keep_places
 from dagster_llm_batch.engine.waits import find_unreadable
 from dagster_llm_batch.errors import (
     CannotTellError,
@@ -206,8 +202,10 @@ class Engine:
                 if submission.state is not SubmissionState.OPEN:
                     drop(self.deployment, own, "its submission is canceled")
                 elif own:
-                    if changes := self.deployment.sent_definition(labeling, submission).changes:
-                        hold_unsent(self.deployment, submission, shards, changes)
+                    own_models = {f"{shard.provider}/{shard.model}" for shard in own}
+                    sent_by = self.deployment.sent_definition(labeling, submission)
+                    if reason := reason_to_hold(self.deployment, labeling, sent_by, own_models):
+                        hold_unsent(self.deployment, submission, shards, reason)
                         continue
                     own = dispatcher.of_present_models(own)
                     if Breaker(labeling, self.deployment).stops_rest(submission, shards):

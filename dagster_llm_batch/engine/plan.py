@@ -23,7 +23,7 @@ from dagster_llm_batch.engine.budget import forecast_steps, refuse_over_budget
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.labeling import Labeling, Limits
-from dagster_llm_batch.engine.preview import Preview, output_basis_of, preview_of
+from dagster_llm_batch.engine.preview import Preview, output_basis_of, parameter_warnings, preview_of
 from dagster_llm_batch.engine.prune import find_pruned, is_pruned
 from dagster_llm_batch.engine.request_files import ShardFiles, Wave
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
@@ -75,10 +75,15 @@ class Planner:
         """See Deployment.configuration."""
         return self._deployment.configuration(self._labeling)
 
-    def check(self) -> None:
-        """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row."""
+    def check(self, *, is_sent: bool = False) -> None:
+        """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row.
+
+        `is_sent`: it was sent already, so that no parameter is refused.
+        """
         for labeling in self._labeling.models:
             _ = self._deployment.codec(labeling)
+            if not is_sent:
+                parameter_warnings(self._deployment, labeling)
             # A provider of the user's own may have none.
             if (check := getattr(self._deployment.provider(labeling.provider), "check_setup", None)) is not None:
                 check()

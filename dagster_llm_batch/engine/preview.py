@@ -116,8 +116,13 @@ def output_basis_of(deployment: Deployment, labeling: Labeling) -> str | None:
 
 
 def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
-    """Return in sentences what is sent to a labeling's model that its provider may refuse."""
-    return [*getattr(deployment.codec(labeling), "warnings", ())]
+    """Return in sentences what is sent to a labeling's model that its provider may refuse.
+
+    Raises ConfigError for what it would refuse in every row.
+    """
+    # A codec of the user's own may have none.
+    check = getattr(deployment.codec(labeling), "check_parameters", None)
+    return [] if check is None else [*check()]
 
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:

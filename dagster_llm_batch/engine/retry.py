@@ -105,6 +105,11 @@ class NextWave:
         """How many requests would be asked again, if nothing stops them."""
         return sum(len(ask.request_ids) for ask in self._asks_now)
 
+    @property
+    def models(self) -> set[str]:
+        """The models that they would be asked of."""
+        return {self._labeling.models[ask.model].model for ask in self._asks_now}
+
     def plan(self) -> bool:
         """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
         asks = self._asks_now

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from dagster_llm_batch.engine.collect import Collector
 from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
+from dagster_llm_batch.engine.holds import hold, reason_to_hold
 from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.poll import Poller
 from dagster_llm_batch.engine.retry import NextWave
-from dagster_llm_batch.engine.status import Status, advise_on_change
-from dagster_llm_batch.engine.submit_queue import hold
+from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.engine.waits import Unread
 from dagster_llm_batch.errors import LeaseError, TransientError
 from dagster_llm_batch.states import ENDED, ShardState
@@ -230,15 +230,21 @@ class Settler:
             self._record_settlements()
 
     def _plan_next_wave(self, sent: SentDefinition, status: Status) -> bool:
-        """Return whether there is a next wave. Where the definition has changed, a person decides on it."""
+        """Return whether there is a next wave.
+
+        A person decides on it where the definition has changed, or the provider would refuse it.
+        """
         submission = status.submission
         if submission.state is not SubmissionState.OPEN:
             return False
-        if not sent.changes:
-            return NextWave(self._labeling, self._deployment, submission, status.shards).plan()
-        if requests := NextWave(sent.labeling, self._deployment, submission, status.shards).requests:
-            reason = advise_on_change(submission, sent.changes)
-            hold(self._deployment, submission, f"{requests:,} requests are not sent again: {reason}")
+        labeling = sent.labeling if sent.changes else self._labeling
+        wave = NextWave(labeling, self._deployment, submission, status.shards)
+        if not wave.requests:
+            return False
+        reason = reason_to_hold(self._deployment, labeling, sent, wave.models)
+        if reason is None:
+            return wave.plan()
+        hold(self._deployment, submission, f"{wave.requests:,} requests are not sent again: {reason}")
         return False
 
     def _record_settlements(self) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "advise_on_no_room",
     "advise_on_overdue",
     "advise_on_recovered",
+    "advise_on_refusal",
     "advise_on_stranded",
     "advise_on_unknown",
     "advise_on_unreadable",
@@ -136,6 +137,15 @@ def advise_on_change(submission: Submission, changes: Sequence[str]) -> Advice:
         f"the definition has changed ({', '.join(changes)}) since submission {submission.submission_id} was planned, "
         "so nothing more of it is sent",
         f"Materialize {submission.submitter}: then it is asked by the present definition",
+    )
+
+
+def advise_on_refusal(submission: Submission, model: str, refusal: str) -> Advice:
+    """Return why nothing more of a submission is sent where a parameter is refused, and what a person can do."""
+    return Advice(
+        f"{model} would refuse it, so nothing more of submission {submission.submission_id} is sent: "
+        f"{refusal.rstrip('.')}",
+        f"Then materialize {submission.submitter}: what has no answer is asked again",
     )
 
 

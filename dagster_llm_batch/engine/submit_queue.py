@@ -23,13 +23,13 @@ from dagster_llm_batch.engine.labeling import Labeling
 from dagster_llm_batch.engine.realtime import Answerer
 from dagster_llm_batch.engine.request_files import SENT, SO_FAR, beside, delete_requests, halve, split_requests
 from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.status import FOR_MONEY, HELD, OVER_BUDGET, STRANDED, UNAVAILABLE, WAITS, advise_on_change
+from dagster_llm_batch.engine.status import FOR_MONEY, OVER_BUDGET, UNAVAILABLE, WAITS
 from dagster_llm_batch.engine.submit import Sender, write_receipts
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError, LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY, QueueLines
-from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
 
@@ -38,8 +38,6 @@ __all__ = [
     "can_go",
     "count_queue_rounds",
     "drop",
-    "hold",
-    "hold_unsent",
     "keep_places",
 ]
 
@@ -374,31 +372,6 @@ def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
             # Where another process has just sent it, it is collected later.
             with suppress(IllegalMoveError):
                 deployment.ledger.move_shard(shard.shard_id, Move.CANCELED, **fields)
-
-
-def hold_unsent(
-    deployment: Deployment, submission: Submission, shards: Sequence[Shard], changes: Sequence[str]
-) -> None:
-    """Send no planned shard of a submission whose definition has changed; `shards` are all of it.
-
-    While some of it is sent and not collected, the rest waits, since the earlier definition may be put back; no run is
-    requested that could send nothing. Then the rest is dropped, so that what came lands.
-    """
-    reason = advise_on_change(submission, changes)
-    if any(shard.state not in (ShardState.PLANNED, ShardState.COLLECTED) for shard in shards):
-        if deployment.ledger.last_event(submission.submission_id).kind != STRANDED:
-            deployment.ledger.add_event(submission.submission_id, STRANDED, str(reason))
-        return
-    planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
-    hold(deployment, submission, f"{count_requests(planned):,} requests are not sent: {reason}")
-    drop(deployment, planned, reason.problem)
-
-
-def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
-    """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
-    # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
-    deployment.ledger.add_event(submission.submission_id, HELD, reason)
-    deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)
 
 
 def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, *, late: bool) -> bool:

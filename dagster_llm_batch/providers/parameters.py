@@ -62,6 +62,7 @@ class Form(NamedTuple):
         whole: The numbers that have no fraction.
         is_camel: Whether a name is the same in camelCase and in snake_case.
         is_open: Whether servers of this kind take parameters beyond the names, of their own or of others.
+        lacks: Names that the SDK's type has for another API, or for the SDK itself.
     """
 
     title: str
@@ -71,6 +72,7 @@ class Form(NamedTuple):
     whole: frozenset[str] = frozenset()
     is_camel: bool = False
     is_open: bool = False
+    lacks: frozenset[str] = frozenset()
 
 
 _CLAUDE = _words(
@@ -204,19 +206,24 @@ _GOOGLE_CONFIG = _words(
     "stop_sequences temperature thinking_config top_k top_p translation_config audio_transcription_config"
 )
 _GOOGLE_REQUEST = _words("cached_content labels safety_settings service_tier tool_config tools")
+_ON_GEMINI_ALONE = frozenset({"store"})
 _ON_VERTEX_ALONE = _words("audio_timestamp model_armor_config model_selection_config routing_config")
 GEMINI = Form(
     "the Gemini API's requests",
-    _GOOGLE_CONFIG | _GOOGLE_REQUEST,
-    None,
+    _GOOGLE_CONFIG | _GOOGLE_REQUEST | _ON_GEMINI_ALONE,
+    "google.genai.types:GenerateContentConfig",
     {"temperature": (0, 2), "top_p": (0, 1), "max_output_tokens": (1, _MANY)},
     frozenset({"max_output_tokens", "candidate_count", "seed"}),
     is_camel=True,
+    lacks=_ON_VERTEX_ALONE
+    | _words("automatic_continuation automatic_function_calling continuation_token generation_output_config")
+    | _words("http_options should_return_http_response system_instruction"),
 )
 VERTEX = GEMINI._replace(
     title="Gemini's requests on Vertex AI",
-    names=GEMINI.names | _ON_VERTEX_ALONE,
+    names=GEMINI.names - _ON_GEMINI_ALONE | _ON_VERTEX_ALONE,
     types="google.genai.types:GenerationConfig",
+    lacks=frozenset(),
 )
 GEMINI_EMBEDDINGS = Form(
     "the Gemini API's embeddings",
@@ -230,7 +237,8 @@ VERTEX_EMBEDDINGS = GEMINI_EMBEDDINGS._replace(
 )
 
 _FORMS = (
-    *(OPENAI_CHAT, OPENAI_RESPONSES, OPENAI_EMBEDDINGS, ANTHROPIC, VERTEX, VERTEX_EMBEDDINGS, MISTRAL, OPENROUTER),
+    *(OPENAI_CHAT, OPENAI_RESPONSES, OPENAI_EMBEDDINGS, ANTHROPIC, GEMINI, VERTEX, VERTEX_EMBEDDINGS, MISTRAL),
+    OPENROUTER,
     Form(
         "Bedrock's Converse",
         _words("inference_config guardrail_config performance_config request_metadata"),
@@ -266,7 +274,7 @@ def check_parameters(form: Form, params: Mapping[str, Any], *, is_open: bool = F
         wrong = None
         if own in form.names:
             wrong = _outside(form, own, name, value)
-        elif not _is_in_sdk(form.types, own):
+        elif own in form.lacks or not _is_in_sdk(form.types, own):
             wrong = _stranger(form, name)
             if wrong is None:
                 warnings.append(
@@ -308,7 +316,9 @@ def _stranger(form: Form, name: str) -> str | None:
     )
     if called is not None:
         return f"There is no parameter '{name}' in {form.title}: it is called '{called}' there."
-    owner = next((other.title for other in _FORMS if plain in other.names), None)
+    # What one of a vendor's APIs has and the other lacks is the vendor's own, whoever else has it.
+    others = sorted(_FORMS, key=lambda other: other.is_camel != form.is_camel)
+    owner = next((other.title for other in others if plain in other.names), None)
     if owner is None:
         return None
     given = " A response schema is given as the dataset's response." if plain in _OF_RESPONSE else ""

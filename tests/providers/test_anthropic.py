@@ -156,7 +156,7 @@ def test_sampling_parameters_pass_under_the_first_version_and_would_fail_every_r
     assert (row.outcome, row.retryable) == (Outcome.ERRORED, False)
     assert "temperature" in (row.reason or "")
     with pytest.raises(ConfigError, match="temperature"):
-        over(emulator).codec(spec)
+        over(emulator).codec(spec).check_parameters()
 
 
 def test_longer_replies_are_asked_for_with_a_beta(emulator):

@@ -111,7 +111,7 @@ def test_a_parameter_that_no_batch_takes_is_refused_by_name(params, response):
 def test_sampling_is_refused_under_the_present_version_and_taken_under_the_first(name):
     of = spec(params={name: 1})
     with pytest.raises(ConfigError, match=f"2026-10-21 refuses the parameter '{name}'.*2023-06-01"):
-        AnthropicLines(of)
+        AnthropicLines(of).check_parameters()
     assert sent(Request("r", None, "u"), of, version="2023-06-01")["params"][name] == 1
 
 

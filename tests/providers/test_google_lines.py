@@ -315,7 +315,9 @@ SCHEMA_OF_V1 = {"type": "object", "properties": {"n": {"type": "integer"}}, "req
 )
 def test_gemini_by_v1_refuses_what_that_version_lacks_and_v1beta_takes_it(spec, request_, lacking):
     def line(version):
-        return GeminiBatchResource(api_key="k", api_version=version).provider().codec(spec).encode(request_, "c-1")
+        codec = GeminiBatchResource(api_key="k", api_version=version).provider().codec(spec)
+        codec.check_parameters()
+        return codec.encode(request_, "c-1")
 
     with pytest.raises(ConfigError, match=re.escape(lacking) + ".*Nothing was sent. Leave api_version out"):
         line("v1")

@@ -148,9 +148,10 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
         changed = RequestSpec(spec.model, spec.response, spec.endpoint, params=params)
         try:
             codec = provider.codec(changed)
+            warnings = codec.check_parameters()
         except (ConfigError, ResponseSchemaError):
             continue
-        if not getattr(codec, "warnings", ()):
+        if not warnings:
             lines.append(codec.encode(Request(f"r{len(lines)}", None, "a text"), f"n-{len(lines)}"))
             approved.append((params, codec))
     assert approved
@@ -192,7 +193,8 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
         ("mistral", {"temperature": 1.9}, "must be a number from 0 to 1.5"),
         ("gemini", {"stop": ["x"]}, "it is called 'stop_sequences' there"),
         ("gemini", {"audio_timestamp": True}, "it is one of Gemini's requests on Vertex AI"),
-        ("vertex", {"max_completion_tokens": 9}, "is called 'max_output_tokens' here"),
+        ("vertex", {"store": True}, "it is one of the Gemini API's requests"),
+        ("vertex", {"max_gen_len": 9}, "it is called 'max_output_tokens' there"),
         ("vertex claude", {"max_tokens": 9, "max_output_tokens": 9}, "it is called 'max_tokens' there"),
         ("bedrock claude", {"max_tokens": 9, "max_completion_tokens": 9}, "it is called 'max_tokens' there"),
         ("bedrock chat", {"max_output_tokens": 9}, "it is called 'max_completion_tokens' there"),
@@ -200,8 +202,10 @@ def test_what_is_taken_without_a_warning_is_refused_by_no_emulator(emulator, cas
 )
 def test_another_vendors_parameter_is_refused_with_the_right_name(emulator, case, params, said):
     make, spec = CASES[case]
+    # It also reads what was sent before the parameter was refused.
+    codec = make(emulator).codec(RequestSpec(spec.model, spec.response, spec.endpoint, params=params))
     with pytest.raises(ConfigError, match=said) as caught:
-        make(emulator).codec(RequestSpec(spec.model, spec.response, spec.endpoint, params=params))
+        codec.check_parameters()
     assert "Nothing was sent" in str(caught.value) or "All parameters but" in str(caught.value)
 
 
@@ -211,7 +215,7 @@ def test_a_parameter_that_no_type_has_gets_a_warning_and_is_sent(emulator, case)
     codec = make(emulator).codec(
         RequestSpec(spec.model, spec.response, spec.endpoint, params={**spec.params, "brand_new": 1})
     )
-    assert any("'brand_new' is in no type" in warning for warning in codec.warnings)
+    assert any("'brand_new' is in no type" in warning for warning in codec.check_parameters())
     line = codec.encode(Request("r", None, "a text"), "n-0").replace(b"brandNew", b"brand_new")
     assert b'"brand_new":1' in line
 
@@ -221,12 +225,12 @@ def test_a_server_of_the_users_own_may_take_more_but_not_a_maximum_that_it_does_
         preset("vllm", base_url="http://127.0.0.1:1/v1")
         .provider()
         .codec(RequestSpec("m", params={"top_k": 5}))
-        .warnings
+        .check_parameters()
     )
     with pytest.raises(ConfigError, match="it is called"):
         preset("vllm", base_url="http://127.0.0.1:1/v1").provider().codec(
             RequestSpec("m", params={"max_output_tokens": 5})
-        )
+        ).check_parameters()
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if form.types], ids=lambda form: form.title)
@@ -238,7 +242,28 @@ def test_the_tables_have_every_name_of_the_installed_sdk(form):
     names = set(getattr(found, "model_fields", None) or found.__annotations__)
     # A header, and a speed that no batch has; settings of the SDK's own client.
     not_in_requests = {"workspace_id", "speed", "http_options", "mime_type"}
-    assert names - form.names <= not_in_requests
+    assert names - form.names - form.lacks <= not_in_requests
+    assert not form.names & form.lacks
+
+
+@pytest.mark.parametrize("form", [parameters.GEMINI, parameters.VERTEX], ids=lambda form: form.title)
+def test_a_name_that_a_vendors_own_sdk_has_is_never_another_vendors(form):
+    refusals = []
+    for name in import_module("google.genai.types").GenerateContentConfig.model_fields:
+        try:
+            check_parameters(form, {name: None})
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert refusals
+    assert all("it is one of the Gemini API's" in said or "one of Gemini's requests" in said for said in refusals)
+
+
+def test_gemini_takes_store_beside_the_contents(emulator):
+    make, spec = CASES["gemini"]
+    codec = make(emulator).codec(RequestSpec(spec.model, params={"store": False, "max_output_tokens": 9}))
+    assert codec.check_parameters() == ()
+    line = codec.encode(Request("r", None, "a text"), "n-0")
+    assert b'"request":{"store":false,"generationConfig":{"maxOutputTokens":9}' in line
 
 
 def test_a_name_that_only_a_newer_sdk_has_is_taken():

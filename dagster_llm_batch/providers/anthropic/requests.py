@@ -77,20 +77,23 @@ class AnthropicLines:
     ) -> None:
         self.enforces_format = enforces_format
         _check_shape(spec)
-        _check_params(spec, version)
+        _check_params(spec)
+        self._spec, self._version, self._betas = spec, version, tuple(betas)
         self.limits = limits
         self._cached_system = spec.cache_prefix and not spec.turns
         turns: list[dict[str, Any]] = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         if spec.cache_prefix and turns:
             turns[-1]["content"] = [{"type": "text", "text": turns[-1]["content"], **_CACHE}]
         self._head = f',"params":{dumps({"model": spec.model, **_settings(spec)})[:-1]},'
-        self.warnings = (
-            *check_parameters(ANTHROPIC, spec.params),
-            *given_format_warnings(spec.params, ANTHROPIC_RULES),
-        )
-        _check_most_tokens(spec.params["max_tokens"], betas)
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start = LineStart(self._before_content)
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        params = self._spec.params
+        _check_sampling(params, self._version)
+        _check_most_tokens(params["max_tokens"], self._betas)
+        return check_parameters(ANTHROPIC, params) + given_format_warnings(params, ANTHROPIC_RULES)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that the vendor cannot take."""
@@ -121,7 +124,7 @@ def _check_shape(spec: RequestSpec) -> None:
     check_roles(spec.turns)
 
 
-def _check_params(spec: RequestSpec, version: str) -> None:
+def _check_params(spec: RequestSpec) -> None:
     params = spec.params
     for name, why in _RESERVED.items():
         if name in params:
@@ -136,6 +139,10 @@ def _check_params(spec: RequestSpec, version: str) -> None:
             _refuse(name, "is refused in a batch")
     if params.get(_RESEARCH_PREVIEW) == "active":
         _refuse(_RESEARCH_PREVIEW, "cannot be 'active' in a batch")
+    _check_max_tokens(params.get("max_tokens"))
+
+
+def _check_sampling(params: Mapping[str, Any], version: str) -> None:
     for name in _SAMPLING if version >= _NO_SAMPLING_SINCE else ():
         if name in params:
             raise ConfigError(
@@ -143,7 +150,6 @@ def _check_params(spec: RequestSpec, version: str) -> None:
                 f'row would come back as an error. Remove it, or give the provider anthropic_version="2023-06-01", if '
                 "the LLM still takes it."
             )
-    _check_max_tokens(params.get("max_tokens"))
 
 
 def _check_max_tokens(most: Any) -> None:

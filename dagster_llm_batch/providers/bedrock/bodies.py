@@ -126,6 +126,10 @@ def parameter_warnings(spec: RequestSpec, family: Family) -> tuple[str, ...]:
         has_schema = isinstance(config, Mapping) and "textFormat" in config
         return warnings + (given_schema_warnings(None, BEDROCK_RULES, "outputConfig") if has_schema else ())
     warnings = check_parameters(_FORMS[family], params)
+    if family is Family.TITAN:
+        kinds = params.get("embeddingTypes", ["float"])
+        if not isinstance(kinds, list | tuple) or "float" not in kinds:
+            _refuse(family, "embeddingTypes", "must be a list that holds 'float'")
     if family is Family.CLAUDE:
         return warnings + given_format_warnings(params, BEDROCK_RULES)
     if family is Family.CHAT and params.get("response_format"):
@@ -202,9 +206,6 @@ def _titan(spec: RequestSpec, body: dict[str, Any]) -> None:
         if "dimensions" in body:
             _refuse(Family.TITAN, "dimensions", "comes from the response")
         body["dimensions"] = spec.response.dimensions
-    kinds = body.get("embeddingTypes", ["float"])
-    if not isinstance(kinds, list | tuple) or "float" not in kinds:
-        _refuse(Family.TITAN, "embeddingTypes", "must be a list that holds 'float'")
 
 
 def _structure(spec: RequestSpec, family: Family, body: dict[str, Any]) -> None:

@@ -47,7 +47,6 @@ class BedrockLines:
         self._limits = limits
         self.head = f'{{"modelId":{quote(spec.model)},'.encode("ascii")
         fixed = dumps(settings(spec, family))[1:-1]
-        self.warnings = parameter_warnings(spec, family)
         self._settings = f',"modelInput":{{{fixed}{"," if fixed else ""}'.encode("ascii")
         self._turns = "".join(dumps({"role": t.role, "content": self._content(t.text)}) + "," for t in spec.turns)
         self._dialogue = LineStart(self._before_user)
@@ -55,6 +54,10 @@ class BedrockLines:
     def __reduce__(self) -> Any:
         """Pickle the limits as they are now: a copy elsewhere has no credentials to ask for them."""
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        return parameter_warnings(self._spec, self._family)
 
     @property
     def limits(self) -> BatchLimits:

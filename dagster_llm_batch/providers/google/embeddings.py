@@ -100,7 +100,11 @@ class GoogleEmbeddingLines:
         self._head = f'{{"model":{quote(spec.model)},"key":'
         self._before = f',"request":{{{model}"content":{{"parts":[{{"text":'
         self._after = "}]}" + (f',"{name}":{dumps(config)}' if config else "") + "}}\n"
-        self.warnings = check_parameters(VERTEX_EMBEDDINGS if on_vertex else GEMINI_EMBEDDINGS, spec.params)
+        self._params, self._on_vertex = spec.params, on_vertex
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        return check_parameters(VERTEX_EMBEDDINGS if self._on_vertex else GEMINI_EMBEDDINGS, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode."""

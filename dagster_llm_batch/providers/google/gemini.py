@@ -123,16 +123,10 @@ class GeminiProvider(GoogleProvider):
         return [self._api_key, *secret_parts(self._base_url)]
 
     def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. Raises ConfigError for what the API's version lacks."""
+        """See Provider.codec."""
         if spec.endpoint is Endpoint.EMBEDDINGS or is_embedding(spec.model):
             return GoogleEmbeddingLines(spec, GEMINI_LIMITS, on_vertex=False)
-        is_v1 = self._api_version == "v1"
-        if is_v1 and spec.model.endswith("-latest"):
-            raise ConfigError(
-                f"The version v1 of the Gemini API does not have the alias {spec.model!r}. Nothing was sent. Leave "
-                "api_version out of the provider: v1beta, the default, has it, and sees the same batches."
-            )
-        return GoogleLines(spec, GEMINI_LIMITS, "key", imported=False, is_v1=is_v1)
+        return GoogleLines(spec, GEMINI_LIMITS, "key", imported=False, is_v1=self._api_version == "v1")
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         """See Provider.submit. The uploaded file is deleted again where there is certainly no batch of it."""

@@ -31,7 +31,7 @@ __all__ = ["GoogleLines", "camel", "check_import", "check_shape", "gemini_model"
 
 # Fields beside `generationConfig`; every other parameter is one of its own.
 _REQUEST_FIELDS = frozenset(
-    {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier"}
+    {"safetySettings", "tools", "toolConfig", "cachedContent", "labels", "modelArmorConfig", "serviceTier", "store"}
 )
 _RESERVED = {
     "model": "is the model of the spec",
@@ -83,20 +83,28 @@ class GoogleLines:
     ) -> None:
         check_shape(spec)
         self.limits = limits
-        self._is_v1 = is_v1
+        self._spec, self._imported, self._is_v1 = spec, imported, is_v1
         constant = _settings(spec)
-        if is_v1:
-            _check_v1([*constant, *constant.get("generationConfig", ())], _V1_FIELDS)
+        self._names = (*constant, *constant.get("generationConfig", ()))
         turns = [{"role": _ROLES[turn.role], "parts": [{"text": replace_halves(turn.text)}]} for turn in spec.turns]
         if imported:
             check_import(constant)
         self._head = f'{_HEAD}{quote(spec.model)},"{id_field}":'.encode("ascii")
         self._constant = dumps(constant)[1:-1] + "," if constant else ""
-        self.warnings = check_parameters(VERTEX if imported else GEMINI, spec.params)
-        if any(camel(name) == "responseSchema" for name in spec.params):
-            self.warnings += given_schema_warnings(None, GOOGLE_RULES, "response_schema")
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start = LineStart(self._before_parts)
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        if self._is_v1:
+            _check_v1_model(self._spec.model)
+            _check_v1(self._names, _V1_FIELDS)
+        params = self._spec.params
+        _check_mime_type(params)
+        warnings = check_parameters(VERTEX if self._imported else GEMINI, params)
+        if any(camel(name) == "responseSchema" for name in params):
+            warnings += given_schema_warnings(None, GOOGLE_RULES, "response_schema")
+        return warnings
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image that has no data, URL or media type."""
@@ -154,6 +162,23 @@ def check_import(request: Mapping[str, Any]) -> None:
     )
 
 
+def _check_mime_type(params: Mapping[str, Any]) -> None:
+    given = {camel(name): value for name, value in params.items()}
+    if "responseSchema" in given and given.get("responseMimeType") != "application/json":
+        raise ConfigError(
+            "The parameter 'response_schema' goes with response_mime_type='application/json' alone: each row would be "
+            "refused. Nothing was sent. Give the schema as the dataset's response, which sets both."
+        )
+
+
+def _check_v1_model(model: str) -> None:
+    if model.endswith("-latest"):
+        raise ConfigError(
+            f"The version v1 of the Gemini API does not have the alias {model!r}. Nothing was sent. Leave "
+            "api_version out of the provider: v1beta, the default, has it, and sees the same batches."
+        )
+
+
 def _check_v1(names: Sequence[str], known: Collection[str]) -> None:
     """Raise ConfigError for a field that the version v1 of the Gemini API lacks."""
     if lacking := [name for name in names if name not in known]:
@@ -178,11 +203,6 @@ def _settings(spec: RequestSpec) -> dict[str, Any]:
             )
     if params.get("candidateCount", 1) != 1:
         raise ConfigError("The parameter 'candidateCount' must be 1: further replies would be paid and not read.")
-    if "responseSchema" in params and params.get("responseMimeType") != "application/json":
-        raise ConfigError(
-            "The parameter 'response_schema' goes with response_mime_type='application/json' alone: each row would be "
-            "refused. Nothing was sent. Give the schema as the dataset's response, which sets both."
-        )
     request = {name: params[name] for name in sorted(params) if name in _REQUEST_FIELDS}
     config = {name: params[name] for name in sorted(params) if name not in _REQUEST_FIELDS}
     if spec.response.kind is ResponseKind.JSON:

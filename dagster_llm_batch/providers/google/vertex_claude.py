@@ -110,8 +110,12 @@ class VertexClaudeLines:
         check_import(constant)
         self._head = f'{{"model":{quote(spec.model)},"custom_id":'
         self._constant = dumps(constant)[1:-1]
-        self.warnings = check_parameters(VERTEX_CLAUDE, spec.params)
+        self._params = spec.params
         self._turns = "".join(dumps({"role": t.role, "content": _texts(t.text)}) + "," for t in spec.turns)
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        return check_parameters(VERTEX_CLAUDE, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Content is always a list of blocks: the importer takes one type a key."""

@@ -130,13 +130,18 @@ class OpenAILines:
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, schema_rules, dimensions)})[:-1] + f',"{key}":'
-        self.warnings = () if form is None else check_parameters(form, spec.params, is_open=is_open)
-        if form is not None:
-            self.warnings += _format_warnings(spec, schema_rules)
+        self._spec, self._schema_rules, self._form, self._is_open = spec, schema_rules, form, is_open
         call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
         self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
         self._start = LineStart(self._before_content)
+
+    def check_parameters(self) -> tuple[str, ...]:
+        """See Codec."""
+        if self._form is None:
+            return ()
+        warnings = check_parameters(self._form, self._spec.params, is_open=self._is_open)
+        return warnings + _format_warnings(self._spec, self._schema_rules)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""

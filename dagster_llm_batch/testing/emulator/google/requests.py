@@ -19,7 +19,7 @@ from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _REQUEST = frozenset(
     {"contents", "systemInstruction", "generationConfig", "safetySettings", "tools", "toolConfig", "cachedContent"}
-    | {"labels", "modelArmorConfig", "serviceTier"}
+    | {"labels", "modelArmorConfig", "serviceTier", "store"}
 )
 _CONFIG = frozenset(
     {"stopSequences", "responseMimeType", "responseSchema", "responseJsonSchema", "responseModalities"}
