@@ -150,6 +150,9 @@ class Fit:
             raise ResponseSchemaError(msg) from error
 
 
+_VALUES = ("enum", "const", "default", "examples")
+
+
 def _patterns(node: Any) -> Iterator[str]:
     """Yield every pattern in a schema."""
     if isinstance(node, Mapping):
@@ -157,8 +160,10 @@ def _patterns(node: Any) -> Iterator[str]:
             yield node["pattern"]
         if isinstance(node.get("patternProperties"), Mapping):
             yield from map(str, node["patternProperties"])
-        for part in node.values():
-            yield from _patterns(part)
+        # Other keys hold values of the user's, where `pattern` is a name like any other.
+        for name, part in node.items():
+            if name not in _VALUES:
+                yield from _patterns(part)
     elif isinstance(node, list):
         for part in node:
             yield from _patterns(part)
@@ -186,9 +191,9 @@ def _python_matcher(pattern: str) -> Callable[[str], bool]:
         raise ResponseSchemaError(f"The response schema's pattern {pattern[:80]!r} cannot be read: {error}.") from error
     if repeats > _MOST_REPEATS:
         raise ResponseSchemaError(
-            f"The response schema's pattern {pattern[:80]!r} has look-around or references back, and may run without "
-            f"end: with these it may have {_MOST_REPEATS} open repeats (*, +, {{2,}}), none within another. Leave them "
-            "out, or check that in your own code."
+            f"The response schema's pattern {pattern[:80]!r} has look-around, references back or large repeats, and "
+            f"may run without end: with these it may have {_MOST_REPEATS} open repeats (*, +, {{2,}}), none within "
+            "another. Leave them out, or check that in your own code."
         )
     # A long text is taken: it was paid for, and that it does not fit would be asked, and paid, again.
     return lambda text: (repeats > 0 and len(text) > _MOST_TEXT) or compiled.search(text) is not None

@@ -60,6 +60,11 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
     # All are leased at once: two processes that leased them one after another could wait for each other.
     with hold_and_read(deployment, sharing) as (_, (shard, shards)):
         refuse_readable(deployment, shard)
+        if shard.state in ENDED and shard.cause in _OVER:
+            raise IllegalMoveError(
+                f"Shard {shard_id} was given up before, or its batch is gone. Nothing was changed. Materialize the "
+                "labels, or send its rows again with `dagster-llm-batch retry`."
+            )
         # Another submission of the batch may have its results, or have given them up.
         going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
         now, has_ended = deployment.clock(), shard.state in ENDED

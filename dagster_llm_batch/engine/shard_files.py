@@ -12,7 +12,7 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.storage.stored_files import LostError, UnreadableError
+from dagster_llm_batch.storage.stored_files import LostError, UnreadableFileError
 
 __all__ = [
     "APART",
@@ -93,7 +93,7 @@ def packed_ids(payloads: PayloadStore, shard: Shard) -> bytes:
         return ids
     try:
         return packed(request_id for request_id, _ in requests_of(payloads, shard.path, shard.nonce))
-    except UnreadableError:
+    except UnreadableFileError:
         raise
     except LLMBatchError as error:
         # The results of a collected shard have one for each request.

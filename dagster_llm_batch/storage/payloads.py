@@ -10,7 +10,7 @@ r"""The payload store: request files, raw results and tables, on a local disk or
    which takes more room and half the time. Lines end at b"\n" only: U+2028 and such are data.
 
 Refuses paths that are not relative chains of plain segments (`check_path`). A file that cannot be read is a
-PayloadError, which is an OSError, too: LostError (also a FileNotFoundError), DamagedError or UnreadableError. The
+PayloadError, which is an OSError, too: LostError (also a FileNotFoundError), DamagedError or UnreadableFileError. The
 digests guard against accidents, not against forgers.
 """
 
@@ -53,7 +53,7 @@ from dagster_llm_batch.storage.stored_files import (
     PlainFile,
     StagedFile,
     TableWriter,
-    UnreadableError,
+    UnreadableFileError,
     carries_digest,
     framed_digest,
     is_whole_stream,
@@ -191,14 +191,14 @@ class PayloadStore:
 
             kind, _, expected = digest.rpartition(":")
             if kind not in DIGESTS:
-                raise UnreadableError(f"The payload {path} has a digest of a kind unknown to this version: {kind}.")
+                raise UnreadableFileError(f"The payload {path} has a digest of a kind unknown to this version: {kind}.")
             if kind == XXH3 and (framed := framed_digest(file))[0] is not None:
                 # Older digests are of files that carry none.
                 file.truncate(framed[1])
             with plain() if not kind else nullcontext(file) as source:
                 actual = hashlib.file_digest(cast("io.FileIO", source), DIGESTS[kind]).hexdigest()
             if actual != expected:
-                raise UnreadableError(f"The payload {path} is not the one that was written: its digest differs.")
+                raise UnreadableFileError(f"The payload {path} is not the one that was written: its digest differs.")
             yield plain
 
     def lines(self, path: str) -> Iterator[bytes]:
@@ -292,7 +292,7 @@ class PayloadStore:
         full = self._full(path)
         if self._fs.exists(full):
             # Another process may do the same.
-            with suppress(FileNotFoundError), reading_errors(path):
+            with suppress(FileNotFoundError), reading_errors(path, verb="removed"):
                 self._fs.rm_file(full)
 
     def move(self, path: str, to: str) -> None:
@@ -316,7 +316,7 @@ class PayloadStore:
 
     def remove(self, file: StoredFile) -> None:
         """Remove a file that `files` gave, whatever its name. Where it is gone already, do nothing."""
-        with suppress(FileNotFoundError), reading_errors(file.path):
+        with suppress(FileNotFoundError), reading_errors(file.path, verb="removed"):
             self._fs.rm_file(f"{self._root.path.rstrip('/')}/{file.path}")
 
     def parquet_files(self) -> list[str]:

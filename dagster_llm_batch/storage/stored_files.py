@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,7 +48,7 @@ __all__ = [
     "PlainFile",
     "StagedFile",
     "TableWriter",
-    "UnreadableError",
+    "UnreadableFileError",
     "carries_digest",
     "framed_digest",
     "is_own_name",
@@ -96,13 +96,13 @@ class LostError(PayloadError, FileNotFoundError):
     """A stored file is not there."""
 
 
-class UnreadableError(PayloadError, OSError):
+class UnreadableFileError(PayloadError, OSError):
     """A stored file may be there, and cannot be read."""
 
 
 @contextmanager
-def reading_errors(path: str) -> Iterator[None]:
-    """Raise PayloadError, which says what to do, for what a disk or a store says while a file is read."""
+def reading_errors(path: str, *, verb: Literal["read", "removed"] = "read") -> Iterator[None]:
+    """Raise PayloadError with the next step for an error of a disk or a store while a file is read, or removed."""
     try:
         yield
     except PayloadError:
@@ -115,9 +115,9 @@ def reading_errors(path: str) -> Iterator[None]:
         lost.errno = error.errno
         raise lost from error
     except OSError as error:
-        unreadable = UnreadableError(
-            f"The payload {path} cannot be read: {error.strerror or error}. Nothing was given up. Let it be read, then "
-            "run again."
+        unreadable = UnreadableFileError(
+            f"The payload {path} cannot be {verb}: {error.strerror or error}. Nothing was given up. Let it be {verb}, "
+            "then run again."
         )
         unreadable.errno = error.errno
         raise unreadable from error

@@ -108,3 +108,8 @@ def test_a_reply_that_is_nested_too_deeply_to_be_checked_does_not_fit() -> None:
     for _ in range(400):
         reply = {"below": reply}
     assert Fit(schema).misfit({"n": reply}) == "$: it is nested too deeply to be checked"
+
+
+def test_a_value_of_the_users_with_a_key_pattern_is_no_pattern():
+    answer = {"enum": [{"pattern": "("}], "default": {"pattern": "["}, "examples": [{"pattern": "*"}]}
+    check_json_schema({"type": "object", "properties": {"answer": answer}, "required": ["answer"]})
