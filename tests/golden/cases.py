@@ -397,8 +397,8 @@ REPLAYS = {
         {"params": _OUTPUT, "prompt": TAUGHT},
         "instant",
     ),
-    "command": Replay("command/m", _own("command", ["label", "{input}", "{output}"]), "openai", _few),
-    "slurm": Replay("slurm/m", _own("slurm", ["label", "{input}", "{output}"]), "openai", _few, {"prompt": TAUGHT}),
+    "command": Replay("command/m", _own("command", ["cat", "{input}", "{output}"]), "openai", _few),
+    "slurm": Replay("slurm/m", _own("slurm", ["cat", "{input}", "{output}"]), "openai", _few, {"prompt": TAUGHT}),
     "ray": Replay("ray/m", _on_ray, "openai", _few, {"prompt": SEEING}),
 }
 
