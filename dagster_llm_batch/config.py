@@ -109,6 +109,19 @@ class ProviderResource(CheckedResource):
         named._name = name  # noqa: SLF001 - of its own class
         return named
 
+    def with_environment(self) -> Self:
+        """Return these settings with the environment read, and those whose variable cannot be read as they are.
+
+        An op that reads a setting gets its value. `named` raises for the others when their provider is used.
+        """
+        found = {}
+        for field in type(self).model_fields:
+            try:
+                found[field] = _read(vars(self)[field], field)
+            except ConfigError:
+                continue
+        return self.model_copy(update=found)
+
     def model_post_init(self, context: Any, /) -> None:
         """Refuse times in which no call can end. (Not by constraints of fields: Dagster's components take none.)"""
         super().model_post_init(context)

@@ -226,18 +226,19 @@ class LLMBatchResource(CheckedResource):
 
     @contextmanager
     def _resolve_and_update_nested_resources(self, context: dg.InitResourceContext) -> Iterator[Any]:
-        """See ConfigurableResource. Leaves the environment of providers to `named`, which reads it for each apart.
+        """See ConfigurableResource. Reads the environment of each provider apart.
 
         Dagster reads it for all of them together: a variable of one that is not set would stop the datasets of all.
         """
-        as_given = {
-            name: dg.ResourceDefinition.hardcoded_resource(resource)
+        read = {
+            name: dg.ResourceDefinition.hardcoded_resource(resource.with_environment())
             for name, resource in self.nested_resources.items()
             if isinstance(resource, ProviderResource)
         }
+        by_name = {name: resource.with_environment() for name, resource in self.providers.items()}
         # Dagster resolves what it finds in the fields, and a copy of these is not validated.
-        unread = self.model_copy(update=as_given)
-        with super(LLMBatchResource, unread)._resolve_and_update_nested_resources(context) as resolved:
+        copied = self.model_copy(update={**read, "providers": by_name})
+        with super(LLMBatchResource, copied)._resolve_and_update_nested_resources(context) as resolved:
             yield resolved
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:

@@ -64,6 +64,31 @@ def test_a_variable_that_is_not_set_stops_no_dataset_of_another_provider(emulato
     assert location.metadata(LABELS)["dagster/partition_row_count"] > 0
 
 
+@pytest.mark.parametrize("by_name", [False, True], ids=["field", "by name"])
+def test_an_op_reads_the_settings_of_a_provider_from_the_environment_also_beside_an_unset_variable(
+    monkeypatch, by_name
+):
+    monkeypatch.setenv("ADDRESS_OF_SOMEBODY", "http://127.0.0.1:1/v1")
+    monkeypatch.delenv("KEY_OF_NOBODY", raising=False)
+    openai = OpenAIBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY"), base_url=dg.EnvVar("ADDRESS_OF_SOMEBODY"))
+    given = LLMBatchResource(providers={"eu": openai}) if by_name else LLMBatchResource(openai=openai)
+    seen = []
+
+    @dg.op
+    def look(llm_batch: LLMBatchResource) -> None:
+        seen.append(llm_batch.providers["eu"] if by_name else llm_batch.openai)
+
+    @dg.job
+    def looks() -> None:
+        look()
+
+    assert looks.execute_in_process(resources={"llm_batch": given}).success
+    [read] = seen
+    assert read.base_url == "http://127.0.0.1:1/v1"
+    with pytest.raises(ConfigError, match="environment variable KEY_OF_NOBODY, which is not set"):
+        read.named("eu")
+
+
 def test_dagster_shows_the_variables_of_providers_in_fields_as_used_by_the_resource():
     resource = LLMBatchResource(anthropic=AnthropicBatchResource(api_key=dg.EnvVar("KEY_OF_NOBODY")))
     repository = dg.Definitions(resources={"llm_batch": resource}).get_repository_def()
