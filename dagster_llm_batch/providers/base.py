@@ -146,6 +146,11 @@ class BaseProvider:
         return f"{type(self).__name__}(name={self._name!r}, account={hide_secrets(self._account)!r})"
 
     @property
+    def _place(self) -> str:
+        """Where a call goes, for messages: with its name, since two providers may share one address."""
+        return f"provider '{self._name}' ({self._account})"
+
+    @property
     def name(self) -> str:
         """See Provider.name."""
         return self._name

@@ -132,7 +132,7 @@ def test_no_connection_means_not_created(vendor, s3_url):
 # Keys and addresses
 
 
-def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulated):
+def test_a_wrong_key_is_a_credentials_error_that_names_its_provider_and_never_shows_it(emulated):
     key = "wrong-0123456789-abcdef"
     subject = emulated.provider_with(**emulated.vendor.with_key(key))
     message = f"{key} is no key, and {emulated.vendor.other_key} is none."
@@ -148,6 +148,8 @@ def test_a_wrong_key_is_a_credentials_error_that_never_shows_it(emulated):
     ):
         with pytest.raises(CredentialsError) as caught:
             call()
+        # Of two accounts of one vendor, the address tells nothing.
+        assert f"provider '{subject.provider.name}' (" in str(caught.value)
         shown = "".join(traceback.format_exception(caught.value))
         # of Vertex AI, the SDK first tries to get another token, which a ready one cannot
         assert "*** is no key" in shown or "refresh the access token" in shown

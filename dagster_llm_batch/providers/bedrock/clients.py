@@ -18,11 +18,11 @@ class Clients:
     """One client for each service and number of attempts; `make(service, attempts)` builds it."""
 
     def __init__(
-        self, make: Callable[[str, int], Any], max_attempts: int, account: str, secrets: Callable[[], Collection[str]]
+        self, make: Callable[[str, int], Any], max_attempts: int, place: str, secrets: Callable[[], Collection[str]]
     ) -> None:
         self._make = make
         self._attempts = max_attempts
-        self._account = account
+        self._place = place
         self._secrets = secrets
         self._lock = threading.Lock()
         self._made: dict[tuple[str, int], Any] = {}
@@ -45,7 +45,7 @@ class Clients:
 
     def translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
         """Return what the SDK raised as one of our errors."""
-        return aws_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)
+        return aws_error(error, f"{doing} at {self._place}", self._secrets(), creating=creating)
 
 
 def found_secrets(session: Any) -> list[str]:

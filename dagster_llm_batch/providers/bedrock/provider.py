@@ -158,7 +158,7 @@ class BedrockProvider(VendorProvider):
         for service, url in self._endpoints.items():
             if url is not None:
                 check_address(url, f"endpoint of {service}")
-        self._clients = Clients(self._client, max_attempts, self._account, self._secrets)
+        self._clients = Clients(self._client, max_attempts, self._place, self._secrets)
         self._files = Files(self._clients, place["bucket"], place["prefix"] or "", kms_key_id)
         self._quotas: list[Mapping[str, Any]] | None = None
 

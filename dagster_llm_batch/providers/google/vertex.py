@@ -137,8 +137,9 @@ class VertexProvider(GoogleProvider):
         self._storage_url = storage_url
         self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
-        where = f"Vertex AI ({self._account})"
-        self._api = GoogleApi(self._client, where, lambda: getattr(self._credentials, "token", None), timeout_seconds)
+        self._api = GoogleApi(
+            self._client, self._place, lambda: getattr(self._credentials, "token", None), timeout_seconds
+        )
         is_whole = bigquery_dataset is None or "." in bigquery_dataset
         self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
         self._storage = VertexStorage(self._storage_client, bucket or "", timeout_seconds, self._api.calls)

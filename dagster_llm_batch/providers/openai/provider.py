@@ -404,7 +404,7 @@ class OpenAIProvider(StainlessProvider):
         return read_batch(batch)
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        return provider_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)
+        return provider_error(error, f"{doing} at {self._place}", self._secrets(), creating=creating)
 
 
 def _file_name(tag: str) -> str:

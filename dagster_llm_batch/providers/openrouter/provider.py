@@ -182,7 +182,7 @@ class OpenRouterProvider(StainlessProvider):
 
     def _not_created(self, error: Exception, *, is_sent: bool) -> ProviderError:
         # A 402 is a plain no here: there are no results that could wait.
-        doing = f"create the batch at {self._account}"
+        doing = f"create the batch at {self._place}"
         return provider_error(error, doing, self._secrets(), creating=is_sent)
 
     @property
@@ -349,7 +349,7 @@ class OpenRouterProvider(StainlessProvider):
         return replace(report, status=BatchStatus.RUNNING, reason=reason)
 
     def _translated(self, error: Exception, doing: str, *, creating: bool = False) -> ProviderError:
-        told = provider_error(error, f"{doing} at {self._account}", self._secrets(), creating=creating)
+        told = provider_error(error, f"{doing} at {self._place}", self._secrets(), creating=creating)
         status = getattr(error, "status_code", None)
         if status == _PAY_FIRST:
             return TransientError(f"{told} ({_TOP_UP})")
