@@ -143,6 +143,13 @@ def _prepare(design: DriftSpec, main: dg.AssetKey, context: dg.AssetExecutionCon
     return compute
 
 
+def _no_partitions(key: dg.AssetKey) -> ConfigError:
+    return ConfigError(
+        f"{key.to_user_string()} has no partitions, and drift is between partitions. Give it a partitions_def, or "
+        "leave it out of the candidates."
+    )
+
+
 def _other_partitions(key: dg.AssetKey, own: object, wanted: object) -> ConfigError:
     return ConfigError(
         f"{key.to_user_string()} has other partitions than this asset: {own} against {wanted}. Drift is between "
@@ -178,7 +185,7 @@ class _Labels:
     def _has_labels(self, key: dg.AssetKey, partition: str | None) -> bool:
         own, wanted = self._tables.partitions_def(key), self._design.builder.partitions_def
         if own is None:
-            raise ConfigError(f"{key.to_user_string()} has no partitions, and drift is between partitions.")
+            raise _no_partitions(key)
         if partition is not None and own != wanted:
             raise _other_partitions(key, own, wanted)
         stored = self._tables.partitions(key)
@@ -449,6 +456,8 @@ def drift_assets(
     )
     builder = design.builder
     for spec in known_specs(candidates):
+        if spec.partitions_def is None:
+            raise _no_partitions(spec.key)
         if builder.partitions_def is not None and spec.partitions_def != builder.partitions_def:
             raise _other_partitions(spec.key, spec.partitions_def, builder.partitions_def)
     shared: dict[str, Any] = {

@@ -209,8 +209,11 @@ class TestPartitions:
         def whole():
             return pa.table({"topic": ["bug"]})
 
-        upstream, assets = build_assets(whole)
-        assert "whole has no partitions, and drift is between partitions" in project.failure([*upstream, *assets], None)
+        for given in (whole, dg.AssetSpec("whole")):
+            with pytest.raises(ConfigError, match="whole has no partitions, and drift is between partitions"):
+                build_assets(given)
+        assets = drift_assets(name="drift", candidates="whole", target="topic")
+        assert "whole has no partitions, and drift is between partitions" in project.failure([whole, *assets], None)
 
 
 def test_types_that_change_between_partitions_are_refused(project):
