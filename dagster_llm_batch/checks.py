@@ -89,7 +89,8 @@ class Checks:
     """What a labeled partition must hold.
 
     Args:
-        min_coverage: Least share of rows with a label, 0 to 1. Rows that are empty, and skipped, do not count.
+        min_coverage: Least share of rows with a label, 0 to 1. Rows that are empty, and skipped, do not count, unless
+            all rows are empty: that is a share of 0. With 0, no share is too small.
         min_parse_rate: Least share of replies that fit the response, 0 to 1.
         blocking: Whether a failed coverage or parse rate holds back what is downstream.
     """
@@ -245,7 +246,7 @@ def verdicts(
     spend = "not known" if cost is None else money_text(cost)
     coverage = _share(COVERAGE, figures.labeled, rows, wanted.min_coverage, "rows have a label")
     if figures.skipped:
-        coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped))
+        coverage = replace(coverage, **_beside_skipped(coverage, rows, figures.skipped, wanted.min_coverage))
     coverage = _with_reason(coverage, figures)
     if waiting := figures.waiting:
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
@@ -399,12 +400,15 @@ def _beside_reported(spend: CheckOutcome, status: Status) -> CheckOutcome:
     return replace(spend, passed=False, description=description, metadata=metadata)
 
 
-def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int) -> dict[str, Any]:
-    """Return what changes in the coverage where rows are empty: they have no share in it, unless all are."""
+def _beside_skipped(coverage: CheckOutcome, asked: int, skipped: int, least: float) -> dict[str, Any]:
+    """Return what changes in the coverage where rows are empty: they have no share in it, unless all are.
+
+    Then no row has a label, which is as much as a least share of 0 asks for.
+    """
     metadata = {**coverage.metadata, "llm_batch/rows_skipped": skipped}
     if not asked:
         reason = "All rows are empty, so none was sent. Look at what fills the columns that the prompt reads."
-        return {"passed": False, "description": reason, "metadata": {**metadata, f"llm_batch/{COVERAGE}": 0.0}}
+        return {"passed": not least, "description": reason, "metadata": {**metadata, f"llm_batch/{COVERAGE}": 0.0}}
     text = f"{coverage.description} {skipped:,} more {'is' if skipped == 1 else 'are'} empty and not sent."
     return {"description": text, "metadata": metadata}
 

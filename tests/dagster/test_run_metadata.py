@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 
 from dagster_llm_batch import (
     AnthropicBatchResource,
+    Checks,
     Fallback,
     HiveParquetIOManager,
     Limits,
@@ -117,6 +118,16 @@ def test_missing_images_are_counted_where_rows_are_sent_landed_and_checked(make)
     assert "2 of 4 rows have a label (50.0%)" in coverage.description
     assert "2 of 2: the image in column 'picture' cannot be read: got bytes that start with" in coverage.description
     assert "Plan the partition again when the image is there" in coverage.description
+
+
+def test_a_table_of_nothing_but_empty_rows_passes_where_no_coverage_is_wanted(make):
+    blank = labeled(rows=lambda context: with_blanks("b1", "b2")(context).tail(2), checks=Checks(min_coverage=0))
+    location = make(*blank)
+    result = location.land()
+    assert result.success
+    coverage = coverage_of(result)
+    assert coverage.passed
+    assert "All rows are empty" in coverage.description
 
 
 def test_labels_say_what_came_back_and_what_it_cost(make):
