@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ["CASES", "REFUSED"]
 
 CASES: dict[str, str] = {
+    "rows that are all empty failed a coverage of 0": "datasets=1 a.partitions=hourly a.content=blank",
     "an alert sensor for a sensor of another name was refused": "datasets=1 sensors=each extras=all",
     "a judge failed on a partition without rows": (
         "datasets=1 evaluation=rubric evaluated=apart a.partitions=berlin_hourly"
@@ -16,6 +17,7 @@ REFUSED: dict[str, str] = {
     "datasets=1 a.vendor=groq a.response=moderation": "moderation",
     "datasets=1 a.response=text a.rule=cascade": "Cascade.target",
     "datasets=1 evaluation=pairwise a.partitions=daily": "two or more",
+    "datasets=1 evaluation=drift": "has no partitions",
     "datasets=1 evaluation=annotation a.response=embedding": "vector",
     "datasets=1 evaluation=student a.response=text": "topic",
 }

@@ -118,12 +118,12 @@ def _plan(journey: Journey, slot: str) -> Iterator[str]:
 
 
 def _names_cause(platform: Platform, slot: str, text: str) -> bool:
-    """Return whether a message names what stops a dataset: the provider or its variable, or the limit."""
+    """Return whether a message names what stops a dataset: the provider, its variable or its program, or the limit."""
     reason = platform.stopped_by(slot) or ""
     vendor = platform[f"{slot}.vendor"]
     if reason.startswith("key="):
-        words = [VENDORS[vendor].provider, variable(vendor), "no-such-program", "API key", "credential"]
-        return any(word.lower() in text.lower() for word in words)
+        words = [f"provider '{VENDORS[vendor].provider}'", variable(vendor), "no-such-program"]
+        return any(word in text for word in words)
     return "usd" in text.lower() or "budget" in text.lower()
 
 
@@ -296,7 +296,7 @@ def _columns_of_first(journey: Journey) -> list[dict[str, Any]]:
 def _again(journey: Journey) -> Iterator[str]:
     """What has landed is neither asked nor sent again."""
     platform = journey.platform
-    billed = sum(one.billed for one in journey.emulator.books.executions)
+    before = journey.emulator.books.executions
     for tick in journey.tick():
         if tick.requests:
             asked = [sorted(key.to_user_string() for key in one.asset_selection or ()) for one in tick.requests]
@@ -307,8 +307,11 @@ def _again(journey: Journey) -> Iterator[str]:
         key = journey.keys(slot)[0]
         if (why := journey.run([f"{name_of(slot)}_batch"], key)) is not None:
             yield f"{slot} cannot be submitted again: {_essence(why)}"
-    if sum(one.billed for one in journey.emulator.books.executions) != billed:
-        yield "a second submission of the same rows was billed"
+    billed = Counter(one.body_digest for one in before if one.billed)
+    for one in journey.emulator.books.executions[len(before) :]:
+        if one.billed:
+            times = f"billed {billed[one.body_digest]} times before" if one.body_digest in billed else "new"
+            yield f"a second submission of the same rows was billed: {one.endpoint} in {one.batch_id}, a body {times}"
     for slot in platform.landing:
         asked = journey.plan(slot)
         if asked.document is None or any(one["requests_to_send"] for one in asked.document["plans"]):
