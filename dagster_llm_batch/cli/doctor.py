@@ -404,7 +404,7 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
     doubts = list(filter(None, map(engine.deployment.price_dispute, labeling.models)))
     if warnings or doubts:
         told = f"{problem}. {' '.join(warnings)}" if warnings else problem
-        return Finding(check, Severity.WARNING, told, " ".join(doubts))
+        return Finding(check, Severity.WARNING, told, " ".join(doubts) or None)
     return Finding(check, Severity.OK, problem)
 
 

@@ -18,6 +18,10 @@ split by a digest of the request, since models say 0.9 of half of all rows.
 **Against gold**, with `within`: wrong is a row of which the model is wrong and the oracle right. By the share of these
 at most, the labels are right less often than the oracle's are, so `1 - within` takes the place of `agreement`.
 
+**Looks.** Who raises the sample until the oracle's share pleases has looked several times at the same rows, and takes
+the look that flatters. So the looks at the same rows share `1 - confidence`: the first one has 15 of 16 parts of it,
+the n-th one 1 / (n (n - 1)) of the rest, which is all of it if somebody looks for ever (`look_confidence`).
+
 Pure; simulated in tests/core/test_cascade.py. A threshold that is chosen so that the sample itself shows the wanted
 agreement breaks such a promise in 20 to 60 of 100 cases.
 """
@@ -40,7 +44,7 @@ import pyarrow as pa
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.response import Reader, resolve
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, InputError
 
 __all__ = [
     "ALL",
@@ -59,6 +63,7 @@ __all__ = [
     "expect_accepted",
     "find_bound",
     "find_threshold",
+    "look_confidence",
     "reach_probability",
     "relative_cost",
     "smallest",
@@ -70,6 +75,9 @@ Flags = npt.NDArray[np.bool_]
 
 # A table with fewer rows for each of the sample is no endless source of rows: drawing uses it up.
 _FINITE = 20
+
+# The part of the risk that the first look at rows has; later ones share the rest. Most partitions are looked at once.
+_FIRST_LOOK = Fraction(15, 16)
 
 # What is audited for ever is to cost less than what it spares.
 _MOST_AUDITED = 0.5
@@ -159,13 +167,14 @@ class Cascade:
             if not 0 < given < 1:
                 then = "all rows would be asked of the oracle: make it the model" if given == 1 else "it is a share"
                 raise ConfigError(f"Cascade.{name}={given!r} is not allowed; it is above 0 and below 1 ({then}).")
-        least = count_least(self.least_share, self.confidence)
+        least = count_least(self.least_share, look_confidence(self.confidence, 1))
         if self.sample != "auto" and self.sample < least:
             asked = f"agreement={self.agreement}" if self.within is None else f"within={self.within}"
             raise ConfigError(
                 f"Cascade.sample={self.sample!r} is too small: with fewer than {least} rows no label could be accepted "
                 f"at {asked} and confidence={self.confidence}. Give more, or 'auto'."
             )
+        least = count_least(self.least_share, self.confidence)
         if isinstance(self.calibrate, Rolling) and self.calibrate.rows < least:
             raise ConfigError(
                 f"Rolling.rows={self.calibrate.rows!r} is too small: with fewer than {least} rows no label could be "
@@ -294,6 +303,14 @@ def smallest(digests: Digests, others: Digests, count: int) -> Digests:
     return both if len(both) <= count else np.partition(both, count - 1)[:count]
 
 
+def look_confidence(confidence: float, look: int) -> float:
+    """Return the confidence that the n-th look at the same rows needs, from 1 on, so that all of them keep the promise
+    together.
+    """
+    share = _FIRST_LOOK if look <= 1 else (1 - _FIRST_LOOK) / (look * (look - 1))
+    return 1 - (1 - confidence) * float(share)
+
+
 def count_allowed(sample: int, rows: int, agreement: float, confidence: float) -> int:
     """Return how many of a sample of so many rows may be wrong; -1: not even none is enough."""
     risk, wrong = 1 - confidence, _fewest_too_many(rows, agreement)
@@ -414,8 +431,10 @@ def choose_sample(rows: int, agreement: float, confidence: float, at_least: int 
 def find_threshold(scores: Scores, digests: Digests, are_wrong: Flags, allowed: int) -> Place:
     """Return the place above which labels are accepted, by the sampled rows.
 
-    A row that has no score, since its reply did not fit, is never accepted: give it -inf, and not as wrong.
+    A row that has no score, since its reply did not fit, is never accepted: give it -inf, and not as wrong. Raises
+    InputError for a score of infinity or NaN.
     """
+    _check_scores(scores)
     if allowed < 0:
         return NOTHING
     order = np.lexsort((digests, scores))[::-1]
@@ -426,8 +445,18 @@ def find_threshold(scores: Scores, digests: Digests, are_wrong: Flags, allowed: 
     return Place(float(scores[place]), int(digests[place]))
 
 
+def _check_scores(scores: Scores) -> None:
+    # Such a row would be above any threshold, however often the model is wrong of it.
+    if not (scores < inf).all():
+        raise InputError(
+            f"{int((~(scores < inf)).sum()):,} of {len(scores):,} scores are infinity or NaN. A score is a finite "
+            "number; give rows without one -inf, and they are never accepted."
+        )
+
+
 def are_above(scores: Scores, digests: Digests, threshold: Place) -> Flags:
-    """Return which rows are accepted."""
+    """Return which rows are accepted. Raises InputError for a score of infinity or NaN."""
+    _check_scores(scores)
     score, digest = threshold
     above: Flags = (scores > score) | ((scores == score) & (digests > np.uint64(digest)) & np.isfinite(scores))
     return above

@@ -28,6 +28,7 @@ from dagster_llm_batch.core.cascade import (
     digest_requests,
     find_bound,
     find_threshold,
+    look_confidence,
     reach_probability,
 )
 from dagster_llm_batch.types import Outcome
@@ -86,6 +87,9 @@ class Levels:
         wave: The wave in which the oracle is asked the rest.
         is_repeated: Whether all of it was decided in an earlier submission of the same rows.
         audit: The rows that are audited, where earlier partitions set the threshold; None: each partition does its own.
+        look: Which look at these rows it is, from 1 on; None: by older code, or no sample of these rows decides.
+        keys_id: A digest of the keys of all rows, in any order.
+        requests_id: A digest of their requests.
     """
 
     calibration_id: str
@@ -110,6 +114,9 @@ class Levels:
     wave: int | None = None
     is_repeated: bool = False
     audit: Audit | None = None
+    look: int | None = None
+    keys_id: str | None = None
+    requests_id: str | None = None
 
     def as_json(self) -> bytes:
         """Return it as it is stored."""
@@ -126,6 +133,11 @@ class Levels:
     @property
     def asks_oracle_alone(self) -> bool:
         return self.sampled is None
+
+    @property
+    def look_confidence(self) -> float:
+        """The confidence that this look needs, so that all looks at these rows together keep the promise."""
+        return self.confidence if self.look is None else look_confidence(self.confidence, self.look)
 
     def asks_oracle(self, asked_of: str) -> bool:
         """Return whether what was asked of this model was asked of the oracle."""
@@ -198,6 +210,8 @@ class Levels:
         if self.audit is not None:
             expected += f"; audits {len(self.audit.requests):,} rows; earlier partitions set no threshold yet: "
             expected += f"{self.audit.why_not}"
+        if self.look is not None and self.look > 1:
+            expected += f"; this is look {self.look:,} at these rows, which needs {self.look_confidence:.3%} confidence"
         return (
             f"asks {self.oracle} for a sample of {self.sample:,} of {self.rows:,} rows, and then for what is not sure "
             f"enough{expected}"
@@ -232,7 +246,8 @@ class Levels:
     def scores(self, results: pa.Table) -> Scores:
         """Return the score of each result; -inf where the reply did not fit, or has none."""
         given = pc.fill_null(pc.cast(results[self.score], pa.float64()), -np.inf).to_numpy()
-        return np.where(_are_good(results), given, -np.inf)
+        # A reader refuses infinity and NaN; results of older code may have them.
+        return np.where(_are_good(results) & np.isfinite(given), given, -np.inf)
 
     def are_accepted(self, results: pa.Table) -> Flags:
         """Return which results of the model itself are above the threshold."""
@@ -266,14 +281,14 @@ class Levels:
         drawn = self.sampled or []
         scores, digests, wrong = self._judge(drawn, own, others)
         promised = (len(drawn), self.rows)
-        allowed = count_allowed(*promised, self.agreement, self.confidence) if drawn else -1
+        allowed = count_allowed(*promised, self.agreement, self.look_confidence) if drawn else -1
         threshold = find_threshold(scores, digests, wrong, allowed)
         return replace(
             self,
             wrong=int(wrong.sum()),
             wrong_above=int((wrong & are_above(scores, digests, threshold)).sum()),
             allowed=allowed,
-            bound=find_bound(allowed, *promised, self.confidence),
+            bound=find_bound(allowed, *promised, self.look_confidence),
             threshold=threshold,
         )
 

@@ -369,7 +369,7 @@ class Allowance:
         if levels is None or levels.sampled is None or levels.is_rolling:
             return None
         # A sampled row without an answer counts as wrong, and so few may be wrong that anything is accepted.
-        if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.confidence):
+        if lost <= count_allowed(levels.sample, levels.rows, levels.agreement, levels.look_confidence):
             return None
         why = (
             f"{lost:,} requests of the sample that judges the labels of {judged[0].asked_of} were given up for money, "

@@ -14,7 +14,7 @@ Loaded only where a labeling has a cascade.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property, partial
@@ -31,8 +31,11 @@ from dagster_llm_batch.core.cascade import (
     Rolling,
     choices_of,
     choose_sample,
+    count_allowed,
+    count_least,
     digest_keys,
     expect_accepted,
+    look_confidence,
     relative_cost,
     smallest,
 )
@@ -53,7 +56,7 @@ from dagster_llm_batch.engine.request_files import (
 )
 from dagster_llm_batch.engine.sample_size import readable_levels
 from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Lane
@@ -106,6 +109,37 @@ def _missing_gold(asset: str, target: str, keys: Sequence[object], sampled: int)
 def _cascade(labeling: Labeling) -> Cascade:
     assert labeling.cascade is not None
     return labeling.cascade
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Looks at the same rows that came before, as far as their files are there, and digests of these rows."""
+
+    keys_id: str
+    requests_id: str
+    known: Mapping[tuple[str, int | None], Levels | None]
+
+    def of(self, cascade: Cascade, calibration: str, seed: str, sample: int | None) -> int:
+        """Return which look this is, from 1 on; `sample`: how many rows are drawn, where that is known.
+
+        What was decided once is the same look. So is a stricter promise of the same sampled rows: nobody asks more of
+        the oracle because it pleases.
+        """
+        looks = [None if levels is None else levels.look for levels in self.known.values()]
+        for levels in filter(None, self.known.values()):
+            if sample not in (None, levels.sample):
+                continue
+            is_stricter = (
+                sample is not None
+                and (levels.seed, levels.score, levels.target) == (seed, cascade.score, cascade.target)
+                and (levels.within is None) is (cascade.within is None)
+                and levels.agreement <= cascade.least_share
+                and levels.confidence <= cascade.confidence
+            )
+            if is_stricter or levels.calibration_id == calibration:
+                return levels.look or 1
+        # Of older code, or where files are gone, each is one more.
+        return 1 + looks.count(None) + max(filter(None, looks), default=0)
 
 
 @dataclass(frozen=True)
@@ -192,10 +226,9 @@ class Sampling:
         rows = plan.rows - plan.skipped - plan.unreadable.rows
         tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
         least = self._deployment.codec(oracle).limits.min_requests
-        if cascade.sample == "auto":
-            size = choose_sample(rows, cascade.least_share, cascade.confidence, least)
-        else:
-            size = min(cascade.sample, rows)
+        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, plan.rows, rows)
+        asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
+        size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
         audit, earlier = self._audit(cascade, seed, rows, plan.requests)
         if earlier is not None:
             size = 0
@@ -251,7 +284,7 @@ class Sampling:
         # At most, the oracle answers all rows, each as dear as it can be.
         estimate.add_surcharge(Costs(later_usd, later.bound_usd))
         self.levels = Levels(
-            calibration_id=self._digest(cascade, seed),
+            calibration_id=calibration,
             oracle=cascade.oracle,
             score=cascade.score,
             target=cascade.target,
@@ -265,6 +298,9 @@ class Sampling:
             sampled=sampled,
             relative_cost=cost,
             audit=audit,
+            look=None if sampled is None or earlier is not None else looks.of(cascade, calibration, seed, len(sampled)),
+            keys_id=looks.keys_id,
+            requests_id=looks.requests_id,
         )
         if earlier is not None:
             self.levels = self.levels.set_threshold(earlier)
@@ -272,6 +308,62 @@ class Sampling:
             self.levels = self.levels.ask_oracle_alone()
         store_levels(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
+
+    def _earlier_looks(self, seed: str, rows: int, asked: int) -> _Looks:
+        """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
+
+        Rows with the same keys are the same rows. Where the models and the prompt are the same, too, and the requests
+        are others, then what stands in the rows has changed, and nobody has looked at it.
+        """
+        keys_id, requests_id = self._digest_rows()
+        known: dict[tuple[str, int | None], Levels | None] = {}
+        deployment = self._deployment
+        for submission in deployment.ledger.history(deployment.namespace, self._labeling.asset, self._partition):
+            if submission.questions is None:
+                continue
+            found = list(readable_levels(deployment.payloads, [submission]))
+            if not found:
+                # Its files were pruned, or are damaged, and nobody knows more than how many rows it had.
+                if submission.rows == rows:
+                    known[submission.fingerprint, None] = None
+                continue
+            levels = found[0][1]
+            if not levels.sampled or levels.is_rolling:
+                continue
+            if levels.threshold is None and submission.state is not SubmissionState.OPEN:
+                continue
+            is_same = levels.rows == asked if levels.keys_id is None else levels.keys_id == keys_id
+            is_changed = levels.seed == seed and levels.requests_id not in (None, requests_id)
+            if is_same and not is_changed:
+                known[levels.calibration_id, levels.sample] = levels
+        return _Looks(keys_id, requests_id, known)
+
+    def _digest_rows(self) -> tuple[str, str]:
+        """Return digests of the keys and of the requests of all rows, whatever their order."""
+        of_keys = of_requests = 0
+        for keys, ids in self._rows():
+            of_keys += int(digest_keys(keys, "look").sum(dtype=np.uint64))
+            heads = np.frombuffer(packed(ids.to_pylist()), np.uint8).reshape(-1, REQUEST_ID_BYTES)[:, :8]
+            of_requests += int(heads.copy().view(">u8").sum(dtype=np.uint64))
+        return f"{of_keys % 2**64:016x}", f"{of_requests % 2**64:016x}"
+
+    def _usual_size(self, cascade: Cascade, rows: int, least: int, look: int) -> int:
+        """Return how many rows are sampled before other partitions are asked.
+
+        Raises ConfigError where so many looks were taken at these rows that such a sample could accept nothing.
+        """
+        confidence = look_confidence(cascade.confidence, look)
+        if cascade.sample == "auto":
+            return choose_sample(rows, cascade.least_share, confidence, least)
+        size = min(cascade.sample, rows)
+        if look == 1 or size == rows or count_allowed(size, rows, cascade.least_share, confidence) >= 0:
+            return size
+        needed = count_least(cascade.least_share, confidence)
+        raise ConfigError(
+            f"'{self._labeling.asset}': Cascade.sample={cascade.sample!r} is too small for look {look} at the same "
+            f"rows. Looks share the {1 - cascade.confidence:.1%} of which a promise may fail, so that this one needs "
+            f"{needed:,} rows. Nothing was sent. Give more, or 'auto', or go back to what an earlier look asked for."
+        )
 
     def _refuse_too_few(self, requests: int, least: int) -> None:
         """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""

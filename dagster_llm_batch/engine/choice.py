@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.cascade import Rolling, choose_sample, count_least
+from dagster_llm_batch.core.cascade import Rolling, choose_sample, count_least, look_confidence
 from dagster_llm_batch.core.durations import FEWEST, Durations
 from dagster_llm_batch.core.forecast import Rates, learn
 from dagster_llm_batch.engine.deployment import Deployment
@@ -312,7 +312,8 @@ class Chooser:
         """Yield cascades of that level whose samples differ in what they cost, the cheapest first, and what each
         accepts.
         """
-        wanted, confidence, rows, oracle = self._wanted, self._wanted.confidence, self._wanted.rows, pair.oracle
+        wanted, rows, oracle = self._wanted, self._wanted.rows, pair.oracle
+        confidence = look_confidence(wanted.confidence, 1)
         least = max(count_least(level, confidence), self._least(oracle))
         usual = choose_sample(rows, level, confidence, self._least(oracle))
         sizes = sorted({max(least, size) for size in (usual // 2, usual, 2 * usual)} - {rows})

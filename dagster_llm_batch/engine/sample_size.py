@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.core.cascade import Cascade, choose_sample, count_least, relative_cost
+from dagster_llm_batch.core.cascade import Cascade, choose_sample, count_least, look_confidence, relative_cost
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine.deployment import Deployment
 from dagster_llm_batch.engine.labeling import Labeling
@@ -75,7 +75,7 @@ def choose_sample_size(
     if len(known.pool.scores) < _FEWEST_ROWS or known.partitions < _FEWEST_PARTITIONS:
         needed = f"{_FEWEST_ROWS:,} rows of {_FEWEST_PARTITIONS} are needed"
         return None, f"a sample of {usual:,} rows, as usual: too few to choose by ({there}; {needed})"
-    promise = cascade.least_share, cascade.confidence
+    promise = cascade.least_share, look_confidence(cascade.confidence, 1)
     least = max(count_least(*promise), at_least)
     sizes = {usual} | {choose_sample(rows, *promise, least, times) for times in _TIMES}
     sizes = {size for size in sizes if size == usual or least <= size <= _MOST_OF_ROWS * rows}

@@ -19,7 +19,7 @@ from comparison import Pickled
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
 
-from dagster_llm_batch.core.cascade import Cascade
+from dagster_llm_batch.core.cascade import Cascade, count_allowed, look_confidence
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.engine import Labeling, Resend, Spend
 from dagster_llm_batch.engine.costs import cost_table
@@ -542,6 +542,55 @@ def test_another_promise_reuses_each_answer_at_its_own_level(workspace: Workspac
             assert row["llm_model"].startswith(CHEAP)
     assert Counter(labels["llm_why"].to_pylist())["sampled"] == 90
     assert workspace.emulator.books.billed_twice() == {}
+
+
+def test_each_look_at_the_same_rows_has_its_share_of_the_risk_and_a_new_draw_is_a_look(workspace: Workspace) -> None:
+    def look(promise: Cascade, **changes: Any) -> tuple[int | None, int | None]:
+        asked_for = definition(promise, **changes)
+        status = workspace.run(asked_for, tickets(ROWS))
+        found = levels(workspace, status.submission)
+        assert found.allowed == count_allowed(
+            found.sample, ROWS, promise.agreement, look_confidence(0.95, found.look or 0)
+        )
+        return found.look, found.sample
+
+    assert look(cascade()) == (1, 60)
+    assert look(cascade(sample=80)) == (2, 80)
+    assert (
+        "look 3 at these rows"
+        in workspace.engine().preview(definition(cascade(sample=100)), tickets(ROWS)).levels.plan_text
+    )
+    assert look(cascade(sample=100)) == (3, 100)
+    # Another prompt draws other rows of the same table, and the sampled ones have been looked at all the same.
+    usual = definition()
+    assert look(cascade(), prompt=replace(usual.prompt, system="You label tickets, and think twice.")) == (4, 60)
+    # What was decided before is the same look, whatever came in between.
+    assert look(cascade()) == (1, 60)
+    assert look(cascade(sample=80)) == (2, 80)
+    # A stricter promise of the same sample accepts less, which nobody is pleased by; a weaker one is a look.
+    assert look(cascade(agreement=0.95)) == (1, 60)
+    assert look(cascade(agreement=0.8)) == (5, 60)
+
+
+def test_rows_that_have_changed_are_looked_at_for_the_first_time(workspace: Workspace) -> None:
+    first = workspace.run(definition(), tickets(ROWS))
+    more = workspace.run(definition(cascade(sample=80)), tickets(ROWS + 1))
+    assert [levels(workspace, one.submission).look for one in (first, more)] == [1, 1]
+    changed = tickets(ROWS).with_columns(body=pl.col("body") + " Thank you.")
+    status = workspace.run(definition(cascade(sample=80)), changed)
+    assert levels(workspace, status.submission).look == 1
+
+
+def test_a_sample_that_could_accept_nothing_after_so_many_looks_is_refused_before_anything_is_sent(
+    workspace: Workspace,
+) -> None:
+    for sample in (60, 62, 64):
+        workspace.run(definition(cascade(sample=sample)), tickets(ROWS))
+    before = asked(workspace)
+    with pytest.raises(ConfigError, match="sample=30 is too small for look 4 at the same rows") as refused:
+        workspace.engine().plan(definition(cascade(sample=30)), tickets(ROWS))
+    assert "Nothing was sent" in str(refused.value)
+    assert asked(workspace) == before
 
 
 def test_answers_of_another_oracle_or_of_none_are_not_reused(workspace: Workspace) -> None:
