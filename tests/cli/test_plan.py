@@ -293,7 +293,7 @@ def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home)
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[1])
         said = refused()
         assert "The asset inbox is not materialized in 1 of the 2 partitions that 2026-01-02 reads: 2026-01-01." in said
-        assert said in planned(4).stdout
+        assert said.removeprefix("NoRowsError: ") in planned(4).stdout
         dg.materialize([project.module()["inbox"]], instance=instance, partition_key=DAYS[0])
         said = refused()
         assert (
