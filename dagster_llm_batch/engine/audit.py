@@ -138,4 +138,6 @@ def _points_in(deployment: Deployment, folder: str) -> list[Point]:
         levels = levels_in(deployment.payloads, folder)
     except FileNotFoundError:
         levels = None
+    if levels is None and deployment.payloads.exists(f"{folder}/{CALIBRATION}"):
+        raise PayloadError(f"{folder}/{CALIBRATION} is there, and cannot be read.")
     return [] if levels is None or levels.audit is None else levels.audit.points or []
