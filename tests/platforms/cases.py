@@ -5,10 +5,9 @@ from __future__ import annotations
 __all__ = ["CASES", "REFUSED"]
 
 CASES: dict[str, str] = {
-    "rows that are all empty failed a coverage of 0": "datasets=1 a.partitions=hourly a.content=blank",
     "an alert sensor for a sensor of another name was refused": "datasets=1 sensors=each extras=all",
-    "a judge failed on a partition without rows": (
-        "datasets=1 evaluation=rubric evaluated=apart a.partitions=berlin_hourly"
+    "a judge failed on a partition without rows, and rows that are all empty failed a coverage of 0": (
+        "datasets=1 evaluation=rubric evaluated=apart a.partitions=berlin_hourly a.content=blank"
     ),
 }
 
