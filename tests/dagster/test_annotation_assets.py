@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from code_location import DAILY, DAYS, LABELS, failure, labeled, tickets
 
-from dagster_llm_batch import Embedding, annotation_assets, estimate_assets, evaluation_assets
+from dagster_llm_batch import Embedding, Prompt, annotation_assets, estimate_assets, evaluation_assets
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import Judgment
 
@@ -244,7 +244,13 @@ class TestChecks:
         assert "eve" not in words
 
     def test_nobody_judges_vectors(self):
-        vectors = labeled(response=Embedding(), endpoint="embeddings", model="openai/text-embedding-3-small", params={})
+        vectors = labeled(
+            prompt=Prompt(user="{{ body }}"),
+            response=Embedding(),
+            endpoint="embeddings",
+            model="openai/text-embedding-3-small",
+            params={},
+        )
         with pytest.raises(ConfigError, match="nobody judges a vector"):
             annotation_assets(name="gold", candidates=vectors)
 
