@@ -192,10 +192,11 @@ ARGUMENTS: dict[str, Callable[[Place, str], tuple[Any, ...]]] = {
 }
 # These read no stored file.
 LEDGER_ALONE = {
-    "assembler", "at_work", "can_advance", "give_up", "having_unsent", "keep_places", "latest", "lost_runs",
-    "needs_recovery", "note_failed", "note_lost", "note_of_recovery", "note_stranded", "note_told", "note_turns",
-    "note_unavailable", "now", "outlook", "overdue", "poll", "poll_awaited", "provider", "queue_lines", "rename",
-    "resolve", "runs_at_work", "starved", "stop_late", "told_since", "unsent", "unsent_since",
+    "assembler", "at_work", "can_advance", "give_up", "give_up_forgotten", "having_unsent", "keep_places", "latest",
+    "lost_runs", "needs_recovery", "note_failed", "note_lost", "note_of_recovery", "note_stranded", "note_told",
+    "note_turns", "note_unavailable", "now", "outlook", "overdue", "poll", "poll_awaited", "poll_beside", "provider",
+    "queue_lines", "rename", "resolve", "runs_at_work", "starved", "stop_late", "told_since", "unreadable", "unsent",
+    "unsent_since",
 }  # fmt: skip
 
 
