@@ -98,7 +98,7 @@ def test_weekly_labels_read_all_days_of_their_week_oldest_first(make, emulator, 
 def test_days_that_are_not_materialized_are_refused_by_name_before_anything_is_sent(over, emulator):
     location = over(inbox(), *weekly(), days=[*DAYS[:2], *DAYS[3:6]])
     assert (
-        "InputError: The asset inbox is not materialized in 2 of the 7 partitions that 2026-01-04 reads: 2026-01-06, "
+        "NoRowsError: The asset inbox is not materialized in 2 of the 7 partitions that 2026-01-04 reads: 2026-01-06, "
         "2026-01-10. Materialize it first, or leave them out: deps=[AssetDep('inbox', "
         "metadata={'allow_missing_partitions': True})]."
     ) in failure(location.submit(partition=WEEK))

@@ -35,17 +35,25 @@ _PAGE = 100
 class GoogleApi:
     """The calls of one provider; the client is built on the first. SDK retries are off: each call is made once.
 
-    `secret` gives the key or token of the moment, which no message may show.
+    `secret` gives the key or token of the moment, which no message may show. `is_gemini`: of the Gemini API, not of
+    Vertex AI.
     """
 
     def __init__(
-        self, client: Callable[[], Client], where: str, secret: Callable[[], str | None], timeout_seconds: float
+        self,
+        client: Callable[[], Client],
+        where: str,
+        secret: Callable[[], str | None],
+        timeout_seconds: float,
+        *,
+        is_gemini: bool,
     ) -> None:
         self._make = client
         self._made: Client | None = None
         self._where = where
         self._secret = secret
         self._timeout_seconds = timeout_seconds
+        self._is_gemini = is_gemini
 
     @property
     def client(self) -> Client:
@@ -61,7 +69,8 @@ class GoogleApi:
 
     def calls(self, doing: str, *, creating: bool = False) -> Any:
         """Return a context that turns the SDK's exceptions into ours."""
-        return google_calls(f"{doing} at {self._where}", self._secret() or "", creating=creating)
+        secret = self._secret() or ""
+        return google_calls(f"{doing} at {self._where}", secret, is_gemini=self._is_gemini, creating=creating)
 
     def call(
         self,

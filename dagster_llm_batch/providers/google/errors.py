@@ -69,9 +69,14 @@ class PreconditionFailedError(RefusedError):
 _REFUSALS: dict[int, type[RefusedError]] = {404: UnknownIdError, 410: UnknownIdError, 412: PreconditionFailedError}
 
 
-def google_calls(doing: str, secret: str = "", *, creating: bool = False) -> AbstractContextManager[None]:
-    """Turn what an SDK raises into our errors. While creating, no error proves that nothing was created."""
-    return sdk_calls(lambda error: _provider_error(error, doing, secret, creating=creating))
+def google_calls(
+    doing: str, secret: str = "", *, is_gemini: bool, creating: bool = False
+) -> AbstractContextManager[None]:
+    """Turn what an SDK raises into our errors. While creating, no error proves that nothing was created.
+
+    `is_gemini`: the call is one of the Gemini API, not of Vertex AI.
+    """
+    return sdk_calls(lambda error: _provider_error(error, doing, secret, is_gemini=is_gemini, creating=creating))
 
 
 def http_status(error: Exception) -> int | None:
@@ -92,7 +97,7 @@ def is_about_credentials(error: Exception) -> bool:
     return http_status(error) in (401, 403) or "API_KEY_INVALID" in words_of(error)
 
 
-def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool) -> ProviderError:
+def _provider_error(error: Exception, doing: str, secret: str, *, is_gemini: bool, creating: bool) -> ProviderError:
     message = getattr(error, "message", None)
     reason = mask_keys(message if isinstance(message, str) and message else words_of(error), [secret], _KEY)
     if isinstance(error, OddAnswerError):
@@ -102,7 +107,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
     reason = WEB_PAGE if is_page(headers, body) else reason
     if status is None:
         return translate_failure(Failure(doing, reason, creating, frozenset(_names(error))), _RULES)
-    is_of_version = "the Gemini API" in doing and _WRONG_VERSION.search(reason)
+    is_of_version = is_gemini and _WRONG_VERSION.search(reason)
     failure = Failure(
         doing,
         reason,
@@ -112,7 +117,7 @@ def _provider_error(error: Exception, doing: str, secret: str, *, creating: bool
         is_busy=status == HTTPStatus.TOO_MANY_REQUESTS,
         has_no_room=status == HTTPStatus.TOO_MANY_REQUESTS,
         # Vertex AI has no limit of tokens: it queues the jobs itself.
-        smaller_helps=None if "the Gemini API" in doing else False,
+        smaller_helps=None if is_gemini else False,
         is_about_access=is_about_credentials(error),
         is_own_word=is_refusal(status, headers, body),
         was_redirected=was_redirected(error),

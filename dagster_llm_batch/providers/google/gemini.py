@@ -117,7 +117,7 @@ class GeminiProvider(GoogleProvider):
         self._inline_bytes = inline_bytes
         self._api_version = api_version
         self._timeout_seconds = timeout_seconds
-        self._api = GoogleApi(self._client, self._place, lambda: api_key, timeout_seconds)
+        self._api = GoogleApi(self._client, self._place, lambda: api_key, timeout_seconds, is_gemini=True)
 
     def _secrets(self) -> list[str]:
         return [self._api_key, *secret_parts(self._base_url)]

@@ -138,7 +138,11 @@ class VertexProvider(GoogleProvider):
         self._bigquery_url = bigquery_url
         self._timeout_seconds = timeout_seconds
         self._api = GoogleApi(
-            self._client, self._place, lambda: getattr(self._credentials, "token", None), timeout_seconds
+            self._client,
+            self._place,
+            lambda: getattr(self._credentials, "token", None),
+            timeout_seconds,
+            is_gemini=False,
         )
         is_whole = bigquery_dataset is None or "." in bigquery_dataset
         self._dataset = bigquery_dataset if is_whole else f"{project}.{bigquery_dataset}"
