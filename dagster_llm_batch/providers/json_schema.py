@@ -106,7 +106,8 @@ class SchemaRules:
             `properties`, `required`, `additionalProperties` and `propertyOrdering` are made, others copied.
         formats: The values of `format` that are written.
         refuses_formats: Another format is refused; else it is left out.
-        accepts: Whether a keyword's value is written; else the keyword is left out.
+        accepts: Whether a keyword's value is written; else the keyword is left out. Functions with names, since codecs
+            hold rules and are pickled to workers.
         described: Keywords that the LLM is told in the description where they are not written.
         inclusive_bounds: Exclusive bounds of whole numbers are written as the first and last number that is allowed.
         format_hints: What the LLM is told there of a format that is not written.
@@ -151,6 +152,10 @@ class SchemaRules:
     limits: SizeLimits = SizeLimits()
 
 
+def _is_at_most_one(count: Any) -> bool:
+    return count in (0, 1)
+
+
 # Anthropic and Bedrock document the same subset, each in a page of its own.
 CLAUDE_RULES = SchemaRules(
     vendor="Claude",
@@ -166,7 +171,7 @@ CLAUDE_RULES = SchemaRules(
     formats=frozenset(
         {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
     ),
-    accepts={"minItems": lambda count: count in (0, 1)},
+    accepts={"minItems": _is_at_most_one},
     described=(
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
         "format", "minItems", "maxItems", "uniqueItems", "minProperties", "maxProperties",

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
@@ -43,6 +42,8 @@ __all__ = [
 ]
 
 _Bounds = Mapping[str, tuple[float, float]]
+# Not a mapping proxy: codecs hold forms, and are pickled to workers.
+_NO_BOUNDS: _Bounds = {}
 _MANY = float("inf")
 _CAMEL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
@@ -68,7 +69,7 @@ class Form(NamedTuple):
     title: str
     names: frozenset[str]
     types: str | None = None
-    bounds: _Bounds = MappingProxyType({})
+    bounds: _Bounds = _NO_BOUNDS
     whole: frozenset[str] = frozenset()
     is_camel: bool = False
     is_open: bool = False

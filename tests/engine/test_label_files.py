@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.storage.stored_files import own_name
+
 _T = TypeVar("_T")
 ROWS = 60
 
@@ -85,16 +87,23 @@ def test_what_killed_runs_have_begun_goes_a_day_after_its_last_part(workspace: W
     folder = workspace.tmp_path / "labels"
     write(workspace, submission_id)
     long_ago = time.time() - 90_000
-    for name, times in (("a", [long_ago, long_ago]), ("b", [long_ago, time.time()])):
+    gone, kept, others = own_name(""), own_name(""), "a" * 32
+    for name, times in ((gone, [long_ago, long_ago]), (kept, [long_ago, time.time()]), (others, [long_ago])):
         for number, at in enumerate(times):
-            part = folder / f"_begun-{name * 32}-{number:05d}.part"
+            part = folder / f"_begun-{name}-{number:05d}.part"
             part.touch()
             os.utime(part, (at, at))
-    (half := folder / f".{'c' * 32}.tmp").touch()
-    os.utime(half, (long_ago, long_ago))
+    for name in (own_name(""), others):
+        (half := folder / f".{name}.tmp").touch()
+        os.utime(half, (long_ago, long_ago))
     write(workspace, submission_id)
     hidden = {path.name for path in folder.iterdir()} - set(visible(folder))
-    assert hidden == {f"_begun-{'b' * 32}-{number:05d}.part" for number in range(2)}
+    assert hidden == {
+        *(f"_begun-{kept}-{number:05d}.part" for number in range(2)),
+        # This package makes no such names.
+        f"_begun-{others}-00000.part",
+        f".{others}.tmp",
+    }
 
 
 def test_of_runs_that_write_to_a_folder_at_once_one_stays_with_all_its_files(

@@ -99,17 +99,20 @@ def test_no_rows_are_one_empty_part(workspace: Workspace, part_rows: int) -> Non
     assert status.submission.outcomes == {}
 
 
-def test_results_that_lack_all_of_a_shard_are_refused_whole_and_in_parts(workspace: Workspace, part_rows: int) -> None:
+def test_rows_of_results_that_lack_all_of_a_shard_are_missing_whole_and_in_parts(
+    workspace: Workspace, part_rows: int
+) -> None:
     definition = labeling(limits=Limits(max_requests_per_batch=4))
     status = workspace.run(definition, tickets(10))
     engine, submission_id = workspace.engine(), status.submission.submission_id
     path = status.shards[1].results_path or ""
+    lost = set(engine.payloads.read_table(path)["llm_request_id"].to_pylist())
     with engine.payloads.table_writer(path, engine.payloads.table_schema(path)):
         pass
-    with pytest.raises(ValueError, match="4 rows have no result"):
-        engine.labels(definition, submission_id)
-    with pytest.raises(ValueError, match="rows have no result"):
-        list(engine.label_batches(definition, submission_id))
+    labels, rejects = landed(workspace, definition, submission_id)
+    assert {row["llm_request_id"] for row in rejects} == lost
+    assert {row["llm_outcome"] for row in rejects} == {"missing"}
+    assert len(labels) == 6
 
 
 def test_a_whole_table_keeps_the_order_of_its_rows(workspace: Workspace) -> None:

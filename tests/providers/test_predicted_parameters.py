@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -218,6 +219,19 @@ def test_a_parameter_that_no_type_has_gets_a_warning_and_is_sent(emulator, case)
     assert any("'brand_new' is in no type" in warning for warning in codec.check_parameters())
     line = codec.encode(Request("r", None, "a text"), "n-0").replace(b"brandNew", b"brand_new")
     assert b'"brand_new":1' in line
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("response", [None, ResponseFormat(ResponseKind.JSON, json_schema=CLOSED)])
+def test_a_codec_that_goes_to_a_worker_writes_the_same_lines_there(emulator, case, response):
+    make, spec = CASES[case]
+    # Nova has no structured outputs.
+    takes_a_schema = spec.response.kind is ResponseKind.TEXT and case != "bedrock nova"
+    if response is not None and takes_a_schema:
+        spec = RequestSpec(spec.model, response, spec.endpoint, params=spec.params)
+    codec = make(emulator).codec(spec)
+    request = Request("r", None, "a text")
+    assert pickle.loads(pickle.dumps(codec)).encode(request, "n-0") == codec.encode(request, "n-0")
 
 
 def test_a_server_of_the_users_own_may_take_more_but_not_a_maximum_that_it_does_not_read():

@@ -130,7 +130,8 @@ class OpenAILines:
         turns = [{"role": turn.role, "content": replace_halves(turn.text)} for turn in spec.turns]
         # The varying part comes last: servers that cache prompts by prefix see the same start in every line.
         body = dumps({"model": spec.model, **_settings(spec, schema_rules, dimensions)})[:-1] + f',"{key}":'
-        self._spec, self._schema_rules, self._form, self._is_open = spec, schema_rules, form, is_open
+        self._params, self._endpoint = dict(spec.params), spec.endpoint
+        self._schema_rules, self._form, self._is_open = schema_rules, form, is_open
         call = f',"method":"POST","url":"{URLS[spec.endpoint]}"' if names_url else ""
         self._head = f'{call},"body":{body}'
         self._turns = "".join(dumps(turn) + "," for turn in turns)
@@ -140,8 +141,8 @@ class OpenAILines:
         """See Codec."""
         if self._form is None:
             return ()
-        warnings = check_parameters(self._form, self._spec.params, is_open=self._is_open)
-        return warnings + _format_warnings(self._spec, self._schema_rules)
+        warnings = check_parameters(self._form, self._params, is_open=self._is_open)
+        return warnings + _format_warnings(self._endpoint, self._params, self._schema_rules)
 
     def encode(self, request: Request, custom_id: str) -> bytes:
         """One line; see Codec.encode. Raises InputError for an image without data and URL."""
@@ -237,10 +238,10 @@ def _check_params(spec: RequestSpec, dimensions: str) -> None:
             _refuse_param("text", "must be an object without 'format', which comes from the response schema", reserved)
 
 
-def _format_warnings(spec: RequestSpec, rules: SchemaRules | None) -> tuple[str, ...]:
+def _format_warnings(endpoint: Endpoint, params: Mapping[str, Any], rules: SchemaRules | None) -> tuple[str, ...]:
     """Return warnings of a schema that is given in the parameters. Raises ConfigError for one without a name."""
-    where = "response_format" if spec.endpoint is Endpoint.CHAT else "text"
-    given = spec.params.get(where)
+    where = "response_format" if endpoint is Endpoint.CHAT else "text"
+    given = params.get(where)
     form = given if where == "response_format" or not isinstance(given, Mapping) else given.get("format")
     if not isinstance(form, Mapping) or form.get("type") != "json_schema":
         return ()

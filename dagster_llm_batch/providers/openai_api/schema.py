@@ -25,6 +25,11 @@ __all__ = ["STRICT_RULES"]
 _LOOKAROUND = re.compile(r"\(\?(?:[=!]|<[=!])")
 _BOUNDS = ("multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems")
 
+
+def _is_without_lookaround(pattern: str) -> bool:
+    return not _LOOKAROUND.search(pattern)
+
+
 STRICT_RULES = SchemaRules(
     vendor="OpenAI",
     dialect="strict mode knows",
@@ -39,7 +44,7 @@ STRICT_RULES = SchemaRules(
     },
     formats=frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"}),
     refuses_formats=True,
-    accepts={"pattern": lambda pattern: not _LOOKAROUND.search(pattern)},
+    accepts={"pattern": _is_without_lookaround},
     description_first=("type", "anyOf"),
     recursive=True,
     type_lists=True,
