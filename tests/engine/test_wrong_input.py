@@ -199,7 +199,7 @@ WRONG_ROWS: dict[str, tuple[dict[str, Any], Any, type[Exception], list[str]]] = 
         with_prompt("{{ subject }}", images=["body"]),
         tickets(1).with_columns(body=pl.lit(b"no image")),
         InputError,
-        ["Row 't0': the bytes in 'body' are no PNG, JPEG, GIF or WebP image"],
+        ["the image in column 'body' cannot be read"],
     ),
     "a budget that is too small": (
         {"max_cost_usd": "0.001"},
