@@ -645,8 +645,12 @@ TOPIC = {"type": "object", "properties": {"topic": {"type": "string"}}}
     ],
 )
 def test_a_target_that_labels_will_not_have_is_refused_with_the_nearest_column(factory, more):
-    own = llm_batch_assets(name="small", response=TOPIC, keep=["text"], **CANDIDATES)
-    known = {"own": own, "labels alone": own[-1]}
+    # Drift is between partitions.
+    daily = {"partitions_def": dg.DailyPartitionsDefinition("2026-01-01")} if factory is drift_assets else {}
+    own, beside = (
+        llm_batch_assets(name=name, response=TOPIC, keep=["text"], **CANDIDATES, **daily) for name in ("small", "large")
+    )
+    known = {"own": own, "labels alone": beside[-1]}
     for candidates in ({**known, "other": "other"}, {"other": "other", "labels alone": own[-1]}):
         with pytest.raises(ConfigError) as refused:
             factory(name="measured", candidates=candidates, target=["topic", "topik"], **more)
