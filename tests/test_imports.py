@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dagster_llm_batch
+
 SCRIPT = """
 import importlib, json, os, pkgutil, sys
 import jinja2.sandbox, jsonschema, msgspec, numpy, pyarrow.parquet, pydantic, sqlalchemy, upath  # they take the time
@@ -54,7 +56,7 @@ def test_a_module_can_be_imported_first():
 
 def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> None:
     """`jsonschema` as it is fetches references, and runs patterns without an end."""
-    package = Path(__file__).resolve().parents[1] / "dagster_llm_batch"
+    package = Path(dagster_llm_batch.__file__).parent
     importing = {
         str(path.relative_to(package))
         for path in package.rglob("*.py")
@@ -62,6 +64,12 @@ def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> Non
         if any(name.split(".")[0] in ("jsonschema", "referencing") for name in _imported(node))
     }
     assert importing == {"core/json_schema.py"}
+
+
+def test_no_module_of_the_tests_hides_one_of_pythons_own() -> None:
+    """Each of their folders comes to be on the path, and in front in the processes that tests start."""
+    tests = Path(__file__).parent
+    assert [str(p.relative_to(tests)) for p in tests.rglob("*.py") if p.stem in sys.stdlib_module_names] == []
 
 
 def _imported(node: ast.AST) -> list[str]:

@@ -41,6 +41,8 @@ _OF_ALL_ALIKE = (CredentialsError, TransientError)
 # As the sensor's: where one runs, it has polled before.
 _LONGEST_SPACING = timedelta(minutes=10)
 
+_LOOKED_AT_AGAIN = timedelta(days=1)
+
 _ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
 _ENDINGS = {
     BatchStatus.ENDED: Move.ENDED,
@@ -101,12 +103,21 @@ class Poller:
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
         """Give up the batches among these that run for a month longer than they should: no vendor has results of them.
 
-        What still comes of them within another month is used, as of those that a person gives up.
+        A batch is given up a day after it was found so, since one wrong clock is enough to find it. What still comes of
+        it within another month is used, as of those that a person gives up.
         """
         now = self._deployment.clock()
+        found = []
         for shard in shards:
             at = self._deployment.overdue_at(shard)
             if at is None or now - at < KEPT_FOR:
+                continue
+            until = shard.waits_until
+            # A time before it was forgotten was of another wait; one that lies further ahead was set by a wrong clock.
+            if until is None or not at + KEPT_FOR <= until <= now + _LOOKED_AT_AGAIN:
+                found.append(shard.shard_id)
+                continue
+            if until > now:
                 continue
             reason = f"given up by itself: it has not ended since {shard.submitted_at:%Y-%m-%d %H:%M} UTC"
             # It may have ended, or been given up by another process, just now.
@@ -120,6 +131,8 @@ class Poller:
                     reason=reason,
                     ended_at=now,
                 )
+        if found:
+            self._ledger.unread.wait(found, now + _LOOKED_AT_AGAIN)
 
     def poll_beside(self, shards: Sequence[Shard]) -> None:
         """See Engine.poll_beside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -24,7 +25,7 @@ def selection_of(chosen: Chosen) -> dg.AssetSelection:
         return chosen
     if isinstance(chosen, str | dg.AssetKey | dg.AssetsDefinition):
         return _one(chosen)
-    selection: dg.AssetSelection = dg.AssetSelection.keys()
+    selection: dg.AssetSelection = dg.AssetSelection.assets()
     for each in chosen:
         selection |= _one(each)
     return selection
@@ -34,7 +35,10 @@ def _one(chosen: str | dg.AssetKey | dg.AssetsDefinition) -> dg.AssetSelection:
     if not isinstance(chosen, str):
         return dg.AssetSelection.assets(chosen)
     try:
-        return dg.AssetSelection.from_string(chosen)
+        # Dagster's parser passes a parameter that Dagster warns of, whatever the string is.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.BetaWarning)
+            return dg.AssetSelection.from_string(chosen)
     # Dagster's error for it is none that it exports.
     except dg.DagsterError as error:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Which datasets a sensor looks after: those of its resource, of any partitions, within its target."""
 
+import warnings
 from itertools import combinations
 from typing import Any
 
@@ -118,6 +119,13 @@ def test_a_sensor_looks_after_the_datasets_that_its_target_holds(make, emulator,
     emulator.settle()
     assert asked_of(location, "ours") == ["daily_labels"]
     assert asked_of(location, "theirs") == ["weekly_labels"]
+
+
+def test_a_target_by_its_name_brings_no_warning_of_dagsters():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_llm_batch_sensor()
+        build_llm_batch_sensor("ours", target="group:sales or tag:team=support")
 
 
 def test_a_target_may_be_what_the_factory_returned(make, emulator):

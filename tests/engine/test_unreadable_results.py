@@ -284,6 +284,10 @@ def test_a_batch_that_is_overdue_for_a_month_is_given_up_by_itself(workspace: Wo
     workspace.skipped += timedelta(hours=36) + 29 * DAY
     assert workspace.engine().advance(labeling(), submission.submission_id).states == {"submitted": 1}
     workspace.skipped += 2 * DAY
+    assert workspace.engine().advance(labeling(), submission.submission_id).states == {"submitted": 1}
+    workspace.skipped += 23 * HOUR
+    assert workspace.engine().advance(labeling(), submission.submission_id).states == {"submitted": 1}
+    workspace.skipped += HOUR
     workspace.engine().advance(labeling(), submission.submission_id)
     settled = workspace.engine().advance(labeling(), submission.submission_id)
     assert settled.submission.outcomes == {"missing": 2}
@@ -292,6 +296,23 @@ def test_a_batch_that_is_overdue_for_a_month_is_given_up_by_itself(workspace: Wo
     workspace.skipped += 2 * HOUR
     ask(workspace)
     assert workspace.engine().advance(labeling(), submission.submission_id).submission.outcomes == {"succeeded": 2}
+
+
+def test_a_clock_that_is_a_year_ahead_for_a_while_gives_no_batch_up(workspace: Workspace) -> None:
+    engine = workspace.engine()
+    submission_id = engine.plan(labeling(), tickets(2)).submission_id
+    engine.submit(labeling(), submission_id)
+    for _ in range(2):
+        workspace.skipped += 365 * DAY
+        for _ in range(3):
+            workspace.skipped += HOUR
+            assert workspace.engine().advance(labeling(), submission_id).states == {"submitted": 1}
+        workspace.skipped -= 365 * DAY
+    workspace.skipped += 40 * DAY  # what the wrong clock noted does not count, whichever way it lies
+    assert workspace.engine().advance(labeling(), submission_id).states == {"submitted": 1}
+    workspace.skipped += DAY
+    workspace.engine().advance(labeling(), submission_id)
+    assert one(workspace, submission_id).cause is Cause.GIVEN_UP
 
 
 def test_advance_alone_settles_a_submission_that_waits_for_a_superseded_batch(workspace: Workspace) -> None:

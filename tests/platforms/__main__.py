@@ -17,7 +17,7 @@ from dagster_llm_batch.testing.emulator import local_s3
 from tests.crash.postgres import postgres
 from tests.platforms.journey import Servers
 from tests.platforms.oracle import problems_of
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.vendors import BUCKET
 
 

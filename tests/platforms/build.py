@@ -29,7 +29,7 @@ from dagster_llm_batch import (
 )
 from tests.platforms.datasets import attributes, dataset, ledger_name, resource_key, upstream, write_files
 from tests.platforms.evaluations import evaluation, evaluation_attributes, gold_and_tickets
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.vendors import VENDORS, Places, settings_of, variable
 
 __all__ = ["definitions_in", "write_project"]

@@ -29,7 +29,7 @@ from dagster_llm_batch import (
     TokenPrice,
     llm_batch_assets,
 )
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import PARTITIONS, RESPONSES, partition_column, partitions_def, tickets_of
 from tests.platforms.vendors import VENDORS
 

@@ -26,7 +26,7 @@ from dagster_llm_batch import (
 )
 from tests.platforms.datasets import framed, key_prefix, name_of, table_of, translator
 from tests.platforms.factors import STRUCTURED
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import PARTITIONS, gold, partitions_def, tickets_of
 
 __all__ = ["NAME", "candidates", "evaluation", "evaluation_attributes", "gold_and_tickets", "partitions_of"]

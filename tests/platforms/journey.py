@@ -27,7 +27,7 @@ from dagster_llm_batch.testing.emulator import (
 from tests.platforms.build import SENSORS, forget, write_project
 from tests.platforms.datasets import key_prefix, ledger_name, name_of, resource_key
 from tests.platforms.evaluations import NAME, partitions_of
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import CUSTOMERS, partition_keys
 from tests.platforms.vendors import Places, environment
 

@@ -16,7 +16,7 @@ from dagster_llm_batch.core.rows import record_batches
 from tests.platforms.datasets import ledger_name, name_of
 from tests.platforms.evaluations import NAME, partitions_of
 from tests.platforms.journey import Journey, Servers, with_causes
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import partition_keys, tickets_of
 from tests.platforms.vendors import VENDORS, variable
 

@@ -12,7 +12,7 @@ from itertools import combinations
 from random import Random
 
 from tests.platforms.factors import DATASET, PLATFORM, SLOTS, STOPPING, datasets_of, defaults, names, void
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 
 __all__ = ["Pair", "all_pairs", "pairs_of", "platforms"]
 

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import islice
 
 from tests.platforms.pairs import all_pairs, pairs_of, platforms
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 
 __all__ = ["SEED", "count_of_sample", "nth_platform", "summary"]
 

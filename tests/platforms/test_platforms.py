@@ -16,7 +16,7 @@ from tests.platforms.cases import CASES, REFUSED
 from tests.platforms.journey import Servers
 from tests.platforms.oracle import problems_of, refusal_of
 from tests.platforms.pairs import all_pairs, pairs_of, platforms
-from tests.platforms.platform import Platform
+from tests.platforms.platform_value import Platform
 from tests.platforms.sample import SEED, count_of_sample, nth_platform
 
 ServersFor = Callable[[str], Servers]

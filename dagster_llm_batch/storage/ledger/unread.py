@@ -65,10 +65,13 @@ class UnreadResults:
         return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
 
     def wait(self, shard_ids: Collection[str], until: datetime) -> None:
-        """Record when the results of these shards are asked for next. No event: it is done again and again."""
+        """Record when the results of these shards are asked for next, or whether a running one is to be given up.
+
+        No event: it is done again and again.
+        """
+        waiting_in = {*ENDED, ShardState.COLLECTED, ShardState.SUBMITTED}
         with self._database.write() as connection:
-            shards = get_shards(connection, shard_ids).values()
-            waiting = [shard for shard in shards if shard.state in ENDED or shard.state is ShardState.COLLECTED]
+            waiting = [shard for shard in get_shards(connection, shard_ids).values() if shard.state in waiting_in]
             if waiting:
                 rows: list[dict[str, Any]] = [{"key": shard.shard_id, "waits_until": until} for shard in waiting]
                 connection.execute(UPDATE_SHARD, rows)
