@@ -8,6 +8,7 @@ import ast
 import json
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import dagster_llm_batch
@@ -66,10 +67,11 @@ def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> Non
     assert importing == {"core/json_schema.py"}
 
 
-def test_no_module_of_the_tests_hides_one_of_pythons_own() -> None:
+def test_no_module_of_the_tests_hides_one_of_python_or_of_a_package() -> None:
     """Each of their folders comes to be on the path, and in front in the processes that tests start."""
     tests = Path(__file__).parent
-    assert [str(p.relative_to(tests)) for p in tests.rglob("*.py") if p.stem in sys.stdlib_module_names] == []
+    taken = sys.stdlib_module_names | packages_distributions().keys()
+    assert [str(path.relative_to(tests)) for path in tests.rglob("*.py") if path.stem in taken] == []
 
 
 def _imported(node: ast.AST) -> list[str]:

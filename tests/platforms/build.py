@@ -27,7 +27,7 @@ from dagster_llm_batch import (
     build_llm_batch_sensor,
     preset,
 )
-from tests.platforms.datasets import attributes, dataset, ledger_name, resource_key, upstream, write_files
+from tests.platforms.dataset_kinds import attributes, dataset, ledger_name, resource_key, upstream, write_files
 from tests.platforms.evaluations import evaluation, evaluation_attributes, gold_and_tickets
 from tests.platforms.platform_value import Platform
 from tests.platforms.vendors import VENDORS, Places, settings_of, variable
@@ -117,7 +117,7 @@ def _read(folder: Path) -> tuple[Platform, Places]:
 
 def rows_in(folder: Path, slot: str) -> Callable[[Any], Any]:
     """Return the rows function of a dataset in YAML."""
-    from tests.platforms.datasets import rows_function
+    from tests.platforms.dataset_kinds import rows_function
 
     platform, _ = _read(folder)
     return rows_function(platform, slot, folder)

@@ -24,7 +24,7 @@ from dagster_llm_batch import (
     skew_assets,
     student_assets,
 )
-from tests.platforms.datasets import framed, key_prefix, name_of, table_of, translator
+from tests.platforms.dataset_kinds import framed, key_prefix, name_of, table_of, translator
 from tests.platforms.factors import STRUCTURED
 from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import PARTITIONS, gold, partitions_def, tickets_of

@@ -25,7 +25,7 @@ from dagster_llm_batch.testing.emulator import (
     simulated_answer,
 )
 from tests.platforms.build import SENSORS, forget, write_project
-from tests.platforms.datasets import key_prefix, ledger_name, name_of, resource_key
+from tests.platforms.dataset_kinds import key_prefix, ledger_name, name_of, resource_key
 from tests.platforms.evaluations import NAME, partitions_of
 from tests.platforms.platform_value import Platform
 from tests.platforms.tickets import CUSTOMERS, partition_keys

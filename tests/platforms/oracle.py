@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from dagster_llm_batch.core.rows import record_batches
-from tests.platforms.datasets import ledger_name, name_of
+from tests.platforms.dataset_kinds import ledger_name, name_of
 from tests.platforms.evaluations import NAME, partitions_of
 from tests.platforms.journey import Journey, Servers, with_causes
 from tests.platforms.platform_value import Platform
