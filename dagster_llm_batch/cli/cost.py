@@ -16,6 +16,7 @@ from dagster_llm_batch.engine.cost_forecast import HISTORY, forecast_month, mont
 from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.records import ShardCost
 
 __all__ = ["cost_command"]
 
@@ -97,12 +98,13 @@ def cost_command(
     this = month_of(now.date() if month is None else month.date())
     if month is not None:
         since, until = _midnight(this), _midnight(next_month(this))
-    costs = deployment.ledger.shard_costs(
-        deployment.namespace, assets=asset or None, since=_utc(since), until=_utc(until)
-    )
-    summed = cost_table(costs, names)
-    look_back = min(_midnight(this), _midnight(now.date()) - HISTORY)
-    recent = deployment.ledger.shard_costs(deployment.namespace, assets=asset or None, since=look_back)
+
+    def costs_of(since: datetime | None, until: datetime | None = None) -> list[ShardCost]:
+        costs = deployment.ledger.shard_costs(deployment.namespace, assets=asset or None, since=since, until=until)
+        return [cost for cost in costs if deployment.is_looked_at(cost.asset)]
+
+    summed = cost_table(costs_of(_utc(since), _utc(until)), names)
+    recent = costs_of(min(_midnight(this), _midnight(now.date()) - HISTORY))
     forecast = forecast_month(recent, this, now)
     if as_json:
         told = {"by": names, "groups": summed.as_dicts(), "total": summed.total.as_dict(), "forecast": forecast}

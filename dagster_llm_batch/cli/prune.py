@@ -50,6 +50,8 @@ def prune_command(
     plans and workers left behind. Shows the paths of what would go, unless --delete is given. Files stay that the
     ledger does not name, and that nothing shows to be of this package.
 
+    It looks at the whole namespace: also at what datasets of another resource have there.
+
     Kept, always: everything under way; the newest and the newest settled submission of each partition, with its raw
     results unless --raw-older-than is given; and those whose answers they reuse. If the rows, prompt or model of a
     partition go back to what a pruned submission asked, it is asked, and paid, again.

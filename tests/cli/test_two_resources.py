@@ -92,6 +92,17 @@ def test_list_and_watch_show_what_the_resource_has(second):
         assert [name for name in ("ticket_labels", "asset_labels") if name in watched] == [asset]
 
 
+def test_cost_sums_what_the_resource_has_in_the_same_ledger(second):
+    second.change('namespace="second"', 'namespace="test"')
+    second.change('"params": {"stream": True}', '"params": {}')
+    for name in ("ticket_labels", "asset_labels"):
+        second.submit(name)
+    for resource, asset in (("llm_batch", "ticket_labels"), ("second", "asset_labels")):
+        told = second.json("cost", "--resource", resource)
+        assert [group["asset"] for group in told["groups"]] == [asset]
+        assert told["total"]["requests"] == told["groups"][0]["requests"]
+
+
 @pytest.mark.parametrize("command", ["doctor", "plan", "list"])
 def test_definitions_that_dagster_cannot_load_are_a_clear_error(project, command):
     project.change(
