@@ -44,7 +44,7 @@ _SAME_ON_EACH_PYTHON = (
 # Whether a promise of statistics is kept does not depend on the Python, and few random examples find what does.
 _WITHOUT_SIMULATIONS = ("-m", "not slow and not simulation")
 _NOT_AGAIN = (*_WITHOUT_SIMULATIONS, "--hypothesis-profile=few")
-PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider")
+PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider", "-p", "tests.use_of_time")
 # Beside another step, on two cores: half of what the fast and the slow tests do is to wait, the pure ones never do. A
 # worker that has nothing left takes half of what the busiest still has.
 FAST_AT_ONCE, SLOW_AT_ONCE = ("-n", "3", "--dist", "worksteal"), ("-n", "3", "--dist", "worksteal")
