@@ -15,10 +15,10 @@ import dagster as dg
 from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_streams, labeled_tables
+from dagster_llm_batch.assets.landing_wait import advance
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
 from dagster_llm_batch.assets.provenance import Provenance
-from dagster_llm_batch.assets.waiting import advance
 from dagster_llm_batch.checks import (
     COVERAGE,
     PARSE_RATE,
