@@ -9,7 +9,7 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
+from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.selection import find_dataset
 from dagster_llm_batch.engine.erase import FoundRows, Left, ProviderCopy
 from dagster_llm_batch.errors import ConfigError
@@ -18,7 +18,6 @@ from dagster_llm_batch.text import cell_text
 __all__ = ["erase_command"]
 
 _RUNS_SHOWN = 5
-_PATH_CHARS = 1_000
 
 
 @click.command("erase", cls=Command, examples=["moods --key 17 -f labels.py", "moods --key 17 --delete -f labels.py"])
@@ -180,7 +179,7 @@ def _print_files(found: Sequence[FoundRows], removed: Sequence[str]) -> None:
         if paths:
             click.echo(f"{verb}:")
             for path in paths:
-                click.echo(f"- {cell_text(path, _PATH_CHARS)}")
+                click.echo(f"- {cell_text(path, PATH_CHARS)}")
 
 
 def _print_batches(found: Sequence[FoundRows]) -> None:

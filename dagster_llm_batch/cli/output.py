@@ -21,6 +21,7 @@ from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.text import cell_text, money_text
 
 __all__ = [
+    "PATH_CHARS",
     "SHORT_ID",
     "Money",
     "age",
@@ -35,6 +36,8 @@ __all__ = [
     "when",
 ]
 
+# Of a path, all counts.
+PATH_CHARS = 1_000
 SHORT_ID = 12
 """Characters of a submission's id that are shown; commands take any beginning that is unique."""
 

@@ -9,14 +9,12 @@ import click
 
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
-from dagster_llm_batch.cli.output import SHORT_ID, counted, print_json, print_table
+from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.engine.prune import Pruning
 from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.text import cell_text
 
 __all__ = ["prune_command"]
-
-_PATH_CHARS = 1_000
 
 
 @click.command("prune", cls=Command, examples=["-f labels.py", "--older-than 90 --delete -f labels.py"])
@@ -137,7 +135,7 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
         print_table(columns, rows)
     click.echo(counted(pruning.kept, "submission keeps its files", "submissions keep their files") + ".")
     for file in sorted(pruning.files):
-        click.echo(f"- {cell_text(file.path, _PATH_CHARS)}")
+        click.echo(f"- {cell_text(file.path, PATH_CHARS)}")
     if pruning.foreign:
         click.echo(
             f"{counted(len(pruning.foreign), 'file stays', 'files stay')}: the ledger has no record of them, and "
@@ -146,4 +144,4 @@ def _print(deployment: DeploymentAccess, pruning: Pruning) -> None:
             err=True,
         )
         for file in sorted(pruning.foreign):
-            click.echo(f"- {cell_text(file.path, _PATH_CHARS)}", err=True)
+            click.echo(f"- {cell_text(file.path, PATH_CHARS)}", err=True)

@@ -22,7 +22,7 @@ from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
 
-__all__ = ["Failed", "Poller"]
+__all__ = ["Failed", "Poller", "find_spacing", "is_due"]
 
 Failed = Callable[[Sequence[Shard], Exception], None]
 """Called with shards about which nothing was learned, and the error."""
@@ -38,7 +38,6 @@ _UNKNOWN = "not_known"
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
 
-# As the sensor's: where one runs, it has polled before.
 _LONGEST_SPACING = timedelta(minutes=10)
 
 _LOOKED_AT_AGAIN = timedelta(days=1)
@@ -142,7 +141,7 @@ class Poller:
         beside = [
             shard
             for shard in self._ledger.shards_in_flight(self._deployment.namespace)
-            if (shard.provider, shard.account) in queues and shard.shard_id not in own and _is_due(shard, now)
+            if (shard.provider, shard.account) in queues and shard.shard_id not in own and is_due(shard, now)
         ]
         self.poll(beside, lambda *_: None)
 
@@ -368,13 +367,17 @@ class Poller:
         return replace(report, total=shard.requests, done=done, failed=failed, reported_usd=None)
 
 
-def _is_due(shard: Shard, now: datetime) -> bool:
-    """Return whether the shard's batch was not asked about for long. The longer it runs, the longer is that."""
-    if shard.polled_at is None or shard.submitted_at is None:
+def is_due(shard: Shard, now: datetime) -> bool:
+    """Return whether the shard's batch was not asked about for long. One that was asked to stop is always due."""
+    if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
         return True
     # A time that lies ahead was set by a clock that was wrong.
-    pause = min((now - shard.submitted_at) / 10, _LONGEST_SPACING)
-    return not timedelta() <= now - shard.polled_at < pause
+    return not timedelta() <= now - shard.polled_at < find_spacing(shard.submitted_at, now)
+
+
+def find_spacing(since: datetime, now: datetime) -> timedelta:
+    """Return the pause between two calls about work that began then: the longer it takes, the longer is the pause."""
+    return min((now - since) / 10, _LONGEST_SPACING)
 
 
 def _apart(

@@ -27,6 +27,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.poll import find_spacing, is_due
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import (
     advise_on_doubt,
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
 __all__ = ["Tick"]
 
 _NOTES_AT_MOST = 20
-_LONGEST_SPACING = timedelta(minutes=10)
 
 # What waits for a person is told again after this.
 _TELL_EVERY = timedelta(hours=6)
@@ -212,7 +212,7 @@ class Tick:
         self._stop_late(flying)
         due: dict[str, list[Shard]] = defaultdict(list)
         for shard in flying:
-            if self._is_due(shard) and self._can_ask(shard):
+            if is_due(shard, self._now) and self._can_ask(shard):
                 due[shard.provider].append(shard)
         longest = 0.0
         for shards in due.values():
@@ -279,14 +279,6 @@ class Tick:
 
     def _not_stopped(self, shards: Sequence[Shard], error: Exception) -> None:
         self._trouble(f"batch {shards[0].batch_id} could not be stopped, and is asked again", error)
-
-    def _is_due(self, shard: Shard) -> bool:
-        if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
-            return True
-        return self._has_passed(self._spacing(shard.submitted_at), shard.polled_at)
-
-    def _spacing(self, since: datetime) -> timedelta:
-        return min((self._now - since) / 10, _LONGEST_SPACING)
 
     def _has_passed(self, pause: timedelta, since: datetime) -> bool:
         """Return whether so much time has passed. A time that lies ahead was set by a clock that was wrong: yes."""
@@ -482,7 +474,7 @@ class Tick:
             self.note(f"{submission.asset}: run {short_run(run.run_id)} is landing it")
             return False
         since = outlook.unavailable_since(submission.submission_id)
-        if since is not None and not self._has_passed(self._spacing(submission.created_at), since):
+        if since is not None and not self._has_passed(find_spacing(submission.created_at, self._now), since):
             return False
         return self._is_served(submission, outlook)
 
