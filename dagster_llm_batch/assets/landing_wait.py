@@ -20,10 +20,11 @@ __all__ = ["advance"]
 
 def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine, submission_id: str) -> Status:
     """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
-    note = ""
+    note, is_first = "", True
     while True:
         try:
-            status = engine.advance(dataset.labeling, submission_id)
+            # Whoever starts a run may have mended what was in the way; after that, it keeps to the pauses of a sensor.
+            status = engine.advance(dataset.labeling, submission_id, keeps_pauses=not is_first)
         except LeaseError as error:
             if dataset.mode == "deferred":
                 context.log.info(str(error))
@@ -38,6 +39,7 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
             engine.note_unavailable(submission_id, error)
             context.log.warning(f"The provider does not answer now, to be tried again: {error}")
             status = engine.status(submission_id)
+        is_first = False
         if status.is_settled or dataset.mode == "deferred":
             return status
         _refuse_stuck(engine, {submission_id, *status.submission.reused_from})

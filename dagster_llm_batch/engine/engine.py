@@ -301,24 +301,25 @@ class Engine:
 
     # collect --------------------------------------------------------------------------------------------------------
 
-    def advance(self, labeling: Labeling, submission_id: str) -> Status:
+    def advance(self, labeling: Labeling, submission_id: str, *, keeps_pauses: bool = False) -> Status:
         """Take the submission as far as it goes now: recover, send, poll, collect, then plan the next wave or settle.
 
         Returns without waiting. Superseded submissions whose answers it waits for are advanced before it. Where the
         definition has changed since it was planned, what was sent is read by that of then, and nothing more is sent
         (`held_reason`). Raises LeaseError where another process works on it; CannotTellError after all that can be
-        collected is; ConfigError, when raw results are stored, where older code has not stored the definition.
+        collected is; ConfigError, when raw results are stored, where older code has not stored the definition. With
+        `keeps_pauses`, results that could not be read are asked for again when their pause is over, else now.
         """
         # Each of the steps below would take a lease, and find nothing to do but what a killed erasure has left.
         if (status := self.status(submission_id)).is_done:
             return self.status(submission_id) if self._erase(status.submission) else status
-        in_the_way = self._advance_awaited(labeling, status.submission)
-        status = self._advance(labeling, status)
+        in_the_way = self._advance_awaited(labeling, status.submission, keeps_pauses=keeps_pauses)
+        status = self._advance(labeling, status, keeps_pauses=keeps_pauses)
         if in_the_way is not None and not status.is_settled:
             raise in_the_way
         return status
 
-    def _advance_awaited(self, labeling: Labeling, submission: Submission) -> Exception | None:
+    def _advance_awaited(self, labeling: Labeling, submission: Submission, *, keeps_pauses: bool) -> Exception | None:
         """Advance the submissions whose answers this one waits for; return what was in the way of one of them.
 
         They are superseded, so that perhaps nobody else looks after them.
@@ -331,7 +332,7 @@ class Engine:
         # Each once, the oldest first: those after it may wait for it.
         for older in sorted(awaited[1:], key=lambda each: each.created_at):
             try:
-                self._advance(labeling, self.status(older.submission_id))
+                self._advance(labeling, self.status(older.submission_id), keeps_pauses=keeps_pauses)
             except LeaseError:
                 # Whoever works on it does the same.
                 continue
@@ -339,7 +340,7 @@ class Engine:
                 in_the_way = in_the_way or error
         return in_the_way
 
-    def _advance(self, labeling: Labeling, status: Status) -> Status:
+    def _advance(self, labeling: Labeling, status: Status, *, keeps_pauses: bool) -> Status:
         """Advance one submission by itself. See `advance`."""
         submission_id = status.submission.submission_id
         # Each call that sends takes a lease and looks for batches: not where nothing is to be sent.
@@ -347,29 +348,32 @@ class Engine:
             try:
                 self.submit(labeling, submission_id)
             except CannotTellError:
-                self.collect(labeling, submission_id)
+                self.collect(labeling, submission_id, keeps_pauses=keeps_pauses)
                 raise
-        if not (status := self.collect(labeling, submission_id)).may_send:
+        if not (status := self.collect(labeling, submission_id, keeps_pauses=keeps_pauses)).may_send:
             return status
         status = self.submit(labeling, submission_id)
         # Shards that were answered in real time, or given up, are ended at once.
         has_ended = any(shard.state in ENDED for shard in status.shards)
-        return self.collect(labeling, submission_id) if has_ended else status
+        return self.collect(labeling, submission_id, keeps_pauses=keeps_pauses) if has_ended else status
 
-    def collect(self, labeling: Labeling, submission_id: str) -> Status:
+    def collect(self, labeling: Labeling, submission_id: str, *, keeps_pauses: bool = False) -> Status:
         """Advance without sending: a next wave is planned, and waits for `submit`."""
-        outcome = self.collect_together(labeling, [submission_id])[submission_id]
+        outcome = self.collect_together(labeling, [submission_id], keeps_pauses=keeps_pauses)[submission_id]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def collect_together(self, labeling: Labeling, submission_ids: Sequence[str]) -> dict[str, Status | Exception]:
+    def collect_together(
+        self, labeling: Labeling, submission_ids: Sequence[str], *, keeps_pauses: bool = False
+    ) -> dict[str, Status | Exception]:
         """Do for several submissions of one labeling what `collect` does; return how far each is, or its error.
 
         Raises LeaseError where another process works on one of them: nothing was done then.
         """
         with self.deployment.leased(*submission_ids) as lease:
-            return Settler(labeling, self.deployment, self._poller, lease, self._erase).settle(submission_ids)
+            settler = Settler(labeling, self.deployment, self._poller, lease, self._erase, keeps_pauses=keeps_pauses)
+            return settler.settle(submission_ids)
 
     # labels ---------------------------------------------------------------------------------------------------------
 
@@ -488,10 +492,6 @@ class Engine:
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
         self.ledger.add_event(submission_id, activity.STRANDED, detail)
-
-    def unsent_since(self, submission_id: str) -> datetime:
-        """Return when a batch of the submission could not be sent for the first time since one was."""
-        return activity.find_first_unsent(self.ledger.events(submission_id))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""

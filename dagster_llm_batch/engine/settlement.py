@@ -64,9 +64,21 @@ class _Course:
 
 
 class Settler:
-    """Settle submissions of one labeling while `lease` holds all of them."""
+    """Settle submissions of one labeling while `lease` holds all of them.
 
-    def __init__(self, labeling: Labeling, deployment: Deployment, poller: Poller, lease: Lease, erase: Erase) -> None:
+    With `keeps_pauses`, results that could not be read are left until their next try is due.
+    """
+
+    def __init__(
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        poller: Poller,
+        lease: Lease,
+        erase: Erase,
+        *,
+        keeps_pauses: bool = False,
+    ) -> None:
         self._labeling = labeling
         self._deployment = deployment
         self._ledger = deployment.ledger
@@ -75,6 +87,7 @@ class Settler:
         self._erase = erase
         self._late = LateStore(deployment.payloads)
         self._unread = Unread(deployment)
+        self._keeps_pauses = keeps_pauses
         # What was read, and is to be recorded, by shard_id and by submission_id.
         self._results: dict[str, tuple[_Course, ShardFields]] = {}
         self._requests = 0
@@ -149,6 +162,8 @@ class Settler:
         late = None if sent.labeling.workers else self._late
         course.collector = collector = Collector(sent.labeling, self._deployment, late, newer)
         ended = [shard for shard in course.shards if shard.state in ENDED]
+        later = self._unread.read_later(ended) if self._keeps_pauses else set()
+        ended = [shard for shard in ended if shard.shard_id not in later]
         with closing(collector.archive_all(ended, self._lease.check)) as archived:
             # All are archived, whatever fails: providers may have deleted the results by the next time.
             for batch, error in archived:

@@ -77,6 +77,13 @@ class Unread:
             return [], error
         return [], self._cannot_read(ended[0], since, until, error)
 
+    def read_later(self, ended: Sequence[Shard]) -> set[str]:
+        """Return the ids of those of these shards whose results could not be read, and whose next try is not due."""
+        now = self._deployment.clock()
+        # A time that lies further ahead than any pause was set by a clock that was wrong.
+        later = [s for s in ended if s.waits_until is not None and now < s.waits_until <= now + LONGEST_PAUSE]
+        return self._ledger.unread.noted(later) if later else set()
+
     def _waits_for_credentials(self, shard: Shard, error: LLMBatchError) -> bool:
         """Return whether the provider refuses its credentials for all calls, or cannot be made.
 

@@ -27,6 +27,7 @@ import dagster as dg
 
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.activity import find_first_unsent
 from dagster_llm_batch.engine.poll import find_spacing, is_due
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import (
@@ -357,7 +358,7 @@ class Tick:
         ]
         for progress, event in unsent[:_NOTES_AT_MOST]:
             submission = progress.submission
-            since = self._engine.unsent_since(submission.submission_id)
+            since = find_first_unsent(self._ledger.events(submission.submission_id))
             count = progress.states[ShardState.PLANNED]
             batches = "1 batch is" if count == 1 else f"{count:,} batches are"
             text = f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(event.detail).rstrip('.')}"

@@ -3,6 +3,8 @@
 And runs in the mode `wait` where no sensor runs: nothing that they wait for is left to one.
 """
 
+import time
+
 import pytest
 from code_location import DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled
 from test_batch_sensor import change, tick
@@ -10,6 +12,7 @@ from test_sensor_troubles import failing_tick
 from test_waiting_for_a_person import coverage
 
 from dagster_llm_batch import QueueLimit
+from dagster_llm_batch.assets import landing_wait
 from dagster_llm_batch.testing.emulator import Emulator, WireFault
 
 DOWNLOAD = "GET /v1/files/*/content"
@@ -69,3 +72,27 @@ def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(in
         assert location.run(BATCH, *LANDING, partition=DAYS[1]).success
         assert location.landed() == {DAYS[1]}
         assert location.engine().latest(LABELS, DAYS[0]).is_settled is False
+
+
+def test_in_wait_mode_a_run_asks_for_unreadable_results_again_after_the_pause_of_the_ledger(instance, monkeypatch):
+    asked = []
+
+    class Time:
+        """Ends the pause at the fifth sleep, and mends the vendor."""
+
+        @staticmethod
+        def sleep(seconds):
+            asked.append(sum(call.path.endswith("/content") for call in emulator.books.calls))
+            if asked[-1] and (asked.count(asked[-1]) > 5 or len(asked) > 40):
+                emulator.clear_faults()
+                change(location, "waits_until = datetime('now', '-1 second') || '.000000' WHERE state = 'ended'")
+            time.sleep(seconds)
+
+    with Emulator(pace=0.01) as emulator:
+        emulator.inject(WireFault(kind="status", route=DOWNLOAD, status=503, retry_after="0.01", times=None))
+        location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.05)
+        monkeypatch.setattr(landing_wait, "time", Time)
+        assert location.run(BATCH, *LANDING).success
+    asked = [count for count in asked if count]
+    assert len(asked) > 3
+    assert len(set(asked)) == 1

@@ -84,6 +84,25 @@ def test_results_that_cannot_be_read_are_told_after_an_hour_and_read_as_soon_as_
     assert len(workspace.emulator.books.batches) == 1
 
 
+def downloads(workspace: Workspace) -> int:
+    return sum(call.path.endswith("/content") for call in workspace.emulator.books.calls)
+
+
+def test_whoever_keeps_pauses_asks_for_unreadable_results_again_when_the_pause_is_over_and_polls_meanwhile(
+    workspace: Workspace,
+) -> None:
+    submission_id = ended(workspace, broken(503))
+    tries(workspace, submission_id, HOUR)
+    asked = downloads(workspace)
+    for _ in range(3):
+        status = workspace.engine().advance(labeling(), submission_id, keeps_pauses=True)
+        assert not status.is_settled
+    assert downloads(workspace) == asked
+    workspace.skipped += HOUR
+    workspace.emulator.clear_faults()
+    assert workspace.engine().advance(labeling(), submission_id, keeps_pauses=True).is_settled
+
+
 @pytest.mark.parametrize("status", STATUSES)
 def test_further_tries_add_no_event(workspace: Workspace, status: int) -> None:
     submission_id = ended(workspace, broken(status))

@@ -196,7 +196,6 @@ LEDGER_ALONE = {
     "lost_runs", "needs_recovery", "note_failed", "note_lost", "note_of_recovery", "note_stranded", "note_told",
     "note_turns", "note_unavailable", "now", "outlook", "overdue", "poll", "poll_awaited", "poll_beside", "provider",
     "queue_lines", "rename", "resolve", "runs_at_work", "starved", "stop_late", "told_since", "unreadable", "unsent",
-    "unsent_since",
 }  # fmt: skip
 
 
