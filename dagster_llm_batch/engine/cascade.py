@@ -226,7 +226,8 @@ class Sampling:
         rows = plan.rows - plan.skipped - plan.unreadable.rows
         tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
         least = self._deployment.codec(oracle).limits.min_requests
-        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, plan.rows, rows)
+        again = None if cascade.sample == "auto" else plan.fingerprint
+        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, plan.rows, rows, again)
         asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
         size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
         audit, earlier = self._audit(cascade, seed, rows, plan.requests)
@@ -309,8 +310,10 @@ class Sampling:
         store_levels(self._payloads, self._folder, self.levels)
         return replace(plan, shards=[*plan.shards, *shards]), estimate
 
-    def _earlier_looks(self, seed: str, rows: int, asked: int) -> _Looks:
+    def _earlier_looks(self, seed: str, rows: int, asked: int, again: str | None) -> _Looks:
         """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
+
+        `again` is the fingerprint of submissions that drew the very rows that are drawn now: they are the same look.
 
         Rows with the same keys are the same rows. Where the models and the prompt are the same, too, and the requests
         are others, then what stands in the rows has changed, and nobody has looked at it.
@@ -324,7 +327,7 @@ class Sampling:
             found = list(readable_levels(deployment.payloads, [submission]))
             if not found:
                 # Its files were pruned, or are damaged, and nobody knows more than how many rows it had.
-                if submission.rows == rows:
+                if submission.rows == rows and submission.fingerprint != again:
                     known[submission.fingerprint, None] = None
                 continue
             levels = found[0][1]

@@ -25,7 +25,7 @@ from dagster_llm_batch.engine.held import hold_and_read
 from dagster_llm_batch.engine.labeling import Labeling, Limits
 from dagster_llm_batch.engine.preview import Preview, output_basis_of, parameter_warnings, preview_of
 from dagster_llm_batch.engine.prune import find_pruned, is_pruned
-from dagster_llm_batch.engine.request_files import ShardFiles, Wave
+from dagster_llm_batch.engine.request_files import ShardFiles, Wave, levels_of
 from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, WorkerSource
 from dagster_llm_batch.engine.request_source import RequestSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, Spare
@@ -308,13 +308,22 @@ class Planner:
         return [s for s in same if s.submission_id not in pruned]
 
     def _may_follow(self, known: Submission, *, again: bool) -> bool:
-        """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned."""
-        anyway = again or is_pruned(self._ledger, known)
+        """Return whether a new attempt may follow for the same rows, as it may where the answers were pruned.
+
+        So it may where what a cascade has decided is lost: that is decided anew, from the answers that are there.
+        """
+        anyway = again or is_pruned(self._ledger, known) or self._has_lost_levels(known)
         if not _may_follow(known, again=anyway):
             return False
         # Requests whose batch was canceled at the provider cost nothing, and wait for a person all the same.
         left = any(shard.waits_for_person for shard in self._ledger.shards(known.submission_id))
         return anyway or known.state is SubmissionState.CANCELED or not left
+
+    def _has_lost_levels(self, known: Submission) -> bool:
+        """Return whether a settled cascade has no file any more that gives its rows their levels."""
+        if self._labeling.cascade is None or known.state is not SubmissionState.SETTLED:
+            return False
+        return levels_of(self._payloads, known) is None
 
     def _earlier_rows(self, history: Sequence[Submission]) -> EarlierRows | None:
         """Return the rows of the newest submission, by which most of those that come now may be known again."""

@@ -160,14 +160,12 @@ def advise_on_lost_manifest(submission: Submission, meanwhile: str) -> Advice:
 
 def advise_on_lost_levels(submission: Submission) -> Advice:
     """Return that what a cascade has decided is lost, and what a person can do."""
-    other = f"`dagster-llm-batch cancel {submission.selector}`"
-    if submission.is_settled:
-        other = "change what the cascade promises, such as its sample"
+    first = "" if submission.is_settled else f"`dagster-llm-batch cancel {submission.selector}`, and "
     return Advice(
         f"The sample and the threshold of the cascade of submission {submission.submission_id} are lost, a file beside "
         f"{submission.manifest}. They say which model's label a row has. No label was changed",
-        f"Restore it from a backup. Or {other}, and materialize {submission.submitter} again: what was answered is not "
-        "asked or paid again",
+        f"Restore it from a backup. Or {first}materialize {submission.submitter} again: they are found anew, from the "
+        "answers that are stored, and what was answered is not asked or paid again",
     )
 
 

@@ -255,18 +255,17 @@ def test_where_the_sample_is_lost_no_label_lands_and_nothing_is_paid_again(
         path.write_bytes(path.read_bytes()[:-9])
     else:
         path.unlink()
-    then = "change what the cascade promises" if is_settled else "dagster-llm-batch cancel"
+    then = "Or materialize" if is_settled else "Or `dagster-llm-batch cancel"
     land = engine.labels if is_settled else engine.collect
     with pytest.raises(PayloadError, match=rf"sample and the threshold .* are lost.*{then}"):
         land(definition(), submission.submission_id)
-    other = definition(cascade(sample=61)) if is_settled else definition()
     if not is_settled:
         engine.cancel(submission.submission_id)
-        workspace.finish(other, submission.submission_id)
-    again = workspace.run(other, tickets(ROWS))
+        workspace.finish(definition(), submission.submission_id)
+    again = workspace.run(definition(), tickets(ROWS))
     assert levels(workspace, again.submission).threshold is not None
     assert max(asked(workspace)[CHEAP].values()) == max(asked(workspace)[ORACLE].values()) == 1
-    labels = engine.labels(other, again.submission.submission_id).labels
+    labels = engine.labels(definition(), again.submission.submission_id).labels
     assert set(labels["llm_why"].to_pylist()) == {"accepted", "escalated", "invalid", "sampled"}
 
 
