@@ -193,7 +193,8 @@ def load_asset(context: dg.AssetExecutionContext, asset: dg.AssetKey, partition:
     """
     node = context.get_step_execution_context().job_def.asset_layer.get(asset)
     if node.io_manager_key not in context.op_execution_context.op_def.required_resource_keys:
-        return context.load_asset_value(asset, partition_key=partition)
+        with dg.partition_loading_context(dynamic_partitions_store=context.instance):
+            return context.load_asset_value(asset, partition_key=partition)
     definition = node.assets_def
     # An asset outside of this run's job has no output to be asked for; ours are named like their keys.
     name, op_def = asset.to_python_identifier(), None
@@ -237,7 +238,9 @@ def load_stored(
         instance=context.instance,
         **around,
     )
-    return getattr(context.resources, io_manager_key).load_input(given)
+    # Those of databases look for the dynamic partitions of a dimension without an instance.
+    with dg.partition_loading_context(dynamic_partitions_store=context.instance):
+        return getattr(context.resources, io_manager_key).load_input(given)
 
 
 def repository_of(context: dg.AssetExecutionContext) -> dg.RepositoryDefinition | None:

@@ -104,6 +104,7 @@ class OutputWriter:
         self._frame = frame
         self._manager = getattr(context.resources, io_manager_key)
         self._around = io_manager_surroundings(context, io_manager_key)
+        self._store = partial(_store, context.instance, self._manager)
         # A derived class may do what is not safe in several threads.
         self._is_own = type(self._manager) is HiveParquetIOManager
         self._pool = Threads(_THREADS, "dagster-llm-batch store")
@@ -137,7 +138,7 @@ class OutputWriter:
         if not self._was_begun:
             return partial(self.write, spec, partition, table)
         value = _to_frame(table, self._frame)
-        future = self._pool.submit(_store, self._manager, self._output(spec, partition, value), value)
+        future = self._pool.submit(self._store, self._output(spec, partition, value), value)
         self._ahead.add(future)
 
         def wait() -> Mapping[str, Any]:
@@ -152,10 +153,10 @@ class OutputWriter:
         """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
             value = _to_frame(table, self._frame)
-            return _store(self._manager, self._output(spec, partition, value), value)
+            return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
         value = stream.reader()
-        logged = _store(self._manager, self._output(spec, partition, value), value)
+        logged = self._store(self._output(spec, partition, value), value)
         stream.outlive_source()
         return logged
 
@@ -177,12 +178,13 @@ def write_output(
         return writer.write(spec, partition, table)
 
 
-def _store(manager: Any, output: dg.OutputContext, value: Any) -> Mapping[str, Any]:
+def _store(instance: dg.DagsterInstance, manager: Any, output: dg.OutputContext, value: Any) -> Mapping[str, Any]:
     # An IO manager is called here, once a partition, and not by Dagster at the end of the step: it would be given all
-    # partitions as one object.
-    reported = manager.handle_output(output, value)
-    for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
-        _tell(output, metadata)
+    # partitions as one object. Those of databases look for the dynamic partitions of a dimension without an instance.
+    with dg.partition_loading_context(dynamic_partitions_store=instance):
+        reported = manager.handle_output(output, value)
+        for metadata in reported if isinstance(reported, Iterator) else filter(None, [reported]):
+            _tell(output, metadata)
     logged = output.get_logged_metadata()
     # Those of databases tell `dagster/table_name` themselves; those of files tell a path.
     path = logged.get("path")

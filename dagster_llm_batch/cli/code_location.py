@@ -297,7 +297,9 @@ class CodeLocation:
         # IO managers log each file that they read.
         logging.disable(logging.DEBUG)
         try:
-            return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
+            # Dagster's IO managers of databases look for the dynamic partitions of a dimension without an instance.
+            with dg.partition_loading_context(dynamic_partitions_store=self._instance):
+                return self._repository.load_asset_value(key, instance=self._instance, partition_key=partition)
         except (FileNotFoundError, LLMBatchError):
             raise
         # An IO manager is the user's own, and raises whatever its store does.
