@@ -150,12 +150,12 @@ def side_by_side(batch: pa.Table, realtime: pa.Table, *, key: str, targets: Sequ
     columns = {key: batch[key]}
     same = pa.repeat(pa.scalar(value=True), len(batch))
     for name in targets:
-        columns[name] = batch[name].combine_chunks()
-        columns[f"{name}_realtime"] = realtime[name].combine_chunks().take(at)
-        batch_values, realtime_values = (
-            columns[column_name].cast(columns[name].type) for column_name in (name, f"{name}_realtime")
-        )
-        same = pc.and_(same, _same(batch_values, realtime_values))
+        ours, theirs = batch[name].combine_chunks(), realtime[name].combine_chunks().take(at)
+        if pa.types.is_null(ours.type):
+            # Some stores keep no type of a column without values, as of a partition in which every row was rejected.
+            ours = ours.cast(theirs.type)
+        columns[name], columns[f"{name}_realtime"] = ours, theirs
+        same = pc.and_(same, _same(ours, theirs.cast(ours.type)))
     columns["llm_same"] = pc.if_else(answered, same, pa.scalar(None, pa.bool_()))
     columns["llm_changed"] = pc.invert(same_request)
     for name in (_OUTCOME, "llm_reason", _MODEL, "llm_cost_usd"):

@@ -113,3 +113,10 @@ class TestSkew:
                 "llm_outcome": "invalid", "llm_reason": "no JSON", "llm_model": "small-1", "llm_cost_usd": None,
             },
         ]  # fmt: skip
+
+    def test_labels_that_a_store_gave_back_without_types_since_all_were_rejects_are_a_table_without_rows(self):
+        one, other = batch([]), realtime([])
+        untyped = one.set_column(one.column_names.index("topic"), "topic", pa.nulls(0))
+        side = side_by_side(untyped, other, key="id", targets=["topic"])
+        assert side.to_pylist() == []
+        assert side.schema.field("topic").type == side.schema.field("topic_realtime").type == pa.string()
