@@ -9,6 +9,12 @@ CASES: dict[str, str] = {
     "a judge failed on a partition without rows, and rows that are all empty failed a coverage of 0": (
         "datasets=1 evaluation=rubric evaluated=apart a.partitions=berlin_hourly a.content=blank"
     ),
+    "skew failed on a partition in which every row was rejected": (
+        "datasets=1 io=hive evaluation=skew a.partitions=hourly a.content=refused a.frame=pandas"
+    ),
+    "labels of a dynamic dimension were paid for and did not land in a database, and plan could not read their rows": (
+        "datasets=1 io=duckdb a.partitions=multi_dynamic a.rows=upstream a.frame=pandas"
+    ),
 }
 
 REFUSED: dict[str, str] = {

@@ -30,7 +30,14 @@ from dagster_llm_batch import (
     llm_batch_assets,
 )
 from tests.platforms.platform_value import Platform
-from tests.platforms.tickets import PARTITIONS, RESPONSES, partition_column, partitions_def, tickets_of
+from tests.platforms.tickets import (
+    PARTITIONS,
+    RESPONSES,
+    first_day,
+    partition_column,
+    partitions_def,
+    tickets_of,
+)
 from tests.platforms.vendors import VENDORS
 
 __all__ = ["EMPTY", "attributes", "dataset", "key_prefix", "name_of", "rows_function", "upstream", "write_files"]
@@ -258,9 +265,9 @@ def rows_function(platform: Platform, slot: str, folder: Path) -> Callable[[Any]
 
     def rows(context: Any) -> Any:
         tickets = tickets_of(own["partitions"], context.partition_key, own["content"], own["id"])
+        table = table_of(tickets, platform, own, context.partition_key)
         if own["rows"] == "function":
-            return tickets
-        table = table_of(tickets, own)
+            return table.to_pylist() if platform["io"] == "delta" else tickets
         file = folder / f"{slot}-{abs(hash(context.partition_key))}.{own['rows']}"
         match own["rows"]:
             case "arrow":
@@ -289,11 +296,18 @@ def rows_function(platform: Platform, slot: str, folder: Path) -> Callable[[Any]
     return rows
 
 
-def table_of(tickets: list[dict[str, Any]], own: dict[str, str]) -> pa.Table:
+def table_of(
+    tickets: list[dict[str, Any]], platform: Platform, own: dict[str, str], partition: str | None = None
+) -> pa.Table:
     """Return tickets as Arrow, with their columns also where there are none."""
     schema = EMPTY
     if own["id"] == "integer":
         schema = schema.set(0, pa.field("ticket_id", pa.int64()))
+    if platform["io"] == "delta":
+        # Dagster's Delta IO manager finds a partition of time by a column with its first day.
+        schema = schema.set(schema.get_field_index("day"), pa.field("day", pa.date32()))
+        first = first_day(own["partitions"], partition)
+        tickets = [{**ticket, "day": first or ticket["day"].date()} for ticket in tickets]
     return pa.Table.from_pylist(tickets, schema=schema)
 
 
@@ -314,7 +328,8 @@ def upstream(platform: Platform, slot: str) -> dg.AssetsDefinition:
     )
     def tickets(context: dg.AssetExecutionContext) -> Any:
         partition = context.partition_key if context.has_partition_key else None
-        return framed(table_of(tickets_of(own["partitions"], partition, own["content"], own["id"]), own), platform)
+        given = tickets_of(own["partitions"], partition, own["content"], own["id"])
+        return framed(table_of(given, platform, own, partition), platform)
 
     return tickets
 
@@ -339,7 +354,8 @@ def write_files(platform: Platform, folder: Path, keys: Callable[[str], list[str
                 continue
             frames: list[pd.DataFrame] = []
             for key in keys(own["partitions"]):
-                table = table_of(tickets_of(own["partitions"], key, own["content"], own["id"]), own)
+                tickets = tickets_of(own["partitions"], key, own["content"], own["id"])
+                table = table_of(tickets, platform, own, key)
                 frames.append(table.append_column("part", pa.array([key] * len(table), pa.string())).to_pandas())
             whole = pd.concat(frames)
             whole["body"] = whole["body"].astype(object)

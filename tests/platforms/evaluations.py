@@ -72,7 +72,7 @@ def gold_and_tickets(platform: Platform) -> list[dg.AssetsDefinition]:
 
     @dg.asset(name="all_tickets", key_prefix=prefix)
     def all_tickets() -> Any:
-        return framed(table_of(tickets_of("none", None, "plain", own["id"]), own), platform)
+        return framed(table_of(tickets_of("none", None, "plain", own["id"]), platform, own), platform)
 
     return [ticket_gold, all_tickets]
 

@@ -6,7 +6,7 @@ Every kind of partitions cuts the same tickets, so that datasets of different pa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Literal
 
 import dagster as dg
@@ -158,6 +158,14 @@ def partition_column(kind: str) -> Any:
         "multi_dynamic": {"customer": "customer", "region": "region"},
     }
     return columns.get(kind, "day")
+
+
+def first_day(kind: str, partition: str | None) -> date | None:
+    """Return the first day of a partition of time; None for other partitions."""
+    definition = partitions_def(kind)
+    if partition is None or not isinstance(definition, dg.TimeWindowPartitionsDefinition):
+        return None
+    return definition.time_window_for_partition_key(partition).start.date()
 
 
 def _all(content: str, id_kind: str) -> list[tuple[datetime, Ticket]]:
