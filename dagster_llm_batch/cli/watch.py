@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Look", "look_until", "watch_command"]
 
 _NOTHING = "Nothing is under way."
+_TOO_FEW_DAYS = "too few days"
 _UNDER_WAY = IN_FLIGHT | {ShardState.PLANNED}
 _COLUMNS = [
     "asset",
@@ -256,8 +257,8 @@ def _row(progress: Progress, its_pace: Pace) -> list[object]:
         its_pace.failed,
         None if its_pace.per_minute is None else Money(f"{its_pace.per_minute:,.1f}"),
         its_pace.age,
-        its_pace.expected_end_at,
-        its_pace.p90_end_at,
+        _TOO_FEW_DAYS if its_pace.expected_end_at is None and its_pace.has_too_few_days else its_pace.expected_end_at,
+        _TOO_FEW_DAYS if its_pace.has_too_few_days else its_pace.p90_end_at,
     ]
 
 
@@ -304,6 +305,7 @@ def _document(look: Look) -> dict[str, Any]:
                 "age_seconds": its_pace.age,
                 "expected_end_at": its_pace.expected_end_at,
                 "p90_end_at": its_pace.p90_end_at,
+                "has_too_few_days": its_pace.has_too_few_days,
                 "forecast_p50_end_at": progress.submission.p50_end_at,
                 "forecast_p90_end_at": progress.submission.p90_end_at,
             }

@@ -50,7 +50,7 @@ _LEVELS = (0.8, 0.9, 0.95, 0.98)
 
 _FEWEST_REPLIES, _FEWEST_RUNS, _MANY = 30, 3, 1_000
 # So many batches are read; similar ones have a quarter to four times of the requests.
-_SPANS, _SIMILAR = 300, 4
+_SPANS, _SIMILAR = 2_000, 4
 # Samples whose cascades cost within 2 % of each other are one plan.
 _WORTH_A_LINE = Decimal("1.02")
 # With less room below the oracle nearly all rows are its own; with more, another oracle is cheaper.
@@ -527,7 +527,8 @@ class BatchEnds:
             durations = Durations(spans, self._now)
         noun = f"batches of {record.model}" if lane is Lane.BATCH else f"like it of {record.model} in real time"
         if not durations.are_enough:
-            return End(None, f"too few {noun} have ended: {durations.ended}, of {FEWEST} that are needed")
+            few = f"too few days with {noun} that ended: {durations.days}, of {FEWEST} that are needed"
+            return End(None, few)
         p95 = durations.forecast_end(basis="batches", batches=batches).p95
         running = f", and {durations.running} that still run" if durations.running else ""
         if p95 is None:

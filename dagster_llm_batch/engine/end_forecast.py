@@ -7,8 +7,9 @@
 A submission has ended when the last batch of its last wave has; its labels land when they are collected, at one of the
 next ticks. The law of the last of several batches is not got from that of one, since those of a submission share their
 vendor's hours. So what is asked first are earlier submissions of the dataset with a similar number of requests, whole:
-their retries, their wait for a place in the queue and the second wave of a cascade are in it. Where too few have ended,
-single batches of the same provider, account, model and lane are asked, as if those of the submission were independent;
+their retries, their wait for a place in the queue and the second wave of a cascade are in it. Days count, and not
+submissions, since those of one afternoon share their vendor's hours. Where those that ended are of too few days, single
+batches of the same provider, account, model and lane are asked, as if those of the submission were independent;
 but not of a cascade, or of what is sent in several steps, which end when many batches have ended one after the other.
 """
 
@@ -29,8 +30,11 @@ from dagster_llm_batch.types import Span
 
 __all__ = ["EndHistory", "EndQuestion", "EndScore", "Owner", "end_text", "told_text"]
 
-# So many are read: of a dataset's submissions those of similar size are taken.
-_READ = 300
+# So many are read, forty days of fifty: of a dataset's submissions those of similar size are taken.
+_READ = 2_000
+
+# Of so many forecasts, the newest ones, it is told how often they held.
+_SCORED = 300
 
 # Similar is what has a quarter to four times of the requests.
 _SIMILAR = 4
@@ -96,7 +100,7 @@ class EndHistory:
         if whole.are_enough:
             return whole.forecast_end(basis="submissions", age=age)
         if not question.is_simple:
-            return EndForecast(ended=whole.ended, running=whole.running)
+            return EndForecast(ended=whole.ended, running=whole.running, days=whole.days)
         each = max(question.requests // max(question.batches, 1), 1)
         owner = question.owner
         if owner not in self._batches:
@@ -113,7 +117,8 @@ class EndHistory:
         A forecast is judged when the time that it named has passed: judged when they end, the slow ones would be
         missing for longer than the quick ones. What was stopped is not judged.
         """
-        spans = [span for span in self._of_asset(asset) if span.has_ended or span.until is None]
+        newest = self._of_asset(asset)[:_SCORED]
+        spans = [span for span in newest if span.has_ended or span.until is None]
         p50, p90 = [(span.p50_at, span.until) for span in spans], [(span.p90_at, span.until) for span in spans]
         return EndScore(*self._judged(p50), *self._judged(p90))
 
@@ -147,7 +152,8 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
     bound = f"each batch ends, or expires, within {age_text(window)}, the vendor's window"
     if forecast.p50 is None:
         if forecast.basis == "none":
-            return f"too few batches ({forecast.ended} ended, {FEWEST} are needed) for a forecast; {bound}"
+            few = f"too few days ({forecast.days} with batches that ended, {FEWEST} are needed)"
+            return f"{few} for a forecast; {bound}"
         return f"longer than is known of {_evidence(forecast)}; {bound}"
     half = f"1 of 2 within {age_text(forecast.p50)}"
     if forecast.p90 is None:
@@ -163,7 +169,8 @@ def told_text(submission: Submission, window: timedelta) -> str:
 
 
 def _evidence(forecast: EndForecast) -> str:
+    noun = "earlier submissions of similar size" if forecast.basis == "submissions" else "batches of this model"
+    # An older version has stored no days.
+    days = f" on {forecast.days} days" if forecast.days not in (0, forecast.ended) else ""
     running = f", {forecast.running} more still running" if forecast.running else ""
-    if forecast.basis == "submissions":
-        return f"by {forecast.ended} earlier submissions of similar size{running}"
-    return f"by {forecast.ended} batches of this model{running}"
+    return f"by {forecast.ended} {noun}{days}{running}"

@@ -148,7 +148,7 @@ class Planner:
             steps = forecast_steps(self._deployment, self._labeling, estimate)
             if (end := _forecast_end(self._deployment, self._labeling, plan.shards, steps)) is not None:
                 p50_at, p90_at = (None if took is None else now + took for took in (end.p50, end.p90))
-                basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
+                basis = {"basis": end.basis, "ended": end.ended, "running": end.running, "days": end.days}
                 submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
             if sampling is not None:
                 questions = count_requests(plan.shards)
@@ -566,8 +566,8 @@ def _forecast_end(
     if not known:
         return None
     if len(known) < FEWEST:
-        ended = sum(span.has_ended for span in known)
-        return EndForecast(ended=ended, running=len(known) - ended)
+        ended = [span.began.date() for span in known if span.has_ended]
+        return EndForecast(ended=len(ended), running=len(known) - len(ended), days=len(set(ended)))
     from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion  # noqa: PLC0415 - only where it can tell
 
     limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)

@@ -25,6 +25,7 @@ class Pace:
     per_minute: float | None  # requests, on average since then
     expected_end_at: datetime | None  # by the rate so far, else when 1 of 2 such submissions have ended
     p90_end_at: datetime | None = None  # when 9 of 10 have, of those that took as long as it has already
+    has_too_few_days: bool = False  # of earlier submissions and batches, for a forecast of the end
 
     @property
     def percent(self) -> int:
@@ -47,6 +48,7 @@ def pace(progress: Progress, now: datetime, forecast: EndForecast | None = None)
     done = progress.asked - (progress.total - progress.done)
     per_minute = done / (age / timedelta(minutes=1)) if age and done > 0 else None
     end = p90_end = None
+    has_too_few_days = forecast is not None and since is not None and forecast.basis == "none"
     if forecast is not None and since is not None:
         began = progress.submission.created_at
         end, p90_end = (None if took is None else began + took for took in (forecast.p50, forecast.p90))
@@ -60,4 +62,5 @@ def pace(progress: Progress, now: datetime, forecast: EndForecast | None = None)
         per_minute=per_minute,
         expected_end_at=end if end is not None and end >= now else None,
         p90_end_at=p90_end if p90_end is not None and p90_end >= now else None,
+        has_too_few_days=has_too_few_days,
     )

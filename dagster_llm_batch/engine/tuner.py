@@ -87,7 +87,7 @@ _MOST_OF_DEADLINE = 0.5
 
 _TRIED_AGAIN = f"as set today, since on every {_TRIED_EVERY}th day it is tried again"
 
-_SPANS = 300
+_SPANS = 2_000
 _SIMILAR = 4
 
 
@@ -300,8 +300,8 @@ def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
     if not rescues.are_enough:
         return Choice(
             None,
-            f"real time from the deadline on: too few earlier submissions turned to it ({rescues.ended}, {FEWEST} are "
-            "needed)",
+            f"real time from the deadline on: too few days with earlier submissions that turned to it ({rescues.days}, "
+            f"{FEWEST} are needed)",
         )
     p90 = rescues.forecast_end().p90
     if p90 is None:

@@ -144,7 +144,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert datetime.fromisoformat(timed["by"]).tzinfo == UTC
     assert {plan["p95_end_at"] for plan in timed["plans"]} == {None}
     assert (
-        "end: too few batches of openai/gpt-4o-mini have ended: 2, of 10 that are needed"
+        "end: too few days with batches of openai/gpt-4o-mini that ended: 1, of 10 that are needed"
         in timed["plans"][0]["unknown"]
     )
     over = labeled.on_file("advise", "small", "--quality", "0.93", "--by", "2026-01-01T06:00+01:00", code=2)

@@ -142,6 +142,8 @@ def test_watch_asks_the_providers_only_where_told_to_and_ends_when_batches_have(
     calls = len(project.emulator.books.calls)
     [look] = json.loads(project.on_file("watch", "--once", "--json").stdout)["submissions"]
     assert (look["requests_done"], look["shards"]) == (0, {"submitted": 1})
+    assert (look["expected_end_at"], look["has_too_few_days"]) == (None, True)
+    assert "too few days" in " ".join(project.on_file("watch", "--once").stdout.split())
     assert len(project.emulator.books.calls) == calls
     result = project.on_file("watch", "--poll", "--until", "ended", "--interval", "0.05", "--json")
     [line] = result.stdout.splitlines()

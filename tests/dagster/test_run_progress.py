@@ -188,19 +188,20 @@ def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs
 
 
 def repeat_a_day_long(engine, count):
-    """Give the ledger submissions like the one that it has, which took a day each, until just now."""
+    """Give the ledger submissions like the one that it has, one for each day before now, which took a day each."""
     [known] = engine.ledger.submissions(engine.namespace)
     [shard] = engine.ledger.shards(known.submission_id)
     now = engine.now()
     for number in range(count):
         name = f"earlier-{number}"
-        began = {"state": SubmissionState.OPEN, "settled_at": None, "created_at": now - timedelta(days=1)}
+        ended_at = now - timedelta(days=number)
+        began = {"state": SubmissionState.OPEN, "settled_at": None, "created_at": ended_at - timedelta(days=1)}
         again = replace(known, submission_id=name, partition=name, fingerprint=name, **began)
         fresh = Shard(**{field: getattr(shard, field) for field in SHARD_NEEDS}, shard_id=name, submission_id=name)
         engine.ledger.open_submission(again, [fresh])
         engine.ledger.move_shard(name, Move.SEND)
         engine.ledger.move_shard(name, Move.ACCEPTED, batch_id=name)
-        engine.ledger.move_shard(name, Move.ENDED, ended_at=now)
+        engine.ledger.move_shard(name, Move.ENDED, ended_at=ended_at)
         engine.ledger.move_shard(name, Move.COLLECTED)
         engine.ledger.settle_submission(name, outcomes={}, cost_usd=None, realtime_usd=None, price_basis=None)
         engine.ledger.mark_delivered(name)

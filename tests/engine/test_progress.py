@@ -51,6 +51,13 @@ def test_without_a_rate_what_earlier_ones_took_says_it():
     assert pace(progress(), NOON).expected_end_at is None
 
 
+def test_without_enough_days_there_is_no_forecast_and_the_pace_shows_why():
+    found = pace(progress(), NOON, EndForecast(ended=40, days=2))
+    assert (found.expected_end_at, found.p90_end_at, found.has_too_few_days) == (None, None, True)
+    assert not pace(progress(), NOON, took(HOUR)).has_too_few_days
+    assert not pace(progress(since=None), NOON, EndForecast()).has_too_few_days
+
+
 def test_an_end_that_should_have_come_is_not_expected_at_any_time():
     found = pace(progress(), NOON + HOUR, took(timedelta(minutes=30), 2 * HOUR))
     assert (found.expected_end_at, found.p90_end_at) == (None, NOON + 2 * HOUR)

@@ -80,8 +80,8 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
         site.run((1 + number) * HOUR)
     assert site.history.forecast_end("tickets", ASKED).basis == "none"
     assert end_text(site.history.forecast_end("tickets", ASKED), DAY) == (
-        "too few batches (9 ended, 10 are needed) for a forecast; each batch ends, or expires, within 24 h 0 m, the "
-        "vendor's window"
+        "too few days (9 with batches that ended, 10 are needed) for a forecast; each batch ends, or expires, within "
+        "24 h 0 m, the vendor's window"
     )
     site.run(10 * HOUR)
     said = site.history.forecast_end("tickets", ASKED)
@@ -103,7 +103,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
 def stored(said: EndForecast, now: Any) -> dict[str, Any]:
     """What a plan stores of a forecast."""
     p50, p90 = (None if took is None else now + took for took in (said.p50, said.p90))
-    basis = {"basis": said.basis, "ended": said.ended, "running": said.running}
+    basis = {"basis": said.basis, "ended": said.ended, "running": said.running, "days": said.days}
     return {"p50_end_at": p50, "p90_end_at": p90, "end_basis": basis}
 
 
@@ -181,7 +181,7 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     assert site.history.score("other") == EndScore()
     assert str(score).startswith(f"{held} of 20 ended by their p90, ")
     kept = site.ledger.submission(name)
-    assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0}
+    assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0, "days": 29}
     assert "by 29 earlier submissions of similar size" in told_text(kept, DAY)
     # One that is late is judged before it has ended; one whose time has not come is not, though it has.
     late = site.begin(**stored(site.history.forecast_end("tickets", ASKED), site.clock.now))

@@ -321,13 +321,14 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
         if took is not None:
             clock.now += took
             ledger.move_shard(name, Move.ENDED)
+        clock.now += timedelta(days=1)
 
     for number in range(9):
         take(f"s{number}", timedelta(hours=3))
     too_few = end(500)
     assert (too_few.p95, too_few.basis) == (
         None,
-        f"too few batches of openai/{CHEAP} have ended: 9, of 10 that are needed",
+        f"too few days with batches of openai/{CHEAP} that ended: 9, of 10 that are needed",
     )
     for number in range(9, 20):
         take(f"s{number}", timedelta(hours=3))
