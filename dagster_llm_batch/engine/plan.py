@@ -30,7 +30,7 @@ from dagster_llm_batch.engine.request_parts import ImagesBelow, PartMaker, Worke
 from dagster_llm_batch.engine.request_source import RequestSource
 from dagster_llm_batch.engine.request_writer import Draft, LocalSource, Plan, Spare
 from dagster_llm_batch.engine.submit_queue import count_queue_rounds, drop
-from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, MissingGoldError
+from dagster_llm_batch.errors import BudgetError, ConfigError, LeaseError, LedgerError, MissingGoldError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -158,7 +158,9 @@ class Planner:
             submission = replace(submission, tombstones=erased.tombstones or None)
             opened = self._open(submission, plan, estimate, history)
         except BaseException:
-            self._discard(draft, sampling)
+            # Somebody may have interrupted this process when the ledger had just stored the submission.
+            if not self._may_be_stored(submission_id):
+                self._discard(draft, sampling)
             raise
         # Another process may have stored the same submission first.
         if opened.submission_id != submission_id:
@@ -166,6 +168,13 @@ class Planner:
         else:
             self._deployment.opened_here.add(submission_id)
         return opened
+
+    def _may_be_stored(self, submission_id: str) -> bool:
+        """Return whether the ledger has a submission, or does not answer: files that nothing needs are pruned later."""
+        try:
+            return bool(self._ledger.known_submissions([submission_id]))
+        except LedgerError:
+            return True
 
     @property
     def _asked(self) -> str:
