@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, page, samples
+from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, means, page, samples
 
-_ALL = (intervals, samples, gates, annotators, cascade, dollars, ends)
+_ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
 """By name, in the order of the page."""
 

@@ -216,8 +216,8 @@ def _interval(cell: Cell, world: _World, at: Codes, gold: Codes, rows: SampledRo
         figure = Survey(gold, world.labels[at], rows, CLASSES).accuracy()
     else:
         f = (world.labels == 1).astype(np.float64)
-        found = power((gold == 1).astype(np.float64), f[at], float(f.mean()), rows, ROWS, width=1.0)
-        figure = found.powered.figure(rows.unit, found.n_eff, (0.0, 1.0))
+        found = power((gold == 1).astype(np.float64), f[at], f, rows, ends=(0.0, 1.0))
+        figure = found.powered.figure(found.n_eff, (0.0, 1.0))
     assert figure.value is not None
     if figure.low is None or figure.high is None:
         return figure.value - 1, figure.value, figure.value + 1

@@ -379,8 +379,8 @@ def measure_figures(draws: int) -> Part:
             weight = np.repeat([1.0, len(others) / sample], [len(certain), sample])
             spread = weight * (weight - 1) * sample / (sample - 1)
             known = SampledRows(weight, spread, np.arange(len(at)))
-            found = power(y[at], f[at], float(f.mean()), known, rows, width=1.0)
-            figure = found.powered.figure(known.unit, found.n_eff, (0.0, 1.0))
+            found = power(y[at], f[at], f, known, ends=(0.0, 1.0))
+            figure = found.powered.figure(found.n_eff, (0.0, 1.0))
             assert figure.low is not None
             assert figure.high is not None
             covered += bool(figure.low <= y.mean() <= figure.high)

@@ -61,6 +61,9 @@ _TABLES = (
     *("share of 30 %, biased labels", "scores at the ceiling", "skewed numbers"),
 )
 
+NUMBERS = ("skewed numbers",)
+"""Of the tables, those of numbers, whose ends are far from most values."""
+
 CELLS = [
     *(Cell(data, drawn, n) for data in _CLASSES for drawn in ("mistakes", "misled", "two rounds") for n in (50, 200)),
     *(Cell(data, drawn, n) for data in _TABLES for drawn in ("alike", "mistakes", "some certain") for n in (50, 200)),
@@ -131,12 +134,12 @@ def _evaluated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Tol
     # Seven of ten mistakes are in the hard rows.
     wrong = rng.random(ROWS) < np.where(hard, 0.7 * (1 - accuracy) / 0.15, 0.3 * (1 - accuracy) / 0.85)
     predicted = np.where(wrong, (gold + rng.integers(1, classes, ROWS)) % classes, gold)
-    whole = Survey(gold, predicted, _alike(np.arange(ROWS), ROWS), classes)
+    whole = Survey(gold, predicted, draw_alike(np.arange(ROWS), ROWS), classes)
     truths = [figure.value for figure in (whole.accuracy(), whole.kappa(), whole.macro()[2])]
     for _ in range(draws):
         at, sampled = _sample(cell, rng, hard, wrong)
         survey = Survey(gold[at], predicted[at], sampled, classes)
-        once = Survey(gold[at], predicted[at], _alike(at, ROWS), classes).accuracy()
+        once = Survey(gold[at], predicted[at], draw_alike(at, ROWS), classes).accuracy()
         figures = {"accuracy": survey.accuracy(), "kappa": survey.kappa(), "macro F1": survey.macro()[2]}
         for (name, figure), truth in zip(figures.items(), truths, strict=True):
             if truth is not None:
@@ -146,21 +149,22 @@ def _evaluated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Tol
 
 def _estimated(cell: Cell, rng: np.random.Generator, draws: int) -> Iterator[Told]:
     """Yield the figures of `estimate_assets`: from gold alone, and from gold and labels."""
-    y, f, width = _table(cell.data, rng)
+    y, f, ends = _table(cell.data, rng)
     wrong = f != y
     truth, off = float(y.mean()), float(f.mean() - y.mean())
     bounds = (0.0, 1.0) if cell.data.startswith("share") else (-np.inf, np.inf)
+    have_shape = cell.data in NUMBERS
     for _ in range(draws):
         at, rows = _sample(cell, rng, rng.random(ROWS) < 0.15, wrong)
-        found = power(y[at], f[at], float(f.mean()), rows, ROWS, width=width)
-        once = power(y[at], f[at], float(f.mean()), _alike(at, ROWS), ROWS, width=width)
+        found = power(y[at], f[at], f, rows, ends=ends, have_shape=have_shape)
+        once = power(y[at], f[at], f, draw_alike(at, ROWS), ends=ends, have_shape=have_shape)
         for name in ("gold_only", "powered"):
-            got, plain = (getattr(one, name).figure(rows.unit, one.n_eff, bounds) for one in (found, once))
+            got, plain = (getattr(one, name).figure(one.n_eff, bounds) for one in (found, once))
             yield name.replace("_", " "), truth, (got.low, got.high), (plain.low, plain.high), off
 
 
-def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, float | None]:
-    """Return the truth of each row, what labels say of it, and how far a row may be off (None: without ends)."""
+def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, tuple[float, float]]:
+    """Return the truth of each row, what labels say of it, and the ends of what it may be."""
     if data.startswith("share of 2 %"):
         y = (rng.random(ROWS) < 0.02).astype(np.float64)
         said = {
@@ -168,18 +172,18 @@ def _table(data: str, rng: np.random.Generator) -> tuple[Numbers, Numbers, float
             "share of 2 %, said too often": np.maximum(y, rng.random(ROWS) < 0.15),
             "share of 2 %, useless labels": rng.random(ROWS) < 0.3,
         }
-        return y, said[data].astype(np.float64), 1.0
+        return y, said[data].astype(np.float64), (0.0, 1.0)
     if data == "share of 30 %, biased labels":
         y = (rng.random(ROWS) < 0.3).astype(np.float64)
-        return y, np.where(rng.random(ROWS) < 0.8, y, 1.0), 1.0
+        return y, np.where(rng.random(ROWS) < 0.8, y, 1.0), (0.0, 1.0)
     if data == "scores at the ceiling":
         y = np.where(rng.random(ROWS) < 0.03, rng.integers(1, 5, ROWS), 5).astype(np.float64)
-        return y, np.where(rng.random(ROWS) < 0.9, y, np.clip(y - 1, 1, 5)), 4.0
+        return y, np.where(rng.random(ROWS) < 0.9, y, np.clip(y - 1, 1, 5)), (1.0, 5.0)
     y = np.exp(rng.normal(size=ROWS))
-    return y, y * np.exp(rng.normal(size=ROWS) * 0.3), None
+    return y, y * np.exp(rng.normal(size=ROWS) * 0.3), (0.0, 100.0)
 
 
-def _alike(at: NDArray[np.int64], n_rows: int) -> SampledRows:
+def draw_alike(at: NDArray[np.int64], n_rows: int) -> SampledRows:
     """Return rows as if they had been drawn alike."""
     n = len(at)
     weight = np.full(n, n_rows / n)
@@ -192,7 +196,7 @@ def _sample(
     """Draw gold, and return which rows it is and what each stands for."""
     if cell.drawn == "alike":
         at = rng.choice(ROWS, cell.n, replace=False)
-        return at, _alike(at, ROWS)
+        return at, draw_alike(at, ROWS)
     rounds, drawn, weights = [], [], []
     if cell.drawn == "some certain":
         certain = rng.random(ROWS) < np.where(wrong, 0.3, 0.02)
@@ -221,7 +225,7 @@ def _sample(
     )
     at, weighed = np.concatenate(drawn), gold_weights(gold)
     if weighed is None:
-        return at, _alike(at, ROWS)
+        return at, draw_alike(at, ROWS)
     return at, SampledRows(weighed.weight.to_numpy(), weighed.spread.to_numpy(), np.arange(len(at)))
 
 

@@ -16,6 +16,7 @@ from dagster_llm_batch.evaluation.gold_metadata import misfits_metadata
 from dagster_llm_batch.evaluation.gold_rows import Read, Upstreams
 from dagster_llm_batch.evaluation.spec import EvaluationSpec
 from dagster_llm_batch.evaluation.thresholds import Thresholds
+from dagster_llm_batch.evaluation.value_ends import with_ends
 from dagster_llm_batch.metadata import figure_key
 from dagster_llm_batch.metrics import Estimate, Target, estimate, estimates_png, estimates_to_arrow
 from dagster_llm_batch.metrics.estimates import estimates_markdown
@@ -35,12 +36,12 @@ _DOCS = {
     "n_eff": "rows drawn alike that would tell as much as those that were not certain to be drawn",
     "naive": "what the labels alone say (of accuracy, the mean confidence)",
     "gold_only": "what the gold rows alone say, weighted as they were drawn",
-    "gold_only_low": "95 % interval (design-based)",
-    "gold_only_high": "95 % interval (design-based)",
+    "gold_only_low": "95 % interval (design-based, empirical likelihood)",
+    "gold_only_high": "95 % interval (design-based, empirical likelihood)",
     "powered": "what labels and gold say together",
-    "powered_low": "95 % interval (prediction-powered, design-based)",
-    "powered_high": "95 % interval (prediction-powered, design-based)",
-    "slope": "how much the labels count in powered, 0 to 1",
+    "powered_low": "95 % interval (prediction-powered, empirical likelihood)",
+    "powered_high": "95 % interval (prediction-powered, empirical likelihood)",
+    "slope": "how much the labels count in powered, 0 to 1; 0: powered is gold alone",
     "worth_gold_rows": "gold rows that would have told as much without the labels",
 }
 
@@ -73,14 +74,15 @@ def estimate_assets(
     alone; `worth_gold_rows` says how many gold rows the labels have saved. Gold that keeps the columns of
     `gold_sample_assets` is weighted by them; other gold is taken as drawn from all rows alike. Scores that a judge gave
     to free text (`rubric_judge_assets`) are corrected by people's scores in the same way. Below 10 effective rows there
-    is no interval. Needs the extra `evaluation` when it runs.
+    is no interval. A number needs the least and the largest value that it can have, `minimum` and `maximum` of a
+    `Target` or of the response: they bound mistakes that no gold row shows. Needs the extra `evaluation` when it runs.
 
     Args:
         name: Name of the asset.
         gold: Asset with the right values of some rows.
         candidates: Assets with labels of all rows. Of a judge, what its factory returned: its verdicts.
         key: Column that gold and candidates share; it names one row. Of a judge's verdicts it is `case_id`.
-        target: Column, or columns, to estimate; a `Target` says more about one.
+        target: Column, or columns, to estimate; a `Target` says more about one, such as the ends of a number.
         gold_target: Column of gold with the target, or a mapping from targets to columns. Default: by the same name.
         kind: Scale of all targets, or by target. Of "categorical" ones shares and accuracy are estimated, of "numeric"
             ones and of "ordinal" scores the mean.
@@ -101,6 +103,7 @@ def estimate_assets(
     """
     targets = targets_of(target, gold_target, kind, confidence)
     labeled = candidates_of(candidates, rejects or {}, [one.name for one in targets])
+    targets = with_ends(targets, labeled)
     design = EvaluationSpec(
         builder=EvaluationBuilder(name=name, **options),
         gold=upstream_key(gold),

@@ -17,7 +17,7 @@ from dagster_llm_batch.metrics import Target
 
 __all__ = ["EvaluationSpec", "evaluations_in"]
 
-_FORMAT = "4"
+_FORMAT = "5"
 """Part of the code version: raise it when the same labels would be measured differently."""
 
 _DECLARED: WeakKeyDictionary[Callable[..., Any], EvaluationSpec] = WeakKeyDictionary()

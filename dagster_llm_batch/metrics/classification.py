@@ -30,6 +30,7 @@ from dagster_llm_batch.metrics.intervals import (
     unbounded_interval,
 )
 from dagster_llm_batch.metrics.joining import Class, Joined
+from dagster_llm_batch.metrics.likelihood import LIKELIHOOD
 from dagster_llm_batch.metrics.per_class import class_name, coded, effective_rows, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 from dagster_llm_batch.metrics.survey import Figure, Survey, t_interval
@@ -272,10 +273,10 @@ def _weighted(survey: Survey, values: Sequence[int], weights: Literal["linear", 
     }
 
 
-def _of_design(figure: Figure) -> Interval:
+def _of_design(figure: Figure, method: str = LIKELIHOOD) -> Interval:
     """Return the interval of a figure of weighted gold, with its method."""
     few = "none: too few effective rows, or rows of a class"
-    return Interval(figure.low, figure.high, few if figure.low is None else "design-based (Student)")
+    return Interval(figure.low, figure.high, few if figure.low is None else method)
 
 
 def _by_class(counted: Tally) -> dict[Class, float]:
@@ -331,7 +332,7 @@ def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
     variance = rows.variance_of_mean(values[cell] - mean)
     # All errors are alike: that they vary is not seen.
     bounds = t_interval(mean, variance, rows.n_eff, (0.0, math.inf)) if variance else (None, None)
-    return _of_design(Figure(mean, *bounds))
+    return _of_design(Figure(mean, *bounds), "design-based (Student)")
 
 
 def _scaled(interval: Interval, by: float, *, root: bool = False) -> Interval:

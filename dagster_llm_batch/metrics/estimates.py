@@ -10,8 +10,15 @@ is left to say, so that its interval is narrower than that of gold alone. The sl
 least: labels that know nothing get 0, and nothing is lost by them. Gold rows that were certain to be drawn are known,
 and add no variance; the others stand for the rest of the rows.
 
-Intervals are those of the design, with Student's t and a guard (`survey`) for what no gold row shows: without it, the
-share of a class of 2 % is covered in about half of the samples of 50 rows, as most of these hold no mistake.
+Intervals are by empirical likelihood (`likelihood`): they allow for mistakes that no gold row shows. Such a row can be
+as far off as the ends of the values let it. Classes have the ends 0 and 1, scores the least and the largest that occur,
+and numbers those that a target declares. How large mistakes can be on the whole is known better than that, since all
+labels are known: the share of rows that gold may have missed (the rule of three) has at most the largest labels.
+
+Where the ends are far apart, such mistakes could be larger than the values differ. Then gold alone has the narrower
+interval, and `powered` is it, with slope 0. Gold alone takes from the labels how large the largest values are: of n
+gold rows, the mean of the largest 1.5/n of all labels. So it holds where large values are rare, if labels show that
+there are some. Where all gold rows are alike, it goes by the declared ends.
 """
 
 from __future__ import annotations
@@ -30,19 +37,33 @@ from dagster_llm_batch.metrics.clusters import number_units
 from dagster_llm_batch.metrics.columns import category, column, finite
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 from dagster_llm_batch.metrics.joining import MAX_CLASSES, Joined, Target, join, succeeded
+from dagster_llm_batch.metrics.likelihood import RULE_OF_THREE, likelihood_interval
 from dagster_llm_batch.metrics.per_class import class_name
 from dagster_llm_batch.metrics.schemas import evaluation_extra, schema_of, table_of
-from dagster_llm_batch.metrics.survey import MIN_ROWS, Figure, guard, t_interval
+from dagster_llm_batch.metrics.survey import MIN_ROWS, Figure
 from dagster_llm_batch.metrics.tables import figure, rows_markdown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ESTIMATE_SCHEMA", "Estimate", "estimate", "estimates_markdown", "estimates_to_arrow", "power"]
+__all__ = [
+    "ESTIMATE_SCHEMA",
+    "Estimate",
+    "estimate",
+    "estimates_markdown",
+    "estimates_to_arrow",
+    "missing_ends",
+    "power",
+]
 
 MAX_PAIRED_GROUPS = 10
 """Groups that are compared two by two; of more, each is compared with the one before."""
+
+_LARGEST_SHARE = 1.5
+"""Of n gold rows, so many n-ths of the labels show how far a value may be that no gold row has: half of the rule of
+three, since a mean of more would be no more than what these labels add to the mean themselves.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,15 +107,30 @@ ESTIMATE_SCHEMA = schema_of(Estimate)
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A figure of one group: its value, what each gold row adds to its error, and the guard of its variance."""
+    """A figure of one group: its value, what each gold row adds to its error, and how far down and up its interval of
+    95 % goes.
+    """
 
     value: float
     errors: NDArray[np.float64]
-    guard: float
+    down: float
+    up: float
 
-    def minus(self, other: _Part) -> _Part:
-        """Return the difference of two groups, which may share units."""
-        return _Part(self.value - other.value, self.errors - other.errors, self.guard + other.guard)
+    def minus(self, other: _Part, unit: NDArray[np.int64]) -> _Part:
+        """Return the difference of two groups, which may share units: the parts of both intervals, added as what is
+        correlated as much (MOVER).
+        """
+        import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
+
+        ours, theirs = (np.bincount(unit, weights=one.errors) for one in (self, other))
+        both = math.sqrt(float(ours @ ours) * float(theirs @ theirs))
+        alike = float(ours @ theirs) / both if both else 0.0
+
+        def added(mine: float, others: float) -> float:
+            return math.sqrt(max(0.0, mine**2 + others**2 - 2 * alike * mine * others))
+
+        value, errors = self.value - other.value, self.errors - other.errors
+        return _Part(value, errors, added(self.down, other.up), added(self.up, other.down))
 
     def spread_over(self, which: NDArray[np.bool_]) -> _Part:
         """Return the same with the errors of all gold rows, of which these are `which`."""
@@ -104,15 +140,15 @@ class _Part:
         errors[which] = self.errors
         return replace(self, errors=errors)
 
-    def figure(self, unit: NDArray[np.int64], n_eff: float, bounds: tuple[float, float]) -> Figure:
-        """Return the value with its interval."""
-        return Figure(self.value, *t_interval(self.value, self.variance(unit), n_eff, bounds))
+    def figure(self, n_eff: float, bounds: tuple[float, float]) -> Figure:
+        """Return the value with its interval; without one below MIN_ROWS."""
+        if n_eff < MIN_ROWS:
+            return Figure(self.value)
+        return Figure(self.value, max(bounds[0], self.value - self.down), min(bounds[1], self.value + self.up))
 
-    def variance(self, unit: NDArray[np.int64]) -> float:
-        """Return the design-based variance; rows of one unit are off together."""
-        import numpy as np  # noqa: PLC0415  # whoever made the arrays has it
-
-        return float((np.bincount(unit, weights=self.errors) ** 2).sum()) + self.guard
+    @property
+    def width(self) -> float:
+        return self.down + self.up
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,29 +164,29 @@ class Powered:
 def power(
     y: NDArray[np.float64],
     f: NDArray[np.float64],
-    f_mean: float,
+    labels: NDArray[np.float64],
     rows: SampledRows,
-    n_rows: int,
     *,
-    width: float | None,
+    ends: tuple[float, float],
+    have_shape: bool = False,
 ) -> Powered:
-    """Estimate the mean of y over `n_rows` rows, of which some were drawn.
+    """Estimate the mean of y over all rows, of which some were drawn.
 
     Args:
         y: The truth of the gold rows.
         f: What the labels say of the same rows.
-        f_mean: Mean of what the labels say of all rows.
+        labels: What they say of all rows.
         rows: What the gold rows stand for.
-        n_rows: How many rows there are.
-        width: How far an unseen row may be off, for the guard; None for numbers without ends.
+        ends: The least and the largest that y can be.
+        have_shape: Whether gold alone may take from the labels how large the largest values are: of numbers, whose ends
+            may be far from all values.
     """
     with evaluation_extra("Estimating from gold and labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
-    drawn = rows.spread > 0
+    n_rows, drawn = len(labels), rows.spread > 0
     if not drawn.any():
         # Every row was certain to be drawn: nothing is left to estimate.
-        none = np.zeros(len(y))
-        exact = _Part(float(np.average(y, weights=rows.weight)), none, 0.0)
+        exact = _Part(float(np.average(y, weights=rows.weight)), np.zeros(len(y)), 0.0, 0.0)
         return Powered(float("inf"), exact, exact, 0.0)
     # Rows that were certain to be drawn stand for themselves, the others for all that is left.
     left = max(n_rows - float(rows.weight[~drawn].sum()), 1.0)
@@ -168,24 +204,46 @@ def power(
     slope = min(1.0, max(0.0, float(off @ along) / varies)) if varies else 0.0
     some = rows.among(drawn)
 
-    def part(value: float, errors: NDArray[np.float64]) -> _Part:
-        if width is not None:
-            return _Part(value, errors, guard(some.n_least, width) * (left / n_rows) ** 2)
-        return _Part(value, errors, _guard_without_ends(errors[drawn]))
+    def part(value: float, of: NDArray[np.float64], errors: NDArray[np.float64], least: float, most: float) -> _Part:
+        if some.n_eff < MIN_ROWS:
+            return _Part(value, errors, 0.0, 0.0)
+        values = of[drawn]
+        low, high = likelihood_interval(values, some, least, most)
+        mean = float(np.average(values, weights=some.weight))
+        return _Part(value, errors, (mean - low) * left / n_rows, (high - mean) * left / n_rows)
 
-    by_both = slope * f_mean + float(share @ (y - slope * f))
-    return Powered(some.n_eff, part(float(share @ y), off), part(by_both, off - slope * along), slope)
+    by_gold = _ends_of_gold(y[drawn], labels, some.n_least, ends) if have_shape else ends
+    gold_only = part(float(share @ y), y, off, *by_gold)
+    if not slope:
+        return Powered(some.n_eff, gold_only, gold_only, 0.0)
+    least, most = _far_labels(labels, RULE_OF_THREE / some.n_least)
+    unseen = ends[0] - slope * most, ends[1] - slope * least
+    by_both = slope * float(labels.mean()) + float(share @ (y - slope * f))
+    powered = part(by_both, y - slope * f, off - slope * along, *unseen)
+    if powered.width > gold_only.width:
+        return Powered(some.n_eff, gold_only, gold_only, 0.0)
+    return Powered(some.n_eff, gold_only, powered, slope)
 
 
-def _guard_without_ends(errors: NDArray[np.float64]) -> float:
-    """Return the guard of a mean of numbers: an unseen row may be half as far off as the seen ones are apart, and more
-    where they are skewed, as prices are: the largest ones are then seldom seen, and missed to one side.
-    """
+def _ends_of_gold(
+    y: NDArray[np.float64], labels: NDArray[np.float64], n: float, ends: tuple[float, float]
+) -> tuple[float, float]:
+    """Return how small and how large a value may be that gold does not show, as far as labels show it."""
+    low, high = float(y.min()), float(y.max())
+    if low == high:
+        return ends
+    least, most = _far_labels(labels, _LARGEST_SHARE / n)
+    return max(ends[0], min(low, least)), min(ends[1], max(high, most))
+
+
+def _far_labels(labels: NDArray[np.float64], share: float) -> tuple[float, float]:
+    """Return the mean of the smallest labels, and of the largest, as many as are this share."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
-    n, squares = len(errors), float((errors**2).sum())
-    skewness = n * float((errors**3).sum()) ** 2 / squares**3 if squares else 0.0
-    return float(np.ptp(errors) * n / (n + 4)) ** 2 * (1 + 2 * skewness / (1 + skewness))
+    n = len(labels)
+    count = min(n, max(1, math.ceil(share * n)))
+    ordered = np.partition(labels, sorted({count - 1, n - count}))
+    return float(ordered[:count].mean()), float(ordered[n - count :].mean())
 
 
 def estimate(
@@ -247,7 +305,8 @@ class _Column:
     f: NDArray[np.float64]
     f_gold: NDArray[np.float64]
     known: NDArray[np.bool_]
-    width: float | None = 1.0
+    ends: tuple[float, float] = (0.0, 1.0)
+    have_shape: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,9 +351,8 @@ def _columns(joined: Joined, candidate: pa.Table, truth: pa.Array, position: NDA
         known = np.isfinite(f)
         f = np.where(known, f, f[known].mean() if known.any() else 0.0)
         y = truth.to_numpy().astype(np.float64)
-        # Scores have ends, where all that is seen may be alike: an unseen row may be off as far as any label is.
-        width = float(np.ptp(np.concatenate([y, f]))) if target.kappa_weights else None
-        yield _Column("mean", None, y, f, f[position], known, width)
+        is_number = target.kind == "numeric"
+        yield _Column("mean", None, y, f, f[position], known, _ends(target, y, f), have_shape=is_number)
         return
     labels = pc.if_else(has_label, category(said, target.name, owner).cast(truth.type), pa.scalar(None, truth.type))
     classes = sorted({*pc.unique(truth).to_pylist(), *pc.unique(labels.drop_null()).to_pylist()})
@@ -315,14 +373,39 @@ def _columns(joined: Joined, candidate: pa.Table, truth: pa.Array, position: NDA
     yield _Column("accuracy", None, (right == code[position]).astype(np.float64), f, f[position], np.isfinite(sure))
 
 
+def _ends(target: Target, y: NDArray[np.float64], f: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the least and the largest value that there can be; of scores without declared ends, those that occur."""
+    low, high = target.minimum, target.maximum
+    if target.kind == "numeric" and (low is None or high is None):
+        raise ConfigError(missing_ends(target))
+    low = min(float(y.min()), float(f.min())) if low is None else low
+    high = max(float(y.max()), float(f.max())) if high is None else high
+    if y.min() < low or y.max() > high:
+        raise InputError(
+            f"Gold of '{target.name}' goes from {y.min():g} to {y.max():g}, beyond the ends {low:g} to {high:g} that "
+            "are declared. Correct these rows, or declare the ends in minimum= and maximum= of the Target."
+        )
+    return low, high
+
+
+def missing_ends(target: Target) -> str:
+    """Return why the mean of a number is not estimated without ends, and what to declare."""
+    return (
+        f"The mean of '{target.name}' has no interval without ends: a rare mistake that no gold row shows could be of "
+        f'any size. Declare the least and the largest value: Target("{target.name}", kind="numeric", minimum=0, '
+        "maximum=10_000). Or give the field `ge` and `le` (JSON Schema: minimum and maximum) in the response, and the "
+        "definitions of llm_batch_assets as candidates. Narrow ends give narrow intervals."
+    )
+
+
 def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Groups) -> Iterator[Estimate]:
     """Yield the estimate of all rows, of each group, and of the differences of groups."""
     import numpy as np  # noqa: PLC0415  # its caller has it
 
     n_groups = len(groups.names)
-    n_rows, f_sum, n_known, known_sum = (
+    n_rows, n_known, known_sum = (
         np.bincount(groups.of_row + 1, weights=weights, minlength=n_groups + 1)
-        for weights in (None, values.f, values.known, values.f * values.known)
+        for weights in (None, values.known, values.f * values.known)
     )
 
     def part(at: int | None) -> tuple[int, int, float | None, Powered | None]:
@@ -332,8 +415,12 @@ def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Grou
         naive = float(known_sum[of].sum() / known) if known else None
         if not mine.any():
             return size, 0, naive, None
-        f_mean = float(f_sum[of].sum() / size)
-        some = power(values.y[mine], values.f_gold[mine], f_mean, rows.among(mine), size, width=values.width)
+        labels = values.f if at is None else values.f[groups.of_row == at]
+        some = power(
+            *(values.y[mine], values.f_gold[mine], labels, rows.among(mine)),
+            ends=values.ends,
+            have_shape=values.have_shape,
+        )
         return (
             size,
             int(mine.sum()),
@@ -346,11 +433,11 @@ def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Grou
         gold_only = powered = Figure(None)
         worth = None
         if of is not None:
-            gold_only = of.gold_only.figure(rows.unit, of.n_eff, bounds)
+            gold_only = of.gold_only.figure(of.n_eff, bounds)
         if of is not None and naive is not None:
-            powered = of.powered.figure(rows.unit, of.n_eff, bounds)
-            before, after = (one.variance(rows.unit) for one in (of.gold_only, of.powered))
-            worth = n_gold * before / after if after and powered.low is not None else None
+            powered = of.powered.figure(of.n_eff, bounds)
+            before, after = of.gold_only.width, of.powered.width
+            worth = n_gold * (before / after) ** 2 if after and powered.low is not None else None
         return Estimate(
             candidate=joined.candidate,
             target=joined.target.name,
@@ -382,8 +469,8 @@ def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Grou
             continue
         both = Powered(
             min(later.n_eff, earlier.n_eff),
-            later.gold_only.minus(earlier.gold_only),
-            later.powered.minus(earlier.powered),
+            later.gold_only.minus(earlier.gold_only, rows.unit),
+            later.powered.minus(earlier.powered, rows.unit),
             min(later.slope, earlier.slope),
         )
         gap = None if naive is None or naive_other is None else naive - naive_other

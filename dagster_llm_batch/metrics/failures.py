@@ -27,9 +27,10 @@ from dagster_llm_batch.metrics.clusters import Units, number_units
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 from dagster_llm_batch.metrics.intervals import Interval, share_interval
 from dagster_llm_batch.metrics.joining import Joined
+from dagster_llm_batch.metrics.likelihood import LIKELIHOOD, likelihood_interval
 from dagster_llm_batch.metrics.mistakes import kept_values, reasons_of, text_of_values
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.survey import guard, t_interval
+from dagster_llm_batch.metrics.survey import MIN_ROWS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -171,9 +172,9 @@ def _share(labels: Joined, rows: Sequence[int]) -> tuple[float, Interval]:
         return float(hits.mean()), share_interval(hits, Units.of(pa.array(np.ones(labels.n_gold)), labels.cluster))
     sampled = SampledRows(_floats(labels.weight), _floats(labels.spread), number_units(labels.cluster))
     share = float(sampled.weight @ hits / sampled.weight.sum())
-    variance = sampled.variance_of_mean(hits - share) + guard(sampled.n_least)
-    low, high = t_interval(share, variance, sampled.n_eff)
-    return share, Interval(low, high, "none: too few effective rows" if low is None else "Student, design-based")
+    if sampled.n_eff < MIN_ROWS:
+        return share, Interval(None, None, "none: too few effective rows")
+    return share, Interval(*likelihood_interval(hits, sampled, 0.0, 1.0), LIKELIHOOD)
 
 
 def _floats(values: pa.Array) -> NDArray[np.float64]:

@@ -69,6 +69,9 @@ class Target:
         kappa_weights: For integer classes whose distance means something (1 to 5): "linear" or "quadratic". Default:
             every disagreement counts alike.
         confidence_column: Column of the candidate tables with the probability, 0 to 1, that the label is correct.
+        minimum: The least that a number or score can be; `estimate_assets` needs it for the mean of a number, unless
+            the response declares it.
+        maximum: The largest that it can be, likewise.
     """
 
     name: str
@@ -76,8 +79,21 @@ class Target:
     kind: Kind = "categorical"
     kappa_weights: Literal["linear", "quadratic"] | None = None
     confidence_column: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
 
     def __post_init__(self) -> None:
+        ends = [end for end in (self.minimum, self.maximum) if end is not None]
+        if ends and self.kind == "categorical" and not self.kappa_weights:
+            raise ConfigError(
+                f"Target '{self.name}' has minimum= or maximum=, and classes have no ends. Set kind='numeric', or "
+                "kappa_weights for scores; or remove them."
+            )
+        if not all(map(math.isfinite, ends)) or ends != sorted(set(ends)):
+            raise ConfigError(
+                f"Target '{self.name}' goes from minimum={self.minimum!r} to maximum={self.maximum!r}. Both must be "
+                "finite, and the minimum below the maximum."
+            )
         if self.kind == "numeric" and self.kappa_weights:
             raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")
         if self.kind == "numeric" and self.confidence_column:

@@ -1,12 +1,9 @@
 """Figures of classes from gold whose rows were drawn with unequal probabilities, and their intervals.
 
-Each figure is that of the whole table, as the weighted rows show it (Hájek). Its variance is that of the design: how
-much the figure changes with each row (linearization), squared, weighted by what the row adds (`gold_weights`).
-Intervals are Student's with as many degrees of freedom as there are effective rows, less one.
-
-Linearization knows only what it has seen: where no row is wrong, no row has a residual. So each share has a guard, as
-if two rows more were right and two wrong: 2 / (n + 4)^2 is added to its variance, where n is what was seen of the rows
-that were least likely to be drawn (`SampledRows.n_least`), since that is where the unseen ones are.
+Each figure is that of the whole table, as the weighted rows show it (Hájek). How much it changes with each row
+(linearization) makes it a mean of rows, whose interval is by empirical likelihood (`likelihood`): what a row like each
+one could add, were it another cell of gold and prediction, are the ends of what is not seen. So where no row is wrong
+there is still an interval, and it is as wide as the rows that were least likely to be drawn leave open.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 from dagster_llm_batch.metrics.intervals import CONFIDENCE
+from dagster_llm_batch.metrics.likelihood import likelihood_interval
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
 if TYPE_CHECKING:
@@ -79,8 +77,17 @@ class Survey:
         hit = self.gold == self.predicted
         # Not the sum of shares, which rounding leaves below 1 where all are correct.
         value = float(self.rows.weight[hit].sum() / self.rows.weight.sum())
-        variance = self.rows.variance_of_mean(hit - value) + guard(self.rows.n_least)
-        return Figure(value, *t_interval(value, variance, self.rows.n_eff))
+        with evaluation_extra("Evaluating labels"):
+            import numpy as np  # noqa: PLC0415  # optional dependency
+        return self._figure(value, np.eye(self.n_classes) - value)
+
+    def _figure(self, value: float, adds: NDArray[np.float64], bounds: tuple[float, float] = (0.0, 1.0)) -> Figure:
+        """Return a figure with its interval; `adds`: what a row adds to it, by the class of gold and of prediction."""
+        if self.rows.n_eff < MIN_ROWS:
+            return Figure(value)
+        seen, least, most = adds[self.gold, self.predicted], adds.min(axis=1)[self.gold], adds.max(axis=1)[self.gold]
+        low, high = likelihood_interval(seen, self.rows, least, most)
+        return Figure(value, max(bounds[0], value + low), min(bounds[1], value + high))
 
     def largest_class(self) -> float:
         """Return the share of the most frequent class of gold."""
@@ -97,16 +104,11 @@ class Survey:
             np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0) for shares in (occurs, support, predicted)
         )
         f1 = 2 * correct * inverse
-        of_gold, of_predicted = f1 * inverse, (f1 * inverse)[self.predicted]
-        hit = self.gold == self.predicted
-        residuals = (2 * hit * inverse[self.gold] - of_gold[self.gold] - of_predicted) / present
+        lost = f1 * inverse
+        adds = (2 * np.diag(inverse) - lost[:, None] - lost[None, :]) / present
         value = float(f1.sum() / present)
-        members = [rows for code in range(self.n_classes) if (rows := self._of_class(code)).any()]
-        guards = [guard(self.rows.among(rows).n_least) for rows in members]
-        variance = self.rows.variance_of_mean(residuals) + sum(guards) / present**2
-        bounds = t_interval(value, variance, self.rows.n_eff) if self.has_class_rows else (None, None)
         precision, recall = (float((correct * by).sum() / present) for by in (by_predicted, by_support))
-        return precision, recall, Figure(value, *bounds)
+        return precision, recall, self._figure(value, adds) if self.has_class_rows else Figure(value)
 
     def kappa(self, values: Sequence[int] = (), weights: Literal["linear", "quadratic"] | None = None) -> Figure:
         """Return kappa, 1 - observed / expected disagreement; no value where chance cannot disagree."""
@@ -122,12 +124,10 @@ class Survey:
         observed, expected = float(self.total @ apart), float(support @ distance @ predicted)
         if not expected:
             return Figure(None)
-        by_chance = (distance @ predicted)[self.gold] + (support @ distance)[self.predicted] - 2 * expected
-        residuals = (observed / expected * by_chance - (apart - observed)) / expected
+        by_chance = (distance @ predicted)[:, None] + (support @ distance)[None, :] - 2 * expected
+        adds = (observed / expected * by_chance - (distance - observed)) / expected
         value = 1 - observed / expected
-        variance = self.rows.variance_of_mean(residuals) + guard(self.rows.n_least, distance.max()) / expected**2
-        bounds = t_interval(value, variance, self.rows.n_eff, (-1.0, 1.0)) if self.has_class_rows else (None, None)
-        return Figure(value, *bounds)
+        return self._figure(value, adds, (-1.0, 1.0)) if self.has_class_rows else Figure(value)
 
     def _margins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return the share of each class in gold, in the predictions, and in both."""

@@ -8,8 +8,14 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 from code_location import failure
+from pydantic import BaseModel, Field
 
 from dagster_llm_batch import estimate_assets
+from dagster_llm_batch.core.response import Reader
+from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.evaluation.candidates import Candidate, targets_of
+from dagster_llm_batch.evaluation.value_ends import with_ends
+from dagster_llm_batch.metrics import Target
 
 DAYS = dg.StaticPartitionsDefinition(["mon", "tue"])
 N = 120
@@ -30,7 +36,7 @@ def is_billing(day, n):
 
 @dg.asset
 def gold():
-    rows = Random(1).sample([(day, n) for day in ("mon", "tue") for n in range(N)], 80)
+    rows = Random(2).sample([(day, n) for day in ("mon", "tue") for n in range(N)], 80)
     topics = ["billing" if is_billing(day, n) else "bug" for day, n in rows]
     return pa.table({"id": [f"{day}{n}" for day, n in rows], "topic": topics})
 
@@ -139,3 +145,44 @@ def test_a_group_that_no_candidate_has_is_refused_and_one_without_gold_says_so(t
     assert without
     assert {row["gold_only"] for row in without} == {row["powered"] for row in without} == {None}
     assert {row["naive"] for row in without if row["figure"] == "share"} == {0, 1}
+
+
+class Receipt(BaseModel):
+    total: float | None = Field(ge=0, le=500)
+    tip: float
+
+
+@pytest.mark.parametrize(
+    ("target", "ends"),
+    [
+        ("total", (0, 500)),
+        (Target("total", kind="numeric", maximum=100), (0, 100)),
+        (Target("tip", kind="numeric", minimum=0, maximum=20), (0, 20)),
+    ],
+)
+def test_the_ends_of_a_number_are_those_of_its_target_or_else_of_the_response(target, ends):
+    [found] = with_ends(targets_of(target, None, "numeric"), [Candidate("c", dg.AssetKey("c"), reader=Reader(Receipt))])
+    assert (found.minimum, found.maximum) == ends
+
+
+@pytest.mark.parametrize(
+    ("schema", "ends"),
+    [
+        ({"type": "integer", "minimum": 1, "exclusiveMaximum": 6}, (1, 6)),
+        ({"enum": [1, 2, 9]}, (1, 9)),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/stars"}]}, (1, 5)),
+        ({"allOf": [{"type": "number", "minimum": 0}, {"maximum": 3}]}, (0, 3)),
+    ],
+)
+def test_ends_are_found_in_any_form_of_a_json_schema(schema, ends):
+    stars = {"type": "integer", "minimum": 1, "maximum": 5}
+    response = {"type": "object", "properties": {"n": schema}, "required": ["n"], "$defs": {"stars": stars}}
+    [found] = with_ends(targets_of("n", None, "numeric"), [Candidate("c", dg.AssetKey("c"), reader=Reader(response))])
+    assert (found.minimum, found.maximum) == ends
+
+
+def test_a_number_without_ends_is_refused_when_definitions_load():
+    with pytest.raises(ConfigError, match=r"The mean of 'amount' has no interval without ends.*Declare"):
+        estimate_assets(name="e", gold="gold", candidates=["labels"], key="id", target="amount", kind="numeric")
+    given = {"gold": "gold", "candidates": ["labels"], "key": "id"}
+    assert estimate_assets(name="e", target=Target("amount", kind="numeric", minimum=0, maximum=1), **given)

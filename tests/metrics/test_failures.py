@@ -84,7 +84,9 @@ def test_shares_of_weighted_gold_are_those_of_the_table():
     weights = [1.0 if topic == "bug" else 9.0 for topic in gold["topic"].to_pylist()]
     pair = next(one for one in found(gold.append_column("sample_weight", pa.array(weights)), labels) if one.label)
     assert pair.share == pytest.approx(50 / (200 + 1800))
-    assert pair.share_low < pair.share < pair.share_high
+    # the mistakes are in rows that were certain to be drawn: they are known, and others may be missed
+    assert pair.share_low == pytest.approx(pair.share)
+    assert pair.share_high > pair.share + 0.005
 
 
 def test_numbers_are_near_or_far_and_only_missing_ones_are_a_group():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import t as student
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.metrics import Target, compare, evaluate, join, report_of, tally, total
@@ -17,7 +16,8 @@ from dagster_llm_batch.metrics.gold_weights import (
     next_round,
     rows_drawn_from,
 )
-from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey, guard
+from dagster_llm_batch.metrics.likelihood import likelihood_interval
+from dagster_llm_batch.metrics.survey import MIN_ROWS, Survey
 
 TARGETS = [Target("stars", kappa_weights="quadratic", confidence_column="sure"), Target("price", kind="numeric")]
 
@@ -112,39 +112,29 @@ def test_rounds_that_follow_what_earlier_ones_found_are_combined_without_bias_an
 
 
 @pytest.mark.parametrize("weights", [None, "quadratic"])
-def test_intervals_come_from_how_figures_change_with_the_weight_of_each_row(weights):
+def test_intervals_come_from_how_figures_change_with_each_row_and_with_rows_that_were_not_seen(weights):
     rng, n = np.random.default_rng(5), 60
     gold, predicted = rng.integers(0, 3, n), rng.integers(0, 3, n)
     predicted = np.where(rng.random(n) < 0.6, gold, predicted)
-    weight, spread = rng.uniform(1, 3, n), rng.uniform(0, 2, n)
-
-    def survey(weight):
-        return Survey(gold, predicted, SampledRows(weight, spread, np.arange(n)), 3)
-
-    whole, scale = survey(weight), weight.sum() / weight.max()
-    expected = 1 - (np.array([[0, 1, 4], [1, 0, 1], [4, 1, 0]]) if weights else 1 - np.eye(3))
-    by_chance = (1 - expected) @ np.bincount(predicted, weights=whole.total) @ np.bincount(gold, weights=whole.total)
-    of_class = [(gold == code) | (predicted == code) for code in range(3)]
-    guards = {
-        "accuracy": guard(scale),
-        "kappa": guard(scale, 4 if weights else 1) / by_chance**2,
-        "f1": sum(guard(weight[rows].sum() / weight[rows].max()) for rows in of_class) / 9,
-    }
+    weight, spread = rng.uniform(1, 3, n), rng.uniform(0.5, 2, n)
+    rows = SampledRows(weight, spread, np.arange(n))
     figures = {
         "accuracy": Survey.accuracy,
         "kappa": lambda one: one.kappa([0, 1, 2], weights),
         "f1": lambda one: one.macro()[2],
     }
     for name, figure in figures.items():
-        step = 1e-5
-        slopes = [
-            (figure(survey(weight + step * unit)).value - figure(survey(weight - step * unit)).value) / (2 * step)
-            for unit in np.eye(n)
-        ]
-        variance = (spread * np.square(slopes)).sum() + guards[name]
-        got = figure(whole)
-        half = student.ppf(0.975, whole.rows.n_eff - 1) * np.sqrt(variance)
-        assert (got.high - got.value, got.value - got.low) == pytest.approx((half, half), rel=1e-4), name
+        got = figure(Survey(gold, predicted, rows, 3))
+
+        def added(code, label, figure=figure, value=got.value):
+            """By how much the figure changes with the weight of a further row of this cell."""
+            more = (np.append(gold, code), np.append(predicted, label))
+            all_rows = SampledRows(np.append(weight, 1e-6), np.append(spread, 0), np.arange(n + 1))
+            return (figure(Survey(*more, all_rows, 3)).value - value) / 1e-6 * weight.sum()
+
+        adds = np.array([[added(code, label) for label in range(3)] for code in range(3)])
+        low, high = likelihood_interval(adds[gold, predicted], rows, adds.min(axis=1)[gold], adds.max(axis=1)[gold])
+        assert (got.low, got.high) == pytest.approx((got.value + low, got.value + high), rel=1e-3), name
 
 
 def gold_of(**columns):

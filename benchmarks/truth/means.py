@@ -1,0 +1,202 @@
+"""Means of numbers from gold and labels: how often intervals miss, and how wide they are beside those of gold alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from benchmarks.truth.samples import ROWS, Numbers, draw_alike
+from dagster_llm_batch.metrics.estimates import power
+from dagster_llm_batch.metrics.likelihood import likelihood_interval
+
+MOST_MISSES = 0.07
+"""Promised: so many of the intervals that are given miss, at most, in any cell."""
+
+WIDEST = 1.1
+"""Promised: the mean width is at most so many times that of the narrowest method by gold alone that keeps as much."""
+
+_RESAMPLES = 200
+
+Ends = tuple[Numbers, Numbers]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`data`: of DATA. `n` gold rows."""
+
+    data: str
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """The truth of all rows, their labels, and the declared ends."""
+
+    y: Numbers
+    f: Numbers
+    ends: tuple[float, float]
+
+
+@dataclass
+class Found:
+    """What became of the intervals of a cell. `methods`: misses and mean width of each by gold alone."""
+
+    given: int
+    missed: int
+    width: float
+    methods: dict[str, tuple[float, float]]
+
+    @property
+    def narrowest(self) -> tuple[str, float] | None:
+        """The narrowest method by gold alone that keeps what is promised, and its mean width."""
+        kept = {name: width for name, (misses, width) in self.methods.items() if misses <= MOST_MISSES}
+        return min(kept.items(), key=lambda one: one[1], default=None)
+
+
+def _prices(rng: np.random.Generator) -> Numbers:
+    return rng.choice([5.0, 10.0, 20.0, 50.0], ROWS, p=[0.4, 0.3, 0.2, 0.1])
+
+
+def _zeros(rng: np.random.Generator) -> Numbers:
+    return np.where(rng.random(ROWS) < 0.97, 0.0, rng.uniform(10, 100, ROWS))
+
+
+def _rare(rng: np.random.Generator) -> Numbers:
+    return np.where(rng.random(ROWS) < 0.98, rng.uniform(1, 10, ROWS), rng.uniform(500, 1000, ROWS))
+
+
+def _amounts(rng: np.random.Generator) -> Numbers:
+    return np.exp(rng.normal(3.8, 1, ROWS))
+
+
+def _some(rng: np.random.Generator, share: float) -> NDArray[np.bool_]:
+    return rng.random(ROWS) < share
+
+
+DATA: dict[str, Callable[[np.random.Generator], World]] = {
+    "ties, all right": lambda rng: World(y := _prices(rng), y, (0, 50)),
+    "ties, 3 % wrong": lambda rng: World(y := _prices(rng), np.where(_some(rng, 0.03), _prices(rng), y), (0, 50)),
+    "97 % zeros, all right": lambda rng: World(y := _zeros(rng), y, (0, 100)),
+    "97 % zeros, 2 % wrong": lambda rng: World(y := _zeros(rng), np.where(_some(rng, 0.02), _zeros(rng), y), (0, 100)),
+    "rare large values, all right": lambda rng: World(y := _rare(rng), y, (0, 1000)),
+    "rare large values, a third too small": lambda rng: World(
+        y := _rare(rng), np.where((y > 100) & _some(rng, 0.33), y / 100, y), (0, 1000)
+    ),
+    "1 % ten times too large": lambda rng: World(
+        y := _amounts(rng), np.where(_some(rng, 0.01), 10 * y, y), (0, 20_000)
+    ),
+    "1 % a tenth": lambda rng: World(y := _amounts(rng), np.where(_some(rng, 0.01), y / 10, y), (0, 5_000)),
+    "1 % ten times too large, near ends": lambda rng: World(
+        y := np.minimum(rng.gamma(4, 25, ROWS), 500), np.where(_some(rng, 0.01), np.minimum(10 * y, 500), y), (0, 500)
+    ),
+    "1 % ten times too large, far ends": lambda rng: World(
+        y := rng.gamma(4, 25, ROWS), np.where(_some(rng, 0.01), 10 * y, y), (0, 5_000)
+    ),
+    "labels never large": lambda rng: World(np.where(_some(rng, 0.02), 1000.0, 10.0), np.full(ROWS, 10.0), (0, 1000)),
+}
+
+CELLS = [Cell(data, n) for data in DATA for n in (30, 50, 100, 200)]
+QUICK = [
+    *(Cell(data, 50) for data in ("97 % zeros, all right", "rare large values, a third too small")),
+    *(Cell(data, 100) for data in ("ties, 3 % wrong", "1 % ten times too large, near ends")),
+]
+
+
+def measure(draws: int, quick: bool) -> Measured:  # a section's form
+    """Measure all cells, or the quick ones in this process."""
+    cells = QUICK if quick else CELLS
+    rows, broken = [], []
+    for cell, found in zip(cells, measured_cells(measure_cell, cells, draws, processes=1 if quick else 2), strict=True):
+        misses = found.missed / found.given
+        name, width = found.narrowest or ("none", None)
+        ratio = None if width is None else found.width / width
+        rows.append((cell.data, cell.n, 100 * misses, 100 * found.given / draws, found.width, ratio, name))
+        # what chance makes of a true 7 %
+        if misses > MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / found.given) ** 0.5:
+            broken.append(f"{cell.data}, {cell.n}: misses in {misses:.1%}, of which {MOST_MISSES:.0%} are promised.")
+        if ratio is not None and ratio > WIDEST + 0.02:
+            broken.append(f"{cell.data}, {cell.n}: {ratio:.2f} times as wide as by {name}; {WIDEST} are promised.")
+    head = ("data", "gold rows", "misses % of given", "given %", "width", "of gold alone's", "gold alone by")
+    return Measured(table(head, rows), tuple(broken))
+
+
+def measure_cell(cell: Cell, draws: int) -> Found:
+    """Draw gold from one table so many times, and compare what is estimated with what is true."""
+    rng = np.random.default_rng(seed_of(cell))
+    world = DATA[cell.data](rng)
+    truth, sampled = float(world.y.mean()), draw_alike(np.arange(cell.n), ROWS)
+    ours, by_ends, drawn = [], [], []
+    for _ in range(draws):
+        at = rng.choice(ROWS, cell.n, replace=False)
+        y = world.y[at]
+        found = power(y, world.f[at], world.f, sampled, ends=world.ends, have_shape=True)
+        figure = found.powered.figure(found.n_eff, world.ends)
+        ours.append((figure.low, figure.high))
+        by_ends.append(likelihood_interval(y, sampled, *world.ends))
+        drawn.append(y)
+    of_gold = np.array(drawn)
+    methods = {
+        "Student": _student(of_gold),
+        "Hall": _hall(of_gold),
+        "bootstrap": _bootstrap(of_gold, rng),
+        "likelihood with the ends": (np.array([low for low, _ in by_ends]), np.array([high for _, high in by_ends])),
+    }
+    given = np.array([ends for ends in ours if ends[0] is not None], dtype=np.float64)
+    return Found(
+        len(given),
+        int(_misses(given[:, 0], given[:, 1], truth).sum()),
+        float((given[:, 1] - given[:, 0]).mean()),
+        {
+            name: (float(_misses(low, high, truth).mean()), float((high - low).mean()))
+            for name, (low, high) in methods.items()
+        },
+    )
+
+
+def _misses(low: Numbers, high: Numbers, truth: float) -> NDArray[np.bool_]:
+    missed: NDArray[np.bool_] = (truth < low - 1e-9) | (truth > high + 1e-9)
+    return missed
+
+
+def _student(y: Numbers) -> Ends:
+    n, mean = y.shape[1], y.mean(axis=1)
+    half = stdtrit(n - 1, 0.975) * y.std(axis=1, ddof=1) * ((1 - n / ROWS) / n) ** 0.5
+    return mean - half, mean + half
+
+
+def _hall(y: Numbers) -> Ends:
+    """Student's interval, corrected for skewness."""
+    n, mean, deviation = y.shape[1], y.mean(axis=1), y.std(axis=1, ddof=1) + 1e-12
+    skewness = (((y - mean[:, None]) / deviation[:, None]) ** 3).mean(axis=1)
+    skewness = np.where(np.abs(skewness) < 1e-6, 1e-6, skewness)
+    half = stdtrit(n - 1, 0.975) * ((1 - n / ROWS) / n) ** 0.5
+    low, high = (
+        mean - deviation * 3 / skewness * (np.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
+        for end in (half, -half)
+    )
+    return low, high
+
+
+def _bootstrap(y: Numbers, rng: np.random.Generator) -> Ends:
+    n = y.shape[1]
+    times = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES) / n
+    low, high = np.quantile(y @ times.T, [0.025, 0.975], axis=1)
+    return low, high
+
+
+SECTION = Section(
+    "means",
+    f"""## Means of numbers from gold and labels
+
+Promised: at most {MOST_MISSES:.0%} of the intervals that are given miss, in every row of the table, and each is given;
+the mean width is at most {WIDEST} times that of the narrowest method by gold alone that keeps as much itself (Student,
+Hall, percentile bootstrap, empirical likelihood with the declared ends). Tables of {ROWS:,} rows, gold drawn alike, the
+mean as `estimate_assets` has it. Where labels are right, or nearly so, few or no gold rows show a mistake: the ends of
+the values bound the mistakes that were not seen. `far ends`: the declared maximum is fifty times the mean.""",
+    measure,
+)
