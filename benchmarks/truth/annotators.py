@@ -13,7 +13,7 @@ from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, ta
 from benchmarks.truth.samples import Numbers, draw_systematic
 from dagster_llm_batch.metrics.annotation import Votes, agreed_labels
 from dagster_llm_batch.metrics.estimates import power
-from dagster_llm_batch.metrics.gold_sample import probabilities
+from dagster_llm_batch.metrics.gold_sample import RANDOM_SHARE, probabilities
 from dagster_llm_batch.metrics.gold_weights import SampledRows, gold_weights
 from dagster_llm_batch.metrics.stop_rule import more_rows, next_size, unseen_part, widening
 from dagster_llm_batch.metrics.survey import Survey
@@ -26,7 +26,6 @@ CLASSES = 3
 FIRST = 100
 """Rows of the first round, as `gold_sample_assets` draws by default."""
 
-RANDOM_SHARE = 0.3
 MOST_ROUNDS = 12
 
 Codes = NDArray[np.int64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
 from dagster_llm_batch.metrics.estimates import power
-from dagster_llm_batch.metrics.gold_sample import probabilities
+from dagster_llm_batch.metrics.gold_sample import RANDOM_SHARE, probabilities
 from dagster_llm_batch.metrics.gold_weights import SampledRows, gold_weights
 from dagster_llm_batch.metrics.survey import Survey
 
@@ -23,8 +23,6 @@ MOST_MISSES = 0.07
 ROWS = 2_000
 """Of the table that gold is drawn from."""
 
-RANDOM_SHARE = 0.3
-"""Of the proposals that go to all rows alike, as `propose` has it by default."""
 
 Numbers = NDArray[np.float64]
 

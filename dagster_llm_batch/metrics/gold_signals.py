@@ -24,6 +24,11 @@ __all__ = ["SIGNALS", "disagreement", "drift", "gold_signals", "low_confidence",
 
 SIGNALS = ("disagreement", "low_confidence", "rare_class", "drift")
 
+_RARE, _GROWN, _ROUNDING = 0.5, 1 / 3, 1e-9
+"""Strengths below which a class is not rare, and has not grown: it has more than half of an even share, or less than
+half as much again as before. Classes are never quite even, and what chance makes of them is worth no label.
+"""
+
 
 def gold_signals(
     tables: Mapping[str, pa.Table],
@@ -108,8 +113,8 @@ def low_confidence(confidences: Mapping[str, pa.Array]) -> NDArray[np.float64]:
 
 
 def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
-    """Return 1 - rows of the class / rows of a class if all were alike; 0 for frequent ones. By the candidate for whom
-    the row's class is rarest.
+    """Return 1 - rows of the class / rows of a class if all were alike; 0 for classes with more than half as many. By
+    the candidate for whom the row's class is rarest.
     """
     codes = _codes(votes)
     with evaluation_extra("Proposing rows for gold"):
@@ -118,13 +123,14 @@ def rare_class(votes: Sequence[pa.Array]) -> NDArray[np.float64]:
     for code in codes:
         counts = np.bincount(code[code >= 0], minlength=1)
         even = float(counts.sum()) / max(1, int((counts > 0).sum()))
-        signal = _stronger(signal, _by_class(np.maximum(0, 1 - counts / max(1, even)), code))
+        strength = 1 - counts / max(1, even)
+        signal = _stronger(signal, _by_class(np.where(strength >= _RARE - _ROUNDING, strength, 0.0), code))
     return signal
 
 
 def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[np.float64]:
     """Return how much of the row's class its share in the reference does not explain: (p - q) / p, where p is the share
-    of the class here and q there; 0 where it has not grown. By the candidate for whom it is most.
+    of the class here and q there; 0 where it has not grown by a half. By the candidate for whom it is most.
     """
     codes = _codes([*votes, *reference])
     with evaluation_extra("Proposing rows for gold"):
@@ -137,7 +143,8 @@ def drift(votes: Sequence[pa.Array], reference: Sequence[pa.Array]) -> NDArray[n
         if not counts[1].sum():
             continue
         p, q = (count / max(1, int(count.sum())) for count in counts)
-        signal = _stronger(signal, _by_class(np.divide(np.maximum(0, p - q), p, out=np.zeros(n), where=p > 0), here))
+        strength = np.divide(p - q, p, out=np.zeros(n), where=p > 0)
+        signal = _stronger(signal, _by_class(np.where(strength >= _GROWN - _ROUNDING, strength, 0.0), here))
     return signal
 
 

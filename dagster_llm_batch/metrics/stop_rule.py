@@ -20,12 +20,13 @@ import math
 from dagster_llm_batch.metrics.intervals import CONFIDENCE
 from dagster_llm_batch.metrics.looks import ALPHA
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.survey import guard
 
 __all__ = ["more_rows", "next_size", "round_level", "unseen_part", "widening"]
 
 _EXTRA = 1.2
 """So many times the forecast: it may be too low as well as too high, and another round costs more than some rows."""
+_UNSEEN = 1.3
+"""The interval of a count of events is wider by about so many than their variance makes it."""
 _MOST_GROWTH = 10
 """A round is at most so many times what was labeled before: what a small pilot says may be far off."""
 
@@ -43,13 +44,11 @@ def widening(number: int) -> float:
 
 
 def unseen_part(n_least: float) -> float:
-    """Return the part of the square of a half-width that allows for rows unlike all that were seen (`survey.guard`).
+    """Return the part of the square of a half-width that allows for rows unlike all that were seen (`likelihood`).
 
     It falls with the square of the rows, and is most of the width of a small round. `n_least`: see `SampledRows`.
     """
-    with evaluation_extra("A stopping rule"):
-        from scipy.special import ndtri  # noqa: PLC0415  # optional dependency
-    return float(ndtri((1 + CONFIDENCE) / 2)) ** 2 * guard(n_least)
+    return (_UNSEEN / n_least) ** 2
 
 
 def more_rows(
