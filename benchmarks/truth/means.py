@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
+from benchmarks.truth.page import Measured, Section, measured_cells, miss_more, seed_of, table
 from benchmarks.truth.samples import ROWS, Numbers, draw_alike
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.likelihood import likelihood_interval
@@ -116,8 +116,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         name, width = found.narrowest or ("none", None)
         ratio = None if width is None else found.width / width
         rows.append((cell.data, cell.n, 100 * misses, 100 * found.given / draws, found.width, ratio, name))
-        # what chance makes of a true 7 %
-        if misses > MOST_MISSES + 2 * (MOST_MISSES * (1 - MOST_MISSES) / found.given) ** 0.5:
+        if miss_more(found.missed, found.given, MOST_MISSES):
             broken.append(f"{cell.data}, {cell.n}: misses in {misses:.1%}, of which {MOST_MISSES:.0%} are promised.")
         if ratio is not None and ratio > WIDEST + 0.02:
             broken.append(f"{cell.data}, {cell.n}: {ratio:.2f} times as wide as by {name}; {WIDEST} are promised.")

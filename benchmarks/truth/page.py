@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TypeVar
 
+from scipy.stats import binom
+
 from benchmarks.measure import ROOT
 
 Cell = TypeVar("Cell")
 Result = TypeVar("Result")
 
 PAGE = ROOT / "docs" / "truth.md"
+
+_SELDOM = 0.02
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,11 @@ def measured_cells(
         return [measure(cell, draws) for cell in cells]
     with ProcessPoolExecutor(min(processes, os.cpu_count() or 1)) as pool:
         return list(pool.map(measure, cells, repeat(draws)))
+
+
+def miss_more(missed: int, given: int, most: float) -> bool:
+    """Return whether more of the intervals that were given miss than chance makes of `most` once in 50."""
+    return given > 0 and missed / given > most and float(binom.sf(missed - 1, given, most)) < _SELDOM
 
 
 def write(section: Section, measured: Measured, draws: int) -> None:

@@ -23,9 +23,7 @@ from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.columns import Kind
 from dagster_llm_batch.metrics.intervals import (
     CONFIDENCE,
-    TOO_SKEWED,
     Interval,
-    is_too_skewed,
     share_interval,
     unbounded_interval,
 )
@@ -33,7 +31,7 @@ from dagster_llm_batch.metrics.joining import Class, Joined
 from dagster_llm_batch.metrics.likelihood import LIKELIHOOD
 from dagster_llm_batch.metrics.per_class import class_name, coded, effective_rows, surveyed, with_unlabeled
 from dagster_llm_batch.metrics.schemas import evaluation_extra
-from dagster_llm_batch.metrics.survey import Figure, Survey, t_interval
+from dagster_llm_batch.metrics.survey import Figure, Survey
 from dagster_llm_batch.metrics.tally import Tally, sampled_rows, stands_for, tally
 
 if TYPE_CHECKING:
@@ -273,10 +271,10 @@ def _weighted(survey: Survey, values: Sequence[int], weights: Literal["linear", 
     }
 
 
-def _of_design(figure: Figure, method: str = LIKELIHOOD) -> Interval:
+def _of_design(figure: Figure) -> Interval:
     """Return the interval of a figure of weighted gold, with its method."""
     few = "none: too few effective rows, or rows of a class"
-    return Interval(figure.low, figure.high, few if figure.low is None else method)
+    return Interval(figure.low, figure.high, few if figure.low is None else LIKELIHOOD)
 
 
 def _by_class(counted: Tally) -> dict[Class, float]:
@@ -306,7 +304,8 @@ def _numeric(counted: Tally) -> dict[str, Any]:
         largest = error.max() or 1.0
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
-        bounds, squared = (_error_interval(counted, values) for values in (error / largest, (error / largest) ** 2))
+        bounds = _error_interval(counted, error / largest)
+        squared = _error_interval(counted, (error / largest) ** 2, squares=True)
     return {
         "mae": _finite(mae),
         **_ends("mae", _scaled(bounds, largest)),
@@ -317,22 +316,14 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     }
 
 
-def _error_interval(counted: Tally, values: NDArray[np.float64]) -> Interval:
+def _error_interval(counted: Tally, values: NDArray[np.float64], *, squares: bool = False) -> Interval:
     """Compute the interval of the mean of values that are those of the rows of each cell, and not negative."""
-    import numpy as np  # noqa: PLC0415  # its caller has it
-
-    if not counted.is_weighted or not np.isfinite(values).all():
-        return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]))
+    if not counted.is_weighted:
+        return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]), squares=squares)
     cell, rows = sampled_rows(counted)
-    mean = float(np.average(values[cell], weights=rows.weight))
-    apart = np.bincount(rows.unit, rows.weight * (values[cell] - mean))
-    square = float((apart**2).mean())
-    if square and is_too_skewed(float((apart**3).mean()) / square**1.5, rows.n_eff, corrected=False):
-        return Interval(None, None, TOO_SKEWED)
-    variance = rows.variance_of_mean(values[cell] - mean)
-    # All errors are alike: that they vary is not seen.
-    bounds = t_interval(mean, variance, rows.n_eff, (0.0, math.inf)) if variance else (None, None)
-    return _of_design(Figure(mean, *bounds), "design-based (Student)")
+    # Only how much a row stands for beside the others counts.
+    weights = rows.weight * (len(rows.weight) / rows.weight.sum())
+    return unbounded_interval(values[cell], Units(weights, rows.unit), squares=squares)
 
 
 def _scaled(interval: Interval, by: float, *, root: bool = False) -> Interval:

@@ -6,7 +6,8 @@ variance is that of the sums by unit, whatever the units are (rows, requests, cu
     independent rows, right or wrong     Clopper and Pearson's exact interval
     all else                             the same interval at the effective number of rows (Korn and Graubard): as many
                                          independent rows as have the figure's variance
-    means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall)
+    means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall), and wider by what
+                                         a further unit like the largest one would add
 
 A normal or bootstrapped interval fails where it matters most: where nothing or nearly nothing is wrong the rows show no
 variance, and the interval is too narrow or a point. The binomial's tails do not need to see an error. What they must
@@ -35,10 +36,8 @@ __all__ = [
     "EFFECTIVE",
     "EXACT",
     "SKEWED",
-    "TOO_SKEWED",
     "Interval",
     "effective_interval",
-    "is_too_skewed",
     "mean_interval",
     "share_interval",
     "sign_test",
@@ -50,7 +49,6 @@ CONFIDENCE = 0.95
 EXACT = "exact (Clopper-Pearson)"
 EFFECTIVE = "effective rows (Korn-Graubard)"
 SKEWED = "Student, corrected for skewness (Hall)"
-TOO_SKEWED = "none: too few rows, of which a few large errors decide"
 
 _LEAST_UNITS = 30
 _LEAST_ALIKE = 20
@@ -58,11 +56,11 @@ _LEAST_ALIKE = 20
 as much if all had the same number.
 """
 
-_FOR_SKEWNESS, _FOR_SKEWNESS_UNCORRECTED = 9, 25
-"""Units to ask for, by the square of the skewness; Cochran's 25 where an interval is not corrected for it. Among fewer
-a few large errors decide, of which the rows may have more or less by luck: an interval would miss in up to 40 %
-(squares of errors that are lognormal).
-"""
+_LEAST_OF_SQUARES = 100
+"""Units below which squares of errors have no interval: a few large ones decide, which so few units have by luck."""
+
+_MOST_OF_LARGEST = 6.0
+"""Times that the largest square is taken to be missing, at most; as often as the squares are skewed."""
 
 # what rounding leaves of nothing
 _NOTHING = 1e-12
@@ -142,12 +140,16 @@ def effective_interval(
     return Interval(*_clopper_pearson(share * n / effect, n / effect, confidence), EFFECTIVE)
 
 
-def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence: float = CONFIDENCE) -> Interval:
+def unbounded_interval(
+    values: NDArray[np.float64], units: Units, *, squares: bool = False, confidence: float = CONFIDENCE
+) -> Interval:
     """Compute the interval of the mean of values that may be of any size, such as errors; those of the rows of each
     entry of `units`.
 
     Most errors are small and a few are large, so that Student's interval misses too often above. Hall's transformation
-    takes the skewness out of it. Where a few units decide, there is no interval.
+    takes the skewness out of it, and one unit more like the farthest is added on either side. Of `squares` of errors
+    several are added above, as these are skewed. Whether there is an interval depends on the number of units, and on
+    no error but where all are alike: rows that look even, as they lack large errors, would else have one that misses.
     """
     with evaluation_extra("An interval"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -159,8 +161,9 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     scale = largest or 1.0
     sums, sizes, times = units.sums(values / scale), units.sizes, units.times
     n, n_rows = float(times.sum()), float((times * sizes).sum())
-    if n < _LEAST_UNITS:
-        return Interval(None, None, f"none: below {_LEAST_UNITS} independent units")
+    least = _LEAST_OF_SQUARES if squares else _LEAST_UNITS
+    if n < least:
+        return Interval(None, None, f"none: below {least} independent units")
     mean = float((times * sums).sum()) / n_rows
     # what each unit adds to the mean, times the number of units
     apart = (sums - mean * sizes) * n / n_rows
@@ -172,8 +175,6 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
     alike = n_rows**2 / float((times * sizes**2).sum())
     if alike < _LEAST_ALIKE:
         return Interval(None, None, f"none: few units with many rows, below {_LEAST_ALIKE} of equal size")
-    if is_too_skewed(skewness, alike, corrected=True):
-        return Interval(None, None, TOO_SKEWED)
     half = float(stdtrit(alike - 1, (1 + confidence) / 2)) / n**0.5
 
     def without_skewness(end: float) -> float:
@@ -182,15 +183,10 @@ def unbounded_interval(values: NDArray[np.float64], units: Units, *, confidence:
             return end
         return 3 / skewness * (math.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
 
-    low, high = (scale * (mean - deviation * without_skewness(end)) for end in (half, -half))
-    return Interval(low, high, SKEWED)
-
-
-def is_too_skewed(skewness: float, n_units: float, *, corrected: bool) -> bool:
-    """Return whether so few units leave open how large the mean of such values is; by an interval that is `corrected`
-    for skewness, or by Student's.
-    """
-    return skewness**2 * (_FOR_SKEWNESS if corrected else _FOR_SKEWNESS_UNCORRECTED) > n_units
+    low, high = (mean - deviation * without_skewness(end) for end in (half, -half))
+    times_more = min(max(1.0, skewness), _MOST_OF_LARGEST) if squares else 1.0
+    low, high = low + float(apart.min()) / n, high + times_more * float(apart.max()) / n
+    return Interval(scale * low, scale * high, SKEWED)
 
 
 def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[float, float]:

@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from dagster_llm_batch.metrics.gold_weights import SampledRows
-from dagster_llm_batch.metrics.intervals import CONFIDENCE
 from dagster_llm_batch.metrics.likelihood import likelihood_interval
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["MIN_CLASS_ROWS", "MIN_ROWS", "Figure", "Survey", "guard", "t_interval"]
+__all__ = ["MIN_CLASS_ROWS", "MIN_ROWS", "Figure", "Survey", "guard"]
 
 MIN_ROWS = 10
 """Effective rows below which there is no interval: too few residuals are seen to tell how large they are."""
@@ -43,18 +42,6 @@ class Figure:
 def guard(n: float, width: float = 1.0) -> float:
     """Return what the variance of a share of `n` rows, or of a mean of values from a range of `width`, gets more."""
     return 2 * (width / (n + 4)) ** 2
-
-
-def t_interval(
-    value: float, variance: float, n: float, bounds: tuple[float, float] = (0.0, 1.0)
-) -> tuple[float, float] | tuple[None, None]:
-    """Compute Student's interval with n - 1 degrees of freedom, inside of `bounds`; none below MIN_ROWS."""
-    if n < MIN_ROWS:
-        return None, None
-    with evaluation_extra("Evaluating labels"):
-        from scipy.special import stdtrit  # noqa: PLC0415  # optional dependency
-    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * variance**0.5
-    return max(bounds[0], value - half), min(bounds[1], value + half)
 
 
 @dataclass(frozen=True, eq=False)

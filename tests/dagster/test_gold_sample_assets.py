@@ -137,7 +137,7 @@ class TestProposals:
 
     def test_a_partition_is_compared_with_the_one_before(self, project):
         one = labels("one", mostly_bugs)
-        assets = [one, *sample([one], partitions_def=DAYS, sample_size=6)]
+        assets = [one, *sample([one], partitions_def=DAYS, sample_size=6, random_share=0.3)]
         project.run(assets, partition="mon")
         monday = project.proposals("mon")
         assert {row["drift"] for row in monday.values()} == {None}

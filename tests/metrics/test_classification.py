@@ -368,26 +368,45 @@ def test_intervals_of_errors_cover_by_the_unit(rows, together):
         got = evaluate(joined(np.zeros(len(error)), error, target, llm_request_id=ids))
         for figure, value in truth.items():
             low, high = getattr(got, f"{figure}_low"), getattr(got, f"{figure}_high")
-            # Where a few errors decide there is none.
             assert low is None or low < getattr(got, figure) < high
             missed[figure] += low is not None and not low <= value <= high
             given_of[figure] += low is not None
     assert got.mae_interval == "Student, corrected for skewness (Hall)"
-    assert given_of["mae"] > 0.95 * draws
-    assert given_of["rmse"] > 0.5 * draws
+    # whether there is one depends on the number of units alone
+    assert given_of == {"mae": draws, **({"rmse": draws} if rows >= 100 else {"rmse": 0})}
     # 7 % is promised, as far as so many draws can tell.
     assert max(missed.values(), default=0) <= draws * 0.07 + 2 * (draws * 0.07) ** 0.5
+
+
+@pytest.mark.simulation
+@pytest.mark.parametrize(("rows", "figure"), [(30, "mae"), (100, "mae"), (100, "rmse"), (300, "rmse")])
+@pytest.mark.parametrize("shape", ["lognormal", "student 3"])
+def test_intervals_of_skewed_errors_are_given_and_hold(rows, figure, shape):
+    """Before, of 100 rows those of rmse were given in a tenth of the samples, and missed in 57 to 64 % of these."""
+    random, draws, missed = np.random.default_rng(4), 400, 0
+    truth = {
+        ("lognormal", "mae"): math.exp(0.5),
+        ("lognormal", "rmse"): math.e,
+        ("student 3", "mae"): 2 * math.sqrt(3) / math.pi,
+        ("student 3", "rmse"): math.sqrt(3),
+    }[shape, figure]
+    for _ in range(draws):
+        error = np.exp(random.standard_normal(rows)) if shape == "lognormal" else random.standard_t(3, rows)
+        got = evaluate(joined(np.zeros(rows), error, Target("t", kind="numeric")))
+        missed += not getattr(got, f"{figure}_low") <= truth <= getattr(got, f"{figure}_high")
+    assert missed <= draws * 0.07 + 2 * (draws * 0.07) ** 0.5
 
 
 def test_errors_that_are_few_or_alike_have_no_interval():
     target = Target("t", kind="numeric")
     few = evaluate(joined([0.0] * 29, [float(at) for at in range(29)], target))
     assert (few.mae_low, few.mae_interval) == (None, "none: below 30 independent units")
-    # One error is larger than all others together: another such row, or none, would be another mean.
+    # One error is larger than all others together: another such row would be another mean.
     skewed = evaluate(joined([0.0] * 60, [1.0] * 59 + [100.0], target))
-    assert (skewed.mae_low, skewed.mae_interval) == (None, "none: too few rows, of which a few large errors decide")
+    assert skewed.mae_high > 161 / 61
+    assert (skewed.rmse_low, skewed.rmse_interval) == (None, "none: below 100 independent units")
     alike = evaluate(joined([0.0] * 30, [1.0] * 30, target))
-    assert (alike.mae, alike.rmse_low, alike.rmse_interval) == (1.0, None, "none: all errors are alike")
+    assert (alike.mae, alike.mae_low, alike.mae_interval) == (1.0, None, "none: all errors are alike")
 
 
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=30))
