@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -18,6 +19,7 @@ from tests.machine.mortal import End, How
 from tests.machine.world import DATASETS, VENDOR_NAMES, World
 
 ENDS = st.one_of(st.none(), st.builds(End, st.integers(1, 60), st.sampled_from(How)))
+EXPLORES = os.environ.get("DLB_EXPLORE") == "1"
 NAMES = st.sampled_from(DATASETS)
 
 
@@ -142,6 +144,10 @@ def test_any_sequence_of_steps_loses_nothing_and_pays_nothing_twice(
     run_state_machine_as_test(
         lambda: Machine(make, VENDOR_NAMES),
         settings=settings(
-            max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=200 if EXPLORES else 5,
+            derandomize=not EXPLORES,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
