@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dagster_llm_batch.testing.emulator import local_s3
 from tests.crash.postgres import postgres
+from tests.platforms.factors import SLOTS
 from tests.platforms.journey import Servers
 from tests.platforms.oracle import problems_of
 from tests.platforms.platform_value import Platform
@@ -44,16 +45,33 @@ def run(platform: Platform, shared: Servers) -> list[str]:
 
 
 def shrink(platform: Platform, shared: Servers) -> Platform:
-    """Return the platform with the fewest differences that fails with a problem of the same kind."""
-    kind = run(platform, shared)[0].split(":")[0]
-    changes = dict(part.split("=") for part in str(platform).split())
-    for name in list(changes):
-        fewer = {other: value for other, value in changes.items() if other != name}
+    """Return the platform with the fewest differences that fails at the same stage; this one where it does not fail.
+
+    First it has fewer datasets, then each difference is taken away that the failure does not need.
+    """
+    found = run(platform, shared)
+    if not found:
+        return platform
+    stage = found[0].partition(":")[0]
+
+    def fails(changes: Mapping[str, str]) -> bool:
         try:
-            smaller = Platform.of(fewer)
+            smaller = Platform.of(changes)
         except ValueError:
-            continue
-        if any(problem.startswith(kind) for problem in run(smaller, shared)):
+            return False
+        sys.stderr.write(f"{smaller}\n")
+        return any(problem.startswith(f"{stage}:") for problem in run(smaller, shared))
+
+    changes = dict(part.split("=") for part in str(platform).split())
+    for count in range(1, len(platform.slots)):
+        there = SLOTS[:count]
+        fewer = {name: value for name, value in changes.items() if "." not in name or name[0] in there}
+        if fails({**fewer, "datasets": str(count)}):
+            changes = {**fewer, "datasets": str(count)}
+            break
+    for name in [name for name in changes if name != "datasets"]:
+        fewer = {other: value for other, value in changes.items() if other != name}
+        if fails(fewer):
             changes = fewer
     return Platform.of(changes)
 

@@ -291,7 +291,9 @@ def _evaluation(journey: Journey) -> Iterator[str]:
                 journey.load_rows(name, key)
             except Exception as error:  # noqa: BLE001 - of any IO manager
                 yield f"{name} {key} is not there: {type(error).__name__}: {str(error)[:300]}"
-    if not _columns_of_first(journey) and journey.platform["evaluation"] != "annotation":
+    # Where every dataset was stopped nothing has cost anything.
+    is_empty = word == "annotation" or (word == "costs" and not journey.platform.landing)
+    if not is_empty and not _columns_of_first(journey):
         yield f"{NAME} has no rows"
 
 
