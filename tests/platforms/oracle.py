@@ -143,7 +143,9 @@ def _asks(platform: Platform, slot: str, key: str | None, *, without: str = "\0"
 
 def _sending(journey: Journey) -> Iterator[str]:
     platform = journey.platform
-    for slot in platform.slots:
+    # No sensor looks here while a run waits: it would wait until other datasets lose their places in a full queue.
+    by_mode = {"wait": 0, "deferred": 1 if platform["queue"] != "none" else 0}
+    for slot in sorted(platform.slots, key=lambda slot: by_mode[platform[f"{slot}.mode"]]):
         journey.send(slot)
     for slot in platform.slots:
         why = "\n".join(journey.failures.get(slot, []))
