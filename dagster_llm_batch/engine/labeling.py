@@ -378,8 +378,10 @@ class Labeling:
     @property
     def columns_of_nothing(self) -> pa.Schema:
         """The schema to assume for rows that came without any column."""
-        names = dict.fromkeys([self.key, *self.keep, *sorted(self.prompt.columns() or ())])
-        return pa.schema([(name, pa.string()) for name in names])
+        names = dict.fromkeys([self.key, *self.keep, *sorted(self.prompt.columns() or ())], pa.string())
+        if self.realtime.urgent:
+            names[self.realtime.urgent] = pa.bool_()
+        return pa.schema(list(names.items()))
 
     @cached_property
     def definition(self) -> Mapping[str, Any]:

@@ -382,6 +382,12 @@ def test_no_rows_are_a_settled_empty_table_without_a_call(workspace: Workspace, 
     assert workspace.emulator.books.calls == []
 
 
+def test_no_rows_need_no_column_that_tells_which_are_urgent(workspace: Workspace) -> None:
+    definition = labeling(realtime=Realtime(urgent="is_urgent"))
+    assert workspace.run(definition, []).is_settled
+    assert workspace.emulator.books.calls == []
+
+
 def test_keys_may_be_numbers_and_dates(workspace: Workspace) -> None:
     definition = labeling(key="day", prompt=Prompt("{{ day }} {{ number }}"), response=None, keep=["number"])
     rows = pl.DataFrame({"day": [date(2026, 1, 1), date(2026, 1, 2)], "number": [1, 2]})

@@ -12,6 +12,9 @@ CASES: dict[str, str] = {
     "skew failed on a partition in which every row was rejected": (
         "datasets=1 io=hive evaluation=skew a.partitions=hourly a.content=refused a.frame=pandas"
     ),
+    "a partition without rows was refused, since no rows have no urgent column": (
+        "datasets=1 a.partitions=berlin_hourly a.rule=urgent"
+    ),
     "labels of a dynamic dimension were paid for and did not land in a database, and plan could not read their rows": (
         "datasets=1 io=duckdb a.partitions=multi_dynamic a.rows=upstream a.frame=pandas"
     ),
