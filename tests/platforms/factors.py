@@ -185,10 +185,16 @@ def _of_evaluation(values: Mapping[str, str]) -> Iterator[str]:
         yield from _of_second(values, own, apart=apart)
     if own["partitions"] == "none" and (apart or evaluation == "drift"):
         yield "without partitions there is nothing apart"
-    if evaluation == "skew" and values.get("io") in {"duckdb", "delta"} and own["partitions"] not in {"", "none"}:
-        yield "skew has its dataset's partitions, and no column of them, which these stores want"
-    if evaluation == "skew" and (own["vendor"] in _OWN or own["rule"] in {"realtime", "cascade", "fallback"}):
+    if evaluation == "skew":
+        yield from _of_skew(values, own)
+
+
+def _of_skew(values: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]:
+    """Skew asks the first dataset again, partition by partition."""
+    if own["vendor"] in _OWN or own["rule"] in {"realtime", "cascade", "fallback"}:
         yield "skew asks again in real time what came in batches"
+    if values.get("io") in {"duckdb", "delta"} and own["partitions"] not in {"", "none"}:
+        yield "skew has its dataset's partitions, and no column of them, which these stores want"
 
 
 def _of_second(values: Mapping[str, str], first: Mapping[str, str], *, apart: bool) -> Iterator[str]:
