@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, means, page, samples
+from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, means, page, public, samples
 
 _ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
@@ -16,14 +17,20 @@ QUICK_DRAWS = 200
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.truth", description="Whether what is said is true.")
     parser.add_argument("sections", nargs="*", help=f"some of: {', '.join(SECTIONS)} (default: all)")
+    parser.add_argument("--data", type=Path, help=f"of {public.NAME}, which is no part of all: a folder of CSV files")
     parser.add_argument("--draws", type=int, default=1_000, help="data sets of each cell")
     parser.add_argument("--quick", action="store_true", help="print the part that is a test, and write nothing")
     options = parser.parse_args()
-    if unknown := sorted(set(options.sections) - set(SECTIONS)):
-        parser.error(f"there is no section {', '.join(unknown)}; the sections are {', '.join(SECTIONS)}")
+    sections = dict(SECTIONS)
+    if options.data is not None:
+        sections[public.NAME] = public.section_of(options.data)
+    elif public.NAME in options.sections:
+        parser.error(f"{public.NAME} reads data sets that are not here: give their folder, --data FOLDER")
+    if unknown := sorted(set(options.sections) - set(sections)):
+        parser.error(f"there is no section {', '.join(unknown)}; the sections are {', '.join(sections)}")
     draws = QUICK_DRAWS if options.quick else options.draws
     for name in options.sections or SECTIONS:
-        section = SECTIONS[name]
+        section = sections[name]
         measured = section.measure(draws, options.quick)
         print(measured.text, *measured.broken, sep="\n", flush=True)
         if not options.quick:

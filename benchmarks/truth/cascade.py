@@ -6,12 +6,12 @@ Scores are simulated; no model was asked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from benchmarks.truth.page import Measured, Section, seed_of, table
 from benchmarks.truth.shared import measure_gold, measure_shared
@@ -25,12 +25,41 @@ from dagster_llm_batch.core.audit import (
     evidence_after,
     find_alarm,
 )
-from dagster_llm_batch.core.cascade import NOTHING, are_above, choose_sample, count_allowed, find_threshold
+from dagster_llm_batch.core.cascade import (
+    NOTHING,
+    are_above,
+    choose_sample,
+    count_allowed,
+    find_threshold,
+    look_confidence,
+)
 from dagster_llm_batch.core.forecast import Billed, Rates, learn
 from dagster_llm_batch.metrics.estimates import power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 
 CONFIDENCE = 0.95
+
+FIRST = look_confidence(CONFIDENCE, 1)
+"""What the first sample of a partition needs, since looks at the same rows share the 5 %."""
+
+LEAST_SPARED = {
+    (0.95, 60): 0.37,
+    (0.95, 100): 0.4,
+    (0.95, 200): 0.5,
+    (0.95, 500): 0.6,
+    (0.9, 200): 0.65,
+    (0.9, 500): 0.67,
+}
+"""Promised: so much of the rows that the best threshold spares the oracle is spared, by agreement and sample."""
+
+WIDEST_MARGIN = 1.6
+"""Promised: the bound of a window is above the truth by at most so many times as with a known variance."""
+
+WIDEST_FORECAST = 1.6
+"""Promised: the 95th percentile of costs is above their mean by at most so many times as who knows the law has it."""
+
+WIDEST_FIGURES = {50: 2.0, 200: 1.9}
+"""Promised of the mean width of intervals of a class's share, as a multiple of that by the true variance, by sample."""
 
 LEAST_COVERED = 0.927
 """Promised: an interval or bound of 95 % holds in so many of 1,000, three standard errors below."""
@@ -60,6 +89,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
     alone = () if quick else (measure_level(2 * draws), measure_populations(max(40, draws * 2 // 5)))
     parts = (
         *alone,
+        measure_looks(draws // 4 if quick else draws, LOOKED_AT[:1] if quick else LOOKED_AT),
         Part(*measure_gold(draws)),
         measure_partitions(1 if quick else max(2, draws // 50)),
         *(() if quick else (Part(*measure_shared(max(40, draws // 2))),)),
@@ -81,6 +111,10 @@ def _uncovered(what: str, covered: float, of: int) -> list[str]:
     return [f"{what}: holds in {covered:.1%}, of which {CONFIDENCE:.0%} are promised."] if covered < least else []
 
 
+def _too_wide(what: str, width: float, most: float) -> list[str]:
+    return [] if width <= most else [f"{what}: {width:.2f} times as wide as the oracle's; at most {most} is promised."]
+
+
 # one partition ----------------------------------------------------------------------------------------------------
 
 
@@ -88,16 +122,17 @@ def measure_level(runs: int) -> Part:
     """Measure how often a promise breaks where it is hardest to keep: one score, and just one error too many."""
     rows, wrong = 20_000, np.arange(20_000) < 1_001
     lines, broken = [], []
-    for sample in (59, 93, 208):
+    for sample in (60, 95, 210):
         rng, failures = _random(("level", sample)), 0
-        allowed = count_allowed(sample, rows, 0.95, CONFIDENCE)
+        allowed = count_allowed(sample, rows, 0.95, FIRST)
         for _ in range(runs):
             digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
             failures += _fails(rng, np.ones(rows), digests, wrong, sample, allowed, 0.95)
         lines.append((sample, allowed, 100 * failures / runs))
-        low, high = ((0.05 + times * (0.05 * 0.95 / runs) ** 0.5) * runs for times in (-3.8, 3.2))
+        meant = 1 - FIRST
+        low, high = ((meant + times * (meant * FIRST / runs) ** 0.5) * runs for times in (-3.8, 3.2))
         if not low <= failures <= high:
-            broken.append(f"level, {sample} rows: {failures / runs:.1%} fail, of which 5 % are meant.")
+            broken.append(f"level, {sample} rows: {failures / runs:.1%} fail, of which {meant:.1%} are meant.")
     head = ("sampled rows", "may be wrong", "promise broken %")
     return Part(f"### The level\n\n{table(head, lines)}", broken)
 
@@ -138,11 +173,11 @@ def measure_populations(runs: int) -> Part:
     rows, lines, broken = 5_000, [], []
     for agreement, sample in ((0.95, 60), (0.95, 100), (0.95, 200), (0.95, 500), (0.9, 200), (0.9, 500)):
         rng = _random(("populations", agreement, sample))
-        allowed = count_allowed(sample, rows, agreement, CONFIDENCE)
+        allowed = count_allowed(sample, rows, agreement, FIRST)
         fails, naive, asked, ideal = defaultdict[str, int](int), defaultdict[str, int](int), [], []
         for name, scores, wrong in populations(rows, rng):
             digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
-            ideal.append(1 - _most_accepted(scores, digests, wrong, agreement) / rows)
+            ideal.append(1 - most_accepted(scores, digests, wrong, agreement) / rows)
             for _ in range(runs):
                 drawn = rng.choice(rows, sample, replace=False)
                 of = scores[drawn], digests[drawn], wrong[drawn]
@@ -154,7 +189,11 @@ def measure_populations(runs: int) -> Part:
                 own = are_above(scores, digests, find_threshold(*of, int((1 - agreement) * sample)))
                 naive[name] += int((own & wrong).sum() > (1 - agreement) * rows)
         worst, worst_naive = (max(of.values()) / runs for of in (fails, naive))
-        lines.append((agreement, sample, 100 * worst, float(np.mean(asked)), float(np.mean(ideal)), 100 * worst_naive))
+        shares = float(np.mean(asked)), float(np.mean(ideal))
+        spared, least = (1 - shares[0]) / (1 - shares[1]), LEAST_SPARED[agreement, sample]
+        lines.append((agreement, sample, 100 * worst, *shares, spared, least, 100 * worst_naive))
+        if spared < least:
+            broken.append(f"agreement {agreement}, {sample} rows: spared {spared:.2f}; {least} is promised.")
         if worst > 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5:
             broken.append(f"agreement {agreement}, {sample} rows: {worst:.1%} fail, of which 5 % are promised.")
     head = (
@@ -163,13 +202,61 @@ def measure_populations(runs: int) -> Part:
         "worst: broken %",
         "oracle's share",
         "ideal share",
+        "spared, of the ideal",
+        "at least",
         "naive threshold: broken %",
     )
     text = "### Kinds of models\n\nOf 5,000 rows; the worst of eight kinds, and means over all."
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
 
-def _most_accepted(scores: Scores, digests: Digests, wrong: Flags, agreement: float) -> int:
+LOOKED_AT = (("useless", 0.06), ("useless", 0.08), ("calibrated", 0.0))
+"""Scores, and the share of labels that is wrong where scores tell nothing."""
+
+_LOOK_SIZES = (100, 200, 300, 400, 600, 800)
+
+
+def measure_looks(draws: int, kinds: Sequence[tuple[str, float]]) -> Part:
+    """Measure how often a promise breaks where the sample is raised until the oracle's share pleases."""
+    rows, lines, broken = 5_000, [], []
+    for kind, share in kinds:
+        failures, looks = np.zeros(2), np.zeros(2)
+        for way in range(2):
+            rng = _random(("looks", kind, share))
+            allowed = [
+                count_allowed(size, rows, 0.95, CONFIDENCE if way else look_confidence(CONFIDENCE, look))
+                for look, size in enumerate(_LOOK_SIZES, start=1)
+            ]
+            for _ in range(draws):
+                hard = rng.beta(1, 4, rows)
+                wrong = rng.random(rows) < (share or hard)
+                scores = rng.random(rows) if kind == "useless" else 1 - hard
+                digests, order = rng.integers(0, 1 << 63, rows).astype(np.uint64), rng.permutation(rows)
+                pleases = most_accepted(scores, digests, wrong, 0.95)
+                for look, size in enumerate(_LOOK_SIZES):
+                    drawn = order[:size]
+                    place = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed[look])
+                    accepted = are_above(scores, digests, place)
+                    # It accepts more than the best threshold may.
+                    if accepted.sum() > pleases:
+                        break
+                looks[way] += look + 1
+                failures[way] += (accepted & wrong).sum() > 0.05 * rows
+        shared, naive = failures / draws
+        name = f"tell nothing, {share:.0%} wrong" if share else kind
+        lines.append((name, 100 * shared, looks[0] / draws, 100 * naive))
+        if shared > 0.05 + 3 * (0.0475 / draws) ** 0.5:
+            broken.append(f"looks, {name}: {shared:.1%} fail, of which 5 % are promised.")
+    head = ("scores", "promise broken %", "mean looks", "each look with all of the 5 %: broken %")
+    text = (
+        f"### Looking until it pleases\n\nOf {rows:,} rows, agreement 0.95: `sample=` is raised from {_LOOK_SIZES[0]} "
+        f"to {_LOOK_SIZES[-1]} rows, and the first one is kept that accepts more labels than the best threshold may. "
+        "Looks share the 5 %: the first has 15/16 of it."
+    )
+    return Part(f"{text}\n\n{table(head, lines)}", broken)
+
+
+def most_accepted(scores: Scores, digests: Digests, wrong: Flags, agreement: float) -> int:
     """Return how many rows could be accepted by somebody who knows which are wrong."""
     order = np.lexsort((digests, scores))[::-1]
     may = np.flatnonzero(np.cumsum(wrong[order]) <= (1 - agreement) * len(scores))
@@ -247,9 +334,9 @@ def _live(rng: np.random.Generator, change: str, calibrate: str) -> _Life:
         drawn = np.flatnonzero(audited)
         is_own = known is None and not (calibrate.startswith("once") and day)
         if is_own:
-            size = choose_sample(_ROWS, 0.95, CONFIDENCE) if sample is None else sample
+            size = choose_sample(_ROWS, 0.95, FIRST) if sample is None else sample
             drawn = rng.choice(_ROWS, size, replace=False)
-            allowed = count_allowed(size, _ROWS, 0.95, CONFIDENCE)
+            allowed = count_allowed(size, _ROWS, 0.95, FIRST)
             threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
             own_samples += 1
         elif known is not None:
@@ -297,7 +384,7 @@ def measure_window(draws: int) -> Part:
     """Measure how often the bound of a window holds, whatever has changed within it."""
     lines, broken = [], []
     for kind in _WINDOWS:
-        rng, covered, bounds, truths = _random(("window", kind)), 0, 0.0, 0.0
+        rng, covered, bounds, truths, sizes = _random(("window", kind)), 0, 0.0, 0.0, 0
         for _ in range(draws):
             rows = np.full(WINDOW, _ROWS)
             if kind.startswith("sizes"):
@@ -314,10 +401,14 @@ def measure_window(draws: int) -> Part:
             found, others = rng.binomial(wrong, 0.01), rng.binomial(rows - wrong, 0.01)
             high = bound_share(int(found.sum()), int((found + others).sum()), CONFIDENCE)[1]
             truth = wrong.sum() / rows.sum()
+            sizes += int(rows.sum())
             covered, bounds, truths = covered + (high >= truth), bounds + high, truths + truth
-        lines.append((kind, 100 * truths / draws, 100 * bounds / draws, 100 * covered / draws))
+        mean, audited = truths / draws, 0.01 * sizes / draws
+        margin = (bounds / draws - mean) / (float(norm.ppf(CONFIDENCE)) * (mean * (1 - mean) / audited) ** 0.5)
+        lines.append((kind, 100 * mean, 100 * bounds / draws, margin, WIDEST_MARGIN, 100 * covered / draws))
         broken += _uncovered(f"window, {kind}", covered / draws, draws)
-    head = ("labels that disagree", "truth %", "mean bound %", "holds in %")
+        broken += _too_wide(f"window, {kind}", margin, WIDEST_MARGIN)
+    head = ("labels that disagree", "truth %", "mean bound %", "margin, of the oracle's", "at most", "holds in %")
     text = "### The window\n\nThe upper bound of 95 % for 20 partitions, of which 1 % of the rows is audited."
     return Part(f"{text}\n\n{table(head, lines)}", broken)
 
@@ -367,7 +458,8 @@ def measure_figures(draws: int) -> Part:
     rows, lines, broken = 2_000, [], []
     for kind, share, sample in [(k, p, n) for k in ("calibrated", "useless") for p in (0.02, 0.3) for n in (50, 200)]:
         rng, covered, once = _random((kind, share, sample)), 0, 0
-        for _ in range(draws):
+        widths, errors = np.zeros(draws), np.zeros(draws)
+        for draw in range(draws):
             hard = rng.beta(1, 4, rows)
             y = (rng.random(rows) < share).astype(float)
             # A label that is wrong says the class, as often as not.
@@ -383,12 +475,21 @@ def measure_figures(draws: int) -> Part:
             figure = found.powered.figure(found.n_eff, (0.0, 1.0))
             assert figure.low is not None
             assert figure.high is not None
+            assert figure.value is not None
             covered += bool(figure.low <= y.mean() <= figure.high)
+            widths[draw], errors[draw] = figure.high - figure.low, figure.value - y.mean()
             delivered = np.where(is_oracles, y, f).mean()
             once += bool(abs(delivered - y.mean()) <= 1.96 * (delivered * (1 - delivered) / rows) ** 0.5)
-        lines.append((kind, 100 * share, sample, 100 * covered / draws, 100 * once / draws))
+        # With the true variance of these estimates, an interval is as wide as this.
+        width = float(widths.mean() / (2 * norm.ppf(0.975) * np.sqrt(np.mean(errors**2))))
+        most = WIDEST_FIGURES[sample]
+        lines.append((kind, 100 * share, sample, 100 * covered / draws, width, most, 100 * once / draws))
         broken += _uncovered(f"figures, {kind}, {share}, {sample}", covered / draws, draws)
-    head = ("scores", "share of the class %", "sampled rows", "holds in %", "delivered labels alone: holds in %")
+        broken += _too_wide(f"figures, {kind}, {share}, {sample}", width, most)
+    head = (
+        *("scores", "share of the class %", "sampled rows", "holds in %", "width, of the oracle's", "at most"),
+        "delivered labels alone: holds in %",
+    )
     text = (
         f"### Figures of the whole table\n\nThe share of a class by the oracle's labels, of {rows:,} rows of which it "
         "has half, and a sample of the rest."
@@ -405,22 +506,33 @@ def measure_forecasts(lives: int) -> Part:
     for kind, after in (("stays the same", 1.0), ("35 % longer replies after 80 days", 1.35)):
         held: dict[str, list[bool]] = defaultdict(list)
         rng = _random(("forecasts", kind))
+        margins: list[tuple[float, float]] = []
+        of_law = {words: _law(words) for words in (60.0, 60 * after)}
         for _ in range(lives):
             earlier: list[Billed] = []
             for day in range(days):
-                came = _submission(rng, 60 * (after if day >= step else 1.0))
+                words = 60 * (after if day >= step else 1.0)
+                came = _submission(rng, words)
                 if (learned := learn(earlier[-80:], [], _RATES)) is not None and learned.high is not None:
                     assert learned.output_tokens is not None
                     tokens = learned.input_ratio * _TOKENS * _RATES.input + learned.output_tokens * _RATES.output
-                    is_held = _cost(came) <= learned.high * learned.times * tokens
+                    mean, p95 = of_law[words]
+                    told = learned.high * learned.times * tokens
+                    margins.append((told - mean, p95 - mean))
+                    is_held = _cost(came) <= told
                     held["all"].append(is_held)
                     if step <= day < step + 14:
                         held["two weeks"].append(is_held)
                 earlier.append(came)
         shares = [float(np.mean(held[which])) for which in ("all", "two weeks")]
-        lines.append((kind, *(100 * share for share in shares)))
+        ours, best = np.mean(margins, axis=0)
+        lines.append((kind, *(100 * share for share in shares), float(ours / best), WIDEST_FORECAST))
         broken += _uncovered(f"forecasts, {kind}", shares[0], len(held["all"]))
-    head = ("replies", "holds in %", "of those in the two weeks after day 80 %")
+        broken += _too_wide(f"forecasts, {kind}", float(ours / best), WIDEST_FORECAST)
+    head = (
+        *("replies", "holds in %", "of those in the two weeks after day 80 %", "above the mean, of the oracle's"),
+        "at most",
+    )
     text = (
         "### Forecasts of tokens\n\nThe 95th percentile of what a submission costs, as the ones before it let expect; "
         f"{days} days, {lives} lives."
@@ -437,6 +549,13 @@ def _submission(rng: np.random.Generator, words: float) -> Billed:
     return Billed(size, size * _TOKENS, size, round(taken), round(written), 1 + 0.05 * rng.random())
 
 
+def _law(words: float) -> tuple[float, float]:
+    """Return the mean of what a submission costs a request, and its 95th percentile."""
+    rng = _random(("law of costs", words))
+    costs = [_cost(_submission(rng, words)) for _ in range(2_000)]
+    return float(np.mean(costs)), float(np.quantile(costs, 0.95))
+
+
 def _cost(came: Billed) -> float:
     return came.times * (came.input_tokens * _RATES.input + came.output_tokens * _RATES.output) / came.requests
 
@@ -449,7 +568,11 @@ Promised: of each partition, the chance that more labels disagree than was agree
 worth; of bounds and intervals of 95 %, at least {LEAST_COVERED:.1%} hold, which is as near as 1,000 draws tell; of
 years with an alarm, at most {MOST_FALSE_ALARMS[0.05]:.0%} where just 5 % disagree and 5 % were promised, at most
 {MOST_FALSE_ALARMS[0.03]:.0%} where 3 % do; and after a change from 3 % to 10 %, nine in ten alarms within
-{LATEST_ALARM} partitions of {AUDITS} audited rows.
+{LATEST_ALARM} partitions of {AUDITS} audited rows. Each sample has the level of a first look, 15/16 of the 5 %.
+
+Promised, too, is how much is gained: of the rows that the best threshold spares the oracle, at least so many are
+spared; and bounds, intervals and forecasts are at most so many times as wide as those of an oracle, which has the true
+variance or law. A change that doubles a width breaks a promise.
 
 `Rolling` promises nothing of a single partition where its assumption breaks: see there how many days are below. What
 holds always is the bound of its window. Days with a sample of their own are those at the beginning, and those after

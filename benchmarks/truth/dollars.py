@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
+from benchmarks.truth.cascade import most_accepted
 from benchmarks.truth.page import Measured, Section, measured_cells, seed_of, table
 from dagster_llm_batch.core.cascade import (
     are_above,
@@ -16,6 +17,7 @@ from dagster_llm_batch.core.cascade import (
     count_allowed,
     expect_accepted,
     find_threshold,
+    look_confidence,
     relative_cost,
 )
 
@@ -25,6 +27,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 CONFIDENCE, ROWS = 0.95, 5_000
+FIRST = look_confidence(CONFIDENCE, 1)
 AGREEMENTS, GAPS = (0.9, 0.95, 0.98), (20, 10, 4)
 """What is promised, and how many times as much as the cheap model the oracle costs."""
 
@@ -81,6 +84,26 @@ POPULATIONS: dict[str, Population] = {
 """Scores, and whether the cheap label is wrong: kinds of models that a cascade may meet."""
 
 
+_LEAST_SPARED = {
+    "calibrated": (0.63, 0.6, 0.54),
+    "overconfident": (0.64, 0.61, 0.51),
+    "ten scores": (0.64, 0.59, 0.41),
+    "surest but wrong": (0.59, 0.32, 0.43),
+    "useless": (0.56, 0.51, 0.38),
+    "good": (0.71, 0.7, 0.54),
+    "a fifth invalid": (0.64, 0.6, 0.54),
+}
+LEAST_SPARED = {
+    (agreement, name): least
+    for name, of in _LEAST_SPARED.items()
+    for agreement, least in zip(AGREEMENTS, of, strict=True)
+}
+"""Promised: so much of the rows that the best threshold spares the oracle is spared."""
+
+QUICK_LEAST_SPARED = {(0.9, name): of[0] * 0.8 for name, of in _LEAST_SPARED.items()}
+"""The same of the smaller tables of the quick part, of which the sample is a larger part."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """Tables of one kind of cheap model, and what is promised of them."""
@@ -92,28 +115,33 @@ class Cell:
 
 @dataclass(frozen=True)
 class Found:
-    """Shares, means over tables: of rows that the oracle was asked, and of tables that broke what was promised."""
+    """Shares, means over tables: of rows that the oracle was asked, and of tables that broke what was promised.
+
+    `spared`: the rows that the oracle was spared, of those that the best threshold spares it.
+    """
 
     cascade_asked: float
     cascade_fails: float
     naive_asked: float
     naive_fails: float
     cheap_fails: float
+    spared: float
 
 
 def measure_cell(cell: Cell, tables: int) -> Found:
     """Draw tables, and let each be labeled in three ways."""
     rng, rows = np.random.default_rng(seed_of(cell)), cell.rows
-    sample = choose_sample(rows, cell.agreement, CONFIDENCE)
-    allowed = count_allowed(sample, rows, cell.agreement, CONFIDENCE)
+    sample = choose_sample(rows, cell.agreement, FIRST)
+    allowed = count_allowed(sample, rows, cell.agreement, FIRST)
     # By eye: as many of the sample may be wrong as of the table.
     by_eye = int((1 - cell.agreement) * sample + 1e-9)
     most = (1 - cell.agreement) * rows
-    asked, broken, cheap = np.zeros(2), np.zeros(2), 0
+    asked, broken, cheap, ideal = np.zeros(2), np.zeros(2), 0, 0
     for _ in range(tables):
         scores, wrong = POPULATIONS[cell.population](rows, rng)
         digests = rng.integers(0, 1 << 63, rows).astype(np.uint64)
         drawn = rng.choice(rows, sample, replace=False)
+        ideal += most_accepted(scores, digests, wrong, cell.agreement)
         cheap += int((wrong | ~np.isfinite(scores)).sum() > most)
         for way, may in enumerate((allowed, by_eye)):
             threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], may)
@@ -122,7 +150,8 @@ def measure_cell(cell: Cell, tables: int) -> Found:
             asked[way] += 1 - accepted.mean()
             broken[way] += (accepted & wrong).sum() > most
     (cascade_asked, naive_asked), (cascade_fails, naive_fails) = asked / tables, broken / tables
-    return Found(cascade_asked, cascade_fails, naive_asked, naive_fails, cheap / tables)
+    spared = (1 - cascade_asked) * tables * rows / max(ideal, 1)
+    return Found(cascade_asked, cascade_fails, naive_asked, naive_fails, cheap / tables, spared)
 
 
 def measure(draws: int, quick: bool) -> Measured:
@@ -137,6 +166,12 @@ def measure(draws: int, quick: bool) -> Measured:
         for cell, one in zip(cells, found, strict=True)
         if one.cascade_fails * draws > most
     ]
+    least = QUICK_LEAST_SPARED if quick else LEAST_SPARED
+    broken += [
+        f"{cell.population}, {cell.agreement:.0%}: spared {one.spared:.2f} of the ideal"
+        for cell, one in zip(cells, found, strict=True)
+        if one.spared < least[cell.agreement, cell.population]
+    ]
     lines: list[tuple[object, ...]] = []
     by_kind: list[tuple[object, ...]] = []
     for agreement in agreements:
@@ -144,7 +179,8 @@ def measure(draws: int, quick: bool) -> Measured:
         lines += [_line(agreement, gap, rows, of) for gap in GAPS]
     for cell, one in zip(cells, found, strict=True):
         shares = (one.cascade_asked, one.cascade_fails, one.naive_asked, one.naive_fails, one.cheap_fails)
-        by_kind.append((cell.agreement, cell.population, *(round(share, 3) for share in shares)))
+        spared = one.spared, least[cell.agreement, cell.population]
+        by_kind.append((cell.agreement, cell.population, *(round(share, 3) for share in (*shares, *spared))))
     head = (
         "promised",
         "cheap $",
@@ -157,13 +193,16 @@ def measure(draws: int, quick: bool) -> Measured:
         "cheap alone fails",
         "oracle $",
     )
-    kinds = ("promised", "scores", "cascade asks", "fails", "by eye asks", "fails", "cheap alone fails")
+    kinds = (
+        *("promised", "scores", "cascade asks", "fails", "by eye asks", "fails", "cheap alone fails"),
+        *("spared, of the ideal", "at least"),
+    )
     return Measured(f"{table(head, lines)}\n\n{table(kinds, by_kind)}", tuple(broken))
 
 
 def _line(agreement: float, gap: int, rows: int, of: list[Found]) -> tuple[object, ...]:
     cheap = ORACLE_USD / gap
-    sample = choose_sample(rows, agreement, CONFIDENCE)
+    sample = choose_sample(rows, agreement, FIRST)
     alone = relative_cost(cheap, ORACLE_USD, sample, rows, expect_accepted(agreement)) >= 1
     costs = [ORACLE_USD if alone else cheap + one.cascade_asked * ORACLE_USD for one in of]
     fails = 0.0 if alone else max(one.cascade_fails for one in of)
@@ -185,6 +224,8 @@ Of the cascade: dollars, as a mean over seven kinds of scores, and of the kinds 
 the share of tables that break the promise, in the worst kind. Where a cascade is expected to cost as much as the
 oracle, the oracle is asked alone: that is the dollar. *By eye* is the threshold above which the same sample shows what
 is wanted, as is usually done. *Cheap alone fails*: the share of tables, over all kinds, in which the cheap model agrees
-less often. In the second table each kind by itself: the shares of rows that are asked, and of tables that fail.""",
+less often. In the second table each kind by itself: the shares of rows that are asked, and of tables that fail; and the
+rows that the oracle is spared, of those that the best threshold spares it, of which at least as many are promised as
+stands beside it.""",
     measure,
 )

@@ -12,11 +12,12 @@ import numpy.typing as npt
 
 from benchmarks.truth.page import seed_of, table
 from dagster_llm_batch.core.audit import Point, calibrate_points, count_independent
-from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allowed, find_threshold
+from dagster_llm_batch.core.cascade import are_above, choose_sample, count_allowed, find_threshold, look_confidence
 
 __all__ = ["KINDS", "Lives", "live", "measure_gold", "measure_shared"]
 
 AGREEMENT, CONFIDENCE = 0.95, 0.95
+FIRST = look_confidence(CONFIDENCE, 1)
 _ROWS, _EARLIER, _AUDIT = 2_000, 400, 0.01
 
 Numbers = npt.NDArray[np.int64]
@@ -112,8 +113,8 @@ def live(kind: str, runs: int, *, as_rows: bool = False) -> Lives:
         threshold, own[run] = found.threshold, found.allowed < 0
         drawn = np.empty(0, np.int64)
         if own[run]:
-            drawn = rng.choice(_ROWS, choose_sample(_ROWS, AGREEMENT, CONFIDENCE), replace=False)
-            allowed = count_allowed(len(drawn), _ROWS, AGREEMENT, CONFIDENCE)
+            drawn = rng.choice(_ROWS, choose_sample(_ROWS, AGREEMENT, FIRST), replace=False)
+            allowed = count_allowed(len(drawn), _ROWS, AGREEMENT, FIRST)
             threshold = find_threshold(scores[drawn], digests[drawn], wrong[drawn], allowed)
         accepted = are_above(scores, digests, threshold)
         # All rows of a request have the answer of the oracle where one of them was drawn.
@@ -142,8 +143,8 @@ def measure_shared(runs: int) -> tuple[str, list[str]]:
 def measure_gold(runs: int) -> tuple[str, list[str]]:
     """Return a table of how often labels are further below the oracle's, by gold, than was promised."""
     rows, within, lines, broken = 5_000, 0.03, [], []
-    sample = choose_sample(rows, 1 - within, CONFIDENCE)
-    allowed = count_allowed(sample, rows, 1 - within, CONFIDENCE)
+    sample = choose_sample(rows, 1 - within, FIRST)
+    allowed = count_allowed(sample, rows, 1 - within, FIRST)
     for kind in ("a good oracle", "one no better than the model", "one that is often wrong", "one that is never wrong"):
         rng, failures, asked = np.random.default_rng(seed_of(("gold", kind))), 0, 0.0
         for _ in range(runs):
