@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import islice
@@ -30,7 +30,9 @@ from dagster_llm_batch.core.levels import ACCEPTED, ESCALATED, INVALID, promise_
 from dagster_llm_batch.core.prompt import UNREADABLE
 from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.status import Unsent, advise_on_recovered, retry_command
+from dagster_llm_batch.engine.condition_facts import of_status
+from dagster_llm_batch.engine.conditions import Condition, ConditionKind, find_conditions
+from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
@@ -42,6 +44,7 @@ from dagster_llm_batch.types import SKIPPED, Lane, Outcome
 if TYPE_CHECKING:
     from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.engine.engine import Engine
 
 __all__ = [
     "COVERAGE",
@@ -76,7 +79,7 @@ _EMPTY = "nothing has landed"
 
 _FAILURES_SHOWN = 10
 
-_ALL_SENT = Unsent()
+_REFUSED = (ConditionKind.REFUSED,)
 
 _NOT_ANSWERED = (Outcome.CANCELED.value, Outcome.EXPIRED.value, Outcome.MISSING.value)
 
@@ -165,35 +168,26 @@ def sent_spec(asset: dg.AssetKey, partitions_def: dg.PartitionsDefinition[Any] |
         return dg.AssetCheckSpec(SENT, asset=asset, description=description, partitions_def=partitions_def)
 
 
-def sent_verdict(status: Status, recovered: str | None = None) -> CheckOutcome:
-    """Judge whether the batches of a submission were sent. One that waits for room in your own queue is no fault.
+def sent_verdict(status: Status, conditions: Iterable[Condition]) -> CheckOutcome:
+    """Judge by the conditions of a submission whether its batches were sent.
 
-    `recovered` is what the ledger had no record of before, if there was such.
+    A batch that waits for room in your own queue is no fault.
     """
     if status.submission.state is SubmissionState.CANCELED:
         text = "The submission was canceled; nothing more of it is sent."
         return CheckOutcome(SENT, passed=True, severity=_WARN, description=text, metadata={})
-    # What an earlier wave did not send, a later one has asked.
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
-    refused = [shard for shard in newest if shard.state is ShardState.FAILED]
-    waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
-    metadata = {"llm_batch/batches_waiting": len(waiting), "llm_batch/batches_refused": len(refused)}
-    reason = plain_words("; ".join(sorted({shard.reason for shard in (refused or waiting) if shard.reason})))
+    metadata = {
+        "llm_batch/batches_waiting": sum(shard.state is ShardState.PLANNED and bool(shard.reason) for shard in newest),
+        "llm_batch/batches_refused": sum(shard.state is ShardState.FAILED for shard in newest),
+    }
+    found = sorted(conditions, key=lambda condition: condition.kind not in _REFUSED)
+    if not found:
+        return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
+    severity = _ERROR if found[0].kind in _REFUSED else _WARN
     # The reason is the provider's text, which may hold braces: it is no template.
-    not_sent = f"not sent: {reason.rstrip('.')}. Nothing is paid twice."
-    if refused:
-        then = "Set right what it names; then `dagster-llm-batch retry`, or a run with `again: true`, sends them."
-        description = f"{len(refused):,} of {len(newest):,} batches were {not_sent} {then}"
-        return CheckOutcome(SENT, passed=False, severity=_ERROR, description=description, metadata=metadata)
-    if waiting:
-        then = "The sensor sends what waits when the provider takes it; `dagster-llm-batch watch` says how it stands."
-        description = f"{len(waiting):,} of {len(newest):,} batches are {not_sent} {then}"
-        return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
-    if recovered is not None:
-        advice = str(advise_on_recovered(recovered))
-        description = f"{advice[0].upper()}{advice[1:]}."
-        return CheckOutcome(SENT, passed=False, severity=_WARN, description=description, metadata=metadata)
-    return CheckOutcome(SENT, passed=True, severity=_WARN, description="Nothing is in the way.", metadata=metadata)
+    description = " ".join(condition.sentence for condition in found)
+    return CheckOutcome(SENT, passed=False, severity=severity, description=description, metadata=metadata)
 
 
 class SentChecks:
@@ -206,14 +200,14 @@ class SentChecks:
         self._check = dg.AssetCheckKey(batch, SENT)
         self._may_have_failed: bool | None = None
 
-    def judge(self, context: dg.AssetExecutionContext, partition: str | None, status: Status) -> None:
+    def judge(self, context: dg.AssetExecutionContext, engine: Engine, partition: str | None, status: Status) -> None:
         """Report that the check passes by now, where its last evaluation on the partition failed."""
         if self._may_have_failed is None:
             self._may_have_failed = has_failed(context.instance, self._check)
         if not self._may_have_failed:
             return
         last = last_evaluation(context.instance, self._check, partition)
-        verdict = sent_verdict(status)
+        verdict = sent_verdict(status, find_conditions(of_status(engine, status)))
         if last is None or last.passed or not (verdict.passed and _are_all_sent(status)):
             return
         target = check_target(context.instance, self._check.asset_key, partition)
@@ -234,11 +228,11 @@ def verdicts(
     status: Status,
     labeling: Labeling,
     wanted: Checks,
-    unsent: Unsent = _ALL_SENT,
+    conditions: Sequence[Condition] = (),
 ) -> list[CheckOutcome]:
     """Judge one partition by all three checks. An empty partition passes: there was nothing to miss.
 
-    Where requests of it are `unsent`, the coverage fails, whatever is wanted.
+    Where one of the `conditions` kept requests of it from being sent, the coverage fails, whatever is wanted.
     """
     rows = figures.labeled + figures.rejected - figures.skipped
     replies = figures.labeled + figures.outcomes[Outcome.INVALID.value]
@@ -252,12 +246,10 @@ def verdicts(
         reasons = "; ".join(f"{count:,} since {reason}" for reason, count in waiting.items())
         then = f"`{retry_command(status.submission)}` asks again, and shows the price first."
         coverage = fail_with(coverage, f"Rows wait for a person: {reasons}. {then}")
-    if unsent.held is not None:
-        coverage = fail_with(coverage, f"Held back: {unsent.held}.")
-    if unsent.over_budget is not None:
-        coverage = fail_with(coverage, f"Given up for money: {unsent.over_budget}")
-    if unsent.stopped is not None:
-        coverage = replace(fail_with(coverage, f"Stopped: {unsent.stopped}"), severity=_ERROR)
+    for condition in conditions:
+        coverage = fail_with(coverage, condition.sentence)
+        if condition.kind is ConditionKind.STOPPED:
+            coverage = replace(coverage, severity=_ERROR)
     return [
         coverage,
         _with_reason(

@@ -33,8 +33,10 @@ from dagster_llm_batch.checks import (
     verdicts,
 )
 from dagster_llm_batch.engine import Status
+from dagster_llm_batch.engine.condition_facts import of_events
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.preview import output_basis_of
-from dagster_llm_batch.engine.status import Unsent, advise_on_change
+from dagster_llm_batch.engine.status import advise_on_change, find_unsent
 from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, ProviderError
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
@@ -253,7 +255,7 @@ class _Landing:
             context, engine, partition
         )
         if found.status is not None:
-            run.sent.judge(context, partition, found.status)
+            run.sent.judge(context, engine, partition, found.status)
         if isinstance(found, _NotReady):
             return self._observe(context, partition, found)
         try:
@@ -402,13 +404,16 @@ class _Landing:
                 ),
                 **logged,
             }
-            unsent = Unsent() if all_sent else engine.unsent(submission_id)
+            events = [] if all_sent else engine.ledger.events(submission_id)
+            unsent = find_unsent(events)
             for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
                 if reason is not None:
                     metadata[f"llm_batch/{name}"] = cell_text(reason, limit=1_000)
                     context.log.error(f"{partition or 'labels'}: {name}: {reason}")
-            # What was held back for a definition that is put back by now is no news.
-            unsent = unsent if sent.changes else unsent._replace(held=None)
+            conditions = find_conditions(of_events(status.submission, events, engine.now()))
+            if not sent.changes:
+                # What was held back for a definition that is put back by now is no news.
+                conditions = [condition for condition in conditions if condition.kind is not ConditionKind.HELD]
             if sent.changes:
                 metadata["llm_batch/changed_since_sent"] = ", ".join(sent.changes)
                 context.log.warning(
@@ -427,7 +432,7 @@ class _Landing:
                 checks=self.checks,
                 verdicts=[
                     *_with_rows(
-                        verdicts(figures, status, labeling, dataset.checks, unsent),
+                        verdicts(figures, status, labeling, dataset.checks, conditions),
                         {
                             COVERAGE: links.table(rejects, partition=partition),
                             PARSE_RATE: links.table(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine.status import Status, advise_on_no_room, advise_on_overdue, advise_on_unreadable
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, find_conditions
+from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError, UnreadableError
 from dagster_llm_batch.progress import pace_of, progress_text
 
@@ -52,11 +54,9 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
 
 
 def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:
-    """Raise LLMBatchError where one of the awaited submissions needs a person."""
-    stuck = [(submission, advise_on_overdue(shard, engine.now())) for submission, shard in engine.overdue()]
-    stuck += [(of, advise_on_no_room(of, shard, engine.now())) for of, shard in engine.starved()]
-    stuck += [(unread.submission, advise_on_unreadable(unread)) for unread in engine.unreadable()]
-    for submission, advice in stuck:
-        if submission.submission_id in awaited:
+    """Raise LLMBatchError where one of the awaited submissions waits in vain until a person acts."""
+    for condition in find_conditions(read_facts(engine, None, ())):
+        is_awaited = condition.submission.submission_id in awaited and condition.kind in WAITS_IN_VAIN
+        if is_awaited and condition.is_due(engine.now()):
             then = "This run waits no longer; another goes on where it is."
-            raise LLMBatchError(f"{advice}. {then}")
+            raise LLMBatchError(f"{condition.advice}. {then}")

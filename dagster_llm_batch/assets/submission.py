@@ -14,10 +14,12 @@ from dagster_llm_batch._dagster_private import repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
-from dagster_llm_batch.checks import all_partitions_evaluations, sent_spec, sent_verdict
+from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.asked_again import find_asked_again
+from dagster_llm_batch.engine.condition_facts import of_status
+from dagster_llm_batch.engine.conditions import find_conditions
 from dagster_llm_batch.engine.preview import output_basis_of, parameter_warnings
 from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.errors import LedgerError, LLMBatchError
@@ -118,7 +120,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             for note in upstream.notes:
                 context.log.info(_where(partition) + note)
-            verdict = sent_verdict(status, engine.note_of_recovery(submission))
+            verdict = _judge_sent(engine, status)
             again = None
             if submission.run_id == context.run.run_id:
                 again = find_asked_again(engine.deployment, dataset.labeling, submission)
@@ -160,6 +162,12 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             yield from partitions.events(planned, sent)
 
     return submit
+
+
+def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:
+    """Judge whether the batches of a submission were sent."""
+    recovered = engine.note_of_recovery(status.submission)
+    return sent_verdict(status, find_conditions(of_status(engine, status, recovered)))
 
 
 def _warn_of_images(context: dg.AssetExecutionContext, dataset: Dataset, partition: str | None, rows: int) -> None:

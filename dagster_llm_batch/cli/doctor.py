@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from functools import partial
+from functools import cache, partial
 from time import monotonic
 
 import click
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
-from dagster_llm_batch.cli.conditions import facts_of
+from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import find_kept_money
 from dagster_llm_batch.cli.output import age, cell, console, counted, money, print_json
@@ -28,8 +28,7 @@ from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.engine.activity import find_held_queues, orphans
-from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
+from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, Condition, ConditionKind
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
@@ -57,11 +56,12 @@ _NEARLY = Decimal("0.9")
 _READING_SECONDS = 60.0
 _FILES_SHOWN = 5
 _CONDITIONS_SHOWN = 20
-_NAMED_BY_PLACE = (
-    ConditionKind.NO_PARTITION,
-    ConditionKind.IN_DOUBT,
-    ConditionKind.UNREADABLE,
-    ConditionKind.NO_ROOM,
+# Their advice names what they are of.
+_NAMED_BY_THEMSELVES = (
+    ConditionKind.NO_DATASET,
+    ConditionKind.STRANDED,
+    ConditionKind.OVERDUE,
+    ConditionKind.HELD_QUEUE,
 )
 _LATE_FILES = timedelta(days=3)
 # So many submissions end by the p90 of their forecasts, if these are right.
@@ -161,12 +161,13 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield _tried("ledger and payloads", partial(_unrecorded, engine))
         yield _tried("stored files", partial(_stored_files, engine))
         yield from _each("erased rows", partial(_erased, deployment))
-        yield from _each("conditions", partial(_conditions, deployment))
+        conditions = cache(lambda: conditions_of(deployment))
+        yield from _each("conditions", lambda: _shown(conditions()))
         yield from _each("rows without a label", partial(_left, deployment))
         yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
             yield from _each("request files", partial(_request_files, engine))
-        yield from _each("batches under way", partial(_under_way, deployment))
+        yield from _each("batches under way", lambda: _under_way(deployment, conditions()))
         yield from _each("forecasts of ends", partial(_end_forecasts, engine))
     yield _tried("price book", partial(_prices, deployment))
     yield _tried("price rules", lambda: judge_price_rules(_price_books(deployment), utc_now().date()))
@@ -436,8 +437,10 @@ def judge_end_forecasts(score: EndScore) -> Finding | None:
     return Finding("forecasts of ends", Severity.WARNING, said, then)
 
 
-def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
+def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) -> Iterator[Finding]:
+    """Yield what needs a person of undelivered submissions, and whether somebody looks after those in flight."""
     now, engine = utc_now(), deployment.engine
+    is_stuck = any(condition.kind in WAITS_IN_VAIN for condition in conditions)
     progress = engine.ledger.progress(engine.namespace)
     others = {p.submission.submission_id for p in progress if not deployment.is_looked_at(p.submission.asset)}
     flying = [s for s in engine.ledger.shards_in_flight(engine.namespace) if s.submission_id not in others]
@@ -445,16 +448,6 @@ def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
     if unseen:
         problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
-    found = [
-        *(each[0] for each in orphans(engine.ledger, engine.namespace)),
-        *(each[0] for each in engine.overdue()),
-        *(each[0] for each in engine.unreadable()),
-        *(each[0] for each in engine.starved()),
-    ]
-    stuck = [submission for submission in found if deployment.is_looked_at(submission.asset)]
-    held = find_held_queues(engine.deployment)
-    for problem, then in held:
-        yield Finding("held queues", Severity.PROBLEM, problem, f"{then}.")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
         problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
@@ -468,18 +461,17 @@ def _under_way(deployment: DeploymentAccess) -> Iterator[Finding]:
                 configured = hide_secrets(accounts.get(provider, "none"))
                 problem = f"batches run at {provider} account {hide_secrets(account)}; configured is {configured}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
-    if not (stuck or unseen or held or stopping):
+    if not (is_stuck or unseen or stopping):
         yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
 
 
-def _conditions(deployment: DeploymentAccess) -> Iterator[Finding]:
-    """Yield what needs a person of undelivered submissions, by the list that ticks go by."""
-    conditions = list(find_conditions(facts_of(deployment)))
+def _shown(conditions: Sequence[Condition]) -> Iterator[Finding]:
+    """Yield the conditions, by the list that ticks go by."""
     for kind in ConditionKind:
         each = [condition for condition in conditions if condition.kind is kind]
         for condition in each[:_CONDITIONS_SHOWN]:
-            place = f"{condition.submission.place}: " if kind in _NAMED_BY_PLACE else ""
-            verdict = Severity.PROBLEM if condition.is_urgent else Severity.WARNING
+            place = "" if kind in _NAMED_BY_THEMSELVES else f"{condition.submission.place}: "
+            verdict = Severity.PROBLEM if condition.is_due(utc_now()) else Severity.WARNING
             yield Finding(kind.value, verdict, f"{place}{condition.advice.problem}", f"{condition.advice.then}.")
         if len(each) > _CONDITIONS_SHOWN:
             rest = f"{len(each) - _CONDITIONS_SHOWN:,} more like these"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,15 +14,15 @@ from rich.live import Live
 from rich.text import Text
 
 from dagster_llm_batch.cli.commands import Command, json_option
-from dagster_llm_batch.cli.conditions import facts_of
+from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
 from dagster_llm_batch.engine.activity import FAILED
-from dagster_llm_batch.engine.conditions import find_conditions
+from dagster_llm_batch.engine.conditions import TELLS_OF_UNSENT, Condition
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.provider_facts import account_of
-from dagster_llm_batch.engine.status import UNAVAILABLE, WAITS
+from dagster_llm_batch.engine.status import WAITS
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
@@ -113,10 +113,11 @@ def look_until(
 
 
 class Look(NamedTuple):
-    """How far everything was at one moment, and what could not be asked."""
+    """How far everything was at one moment, what could not be asked, and what may need a person."""
 
     paces: list[tuple[Progress, Pace]]
     notes: list[str]
+    conditions: Sequence[Condition] = ()
 
 
 class _Watched:
@@ -144,8 +145,14 @@ class _Watched:
         ]
         under_way = [progress for progress, _ in paces]
         notes += _held(history, {progress.submission.asset for progress in under_way})
-        notes += [*self._cascades(under_way), *self._waits(under_way), *self._failed_landings(under_way)]
-        return Look(paces, [*notes, *self._conditions(), *self._standstill()])
+        conditions = [
+            condition
+            for condition in conditions_of(self._deployment)
+            if self._only in (None, condition.submission.submission_id)
+        ]
+        notes += [*self._cascades(under_way), *self._waits(under_way, conditions), *self._failed_landings(under_way)]
+        notes += [f"{cell_text(each.submission.place)}: {each.advice}" for each in conditions]
+        return Look(paces, [*notes, *self._standstill()], conditions)
 
     def _cascades(self, under_way: list[Progress]) -> Iterator[str]:
         """Yield what cascades promise, and what they accept."""
@@ -153,22 +160,19 @@ class _Watched:
             if (levels := self._deployment.levels_of(submission)) is not None:
                 yield f"{cell_text(submission.place)}: {levels.promise_text} Threshold: {levels.threshold_text}."
 
-    def _waits(self, under_way: list[Progress]) -> list[str]:
-        """Return why batches are not sent."""
+    def _waits(self, under_way: list[Progress], conditions: list[Condition]) -> list[str]:
+        """Return how many batches are not sent, and why, where no condition tells it."""
+        told = {each.submission.submission_id for each in conditions if each.kind in TELLS_OF_UNSENT}
         notes = []
         for progress in under_way:
             submission = progress.submission
-            if not (unsent := progress.states.get(ShardState.PLANNED, 0)):
+            unsent = progress.states.get(ShardState.PLANNED, 0)
+            if not unsent or submission.submission_id in told:
                 continue
-            shards = self._deployment.ledger.shards(submission.submission_id)
-            reasons = sorted({shard.reason for shard in shards if shard.state is ShardState.PLANNED and shard.reason})
-            if not reasons:
-                last = self._deployment.ledger.last_event(submission.submission_id)
-                reasons = [last.detail] if last.kind in (UNAVAILABLE, WAITS) and last.detail else []
-            why = f": {plain_words('; '.join(reasons))}" if reasons else ""
-            notes.append(
-                f"{cell_text(submission.place)}: {counted(unsent, 'batch is', 'batches are')} not sent yet{why}"
-            )
+            last = self._deployment.ledger.last_event(submission.submission_id)
+            why = f": {plain_words(last.detail)}" if last.kind == WAITS and last.detail else ""
+            batches = counted(unsent, "batch is", "batches are")
+            notes.append(f"{cell_text(submission.place)}: {batches} not sent yet{why}")
         return notes
 
     def _failed_landings(self, under_way: list[Progress]) -> list[str]:
@@ -179,14 +183,6 @@ class _Watched:
             f"{cell_text(submission.place)}: a run could not land the labels: "
             f"{plain_words(failed[submission.submission_id].detail)}"
             for submission in submissions
-        ]
-
-    def _conditions(self) -> list[str]:
-        """Return what needs a person, by the list that ticks go by."""
-        return [
-            f"{cell_text(condition.submission.place)}: {condition.advice}"
-            for condition in find_conditions(facts_of(self._deployment))
-            if self._only in (None, condition.submission.submission_id)
         ]
 
     def _standstill(self) -> list[str]:
@@ -290,6 +286,20 @@ def _document(look: Look) -> dict[str, Any]:
     return {
         "at": utc_now(),
         "notes": look.notes,
+        "conditions": [
+            {
+                "kind": each.kind,
+                "asset": each.submission.asset,
+                "partition": each.submission.partition,
+                "submission_id": each.submission.submission_id,
+                "shard_ids": each.shard_ids,
+                "since": each.since,
+                "told_after_seconds": None if each.told_after is None else each.told_after.total_seconds(),
+                "reason": each.advice.problem,
+                "then": each.advice.then,
+            }
+            for each in look.conditions
+        ],
         "submissions": [
             {
                 "submission_id": progress.submission.submission_id,

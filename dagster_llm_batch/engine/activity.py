@@ -7,11 +7,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
-from dagster_llm_batch.engine.status import FOR_MONEY, STRANDED, UNAVAILABLE, WAITS, Advice, advise_on_holders
+from dagster_llm_batch.engine.status import (
+    FOR_MONEY,
+    HELD,
+    OVER_BUDGET,
+    STOPPED,
+    STRANDED,
+    UNAVAILABLE,
+    WAITS,
+    Advice,
+    advise_on_holders,
+)
 from dagster_llm_batch.engine.submit_queue import can_go, has_room
 from dagster_llm_batch.engine.waits import next_tries
 from dagster_llm_batch.states import ENDED, Move, ShardState
@@ -19,6 +30,8 @@ from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 if TYPE_CHECKING:
     from dagster_llm_batch.storage.ledger import Ledger
@@ -29,6 +42,7 @@ __all__ = [
     "STRANDED",
     "TOLD",
     "TURN",
+    "HeldQueue",
     "Orphan",
     "Outlook",
     "can_send",
@@ -52,6 +66,7 @@ FAILED = "landing_failed"
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
 _CHANGES_NOTHING = (TOLD, FAILED, NOTE)
+_TELLING = (FAILED, RECOVERED, HELD, STOPPED, OVER_BUDGET)
 _SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
 
 
@@ -63,15 +78,25 @@ class Outlook:
         busy: The ids of those that a process works on.
         last: The last event of each, by submission_id.
         last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
-        unread: Of those with results that could not be read: of how many shards, and when they are tried next.
-        failed: The last failure of those that a run has failed to land, by submission_id.
+        last_of: The last event of each of some kinds, by kind and submission_id: see `look_out`.
+        unreadable: The shards whose results could not be read.
     """
 
     busy: Collection[str]
     last: Mapping[str, Event]
     last_but_waiting: Mapping[str, Event]
-    failed: Mapping[str, Event]
-    unread: Mapping[str, tuple[int, datetime]]
+    last_of: Mapping[str, Mapping[str, Event]]
+    unreadable: Sequence[UnreadShard]
+
+    @property
+    def failed(self) -> Mapping[str, Event]:
+        """The last failure of those that a run has failed to land, by submission_id."""
+        return self.last_of.get(FAILED, {})
+
+    @cached_property
+    def unread(self) -> Mapping[str, tuple[int, datetime]]:
+        """Of those with results that could not be read: of how many shards, and when they are tried next."""
+        return next_tries(self.unreadable)
 
     def is_open(self, submission_id: str) -> bool:
         """Return whether the submission is undelivered. Nothing else is known of others."""
@@ -157,10 +182,10 @@ def count_lost(events: Sequence[Event]) -> int:
     return count
 
 
-def find_first_unsent(events: Sequence[Event]) -> datetime:
-    """Return the time of the first event, since a batch was sent, that one could not be."""
+def find_first_unsent(events: Sequence[Event]) -> datetime | None:
+    """Return the time of the first event, since a batch was sent, that one could not be; None where all were."""
     since = takewhile(lambda event: event.kind != Move.ACCEPTED.value, reversed(events))
-    return min(event.at for event in since if event.kind == Move.NOT_SENT.value)
+    return min((event.at for event in since if event.kind in (Move.NOT_SENT.value, UNAVAILABLE)), default=None)
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
@@ -170,8 +195,8 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
         busy=deployment.leases(),
         last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
-        failed=ledger.last_events(namespace, kind=FAILED, unreadable=unreadable),
-        unread=next_tries(deployment),
+        last_of=ledger.last_events_of(namespace, _TELLING, unreadable=unreadable),
+        unreadable=ledger.unread.find(namespace),
     )
 
 
@@ -184,10 +209,17 @@ def can_send(deployment: Deployment, submission: Submission, lines: QueueLines |
     return can_go(deployment, planned, lines or QueueLines(deployment.ledger), late=deployment.is_late(submission))
 
 
-def find_held_queues(deployment: Deployment) -> list[Advice]:
+class HeldQueue(NamedTuple):
+    """A declared queue that is full of batches that nobody looks after, and one of the shards that wait for it."""
+
+    waiting: Shard
+    advice: Advice
+
+
+def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
     """Return which declared queues are full of what nobody looks after any more, while something waits for them."""
     ledger, namespace = deployment.ledger, deployment.namespace
-    found: dict[tuple[str, str, str | None], Advice] = {}
+    found: dict[tuple[str, str, str | None], HeldQueue] = {}
     for shard in ledger.queues_waited_for(namespace) if deployment.queue_limits else ():
         limit, model = deployment.queue_limit(shard.provider, shard.model)
         queue = (shard.provider, shard.account, model)
@@ -195,7 +227,7 @@ def find_held_queues(deployment: Deployment) -> list[Advice]:
             continue
         if holders := ledger.queue_holders(namespace, shard, deployment.presence(shard), model):
             name = shard.provider if model is None else f"{shard.provider}/{model}"
-            found[queue] = advise_on_holders(name, limit, holders)
+            found[queue] = HeldQueue(shard, advise_on_holders(name, limit, holders))
     return list(found.values())
 
 

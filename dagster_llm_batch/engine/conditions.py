@@ -1,50 +1,104 @@
-"""The conditions of undelivered submissions that need a person: one list for ticks, alerts, `doctor` and `watch`."""
+"""The conditions of undelivered submissions that a person may have to end: one list for all who show them.
+
+Ticks, and the alerts on them, `doctor`, `watch`, runs that wait and the checks of assets find none by themselves: they
+format, filter and throttle what `find_conditions` returns.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine.activity import Orphan, orphans
+from dagster_llm_batch.engine.activity import Orphan
 from dagster_llm_batch.engine.status import (
+    HELD,
+    OVER_BUDGET,
+    STOPPED,
     Advice,
     advise_on_doubt,
     advise_on_no_dataset,
+    advise_on_no_money,
     advise_on_no_partition,
     advise_on_no_room,
+    advise_on_not_sent,
     advise_on_overdue,
+    advise_on_recovered,
+    advise_on_refused,
     advise_on_stranded,
     advise_on_unreadable,
+    parse_advice,
 )
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.engine.waits import TOLD_AFTER
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
-if TYPE_CHECKING:
-    from dagster_llm_batch.engine.engine import Engine
-
-__all__ = ["Condition", "ConditionKind", "Facts", "find_conditions", "is_left_alone", "read_facts"]
+__all__ = [
+    "TELLS_OF_UNSENT",
+    "TOLD_BY_A_CHECK",
+    "WAITS_IN_VAIN",
+    "Condition",
+    "ConditionKind",
+    "Facts",
+    "Starved",
+    "find_conditions",
+    "find_gone",
+]
 
 # A sensor asks about a batch each ten minutes at least.
 _LEFT_ALONE = timedelta(hours=1)
 
-# Until then the sensor usually finds the batch.
-_DOUBT = timedelta(minutes=15)
+# It leaves few marks on what is not in flight.
+_UNSENT_LEFT_ALONE = timedelta(days=1)
+
+_AT_ONCE = timedelta(0)
 
 
 class ConditionKind(StrEnum):
-    """What needs a person. The value is the check of `doctor` that shows it."""
+    """What may need a person. The value is the check of `doctor` that shows it."""
 
     NO_DATASET = "assets"
     NO_PARTITION = "partitions"
     STRANDED = "labels"
+    RECOVERED = "recovered submissions"
     IN_DOUBT = "shards in doubt"
     OVERDUE = "overdue batches"
     UNREADABLE = "unreadable results"
     NO_ROOM = "room in queues"
+    HELD_QUEUE = "held queues"
+    NOT_SENT = "unsent batches"
+    REFUSED = "refused batches"
+    HELD = "held batches"
+    STOPPED = "stopped submissions"
+    OVER_BUDGET = "limits of money"
+    NO_MONEY = "room for money"
+
+
+WAITS_IN_VAIN = frozenset(
+    {
+        ConditionKind.IN_DOUBT,
+        ConditionKind.OVERDUE,
+        ConditionKind.UNREADABLE,
+        ConditionKind.NO_ROOM,
+        ConditionKind.HELD_QUEUE,
+        ConditionKind.NOT_SENT,
+    }
+)
+"""A run that waits for the end of one of these, when a person is told of it, may wait for good."""
+
+TELLS_OF_UNSENT = frozenset({ConditionKind.NO_ROOM, ConditionKind.NOT_SENT, ConditionKind.NO_MONEY})
+"""These tell why batches are not sent yet."""
+
+TOLD_BY_A_CHECK = frozenset({ConditionKind.STRANDED})
+"""A failed check tells a person of these, and stays: no tick fails for them."""
+
+_KIND_OF_EVENT = {
+    HELD: (ConditionKind.HELD, "held back"),
+    STOPPED: (ConditionKind.STOPPED, "stopped"),
+    OVER_BUDGET: (ConditionKind.OVER_BUDGET, "given up for money"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,15 +107,40 @@ class Condition:
 
     Attributes:
         kind: See ConditionKind.
-        submission: The one that needs a person; of a dataset that is gone the oldest.
-        advice: What happened, and the next step.
-        is_urgent: Whether it stays until a person acts. Others may pass by themselves.
+        submission: Its submission; of a dataset that is gone the oldest.
+        advice: The reason, and the next step.
+        since: Its begin.
+        told_after: The time after which a person is told; None: it ends by itself, and what is left then
+            lands with a failed check, which tells a person.
+        shard_ids: Its shards, where it is one of shards.
     """
 
     kind: ConditionKind
     submission: Submission
     advice: Advice
-    is_urgent: bool = True
+    since: datetime
+    told_after: timedelta | None = _AT_ONCE
+    shard_ids: tuple[str, ...] = ()
+
+    def is_due(self, now: datetime) -> bool:
+        """Return whether a person is to be told by now."""
+        # It may have begun since `now` was read.
+        return self.told_after is not None and max(now - self.since, _AT_ONCE) >= self.told_after
+
+    @property
+    def sentence(self) -> str:
+        """Return the advice as sentences of their own, for a text that names its place elsewhere."""
+        text = str(self.advice)
+        return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+@dataclass(frozen=True)
+class Starved:
+    """A planned shard that its provider's queue had no room for, and how long it may wait before a person is told."""
+
+    submission: Submission
+    shard: Shard
+    patience: timedelta
 
 
 @dataclass(frozen=True)
@@ -74,103 +153,134 @@ class Facts:
         partitions: The partition keys of each dataset, "" for one without partitions; None where no definitions are
             known. A dataset whose partitions cannot be read has no entry in `partitions`, and one in `datasets`.
         datasets: The names of all datasets of the definitions.
-        stranded: Why no run is requested any more, by submission_id.
+        had_landed: The ids of those submissions of gone partitions that were delivered before.
+        seen: When a process has looked after a submission for the last time, by submission_id.
+        stranded: The event since which no run is requested any more, by submission_id.
+        recovered: Submissions with the events of what the ledger had no record of.
         doubtful: The shards in doubt.
-        overdue: The shards whose batches are overdue.
-        unreadable: The shards whose results could not be read for an hour.
-        starved: The shards that wait too long for room in a queue.
+        overdue: The shards whose batches are overdue, and since when.
+        unreadable: The shards whose results cannot be read.
+        starved: The shards that wait for room in their provider's queue.
+        held_queues: Submissions that wait for a declared queue, and who fills it and is not looked after.
+        not_sent: Submissions with batches that could not be sent: how many, since when, and why.
+        refused: The shards of the newest wave of a submission, of which the provider has refused some.
+        unsent: The events HELD, STOPPED and OVER_BUDGET of submissions.
+        moneyless: The events of submissions with batches that wait for money.
     """
 
     now: datetime
-    undelivered: Sequence[Progress]
+    undelivered: Sequence[Progress] = ()
     partitions: Mapping[str, Collection[str]] | None = None
     datasets: Collection[str] = ()
-    stranded: Mapping[str, str] = field(default_factory=dict)
+    had_landed: Collection[str] = ()
+    seen: Mapping[str, datetime] = field(default_factory=dict)
+    stranded: Mapping[str, Event] = field(default_factory=dict)
+    recovered: Sequence[tuple[Submission, Event]] = ()
     doubtful: Sequence[Orphan] = ()
-    overdue: Sequence[tuple[Submission, Shard]] = ()
+    overdue: Sequence[tuple[Submission, Shard, datetime]] = ()
     unreadable: Sequence[UnreadShard] = ()
-    starved: Sequence[tuple[Submission, Shard]] = ()
-
-
-def read_facts(engine: Engine, partitions: Mapping[str, Collection[str]] | None, datasets: Collection[str]) -> Facts:
-    """Read the facts of a namespace from its ledger, in as many queries for many submissions as for few."""
-    undelivered = engine.ledger.progress(engine.namespace)
-    outlook = engine.outlook()
-    reasons = {each.submission.submission_id: outlook.stranded(each.submission.submission_id) for each in undelivered}
-    return Facts(
-        now=engine.now(),
-        undelivered=undelivered,
-        partitions=partitions,
-        datasets=datasets,
-        stranded={submission_id: reason for submission_id, reason in reasons.items() if reason is not None},
-        doubtful=orphans(engine.ledger, engine.namespace),
-        overdue=engine.overdue(),
-        unreadable=engine.unreadable(),
-        starved=engine.starved(),
-    )
+    starved: Sequence[Starved] = ()
+    held_queues: Sequence[tuple[Submission, Advice]] = ()
+    not_sent: Sequence[tuple[Submission, int, datetime, str]] = ()
+    refused: Sequence[tuple[Submission, Sequence[Shard]]] = ()
+    unsent: Sequence[tuple[Submission, Event]] = ()
+    moneyless: Sequence[tuple[Submission, Event]] = ()
 
 
 def find_conditions(facts: Facts) -> list[Condition]:
     """Return the conditions, those of definitions first."""
-    return [
-        *_without_dataset(facts),
-        *_without_partition(facts),
-        *(
-            Condition(ConditionKind.STRANDED, one.submission, advise_on_stranded(one.submission, reason))
-            for one in facts.undelivered
-            if (reason := facts.stranded.get(one.submission.submission_id)) is not None
-        ),
-        *(
-            Condition(ConditionKind.IN_DOUBT, submission, advise_on_doubt(shard), _is_old(shard.sent_at, facts.now))
-            for submission, shard in facts.doubtful
-        ),
-        *(
-            Condition(ConditionKind.OVERDUE, submission, advise_on_overdue(shard, facts.now))
-            for submission, shard in facts.overdue
-        ),
-        *(
-            Condition(ConditionKind.UNREADABLE, unread.submission, advise_on_unreadable(unread))
-            for unread in facts.unreadable
-        ),
-        *(
-            Condition(ConditionKind.NO_ROOM, submission, advise_on_no_room(submission, shard, facts.now))
-            for submission, shard in facts.starved
-        ),
-    ]
+    return [*_without_dataset(facts), *_without_partition(facts), *_of_submissions(facts), *_of_shards(facts)]
 
 
-def _is_old(sent_at: datetime | None, now: datetime) -> bool:
-    return sent_at is not None and now - sent_at > _DOUBT
+def find_gone(undelivered: Iterable[Progress], datasets: Collection[str]) -> dict[str, list[Progress]]:
+    """Return the submissions of datasets that the definitions do not have: removed, renamed, or another location's."""
+    gone: dict[str, list[Progress]] = {}
+    for one in undelivered:
+        if one.submission.asset not in datasets:
+            gone.setdefault(one.submission.asset, []).append(one)
+    return gone
 
 
 def _without_dataset(facts: Facts) -> Iterator[Condition]:
-    """Yield the datasets that the definitions do not have: removed, renamed, or another code location's."""
+    """Yield the datasets that the definitions do not have.
+
+    Another code location on the same ledger may have one: then its sensor looks after the submissions.
+    """
     if facts.partitions is None:
         return
-    gone: dict[str, list[Progress]] = {}
-    for one in facts.undelivered:
-        if one.submission.asset not in facts.datasets:
-            gone.setdefault(one.submission.asset, []).append(one)
-    for asset, each in sorted(gone.items()):
+    for asset, each in sorted(find_gone(facts.undelivered, facts.datasets).items()):
         unsent = sum(one.states.get(ShardState.PLANNED, 0) for one in each)
-        advice = advise_on_no_dataset(asset, len(each), unsent)
-        yield Condition(ConditionKind.NO_DATASET, each[0].submission, advice, is_urgent=False)
+        flying = [one for one in each if one.oldest_submitted_at is not None]
+        looks = [facts.seen.get(one.submission.submission_id, one.submission.created_at) for one in flying or each]
+        yield Condition(
+            ConditionKind.NO_DATASET,
+            each[0].submission,
+            advise_on_no_dataset(asset, len(each), unsent),
+            since=max(looks),
+            told_after=_LEFT_ALONE if flying else _UNSENT_LEFT_ALONE,
+        )
 
 
 def _without_partition(facts: Facts) -> Iterator[Condition]:
     """Yield the submissions of partitions that their dataset no longer has."""
     for one in facts.undelivered:
         submission, known = one.submission, (facts.partitions or {}).get(one.submission.asset)
-        # Answers of a canceled submission that are not there to be landed are missed by nobody.
-        if known is None or submission.partition in known or submission.state is SubmissionState.CANCELED:
+        if known is None or submission.partition in known:
             continue
-        yield Condition(ConditionKind.NO_PARTITION, submission, advise_on_no_partition(submission))
+        # Nobody waits for answers of a canceled submission, or for labels that landed as a former name of the dataset.
+        if submission.state is SubmissionState.CANCELED or submission.submission_id in facts.had_landed:
+            continue
+        advice = advise_on_no_partition(submission)
+        yield Condition(ConditionKind.NO_PARTITION, submission, advice, submission.settled_at or submission.created_at)
 
 
-def is_left_alone(each: Sequence[Shard], now: datetime) -> bool:
-    """Return whether no process has looked after these shards, all of one dataset, for an hour.
+def _of_submissions(facts: Facts) -> Iterator[Condition]:
+    """Yield the conditions of whole submissions."""
+    for one in facts.undelivered:
+        submission = one.submission
+        if (event := facts.stranded.get(submission.submission_id)) is not None:
+            advice = advise_on_stranded(submission, event.detail or "")
+            yield Condition(ConditionKind.STRANDED, submission, advice, event.at)
+    for submission, event in facts.recovered:
+        yield Condition(ConditionKind.RECOVERED, submission, advise_on_recovered(event.detail or ""), event.at)
+    for submission, event in facts.unsent:
+        kind, words = _KIND_OF_EVENT[event.kind]
+        yield Condition(kind, submission, parse_advice(words, event.detail or ""), event.at, None)
+    for submission, event in facts.moneyless:
+        advice = advise_on_no_money(submission, event.detail or "")
+        yield Condition(ConditionKind.NO_MONEY, submission, advice, event.at, None)
 
-    A code location of another team, whose sensor works, looks after its own.
-    """
-    looks = [shard.polled_at or shard.submitted_at or shard.sent_at for shard in each if shard.state in IN_FLIGHT]
-    return bool(looks) and all(look is not None and now - look > _LEFT_ALONE for look in looks)
+
+def _of_shards(facts: Facts) -> Iterator[Condition]:
+    """Yield the conditions of shards and their batches."""
+    now = facts.now
+    for submission, shard in facts.doubtful:
+        since = shard.sent_at or submission.created_at
+        yield Condition(
+            ConditionKind.IN_DOUBT, submission, advise_on_doubt(shard), since, TOLD_AFTER, (shard.shard_id,)
+        )
+    for submission, shard, since in facts.overdue:
+        advice = advise_on_overdue(shard, now)
+        yield Condition(ConditionKind.OVERDUE, submission, advice, since, _AT_ONCE, (shard.shard_id,))
+    for unread in facts.unreadable:
+        of, shard = unread.submission, unread.shard
+        advice = advise_on_unreadable(unread)
+        yield Condition(ConditionKind.UNREADABLE, of, advice, unread.since, TOLD_AFTER, (shard.shard_id,))
+    for each in facts.starved:
+        of, shard = each.submission, each.shard
+        advice = advise_on_no_room(of, shard, now)
+        since = shard.no_room_at or now
+        yield Condition(ConditionKind.NO_ROOM, of, advice, since, each.patience, (shard.shard_id,))
+    for submission, advice in facts.held_queues:
+        yield Condition(ConditionKind.HELD_QUEUE, submission, advice, submission.created_at)
+    for submission, count, since, reason in facts.not_sent:
+        advice = advise_on_not_sent(count, since, reason)
+        yield Condition(ConditionKind.NOT_SENT, submission, advice, since, TOLD_AFTER)
+    for submission, newest in facts.refused:
+        refused = [shard for shard in newest if shard.state is ShardState.FAILED]
+        if refused:
+            ids = tuple(shard.shard_id for shard in refused)
+            since = min((shard.ended_at for shard in refused if shard.ended_at), default=now)
+            yield Condition(
+                ConditionKind.REFUSED, submission, advise_on_refused(submission, refused, len(newest)), since, None, ids
+            )

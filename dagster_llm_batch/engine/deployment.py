@@ -502,9 +502,9 @@ class Deployment:
         """Return when the shard's batch is, or was, overdue; None where it is not in flight."""
         if shard.state is not ShardState.SUBMITTED or shard.submitted_at is None:
             return None
-        return shard.submitted_at + self._patience(shard)
+        return shard.submitted_at + self.patience(shard)
 
-    def _patience(self, shard: Shard) -> timedelta:
+    def patience(self, shard: Shard) -> timedelta:
         """Return how long the shard's batch may take, or wait for room, before a person is told."""
         return self.overdue_after or _GRACE * window_of(self.providers.get(shard.provider))
 
@@ -516,7 +516,7 @@ class Deployment:
         """Return whether the shard waits for room in its provider's queue for longer than a batch may take."""
         if shard.state is not ShardState.PLANNED or shard.no_room_at is None:
             return False
-        return shard.no_room_at + self._patience(shard) <= self.clock()
+        return shard.no_room_at + self.patience(shard) <= self.clock()
 
     def is_overdue(self, shard: Shard) -> bool:
         """Return whether the shard's batch runs for longer than its vendor documents, and a grace."""

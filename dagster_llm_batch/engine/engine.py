@@ -55,7 +55,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
-from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -157,11 +157,10 @@ class Engine:
         """Return the receipts of what `recover_all_sends` would record. Changes nothing."""
         return find_unrecorded(self.deployment)
 
-    def note_of_recovery(self, submission: Submission) -> str | None:
+    def note_of_recovery(self, submission: Submission) -> Event | None:
         """Return what `recover_sends` recorded today of a submission, or of those whose answers it reuses, or None."""
         ids = (submission.submission_id, *submission.reused_from)
-        event = self.ledger.find_event(ids, RECOVERED, self.now() - timedelta(days=1))
-        return None if event is None else event.detail
+        return self.ledger.find_event(ids, RECOVERED, self.now() - timedelta(days=1))
 
     def _planner(self, labeling: Labeling) -> Planner:
         return Planner(labeling, self.deployment)

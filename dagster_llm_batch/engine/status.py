@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
-from dagster_llm_batch.text import age_text
+from dagster_llm_batch.text import age_text, plain_words
 from dagster_llm_batch.types import Cause
 
 __all__ = [
@@ -34,16 +34,20 @@ __all__ = [
     "advise_on_lost_manifest",
     "advise_on_money",
     "advise_on_no_dataset",
+    "advise_on_no_money",
     "advise_on_no_partition",
     "advise_on_no_room",
+    "advise_on_not_sent",
     "advise_on_overdue",
     "advise_on_recovered",
     "advise_on_refusal",
+    "advise_on_refused",
     "advise_on_stranded",
     "advise_on_unknown",
     "advise_on_unreadable",
     "cause_text",
     "find_unsent",
+    "parse_advice",
     "retry_command",
 ]
 
@@ -89,6 +93,12 @@ class Advice(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.problem}. {self.then}"
+
+
+def parse_advice(words: str, detail: str) -> Advice:
+    """Return advice that an event has as its detail. Its last sentence is the next step."""
+    problem, _, then = detail.rstrip(".").rpartition(". ")
+    return Advice(f"{words}: {problem or then}", then if problem else "What came lands")
 
 
 def cause_text(shard: Shard) -> str | None:
@@ -177,6 +187,33 @@ def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Ad
         f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
         "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
         f"cancel {submission.submission_id}` gives them up",
+    )
+
+
+def advise_on_not_sent(count: int, since: datetime, reason: str) -> Advice:
+    """Return why batches are not sent, and what a person can do."""
+    batches = "1 batch is" if count == 1 else f"{count:,} batches are"
+    return Advice(
+        f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(reason).rstrip('.')}",
+        "The sensor goes on trying; set right what it names",
+    )
+
+
+def advise_on_refused(submission: Submission, refused: Sequence[Shard], count: int) -> Advice:
+    """Return why the provider has refused batches, of `count` in the wave, and what a person can do."""
+    reasons = plain_words("; ".join(sorted({shard.reason for shard in refused if shard.reason})))
+    return Advice(
+        f"{len(refused):,} of {count:,} batches were not sent: {reasons.rstrip('.')}. Nothing is paid twice",
+        f"Set right what it names; then `{retry_command(submission)}`, or a run with `again: true`, sends them",
+    )
+
+
+def advise_on_no_money(submission: Submission, detail: str) -> Advice:
+    """Return that batches wait for money, and what a person can do."""
+    return Advice(
+        f"its batches wait {detail.rstrip('.')}",
+        f"They go when a bill leaves room, or under a higher limit; `dagster-llm-batch cancel {submission.selector}` "
+        "gives them up",
     )
 
 

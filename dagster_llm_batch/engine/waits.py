@@ -183,13 +183,13 @@ def find_unreadable(deployment: Deployment) -> list[UnreadShard]:
     ]
 
 
-def next_tries(deployment: Deployment) -> dict[str, tuple[int, datetime]]:
-    """Return how many shards of each submission could not be read, and when the first of them is tried next.
+def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, datetime]]:
+    """Return how many of these shards each submission has, and when the first of them is tried next.
 
     By submission_id.
     """
     found: dict[str, tuple[int, datetime]] = {}
-    for submission, shard, since, _ in deployment.ledger.unread.find(deployment.namespace):
+    for submission, shard, since, _ in unreadable:
         at = shard.waits_until or since
         count, first = found.get(submission.submission_id, (0, at))
         found[submission.submission_id] = (count + 1, min(first, at))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -126,6 +126,11 @@ class Partitions:
             keys = self._partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
             return {key: tuple(numbers[key.keys_by_dimension[name]] for name, numbers in dimensions) for key in keys}
         return {key: (number,) for key, number in self._numbered(self._partitions_def).items()}
+
+    @property
+    def keys(self) -> Collection[str]:
+        """The partition keys; "" alone where the dataset has no partitions."""
+        return self.places.keys() if self.are_there else ("",)
 
     def _numbered(self, partitions_def: dg.PartitionsDefinition[Any]) -> Mapping[str, int]:
         keys = partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)

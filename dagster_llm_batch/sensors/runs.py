@@ -26,6 +26,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import check_targets, last_evaluation
 from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
 from dagster_llm_batch.engine.activity import LOST
+from dagster_llm_batch.engine.status import advise_on_stranded
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
 from dagster_llm_batch.text import plain_words, short_run
@@ -271,11 +272,8 @@ class LostRuns:
 
         Raises where Dagster holds a verdict without a run on this partition already: it stores one of a kind.
         """
-        labels = ready.asset.to_user_string() + (f", partition {ready.partition}" if ready.partition else "")
-        description = (
-            f"The labels are not landed: {reason}. What was paid for is stored. Look at that run's log, then "
-            f"materialize {labels}; nothing asks for it by itself any more."
-        )
+        text = str(advise_on_stranded(self._engine.ledger.submission(ready.submissions[-1]), reason))
+        description = f"{text[0].upper()}{text[1:]}."
         self._instance.report_runless_asset_event(
             dg.AssetCheckEvaluation(
                 asset_key=ready.asset,

@@ -25,32 +25,24 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from dagster_llm_batch.assets.dataset import datasets_in
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.activity import find_first_unsent
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import TOLD_BY_A_CHECK, Condition, ConditionKind, find_conditions, find_gone
 from dagster_llm_batch.engine.poll import find_spacing, is_due
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import (
-    advise_on_doubt,
-    advise_on_no_partition,
-    advise_on_no_room,
-    advise_on_overdue,
-    advise_on_recovered,
-    advise_on_unknown,
-    advise_on_unreadable,
-)
+from dagster_llm_batch.engine.status import advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
 from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import end_history, end_of, is_further, pace_of, pace_text, together
-from dagster_llm_batch.sensors.left_alone import find_left_alone
 from dagster_llm_batch.sensors.provider_access import ProviderAccess
 from dagster_llm_batch.sensors.request_files import remove_request_files
 from dagster_llm_batch.sensors.run_requests import Group, Partitions, Ready, joined
 from dagster_llm_batch.sensors.runs import LostRuns, TickBounds, UnfinishedRuns, deliver_landed
-from dagster_llm_batch.states import IN_FLIGHT, Move, ShardState
-from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED
-from dagster_llm_batch.text import plain_words, short_run
+from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission
+from dagster_llm_batch.text import short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
@@ -64,9 +56,6 @@ _NOTES_AT_MOST = 20
 
 # What waits for a person is told again after this.
 _TELL_EVERY = timedelta(hours=6)
-
-# What a provider has not taken for so long waits for a person: most troubles of its own are over by then.
-_TRIED_FOR = timedelta(hours=1)
 
 # When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
 _told_of: dict[str, datetime] = {}
@@ -98,12 +87,15 @@ class Tick:
         self._access = ProviderAccess(engine, self._trouble)
         # What waits for a person, by submission_id.
         self._needs: dict[str, str] = {}
-        # Whose provider's queue had no room: batches of others, mostly of their own asset, are in flight.
-        self._without_room: set[str] = set()
         # The same of submissions that the ledger does not know.
         self._unknown: dict[str, str] = {}
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
+        # Those of datasets whose partitions cannot be read.
+        self._unplaced: list[Progress] = []
+        self._flying: list[Shard] = []
+        # None until they are found.
+        self._conditions: list[Condition] | None = None
         self._recovered = False
         # Those that `ready` has found.
         self._runs: UnfinishedRuns
@@ -172,7 +164,7 @@ class Tick:
         return monotonic() - self._began < seconds
 
     def recover_sends(self) -> None:
-        """Recover what Dagster has as sent and the ledger has no record of; note what a person has to know of it.
+        """Recover what Dagster has as sent and the ledger has no record of; note what is in neither.
 
         A ledger that was restored from a backup learns it from the payload store. Where that has nothing of it either,
         another ledger was used: nobody would ever land it.
@@ -192,11 +184,6 @@ class Tick:
                 advice = advise_on_unknown(batches[submission_id], submission_id, self._ledger)
                 self._unknown[submission_id] = str(advice)
                 self.note(str(advice))
-        recovered = self._ledger.last_events(self._engine.namespace, kind=RECOVERED, unreadable=self._unreadable)
-        for submission_id, event in recovered.items():
-            if submission_id in self._before:
-                submission = self._before[submission_id].submission
-                self._needs_person(submission, advise_on_recovered(event.detail or ""))
 
     def _is_untold(self, submission_id: str) -> bool:
         """Return whether nobody was told lately of a submission that the ledger does not know."""
@@ -206,8 +193,7 @@ class Tick:
     def poll(self) -> None:
         """Ask the providers about batches in flight whose turn it is."""
         flying = self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
-        for condition in find_left_alone(self._repository(), self._others, flying, self._now):
-            self._needs_person(condition.submission, condition.advice)
+        self._flying = flying
         flying = [shard for shard in flying if shard.submission_id in self._before]
         # Late batches first: the rows of one that is stopped are answered in real time, and somebody waits for them.
         self._stop_late(flying)
@@ -231,26 +217,8 @@ class Tick:
         with self.apart("request files at providers"):
             in_time = partial(self._is_within, self._bounds.poll_seconds)
             remove_request_files(self._context, self._engine, self._now, in_time)
-        self._look_for_stuck(flying)
-
-    def _look_for_stuck(self, flying: Sequence[Shard]) -> None:
-        """Note batches that are overdue, whose results cannot be read, or that find no room in their queue."""
         # Also of those that cannot be asked: their account may be closed.
         self._engine.give_up_forgotten(flying)
-        if any(self._engine.deployment.is_overdue(shard) for shard in flying):
-            # Read anew: some may have ended just now.
-            for shard in self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable):
-                if shard.submission_id in self._before and self._engine.deployment.is_overdue(shard):
-                    submission = self._before[shard.submission_id].submission
-                    self._needs_person(submission, advise_on_overdue(shard, self._now))
-
-        for unread in self._engine.unreadable():
-            if unread.submission.submission_id in self._before:
-                self._needs_person(unread.submission, advise_on_unreadable(unread))
-        for submission, shard in self._ledger.shards_waiting_for_room(self._engine.namespace):
-            self._without_room.add(submission.submission_id)
-            if submission.submission_id in self._before and self._engine.deployment.is_starved(shard):
-                self._needs_person(submission, advise_on_no_room(submission, shard, self._now))
 
     def _not_polled(self, shards: Sequence[Shard], error: Exception) -> None:
         if isinstance(error, RefusedError | ConfigError):
@@ -294,21 +262,15 @@ class Tick:
         """Add a text to what the tick says at its end."""
         self._notes[text] = None
 
-    def _tell_of_held_queues(self) -> None:
-        if self._engine.deployment.queue_limits:
-            from dagster_llm_batch.engine.activity import find_held_queues  # noqa: PLC0415 - few have limits of queues
-
-            for advice in find_held_queues(self._engine.deployment):
-                self.note(str(advice))
-
     def ready(self) -> list[Ready]:
         """Return the partitions that a run can advance, those of the oldest submissions first."""
         with self.apart("places in queues"):
             self._engine.keep_places(list(self._labels))
-            self._tell_of_held_queues()
         # Read anew: polling has moved shards since the tick began.
         self._after = self._progress()
         if not self._after:
+            if find_gone(self._others, self._datasets()):
+                self._tell_of_conditions(self._engine.outlook(self._unreadable))
             return []
         # in this order: who planned what is there now still runs, and who has landed it meanwhile has said so
         self._runs = UnfinishedRuns(
@@ -324,7 +286,7 @@ class Tick:
             self.note("not all runs in the queue were looked at")
         going = self._going(self._readable_labels())
         outlook = self._engine.outlook(self._unreadable)
-        self._tell_of_unsent(outlook)
+        self._tell_of_conditions(outlook)
         later = outlook.reading_later(self._after, self._now)
         going = [each for each in going if each.submission_id not in later and self._is_free(each, outlook)]
         if turns := [submission.submission_id for submission in going if outlook.waited(submission.submission_id)]:
@@ -343,30 +305,51 @@ class Tick:
                 by_place[place] = ready
         return list(by_place.values())
 
-    def _tell_of_unsent(self, outlook: Outlook) -> None:
-        """Say what waits for money, and which batches the provider did not take; for these ask for a person in time."""
-        for progress in self._after:
-            if (reason := outlook.waits_for_money(progress.submission.submission_id)) is not None:
-                self.note(f"{progress.submission.place} waits {reason}")
-        unsent = [
-            (progress, event)
-            for progress in self._after
-            if ShardState.PLANNED in progress.states
-            and progress.submission.submission_id not in self._without_room
-            and (event := outlook.last_but_waiting.get(progress.submission.submission_id)) is not None
-            and event.kind == Move.NOT_SENT.value
-        ]
-        for progress, event in unsent[:_NOTES_AT_MOST]:
-            submission = progress.submission
-            since = find_first_unsent(self._ledger.events(submission.submission_id))
-            count = progress.states[ShardState.PLANNED]
-            batches = "1 batch is" if count == 1 else f"{count:,} batches are"
-            text = f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(event.detail).rstrip('.')}"
-            if self._now - since >= _TRIED_FOR:
-                then = "The sensor goes on trying; set right what it names"
-                self._needs_person(submission, f"{text}. {then}")
-            else:
-                self.note(f"{submission.place}: {text}")
+    def _tell_of_conditions(self, outlook: Outlook) -> None:
+        """Note the conditions of submissions, and what a person has to do about those that are due."""
+        with self.apart("what may need a person"):
+            undelivered = [*self._after, *self._unplaced, *self._others]
+            partitions = {name: self._labels[name].keys for name in {one.submission.asset for one in self._after}}
+            facts = read_facts(
+                self._engine,
+                partitions,
+                self._datasets(),
+                undelivered=undelivered,
+                outlook=outlook,
+                flying=self._flying_now(),
+            )
+            self._conditions = find_conditions(facts)
+            for condition in self._conditions:
+                if condition.submission.asset in self._labels or condition.kind is ConditionKind.NO_DATASET:
+                    self._tell_of(condition)
+
+    def _flying_now(self) -> list[Shard]:
+        """Return the shards in flight, read anew where some may need a person: these may have ended just now."""
+        in_doubt = any(ShardState.SUBMITTING in progress.states for progress in (*self._after, *self._unplaced))
+        if in_doubt or any(self._engine.deployment.is_overdue(shard) for shard in self._flying):
+            return self._ledger.shards_in_flight(self._engine.namespace, unreadable=self._unreadable)
+        return self._flying
+
+    def _tell_of(self, condition: Condition) -> None:
+        submission = condition.submission
+        if not condition.is_due(self._now):
+            # Another code location may have a dataset of which nothing is due.
+            if condition.kind is not ConditionKind.NO_DATASET:
+                self.note(f"{submission.place}: {condition.advice}")
+        elif condition.kind in TOLD_BY_A_CHECK:
+            self.note(f"{submission.place} waits for a person: {condition.advice}")
+        elif not self._is_told_once(condition):
+            self._needs_person(submission, condition.advice)
+
+    def _is_told_once(self, condition: Condition) -> bool:
+        """Return whether a person was told of a condition for good: nothing more comes of stored answers."""
+        submission = condition.submission
+        if condition.kind is not ConditionKind.NO_PARTITION or not submission.is_settled:
+            return False
+        return submission.submission_id in self._engine.told_since(submission.created_at)
+
+    def _datasets(self) -> Collection[str]:
+        return datasets_in(self._repository().assets_defs_by_key.values())
 
     def _repository(self) -> dg.RepositoryDefinition:
         assert self._context.repository_def is not None
@@ -379,6 +362,7 @@ class Tick:
             with self.apart(f"partitions of {asset}"):
                 _ = self._labels[asset].places
                 readable.add(asset)
+        self._unplaced = [progress for progress in self._after if progress.submission.asset not in readable]
         self._after = [progress for progress in self._after if progress.submission.asset in readable]
         return readable
 
@@ -387,10 +371,9 @@ class Tick:
         if not outlook.is_open(submission_id):
             return None
         if not self._exists(submission):
-            self._tell_of_no_partition(submission)
+            self._end_without_partition(submission)
             return None
-        if (reason := outlook.stranded(submission_id)) is not None:
-            self.note(f"{submission.place} waits for a person: {reason}")
+        if outlook.stranded(submission_id) is not None:
             return None
         lost = self._lost.count(submission_id, outlook)
         labels = self._labels[submission.asset]
@@ -457,15 +440,8 @@ class Tick:
         if self._has_time():
             self._recovered = True
             self._engine.recover_batches(submission.submission_id)
-            self._tell_of_doubt(submission)
         # It can move when its batches are found, or known to be absent: at a later tick.
         return False
-
-    def _tell_of_doubt(self, submission: Submission) -> None:
-        """Ask a person about a create call of which nothing could be learned for long."""
-        for shard in self._ledger.shards(submission.submission_id):
-            if shard.state is ShardState.SUBMITTING and self._now - (shard.sent_at or self._now) >= _TRIED_FOR:
-                self._needs_person(submission, advise_on_doubt(shard))
 
     def _is_free(self, submission: Submission, outlook: Outlook) -> bool:
         """Return whether no run is at it, and its provider may be asked again."""
@@ -500,19 +476,14 @@ class Tick:
         partitions = self._labels[submission.asset]
         return submission.partition in partitions.places or not (submission.partition or partitions.are_there)
 
-    def _tell_of_no_partition(self, submission: Submission) -> None:
-        """Ask a person what shall become of answers that have no partition to land in.
-
-        Nobody waits for them where the submission was canceled. One that is settled cannot be: it is told of once.
-        """
-        submission_id = submission.submission_id
-        is_told = submission.is_settled and submission_id in self._engine.told_since(submission.created_at)
-        # Its labels landed as a former name of the dataset, when the partition was there.
-        had_landed = submission_id in self._ledger.having_event([submission_id], "delivered")
-        if submission.state is SubmissionState.CANCELED or is_told or had_landed:
-            self._ledger.mark_delivered(submission_id)
+    def _end_without_partition(self, submission: Submission) -> None:
+        """Mark a submission without a partition to land in delivered, unless a person is to be told of it."""
+        if self._conditions is None:
             return
-        self._needs_person(submission, advise_on_no_partition(submission))
+        kind, submission_id = ConditionKind.NO_PARTITION, submission.submission_id
+        own = (one for one in self._conditions if one.kind is kind and one.submission.submission_id == submission_id)
+        if all(map(self._is_told_once, own)):
+            self._ledger.mark_delivered(submission_id)
 
     def is_new(self, group: Group) -> bool:
         """Return whether this group was not asked for yet. Dagster would drop a repeated request without a word."""

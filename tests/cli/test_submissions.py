@@ -372,7 +372,7 @@ def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
     project.emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
     project.submit()
     text = " ".join(project.on_file("watch", "--once").stdout.split())
-    assert "ticket_labels: 1 batch is not sent yet: " in text
+    assert "ticket_labels: 1 batch is not sent since " in text
     assert "429" in text
     assert "DAGSTER_HOME is not set here" in text
 

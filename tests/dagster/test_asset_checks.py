@@ -412,7 +412,7 @@ def test_a_run_whose_batches_were_not_sent_says_so_in_a_check(make, emulator, wh
         assert not one.passed
         assert one.severity is dg.AssetCheckSeverity.WARN
         assert "429" in one.description
-        assert "The sensor sends what waits" in one.description
+        assert "The sensor goes on trying" in one.description
     emulator.clear_faults()
     partitions = {one.partition for one in sent_check(waits)}
     assert partitions == ({None} if not where else {where.get("partition")} if "partition" in where else set(DAYS[:4]))

@@ -63,7 +63,7 @@ def test_labels_of_other_columns_do_not_land_and_a_failed_check_says_what_to_do(
         assert f"Materialize ticket_labels_batch for {DAYS[0]}" in told
     result = tick(location)  # no run that would end in the same way
     assert result.run_requests == []
-    assert "waits for a person: The labels of submission" in result.skip_message
+    assert f"waits for a person: the labels of {LABELS} {DAYS[0]} wait: The labels of submission" in result.skip_message
     assert location.landed() == set()
     assert engine.status(submission_id).submission.outcomes == {"succeeded": 3}  # what was paid for is settled
     location.land(partition=DAYS[0])

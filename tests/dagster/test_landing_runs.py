@@ -68,7 +68,7 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     assert again == [None, "1 of 3", "2 of 3", "3 of 3"]
     assert len(keys) == 4
     for _ in range(3):
-        assert f"waits for a person: run {lost.run_id[:8]}" in tick(location).skip_message
+        assert f"wait: run {lost.run_id[:8]}" in tick(location).skip_message
     [verdict] = verdicts(location, partition)
     assert not verdict.passed
     assert lost.run_id[:8] in verdict.description

@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 
 import dagster as dg
+import pytest
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 from test_batch_sensor import asked, change, tick
 from test_sensor_troubles import failing_tick
@@ -223,6 +224,26 @@ def test_a_dataset_that_was_removed_in_flight_fails_the_tick_when_nobody_has_loo
     assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
     assert f"dagster-llm-batch rename {LABELS} NEW" in told
     assert "needs a person" in tick(location).skip_message  # it was told just now
+
+
+@pytest.mark.parametrize("state", ["planned", "ended"])
+def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_after_a_day(
+    make, instance, emulator, state
+):
+    before = make(*labeled())
+    if state == "planned":
+        emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
+    before.submit()
+    emulator.settle()
+    if state == "ended":
+        assert tick(before).run_requests
+    location = CodeLocation(emulator, instance, *labeled(name="others"))
+    assert location.tick().skip_message == "no batches in flight"  # another code location may look after it
+    for table, column in (("shard", "polled_at"), ("event", "at"), ("submission", "created_at")):
+        change(location, f"{column} = datetime('now', '-25 hours') || '.000000'", table)
+    told = failing_tick(location)
+    assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
+    assert "needs a person" in location.tick().skip_message  # it was told just now
 
 
 def test_a_partition_that_was_gone_when_its_dataset_got_a_new_name_is_not_told(emulator, stored):

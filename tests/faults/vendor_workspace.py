@@ -203,7 +203,7 @@ class VendorWorkspace:
             told.append(str(error))
         told += [str(advise_on_overdue(shard, engine.now())) for _, shard in engine.overdue()]
         if (recovered := engine.note_of_recovery(engine.ledger.submission(submission_id))) is not None:
-            told.append(str(advise_on_recovered(recovered)))
+            told.append(str(advise_on_recovered(recovered.detail or "")))
         engine.ledger.close()
         return is_settled, told[0] if told else None
 

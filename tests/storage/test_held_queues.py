@@ -52,7 +52,7 @@ class Place:
         return shard
 
     def told(self) -> list[str]:
-        return [str(advice) for advice in find_held_queues(self.engine().deployment)]
+        return [str(held.advice) for held in find_held_queues(self.engine().deployment)]
 
 
 @pytest.fixture

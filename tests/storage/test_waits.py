@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.engine import Deployment, Engine, activity, collect, poll, status, submit
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
+from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -143,3 +147,50 @@ def test_each_exit_of_the_table_is_accepted_in_its_state(
     before = engine.ledger.events(shard.submission_id)
     _VERBS[command](engine, shard)
     assert engine.ledger.events(shard.submission_id) != before
+
+
+def plan_one(engine: Engine, key: str) -> str:
+    return engine.plan(LABELS, pa.table({"id": [key], "text": [f"Ticket {key}."]}), partition=key).submission_id
+
+
+@pytest.mark.parametrize("holder", ["overdue", "in doubt", "of another namespace"])
+def test_a_declared_queue_that_stays_full_has_a_condition_that_is_told_again(
+    ledger_url: str, tmp_path: Path, emulator: Emulator, holder: str
+) -> None:
+    """Whatever is in the way of the batch that waits: one of the conditions names it."""
+    skipped = timedelta()
+
+    def engine_of(namespace: str) -> Engine:
+        ledger = Ledger(ledger_url, lambda: datetime.now(UTC) + skipped)
+        provider = OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url)
+        limits = {"openai": QueueLimit(max_batches=1)}
+        deployment = Deployment(
+            {"openai": provider},
+            ledger,
+            PayloadStore(str(tmp_path)),
+            namespace,
+            lambda: datetime.now(UTC) + skipped,
+            sleep=lambda _: None,
+            queue_limits=limits,
+        )
+        return Engine(deployment)
+
+    first = engine_of("other" if holder == "of another namespace" else "test")
+    if holder == "in doubt":
+        emulator.inject(WireFault(kind="close", route="POST /v1/batches", when="after"))
+        emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
+    first.submit(LABELS, plan_one(first, "a"))
+    engine = engine_of("test")
+    waiting = plan_one(engine, "b")
+    engine.submit(LABELS, waiting)
+    [shard] = engine.ledger.shards(waiting)
+    assert shard.state is ShardState.PLANNED
+    assert not [one for one in find_conditions(read_facts(engine, None, ())) if one.is_due(engine.now())]
+    skipped = timedelta(days=1.6) if holder == "overdue" else timedelta(hours=2)
+    due = [one.kind for one in find_conditions(read_facts(engine, None, ())) if one.is_due(engine.now())]
+    expected = {
+        "overdue": ConditionKind.OVERDUE,
+        "in doubt": ConditionKind.IN_DOUBT,
+        "of another namespace": ConditionKind.HELD_QUEUE,
+    }
+    assert expected[holder] in due

@@ -451,6 +451,26 @@ class LedgerQueries(QueueQueries, HistoryQueries):
 
         Of one `kind`, where it is given; kinds in `besides` are passed over. See `progress` for `unreadable`.
         """
+        wanted = sa.and_(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
+        return {event.submission_id: event for event in self._newest_events(namespace, wanted, unreadable)}
+
+    def last_events_of(
+        self, namespace: str, kinds: Sequence[str], *, unreadable: Unreadable | None = None
+    ) -> dict[str, dict[str, Event]]:
+        """Return the newest event of each of these kinds, by kind and undelivered submission. See `last_events`."""
+        found: dict[str, dict[str, Event]] = {kind: {} for kind in kinds}
+        for event in self._newest_events(namespace, EVENT.c.kind.in_(kinds), unreadable, EVENT.c.kind):
+            found[event.kind][event.submission_id] = event
+        return found
+
+    def _newest_events(
+        self,
+        namespace: str,
+        wanted: sa.ColumnElement[bool],
+        unreadable: Unreadable | None,
+        *groups: sa.ColumnElement[str],
+    ) -> list[Event]:
+        """Return the newest of the wanted events of each undelivered submission, or of each of its groups."""
         undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
 
         def read(ids: Sequence[str] | None) -> list[Event]:
@@ -458,15 +478,14 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                 sa.select(sa.func.max(EVENT.c.event_id))
                 .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
                 .where(*undelivered, *(() if ids is None else (SUBMISSION.c.submission_id.in_(ids),)))
-                .where(EVENT.c.kind.not_in(besides), *(() if kind is None else (EVENT.c.kind == kind,)))
-                .group_by(EVENT.c.submission_id)
+                .where(wanted)
+                .group_by(EVENT.c.submission_id, *groups)
             )
             with self._database.read() as connection:
                 rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
                 return [from_row(Event, row) for row in rows]
 
-        every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
-        return {event.submission_id: event for event in self._read_apart(read, every_id, unreadable)}
+        return self._read_apart(read, sa.select(SUBMISSION.c.submission_id).where(*undelivered), unreadable)
 
     def find_event(self, submission_ids: Collection[str], kind: str, since: datetime) -> Event | None:
         """Return the newest event of a kind of these submissions since then, or None."""

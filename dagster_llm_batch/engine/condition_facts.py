@@ -1,0 +1,193 @@
+"""The facts by which conditions are found: read from the ledger, of all undelivered submissions or of one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.engine.activity import Orphan, Outlook, find_first_unsent, find_held_queues
+from dagster_llm_batch.engine.conditions import Facts, Starved, find_gone
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.engine.engine import Engine
+
+__all__ = ["of_events", "of_status", "read_facts"]
+
+_UNSENT = (HELD, STOPPED, OVER_BUDGET)
+_NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
+
+# Of each submission that is not sent, all events are read.
+_NOT_SENT_AT_MOST = 20
+
+
+def read_facts(
+    engine: Engine,
+    partitions: Mapping[str, Collection[str]] | None,
+    datasets: Collection[str],
+    *,
+    undelivered: Sequence[Progress] | None = None,
+    outlook: Outlook | None = None,
+    flying: Sequence[Shard] | None = None,
+) -> Facts:
+    """Read the facts of a namespace from its ledger, in as many queries for many submissions as for few.
+
+    Give `undelivered`, `outlook` and the shards in flight where these are known already.
+    """
+    ledger, namespace = engine.ledger, engine.namespace
+    undelivered = ledger.progress(namespace) if undelivered is None else undelivered
+    outlook = engine.outlook() if outlook is None else outlook
+    flying = ledger.shards_in_flight(namespace) if flying is None else flying
+    known = {one.submission.submission_id: one.submission for one in undelivered}
+    starved = [
+        Starved(known[shard.submission_id], shard, engine.deployment.patience(shard))
+        for submission, shard in ledger.shards_waiting_for_room(namespace)
+        if submission.submission_id in known
+    ]
+    gone = find_gone(undelivered, datasets) if partitions is not None else {}
+    return Facts(
+        now=engine.now(),
+        undelivered=undelivered,
+        partitions=partitions,
+        datasets=datasets,
+        had_landed=_had_landed(engine, undelivered, partitions or {}),
+        seen=_seen(engine, [one for each in gone.values() for one in each], outlook, flying),
+        stranded={each: outlook.last_but_waiting[each] for each in known if outlook.stranded(each) is not None},
+        recovered=[(known[each], event) for each, event in outlook.last_of.get(RECOVERED, {}).items() if each in known],
+        doubtful=[
+            Orphan(known[shard.submission_id], shard)
+            for shard in sorted(flying, key=lambda shard: (shard.sent_at is None, shard.sent_at))
+            # What a living process works on is being sent, or looked for, at this moment.
+            if shard.state is ShardState.SUBMITTING
+            and shard.submission_id in known
+            and not outlook.is_busy(shard.submission_id)
+        ],
+        overdue=[
+            (known[shard.submission_id], shard, at)
+            for shard in flying
+            if shard.submission_id in known and (at := engine.deployment.overdue_at(shard)) and at <= engine.now()
+        ],
+        unreadable=[unread for unread in outlook.unreadable if unread.submission.submission_id in known],
+        starved=starved,
+        held_queues=[
+            (known[waiting.submission_id], advice)
+            for waiting, advice in find_held_queues(engine.deployment)
+            if waiting.submission_id in known
+        ],
+        not_sent=_not_sent(engine, undelivered, outlook, {each.submission.submission_id for each in starved}),
+        refused=_refused(engine, undelivered),
+        unsent=[
+            (known[submission_id], event)
+            for kind in _UNSENT
+            for submission_id, event in outlook.last_of.get(kind, {}).items()
+            if submission_id in known
+        ],
+        moneyless=[
+            (one.submission, outlook.last[one.submission.submission_id])
+            for one in undelivered
+            if outlook.waits_for_money(one.submission.submission_id) is not None
+        ],
+    )
+
+
+def _had_landed(
+    engine: Engine, undelivered: Sequence[Progress], partitions: Mapping[str, Collection[str]]
+) -> Collection[str]:
+    """Return the ids of those submissions of partitions that are gone whose labels had landed before."""
+    places = [(one.submission, partitions.get(one.submission.asset)) for one in undelivered]
+    lost = [of.submission_id for of, known in places if known is not None and of.partition not in known]
+    return engine.ledger.having_event(lost, "delivered") if lost else ()
+
+
+def _seen(engine: Engine, gone: Sequence[Progress], outlook: Outlook, flying: Sequence[Shard]) -> dict[str, datetime]:
+    """Return when a process has looked after each of these submissions for the last time.
+
+    One that is in flight is polled; of another the sensor keeps the places in queues, and a run leaves events.
+    """
+    if not gone:
+        return {}
+    polled: dict[str, list[datetime]] = {}
+    for shard in flying:
+        if (look := shard.polled_at or shard.submitted_at or shard.sent_at) is not None:
+            polled.setdefault(shard.submission_id, []).append(look)
+    at_rest = [one.submission.submission_id for one in gone if one.submission.submission_id not in polled]
+    for submission_id, (submission, shards) in engine.ledger.submissions_with_shards(at_rest).items():
+        last = [outlook.last[submission_id].at] if outlook.is_open(submission_id) else []
+        kept = [shard.polled_at for shard in shards if shard.polled_at is not None]
+        polled[submission_id] = [submission.created_at, *last, *kept]
+    return {submission_id: max(looks) for submission_id, looks in polled.items()}
+
+
+def _not_sent(
+    engine: Engine, undelivered: Sequence[Progress], outlook: Outlook, starved: Collection[str]
+) -> list[tuple[Submission, int, datetime, str]]:
+    """Return the submissions with batches that the provider did not take, the last time that they were sent.
+
+    Not those whose queue had no room: batches of others, mostly of their own asset, are in flight.
+    """
+    waiting = [
+        (one, event)
+        for one in undelivered
+        if ShardState.PLANNED in one.states
+        and one.submission.submission_id not in starved
+        and (event := outlook.last_but_waiting.get(one.submission.submission_id)) is not None
+        and event.kind in _NOT_TAKEN
+    ]
+    return [
+        (
+            one.submission,
+            one.states[ShardState.PLANNED],
+            find_first_unsent(engine.ledger.events(one.submission.submission_id)) or event.at,
+            event.detail or "",
+        )
+        for one, event in waiting[:_NOT_SENT_AT_MOST]
+    ]
+
+
+def _refused(engine: Engine, undelivered: Sequence[Progress]) -> list[tuple[Submission, list[Shard]]]:
+    """Return the newest wave of those submissions of which the provider has refused batches."""
+    ids = [one.submission.submission_id for one in undelivered if ShardState.FAILED in one.states]
+    found = engine.ledger.submissions_with_shards(ids).values() if ids else ()
+    return [(submission, _newest(submission, shards)) for submission, shards in found]
+
+
+def _newest(submission: Submission, shards: Sequence[Shard]) -> list[Shard]:
+    # What an earlier wave did not send, a later one has asked.
+    return [shard for shard in shards if shard.wave == submission.waves]
+
+
+def of_status(engine: Engine, status: Status, recovered: Event | None = None) -> Facts:
+    """Read the facts of one submission that tell whether its batches were sent.
+
+    `recovered` is the event of what the ledger had no record of, if there was such.
+    """
+    submission = status.submission
+    newest = _newest(submission, status.shards)
+    waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
+    untaken = [shard for shard in waiting if shard.no_room_at is None]
+    since = find_first_unsent(engine.ledger.events(submission.submission_id)) if untaken else None
+    reasons = "; ".join(sorted({shard.reason for shard in untaken if shard.reason}))
+    return Facts(
+        now=engine.now(),
+        recovered=[] if recovered is None else [(submission, recovered)],
+        starved=[
+            Starved(submission, shard, engine.deployment.patience(shard))
+            for shard in waiting
+            if shard.no_room_at is not None
+        ],
+        not_sent=[(submission, len(untaken), since or engine.now(), reasons)] if untaken else [],
+        refused=[(submission, newest)],
+    )
+
+
+def of_events(submission: Submission, events: Sequence[Event], now: datetime) -> Facts:
+    """Return the facts that tell why requests of one submission are not sent, from its events."""
+    first = {(event.kind, event.detail): event for event in reversed(events) if event.kind in _UNSENT}
+    # Of its definition the last word counts: an earlier one may have been put back.
+    held = [event for event in events if event.kind == HELD][-1:]
+    others = [event for event in sorted(first.values(), key=lambda event: event.event_id) if event.kind != HELD]
+    return Facts(now=now, unsent=[(submission, event) for event in (*others, *held)])

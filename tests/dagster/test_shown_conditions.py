@@ -1,0 +1,270 @@
+"""Ticks, alerts, `doctor`, `watch` and the checks of assets show each condition alike, with the same next step."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner
+from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
+from test_alert_sensor import Alerts, failed_tick
+from test_batch_sensor import change, tick
+from test_waiting_for_a_person import LONG_AGO, coverage
+
+import dagster_llm_batch
+from dagster_llm_batch import QueueLimit, Spend
+from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.engine import conditions
+from dagster_llm_batch.engine.conditions import ConditionKind
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault, lost_create_reply
+from tests.statements import statements
+
+HOURS_AGO = "datetime('now', '-2 hours') || '.000000'"
+CUSTOMERS = dg.DynamicPartitionsDefinition(name="customers")
+DETAIL = "12 of 12 requests are not sent: nothing fits. Mend the cause; then `dagster-llm-batch retry` asks again"
+
+Scene = Callable[[Emulator, dg.DagsterInstance], CodeLocation]
+
+
+def submitted(emulator: Emulator, instance: dg.DagsterInstance, *faults: Any, **options: Any) -> CodeLocation:
+    emulator.inject(*faults)
+    location = CodeLocation(emulator, instance, *labeled(), **options)
+    location.submit()
+    emulator.clear_faults()
+    return location
+
+
+def with_event(location: CodeLocation, kind: str, detail: str) -> CodeLocation:
+    engine = location.engine()
+    engine.ledger.add_event(engine.latest(LABELS).submission_id, kind, detail)
+    engine.ledger.close()
+    return location
+
+
+def without_dataset(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    submitted(emulator, instance)
+    location = CodeLocation(emulator, instance, *labeled(name="others"))
+    change(location, LONG_AGO)
+    return location
+
+
+def without_partition(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    instance.add_dynamic_partitions("customers", ["gone"])
+    location = CodeLocation(emulator, instance, *labeled(partitions_def=CUSTOMERS))
+    location.submit(partition="gone")
+    instance.delete_dynamic_partition("customers", "gone")
+    return location
+
+
+def stranded(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    location = submitted(emulator, instance)
+    tick(location)
+    engine = location.engine()
+    engine.note_stranded(engine.latest(LABELS).submission_id, "run 1234, which was to land them, was canceled")
+    engine.ledger.close()
+    return location
+
+
+def in_doubt(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    unread = WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None)
+    location = submitted(emulator, instance, lost_create_reply(), unread)
+    emulator.inject(unread)
+    change(location, f"sent_at = {HOURS_AGO}")
+    return location
+
+
+def overdue(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    location = submitted(emulator, instance)
+    change(location, LONG_AGO)
+    return location
+
+
+def unreadable(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    location = submitted(emulator, instance)
+    fault = WireFault(kind="status", route="GET /v1/files/*/content", status=503, retry_after="0.01", times=None)
+    emulator.inject(fault)
+    emulator.settle()
+    location.launch(tick(location).run_requests[0])
+    change(location, f"at = {HOURS_AGO}", "event")
+    return location
+
+
+def without_room(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    emulator.inject(BatchFault(kind="fails", batches=[0]))
+    location = CodeLocation(emulator, instance, *labeled())
+    location.submit()
+    emulator.settle()
+    tick(location)
+    soon = "datetime('now', '+50 minutes') || '.000000'"
+    change(location, f"no_room_at = '2026-01-01 00:00:00.000000', waits_until = {soon}")
+    return location
+
+
+def held_queue(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}}
+    submitted(emulator, instance, namespace="former", **limits)
+    location = submitted(emulator, instance, **limits)
+    change(
+        location,
+        f"polled_at = {HOURS_AGO}, sent_at = {HOURS_AGO}, submitted_at = {HOURS_AGO} where batch_id is not null",
+    )
+    return location
+
+
+def not_sent(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    away = WireFault(kind="status", route="POST /v1/files", status=429, retry_after="0.01", times=None)
+    location = submitted(emulator, instance, away)
+    emulator.inject(away)
+    change(location, f"at = {HOURS_AGO}", "event")
+    # It tries again, in vain, and is tried next after ten minutes.
+    change(location, "created_at = '2026-01-01 00:00:00.000000'", "submission")
+    location.launch(tick(location).run_requests[0])
+    return location
+
+
+def refused(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    return submitted(emulator, instance, WireFault(kind="status", status=400, route="POST /v1/batches", times=None))
+
+
+def without_money(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation:
+    limited = labeled(
+        rows=lambda _: tickets(12),
+        response=None,
+        params={},
+        max_cost_usd="0.5",
+        spend=Spend(limit="hard", expected_output_tokens=10),
+    )
+    location = CodeLocation(emulator, instance, *limited)
+    location.submit()
+    location.launch(tick(location).run_requests[0])
+    return location
+
+
+SCENES: dict[ConditionKind, Scene] = {
+    ConditionKind.NO_DATASET: without_dataset,
+    ConditionKind.NO_PARTITION: without_partition,
+    ConditionKind.STRANDED: stranded,
+    ConditionKind.RECOVERED: lambda *where: with_event(submitted(*where), RECOVERED, "1 batch"),
+    ConditionKind.IN_DOUBT: in_doubt,
+    ConditionKind.OVERDUE: overdue,
+    ConditionKind.UNREADABLE: unreadable,
+    ConditionKind.NO_ROOM: without_room,
+    ConditionKind.HELD_QUEUE: held_queue,
+    ConditionKind.NOT_SENT: not_sent,
+    ConditionKind.REFUSED: refused,
+    ConditionKind.HELD: lambda *where: with_event(submitted(*where), HELD, DETAIL),
+    ConditionKind.STOPPED: lambda *where: with_event(submitted(*where), STOPPED, DETAIL),
+    ConditionKind.OVER_BUDGET: lambda *where: with_event(submitted(*where), OVER_BUDGET, DETAIL),
+    ConditionKind.NO_MONEY: without_money,
+}
+
+# A failed check of what lands tells a person, and no tick fails.
+TOLD_BY_CHECKS = {
+    ConditionKind.STRANDED,
+    ConditionKind.REFUSED,
+    ConditionKind.HELD,
+    ConditionKind.STOPPED,
+    ConditionKind.OVER_BUDGET,
+    ConditionKind.NO_MONEY,
+}
+
+definitions: dg.Definitions
+
+
+def command(name: str, tmp_path: Path, location: CodeLocation, *options: str) -> Any:
+    """The JSON of a command that looks at the location, as its user types it."""
+    global definitions  # noqa: PLW0603 - the file that the command loads has no other way to it
+    definitions = location.defs
+    file = tmp_path / "shown.py"
+    file.write_text("import test_shown_conditions\n\ndefs = test_shown_conditions.definitions\n")
+    result = CliRunner().invoke(main, [name, "--json", *options, "-f", str(file)])
+    assert result.exit_code in {0, 3}, result.output
+    return json.loads(result.stdout)
+
+
+def test_each_kind_has_a_scene() -> None:
+    assert set(SCENES) == set(ConditionKind)
+
+
+@pytest.mark.parametrize("kind", ConditionKind, ids=lambda kind: kind.name.lower())
+def test_a_condition_is_the_same_one_in_ticks_alerts_doctor_watch_and_checks(
+    emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path, kind: ConditionKind
+) -> None:
+    location = SCENES[kind](emulator, stored)
+    alerts = Alerts(location)
+    alerts.tick()
+    [found] = [one for one in command("doctor", tmp_path, location)["findings"] if one["check"] == kind.value]
+    assert found["verdict"] == ("problem" if kind not in TOLD_BY_CHECKS - {ConditionKind.STRANDED} else "warning")
+    then = found["then"].rstrip(".")
+
+    watched = command("watch", tmp_path, location, "--once")
+    [shown] = [one for one in watched["conditions"] if one["kind"] == kind.value]
+    assert shown["then"] == then
+    assert shown["reason"] in found["said"]
+    assert any(then in note for note in watched["notes"])
+
+    if kind not in TOLD_BY_CHECKS:
+        failed_tick(stored, "llm_batch_sensor", "", location.repository)
+        alerts.tick()
+        assert any(then in text for text in alerts.told)
+    if kind is not ConditionKind.REFUSED:
+        # Of what was refused the tick asks for the run that lands it.
+        assert then in tick(location).skip_message
+
+
+@pytest.mark.parametrize("kind", [ConditionKind.NOT_SENT, ConditionKind.REFUSED, ConditionKind.RECOVERED])
+def test_the_check_of_a_submission_shows_the_condition_that_the_commands_show(
+    emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path, kind: ConditionKind
+) -> None:
+    location = SCENES[kind](emulator, stored)
+    [found] = [one for one in command("doctor", tmp_path, location)["findings"] if one["check"] == kind.value]
+    [sent] = location.submit().get_asset_check_evaluations()
+    assert not sent.passed
+    assert found["then"] in (sent.description or "")
+
+
+@pytest.mark.parametrize("kind", [ConditionKind.STOPPED, ConditionKind.OVER_BUDGET])
+def test_the_check_of_labels_shows_the_condition_that_the_commands_show(
+    emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path, kind: ConditionKind
+) -> None:
+    location = SCENES[kind](emulator, stored)
+    [found] = [one for one in command("doctor", tmp_path, location)["findings"] if one["check"] == kind.value]
+    emulator.settle()
+    verdict = coverage(location.collect())
+    assert not verdict.passed
+    assert found["said"].partition(": ")[2][1:] in verdict.description
+    assert found["then"] in verdict.description
+
+
+def test_a_tick_reads_the_ledger_as_often_for_many_partitions_as_for_few(
+    emulator: Emulator, stored: dg.DagsterInstance
+) -> None:
+    location = CodeLocation(emulator, stored, *labeled(partitions_def=DAILY))
+    counts = []
+    for span in ((DAYS[0], DAYS[1]), (DAYS[2], DAYS[9])):
+        location.submit(span=span)
+        with statements() as asked:
+            location.tick()
+        counts.append(sum(" submission" in statement for statement in asked))
+    assert counts[0] == counts[1] <= 20
+
+
+FACES = ("sensors/tick.py", "sensors/alerts.py", "cli/doctor.py", "cli/watch.py", "checks.py", "assets/landing_wait.py")
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_who_shows_conditions_finds_none_by_itself(face: str) -> None:
+    """No advice is worded, and no threshold kept, outside of the list."""
+    tree = ast.parse((Path(dagster_llm_batch.__file__).parent / face).read_text(encoding="utf-8"))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for name in node.names}
+    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    worded = {name for name in vars(conditions) if name.startswith("advise_on_")}
+    assert not worded & imported
+    assert not {"overdue", "unreadable", "starved", "orphans", "find_held_queues"} & (called | imported)
