@@ -7,7 +7,7 @@ variance is that of the sums by unit, whatever the units are (rows, requests, cu
     all else                             the same interval at the effective number of rows (Korn and Graubard): as many
                                          independent rows as have the figure's variance
     means without bounds (errors)        Student's interval, by units, corrected for skewness (Hall), and wider by what
-                                         a further unit like the largest one would add
+                                         a further unit like the farthest would add
 
 A normal or bootstrapped interval fails where it matters most: where nothing or nearly nothing is wrong the rows show no
 variance, and the interval is too narrow or a point. The binomial's tails do not need to see an error. What they must
@@ -59,8 +59,10 @@ as much if all had the same number.
 _LEAST_OF_SQUARES = 100
 """Units below which squares of errors have no interval: a few large ones decide, which so few units have by luck."""
 
-_MOST_OF_LARGEST = 6.0
-"""Times that the largest square is taken to be missing, at most; as often as the squares are skewed."""
+_OF_FARTHEST, _MOST_OF_LARGEST = 0.5, 6.0
+"""Times that the farthest value is taken to be missing on either side, once above of errors; and the largest square, at
+most: as often as the squares are skewed.
+"""
 
 # what rounding leaves of nothing
 _NOTHING = 1e-12
@@ -147,9 +149,10 @@ def unbounded_interval(
     entry of `units`.
 
     Most errors are small and a few are large, so that Student's interval misses too often above. Hall's transformation
-    takes the skewness out of it, and one unit more like the farthest is added on either side. Of `squares` of errors
-    several are added above, as these are skewed. Whether there is an interval depends on the number of units, and on
-    no error but where all are alike: rows that look even, as they lack large errors, would else have one that misses.
+    takes the skewness out of it, and a part of a further unit like the farthest is added on either side. Of `squares`
+    of errors several are added above, as these are skewed. Whether there is an interval depends on the number of units,
+    and on no error but where all are alike: rows that look even, as they lack large errors, would else have one that
+    misses.
     """
     with evaluation_extra("An interval"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -184,8 +187,8 @@ def unbounded_interval(
         return 3 / skewness * (math.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
 
     low, high = (mean - deviation * without_skewness(end) for end in (half, -half))
-    times_more = min(max(1.0, skewness), _MOST_OF_LARGEST) if squares else 1.0
-    low, high = low + float(apart.min()) / n, high + times_more * float(apart.max()) / n
+    more = min(max(1.0, skewness), _MOST_OF_LARGEST) if squares else _OF_FARTHEST if (values < 0).any() else 1.0
+    low, high = low + _OF_FARTHEST * float(apart.min()) / n, high + more * float(apart.max()) / n
     return Interval(scale * low, scale * high, SKEWED)
 
 
