@@ -28,7 +28,7 @@ from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, Condition, ConditionKind
+from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Condition, ConditionKind
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
@@ -471,7 +471,8 @@ def _shown(conditions: Sequence[Condition]) -> Iterator[Finding]:
         each = [condition for condition in conditions if condition.kind is kind]
         for condition in each[:_CONDITIONS_SHOWN]:
             place = "" if kind in _NAMED_BY_THEMSELVES else f"{condition.submission.place}: "
-            verdict = Severity.PROBLEM if condition.is_due(utc_now()) else Severity.WARNING
+            is_problem = condition.is_due(utc_now()) and kind not in GOES_ON
+            verdict = Severity.PROBLEM if is_problem else Severity.WARNING
             yield Finding(kind.value, verdict, f"{place}{condition.advice.problem}", f"{condition.advice.then}.")
         if len(each) > _CONDITIONS_SHOWN:
             rest = f"{len(each) - _CONDITIONS_SHOWN:,} more like these"

@@ -36,6 +36,7 @@ from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Sub
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 __all__ = [
+    "GOES_ON",
     "TELLS_OF_UNSENT",
     "TOLD_BY_A_CHECK",
     "WAITS_IN_VAIN",
@@ -93,6 +94,9 @@ TELLS_OF_UNSENT = frozenset({ConditionKind.NO_ROOM, ConditionKind.NOT_SENT, Cond
 
 TOLD_BY_A_CHECK = frozenset({ConditionKind.STRANDED})
 """A failed check tells a person of these, and stays: no tick fails for them."""
+
+GOES_ON = frozenset({ConditionKind.RECOVERED})
+"""These hold up nothing: a person is told so that it does not happen again."""
 
 _KIND_OF_EVENT = {
     HELD: (ConditionKind.HELD, "held back"),
