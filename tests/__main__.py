@@ -396,6 +396,12 @@ def _copy_without_package(to: Path) -> None:
     (to / ".example").symlink_to(bootstrap.CACHE)
 
 
+def find_daemons() -> None:
+    """Look for programs where Debian keeps its daemons, too: a user's PATH, and cron's, has no sbin."""
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*path, "/usr/local/sbin", "/usr/sbin", "/sbin"]))
+
+
 def prepare_machine(chosen: list[str]) -> dict[str, str]:
     """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
     absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
@@ -443,6 +449,7 @@ def _apt_install(packages: tuple[str, ...], purpose: str) -> None:
 
 
 if __name__ == "__main__":
+    find_daemons()
     bootstrap.enter("tests", "dev")
     try:
         sys.exit(main())
