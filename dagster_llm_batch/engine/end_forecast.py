@@ -152,7 +152,9 @@ def end_text(forecast: EndForecast, window: timedelta) -> str:
     bound = f"each batch ends, or expires, within {age_text(window)}, the vendor's window"
     if forecast.p50 is None:
         if forecast.basis == "none":
-            few = f"too few days ({forecast.days} with batches that ended, {FEWEST} are needed)"
+            # The ledger keeps how many have ended, and not on how many days.
+            days = "" if forecast.ended and not forecast.days else f"{forecast.days} with batches that ended, "
+            few = f"too few days ({days}{FEWEST} are needed)"
             return f"{few} for a forecast; {bound}"
         return f"longer than is known of {_evidence(forecast)}; {bound}"
     half = f"1 of 2 within {age_text(forecast.p50)}"
@@ -170,7 +172,7 @@ def told_text(submission: Submission, window: timedelta) -> str:
 
 def _evidence(forecast: EndForecast) -> str:
     noun = "earlier submissions of similar size" if forecast.basis == "submissions" else "batches of this model"
-    # An older version has stored no days.
+    # The ledger keeps none.
     days = f" on {forecast.days} days" if forecast.days not in (0, forecast.ended) else ""
     running = f", {forecast.running} more still running" if forecast.running else ""
     return f"by {forecast.ended} {noun}{days}{running}"

@@ -148,7 +148,8 @@ class Planner:
             steps = forecast_steps(self._deployment, self._labeling, estimate)
             if (end := _forecast_end(self._deployment, self._labeling, plan.shards, steps)) is not None:
                 p50_at, p90_at = (None if took is None else now + took for took in (end.p50, end.p90))
-                basis = {"basis": end.basis, "ended": end.ended, "running": end.running, "days": end.days}
+                # No more than these: an older version, which may read it, takes no other.
+                basis = {"basis": end.basis, "ended": end.ended, "running": end.running}
                 submission = replace(submission, p50_end_at=p50_at, p90_end_at=p90_at, end_basis=basis)
             if sampling is not None:
                 questions = count_requests(plan.shards)

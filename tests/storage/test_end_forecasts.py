@@ -103,7 +103,7 @@ def test_submissions_of_similar_size_say_when_the_next_one_ends(site: Site) -> N
 def stored(said: EndForecast, now: Any) -> dict[str, Any]:
     """What a plan stores of a forecast."""
     p50, p90 = (None if took is None else now + took for took in (said.p50, said.p90))
-    basis = {"basis": said.basis, "ended": said.ended, "running": said.running, "days": said.days}
+    basis = {"basis": said.basis, "ended": said.ended, "running": said.running}
     return {"p50_end_at": p50, "p90_end_at": p90, "end_basis": basis}
 
 
@@ -181,7 +181,7 @@ def test_a_forecast_is_stored_and_scored_when_its_time_has_come(site: Site) -> N
     assert site.history.score("other") == EndScore()
     assert str(score).startswith(f"{held} of 20 ended by their p90, ")
     kept = site.ledger.submission(name)
-    assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0, "days": 29}
+    assert kept.end_basis == {"basis": "submissions", "ended": 29, "running": 0}
     assert "by 29 earlier submissions of similar size" in told_text(kept, DAY)
     # One that is late is judged before it has ended; one whose time has not come is not, though it has.
     late = site.begin(**stored(site.history.forecast_end("tickets", ASKED), site.clock.now))
