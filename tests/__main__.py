@@ -308,6 +308,14 @@ STEPS: dict[str, Callable[[], bool]] = {
     "lowest": lowest,
 }
 QUICK: dict[str, Callable[[], bool]] = {"types": types, "style": style, "imports": imports, "pure": pure}
+# What takes longer than the rest together, with what it does in CONTRIBUTING.md.
+LONGER = {
+    "every crash point": "python -m tests.crash.matrix",
+    "a million requests with kills": "python -m tests.crash.soak",
+    "every pair of a platform's factors": "DLB_EXPLORE=1 python -m pytest -n 2 tests/platforms",
+    "other programs of processes, faults and people": "DLB_EXPLORE=1 python -m pytest -n 2 tests/machine",
+    "each section of docs/truth.md, whole": "python -m benchmarks.truth",
+}
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
 KNOWN = STEPS | QUICK | HEAVY
 
@@ -328,6 +336,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, reason in absences.items():
         print(f"LEFT OUT: {name}: {reason}")
     failed = [name for name in chosen if not passed[name]]
+    if set(STEPS) <= {*chosen, *absences}:
+        print(f"Not among these: the heavy engines (python3 -m tests {' '.join(HEAVY)}), and in .venv")
+        for what, command in LONGER.items():
+            print(f"    {what}: {command}")
     if len(chosen) > 1:
         print("All passed." if not failed else f"FAILED: {', '.join(failed)}")
     return 1 if failed else 0
