@@ -59,7 +59,7 @@ class Found:
 
 
 def _prices(rng: np.random.Generator) -> Numbers:
-    return rng.choice([5.0, 10.0, 20.0, 50.0], ROWS, p=[0.4, 0.3, 0.2, 0.1])
+    return rng.choice(np.array([5.0, 10.0, 20.0, 50.0]), ROWS, p=[0.4, 0.3, 0.2, 0.1])
 
 
 def _zeros(rng: np.random.Generator) -> Numbers:
