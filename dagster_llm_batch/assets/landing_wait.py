@@ -55,8 +55,8 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
 
 def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:
     """Raise LLMBatchError where one of the awaited submissions waits in vain until a person acts."""
-    for condition in find_conditions(read_facts(engine, None, ())):
-        is_awaited = condition.submission.submission_id in awaited and condition.kind in WAITS_IN_VAIN
-        if is_awaited and condition.is_due(engine.now()):
+    undelivered = [one for one in engine.ledger.progress(engine.namespace) if one.submission.submission_id in awaited]
+    for condition in find_conditions(read_facts(engine, None, (), undelivered=undelivered)):
+        if condition.kind in WAITS_IN_VAIN and condition.is_due(engine.now()):
             then = "This run waits no longer; another goes on where it is."
             raise LLMBatchError(f"{condition.advice}. {then}")

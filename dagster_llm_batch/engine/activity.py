@@ -183,9 +183,10 @@ def count_lost(events: Sequence[Event]) -> int:
 
 
 def find_first_unsent(events: Sequence[Event]) -> datetime | None:
-    """Return the time of the first event, since a batch was sent, that one could not be; None where all were."""
-    since = takewhile(lambda event: event.kind != Move.ACCEPTED.value, reversed(events))
-    return min((event.at for event in since if event.kind in (Move.NOT_SENT.value, UNAVAILABLE)), default=None)
+    """Return the time of the first event, since something was sent, that a batch could not be; None where all were."""
+    taken = (Move.ACCEPTED.value, Move.ANSWERED.value)
+    since = takewhile(lambda event: event.kind not in taken, reversed(events))
+    return min((event.at for event in since if event.kind == Move.NOT_SENT.value), default=None)
 
 
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine.activity import Orphan, Outlook, find_first_unsent, find_held_queues
-from dagster_llm_batch.engine.conditions import Facts, Starved, find_gone
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status
+from dagster_llm_batch.engine.conditions import Facts, Starved, find_gone, waits_for_dataset
+from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
@@ -20,6 +20,9 @@ __all__ = ["of_events", "of_status", "read_facts"]
 
 _UNSENT = (HELD, STOPPED, OVER_BUDGET)
 _NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
+
+# A sensor tells a person again of what waits after some hours.
+_TOLD_WITHIN = timedelta(days=1)
 
 # Of each submission that is not sent, all events are read.
 _NOT_SENT_AT_MOST = 20
@@ -43,11 +46,8 @@ def read_facts(
     outlook = engine.outlook() if outlook is None else outlook
     flying = ledger.shards_in_flight(namespace) if flying is None else flying
     known = {one.submission.submission_id: one.submission for one in undelivered}
-    starved = [
-        Starved(known[shard.submission_id], shard, engine.deployment.patience(shard))
-        for submission, shard in ledger.shards_waiting_for_room(namespace)
-        if submission.submission_id in known
-    ]
+    waiting = [shard for _, shard in ledger.shards_waiting_for_room(namespace) if shard.submission_id in known]
+    starved = _starved(engine, known, waiting)
     gone = find_gone(undelivered, datasets) if partitions is not None else {}
     return Facts(
         now=engine.now(),
@@ -55,7 +55,7 @@ def read_facts(
         partitions=partitions,
         datasets=datasets,
         had_landed=_had_landed(engine, undelivered, partitions or {}),
-        seen=_seen(engine, [one for each in gone.values() for one in each], outlook, flying),
+        seen=_seen(engine, gone, outlook, flying),
         stranded={each: outlook.last_but_waiting[each] for each in known if outlook.stranded(each) is not None},
         recovered=[(known[each], event) for each, event in outlook.last_of.get(RECOVERED, {}).items() if each in known],
         doubtful=[
@@ -73,11 +73,7 @@ def read_facts(
         ],
         unreadable=[unread for unread in outlook.unreadable if unread.submission.submission_id in known],
         starved=starved,
-        held_queues=[
-            (known[waiting.submission_id], advice)
-            for waiting, advice in find_held_queues(engine.deployment)
-            if waiting.submission_id in known
-        ],
+        held_queues=_held_queues(engine, undelivered),
         not_sent=_not_sent(engine, undelivered, outlook, {each.submission.submission_id for each in starved}),
         refused=_refused(engine, undelivered),
         unsent=[
@@ -94,6 +90,26 @@ def read_facts(
     )
 
 
+def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[Shard]) -> list[Starved]:
+    """Return the submissions of these shards, for which their provider's queue had no room."""
+    of: dict[str, list[Shard]] = {}
+    for shard in sorted(waiting, key=lambda shard: (shard.no_room_at is None, shard.no_room_at)):
+        of.setdefault(shard.submission_id, []).append(shard)
+    return [Starved(known[key], shards, engine.deployment.patience(shards[0])) for key, shards in of.items()]
+
+
+def _held_queues(engine: Engine, undelivered: Sequence[Progress]) -> list[tuple[Submission, Advice]]:
+    """Return who waits for a declared queue that is full of what nobody looks after: of each dataset one submission."""
+    found: dict[tuple[str, str], tuple[Submission, Advice]] = {}
+    for waiting, advice in find_held_queues(engine.deployment):
+        for one in undelivered:
+            submission = one.submission
+            is_like = (submission.provider, submission.model) == (waiting.provider, waiting.model)
+            if ShardState.PLANNED in one.states and (is_like or submission.submission_id == waiting.submission_id):
+                found.setdefault((submission.asset, str(advice)), (submission, advice))
+    return list(found.values())
+
+
 def _had_landed(
     engine: Engine, undelivered: Sequence[Progress], partitions: Mapping[str, Collection[str]]
 ) -> Collection[str]:
@@ -103,10 +119,13 @@ def _had_landed(
     return engine.ledger.having_event(lost, "delivered") if lost else ()
 
 
-def _seen(engine: Engine, gone: Sequence[Progress], outlook: Outlook, flying: Sequence[Shard]) -> dict[str, datetime]:
+def _seen(
+    engine: Engine, gone: Mapping[str, Sequence[Progress]], outlook: Outlook, flying: Sequence[Shard]
+) -> dict[str, datetime]:
     """Return when a process has looked after each of these submissions for the last time.
 
-    One that is in flight is polled; of another the sensor keeps the places in queues, and a run leaves events.
+    One that is in flight is polled. Of another the sensor keeps the places in queues, a run leaves events, and a person
+    is told what it waits for.
     """
     if not gone:
         return {}
@@ -114,11 +133,20 @@ def _seen(engine: Engine, gone: Sequence[Progress], outlook: Outlook, flying: Se
     for shard in flying:
         if (look := shard.polled_at or shard.submitted_at or shard.sent_at) is not None:
             polled.setdefault(shard.submission_id, []).append(look)
-    at_rest = [one.submission.submission_id for one in gone if one.submission.submission_id not in polled]
+    at_rest = [
+        one.submission.submission_id
+        for each in gone.values()
+        # Of a dataset with something in flight, that tells.
+        if not any(one.submission.submission_id in polled for one in each)
+        for one in each
+        if waits_for_dataset(one)
+    ]
+    told = engine.told_since(engine.now() - _TOLD_WITHIN) if at_rest else set()
     for submission_id, (submission, shards) in engine.ledger.submissions_with_shards(at_rest).items():
         last = [outlook.last[submission_id].at] if outlook.is_open(submission_id) else []
         kept = [shard.polled_at for shard in shards if shard.polled_at is not None]
-        polled[submission_id] = [submission.created_at, *last, *kept]
+        spoken = [engine.now()] if submission_id in told or outlook.stranded(submission_id) is not None else []
+        polled[submission_id] = [submission.created_at, *last, *kept, *spoken]
     return {submission_id: max(looks) for submission_id, looks in polled.items()}
 
 
@@ -137,14 +165,11 @@ def _not_sent(
         and (event := outlook.last_but_waiting.get(one.submission.submission_id)) is not None
         and event.kind in _NOT_TAKEN
     ]
+    # A poll that failed is no batch that could not be sent.
     return [
-        (
-            one.submission,
-            one.states[ShardState.PLANNED],
-            find_first_unsent(engine.ledger.events(one.submission.submission_id)) or event.at,
-            event.detail or "",
-        )
+        (one.submission, one.states[ShardState.PLANNED], since, event.detail or "")
         for one, event in waiting[:_NOT_SENT_AT_MOST]
+        if (since := find_first_unsent(engine.ledger.events(one.submission.submission_id))) is not None
     ]
 
 
@@ -174,11 +199,9 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
     return Facts(
         now=engine.now(),
         recovered=[] if recovered is None else [(submission, recovered)],
-        starved=[
-            Starved(submission, shard, engine.deployment.patience(shard))
-            for shard in waiting
-            if shard.no_room_at is not None
-        ],
+        starved=_starved(
+            engine, {submission.submission_id: submission}, [shard for shard in waiting if shard.no_room_at is not None]
+        ),
         not_sent=[(submission, len(untaken), since or engine.now(), reasons)] if untaken else [],
         refused=[(submission, newest)],
     )

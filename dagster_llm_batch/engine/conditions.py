@@ -46,6 +46,7 @@ __all__ = [
     "Starved",
     "find_conditions",
     "find_gone",
+    "waits_for_dataset",
 ]
 
 # A sensor asks about a batch each ten minutes at least.
@@ -83,7 +84,6 @@ WAITS_IN_VAIN = frozenset(
         ConditionKind.OVERDUE,
         ConditionKind.UNREADABLE,
         ConditionKind.NO_ROOM,
-        ConditionKind.HELD_QUEUE,
         ConditionKind.NOT_SENT,
     }
 )
@@ -140,10 +140,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Starved:
-    """A planned shard that its provider's queue had no room for, and how long it may wait before a person is told."""
+    """Planned shards that their provider's queue had no room for, and how long they may wait before a person is told.
+
+    The one that has waited longest comes first.
+    """
 
     submission: Submission
-    shard: Shard
+    shards: Sequence[Shard]
     patience: timedelta
 
 
@@ -164,7 +167,7 @@ class Facts:
         doubtful: The shards in doubt.
         overdue: The shards whose batches are overdue, and since when.
         unreadable: The shards whose results cannot be read.
-        starved: The shards that wait for room in their provider's queue.
+        starved: Submissions with shards that wait for room in their provider's queue.
         held_queues: Submissions that wait for a declared queue, and who fills it and is not looked after.
         not_sent: Submissions with batches that could not be sent: how many, since when, and why.
         refused: The shards of the newest wave of a submission, of which the provider has refused some.
@@ -205,14 +208,23 @@ def find_gone(undelivered: Iterable[Progress], datasets: Collection[str]) -> dic
     return gone
 
 
+def waits_for_dataset(progress: Progress) -> bool:
+    """Return whether a submission goes no further where nobody looks after its dataset."""
+    return progress.oldest_submitted_at is not None or progress.submission.state is SubmissionState.OPEN
+
+
 def _without_dataset(facts: Facts) -> Iterator[Condition]:
     """Yield the datasets that the definitions do not have.
 
-    Another code location on the same ledger may have one: then its sensor looks after the submissions.
+    Another code location on the same ledger may have one: then its sensor looks after the submissions. Of what is not
+    in flight, only an open one waits for somebody: a canceled one has ended, and of a settled one all is paid and kept.
     """
     if facts.partitions is None:
         return
-    for asset, each in sorted(find_gone(facts.undelivered, facts.datasets).items()):
+    for asset, found in sorted(find_gone(facts.undelivered, facts.datasets).items()):
+        each = [one for one in found if waits_for_dataset(one)]
+        if not each:
+            continue
         unsent = sum(one.states.get(ShardState.PLANNED, 0) for one in each)
         flying = [one for one in each if one.oldest_submitted_at is not None]
         looks = [facts.seen.get(one.submission.submission_id, one.submission.created_at) for one in flying or each]
@@ -271,10 +283,9 @@ def _of_shards(facts: Facts) -> Iterator[Condition]:
         advice = advise_on_unreadable(unread)
         yield Condition(ConditionKind.UNREADABLE, of, advice, unread.since, TOLD_AFTER, (shard.shard_id,))
     for each in facts.starved:
-        of, shard = each.submission, each.shard
-        advice = advise_on_no_room(of, shard, now)
-        since = shard.no_room_at or now
-        yield Condition(ConditionKind.NO_ROOM, of, advice, since, each.patience, (shard.shard_id,))
+        of, shards = each.submission, each.shards
+        advice, ids = advise_on_no_room(of, shards, now), tuple(shard.shard_id for shard in shards)
+        yield Condition(ConditionKind.NO_ROOM, of, advice, shards[0].no_room_at or now, each.patience, ids)
     for submission, advice in facts.held_queues:
         yield Condition(ConditionKind.HELD_QUEUE, submission, advice, submission.created_at)
     for submission, count, since, reason in facts.not_sent:

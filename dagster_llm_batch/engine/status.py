@@ -179,11 +179,16 @@ def advise_on_lost_levels(submission: Submission) -> Advice:
     )
 
 
-def advise_on_no_room(submission: Submission, shard: Shard, now: datetime) -> Advice:
-    """Return what is wrong with a batch that waits for room in its provider's queue, and what a person can do."""
+def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: datetime) -> Advice:
+    """Return what is wrong with batches that wait for room in a provider's queue, and what a person can do.
+
+    The one that has waited longest comes first.
+    """
+    shard = shards[0]
     since = timedelta() if shard.no_room_at is None else now - shard.no_room_at
+    requests, tokens = sum(one.requests for one in shards), sum(one.tokens or 0 for one in shards)
     return Advice(
-        f"{shard.requests:,} requests (about {shard.tokens:,} input tokens) have waited {age_text(since)} for room in "
+        f"{requests:,} requests (about {tokens:,} input tokens) have waited {age_text(since)} for room in "
         f"the queue of {shard.provider}/{shard.model}, whose word was: {(shard.reason or 'none').rstrip('.')}",
         "Look at what else fills that account's queue. They go by themselves when there is room; `dagster-llm-batch "
         f"cancel {submission.submission_id}` gives them up",

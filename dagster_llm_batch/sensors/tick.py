@@ -29,7 +29,14 @@ from dagster_llm_batch.assets.dataset import datasets_in
 from dagster_llm_batch.assets.submission import newest_submission
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import read_facts
-from dagster_llm_batch.engine.conditions import TOLD_BY_A_CHECK, Condition, ConditionKind, find_conditions, find_gone
+from dagster_llm_batch.engine.conditions import (
+    GOES_ON,
+    TOLD_BY_A_CHECK,
+    Condition,
+    ConditionKind,
+    find_conditions,
+    find_gone,
+)
 from dagster_llm_batch.engine.poll import find_spacing, is_due
 from dagster_llm_batch.engine.progress import Pace, pace
 from dagster_llm_batch.engine.status import advise_on_unknown
@@ -57,7 +64,7 @@ _NOTES_AT_MOST = 20
 # What waits for a person is told again after this.
 _TELL_EVERY = timedelta(hours=6)
 
-# When a person was told of a submission that the ledger does not know, and so has no place to note it, by its id.
+# When a person was told of what has no place in the ledger to note that.
 _told_of: dict[str, datetime] = {}
 
 # Batches that were given up are asked about after this: most of them never end.
@@ -87,7 +94,8 @@ class Tick:
         self._access = ProviderAccess(engine, self._trouble)
         # What waits for a person, by submission_id.
         self._needs: dict[str, str] = {}
-        # The same of submissions that the ledger does not know.
+        # The same of what has no place in the ledger to note that a person was told: submissions that it does not know,
+        # and datasets that these definitions do not have.
         self._unknown: dict[str, str] = {}
         self._before = {progress.submission.submission_id: progress for progress in self._progress()}
         self._after: list[Progress] = []
@@ -308,6 +316,7 @@ class Tick:
     def _tell_of_conditions(self, outlook: Outlook) -> None:
         """Note the conditions of submissions, and what a person has to do about those that are due."""
         with self.apart("what may need a person"):
+            # Its own come first: of many that are not sent, the first ones are looked at.
             undelivered = [*self._after, *self._unplaced, *self._others]
             partitions = {name: self._labels[name].keys for name in {one.submission.asset for one in self._after}}
             facts = read_facts(
@@ -319,7 +328,8 @@ class Tick:
                 flying=self._flying_now(),
             )
             self._conditions = find_conditions(facts)
-            for condition in self._conditions:
+            # Of each submission a person is told one: what holds it up comes before what does not.
+            for condition in sorted(self._conditions, key=lambda condition: condition.kind in GOES_ON):
                 if condition.submission.asset in self._labels or condition.kind is ConditionKind.NO_DATASET:
                     self._tell_of(condition)
 
@@ -336,6 +346,11 @@ class Tick:
             # Another code location may have a dataset of which nothing is due.
             if condition.kind is not ConditionKind.NO_DATASET:
                 self.note(f"{submission.place}: {condition.advice}")
+        elif condition.kind is ConditionKind.NO_DATASET:
+            # Its submission may be another code location's, whose sensor tells of it by a mark in the ledger.
+            note = f"{submission.place} needs a person: {str(condition.advice).rstrip('.')}"
+            self._unknown[submission.submission_id] = note
+            self.note(note)
         elif condition.kind in TOLD_BY_A_CHECK:
             self.note(f"{submission.place} waits for a person: {condition.advice}")
         elif not self._is_told_once(condition):
@@ -346,7 +361,7 @@ class Tick:
         submission = condition.submission
         if condition.kind is not ConditionKind.NO_PARTITION or not submission.is_settled:
             return False
-        return submission.submission_id in self._engine.told_since(submission.created_at)
+        return submission.submission_id in self._engine.told_since(submission.settled_at or submission.created_at)
 
     def _datasets(self) -> Collection[str]:
         return datasets_in(self._repository().assets_defs_by_key.values())

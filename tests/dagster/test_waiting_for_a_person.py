@@ -10,8 +10,11 @@ from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled
 from test_batch_sensor import asked, change, tick
 from test_sensor_troubles import failing_tick
 
-from dagster_llm_batch import Resend
+from dagster_llm_batch import Limits, QueueLimit, Resend
 from dagster_llm_batch.assets.dataset import dataset_of
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
+from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault, lost_create_reply
 
 LONG_AGO = "submitted_at = datetime('now', '-3 days') || '.000000'"
@@ -244,6 +247,24 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
     told = failing_tick(location)
     assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
     assert "needs a person" in location.tick().skip_message  # it was told just now
+    # Whose dataset it is may be told of something else by its own sensor: that has its turn.
+    [progress] = location.engine().ledger.progress(location.resource.namespace)
+    assert location.engine().told_since(progress.submission.created_at) == set()
+    location.engine().cancel(progress.submission.submission_id)
+    assert "needs a person" not in (location.tick().skip_message or "")
+
+
+def test_a_batch_that_waits_while_a_poll_fails_is_not_told_as_one_that_cannot_be_sent(make, instance, emulator):
+    in_turn = {"openai": QueueLimit(max_batches=1)}
+    location = make(*labeled(limits=Limits(max_requests_per_batch=2)), queue_limits=in_turn)
+    location.submit()
+    engine = location.engine()
+    [progress] = engine.ledger.progress(location.resource.namespace)
+    assert progress.states == {"submitted": 1, "planned": 1}
+    engine.note_unavailable(progress.submission.submission_id, TransientError("503"))
+    change(location, "at = datetime('now', '-3 hours') || '.000000'", "event")
+    kinds = {one.kind for one in find_conditions(read_facts(engine, None, ()))}
+    assert ConditionKind.NOT_SENT not in kinds
 
 
 def test_a_partition_that_was_gone_when_its_dataset_got_a_new_name_is_not_told(emulator, stored):
