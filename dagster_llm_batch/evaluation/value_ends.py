@@ -54,14 +54,15 @@ def _ends_in(schema: Any, root: Mapping[str, Any], depth: int) -> Ends:
     """Return the ends of the numbers that fit a schema."""
     if depth > _MAX_DEPTH or not isinstance(schema, Mapping):
         return _OPEN
-    if "$ref" in schema:
-        return _ends_in(resolve(schema["$ref"], root), root, depth + 1)
     if values := [value for value in _listed(schema) if isinstance(value, int | float) and not isinstance(value, bool)]:
         return min(values), max(values)
     for word in ("anyOf", "oneOf"):
-        if options := [one for one in schema.get(word, ()) if not _is_null(one)]:
+        # A number as text, as pydantic takes a Decimal, has the same ends.
+        if options := [one for one in schema.get(word, ()) if not _is_of(one, "null", "string")]:
             return _widest([_ends_in(one, root, depth + 1) for one in options])
     parts = [_ends_in(one, root, depth + 1) for one in schema.get("allOf", ())]
+    if "$ref" in schema:
+        parts.append(_ends_in(resolve(schema["$ref"], root), root, depth + 1))
     lows = [_number(schema.get(word)) for word in ("minimum", "exclusiveMinimum")] + [low for low, _ in parts]
     highs = [_number(schema.get(word)) for word in ("maximum", "exclusiveMaximum")] + [high for _, high in parts]
     return (
@@ -76,8 +77,8 @@ def _listed(schema: Mapping[str, Any]) -> Iterator[Any]:
         yield schema["const"]
 
 
-def _is_null(schema: Any) -> bool:
-    return isinstance(schema, Mapping) and schema.get("type") == "null"
+def _is_of(schema: Any, *types: str) -> bool:
+    return isinstance(schema, Mapping) and schema.get("type") in types
 
 
 def _number(value: Any) -> float | None:

@@ -380,7 +380,11 @@ def _ends(target: Target, y: NDArray[np.float64], f: NDArray[np.float64]) -> tup
         raise ConfigError(missing_ends(target))
     low = min(float(y.min()), float(f.min())) if low is None else low
     high = max(float(y.max()), float(f.max())) if high is None else high
-    if y.min() < low or y.max() > high:
+    # A float of 32 bits is not exactly the number that was declared.
+    near = 1e-6 * max(abs(low), abs(high))
+    if low - near <= y.min() and y.max() <= high + near:
+        low, high = min(low, float(y.min())), max(high, float(y.max()))
+    else:
         raise InputError(
             f"Gold of '{target.name}' goes from {y.min():g} to {y.max():g}, beyond the ends {low:g} to {high:g} that "
             "are declared. Correct these rows, or declare the ends in minimum= and maximum= of the Target."
@@ -429,7 +433,8 @@ def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Grou
         )
 
     def row(n_rows: int, n_gold: int, naive: float | None, of: Powered | None, **named: str) -> Estimate:
-        bounds = (-np.inf, np.inf) if values.figure == "mean" else (-1.0 if "against" in named else 0.0, 1.0)
+        low, high = values.ends
+        bounds = (low - high, high - low) if "against" in named else (low, high)
         gold_only = powered = Figure(None)
         worth = None
         if of is not None:

@@ -54,6 +54,9 @@ table's PROVENANCE that an evaluation measures.
 MAX_CLASSES = 1000
 """More distinct values than this are free text or measurements, not classes."""
 
+# The square of more is no number any more.
+_LARGEST = 1e150
+
 
 @checked
 @dataclass(frozen=True)
@@ -89,10 +92,10 @@ class Target:
                 f"Target '{self.name}' has minimum= or maximum=, and classes have no ends. Set kind='numeric', or "
                 "kappa_weights for scores; or remove them."
             )
-        if not all(map(math.isfinite, ends)) or ends != sorted(set(ends)):
+        if not all(-_LARGEST <= end <= _LARGEST for end in ends) or ends != sorted(set(ends)):
             raise ConfigError(
                 f"Target '{self.name}' goes from minimum={self.minimum!r} to maximum={self.maximum!r}. Both must be "
-                "finite, and the minimum below the maximum."
+                f"within ±{_LARGEST:g}, and the minimum below the maximum."
             )
         if self.kind == "numeric" and self.kappa_weights:
             raise ConfigError(f"Target '{self.name}' is numeric: kappa is for classes. Remove kappa_weights.")

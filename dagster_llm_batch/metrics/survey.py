@@ -66,7 +66,8 @@ class Survey:
         value = float(self.rows.weight[hit].sum() / self.rows.weight.sum())
         with evaluation_extra("Evaluating labels"):
             import numpy as np  # noqa: PLC0415  # optional dependency
-        return self._figure(value, np.eye(self.n_classes) - value)
+        # Where one class alone was seen, a row of another one would still be wrong.
+        return self._figure(value, np.eye(max(self.n_classes, 2)) - value)
 
     def _figure(self, value: float, adds: NDArray[np.float64], bounds: tuple[float, float] = (0.0, 1.0)) -> Figure:
         """Return a figure with its interval; `adds`: what a row adds to it, by the class of gold and of prediction."""

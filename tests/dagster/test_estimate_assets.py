@@ -172,6 +172,9 @@ def test_the_ends_of_a_number_are_those_of_its_target_or_else_of_the_response(ta
         ({"enum": [1, 2, 9]}, (1, 9)),
         ({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/stars"}]}, (1, 5)),
         ({"allOf": [{"type": "number", "minimum": 0}, {"maximum": 3}]}, (0, 3)),
+        # As pydantic writes a Decimal from 0 to 10.
+        ({"anyOf": [{"type": "number", "minimum": 0, "maximum": 10}, {"type": "string", "pattern": "^.*$"}]}, (0, 10)),
+        ({"$ref": "#/$defs/stars", "maximum": 3}, (1, 3)),
     ],
 )
 def test_ends_are_found_in_any_form_of_a_json_schema(schema, ends):
@@ -184,5 +187,7 @@ def test_ends_are_found_in_any_form_of_a_json_schema(schema, ends):
 def test_a_number_without_ends_is_refused_when_definitions_load():
     with pytest.raises(ConfigError, match=r"The mean of 'amount' has no interval without ends.*Declare"):
         estimate_assets(name="e", gold="gold", candidates=["labels"], key="id", target="amount", kind="numeric")
+    with pytest.raises(ConfigError, match="within ±1e"):
+        Target("amount", kind="numeric", minimum=0, maximum=10**400)
     given = {"gold": "gold", "candidates": ["labels"], "key": "id"}
     assert estimate_assets(name="e", target=Target("amount", kind="numeric", minimum=0, maximum=1), **given)

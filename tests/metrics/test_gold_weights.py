@@ -111,6 +111,13 @@ def test_rounds_that_follow_what_earlier_ones_found_are_combined_without_bias_an
     assert 0.9 < np.mean(variances) / np.var(totals) < 1.3
 
 
+def test_gold_of_one_class_that_is_all_right_has_an_interval_with_a_width():
+    codes, rows = np.zeros(60, np.int64), SampledRows(np.tile([2.0, 8.0], 30), np.ones(60), np.arange(60))
+    accuracy = Survey(codes, codes, rows, 1).accuracy()
+    assert accuracy.low is not None
+    assert (0.85 < accuracy.low < 0.99, accuracy.value, accuracy.high) == (True, 1, 1)
+
+
 @pytest.mark.parametrize("weights", [None, "quadratic"])
 def test_intervals_come_from_how_figures_change_with_each_row_and_with_rows_that_were_not_seen(weights):
     rng, n = np.random.default_rng(5), 60
