@@ -205,7 +205,9 @@ class _Word:
             parts += [text[done:start], _MASK]
             done = end
         kept = text[done:].removesuffix(_CUT)
-        if parts and _CUT_ESCAPE.fullmatch(kept):
+        # Of an escape that was cut, the first character may have been taken for the secret's own next one.
+        begun = text[done - 1 : done] if text[done - 1 : done] in (b"%", b"\\", b"&") else b""
+        if parts and (_CUT_ESCAPE.fullmatch(kept) or (begun and _CUT_ESCAPE.fullmatch(begun + kept))):
             return b"".join(parts)
         if cut := self._cut.search(kept):
             return b"".join((*parts, kept[: cut.start()], _MASK))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.providers.secrets import Mask
@@ -87,6 +87,8 @@ def test_each_form_of_a_secret_is_masked_beside_another(secret: str, first: str,
 def test_a_secret_is_masked_also_where_a_text_was_cut_in_one_of_its_escapes(
     form: str, secret: str, share: float, end: str
 ) -> None:
+    # Backslashes that stand together count as one character, and Base64 drops what it is filled up with.
+    assume(not set(secret[:7]) & set("\\="))
     written = FORMS[form](secret)
     # six characters tell that it is one
     least = len(FORMS[form](secret[:6]).rstrip("="))
