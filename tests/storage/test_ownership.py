@@ -155,7 +155,9 @@ def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
         bodies = [st.binary(max_size=64), st.just(parquet())]
         if folder not in own_folders and not folder.endswith("merged"):
             bodies.append(st.sampled_from(sorted(before.values())))
-        if (path := f"{folder}/{name}") not in before and name not in ("manifest.parquet",) * (folder in own_folders):
+        # What is read there as this package's own record, and is none, is told as damaged, and ends the erasure.
+        is_record = folder in own_folders and name in ("manifest.parquet", "erasing.ids.lz4")
+        if (path := f"{folder}/{name}") not in before and not is_record:
             planted[path] = data.draw(st.one_of(bodies))
     for path, content in planted.items():
         site.write(path, content)
