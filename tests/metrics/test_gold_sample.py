@@ -179,7 +179,7 @@ class TestProposals:
     @pytest.mark.simulation
     def test_over_many_seeds_each_row_is_drawn_as_often_as_its_probability_says(self):
         strength = np.array([0, 0.1, 0.5, 1, 0, 0, 0, 0, 0.2, 0.9])
-        expected = probabilities(0.3 / 10 + 0.7 * strength / strength.sum(), 4)
+        expected = probabilities(0.75 / 10 + 0.25 * strength / strength.sum(), 4)
         drawn, seeds = np.zeros(10), 4000
         for seed in range(seeds):
             found = propose(pa.array(range(10)), {"drift": strength}, key="id", sample_size=4, seed=seed)

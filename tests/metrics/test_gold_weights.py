@@ -75,7 +75,8 @@ def test_a_sample_of_hard_rows_tells_the_accuracy_of_all_rows():
     truth = right.mean()
     said, plain, covered, draws = [], [], 0, 300
     for seed in range(draws):
-        drawn = propose(pa.array(range(n)), {"disagreement": strength}, key="id", sample_size=100, seed=seed)
+        hard = {"disagreement": strength}
+        drawn = propose(pa.array(range(n)), hard, key="id", sample_size=100, random_share=0.3, seed=seed)
         gold = drawn.select(["id", *SAMPLE_COLUMNS]).append_column("topic", pa.array(["a"] * 100))
         got = evaluate(join(gold, labels, key="id", target="topic", candidate_name="c"))
         said.append(got.accuracy)
