@@ -379,9 +379,8 @@ class Labeling:
     def columns_of_nothing(self) -> pa.Schema:
         """The schema to assume for rows that came without any column."""
         names = dict.fromkeys([self.key, *self.keep, *sorted(self.prompt.columns() or ())], pa.string())
-        if self.realtime.urgent:
-            names[self.realtime.urgent] = pa.bool_()
-        return pa.schema(list(names.items()))
+        urgent = {self.realtime.urgent: pa.bool_()} if self.realtime.urgent else {}
+        return pa.schema(list((names | urgent).items()))
 
     @cached_property
     def definition(self) -> Mapping[str, Any]:
