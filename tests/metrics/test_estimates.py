@@ -202,8 +202,7 @@ def test_intervals_cover_in_1000_draws(cell):
 @pytest.mark.simulation
 def test_labels_alone_and_gold_without_its_weights_do_not_cover():
     """What the intervals are for."""
-    found = measure_cell(Cell("share of 30 %, biased labels", "mistakes", 200), 300)
+    found = measure_cell(Cell("share of 30 %, biased labels", "mistakes", 1_000), 300)
     assert found["powered"].labels_off > 0.1
-    # A quarter of the rows is drawn as mistakes are likely: more than twice as many miss as are promised.
-    assert found["gold only"].missed_once > 36
+    assert found["gold only"].missed_once > 150
     assert found["gold only"].missed <= 21
