@@ -170,6 +170,18 @@ def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
     assert len(after.keys() - planted.keys()) < len(before)
 
 
+def test_a_foreign_file_where_an_erasure_keeps_its_record_stays_and_is_told(filled: Site, tmp_path: Path) -> None:
+    site = copied(filled, tmp_path)
+    folder = next(path.rpartition("/")[0] for path in site.read() if path.endswith("manifest.parquet"))
+    site.write(f"{folder}/erasing.ids.lz4", parquet())
+    eraser = site.engine().eraser
+    eraser.add_tombstones("labels", ["t1"], None)
+    left = eraser.erase("labels")
+    assert all("damaged" in one.reason or "decompress" in one.reason for one in left)
+    assert [one.submission.submission_id for one in left] == [folder.rpartition("/")[2]]
+    assert site.read()[f"{folder}/erasing.ids.lz4"] == parquet()
+
+
 @pytest.mark.parametrize("kind", ["s3", "gcs"])
 def test_foreign_objects_in_a_bucket_stay_byte_for_byte(request: Any, tmp_path: Path, kind: str) -> None:
     url, options = request.getfixturevalue(kind)
