@@ -285,9 +285,11 @@ def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset
             dataset = dataset_of([definition])
             other = datasets.setdefault(dataset.name, dataset)
             if other.key != dataset.key:
+                # Dagster keeps assets in no order of its own: sorted, so that the same mistake reads the same each time.
+                first, second = sorted(each.key.to_user_string() for each in (other, dataset))
                 raise ConfigError(
-                    f"{other.key.to_user_string()} and {dataset.key.to_user_string()} are both declared as "
-                    f"{dataset.name}, their name in the ledger: answers of one would be taken for the other's. Give "
-                    "one of them another name= or key_prefix=; what a translator makes of a key does not count."
+                    f"{first} and {second} are both declared as {dataset.name}, their name in the ledger: answers of "
+                    "one would be taken for the other's. Give one of them another name= or key_prefix=; what a "
+                    "translator makes of a key does not count."
                 )
     return datasets

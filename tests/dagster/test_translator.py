@@ -250,7 +250,7 @@ def test_marks_that_the_sensor_goes_by_outlive_a_translator_that_starts_afresh(m
 
 
 def test_two_datasets_of_one_name_in_the_ledger_are_refused_by_the_sensor(make):
-    message = "ticket_labels and gold/ticket_labels are both declared as ticket_labels"
+    message = "gold/ticket_labels and ticket_labels are both declared as ticket_labels"
     with pytest.raises(Exception, match=message):
         make(*labeled(), *labeled(translator=Gold())).tick()
 
