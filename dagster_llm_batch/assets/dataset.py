@@ -285,7 +285,7 @@ def datasets_in(definitions: Iterable[dg.AssetsDefinition]) -> dict[str, Dataset
             dataset = dataset_of([definition])
             other = datasets.setdefault(dataset.name, dataset)
             if other.key != dataset.key:
-                # Dagster keeps assets in no order of its own: sorted, so that the same mistake reads the same each time.
+                # Dagster lists assets in no order of its own: sorted, the same mistake reads the same each time.
                 first, second = sorted(each.key.to_user_string() for each in (other, dataset))
                 raise ConfigError(
                     f"{first} and {second} are both declared as {dataset.name}, their name in the ledger: answers of "
