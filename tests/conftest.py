@@ -78,8 +78,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many pairs of values the platforms have covered that ran, in whichever processes."""
     reports = [one for kind in ("passed", "failed") for one in terminalreporter.getreports(kind)]
-    texts = [value for one in reports for name, value in getattr(one, "user_properties", ()) if name == "platform"]
-    if texts:
+    told = [dict(getattr(one, "user_properties", ())) for one in reports]
+    ran = [(one["platform"], one["platform_seconds"]) for one in told if "platform_seconds" in one]
+    if ran:
         from tests.platforms.sample import summary
 
-        terminalreporter.write_line(summary(texts))
+        terminalreporter.write_line(summary(ran))

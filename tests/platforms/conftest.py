@@ -11,6 +11,7 @@ import pytest
 from dagster_llm_batch.testing.emulator import local_s3
 from tests.crash.postgres import postgres
 from tests.platforms.journey import Servers
+from tests.platforms.sample import Sample
 from tests.platforms.vendors import BUCKET
 
 
@@ -24,6 +25,14 @@ def s3_url() -> Iterator[str]:
 def new_database() -> Iterator[Callable[[], str]]:
     with postgres() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    """Give what the processes of this run share of the platforms that they take."""
+    folder = tmp_path_factory.getbasetemp()
+    # A process of several has a folder of its own in that of all.
+    return Sample((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "platforms.json")
 
 
 @pytest.fixture
