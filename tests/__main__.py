@@ -1,8 +1,9 @@
-"""`python3 -m tests`: everything that CI runs, on a fresh machine with only git and Python.
+"""`python3 -m tests`: the tests of ten minutes, or all that CI runs, on a fresh machine with only git and Python.
 
-python3 -m tests            style, types, import contracts, the fast tests on the built wheel, slow tests, the pure
-                            ones on the machine's other Pythons, some on the lowest versions, small engines
-python3 -m tests quick      style, types, imports and the pure rooms on this Python: minutes less than all
+python3 -m tests            style, types, import contracts, and of each test some cases: ten minutes on two cores
+python3 -m tests all        style, types, import contracts, every case on the built wheel, slow tests, the pure ones
+                            on the machine's other Pythons, some on the lowest versions, small engines
+python3 -m tests rest       what all has beside the tests of ten minutes: after those, as CI runs it
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 
 Two steps run side by side, since much of what each does is to wait; the output of a step is shown whole when it ends.
@@ -49,6 +50,9 @@ PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider", "-p", 
 # worker that has nothing left takes half of what the busiest still has.
 FAST_AT_ONCE, SLOW_AT_ONCE = ("-n", "3", "--dist", "worksteal"), ("-n", "3", "--dist", "worksteal")
 PURE_AT_ONCE = ("-n", "2", "--dist", "worksteal")
+_SHORT = ("-p", "tests.sampled_cases", "-m", "(not slow or journey) and not simulation", "--hypothesis-profile=few")
+PLATFORM_SECONDS = "240"
+"""Of processor time, for the ordinary platforms of the complete run."""
 STEPS_AT_ONCE = 2
 HEARTBEAT_SECONDS = 60.0
 
@@ -68,9 +72,9 @@ def imports() -> bool:
     return _imports(Path(sys.executable))
 
 
-def pure() -> bool:
-    """The pure tests on this Python, but for simulations, which the wheel's tests have."""
-    return _run(*PYTEST, *PURE_AT_ONCE, *_WITHOUT_SIMULATIONS, *PURE)
+def short() -> bool:
+    """Of each test that takes less than a second some cases, and one journey through a real Dagster."""
+    return _run(*PYTEST, *FAST_AT_ONCE, *_SHORT, "tests")
 
 
 def pythons() -> bool:
@@ -103,6 +107,7 @@ def wheel() -> bool:
         where = "import dagster_llm_batch as p; print('under test:', p.__file__); assert 'site-packages' in p.__file__"
         environment = {**os.environ, "VIRTUAL_ENV": str(WHEEL_VENV)}
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
+        environment.setdefault("DLB_PLATFORM_SECONDS", PLATFORM_SECONDS)
 
         def there(*arguments: str) -> bool:
             print("$ python", *arguments, flush=True)
@@ -163,7 +168,7 @@ def lowest() -> bool:
 
 
 def slow() -> bool:
-    """The slow tests: a real Dagster, real models, kill -9."""
+    """The slow tests: a real Dagster, real models, kill -9, and what takes more than a second."""
     return _run(*PYTEST, *SLOW_AT_ONCE, "-m", "slow", "tests")
 
 
@@ -297,17 +302,17 @@ def _torch_wheels() -> list[str]:
 
 # In the order in which they begin: what fails in seconds first, then the longest beside all others. What has work for
 # both cores comes last.
-STEPS: dict[str, Callable[[], bool]] = {
-    "style": style,
-    "types": types,
-    "imports": imports,
+_READING: dict[str, Callable[[], bool]] = {"style": style, "types": types, "imports": imports}
+TEN_MINUTES: dict[str, Callable[[], bool]] = {"short": short, **_READING}
+REST: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     "slow": slow,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
     "pythons": pythons,
     "lowest": lowest,
 }
-QUICK: dict[str, Callable[[], bool]] = {"types": types, "style": style, "imports": imports, "pure": pure}
+ALL = _READING | REST
+GROUPS = {"all": ALL, "rest": REST}
 # What takes longer than the rest together, with what it does in CONTRIBUTING.md.
 LONGER = {
     "every crash point": "python -m tests.crash.matrix",
@@ -317,17 +322,19 @@ LONGER = {
     "each section of docs/truth.md, whole": "python -m benchmarks.truth",
 }
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
-KNOWN = STEPS | QUICK | HEAVY
+KNOWN = TEN_MINUTES | ALL | HEAVY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps that the arguments name, by default those of the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
-    parser.epilog = f"heavy engines, not among the default: {', '.join(HEAVY) or 'none'}"
-    steps_help = f"some of: {', '.join(STEPS)} (default: each of them); quick is {', '.join(QUICK)}"
+    parser.epilog = f"heavy engines, not among all: {', '.join(HEAVY) or 'none'}"
+    steps_help = f"some of: {', '.join(TEN_MINUTES | ALL)} (default: {', '.join(TEN_MINUTES)}); " + "; ".join(
+        f"{name} is {', '.join(steps)}" for name, steps in GROUPS.items()
+    )
     parser.add_argument("steps", nargs="*", metavar="step", help=steps_help)
-    named = parser.parse_args(arguments).steps or list(STEPS)
-    chosen = list(dict.fromkeys(step for name in named for step in (QUICK if name == "quick" else [name])))
+    named = parser.parse_args(arguments).steps or list(TEN_MINUTES)
+    chosen = list(dict.fromkeys(step for name in named for step in GROUPS.get(name, [name])))
     if unknown := sorted(set(chosen) - set(KNOWN)):
         parser.error(f"there is no step {', '.join(unknown)}; the steps are {', '.join(KNOWN)}")
     absences = prepare_machine(chosen)
@@ -336,13 +343,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, reason in absences.items():
         print(f"LEFT OUT: {name}: {reason}")
     failed = [name for name in chosen if not passed[name]]
-    if set(STEPS) <= {*chosen, *absences}:
-        print(f"Not among these: the heavy engines (python3 -m tests {' '.join(HEAVY)}), and in .venv")
-        for what, command in LONGER.items():
-            print(f"    {what}: {command}")
+    _print_what_is_left_out({*chosen, *absences})
     if len(chosen) > 1:
         print("All passed." if not failed else f"FAILED: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def _print_what_is_left_out(of: set[str]) -> None:
+    """Print which tests a run of many steps did not have, and what runs them."""
+    if not any(set(steps) <= of for steps in (TEN_MINUTES, REST)):
+        return
+    if not set(REST) <= of:
+        print("Not among these: slow tests, the other cases of each test, and what CI has beside them:")
+        print("    python3 -m tests rest")
+    print(f"Not among these: the heavy engines (python3 -m tests {' '.join(HEAVY)}), and in .venv")
+    for what, command in LONGER.items():
+        print(f"    {what}: {command}")
 
 
 def _run_here(name: str) -> bool:
@@ -417,13 +433,13 @@ def find_daemons() -> None:
 def prepare_machine(chosen: list[str]) -> dict[str, str]:
     """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
     absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
-    if {"wheel", "lowest", "slow"} & set(chosen) and not _is_refused("postgres") and not _has_postgres():
+    if {"short", "wheel", "lowest", "slow"} & set(chosen) and not _is_refused("postgres") and not _has_postgres():
         _apt_install(("postgresql",), "the ledger's tests")
         if not _has_postgres():
             # Read by the tests: those of the ledger then run on SQLite alone.
             os.environ["DLB_TEST_POSTGRES"] = "0"
             absences["PostgreSQL"] = "its server's programs are not here (Debian and Ubuntu: postgresql)"
-    if "slow" in chosen and not browser.chromium():
+    if {"short", "slow"} & set(chosen) and not browser.chromium():
         _apt_install(("chromium", "fonts-dejavu-core"), "the look at Dagster's pages")
         if not browser.chromium():
             absences["a look at Dagster's pages"] = "there is no Chromium (Debian: chromium) and no Chrome"

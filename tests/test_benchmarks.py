@@ -13,6 +13,8 @@ import pytest
 from benchmarks import inputs, measure, page
 from benchmarks.scale import day
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -71,6 +71,7 @@ def test_the_python_of_the_readme_defines_what_its_text_names(monkeypatch, tmp_p
     assert {key.to_user_string() for key in graph.get_all_asset_keys()} >= {"moods", "moods_batch", "quality_mistakes"}
 
 
+@pytest.mark.sample
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [page for page in SITE if _blocks(page, "python")])
 def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page, monkeypatch, tmp_path):
@@ -131,6 +132,7 @@ def test_the_tables_of_providers_are_those_that_the_code_gives():
     assert page == with_tables(page), "run `python -m tests.providers_page --write`"
 
 
+@pytest.mark.slow
 def test_the_map_of_the_house_is_the_one_that_the_import_graph_gives():
     page = house_page.PAGE.read_text(encoding="utf-8")
     today = house_page.with_part(house_page.with_part(page, "tree", house_page.tree()), "rooms", house_page.rooms())

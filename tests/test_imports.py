@@ -11,6 +11,8 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 import dagster_llm_batch
 
 SCRIPT = """
@@ -48,6 +50,7 @@ print(json.dumps([names, wrong]))
 """
 
 
+@pytest.mark.slow
 def test_a_module_can_be_imported_first():
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     names, wrong = json.loads(done.stdout)
@@ -55,6 +58,7 @@ def test_a_module_can_be_imported_first():
     assert "dagster_llm_batch.engine.request_parts" in names
 
 
+@pytest.mark.slow
 def test_schemas_are_compared_by_one_module_alone_which_fetches_nothing() -> None:
     """`jsonschema` as it is fetches references, and runs patterns without an end."""
     package = Path(dagster_llm_batch.__file__).parent

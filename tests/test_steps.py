@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tests.__main__ import STEPS, find_daemons, main, prepare_machine
+from tests.__main__ import ALL, find_daemons, main, prepare_machine
 
 
 def test_a_step_whose_program_is_not_there_is_left_out_and_named(tmp_path, monkeypatch, capsys):
@@ -25,7 +25,7 @@ def test_what_a_step_goes_on_without_is_named_and_what_is_refused_too(tmp_path, 
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("DLB_TEST_POSTGRES", "0")
     monkeypatch.setenv("DLB_TEST_KAFKA", "0")
-    absences = prepare_machine(list(STEPS))
+    absences = prepare_machine(list(ALL))
     assert absences["kafka"] == "DLB_TEST_KAFKA=0"
     assert absences["a look at Dagster's pages"] == "there is no Chromium (Debian: chromium) and no Chrome"
     assert not {"wheel", "slow", "pythons"} & set(absences)

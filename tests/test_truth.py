@@ -15,6 +15,8 @@ from benchmarks.truth import public
 from benchmarks.truth.__main__ import QUICK_DRAWS, SECTIONS
 from benchmarks.truth.page import HEAD, HELD, PAGE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_quick_part_of_each_section_keeps_its_promises(name: str) -> None:

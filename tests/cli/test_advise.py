@@ -85,6 +85,7 @@ def test_a_name_is_pasted_as_the_text_that_it_is(name):
     assert written.isprintable()
 
 
+@pytest.mark.slow
 def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_others(labeled, monkeypatch):
     before = labeled.files()
     shown = labeled.json("advise", "small", "--quality", "0.93")
@@ -157,6 +158,7 @@ def test_what_reaches_a_quality_is_listed_with_what_to_paste_and_why_not_the_oth
     assert gone["plans"][0]["oracle"] == "openai/gpt-4o"
 
 
+@pytest.mark.slow
 def test_plans_of_a_provider_without_key_are_listed_with_the_reason(labeled, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     told = labeled.on_file("advise", "small", "--quality", "0.93", code=1)
@@ -164,6 +166,7 @@ def test_plans_of_a_provider_without_key_are_listed_with_the_reason(labeled, mon
     assert "OPENAI_API_KEY, which is not set" in told.output
 
 
+@pytest.mark.slow
 def test_of_daily_partitions_earlier_ones_may_set_the_threshold_which_assumes_something(labeled):
     plans = labeled.json("advise", "small", "--quality", "0.9", "--rows", "20000", "--against", "openai/gpt-4o")[
         "plans"
@@ -176,6 +179,7 @@ def test_of_daily_partitions_earlier_ones_may_set_the_threshold_which_assumes_so
     assert "means in a partition what it meant" in rolling["rolling"]["assumes"]
 
 
+@pytest.mark.slow
 def test_with_gold_a_cascade_is_promised_against_it_by_what_is_printed_to_paste(labeled):
     told = labeled.json("advise", "small", "--quality", "0.85", "--rows", "20000")
     [below, *_] = [plan for plan in told["plans"] if plan["within"] is not None]
@@ -186,6 +190,7 @@ def test_with_gold_a_cascade_is_promised_against_it_by_what_is_printed_to_paste(
     assert any("People have to label" in note for note in below["notes"])
 
 
+@pytest.mark.slow
 def test_what_people_judged_is_gold_where_no_evaluation_has_some(labeled):
     labeled.change("candidates=[small, large]", "candidates=[large]")
     labeled.change("candidates=[small]", "candidates=[large]")

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
 from project import DAYS
 
 from dagster_llm_batch.assets.dataset import dataset_of
@@ -287,6 +288,7 @@ def test_prune_tells_of_files_that_another_ledger_may_own(project):
     assert "1 file stays: the ledger has no record of them" in project.on_file("prune").stderr
 
 
+@pytest.mark.slow
 def test_no_command_prints_a_credential(project):
     project.land()
     for arguments in (

@@ -66,6 +66,7 @@ def test_a_command_that_is_not_there_names_the_one_that_is_near():
     assert "There is no command 'xyxyxy'." in CliRunner().invoke(main, ["xyxyxy"]).output
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_page_runs_in_its_order(project, home):
     project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])

@@ -236,6 +236,7 @@ def test_retry_that_a_budget_refuses_is_shown_and_not_asked_for(project):
     assert len(project.emulator.books.batches) == 1
 
 
+@pytest.mark.slow
 def test_retry_over_partitions_sends_only_those_that_lack_labels(project):
     project.emulator.inject(RowFault(containing=f"{DAYS[1]} 0", status_code=400))
     for day in DAYS:
@@ -274,6 +275,7 @@ def restored(project):
     return sent
 
 
+@pytest.mark.slow
 def test_doctor_names_what_a_restored_ledger_has_no_record_of_and_recover_recovers_it_unpaid(project, restored):
     doctor = {one["check"]: one for one in project.json("doctor", code=3)["findings"]}["ledger and payloads"]
     assert doctor["verdict"] == "problem"

@@ -162,6 +162,7 @@ defs = dg.Definitions(
     assets=[gold, *quality,"""
 
 
+@pytest.mark.slow
 def test_mistakes_of_an_evaluation_are_exported(project, home):
     project.change("defs = dg.Definitions(\n    assets=[", EVALUATION)
     project.change("    llm_batch_assets,", "    LLMBatchTranslator,\n    evaluation_assets,\n    llm_batch_assets,")

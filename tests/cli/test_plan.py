@@ -195,6 +195,7 @@ defs = dg.Definitions(
     assets=[tickets,"""
 
 
+@pytest.mark.slow
 def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(project, home):
     project.change("defs = dg.Definitions(\n    assets=[tickets,", f"{JUDGE} short, long, *duel,")
     project.change("    llm_batch_assets,", "    llm_batch_assets,\n    pairwise_judge_assets,")
@@ -267,6 +268,7 @@ in_two_days = llm_batch_assets(
 here = """
 
 
+@pytest.mark.slow
 def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home):
     project.change("assets=[tickets,", "assets=[tickets, inbox, *in_two_days,")
     project.change("\nhere = ", OF_TWO_DAYS)
@@ -311,6 +313,7 @@ def test_of_partitions_that_differ_a_plan_says_what_the_run_would(project, home)
     assert all(one in planned(0).stdout for one in told)
 
 
+@pytest.mark.slow
 def test_a_rows_function_that_loads_what_is_upstream_is_planned_as_it_runs(project, home):
     function = "def rows(context):\n    prefix = "
     project.change(function, "def joined(context):\n    return context.load('tickets')\n\n\n" + function)
@@ -424,6 +427,7 @@ def test_a_command_whose_program_is_missing_is_found_before_anything_is_sent(pro
     assert "there is no file" in project.on_file("plan", "ticket_labels", code=1).stderr
 
 
+@pytest.mark.slow
 def test_a_cascade_tells_both_models_when_it_is_planned_and_what_it_accepts_once_that_is_known(project):
     project.change("    Limits,", "    Cascade, Limits,")
     project.change('bug"]', 'bug"]\n    confidence: float')

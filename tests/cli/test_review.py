@@ -163,6 +163,7 @@ def test_the_command_prints_an_address_and_shows_rows_of_the_definitions(landed)
         assert "Traceback" not in server.process.stderr.read()
 
 
+@pytest.mark.slow
 def test_a_row_is_shown_where_its_provider_has_no_key(landed, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     with Server(landed, "ticket_labels") as server:
@@ -196,6 +197,7 @@ def test_what_was_said_is_exported_goes_with_an_erased_row_and_follows_a_new_nam
         assert [one.row_key for one in engine.ledger.judgments.read("test", "renamed")] == ["all-0"]
 
 
+@pytest.mark.slow
 def test_rows_go_out_as_tasks_and_come_back_once_as_judgments_but_for_erased_ones(landed):
     path = landed.folder / "tasks.csv"
     refused = landed.on_file("export-tasks", "ticket_labels", "-o", str(landed.folder / "tasks.json"), code=2).stderr

@@ -54,6 +54,7 @@ def test_commands_load_no_sdk_and_nothing_of_the_emulator():
     assert json.loads(found.stdout) == []
 
 
+@pytest.mark.slow
 def test_the_script_reads_pyproject_of_its_folder_and_ends_with_the_documented_codes(project):
     project.submit()
     listed = subprocess.run([SCRIPT, "list", "--json"], capture_output=True, text=True, check=True)
@@ -64,6 +65,7 @@ def test_the_script_reads_pyproject_of_its_folder_and_ends_with_the_documented_c
     assert "Which deployment?" in lost.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["list"], ["doctor", "--json"], ["plan", "ticket_labels"]])
 def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, words):
     slow = project.folder / "slow.py"
@@ -80,6 +82,7 @@ def test_ctrl_c_ends_a_command_in_one_line_and_with_a_code_of_its_own(project, w
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_dagster_makes_the_resources_is_no_other_than_elsewhere(project):
     """There Dagster raises an exception of its own for it."""
     project.change("import dagster as dg\n", "import dagster as dg\nimport signal\n")
@@ -151,6 +154,7 @@ def test_into_a_closed_output_nothing_is_written_and_the_command_ends_as_it_woul
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a pseudo-terminal")
 def test_on_a_terminal_watch_redraws_its_table_and_ctrl_c_only_stops_watching(project):
     project.submit()

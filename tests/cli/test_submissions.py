@@ -205,6 +205,7 @@ def test_batches_of_another_account_are_not_asked_about_and_counted(project):
     assert look["submissions"][0]["shards"] == {"submitted": 1}
 
 
+@pytest.mark.slow
 def test_costs_are_summed_exactly_by_what_is_asked_and_estimates_stand_apart(project):
     project.change('"max_cost_usd": 1,', '"max_cost_usd": 1, "tags": {"team": "support"},')
     project.land()
@@ -303,6 +304,7 @@ def tick(instance, state, error=None):
     )
 
 
+@pytest.mark.slow
 def test_watch_says_that_nobody_sends_and_why(project, home):
     project.submit()
 
@@ -337,6 +339,7 @@ def queue_run(instance, asset):
     return instance.add_run(run).run_id
 
 
+@pytest.mark.slow
 def test_before_anything_is_submitted_watch_says_which_runs_are_queued_and_that_no_daemon_starts_them(project, home):
     with dg.DagsterInstance.get() as instance:
         queued = queue_run(instance, "ticket_labels_batch")
@@ -368,6 +371,7 @@ def test_where_all_labels_are_waited_for_nobody_is_missed(project):
     assert "sensor" not in {one["check"] for one in project.json("doctor")["findings"]}
 
 
+@pytest.mark.slow
 def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
     project.emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
     project.submit()

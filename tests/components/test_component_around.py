@@ -227,6 +227,7 @@ def test_what_is_scaffolded_is_valid_and_is_about_the_labels_of_the_project(word
             assert dg.AssetKey("watched") in defs.resolve_asset_graph().get_all_asset_keys()
 
 
+@pytest.mark.slow
 def test_what_is_scaffolded_runs_as_it_is_beside_the_scaffolded_labels():
     words = ("Agreement", "Cost", "GoldSample", "Skew")
     with shop() as (sandbox, scaffold), dg.instance_for_test() as instance:
@@ -244,6 +245,7 @@ def test_what_is_scaffolded_runs_as_it_is_beside_the_scaffolded_labels():
             assert load(dg.AssetKey("cost"), instance=instance)["asset"].to_pylist() == ["ticket_labels"]
 
 
+@pytest.mark.slow
 def test_labels_of_another_file_are_found_by_their_key_and_errors_name_those_that_there_are():
     with create_defs_folder_sandbox() as sandbox:
         for folder, attributes, kind in (

@@ -91,6 +91,7 @@ def observed(result):
     return {(one.asset_key.to_user_string(), one.metadata["role"].value) for one in observations}
 
 
+@pytest.mark.slow
 def test_execute_of_a_subclass_runs_every_op_and_what_the_op_does_by_itself():
     with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
         scaffold(LLMBatchComponent, "ticket_labels")
@@ -113,6 +114,7 @@ def test_execute_of_a_subclass_runs_every_op_and_what_the_op_does_by_itself():
             assert len(stored(defs, instance, "ticket_skew_sample")) == 3
 
 
+@pytest.mark.slow
 def test_a_second_dataset_is_scaffolded_into_the_same_project_and_shares_its_resource():
     with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
         first = scaffold(LLMBatchComponent, "first")
@@ -199,6 +201,7 @@ def in_python(sandbox, *, key="llm_batch", settings="command=CommandBatchResourc
     (sandbox.defs_folder_path / "resources.py").write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["llm_batch", "models"])
 def test_a_dataset_is_scaffolded_into_a_project_whose_resource_is_in_python(key):
     with project() as (sandbox, scaffold), dg.instance_for_test() as instance:
@@ -283,6 +286,7 @@ def warehouse():
 """
 
 
+@pytest.mark.slow
 def test_rows_by_a_query_in_yaml_are_labeled_by_partition(tmp_path):
     database = str(tmp_path / "tickets.duckdb")
     with duckdb.connect(database) as connection:
@@ -326,6 +330,7 @@ def test_the_scaffolded_labeler_goes_by_keywords():
     assert labeler.label("How do I begin?") == {"topic": "how_to"}
 
 
+@pytest.mark.slow
 def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(monkeypatch):
     text = """
     type: dagster_llm_batch.LLMBatchComponent
@@ -394,6 +399,7 @@ def test_a_partitioned_dataset_in_yaml_goes_through_the_sensor_to_its_labels(mon
         assert "Given up for money: 1 requests are not sent: max_cost_usd=0.0021 has $0.0002" in coverage.description
 
 
+@pytest.mark.slow
 def test_a_dataset_in_yaml_is_tuned_where_its_resource_says_so(monkeypatch):
     rows = """
     import pyarrow as pa

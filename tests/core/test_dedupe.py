@@ -46,6 +46,7 @@ def test_two_digests_are_no_third_one_that_their_file_spells() -> None:
     assert seen.new([across, second, first]) == [True, False, False]
 
 
+@pytest.mark.slow
 def test_many_values_take_the_memory_of_few_also_while_runs_are_joined() -> None:
     few = 1_000
     new_runs = partial(Runs, piece=few, filter_bits=1 << 20)

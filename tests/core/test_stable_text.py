@@ -174,6 +174,7 @@ print(texts([{{"id": "a", "x": {{"c": 1, "b": None}}}}]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_with_other_hashes_send_the_same() -> None:
     code = _SENT.format(tests=str(Path(__file__).parent))
     said = {

@@ -88,6 +88,7 @@ def database(files: Servers) -> Iterator[Servers]:
         yield Servers(files.s3_url, files.gcs_url, around.databases)
 
 
+@pytest.mark.sample(60)
 @pytest.mark.parametrize("cell", list(_selected()), ids=str)
 def test_nothing_is_lost_or_paid_twice_where_a_process_is_killed(cell: Cell, tmp_path, request) -> None:
     around = request.getfixturevalue("database" if cell.ledger == "postgresql" else "files")
@@ -115,6 +116,7 @@ _FROZEN = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("ledger", LEDGERS)
 @pytest.mark.parametrize(("scenario", "point"), _FROZEN, ids=lambda part: getattr(part, "name", str(part)))
 def test_nothing_is_lost_or_paid_twice_where_a_process_is_frozen_for_longer_than_its_lease(

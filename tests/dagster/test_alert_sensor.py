@@ -129,6 +129,7 @@ def test_a_tick_that_needs_a_person_is_told_with_its_reason_and_the_next_command
     assert "which is overdue. Look at the provider's console. `dagster-llm-batch resolve " in text
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_told_once_with_what_it_says(location):
     alerts = Alerts(location)
     assert "nothing to tell" in alerts.tick().skip_message
@@ -139,6 +140,7 @@ def test_a_failed_check_is_told_once_with_what_it_says(location):
     assert "nothing to tell" in alerts.tick().skip_message
 
 
+@pytest.mark.slow
 def test_what_failed_before_the_first_look_is_history(location):
     location.land()
     alerts = Alerts(location)
@@ -147,6 +149,7 @@ def test_what_failed_before_the_first_look_is_history(location):
     assert alerts.told == []
 
 
+@pytest.mark.slow
 def test_what_could_not_be_told_is_told_at_the_next_look(location):
     alerts = Alerts(location)
     alerts.tick()
@@ -174,6 +177,7 @@ def test_a_text_that_is_refused_holds_up_no_other_and_makes_none_be_told_twice(l
     assert [text.rpartition(" ")[2] for text in alerts.told] == ["first", "last", "refused"]
 
 
+@pytest.mark.slow
 def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_time(location):
     alerts = Alerts(location)
     alerts.tick()
@@ -196,6 +200,7 @@ def test_of_very_many_failures_all_are_told_also_by_a_sensor_that_has_little_tim
     assert "nothing to tell" in alerts.tick().skip_message
 
 
+@pytest.mark.slow
 def test_a_landing_that_fails_is_told_once_with_its_reason(stored, emulator):
     location = CodeLocation(emulator, stored, *labeled(), resources={"io_manager": FullDisk(None)})
     alerts = Alerts(location)
@@ -206,6 +211,7 @@ def test_a_landing_that_fails_is_told_once_with_its_reason(stored, emulator):
     assert alerts.told == [f"{LABELS}: the check coverage failed. {told}"]
 
 
+@pytest.mark.slow
 def test_a_verdict_that_a_run_without_news_repeats_is_not_told_again(location, emulator):
     alerts = Alerts(location)
     alerts.tick()

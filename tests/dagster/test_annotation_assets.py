@@ -119,6 +119,7 @@ class TestGold:
         )
         assert said["llm_batch/method"] == "topic: majority"
 
+    @pytest.mark.slow
     def test_from_three_people_on_one_who_errs_counts_less(self, place):
         """Bob and Eve say the same wrong thing where they know nothing. Of the last row only they and Ada speak."""
         ids = [f"t{n}" for n in range(40)]
@@ -274,6 +275,7 @@ class TestSensor:
             request for request in location.tick().run_requests or [] if dg.AssetKey("gold") in request.asset_selection
         ]
 
+    @pytest.mark.slow
     def test_gold_is_asked_for_when_people_pause_once_for_each_state(self, make):
         gold = annotation_assets(name="gold", candidates=labeled(rows=lambda _: tickets()), target="topic")
         location = make(*labeled(rows=lambda _: tickets()), *gold)

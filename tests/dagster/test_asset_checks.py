@@ -70,6 +70,7 @@ def test_a_submission_alone_or_an_early_collection_starts_nothing(make):
     assert automation.requested() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["range run", "single runs"])
 def test_a_partition_whose_check_failed_is_held_back_and_its_neighbours_go_on(make, emulator, how):
     spoil(emulator, DAYS[1])
@@ -88,6 +89,7 @@ def test_a_partition_whose_check_failed_is_held_back_and_its_neighbours_go_on(ma
     assert automation.requested() == set()
 
 
+@pytest.mark.slow
 def test_a_partition_that_is_mended_goes_on_after_all(make, emulator):
     emulator.inject(RowFault(containing=f"{DAYS[1]}-1?", status_code=400, times=1))
     location = make(*labeled(partitions_def=DAILY), scores)
@@ -104,6 +106,7 @@ def test_a_partition_that_is_mended_goes_on_after_all(make, emulator):
     assert automation.requested() == {DAYS[1]}
 
 
+@pytest.mark.slow
 def test_landing_the_same_partition_in_range_runs_again_and_again_keeps_its_checks_readable(make):
     location = make(*labeled(partitions_def=DAILY), scores)
     automation = Automation(location)
@@ -149,6 +152,7 @@ def test_every_check_that_dagster_has_planned_on_a_landing_ends(make, emulator, 
         assert bad & {*location.landed()} == set()
 
 
+@pytest.mark.slow
 def test_a_run_that_lands_nothing_leaves_the_last_verdict_as_it_is(make, emulator):
     spoil(emulator, DAYS[1])
     location = make(*labeled(partitions_def=DAILY), scores)
@@ -401,6 +405,7 @@ def sent_check(result):
     return [one for one in result.get_asset_check_evaluations() if one.check_name == "sent"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [{}, {"partition": DAYS[0]}, {"span": SPAN}], ids=["one", "partition", "range"])
 def test_a_run_whose_batches_were_not_sent_says_so_in_a_check(make, emulator, where):
     location = make(*labeled(partitions_def=DAILY if where else None))
@@ -468,6 +473,7 @@ def sent_verdicts(location: CodeLocation) -> dict[str | None, tuple[bool, str]]:
     return told
 
 
+@pytest.mark.slow
 def test_the_check_sent_passes_when_a_later_run_has_sent_what_waited(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
@@ -490,6 +496,7 @@ def test_the_check_sent_stays_failed_where_the_provider_refused_the_batch_for_go
     assert not sent_verdicts(location)[None][0]
 
 
+@pytest.mark.slow
 def test_the_check_sent_of_a_canceled_submission_passes_and_says_that_it_was_canceled(make, emulator):
     location = make(*labeled())
     emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))

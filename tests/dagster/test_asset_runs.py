@@ -30,6 +30,7 @@ ALL = (DAYS[0], DAYS[-1])
 FIRST_FOUR = (DAYS[0], DAYS[3])
 
 
+@pytest.mark.slow
 def test_one_run_over_thirty_partitions_gives_each_its_own_submission_version_metadata_and_checks(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     assert location.submit(span=ALL).success
@@ -347,6 +348,7 @@ def temporary_home_warnings(instance, run_id):
     return said
 
 
+@pytest.mark.slow
 def test_a_home_that_goes_with_dagster_is_warned_of_once_a_run(emulator, tmp_path):
     ledger, payloads = {"ledger_url": f"sqlite:///{tmp_path}/ledger.sqlite"}, {"payload_root": f"{tmp_path}/payloads"}
     kept = [

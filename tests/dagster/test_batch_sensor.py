@@ -135,6 +135,7 @@ def test_a_batch_that_was_sent_elsewhere_and_adopted_lands_in_the_run_that_the_s
     assert len(emulator.books.batches) == 1
 
 
+@pytest.mark.slow
 def test_neighbours_that_end_together_land_in_one_range_run_and_others_alone(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.submit(span=(DAYS[2], DAYS[4]))
@@ -197,6 +198,7 @@ def test_of_many_landed_partitions_the_newest_materialization_of_each_counts(mak
     assert asked(tick(location)) == [(DAYS[1], DAYS[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "dynamic", "multi"])
 def test_other_partitions_are_asked_for_by_their_key(emulator, stored, kind):
     lands = dg.StaticPartitionsDefinition(["de", "fr"])
@@ -383,6 +385,7 @@ def test_a_provider_that_is_down_is_told_and_asked_again(make, emulator, fault):
     assert len(tick(location).run_requests) == 1
 
 
+@pytest.mark.slow
 def test_a_provider_that_goes_down_before_the_results_are_fetched_costs_time_only(make, emulator):
     location = make(*labeled())
     location.submit()
@@ -543,6 +546,7 @@ def test_a_resource_of_another_kind_is_refused_with_its_name(make):
         location.tick()
 
 
+@pytest.mark.slow
 def test_labels_that_had_landed_land_once_more_as_the_new_name_of_their_dataset_and_are_not_paid_again(
     make, instance, emulator
 ):

@@ -101,6 +101,7 @@ def test_the_promise_fails_where_the_oracle_does_not_answer(location: CodeLocati
     )
 
 
+@pytest.mark.slow
 def test_the_promise_holds_of_the_labels_that_are_there_where_the_oracle_refuses_a_row(location: CodeLocation) -> None:
     judged = land_after(location, RowFault(containing='"gpt-4o"', status_code=400, times=1))
     told = judged["promise"].description or ""
@@ -158,6 +159,7 @@ def test_a_promise_against_gold_reads_its_asset_and_asks_nothing_where_it_says_n
     assert 0 < told["llm_batch/accepted_share"] < 1
 
 
+@pytest.mark.slow
 def test_how_often_the_oracle_agrees_with_itself_is_measured_on_its_sample(instance: dg.DagsterInstance) -> None:
     asked: set[str] = set()
 

@@ -153,6 +153,7 @@ def staleness(location, partition):
     return resolver.get_status(dg.AssetKey(LABELS), partition).value, [cause.reason for cause in causes]
 
 
+@pytest.mark.slow
 def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_landed(make, instance, emulator):
     before = make(*labeled(partitions_def=DAILY))
     before.land(partition=DAYS[0])

@@ -138,6 +138,7 @@ def test_two_code_locations_share_ledger_and_bucket_and_each_lands_only_its_own(
     assert {row["verdict"] for row in labels} <= {"fine", "spam", "abuse"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["s3"], indirect=True)
 def test_partitions_of_a_delta_table_replace_themselves_and_leave_the_others(platform, locations):
     folder, emulator, _ = platform

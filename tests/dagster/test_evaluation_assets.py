@@ -70,6 +70,7 @@ class TestTables:
         assert weak["cost_usd"] == Decimal("0.05")
         assert good["models"] == "tiny"
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("frame", FRAMES)
     @pytest.mark.parametrize("gold_partitions", [DAYS, None], ids=["gold by day", "gold at once"])
     def test_a_partition_is_evaluated_on_its_own_gold_rows(self, project, frame, gold_partitions):
@@ -91,6 +92,7 @@ class TestTables:
         project.run([gold, labels, *evaluation])
         assert rows(project.stored("quality"))["labels"]["n_gold"] == 7
 
+    @pytest.mark.slow
     def test_classes_have_a_table_of_their_own(self, project):
         upstream, evaluation = both()
         project.fill(upstream, "mon", "tue", "wed")
@@ -204,6 +206,7 @@ class TestTables:
 
 
 class TestWhichRowsCount:
+    @pytest.mark.slow
     def test_a_partition_that_one_candidate_lacks_counts_as_unlabeled(self, project):
         upstream, evaluation = both()
         gold, good, weak = upstream
@@ -289,6 +292,7 @@ class TestWhichRowsCount:
 
 
 class TestRangeRuns:
+    @pytest.mark.slow
     def test_one_run_evaluates_each_partition_by_itself(self, project):
         upstream, evaluation = both(DAYS, min_accuracy=0.7)
         project.fill(upstream, "mon", "tue", "wed")
@@ -304,6 +308,7 @@ class TestRangeRuns:
         checks = {one.partition: one.passed for one in result.get_asset_check_evaluations()}
         assert checks == {"mon": False, "tue": False, "wed": True}
 
+    @pytest.mark.slow
     def test_a_partition_that_cannot_be_evaluated_does_not_take_its_neighbours_along(self, project):
         upstream, evaluation = both(DAYS)
         gold, *labels = upstream
@@ -359,6 +364,7 @@ class TestShown:
         assert dg.TableColumnDep(dg.AssetKey("gold"), "topic") in lineage["accuracy"]
         assert dg.TableColumnDep(dg.AssetKey("weak"), "topic") in lineage["accuracy"]
 
+    @pytest.mark.slow
     def test_the_data_version_changes_only_with_the_figures(self, project):
         upstream, evaluation = both()
         project.fill(upstream, "mon")
@@ -379,6 +385,7 @@ class TestThresholds:
         verdict, *_ = result.get_asset_check_evaluations()
         return verdict
 
+    @pytest.mark.slow
     def test_every_candidate_must_reach_the_least_accuracy(self, project):
         verdict = self.verdict(project, min_accuracy=0.7, check_severity=dg.AssetCheckSeverity.WARN)
         assert (verdict.check_name, verdict.passed, verdict.severity) == (
@@ -392,6 +399,7 @@ class TestThresholds:
             "class: 0.571); at least 0.7 wanted" in verdict.description
         )
 
+    @pytest.mark.slow
     def test_labeled_rows_only_are_judged_where_that_is_asked_for(self, project):
         verdict = self.verdict(project, min_accuracy={"weak": AtLeast(0.66, on="labeled")})
         assert verdict.passed
@@ -401,12 +409,14 @@ class TestThresholds:
         )
         assert verdict.metadata["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
 
+    @pytest.mark.slow
     def test_few_rows_do_not_reach_a_bound_by_luck(self, project):
         limit = AtLeast(0.9, confidence=0.95)
         verdict = self.verdict(project, min_accuracy={"good": limit}, min_kappa={"good": limit})
         assert not verdict.passed
         assert "good, topic: 1.000, surely 0.652 or more on 7 rows" in verdict.description
 
+    @pytest.mark.slow
     def test_only_candidates_that_are_named_are_held_to_it(self, project):
         assert self.verdict(project, min_kappa={"good": 0.9}).passed
 
@@ -539,6 +549,7 @@ class TestAutomation:
         asked, cursor = self.tick(project, assets, cursor)
         assert asked == {None}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("first", ["run", "landing"])
     def test_an_unpartitioned_evaluation_runs_again_for_labels_that_landed_while_it_ran(self, project, first):
         """A run and a landing between two looks of automation, which may be a minute apart on a busy machine."""

@@ -111,12 +111,14 @@ class TestBakeOff:
         project.run(build_assets(good, cheap, candidate("dear", WEAK, cost="0.5"), candidate("unpriced")))
         return project
 
+    @pytest.mark.slow
     def test_the_table_says_quality_cost_latency_and_who_is_on_the_front(self, baked):
         found = rows(baked.stored("quality"))
         front = {name: row["on_pareto_front"] for name, row in found.items()}
         assert front == {"good": True, "cheap": True, "dear": False, "unpriced": None}
         assert (found["good"]["latency_p50_seconds"], found["dear"]["latency_p50_seconds"]) == (7200, None)
 
+    @pytest.mark.slow
     def test_the_ui_shows_the_best_first_and_the_picture(self, baked):
         report = baked.metadata("quality")["llm_batch/report"].md_str
         ranked = re.findall(r"^\| topic \| (\w+) \| - \| - \| ([\d.]+%) \| (.+?) \| (.+?) \|", report, re.MULTILINE)

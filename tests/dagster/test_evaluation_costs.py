@@ -32,6 +32,7 @@ def check(location: CodeLocation, partition: str | None = None):
     return evaluation
 
 
+@pytest.mark.slow
 def test_each_group_is_a_row_with_what_it_has_cost(make):
     location = make(
         *labeled(partitions_def=DAILY, tags={"team": "support"}),
@@ -123,6 +124,7 @@ def add_days(location: CodeLocation, days: int) -> None:
     ledger.close()
 
 
+@pytest.mark.slow
 def test_the_check_says_when_the_month_will_be_over_a_limit(make):
     labels = labeled()
     location = make(*labels, *cost_assets(name="llm_costs"))

@@ -50,6 +50,7 @@ def verdicts(result):
 
 
 class TestAllPartitions:
+    @pytest.mark.slow
     def test_each_partition_is_held_against_those_before_it(self, project):
         upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)))
         project.fill(upstream, *DAYS)
@@ -65,6 +66,7 @@ class TestAllPartitions:
         assert (found[DAYS[23]]["psi"], found[DAYS[23]]["n_recent"]) == (pytest.approx(0, abs=0.01), 4)
         assert found[DAYS[23]]["recent_psi"] == pytest.approx(found[DAYS[20]]["psi"], abs=0.1)
 
+    @pytest.mark.slow
     def test_the_check_speaks_of_the_last_one(self, project):
         upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)), reference=7)
         project.fill(upstream, *DAYS[:22])
@@ -114,6 +116,7 @@ class TestAllPartitions:
         assert [f"| {DAYS[day]} |" in shown for day in range(9)] == [False] * 2 + [True] * 7
         assert shown.endswith("2 older ones are in the table.")
 
+    @pytest.mark.slow
     def test_named_partitions_are_the_reference_of_all_others(self, project):
         upstream, assets = build_assets(labels(dict.fromkeys(DAYS[19:], SHIFTED)), reference=DAYS[0])
         project.fill(upstream, *DAYS)
@@ -144,6 +147,7 @@ class TestAllPartitions:
         assert changed[DAYS[4]] == "billing, bug"
         assert {changed[day] for day in DAYS[:4]} == {""}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("column", "cluster"), [("llm_request_id", None), ("customer", "customer")])
     def test_a_reply_to_many_rows_is_one_label(self, project, column, cluster):
         """One text that came sixty times is no drift; neither is one customer who wrote sixty times."""
@@ -168,6 +172,7 @@ class TestAllPartitions:
 
 
 class TestPartitions:
+    @pytest.mark.slow
     def test_a_range_is_one_run_with_a_verdict_for_each(self, project):
         upstream, assets = build_assets(labels(dict.fromkeys(LAST, SHIFTED)), partitions_def=DAILY, reference=2)
         project.fill(upstream, *DAYS)
@@ -177,6 +182,7 @@ class TestPartitions:
         assert list(by_partition(project, DAYS[23])) == [DAYS[23]]
         assert {row["partition"] for row in project.stored("drift_shares", DAYS[23]).to_pylist()} == {DAYS[23]}
 
+    @pytest.mark.slow
     def test_a_blocking_check_holds_back_its_own_partition_only(self, project):
         upstream, assets = build_assets(
             labels(dict.fromkeys(LAST, SHIFTED)),

@@ -84,6 +84,7 @@ def test_materializing_everything_accepts_nothing_and_the_check_says_what_to_do(
     assert len(project.stored("quality_versions")) == 0
 
 
+@pytest.mark.slow
 def test_a_worse_version_fails_the_check_and_accepting_it_ends_that(project):
     smol = Labeler()
     upstream, evaluation = build_assets([smol])
@@ -148,6 +149,7 @@ def test_numbers_of_too_few_rows_are_not_decided_and_the_check_says_so(project):
     assert verdict.metadata["llm_batch/too_few_rows of smol, score"].value == "7 of 8"
 
 
+@pytest.mark.slow
 def test_one_candidate_can_be_accepted_and_the_others_stay_as_they_were(project):
     smol, large = Labeler("smol"), Labeler("large")
     upstream, evaluation = build_assets([smol, large])
@@ -170,6 +172,7 @@ def test_a_candidate_that_is_not_there_cannot_be_accepted(project):
     assert "candidates=gpt to accept are none of smol" in str(failed.step_failure_data.error)
 
 
+@pytest.mark.slow
 def test_partitions_are_each_held_against_their_own_rows(project):
     smol = Labeler()
     upstream, evaluation = build_assets([smol], DAYS)
@@ -227,6 +230,7 @@ def test_the_run_that_accepted_is_one_click_away(project):
     assert project.metadata("quality_versions")["llm_batch/accepted_by"].value == accepting.run_id
 
 
+@pytest.mark.slow
 def test_what_was_accepted_comes_back_through_a_database(tmp_path):
     project = EvaluationProject(tmp_path)
     project.resources = {**project.resources, "warehouse": DuckDBPandasIOManager(database=str(tmp_path / "db"))}
@@ -277,6 +281,7 @@ class TestLooks:
     def p_value(self, verdict):
         return verdict.metadata["llm_batch/p_worse_over_looks of smol, topic"].value
 
+    @pytest.mark.slow
     def test_small_falls_of_several_partitions_add_up_in_any_order_and_in_one_run_or_many(self, tmp_path):
         found = []
         for at, runs in enumerate([["wed", "mon", "tue", "wed"], [("mon", "wed")]]):
@@ -297,6 +302,7 @@ class TestLooks:
         assert p_values == sorted(p_values, reverse=True)
         assert [found[0][day][1] for day in ("mon", "tue", "wed")] == [True, False, False]
 
+    @pytest.mark.slow
     def test_materializing_the_same_again_is_no_other_look(self, project):
         smol, upstream, evaluation = self.accepted(project)
         smol.says = {**TRUTH, **dict.fromkeys(ROWS["mon"][:9], "other")}
@@ -309,6 +315,7 @@ class TestLooks:
         project.fill(upstream, "mon", "tue", "wed")
         assert self.p_value(self.look(project, upstream, evaluation)[None]) == pytest.approx(2**-10 / look_share(1))
 
+    @pytest.mark.slow
     def test_a_partition_that_is_relabeled_until_it_fails_has_the_least_level_after_its_first_look(self, project):
         smol, upstream, evaluation = self.accepted(project, DAYS)
         seen = []
@@ -318,6 +325,7 @@ class TestLooks:
             seen.append(self.p_value(self.look(project, upstream, evaluation, partition="mon")["mon"]))
         assert seen[1] > 10 * seen[0]
 
+    @pytest.mark.slow
     def test_accepting_starts_anew(self, project):
         smol, upstream, evaluation = self.accepted(project, DAYS)
         smol.says = dict(WRONG)

@@ -14,6 +14,8 @@ from dagster_llm_batch import evaluation_assets
 from dagster_llm_batch.checks import NOT_JUDGED
 from dagster_llm_batch.testing.emulator import Emulator
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("first", "second")
 
 

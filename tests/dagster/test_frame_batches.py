@@ -34,6 +34,7 @@ def told(location: CodeLocation, name: str) -> dict[str, Any]:
     return {key: value for key, value in location.metadata(name).items() if not key.endswith(of_a_run)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rejected", ["one", "all", "none"])
 def test_streams_land_and_tell_the_same_as_tables(make, emulator, tmp_path, rejected):
     if rejected != "none":

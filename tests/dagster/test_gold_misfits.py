@@ -129,6 +129,7 @@ def evaluated(values: list[str | None], response: Any = Judged) -> list[Any]:
     return [texts, gold, *moods, *quality, *estimate_assets(name="shares", **compared)]
 
 
+@pytest.mark.slow
 def test_an_evaluation_tells_gold_that_no_label_can_equal_and_counts_it_as_before(project):
     ran = project.run(evaluated(["hapy", "sad", None]))
     [row] = project.stored("quality").to_pylist()

@@ -224,6 +224,7 @@ class TestGoldThatComesBack:
 
         return [one, other, *sample([one, other]), gold]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("measure", [evaluation_assets, agreement_assets])
     def test_its_weights_are_used_or_it_is_refused_with_words(self, project, measure):
         made = measure(name="quality", gold="gold", candidates=["one", "other"], key="id", target="topic")

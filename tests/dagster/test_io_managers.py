@@ -215,6 +215,7 @@ class Gold(dg.IOManager):
         return pa.table({"ticket_id": ["t-0", "t-1", "t-2"], "topic": ["billing", "bug", "billing"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", ["arrow", "batches"])
 def test_files_by_run_and_step_are_found_again_by_later_runs(make, instance, tmp_path, frame):
     gold = dg.AssetSpec("gold").with_io_manager_key("elsewhere")

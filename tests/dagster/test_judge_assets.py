@@ -225,6 +225,7 @@ class TestPairwise:
         assert "| short | long | 37.5% (" in shown["llm_batch/judgment"].md_str
         assert "](data:image/png;base64," in shown["llm_batch/judgment"].md_str
 
+    @pytest.mark.slow
     def test_judging_again_pays_nothing_and_a_new_answer_pays_for_itself_alone(self, project):
         upstream, judging = duel()
         project.run(upstream)
@@ -294,6 +295,7 @@ class TestPairwise:
         assert {one.backfill_policy for one in (asking, landing, figures)} == {wanted}
         assert cases.backfill_policy not in (None, wanted)
 
+    @pytest.mark.slow
     def test_partitions_are_judged_by_themselves_in_one_run(self, project):
         upstream, judging = duel(DAYS, max_inconsistent=0.5)
         project.fill(upstream)
@@ -418,6 +420,7 @@ def test_every_provider_takes_the_responses_of_both_judges(model):
 
 
 class TestRubric:
+    @pytest.mark.slow
     def test_each_answer_is_scored_by_each_criterion(self, project):
         upstream, judging = grades()
         project.run(upstream)

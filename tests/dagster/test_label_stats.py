@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pytest
 
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.core.prompt import Prompt
@@ -32,6 +33,7 @@ def test_tokens_are_counted_by_who_answered() -> None:
     assert found == {("openai", "own"): 9, ("openai", "b"): 2, ("other", "own"): 4}
 
 
+@pytest.mark.slow
 def test_to_count_loads_no_engine_of_queries() -> None:
     code = "import sys; from test_label_stats import counted; counted(); print('pyarrow.acero' in sys.modules)"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {__file__.rpartition('/')[0]!r}); {code}"]

@@ -17,6 +17,8 @@ from dagster_llm_batch.checks import COVERAGE
 from dagster_llm_batch.testing.emulator import Emulator
 from tests.crash.postgres import postgres
 
+pytestmark = pytest.mark.slow
+
 # The ledger is told of so many partitions at once.
 _TOLD_AT_ONCE = 25
 _CHECKS = 3

@@ -369,6 +369,7 @@ def test_all_lands_once_where_a_landing_run_is_killed(
     assert books.billed_twice() == {}
 
 
+@pytest.mark.slow
 def test_each_effect_of_a_landing_run_has_a_crash_point(sqlite: Ready, tmp_path: Path) -> None:
     crossed = run_killed_at(sqlite.copy(tmp_path), None)
     assert {arrow for arrow, _, _ in crossed} - _HARMLESS == {point.arrow for point in _POINTS}
@@ -385,6 +386,7 @@ _FROZEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", _FROZEN, ids=str)
 def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
     sqlite: Ready, point: Point, tmp_path: Path
@@ -412,6 +414,7 @@ _KILLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_at", _KILLED, ids=lambda point: f"{point} {point.nth}")
 def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
     sqlite: Ready, killed_at: Point, tmp_path: Path
@@ -431,6 +434,7 @@ def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
     assert ready.emulator.books.billed_twice() == {}
 
 
+@pytest.mark.slow
 def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(sqlite: Ready, tmp_path: Path) -> None:
     ready = sqlite.copy(tmp_path)
     with ExitStack() as newer_run:
@@ -447,6 +451,7 @@ def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(
     assert ready.emulator.books.billed_twice() == {}
 
 
+@pytest.mark.slow
 def test_newer_labels_stay_where_a_frozen_landing_run_wakes_after_dagster_has_given_it_up(
     sqlite: Ready, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def verdicts(location, partition=None):
     return [one for one in events if one is not None and one.partition == partition]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partition", [None, DAYS[0]])
 def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed_check_says_what_to_do(
     make, emulator, partition
@@ -87,6 +88,7 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     assert emulator.books.creates_seen == 1
 
 
+@pytest.mark.slow
 def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator):
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[1]))
@@ -153,6 +155,7 @@ def three_lost(make, emulator):
     return location
 
 
+@pytest.mark.slow
 def test_neighbours_that_were_lost_together_are_asked_for_together_and_then_each_alone(make, emulator):
     location = three_lost(make, emulator)
     # One that has killed no run yet is not taken along.
@@ -176,6 +179,7 @@ def test_neighbours_that_were_lost_together_are_asked_for_together_and_then_each
     assert location.landed() == set(DAYS[1:4])
 
 
+@pytest.mark.slow
 def test_what_was_lost_together_lands_together(make, emulator):
     location = three_lost(make, emulator)
     [again] = tick(location).run_requests
@@ -198,6 +202,7 @@ class FullDisk(dg.IOManager):
         return None
 
 
+@pytest.mark.slow
 def test_a_partition_that_makes_its_run_fail_takes_no_neighbour_into_the_next_one(make, emulator):
     store = FullDisk(DAYS[1])
     location = make(*labeled(partitions_def=DAILY), resources={"io_manager": store})
@@ -299,6 +304,7 @@ def long_ago(location, run, minutes):
 # while a run submits ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("beside", "again"), [(DAYS[0], [(DAYS[0], DAYS[0])]), (DAYS[1], []), (None, [])])
 def test_newer_labels_land_again_only_where_a_run_of_their_partition_was_beside_theirs(make, emulator, beside, again):
     rows, is_full = [3], [True]
@@ -332,6 +338,7 @@ def test_newer_labels_land_again_only_where_a_run_of_their_partition_was_beside_
         assert tick(location).skip_message == "no batches in flight"
 
 
+@pytest.mark.slow
 def test_a_submission_whose_rows_are_slow_is_one_batch_though_the_sensor_ticks_all_the_while(make, emulator):
     asked_for = []
 
@@ -427,6 +434,7 @@ def test_no_landing_is_asked_for_where_a_run_is_at_work_on_the_submission(make, 
     assert asked(tick(location)) == [(DAYS[0], DAYS[2])]
 
 
+@pytest.mark.slow
 def test_a_range_of_multi_partitions_holds_back_its_own(make, emulator):
     location = make(*labeled(partitions_def=MULTI))
     places = [f"{day}|{land}" for day in DAYS[:3] for land in ("de", "fr")]

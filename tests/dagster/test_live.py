@@ -144,6 +144,7 @@ class Reader:
         return self.dev.ask(TICKS, selector=selector)["sensorOrError"]["sensorState"]["ticks"]
 
 
+@pytest.mark.journey
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_pages_of_a_real_dagster(

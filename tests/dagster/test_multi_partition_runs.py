@@ -63,6 +63,7 @@ def test_multi_partitions_that_end_together_land_in_one_run(make, emulator):
     assert tick(location).run_requests == []
 
 
+@pytest.mark.slow
 def test_multi_partitions_that_were_not_sent_are_in_no_run(make, emulator):
     location = make(*labeled(partitions_def=MULTI))
     location.submit(span=(f"{DAYS[0]}|at", f"{DAYS[1]}|de"))
@@ -77,6 +78,7 @@ def test_multi_partitions_that_were_not_sent_are_in_no_run(make, emulator):
     assert location.landed() == there | {f"{DAYS[1]}|fr", f"{DAYS[3]}|fr"}
 
 
+@pytest.mark.slow
 def test_a_dimension_of_dynamic_partitions_lands_in_ranges_too(emulator, stored):
     stored.add_dynamic_partitions("customers", ["acme", "bolt", "crop"])
     customers = dg.DynamicPartitionsDefinition(name="customers")

@@ -35,12 +35,14 @@ def test_the_exported_names_are_those_of_all_sorted_and_documented():
         _ = dagster_llm_batch.nothing
 
 
+@pytest.mark.slow
 def test_importing_the_package_or_its_engine_imports_no_dagster():
     script = "import dagster_llm_batch, dagster_llm_batch.engine.engine, sys; print('dagster' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_the_engine_keeps_payloads_in_a_local_folder_without_universal_pathlib(tmp_path):
     script = (
         "import dagster_llm_batch.engine.engine, sys; from dagster_llm_batch.storage.payloads import PayloadStore; "
@@ -50,6 +52,7 @@ def test_the_engine_keeps_payloads_in_a_local_folder_without_universal_pathlib(t
     assert found.stdout == "False False\n"
 
 
+@pytest.mark.slow
 def test_a_code_location_that_is_only_read_loads_no_engine():
     script = """
 import importlib, sys

@@ -79,6 +79,7 @@ def snapshot(day: str) -> pl.DataFrame:
     return pl.concat([same, tickets(1, day)])
 
 
+@pytest.mark.slow
 def test_weekly_labels_read_all_days_of_their_week_oldest_first(make, emulator, tmp_path):
     @dg.asset(partitions_def=DAILY)
     def inbox(context: dg.AssetExecutionContext) -> pl.DataFrame:
@@ -213,6 +214,7 @@ def test_a_partition_reads_what_its_mapping_names_in_order(over, own, upstream, 
     assert location.metadata(BATCH, partition)["llm_batch/rows"] == 2 * len(read)
 
 
+@pytest.mark.slow
 def test_a_rows_function_loads_what_deps_names_by_its_mapping(over, emulator):
     @dg.asset
     def customers() -> pl.DataFrame:
@@ -269,6 +271,7 @@ VENDORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VENDORS)
 def test_a_week_is_submitted_polled_asked_again_and_landed_as_one_partition(over, emulator, model):
     emulator.inject(RowFault(containing=f"{DAYS[3]}-0", times=1, status_code=500))
@@ -296,6 +299,7 @@ def test_a_week_is_submitted_polled_asked_again_and_landed_as_one_partition(over
     assert emulator.books.creates_seen == creates
 
 
+@pytest.mark.slow
 def test_a_skew_check_asks_about_the_days_of_its_week(over):
     labels = weekly(response=Topic)
     location = over(inbox(), *labels, *skew_assets(name="skew", candidates=labels, target="topic", sample_size=3))

@@ -55,6 +55,7 @@ def test_rows_come_from_an_upstream_asset(make, upstream_partitions):
     assert preview.records[0].data["ticket_id"] == expected
 
 
+@pytest.mark.slow
 def test_an_upstream_asset_that_is_not_there_fails_the_submission_with_what_to_do(make, emulator, caplog):
     @dg.asset(partitions_def=DAILY)
     def inbox() -> pl.DataFrame:

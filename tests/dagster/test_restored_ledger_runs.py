@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from code_location import BATCH, DAILY, DAYS, LABELS, failure, labeled
 from test_batch_sensor import tick
 from test_sensor_troubles import failing_tick
@@ -26,6 +27,7 @@ def put_back(location, backup):
     ledger_file(location).write_bytes(backup)
 
 
+@pytest.mark.slow
 def test_a_restored_ledger_is_told_by_the_next_tick_and_what_was_sent_since_lands_unpaid(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.land(partition=DAYS[0])

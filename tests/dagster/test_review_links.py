@@ -55,6 +55,7 @@ def evaluated(project, labels, **more):
     return project.run([gold, weak, *evaluation])
 
 
+@pytest.mark.slow
 def test_each_group_of_mistakes_leads_to_its_rows_and_each_example_to_its_own(project):
     evaluated(project, {**TRUTH, "m1": HOSTILE, "m3": "how", "t1": "how", "m2": None})
     mistakes = project.stored("quality_mistakes")

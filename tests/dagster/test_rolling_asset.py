@@ -62,6 +62,7 @@ def land(location: CodeLocation, day: str) -> dict[str, dg.AssetCheckEvaluation]
     return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
+@pytest.mark.slow
 def test_a_threshold_of_earlier_partitions_is_told_and_judged_until_it_means_nothing_any_more(
     instance: dg.DagsterInstance,
 ) -> None:

@@ -180,6 +180,7 @@ def test_usage_is_that_of_whoever_answered_and_calls_are_all_that_were_sent(make
     assert told["anthropic.output_tokens"] == used("anthropic", "llm_output_tokens") > 0
 
 
+@pytest.mark.slow
 def test_labels_and_rejects_say_where_they_are_as_far_as_the_io_manager_tells(make, tmp_path):
     def stored(io_manager: Any, **changes: Any) -> list[dict[str, Any]]:
         location = make(*labeled(**changes), resources={"io_manager": io_manager})

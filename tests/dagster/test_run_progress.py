@@ -95,6 +95,7 @@ def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_
     assert len(seen(location)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_for_waits_for_few_observations(make, emulator):
     location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(observed_landings=1))
     for day in DAYS[:4]:
@@ -106,6 +107,7 @@ def test_a_run_that_is_asked_for_waits_for_few_observations(make, emulator):
     assert location.landed() == set(DAYS[:4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partition", [None, DAYS[0]])
 def test_a_batch_is_observed_at_each_quarter_of_a_wave_once_whoever_looks(instance, partition):
     options = {"partitions_def": DAILY} if partition else {}
@@ -130,6 +132,7 @@ def test_a_batch_is_observed_at_each_quarter_of_a_wave_once_whoever_looks(instan
     ]
 
 
+@pytest.mark.slow
 def test_a_request_that_is_asked_again_counts_once_and_is_done_when_it_is_answered(stored, emulator):
     emulator.inject(RowFault(containing="Subject t 1", status_code=500, times=1))
     location = CodeLocation(emulator, stored, *labeled())
@@ -169,6 +172,7 @@ def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emul
     assert abs(told - datetime.fromisoformat(watched["expected_end_at"])) < timedelta(minutes=20)
 
 
+@pytest.mark.slow
 def test_watch_says_why_labels_could_not_land(stored, emulator):
     assets = labeled(partitions_def=DAILY)
     location = CodeLocation(emulator, stored, *assets, resources={"io_manager": FullDisk(DAYS[0])})
@@ -177,6 +181,7 @@ def test_watch_says_why_labels_could_not_land(stored, emulator):
     assert watch_once(stored, "notes") == [told]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [{"partition": DAYS[0]}, {"span": (DAYS[0], DAYS[1])}])
 def test_labels_that_a_person_landed_are_no_longer_watched_though_no_sensor_runs(stored, emulator, where):
     location = CodeLocation(emulator, stored, *labeled(partitions_def=DAILY))
@@ -210,6 +215,7 @@ def repeat_a_day_long(engine, count):
 SHARD_NEEDS = ("wave", "number", "nonce", "requests", "bytes", "path", "digest")
 
 
+@pytest.mark.slow
 def test_before_the_first_answer_the_expected_end_is_that_of_earlier_submissions(make, emulator):
     location = make(*labeled(partitions_def=DAILY), tune=True)
     assert location.land(partition=DAYS[0]).success

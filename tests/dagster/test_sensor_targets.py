@@ -54,6 +54,7 @@ def with_sensors(location: CodeLocation, *sensors: dg.SensorDefinition) -> CodeL
     return location
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("kinds", list(combinations(KINDS, 2)), ids="-".join)
 def test_two_datasets_of_any_partitions_load(make, kinds):
     location = make(*of_kind(kinds[0]), *of_kind(kinds[1]))

@@ -80,6 +80,7 @@ def landed_assets(result):
     return sorted(request.asset_selection[0].to_user_string() for request in result.run_requests)
 
 
+@pytest.mark.slow
 def test_of_many_batches_of_a_provider_those_that_it_trips_over_are_told_and_the_others_land(
     make, emulator, monkeypatch
 ):

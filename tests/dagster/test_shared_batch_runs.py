@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from contextlib import closing
 
+import pytest
 from code_location import DAILY, DAYS, CodeLocation, labeled
 
 from dagster_llm_batch.testing.emulator import Emulator, rate_limited
 from tests.statements import statements
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_shared_batch_that_the_provider_does_not_take_is_tried_once_for_all_its_partitions(

@@ -220,6 +220,7 @@ def test_a_condition_is_the_same_one_in_ticks_alerts_doctor_watch_and_checks(
         assert then in tick(location).skip_message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ConditionKind.NOT_SENT, ConditionKind.REFUSED, ConditionKind.RECOVERED])
 def test_the_check_of_a_submission_shows_the_condition_that_the_commands_show(
     emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path, kind: ConditionKind
@@ -244,6 +245,7 @@ def test_the_check_of_labels_shows_the_condition_that_the_commands_show(
     assert found["then"] in verdict.description
 
 
+@pytest.mark.slow
 def test_a_tick_reads_the_ledger_as_often_for_many_partitions_as_for_few(
     emulator: Emulator, stored: dg.DagsterInstance
 ) -> None:

@@ -162,6 +162,7 @@ class TestSkew:
         reasons = {row["ticket_id"]: row["llm_reason"] for row in stored(location, "skew_sample") if row["llm_reason"]}
         assert set(reasons) == {"t-3", "t-4"}
 
+    @pytest.mark.slow
     def test_an_answer_that_says_later_is_asked_again(self, workspace):
         location = workspace.location(usual(), sample_size=3, realtime=Realtime(concurrency=1))
         assert location.land().success
@@ -171,6 +172,7 @@ class TestSkew:
         assert stored(location)[0]["n_compared"] == 3
         assert workspace.emulator.struck(fault) == 3
 
+    @pytest.mark.slow
     def test_partitions_are_sampled_one_by_one_in_one_run(self, workspace, model):
         location = workspace.location(
             usual(rows=lambda c: tickets(8, c.partition_key), partitions_def=TWO), sample_size=5
@@ -184,6 +186,7 @@ class TestSkew:
             assert {row["partition"] for row in side} == {day}
         assert len(workspace.calls) == 10
 
+    @pytest.mark.slow
     def test_a_check_that_fails_surely_can_hold_back_what_is_downstream(self, workspace, model):
         labels = usual()
         location = workspace.location(labels, sample_size=N, min_agreement=0.9, blocking=True)

@@ -73,6 +73,7 @@ def test_the_connection_is_closed_when_the_rows_are_read(make, warehouse):
         connection.execute("drop table tickets")
 
 
+@pytest.mark.slow
 def test_labels_of_a_connection_of_the_db_api_land_with_columns_that_are_null_at_first(make, emulator):
     """More rows than one fetch, without a subject in the first of them."""
     rows = SqlRows(sql=WHOLE, resource="warehouse")
@@ -109,6 +110,7 @@ def test_a_full_temporary_folder_is_not_said_to_be_a_query_that_failed():
         signal.signal(signal.SIGXFSZ, heard)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["duckdb", "sqlite"])
 def test_a_large_result_is_never_whole_in_memory(warehouse, kind):
     """200,000 rows of a kilobyte, in a few megabytes of Python's and Arrow's memory."""

@@ -94,6 +94,7 @@ def test_rounds_are_proposed_until_the_interval_is_narrow_enough_and_then_none(d
     assert one.propose() == []
 
 
+@pytest.mark.slow
 def test_a_round_stays_as_it_was_drawn_until_all_of_it_is_judged(desk):
     one = desk()
     first = one.propose()

@@ -18,6 +18,8 @@ from code_location import BATCH, LABELS, LANDING, CodeLocation, failure, labeled
 from dagster_llm_batch import HiveParquetIOManager
 from tests.processes import PROCESSES
 
+pytestmark = pytest.mark.slow
+
 # More than are begun before the first of them is told of.
 KEYS = [f"p{number:02d}" for number in range(40)]
 ALL = (KEYS[0], KEYS[-1])

@@ -156,6 +156,7 @@ def test_a_pickle_where_a_student_is_stored_is_not_run(answer, tmp_path):
     assert (code, lines, ran.exists()) == (1, {}, False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_cascade_asks_the_oracle_alone_until_a_student_has_learned_and_then_saves(instance, tmp_path):
     """No student answers the first day: the oracle does. The second day a student of the first accepts most rows."""

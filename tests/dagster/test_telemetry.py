@@ -125,6 +125,7 @@ def test_no_prompt_row_reply_or_key_is_in_any_span_or_metric(make, emulator, rea
     assert not [secret for secret in SECRETS if secret in told]
 
 
+@pytest.mark.slow
 def test_requests_tokens_and_cost_are_those_that_the_provider_billed_each_try_for_itself(make, emulator, reader):
     emulator.inject(RowFault(containing="t-1", status_code=500, times=1))
     location = make(*labeled(name="billed"), telemetry=True)
@@ -179,6 +180,7 @@ def test_off_by_default_there_are_no_spans_and_opentelemetry_is_not_imported(mak
     assert found.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_without_the_extra_the_error_says_what_to_install(tmp_path):
     script = (
         "import sys; sys.modules['opentelemetry'] = None\n"

@@ -118,6 +118,7 @@ def test_specs_of_every_factory_are_translated_and_their_checks_and_deps_follow(
     )
 
 
+@pytest.mark.slow
 def test_an_added_translator_asks_nothing_again_and_the_sensor_lands_under_the_new_key(make, emulator):
     before = make(*labeled(partitions_def=DAILY))
     assert before.submit(partition=DAYS[0]).success
@@ -143,6 +144,7 @@ def test_an_added_translator_asks_nothing_again_and_the_sensor_lands_under_the_n
     assert rows[0]["requests"] == 3
 
 
+@pytest.mark.slow
 def test_labels_that_are_translated_are_evaluated_and_accepted_under_translated_keys(make):
     labels = labeled(translator=Gold(), rows=lambda _: tickets(3))
 

@@ -23,6 +23,7 @@ def kinds(engine, submission_id):
     return [event.kind for event in engine.ledger.events(submission_id) if event.kind != "person_told"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [403, 503])
 def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_hour_and_given_up(make, emulator, status):
     emulator.inject(WireFault(kind="status", route=DOWNLOAD, status=status, retry_after="0.01", times=None))

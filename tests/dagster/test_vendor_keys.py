@@ -98,6 +98,7 @@ def test_a_wrong_key_starts_no_landing_run_and_what_waits_is_sent_when_it_is_men
     assert other(mended).delivered_at is not None
 
 
+@pytest.mark.slow
 def test_a_key_that_may_list_and_not_create_starts_four_runs_and_then_fails_a_check(place, emulator, instance):
     location = place(DEFAULT_KEY)
     emulator.inject(WireFault(kind="status", route=CREATE, status=403, times=None))
@@ -131,6 +132,7 @@ def test_a_run_after_a_refused_one_is_asked_for_with_the_pause_of_a_lost_run(pla
     assert request.tags["llm_batch/asked_again"] == "1 of 3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "most"), [(UNSET, 0), ("", 0), (WRONG, 1)], ids=["unset", "empty", "wrong"])
 def test_a_batch_that_has_ended_waits_for_the_key_by_which_its_results_are_fetched(place, emulator, key, most):
     good = place(DEFAULT_KEY)
@@ -165,6 +167,7 @@ def test_answers_that_are_stored_land_with_a_wrong_key_and_wait_for_one_that_is_
     assert ticks(good, 1) == 1 - lands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "most"), [(UNSET, 0), ("", 0), (WRONG, 1)], ids=["unset", "empty", "wrong"])
 def test_a_next_wave_that_waits_starts_at_most_one_run(place, emulator, key, most):
     good = place(DEFAULT_KEY)
@@ -212,6 +215,7 @@ def test_whatever_needs_a_provider_without_key_sends_nothing_and_the_others_land
     assert ticks(broken, 2) == 0
 
 
+@pytest.mark.slow
 def test_an_oracle_whose_key_is_wrong_costs_time_only(place, emulator):
     broken = place(WRONG, **USES["oracle"])
     broken.run(f"{OTHER}_batch")

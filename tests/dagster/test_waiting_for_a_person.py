@@ -25,6 +25,7 @@ def coverage(result):
     return verdict
 
 
+@pytest.mark.slow
 def test_an_overdue_batch_fails_the_tick_until_it_is_given_up_and_then_lands_with_a_failed_check(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.submit(partition=DAYS[0])
@@ -136,6 +137,7 @@ def test_a_batch_that_nobody_can_tell_of_fails_the_tick(make, emulator):
     assert "dagster-llm-batch resolve" in told
 
 
+@pytest.mark.slow
 def test_an_upload_that_a_web_page_answers_is_seen_and_an_hour_later_the_tick_fails(make, emulator):
     page = {"status": 200, "body": b"<html><body>Sign in</body></html>", "media_type": "text/html", "times": None}
     emulator.inject(WireFault(kind="status", route="POST /v1/files", **page))
@@ -160,6 +162,7 @@ def test_an_upload_that_a_web_page_answers_is_seen_and_an_hour_later_the_tick_fa
     assert "not sent" not in tick(location).skip_message
 
 
+@pytest.mark.slow
 def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, stored):
     stored.add_dynamic_partitions("customers", ["gone", "here"])
     location = CodeLocation(emulator, stored, *labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers")))
@@ -179,6 +182,7 @@ def test_a_deleted_dynamic_partition_is_told_and_the_others_land(emulator, store
     engine.ledger.close()
 
 
+@pytest.mark.slow
 def test_answers_of_a_deleted_partition_that_are_stored_are_told_once(emulator, stored):
     stored.add_dynamic_partitions("customers", ["gone"])
     assets = labeled(partitions_def=dg.DynamicPartitionsDefinition(name="customers"))
@@ -267,6 +271,7 @@ def test_a_batch_that_waits_while_a_poll_fails_is_not_told_as_one_that_cannot_be
     assert ConditionKind.NOT_SENT not in kinds
 
 
+@pytest.mark.slow
 def test_a_partition_that_was_gone_when_its_dataset_got_a_new_name_is_not_told(emulator, stored):
     stored.add_dynamic_partitions("customers", ["gone"])
     customers = dg.DynamicPartitionsDefinition(name="customers")

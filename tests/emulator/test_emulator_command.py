@@ -14,6 +14,7 @@ import openai
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_all_serves_the_vendors_and_their_storage_until_a_signal_and_leaves_nothing_behind(number):
     command = [sys.executable, "-m", "dagster_llm_batch.testing.emulator", "--all"]

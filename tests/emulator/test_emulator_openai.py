@@ -324,6 +324,7 @@ def test_the_asgi_app_serves_in_process_without_a_socket():
     emulator.close()
 
 
+@pytest.mark.slow
 def test_a_large_batch_is_held_on_disk_and_comes_back_whole(connect):
     client = connect()
     done = client.run([client.line(f"r{index}", "x" * 200) for index in range(6000)])

@@ -31,6 +31,8 @@ from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, Paylo
 from dagster_llm_batch.storage.ledger.records import SpendLimit, Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, Reply, RowFault, WireFault
 
+pytestmark = pytest.mark.slow
+
 TOPICS = ("billing", "bug", "how_to")
 CHEAP, ORACLE = "gpt-4o-mini", "gpt-4o"
 ROWS = 160

@@ -80,6 +80,7 @@ ONCE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONCE)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_billed_beyond_its_limit_is_no_more(tmp_path: Any, name: str, kind: LimitKind) -> None:
@@ -130,6 +131,7 @@ def test_rows_of_any_cost_go_in_steps_that_keep_to_the_limit(tmp_path: Any, kind
     assert len({shard.batch_id for shard in status.shards}) > 1
 
 
+@pytest.mark.slow
 def test_a_sample_lets_the_rest_out_in_fewer_steps(tmp_path: Any) -> None:
     steps = {}
     for kind in KINDS:
@@ -145,6 +147,7 @@ def test_a_sample_lets_the_rest_out_in_fewer_steps(tmp_path: Any) -> None:
     assert steps["hard"] > 8
 
 
+@pytest.mark.slow
 def test_rows_that_are_sorted_by_their_cost_are_drawn(tmp_path: Any) -> None:
     """Cheap rows first: a sample of the first rows would let out what costs too much."""
 
@@ -249,6 +252,7 @@ def test_what_was_answered_is_split_once_however_often_a_process_dies_before_it_
     assert status.submission.outcomes == {"succeeded": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "limit", "is_enough"), [("hard", "0.9", True), ("measured", "0.25", False)])
 def test_retries_and_a_fallback_are_inside_of_the_limit(
     tmp_path: Any, kind: LimitKind, limit: str, *, is_enough: bool

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pytest
 from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.durations import forecast_end
@@ -16,6 +17,8 @@ from dagster_llm_batch.engine.end_forecast import EndHistory
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.lifecycle import ManualClock
 from dagster_llm_batch.types import Span
+
+pytestmark = pytest.mark.slow
 
 DAYS = 24
 DAY = timedelta(days=1)

@@ -206,6 +206,7 @@ workspace.engine().submit(of(), submission.submission_id)
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_create_and_record_makes_no_second_batch_and_loses_no_row(
     workspace: Workspace,
 ) -> None:

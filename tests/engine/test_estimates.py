@@ -215,6 +215,7 @@ def test_what_is_sent_again_is_bounded_as_the_longest(tmp_path: Any) -> None:
     assert (second.bound_usd or 0) >= (first.bound_usd or 0) > 0
 
 
+@pytest.mark.slow
 def test_an_estimate_learns_from_the_partitions_before(tmp_path: Any) -> None:
     """Replies far shorter than their maximum, some of which do not fit and are asked again."""
     draw, length = random.Random(4), 60

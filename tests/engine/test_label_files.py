@@ -106,6 +106,7 @@ def test_what_killed_runs_have_begun_goes_a_day_after_its_last_part(workspace: W
     }
 
 
+@pytest.mark.slow
 def test_of_runs_that_write_to_a_folder_at_once_one_stays_with_all_its_files(
     workspace: Workspace, submission_id: str
 ) -> None:

@@ -21,6 +21,8 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
 from tests.statements import statements
 
+pytestmark = pytest.mark.slow
+
 CHAT = "POST /v1/chat/completions"
 
 

@@ -33,6 +33,8 @@ from dagster_llm_batch.testing.emulator import (
 )
 from dagster_llm_batch.types import BatchReport, BatchStatus
 
+pytestmark = pytest.mark.slow
+
 CHAT, CREATE = "POST /v1/chat/completions", "POST /v1/batches"
 
 

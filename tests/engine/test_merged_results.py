@@ -87,6 +87,7 @@ def opened() -> Iterator[list[str]]:
     _opened.pop()
 
 
+@pytest.mark.slow
 def test_the_twenty_sixth_day_opens_fewer_files_than_the_eighth(workspace: Workspace) -> None:
     counts = {}
     for day in range(1, 27):
@@ -176,6 +177,7 @@ def test_results_of_other_columns_are_not_copied_and_it_is_said_as_of_those_that
     assert [file.path for file in payloads.files(f"n/a/_/{MERGED}")] == [copy.path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
 def test_each_label_says_which_batch_answered_it_at_what_cost(workspace: Workspace, bounds: dict[str, Any]) -> None:
     workspace.bounds = bounds
@@ -212,6 +214,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [flip, Path.unlink, lambda path: path.write_bytes(b"")], ids=["bit", "gone", "empty"])
 @pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
 def test_a_harmed_copy_is_made_anew_and_nothing_is_asked_again(
@@ -230,6 +233,7 @@ def test_a_harmed_copy_is_made_anew_and_nothing_is_asked_again(
     assert len(billed(workspace)) == asked
 
 
+@pytest.mark.slow
 def test_lost_results_are_restored_though_a_copy_has_them(workspace: Workspace) -> None:
     submission_id = grown(workspace, 10)
     before, asked = landed(workspace, submission_id), len(billed(workspace))
@@ -244,6 +248,7 @@ def test_lost_results_are_restored_though_a_copy_has_them(workspace: Workspace) 
     assert len(copies(workspace)) == 2
 
 
+@pytest.mark.slow
 def test_what_failed_for_good_is_known_from_a_copy_as_without(tmp_path: Path) -> None:
     fault = RowFault(containing="number 3?", status_code=400, times=None)
     with Emulator(faults=[fault]) as emulator:
@@ -274,6 +279,7 @@ def stored_texts(workspace: Workspace) -> str:
     return str([table.to_pylist() for table in tables])
 
 
+@pytest.mark.slow
 def test_an_erased_row_is_in_no_copy_and_what_is_left_is_merged_again(workspace: Workspace) -> None:
     submission_id = grown(workspace, 10)
     before = landed(workspace, submission_id)
@@ -298,6 +304,7 @@ def deliver(workspace: Workspace) -> None:
         engine.ledger.mark_delivered(submission.submission_id)
 
 
+@pytest.mark.slow
 def test_copies_are_pruned_with_what_they_are_of_and_after_some_time(workspace: Workspace) -> None:
     submission_id = grown(workspace, 10)
     [copy] = copies(workspace)
@@ -367,6 +374,7 @@ def land_and_stop(folder: Path, base_url: str, submission_id: str, stops_at: str
     labels_of(folder, base_url, submission_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops_at", ["open", "os.rename"])
 def test_no_copy_stays_of_a_row_that_is_erased_while_a_process_copies_and_is_killed(
     workspace: Workspace, stops_at: str
@@ -396,6 +404,7 @@ def land_often(folder: Path, base_url: str, submission_id: str, expected: pa.Tab
         assert labels_of(folder, base_url, submission_id).equals(expected)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_counts(workspace: Workspace) -> None:
     submission_id = grown(workspace, 10)
     before, asked = landed(workspace, submission_id), len(billed(workspace))
@@ -420,6 +429,7 @@ def test_a_process_that_is_killed_while_it_copies_leaves_nothing_that_counts(wor
     assert len(billed(workspace)) == asked
 
 
+@pytest.mark.slow
 def test_processes_that_land_at_once_have_the_same_labels(workspace: Workspace) -> None:
     submission_id = grown(workspace, 20)
     before = landed(workspace, submission_id)
@@ -434,6 +444,7 @@ def test_processes_that_land_at_once_have_the_same_labels(workspace: Workspace) 
     assert len(copies(workspace)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
 def test_copies_that_go_while_they_are_read_are_not_needed(workspace: Workspace, bounds: dict[str, Any]) -> None:
     workspace.bounds = bounds
@@ -447,6 +458,7 @@ def test_copies_that_go_while_they_are_read_are_not_needed(workspace: Workspace,
     assert pa.concat_tables(found).sort_by("ticket_id").equals(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bounds", [{}, FEW], ids=["one part", "parts"])
 def test_nothing_that_is_read_of_labels_needs_copies(workspace: Workspace, bounds: dict[str, Any]) -> None:
     workspace.bounds = bounds
@@ -466,6 +478,7 @@ def test_nothing_that_is_read_of_labels_needs_copies(workspace: Workspace, bound
         assert read(assembler) == 10 * A_DAY
 
 
+@pytest.mark.slow
 def test_results_that_are_read_again_are_read_from_no_copy(workspace: Workspace) -> None:
     submission_id = grown(workspace, 9)
     before = landed(workspace, submission_id)

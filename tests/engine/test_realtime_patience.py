@@ -17,6 +17,8 @@ from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import WireFault
 
+pytestmark = pytest.mark.slow
+
 CHAT = "POST /v1/chat/completions"
 
 

@@ -36,6 +36,7 @@ SEEK = st.tuples(st.just("seek"), st.integers(0, ROWS * 500))
 ELSE = st.sampled_from([("start", 0), ("end", 0), ("line", 0), ("rest", 0)])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(READ | SEEK | ELSE, max_size=12))
 def test_it_is_a_file_of_all_lines(workspace: Workspace, steps: list[tuple[str, int]]) -> None:

@@ -135,6 +135,7 @@ def test_the_first_partition_has_a_sample_and_the_next_ones_thresholds_of_those_
     assert workspace.emulator.books.billed_twice() == {}
 
 
+@pytest.mark.slow
 def test_rows_that_share_requests_are_as_many_as_there_are_of_one_that_is_independent(workspace: Workspace) -> None:
     """Of a partition of four requests chance alone makes one wrong that a quarter of the rows share."""
     label(workspace, 1)
@@ -183,6 +184,7 @@ def test_a_plan_says_what_it_assumes_and_asks_for_no_sample(workspace: Workspace
     assert (first.relative_cost or 0) > 1
 
 
+@pytest.mark.slow
 def test_only_settled_partitions_before_one_count_whatever_the_order_of_a_backfill(workspace: Workspace) -> None:
     label(workspace, 4)
     # Nothing of a later one: it has a sample of its own.
@@ -220,6 +222,7 @@ def test_what_was_asked_otherwise_says_nothing(workspace: Workspace) -> None:
     assert workspace.engine().preview(same, rows_of(2), partition=key(2)).levels.is_rolling  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_an_alarm_ends_what_was_before_it_until_there_are_rows_enough_from_after_it(workspace: Workspace) -> None:
     wanted = {"calibrate": Rolling(rows=70, audit=0.5)}
     for number in (1, 2):

@@ -75,6 +75,7 @@ def test_with_too_little_history_the_sample_is_as_usual(known: Samples) -> None:
     assert (value, "too few to choose by" in evidence) == (None, True)
 
 
+@pytest.mark.slow
 def test_no_size_is_chosen_that_could_accept_nothing_or_that_is_nearly_the_whole_table() -> None:
     for name in ("good", "useless", "one score", "surest but wrong"):
         for rows in (200, 1_000, 100_000):
@@ -115,6 +116,7 @@ def test_a_size_that_was_chosen_by_earlier_partitions_keeps_the_promise_and_cost
     assert saved["good"] >= (0.2 if agreement == 0.9 else -0.01), saved
 
 
+@pytest.mark.slow
 def test_a_plan_takes_the_size_from_other_partitions_and_a_sample_that_is_set_stays(workspace: Workspace) -> None:
     asked = definition(cascade(sample=200, agreement=0.8))
     for number in range(5):

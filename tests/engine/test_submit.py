@@ -36,6 +36,8 @@ from dagster_llm_batch.testing.emulator import (
 )
 from dagster_llm_batch.types import Absent, BatchReport, CannotTell, FindHints, Found, RequestSpec
 
+pytestmark = pytest.mark.slow
+
 CREATE = "POST /v1/batches"
 
 

@@ -20,6 +20,8 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.testing.emulator import BatchFault, RowFault
 from dagster_llm_batch.types import BatchStatus, Outcome
 
+pytestmark = pytest.mark.slow
+
 START = datetime(2026, 3, 1, tzinfo=UTC)
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 ERRORED, INVALID = Outcome.ERRORED, Outcome.INVALID

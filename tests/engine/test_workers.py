@@ -78,6 +78,7 @@ def with_blanks(rows: pa.Table) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("body"), "body", pa.array(texts))
 
 
+@pytest.mark.slow
 def test_empty_rows_are_the_same_too(tmp_path: Any, workspace: Workspace) -> None:
     rows = with_blanks(tickets(1_501))
     here = planned(tmp_path / "here", workspace, labeling(realtime=Realtime(urgent="urgent")), rows)
@@ -160,6 +161,7 @@ def test_labels_are_the_same_row_for_row(tmp_path: Any, workspace: Workspace, ur
     assert by_key(found[0].rejects) == by_key(found[1].rejects)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1, 10])
 @pytest.mark.parametrize("workers", [None, WORKERS], ids=["here", "workers"])
 def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
@@ -179,6 +181,7 @@ def test_written_labels_are_the_same_rows_and_replace_the_older_ones(
     assert not [name for name in workspace.files() if "apart" in name]
 
 
+@pytest.mark.slow
 def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspace) -> None:
     labels = (
         workspace.engine().labels(labeling(), workspace.run(labeling(), tickets(3_000)).submission.submission_id).labels
@@ -198,6 +201,7 @@ def test_figures_against_gold_are_the_same_to_the_last_digit(workspace: Workspac
     assert numbers.spearman is not None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_measured_is_told_as_one_process_tells_it(workspace: Workspace) -> None:
     labels = (
         workspace.engine().labels(labeling(), workspace.run(labeling(), tickets(1_000)).submission.submission_id).labels

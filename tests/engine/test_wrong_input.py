@@ -397,6 +397,7 @@ def test_keys_may_be_numbers_and_dates(workspace: Workspace) -> None:
     assert len(billed(workspace)) == 2
 
 
+@pytest.mark.slow
 def test_a_missing_sdk_names_the_extra_and_leaves_the_shard_planned(tmp_path: Path) -> None:
     script = """
 import sys

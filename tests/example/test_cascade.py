@@ -22,6 +22,7 @@ from example_project.settings import LEXICON
 ROWS = 100
 
 
+@pytest.mark.slow
 def test_the_cascade_lands_and_what_came_of_its_promise_is_measured(tmp_path, monkeypatch):
     """The lexicon answers in the model's place too, so that all labels agree, in a process of its own as ever."""
     monkeypatch.setenv("EXAMPLE_CASCADE_ROWS", str(ROWS))
@@ -143,6 +144,7 @@ def test_the_lexicon_alone_is_no_cascade():
     assert cascade_assets(ask, params, oracle=LEXICON) == []
 
 
+@pytest.mark.slow
 def test_the_cascades_tweets_are_neither_the_examples_own_nor_held_out():
     texts = data.load()
     own = {text for day in data.DAYS[:3] for text in data.subset(texts, day, 1_000)["text_id"]}

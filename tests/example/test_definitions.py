@@ -27,6 +27,7 @@ def python(folder, *arguments, **settings):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"EXAMPLE_MODEL": "openai/gpt-5-nano", "OPENAI_API_KEY": "sk-emulator"}])
 def test_dagster_validates_the_definitions(tmp_path, settings):
     validated = python(
@@ -121,6 +122,7 @@ print(dict(measured.select("candidate", "accuracy").iter_rows()))
 """
 
 
+@pytest.mark.slow
 def test_what_somebody_says_of_tweets_is_gold_and_measures_both_labelers(tmp_path):
     tmp_path.joinpath("dagster.yaml").write_text("telemetry: {enabled: false}\n")
     told = python(tmp_path, "-c", LABELED)

@@ -186,6 +186,7 @@ def test_labels_land_in_the_dagster_that_runs_a_second_run_pays_nothing_and_an_i
     wait_until_nothing_is_left_of(group)
 
 
+@pytest.mark.slow
 def test_an_example_that_hangs_is_ended_and_leaves_all_that_is_known_of_it(tmp_path, capfd):
     """A Dagster that is there and never answers, so that the example waits for it."""
     with socket.create_server(("127.0.0.1", 0)) as silent, subprocess.Popen(["sleep", "60"]) as other:

@@ -166,6 +166,7 @@ def test_what_is_no_format_or_no_table_is_refused_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_libraries_of_the_extra_are_imported_only_when_they_write():
     script = "import sys, dagster_llm_batch.exports; sys.exit(bool({'datasets', 'tfrecord'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -90,6 +90,7 @@ def labels(workspace: VendorWorkspace, submission_id: str) -> list[str]:
     return sorted(labeled.labels["id"].to_pylist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("queue", "declared"),
     [*((queue, None) for queue in SMALL_QUEUES), ("openai", QueueLimit(max_tokens=10**6))],
@@ -146,6 +147,7 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     assert refused == {sum(shard.tokens for shard in status.shards)}
 
 
+@pytest.mark.slow
 def test_a_row_that_is_over_the_vendors_limit_by_itself_ends_with_words_and_the_others_land(make: Make) -> None:
     workspace = make("openai", enqueued_tokens=24)
     long = pl.DataFrame({"id": ["long"], "text": ["Where is it? " * 20]})
@@ -179,6 +181,7 @@ def test_a_batch_that_fails_for_now_is_sent_as_often_as_may_be(make: Make, vendo
     assert list(workspace.answered()) == []
 
 
+@pytest.mark.slow
 def test_what_the_queue_never_has_room_for_has_one_bound_for_all_its_parts(make: Make) -> None:
     workspace = make("openai")
     workspace.inject([BatchFault(kind="fails")])

@@ -23,6 +23,8 @@ from tests.faults.table import not_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, billed_twice, rows
 from tests.faults.vendors import BUCKET, VENDORS
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3_600.0
 
 

@@ -82,6 +82,7 @@ def test_a_class_that_is_new_or_gone_is_a_shift_of_finite_size():
     assert compared({"a": 5}, {"b": 5}).js_distance == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_classes_of_few_rows_are_tested_too():
     # Half of the classes are gone, and of no class are there five rows to expect: all of it was once "too few rows".
     ten, fifty = (
@@ -275,6 +276,7 @@ class TestOnline:
         assert {day for day, classes in seen.items() if classes} == {"6"}
         assert set(seen["6"]) == {"a", "b"}
 
+    @pytest.mark.slow
     def test_a_slow_change_is_seen_though_each_partition_is_like_the_one_before(self):
         days = {str(day): {"a": 500 + 10 * day, "b": 500 - 10 * day} for day in range(40)}
         pairs = list(days.values())

@@ -58,6 +58,7 @@ def test_right_labels_are_dark_on_the_diagonal_and_wrong_ones_beside_it():
     assert blue_share(swapped, left) < 0.1
 
 
+@pytest.mark.slow
 def test_more_classes_than_fit_are_folded_into_one():
     n = MAX_DRAWN + 4
     rare = [[10 * (i == j < MAX_DRAWN - 1) for j in range(n)] for i in range(n)]

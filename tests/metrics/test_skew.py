@@ -91,6 +91,7 @@ class TestSkew:
         with pytest.raises(InputError, match="int64 in the batch and string in real time"):
             skew(batch(["a"]), other)
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(*[st.sampled_from(["a", "b", None])] * 2), max_size=20), st.sets(st.integers(0, 19)))
     def test_every_row_is_counted_once_in_figures_and_side_by_side_alike(self, pairs, odd):
         one, other = batch([p[0] for p in pairs]), realtime([p[1] for p in pairs], changed=odd, failed={2, 3})

@@ -117,6 +117,7 @@ def test_a_text_is_answered_by_what_has_not_learned_it():
     assert right[:600].mean() - right[600:].mean() > 0.2
 
 
+@pytest.mark.slow
 def test_a_threshold_calibrated_on_the_very_rows_that_the_student_learned_keeps_its_promise():
     """The oracle labels the sample of a partition, the student learns it, and then answers the partition. At most one
     in ten labels may be wrong. Where texts are answered by what learned them, the sample looks perfect, all else is

@@ -169,6 +169,7 @@ class TestDrift:
         seen = drift_png("c", "t", counts, drifts(counts, adwin_changed=("a",)), max_psi=0.25)
         assert pixels(seen, INK) > pixels(unseen, INK)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n", [1, 12, 400])
     def test_any_number_of_partitions_fits(self, n):
         counts = days(n)

@@ -53,6 +53,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
             record_property("platform_seconds", taken.used())
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize("text", CASES.values(), ids=[name.replace(" ", "_") for name in CASES])
 def test_a_platform_that_failed_once_works(
     text: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable
@@ -60,6 +61,7 @@ def test_a_platform_that_failed_once_works(
     run(Platform.parse(text), tmp_path / "platform-case", servers, set_variable)
 
 
+@pytest.mark.sample
 @pytest.mark.parametrize(("text", "word"), REFUSED.items())
 def test_what_cannot_work_is_refused_by_its_reason_before_a_row_is_sent(
     text: str, word: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable

@@ -401,6 +401,7 @@ def memory_of_a_submit(url: str, rows: int, chars: int) -> int:
     return peak - before
 
 
+@pytest.mark.slow
 def test_a_large_create_body_is_streamed_in_constant_memory(emulator):
     assert memory_of_a_submit(emulator.anthropic_base_url, rows=20_000, chars=900) < 4 << 20  # of 20 MB
     assert len(emulator.books.batches) == 1

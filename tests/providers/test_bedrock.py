@@ -104,6 +104,7 @@ def keys(s3_url: str, prefix: str = "") -> list[str]:
 # Submit and find
 
 
+@pytest.mark.slow
 def test_a_submit_uploads_below_its_own_prefix_and_creates_once_with_name_and_token(emulator, provider, s3_url):
     batch_id = submit(provider, "my_tag")
     (batch,) = emulator.books.batches

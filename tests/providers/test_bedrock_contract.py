@@ -10,6 +10,8 @@ from bedrock_emulator import BUCKET, SECRET, SPECS, emulator_over, over
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, local_s3
 
+pytestmark = pytest.mark.sample()
+
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:

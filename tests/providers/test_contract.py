@@ -18,6 +18,8 @@ from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderT
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
+pytestmark = pytest.mark.sample()
+
 SPECS = {
     "chat": RequestSpec("gpt-x"),
     "responses": RequestSpec("gpt-x", endpoint=Endpoint.RESPONSES),

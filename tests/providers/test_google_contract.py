@@ -12,6 +12,8 @@ from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderT
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, local_gcs
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
 
+pytestmark = pytest.mark.sample()
+
 VERTEX_SPECS = {
     "gemini": RequestSpec("gemini-2.5-flash"),
     "claude": RequestSpec("claude-sonnet-4-5", params={"max_tokens": 100}),

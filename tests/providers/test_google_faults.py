@@ -308,6 +308,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_was_or_says_that_it_is_not_
             assert asked == [None, f"bytes={piece}-", f"bytes={2 * piece}-"]
 
 
+@pytest.mark.slow
 def test_an_upload_larger_than_a_chunk_arrives_whole(make):
     service = make("gemini")
     service.subject = ProviderUnderTest(gemini(service.emulator, inline_bytes=0), SPEC, service.emulator.settle)

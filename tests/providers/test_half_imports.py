@@ -58,6 +58,7 @@ assert "connect" in told[0].lower(), told
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["groq", "openrouter"])
 def test_a_client_waits_for_httpx_that_another_sdk_is_importing(name: str) -> None:
     done = subprocess.run(

@@ -80,6 +80,7 @@ def test_each_form_of_a_secret_is_masked_beside_another(secret: str, first: str,
     assert Mask([secret]).line(said.encode()).decode() == "§***§ §***§"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["plain", "quoted", "JSON", "Base64"])
 @settings(max_examples=40)
 @given(secret=SECRETS, share=st.floats(0, 1), end=st.sampled_from(["", "…"]))

@@ -49,6 +49,7 @@ def questions_after_a_name(tree):
             yield node.lineno, names_in(parts)
 
 
+@pytest.mark.slow
 def test_no_module_but_the_registry_lists_the_providers():
     lists = [
         (str(place), line, names)
@@ -59,6 +60,7 @@ def test_no_module_but_the_registry_lists_the_providers():
     assert lists == []
 
 
+@pytest.mark.slow
 def test_no_module_asks_which_provider_it_is():
     questions = [
         (str(place), line, names)

@@ -158,6 +158,7 @@ def test_a_request_file_that_is_gone_tells_nothing(emulator: Emulator) -> None:
 # Azure
 
 
+@pytest.mark.slow
 def test_azure_is_told_when_the_request_file_expires_since_it_holds_500_that_do_not(emulator: Emulator) -> None:
     provider = azure(emulator)
     submit(provider)

@@ -84,6 +84,7 @@ def site(ledger_url: str, tmp_path: Any) -> Any:
         yield Site(ledger_url, str(tmp_path / "payloads"), emulator)
 
 
+@pytest.mark.slow
 def test_each_ledger_counts_the_looks_at_the_same_rows_and_each_look_has_its_share_of_the_risk(site: Site) -> None:
     for place, sample in enumerate((60, 80, 100), start=1):
         found = site.look(sample)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 import labelings
 import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 import sqlalchemy as sa
 
 from dagster_llm_batch.engine import Deployment, Engine, Limits
@@ -133,6 +134,7 @@ def erase_and_die(place: Place, key: int, at: int) -> bool:
         os._exit(0 if left > 0 else 1)
 
 
+@pytest.mark.slow
 def test_a_killed_erasure_is_gone_on_with(ledger_url, tmp_path):
     place = Place(ledger_url, PayloadStore(str(tmp_path / "payloads")))
     place.label(40)
@@ -176,6 +178,7 @@ def test_a_random_corpus_keeps_all_but_what_was_erased(ledger_url, tmp_path):
     check_random_corpus(place)
 
 
+@pytest.mark.slow
 def test_a_random_corpus_in_an_object_store(s3, tmp_path):
     root, options = s3
     place = Place(f"sqlite:///{tmp_path}/ledger.db", PayloadStore(f"{root}/{uuid.uuid4().hex}", **options))

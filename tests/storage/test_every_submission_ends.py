@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from labelings import LABELS
@@ -25,6 +26,8 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from dagster_llm_batch.types import RequestSpec
+
+pytestmark = pytest.mark.slow
 
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
 FAULTS = {

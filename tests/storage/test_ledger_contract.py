@@ -22,6 +22,8 @@ from dagster_llm_batch.storage.ledger.records import Ending, Presence, SpendLimi
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 from tests.statements import statements
 
+pytestmark = pytest.mark.sample()
+
 
 def kinds(ledger, submission_id="s1"):
     return [event.kind for event in ledger.events(submission_id)]

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 from decimal import Decimal
 
+import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, race
 
@@ -61,6 +62,7 @@ def hold_until_killed(url, is_held):
         signal.pause()
 
 
+@pytest.mark.slow
 def test_new_ledgers_migrate_once_and_one_of_several_openers_wins(ledger_url):
     answers = race(open_own, ledger_url, processes=3)
     assert {kind for kind, _ in answers} == {"won"}

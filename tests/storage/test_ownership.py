@@ -131,6 +131,7 @@ def parquet() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
@@ -264,6 +265,7 @@ def deletions() -> Iterator[tuple[str, int, str]]:
                 yield module, node.lineno, node.func.attr
 
 
+@pytest.mark.slow
 def test_who_removes_what_a_listing_gave_asks_the_rule() -> None:
     found = list(deletions())
     assert {module for module, _, _ in found} - {"io.py"} <= DELETES.keys()

@@ -69,6 +69,7 @@ def test_a_journey_with_payloads_in_an_object_store(request, tmp_path, kind):
         assert [path.name for path in tmp_path.iterdir() if not path.name.startswith("ledger.db")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["s3", "gcs"])
 def test_in_an_object_store_days_are_settled_together_merged_and_erased(request, tmp_path, kind):
     url, options = request.getfixturevalue(kind)

@@ -409,6 +409,7 @@ def test_killed_between_two_files_the_ledger_knows_already_and_the_next_call_fin
     assert [event.kind for event in store.ledger.events(old)].count("pruned") == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_nothing_that_a_kept_submission_names_is_ever_removed(tmp_path_factory, clock, data):

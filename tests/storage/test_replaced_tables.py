@@ -64,6 +64,7 @@ def visible(manager: HiveParquetIOManager, day: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith((".", "_")))
 
 
+@pytest.mark.slow
 def test_runs_that_store_a_partition_at_once_leave_one_whole_table_and_readers_find_one_all_the_time(root: str) -> None:
     manager, day, over = HiveParquetIOManager(root=root), DAYS[0], Event()
     begins = Barrier(WRITERS + 1)
@@ -100,6 +101,7 @@ def test_runs_that_store_a_partition_at_once_leave_one_whole_table_and_readers_f
         assert reading.result()
 
 
+@pytest.mark.slow
 def test_threads_that_store_and_load_partitions_by_one_io_manager_take_no_others(root: str) -> None:
     manager = HiveParquetIOManager(root=root)
 
@@ -133,6 +135,7 @@ def test_what_others_stored_there_is_read_until_a_table_is_stored_and_removed_th
     assert ds.dataset(tmp_path / "labels", partitioning="hive").to_table()["number"].to_pylist() == [9] * ROWS
 
 
+@pytest.mark.slow
 def test_files_that_several_remove_at_once_are_removed(root: str) -> None:
     payloads = PayloadStore(root)
     for number in range(40):
@@ -170,6 +173,7 @@ def write_half(folder: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_has_half_written_goes_after_a_day_with_the_next_table_and_what_a_living_one_has_stays(
     tmp_path: Path,
 ) -> None:

@@ -22,6 +22,8 @@ from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, RowFault, VendorLimits, WireFault
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"id": str(n), "text": f"Ticket {n}"} for n in range(6)]
 
 

@@ -32,6 +32,8 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, FileFault, RowFault, WireFault
 from dagster_llm_batch.types import Cause
 
+pytestmark = pytest.mark.slow
+
 LABELING = Labeling(asset="labels", model="openai/gpt-4o", key="id", prompt=Prompt(user="{{ text }}"))
 ALTERED = FileFault(kind="renamed", times=None)
 

@@ -130,6 +130,7 @@ def plans(deployment: Deployment, labelings: Any, gold_rows: pa.Table | None = N
     return found
 
 
+@pytest.mark.slow
 def test_records_and_plans_are_what_the_runs_were(deployment):
     # One deployment for all of it: its runs take longer than what is looked at.
     check_records(deployment)

@@ -1,0 +1,73 @@
+"""Pytest plugin of the ten-minute run: of a test with many cases some run, chosen alike each time
+(`-p tests.sampled_cases`).
+
+All cases run of a test that needs no server, ledger or Dagster, since its fixtures are pytest's own. Of another one two
+run, or as many as its mark `sample` gives, `sample()` for all. The first case is drawn by its
+id, the next is one that brings the most values of parameters that no chosen one has: a test of each vendor on both
+ledgers runs with two vendors, on both ledgers, and its neighbour with two others.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import pytest
+
+__all__ = ["choose_cases"]
+
+CASES = 2
+_PYTESTS_OWN = {"request", "tmp_path", "monkeypatch", "capsys", "capfd", "caplog", "recwarn", "record_property"}
+_Value = tuple[str, int]
+_Case = TypeVar("_Case")
+
+
+def choose_cases(cases: Mapping[_Case, set[_Value]], count: int) -> set[_Case]:
+    """Return `count` of the cases that have as many different values as can be had one case after the other.
+
+    `cases` are in the order in which they are taken where they bring as much.
+    """
+    left, chosen, seen = list(cases), set[_Case](), set[_Value]()
+    while left and len(chosen) < count:
+        best = max(left, key=lambda case: len(cases[case] - seen))
+        left.remove(best)
+        chosen.add(best)
+        seen |= cases[best]
+    return chosen
+
+
+def _count_of(item: pytest.Item, among: int) -> int:
+    if mark := item.get_closest_marker("sample"):
+        return mark.args[0] if mark.args else among
+    return among if _is_plain(item) else CASES
+
+
+def _is_plain(item: pytest.Item) -> bool:
+    own = getattr(item, "callspec", None)
+    needed = set(getattr(item, "fixturenames", ())) - set(own.params if own is not None else ())
+    return needed <= _PYTESTS_OWN
+
+
+def _values_of(item: pytest.Item) -> set[_Value]:
+    callspec = getattr(item, "callspec", None)
+    return set(callspec.indices.items()) if callspec is not None else set()
+
+
+def _drawn(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    ordered = sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode()))
+    return choose_cases({item: _values_of(item) for item in ordered}, _count_of(items[0], len(items)))
+
+
+# After the tests are gone that -m leaves out.
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the chosen cases, and count the others as deselected."""
+    by_function: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        by_function[item.nodeid.partition("[")[0]].append(item)
+    kept = set[pytest.Item]().union(*map(_drawn, by_function.values()))
+    if left_out := [item for item in items if item not in kept]:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item in kept]
