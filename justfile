@@ -8,7 +8,7 @@ example:
 ui:
     python3 -m example_project ui
 
-# All that CI runs, or some of: style, types, imports, wheel, slow
+# The tests of ten minutes, all that CI runs (`just test all`), or some of: style, types, imports, wheel, slow
 test *steps:
     python3 -m tests {{ steps }}
 

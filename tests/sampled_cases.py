@@ -19,7 +19,17 @@ import pytest
 __all__ = ["choose_cases"]
 
 CASES = 2
-_PYTESTS_OWN = {"request", "tmp_path", "monkeypatch", "capsys", "capfd", "caplog", "recwarn", "record_property"}
+_PYTESTS_OWN = {
+    "request",
+    "tmp_path_factory",
+    "tmp_path",
+    "monkeypatch",
+    "capsys",
+    "capfd",
+    "caplog",
+    "recwarn",
+    "record_property",
+}
 _Value = tuple[str, int]
 _Case = TypeVar("_Case")
 
@@ -45,9 +55,9 @@ def _count_of(item: pytest.Item, among: int) -> int:
 
 
 def _is_plain(item: pytest.Item) -> bool:
-    own = getattr(item, "callspec", None)
-    needed = set(getattr(item, "fixturenames", ())) - set(own.params if own is not None else ())
-    return needed <= _PYTESTS_OWN
+    given = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    names = {name.strip() for one in given for name in (one.split(",") if isinstance(one, str) else one)}
+    return set(getattr(item, "fixturenames", ())) - names <= _PYTESTS_OWN
 
 
 def _values_of(item: pytest.Item) -> set[_Value]:

@@ -1,0 +1,68 @@
+"""The ten-minute run has of each test cases that differ, and has them alike each time."""
+
+import pytest
+
+from tests.sampled_cases import choose_cases
+
+pytest_plugins = ["pytester"]
+
+FILE = """
+import pytest
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request):
+    return request.param
+
+@pytest.mark.parametrize("vendor", ["a", "b", "c"])
+def test_of_a_ledger(ledger, vendor): ...
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("vendor", ["a", "b", "c"])
+def test_of_more(ledger, vendor): ...
+
+@pytest.mark.sample()
+@pytest.mark.parametrize("vendor", ["a", "b", "c"])
+def test_of_all(ledger, vendor): ...
+
+@pytest.mark.parametrize("number", range(9))
+def test_that_needs_nothing(number, tmp_path): ...
+
+def test_without_cases(ledger): ...
+
+class TestOfAClass:
+    @pytest.mark.parametrize("number", range(5))
+    def test_in_it(self, ledger, number): ...
+"""
+
+
+def test_cases_are_taken_that_bring_new_values_before_those_that_repeat_some():
+    cases = {(x, y): {("x", x), ("y", y)} for x in range(3) for y in range(3)}
+    assert choose_cases(cases, 3) == {(0, 0), (1, 1), (2, 2)}
+    assert len(choose_cases(cases, 5)) == 5
+    assert choose_cases(cases, 100) == set(cases)
+    assert choose_cases({}, 2) == set()
+
+
+def _ran(pytester: pytest.Pytester) -> list[str]:
+    result = pytester.runpytest_inprocess("-v", "-p", "tests.sampled_cases", "-p", "no:cacheprovider")
+    assert result.ret == 0
+    return [line.split("::", 1)[1].split(" ")[0] for line in result.outlines if " PASSED" in line]
+
+
+def test_of_a_test_that_needs_more_than_pytest_two_cases_run_on_both_ledgers(pytester):
+    pytester.makeini("[pytest]\nmarkers = sample: how many")
+    pytester.makepyfile(FILE)
+    ran = _ran(pytester)
+    count = {name: sum(one.startswith(name) for one in ran) for name in dict.fromkeys(one.split("[")[0] for one in ran)}
+    assert count == {
+        "test_of_a_ledger": 2,
+        "test_of_more": 4,
+        "test_of_all": 6,
+        "test_that_needs_nothing": 9,
+        "test_without_cases": 2,
+        "TestOfAClass::test_in_it": 2,
+    }
+    two = [one.partition("[")[2].rstrip("]").split("-") for one in ran if one.startswith("test_of_a_ledger")]
+    assert {ledger for ledger, _ in two} == {"sqlite", "postgresql"}
+    assert len({vendor for _, vendor in two}) == 2
+    assert _ran(pytester) == ran
