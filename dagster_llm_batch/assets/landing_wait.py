@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, find_conditions
+from dagster_llm_batch.engine.queue_places import QueueWait, find_waits, send_before
 from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError, UnreadableError
 from dagster_llm_batch.progress import pace_of, progress_text
@@ -19,10 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["advance"]
 
+_TELL_EVERY = timedelta(minutes=10)
+
 
 def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine, submission_id: str) -> Status:
     """Advance the submission as far as it goes now; in `wait` mode until it is settled."""
-    note, is_first = "", True
+    note, is_first, queues = "", True, _QueueLog(context)
     while True:
         try:
             # Whoever starts a run may have mended what was in the way; after that, it keeps to the pauses of a sensor.
@@ -45,12 +50,40 @@ def advance(context: dg.AssetExecutionContext, dataset: Dataset, engine: Engine,
         if status.is_settled or dataset.mode == "deferred":
             return status
         _refuse_stuck(engine, {submission_id, *status.submission.reused_from})
-        # It may wait for batches of others, about which perhaps nobody else asks.
+        # It may wait for batches of others, about which perhaps nobody else asks, and for what nobody else sends.
+        waits = find_waits(engine, status)
+        queues.tell(waits, engine.now())
         engine.poll_beside(status)
+        for why in send_before(engine, dataset.labeling, waits):
+            queues.tell_of_trouble(why)
         if (text := progress_text(status)) != note:
             context.log.info(f"Waiting: {progress_text(status, pace_of(engine, status))}")
             note = text
         time.sleep(dataset.resource(context).poll_seconds)
+
+
+class _QueueLog:
+    """Log what a run waits for in declared queues, at the start and then regularly."""
+
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        self._log = context.log
+        self._troubles: set[str] = set()
+        self._told_at: datetime | None = None
+
+    def tell(self, waits: Sequence[QueueWait], now: datetime) -> None:
+        """Log who is before the requests that wait."""
+        if not waits:
+            self._told_at = None
+        elif self._told_at is None or abs(now - self._told_at) >= _TELL_EVERY:
+            self._told_at = now
+            for wait in waits:
+                self._log.info(str(wait))
+
+    def tell_of_trouble(self, why: str) -> None:
+        """Log once why something that is before them could not be sent."""
+        if why not in self._troubles:
+            self._troubles.add(why)
+            self._log.info(f"Requests that wait before it cannot be sent now: {why}")
 
 
 def _refuse_stuck(engine: Engine, awaited: set[str]) -> None:

@@ -75,6 +75,25 @@ def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(in
         assert location.engine().latest(LABELS, DAYS[0]).is_settled is False
 
 
+def test_in_wait_mode_a_run_sends_what_waits_before_it_in_the_queue_where_no_other_run_would(instance):
+    with Emulator(pace=0.05) as emulator:
+        limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}
+        location = CodeLocation(emulator, instance, *labeled(mode="wait", partitions_def=DAILY), **limits)
+        # The first fills the queue; the second is planned, and its place comes before that of the third.
+        for day in DAYS[:2]:
+            assert location.run(BATCH, partition=day).success
+        landing = location.run(BATCH, *LANDING, partition=DAYS[2])
+        assert landing.success
+        assert location.landed() == {DAYS[2]}
+        assert len(emulator.books.batches) == 3
+        logs = [entry.user_message for entry in instance.all_logs(landing.run_id)]
+        [told] = [text for text in logs if "wait for a place in the queue of openai" in text]
+        assert (
+            f"behind 3 requests of {LABELS} {DAYS[0]} that are in flight, "
+            f"and 3 of {LABELS} {DAYS[1]} that are not sent yet." in told
+        )
+
+
 def test_in_wait_mode_a_run_asks_for_unreadable_results_again_after_the_pause_of_the_ledger(instance, monkeypatch):
     asked = []
 

@@ -861,6 +861,28 @@ def test_of_batches_of_several_shards_one_is_before_all_others_in_its_queue(ledg
     assert ahead == [8, 0]
 
 
+def test_who_is_before_a_shard_in_its_queue_is_told_by_submission_and_what_is_in_flight_first(ledger, clock):
+    for name, count in (("s1", 2), ("s2", 1), ("s3", 2)):
+        shards = [a_shard(f"{name}-{at}", name, number=at, nonce=f"{name}-{at}", requests=8) for at in range(count)]
+        ledger.open_submission(a_submission(name, partition=name), shards)
+        clock.pass_seconds(60)
+    bring_to(ledger, "s2-0", ShardState.SUBMITTED)
+    asked = {"presence": Presence.at(clock.now, timedelta(days=1)), "longest_pause": timedelta(hours=1)}
+    places = [
+        (place.submission_id, place.asset, place.partition, place.is_planned, place.requests)
+        for place in ledger.places_before("prod", ledger.shard("s3-1"), **asked)
+    ]
+    asset = a_submission().asset
+    assert places == [
+        ("s2", asset, "s2", False, 8),
+        ("s1", asset, "s1", True, 16),
+        ("s3", asset, "s3", True, 8),
+    ]
+    elsewhere = ledger.places_before("staging", ledger.shard("s3-1"), **asked)  # what is sent fills its queue, too
+    assert [place.submission_id for place in elsewhere] == ["s2"]
+    assert ledger.places_before("prod", ledger.shard("s3-1"), model="another", **asked) == []
+
+
 def test_what_lacks_money_is_before_nothing_in_its_queue(ledger, clock):
     shards = [a_shard(name, number=at, nonce=name) for at, name in enumerate(("h1", "h2"))]
     ledger.open_submission(a_submission(), shards)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import is_due, looked_after
 from dagster_llm_batch.types import Lane
@@ -57,9 +57,7 @@ class QueueQueries:
         """
         first, now = batch[0], presence.now
         ids = [each.shard_id for each in batch]
-        of_batch = (sa.select(column).where(SHARD.c.shard_id.in_(ids)).order_by(*_PLACE).limit(1) for column in _PLACE)
-        older = sa.tuple_(*_PLACE) < sa.tuple_(*(column.scalar_subquery() for column in of_batch))
-        waits = _is_planned(namespace) & older & _holds_place(presence)
+        waits = _is_planned(namespace) & _is_older(ids) & _holds_place(presence)
         query = (
             sa.select(*(sa.func.coalesce(sa.func.sum(column), 0) for column in _COUNTED))
             .where(*_of_queue(first, model), _is_in_queue(presence) | waits, is_due(now, longest_pause))
@@ -68,6 +66,27 @@ class QueueQueries:
         with self._database.read() as connection:
             row = connection.execute(query).one()
         return Queued(*map(int, row))
+
+    def places_before(
+        self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
+    ) -> list[QueuePlace]:
+        """Return by submission what `queue_ahead` counts before this planned shard: what is in flight comes first."""
+        waits = _is_planned(namespace) & _is_older([shard.shard_id]) & _holds_place(presence)
+        is_planned = SHARD.c.state == ShardState.PLANNED
+        of = (SUBMISSION.c.submission_id, SUBMISSION.c.namespace, SUBMISSION.c.asset, SUBMISSION.c.partition)
+        query = (
+            sa.select(*of, is_planned.label("is_planned"), sa.func.sum(SHARD.c.requests).label("requests"))
+            .join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            .where(*_of_queue(shard, model), _is_in_queue(presence) | waits, is_due(presence.now, longest_pause))
+            .where(SHARD.c.shard_id != shard.shard_id)
+            .group_by(*of, is_planned)
+            .order_by(is_planned, sa.func.min(SHARD.c.planned_at), SUBMISSION.c.submission_id)
+        )
+        with self._database.read() as connection:
+            return [
+                QueuePlace(submission_id, namespace, asset, partition, bool(planned), int(requests))
+                for submission_id, namespace, asset, partition, planned, requests in connection.execute(query)
+            ]
 
     def queue_line(
         self, namespace: str, shard: Shard, *, presence: Presence, longest_pause: timedelta, model: str | None = None
@@ -208,6 +227,14 @@ def _of_queue(shard: Shard, model: str | None) -> tuple[sa.ColumnElement[bool], 
     """Return the conditions for shards in the queue of this one's provider and account, of one model or of all."""
     of = (SHARD.c.provider == shard.provider, SHARD.c.account == shard.account, SHARD.c.lane == Lane.BATCH)
     return of if model is None else (*of, SHARD.c.model == model)
+
+
+def _is_older(shard_ids: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Return the condition for shards whose place is before the first of these."""
+    of_first = (
+        sa.select(column).where(SHARD.c.shard_id.in_(shard_ids)).order_by(*_PLACE).limit(1) for column in _PLACE
+    )
+    return sa.tuple_(*_PLACE) < sa.tuple_(*(column.scalar_subquery() for column in of_first))
 
 
 def _is_planned(namespace: str) -> sa.ColumnElement[bool]:

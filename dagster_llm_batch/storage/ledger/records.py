@@ -264,6 +264,17 @@ class Presence(NamedTuple):
         return sent_at + (self.now - self.sent_since)
 
 
+class QueuePlace(NamedTuple):
+    """What one submission has in a provider's queue, or planned for it, before a shard that waits."""
+
+    submission_id: str
+    namespace: str
+    asset: str
+    partition: str
+    is_planned: bool
+    requests: int
+
+
 class QueueHolder(NamedTuple):
     """Batches that are in a provider's queue, and that nobody of their namespace looks after any more.
 
