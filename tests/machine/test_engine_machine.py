@@ -59,6 +59,11 @@ class Machine(RuleBasedStateMachine):
         if world := self._has(name):
             self._note(world.cancel(name, end))
 
+    @rule(name=NAMES, number=st.integers(0, 5), end=ENDS)
+    def person_erases(self, name: str, number: int, end: End | None) -> None:
+        if world := self._has(name):
+            self._note(world.erase(name, number, end))
+
     @rule(name=NAMES, more=st.booleans())
     def change_rows(self, name: str, more: bool) -> None:
         if world := self._has(name):

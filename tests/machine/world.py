@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,10 +23,13 @@ from pydantic import BaseModel, Field
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime, Resend
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import find_conditions
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
+from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, VendorLimits, WireFault
 from tests.crash.clouds import CLOUDS
 from tests.faults.vendor_workspace import Servers, copy_ledger
@@ -92,6 +96,7 @@ class World:
         self.frozen: list[tuple[Mortal, threading.Thread]] = []
         self.backup: str | None = None
         self.told: list[str] = []
+        self.erased: defaultdict[str, set[int]] = defaultdict(set)
         (folder / "payloads" / "machine").mkdir(parents=True)
         self.foreign = folder / "payloads" / "machine" / "notes.parquet"
         self.foreign.write_bytes(b"of somebody else")
@@ -221,6 +226,17 @@ class World:
     def cancel(self, name: str, end: End | None = None) -> str:
         return self.on_latest(name, lambda engine, key: engine.cancel(key), end)
 
+    def erase(self, name: str, number: int, end: End | None = None) -> str:
+        """Erase a row for good, as a person asks; what a dead process left of that, finish() repeats."""
+        self.erased[name].add(number)
+
+        def act(engine: Engine) -> None:
+            engine.eraser.add_tombstones(name, [f"t{number}"], None)
+            engine.eraser.erase(name)
+            engine.eraser.erase_at_providers(name)
+
+        return self.step(act, end)
+
     def on_latest(self, name: str, act: Callable[[Engine, str], object], end: End | None = None) -> str:
         """Take a step with the newest submission of a dataset, where it has one."""
 
@@ -271,6 +287,9 @@ class World:
         self.thaw()
         self.emulator.clear_faults()
         self.pass_time(HOUR)
+        for name, numbers in self.erased.items():
+            for number in sorted(numbers):
+                self.erase(name, number)
         log: list[str] = []
         for turn in range(_MOST_ROUNDS):
             settled = []
@@ -283,6 +302,7 @@ class World:
             if all(settled):
                 break
             if turn > _MOST_ROUNDS // 2:
+                self._demand_that_a_person_is_told()
                 self.decide()
             self.emulator.settle()
             self.pass_time(HOUR)
@@ -290,13 +310,23 @@ class World:
             raise AssertionError(f"not settled: {log[-2 * len(self.definitions) :]}")
         self.judge()
 
+    def _demand_that_a_person_is_told(self) -> None:
+        """Whatever still waits after so many hours without a fault waits for a person, who is told."""
+        engine = self.engine()
+        open_ones = [one.submission for one in engine.ledger.progress("machine") if not one.submission.is_settled]
+        conditions = find_conditions(read_facts(engine, None, self.definitions))
+        told = {condition.submission.submission_id for condition in conditions if condition.is_due(engine.now())}
+        untold = [one for one in open_ones if one.submission_id not in told]
+        assert not untold, [(one.asset, one.state, engine.ledger.shards(one.submission_id)) for one in untold]
+
     def judge(self) -> None:
         """Hold what became of rows and money to what is promised."""
         engine = self.engine()
         for name, definition in self.definitions.items():
             newest = engine.latest(name)
             assert newest is not None
-            wanted = self.rows[name].table(name)["id"].to_pylist()
+            erased = {f"t{number}" for number in self.erased[name]}
+            wanted = set(self.rows[name].table(name)["id"].to_pylist()) - erased
             labeled = engine.labels(definition, newest.submission_id)
             found = [*labeled.labels["id"].to_pylist(), *labeled.rejects["id"].to_pylist()]
             if newest.state is SubmissionState.CANCELED:
@@ -306,15 +336,41 @@ class World:
             for row in labeled.labels.to_pylist():
                 assert row["topic"] == ("billing", "bug", "how_to")[int(row["id"][1:]) % 3], row
             assert sum(newest.outcomes.values()) == newest.requests, (name, newest.outcomes, newest.requests)
+            costs = [cost for table in (labeled.labels, labeled.rejects) for cost in table["llm_cost_usd"].to_pylist()]
+            assert sum(map(_money, costs)) == _money(newest.cost_usd), (name, costs, newest.cost_usd)
             for shard in engine.ledger.shards(newest.submission_id):
                 assert shard.state in (ShardState.COLLECTED, ShardState.CANCELED), shard
         assert self.paid_again() <= self.may_pay_again.total(), (self.paid_again(), self.may_pay_again)
         assert self.foreign.read_bytes() == b"of somebody else"
+        if self.erased:
+            kept = self._stored()
+            for name, numbers in self.erased.items():
+                for number in numbers:
+                    assert f"{name}: where is number {number}?" not in kept, (name, number)
+
+    def _stored(self) -> str:
+        """Return all that the payload files hold, unpacked."""
+        root = self.folder / "payloads"
+        payloads, found = PayloadStore(str(root)), []
+        for path in root.rglob("*"):
+            name = str(path.relative_to(root))
+            if path.is_dir() or path == self.foreign:
+                continue
+            if name.endswith(".parquet"):
+                found.append(str(payloads.read_table(name).to_pylist()))
+            else:
+                with payloads.reader(name) as file:
+                    found.append(file.read().decode(errors="replace"))
+        return "\n".join(found)
 
     def paid_again(self) -> int:
         """Return how many answers were billed of requests that had been answered and billed before."""
         billed = Counter(one.body_digest for one in self.emulator.books.executions if one.billed)
         return sum(times - 1 for times in billed.values())
+
+
+def _money(value: Any) -> Decimal:
+    return Decimal(0) if value is None else Decimal(str(value))
 
 
 def _resolve(engine: Engine, shard_id: str, batch_id: str | None) -> None:
