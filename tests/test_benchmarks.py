@@ -74,6 +74,7 @@ def test_floor_and_package_land_the_same_labels(form: str, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("part", _TOLD)
 def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> None:
+    """A benchmark measures, and takes long by itself; here it has its fewest rows."""
     small = ["--rows", "300", "--big-rows", "0", "--runs", "1", "--services", "openai", "--days", "5"]
     small += ["--only", "1 KB", "embeddings", "again", "--runs-of-days", "2"]
     small += ["--growing", "1", "2", "--rows-a-day", "10"]
@@ -87,6 +88,7 @@ def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> 
 
 
 def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_path: Path) -> None:
+    """The benchmark starts engines whose workers each import the package."""
     figures = tmp_path / "figures"
     command = [sys.executable, "-m", "benchmarks.engines", "python", "--rows", "30000", "--keep", str(figures)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

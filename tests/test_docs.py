@@ -180,6 +180,7 @@ def test_the_site_leads_to_every_page():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
+    """The site has every page, and the reference of every public name."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr

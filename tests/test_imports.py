@@ -52,6 +52,7 @@ print(json.dumps([names, wrong]))
 
 @pytest.mark.slow
 def test_a_module_can_be_imported_first():
+    """Each module of the package is imported in a process that has imported no other."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     names, wrong = json.loads(done.stdout)
     assert wrong == {}

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_quick_part_of_each_section_keeps_its_promises(name: str) -> None:
+    """Each section draws populations by the hundred."""
     measured = SECTIONS[name].measure(QUICK_DRAWS, True)
     assert not measured.broken
     assert measured.text.count("\n") > 2  # a table with rows

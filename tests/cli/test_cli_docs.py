@@ -69,6 +69,7 @@ def test_a_command_that_is_not_there_names_the_one_that_is_near():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_page_runs_in_its_order(project, home):
+    """The page has each command of the command line."""
     project.folder.joinpath("pyproject.toml").write_text(blocks("toml")[0])
     project.folder.joinpath("support.py").write_text(blocks("python")[0])
     for line in lines():

@@ -187,6 +187,7 @@ def test_every_troubled_provider_has_its_line_and_the_healthy_one_is_checked_and
 def test_a_healthy_provider_is_sent_to_and_its_labels_land_by_the_sensor_beside_troubled_ones(
     project, home, monkeypatch, trouble, form
 ):
+    """Each of its runs is a process that imports Dagster."""
     define(project, monkeypatch, FORM=form, TROUBLE=trouble, HEALTHY="openai")
     defs = project.module()["defs"]
     repository, job = defs.get_repository_def(), defs.resolve_implicit_global_asset_job_def()

@@ -92,6 +92,7 @@ def test_every_attribute_of_every_component_is_used():
 
 @pytest.mark.slow
 def test_a_real_dagster_dev_says_the_same_of_the_yaml_as_of_the_python(project, tmp_path):
+    """It starts a real Dagster with two code locations."""
     python = tmp_path / "in_python.py"
     python.write_text("from every_option import in_python as defs\n")
     made = project / "src" / "every" / "definitions.py"

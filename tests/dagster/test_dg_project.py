@@ -50,6 +50,7 @@ def commands() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_commands_of_the_page_make_a_project_that_lists_scaffolds_checks_and_runs_a_labeled_dataset(tmp_path):
+    """Each of the commands of `dg` is a process that imports all of Dagster."""
     venv, shop = tmp_path / "venv", tmp_path / "shop"
     env = {
         **environment(tmp_path / "home"),

@@ -103,6 +103,7 @@ def land(running: DagsterDev, folder: Path, select: list[str]) -> Reader:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(tmp_path):
+    """It starts a real Dagster in a new environment, as the reader of the page does."""
     _two_commands, install, run = commands(README)
     with shell(README, tmp_path, [install, run]) as running:
         everything = ["comments", "gold", "moods", "moods_batch", "moods_rejects"]
@@ -114,6 +115,7 @@ def test_the_readme_goes_from_an_empty_folder_to_wrong_rows_by_materialize_all(t
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_page_start_goes_to_labels_and_then_to_the_plan_of_a_real_account(tmp_path):
+    """It starts a real Dagster in a new environment, as the reader of the page does."""
     install, plan, dev, look, read, real = commands(START)
     assert dev.strip() == "dagster dev -f labels.py"
     waits = "while [ ! -e landed ]; do sleep 0.2; done"

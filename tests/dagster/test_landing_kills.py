@@ -354,6 +354,7 @@ _CASES = [*(("sqlite", point) for point in _POINTS), *(("postgresql", point) for
 def test_all_lands_once_where_a_landing_run_is_killed(
     ledger: str, point: Point, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """Each landing run is a process that imports Dagster, and another goes on after the kill."""
     ready: Ready = request.getfixturevalue(ledger).copy(tmp_path)
     books = ready.emulator.books
     batches = len(books.batches)
@@ -391,6 +392,7 @@ _FROZEN = [
 def test_newer_labels_stay_that_were_landed_while_a_landing_run_was_frozen(
     sqlite: Ready, point: Point, tmp_path: Path
 ) -> None:
+    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
     ready = sqlite.copy(tmp_path)
     # The copies share a provider, which shall be asked once of each row.
     prefix = f"newest-{_FROZEN.index(point)}"
@@ -419,6 +421,7 @@ _KILLED = [
 def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
     sqlite: Ready, killed_at: Point, tmp_path: Path
 ) -> None:
+    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
     ready = sqlite.copy(tmp_path)
     prefix = f"killed-{_KILLED.index(killed_at)}"
     with run_frozen_at(ready, Point("file: table", _U), killed_at), ready.place.location(prefix) as location:
@@ -436,6 +439,7 @@ def test_newer_labels_stay_where_a_frozen_landing_run_is_killed_after_it_woke(
 
 @pytest.mark.slow
 def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(sqlite: Ready, tmp_path: Path) -> None:
+    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
     ready = sqlite.copy(tmp_path)
     with ExitStack() as newer_run:
         with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("beside") as location:
@@ -455,6 +459,7 @@ def test_newer_labels_stay_that_an_older_run_lands_over_before_the_ledger_knows(
 def test_newer_labels_stay_where_a_frozen_landing_run_wakes_after_dagster_has_given_it_up(
     sqlite: Ready, tmp_path: Path
 ) -> None:
+    """Each landing run is a process that imports Dagster, and a frozen one waits until others have landed."""
     ready = sqlite.copy(tmp_path)
     with run_frozen_at(ready, Point("file: table", _U)), ready.place.location("given-up") as location:
         assert location.submit(span=_EVERYTHING).success

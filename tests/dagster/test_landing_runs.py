@@ -90,6 +90,7 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
 
 @pytest.mark.slow
 def test_a_verdict_that_dagster_does_not_store_fails_the_tick_and_the_neighbours_have_theirs(make, emulator):
+    """It lands many partitions, of which each has its verdicts."""
     location = make(*labeled(partitions_def=DAILY), bounds=AT_ONCE)
     location.submit(span=(DAYS[0], DAYS[1]))
     emulator.settle()

@@ -150,6 +150,7 @@ class Reader:
 def test_three_partitions_go_from_one_backfill_to_labels_checks_evaluation_and_pages_of_a_real_dagster(
     tmp_path,
 ):
+    """A real Dagster takes half a minute to start, and then works at its daemon's pace."""
     definitions = Path(__file__).with_name("live_defs.py")
     with emulator(tmp_path) as env, dagster_dev(tmp_path, definitions, env) as dev:
         seen = Reader(dev)

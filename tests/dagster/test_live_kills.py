@@ -64,6 +64,7 @@ def landed(seen: Reader) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_all_partitions_land_and_are_paid_once_whoever_is_killed_in_a_real_dagster(tmp_path):
+    """A real Dagster takes half a minute to start, and again after each kill."""
     definitions = Path(__file__).with_name("live_defs.py")
     with Emulator() as emulator:
         env = {"OPENAI_BASE_URL": emulator.openai_base_url, "OPENAI_API_KEY": DEFAULT_KEY}

@@ -101,6 +101,7 @@ def end_at(ref: Any, base_url: str, tables: str, number: int, is_stored: bool) -
 def test_a_run_that_is_killed_between_stored_and_told_has_told_nothing_that_is_not_there_and_the_next_lands_all(
     stored, emulator, tmp_path, number, is_stored
 ):
+    """Each run is a process that imports Dagster, and 66 partitions land in one of them."""
     tables, base_url = str(tmp_path / "tables"), emulator.openai_base_url
     with landing(stored, base_url, tables) as location:
         assert location.submit(span=ALL).success

@@ -33,6 +33,7 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_tutorial_works_word_by_word_with_the_built_wheel_in_a_new_environment(tmp_path):
+    """It builds the wheel, installs an environment and starts Dagster: minutes of a reader, most of them waits."""
     built(tmp_path / "dist", "--wheel")
     set_up, send, land, dev = (text for _, text in blocks("sh"))
     files = {found[1]: text for info, text in blocks("python") if (found := re.search(r'title="(.+?)"', info))}

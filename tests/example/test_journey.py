@@ -102,6 +102,7 @@ def all_of(done, home):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_environment_variables_alone_put_a_hosted_model_in_place_of_the_local_one(tmp_path):
+    """The example starts a real Dagster, which takes half a minute."""
     with Emulator(pace=0.1) as emulator:
         settings = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
         done = example(tmp_path, EXAMPLE_MODEL="openai/gpt-5-nano", **settings)

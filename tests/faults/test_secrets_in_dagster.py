@@ -169,6 +169,7 @@ def test_dagster_holds_no_password_of_the_ledger(
 def test_dagster_holds_no_credential_of_any_resource(
     tmp_path: Path, caplog: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It starts a real Dagster, whose databases and answers it searches."""
     caplog.set_level(logging.DEBUG)
     caplog.set_level(logging.INFO, logger="botocore")
     for name, value in VARIABLES.items():

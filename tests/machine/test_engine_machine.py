@@ -140,6 +140,8 @@ def new_database() -> Iterator[Callable[[], str]]:
 def test_any_sequence_of_steps_loses_nothing_and_pays_nothing_twice(
     ledger: str, running: Servers, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """Each program has 25 steps, and then hours of a sensor until all is settled."""
+
     def make(vendor: str) -> World:
         folder = tmp_path / uuid.uuid4().hex[:8]
         folder.mkdir()

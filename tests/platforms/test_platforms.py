@@ -43,6 +43,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
     set_variable: SetVariable,
     record_property: Callable[..., None],
 ) -> None:
+    """A platform has several datasets, each of which is planned, sent, landed and evaluated in Dagster."""
     with sample.next_platform() as taken:
         if taken is None:
             pytest.skip("no platform is left, or none fits DLB_PLATFORM_SECONDS any more")
@@ -58,6 +59,7 @@ def test_a_platform_loads_lands_every_row_once_bills_every_request_once_and_is_p
 def test_a_platform_that_failed_once_works(
     text: str, tmp_path: Path, servers: ServersFor, set_variable: SetVariable
 ) -> None:
+    """A platform has several datasets, each of which is planned, sent, landed and evaluated in Dagster."""
     run(Platform.parse(text), tmp_path / "platform-case", servers, set_variable)
 
 

@@ -88,6 +88,7 @@ def test_each_form_of_a_secret_is_masked_beside_another(secret: str, first: str,
 def test_a_secret_is_masked_also_where_a_text_was_cut_in_one_of_its_escapes(
     form: str, secret: str, share: float, end: str
 ) -> None:
+    """It cuts each form of a secret at each character."""
     # Backslashes that stand together count as one character, and Base64 drops what it is filled up with.
     assume(not set(secret[:7]) & set("\\="))
     written = FORMS[form](secret)

@@ -77,6 +77,7 @@ def judge(page, number: int) -> None:
 
 @pytest.mark.timeout(600)
 def test_fifty_rows_are_judged_by_keyboard_and_a_killed_server_loses_none(tmp_path):
+    """A real browser is driven through fifty rows, one key after the other."""
     texts = [f"Text of {number} <img src=x onerror='window.hurt=1'>" for number in range(ROWS)]
     keys = [f"t{number}" for number in range(ROWS)]
     pq.write_table(pa.table({"id": keys, "body": texts}), tmp_path / "tickets.parquet")

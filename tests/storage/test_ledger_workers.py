@@ -50,6 +50,7 @@ def assert_paid_once(mine: Engine, emulator: Emulator, requests: int) -> None:
 
 
 def test_runs_and_sensors_at_once_never_work_on_the_same_shard(ledger_url, emulator, tmp_path):
+    """Its workers are processes that import the package, and work for as long as it takes to meet."""
     # so that each day has a second wave
     emulator.inject(*(RowFault(status_code=503, containing=f"Ticket {day}-3.", times=1) for day in DAYS))
     acts = [run_until_settled] * 3 + [watch_until_settled] * 2
@@ -114,6 +115,7 @@ MOMENTS = {"create": "POST /v1/batches", "poll": "GET /v1/batches/*", "download"
 def test_a_database_that_goes_away_costs_time_only(
     postgres_cluster: Cluster, emulator: Emulator, tmp_path, moment: str, outage: Callable[[Outage], None]
 ):
+    """Its workers wait for PostgreSQL to come back, and then for leases of the dead, which last minutes."""
     in_the_middle = WireFault(kind="slow", route=MOMENTS[moment], seconds=0.5)
     emulator.inject(in_the_middle)
     url, skipped = postgres_cluster.new_database(), [timedelta()]

@@ -137,6 +137,7 @@ def parquet() -> bytes:
 def test_foreign_files_of_any_name_at_any_depth_stay_byte_for_byte(
     filled: Site, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
+    """It draws many names and depths, and takes a deployment through its life for each."""
     site = copied(filled, tmp_path_factory.mktemp("planted"))
     before = site.read()
     own_folders = sorted({path.rpartition("/")[0] for path in before})

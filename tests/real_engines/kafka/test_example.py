@@ -14,6 +14,7 @@ from example_project import stream
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_journey_ends_in_a_dashboard_of_all_messages_and_pays_for_each_request_once(tmp_path):
+    """It starts a broker, and a real Dagster that takes half a minute."""
     told = []
     with stream.broker(tmp_path / "broker") as address, stream.lexicon() as llm:
         setup = stream.StreamSetup(address, llm, tmp_path)
