@@ -57,6 +57,7 @@ __all__ = [
     "replace_function",
     "report_evaluation",
     "repository_of",
+    "stored_partitions",
 ]
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
@@ -167,6 +168,17 @@ def _subset_of(partitions_def: dg.PartitionsDefinition[Any] | None, partition: s
     if partition is None or partitions_def is None:
         return None
     return partitions_def.empty_subset().with_partition_keys([partition])
+
+
+def stored_partitions(context: dg.OutputContext) -> Sequence[str]:
+    """Return the partitions that an output is stored as; none of an asset that has no partitions.
+
+    `context.has_partition_key` is about the run: of a job over assets with partitions and without it is true for both.
+    A context that was built for a test has a key, and no step whose asset could be asked for its partitions.
+    """
+    if context.has_asset_partitions:
+        return context.asset_partition_keys
+    return [context.partition_key] if context.has_partition_key and context._step_context is None else ()
 
 
 def _is_of_many(context: dg.AssetExecutionContext) -> bool:

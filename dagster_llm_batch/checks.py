@@ -482,12 +482,17 @@ def all_partitions_evaluations(
 ) -> Iterator[dg.AssetCheckEvaluation] | None:
     """Return a summary of all partitions for each check of a run that has no partition, as by "Execute all" in the UI.
 
-    None for any other run.
+    None for any other run. Raises ConfigError for a run without a partition that is to materialize: it would ask, and
+    pay for, rows that are of no partition, and could land nowhere.
     """
     if partitions_def is None or context.has_partition_key or context.has_partition_key_range:
         return None
     if context.selected_asset_keys:
-        return None
+        names = ", ".join(sorted(key.to_user_string() for key in context.selected_asset_keys))
+        raise ConfigError(
+            f"{names} has partitions, and this run is of none of them. Nothing was sent or stored. Start the run with "
+            "a partition, or a range of them: in the UI by Materialize, in a test by partition_key=."
+        )
     keys = partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
     return _summaries(context, keys)
 

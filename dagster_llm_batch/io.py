@@ -40,6 +40,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from dagster_llm_batch._dagster_private import stored_partitions
 from dagster_llm_batch.config import CheckedIOManager
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.errors import InputError, PayloadError
@@ -188,7 +189,7 @@ class HiveParquetIOManager(CheckedIOManager):
         """Put a table in the place of what its folder holds. A Spark DataFrame is written by Spark."""
         if obj is None:
             return
-        partition = context.partition_key if context.has_partition_key else None
+        partition = self._partition_of(context)
         folder = self.folder(context.asset_key, partition)
         context.add_output_metadata({"path": dg.MetadataValue.path(folder), URI_KEY: storage_uri(folder)})
         if hasattr(obj, "mapInArrow"):
@@ -206,6 +207,20 @@ class HiveParquetIOManager(CheckedIOManager):
                         f"0.1.0 left an older one in {place} cannot be told: {type(error).__name__}: {error}. If there "
                         "is one, remove that folder, or those who read all partitions have the rows of both."
                     )
+
+    def _partition_of(self, context: dg.OutputContext) -> str | None:
+        """Return the partition that the table is of; None of an asset without partitions, also in a run of one.
+
+        Raises InputError in a run over several partitions: which of them a row belongs to is not known.
+        """
+        keys = stored_partitions(context)
+        if len(keys) > 1:
+            raise InputError(
+                f"{context.asset_key.to_user_string()} cannot be stored: its run is over {len(keys):,} partitions, and "
+                "gave one table for all of them. Nothing was stored. Run each partition by itself: "
+                "backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1)."
+            )
+        return keys[0] if keys else None
 
     def check_partition(self, asset: dg.AssetKey, key: str, others: Iterable[str] = ()) -> None:
         """Raise InputError for a key whose partition cannot be stored here, or would not be read back as it is.

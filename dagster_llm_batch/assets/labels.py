@@ -17,7 +17,13 @@ from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_streams, labeled_tables
 from dagster_llm_batch.assets.landing_wait import advance
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
-from dagster_llm_batch.assets.partitions import each_partition, materialize_result, others_at_work
+from dagster_llm_batch.assets.partitions import (
+    each_partition,
+    is_of_range,
+    materialize_result,
+    others_at_work,
+    partitions_of,
+)
 from dagster_llm_batch.assets.provenance import Provenance
 from dagster_llm_batch.checks import (
     COVERAGE,
@@ -101,8 +107,8 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         engine = dataset.engine(context)
         with OutputWriter(context, dataset.io_manager_key, dataset.frame) as writer:
             run = _Run(writer, SentChecks(dataset.batch_key), Provenance(context, dataset.batch_key))
-            if context.has_partition_key_range:
-                run.settled = landing.send_together(context, engine, list(context.partition_keys))
+            if is_of_range(context):
+                run.settled = landing.send_together(context, engine, list(partitions_of(context)))
                 run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
             try:
                 yield from each_partition(

@@ -18,22 +18,44 @@ from dagster_llm_batch.checks import CheckOutcome, Verdicts, unjudged_evaluation
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 
-__all__ = ["EachPartition", "each_partition", "materialize_result", "others_at_work"]
+__all__ = [
+    "EachPartition",
+    "each_partition",
+    "is_of_range",
+    "materialize_result",
+    "others_at_work",
+    "partitions_of",
+]
 
 _T = TypeVar("_T")
 _Told = Callable[[str | None, str], object]
 _PASSWORD = re.compile(r"(://[^\s/@:]*):[^\s/@]+@")
 
 
+def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
+    """Return the partitions of this step's asset that this run is over; none of an asset that has no partitions.
+
+    A job over assets with partitions and without has runs of a partition, which the ones without do not have.
+    """
+    if context.assets_def.partitions_def is None:
+        return ()
+    return context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+
+
+def is_of_range(context: dg.AssetExecutionContext) -> bool:
+    """Return whether this run is over a range, perhaps of one, of the partitions of this step's asset."""
+    is_range = context.has_partition_key_range and not context.has_partition_key
+    return is_range and context.assets_def.partitions_def is not None
+
+
 class EachPartition:
-    """The partitions of this run, in order, or None in an unpartitioned dataset; those that fail are left out.
+    """The partitions of this run, in order, or None of an asset without partitions; those that fail are left out.
 
     `failed` is called with each of these, and why.
     """
 
     def __init__(self, context: dg.AssetExecutionContext, failed: _Told | None = None) -> None:
-        many = context.has_partition_key or context.has_partition_key_range
-        self.keys: list[str | None] = list(context.partition_keys) if many else [None]
+        self.keys: list[str | None] = list(partitions_of(context)) or [None]
         self._failures = _Failures(context, len(self.keys), failed)
         self._instance = context.instance
 
@@ -135,7 +157,7 @@ def materialize_result(
     To be yielded through EachPartition, which makes events of `Verdicts`; at most once a partition with verdicts.
     """
     # in a run over a range, even of one partition, a MaterializeResult would speak of all of the range
-    if context.has_partition_key_range and not context.has_partition_key:
+    if is_of_range(context):
         versions = {**(tags or {}), "dagster/data_version": version}
         yield dg.AssetMaterialization(asset, partition=partition, metadata=metadata, tags=versions)
         if verdicts:

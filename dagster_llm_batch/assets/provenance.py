@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch._dagster_private import newest_storage_ids, provenance_tags
+from dagster_llm_batch.assets.partitions import is_of_range, partitions_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +31,7 @@ class Provenance:
     def __init__(self, context: dg.AssetExecutionContext, batch: dg.AssetKey) -> None:
         self._context = context
         self._batch = batch
-        self._is_of_many = context.has_partition_key_range and not context.has_partition_key
+        self._is_of_range = is_of_range(context)
 
     def tags(
         self, asset: dg.AssetKey, partition: str | None, submission: Submission, sent: SentDefinition
@@ -39,7 +40,7 @@ class Provenance:
         version = None
         if sent.changes:
             version = sent.labeling.code_version if sent.is_known else submission.config_fingerprint
-        if not self._is_of_many:
+        if not self._is_of_range:
             return {} if version is None else {_CODE_VERSION: version}
         version = version or self._context.assets_def.code_versions_by_key.get(asset)
         pointer = self._pointers.get(partition or "")
@@ -48,4 +49,4 @@ class Provenance:
     @cached_property
     def _pointers(self) -> Mapping[str, int]:
         """The newest materialization of each partition's submission."""
-        return newest_storage_ids(self._context.instance, self._batch, set(self._context.partition_keys))
+        return newest_storage_ids(self._context.instance, self._batch, set(partitions_of(self._context)))

@@ -373,3 +373,38 @@ def test_a_damaged_table_is_named_with_its_asset(tmp_path: Any, partition: str |
     named = rf"^The table of lake/labels{of_partition} is damaged: the bytes in {folder} are .* materialize it again\.$"
     with pytest.raises(PayloadError, match=named):
         io.load_input(dg.build_input_context(**where))
+
+
+def test_an_asset_without_partitions_is_stored_as_one_table_in_a_run_of_a_partition(tmp_path):
+    days = dg.StaticPartitionsDefinition(["a", "b"])
+
+    @dg.asset
+    def gold():
+        return pa.table({"id": [1, 2]})
+
+    @dg.asset(partitions_def=days)
+    def beside(gold: pa.Table):
+        return gold
+
+    io = {"io_manager": HiveParquetIOManager(root=str(tmp_path))}
+    with dg.DagsterInstance.ephemeral() as instance:
+        for key in ("a", "b"):
+            assert dg.materialize([gold, beside], partition_key=key, resources=io, instance=instance).success
+    assert [file.parent.name for file in (tmp_path / "gold").rglob("*.parquet")] == ["gold"]
+
+
+def test_one_table_for_several_partitions_is_refused(tmp_path):
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b"]), backfill_policy=dg.BackfillPolicy.single_run())
+    def both():
+        return pa.table({"id": [1, 2]})
+
+    result = dg.materialize(
+        [both],
+        tags={"dagster/asset_partition_range_start": "a", "dagster/asset_partition_range_end": "b"},
+        resources={"io_manager": HiveParquetIOManager(root=str(tmp_path))},
+        raise_on_error=False,
+    )
+    [error] = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    assert error.cause is not None
+    assert "gave one table for all of them" in error.cause.message
+    assert list(tmp_path.rglob("*.parquet")) == []

@@ -181,3 +181,32 @@ def test_labels_alone_and_rejects_alone_can_be_materialized(make, emulator):
 def test_a_definition_that_cannot_work_is_refused_when_it_is_declared(wrong, message):
     with pytest.raises(ConfigError, match=message):
         labeled(**wrong)
+
+
+@pytest.mark.parametrize(
+    "where", [{"partition": "2026-01-02"}, {"span": ("2026-01-02", "2026-01-03")}], ids=["a partition", "a range"]
+)
+def test_a_dataset_without_partitions_is_asked_once_by_runs_that_have_them(make, emulator, where):
+    @dg.asset(partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    def beside() -> None:
+        """A job may be over assets with partitions and without."""
+
+    location = make(beside, *labeled())
+    assert location.run("beside", BATCH, **where).success
+    assert location.run("beside", BATCH, partition="2026-01-04").success
+    emulator.settle()
+    assert location.run("beside", *LANDING, **where).success
+    assert set(location.materializations()) == {None}
+    assert sum(one.billed for one in emulator.books.executions) == 3
+    engine = location.engine()
+    assert [one.partition for one in engine.ledger.submissions(engine.namespace)] == [""]
+
+
+@pytest.mark.parametrize("assets", [[BATCH], LANDING, [BATCH, *LANDING]], ids=["batch", "labels", "all"])
+def test_a_dataset_with_partitions_is_refused_in_a_run_without_one(make, emulator, assets):
+    location = make(*labeled(partitions_def=DAILY))
+    result = location.run(*assets)
+    assert not result.success
+    assert "has partitions, and this run is of none of them" in failure(result)
+    assert emulator.books.creates_seen == 0
+    assert location.engine().ledger.submissions("default") == []
