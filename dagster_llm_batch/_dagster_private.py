@@ -178,7 +178,8 @@ def stored_partitions(context: dg.OutputContext) -> Sequence[str]:
     """
     if context.has_asset_partitions:
         return context.asset_partition_keys
-    return [context.partition_key] if context.has_partition_key and context._step_context is None else ()
+    is_built = context._step_context is None  # noqa: SLF001 - to ask for the step warns or raises
+    return [context.partition_key] if is_built and context.has_partition_key else ()
 
 
 def _is_of_many(context: dg.AssetExecutionContext) -> bool:
