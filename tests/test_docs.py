@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import pydoc
 import re
-import shlex
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +17,7 @@ from mkdocs.config import load_config
 import dagster_llm_batch
 from dagster_llm_batch.providers.registry import PROVIDERS
 from tests import house_page
+from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, packages, run_commands, run_python
 from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
 from tests.state_diagram import PAGE as LEDGER_PAGE
@@ -29,11 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md", "docs/llms.txt")
 SITE = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md"))
-COMMANDS_RUN_ELSEWHERE = {
-    *("docs/start.md", "docs/tutorial.md", "docs/reference/cli.md", "docs/how-to/components.md"),
-    "docs/how-to/look-at-rows.md",
-}
-NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
 
 
 def _blocks(page, language):
@@ -42,26 +35,20 @@ def _blocks(page, language):
 
 
 def _run_python(page, monkeypatch, folder):
-    """The blocks of a page as one module; those with a title are files too."""
-    program = ModuleType("page")
-    program.__file__ = str(folder / "page.py")
-    monkeypatch.setitem(sys.modules, "page", program)
+    """The blocks of a page as one module, and what it imports, gone after the test."""
+    monkeypatch.setitem(sys.modules, "page", ModuleType("page"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
     monkeypatch.setitem(PROVIDERS, "dice", PROVIDERS["command"])  # a page registers it: it is gone after the test
     del PROVIDERS["dice"]
     before = set(sys.modules)
-    for line, block in _blocks(page, "python"):
-        if title := re.search(r'title="([\w./]+)"', block.info):
-            folder.joinpath(title[1]).parent.mkdir(exist_ok=True)
-            folder.joinpath(title[1]).write_text(block.content, encoding="utf-8")
-        exec(compile("\n" * line + block.content, str(ROOT / page), "exec", dont_inherit=True), vars(program))
+    names = run_python(ROOT / page, folder)
     for file in folder.rglob("*.py"):
         name = ".".join(file.relative_to(folder).with_suffix("").parts)
         for module in {name, name.partition(".")[0]} - before:
             sys.modules.pop(module, None)
-    return vars(program)
+    return names
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -82,23 +69,29 @@ def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page
     tmp_path.joinpath("home").mkdir(exist_ok=True)
     tmp_path.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
-    for _, block in _blocks(page, "sh"):
-        for line in block.content.splitlines():
-            if not NOT_RUN.match(line):
-                _run_command(shlex.split(line))
+    run_commands(ROOT / page)
 
 
-def _run_command(words):
-    """In this process where it is a script of a package: starting one takes longer than what it does."""
-    if words[0] == "python":
-        subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTEST_ADDOPTS": ""})
-        return
-    [script] = entry_points(name=words[0], group="console_scripts")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
-            script.load()()
-    assert not ended.value.code, words
+@pytest.mark.parametrize("page", ["README.md", *SITE])
+def test_the_code_of_a_page_is_found_without_a_parser_of_markdown(page):
+    """`tests.page` runs where only the page's packages are."""
+    read = [
+        (line, token.info.split()[0], token.content)
+        for language in ("python", "sh")
+        for line, token in _blocks(page, language)
+    ]
+    found = [(one.line, one.language, one.content) for one in blocks(ROOT / page, "python", "sh")]
+    assert sorted(found) == sorted(read)
+
+
+def test_readme_and_start_install_the_same():
+    assert packages(ROOT / "README.md") == packages(ROOT / "docs" / "start.md")
+
+
+@pytest.mark.parametrize("page", [page for page in ("README.md", *SITE) if _blocks(page, "python")])
+def test_a_page_with_code_installs_what_it_needs_or_links_to_the_page_that_does(page):
+    """`python3 -m tests docs` runs it in an environment with these packages alone."""
+    assert packages(ROOT / page)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *SITE])

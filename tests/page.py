@@ -1,0 +1,183 @@
+"""Pages of the docs, run as a reader would: `python tests/page.py PAGE…`, each in an empty folder.
+
+The Python blocks are one program, in their order; a block with a title is a file, too. The commands run after them. It
+needs the standard library alone, since a page's environment has the packages that the page lists and no others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+START = ROOT / "docs" / "start.md"
+# Tests of their own type these pages' commands, the first four in an environment with what the page installs.
+COMMANDS_RUN_ELSEWHERE = {
+    *("README.md", "docs/start.md", "docs/tutorial.md", "docs/how-to/components.md"),
+    *("docs/reference/cli.md", "docs/how-to/look-at-rows.md"),
+}
+OWN = "dagster-llm-batch"
+_FENCE = re.compile(r"^(?P<indent> *)```(?P<info>\w.*)\n(?P<content>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE)
+# A path before it, as in `flink/bin/pip`, is another environment.
+_INSTALL = re.compile(r"(?<![\w/-])(?:pip install|uv add) ([^`\n]+)")
+_NOT_RUN = re.compile(r"python3? -m (venv|example_project|tests)\b|mkdir |pip install |dagster dev ")
+
+
+class Block(NamedTuple):
+    """A block of code.
+
+    Attributes:
+        line: Of its fence, counted from 1.
+        title: The name of the file that it is, or nothing.
+    """
+
+    line: int
+    language: str
+    title: str
+    content: str
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    """Return the page's blocks of code in these languages."""
+    text, found = page.read_text(encoding="utf-8"), []
+    for fence in _FENCE.finditer(text):
+        language, _, options = fence["info"].partition(" ")
+        if language in languages:
+            title = re.search(r'title="([\w./]+)"', options)
+            line = text.count("\n", 0, fence.start()) + 1
+            found.append(Block(line, language, title[1] if title else "", textwrap.dedent(fence["content"])))
+    return found
+
+
+def install_lines(page: Path) -> list[list[str]]:
+    """Return the packages of each line that installs some; this package without the path of its clone."""
+    lines = [shlex.split(line) for line in _INSTALL.findall(page.read_text(encoding="utf-8"))]
+    # A group is of a clone's pyproject.toml.
+    lines = [words for words in lines if "--group" not in words]
+    return [[OWN + word.partition(OWN)[2] if OWN in word else word for word in words if word != "…"] for words in lines]
+
+
+def packages(page: Path) -> tuple[str, ...]:
+    """Return what the page installs, with what the start installs where the page links to that; this package first."""
+    lines = install_lines(page)
+    if f"({os.path.relpath(START, page.parent)}#install)" in page.read_text(encoding="utf-8"):
+        lines += install_lines(START)
+    words = {word for line in lines for word in line}
+    own = {word for word in words if word.startswith(OWN)}
+    extras = sorted({extra for word in own for extra in extras_of(word)})
+    return (with_extras(extras), *sorted(words - own)) if own else ()
+
+
+def extras_of(package: str) -> list[str]:
+    """Return the names in brackets."""
+    return [extra for extra in package.rstrip("]").partition("[")[2].split(",") if extra]
+
+
+def with_extras(extras: Sequence[str]) -> str:
+    """Return this package with these extras, as pip takes it."""
+    return f"{OWN}[{','.join(extras)}]" if extras else OWN
+
+
+def run_python(page: Path, folder: Path) -> Mapping[str, Any]:
+    """Run the page's Python in this process, whose current folder is `folder`; return the program's names."""
+    program = ModuleType("page")
+    program.__file__ = str(folder / "page.py")
+    sys.modules["page"] = program
+    for block in blocks(page, "python"):
+        if block.title:
+            folder.joinpath(block.title).parent.mkdir(exist_ok=True)
+            folder.joinpath(block.title).write_text(block.content, encoding="utf-8")
+        code = compile("\n" * block.line + block.content, str(page), "exec", dont_inherit=True)
+        exec(code, vars(program))
+    return vars(program)
+
+
+def run_commands(page: Path) -> None:
+    """Run the page's commands in the current folder, line by line. Raises AssertionError where one fails."""
+    for block in blocks(page, "sh"):
+        for line in block.content.splitlines():
+            if not _NOT_RUN.match(line):
+                _run_command(shlex.split(line))
+
+
+def _run_command(words: list[str]) -> None:
+    """In this process where it is a script of a package: starting one takes longer than what it does."""
+    if words[0] == "python":
+        subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTEST_ADDOPTS": ""})
+        return
+    [script] = entry_points(name=words[0], group="console_scripts")
+    with mock.patch.object(sys, "argv", words):
+        try:
+            status = script.load()()
+        except SystemExit as ended:
+            status = ended.code
+    assert not status, words
+
+
+def run(page: Path, folder: Path) -> None:
+    """Run the page in this process, in a folder of its own."""
+    os.chdir(folder)
+    sys.path[0] = str(folder)
+    run_python(page, folder)
+    if str(page.relative_to(ROOT)) not in COMMANDS_RUN_ELSEWHERE:
+        # A page may have made it, with runs in it.
+        folder.joinpath("home").mkdir(exist_ok=True)
+        folder.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+        os.environ["DAGSTER_HOME"] = str(folder / "home")
+        run_commands(page)
+
+
+def passes(page: Path) -> bool:
+    """Run the page in a child process; print its name and its time, and what it printed where it fails."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        log, folder = Path(name, "log"), Path(name, "folder")
+        folder.mkdir()
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            with log.open("wb") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+            status = 1
+            try:
+                run(page, folder)
+                status = 0
+            except BaseException:  # noqa: BLE001 - also SystemExit: a child returns to nothing
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        said = "passed" if status == 0 else "FAILED"
+        print(f"{said} in {time.monotonic() - began:.1f} s: {page.relative_to(ROOT)}", flush=True)
+        if status != 0:
+            print(log.read_text(encoding="utf-8", errors="replace")[-6_000:], flush=True)
+    return status == 0
+
+
+def main(pages: Sequence[str]) -> int:
+    """Run the pages, each in a process of its own that has imported Dagster already; return the exit status."""
+    # Dagster, too: to import it takes longer than most pages.
+    import_module("dagster_llm_batch")
+    passed = [passes(Path(page).resolve()) for page in pages]
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
