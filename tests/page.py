@@ -6,26 +6,36 @@ needs the standard library alone, since a page's environment has the packages th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.testing.emulator import Emulator
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "docs" / "start.md"
-# Tests of their own type these pages' commands, the first four in an environment with what the page installs.
+CLI = ROOT / "docs" / "reference" / "cli.md"
+# Tests of their own run these pages' commands, those of the first four in an environment with what the page installs.
 COMMANDS_RUN_ELSEWHERE = {
     *("README.md", "docs/start.md", "docs/tutorial.md", "docs/how-to/components.md"),
     *("docs/reference/cli.md", "docs/how-to/look-at-rows.md"),
@@ -114,18 +124,109 @@ def run_commands(page: Path) -> None:
                 _run_command(shlex.split(line))
 
 
-def _run_command(words: list[str]) -> None:
-    """In this process where it is a script of a package: starting one takes longer than what it does."""
+def _run_command(words: list[str]) -> str:
+    """Run it in this process where it is a script of a package: starting one takes longer than what it does."""
     if words[0] == "python":
         subprocess.run([sys.executable, *words[1:]], check=True, env={**os.environ, "PYTEST_ADDOPTS": ""})
-        return
+        return ""
     [script] = entry_points(name=words[0], group="console_scripts")
-    with mock.patch.object(sys, "argv", words):
+    # Another process would import the definitions as they are now.
+    sys.modules.pop("support", None)
+    with mock.patch.object(sys, "argv", words), redirect_stdout(StringIO()) as said:
         try:
             status = script.load()()
         except SystemExit as ended:
             status = ended.code
-    assert not status, words
+    assert not status, (words, said.getvalue())
+    return said.getvalue()
+
+
+def run_cli_page(folder: Path) -> None:
+    """Run the commands of docs/reference/cli.md in its project, against an emulator whose batches end in time."""
+    from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
+
+    folder.joinpath("pyproject.toml").write_text(blocks(CLI, "toml")[0].content, encoding="utf-8")
+    source = folder / "support.py"
+    source.write_text(blocks(CLI, "python")[0].content, encoding="utf-8")
+    lines = [line for block in blocks(CLI, "sh") for line in block.content.splitlines() if line]
+    with Emulator() as emulator:
+        address = {"OPENAI_API_KEY": DEFAULT_KEY, "OPENAI_BASE_URL": emulator.openai_base_url}
+        with mock.patch.dict(os.environ, address):
+            for line in lines:
+                words = shlex.split(line)
+                if "SHARD" in words:
+                    words[words.index("SHARD")] = _leave_a_shard_in_doubt(source, emulator)
+                if "labels,ticket_labels_rejects" in line:
+                    emulator.settle()
+                _run_cli_line(words, emulator)
+    assert folder.joinpath("labels.parquet").is_file()
+
+
+def _run_cli_line(words: list[str], emulator: Emulator) -> None:
+    if words[0] == "dg":
+        _materialize(words)
+    elif words[1] == "emulate":
+        assert _run_until_interrupted(words)["OPENAI_BASE_URL"].startswith("http://127.0.0.1:")
+    elif words[1] == "review":
+        assert "/table/ticket_labels?token=" in _run_until_interrupted(words)["url"]
+    else:
+        with _settled_all_the_time(emulator) if words[1] == "smoke" else nullcontext():
+            said = _run_command(words)
+        for text in said.splitlines() if "watch" in words else [said]:
+            assert "--json" not in words or json.loads(text), words
+
+
+def _materialize(words: list[str]) -> None:
+    """Run `dg launch` where it is installed; else, in this process, the command of Dagster that does the same."""
+    if find_spec("dagster_dg_cli"):
+        subprocess.run(words, check=True)
+    else:
+        renamed = {"dg": ["dagster"], "launch": ["asset", "materialize"], "--assets": ["--select"]}
+        _run_command([new for word in words for new in renamed.get(word, [word])])
+
+
+@contextmanager
+def _settled_all_the_time(emulator: Emulator) -> Iterator[None]:
+    """Batches end by themselves meanwhile: the command waits for one."""
+    is_over = threading.Event()
+
+    def settle() -> None:
+        while not is_over.wait(0.05):
+            emulator.settle()
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _run_until_interrupted(words: list[str]) -> dict[str, str]:
+    """Return what the command prints first, as JSON."""
+    script = Path(sys.executable).with_name(words[0])
+    with subprocess.Popen([script, *words[1:]], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said: dict[str, str] = json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        return said
+
+
+def _leave_a_shard_in_doubt(source: Path, emulator: Emulator) -> str:
+    """Submit another row, whose create call is not answered, and whose batch cannot be looked for."""
+    from dagster_llm_batch.testing.emulator import WireFault
+
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace('"The page stays white."', '"The page stays black."'), encoding="utf-8")
+    emulator.inject(WireFault(kind="close", route="POST /v1/batches"))
+    emulator.inject(WireFault(kind="status", status=503, route="GET /v1/batches", times=None))
+    _materialize(["dg", "launch", "-m", "support", "--assets", "tickets,ticket_labels_batch"])
+    emulator.clear_faults()
+    found = json.loads(_run_command(["dagster-llm-batch", "resolve", "--json"]))["orphans"]
+    shard: str = found[0]["shard"]["shard_id"]
+    return shard
 
 
 def run(page: Path, folder: Path) -> None:
@@ -133,11 +234,13 @@ def run(page: Path, folder: Path) -> None:
     os.chdir(folder)
     sys.path[0] = str(folder)
     run_python(page, folder)
-    if str(page.relative_to(ROOT)) not in COMMANDS_RUN_ELSEWHERE:
-        # A page may have made it, with runs in it.
-        folder.joinpath("home").mkdir(exist_ok=True)
-        folder.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
-        os.environ["DAGSTER_HOME"] = str(folder / "home")
+    # A page may have made it, with runs in it.
+    folder.joinpath("home").mkdir(exist_ok=True)
+    folder.joinpath("home", "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
+    os.environ["DAGSTER_HOME"] = str(folder / "home")
+    if page == CLI:
+        run_cli_page(folder)
+    elif str(page.relative_to(ROOT)) not in COMMANDS_RUN_ELSEWHERE:
         run_commands(page)
 
 
