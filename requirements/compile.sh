@@ -13,6 +13,7 @@ if [ -n "${PIP_FIND_LINKS:-}" ]; then wheels="--find-links $PIP_FIND_LINKS"; els
 # shellcheck disable=SC2086 -- two words
 uv pip compile --quiet --python-version 3.11 --no-header --annotation-style line pyproject.toml requirements/vllm.in \
   --group engines --extra ray --override requirements/vllm-overrides.txt $wheels -o requirements/vllm.txt "$@"
+uv pip compile --quiet --universal --no-header --annotation-style line requirements/mutants.in -c requirements/dev.txt -o requirements/mutants.txt "$@"
 uv_pin requirements/tensorflow.in --group engines --extra export -o requirements/tensorflow.txt "$@"
 uv_pin requirements/platform.in --group engines --extra otel --extra openai --extra emulator -o requirements/platform.txt "$@"
 uv_pin --group engines --extra spark --extra openai --extra emulator --extra evaluation -c requirements/dev.txt -o requirements/spark.txt "$@"

