@@ -28,7 +28,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from example_project import bootstrap  # noqa: E402 - set-up is shared with the example
-from tests import browser  # noqa: E402 - of this checkout
+from tests import browser, docs_step  # noqa: E402 - of this checkout
 from tests.byte_code import share_byte_code  # noqa: E402
 
 WHEEL_VENV = ROOT / ".venv-wheel"
@@ -172,6 +172,11 @@ def slow() -> bool:
     return _run(*PYTEST, *SLOW_AT_ONCE, "-m", "slow", "tests")
 
 
+def docs() -> bool:
+    """Each page's code in an environment with what the page installs, and nothing else."""
+    return docs_step.run()
+
+
 class Engine(NamedTuple):
     """A real engine, and the tests in `tests/real_engines/<name>` that start and stop it; in CI without the slow ones.
 
@@ -308,6 +313,7 @@ TEN_MINUTES: dict[str, Callable[[], bool]] = {"short": short, **_READING}
 REST: dict[str, Callable[[], bool]] = {
     "wheel": wheel,
     "slow": slow,
+    "docs": docs,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
     "pythons": pythons,
     "lowest": lowest,

@@ -73,14 +73,18 @@ def _additions(named: Sequence[Path]) -> Iterator[tuple[Path, list[str]]]:
 
 def _keeps_dagster_together(page: Path, words: Sequence[str], folder: Path, wheel: Path) -> bool:
     """Install the start's packages as of the release of Dagster before, then what the page adds."""
-    [pin] = re.findall(r"^dagster==(\S+)", PINS.read_text(encoding="utf-8"), re.MULTILINE)
-    before = folder / "before.txt"
-    others = [line for line in PINS.read_text(encoding="utf-8").splitlines() if not line.startswith("dagster")]
+    lines = PINS.read_text(encoding="utf-8").splitlines()
+    [pin] = re.findall(r"^dagster==(\S+)", "\n".join(lines), re.MULTILINE)
+    before, after = folder / "before.txt", folder / "after.txt"
+    others = [line for line in lines if not line.startswith("dagster")]
     before.write_text("\n".join([f"dagster<{pin}", *others]), encoding="utf-8")
+    # As of an index: what needs no other Dagster leaves the one that is there.
+    dagsters = [line.replace("==", "<=") for line in lines if line.startswith("dagster")]
+    after.write_text("\n".join([*dagsters, *others]), encoding="utf-8")
     venv = folder / "later"
     _make_environment(venv)
     _install(venv, wheel, pages.packages(pages.START), before)
-    _install(venv, wheel, words, PINS)
+    _install(venv, wheel, words, after)
     check = [sys.executable, "-m", "uv", "pip", "check", "--python", str(venv / "bin" / "python")]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     passed = done.returncode == 0

@@ -17,7 +17,7 @@ from mkdocs.config import load_config
 import dagster_llm_batch
 from dagster_llm_batch.providers.registry import PROVIDERS
 from tests import house_page
-from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, packages, run_commands, run_python
+from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, install_lines, packages, run_commands, run_python
 from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
 from tests.state_diagram import PAGE as LEDGER_PAGE
@@ -82,6 +82,13 @@ def test_the_code_of_a_page_is_found_without_a_parser_of_markdown(page):
     ]
     found = [(one.line, one.language, one.content) for one in blocks(ROOT / page, "python", "sh")]
     assert sorted(found) == sorted(read)
+
+
+def test_a_line_that_installs_both_names_dagsters_command_before_its_web_page():
+    """Where the index has no `dagster-dg-cli` for the newest web page yet, pip otherwise tries all of its releases."""
+    lines = [line for page in ("README.md", *SITE) for line in install_lines(ROOT / page) if "dagster-dg-cli" in line]
+    assert len(lines) >= 5
+    assert [line for line in lines if line.index("dagster-dg-cli") > line.index("dagster-webserver")] == []
 
 
 def test_readme_and_start_install_the_same():
