@@ -4,6 +4,7 @@ The jobs are started from the launchpad, or as any Dagster job. No sensor starts
 that is resolved wrongly is paid twice.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from pydantic import Field
 
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
-from dagster_llm_batch.engine.activity import orphans
+from dagster_llm_batch.engine.condition_facts import find_undecided
+from dagster_llm_batch.engine.conditions import UNDECIDED, ConditionKind
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.progress import progress_text
@@ -83,10 +85,10 @@ def build_llm_batch_jobs(
             _resolve(context, engine, config)
         elif config.batch_id or config.no_batch or config.lost:
             msg = f"Which shard? {_waiting(engine)}"
-            raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
+            raise dg.Failure(msg, metadata=_undecided_metadata(engine), allow_retries=False)
         else:
             context.log.info(_waiting(engine))
-        context.add_output_metadata(_orphan_metadata(engine))
+        context.add_output_metadata(_undecided_metadata(engine))
 
     @dg.job(name=f"{resource_key}_cancel", tags=tags, description="Cancel a submission of LLM batches.")
     def cancel() -> None:
@@ -240,46 +242,42 @@ def _resolve(context: dg.OpExecutionContext, engine: "Engine", config: ResolveCo
             "Give one of batch_id (the provider has this batch), no_batch: true (it has none) and lost: true (it never "
             "ends)."
         )
-        raise dg.Failure(msg, metadata=_orphan_metadata(engine), allow_retries=False)
+        raise dg.Failure(msg, metadata=_undecided_metadata(engine), allow_retries=False)
     try:
         if config.lost:
             shard = engine.give_up(config.shard_id)
         else:
             shard = engine.resolve(config.shard_id, config.batch_id or None)
     except LLMBatchError as error:
-        raise dg.Failure(str(error), metadata=_orphan_metadata(engine), allow_retries=False) from error
+        raise dg.Failure(str(error), metadata=_undecided_metadata(engine), allow_retries=False) from error
     context.log.info(f"Shard {shard.shard_id} is '{shard.state.value}' now; the sensor goes on with it.")
 
 
 def _waiting(engine: "Engine") -> str:
-    unreadable = [unread[:2] for unread in engine.unreadable()]
-    waiting = [*orphans(engine.ledger, engine.namespace), *engine.overdue(), *unreadable]
-    if not waiting:
-        return "No shard waits for a decision."
-    return f"Shards that wait for a decision: {', '.join(shard.shard_id for _, shard in waiting)}."
+    waiting = [shard.shard_id for _, shard in find_undecided(engine)]
+    return f"Shards that wait for a decision: {', '.join(waiting)}." if waiting else "No shard waits for a decision."
 
 
-def _orphan_metadata(engine: "Engine") -> dict[str, Any]:
+def _undecided_metadata(engine: "Engine") -> dict[str, Any]:
     """Return the shards in doubt, and those whose batches are overdue or cannot be read, for the run's page."""
-    doubtful, overdue = orphans(engine.ledger, engine.namespace), engine.overdue()
-    unreadable = [unread[:2] for unread in engine.unreadable()]
+    found = find_undecided(engine)
     rows: list[list[object]] = [
         [
             shard.shard_id,
-            cell_text(submission.asset),
-            cell_text(submission.partition),
+            cell_text(condition.submission.asset),
+            cell_text(condition.submission.partition),
             shard.provider,
             shard.requests,
-            why,
+            UNDECIDED[condition.kind],
             None if shard.sent_at is None else shard.sent_at.isoformat(timespec="seconds"),
         ]
-        for why, shards in (("in doubt", doubtful), ("overdue", overdue), ("unreadable", unreadable))
-        for submission, shard in shards
+        for condition, shard in found
     ]
     header = ["shard", "asset", "partition", "provider", "requests", "why", "sent"]
+    counts = Counter(condition.kind for condition, _ in found)
     return {
-        "llm_batch/orphans": len(doubtful),
-        "llm_batch/batches_overdue": len(overdue),
-        "llm_batch/batches_unreadable": len(unreadable),
+        "llm_batch/orphans": counts[ConditionKind.IN_DOUBT],
+        "llm_batch/batches_overdue": counts[ConditionKind.OVERDUE],
+        "llm_batch/batches_unreadable": counts[ConditionKind.UNREADABLE],
         "llm_batch/orphan_shards": dg.MetadataValue.md(markdown_table(header, rows) if rows else "None."),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -21,12 +20,13 @@ from dagster_llm_batch.cli.selection import (
 )
 from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.activity import orphans
+from dagster_llm_batch.engine.condition_facts import find_undecided
+from dagster_llm_batch.engine.conditions import UNDECIDED, ConditionKind
 from dagster_llm_batch.errors import ConfigError, IllegalMoveError
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
-from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.text import cell_text
 
 __all__ = ["cancel_command", "recover_command", "rename_command", "resolve_command", "retry_command"]
@@ -155,33 +155,29 @@ _STANDS = {
 
 def _list_stuck(deployment: DeploymentAccess, *, as_json: bool) -> None:
     """List what waits for a person's word: shards in doubt, and batches that are overdue or cannot be read."""
-    ledger, namespace = deployment.ledger, deployment.namespace
-    doubtful = orphans(ledger, namespace)
-    overdue = deployment.engine.overdue()
-    unreadable = [unread[:2] for unread in deployment.engine.unreadable()]
+    found = find_undecided(deployment.engine)
     if as_json:
-        kinds: dict[str, Sequence[tuple[Submission, Shard]]] = {
-            "orphans": doubtful,
-            "overdue": overdue,
-            "unreadable": unreadable,
-        }
+        kinds = {"orphans": ConditionKind.IN_DOUBT, "overdue": ConditionKind.OVERDUE}
+        kinds["unreadable"] = ConditionKind.UNREADABLE
         print_json(
-            {kind: [{"shard": shard, "submission": of} for of, shard in shards] for kind, shards in kinds.items()}
+            {
+                name: [{"shard": shard, "submission": one.submission} for one, shard in found if one.kind is kind]
+                for name, kind in kinds.items()
+            }
         )
         return
     now = utc_now()
     rows = [
         [
             shard.shard_id,
-            submission.asset,
-            submission.partition or None,
+            condition.submission.asset,
+            condition.submission.partition or None,
             f"{shard.provider} {hide_secrets(shard.account)}",
             shard.requests,
-            why,
+            UNDECIDED[condition.kind],
             None if shard.sent_at is None else now - shard.sent_at,
         ]
-        for why, shards in (("in doubt", doubtful), ("overdue", overdue), ("unreadable", unreadable))
-        for submission, shard in shards
+        for condition, shard in found
     ]
     if rows:
         print_table(["shard", "asset", "partition", "asked of", "requests", "why", "sent ago"], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -28,7 +28,7 @@ from dagster_llm_batch.core.durations import FEWEST
 from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_price_change
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
-from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Condition, ConditionKind
+from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Condition, ConditionKind, split_by_dataset
 from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.engine.ownership import owns_batch
@@ -161,8 +161,10 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         yield _tried("ledger and payloads", partial(_unrecorded, engine))
         yield _tried("stored files", partial(_stored_files, engine))
         yield from _each("erased rows", partial(_erased, deployment))
-        conditions = cache(lambda: conditions_of(deployment))
+        unread: dict[str, Exception] = {}
+        conditions = cache(lambda: conditions_of(deployment, unread.__setitem__))
         yield from _each("conditions", lambda: _shown(conditions()))
+        yield from _each("ledger rows", lambda: _unread_rows(unread))
         yield from _each("rows without a label", partial(_left, deployment))
         yield from _each("kept money", partial(_kept_in_vain, deployment))
         if deployment.has_code:
@@ -468,15 +470,24 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
 def _shown(conditions: Sequence[Condition]) -> Iterator[Finding]:
     """Yield the conditions, by the list that ticks go by."""
     for kind in ConditionKind:
-        each = [condition for condition in conditions if condition.kind is kind]
-        for condition in each[:_CONDITIONS_SHOWN]:
+        first, rest = split_by_dataset(condition for condition in conditions if condition.kind is kind)
+        shown = [*first, *rest][: max(_CONDITIONS_SHOWN, len(first))]
+        for condition in shown:
             place = "" if kind in _NAMED_BY_THEMSELVES else f"{condition.submission.place}: "
             is_problem = condition.is_due(utc_now()) and kind not in GOES_ON
             verdict = Severity.PROBLEM if is_problem else Severity.WARNING
             yield Finding(kind.value, verdict, f"{place}{condition.advice.problem}", f"{condition.advice.then}.")
-        if len(each) > _CONDITIONS_SHOWN:
-            rest = f"{len(each) - _CONDITIONS_SHOWN:,} more like these"
-            yield Finding(kind.value, Severity.WARNING, rest, "dagster-llm-batch list shows all submissions.")
+        if more := len(first) + len(rest) - len(shown):
+            then = "dagster-llm-batch list shows all submissions."
+            yield Finding(kind.value, Severity.WARNING, f"{more:,} more like these", then)
+
+
+def _unread_rows(unread: Mapping[str, Exception]) -> Iterator[Finding]:
+    """Yield what could not be read of the ledger: conditions of it are not known."""
+    for row_id, error in unread.items():
+        said = f"the row {row_id} cannot be read: {type(error).__name__}: {error}"
+        then = "Use the version that wrote it, or put the ledger back from a backup."
+        yield Finding("ledger rows", Severity.PROBLEM, said, then)
 
 
 def _left(deployment: DeploymentAccess) -> Iterator[Finding]:

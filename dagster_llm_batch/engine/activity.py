@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment, submissions_at_work
+from dagster_llm_batch.engine.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.engine.status import (
     FOR_MONEY,
     HELD,
@@ -26,15 +25,12 @@ from dagster_llm_batch.engine.status import (
 from dagster_llm_batch.engine.submit_queue import can_go, has_room
 from dagster_llm_batch.engine.waits import next_tries
 from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable
 from dagster_llm_batch.storage.ledger.judgments import NOTE
-from dagster_llm_batch.storage.ledger.queries import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
-
-if TYPE_CHECKING:
-    from dagster_llm_batch.storage.ledger import Ledger
 
 __all__ = [
     "FAILED",
@@ -47,10 +43,8 @@ __all__ = [
     "Outlook",
     "can_send",
     "count_lost",
-    "find_first_unsent",
     "find_held_queues",
     "look_out",
-    "orphans",
 ]
 
 TURN = "turn"
@@ -182,13 +176,6 @@ def count_lost(events: Sequence[Event]) -> int:
     return count
 
 
-def find_first_unsent(events: Sequence[Event]) -> datetime | None:
-    """Return the time of the first event, since something was sent, that a batch could not be; None where all were."""
-    taken = (Move.ACCEPTED.value, Move.ANSWERED.value)
-    since = takewhile(lambda event: event.kind not in taken, reversed(events))
-    return min((event.at for event in since if event.kind == Move.NOT_SENT.value), default=None)
-
-
 def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
     """See Engine.outlook. Takes five queries, however many submissions there are."""
     ledger, namespace = deployment.ledger, deployment.namespace
@@ -197,7 +184,7 @@ def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Ou
         last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
         last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
         last_of=ledger.last_events_of(namespace, _TELLING, unreadable=unreadable),
-        unreadable=ledger.unread.find(namespace),
+        unreadable=ledger.unread.find(namespace, unreadable),
     )
 
 
@@ -237,17 +224,3 @@ class Orphan(NamedTuple):
 
     submission: Submission
     shard: Shard
-
-
-def orphans(ledger: Ledger, namespace: str) -> list[Orphan]:
-    """Return the orphans of a namespace, the oldest first."""
-    shards = [shard for shard in ledger.shards_in_flight(namespace) if shard.state is ShardState.SUBMITTING]
-    if shards:
-        # What a living process works on is being sent, or looked for, at this moment.
-        at_work = submissions_at_work(ledger)
-        shards = [shard for shard in shards if shard.submission_id not in at_work]
-    submissions = {shard.submission_id: ledger.submission(shard.submission_id) for shard in shards}
-    return sorted(
-        (Orphan(submissions[shard.submission_id], shard) for shard in shards),
-        key=lambda orphan: (orphan.shard.sent_at is None, orphan.shard.sent_at),
-    )

@@ -6,26 +6,33 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine.activity import Orphan, Outlook, find_first_unsent, find_held_queues
-from dagster_llm_batch.engine.conditions import Facts, Starved, find_gone, waits_for_dataset
+from dagster_llm_batch.engine.activity import Orphan, Outlook, find_held_queues
+from dagster_llm_batch.engine.conditions import (
+    UNDECIDED,
+    Condition,
+    ConditionKind,
+    Facts,
+    Starved,
+    find_conditions,
+    find_gone,
+    waits_for_dataset,
+)
 from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["of_events", "of_status", "read_facts"]
+__all__ = ["find_undecided", "of_events", "of_status", "read_facts"]
 
 _UNSENT = (HELD, STOPPED, OVER_BUDGET)
 _NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
 
 # A sensor tells a person again of what waits after some hours.
 _TOLD_WITHIN = timedelta(days=1)
-
-# Of each submission that is not sent, all events are read.
-_NOT_SENT_AT_MOST = 20
 
 
 def read_facts(
@@ -36,18 +43,21 @@ def read_facts(
     undelivered: Sequence[Progress] | None = None,
     outlook: Outlook | None = None,
     flying: Sequence[Shard] | None = None,
+    unreadable: Unreadable | None = None,
 ) -> Facts:
     """Read the facts of a namespace from its ledger, in as many queries for many submissions as for few.
 
-    Give `undelivered`, `outlook` and the shards in flight where these are known already.
+    Give `undelivered`, `outlook` and the shards in flight where these are known already. A row that cannot be read goes
+    to `unreadable`, if that is given, and costs no other row's facts.
     """
     ledger, namespace = engine.ledger, engine.namespace
-    undelivered = ledger.progress(namespace) if undelivered is None else undelivered
-    outlook = engine.outlook() if outlook is None else outlook
-    flying = ledger.shards_in_flight(namespace) if flying is None else flying
+    undelivered = ledger.progress(namespace, unreadable=unreadable) if undelivered is None else undelivered
+    outlook = engine.outlook(unreadable) if outlook is None else outlook
+    flying = ledger.shards_in_flight(namespace, unreadable=unreadable) if flying is None else flying
     known = {one.submission.submission_id: one.submission for one in undelivered}
-    waiting = [shard for _, shard in ledger.shards_waiting_for_room(namespace) if shard.submission_id in known]
+    waiting = [s for s in ledger.shards_waiting_for_room(namespace, unreadable) if s.submission_id in known]
     starved = _starved(engine, known, waiting)
+    in_line = {each.submission.submission_id for each in starved}
     gone = find_gone(undelivered, datasets) if partitions is not None else {}
     return Facts(
         now=engine.now(),
@@ -55,7 +65,7 @@ def read_facts(
         partitions=partitions,
         datasets=datasets,
         had_landed=_had_landed(engine, undelivered, partitions or {}),
-        seen=_seen(engine, gone, outlook, flying),
+        seen=_seen(engine, gone, outlook, flying, unreadable),
         stranded={each: outlook.last_but_waiting[each] for each in known if outlook.stranded(each) is not None},
         recovered=[(known[each], event) for each, event in outlook.last_of.get(RECOVERED, {}).items() if each in known],
         doubtful=[
@@ -73,9 +83,9 @@ def read_facts(
         ],
         unreadable=[unread for unread in outlook.unreadable if unread.submission.submission_id in known],
         starved=starved,
-        held_queues=_held_queues(engine, undelivered),
-        not_sent=_not_sent(engine, undelivered, outlook, {each.submission.submission_id for each in starved}),
-        refused=_refused(engine, undelivered),
+        held_queues=_held_queues(engine, undelivered, unreadable),
+        not_sent=_not_sent(engine, undelivered, outlook, in_line, unreadable),
+        refused=_refused(engine, undelivered, unreadable),
         unsent=[
             (known[submission_id], event)
             for kind in _UNSENT
@@ -90,6 +100,19 @@ def read_facts(
     )
 
 
+def find_undecided(engine: Engine) -> list[tuple[Condition, Shard]]:
+    """Return the conditions about which a person may decide by `resolve`, each with its shard.
+
+    Shards in doubt at once, and the others when a person is told of them.
+    """
+    found = [
+        condition
+        for condition in find_conditions(read_facts(engine, None, ()))
+        if condition.kind in UNDECIDED and (condition.kind is ConditionKind.IN_DOUBT or condition.is_due(engine.now()))
+    ]
+    return [(condition, engine.ledger.shard(shard_id)) for condition in found for shard_id in condition.shard_ids]
+
+
 def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[Shard]) -> list[Starved]:
     """Return the submissions of these shards, for which their provider's queue had no room."""
     of: dict[str, list[Shard]] = {}
@@ -98,10 +121,19 @@ def _starved(engine: Engine, known: Mapping[str, Submission], waiting: Sequence[
     return [Starved(known[key], shards, engine.deployment.patience(shards[0])) for key, shards in of.items()]
 
 
-def _held_queues(engine: Engine, undelivered: Sequence[Progress]) -> list[tuple[Submission, Advice]]:
+def _held_queues(
+    engine: Engine, undelivered: Sequence[Progress], unreadable: Unreadable | None
+) -> list[tuple[Submission, Advice]]:
     """Return who waits for a declared queue that is full of what nobody looks after: of each dataset one submission."""
     found: dict[tuple[str, str], tuple[Submission, Advice]] = {}
-    for waiting, advice in find_held_queues(engine.deployment):
+    try:
+        held = find_held_queues(engine.deployment)
+    except CANNOT_READ as error:
+        if unreadable is None:
+            raise
+        unreadable("of a declared queue", error)
+        return []
+    for waiting, advice in held:
         for one in undelivered:
             submission = one.submission
             is_like = (submission.provider, submission.model) == (waiting.provider, waiting.model)
@@ -120,7 +152,11 @@ def _had_landed(
 
 
 def _seen(
-    engine: Engine, gone: Mapping[str, Sequence[Progress]], outlook: Outlook, flying: Sequence[Shard]
+    engine: Engine,
+    gone: Mapping[str, Sequence[Progress]],
+    outlook: Outlook,
+    flying: Sequence[Shard],
+    unreadable: Unreadable | None,
 ) -> dict[str, datetime]:
     """Return when a process has looked after each of these submissions for the last time.
 
@@ -142,7 +178,7 @@ def _seen(
         if waits_for_dataset(one)
     ]
     told = engine.told_since(engine.now() - _TOLD_WITHIN) if at_rest else set()
-    for submission_id, (submission, shards) in engine.ledger.submissions_with_shards(at_rest).items():
+    for submission_id, (submission, shards) in engine.ledger.submissions_with_shards(at_rest, unreadable).items():
         last = [outlook.last[submission_id].at] if outlook.is_open(submission_id) else []
         kept = [shard.polled_at for shard in shards if shard.polled_at is not None]
         spoken = [engine.now()] if submission_id in told or outlook.stranded(submission_id) is not None else []
@@ -151,7 +187,11 @@ def _seen(
 
 
 def _not_sent(
-    engine: Engine, undelivered: Sequence[Progress], outlook: Outlook, starved: Collection[str]
+    engine: Engine,
+    undelivered: Sequence[Progress],
+    outlook: Outlook,
+    starved: Collection[str],
+    unreadable: Unreadable | None,
 ) -> list[tuple[Submission, int, datetime, str]]:
     """Return the submissions with batches that the provider did not take, the last time that they were sent.
 
@@ -166,17 +206,20 @@ def _not_sent(
         and event.kind in _NOT_TAKEN
     ]
     # A poll that failed is no batch that could not be sent.
+    unsent = engine.ledger.first_unsent([one.submission.submission_id for one, _ in waiting], unreadable)
     return [
-        (one.submission, one.states[ShardState.PLANNED], since, event.detail or "")
-        for one, event in waiting[:_NOT_SENT_AT_MOST]
-        if (since := find_first_unsent(engine.ledger.events(one.submission.submission_id))) is not None
+        (one.submission, one.states[ShardState.PLANNED], unsent[one.submission.submission_id], event.detail or "")
+        for one, event in waiting
+        if one.submission.submission_id in unsent
     ]
 
 
-def _refused(engine: Engine, undelivered: Sequence[Progress]) -> list[tuple[Submission, list[Shard]]]:
+def _refused(
+    engine: Engine, undelivered: Sequence[Progress], unreadable: Unreadable | None
+) -> list[tuple[Submission, list[Shard]]]:
     """Return the newest wave of those submissions of which the provider has refused batches."""
     ids = [one.submission.submission_id for one in undelivered if ShardState.FAILED in one.states]
-    found = engine.ledger.submissions_with_shards(ids).values() if ids else ()
+    found = engine.ledger.submissions_with_shards(ids, unreadable).values()
     return [(submission, _newest(submission, shards)) for submission, shards in found]
 
 
@@ -194,7 +237,7 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
     newest = _newest(submission, status.shards)
     waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
     untaken = [shard for shard in waiting if shard.no_room_at is None]
-    since = find_first_unsent(engine.ledger.events(submission.submission_id)) if untaken else None
+    since = engine.ledger.first_unsent([submission.submission_id] if untaken else []).get(submission.submission_id)
     reasons = "; ".join(sorted({shard.reason for shard in untaken if shard.reason}))
     return Facts(
         now=engine.now(),

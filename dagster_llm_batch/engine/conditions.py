@@ -39,6 +39,7 @@ __all__ = [
     "GOES_ON",
     "TELLS_OF_UNSENT",
     "TOLD_BY_A_CHECK",
+    "UNDECIDED",
     "WAITS_IN_VAIN",
     "Condition",
     "ConditionKind",
@@ -46,6 +47,7 @@ __all__ = [
     "Starved",
     "find_conditions",
     "find_gone",
+    "split_by_dataset",
     "waits_for_dataset",
 ]
 
@@ -88,6 +90,13 @@ WAITS_IN_VAIN = frozenset(
     }
 )
 """A run that waits for the end of one of these, when a person is told of it, may wait for good."""
+
+UNDECIDED: Mapping[ConditionKind, str] = {
+    ConditionKind.IN_DOUBT: "in doubt",
+    ConditionKind.OVERDUE: "overdue",
+    ConditionKind.UNREADABLE: "unreadable",
+}
+"""About the shards of these a person may decide by `resolve`, with the word for each."""
 
 TELLS_OF_UNSENT = frozenset({ConditionKind.NO_ROOM, ConditionKind.NOT_SENT, ConditionKind.NO_MONEY})
 """These tell why batches are not sent yet."""
@@ -197,6 +206,18 @@ class Facts:
 def find_conditions(facts: Facts) -> list[Condition]:
     """Return the conditions, those of definitions first."""
     return [*_without_dataset(facts), *_without_partition(facts), *_of_submissions(facts), *_of_shards(facts)]
+
+
+def split_by_dataset(conditions: Iterable[Condition]) -> tuple[list[Condition], list[Condition]]:
+    """Return the first condition of each kind and dataset, and the others.
+
+    Who shows a part of the conditions shows all of the first: a dataset with many must hide no other.
+    """
+    by_dataset: dict[tuple[ConditionKind, str], list[Condition]] = {}
+    for condition in conditions:
+        by_dataset.setdefault((condition.kind, condition.submission.asset), []).append(condition)
+    each = by_dataset.values()
+    return [first for first, *_ in each], [condition for _, *others in each for condition in others]
 
 
 def find_gone(undelivered: Iterable[Progress], datasets: Collection[str]) -> dict[str, list[Progress]]:

@@ -512,12 +512,6 @@ class Deployment:
         """Return what counts now as in the queue of the shard's provider."""
         return Presence.at(self.clock(), window_of(self.providers.get(shard.provider)))
 
-    def is_starved(self, shard: Shard) -> bool:
-        """Return whether the shard waits for room in its provider's queue for longer than a batch may take."""
-        if shard.state is not ShardState.PLANNED or shard.no_room_at is None:
-            return False
-        return shard.no_room_at + self.patience(shard) <= self.clock()
-
     def is_overdue(self, shard: Shard) -> bool:
         """Return whether the shard's batch runs for longer than its vendor documents, and a grace."""
         at = self.overdue_at(shard)

@@ -42,7 +42,6 @@ from dagster_llm_batch.engine.submit import (
     recover_planned,
 )
 from dagster_llm_batch.engine.submit_queue import Dispatcher, drop, keep_places
-from dagster_llm_batch.engine.waits import find_unreadable
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -53,11 +52,10 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
-from dagster_llm_batch.storage.ledger.queries import Unreadable
+from dagster_llm_batch.storage.ledger.apart import Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
-from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
 
@@ -264,24 +262,9 @@ class Engine:
         if any(shard.state is ShardState.PLANNED for shard in status.shards):
             self._poller.poll_beside(status.shards)
 
-    def overdue(self) -> list[tuple[Submission, Shard]]:
-        """Return the shards whose batches run for longer than their vendor documents, and a grace."""
-        flying = self.ledger.shards_in_flight(self.namespace)
-        overdue = [shard for shard in flying if self.deployment.is_overdue(shard)]
-        return [(self.ledger.submission(shard.submission_id), shard) for shard in overdue]
-
     def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
         """Give up the batches among these that are overdue for a month; `poll` does so for what it is given."""
         self._poller.give_up_forgotten(shards)
-
-    def unreadable(self) -> list[UnreadShard]:
-        """Return the shards whose batches have ended, and whose results could not be read for an hour or longer."""
-        return find_unreadable(self.deployment)
-
-    def starved(self) -> list[tuple[Submission, Shard]]:
-        """Return the shards that wait for room in their provider's queue for longer than a batch may take."""
-        waiting = self.ledger.shards_waiting_for_room(self.namespace)
-        return [(submission, shard) for submission, shard in waiting if self.deployment.is_starved(shard)]
 
     def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
         """Poll the batches that were given up and may still end. One that has is collected, and its labels land again.

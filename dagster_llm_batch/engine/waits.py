@@ -31,7 +31,7 @@ from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
 
-__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "find_unreadable", "next_tries", "refuse_readable"]
+__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "next_tries", "refuse_readable"]
 
 KEPT_FOR = timedelta(days=30)
 """Vendors keep results for 29 or 30 days: what was not read by then is given up, or not asked for any more."""
@@ -173,14 +173,6 @@ def _late(shard: Shard) -> Ending:
         cause=Cause.CANCELED if status is BatchStatus.CANCELED else None,
         reported_usd=shard.reported_usd,
     )
-
-
-def find_unreadable(deployment: Deployment) -> list[UnreadShard]:
-    """Return the shards whose results could not be read for so long that a person is told, the oldest first."""
-    now = deployment.clock()
-    return [
-        unread for unread in deployment.ledger.unread.find(deployment.namespace) if now - unread.since >= TOLD_AFTER
-    ]
 
 
 def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, datetime]]:

@@ -36,6 +36,7 @@ from dagster_llm_batch.engine.conditions import (
     ConditionKind,
     find_conditions,
     find_gone,
+    split_by_dataset,
 )
 from dagster_llm_batch.engine.poll import find_spacing, is_due
 from dagster_llm_batch.engine.progress import Pace, pace
@@ -94,6 +95,8 @@ class Tick:
         self._access = ProviderAccess(engine, self._trouble)
         # What waits for a person, by submission_id.
         self._needs: dict[str, str] = {}
+        # Of these, the first of each dataset and kind of condition.
+        self._first: set[str] = set()
         # The same of what has no place in the ledger to note that a person was told: submissions that it does not know,
         # and datasets that these definitions do not have.
         self._unknown: dict[str, str] = {}
@@ -155,15 +158,15 @@ class Tick:
         told = self._engine.told_since(self._now - _TELL_EVERY) if self._needs else set()
         due = {submission_id: note for submission_id, note in self._needs.items() if submission_id not in told}
         unknown = {each: note for each, note in self._unknown.items() if self._is_untold(each)}
+        first = {submission_id: note for submission_id, note in due.items() if submission_id in self._first}
         if due or unknown:
             if due:
                 self._engine.note_told(list(due))
             _told_of.update(dict.fromkeys(unknown, self._now))
-            notes = [*unknown.values(), *due.values()]
-            more = len(notes) - _NOTES_AT_MOST
-            raise LLMBatchError(
-                ". ".join([*notes[:_NOTES_AT_MOST], *([f"And {more} submissions more"] if more > 0 else [])]) + "."
-            )
+            notes = [*unknown.values(), *first.values(), *(due[each] for each in due if each not in first)]
+            shown = max(_NOTES_AT_MOST, len(unknown) + len(first))
+            more = [f"And {len(notes) - shown} submissions more"] if len(notes) > shown else []
+            raise LLMBatchError(". ".join([*notes[:shown], *more]) + ".")
 
     def _has_time(self) -> bool:
         return self._is_within(self._bounds.tick_seconds)
@@ -316,7 +319,6 @@ class Tick:
     def _tell_of_conditions(self, outlook: Outlook) -> None:
         """Note the conditions of submissions, and what a person has to do about those that are due."""
         with self.apart("what may need a person"):
-            # Its own come first: of many that are not sent, the first ones are looked at.
             undelivered = [*self._after, *self._unplaced, *self._others]
             partitions = {name: self._labels[name].keys for name in {one.submission.asset for one in self._after}}
             facts = read_facts(
@@ -326,10 +328,13 @@ class Tick:
                 undelivered=undelivered,
                 outlook=outlook,
                 flying=self._flying_now(),
+                unreadable=self._unreadable,
             )
             self._conditions = find_conditions(facts)
+            first, rest = split_by_dataset(self._conditions)
+            self._first = {condition.submission.submission_id for condition in first}
             # Of each submission a person is told one: what holds it up comes before what does not.
-            for condition in sorted(self._conditions, key=lambda condition: condition.kind in GOES_ON):
+            for condition in sorted([*first, *rest], key=lambda condition: condition.kind in GOES_ON):
                 if condition.submission.asset in self._labels or condition.kind is ConditionKind.NO_DATASET:
                     self._tell_of(condition)
 

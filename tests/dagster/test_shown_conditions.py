@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from code_location import DAILY, DAYS, LABELS, CodeLocation, labeled, tickets
 from test_alert_sensor import Alerts, failed_tick
 from test_batch_sensor import change, tick
+from test_sensor_troubles import failing_tick
 from test_waiting_for_a_person import LONG_AGO, coverage
 
 import dagster_llm_batch
@@ -259,7 +260,77 @@ def test_a_tick_reads_the_ledger_as_often_for_many_partitions_as_for_few(
     assert counts[0] == counts[1] <= 20
 
 
-FACES = ("sensors/tick.py", "sensors/alerts.py", "cli/doctor.py", "cli/watch.py", "checks.py", "assets/landing_wait.py")
+def test_a_row_of_the_ledger_that_cannot_be_read_costs_the_conditions_of_its_submission_alone(
+    emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    location = CodeLocation(emulator, stored, *labeled(partitions_def=DAILY))
+    location.submit(span=(DAYS[0], DAYS[1]))
+    emulator.inject(WireFault(kind="status", route="GET /v1/files/*/content", status=503, times=None))
+    emulator.settle()
+    for request in tick(location).run_requests:
+        location.launch(request)
+    change(location, f"at = {HOURS_AGO}", "event")
+    engine = location.engine()
+    damaged = engine.latest(LABELS, DAYS[0]).submission_id
+    engine.ledger.close()
+    change(location, f"at = 'damaged' WHERE kind = 'unreadable' AND submission_id = '{damaged}'", "event")
+    said = failing_tick(location)
+    assert f"{LABELS} {DAYS[1]} needs a person: the results of batch" in said
+    # The person was told just now; then the tick fails for the row.
+    assert "the ledger's row" in failing_tick(location)
+    found = {one["check"]: one["said"] for one in command("doctor", tmp_path, location)["findings"]}
+    assert DAYS[1] in found[ConditionKind.UNREADABLE.value]
+    assert "cannot be read" in found["ledger rows"]
+
+
+NAMES = [f"labels_{number:02d}" for number in range(23)]
+
+
+def many(emulator: Emulator, stored: dg.DagsterInstance, route: str, status: int) -> CodeLocation:
+    """Many datasets, the first with four partitions, of which none can be sent."""
+    options = {NAMES[0]: {"partitions_def": DAILY}}
+    assets = [one for name in NAMES for one in labeled(name=name, **options.get(name, {}))]
+    location = CodeLocation(emulator, stored, *assets)
+    emulator.inject(WireFault(kind="status", route=route, status=status, retry_after="0.01", times=None))
+    location.run(f"{NAMES[0]}_batch", span=(DAYS[0], DAYS[3]))
+    location.run(*(f"{name}_batch" for name in NAMES[1:]))
+    return location
+
+
+@pytest.mark.slow
+def test_doctor_shows_of_each_dataset_that_cannot_send_its_reason_however_many_there_are(
+    emulator: Emulator, stored: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    location = many(emulator, stored, "POST /v1/files", 429)
+    change(location, f"at = {HOURS_AGO}", "event")
+    findings = [one for one in command("doctor", tmp_path, location)["findings"] if one["check"] == "unsent batches"]
+    assert [name for name in NAMES if not any(name in one["said"] for one in findings)] == []
+    assert "3 more like these" in findings[-1]["said"]
+
+
+@pytest.mark.slow
+def test_a_tick_tells_of_each_dataset_that_needs_a_person_however_many_there_are(
+    emulator: Emulator, stored: dg.DagsterInstance
+) -> None:
+    location = many(emulator, stored, "POST /v1/batches", 503)
+    emulator.inject(WireFault(kind="status", route="GET /v1/batches", status=503, retry_after="0.01", times=None))
+    change(location, f"sent_at = {HOURS_AGO}")
+    said = failing_tick(location)
+    assert [name for name in NAMES[1:] if f"{name} needs a person: shard" not in said] == []
+    assert f"{NAMES[0]} {DAYS[0][:-1]}" in said  # one of its partitions
+    assert "And 3 submissions more" in said
+
+
+FACES = (
+    "sensors/tick.py",
+    "sensors/alerts.py",
+    "cli/doctor.py",
+    "cli/watch.py",
+    "checks.py",
+    "assets/landing_wait.py",
+    "jobs.py",
+    "cli/decisions.py",
+)
 
 
 @pytest.mark.parametrize("face", FACES)

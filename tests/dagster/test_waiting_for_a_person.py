@@ -77,8 +77,6 @@ def test_a_batch_that_finds_no_room_for_long_fails_the_tick_until_it_goes(make, 
     assert "for room in the queue of openai/gpt-4o, whose word was: token_limit_exceeded" in told
     assert f"dagster-llm-batch cancel {submission.submission_id}" in told
     assert "needs a person" in tick(location).skip_message  # it was told just now
-    [(starved, _)] = engine.starved()
-    assert starved.submission_id == submission.submission_id
     engine.ledger.close()
 
 

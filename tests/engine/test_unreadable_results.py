@@ -13,6 +13,8 @@ import pytest
 from workspace import Workspace, billed, labeling, texts, tickets
 
 from dagster_llm_batch.engine import Engine
+from dagster_llm_batch.engine.condition_facts import find_undecided
+from dagster_llm_batch.engine.conditions import ConditionKind
 from dagster_llm_batch.engine.labeling import Limits
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError, LLMBatchError, RefusedError, UnreadableError
 from dagster_llm_batch.states import ShardState
@@ -69,18 +71,16 @@ def test_results_that_cannot_be_read_are_told_after_an_hour_and_read_as_soon_as_
 ) -> None:
     submission_id = ended(workspace, fault)
     tries(workspace, submission_id)
-    assert workspace.engine().unreadable() == []
+    assert find_undecided(workspace.engine()) == []
     tries(workspace, submission_id, HOUR)
-    [unread] = workspace.engine().unreadable()
-    assert (unread.submission.submission_id, unread.shard.shard_id) == (
-        submission_id,
-        one(workspace, submission_id).shard_id,
-    )
-    assert workspace.now() - unread.since >= HOUR
+    [(condition, shard)] = find_undecided(workspace.engine())
+    assert (condition.kind, condition.submission.submission_id) == (ConditionKind.UNREADABLE, submission_id)
+    assert shard.shard_id == one(workspace, submission_id).shard_id
+    assert workspace.now() - condition.since >= HOUR
     workspace.emulator.clear_faults()
     status = workspace.engine().advance(labeling(), submission_id)
     assert status.submission.outcomes == {"succeeded": 2}
-    assert workspace.engine().unreadable() == []
+    assert find_undecided(workspace.engine()) == []
     assert len(workspace.emulator.books.batches) == 1
 
 

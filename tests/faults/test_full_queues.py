@@ -16,6 +16,8 @@ import polars as pl
 import pytest
 
 from dagster_llm_batch.engine import Limits, Resend
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
@@ -120,6 +122,14 @@ def test_what_is_alone_over_the_vendors_queue_is_split_until_it_flows(
     assert stored == {Path(shard.path).name for shard in shards}
 
 
+def starved(workspace: VendorWorkspace) -> list[str]:
+    """The shards for which a person is told that their queue has no room."""
+    engine = workspace.engine()
+    found = find_conditions(read_facts(engine, None, ()))
+    due = [one for one in found if one.kind is ConditionKind.NO_ROOM and one.is_due(engine.now())]
+    return [shard_id for condition in due for shard_id in condition.shard_ids]
+
+
 @pytest.mark.parametrize("queue", SMALL_QUEUES)
 def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_not_before(
     make: Make, queue: str
@@ -133,10 +143,10 @@ def test_what_has_no_room_beside_others_is_sent_again_when_these_have_ended_and_
     workspace.overdue_after = timedelta(hours=12)
     status = go_on(workspace, submission.submission_id, 10)
     assert (status.states, creates(workspace)) == ({"submitted": 1, "planned": 1}, 2)
-    assert workspace.engine().starved() == []
+    assert starved(workspace) == []
     status = go_on(workspace, submission.submission_id, 3)
-    [(_, shard)] = workspace.engine().starved()  # now a person is told
-    assert (shard.state, creates(workspace)) == ("planned", 2)
+    [shard_id] = starved(workspace)  # now a person is told
+    assert (workspace.engine().ledger.shard(shard_id).state, creates(workspace)) == ("planned", 2)
     workspace.clear()
     status = go_on(workspace, submission.submission_id, 5)
     assert status.submission.outcomes == {"succeeded": 6}

@@ -15,6 +15,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, LLMBatchError, TransientError
 from dagster_llm_batch.testing.emulator import WireFault
@@ -161,8 +162,8 @@ def test_results_that_cannot_be_read_are_told_after_an_hour_and_given_up_by_a_pe
         with pytest.raises(LLMBatchError):
             advance(workspace, submission_id)
         workspace.pass_time(HOUR)
-    [unread] = workspace.engine().unreadable()
-    workspace.engine().give_up(unread.shard.shard_id)
+    [(_, shard)] = find_undecided(workspace.engine())
+    workspace.engine().give_up(shard.shard_id)
     status = advance(workspace, submission_id)
     assert status.is_settled
     assert outcomes(workspace, submission_id) == {"missing": ROWS}

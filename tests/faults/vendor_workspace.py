@@ -23,8 +23,10 @@ from pydantic import BaseModel
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
+from dagster_llm_batch.engine.condition_facts import find_undecided
+from dagster_llm_batch.engine.conditions import ConditionKind
 from dagster_llm_batch.engine.rules import Budget, QueueLimit
-from dagster_llm_batch.engine.status import advise_on_overdue, advise_on_recovered
+from dagster_llm_batch.engine.status import advise_on_recovered
 from dagster_llm_batch.errors import LLMBatchError, TransientError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -201,7 +203,7 @@ class VendorWorkspace:
             pass
         except LLMBatchError as error:
             told.append(str(error))
-        told += [str(advise_on_overdue(shard, engine.now())) for _, shard in engine.overdue()]
+        told += [str(one.advice) for one, _ in find_undecided(engine) if one.kind is ConditionKind.OVERDUE]
         if (recovered := engine.note_of_recovery(engine.ledger.submission(submission_id))) is not None:
             told.append(str(advise_on_recovered(recovered.detail or "")))
         engine.ledger.close()

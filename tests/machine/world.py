@@ -23,8 +23,8 @@ from pydantic import BaseModel, Field
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime, Resend
-from dagster_llm_batch.engine.condition_facts import read_facts
-from dagster_llm_batch.engine.conditions import find_conditions
+from dagster_llm_batch.engine.condition_facts import find_undecided, read_facts
+from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -268,7 +268,8 @@ class World:
     def decide(self) -> None:
         """Do what a person does who was told: look into the vendor's console, and say what is there."""
         engine = self.engine()
-        unreadable = {unread.shard.shard_id for unread in engine.unreadable()}
+        found = find_undecided(engine)
+        unreadable = {shard.shard_id for one, shard in found if one.kind is ConditionKind.UNREADABLE}
         for submission in engine.ledger.submissions("machine"):
             for shard in engine.ledger.shards(submission.submission_id):
                 if shard.state is ShardState.SUBMITTING:

@@ -174,7 +174,7 @@ def _all(content: str, id_kind: str) -> list[tuple[datetime, Ticket]]:
         day, hour = divmod(number, 4)
         at = datetime(2025, 10, 25 + day, (0, 1, 2, 12)[hour], 30, tzinfo=UTC)
         topic = TOPICS[number % 3]
-        body = f"Ticket {number}: my {topic} question."
+        body = f"Ticket {number:02d}: my {topic} question."
         if content == "all_refused" or (content == "refused" and number % 4 == 1):
             body += f" {_REFUSED}"
         if content == "garbled" and number % 4 == 1:
@@ -184,7 +184,7 @@ def _all(content: str, id_kind: str) -> list[tuple[datetime, Ticket]]:
         if content == "duplicates":
             body = f"Always my {topic} question."
         if content == "unicode":
-            body = f'Ticket {number}: "{topic}" \u00fc\u2028 \U0001f600 \u05d0\u0301\n\ttab, {{{{ x }}}} | \\ '
+            body = f'Ticket {number:02d}: "{topic}" \u00fc\u2028 \U0001f600 \u05d0\u0301\n\ttab, {{{{ x }}}} | \\ '
         ticket = {
             "ticket_id": number if id_kind == "integer" else f"T{number:02d}",
             "body": body,

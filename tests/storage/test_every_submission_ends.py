@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from labelings import LABELS
 
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.engine.activity import orphans
+from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
@@ -205,8 +205,7 @@ def test_every_submission_ends_or_a_person_is_told(
         for _ in range(8):
             told = place.run()
             place.skipped += timedelta(hours=6)
-        waiting = [*place.engine.overdue(), *orphans(place.ledger, "n")]
-        shown = {submission.submission_id for submission, _ in waiting}
+        shown = {condition.submission.submission_id for condition, _ in find_undecided(place.engine)}
         emulator.clear_faults()
         for submission in place.ledger.submissions("n"):
             # What waits for the answers of another is told of with it.

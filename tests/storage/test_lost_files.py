@@ -194,8 +194,8 @@ ARGUMENTS: dict[str, Callable[[Place, str], tuple[Any, ...]]] = {
 LEDGER_ALONE = {
     "assembler", "at_work", "can_advance", "give_up", "give_up_forgotten", "having_unsent", "keep_places", "latest",
     "lost_runs", "needs_recovery", "note_failed", "note_lost", "note_of_recovery", "note_stranded", "note_told",
-    "note_turns", "note_unavailable", "now", "outlook", "overdue", "poll", "poll_awaited", "poll_beside", "provider",
-    "queue_lines", "rename", "resolve", "runs_at_work", "starved", "stop_late", "told_since", "unreadable", "unsent",
+    "note_turns", "note_unavailable", "now", "outlook", "poll", "poll_awaited", "poll_beside", "provider",
+    "queue_lines", "rename", "resolve", "runs_at_work", "stop_late", "told_since", "unsent",
 }  # fmt: skip
 
 

@@ -7,17 +7,18 @@ not hide the others: queries over many rows take `unreadable`, which is called w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart, read_each
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.queues import QueueQueries, may_go
+from dagster_llm_batch.storage.ledger.queues import QueueQueries
 from dagster_llm_batch.storage.ledger.records import (
     Event,
     Progress,
@@ -54,7 +55,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
 )
 from dagster_llm_batch.types import Cause, Lane
 
-__all__ = ["PROVIDERS_WORDS", "LedgerQueries", "Unreadable"]
+__all__ = ["PROVIDERS_WORDS", "LedgerQueries"]
 
 PROVIDERS_WORDS = (
     *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
@@ -64,12 +65,8 @@ PROVIDERS_WORDS = (
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""
 
-Unreadable = Callable[[str, Exception], None]
-"""Takes the id of a row that cannot be read, and why."""
-
-_T = TypeVar("_T")
-_CANNOT_READ = (ValueError, TypeError, ArithmeticError, LookupError)
 _OVER = {*ENDED, ShardState.COLLECTED}
+_TAKEN = (Move.ACCEPTED.value, Move.ANSWERED.value)
 
 _HISTORY = sa.select(SUBMISSION).where(OF_PARTITION).order_by(*NEWEST_FIRST)
 _HISTORIES = (
@@ -139,16 +136,23 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             rows = connection.execute(_SHARDS, {"submission_id": submission_id}).mappings()
             return submission, [from_row(Shard, row) for row in rows]
 
-    def submissions_with_shards(self, submission_ids: Sequence[str]) -> dict[str, tuple[Submission, list[Shard]]]:
-        """Return several submissions and their shards, by id and in this order. See `submission_with_shards`."""
-        known: dict[str, tuple[Submission, list[Shard]]] = {}
-        for ids in group_names(submission_ids):
+    def submissions_with_shards(
+        self, submission_ids: Sequence[str], unreadable: Unreadable | None = None
+    ) -> dict[str, tuple[Submission, list[Shard]]]:
+        """Return several submissions and their shards, by id and in this order. See `submission_with_shards`.
+
+        See `progress` for `unreadable`.
+        """
+
+        def read(ids: Sequence[str]) -> list[tuple[Submission, list[Shard]]]:
             with self._database.read() as connection:
                 submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
-                known.update((submission_id, (submissions[submission_id], [])) for submission_id in ids)
+                known: dict[str, list[Shard]] = {submission_id: [] for submission_id in ids}
                 for row in connection.execute(SHARDS_OF, {"ids": ids}).mappings():
-                    known[row["submission_id"]][1].append(from_row(Shard, row))
-        return known
+                    known[row["submission_id"]].append(from_row(Shard, row))
+                return [(submissions[submission_id], shards) for submission_id, shards in known.items()]
+
+        return {each[0].submission_id: each for each in read_each(read, submission_ids, unreadable)}
 
     def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """Return the latest attempt with this fingerprint, if there is one."""
@@ -227,7 +231,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             query = chosen(SHARD)
             return self._shards(query if ids is None else query.where(SHARD.c.shard_id.in_(ids)))
 
-        return self._read_apart(read, chosen(SHARD.c.shard_id), unreadable)
+        return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
 
     def shards_sent_with(self, submission_ids: Iterable[str]) -> list[Shard]:
         """Return the shards that share create calls of unknown end with those of these submissions, carriers first.
@@ -240,13 +244,6 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             if connection.execute(_IS_BEING_SENT, wanted).first() is None:
                 return []
             return [from_row(Shard, row) for row in connection.execute(_SHARING, wanted).mappings()]
-
-    def shards_waiting_for_room(self, namespace: str) -> list[tuple[Submission, Shard]]:
-        """Return the planned shards of open submissions that their provider's queue had no room for."""
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
-        shards = self._shards(query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id))
-        return [(self.submission(shard.submission_id), shard) for shard in shards]
 
     def kept_for_unsent(self, namespace: str) -> dict[str, tuple[Decimal, datetime]]:
         """Return what limits keep for planned shards, and for waves that are not planned yet, and since when these were
@@ -372,7 +369,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             return [replace(each, failed=max(each.failed, 0)) for each in progress.values()]
 
         every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered).order_by(*OLDEST_FIRST)
-        return self._read_apart(read, every_id, unreadable)
+        return read_apart(self._database, read, every_id, unreadable)
 
     def spent_usd(
         self, namespace: str, *, asset: str | None = None, since: datetime | None = None, besides: Sequence[str] = ()
@@ -485,7 +482,30 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                 rows = connection.execute(sa.select(EVENT).where(EVENT.c.event_id.in_(newest))).mappings()
                 return [from_row(Event, row) for row in rows]
 
-        return self._read_apart(read, sa.select(SUBMISSION.c.submission_id).where(*undelivered), unreadable)
+        return read_apart(self._database, read, sa.select(SUBMISSION.c.submission_id).where(*undelivered), unreadable)
+
+    def first_unsent(self, submission_ids: Sequence[str], unreadable: Unreadable | None = None) -> dict[str, datetime]:
+        """Return by id since when batches of these submissions could not be sent, where none was taken since.
+
+        See `progress` for `unreadable`.
+        """
+
+        def read(ids: Sequence[str]) -> list[tuple[str, datetime]]:
+            of_these = EVENT.c.submission_id.in_(ids)
+            taken = sa.select(EVENT.c.submission_id, sa.func.max(EVENT.c.event_id).label("last"))
+            taken = taken.where(of_these, EVENT.c.kind.in_(_TAKEN)).group_by(EVENT.c.submission_id)
+            last = taken.subquery()
+            query = (
+                sa.select(EVENT.c.submission_id, sa.func.min(EVENT.c.at))
+                .outerjoin(last, last.c.submission_id == EVENT.c.submission_id)
+                .where(of_these, EVENT.c.kind == Move.NOT_SENT.value)
+                .where(EVENT.c.event_id > sa.func.coalesce(last.c.last, 0))
+                .group_by(EVENT.c.submission_id)
+            )
+            with self._database.read() as connection:
+                return [(submission_id, at) for submission_id, at in connection.execute(query)]
+
+        return dict(read_each(read, submission_ids, unreadable))
 
     def find_event(self, submission_ids: Collection[str], kind: str, since: datetime) -> Event | None:
         """Return the newest event of a kind of these submissions since then, or None."""
@@ -518,25 +538,6 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         with self._database.read() as connection:
             return [from_row(Event, row) for row in connection.execute(query).mappings()]
 
-    def _read_apart(
-        self,
-        read: Callable[[Sequence[str] | None], list[_T]],
-        ids: sa.Select[Any],
-        unreadable: Unreadable | None,
-    ) -> list[_T]:
-        """Return what `read` gives for all ids; where some rows cannot be read, for the others, in the order of `ids`.
-
-        All at once first: it is one query, and the only one where every row can be read.
-        """
-        try:
-            return read(None)
-        except _CANNOT_READ:
-            if unreadable is None:
-                raise
-        with self._database.read() as connection:
-            every = [str(row_id) for row_id in connection.execute(ids).scalars()]
-        return [record for part in group_names(every) for record in _read_halves(read, part, unreadable)]
-
     def _submissions(self, query: sa.Select[Any], **values: Any) -> list[Submission]:
         with self._database.read() as connection:
             return [from_row(Submission, row) for row in connection.execute(query, values).mappings()]
@@ -548,20 +549,6 @@ class LedgerQueries(QueueQueries, HistoryQueries):
 
 def _requests_where(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
     return sa.func.sum(sa.case((condition, SHARD.c.requests), else_=0))
-
-
-def _read_halves(
-    read: Callable[[Sequence[str] | None], list[_T]], ids: Sequence[str], unreadable: Unreadable
-) -> list[_T]:
-    """Return what `read` gives for these ids. Halve them until a row that cannot be read stands alone."""
-    try:
-        return read(ids)
-    except _CANNOT_READ as error:
-        if len(ids) == 1:
-            unreadable(ids[0], error)
-            return []
-    half = len(ids) // 2
-    return [*_read_halves(read, ids[:half], unreadable), *_read_halves(read, ids[half:], unreadable)]
 
 
 def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress:

@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import SHARD, SUBMISSION, from_row
@@ -180,6 +181,24 @@ class QueueQueries:
         query = query.where(*_of_model(shards[0]), flying, SHARD.c.shard_id.not_in([each.shard_id for each in shards]))
         with self._database.read() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def shards_waiting_for_room(self, namespace: str, unreadable: Unreadable | None = None) -> list[Shard]:
+        """Return the planned shards of open submissions that their provider's queue had no room for.
+
+        Those that have waited longest come first. A row that cannot be read goes to `unreadable`, if that is given.
+        """
+
+        def chosen(*columns: Any) -> sa.Select[Any]:
+            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            query = query.where(may_go(namespace), SHARD.c.no_room_at.is_not(None))
+            return query.order_by(SHARD.c.no_room_at, SHARD.c.shard_id)
+
+        def read(ids: Sequence[str] | None) -> list[Shard]:
+            query = chosen(SHARD) if ids is None else chosen(SHARD).where(SHARD.c.shard_id.in_(ids))
+            with self._database.read() as connection:
+                return [from_row(Shard, row) for row in connection.execute(query).mappings()]
+
+        return read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
 
     def shards_without_room(self, namespace: str, shard: Shard, presence: Presence) -> list[Shard]:
         """Return the unfinished shards of this one's model that the provider's queue had no room for.

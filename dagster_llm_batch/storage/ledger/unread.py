@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
@@ -76,27 +77,36 @@ class UnreadResults:
                 rows: list[dict[str, Any]] = [{"key": shard.shard_id, "waits_until": until} for shard in waiting]
                 connection.execute(UPDATE_SHARD, rows)
 
-    def find(self, namespace: str) -> list[UnreadShard]:
-        """Return the ended shards of undelivered submissions whose results could not be read, the oldest first."""
-        query = sa.select(SHARD).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
-        # What is delivered waits for nothing, and with this the index of what is not serves.
-        query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
-        query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
-        # The next run collects what was given up.
-        query = query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
-        with self._database.read() as connection:
-            rows = connection.execute(query).mappings()
-            shards = [from_row(Shard, row) for row in rows]
-            if not shards:
-                return []
-            noted = self._noted(connection, shards, self._clock())
-            ids = sorted({shard.submission_id for shard in shards})
-            submissions = {each.submission_id: each for each in get_submissions(connection, ids)}
-        found = [
-            UnreadShard(submissions[shard.submission_id], shard, *noted[shard.shard_id])
-            for shard in shards
-            if shard.shard_id in noted
-        ]
+    def find(self, namespace: str, unreadable: Unreadable | None = None) -> list[UnreadShard]:
+        """Return the ended shards of undelivered submissions whose results could not be read, the oldest first.
+
+        A shard whose row or events cannot be read goes to `unreadable`, if that is given.
+        """
+
+        def chosen(*columns: Any) -> sa.Select[Any]:
+            query = sa.select(*columns).join(SUBMISSION, SUBMISSION.c.submission_id == SHARD.c.submission_id)
+            # What is delivered waits for nothing, and with this the index of what is not serves.
+            query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+            query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
+            # The next run collects what was given up.
+            return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
+
+        def read(ids: Sequence[str] | None) -> list[UnreadShard]:
+            query = chosen(SHARD) if ids is None else chosen(SHARD).where(SHARD.c.shard_id.in_(ids))
+            with self._database.read() as connection:
+                shards = [from_row(Shard, row) for row in connection.execute(query).mappings()]
+                if not shards:
+                    return []
+                noted = self._noted(connection, shards, self._clock())
+                of = sorted({shard.submission_id for shard in shards})
+                submissions = {each.submission_id: each for each in get_submissions(connection, of)}
+            return [
+                UnreadShard(submissions[shard.submission_id], shard, *noted[shard.shard_id])
+                for shard in shards
+                if shard.shard_id in noted
+            ]
+
+        found = read_apart(self._database, read, chosen(SHARD.c.shard_id), unreadable)
         return sorted(found, key=lambda unread: (unread.since, unread.shard.shard_id))
 
     def noted(self, shards: Sequence[Shard]) -> set[str]:
