@@ -13,7 +13,8 @@ import pytest
 from benchmarks.measure import ROOT
 from benchmarks.truth import public
 from benchmarks.truth.__main__ import QUICK_DRAWS, SECTIONS
-from benchmarks.truth.page import HEAD, HELD, PAGE
+from benchmarks.truth.page import HEAD, HELD, PAGE, with_bounds
+from benchmarks.truth.widths import Width, check_widths, read_bounds
 
 pytestmark = pytest.mark.slow
 
@@ -21,9 +22,21 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_quick_part_of_each_section_keeps_its_promises(name: str) -> None:
     """Each section draws populations by the hundred."""
-    measured = SECTIONS[name].measure(QUICK_DRAWS, True)
+    measured = with_bounds(name, SECTIONS[name].measure(QUICK_DRAWS, True))
     assert not measured.broken
     assert measured.text.count("\n") > 2  # a table with rows
+
+
+def test_a_width_that_doubles_is_over_its_bound_in_every_row_and_a_row_without_a_bound_is_told() -> None:
+    bounds = read_bounds()
+    assert {section for section, _ in bounds} == {"intervals", "samples", "means"}
+    for (section, row), (of, measured, _) in bounds.items():
+        same, doubled = (
+            Width(None, times * measured) if of == "oracle's" else Width(times * measured, None) for times in (1, 2)
+        )
+        assert not check_widths(section, {row: same})
+        assert check_widths(section, {row: doubled})
+    assert "has no bound" in check_widths("means", {"another row": Width(1.0, 1.0)})[0]
 
 
 def test_the_page_names_a_test_for_each_sentence_that_was_untrue() -> None:

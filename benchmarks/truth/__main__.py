@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from benchmarks.truth import annotators, cascade, dollars, ends, gates, intervals, means, page, public, samples
+from benchmarks.truth.widths import set_bounds
 
 _ALL = (intervals, samples, means, gates, annotators, cascade, dollars, ends)
 SECTIONS = {module.SECTION.name: module.SECTION for module in _ALL}
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=f"of {public.NAME}, which is no part of all: a folder of CSV files")
     parser.add_argument("--draws", type=int, default=1_000, help="data sets of each cell")
     parser.add_argument("--quick", action="store_true", help="print the part that is a test, and write nothing")
+    parser.add_argument("--set-widths", action="store_true", help="set the bounds of widths by what is measured")
     options = parser.parse_args()
     sections = dict(SECTIONS)
     if options.data is not None:
@@ -32,6 +34,9 @@ def main() -> None:
     for name in options.sections or SECTIONS:
         section = sections[name]
         measured = section.measure(draws, options.quick)
+        if options.set_widths:
+            set_bounds(name, measured.widths, keep=options.quick)
+        measured = page.with_bounds(name, measured)
         print(measured.text, *measured.broken, sep="\n", flush=True)
         if not options.quick:
             page.write(section, measured, draws)

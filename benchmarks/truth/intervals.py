@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from benchmarks.truth.page import Measured, Section, measured_cells, miss_more, seed_of, table
+from benchmarks.truth.widths import of_oracle
 from dagster_llm_batch.metrics import Labels, Target, agreement_among, evaluate, join, regression_between
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.crosstab import Crosstab
@@ -24,7 +25,7 @@ MOST_MISSES = 0.07
 """Promised: of the intervals that are given so many miss, at most, in any cell."""
 
 _LEAST_GIVEN = 0.9
-"""Promised of numbers: an interval is given so often, wherever there are rows enough (`unbounded_interval`)."""
+"""Promised of numbers: an interval is given so often, wherever enough rows are wrong (`unbounded_interval`)."""
 
 WIDEST = 1.5
 """Promised: the mean width is at most so many times that of the reference, where that covers."""
@@ -37,6 +38,9 @@ ENOUGH_OF_A_CLASS = 10
 
 REFERENCE_DRAWS = 100
 """Data sets of a cell that the reference measures too, of which a bootstrap takes most of the time."""
+
+_WRONG_ENOUGH, _LEAST_OFF = 5, 20
+"""Wrong rows from which there is nearly always one, and those that squares and changes need."""
 
 _RESAMPLES = 200
 _BASES: dict[str, tuple[int, float | None]] = {
@@ -72,16 +76,20 @@ class Tallied:
     none_of_enough: int = 0
     points: int = 0
     width: float = 0.0
+    values: list[float] = field(default_factory=list)
     reference: list[tuple[bool, float, float | None]] = field(default_factory=list)
     """Of data sets that the reference measured: whether it held the truth, its width, and ours."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One figure of one data set: its truth, our interval, the reference's, and the rows of the rarest class."""
+    """One figure of one data set: its truth, what it is here, our interval, the reference's, and the rows of the rarest
+    class.
+    """
 
     figure: str
     truth: float
+    value: float
     interval: Interval
     reference: Callable[[], Ends]
     fewest: float
@@ -96,7 +104,9 @@ CELLS = [
     *(Cell("labelers", n, which, right) for n in (30, 300) for which in ("2", "3", "5") for right in (0.7, 0.99)),
     *(Cell("rubric", n, "1 to 5", spread) for n in (30, 300) for spread in ("ceiling", "middle")),
     *(Cell("numbers", n, "rows", shape) for n in (30, 100, 300) for shape in ("normal", "lognormal", "student 3")),
-    *(Cell("numbers", n, "rows", "nine in ten 0") for n in (30, 100)),
+    *(Cell("numbers", n, "rows", "nine in ten 0") for n in (30, 100, 300)),
+    *(Cell("numbers", n, "rows", "1 % lognormal") for n in (100, 300)),
+    *(Cell("numbers", n, "rows", "1 in 10 lognormal") for n in (100, 300)),
     *(Cell("numbers", 300, "customers", spread) for spread in ("normal", "lognormal")),
     Cell("numbers", 100, "weighted", "normal"),
 ]
@@ -121,7 +131,7 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
     """Measure all cells, or the quick ones in this process."""
     cells = QUICK if quick else CELLS
     results = measured_cells(_measured, cells, draws, processes=1 if quick else 2)
-    rows, broken = [], []
+    rows, broken, widths = [], [], {}
     for cell, by_figure in zip(cells, results, strict=True):
         for figure, found in by_figure.items():
             covered = [hit for hit, _, _ in found.reference]
@@ -133,8 +143,10 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
             named = (cell.kind, cell.classes, cell.quality, cell.n, figure)
             misses = found.missed / found.given if found.given else None
             shown = None if misses is None else 100 * misses
-            rows.append((*named, shown, 100 * found.given / draws, ours, ratio, coverage and 100 * (1 - coverage)))
             named_so = ", ".join(map(str, named))
+            width = widths[named_so] = of_oracle(ours or 0.0, found.given, found.values)
+            beside = (width.of_oracle, ratio, coverage and 100 * (1 - coverage))
+            rows.append((*named, shown, 100 * found.given / draws, ours, *beside))
             if miss_more(found.missed, found.given, MOST_MISSES):
                 broken.append(f"{named_so}: misses in {misses:.1%} of those given; {MOST_MISSES:.0%} are promised.")
             if cell.kind == "numbers" and found.given < draws * _LEAST_GIVEN and not _has_none(cell, figure):
@@ -154,10 +166,11 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
         "misses % of given",
         "given %",
         "width",
+        "of an oracle's",
         "of reference's",
         "it misses %",
     ]
-    return Measured(table(head, rows), tuple(broken))
+    return Measured(table(head, rows), tuple(broken), widths)
 
 
 def _measured(cell: Cell, draws: int) -> dict[str, Tallied]:
@@ -173,6 +186,7 @@ def _measured(cell: Cell, draws: int) -> dict[str, Tallied]:
             else:
                 tallied.given += 1
                 tallied.width += ends[1] - ends[0]
+                tallied.values.append(drawn.value)
                 tallied.points += ends[0] == ends[1]
                 tallied.missed += not ends[0] - 1e-9 <= drawn.truth <= ends[1] + 1e-9
             if number < REFERENCE_DRAWS and (theirs := drawn.reference()) is not None:
@@ -251,21 +265,24 @@ def _of_classes(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     fewest, right = float(counts.sum(axis=1).min()), int(np.trace(counts))
     hits = share_interval((gold == predicted).astype(float), crosstab.units)
     apart = 1 - np.eye(k)
-    yield Drawn("accuracy", float(np.trace(joint)), hits, _wilson(right, cell.n), fewest)
+    yield Drawn("accuracy", float(np.trace(joint)), right / cell.n, hits, _wilson(right, cell.n), fewest)
     of_kappa = _bootstrap(counts, lambda tables: _kappa(tables, apart), rng)
-    yield Drawn("kappa", float(_kappa(joint, apart)), crosstab.kappa()[1], of_kappa, fewest)
+    kappa, around = crosstab.kappa()
+    yield Drawn("kappa", float(_kappa(joint, apart)), kappa or 0.0, around, of_kappa, fewest)
     of_f1 = _bootstrap(counts, _macro_f1, rng)
-    yield Drawn("macro F1", float(_macro_f1(joint)), crosstab.macro_f1()[1], of_f1, fewest)
+    yield Drawn("macro F1", float(_macro_f1(joint)), *crosstab.macro_f1(), of_f1, fewest)
     precision, recall, f1 = crosstab.class_shares(k - 1)
     hit = float(joint[-1, -1])
     said, there = float(joint[:, -1].sum()), float(joint[-1].sum())
+    hits_here, either = int(counts[-1, -1]), float(counts[:, -1].sum() + counts[-1].sum())
     for figure, truth, interval, rows in (
         ("precision", hit / said, precision, counts[:, -1].sum()),
         ("recall", hit / there, recall, counts[-1].sum()),
         ("F1 of a class", 2 * hit / (said + there), f1, 0),
     ):
-        reference = _wilson(int(counts[-1, -1]), int(rows)) if rows else lambda: None
-        yield Drawn(figure, truth, interval, reference, fewest if figure == "recall" else 0)
+        reference = _wilson(hits_here, int(rows)) if rows else lambda: None
+        value = hits_here / rows if rows else 2 * hits_here / max(1.0, either)
+        yield Drawn(figure, truth, float(value), interval, reference, fewest if figure == "recall" else 0)
 
 
 def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
@@ -278,10 +295,12 @@ def _ordinal(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
     gold, predicted = counts.nonzero()
     crosstab = Crosstab.of(gold, predicted, 5, Units(counts[gold, predicted].astype(float), np.full(len(gold), -1)))
     distance = np.square(steps[:, None] - steps).astype(float)
+    kappa, around = crosstab.kappa(values=steps.tolist(), weights="quadratic")
     yield Drawn(
         "kappa, quadratic",
         float(_kappa(joint, distance)),
-        crosstab.kappa(values=steps.tolist(), weights="quadratic")[1],
+        kappa or 0.0,
+        around,
         _bootstrap(counts, lambda tables: _kappa(tables, distance), rng),
         float(counts.sum(axis=1).min()),
     )
@@ -312,8 +331,9 @@ def _clustered(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         ("kappa", lambda shares: _kappa(shares, apart), crosstab.kappa()[1]),
         ("macro F1", _macro_f1, crosstab.macro_f1()[1]),
     ]
+    seen = tables.sum(axis=0) / cell.n
     for figure, of, interval in figures:
-        yield Drawn(figure, float(of(joint)), interval, _bootstrap(tables, of, rng), fewest)
+        yield Drawn(figure, float(of(joint)), float(of(seen)), interval, _bootstrap(tables, of, rng), fewest)
 
 
 def _weighted(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
@@ -330,7 +350,8 @@ def _weighted(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         again = rng.multinomial(n, np.full(n, 1 / n), _RESAMPLES)
         return _middle((again @ (weights * right)) / (again @ weights))
 
-    yield Drawn("accuracy", truth, share_interval(right.astype(float), units), bootstrapped, 0)
+    value = float(weights @ right / weights.sum())
+    yield Drawn("accuracy", truth, value, share_interval(right.astype(float), units), bootstrapped, 0)
 
 
 def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
@@ -359,7 +380,7 @@ def _labelers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
             chance = totals.sum(axis=1) ** 2 - (totals**2).sum(axis=1)
             return _middle(1 - (totals.sum(axis=1) - 1) * (again @ apart) / chance)
 
-    yield Drawn("alpha", (agree - expected) / (1 - expected), interval, bootstrapped, fewest)
+    yield Drawn("alpha", (agree - expected) / (1 - expected), found.alpha or 0.0, interval, bootstrapped, fewest)
 
 
 def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
@@ -373,22 +394,31 @@ def _rubric(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         return float(scores.mean()) - half, float(scores.mean()) + half
 
     truth = float(np.arange(1.0, 6.0) @ np.array(spread))
-    yield Drawn("mean", truth, mean_interval(scores, units, lowest=1, highest=5), students, 0)
+    yield Drawn("mean", truth, float(scores.mean()), mean_interval(scores, units, lowest=1, highest=5), students, 0)
+
+
+_WRONG = {"nine in ten 0": 0.1, "1 in 10 lognormal": 0.1, "1 % lognormal": 0.01}
+"""Shapes of which so many rows alone are wrong; of the others all are."""
 
 
 def _has_none(cell: Cell, figure: str) -> bool:
-    """Return whether so few rows have no interval of this figure, whatever their errors are."""
+    """Return whether so few rows may have no interval of this figure: by their number, or by that of the wrong ones."""
+    wrong = cell.n * _WRONG.get(str(cell.quality), 1.0)
+    if figure == "mae":
+        return wrong < _WRONG_ENOUGH
+    if wrong < 2 * _LEAST_OFF:
+        return True
     return figure == "rmse" and (cell.n < 100 or cell.classes == "customers")  # units of squares
 
 
 def _errors(shape: str, z: Any, rng: np.random.Generator) -> tuple[Any, float, float]:
     """Return errors of a shape, from normal numbers, with their mean and the mean of their squares."""
-    if shape == "lognormal":
-        return np.exp(z), float(np.exp(0.5)), float(np.exp(2))
+    share = _WRONG.get(shape, 1.0)
+    some = (rng.random(z.shape[-1]) < share).astype(float)
+    if shape.endswith("lognormal"):
+        return np.exp(z) * some, share * float(np.exp(0.5)), share * float(np.exp(2))
     if shape == "student 3":
         return np.abs(z) / (rng.chisquare(3, z.shape) / 3) ** 0.5, 2 * 3**0.5 / np.pi, 3.0
-    some = rng.random(z.shape) < (0.1 if shape == "nine in ten 0" else 1.0)
-    share = 0.1 if shape == "nine in ten 0" else 1.0
     return np.abs(z) * some, share * (2 / np.pi) ** 0.5, share
 
 
@@ -436,10 +466,10 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         low, high, method = (getattr(result, f"{name}_{end}") for end in ("low", "high", "interval"))
         return Interval(low, high, method)
 
-    yield Drawn("mae", mean, of(found, "mae"), bootstrapped(lambda means: means, errors[0]), 0)
-    yield Drawn("rmse", square**0.5, of(found, "rmse"), bootstrapped(np.sqrt, errors[0] ** 2), 0)
+    yield Drawn("mae", mean, found.mae or 0.0, of(found, "mae"), bootstrapped(lambda means: means, errors[0]), 0)
+    yield Drawn("rmse", square**0.5, found.rmse or 0.0, of(found, "rmse"), bootstrapped(np.sqrt, errors[0] ** 2), 0)
     change = bootstrapped(lambda means: means, errors[1] - errors[0])
-    yield Drawn("change of mae", 0.2 * mean, of(compared, "change"), change, 0)
+    yield Drawn("change of mae", 0.2 * mean, compared.change or 0.0, of(compared, "change"), change, 0)
 
 
 _DRAW: dict[str, Callable[[Cell, np.random.Generator], Iterator[Drawn]]] = {
@@ -467,8 +497,12 @@ interval; the others are too few or too even, and say so.
 Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
 Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
 alike (0.1); `weighted`: gold of which half was drawn nine times as often; `labelers`: a fifth of the labels is
-missing. `numbers`: errors, and how they change from one version to the next. Whether they have an interval depends on
-the number of rows alone: mean errors from 30 independent ones, squares from 100, in {_LEAST_GIVEN:.0%} of the data sets
-at least.""",
+missing. `numbers`: errors, and how they change from one version to the next; of `nine in ten 0` and `1 in 10` a tenth
+of the rows is wrong. Whether they have an interval depends on no size of an error: mean errors from 30 independent
+rows, squares from 100; where most rows are right, squares and changes from {_LEAST_OFF} that are not. Numbers that have
+twice as many have one in {_LEAST_GIVEN:.0%} of the data sets at least.
+
+Each row has the width as a multiple of that of an oracle, which knows how much the figure varies, and a bound of its
+own on it, half as wide again as what was measured (benchmarks/truth/widths.csv).""",
     measure,
 )

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -122,6 +123,13 @@ class Durations:
     def are_enough(self) -> bool:
         """Whether some that ended had begun on FEWEST days."""
         return self.days >= FEWEST
+
+    def days_for_p95(self, batches: int = 1) -> int | None:
+        """Return on how many days some must have ended for a p95 of the last of so many; None where no number will do,
+        since the latest ones were late too often.
+        """
+        share: float = (self._levels or _LEVELS)[-1] ** (1 / batches)
+        return None if share >= 1 else ceil(share / (1 - share) - _TINY)
 
     def forecast_end(
         self,

@@ -532,7 +532,10 @@ class BatchEnds:
         p95 = durations.forecast_end(basis="batches", batches=batches).p95
         running = f", and {durations.running} that still run" if durations.running else ""
         if p95 is None:
-            return End(None, f"19 of 20 take longer than is known of {durations.ended} {noun}{running}")
+            needed = durations.days_for_p95(batches)
+            few = "" if needed is None or durations.days >= needed else f"; {needed:,} such days are needed"
+            known = f"{durations.ended} {noun} that ended on {durations.days} days{running}"
+            return End(None, f"19 of 20 take longer than is known of {known}{few}")
         return End(p95, f"by {durations.ended} {noun}{running}")
 
     def _read(self, owner: Owner) -> Sequence[Span]:

@@ -58,12 +58,42 @@ def targets_of(
         # one confidence column for all is meant for classes: a number is near or far, and no confidence says which
         certainty = confidence if isinstance(confidence, str) and scale != "numeric" else sure.get(name)
         if isinstance(declared, Target):
-            targets.append(declared)
+            if isinstance(kind, Mapping) and name in kind and kind[name] != _scale_of(declared):
+                raise ConfigError(
+                    f"kind= names '{name}' as {kind[name]}, and its Target is {_scale_of(declared)}. Say it in the "
+                    "Target alone."
+                )
+            everywhere = isinstance(confidence, str)
+            has_one = everywhere and (declared.confidence_column is not None or declared.kind == "numeric")
+            targets.append(
+                replace(
+                    declared,
+                    gold_column=_only(declared, "gold_column", "gold_target", golds.get(name)),
+                    confidence_column=_only(
+                        declared, "confidence_column", "confidence", None if has_one else certainty
+                    ),
+                )
+            )
         elif scale == "ordinal":
             targets.append(Target(name, golds.get(name), kappa_weights="quadratic", confidence_column=certainty))
         else:
             targets.append(Target(name, golds.get(name), kind=scale, confidence_column=certainty))
     return tuple(targets)
+
+
+def _scale_of(target: Target) -> Scale:
+    return "ordinal" if target.kappa_weights else target.kind
+
+
+def _only(target: Target, field_name: str, argument: str, given: str | None) -> str | None:
+    """Return the column that a Target names, or else an argument. Raises ConfigError where both do, and differ."""
+    declared: str | None = getattr(target, field_name)
+    if declared is not None and given is not None and declared != given:
+        raise ConfigError(
+            f"Target '{target.name}' has {field_name}={declared!r}, and {argument}= names {given!r} for it. Name the "
+            "column in one of them."
+        )
+    return given if declared is None else declared
 
 
 Candidates = (

@@ -74,8 +74,9 @@ def estimate_assets(
     alone; `worth_gold_rows` says how many gold rows the labels have saved. Gold that keeps the columns of
     `gold_sample_assets` is weighted by them; other gold is taken as drawn from all rows alike. Scores that a judge gave
     to free text (`rubric_judge_assets`) are corrected by people's scores in the same way. Below 10 effective rows there
-    is no interval. A number needs the least and the largest value that it can have, `minimum` and `maximum` of a
-    `Target` or of the response: they bound mistakes that no gold row shows. Needs the extra `evaluation` when it runs.
+    is no interval. A number or score needs the least and the largest value that it can have, `minimum` and `maximum`
+    of a `Target` or of the response: they bound mistakes that no gold row shows. Needs the extra `evaluation` when it
+    runs.
 
     Args:
         name: Name of the asset.

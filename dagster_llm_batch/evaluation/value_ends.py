@@ -1,4 +1,4 @@
-"""The least and the largest value that a number can have, as the response of a candidate declares them."""
+"""The least and the largest value that a number or score can have, as the response of a candidate declares them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAX_DEPTH = 12
 def with_ends(targets: Sequence[Target], candidates: Sequence[Candidate]) -> tuple[Target, ...]:
     """Return the targets with the ends that they declare, or else those of the candidates' responses, the widest.
 
-    Raises ConfigError for a number without ends: nothing bounds a mistake of it that no gold row shows.
+    Raises ConfigError for a number, or for scores, without ends: nothing bounds a mistake of it that no gold row shows.
     """
     return tuple(_with_ends(target, candidates) for target in targets)
 
@@ -38,7 +38,7 @@ def _with_ends(target: Target, candidates: Sequence[Candidate]) -> Target:
         minimum=low if target.minimum is None else target.minimum,
         maximum=high if target.maximum is None else target.maximum,
     )
-    if target.kind == "numeric" and (target.minimum is None or target.maximum is None):
+    if target.minimum is None or target.maximum is None:
         raise ConfigError(missing_ends(target))
     return target
 

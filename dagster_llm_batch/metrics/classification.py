@@ -305,7 +305,7 @@ def _numeric(counted: Tally) -> dict[str, Any]:
         mae = np.average(error, weights=times)
         rmse = largest * np.sqrt(np.average((error / largest) ** 2, weights=times))
         bounds = _error_interval(counted, error / largest)
-        squared = _error_interval(counted, (error / largest) ** 2, squares=True)
+        squared = _error_interval(counted, (error / largest) ** 2, of="squares")
     return {
         "mae": _finite(mae),
         **_ends("mae", _scaled(bounds, largest)),
@@ -316,14 +316,16 @@ def _numeric(counted: Tally) -> dict[str, Any]:
     }
 
 
-def _error_interval(counted: Tally, values: NDArray[np.float64], *, squares: bool = False) -> Interval:
+def _error_interval(
+    counted: Tally, values: NDArray[np.float64], *, of: Literal["errors", "squares"] = "errors"
+) -> Interval:
     """Compute the interval of the mean of values that are those of the rows of each cell, and not negative."""
     if not counted.is_weighted:
-        return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]), squares=squares)
+        return unbounded_interval(values, Units.of(counted.cells["n"], counted.cells["cluster"]), of=of)
     cell, rows = sampled_rows(counted)
     # Only how much a row stands for beside the others counts.
     weights = rows.weight * (len(rows.weight) / rows.weight.sum())
-    return unbounded_interval(values[cell], Units(weights, rows.unit), squares=squares)
+    return unbounded_interval(values[cell], Units(weights, rows.unit), of=of)
 
 
 def _scaled(interval: Interval, by: float, *, root: bool = False) -> Interval:

@@ -11,14 +11,14 @@ least: labels that know nothing get 0, and nothing is lost by them. Gold rows th
 and add no variance; the others stand for the rest of the rows.
 
 Intervals are by empirical likelihood (`likelihood`): they allow for mistakes that no gold row shows. Such a row can be
-as far off as the ends of the values let it. Classes have the ends 0 and 1, scores the least and the largest that occur,
-and numbers those that a target declares. How large mistakes can be on the whole is known better than that, since all
-labels are known: the share of rows that gold may have missed (the rule of three) has at most the largest labels.
+as far off as the ends of the values let it. Classes have the ends 0 and 1, numbers and scores those that a target
+declares. How large mistakes can be on the whole is known better than that, since all labels are known: the share of
+rows that gold may have missed (the rule of three) has at most the largest labels.
 
-Where the ends are far apart, such mistakes could be larger than the values differ. Then gold alone has the narrower
-interval, and `powered` is it, with slope 0. Gold alone takes from the labels how large the largest values are: of n
-gold rows, the mean of the largest 1.5/n of all labels. So it holds where large values are rare, if labels show that
-there are some. Where all gold rows are alike, it goes by the declared ends.
+Nothing but the ends bounds what was not seen: labels that are right in all gold rows, and never large, look the same
+whether or not one row in fifty is as large as can be. So ends that are far cost width, about three n-ths of their
+distance with n gold rows. Where mistakes could be larger than the values differ, gold alone has the narrower interval,
+and `powered` is it, with slope 0.
 """
 
 from __future__ import annotations
@@ -59,11 +59,6 @@ __all__ = [
 
 MAX_PAIRED_GROUPS = 10
 """Groups that are compared two by two; of more, each is compared with the one before."""
-
-_LARGEST_SHARE = 1.5
-"""Of n gold rows, so many n-ths of the labels show how far a value may be that no gold row has: half of the rule of
-three, since a mean of more would be no more than what these labels add to the mean themselves.
-"""
 
 
 @dataclass(frozen=True)
@@ -168,7 +163,6 @@ def power(
     rows: SampledRows,
     *,
     ends: tuple[float, float],
-    have_shape: bool = False,
 ) -> Powered:
     """Estimate the mean of y over all rows, of which some were drawn.
 
@@ -178,8 +172,6 @@ def power(
         labels: What they say of all rows.
         rows: What the gold rows stand for.
         ends: The least and the largest that y can be.
-        have_shape: Whether gold alone may take from the labels how large the largest values are: of numbers, whose ends
-            may be far from all values.
     """
     with evaluation_extra("Estimating from gold and labels"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -212,8 +204,7 @@ def power(
         mean = float(np.average(values, weights=some.weight))
         return _Part(value, errors, (mean - low) * left / n_rows, (high - mean) * left / n_rows)
 
-    by_gold = _ends_of_gold(y[drawn], labels, some.n_least, ends) if have_shape else ends
-    gold_only = part(float(share @ y), y, off, *by_gold)
+    gold_only = part(float(share @ y), y, off, *ends)
     if not slope:
         return Powered(some.n_eff, gold_only, gold_only, 0.0)
     least, most = _far_labels(labels, RULE_OF_THREE / some.n_least)
@@ -223,17 +214,6 @@ def power(
     if powered.width > gold_only.width:
         return Powered(some.n_eff, gold_only, gold_only, 0.0)
     return Powered(some.n_eff, gold_only, powered, slope)
-
-
-def _ends_of_gold(
-    y: NDArray[np.float64], labels: NDArray[np.float64], n: float, ends: tuple[float, float]
-) -> tuple[float, float]:
-    """Return how small and how large a value may be that gold does not show, as far as labels show it."""
-    low, high = float(y.min()), float(y.max())
-    if low == high:
-        return ends
-    least, most = _far_labels(labels, _LARGEST_SHARE / n)
-    return max(ends[0], min(low, least)), min(ends[1], max(high, most))
 
 
 def _far_labels(labels: NDArray[np.float64], share: float) -> tuple[float, float]:
@@ -306,7 +286,6 @@ class _Column:
     f_gold: NDArray[np.float64]
     known: NDArray[np.bool_]
     ends: tuple[float, float] = (0.0, 1.0)
-    have_shape: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -351,8 +330,7 @@ def _columns(joined: Joined, candidate: pa.Table, truth: pa.Array, position: NDA
         known = np.isfinite(f)
         f = np.where(known, f, f[known].mean() if known.any() else 0.0)
         y = truth.to_numpy().astype(np.float64)
-        is_number = target.kind == "numeric"
-        yield _Column("mean", None, y, f, f[position], known, _ends(target, y, f), have_shape=is_number)
+        yield _Column("mean", None, y, f, f[position], known, _ends(target, y))
         return
     labels = pc.if_else(has_label, category(said, target.name, owner).cast(truth.type), pa.scalar(None, truth.type))
     classes = sorted({*pc.unique(truth).to_pylist(), *pc.unique(labels.drop_null()).to_pylist()})
@@ -373,13 +351,11 @@ def _columns(joined: Joined, candidate: pa.Table, truth: pa.Array, position: NDA
     yield _Column("accuracy", None, (right == code[position]).astype(np.float64), f, f[position], np.isfinite(sure))
 
 
-def _ends(target: Target, y: NDArray[np.float64], f: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the least and the largest value that there can be; of scores without declared ends, those that occur."""
+def _ends(target: Target, y: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the least and the largest value that there can be."""
     low, high = target.minimum, target.maximum
-    if target.kind == "numeric" and (low is None or high is None):
+    if low is None or high is None:
         raise ConfigError(missing_ends(target))
-    low = min(float(y.min()), float(f.min())) if low is None else low
-    high = max(float(y.max()), float(f.max())) if high is None else high
     # A float of 32 bits is not exactly the number that was declared.
     near = 1e-6 * max(abs(low), abs(high))
     if low - near <= y.min() and y.max() <= high + near:
@@ -393,12 +369,19 @@ def _ends(target: Target, y: NDArray[np.float64], f: NDArray[np.float64]) -> tup
 
 
 def missing_ends(target: Target) -> str:
-    """Return why the mean of a number is not estimated without ends, and what to declare."""
+    """Return why the mean of a number, or of scores, is not estimated without both ends, and what to declare."""
+    given = {"minimum": target.minimum, "maximum": target.maximum}
+    found = [f"{name}={end:g}" for name, end in given.items() if end is not None]
+    missing = " and ".join(f"{name}=" for name, end in given.items() if end is None)
+    scale = f'kappa_weights="{target.kappa_weights}"' if target.kappa_weights else 'kind="numeric"'
+    examples = {"minimum": "1", "maximum": "5"} if target.kappa_weights else {"minimum": "0", "maximum": "10_000"}
+    ends = ", ".join(f"{name}={examples[name] if end is None else f'{end:g}'}" for name, end in given.items())
     return (
         f"The mean of '{target.name}' has no interval without ends: a rare mistake that no gold row shows could be of "
-        f'any size. Declare the least and the largest value: Target("{target.name}", kind="numeric", minimum=0, '
-        "maximum=10_000). Or give the field `ge` and `le` (JSON Schema: minimum and maximum) in the response, and the "
-        "definitions of llm_batch_assets as candidates. Narrow ends give narrow intervals."
+        f"any size. Found: {' and '.join(found) or 'none'}; missing: {missing}. Declare the least and the largest "
+        f'value: Target("{target.name}", {scale}, {ends}). Or give the field `ge` and `le` (JSON Schema: minimum and '
+        "maximum, or enum) in the response, and the definitions of llm_batch_assets as candidates. Narrow ends give "
+        "narrow intervals."
     )
 
 
@@ -420,11 +403,7 @@ def _estimates(joined: Joined, values: _Column, rows: SampledRows, groups: _Grou
         if not mine.any():
             return size, 0, naive, None
         labels = values.f if at is None else values.f[groups.of_row == at]
-        some = power(
-            *(values.y[mine], values.f_gold[mine], labels, rows.among(mine)),
-            ends=values.ends,
-            have_shape=values.have_shape,
-        )
+        some = power(values.y[mine], values.f_gold[mine], labels, rows.among(mine), ends=values.ends)
         return (
             size,
             int(mine.sum()),

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
@@ -42,6 +42,7 @@ __all__ = [
     "share_interval",
     "sign_test",
     "unbounded_interval",
+    "without_luck",
 ]
 
 CONFIDENCE = 0.95
@@ -59,6 +60,11 @@ as much if all had the same number.
 _LEAST_OF_SQUARES = 100
 """Units below which squares of errors have no interval: a few large ones decide, which so few units have by luck."""
 
+_LEAST_OFF = 20
+"""Units that are off, below which squares and changes have no interval where most rows have one value, such as 0: the
+others alone show how large they are.
+"""
+
 _OF_FARTHEST, _MOST_OF_LARGEST = 0.5, 6.0
 """Times that the farthest value is taken to be missing on either side, once above of errors; and the largest square, at
 most: as often as the squares are skewed.
@@ -66,6 +72,8 @@ most: as often as the squares are skewed.
 
 # what rounding leaves of nothing
 _NOTHING = 1e-12
+
+_HALVINGS = 40
 
 
 @dataclass(frozen=True)
@@ -143,16 +151,22 @@ def effective_interval(
 
 
 def unbounded_interval(
-    values: NDArray[np.float64], units: Units, *, squares: bool = False, confidence: float = CONFIDENCE
+    values: NDArray[np.float64],
+    units: Units,
+    *,
+    of: Literal["errors", "squares", "changes"] = "errors",
+    confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Compute the interval of the mean of values that may be of any size, such as errors; those of the rows of each
-    entry of `units`.
+    """Compute the interval of the mean of values that may be of any size: errors, their squares, or how errors change;
+    those of the rows of each entry of `units`.
 
     Most errors are small and a few are large, so that Student's interval misses too often above. Hall's transformation
-    takes the skewness out of it, and a part of a further unit like the farthest is added on either side. Of `squares`
-    of errors several are added above, as these are skewed. Whether there is an interval depends on the number of units,
-    and on no error but where all are alike: rows that look even, as they lack large errors, would else have one that
-    misses.
+    takes the skewness out of it, and a part of a further unit like the farthest is added on either side. Of squares
+    several are added above, as these are skewed. Whether there is an interval depends on the number of units,
+    and on no size of an error but where all are alike: rows that look even, as they lack large errors, would else have
+    one that misses. Where most rows are right, or as before, only the others show how large squares and changes are: of
+    these there are enough, or there is no interval. Rows that have enough by luck have more than there are on the
+    whole, so the end at 0 allows for that.
     """
     with evaluation_extra("An interval"):
         import numpy as np  # noqa: PLC0415  # optional dependency
@@ -164,7 +178,7 @@ def unbounded_interval(
     scale = largest or 1.0
     sums, sizes, times = units.sums(values / scale), units.sizes, units.times
     n, n_rows = float(times.sum()), float((times * sizes).sum())
-    least = _LEAST_OF_SQUARES if squares else _LEAST_UNITS
+    least = _LEAST_OF_SQUARES if of == "squares" else _LEAST_UNITS
     if n < least:
         return Interval(None, None, f"none: below {least} independent units")
     mean = float((times * sums).sum()) / n_rows
@@ -178,6 +192,9 @@ def unbounded_interval(
     alike = n_rows**2 / float((times * sizes**2).sum())
     if alike < _LEAST_ALIKE:
         return Interval(None, None, f"none: few units with many rows, below {_LEAST_ALIKE} of equal size")
+    off = n if of == "errors" else _count_off(values, units)
+    if off < _LEAST_OFF:
+        return Interval(None, None, f"none: below {_LEAST_OFF} independent units that differ from most")
     half = float(stdtrit(alike - 1, (1 + confidence) / 2)) / n**0.5
 
     def without_skewness(end: float) -> float:
@@ -187,9 +204,45 @@ def unbounded_interval(
         return 3 / skewness * (math.cbrt(1 + skewness * (end - skewness / (6 * n))) - 1)
 
     low, high = (mean - deviation * without_skewness(end) for end in (half, -half))
-    more = min(max(1.0, skewness), _MOST_OF_LARGEST) if squares else _OF_FARTHEST if (values < 0).any() else 1.0
-    low, high = low + _OF_FARTHEST * float(apart.min()) / n, high + more * float(apart.max()) / n
+    less, more = _OF_FARTHEST, 1.0
+    if of == "squares":
+        more = min(max(1.0, skewness), _MOST_OF_LARGEST)
+    elif of == "changes":
+        less = more = _OF_FARTHEST if off == n else 1.0
+    low, high = low + less * float(apart.min()) / n, high + more * float(apart.max()) / n
+    if off < n:
+        part = without_luck(off, _LEAST_OFF, confidence)
+        low, high = low * part if low > 0 else low, high * part if high < 0 else high
     return Interval(scale * low, scale * high, SKEWED)
+
+
+def _count_off(values: NDArray[np.float64], units: Units) -> float:
+    """Return how many units have a row whose value is not that of most rows; all, where most differ."""
+    import numpy as np  # noqa: PLC0415  # its caller has it
+
+    distinct, at = np.unique(values, return_inverse=True)
+    rows = np.bincount(at, weights=units.counts)
+    if rows.max() <= rows.sum() / 2:
+        return float(units.times.sum())
+    is_off = (values != distinct[rows.argmax()]).astype(np.float64)
+    return float(units.times[units.sums(is_off) > 0].sum())
+
+
+def without_luck(count: float, least: float, confidence: float) -> float:
+    """Return how far the lower end of a Poisson count goes down where one of less than `least` would not have been
+    looked at: as a part of itself.
+    """
+    from scipy.special import gammainc, gammaincinv  # noqa: PLC0415  # its caller has it
+
+    tail = (1 - confidence) / 2
+    low, high = 0.0, float(gammaincinv(count, tail))
+    usual = high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        # of means for which a count is at least `least`, how often it is as large as this one
+        at_least, as_large = float(gammainc(least, middle)), float(gammainc(count, middle))
+        low, high = (low, middle) if as_large > tail * at_least else (middle, high)
+    return low / usual
 
 
 def _clopper_pearson(successes: float, n: float, confidence: float) -> tuple[float, float]:

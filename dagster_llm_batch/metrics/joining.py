@@ -72,8 +72,8 @@ class Target:
         kappa_weights: For integer classes whose distance means something (1 to 5): "linear" or "quadratic". Default:
             every disagreement counts alike.
         confidence_column: Column of the candidate tables with the probability, 0 to 1, that the label is correct.
-        minimum: The least that a number or score can be; `estimate_assets` needs it for the mean of a number, unless
-            the response declares it.
+        minimum: The least that a number or score can be; `estimate_assets` needs it for the mean, unless the response
+            declares it.
         maximum: The largest that it can be, likewise.
     """
 

@@ -100,7 +100,7 @@ def regression_between(accepted: Joined, current: Joined, *, seed: int = 0) -> R
         weighed = Units(counted, units)
         # Of classes, `change` is that of accuracy: from all rows broken to all rows fixed.
         bounds = (
-            unbounded_interval(after - before, weighed)
+            unbounded_interval(after - before, weighed, of="changes")
             if numeric
             else mean_interval(before - after, weighed, lowest=-1, highest=1)
         )

@@ -8,12 +8,13 @@ there is still an interval, and it is as wide as the rows that were least likely
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from dagster_llm_batch.metrics.gold_weights import SampledRows
+from dagster_llm_batch.metrics.intervals import CONFIDENCE, without_luck
 from dagster_llm_batch.metrics.likelihood import likelihood_interval
 from dagster_llm_batch.metrics.schemas import evaluation_extra
 
@@ -28,6 +29,10 @@ MIN_ROWS = 10
 
 MIN_CLASS_ROWS = 10
 """Gold rows of each class below which kappa and macro F1 have no interval."""
+
+
+_LEAST_PART, _HARDLY = 0.2, 0.9
+"""A class that has just enough rows is taken to have such a part of them at least; and no less where it has more."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,15 @@ def guard(n: float, width: float = 1.0) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Labeled rows: the codes of gold and predicted class (`0 … n_classes - 1`), and what each row stands for."""
+    """Labeled rows: the codes of gold and predicted class (`0 … n_classes - 1`), and what each row stands for.
+    `was_thinned`: the rows of a class stand for fewer than were drawn.
+    """
 
     gold: NDArray[np.int64]
     predicted: NDArray[np.int64]
     rows: SampledRows
     n_classes: int
+    was_thinned: bool = False
 
     @cached_property
     def total(self) -> NDArray[np.float64]:
@@ -96,7 +104,9 @@ class Survey:
         adds = (2 * np.diag(inverse) - lost[:, None] - lost[None, :]) / present
         value = float(f1.sum() / present)
         precision, recall = (float((correct * by).sum() / present) for by in (by_predicted, by_support))
-        return precision, recall, self._figure(value, adds) if self.has_class_rows else Figure(value)
+        if not self.has_class_rows:
+            return precision, recall, Figure(value)
+        return precision, recall, self._without_luck(self._figure(value, adds), lambda fewer: fewer.macro()[2])
 
     def kappa(self, values: Sequence[int] = (), weights: Literal["linear", "quadratic"] | None = None) -> Figure:
         """Return kappa, 1 - observed / expected disagreement; no value where chance cannot disagree."""
@@ -115,7 +125,26 @@ class Survey:
         by_chance = (distance @ predicted)[:, None] + (support @ distance)[None, :] - 2 * expected
         adds = (observed / expected * by_chance - (distance - observed)) / expected
         value = 1 - observed / expected
-        return self._figure(value, adds, (-1.0, 1.0)) if self.has_class_rows else Figure(value)
+        if not self.has_class_rows:
+            return Figure(value)
+        return self._without_luck(self._figure(value, adds, (-1.0, 1.0)), lambda fewer: fewer.kappa(values, weights))
+
+    def _without_luck(self, figure: Figure, of: Callable[[Survey], Figure]) -> Figure:
+        """Return the figure with an interval that holds what it would be of a class that has enough rows by chance
+        alone, and fewer on the whole.
+        """
+        import numpy as np  # noqa: PLC0415  # its callers have it
+
+        counts = np.bincount(self.gold, minlength=self.n_classes)
+        rarest = int(np.where(counts > 0, counts, counts.max() + 1).argmin())
+        part = max(without_luck(float(counts[rarest]), MIN_CLASS_ROWS, CONFIDENCE), _LEAST_PART)
+        if self.was_thinned or part > _HARDLY or figure.low is None or figure.high is None:
+            return figure
+        times = np.where(self.gold == rarest, part, 1.0)
+        thinned = replace(self.rows, weight=self.rows.weight * times, spread=self.rows.spread * times**2)
+        other = of(replace(self, rows=thinned, was_thinned=True))
+        ends = [end for end in (figure.low, figure.high, other.low, other.high) if end is not None]
+        return Figure(figure.value, min(ends), max(ends))
 
     def _margins(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Return the share of each class in gold, in the predictions, and in both."""

@@ -116,8 +116,7 @@ def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
         gold="people",
         candidates=["verdicts"],
         key="case_id",
-        target="faithful",
-        kind="ordinal",
+        target=Target("faithful", kappa_weights="quadratic", minimum=1, maximum=5),
         group_by="candidate",
     )
     project = Project(tmp_path, [verdicts, people, *made])
@@ -184,10 +183,43 @@ def test_ends_are_found_in_any_form_of_a_json_schema(schema, ends):
     assert (found.minimum, found.maximum) == ends
 
 
-def test_a_number_without_ends_is_refused_when_definitions_load():
+@pytest.mark.parametrize("kind", ["numeric", "ordinal"])
+def test_a_mean_without_ends_is_refused_when_definitions_load(kind):
     with pytest.raises(ConfigError, match=r"The mean of 'amount' has no interval without ends.*Declare"):
-        estimate_assets(name="e", gold="gold", candidates=["labels"], key="id", target="amount", kind="numeric")
+        estimate_assets(name="e", gold="gold", candidates=["labels"], key="id", target="amount", kind=kind)
+
+
+def test_the_message_of_missing_ends_shows_which_end_was_found():
+    receipts = [Candidate("c", dg.AssetKey("c"), reader=Reader(Receipt))]
+    for target, said in (
+        (
+            Target("tip", kind="numeric", maximum=20),
+            r"Found: maximum=20; missing: minimum=\. .*minimum=0, maximum=20\)",
+        ),
+        (Target("total", kind="numeric", minimum=0), None),
+        (Target("tip", kind="numeric"), "Found: none; missing: minimum= and maximum="),
+        (Target("tip", kappa_weights="linear", minimum=0), r'kappa_weights="linear", minimum=0, maximum=5\)'),
+    ):
+        if said is not None:
+            with pytest.raises(ConfigError, match=said):
+                with_ends([target], receipts)
+        else:
+            assert with_ends([target], receipts)[0].maximum == 500
     with pytest.raises(ConfigError, match="within ±1e"):
         Target("amount", kind="numeric", minimum=0, maximum=10**400)
     given = {"gold": "gold", "candidates": ["labels"], "key": "id"}
     assert estimate_assets(name="e", target=Target("amount", kind="numeric", minimum=0, maximum=1), **given)
+
+
+def test_columns_that_arguments_name_beside_a_target_are_its_columns_or_are_refused():
+    """Before, they were dropped without a word."""
+    topic, total = Target("topic"), Target("total", kind="numeric")
+    found = targets_of([topic, total], {"topic": "right"}, {"total": "numeric"}, "sure")
+    assert [(one.gold_column, one.confidence_column) for one in found] == [("right", "sure"), (None, None)]
+    assert targets_of(Target("topic", gold_column="right"), "right", "categorical")[0].gold_column == "right"
+    with pytest.raises(ConfigError, match=r"has gold_column='right', and gold_target= names 'other' for it"):
+        targets_of(Target("topic", gold_column="right"), "other", "categorical")
+    with pytest.raises(ConfigError, match="has confidence_column='sure', and confidence= names 'other'"):
+        targets_of(Target("topic", confidence_column="sure"), None, "categorical", {"topic": "other"})
+    with pytest.raises(ConfigError, match="kind= names 'topic' as ordinal, and its Target is categorical"):
+        targets_of(topic, None, {"topic": "ordinal"})

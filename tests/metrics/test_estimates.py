@@ -15,7 +15,7 @@ from dagster_llm_batch.metrics.estimate_plots import estimates_png
 from dagster_llm_batch.metrics.estimates import estimate, estimates_markdown, estimates_to_arrow, power
 from dagster_llm_batch.metrics.gold_weights import SampledRows
 
-SCORES = Target("score", kappa_weights="quadratic")
+SCORES = Target("score", kappa_weights="quadratic", minimum=1, maximum=5)
 
 
 def one_of(estimates, **wanted):
@@ -55,6 +55,24 @@ class TestUnseenMistakes:
         labels, gold, _ = amounts(np.random.default_rng(0), 200, 40, wrong=0.01)
         with pytest.raises(ConfigError, match=r'Target\("amount", kind="numeric", minimum=0, maximum=10_000\)'):
             estimate(gold, labels, key="id", target=Target("amount", kind="numeric"), candidate_name="c")
+
+    def test_scores_without_ends_are_refused_and_with_them_hold_what_no_row_shows(self):
+        """Before, they had the ends that occur: of thirty rows of which one in fifty is 1 and the others are 5, most
+        samples show no 1, and their interval was a point.
+        """
+        table = pa.table({"id": range(600), "score": [5] * 600})
+        gold = table.slice(0, 30)
+        with pytest.raises(ConfigError, match=r'Target\("score", kappa_weights="quadratic", minimum=1, maximum=5\)'):
+            estimate(gold, table, key="id", target=Target("score", kappa_weights="quadratic"), candidate_name="c")
+        [found] = estimate(gold, table, key="id", target=SCORES, candidate_name="c")
+        assert found.powered_low < 5 - 4 / 50
+
+    @pytest.mark.simulation
+    @pytest.mark.parametrize("n", [30, 100])
+    def test_large_values_that_no_label_shows_are_in_the_interval(self, n):
+        """Before, labels that hide them made intervals that missed in 64 % at 30 gold rows, 18 % at 100."""
+        found = measure_mean(MeanCell("labels hide the large values", n), 200)
+        assert (found.given, found.missed <= 22) == (200, True)
 
     def test_gold_beyond_the_declared_ends_is_refused(self):
         table = pa.table({"id": range(20), "amount": [float(n) for n in range(20)]})

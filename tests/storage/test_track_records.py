@@ -331,7 +331,17 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
         None,
         f"too few days with batches of openai/{CHEAP} that ended: 9, of 10 that are needed",
     )
-    for number in range(9, 20):
+    for number in range(9, 15):
+        take(f"s{number}", timedelta(hours=3))
+    some = end(500)
+    assert (some.p95, some.basis) == (
+        None,
+        (
+            f"19 of 20 take longer than is known of 15 batches of openai/{CHEAP} that ended on 15 days; 18 such days "
+            "are needed"
+        ),
+    )
+    for number in range(15, 20):
         take(f"s{number}", timedelta(hours=3))
     known = end(500)
     assert known.p95 == timedelta(hours=3)
@@ -339,10 +349,11 @@ def test_an_end_is_told_by_the_batches_of_the_model_of_a_similar_size(ledger_url
     # The last of several takes longer than is known of any; real time is another lane.
     assert end(1_000_000).p95 is None
     assert "take longer than is known of 20 batches" in end(1_000_000).basis
+    assert end(1_000_000).basis.endswith(" such days are needed")
     assert end(500, Lane.REALTIME).p95 is None
     # What still runs counts: the next one may take as long.
     take("runs", None)
     clock.now += timedelta(days=2)
     assert end(500).p95 is None
-    assert end(500).basis.endswith("and 1 that still run")
+    assert end(500).basis.endswith("ended on 20 days, and 1 that still run; 24 such days are needed")
     ledger.close()
