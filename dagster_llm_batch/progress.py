@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import age_text
@@ -36,6 +36,7 @@ __all__ = [
     "stage",
     "states_text",
     "together",
+    "unread_text",
 ]
 
 NOTHING_TO_SEND = "nothing to send"
@@ -98,6 +99,17 @@ def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> 
         return f"{wave}: {NOTHING_TO_SEND}"
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
     return f"{wave}: batches {states_text(progress)}; {pace_text(its_pace)}"
+
+
+def unread_text(engine: Engine, status: Status) -> str | None:
+    """Return which batches of a submission have results that cannot be read, and why; None: there are none."""
+    if not any(shard.state in ENDED for shard in status.shards):
+        return None
+    unread = engine.ledger.unread.find(engine.namespace, submission_id=status.submission.submission_id)
+    if not unread:
+        return None
+    batches = "1 ended batch" if len(unread) == 1 else f"{len(unread):,} ended batches"
+    return f"the results of {batches} cannot be read since {unread[0].since:%Y-%m-%d %H:%M} UTC: {unread[0].why}"
 
 
 def states_text(progress: Progress | Status) -> str:

@@ -43,7 +43,14 @@ from dagster_llm_batch.engine.condition_facts import of_events
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.preview import output_basis_of
 from dagster_llm_batch.engine.status import advise_on_change, find_unsent
-from dagster_llm_batch.errors import ConfigError, DefinitionChangedError, LeaseError, LLMBatchError, ProviderError
+from dagster_llm_batch.errors import (
+    ConfigError,
+    DefinitionChangedError,
+    LeaseError,
+    LLMBatchError,
+    ProviderError,
+    RefusedError,
+)
 from dagster_llm_batch.label_stats import LabelStats
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
@@ -58,7 +65,7 @@ from dagster_llm_batch.metadata import (
     status_metadata,
     track_metadata,
 )
-from dagster_llm_batch.progress import pace_of, progress_text
+from dagster_llm_batch.progress import pace_of, progress_text, unread_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text, short_run
@@ -108,7 +115,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
         with OutputWriter(context, dataset.io_manager_key, dataset.frame) as writer:
             run = _Run(writer, SentChecks(dataset.batch_key), Provenance(context, dataset.batch_key))
             if is_of_range(context):
-                run.settled = landing.send_together(context, engine, list(partitions_of(context)))
+                run.settled, run.refused = landing.send_together(context, engine, list(partitions_of(context)))
                 run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
             try:
                 yield from each_partition(
@@ -161,7 +168,8 @@ class _Run:
         sent: The checks of submissions that failed, and that pass when their batches are sent.
         provenance: The tags by which Dagster tells whether a partition is stale.
         settled: By partition, what this run settled before it landed any; in the order in which they land.
-        unsent: The submissions among these of which some requests are not sent.
+        refused: By partition, what is in the way of one: its provider tells it the first time alone.
+        unsent: The submissions among the settled of which some requests are not sent.
         looked_up: Those that the ledger was asked about last, together.
         replaced: Those of `looked_up` whose partition has a newer submission.
         tombstones: How many the asset had then.
@@ -174,6 +182,7 @@ class _Run:
     sent: SentChecks
     provenance: Provenance
     settled: dict[str, Status] = field(default_factory=dict)
+    refused: dict[str, LLMBatchError] = field(default_factory=dict)
     unsent: set[str] = field(default_factory=set)
     looked_up: set[str] = field(default_factory=set)
     replaced: Collection[str] = ()
@@ -257,6 +266,8 @@ class _Landing:
         What was settled before this run has its raw results read again. Tables may be given to the writer before the
         first event is asked for; the events wait until they are stored.
         """
+        if (refusal := run.refused.pop(partition or "", None)) is not None:
+            raise refusal
         found = run.take_settled(engine, self._dataset.name, partition or "") or self._settle(
             context, engine, partition
         )
@@ -297,8 +308,10 @@ class _Landing:
                 return self._settle(context, engine, partition)
             return _Settled(status, reread=submission.is_settled)
         its_pace = pace_of(engine, status)
-        text = progress_text(status, its_pace)
-        context.log.info(f"Not ready: {text}. The sensor lands it when its batches end.")
+        text, until = progress_text(status, its_pace), "its batches end"
+        if (unread := unread_text(engine, status)) is not None:
+            text, until = f"{text}; {unread}", "their results can be read"
+        context.log.info(f"Not ready: {text}. The sensor lands it when {until}.")
         metadata = status_metadata(status, engine.provider(submission.provider), its_pace)
         return _NotReady(text, metadata, status)
 
@@ -464,10 +477,11 @@ class _Landing:
 
     def send_together(
         self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]
-    ) -> dict[str, Status]:
+    ) -> tuple[dict[str, Status], dict[str, LLMBatchError]]:
         """Bring all partitions as far as they go without sending, then send what is to be asked again in few batches.
 
-        Returns what was settled by it, by partition. What is in the way of one is told when it is landed.
+        Returns what was settled by it, by partition, and what is in the way of others, which is raised when they are to
+        land. What passes by itself is looked at again then.
         """
         labeling = self._dataset.labeling
         histories = engine.ledger.histories(engine.namespace, labeling.asset, partitions)
@@ -481,16 +495,20 @@ class _Landing:
                 with suppress(LLMBatchError):
                     self._finish_superseded(context, engine, older)
                     ready.append(submission_id)
-        collected = self._collect_together(engine, ready)
+        outcomes = self._collect_together(engine, ready)
+        collected = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Status)}
         planned = [key for key, status in collected.items() if status.states[ShardState.PLANNED.value]]
         if len(planned) > 1:
             with suppress(LLMBatchError):
                 engine.submit_together(labeling, planned)
         settled = {status.submission.partition: status for status in collected.values() if status.is_settled}
-        return {partition: settled[partition] for partition in partitions if partition in settled}
+        refused: dict[str, LLMBatchError] = {
+            newest[key][0].partition: outcome for key, outcome in outcomes.items() if isinstance(outcome, RefusedError)
+        }
+        return {partition: settled[partition] for partition in partitions if partition in settled}, refused
 
-    def _collect_together(self, engine: "Engine", submission_ids: list[str]) -> dict[str, Status]:
-        """Collect submissions; return those with nothing in their way."""
+    def _collect_together(self, engine: "Engine", submission_ids: list[str]) -> dict[str, Status | Exception]:
+        """Collect submissions; return how far each is, or what is in its way."""
         labeling = self._dataset.labeling
         outcomes: dict[str, Status | Exception] = {}
         try:
@@ -503,7 +521,7 @@ class _Landing:
         except LLMBatchError:
             # The ledger cannot be asked, say.
             pass
-        return {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Status)}
+        return outcomes
 
     def _is_being_sent(
         self,

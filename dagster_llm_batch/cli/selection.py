@@ -124,16 +124,13 @@ def partitions_of(
         return [None]
     known = deployment.code.partitions(asset)
     if unknown := [partition for partition in partitions if partition not in known]:
-        raise click.UsageError(
-            f"'{name}' has no partition '{unknown[0]}'; it has {len(known)}, such as {_ends(known)}."
-        )
+        raise click.UsageError(f"'{name}' has no partition '{unknown[0]}'. {_kept(known)}")
     wanted = list(dict.fromkeys(partitions))
     if partition_range:
         wanted += [key for key in _between(name, known, partition_range) if key not in wanted]
     if not wanted:
         raise click.UsageError(
-            f"'{name}' has partitions; say which with --partition KEY or --partition-range START...END. "
-            f"It has {len(known)}, such as {_ends(known)}."
+            f"'{name}' has partitions; say which with --partition KEY or --partition-range START...END. {_kept(known)}"
         )
     return list(wanted)
 
@@ -146,7 +143,7 @@ def _between(name: str, known: list[str], partition_range: str) -> list[str]:
         )
     for end in (first, last):
         if end not in known:
-            raise click.UsageError(f"'{name}' has no partition '{end}'; it has {len(known)}, such as {_ends(known)}.")
+            raise click.UsageError(f"'{name}' has no partition '{end}'. {_kept(known)}")
     span = known[known.index(first) : known.index(last) + 1]
     if not span:
         raise click.UsageError(f"--partition-range {partition_range} ends before it starts.")
@@ -159,5 +156,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(name or "(none)" for name in shown[:_SHOWN]) + more
 
 
-def _ends(known: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys([*known[:1], *known[-1:]])) or "none"
+def _kept(known: Sequence[str]) -> str:
+    """Return how many partitions a dataset has, with examples. One of dynamic partitions may have none yet."""
+    if not known:
+        return "It has none yet: add one first."
+    return f"It has {len(known):,}, such as {', '.join(dict.fromkeys([*known[:1], *known[-1:]]))}."

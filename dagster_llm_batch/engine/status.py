@@ -224,9 +224,11 @@ def advise_on_no_money(submission: Submission, detail: str) -> Advice:
 
 def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
     """Return which dataset with undelivered submissions is in no definition, and what a person can do."""
+    counted = "1 submission is" if submissions == 1 else f"{submissions:,} submissions are"
+    batches = "1 batch that is" if unsent == 1 else f"{unsent:,} batches that are"
+    waiting = f", with {batches} not sent yet" if unsent else ""
     return Advice(
-        f"{submissions} submissions are under way for {asset}, {unsent} of their batches not sent yet, and these "
-        "definitions have no such labeled asset",
+        f"{counted} under way for {asset}{waiting}, and these definitions have no such labeled asset",
         "Unless another code location of this namespace has it, its labels never land: put it back; or, where it has a "
         f"new name, `dagster-llm-batch rename {asset} NEW`; or end each: `dagster-llm-batch list` shows them, "
         "`dagster-llm-batch cancel SUBMISSION` ends one",

@@ -167,7 +167,9 @@ def test_what_is_under_way_for_an_asset_that_is_gone_is_told(project):
     project.change('name="ticket_labels"', 'name="renamed_labels"')
     told = findings(project)["assets"]
     assert told["verdict"] == "warning"
-    assert "1 submissions are under way for ticket_labels, 0 of their batches not sent yet" in told["said"]
+    assert (
+        "1 submission is under way for ticket_labels, and these definitions have no such labeled asset" in told["said"]
+    )
 
 
 def keep_money(project, submission_id, usd):

@@ -134,7 +134,7 @@ def test_a_plan_says_in_how_many_rounds_a_queue_limit_lets_its_batches_go(projec
         (["ticket_labels", "-p", "x"], "'ticket_labels' has no partitions"),
         (
             ["daily_labels", "-p", "2027-01-01"],
-            "has no partition '2027-01-01'; it has 3, such as 2026-01-01, 2026-01-03",
+            "has no partition '2027-01-01'. It has 3, such as 2026-01-01, 2026-01-03.",
         ),
         (["daily_labels", "--partition-range", "2026-01-01"], "is written START...END"),
         (["daily_labels", "--partition-range", "2026-01-03...2026-01-01"], "ends before it starts"),

@@ -64,6 +64,34 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
     engine.ledger.close()
 
 
+def test_a_run_over_partitions_fails_where_the_provider_refuses_results_and_then_tells_that_it_waits_for_them(
+    make, emulator
+):
+    emulator.inject(WireFault(kind="status", route=DOWNLOAD, status=403, times=None))
+    location = make(*labeled(partitions_def=DAILY))
+    span = {"span": (DAYS[0], DAYS[1])}
+    location.submit(**span)
+    emulator.settle()
+    first = location.collect(**span)
+    assert not first.success
+    assert {key for key, passed in location.checks(first).items() if not passed} == {
+        (DAYS[0], "coverage"),
+        (DAYS[1], "coverage"),
+    }
+    second = location.collect(**span)
+    assert second.success
+    logs = [entry.user_message for entry in location.instance.all_logs(second.run_id)]
+    waiting = [text for text in logs if text.startswith("Not ready")]
+    assert len(waiting) == 2
+    for text in waiting:
+        assert "1 ended; 3 of 3 requests done (100 %); the results of 1 ended batch cannot be read since" in text
+        assert text.endswith("The sensor lands it when their results can be read.")
+    emulator.clear_faults()
+    assert location.collect(**span).success
+    assert location.landed() == {DAYS[0], DAYS[1]}
+    assert sum(one.billed for one in emulator.books.executions) == 6
+
+
 def test_in_wait_mode_a_run_behind_a_full_queue_polls_the_batch_that_fills_it(instance):
     with Emulator(pace=0.05) as emulator:
         limits = {"queue_limits": {"openai": QueueLimit(max_batches=1)}, "poll_seconds": 0.05}

@@ -226,7 +226,7 @@ def test_a_dataset_that_was_removed_in_flight_fails_the_tick_when_nobody_has_loo
     assert tick(location).skip_message == "no batches in flight"  # another code location may have just asked
     change(location, LONG_AGO)
     told = failing_tick(location)
-    assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
+    assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told
     assert f"dagster-llm-batch rename {LABELS} NEW" in told
     assert "needs a person" in tick(location).skip_message  # it was told just now
 
@@ -247,7 +247,7 @@ def test_a_dataset_that_was_removed_before_it_was_sent_or_landed_fails_the_tick_
     for table, column in (("shard", "polled_at"), ("event", "at"), ("submission", "created_at")):
         change(location, f"{column} = datetime('now', '-25 hours') || '.000000'", table)
     told = failing_tick(location)
-    assert f"{LABELS} needs a person: 1 submissions are under way for {LABELS}" in told
+    assert f"{LABELS} needs a person: 1 submission is under way for {LABELS}" in told
     assert "needs a person" in location.tick().skip_message  # it was told just now
     # Whose dataset it is may be told of something else by its own sensor: that has its turn.
     [progress] = location.engine().ledger.progress(location.resource.namespace)

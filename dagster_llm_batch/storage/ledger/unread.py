@@ -77,10 +77,13 @@ class UnreadResults:
                 rows: list[dict[str, Any]] = [{"key": shard.shard_id, "waits_until": until} for shard in waiting]
                 connection.execute(UPDATE_SHARD, rows)
 
-    def find(self, namespace: str, unreadable: Unreadable | None = None) -> list[UnreadShard]:
+    def find(
+        self, namespace: str, unreadable: Unreadable | None = None, submission_id: str | None = None
+    ) -> list[UnreadShard]:
         """Return the ended shards of undelivered submissions whose results could not be read, the oldest first.
 
-        A shard whose row or events cannot be read goes to `unreadable`, if that is given.
+        A shard whose row or events cannot be read goes to `unreadable`, if that is given. `submission_id`: of this one
+        alone.
         """
 
         def chosen(*columns: Any) -> sa.Select[Any]:
@@ -88,6 +91,8 @@ class UnreadResults:
             # What is delivered waits for nothing, and with this the index of what is not serves.
             query = query.where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
             query = query.where(SHARD.c.state.in_(sorted(ENDED)), SHARD.c.waits_until.is_not(None))
+            if submission_id is not None:
+                query = query.where(SUBMISSION.c.submission_id == submission_id)
             # The next run collects what was given up.
             return query.where(SHARD.c.cause.is_(None) | SHARD.c.cause.not_in((Cause.GIVEN_UP, Cause.GONE)))
 
