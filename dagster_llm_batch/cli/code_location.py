@@ -91,6 +91,15 @@ class CodeLocation:
         }
 
     @cached_property
+    def elsewhere(self) -> frozenset[str]:
+        """The names in the ledger of what is another resource's: its datasets, and assets that ask by themselves."""
+        if self.resource_key is None:
+            return frozenset()
+        assets = self._repository.assets_defs_by_key.items()
+        asking = {key.to_user_string() for key, made in assets if self.resource_key not in made.required_resource_keys}
+        return frozenset(self.all_datasets.keys() | asking) - self.datasets.keys()
+
+    @cached_property
     def evaluations(self) -> list[EvaluationSpec]:
         """The evaluations against gold, by their names."""
         from dagster_llm_batch.evaluation.spec import evaluations_in  # noqa: PLC0415 - few commands need them

@@ -108,8 +108,8 @@ class DeploymentAccess:
         return self._stack.enter_context(CodeLocation.load(pointer, self._options.resource))
 
     def is_looked_at(self, asset: str) -> bool:
-        """Return whether this is no dataset of another resource than the named one. Both may have the same ledger."""
-        return not self.has_code or asset in self.code.datasets or asset not in self.code.all_datasets
+        """Return whether this is nothing of another resource than the named one. Both may have the same ledger."""
+        return not self.has_code or asset not in self.code.elsewhere
 
     @cached_property
     def resource(self) -> LLMBatchResource:

@@ -1,6 +1,7 @@
 """A code location with two resources: `--resource` says whose datasets a command looks at."""
 
 import json
+import sqlite3
 
 import pytest
 
@@ -101,6 +102,27 @@ def test_cost_sums_what_the_resource_has_in_the_same_ledger(second):
         told = second.json("cost", "--resource", resource)
         assert [group["asset"] for group in told["groups"]] == [asset]
         assert told["total"]["requests"] == told["groups"][0]["requests"]
+
+
+def test_cost_leaves_to_the_other_resource_what_its_skew_has_asked(second):
+    second.change('namespace="second"', 'namespace="test"')
+    second.change('"params": {"stream": True}', '"params": {}')
+    second.submit("asset_labels")
+    second.submit("ticket_labels")
+    second.change(
+        "defs = dg.Definitions(",
+        "from dagster_llm_batch.evaluation import skew_assets\n\n"
+        'skew = skew_assets(name="asset_skew", candidates=asset_labels, target="topic")\n'
+        "defs = dg.Definitions(",
+    )
+    second.change("*daily_labels, *asset_labels],", "*daily_labels, *asset_labels, *skew],")
+    with sqlite3.connect(second.ledger) as connection:
+        # As the skew's own run would have it.
+        connection.execute("update submission set asset = 'asset_skew' where asset = 'asset_labels'")
+    connection.close()
+    for resource, asset in (("llm_batch", "ticket_labels"), ("second", "asset_skew")):
+        told = second.json("cost", "--resource", resource)
+        assert [group["asset"] for group in told["groups"]] == [asset]
 
 
 @pytest.mark.parametrize("command", ["doctor", "plan", "list"])
