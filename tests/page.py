@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "docs" / "start.md"
 CLI = ROOT / "docs" / "reference" / "cli.md"
-# Tests of their own run these pages' commands, those of the first four in an environment with what the page installs.
+# Tests of their own run these pages' commands, those of the first four in an environment with what the page installs;
+# `run_cli_page` runs the reference's, and those about rows, which need a project of one's own, are only read.
 COMMANDS_RUN_ELSEWHERE = {
     *("README.md", "docs/start.md", "docs/tutorial.md", "docs/how-to/components.md"),
     *("docs/reference/cli.md", "docs/how-to/look-at-rows.md"),

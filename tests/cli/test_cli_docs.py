@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dagster_llm_batch.cli.main import main
-from tests.page import CLI, run_cli_page
+from tests.page import CLI, ROOT, blocks, run_cli_page
 
 
 def test_the_page_names_every_command_and_option_of_its_own():
@@ -37,6 +37,17 @@ def test_the_help_of_every_command_has_examples_that_its_options_take(monkeypatc
         for example in command.examples:
             assert f"\n  dagster-llm-batch {name} {example}\n" in told
             command.make_context(name, shlex.split(example))
+
+
+def test_the_commands_about_rows_have_the_options_of_their_page(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("exported.json").touch()
+    page = ROOT / "docs" / "how-to" / "look-at-rows.md"
+    lines = [line for block in blocks(page, "sh") for line in block.content.splitlines()]
+    typed = [shlex.split(line) for line in lines if line.startswith("dagster-llm-batch ")]
+    assert len(typed) >= 7
+    for _, name, *arguments in typed:
+        main.get_command(click.Context(main), name).make_context(name, arguments)
 
 
 def test_a_command_that_is_not_there_names_the_one_that_is_near():
