@@ -291,6 +291,12 @@ Gold is drawn from a table of {ROWS:,} rows: `mistakes` by a signal that finds t
 measured of it is that of `evaluation_assets` (accuracy, kappa, macro F1) and of `estimate_assets` (gold alone; powered:
 gold and labels). Beside it: how often an interval misses that counts each gold row once, and how far labels alone are
 off, whose interval would be next to nothing. `skewed numbers` have the mean 1.6 and may be 0 to 100, with near ends 0
-to 30: what no row shows may be as large, which costs width.""",
+to 30: what no row shows may be as large, which costs width.
+
+Other methods were tried on the accuracy of `2 even classes`, drawn as `mistakes` and with `weights to 100`, 100 and 400
+rows, and of `a class of 2 %`, `mistakes`, 100 rows; 150 draws of each. The empirical likelihood that is used has 1.03
+to 1.31 times the width of an oracle's, and misses 3 to 5 %. Betting intervals (Waudby-Smith and Ramdas, hedged) have
+1.36 to 2.99 times, and miss 0 to 0.7 %. Hájek's estimate with Student's t on Satterthwaite's degrees of freedom has
+1.11 to 1.81 times, and misses 0 to 18 %.""",
     measure,
 )
