@@ -9,17 +9,16 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from benchmarks.truth.page import Measured, Section, measured_cells, miss_more, seed_of, table
 from benchmarks.truth.widths import of_oracle
-from dagster_llm_batch.metrics import Labels, Target, agreement_among, evaluate, join, regression_between
+from dagster_llm_batch.metrics import Labels, Target, agreement_among
 from dagster_llm_batch.metrics.clusters import Units
 from dagster_llm_batch.metrics.crosstab import Crosstab
-from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval
+from dagster_llm_batch.metrics.intervals import Interval, mean_interval, share_interval, unbounded_interval
 
 MOST_MISSES = 0.07
 """Promised: of the intervals that are given so many miss, at most, in any cell."""
@@ -438,21 +437,12 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         weight, errors = np.where(often, 0.2, 1.8), errors * np.where(often, 2, 1)
         mean, square = 1.1 * mean, 1.3 * square
     errors[1] *= 1.2
-    gold = pa.table({"id": at, "t": np.zeros(n), "customer": unit.astype(str)})
-    if cell.classes == "weighted":
-        gold = gold.append_column("sample_weight", pa.array(weight)).append_column("sample_round", pa.array([1] * n))
-    then, now = (
-        join(
-            gold,
-            pa.table({"id": at, "t": side}),
-            key="id",
-            target=Target("t", kind="numeric"),
-            candidate_name="c",
-            cluster="customer",
-        )
-        for side in errors
-    )
-    found, compared = evaluate(then), regression_between(then, now)
+    weighed, apart = Units(weight * n / weight.sum(), unit), errors[1] - errors[0]
+    of_squares = unbounded_interval(errors[0] ** 2, weighed, of="squares")
+    of_roots = of_squares
+    if of_squares.ends is not None:
+        low, high = (max(0.0, end) ** 0.5 for end in of_squares.ends)
+        of_roots = Interval(low, high, of_squares.method)
     shares, m = weight / weight.sum(), int(unit.max()) + 1
     sizes = np.bincount(unit, shares, m)
     # one set of resamples for all three figures
@@ -462,14 +452,13 @@ def _numbers(cell: Cell, rng: np.random.Generator) -> Iterator[Drawn]:
         """Return the percentile bootstrap over units of a figure of a mean."""
         return lambda: _middle(figure((again() @ np.bincount(unit, shares * values, m)) / (again() @ sizes)))
 
-    def of(result: Any, name: str) -> Interval:
-        low, high, method = (getattr(result, f"{name}_{end}") for end in ("low", "high", "interval"))
-        return Interval(low, high, method)
-
-    yield Drawn("mae", mean, found.mae or 0.0, of(found, "mae"), bootstrapped(lambda means: means, errors[0]), 0)
-    yield Drawn("rmse", square**0.5, found.rmse or 0.0, of(found, "rmse"), bootstrapped(np.sqrt, errors[0] ** 2), 0)
-    change = bootstrapped(lambda means: means, errors[1] - errors[0])
-    yield Drawn("change of mae", 0.2 * mean, compared.change or 0.0, of(compared, "change"), change, 0)
+    means = unbounded_interval(errors[0], weighed)
+    yield Drawn("mae", mean, float(shares @ errors[0]), means, bootstrapped(lambda means: means, errors[0]), 0)
+    root = float(shares @ errors[0] ** 2) ** 0.5
+    yield Drawn("rmse", square**0.5, root, of_roots, bootstrapped(np.sqrt, errors[0] ** 2), 0)
+    change = bootstrapped(lambda means: means, apart)
+    changes = unbounded_interval(apart, weighed, of="changes")
+    yield Drawn("change of mae", 0.2 * mean, float(shares @ apart), changes, change, 0)
 
 
 _DRAW: dict[str, Callable[[Cell, np.random.Generator], Iterator[Drawn]]] = {
