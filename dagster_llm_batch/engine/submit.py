@@ -405,7 +405,9 @@ class Sender:
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
             if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
-                self._ledger.move_shards(ids, Move.NOT_SENT, reason="the provider has no such batch")
+                self._ledger.move_shards(
+                    ids, Move.NOT_SENT, reason="its create call had no answer, and the provider has no batch of it"
+                )
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
