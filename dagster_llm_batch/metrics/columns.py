@@ -1,7 +1,8 @@
 """Columns made comparable: keys with keys, labels with gold. Exact: nothing is guessed, mismatches are refused.
 
-Two normalisations only: dictionary columns are decoded, and whole numbers stored as float or decimal are integers
-(pandas stores integers beside nulls so; NaN is null).
+Three normalisations only: dictionary columns are decoded, whole numbers stored as float or decimal are integers (pandas
+stores integers beside nulls so; NaN is null), and numbers that differ by rounding alone are equal (12.1 as a float of
+32 bits, or as a sum).
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ __all__ = [
     "comparable_keys",
     "comparable_values",
     "finite",
+    "without_rounding",
 ]
 
 Kind = Literal["categorical", "numeric"]
 
 EXAMPLES = 3
 """Bad values that an error shows."""
+
+_ROUNDED = {pa.float16(): 2.0**-10, pa.float32(): 2.0**-23, pa.float64(): 2.0**-46}
+"""Part of a number by which another one may differ that is the same but for rounding: that of its type, and of doubles
+what a sum of some leaves.
+"""
 
 
 def column(table: pa.Table, name: str, owner: str) -> pa.Array:
@@ -138,6 +145,16 @@ def finite(values: pa.Array) -> pa.Array:
     if not pa.types.is_floating(values.type):
         return values
     return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+
+
+def without_rounding(values: pa.Array, gold: pa.Array, *kinds: pa.DataType) -> pa.Array:
+    """Return numbers with those set to gold's that differ from it by no more than rounding.
+
+    `kinds` are the types that the two sides are stored in.
+    """
+    part = max(_ROUNDED.get(kind, 0.0) for kind in kinds)
+    apart = pc.abs(pc.subtract(values, gold))
+    return pc.if_else(pc.less_equal(apart, pc.multiply(pc.abs(gold), part)), gold, values)
 
 
 def _to_integer(values: pa.Array, subject: str) -> pa.Array:

@@ -4,10 +4,10 @@ What holds afterwards: `keys`, `gold` and `predicted` have one entry per gold ro
 rows in either table never matters; `gold` has no nulls; a null in `predicted` means: no label, for exactly one of
 three counted reasons (`n_gold = n_labeled + n_absent + n_rejected + n_empty`).
 
-Values are compared exactly: no case folding, no trimming, no guessing. Two normalisations only: dictionary columns are
-decoded, and whole numbers stored as float or decimal are integers (pandas stores integers beside nulls so; NaN is
-null). Refused: keys or labels of different types on the two sides (`1` is not `"1"`, `true` is not `1`), repeated or
-null keys, and multi-valued targets (lists, structs).
+Values are compared exactly: no case folding, no trimming, no guessing. Three normalisations only: dictionary columns
+are decoded, whole numbers stored as float or decimal are integers (pandas stores integers beside nulls so; NaN is
+null), and numbers that differ by rounding alone are equal. Refused: keys or labels of different types on the two sides
+(`1` is not `"1"`, `true` is not `1`), repeated or null keys, and multi-valued targets (lists, structs).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dagster_llm_batch.metrics.columns import (
     comparable_keys,
     comparable_values,
     finite,
+    without_rounding,
 )
 from dagster_llm_batch.metrics.gold_weights import SAMPLE_COLUMNS, gold_weights
 from dagster_llm_batch.types import SKIPPED, Outcome
@@ -178,13 +179,8 @@ def join(
     target = Target(target) if isinstance(target, str) else target
     theirs = f"candidate '{candidate_name}'"
     gold_keys, candidate_keys = comparable_keys(column(gold, key, "gold"), column(candidate, key, theirs), key, theirs)
-    truth, answer = comparable_values(
-        column(gold, target.gold_column or target.name, "gold"),
-        column(candidate, target.name, theirs),
-        name=target.name,
-        kind=target.kind,
-        theirs=theirs,
-    )
+    values, labels = column(gold, target.gold_column or target.name, "gold"), column(candidate, target.name, theirs)
+    truth, answer = comparable_values(values, labels, name=target.name, kind=target.kind, theirs=theirs)
 
     has_gold = truth.is_valid()
     keys, truth = gold_keys.filter(has_gold), truth.filter(has_gold)
@@ -198,6 +194,9 @@ def join(
     # Null where there is no row.
     has_succeeded = succeeded(candidate).take(position)
     predicted = pc.if_else(has_succeeded, answer.take(position), pa.scalar(None, answer.type))
+    if target.kind == "numeric":
+        # What rounding leaves is no error: many of them would hide how few rows are wrong.
+        predicted = without_rounding(predicted, truth, values.type, labels.type)
     n_absent = int(position.null_count)
     n_rejected = int(pc.sum(pc.invert(has_succeeded)).as_py() or 0)
     cost_usd, n_cost_unknown = _cost(candidate, met)

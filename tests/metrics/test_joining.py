@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.errors import ConfigError, InputError
-from dagster_llm_batch.metrics import Target, join
+from dagster_llm_batch.metrics import Target, evaluate, join
 from dagster_llm_batch.metrics.joining import CANDIDATE_COLUMNS
 
 GOLD = pa.table({"id": [1, 2, 3, 4, 5, 6], "topic": ["a", "b", "a", None, "b", "a"]})
@@ -240,3 +241,28 @@ def test_settings_that_contradict_each_other_are_refused():
 
 def test_what_is_read_of_a_candidate_is_what_labeled_tables_carry() -> None:
     assert set(CANDIDATE_COLUMNS) < set(PROVENANCE)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+@pytest.mark.parametrize("stored", ["float16", "float32", "sum"])
+def test_numbers_that_differ_by_rounding_alone_are_right(stored, share):
+    rng, rows = np.random.default_rng(0), 300
+    cents = rng.integers(1, 300, (rows, 20))
+    amounts = cents.sum(axis=1) / 100
+    said = np.where(np.arange(rows) < share * rows, 10 * amounts, amounts)
+    rounded = (cents / 100).sum(axis=1) if stored == "sum" else amounts.astype(stored)
+    assert (rounded.astype(float) != amounts).mean() > 0.3
+    candidate, target = pa.table({"id": range(rows), "price": said}), Target("price", kind="numeric")
+    exact, got = (
+        evaluate(joined(pa.table({"id": range(rows), "price": gold}), candidate, target)) for gold in (amounts, rounded)
+    )
+    assert got.rmse_interval == exact.rmse_interval
+    # three wrong rows show no squares
+    assert (got.rmse_low is None) == (share == 0.01)
+    for figure in ("mae", "mae_low", "mae_high", "rmse", *(("rmse_low", "rmse_high") if share == 0.1 else ())):
+        assert getattr(got, figure) == pytest.approx(getattr(exact, figure), rel=1e-2), figure
+
+
+def test_whole_numbers_that_differ_by_one_are_wrong_however_large_they_are():
+    gold, candidate = (pa.table({"id": [1], "price": pa.array([value])}) for value in (2**53 - 1, 2**53 - 2))
+    assert evaluate(joined(gold, candidate, Target("price", kind="numeric"))).mae == 1
