@@ -15,6 +15,8 @@ import pytest
 
 import dagster_llm_batch
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import importlib, json, os, pkgutil, sys
 import jinja2.sandbox, jsonschema, msgspec, numpy, pyarrow.parquet, pydantic, sqlalchemy, upath  # they take the time

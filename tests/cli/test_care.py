@@ -135,6 +135,7 @@ def test_a_batch_that_nobody_asks_about_and_a_shard_in_doubt_are_problems_that_s
     assert "shards in doubt" in by_address
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_canceled_is_named_until_it_has_ended(project):
     project.submit()
     project.on_file("cancel", "ticket_labels", "--yes")
@@ -179,6 +180,7 @@ def keep_money(project, submission_id, usd):
         assert engine.ledger.reserve({shard.shard_id: Decimal(usd)}, [])
 
 
+@pytest.mark.slow
 def test_money_that_is_kept_for_what_nobody_sends_is_told_with_what_frees_it(project):
     with project.engine() as engine:
         labeling = dataset_of(project.module()["ticket_labels"]).labeling
@@ -246,6 +248,7 @@ def replaced(project):
     pass_days(project, 40)
 
 
+@pytest.mark.slow
 def test_prune_shows_and_deletes_only_where_told_and_after_asking(project):
     replaced(project)
     files = project.files()
@@ -304,6 +307,7 @@ def test_no_command_prints_a_credential(project):
         assert DEFAULT_KEY not in project.on_file(*arguments).output, arguments
 
 
+@pytest.mark.slow
 def test_prune_deletes_request_files_at_providers_and_results_only_on_request(project):
     project.land()
 

@@ -83,6 +83,7 @@ def test_doctor_and_watch_name_a_shard_in_doubt_as_soon_as_resolve_does_and_what
     assert note in json.loads(project.cli("watch", "--once", "--json", *project.by_address).stdout)["notes"]
 
 
+@pytest.mark.slow
 def test_a_shard_that_a_living_process_sends_is_in_doubt_nowhere(project):
     in_doubt(project, "after")
     submission_id = project.json("show", "ticket_labels")["submission"]["submission_id"]
@@ -143,6 +144,7 @@ def test_a_word_that_is_not_clear_is_refused(project, arguments, code, said):
     assert said in project.on_file("resolve", *arguments, code=code).stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_asks_again(project):
     project.submit()
     pass_days(project, 2)
@@ -167,6 +169,7 @@ def test_a_batch_that_never_ends_is_given_up_and_a_retry_shows_the_price_and_ask
     assert "rows without a label" not in str(project.json("doctor"))
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):
     project.submit()
     [shard] = project.json("show", "ticket_labels")["shards"]
@@ -182,6 +185,7 @@ def test_a_shard_that_is_not_in_doubt_cannot_be_resolved(project):
                 assert "`dagster-llm-batch resolve` alone lists" in said
 
 
+@pytest.mark.slow
 def test_retry_asks_for_the_rows_without_a_label_after_it_showed_what_that_may_cost(project):
     project.emulator.inject(RowFault(containing="all 1", status_code=400))
     project.land()
@@ -197,6 +201,7 @@ def test_retry_asks_for_the_rows_without_a_label_after_it_showed_what_that_may_c
     assert project.emulator.books.billed_twice() == {}
 
 
+@pytest.mark.slow
 def test_a_renamed_asset_keeps_its_answers_once_a_person_says_so(project):
     project.land()
     assert "is in the definitions still" in project.on_file("rename", "ticket_labels", "topics", code=1).stderr
@@ -296,6 +301,7 @@ def test_doctor_names_what_a_restored_ledger_has_no_record_of_and_recover_recove
     assert project.emulator.books.billed_twice() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["n\n", ""], ids=["no", "no terminal"])
 def test_recover_asks_first_and_without_a_yes_changes_nothing(project, restored, answer):
     before = project.files()
@@ -317,6 +323,7 @@ def sent_elsewhere(project, day):
     return provider.submit(io.BytesIO(kept.read_bytes()), labeling.spec, "theirs"), str(kept)
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_sent_elsewhere_is_adopted_after_asking_and_nothing_is_sent(project):
     batch_id, kept = sent_elsewhere(project, DAYS[0])
     command = ["adopt", "daily_labels", batch_id, kept, "-p", DAYS[0]]

@@ -69,6 +69,7 @@ def test_a_dg_project_is_found_by_its_root_module(project):
     assert "ticket_labels" in project.cli("doctor").stdout
 
 
+@pytest.mark.slow
 def test_a_dg_project_that_loads_its_definitions_from_a_folder_is_found(project):
     package = dg_project(project, autoload_defs=True)
     (package / "defs").mkdir()
@@ -168,6 +169,7 @@ def test_a_dagster_home_that_is_not_there_is_named(project, monkeypatch):
     assert "/no/such/home" in project.on_file("list", code=2).stderr
 
 
+@pytest.mark.slow
 def test_ledger_and_payloads_below_the_dagster_home_are_found(project, home):
     project.change("**places,", "")
     project.batches = home / "storage" / "llm_batch"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import pytest
 from project import DAYS
 from test_decisions import sent_elsewhere
 
@@ -19,6 +20,7 @@ def keys(project, name="ticket_labels", partition=""):
     return sorted(table["ticket_id"].to_pylist())
 
 
+@pytest.mark.slow
 def test_erase_shows_first_asks_and_then_says_what_is_yours_to_do(project):
     project.land()
     files = project.files()
@@ -45,6 +47,7 @@ def test_erase_shows_first_asks_and_then_says_what_is_yours_to_do(project):
     assert project.json("plan", "ticket_labels")["plans"][0]["rows_erased"] == 1
 
 
+@pytest.mark.slow
 def test_keys_of_a_file_are_erased_from_chosen_partitions_and_can_be_asked_again(project):
     for day in DAYS[:2]:
         project.land("daily_labels", day)

@@ -100,6 +100,7 @@ def test_an_export_that_cannot_be_writes_nothing(project, arguments, code, said)
     assert not (project.folder / "x.csv").exists()
 
 
+@pytest.mark.slow
 def test_an_export_whose_results_are_gone_makes_them_anew_and_without_a_manifest_names_the_submission(project):
     submission_id = project.land()
     [results] = project.folder.rglob("*.results.parquet")

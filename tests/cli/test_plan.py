@@ -94,6 +94,7 @@ def test_a_plan_sends_nothing_and_leaves_nothing_behind(project, before):
     assert len(project.emulator.books.calls) == calls
 
 
+@pytest.mark.slow
 def test_a_range_of_partitions_is_summed(project):
     document = project.json("plan", "daily_labels", "--partition-range", f"{DAYS[0]}...{DAYS[2]}")
     assert [one["partition"] for one in document["plans"]] == DAYS
@@ -164,6 +165,7 @@ def test_beside_rows_that_are_not_there_yet_others_are_planned(project, home):
     assert "'stream'" in project.on_file("plan", "asset_labels", code=1).stderr
 
 
+@pytest.mark.slow
 def test_rows_of_an_asset_are_those_that_it_has_stored(project, home):
     with dg.DagsterInstance.get() as instance:
         dg.materialize([project.module()["tickets"]], instance=instance)
@@ -225,6 +227,7 @@ def test_what_a_judge_asks_is_planned_retried_and_exported_like_other_labels(pro
     assert count == 2
 
 
+@pytest.mark.slow
 def test_a_dataset_with_a_translated_key_is_found_by_its_name_and_by_its_key(project):
     project.land()
     project.change(

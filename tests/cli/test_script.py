@@ -38,6 +38,7 @@ def test_help_loads_no_dagster_and_no_database():
     assert loaded(["--help"], [*SDKS, *DAGSTER, "sqlalchemy"]) == []
 
 
+@pytest.mark.slow
 def test_looking_into_a_ledger_loads_no_dagster(project):
     project.submit()
     assert loaded(["list", "--ledger", project.ledger], [*SDKS, *DAGSTER]) == []
@@ -127,6 +128,7 @@ def test_at_a_question_ctrl_c_has_a_code_that_a_no_has_not(project, answer, code
     assert ("Interrupted. " in asked.stderr) == (code == 130)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["doctor"], ["--help"], ["list", "--help"]])
@@ -144,6 +146,7 @@ def test_a_full_disk_is_told_in_one_line(project, words, unbuffered):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a shell")
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["cost"], ["--help"]])
 def test_into_a_closed_output_nothing_is_written_and_the_command_ends_as_it_would(project, words):

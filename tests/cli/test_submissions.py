@@ -59,6 +59,7 @@ def test_list_shows_what_is_under_way_and_with_all_what_has_landed(project, way)
     assert "2 submitted" in text
 
 
+@pytest.mark.slow
 def test_list_takes_filters_and_a_limit(project):
     for day in DAYS:
         project.submit("daily_labels", day)
@@ -94,6 +95,7 @@ def test_costs_of_an_asset_that_nothing_was_submitted_as_say_so(project):
     assert said == "Nothing was submitted as 'nope'; assets that have submissions: ticket_labels."
 
 
+@pytest.mark.slow
 def test_show_takes_an_id_a_beginning_of_it_or_an_asset_with_its_partition(project):
     project.submit("daily_labels", DAYS[0])
     project.submit("daily_labels", DAYS[1])

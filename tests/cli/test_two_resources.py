@@ -81,6 +81,7 @@ def test_doctor_leaves_what_another_resource_has_in_the_same_ledger_to_itself(se
     assert found["accounts"]["verdict"] == "problem"
 
 
+@pytest.mark.slow
 def test_list_and_watch_show_what_the_resource_has(second):
     second.change('namespace="second"', 'namespace="test"')
     second.change('"params": {"stream": True}', '"params": {}')

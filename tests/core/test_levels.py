@@ -60,6 +60,7 @@ def models(generator):
     yield "surely wrong", truth, np.where(surest, (truth + 1) % CLASSES, cheap), 1 - hard, truth
 
 
+@pytest.mark.slow
 def test_labels_are_hardly_ever_further_below_the_oracle_than_was_promised():
     generator = np.random.default_rng(5)
     within, sample, runs, failures, accepted = 0.03, 160, 60, Counter(), []

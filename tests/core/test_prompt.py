@@ -367,6 +367,7 @@ def test_lists_given_as_text_are_refused() -> None:
         Prompt("x", images="pic")
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.sampled_from(["{{ a }}", "{{ b|e }}", "{{ row.a }}", "{{ row['b'] }}", "{{ row.items }}", " text\n", "%"])

@@ -198,6 +198,7 @@ class TestGold:
         assert gold_of(location) == []
         assert location.metadata("gold")["llm_batch/gold_rows"] == 0
 
+    @pytest.mark.slow
     def test_evaluations_and_estimates_weight_it(self, place):
         ids = [f"t{n:02d}" for n in range(24)]
         sources = {"gold": "gold", "candidates": [LABELS], "key": "ticket_id", "target": "topic"}

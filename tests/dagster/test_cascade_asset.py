@@ -52,6 +52,7 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
     return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
+@pytest.mark.slow
 def test_the_promise_is_told_and_judged(location: CodeLocation) -> None:
     assert location.submit().success
     planned = location.materializations(BATCH)[None].metadata
@@ -111,6 +112,7 @@ def test_the_promise_holds_of_the_labels_that_are_there_where_the_oracle_refuses
     assert judged["promise"].metadata["llm_batch/disagreement_bound"].value <= 0.1
 
 
+@pytest.mark.slow
 def test_a_model_that_answers_hardly_anything_is_told_of_though_its_oracle_answers_all(location: CodeLocation) -> None:
     location.emulator.inject(RowFault(containing='"gpt-4o-mini"', status_code=400, times=None))
     judged = land_after(location)

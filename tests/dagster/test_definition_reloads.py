@@ -23,6 +23,7 @@ class MoodLabel(BaseModel):
     mood: Annotated[int, Field(ge=1, le=5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"prompt": OTHER_WORDS}, {"params": {"max_tokens": 60}}], ids=["prompt", "params"])
 def test_labels_land_by_the_definition_that_asked_and_say_so(make, emulator, change):
     old = labeled()
@@ -45,6 +46,7 @@ def test_labels_land_by_the_definition_that_asked_and_say_so(make, emulator, cha
     assert len(emulator.books.batches) == 2
 
 
+@pytest.mark.slow
 def test_labels_of_other_columns_do_not_land_and_a_failed_check_says_what_to_do(make, emulator):
     make(*labeled(partitions_def=DAILY)).submit(partition=DAYS[0])
     emulator.settle()
@@ -86,6 +88,7 @@ def test_a_partition_of_other_columns_keeps_no_neighbour_from_landing(make, emul
     assert verdicts[DAYS[1], "coverage"] is True
 
 
+@pytest.mark.slow
 def test_kept_columns_that_have_changed_land_when_the_rows_are_planned_again_for_nothing(make, emulator):
     make(*labeled()).submit()
     emulator.settle()
@@ -113,6 +116,7 @@ def test_rows_without_an_answer_wait_with_a_failed_check_that_holds_nothing_back
     assert len(emulator.books.batches) == 1
 
 
+@pytest.mark.slow
 def test_while_a_batch_runs_no_run_is_asked_for_that_could_send_nothing(make, emulator):
     limits = {"queue_limits": {"openai": {"max_batches": 1}}}
     old = {"limits": Limits(max_requests_per_batch=1)}
@@ -129,6 +133,7 @@ def test_while_a_batch_runs_no_run_is_asked_for_that_could_send_nothing(make, em
     assert len(emulator.books.batches) == 1
 
 
+@pytest.mark.slow
 def test_what_was_never_sent_waits_with_a_failed_check(make, emulator):
     make(*labeled()).engine().plan(dataset_of(labeled()).labeling, tickets(3))
     location = make(*labeled(prompt=OTHER_WORDS))
@@ -176,6 +181,7 @@ def test_partitions_of_an_earlier_definition_are_stale_in_dagster_however_they_l
     assert {staleness(after, day)[0] for day in DAYS[1:3]} == {"FRESH"}
 
 
+@pytest.mark.slow
 def test_a_definition_that_changes_in_a_backfill_is_reported_with_the_rows_that_are_asked_again(
     make, instance, emulator
 ):

@@ -129,6 +129,7 @@ def test_scores_of_a_judge_are_corrected_by_those_of_people(tmp_path):
     assert said.startswith(f"with unequal probabilities: weighted. {N} rows of verdicts could not be drawn")
 
 
+@pytest.mark.slow
 def test_a_group_that_no_candidate_has_is_refused_and_one_without_gold_says_so(tmp_path):
     given = {"gold": "gold", "candidates": ["labels"], "key": "id", "target": "topic"}
     made = [

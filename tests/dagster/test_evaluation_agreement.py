@@ -47,6 +47,7 @@ def pairs(project, partition=None):
     return {(row["a"], row["b"]): row for row in project.stored("agree_pairs", partition).to_pylist()}
 
 
+@pytest.mark.slow
 def test_gold_and_candidates_are_labelers_of_equal_right(project):
     upstream, assets = agreement(source("gold", TRUTH), [source("good", TRUTH), source("weak", WEAK)])
     project.fill(upstream, "mon", "tue", "wed")
@@ -92,6 +93,7 @@ def test_people_alone_can_be_compared(project):
     assert groups(project)["all"]["alpha"] < 0
 
 
+@pytest.mark.slow
 def test_a_partition_is_compared_on_its_own_rows(project):
     gold = people(ann=TRUTH, bob={**TRUTH, "w1": "bug"})
     upstream, assets = agreement(

@@ -56,6 +56,7 @@ def both(evaluation_partitions=None, *, gold_partitions=DAYS, frame="arrow", **m
 
 
 class TestTables:
+    @pytest.mark.slow
     @pytest.mark.parametrize("frame", FRAMES)
     def test_all_partitions_are_evaluated_together_and_stored_as_the_frame_asked_for(self, project, frame):
         upstream, evaluation = both(frame=frame)
@@ -142,6 +143,7 @@ class TestTables:
             dg.TableColumnDep(dg.AssetKey("labels_rejects"), "llm_reason"),
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("asked", [{"keep": ["text"]}, {"confidence": "sure"}], ids=["keep", "confidence"])
     def test_a_column_of_a_candidate_that_has_not_landed_yet_is_not_missed(self, project, asked):
         @dg.asset
@@ -178,6 +180,7 @@ class TestTables:
             dg.AssetKey("quality_per_class")
         ]
 
+    @pytest.mark.slow
     def test_columns_of_gold_may_have_other_names_and_numbers_are_measured_by_distance(self, project):
         @dg.asset
         def gold():
@@ -218,6 +221,7 @@ class TestWhichRowsCount:
         assert (found["weak"]["n_gold"], found["weak"]["n_absent"], found["weak"]["n_labeled"]) == (7, 2, 4)
         assert project.metadata("quality")["llm_batch/rows_unlabeled of weak"].value == 3
 
+    @pytest.mark.slow
     def test_gold_of_partitions_that_nobody_has_labeled_yet_does_not_count(self, project):
         upstream, evaluation = both()
         gold, *labels = upstream
@@ -229,6 +233,7 @@ class TestWhichRowsCount:
         assert shown["llm_batch/partitions"].value == 1
         assert shown["llm_batch/partitions_unlabeled"].value == 2
 
+    @pytest.mark.slow
     def test_labels_of_partitions_without_gold_are_left_out_and_counted(self, project):
         upstream, evaluation = both()
         gold, *labels = upstream
@@ -328,6 +333,7 @@ class TestShown:
         project.run([*upstream, *evaluation], select=evaluation)
         return project.metadata("quality")
 
+    @pytest.mark.slow
     def test_figures_are_floats_that_dagster_plots(self, shown):
         assert shown["llm_batch/accuracy of good"] == dg.FloatMetadataValue(1.0)
         assert shown["llm_batch/accuracy of weak"].value == pytest.approx(4 / 6)
@@ -336,6 +342,7 @@ class TestShown:
             key.removeprefix("llm_batch/").removesuffix(" of weak") for key in shown
         }
 
+    @pytest.mark.slow
     def test_pictures_are_pngs_that_do_not_bloat_the_event_log(self, shown):
         found = re.findall(
             r"!\[([^\]]*)\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", shown["llm_batch/report"].md_str
@@ -351,12 +358,14 @@ class TestShown:
             picture = Image.open(io.BytesIO(base64.b64decode(encoded)))
             assert (picture.format, picture.width) == ("PNG", 896)
 
+    @pytest.mark.slow
     def test_tables_show_intervals_and_whether_candidates_differ(self, shown):
         assert "| weak | 0.857 | 0.667 |" in shown["llm_batch/evaluation"].md_str
         report = shown["llm_batch/report"].md_str
         assert "66.7% (22.3% to 95.7%)" in report
         assert "McNemar" in report
 
+    @pytest.mark.slow
     def test_columns_are_described_and_lead_back_to_gold_and_candidates(self, shown):
         columns = {column.name: column for column in shown["dagster/column_schema"].schema.columns}
         assert columns["kappa"].description == "Cohen's kappa with gold"
@@ -420,6 +429,7 @@ class TestThresholds:
     def test_only_candidates_that_are_named_are_held_to_it(self, project):
         assert self.verdict(project, min_kappa={"good": 0.9}).passed
 
+    @pytest.mark.slow
     def test_a_blocking_one_holds_back_what_is_downstream(self, project):
         upstream, evaluation = both(min_accuracy=0.9, blocking=True)
 
@@ -571,6 +581,7 @@ class TestAutomation:
         asked, cursor = self.tick(project, assets, cursor)
         assert asked == set()
 
+    @pytest.mark.slow
     def test_candidates_without_partitions_are_all_awaited_as_there_is_nothing_else_to_read(self, project):
         upstream = [source(name, labels, partitions_def=None) for name, labels in (("gold", TRUTH), ("good", GOOD))]
         gold, good, weak = *upstream, source("weak", WEAK, partitions_def=None)

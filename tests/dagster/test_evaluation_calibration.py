@@ -47,6 +47,7 @@ def build_assets(*candidates, **more):
 
 
 class TestCalibration:
+    @pytest.mark.slow
     def test_bins_have_a_table_figures_a_row_and_the_diagram_a_picture(self, project):
         project.run(build_assets(candidate("sane", sure=0.95), candidate("vain", WEAK, sure=0.95), confidence="sure"))
         found = rows(project.stored("quality"))
@@ -76,6 +77,7 @@ class TestCalibration:
         assert verdict.passed
         assert "weak, topic: 0.236 of 7 labels" in verdict.description
 
+    @pytest.mark.slow
     def test_candidates_without_a_confidence_are_evaluated_all_the_same(self, project):
         project.run(build_assets(candidate("sane", sure=0.95), candidate("plain"), confidence={"topic": "sure"}))
         found = rows(project.stored("quality"))

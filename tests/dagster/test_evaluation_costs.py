@@ -74,6 +74,7 @@ def test_what_is_under_way_is_expected_and_has_no_cost_yet(make):
     assert said["llm_batch/costs"].startswith("No costs are known yet.")
 
 
+@pytest.mark.slow
 def test_only_the_datasets_that_are_named_count_and_are_its_lineage(make):
     mails = labeled(name="mails")
     location = make(*labeled(), *mails, *cost_assets(name="llm_costs", candidates=[mails]))
@@ -91,6 +92,7 @@ def test_an_empty_ledger_is_an_empty_table(make):
     assert len(stored(location)) == 0
 
 
+@pytest.mark.slow
 def test_a_partition_of_time_has_what_was_sent_within_it(make):
     daily = dg.DailyPartitionsDefinition(str(TODAY - timedelta(days=2)), end_offset=1)
     labels = labeled(partitions_def=DAILY)

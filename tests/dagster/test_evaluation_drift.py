@@ -107,6 +107,7 @@ class TestAllPartitions:
         assert shown["llm_batch/psi of tickets, topic"].value == pytest.approx(0, abs=0.01)
         assert shown["llm_batch/partitions_drifted"].value == 0
 
+    @pytest.mark.slow
     def test_the_table_in_the_ui_has_the_newest_week_alone(self, project):
         upstream, assets = build_assets(labels({}))
         project.fill(upstream, *DAYS[:9])
@@ -126,6 +127,7 @@ class TestAllPartitions:
         assert {found[day]["reference"] for day in DAYS[1:]} == {DAYS[0]}
         assert [row["drifted"] for row in found.values()] == [False] * 23 + [True]
 
+    @pytest.mark.slow
     def test_several_datasets_and_targets_are_looked_at(self, project):
         upstream, assets = build_assets(
             labels({}, urgency=3), labels({}, name="mails", urgency=5), target=["topic", "urgency"]
@@ -137,6 +139,7 @@ class TestAllPartitions:
             (one, target) for one in ("tickets", "mails") for target in ("topic", "urgency")
         }
 
+    @pytest.mark.slow
     def test_the_online_detector_says_where_shares_changed(self, project):
         big = {"billing": 600, "bug": 400}
         by_day = {**dict.fromkeys(DAYS, big), DAYS[4]: {"billing": 200, "bug": 800}}

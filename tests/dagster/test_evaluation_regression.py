@@ -73,6 +73,7 @@ def evaluate(project, upstream, evaluation, **run):
     return next(one for one in result.get_asset_check_evaluations() if one.check_name == "regression")
 
 
+@pytest.mark.slow
 def test_materializing_everything_accepts_nothing_and_the_check_says_what_to_do(project):
     upstream, evaluation = build_assets([Labeler()])
     project.fill(upstream, "mon", "tue", "wed")
@@ -110,6 +111,7 @@ def test_a_worse_version_fails_the_check_and_accepting_it_ends_that(project):
     assert "v2" in shown["llm_batch/accepted"].md_str
 
 
+@pytest.mark.slow
 def test_what_chance_explains_is_no_regression(project):
     smol = Labeler()
     upstream, evaluation = build_assets([smol])
@@ -187,6 +189,7 @@ def test_partitions_are_each_held_against_their_own_rows(project):
     assert project.stored("quality_versions", "tue").to_pylist()[0]["partition"] == "tue"
 
 
+@pytest.mark.slow
 def test_rows_that_the_accepted_version_never_saw_do_not_count(project):
     smol = Labeler()
     upstream, evaluation = build_assets([smol])
@@ -197,6 +200,7 @@ def test_rows_that_the_accepted_version_never_saw_do_not_count(project):
     assert "on 10 rows; 0 fixed, 0 broken" in evaluate(project, upstream, evaluation).description
 
 
+@pytest.mark.slow
 def test_a_blocking_check_holds_back_what_is_downstream(project):
     smol = Labeler()
     upstream, evaluation = build_assets([smol], blocking=True)
@@ -241,6 +245,7 @@ def test_what_was_accepted_comes_back_through_a_database(tmp_path):
     assert "100.0% accepted, 100.0% now, on 30 rows" in verdict.description
 
 
+@pytest.mark.slow
 def test_where_the_target_has_changed_the_evaluation_says_so_and_accepting_anew_helps(project):
     @dg.asset
     def gold():

@@ -196,6 +196,7 @@ def test_a_partition_without_rows_has_nothing_to_judge_and_fails_nothing(project
 
 
 class TestPairwise:
+    @pytest.mark.slow
     def test_pairs_are_asked_in_both_orders_equal_answers_not_at_all_and_flips_are_ties(self, project):
         upstream, judging = duel()
         project.run(upstream)
@@ -208,6 +209,7 @@ class TestPairwise:
         assert row["win_rate_a"] == pytest.approx((3 / 2) / 4)
         assert row["first_rate"] == pytest.approx(5 / 6)
 
+    @pytest.mark.slow
     def test_verdicts_are_a_labeled_dataset_with_reason_provenance_and_cost(self, project):
         upstream, judging = duel()
         project.run(upstream)
@@ -256,6 +258,7 @@ class TestPairwise:
         assert all("You are strict." in one and "The order in which" in one for one in seen)
         assert not any("champion" in one or "challenger" in one for one in seen)
 
+    @pytest.mark.slow
     def test_a_case_without_a_verdict_is_unjudged_and_what_it_cost_counts(self, project):
         with Emulator(answer=lambda body, path: "no JSON" if "Why?" in str(body) else judge(body, path)) as emulator:
             openai = OpenAIBatchResource(api_key=DEFAULT_KEY, base_url=emulator.openai_base_url)
@@ -312,6 +315,7 @@ class TestPairwise:
         assert cases.backfill_policy is not None
         assert cases.backfill_policy != batch.backfill_policy
 
+    @pytest.mark.slow
     def test_an_unpartitioned_judge_reads_all_partitions(self, project):
         upstream, judging = duel(DAYS, together=True)
         project.fill(upstream)
@@ -341,6 +345,7 @@ class TestPairwise:
         result = project.run([*upstream, *judging], "duel_cases", succeeds=False)
         assert re.search("long could not be read.*never materialized here: materialize it first", failure(result))
 
+    @pytest.mark.slow
     def test_cases_and_figures_follow_by_themselves_and_money_waits_for_a_person(self, project):
         upstream, judging = duel()
         assets = [*upstream, *judging]
@@ -462,6 +467,7 @@ class TestRubric:
             f"m, polite: 5.00, surely {low:.2f} or more; at least 4, with 0.975 confidence wanted."
         )
 
+    @pytest.mark.slow
     def test_a_score_outside_of_the_scale_is_a_reject(self, project):
         upstream, judging = grades(rubric=Rubric(CRITERIA, scale=(1, 3)), checks=Checks(blocking=False))
         project.run(upstream)

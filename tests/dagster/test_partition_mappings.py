@@ -106,6 +106,7 @@ def test_days_that_are_not_materialized_are_refused_by_name_before_anything_is_s
     assert emulator.books.creates_seen == 0
 
 
+@pytest.mark.slow
 def test_days_that_are_not_materialized_are_left_out_where_that_is_allowed_and_it_is_told(over):
     location = over(inbox(), *weekly(deps=on_inbox(allow_missing_partitions=True)), days=DAYS[1:3])
     assert location.land(partition=WEEK).success
@@ -117,6 +118,7 @@ def test_days_that_are_not_materialized_are_left_out_where_that_is_allowed_and_i
     assert "not materialized in 7 of the 7 partitions that 2026-01-11 reads: 2026-01-11, 2026-01-12," in refused
 
 
+@pytest.mark.slow
 def test_a_key_of_several_days_is_refused_with_the_days_before_anything_is_sent(over, emulator):
     refused = failure(over(inbox(), *weekly(), rows=snapshot).submit(partition=WEEK))
     # The same row on all days is no exception.
@@ -128,6 +130,7 @@ def test_a_key_of_several_days_is_refused_with_the_days_before_anything_is_sent(
     assert emulator.books.creates_seen == 0
 
 
+@pytest.mark.slow
 def test_of_a_key_of_several_days_the_row_of_the_last_is_taken_where_that_is_asked_for(over):
     location = over(inbox(), *weekly(deps=on_inbox(repeated_keys="last"), keep=["body"]), rows=snapshot)
     assert location.land(partition=WEEK).success
@@ -137,6 +140,7 @@ def test_of_a_key_of_several_days_the_row_of_the_last_is_taken_where_that_is_ask
     assert location.metadata(BATCH, WEEK)["llm_batch/rows_repeated"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["refuse", "last"])
 def test_days_without_rows_have_no_say_in_the_types_of_the_others(over, rule):
     nothing = {
@@ -149,6 +153,7 @@ def test_days_without_rows_have_no_say_in_the_types_of_the_others(over, rule):
     assert location.metadata(LABELS, WEEK)["dagster/partition_row_count"] == 10
 
 
+@pytest.mark.slow
 def test_a_week_before_the_first_day_is_refused_unless_the_mapping_allows_it(over, emulator):
     weeks = dg.WeeklyPartitionsDefinition("2025-12-28", end_date="2026-02-01")
     rows = inbox(dg.DailyPartitionsDefinition("2026-01-02", end_date="2026-02-01"))

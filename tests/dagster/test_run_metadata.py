@@ -150,6 +150,7 @@ def test_labels_say_what_came_back_and_what_it_cost(make):
     }
 
 
+@pytest.mark.slow
 def test_usage_is_that_of_whoever_answered_and_calls_are_all_that_were_sent(make, emulator):
     """One row of three is refused, and asked of another provider."""
     anthropic = AnthropicBatchResource(api_key=DEFAULT_KEY, base_url=emulator.anthropic_base_url)
@@ -261,6 +262,7 @@ def test_the_code_version_stays_with_what_labels_do_not_depend_on():
     assert code_version(same) == code_version(labeled()) == code_version(labeled(), BATCH)
 
 
+@pytest.mark.slow
 def test_the_data_version_follows_labels_and_not_provenance(make, emulator):
     location = make(*labeled())
     location.land()

@@ -67,6 +67,7 @@ def test_several_submissions_together_end_with_the_last_of_them_or_nobody_knows_
     assert together([silent]).per_minute is None
 
 
+@pytest.mark.slow
 def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make, emulator):
     location = make(*labeled(partitions_def=DAILY))
     location.submit(partition=DAYS[0])
@@ -85,6 +86,7 @@ def test_the_sensor_observes_what_moved_and_ticks_without_news_add_nothing(make,
     assert told.asset_observation.metadata["llm_batch/progress_bar"].value == "█" * 20
 
 
+@pytest.mark.slow
 def test_a_tick_in_which_very_much_moved_observes_a_part_of_it_and_asks_for_all_runs(make, emulator):
     location = make(*labeled(partitions_def=DAILY), bounds=TickBounds(observations=2))
     for day in DAYS[:4]:
@@ -152,6 +154,7 @@ def test_a_request_that_is_asked_again_counts_once_and_is_done_when_it_is_answer
     engine.ledger.close()
 
 
+@pytest.mark.slow
 def test_the_skip_reason_and_watch_agree_on_counts_rate_age_and_end(stored, emulator):
     location = CodeLocation(
         emulator, stored, *labeled(rows=lambda context: tickets(800), limits=Limits(max_requests_per_batch=400))

@@ -94,6 +94,7 @@ def stored(location, name="skew", partition=None):
 
 
 class TestSkew:
+    @pytest.mark.slow
     def test_a_sample_is_asked_in_real_time_and_compared_with_its_batch_labels(self, workspace, model):
         location = workspace.location(usual(), min_agreement=0.9)
         assert location.land().success
@@ -120,6 +121,7 @@ class TestSkew:
         assert sorted(bodies.values()) == [1] * (N - 10) + [2] * 10
         assert {row["n_changed"] for row in stored(location)} == {0}
 
+    @pytest.mark.slow
     def test_it_is_paid_once_at_the_price_of_real_time(self, workspace):
         location = workspace.location(usual())
         assert location.land().success
@@ -152,6 +154,7 @@ class TestSkew:
         assert "exceeds max_cost_usd" in failure(check(location))
         assert not workspace.calls
 
+    @pytest.mark.slow
     def test_a_reply_that_does_not_fit_is_unanswered_and_says_so(self, workspace, model):
         location = workspace.location(usual(), sample_size=None)
         assert location.land().success
@@ -205,6 +208,7 @@ class TestSkew:
         # All ten are the same: a share below 0.05 ** (1 / 10) would show that less than once in twenty.
         assert "topic: 1.000 of 10 are the same, surely 0.741 or more; at least 0.9, with 0.95" in verdict.description
 
+    @pytest.mark.slow
     def test_only_labels_of_batches_are_drawn(self, workspace):
         def half_urgent(_context):
             return tickets(8).with_columns(now=pl.Series([n < 4 for n in range(8)]))
@@ -234,6 +238,7 @@ class TestRefusals:
         assert "None of the 10 sampled labels was made from the request that its row makes now" in failure(check(other))
         assert not workspace.calls
 
+    @pytest.mark.slow
     def test_a_few_rows_that_have_changed_are_left_out(self, workspace):
         location = workspace.location(usual(), sample_size=N)
         assert location.land().success

@@ -75,6 +75,7 @@ def desk(tmp_path: Any) -> Any:
     return lambda **arguments: Desk(tmp_path, **arguments)
 
 
+@pytest.mark.slow
 def test_rounds_are_proposed_until_the_interval_is_narrow_enough_and_then_none(desk):
     one = desk()
     sizes = []
@@ -116,6 +117,7 @@ def test_a_round_stays_as_it_was_drawn_until_all_of_it_is_judged(desk):
     assert f"about {one.told('rows_to_label'):,} rows more" in one.told("to_label")
 
 
+@pytest.mark.slow
 def test_a_look_at_the_first_round_asks_for_more_than_an_interval_of_95_percent(desk):
     """100 rows of which 90 are right: 95 % is ± 0.077, and the first look has a sixteenth of what may miss."""
     one = desk(stop=StopRule(0.08), random_share=1.0)
@@ -146,6 +148,7 @@ def test_it_needs_gold_and_a_width_that_says_something():
         StopRule(2)
 
 
+@pytest.mark.slow
 def test_each_partition_has_a_rule_of_its_own(tmp_path):
     days = dg.StaticPartitionsDefinition(["mon", "tue"])
     said: list[dict[str, Any]] = []

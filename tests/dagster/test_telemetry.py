@@ -144,6 +144,7 @@ def test_requests_tokens_and_cost_are_those_that_the_provider_billed_each_try_fo
     assert cost.value == pytest.approx(location.metadata("billed")["llm_batch/cost_usd"])
 
 
+@pytest.mark.slow
 def test_a_range_run_and_materializing_again_count_each_submission_once(make, emulator, reader):
     location = make(*labeled(name="ranged", partitions_def=DAILY), telemetry=True)
     span = (DAYS[0], DAYS[2])

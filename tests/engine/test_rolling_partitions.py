@@ -250,6 +250,7 @@ def test_an_alarm_ends_what_was_before_it_until_there_are_rows_enough_from_after
     assert levels(workspace, plan(workspace, 5, **wanted)).is_rolling
 
 
+@pytest.mark.slow
 def test_a_ledger_of_yesterday_comes_to_the_same_thresholds(workspace: Workspace, tmp_path: Any) -> None:
     label(workspace, 1)
     engine = workspace.engine()
@@ -355,6 +356,7 @@ def test_a_stored_definition_is_read_back_with_its_calibration() -> None:
     assert definition(calibrate="partition").changes_since(stored) == ["cascade"]
 
 
+@pytest.mark.slow
 def test_a_partition_whose_file_is_damaged_keeps_none_from_its_plan_and_is_told(workspace: Workspace) -> None:
     first, second = label(workspace, 1), label(workspace, 2)
     assert audit(workspace, second).earlier == (key(1), key(1))

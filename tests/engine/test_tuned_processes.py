@@ -49,6 +49,7 @@ def room_for_three(workspace: Workspace) -> int:
     return room
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_between_plan_and_send_leaves_what_it_chose_to_the_next_one(
     workspace: Workspace,
 ) -> None:

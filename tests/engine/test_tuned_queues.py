@@ -119,6 +119,7 @@ def remember(workspace: Workspace, room: int) -> None:
     ledger.close()
 
 
+@pytest.mark.slow
 def test_batches_go_when_those_before_have_ended_and_each_is_sent_once(workspace: Workspace) -> None:
     definition = labeling(limits=Limits(max_requests_per_batch=2))
     tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens
@@ -193,6 +194,7 @@ def test_what_was_chosen_is_asked_about_once_for_a_submission_however_many_shard
     assert sum("sum(shard.tokens)" in statement for statement in asked) == 1
 
 
+@pytest.mark.slow
 def test_of_partitions_that_are_sent_together_so_many_go_as_there_is_room_for(workspace: Workspace) -> None:
     definition = labeling()
     tokens = workspace.engine().preview(definition, tickets(2)).shards[0].tokens

@@ -66,6 +66,7 @@ def test_that_more_larger_batches_are_sent_is_no_evidence_against_them() -> None
     assert choose_batch_size(known).value is None
 
 
+@pytest.mark.slow
 @given(st.integers(5, 12), st.integers(0, 12), st.integers(10, 40), st.integers(0, 12))
 @settings(max_examples=60, deadline=None)
 def test_a_size_is_chosen_where_fishers_exact_test_says_so(larger: int, bad: int, others: int, bad_others: int) -> None:

@@ -148,6 +148,7 @@ class TestJourney:
             stop_at_failures(instance, LONG_AGO)
         stop_at_failures(instance, datetime.now(UTC) + timedelta(seconds=1))
 
+    @pytest.mark.slow
     def test_an_evaluation_that_began_before_the_last_labels_landed_is_not_the_last_word(self, instance):
         late = []
 

@@ -207,6 +207,7 @@ def test_what_days_before_were_off_by_is_nothing_new():
     assert (first.drifted, second.drifted) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_day_of_the_week_that_was_seen_before_is_no_drift():
     rng = np.random.default_rng(8)
     for weekend in ([6], [5, 6]):

@@ -110,6 +110,7 @@ def test_pairs_are_all_of_one_target():
 label = st.none() | st.sampled_from("xyz")
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from("xyz"), label, label), min_size=1, max_size=50))
 @settings(max_examples=60)
 def test_counts_add_up_and_sides_are_exchangeable(rows):

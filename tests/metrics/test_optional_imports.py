@@ -32,6 +32,7 @@ def test_importing_loads_none_of_the_optional_packages():
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("without", "call"),
     [
@@ -76,6 +77,7 @@ def test_the_online_detector_says_which_extra_it_needs():
     assert "pip install 'dagster-llm-batch[drift]'" in said
 
 
+@pytest.mark.slow
 def test_drawing_loads_no_pyplot():
     said = run(
         """

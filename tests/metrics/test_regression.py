@@ -184,6 +184,7 @@ def test_regressions_become_rows():
 label = st.sampled_from(["x", "y", None])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(label, label), min_size=1, max_size=40))
 @settings(max_examples=60)
 def test_for_any_labels_changes_add_up_and_turning_them_around_turns_the_sign(rows):

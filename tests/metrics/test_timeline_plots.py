@@ -69,6 +69,7 @@ class TestPareto:
     def test_costs_far_apart_equal_or_none_can_be_drawn(self, costs):
         assert opened(pareto_png(bake_off(*[(0.5, cost) for cost in costs]), "t"))
 
+    @pytest.mark.slow
     def test_the_better_one_is_higher_of_classes_and_of_numbers(self):
         for kind in ("categorical", "numeric"):
             image = opened(pareto_png(bake_off((0.9, "1"), (0.5, "2"), kind=kind), "t"))
@@ -158,6 +159,7 @@ def drifts(counts, **more):
 
 
 class TestDrift:
+    @pytest.mark.slow
     def test_partitions_that_drifted_are_amber(self):
         steady, shifted = days(12), days(12, shift_at=5)
         quiet, loud = (drift_png("c", "t", counts, drifts(counts), max_psi=0.25) for counts in (steady, shifted))

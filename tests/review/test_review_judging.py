@@ -166,6 +166,7 @@ def test_what_does_not_fit_is_said_and_nothing_is_stored(desk, change, words):
     assert said(ledger) == []
 
 
+@pytest.mark.slow
 def test_two_people_share_the_rows_and_the_overlap_is_asked_of_both(desk):
     ledger, open_page = desk
     client = open_page(overlap=0.4)
