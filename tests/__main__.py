@@ -3,7 +3,7 @@
 python3 -m tests            style, types, import contracts, and of each test some cases: ten minutes on two cores
 python3 -m tests all        style, types, import contracts, every case on the built wheel, slow tests, the pure ones
                             on the machine's other Pythons, some on the lowest versions, small engines
-python3 -m tests rest       what all has beside the tests of ten minutes: after those, as CI runs it
+python3 -m tests rest       what all has beside the tests of ten minutes: after those, as CI runs it, and no test twice
 python3 -m tests style      one of these steps alone, or a heavy engine; --help names them all
 
 Two steps run side by side, since much of what each does is to wait; the output of a step is shown whole when it ends.
@@ -50,7 +50,7 @@ PYTEST = ("-m", "pytest", "--color=auto", "-q", "-p", "no:cacheprovider", "-p", 
 # worker that has nothing left takes half of what the busiest still has.
 FAST_AT_ONCE, SLOW_AT_ONCE = ("-n", "3", "--dist", "worksteal"), ("-n", "3", "--dist", "worksteal")
 PURE_AT_ONCE = ("-n", "2", "--dist", "worksteal")
-SHORT = ("-p", "tests.sampled_cases", "-m", "(not slow or journey) and not simulation", "--hypothesis-profile=few")
+SHORT = ("-p", "tests.sampled_cases", "--hypothesis-profile=few")
 PLATFORM_SECONDS = "240"
 """Of processor time, for the ordinary platforms of the complete run."""
 STEPS_AT_ONCE = 2
@@ -90,6 +90,15 @@ def pythons() -> bool:
 
 def wheel() -> bool:
     """The wheel as users get it: built, installed into an environment of its own, and put under the fast tests."""
+    return _on_wheel()
+
+
+def others() -> bool:
+    """The wheel under the fast tests and cases that the ten-minute run leaves out."""
+    return _on_wheel("-p", "tests.other_cases")
+
+
+def _on_wheel(*selection: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         dist, elsewhere = Path(folder, "dist"), Path(folder, "elsewhere")
         if not _run("-m", "uv", "build", "--quiet", "--wheel", "--out-dir", str(dist), str(ROOT)):
@@ -114,7 +123,7 @@ def wheel() -> bool:
             return subprocess.run([python, *arguments], cwd=elsewhere, env=environment, check=False).returncode == 0
 
         try:
-            return done and there("-c", where) and there(*PYTEST, *FAST_AT_ONCE, "-m", "not slow", "tests")
+            return done and there("-c", where) and there(*PYTEST, *FAST_AT_ONCE, *selection, "-m", "not slow", "tests")
         finally:
             shutil.rmtree(WHEEL_VENV, ignore_errors=True)
 
@@ -310,15 +319,15 @@ def _torch_wheels() -> list[str]:
 # both cores comes last.
 _READING: dict[str, Callable[[], bool]] = {"style": style, "types": types, "imports": imports}
 TEN_MINUTES: dict[str, Callable[[], bool]] = {"short": short, **_READING}
-REST: dict[str, Callable[[], bool]] = {
-    "wheel": wheel,
+_BESIDE: dict[str, Callable[[], bool]] = {
     "slow": slow,
     "docs": docs,
     **{name: partial(engine, name) for name, what in ENGINES.items() if what.in_ci},
     "pythons": pythons,
     "lowest": lowest,
 }
-ALL = _READING | REST
+REST: dict[str, Callable[[], bool]] = {"others": others, **_BESIDE}
+ALL: dict[str, Callable[[], bool]] = {**_READING, "wheel": wheel, **_BESIDE}
 GROUPS = {"all": ALL, "rest": REST}
 # What takes longer than the rest together, with what it does in CONTRIBUTING.md.
 LONGER = {
@@ -330,14 +339,14 @@ LONGER = {
     "what ten minutes miss of changed lines": "python3 -m tests.mutants lines, then run",
 }
 HEAVY = {name: partial(engine, name) for name, what in ENGINES.items() if not what.in_ci}
-KNOWN = TEN_MINUTES | ALL | HEAVY
+KNOWN = TEN_MINUTES | ALL | REST | HEAVY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the steps that the arguments name, by default those of the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m tests", description=__doc__.split("\n", maxsplit=1)[0])
     parser.epilog = f"heavy engines, not among all: {', '.join(HEAVY) or 'none'}"
-    steps_help = f"some of: {', '.join(TEN_MINUTES | ALL)} (default: {', '.join(TEN_MINUTES)}); " + "; ".join(
+    steps_help = f"some of: {', '.join(TEN_MINUTES | ALL | REST)} (default: {', '.join(TEN_MINUTES)}); " + "; ".join(
         f"{name} is {', '.join(steps)}" for name, steps in GROUPS.items()
     )
     parser.add_argument("steps", nargs="*", metavar="step", help=steps_help)
@@ -359,9 +368,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _print_what_is_left_out(of: set[str]) -> None:
     """Print which tests a run of many steps did not have, and what runs them."""
-    if not any(set(steps) <= of for steps in (TEN_MINUTES, REST)):
+    if not any(set(steps) <= of for steps in (TEN_MINUTES, _BESIDE)):
         return
-    if not set(REST) <= of:
+    if not set(_BESIDE) <= of:
         print("Not among these: slow tests, the other cases of each test, and what CI has beside them:")
         print("    python3 -m tests rest")
     print(f"Not among these: the heavy engines (python3 -m tests {' '.join(HEAVY)}), and in .venv")
@@ -441,7 +450,11 @@ def find_daemons() -> None:
 def prepare_machine(chosen: list[str]) -> dict[str, str]:
     """Install the programs that the steps need, where that can be done; else tell what is left out, by step."""
     absences = {name: f"DLB_TEST_{name.upper()}=0" for name in ENGINES if _is_refused(name) and name in chosen}
-    if {"short", "wheel", "lowest", "slow"} & set(chosen) and not _is_refused("postgres") and not _has_postgres():
+    if (
+        {"short", "wheel", "others", "lowest", "slow"} & set(chosen)
+        and not _is_refused("postgres")
+        and not _has_postgres()
+    ):
         _apt_install(("postgresql",), "the ledger's tests")
         if not _has_postgres():
             # Read by the tests: those of the ledger then run on SQLite alone.

@@ -1,5 +1,5 @@
 """Pytest plugin of the ten-minute run: of a test with many cases some run, chosen alike each time
-(`-p tests.sampled_cases`).
+(`-p tests.sampled_cases`). It leaves out tests with the mark `slow`, but for a `journey`, and `simulation`.
 
 All cases run of a test that needs no server, ledger or Dagster, since its fixtures are pytest's own. Of another one two
 run, or as many as its mark `sample` gives, `sample()` for all. The first case is drawn by its
@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pytest
 
-__all__ = ["choose_cases"]
+__all__ = ["choose_cases", "of_ten_minutes"]
 
 CASES = 2
 _PYTESTS_OWN = {
@@ -70,14 +70,21 @@ def _drawn(items: Sequence[pytest.Item]) -> set[pytest.Item]:
     return choose_cases({item: _values_of(item) for item in ordered}, _count_of(items[0], len(items)))
 
 
+def of_ten_minutes(items: Sequence[pytest.Item]) -> set[pytest.Item]:
+    """Return the tests of the ten-minute run among these."""
+    by_function: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if "simulation" not in marks and ("slow" not in marks or "journey" in marks):
+            by_function[item.nodeid.partition("[")[0]].append(item)
+    return set[pytest.Item]().union(*map(_drawn, by_function.values()))
+
+
 # After the tests are gone that -m leaves out.
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the chosen cases, and count the others as deselected."""
-    by_function: dict[str, list[pytest.Item]] = defaultdict(list)
-    for item in items:
-        by_function[item.nodeid.partition("[")[0]].append(item)
-    kept = set[pytest.Item]().union(*map(_drawn, by_function.values()))
+    """Keep the tests of the ten minutes, and count the others as deselected."""
+    kept = of_ten_minutes(items)
     if left_out := [item for item in items if item not in kept]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item in kept]

@@ -44,7 +44,12 @@ def test_cases_are_taken_that_bring_new_values_before_those_that_repeat_some():
 
 
 def _ran(pytester: pytest.Pytester) -> list[str]:
-    result = pytester.runpytest_inprocess("-v", "-p", "tests.sampled_cases", "-p", "no:cacheprovider")
+    return _ran_with(pytester, "tests.sampled_cases")
+
+
+def _ran_with(pytester: pytest.Pytester, *plugins: str) -> list[str]:
+    loaded = [word for plugin in plugins for word in ("-p", plugin)]
+    result = pytester.runpytest_inprocess("-v", *loaded, "-p", "no:cacheprovider")
     assert result.ret == 0
     return [line.split("::", 1)[1].split(" ")[0] for line in result.outlines if " PASSED" in line]
 
@@ -66,3 +71,25 @@ def test_of_a_test_that_needs_more_than_pytest_two_cases_run_on_both_ledgers(pyt
     assert {ledger for ledger, _ in two} == {"sqlite", "postgresql"}
     assert len({vendor for _, vendor in two}) == 2
     assert _ran(pytester) == ran
+
+
+def test_the_ten_minutes_and_the_others_are_all_cases_each_once(pytester):
+    marks = ["sample: how many", "slow: long", "journey: long and there", "simulation: draws"]
+    pytester.makeini("[pytest]\nmarkers =\n" + "\n".join(f"    {mark}" for mark in marks))
+    pytester.makepyfile(
+        f"""{FILE}
+@pytest.mark.slow
+def test_slow(): ...
+
+@pytest.mark.journey
+@pytest.mark.slow
+def test_journey(): ...
+
+@pytest.mark.simulation
+def test_simulation(): ...
+"""
+    )
+    short, others = _ran_with(pytester, "tests.sampled_cases"), _ran_with(pytester, "tests.other_cases")
+    assert sorted([*short, *others]) == sorted(_ran_with(pytester))
+    assert "test_journey" in short
+    assert {"test_slow", "test_simulation"} <= set(others)
