@@ -103,7 +103,7 @@ def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_
     assert "| plain Python |" in done.stdout
 
 
-def test_a_row_enters_at_most_50_modules_to_be_submitted_and_at_most_47_to_land() -> None:
+def test_a_row_enters_at_most_50_modules_to_be_submitted_and_at_most_46_to_land() -> None:
     command = [sys.executable, "-m", "benchmarks.journey", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -111,4 +111,4 @@ def test_a_row_enters_at_most_50_modules_to_be_submitted_and_at_most_47_to_land(
     assert "engine.engine" in ways["submission"]
     assert "core.results" in ways["landing"]
     assert len(ways["submission"]) <= 50, sorted(ways["submission"])
-    assert len(ways["landing"]) <= 47, sorted(ways["landing"])
+    assert len(ways["landing"]) <= 46, sorted(ways["landing"])

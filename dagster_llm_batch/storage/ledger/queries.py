@@ -152,7 +152,12 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                     known[row["submission_id"]].append(from_row(Shard, row))
                 return [(submissions[submission_id], shards) for submission_id, shards in known.items()]
 
-        return {each[0].submission_id: each for each in read_each(read, submission_ids, unreadable)}
+        if unreadable is None:
+            # Whoever sends or lands stops at the first row that cannot be read.
+            found = [each for ids in group_names(submission_ids) for each in read(ids)]
+        else:
+            found = read_each(read, submission_ids, unreadable)
+        return {each[0].submission_id: each for each in found}
 
     def find_submission(self, namespace: str, asset: str, partition: str, fingerprint: str) -> Submission | None:
         """Return the latest attempt with this fingerprint, if there is one."""
