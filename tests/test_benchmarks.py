@@ -13,8 +13,6 @@ import pytest
 from benchmarks import inputs, measure, page
 from benchmarks.scale import day
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -87,6 +85,7 @@ def test_the_benchmark_runs_and_prints_its_tables(part: str, tmp_path: Path) -> 
         assert row in done.stdout
 
 
+@pytest.mark.slow
 def test_the_engines_benchmark_sees_a_killed_worker_and_counts_what_it_cost(tmp_path: Path) -> None:
     """The benchmark starts engines whose workers each import the package."""
     figures = tmp_path / "figures"

@@ -16,9 +16,8 @@ from benchmarks.truth.__main__ import QUICK_DRAWS, SECTIONS
 from benchmarks.truth.page import HEAD, HELD, PAGE, with_bounds
 from benchmarks.truth.widths import Width, check_widths, read_bounds
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SECTIONS)
 def test_the_quick_part_of_each_section_keeps_its_promises(name: str) -> None:
     """Each section draws populations by the hundred."""
@@ -71,6 +70,7 @@ def test_a_public_file_of_another_form_is_refused_with_what_it_lacks(tmp_path: P
         public.read_folder(tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_folder_the_public_comparison_asks_for_one() -> None:
     command = [sys.executable, "-m", "benchmarks.truth", "public"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ import coverage
 import pytest
 from coverage.numbits import numbits_to_nums
 
-__all__ = ["tests_by_line"]
+__all__ = ["FOLDER", "Line", "tests_by_line"]
 
 FOLDER = "DLB_EXECUTED_LINES"
 _COVERAGE = pytest.StashKey[coverage.Coverage]()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
+
+from tests.mutants.executed_lines import Line
 
 __all__ = ["Mutant", "choose_mutants", "modules_in"]
 
@@ -56,14 +58,12 @@ def _mutants_of(root: Path, module: str) -> Iterator[Mutant]:
             yield Mutant(module, line, name, nth)
 
 
-def choose_mutants(
-    root: Path, executed: Mapping[tuple[str, int], Sequence[str] | frozenset[str]], count: int, seed: int
-) -> list[Mutant]:
+def choose_mutants(root: Path, executed: Mapping[Line, frozenset[str]], count: int, seed: int) -> list[Mutant]:
     """Return `count` mutants of lines that tests execute, each of another line, alike for a seed and a source.
 
     Lines are drawn before changes are: a line with many operators is not more likely than one with a single one.
     """
-    of_line: dict[tuple[str, int], list[Mutant]] = {}
+    of_line: dict[Line, list[Mutant]] = {}
     for module in sorted({module for module, _ in executed}):
         for mutant in _mutants_of(root, module):
             if (module, mutant.line) in executed:
