@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,6 +122,8 @@ class Project:
         source = self.file.read_text()
         assert old in source
         self.file.write_text(source.replace(old, new))
+        # Python takes its byte code as current where the source has the same length and was written in the same second.
+        shutil.rmtree(self.folder / "__pycache__", ignore_errors=True)
 
     def forget(self) -> None:
         """What another process would not have imported."""
