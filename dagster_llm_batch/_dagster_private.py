@@ -177,7 +177,8 @@ def stored_partitions(context: dg.OutputContext) -> Sequence[str]:
     A context that was built for a test has a key, and no step whose asset could be asked for its partitions.
     """
     if context.has_asset_partitions:
-        return context.asset_partition_keys
+        # The run's key first: Dagster may add another hour to that of a night in which the clock goes back.
+        return [context.partition_key] if context.has_partition_key else context.asset_partition_keys
     is_built = context._step_context is None  # noqa: SLF001 - to ask for the step warns or raises
     return [context.partition_key] if is_built and context.has_partition_key else ()
 

@@ -37,9 +37,22 @@ def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
 
     A job over assets with partitions and without has runs of a partition, which the ones without do not have.
     """
-    if context.assets_def.partitions_def is None:
+    own = context.assets_def.partitions_def
+    if own is None:
         return ()
-    return context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+    if context.has_partition_key:
+        return [context.partition_key]
+    if not context.has_partition_key_range:
+        return ()
+    keys, span = context.partition_keys, context.partition_key_range
+    if keys and (keys[0], keys[-1]) == (span.start, span.end):
+        return keys
+    # Dagster keeps the keys of a time window by its local times. Where the clock goes back two windows have the same
+    # ones, and it may give the keys of the other.
+    every = list(own.get_partition_keys(dynamic_partitions_store=context.instance))
+    if span.start not in every or span.end not in every:
+        return keys
+    return every[every.index(span.start) : every.index(span.end) + 1]
 
 
 def is_of_range(context: dg.AssetExecutionContext) -> bool:

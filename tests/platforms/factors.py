@@ -35,7 +35,7 @@ PLATFORM: Mapping[str, tuple[str, ...]] = {
     "extras": ("none", "all"),
     "budget": ("none", "month", "hard"),
     "queue": ("none", "batches", "requests", "tokens"),
-    "runs": ("range", "each"),
+    "runs": ("range", "each", "together"),
     "evaluation": (
         *("none", "evaluation", "estimate", "gold_sample", "pairwise", "rubric", "agreement"),
         *("annotation", "drift", "costs", "student", "skew"),
@@ -128,6 +128,9 @@ def _reasons(values: Mapping[str, str]) -> Iterator[str]:
         asked = {values.get(f"{slot}.rule") for slot in slots}
         if "fallback" in asked or values.get("evaluation") in {"pairwise", "rubric"}:
             yield "the vendor of the judge or the fallback has its key"
+    waits = "wait" in {values.get(f"{slot}.mode") for slot in slots}
+    if values.get("runs") == "together" and waits and values.get("queue", "none") != "none":
+        yield "a run waits for places that another dataset of the run may hold, and no sensor looks meanwhile"
     yield from _of_evaluation(values)
 
 

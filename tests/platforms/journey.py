@@ -65,6 +65,14 @@ class Tick:
     error: str | None = None
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a step of a run failed, or a check of an asset: `step` names which."""
+
+    step: str
+    why: str
+
+
 @dataclass
 class Journey:
     """One platform on its way, and all that was seen."""
@@ -163,10 +171,13 @@ class Journey:
         self, names: list[str], partition: str | None = None, tags: dict[str, str] | None = None, config: Any = None
     ) -> str | None:
         """Run these assets in this process; return why that failed."""
-        return self._run({self.key(name) for name in names}, partition, tags or {}, config)
+        return _joined(self._run({self.key(name) for name in names}, partition, tags or {}, config))
 
-    def _run(self, keys: set[dg.AssetKey], partition: str | None, tags: dict[str, str], config: Any) -> str | None:
+    def _run(self, keys: set[dg.AssetKey], partition: str | None, tags: dict[str, str], config: Any) -> list[Failure]:
         job = self.repository.get_implicit_global_asset_job_def().get_subset(asset_selection=keys)
+        # Each run has a process of its own in Dagster. In one, it would give the keys of a time window for another one
+        # with the same local times, as there are where the clock goes back.
+        dg.TimeWindowPartitionsDefinition.get_partition_keys_in_time_window.cache_clear()
         own = {name: value for name, value in (config or {}).items() if name != "execution"}
         with self._moving():
             result = job.execute_in_process(
@@ -178,17 +189,23 @@ class Journey:
                 resources=self.repository.get_top_level_resources(),
             )
         if result.success:
-            return None
-        failures = [event.step_failure_data for event in result.all_events if event.is_step_failure]
+            return []
+        failures = {event.step_key: event.step_failure_data for event in result.all_events if event.is_step_failure}
         failed = [one for one in result.get_asset_check_evaluations() if not one.passed]
-        by_checks = all("DagsterAssetCheckFailedError" in str(one.error_display_string) for one in failures)
+        by_checks = all("DagsterAssetCheckFailedError" in str(one.error_display_string) for one in failures.values())
         # Such a check has told of rows; what it speaks of is materialized.
         errors = [one for one in failed if one.severity is dg.AssetCheckSeverity.ERROR]
         if failures and by_checks and errors and all(self._may_fail(one) for one in errors):
-            return None
-        checks = [f"{one.asset_key.path[-1]}: {one.check_name}: {one.description}" for one in failed]
-        told = [f"{one.error_display_string} {one.user_failure_data}" for one in failures]
-        return "\n".join([*told, *checks]) or "failed"
+            return []
+        told = [
+            Failure(str(step), f"{one.error_display_string} {one.user_failure_data}") for step, one in failures.items()
+        ]
+        checks = [
+            Failure(name, f"{name}: {one.check_name}: {one.description}")
+            for one in failed
+            for name in [one.asset_key.path[-1]]
+        ]
+        return [*told, *checks] or [Failure("", "failed")]
 
     def _may_fail(self, check: Any) -> bool:
         """Return whether a check is that of a cascade's promise, which labels of a part of the rows cannot keep.
@@ -237,25 +254,51 @@ class Journey:
         if self.platform["evaluation"] != "none":
             assert (why := self.run(["gold", "all_tickets"])) is None, why
 
-    def send(self, slot: str) -> None:
-        """Submit all partitions of a dataset: in one run over the range, or in a run each. In "wait" they land too."""
-        batch, labels = f"{name_of(slot)}_batch", [name_of(slot), f"{name_of(slot)}_rejects"]
-        names = [batch, *labels] if self.platform[f"{slot}.mode"] == "wait" else [batch]
-        keys = self.keys(slot)
-        in_range = self.platform["runs"] == "range" and len(keys) > 1
-        if in_range:
-            span = {
-                "dagster/asset_partition_range_start": str(keys[0]),
-                "dagster/asset_partition_range_end": str(keys[-1]),
-            }
-            self._note(slot, self.run(names, None, span))
-            return
-        for key in keys:
-            self._note(slot, self.run(names, key))
+    def send(self) -> None:
+        """Submit all partitions of all datasets; in "wait" they land too.
 
-    def _note(self, slot: str, why: str | None) -> None:
-        if why is not None:
-            self.failures.setdefault(slot, []).append(why)
+        A run has all partitions of a dataset, or one, or one of several datasets together.
+        """
+        # No sensor looks here while a run waits: it would wait until other datasets lose their places in a full queue.
+        by_mode = {"wait": 0, "deferred": 1 if self.platform["queue"] != "none" else 0}
+        slots = sorted(self.platform.slots, key=lambda slot: by_mode[self.platform[f"{slot}.mode"]])
+        if self.platform["runs"] == "together":
+            for group in self._groups(slots):
+                for key in self.keys(group[0]):
+                    self._send(group, key)
+            return
+        for slot in slots:
+            keys = self.keys(slot)
+            if self.platform["runs"] == "range" and len(keys) > 1:
+                span = {
+                    "dagster/asset_partition_range_start": str(keys[0]),
+                    "dagster/asset_partition_range_end": str(keys[-1]),
+                }
+                self._send([slot], None, span)
+                continue
+            for key in keys:
+                self._send([slot], key)
+
+    def _groups(self, slots: list[str]) -> list[list[str]]:
+        """Return the datasets of one run: those of the same partitions, each time with those that have none."""
+        kinds = {slot: self.platform[f"{slot}.partitions"] for slot in slots}
+        without = [slot for slot in slots if kinds[slot] == "none"]
+        groups = [
+            [slot for slot in slots if kinds[slot] == kind] for kind in dict.fromkeys(kinds.values()) if kind != "none"
+        ]
+        return [[*group, *without] for group in groups] or [without]
+
+    def _send(self, slots: list[str], partition: str | None, tags: dict[str, str] | None = None) -> None:
+        keys = set()
+        for slot in slots:
+            keys.add(self.key(f"{name_of(slot)}_batch"))
+            if self.platform[f"{slot}.mode"] == "wait":
+                keys |= {self.key(name_of(slot)), self.key(f"{name_of(slot)}_rejects")}
+        failures = self._run(keys, partition, tags or {}, None)
+        for slot in slots:
+            mine = [one for one in failures if len(slots) == 1 or name_of(slot) in one.step]
+            if (why := _joined(mine)) is not None:
+                self.failures.setdefault(slot, []).append(why)
 
     def tick(self) -> list[Tick]:
         """Let each sensor look once, and launch what it asks for, as Dagster's daemon does."""
@@ -286,7 +329,7 @@ class Journey:
     def _launch(self, sensor: str, request: Any) -> None:
         keys = set(request.asset_selection or ())
         tags = {**request.tags, "dagster/run_key": request.run_key, "dagster/sensor_name": sensor}
-        why = self._run(keys, request.partition_key, tags, request.run_config)
+        why = _joined(self._run(keys, request.partition_key, tags, request.run_config))
         for key in keys:
             self.landing_runs[key.path[-1], request.partition_key] = (
                 self.landing_runs.get((key.path[-1], request.partition_key), 0) + 1
@@ -331,29 +374,29 @@ class Journey:
             return []
         return [row for batch in record_batches(loaded) for row in pa.Table.from_batches([batch]).to_pylist()]
 
-    def measure(self) -> list[str]:
-        """Make the evaluation; return why runs of it failed."""
+    def measure(self) -> dict[str | None, str]:
+        """Make the evaluation; return why runs of it failed, by partition. A judge's partitions go on by themselves."""
         word = self.platform["evaluation"]
         if word == "none":
-            return []
+            return {}
         names = self.evaluation_names()
-        first, then = list(names), []
-        if word in {"pairwise", "rubric"}:
-            first = [f"{NAME}_cases", f"{NAME}_verdicts_batch"]
-            then = [name for name in names if name not in first and "verdicts" not in name]
-        failures = []
-        for key in partition_keys(partitions_of(self.platform), self.instance):
-            failures += [why for why in [self.run(first, key)] if why is not None]
-        if then and not failures:
-            for _ in range(_ROUNDS):
-                keys = set(partition_keys(partitions_of(self.platform), self.instance))
-                if keys <= self.materialized(f"{NAME}_verdicts"):
-                    break
-                self.emulator.settle()
-                self.tick()
-            for key in partition_keys(partitions_of(self.platform), self.instance):
-                failures += [why for why in [self.run(then, key)] if why is not None]
-        return failures
+        if word not in {"pairwise", "rubric"}:
+            return self._run_each(names, partition_keys(partitions_of(self.platform), self.instance))
+        first = [f"{NAME}_cases", f"{NAME}_verdicts_batch"]
+        keys = partition_keys(partitions_of(self.platform), self.instance)
+        failures = self._run_each(first, keys)
+        judged = [key for key in keys if key not in failures]
+        for _ in range(_ROUNDS):
+            if set(judged) <= self.materialized(f"{NAME}_verdicts"):
+                break
+            self.emulator.settle()
+            self.tick()
+        return failures | self._run_each(
+            [name for name in names if name not in first and "verdicts" not in name], judged
+        )
+
+    def _run_each(self, names: list[str], keys: list[str | None]) -> dict[str | None, str]:
+        return {key: why for key in keys if (why := self.run(names, key)) is not None}
 
     def evaluation_names(self) -> list[str]:
         """Return the names of the evaluation's assets that a run makes."""
@@ -370,6 +413,10 @@ def _answer(body: dict[str, Any], endpoint: str) -> Any:
     if "GARBLED" in asked:
         return Reply(text="This is no JSON.")
     return simulated_answer(body, endpoint)
+
+
+def _joined(failures: list[Failure]) -> str | None:
+    return "\n".join(one.why for one in failures) or None
 
 
 def with_causes(error: BaseException) -> str:

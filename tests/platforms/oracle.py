@@ -23,6 +23,7 @@ __all__ = ["problems_of", "refusal_of"]
 _MONEY = Decimal("0.00000001")
 _FOLDS = 3
 _TOO_FEW = "A student needs at least two classes"
+_NO_PAIRS = "There is nothing to judge"
 _TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -144,10 +145,7 @@ def _asks(platform: Platform, slot: str, key: str | None, *, without: str = "\0"
 
 def _sending(journey: Journey) -> Iterator[str]:
     platform = journey.platform
-    # No sensor looks here while a run waits: it would wait until other datasets lose their places in a full queue.
-    by_mode = {"wait": 0, "deferred": 1 if platform["queue"] != "none" else 0}
-    for slot in sorted(platform.slots, key=lambda slot: by_mode[platform[f"{slot}.mode"]]):
-        journey.send(slot)
+    journey.send()
     for slot in platform.slots:
         why = "\n".join(journey.failures.get(slot, []))
         reason = platform.stopped_by(slot)
@@ -279,25 +277,43 @@ def _evaluation(journey: Journey) -> Iterator[str]:
     """Evaluation tables exist."""
     word = journey.platform["evaluation"]
     failures = journey.measure()
-    if failures and word == "student" and not _can_learn(journey) and _TOO_FEW in failures[0]:
+    if failures and word == "student" and not _can_learn(journey) and _TOO_FEW in failures[None]:
         return
-    for why in failures:
-        yield f"{word} failed: {_essence(why)}"
-        return
+    refused = {key for key in failures if word == "pairwise" and not _can_compare(journey, key)}
+    for key, why in failures.items():
+        if key not in refused or _NO_PAIRS not in why:
+            yield f"{word} failed in {key}: {_essence(why)}"
+            return
     if word == "none":
         return
     for name in journey.evaluation_names():
         if name.endswith("_batch"):
             continue
-        for key in partition_keys(partitions_of(journey.platform), journey.instance):
+        for key in _keys_of_evaluation(journey):
+            if key in refused:
+                continue
             try:
                 journey.load_rows(name, key)
             except Exception as error:  # noqa: BLE001 - of any IO manager
                 yield f"{name} {key} is not there: {type(error).__name__}: {str(error)[:300]}"
     # Where every dataset was stopped nothing has cost anything.
     is_empty = word == "annotation" or (word == "costs" and not journey.platform.landing)
-    if not is_empty and not _columns_of_first(journey):
+    if not is_empty and not _columns_of_first(journey) and len(refused) < len(_keys_of_evaluation(journey)):
         yield f"{NAME} has no rows"
+
+
+def _keys_of_evaluation(journey: Journey) -> list[str | None]:
+    return partition_keys(partitions_of(journey.platform), journey.instance)
+
+
+def _can_compare(journey: Journey, key: str | None) -> bool:
+    """Return whether both datasets that a judge compares have labeled a row in this partition of the judge."""
+    found = []
+    for slot in ("a", "b"):
+        own = journey.keys(slot)
+        keys = [key] if key in own else own
+        found.append({str(row["ticket_id"]) for one in keys for row in journey.load_rows(name_of(slot), one)})
+    return bool(found[0] & found[1])
 
 
 def _can_learn(journey: Journey) -> bool:
@@ -311,7 +327,7 @@ def _can_learn(journey: Journey) -> bool:
 
 def _columns_of_first(journey: Journey) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for key in partition_keys(partitions_of(journey.platform), journey.instance):
+    for key in _keys_of_evaluation(journey):
         try:
             rows += journey.load_rows(NAME, key)
         except Exception:  # noqa: BLE001 - told of above
