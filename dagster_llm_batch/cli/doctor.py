@@ -550,7 +550,8 @@ def _prices(deployment: DeploymentAccess) -> Finding:
     if changed is None or now.date() - changed > _OLD_PRICES:
         then = "Upgrade it: pip install --upgrade genai-prices; or see `dagster-llm-batch prices --help`"
         return Finding("price book", Severity.WARNING, state, then)
-    return Finding("price book", Severity.OK, f"{state}, {age(now.date() - changed)} ago")
+    ago = now.date() - changed
+    return Finding("price book", Severity.OK, f"{state}, {f'{age(ago)} ago' if ago else 'today'}")
 
 
 def _price_books(deployment: DeploymentAccess) -> list[str | None] | None:

@@ -91,7 +91,7 @@ def erase_command(
             }
         )
     else:
-        _print_erased(found, left, there, unfinished, beyond)
+        _print_erased(found, left, there, unfinished, beyond, given)
     if left or unfinished or any(one.left and one.is_ours for one in there):
         leave(ExitCode.LATER)
 
@@ -197,8 +197,14 @@ def _print_erased(
     there: Sequence[ProviderCopy],
     unfinished: int,
     beyond: Sequence[dict[str, str]],
+    given: Sequence[str],
 ) -> None:
-    click.echo(f"Erased {counted(sum(one.rows for one in found), 'row', 'rows')}; they are not asked or landed again.")
+    rows = sum(one.rows for one in found)
+    if rows:
+        click.echo(f"Erased {counted(rows, 'row', 'rows')}; they are not asked or landed again.")
+    else:
+        later = " Rows of these keys are not asked if they come." if given else ""
+        click.echo(f"Erased 0 rows: none was found.{later}")
     if shared := sum(one.shared for one in found):
         click.echo(f"{counted(shared, 'request stays', 'requests stay')}: other rows ask just the same.")
     for one in left:

@@ -53,7 +53,8 @@ CANNOT_SEND = frozenset({"UnsupportedProtocol", "InvalidURL", "LocalProtocolErro
 
 _BAD_REQUEST, _SERVER_ERROR, _LAST_ERROR = 400, 500, 600
 _NOT_FOUND, _TOO_MANY = (404, 410), 429
-_NO_ACCESS = (401, 403)
+_FORBIDDEN = 403
+_NO_ACCESS = (401, _FORBIDDEN)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class FailureRules:
         lost: Classes for replies that were lost; they go before `cannot_send`.
         no_credentials: Classes for credentials that are missing or cannot be had.
         maybe_done: Statuses below 500 after which the call may have had effect all the same.
-        refuses_access: What a message says of a 401 or 403.
+        refuses_access: What a message says of a 401.
+        forbids: What a message says of a 403.
         lacks_access: What a message says of `no_credentials`.
         is_busy: What a message says of a 429.
         check: What the user should look at where nothing can be sent.
@@ -79,6 +81,7 @@ class FailureRules:
     no_credentials: Collection[str] = ()
     maybe_done: Collection[int] = (408, 409)
     refuses_access: str = "the provider does not accept the API key"
+    forbids: str = "the provider does not accept the API key, or the key may not do this"
     lacks_access: str = "the credentials give no access"
     is_busy: str = "too many requests"
     check: str = "Check base_url and api_key."
@@ -183,7 +186,8 @@ def translate_failure(failure: Failure, rules: FailureRules) -> ProviderError:
     if failure.is_busy:
         return TransientError(f"{could_not}: {rules.is_busy}. {reason}", failure.wait_seconds)
     if failure.is_about_access:
-        return CredentialsError(f"{could_not}: {rules.refuses_access}. {reason}")
+        refusal = rules.forbids if status == _FORBIDDEN else rules.refuses_access
+        return CredentialsError(f"{could_not}: {refusal}. {reason}")
     # A proxy's 404 says nothing of a batch: read as the API's, the batch would count as gone and be paid for again. Its
     # 4xx to a create call is a no all the same, since the call did not pass. What answers after a redirect may be
     # anything.

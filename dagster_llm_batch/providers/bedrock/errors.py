@@ -60,7 +60,8 @@ _RULES = FailureRules(
             "UnauthorizedSSOTokenError",
         }
     ),
-    refuses_access="AWS does not accept the credentials, or they may not",
+    refuses_access="AWS does not accept the credentials, or they may not do this",
+    forbids="AWS does not accept the credentials, or they may not do this",
     lacks_access="check the AWS credentials of this process",
     is_busy="too many requests or jobs for now",
     check="",

@@ -50,6 +50,7 @@ _RULES = FailureRules(
     no_credentials=frozenset({"RefreshError", "DefaultCredentialsError", "MalformedError", "InvalidOperation"}),
     maybe_done=frozenset({408, 409, 499}),
     refuses_access="the provider does not accept the credentials",
+    forbids="the provider does not accept the credentials, or they may not do this",
     check="Check the address and the key.",
 )
 # of the API, of OAuth, and signed tokens (JWT)

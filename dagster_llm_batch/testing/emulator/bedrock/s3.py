@@ -51,7 +51,10 @@ class S3:
 @contextmanager
 def local_s3(bucket: str = "emulator", port: int = 0) -> Iterator[str]:
     """Run a local S3 server with one empty bucket; give its URL. Needs `moto[server,s3]`."""
-    from moto.server import ThreadedMotoServer  # noqa: PLC0415 -- a dependency of tests only
+    try:
+        from moto.server import ThreadedMotoServer  # noqa: PLC0415 -- a dependency of tests only
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("local_s3 needs moto: pip install 'moto[server,s3]'", name=error.name) from error
 
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # it would print every request
     server = ThreadedMotoServer(ip_address=HOST, port=port, verbose=False)
