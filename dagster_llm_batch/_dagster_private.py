@@ -26,6 +26,7 @@ from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
 from dagster._core.secrets.env_file import get_env_var_dict
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from dagster._core.storage.db_io_manager import DbIOManager
 from dagster._grpc.utils import get_loadable_targets
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ __all__ = [
     "report_evaluation",
     "repository_of",
     "stored_partitions",
+    "types_of_database",
 ]
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
@@ -428,6 +430,14 @@ def replace_function(
     function = op.compute_fn
     assert isinstance(function, DecoratedOpFunction)
     op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001
+
+
+def types_of_database(manager: object) -> Collection[type] | None:
+    """Return the types that one of Dagster's IO managers of databases stores; None of other IO managers.
+
+    Dagster keeps both to itself, and asks only when it stores: after all is paid for.
+    """
+    return list(manager._handlers_by_type) if isinstance(manager, DbIOManager) else None  # noqa: SLF001
 
 
 def folder_of(manager: object) -> str | None:

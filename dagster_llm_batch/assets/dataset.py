@@ -17,6 +17,7 @@ from dagster_llm_batch._dagster_private import folder_of
 from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.sink import check_database
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
 from dagster_llm_batch.assets.upstream import UpstreamReader
@@ -226,7 +227,12 @@ class Dataset:
         return UpstreamReader.of_run(context, partition, self.upstreams)
 
     def check_sink(self, manager: Any, partition: str | None, instance: dg.DagsterInstance) -> None:
-        """Raise InputError where the IO manager of the labels cannot store a partition, as far as that is known."""
+        """Raise InputError where the IO manager of the labels cannot store a partition, as far as that is known.
+
+        Raises ConfigError where it can store none.
+        """
+        for spec in (self.labels_spec, self.rejects_spec):
+            check_database(spec, manager, self.frame, {self.labeling.key, *self.labeling.keep})
         if partition is None or self.partitions_def is None:
             return
         if isinstance(manager, HiveParquetIOManager):

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import io_manager_surroundings, output_context
+from dagster_llm_batch._dagster_private import io_manager_surroundings, output_context, types_of_database
 from dagster_llm_batch.engine.deployment import Threads
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.io import URI_KEY, HiveParquetIOManager, storage_uri
@@ -52,6 +52,18 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
             named = field.with_type(pa.timestamp(field.type.unit, "UTC"))
             table = table.set_column(at, named, table.column(at).cast(named.type))
     return table
+
+
+def _with_typed_nulls(frame: Any, table: pa.Table) -> Any:
+    """Give columns without a value their type, which plain pandas does not know: a database would make a column of no
+    type of it, which takes no value of the next partition.
+    """
+    import pandas as pd  # noqa: PLC0415 - optional
+
+    untyped = [name for name, kind in frame.dtypes.items() if kind.kind == "O" and frame[name].isna().all()]
+    return frame.assign(
+        **{name: pd.Series(table[name].to_pandas(types_mapper=pd.ArrowDtype), index=frame.index) for name in untyped}
+    )
 
 
 class _Stream(Iterator[pa.RecordBatch]):
@@ -152,7 +164,10 @@ class OutputWriter:
     ) -> Mapping[str, Any]:
         """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
-            value = _to_frame(table, self._frame)
+            whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
+            value = _to_frame(whole, self._frame)
+            if self._frame == "pandas" and types_of_database(self._manager) is not None:
+                value = _with_typed_nulls(value, whole)
             return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
         value = stream.reader()

@@ -37,14 +37,15 @@ def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
 
     A job over assets with partitions and without has runs of a partition, which the ones without do not have.
     """
-    own = context.assets_def.partitions_def
+    own: dg.PartitionsDefinition[Any] | None = context.assets_def.partitions_def
     if own is None:
         return ()
     if context.has_partition_key:
         return [context.partition_key]
     if not context.has_partition_key_range:
         return ()
-    keys, span = context.partition_keys, context.partition_key_range
+    keys: Sequence[str] = context.partition_keys
+    span = context.partition_key_range
     if keys and (keys[0], keys[-1]) == (span.start, span.end):
         return keys
     # Dagster keeps the keys of a time window by its local times. Where the clock goes back two windows have the same

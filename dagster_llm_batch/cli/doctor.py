@@ -15,6 +15,7 @@ from time import monotonic
 import click
 from rich.text import Text
 
+from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
@@ -155,6 +156,7 @@ def _findings(deployment: DeploymentAccess) -> Iterator[Finding]:
         for name, dataset in sorted(deployment.code.datasets.items()):
             for labeling in dataset.labeling.models:
                 yield _tried(f"dataset {name}", partial(_dataset, deployment, labeling))
+            yield from _each(f"dataset {name}", partial(_sink, deployment, dataset))
         yield from _each("budget", partial(_budgets, deployment))
     if ledger.verdict is Severity.OK and deployment.missing_ledger_file is None:
         engine = deployment.engine
@@ -409,6 +411,13 @@ def _dataset(deployment: DeploymentAccess, labeling: Labeling) -> Finding:
         told = f"{problem}. {' '.join(warnings)}" if warnings else problem
         return Finding(check, Severity.WARNING, told, " ".join(doubts) or None)
     return Finding(check, Severity.OK, problem)
+
+
+def _sink(deployment: DeploymentAccess, dataset: Dataset) -> Iterator[Finding]:
+    """Raise where the IO manager of the labels cannot store them; there is no more to tell of it."""
+    with deployment.code.io_manager(dataset.key) as (_, manager):
+        dataset.check_sink(manager, None, deployment.code.instance)
+    yield from ()
 
 
 def _budget(engine: Engine, budget: Budget) -> Finding:

@@ -22,7 +22,7 @@ from dagster_llm_batch.engine.preview import Preview, parameter_warnings
 from dagster_llm_batch.engine.provider_facts import window_of
 from dagster_llm_batch.engine.request_writer import LongRow
 from dagster_llm_batch.engine.status import retry_command
-from dagster_llm_batch.errors import InputError, NoRowsError
+from dagster_llm_batch.errors import ConfigError, InputError, NoRowsError
 from dagster_llm_batch.text import age_text, cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
@@ -272,12 +272,10 @@ def plan_rows(
 
 def _unfit(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> str | None:
     """Return why the IO manager of the labels cannot store a partition; None where it can."""
-    if partition is None:
-        return None
     with deployment.code.io_manager(dataset.key) as (_, manager):
         try:
             dataset.check_sink(manager, partition, deployment.code.instance)
-        except InputError as error:
+        except (ConfigError, InputError) as error:
             return str(error)
     return None
 

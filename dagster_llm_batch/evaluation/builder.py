@@ -23,6 +23,7 @@ from dagster_llm_batch.assets.keys import key_beside, prefixed_key
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
 from dagster_llm_batch.assets.partitions import each_partition, materialize_result
+from dagster_llm_batch.assets.sink import check_database
 from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
@@ -272,6 +273,8 @@ class EvaluationBuilder(DagsterOptions):
             if (summary := all_partitions_evaluations(context, self.partitions_def)) is not None:
                 yield from summary
                 return
+            for spec in specs.values():
+                check_database(spec, getattr(context.resources, self.io_manager_key), self.frame)
             compute = prepare(context)
 
             def store(partition: str | None) -> Iterator[Any]:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import dagster as dg
+import duckdb
+import pyarrow as pa
 import pytest
 from code_location import DAYS, labeled
+from dagster_duckdb_pandas import DuckDBPandasIOManager
 
 from dagster_llm_batch import HiveParquetIOManager
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage import names
 from dagster_llm_batch.storage.names import check_place, fold_case, fold_form, fold_of
 
+PARTS = dg.StaticPartitionsDefinition(["a", "b"])
 LONG, NULL = "k" * 300, "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -88,3 +92,64 @@ def test_an_object_store_has_a_limit_of_its_own():
     check_place(f"s3://bucket/{LONG}", "The table")
     with pytest.raises(InputError, match="an object store takes 1,024"):
         check_place(f"s3://bucket/{'/'.join([LONG] * 4)}", "The table")
+
+
+PANDAS = {"frame": "pandas", "key_prefix": "mart"}
+BOTH = dg.MultiPartitionsDefinition(
+    {"day": dg.DailyPartitionsDefinition("2026-01-01"), "land": dg.StaticPartitionsDefinition(["de"])}
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"frame": "arrow"}, 'stores pandas.DataFrame, and frame="arrow" gives it pyarrow.Table. Give frame="pandas".'),
+        ({"metadata": {}}, 'give metadata={"partition_expr": "…"}'),
+        ({"metadata": {"partition_expr": "subject"}}, "'subject', which is no column of the table: it may be the key"),
+        ({"partitions_def": BOTH, "metadata": {"partition_expr": {"day": "ticket_id"}}}, '{"land": "…", …}'),
+    ],
+    ids=["frame", "no column", "another column", "a dimension without one"],
+)
+def test_what_a_database_cannot_store_is_refused_unsent(make, tmp_path, changes, word):
+    given = {"partitions_def": PARTS, "metadata": {"partition_expr": "ticket_id"}, **PANDAS, **changes}
+    location = make(*labeled(**given), resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})
+    partition = "a" if given["partitions_def"] is PARTS else dg.MultiPartitionKey({"day": "2026-01-01", "land": "de"})
+    assert word in failed(location.run("mart/ticket_labels_batch", partition=partition))
+    assert not location.emulator.books.batches
+
+
+def test_a_database_without_partitions_wants_no_column_of_them(make, tmp_path):
+    location = make(*labeled(**PANDAS), resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})
+    assert location.run("mart/ticket_labels_batch").success
+
+
+def test_an_expression_of_the_database_may_give_the_partition(make, tmp_path):
+    io = DuckDBPandasIOManager(database=f"{tmp_path}/db")
+    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "left(ticket_id, 1)"}, **PANDAS}
+    location = make(*labeled(**changes), resources={"io_manager": io})
+    assert location.run("mart/ticket_labels_batch", partition="a").success
+    location.emulator.settle()
+    assert location.run("mart/ticket_labels", "mart/ticket_labels_rejects", partition="a").success
+
+
+def test_a_column_without_a_value_takes_those_of_the_next_partition(make, tmp_path):
+    io = DuckDBPandasIOManager(database=f"{tmp_path}/db")
+
+    def rows(context: Any) -> pa.Table:
+        note = {"a": None, "b": "noted"}[context.partition_key]
+        ids = [f"{context.partition_key}-{n}" for n in range(2)]
+        notes = {
+            "note": pa.array([note] * 2, pa.string()),
+            "tags": pa.array([note and [note]] * 2, pa.list_(pa.string())),
+        }
+        return pa.table({"ticket_id": ids, "subject": ids, "body": ids, **notes})
+
+    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "left(ticket_id, 1)"}, **PANDAS}
+    location = make(*labeled(rows=rows, keep=["note", "tags"], **changes), resources={"io_manager": io})
+    for partition in PARTS.get_partition_keys():
+        assert location.run("mart/ticket_labels_batch", partition=partition).success
+        location.emulator.settle()
+        assert location.run("mart/ticket_labels", "mart/ticket_labels_rejects", partition=partition).success
+    with duckdb.connect(f"{tmp_path}/db") as connection:
+        kept = connection.sql("select ticket_id, note, tags from mart.ticket_labels order by 1").fetchall()
+    assert kept == [("a-0", None, None), ("a-1", None, None), ("b-0", "noted", ["noted"]), ("b-1", "noted", ["noted"])]

@@ -27,7 +27,7 @@ from dagster_llm_batch import (
 from tests.platforms.dataset_kinds import framed, key_prefix, name_of, table_of, translator
 from tests.platforms.factors import STRUCTURED
 from tests.platforms.platform_value import Platform
-from tests.platforms.tickets import PARTITIONS, gold, partitions_def, tickets_of
+from tests.platforms.tickets import PARTITIONS, gold, partition_expr, partitions_def, tickets_of
 
 __all__ = ["NAME", "candidates", "evaluation", "evaluation_attributes", "gold_and_tickets", "partitions_of"]
 
@@ -131,6 +131,8 @@ def _shared(platform: Platform) -> dict[str, Any]:
     given = by_factory[platform["evaluation"]]
     if platform["evaluation"] not in {"skew", "student"}:
         given["frame"] = frames.get(platform["io"], "arrow")
+    if platform["io"] == "duckdb" and (expr := partition_expr(partitions_of(platform))) is not None:
+        given["metadata"] = {"partition_expr": expr}
     return {"name": NAME, "key_prefix": key_prefix(platform), **given}
 
 

@@ -167,8 +167,8 @@ def _of_storage(store: str, own: Mapping[str, str]) -> Iterator[str]:
 def _of_evaluation(values: Mapping[str, str]) -> Iterator[str]:
     """An evaluation is of the first dataset, beside which the others are further candidates."""
     evaluation, apart = values.get("evaluation", ""), values.get("evaluated") == "apart"
-    if apart and values.get("io") in {"duckdb", "delta"}:
-        yield "evaluations have no column of partitions, which these stores want"
+    if apart and values.get("io") == "delta":
+        yield "evaluations have their partition as text, of which this store cannot make a time"
     if evaluation in {"", "none"}:
         return
     if apart and evaluation in {"costs", "student", "skew"}:
@@ -196,8 +196,8 @@ def _of_skew(values: Mapping[str, str], own: Mapping[str, str]) -> Iterator[str]
     """Skew asks the first dataset again, partition by partition."""
     if own["vendor"] in _OWN or own["rule"] in {"realtime", "cascade", "fallback"}:
         yield "skew asks again in real time what came in batches"
-    if values.get("io") in {"duckdb", "delta"} and own["partitions"] not in {"", "none"}:
-        yield "skew has its dataset's partitions, and no column of them, which these stores want"
+    if values.get("io") == "delta" and own["partitions"] not in {"", "none"}:
+        yield "skew has its dataset's partitions as text, of which this store cannot make a time"
 
 
 def _of_second(values: Mapping[str, str], first: Mapping[str, str], *, apart: bool) -> Iterator[str]:

@@ -317,11 +317,16 @@ def _can_compare(journey: Journey, key: str | None) -> bool:
 
 
 def _can_learn(journey: Journey) -> bool:
-    """Return whether a student has different texts enough, also without those of one fifth: four of two classes."""
+    """Return whether a student has different texts enough for sure: four of two classes, as a fifth goes.
+
+    A text with several labels counts for one of them alone, which the student chooses.
+    """
     rows = [row for key in journey.keys("a") for row in journey.load_rows(name_of("a"), key)]
     # It sees words of two characters and more.
-    seen = {(row["topic"], tuple(re.findall(r"\w\w+", row["body"].lower()))) for row in rows}
-    texts = Counter(topic for topic, _ in seen)
+    topics: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        topics.setdefault(tuple(re.findall(r"\w\w+", row["body"].lower())), set()).add(row["topic"])
+    texts = Counter(topic for found in topics.values() if len(found) == 1 for topic in found)
     return sum(count > _FOLDS for count in texts.values()) > 1
 
 

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict
 
 from dagster_llm_batch import Embedding, Moderation
 
-__all__ = ["CUSTOMERS", "PARTITIONS", "RESPONSES", "Ticket", "partition_column", "partition_keys", "tickets_of"]
+__all__ = [
+    "CUSTOMERS",
+    "PARTITIONS",
+    "RESPONSES",
+    "Ticket",
+    "partition_column",
+    "partition_expr",
+    "partition_keys",
+    "tickets_of",
+]
 
 TOPICS = ("billing", "bug", "how_to")
 CUSTOMERS = "customers"
@@ -158,6 +167,19 @@ def partition_column(kind: str) -> Any:
         "multi_dynamic": {"customer": "customer", "region": "region"},
     }
     return columns.get(kind, "day")
+
+
+def partition_expr(kind: str) -> Any:
+    """Return the expressions by which DuckDB finds the partition in a table that has the partition's key alone."""
+    first, second = (f"split_part(partition, '|', {part})" for part in (1, 2))
+    exprs = {
+        "none": None,
+        "static": "partition",
+        "dynamic": "partition",
+        "multi": {"day": f"CAST({first} AS TIMESTAMP)", "region": second},
+        "multi_dynamic": {"customer": first, "region": second},
+    }
+    return exprs.get(kind, "CAST(left(partition, 10) AS TIMESTAMP)")
 
 
 def first_day(kind: str, partition: str | None) -> date | None:
