@@ -41,6 +41,13 @@ REFERENCE_DRAWS = 100
 _WRONG_ENOUGH, _LEAST_OFF = 5, 20
 """Wrong rows from which there is nearly always one, and those that squares and changes need."""
 
+_NOT_KEPT: dict[tuple[float | str, str], float] = {
+    ("small, 1 % large", "mae"): 0.45,
+    ("small, 1 % large", "rmse"): 0.6,
+    ("small, 1 % large", "change of mae"): 0.6,
+}
+"""Data and figures of which more miss than is promised, with the bound: what gold does not show, it cannot bound."""
+
 _RESAMPLES = 200
 _BASES: dict[str, tuple[int, float | None]] = {
     "2, even": (2, None),
@@ -106,6 +113,7 @@ CELLS = [
     *(Cell("numbers", n, "rows", "nine in ten 0") for n in (30, 100, 300)),
     *(Cell("numbers", n, "rows", "1 % lognormal") for n in (100, 300)),
     *(Cell("numbers", n, "rows", "1 in 10 lognormal") for n in (100, 300)),
+    *(Cell("numbers", n, "rows", "small, 1 % large") for n in (100, 300)),
     *(Cell("numbers", 300, "customers", spread) for spread in ("normal", "lognormal")),
     Cell("numbers", 100, "weighted", "normal"),
 ]
@@ -146,8 +154,9 @@ def measure(draws: int, quick: bool) -> Measured:  # a section's form
             width = widths[named_so] = of_oracle(ours or 0.0, found.given, found.values)
             beside = (width.of_oracle, ratio, coverage and 100 * (1 - coverage))
             rows.append((*named, shown, 100 * found.given / draws, ours, *beside))
-            if miss_more(found.missed, found.given, MOST_MISSES):
-                broken.append(f"{named_so}: misses in {misses:.1%} of those given; {MOST_MISSES:.0%} are promised.")
+            most = _NOT_KEPT.get((cell.quality, figure), MOST_MISSES)
+            if miss_more(found.missed, found.given, most):
+                broken.append(f"{named_so}: misses in {misses:.1%} of those given; {most:.0%} is the bound.")
             if cell.kind == "numbers" and found.given < draws * _LEAST_GIVEN and not _has_none(cell, figure):
                 broken.append(f"{named_so}: given in {found.given / draws:.1%} of the data sets.")
             if found.none_of_enough:
@@ -400,6 +409,10 @@ _WRONG = {"nine in ten 0": 0.1, "1 in 10 lognormal": 0.1, "1 % lognormal": 0.01}
 """Shapes of which so many rows alone are wrong; of the others all are."""
 
 
+_LARGE, _SMALL, _CENT = 0.01, 0.6, 0.01
+"""Shares of large and of small errors, and the size of the small ones."""
+
+
 def _has_none(cell: Cell, figure: str) -> bool:
     """Return whether so few rows may have no interval of this figure: by their number, or by that of the wrong ones."""
     wrong = cell.n * _WRONG.get(str(cell.quality), 1.0)
@@ -416,6 +429,10 @@ def _errors(shape: str, z: Any, rng: np.random.Generator) -> tuple[Any, float, f
     some = (rng.random(z.shape[-1]) < share).astype(float)
     if shape.endswith("lognormal"):
         return np.exp(z) * some, share * float(np.exp(0.5)), share * float(np.exp(2))
+    if shape == "small, 1 % large":
+        drawn = rng.random(z.shape[-1])
+        sizes = np.where(drawn < _LARGE, np.exp(z), np.where(drawn < _LARGE + _SMALL, _CENT, 0.0))
+        return sizes, _LARGE * float(np.exp(0.5)) + _SMALL * _CENT, _LARGE * float(np.exp(2)) + _SMALL * _CENT**2
     if shape == "student 3":
         return np.abs(z) / (rng.chisquare(3, z.shape) / 3) ** 0.5, 2 * 3**0.5 / np.pi, 3.0
     return np.abs(z) * some, share * (2 / np.pi) ** 0.5, share
@@ -476,12 +493,12 @@ SECTION = Section(
     "intervals",
     f"""## Intervals of 95 %
 
-Promised: at most {MOST_MISSES:.0%} of the intervals that are given miss the truth, in every row of the table, as far as
-so many draws can tell (chance makes more of it once in 50 rows); there is one wherever each class has
-{ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most {WIDEST} times that of a reference, in the data
-sets where there is one, where the reference covers. References: Wilson's interval (scipy) for shares, Student's for
-means, the percentile bootstrap over rows or units for all else. `given %` is the share of the data sets that have an
-interval; the others are too few or too even, and say so.
+Promised: at most {MOST_MISSES:.0%} of the intervals that are given miss the truth, in every row of the table but
+those of `small, 1 % large`, as far as so many draws can tell (chance makes more of it once in 50 rows); there is one
+wherever each class has {ENOUGH_OF_A_CLASS} rows; none is a point; and its mean width is at most {WIDEST} times that of
+a reference, in the data sets where there is one, where the reference covers. References: Wilson's interval (scipy) for
+shares, Student's for means, the percentile bootstrap over rows or units for all else. `given %` is the share of the
+data sets that have an interval; the others are too few or too even, and say so.
 
 Independent rows have exact intervals (Clopper-Pearson); all else has the same at the effective number of rows (Korn and
 Graubard). `requests`: half of the rows are in groups of ten with one reply; `customers`: in groups of ten that are
@@ -491,11 +508,10 @@ of the rows is wrong. Whether they have an interval depends on no size of an err
 rows, squares from 100; where most rows are right, squares and changes from {_LEAST_OFF} that are not. Numbers that have
 twice as many have one in {_LEAST_GIVEN:.0%} of the data sets at least.
 
-Not kept, and in no row of the table: errors of which most are small and a few are large. Where 60 % of the rows are off
-by a cent and 1 % are ten times too large, intervals of mae miss 60, 42 and 8 % at 60, 100 and 300 rows, and those of
-rmse 58 and 28 % at 100 and 300 (300 draws, by other code). Gold without a row of the large kind looks even, so that no
-count of rows tells the two apart. Where such errors matter, judge rows that a signal proposes (`gold_sample_assets`),
-or look at the share of rows that are off by more than you can bear.
+Not kept: `small, 1 % large`, errors of which most are small and a few are large. 60 % of the rows are off by .01, and
+1 % by 1.6 in the mean. Gold without a row of the large kind looks even, so that no count of rows tells the two apart.
+Where such errors matter, judge rows that a signal proposes (`gold_sample_assets`), or look at the share of rows that
+are off by more than you can bear.
 
 Each row has the width as a multiple of that of an oracle, which knows how much the figure varies, and a bound of its
 own on it, half as wide again as what was measured (benchmarks/truth/widths.csv).""",
