@@ -18,6 +18,12 @@ CASES: dict[str, str] = {
     "labels of a dynamic dimension were paid for and did not land in a database, and plan could not read their rows": (
         "datasets=1 io=duckdb a.partitions=multi_dynamic a.rows=upstream a.frame=pandas"
     ),
+    "in a run of a daily dataset, one without partitions was asked and paid for once for each day": (
+        "runs=together a.partitions=daily"
+    ),
+    "a column without a value had no type in a database, which took no value of the next partition": (
+        "io=duckdb face=yaml evaluation=drift evaluated=apart a.partitions=multi a.frame=pandas b.frame=pandas"
+    ),
 }
 
 REFUSED: dict[str, str] = {
