@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluation
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CheckTarget",
+    "Database",
     "asset_graph",
     "check_history",
     "check_target",
     "check_targets",
+    "database_of",
     "env_file",
     "failed_evaluations",
     "failed_ticks",
@@ -59,7 +61,6 @@ __all__ = [
     "report_evaluation",
     "repository_of",
     "stored_partitions",
-    "types_of_database",
 ]
 
 _ANY = dg.DagsterType(lambda _context, _value: True, "Stored", typing_type=Any)
@@ -179,7 +180,7 @@ def stored_partitions(context: dg.OutputContext) -> Sequence[str]:
     A context that was built for a test has a key, and no step whose asset could be asked for its partitions.
     """
     if context.has_asset_partitions:
-        # The run's key first: Dagster may add another hour to that of a night in which the clock goes back.
+        # The run's key first: on the night the clock goes back, Dagster may add another hour.
         return [context.partition_key] if context.has_partition_key else context.asset_partition_keys
     is_built = context._step_context is None  # noqa: SLF001 - to ask for the step warns or raises
     return [context.partition_key] if is_built and context.has_partition_key else ()
@@ -432,12 +433,31 @@ def replace_function(
     op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001
 
 
-def types_of_database(manager: object) -> Collection[type] | None:
-    """Return the types that one of Dagster's IO managers of databases stores; None of other IO managers.
+class Database(NamedTuple):
+    """What is known of an IO manager of a database.
 
-    Dagster keeps both to itself, and asks only when it stores: after all is paid for.
+    Attributes:
+        types: The classes that it stores.
+        wants_partition_expr: It finds partitions by that metadata of an asset.
+        is_duckdb: The database is DuckDB.
     """
-    return list(manager._handlers_by_type) if isinstance(manager, DbIOManager) else None  # noqa: SLF001
+
+    types: tuple[type, ...]
+    wants_partition_expr: bool
+    is_duckdb: bool
+
+
+def database_of(manager: object) -> Database | None:
+    """Return what is known of one of Dagster's IO managers of databases; None of other IO managers.
+
+    Dagster keeps it to itself, and asks only when it stores: after all is paid for.
+    """
+    if not isinstance(manager, DbIOManager):
+        return None
+    slices = type(manager)._get_table_slice is DbIOManager._get_table_slice  # noqa: SLF001
+    client = manager._db_client  # noqa: SLF001
+    kind = client if isinstance(client, type) else type(client)
+    return Database(tuple(manager._handlers_by_type), slices, kind.__module__.startswith("dagster_duckdb"))  # noqa: SLF001
 
 
 def folder_of(manager: object) -> str | None:

@@ -31,6 +31,8 @@ from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.names import check_place
 
 if TYPE_CHECKING:
+    from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["Dataset", "RowsContext", "RowsFunction", "compute_function", "dataset_of", "datasets_in"]
@@ -226,13 +228,13 @@ class Dataset:
         """Return what reads the rows of one partition in a run."""
         return UpstreamReader.of_run(context, partition, self.upstreams)
 
-    def check_sink(self, manager: Any, partition: str | None, instance: dg.DagsterInstance) -> None:
+    def check_sink(self, manager: Any, partition: str | None, instance: dg.DagsterInstance, graph: AssetGraph) -> None:
         """Raise InputError where the IO manager of the labels cannot store a partition, as far as that is known.
 
-        Raises ConfigError where it can store none.
+        Raises ConfigError where it can store none. `graph` has the assets as the code location has them.
         """
-        for spec in (self.labels_spec, self.rejects_spec):
-            check_database(spec, manager, self.frame, {self.labeling.key, *self.labeling.keep})
+        columns = {self.labeling.key, *self.labeling.keep}
+        check_database([self.labels_spec, self.rejects_spec], graph, manager, self.frame, columns)
         if partition is None or self.partitions_def is None:
             return
         if isinstance(manager, HiveParquetIOManager):

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import io_manager_surroundings, output_context, types_of_database
+from dagster_llm_batch._dagster_private import database_of, io_manager_surroundings, output_context
 from dagster_llm_batch.engine.deployment import Threads
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.io import URI_KEY, HiveParquetIOManager, storage_uri
@@ -30,17 +30,32 @@ def stored_by(io_manager_key: str, *specs: dg.AssetSpec) -> list[dg.AssetSpec]:
     return [spec.with_io_manager_key(io_manager_key) for spec in specs]
 
 
-def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame) -> Any:
-    """Convert the whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once."""
+def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame, *, exact: bool = False) -> Any:
+    """Convert the whole table, for `batches` too: an IO manager that keeps it in memory has it read more than once.
+
+    With `exact`, columns of a pandas frame keep the types that plain pandas does not have.
+    """
     whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
     try:
         if frame == "polars":
             import polars as pl  # noqa: PLC0415 - optional
 
             return pl.from_arrow(_in_named_zones(whole))
-        return whole.to_pandas() if frame == "pandas" else whole
+        return whole.to_pandas(types_mapper=_exact_type if exact else None) if frame == "pandas" else whole
     except ImportError as error:
         raise MissingExtraError(frame, f"frame='{frame}'") from error
+
+
+def _exact_type(kind: pa.DataType) -> Any:
+    """Return the type in a pandas frame for DuckDB, which guesses those of plain objects by some values.
+
+    It would make a column of no type of one without values, and of amounts below a dollar one that takes none above:
+    then the next partition cannot be stored.
+    """
+    import pandas as pd  # noqa: PLC0415 - optional
+
+    is_plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind)
+    return None if is_plain else pd.ArrowDtype(kind)
 
 
 def _in_named_zones(table: pa.Table) -> pa.Table:
@@ -52,18 +67,6 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
             named = field.with_type(pa.timestamp(field.type.unit, "UTC"))
             table = table.set_column(at, named, table.column(at).cast(named.type))
     return table
-
-
-def _with_typed_nulls(frame: Any, table: pa.Table) -> Any:
-    """Give columns without a value their type, which plain pandas does not know: a database would make a column of no
-    type of it, which takes no value of the next partition.
-    """
-    import pandas as pd  # noqa: PLC0415 - optional
-
-    untyped = [name for name, kind in frame.dtypes.items() if kind.kind == "O" and frame[name].isna().all()]
-    return frame.assign(
-        **{name: pd.Series(table[name].to_pandas(types_mapper=pd.ArrowDtype), index=frame.index) for name in untyped}
-    )
 
 
 class _Stream(Iterator[pa.RecordBatch]):
@@ -164,10 +167,8 @@ class OutputWriter:
     ) -> Mapping[str, Any]:
         """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
-            whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
-            value = _to_frame(whole, self._frame)
-            if self._frame == "pandas" and types_of_database(self._manager) is not None:
-                value = _with_typed_nulls(value, whole)
+            database = database_of(self._manager)
+            value = _to_frame(table, self._frame, exact=database is not None and database.is_duckdb)
             return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)
         value = stream.reader()

@@ -37,9 +37,20 @@ def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
 
     A job over assets with partitions and without has runs of a partition, which the ones without do not have.
     """
-    own: dg.PartitionsDefinition[Any] | None = context.assets_def.partitions_def
+    own = context.assets_def.partitions_def
     if own is None:
         return ()
+    if isinstance(own, dg.TimeWindowPartitionsDefinition):
+        return _times(context, own)
+    return context.partition_keys if context.has_partition_key or context.has_partition_key_range else ()
+
+
+def _times(context: dg.AssetExecutionContext, own: dg.TimeWindowPartitionsDefinition) -> Sequence[str]:
+    """Return the partitions of time that this run is over.
+
+    Dagster keeps the keys of a time window by its local times. Where the clock goes back two windows have the same
+    ones, and where one process has several runs Dagster may give the keys of the other.
+    """
     if context.has_partition_key:
         return [context.partition_key]
     if not context.has_partition_key_range:
@@ -48,9 +59,7 @@ def partitions_of(context: dg.AssetExecutionContext) -> Sequence[str]:
     span = context.partition_key_range
     if keys and (keys[0], keys[-1]) == (span.start, span.end):
         return keys
-    # Dagster keeps the keys of a time window by its local times. Where the clock goes back two windows have the same
-    # ones, and it may give the keys of the other.
-    every = list(own.get_partition_keys(dynamic_partitions_store=context.instance))
+    every = list(own.get_partition_keys())
     if span.start not in every or span.end not in every:
         return keys
     return every[every.index(span.start) : every.index(span.end) + 1]

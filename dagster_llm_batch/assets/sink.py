@@ -1,15 +1,20 @@
-"""What an IO manager can store, as far as it is known before anything is asked or paid for."""
+"""What an IO manager of a database can store, as far as it is known before anything is asked or paid for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import types_of_database
+from dagster_llm_batch._dagster_private import Database, database_of
 from dagster_llm_batch.assets.output import Frame
-from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 
 __all__ = ["check_database"]
 
@@ -19,58 +24,101 @@ _FRAMES: Mapping[Frame, str] = {
     "pandas": "pandas.DataFrame",
     "batches": "pyarrow.RecordBatchReader",
 }
+_AS_TEXT = '"partition"'
+_AS_TIME = '"CAST(partition AS TIMESTAMP)" in DuckDB'
 
 
-def check_database(spec: dg.AssetSpec, manager: object, frame: Frame, columns: Collection[str] | None = None) -> None:
-    """Raise ConfigError where one of Dagster's IO managers of databases cannot store a table.
+def check_database(
+    specs: Iterable[dg.AssetSpec],
+    graph: AssetGraph,
+    manager: object,
+    frame: Frame,
+    columns: Collection[str] | None = None,
+) -> None:
+    """Raise ConfigError where one of Dagster's IO managers of databases cannot store these tables.
 
-    It takes some kinds of tables only, and has all partitions in one table, of which it must know the column.
+    It takes some kinds of tables only. It has all partitions in one table, and must know the column that tells them.
 
     Args:
-        spec: The table.
-        manager: Its IO manager. Others than those of databases are not checked.
+        specs: The tables.
+        graph: The assets as the code location has them: specs may have been changed after they were made. A job in
+            somebody's own process may know its own assets alone; of others no partitions are checked.
+        manager: The IO manager. Others than those of databases are not checked.
         frame: What it is given.
-        columns: Columns that the table has for sure and a partition may be in; None where they are not known.
+        columns: The columns of the rows that may tell their partition. None: the tables have a column `partition`.
     """
-    if (types := types_of_database(manager)) is None:
+    if (database := database_of(manager)) is None:
         return
-    table = spec.key.to_user_string()
-    names = [_name_of(one) for one in types]
-    if _FRAMES[frame] not in names:
+    for spec in specs:
+        table = spec.key.to_user_string()
+        _check_frame(table, database, frame)
+        if not database.wants_partition_expr or not graph.has(spec.key):
+            continue
+        known = graph.get(spec.key)
+        if known.partitions_def is not None:
+            for dimension, keys, expr in _dimensions(known.partitions_def, known.metadata.get("partition_expr")):
+                _check_partition_expr(table, dimension, keys, expr, columns)
+
+
+def _check_frame(table: str, database: Database, frame: Frame) -> None:
+    if not issubclass(_class_of(frame), database.types):
+        names = [f"{one.__module__.partition('.')[0]}.{one.__qualname__}" for one in database.types]
         fitting = [f'frame="{one}"' for one, name in _FRAMES.items() if name in names]
         then = f"Give {' or '.join(fitting)}." if fitting else "Give another IO manager."
-        raise ConfigError(
-            f"The IO manager of {table} stores {', '.join(names)}, "
-            f'and frame="{frame}" gives it {_FRAMES[frame]}. {then}'
-        )
-    if spec.partitions_def is not None:
-        for dimension, expr in _partition_exprs(spec.partitions_def, spec.metadata.get("partition_expr")).items():
-            _check_partition_expr(table, dimension, expr, columns)
+        stores = f"The IO manager of {table} stores {', '.join(names)}"
+        raise ConfigError(f'{stores}, and frame="{frame}" gives it {_FRAMES[frame]}. {then}')
 
 
-def _partition_exprs(partitions_def: dg.PartitionsDefinition[Any], given: Any) -> Mapping[str, Any]:
-    """Return what is given of each dimension; "" stands for partitions of one dimension."""
+def _class_of(frame: Frame) -> type:
+    found: type = pa.Table if frame == "arrow" else pa.RecordBatchReader
+    try:
+        if frame == "polars":
+            import polars as pl  # noqa: PLC0415 - optional
+
+            found = pl.DataFrame
+        if frame == "pandas":
+            import pandas as pd  # noqa: PLC0415 - optional
+
+            found = pd.DataFrame
+    except ImportError as error:
+        raise MissingExtraError(frame, f"frame='{frame}'") from error
+    return found
+
+
+def _dimensions(
+    partitions_def: dg.PartitionsDefinition[Any], given: Any
+) -> Iterable[tuple[str, dg.PartitionsDefinition[Any], Any]]:
+    """Return each dimension with its partitions and what is given of it; "" where there is one alone."""
     if not isinstance(partitions_def, dg.MultiPartitionsDefinition):
-        return {"": given}
-    return {
-        one.name: given.get(one.name) if isinstance(given, Mapping) else None for one in partitions_def.partitions_defs
-    }
+        return [("", partitions_def, given)]
+    by_name = given if isinstance(given, Mapping) else {}
+    return [(one.name, one.partitions_def, by_name.get(one.name)) for one in partitions_def.partitions_defs]
 
 
-def _check_partition_expr(table: str, dimension: str, expr: Any, columns: Collection[str] | None) -> None:
-    if columns is None:
-        fitting = "its column partition has the partition's key as text"
+def _check_partition_expr(
+    table: str, dimension: str, keys: dg.PartitionsDefinition[Any], expr: Any, columns: Collection[str] | None
+) -> None:
+    is_time = isinstance(keys, dg.TimeWindowPartitionsDefinition)
+    if columns is not None:
+        fitting = f"Give one of {', '.join(sorted(columns))}, or an expression of it."
+    elif dimension:
+        fitting = "Its column partition has the key of all dimensions, as text. Give an expression of it."
     else:
-        fitting = f"it may be the key or a column of keep= ({', '.join(sorted(columns))})"
+        fitting = f"Its column partition has the key as text. Give {_AS_TIME if is_time else _AS_TEXT}."
+    form = f'{{"{dimension}": "…", …}}' if dimension else '"…"'
     if not isinstance(expr, str) or not expr:
-        form = f'{{"{dimension}": "…", …}}' if dimension else '"…"'
         raise ConfigError(
-            f"{table} has partitions, which its IO manager keeps in one table of a database. It must know the column: "
-            f'give metadata={{"partition_expr": {form}}}, a column or an expression of the database; {fitting}.'
+            f"{table} has partitions, which its IO manager keeps in one table of a database. It finds them by "
+            f'metadata={{"partition_expr": {form}}}, and none is given. {fitting}'
         )
-    if columns is not None and expr.isidentifier() and expr not in columns:
-        raise ConfigError(f"partition_expr of {table} is '{expr}', which is no column of the table: {fitting}.")
+    if columns is not None and not _words(expr) & {one.casefold() for one in columns}:
+        raise ConfigError(f"partition_expr of {table} is '{expr}', which does not tell the partition. {fitting}")
+    if columns is None and is_time and expr.casefold() == "partition":
+        raise ConfigError(
+            f"partition_expr of {table} is '{expr}', which is text: a database finds no time in it. {fitting}"
+        )
 
 
-def _name_of(kind: type) -> str:
-    return f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+def _words(expr: str) -> set[str]:
+    # Databases tell letters of names that are not quoted apart by no case.
+    return {one.casefold() for one in re.findall(r"\w+", expr)}

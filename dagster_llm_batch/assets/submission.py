@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
-from dagster_llm_batch._dagster_private import repository_of
+from dagster_llm_batch._dagster_private import asset_graph, repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
@@ -35,6 +35,8 @@ from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Submission
 
 if TYPE_CHECKING:
+    from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+
     from dagster_llm_batch.engine.engine import Engine
 
 __all__ = ["SubmitConfig", "newest_submission", "submission_asset"]
@@ -77,8 +79,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             return
         engine = dataset.engine(context)
         # A definition that cannot work is refused before any row is read.
-        if (repository := repository_of(context)) is not None:
-            dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
+        graph = _code_location(context, dataset)
         engine.check(dataset.labeling)
         _warn_of_parameters(context, engine, dataset)
         _refuse_other_ledger(context, engine, dataset)
@@ -86,7 +87,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
         provider = engine.provider(dataset.labeling.provider)
 
         def plan(partition: str | None) -> tuple[Submission, UpstreamReader]:
-            dataset.check_sink(getattr(context.resources, dataset.io_manager_key), partition, context.instance)
+            dataset.check_sink(getattr(context.resources, dataset.io_manager_key), partition, context.instance, graph)
             upstream = dataset.upstream(context, partition)
             with dataset.read_rows(context, upstream) as rows:
                 submission = engine.plan(
@@ -162,6 +163,14 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
             yield from partitions.events(planned, sent)
 
     return submit
+
+
+def _code_location(context: dg.AssetExecutionContext, dataset: Dataset) -> "AssetGraph":
+    """Return the assets as the code location has them. Raises ConfigError for a former name that another one has."""
+    if (repository := repository_of(context)) is None:
+        return asset_graph(context)
+    dataset.check_former_names(datasets_in(repository.assets_defs_by_key.values()))
+    return repository.asset_graph
 
 
 def _judge_sent(engine: "Engine", status: Status) -> CheckOutcome:

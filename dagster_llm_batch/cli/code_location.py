@@ -291,6 +291,11 @@ class CodeLocation:
         with self._resources({name}) as built:
             yield name, getattr(built, name)
 
+    def check_sink(self, dataset: Dataset, partition: str | None) -> None:
+        """Raise what Dataset.check_sink does, of the IO manager of its labels. Raises ConfigError where it has none."""
+        with self.io_manager(dataset.key) as (_, manager):
+            dataset.check_sink(manager, partition, self._instance, self._repository.asset_graph)
+
     def load_asset(self, key: dg.AssetKey, partition: str | None) -> Any:
         """Return an asset, or one partition of it, as its IO manager stored it."""
         try:

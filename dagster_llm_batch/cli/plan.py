@@ -272,11 +272,10 @@ def plan_rows(
 
 def _unfit(deployment: DeploymentAccess, dataset: Dataset, partition: str | None) -> str | None:
     """Return why the IO manager of the labels cannot store a partition; None where it can."""
-    with deployment.code.io_manager(dataset.key) as (_, manager):
-        try:
-            dataset.check_sink(manager, partition, deployment.code.instance)
-        except (ConfigError, InputError) as error:
-            return str(error)
+    try:
+        deployment.code.check_sink(dataset, partition)
+    except (ConfigError, InputError) as error:
+        return str(error)
     return None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.assets.keys import key_beside, prefixed_key
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame, stored_by, write_output
@@ -273,8 +274,9 @@ class EvaluationBuilder(DagsterOptions):
             if (summary := all_partitions_evaluations(context, self.partitions_def)) is not None:
                 yield from summary
                 return
-            for spec in specs.values():
-                check_database(spec, getattr(context.resources, self.io_manager_key), self.frame)
+            selected = [spec for spec in specs.values() if spec.key in context.selected_asset_keys]
+            manager = getattr(context.resources, self.io_manager_key)
+            check_database(selected, asset_graph(context), manager, self.frame)
             compute = prepare(context)
 
             def store(partition: str | None) -> Iterator[Any]:

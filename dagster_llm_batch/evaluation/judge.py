@@ -33,6 +33,7 @@ from dagster_llm_batch.evaluation.builder import (
     MainCheck,
     PartitionOptions,
     code_digest,
+    in_partition,
 )
 from dagster_llm_batch.evaluation.candidates import Candidate, is_external
 from dagster_llm_batch.evaluation.stored_tables import StoredTables, columns_of
@@ -202,7 +203,7 @@ class Judge:
             deps=[cases.key],
             required_resource_keys={free.io_manager_key},
             key=CASE_ID,
-            keep=[self.join_key, *self.keep],
+            keep=list(dict.fromkeys([self.join_key, *self.keep, *(["partition"] if free.partitions_def else [])])),
             prompt=self.prompt,
             response=response,
             model=model,
@@ -269,7 +270,8 @@ class Judge:
         """Return the rows of the labeled dataset."""
         # Cases of a partition without rows have columns, too: a table without rows gives no batches by itself.
         stored = list(record_batches(context.load(cases)))
-        return _to_ask(columns_of(stored, cases.to_user_string(), self._case_columns, hint=_HINT))
+        asked = _to_ask(columns_of(stored, cases.to_user_string(), self._case_columns, hint=_HINT))
+        return in_partition(asked, context.partition_key)
 
     def _judged(
         self,

@@ -367,3 +367,11 @@ def test_a_dataset_that_is_gone_in_flight_is_told_by_watch_too(project):
     project.change('name="ticket_labels"', 'name="renamed_labels"')
     said = findings(project)["assets"]["said"]
     assert any(said in note for note in project.json("watch", "--once")["notes"])
+
+
+def test_a_database_that_cannot_store_the_labels_is_told_by_doctor_and_plan(project):
+    manager = '__import__("dagster_duckdb_pandas").DuckDBPandasIOManager(database=f"{here}/db")'
+    project.change('"plain": "no LLMBatchResource"', f'"io_manager": {manager}')
+    reason = 'frame="arrow" gives it pyarrow.Table. Give frame="pandas".'
+    assert reason in findings(project, code=3)["IO manager of ticket_labels"]["said"]
+    assert reason in project.on_file("plan", "ticket_labels", code=1).output

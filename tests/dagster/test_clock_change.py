@@ -42,7 +42,7 @@ def location(make, tmp_path):
     return make(*labeled(rows=by_hour, partitions_def=HOURS, frame="arrow"), resources={"io_manager": store})
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [KEYS[0], KEYS[2]])
 def test_a_run_of_one_hour_asks_and_stores_that_hour_whatever_ran_before(location, emulator, tmp_path, key):
     for span in pairwise(KEYS):
         HOURS.get_partition_keys_in_range(dg.PartitionKeyRange(*span))
@@ -57,9 +57,8 @@ def test_a_run_of_one_hour_asks_and_stores_that_hour_whatever_ran_before(locatio
     assert kept["ticket_id"].to_pylist() == [f"{key.replace(':', '')}-{n}" for n in range(2)]
 
 
-@pytest.mark.parametrize("earlier", KEYS)
-@pytest.mark.parametrize("span", list(pairwise(KEYS)), ids=" to ".join)
+@pytest.mark.parametrize(("earlier", "span"), [(KEYS[0], KEYS[:2]), (KEYS[2], KEYS[1:3])], ids=["first", "last"])
 def test_a_run_over_two_hours_asks_both_whatever_ran_before(location, earlier, span):
     HOURS.get_partition_keys_in_range(dg.PartitionKeyRange(earlier, earlier))
-    assert location.run(BATCH, span=span).success
+    assert location.run(BATCH, span=tuple(span)).success
     assert asked(location) == set(span)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import dagster as dg
 import duckdb
 import pyarrow as pa
 import pytest
-from code_location import DAYS, labeled
+from code_location import DAYS, failure, labeled
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 
-from dagster_llm_batch import HiveParquetIOManager
+from dagster_llm_batch import HiveParquetIOManager, drift_assets
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage import names
 from dagster_llm_batch.storage.names import check_place, fold_case, fold_form, fold_of
@@ -52,8 +53,7 @@ def test_dagsters_own_io_manager_is_asked_too(make, tmp_path):
 
 def test_days_are_stored_as_before(make, tmp_path):
     io = HiveParquetIOManager(root=str(tmp_path))
-    daily = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
-    location = make(*labeled(partitions_def=daily), resources={"io_manager": io})
+    location = make(*labeled(partitions_def=DAILY), resources={"io_manager": io})
     assert location.land(partition=DAYS[0]).success
 
 
@@ -95,61 +95,98 @@ def test_an_object_store_has_a_limit_of_its_own():
 
 
 PANDAS = {"frame": "pandas", "key_prefix": "mart"}
-BOTH = dg.MultiPartitionsDefinition(
-    {"day": dg.DailyPartitionsDefinition("2026-01-01"), "land": dg.StaticPartitionsDefinition(["de"])}
-)
+DAILY = dg.DailyPartitionsDefinition("2026-01-01", end_date="2026-01-31")
+BOTH = dg.MultiPartitionsDefinition({"day": DAILY, "land": dg.StaticPartitionsDefinition(["de"])})
+
+
+TABLES = ("mart/ticket_labels_batch", "mart/ticket_labels", "mart/ticket_labels_rejects")
+
+
+@pytest.fixture
+def on_duckdb(make, tmp_path):
+    """A code location whose tables are in DuckDB, with these assets."""
+
+    def with_assets(*assets: Any) -> Any:
+        return make(*assets, resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})
+
+    return with_assets
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"frame": "arrow"}, 'stores pandas.DataFrame, and frame="arrow" gives it pyarrow.Table. Give frame="pandas".'),
-        ({"metadata": {}}, 'give metadata={"partition_expr": "…"}'),
-        ({"metadata": {"partition_expr": "subject"}}, "'subject', which is no column of the table: it may be the key"),
+        ({"metadata": {}}, 'metadata={"partition_expr": "…"}, and none is given. Give one of ticket_id, or an'),
+        ({"metadata": {"partition_expr": "subject"}}, "'subject', which does not tell the partition"),
         ({"partitions_def": BOTH, "metadata": {"partition_expr": {"day": "ticket_id"}}}, '{"land": "…", …}'),
     ],
     ids=["frame", "no column", "another column", "a dimension without one"],
 )
-def test_what_a_database_cannot_store_is_refused_unsent(make, tmp_path, changes, word):
+def test_what_a_database_cannot_store_is_refused_unsent(on_duckdb, changes, word):
     given = {"partitions_def": PARTS, "metadata": {"partition_expr": "ticket_id"}, **PANDAS, **changes}
-    location = make(*labeled(**given), resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})
+    location = on_duckdb(*labeled(**given))
     partition = "a" if given["partitions_def"] is PARTS else dg.MultiPartitionKey({"day": "2026-01-01", "land": "de"})
-    assert word in failed(location.run("mart/ticket_labels_batch", partition=partition))
+    assert word in failed(location.run(*TABLES, partition=partition))
     assert not location.emulator.books.batches
 
 
-def test_a_database_without_partitions_wants_no_column_of_them(make, tmp_path):
-    location = make(*labeled(**PANDAS), resources={"io_manager": DuckDBPandasIOManager(database=f"{tmp_path}/db")})
-    assert location.run("mart/ticket_labels_batch").success
+def test_a_database_without_partitions_wants_no_column_of_them(on_duckdb):
+    assert on_duckdb(*labeled(**PANDAS)).run("mart/ticket_labels_batch").success
 
 
-def test_an_expression_of_the_database_may_give_the_partition(make, tmp_path):
-    io = DuckDBPandasIOManager(database=f"{tmp_path}/db")
-    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "left(ticket_id, 1)"}, **PANDAS}
-    location = make(*labeled(**changes), resources={"io_manager": io})
-    assert location.run("mart/ticket_labels_batch", partition="a").success
-    location.emulator.settle()
-    assert location.run("mart/ticket_labels", "mart/ticket_labels_rejects", partition="a").success
+@pytest.mark.parametrize("expr", ["TICKET_ID", "left(ticket_id, 1)"])
+def test_a_column_in_other_letters_and_an_expression_of_one_tell_the_partition(on_duckdb, expr):
+    location = on_duckdb(*labeled(partitions_def=PARTS, metadata={"partition_expr": expr}, **PANDAS))
+    assert location.run(*TABLES, partition="a").success
 
 
-def test_a_column_without_a_value_takes_those_of_the_next_partition(make, tmp_path):
-    io = DuckDBPandasIOManager(database=f"{tmp_path}/db")
+def test_metadata_that_a_project_adds_to_finished_assets_counts(on_duckdb):
+    def with_expr(spec: dg.AssetSpec) -> dg.AssetSpec:
+        return spec.merge_attributes(metadata={"partition_expr": "left(ticket_id, 1)"})
 
+    location = on_duckdb(*dg.map_asset_specs(with_expr, labeled(partitions_def=PARTS, **PANDAS)))
+    assert location.run(*TABLES, partition="a").success
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"partitions_def": PARTS, "frame": "arrow"}, 'frame="arrow" gives it pyarrow.Table'),
+        ({"partitions_def": PARTS}, 'and none is given. Its column partition has the key as text. Give "partition".'),
+        ({"partitions_def": DAILY, "metadata": {"partition_expr": "partition"}}, "a database finds no time in it"),
+    ],
+    ids=["frame", "no column", "text for a day"],
+)
+def test_an_evaluation_that_a_database_cannot_store_is_refused_before_it_reads(on_duckdb, given, word):
+    labels = dg.AssetSpec("labels", partitions_def=given["partitions_def"])
+    changes = {"frame": "pandas", **given}
+    measured = drift_assets(name="measured", candidates=labels, target="topic", reference=1, **changes)
+    key = given["partitions_def"].get_partition_keys()[0]
+    assert word in failure(on_duckdb(labels, *measured).run("measured", partition=key))
+
+
+def test_a_column_without_a_value_and_small_costs_take_what_the_next_partition_has(on_duckdb, tmp_path):
     def rows(context: Any) -> pa.Table:
-        note = {"a": None, "b": "noted"}[context.partition_key]
+        has = context.partition_key == "b"
         ids = [f"{context.partition_key}-{n}" for n in range(2)]
-        notes = {
-            "note": pa.array([note] * 2, pa.string()),
-            "tags": pa.array([note and [note]] * 2, pa.list_(pa.string())),
+        columns = {
+            "note": pa.array(["noted" if has else None] * 2, pa.string()),
+            "tags": pa.array([["noted"] if has else None] * 2, pa.list_(pa.string())),
+            "amount": pa.array([Decimal("12.5") if has else Decimal("0.25")] * 2, pa.decimal128(20, 12)),
+            "counts": pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64())),
         }
-        return pa.table({"ticket_id": ids, "subject": ids, "body": ids, **notes})
+        return pa.table({"ticket_id": ids, "subject": ids, "body": ids, **columns})
 
-    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "left(ticket_id, 1)"}, **PANDAS}
-    location = make(*labeled(rows=rows, keep=["note", "tags"], **changes), resources={"io_manager": io})
+    keep = ["note", "tags", "amount", "counts"]
+    expr = {"partition_expr": "left(ticket_id, 1)"}
+    location = on_duckdb(*labeled(rows=rows, keep=keep, partitions_def=PARTS, metadata=expr, **PANDAS))
     for partition in PARTS.get_partition_keys():
         assert location.run("mart/ticket_labels_batch", partition=partition).success
         location.emulator.settle()
         assert location.run("mart/ticket_labels", "mart/ticket_labels_rejects", partition=partition).success
     with duckdb.connect(f"{tmp_path}/db") as connection:
-        kept = connection.sql("select ticket_id, note, tags from mart.ticket_labels order by 1").fetchall()
-    assert kept == [("a-0", None, None), ("a-1", None, None), ("b-0", "noted", ["noted"]), ("b-1", "noted", ["noted"])]
+        kept = connection.sql("select note, tags, amount, counts from mart.ticket_labels order by ticket_id").fetchall()
+    assert [list(row) for row in kept[::2]] == [
+        [None, None, Decimal("0.25"), {"a": 1}],
+        ["noted", ["noted"], Decimal("12.5"), {"a": 1}],
+    ]

@@ -185,12 +185,12 @@ def test_a_wrong_key_leaves_the_shard_planned_and_the_right_one_sends_it(workspa
     assert len(workspace.emulator.books.batches) == 1
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_key_refused_at_create_leaves_the_shard_planned(workspace: Workspace, status: int) -> None:
+@pytest.mark.parametrize(("status", "reason"), [(401, "does not accept the API key"), (403, "the key may not do this")])
+def test_a_key_refused_at_create_leaves_the_shard_planned(workspace: Workspace, status: int, reason: str) -> None:
     workspace.emulator.inject(WireFault(kind="status", route=CREATE, status=status))
     definition = labeling()
     submission = workspace.engine().plan(definition, tickets(4))
-    with pytest.raises(CredentialsError):
+    with pytest.raises(CredentialsError, match=reason):
         workspace.engine().submit(definition, submission.submission_id)
     assert workspace.engine().status(submission.submission_id).states == {"planned": 1}
 

@@ -200,12 +200,10 @@ class Journey:
         told = [
             Failure(str(step), f"{one.error_display_string} {one.user_failure_data}") for step, one in failures.items()
         ]
-        checks = [
-            Failure(name, f"{name}: {one.check_name}: {one.description}")
-            for one in failed
-            for name in [one.asset_key.path[-1]]
-        ]
-        return [*told, *checks] or [Failure("", "failed")]
+        for one in failed:
+            name = one.asset_key.path[-1]
+            told.append(Failure(name, f"{name}: {one.check_name}: {one.description}"))
+        return told or [Failure("", "failed")]
 
     def _may_fail(self, check: Any) -> bool:
         """Return whether a check is that of a cascade's promise, which labels of a part of the rows cannot keep.
@@ -296,7 +294,7 @@ class Journey:
                 keys |= {self.key(name_of(slot)), self.key(f"{name_of(slot)}_rejects")}
         failures = self._run(keys, partition, tags or {}, None)
         for slot in slots:
-            mine = [one for one in failures if len(slots) == 1 or name_of(slot) in one.step]
+            mine = [one for one in failures if len(slots) == 1 or not one.step or name_of(slot) in one.step]
             if (why := _joined(mine)) is not None:
                 self.failures.setdefault(slot, []).append(why)
 

@@ -296,8 +296,9 @@ def _evaluation(journey: Journey) -> Iterator[str]:
                 journey.load_rows(name, key)
             except Exception as error:  # noqa: BLE001 - of any IO manager
                 yield f"{name} {key} is not there: {type(error).__name__}: {str(error)[:300]}"
-    # Where every dataset was stopped nothing has cost anything.
-    is_empty = word == "annotation" or (word == "costs" and not journey.platform.landing)
+    # Where every dataset was stopped, or has no rows, nothing has cost anything.
+    sent = any(_has_rows(journey.platform, slot) for slot in journey.platform.landing)
+    is_empty = word == "annotation" or (word == "costs" and not sent)
     if not is_empty and not _columns_of_first(journey) and len(refused) < len(_keys_of_evaluation(journey)):
         yield f"{NAME} has no rows"
 
