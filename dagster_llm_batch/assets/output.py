@@ -69,6 +69,13 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
     return table
 
 
+def _without_null_types(table: pa.Table | pa.RecordBatchReader) -> pa.Table:
+    """Make text of columns that have no type, as those of a frame without rows: a database cannot read them back."""
+    whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
+    fields = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in whole.schema]
+    return whole.cast(pa.schema(fields, whole.schema.metadata))
+
+
 class _Stream(Iterator[pa.RecordBatch]):
     """The batches behind a RecordBatchReader. Has one batch at least, be it without rows: polars and others take the
     columns from a batch.
@@ -168,6 +175,8 @@ class OutputWriter:
         """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
             database = database_of(self._manager)
+            if database is not None:
+                table = _without_null_types(table)
             value = _to_frame(table, self._frame, exact=database is not None and database.is_duckdb)
             return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)

@@ -9,7 +9,9 @@ import dagster as dg
 import duckdb
 import pyarrow as pa
 import pytest
-from code_location import DAYS, failure, labeled
+from code_location import DAYS, LABELS, failure, labeled
+from dagster_deltalake import LocalConfig
+from dagster_deltalake_polars import DeltaLakePolarsIOManager
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 
 from dagster_llm_batch import HiveParquetIOManager, drift_assets
@@ -190,3 +192,15 @@ def test_a_column_without_a_value_and_small_costs_take_what_the_next_partition_h
         [None, None, Decimal("0.25"), {"a": 1}],
         ["noted", ["noted"], Decimal("12.5"), {"a": 1}],
     ]
+
+
+def test_columns_without_a_type_of_a_partition_without_rows_can_be_read_back(make, tmp_path):
+    def rows(context: Any) -> pa.Table:
+        return pa.table({name: pa.nulls(0) for name in ("ticket_id", "subject", "body", "note")})
+
+    io = DeltaLakePolarsIOManager(root_uri=str(tmp_path), storage_options=LocalConfig())
+    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "ticket_id"}, "frame": "polars"}
+    location = make(*labeled(rows=rows, keep=["note"], **changes), resources={"io_manager": io})
+    assert location.land(partition="a").success
+    kept = location.repository.load_asset_value(dg.AssetKey(LABELS), instance=location.instance, partition_key="a")
+    assert len(kept.lazy().collect()) == 0
