@@ -21,6 +21,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.decorators.op_decorator import DecoratedOpFunction
 from dagster._core.definitions.partitions.utils import infer_partition_mapping
 from dagster._core.definitions.reconstruct import ReconstructableJob, repository_def_from_target_def
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.execution.plan.utils import build_resources_for_manager
 from dagster._core.scheduler.instigation import InstigatorTick, TickStatus
@@ -60,6 +61,7 @@ __all__ = [
     "replace_function",
     "report_evaluation",
     "repository_of",
+    "silent_result",
     "stored_partitions",
 ]
 
@@ -431,6 +433,15 @@ def replace_function(
     function = op.compute_fn
     assert isinstance(function, DecoratedOpFunction)
     op._compute_fn = DecoratedOpFunction(decorate(function.decorated_fn))  # noqa: SLF001
+
+
+def silent_result(asset: dg.AssetKey) -> dg.MaterializeResult[Any]:
+    """Return the result of an asset that lets the steps downstream of it begin, and makes no event of the asset.
+
+    In a run over a range a result is of all partitions: Dagster would materialize each of them once more. This mark is
+    Dagster's own, for outputs whose events the step has yielded.
+    """
+    return dg.MaterializeResult(asset_key=asset, metadata={SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True})
 
 
 class Database(NamedTuple):

@@ -18,6 +18,7 @@ from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_strea
 from dagster_llm_batch.assets.landing_wait import advance
 from dagster_llm_batch.assets.output import OutputWriter, stored_by
 from dagster_llm_batch.assets.partitions import (
+    begin_downstream,
     each_partition,
     is_of_range,
     materialize_result,
@@ -126,6 +127,7 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 )
             finally:
                 run.mark_delivered(engine)
+        yield from begin_downstream(context, dataset.mode, labels.key, rejects.key)
 
     return collect
 

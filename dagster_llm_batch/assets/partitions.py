@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 
 import dagster as dg
 
-from dagster_llm_batch._dagster_private import CheckTarget, check_targets
+from dagster_llm_batch._dagster_private import CheckTarget, check_targets, silent_result
 from dagster_llm_batch.checks import CheckOutcome, Verdicts, unjudged_evaluations
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 
 __all__ = [
     "EachPartition",
+    "begin_downstream",
     "each_partition",
     "is_of_range",
     "materialize_result",
@@ -69,6 +70,16 @@ def is_of_range(context: dg.AssetExecutionContext) -> bool:
     """Return whether this run is over a range, perhaps of one, of the partitions of this step's asset."""
     is_range = context.has_partition_key_range and not context.has_partition_key
     return is_range and context.assets_def.partitions_def is not None
+
+
+def begin_downstream(context: dg.AssetExecutionContext, mode: str, *assets: dg.AssetKey) -> Iterator[Any]:
+    """Let the steps of this run begin that are downstream of these assets, of which all partitions are materialized.
+
+    In a run over a range each partition is materialized by itself, and Dagster skips these steps. That is as it should
+    be where `mode` is "deferred": there are no labels yet.
+    """
+    if mode == "wait" and is_of_range(context):
+        yield from (silent_result(asset) for asset in assets if asset in context.selected_asset_keys)
 
 
 class EachPartition:

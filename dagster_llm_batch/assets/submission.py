@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dagster_llm_batch._dagster_private import asset_graph, repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
-from dagster_llm_batch.assets.partitions import EachPartition, materialize_result
+from dagster_llm_batch.assets.partitions import EachPartition, begin_downstream, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
@@ -161,6 +161,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
                     are_sent = True
             yield from partitions.events(planned, sent)
+        yield from begin_downstream(context, dataset.mode, spec.key)
 
     return submit
 

@@ -232,6 +232,23 @@ def test_in_wait_mode_one_run_goes_from_rows_to_downstream(instance):
         assert result.output_for_node("after") == 3
 
 
+def test_in_wait_mode_one_run_over_days_goes_from_rows_to_downstream_and_materializes_each_day_once(instance):
+    @dg.asset(ins={"labels": dg.AssetIn(LABELS)}, partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    def after(labels: dict[str, pl.DataFrame]) -> None:
+        seen.extend(sorted(labels))
+
+    seen: list[str] = []
+    with Emulator(pace=0.05) as emulator:
+        assets = [*labeled(mode="wait", partitions_def=DAILY), after]
+        location = CodeLocation(emulator, instance, *assets, poll_seconds=0.05)
+        result = location.run(BATCH, *LANDING, "after", span=FIRST_FOUR)
+        assert result.success
+    assert seen == DAYS[:4]
+    for name in (BATCH, *LANDING):
+        events = instance.fetch_materializations(dg.AssetKey(name), limit=100).records
+        assert sorted(str(event.partition_key) for event in events) == DAYS[:4]
+
+
 def test_in_wait_mode_retries_go_on_in_the_same_run(instance):
     with Emulator(pace=0.05, faults=[RowFault(containing="t-1", status_code=500, times=1)]) as emulator:
         location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.05)

@@ -21,6 +21,10 @@ CASES: dict[str, str] = {
     "in a run of a daily dataset, one without partitions was asked and paid for once for each day": (
         "runs=together a.partitions=daily"
     ),
+    "a run over days in mode wait landed none of them, and another one waited behind them without end": (
+        "queue=requests a.partitions=weekdays a.response=moderation a.mode=wait a.content=all_refused "
+        "b.vendor=command b.mode=wait b.rule=fallback b.content=all_refused"
+    ),
     "a column without a value had no type in a database, which took no value of the next partition": (
         "io=duckdb face=yaml evaluation=drift evaluated=apart a.partitions=multi a.frame=pandas b.frame=pandas"
     ),
