@@ -152,9 +152,11 @@ def _sending(journey: Journey) -> Iterator[str]:
         if reason is None and why:
             yield f"the run that sends {slot} failed: {_essence(why)}"
         if reason is not None and _has_rows(platform, slot):
-            if not why:
+            # What comes in real time is asked by the run that lands it.
+            is_sent = not why and platform[f"{slot}.rule"] != "realtime"
+            if is_sent:
                 yield f"{slot} was sent, though it is stopped by {reason}"
-            elif not _names_cause(platform, slot, why):
+            elif why and not _names_cause(platform, slot, why):
                 yield f"{slot} is stopped by {reason}, which the failed run does not name: {_essence(why)}"
 
 
