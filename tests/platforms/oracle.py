@@ -351,9 +351,16 @@ def _again(journey: Journey) -> Iterator[str]:
     """What has landed is neither asked nor sent again."""
     platform = journey.platform
     before = journey.emulator.books.executions
+    # One that is stopped in real time is tried again, as often as lost runs are.
+    tried = {
+        f"{name_of(slot)}{part}"
+        for slot in platform.slots
+        for part in ("", "_rejects")
+        if platform.stopped_by(slot) is not None and platform[f"{slot}.rule"] == "realtime"
+    }
     for tick in journey.tick():
-        if tick.requests:
-            asked = [sorted(key.to_user_string() for key in one.asset_selection or ()) for one in tick.requests]
+        landing = [{key.path[-1] for key in one.asset_selection or ()} for one in tick.requests]
+        if asked := [sorted(names) for names in landing if not names <= tried]:
             yield f"the sensor {tick.sensor} asks for runs when all has landed: {asked}"
         if tick.error is not None and not any(platform.stopped_by(slot) for slot in platform.slots):
             yield f"a tick fails when all has landed: {_essence(tick.error)}"
