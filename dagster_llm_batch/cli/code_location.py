@@ -336,8 +336,9 @@ class CodeLocation:
     @contextmanager
     def _resources(self, keys: set[str]) -> Iterator[Any]:
         """Set these resources up, and those that they need; take them down after the block."""
-        # Dagster has an IO manager where the definitions name none.
-        known = {"io_manager": dg.fs_io_manager, **self._repository.get_top_level_resources()}
+        # Dagster has an IO manager where the definitions name none; its `fs_io_manager` would warn people of itself.
+        default = dg.FilesystemIOManager().get_resource_definition()
+        known = {"io_manager": default, **self._repository.get_top_level_resources()}
         wanted: dict[str, dg.ResourceDefinition] = {}
         # Resources may need others, and these further ones.
         queue = sorted(keys)

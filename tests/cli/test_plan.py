@@ -21,8 +21,9 @@ from dagster_llm_batch.testing.emulator import RowFault, WireFault
 from dagster_llm_batch.types import PriceBasis
 
 
-def test_a_plan_is_what_the_submission_becomes(project):
+def test_a_plan_is_what_the_submission_becomes(project, recwarn):
     [plan] = project.json("plan", "ticket_labels")["plans"]
+    assert not [one for one in recwarn if one.category is dg.SupersessionWarning]
     project.submit()
     shown = project.json("show", "ticket_labels")
     submission, [shard] = shown["submission"], shown["shards"]

@@ -71,10 +71,10 @@ def hints(requests: int = len(TEXTS)) -> FindHints:
 
 @pytest.mark.parametrize("how", ["500", "close", "hang"])
 def test_a_create_whose_reply_is_lost_is_ambiguous_made_once_and_found(emulated, how):
-    subject = emulated.provider_with(timeout_seconds=1.0)
+    impatient, subject = emulated.provider_with(timeout_seconds=1.0), emulated.subject
     emulated.emulator.inject(lost_create_reply(how, route=emulated.vendor.create))
     with pytest.raises(AmbiguousError, match="Look for the batch"):
-        subject.submit(TEXTS, TAG)
+        impatient.submit(TEXTS, TAG)
     [batch] = emulated.emulator.books.batches
     assert emulated.calls_to(emulated.vendor.create) == 1
     # a vendor without tags knows a batch by its results
