@@ -69,11 +69,29 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
     return table
 
 
-def _without_null_types(table: pa.Table | pa.RecordBatchReader) -> pa.Table:
-    """Make text of columns that have no type, as those of a frame without rows: a database cannot read them back."""
+def _without_null_types(table: pa.Table | pa.RecordBatchReader, spec: dg.AssetSpec) -> pa.Table:
+    """Give a type to columns that have none, as those of a frame without rows: a database cannot read them back.
+
+    Columns by which it finds partitions of time are times, and all others text.
+    """
     whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
-    fields = [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in whole.schema]
+    types = dict.fromkeys(_time_columns(spec), pa.timestamp("us", "UTC"))
+    fields = [
+        field.with_type(types.get(field.name, pa.string())) if pa.types.is_null(field.type) else field
+        for field in whole.schema
+    ]
     return whole.cast(pa.schema(fields, whole.schema.metadata))
+
+
+def _time_columns(spec: dg.AssetSpec) -> list[str]:
+    given, partitions_def = spec.metadata.get("partition_expr"), spec.partitions_def
+    if isinstance(partitions_def, dg.MultiPartitionsDefinition) and isinstance(given, Mapping):
+        pairs: list[tuple[Any, Any]] = [
+            (one.partitions_def, given.get(one.name)) for one in partitions_def.partitions_defs
+        ]
+    else:
+        pairs = [(partitions_def, given)]
+    return [str(expr) for keys, expr in pairs if isinstance(keys, dg.TimeWindowPartitionsDefinition)]
 
 
 class _Stream(Iterator[pa.RecordBatch]):
@@ -176,7 +194,7 @@ class OutputWriter:
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
             database = database_of(self._manager)
             if database is not None:
-                table = _without_null_types(table)
+                table = _without_null_types(table, spec)
             value = _to_frame(table, self._frame, exact=database is not None and database.is_duckdb)
             return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)

@@ -194,13 +194,15 @@ def test_a_column_without_a_value_and_small_costs_take_what_the_next_partition_h
     ]
 
 
-def test_columns_without_a_type_of_a_partition_without_rows_can_be_read_back(make, tmp_path):
+@pytest.mark.parametrize(("partitions_def", "column"), [(PARTS, "ticket_id"), (DAILY, "note")], ids=["keys", "days"])
+def test_columns_without_a_type_of_a_partition_without_rows_can_be_read_back(make, tmp_path, partitions_def, column):
     def rows(context: Any) -> pa.Table:
         return pa.table({name: pa.nulls(0) for name in ("ticket_id", "subject", "body", "note")})
 
     io = DeltaLakePolarsIOManager(root_uri=str(tmp_path), storage_options=LocalConfig())
-    changes = {"partitions_def": PARTS, "metadata": {"partition_expr": "ticket_id"}, "frame": "polars"}
+    changes = {"partitions_def": partitions_def, "metadata": {"partition_expr": column}, "frame": "polars"}
     location = make(*labeled(rows=rows, keep=["note"], **changes), resources={"io_manager": io})
-    assert location.land(partition="a").success
-    kept = location.repository.load_asset_value(dg.AssetKey(LABELS), instance=location.instance, partition_key="a")
+    key = partitions_def.get_partition_keys()[0]
+    assert location.land(partition=key).success
+    kept = location.repository.load_asset_value(dg.AssetKey(LABELS), instance=location.instance, partition_key=key)
     assert len(kept.lazy().collect()) == 0
