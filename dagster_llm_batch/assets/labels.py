@@ -119,15 +119,15 @@ def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
                 run.settled, run.refused = landing.send_together(context, engine, list(partitions_of(context)))
                 run.unsent = engine.having_unsent([status.submission.submission_id for status in run.settled.values()])
             try:
-                yield from each_partition(
+                landed = each_partition(
                     context,
                     lambda partition: landing.land(context, engine, partition, run),
                     lambda partition, reason: engine.note_failed(dataset.labeling.asset, partition or "", reason),
                     writer.may_begin,
                 )
+                yield from begin_downstream(context, dataset.mode, landed)
             finally:
                 run.mark_delivered(engine)
-        yield from begin_downstream(context, dataset.mode, labels.key, rejects.key)
 
     return collect
 

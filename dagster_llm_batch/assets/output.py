@@ -5,24 +5,27 @@ A run over several partitions would otherwise hand the IO manager all of them as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future
 from functools import lru_cache, partial
 from itertools import chain
-from typing import Any, Literal, Self
+from typing import Any, Self, TypeVar
 
 import dagster as dg
 import pyarrow as pa
 
-from dagster_llm_batch._dagster_private import database_of, io_manager_surroundings, output_context
+from dagster_llm_batch._dagster_private import asset_graph, database_of, io_manager_surroundings, output_context
+from dagster_llm_batch.assets.sink import Frame, time_columns
 from dagster_llm_batch.engine.deployment import Threads
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.io import URI_KEY, HiveParquetIOManager, storage_uri
 
 __all__ = ["Frame", "OutputWriter", "stored_by", "write_output"]
 
-Frame = Literal["arrow", "polars", "pandas", "batches"]
-"""What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatchReader)
+
+# Delta's IO manager finds partitions of time in no other type.
+_TIME = pa.timestamp("us", "UTC")
 
 
 def stored_by(io_manager_key: str, *specs: dg.AssetSpec) -> list[dg.AssetSpec]:
@@ -47,10 +50,10 @@ def _to_frame(table: pa.Table | pa.RecordBatchReader, frame: Frame, *, exact: bo
 
 
 def _exact_type(kind: pa.DataType) -> Any:
-    """Return the type in a pandas frame for DuckDB, which guesses those of plain objects by some values.
+    """Return the type of a column in a pandas frame for DuckDB, which guesses the types of plain objects.
 
-    It would make a column of no type of one without values, and of amounts below a dollar one that takes none above:
-    then the next partition cannot be stored.
+    A column without values would get no type there, and a column of amounts below a dollar a type too small for others.
+    DuckDB could then not store the next partition.
     """
     import pandas as pd  # noqa: PLC0415 - optional
 
@@ -69,29 +72,17 @@ def _in_named_zones(table: pa.Table) -> pa.Table:
     return table
 
 
-def _without_null_types(table: pa.Table | pa.RecordBatchReader, spec: dg.AssetSpec) -> pa.Table:
-    """Give a type to columns that have none, as those of a frame without rows: a database cannot read them back.
+def _with_types(table: _Rows, times: Collection[str]) -> _Rows:
+    """Give a type to each column without one, as a frame without rows may have: databases cannot read such columns.
 
-    Columns by which it finds partitions of time are times, and all others text.
+    The columns in `times` become times, all others text.
     """
-    whole = table.read_all() if isinstance(table, pa.RecordBatchReader) else table
-    types = dict.fromkeys(_time_columns(spec), pa.timestamp("us", "UTC"))
     fields = [
-        field.with_type(types.get(field.name, pa.string())) if pa.types.is_null(field.type) else field
-        for field in whole.schema
+        field.with_type(_TIME if field.name in times else pa.string()) if pa.types.is_null(field.type) else field
+        for field in table.schema
     ]
-    return whole.cast(pa.schema(fields, whole.schema.metadata))
-
-
-def _time_columns(spec: dg.AssetSpec) -> list[str]:
-    given, partitions_def = spec.metadata.get("partition_expr"), spec.partitions_def
-    if isinstance(partitions_def, dg.MultiPartitionsDefinition) and isinstance(given, Mapping):
-        pairs: list[tuple[Any, Any]] = [
-            (one.partitions_def, given.get(one.name)) for one in partitions_def.partitions_defs
-        ]
-    else:
-        pairs = [(partitions_def, given)]
-    return [str(expr) for keys, expr in pairs if isinstance(keys, dg.TimeWindowPartitionsDefinition)]
+    typed: _Rows = table.cast(pa.schema(fields, table.schema.metadata))
+    return typed
 
 
 class _Stream(Iterator[pa.RecordBatch]):
@@ -191,10 +182,10 @@ class OutputWriter:
         self, spec: dg.AssetSpec, partition: str | None, table: pa.Table | pa.RecordBatchReader
     ) -> Mapping[str, Any]:
         """Give one partition's table to the IO manager; return the metadata that it logs, with the table's URI."""
+        database = database_of(self._manager)
+        if database is not None:
+            table = _with_types(table, time_columns(asset_graph(self._context).get(spec.key)))
         if self._frame != "batches" or isinstance(self._manager, dg.InMemoryIOManager):
-            database = database_of(self._manager)
-            if database is not None:
-                table = _without_null_types(table, spec)
             value = _to_frame(table, self._frame, exact=database is not None and database.is_duckdb)
             return self._store(self._output(spec, partition, value), value)
         stream = _Stream(table.to_reader() if isinstance(table, pa.Table) else table)

@@ -7,6 +7,7 @@ at the end names those that failed.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -72,14 +73,21 @@ def is_of_range(context: dg.AssetExecutionContext) -> bool:
     return is_range and context.assets_def.partitions_def is not None
 
 
-def begin_downstream(context: dg.AssetExecutionContext, mode: str, *assets: dg.AssetKey) -> Iterator[Any]:
-    """Let the steps of this run begin that are downstream of these assets, of which all partitions are materialized.
+def begin_downstream(context: dg.AssetExecutionContext, mode: str, events: Iterator[Any]) -> Iterator[Any]:
+    """Yield the events. Then let the downstream steps of this run begin, for assets whose partitions are all
+    materialized by these events.
 
-    In a run over a range each partition is materialized by itself, and Dagster skips these steps. That is as it should
-    be where `mode` is "deferred": there are no labels yet.
+    In a run over a range each partition is materialized by itself, and Dagster skips the downstream steps. With mode
+    "deferred" that is right: the labels come later.
     """
+    partitions: Counter[dg.AssetKey] = Counter()
+    for event in events:
+        if isinstance(event, dg.AssetMaterialization):
+            partitions[event.asset_key] += 1
+        yield event
     if mode == "wait" and is_of_range(context):
-        yield from (silent_result(asset) for asset in assets if asset in context.selected_asset_keys)
+        wanted = len(partitions_of(context))
+        yield from (silent_result(asset) for asset, count in partitions.items() if count == wanted)
 
 
 class EachPartition:

@@ -1,22 +1,25 @@
-"""What an IO manager of a database can store, as far as it is known before anything is asked or paid for."""
+"""The frames that IO managers take, and the tables that a database can store: checked before anything is paid for."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import Database, database_of
-from dagster_llm_batch.assets.output import Frame
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
+    from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetNode
 
-__all__ = ["check_database"]
+__all__ = ["Frame", "check_database", "time_columns"]
+
+Frame = Literal["arrow", "polars", "pandas", "batches"]
+"""What an IO manager is given. `batches` is a `pyarrow.RecordBatchReader`, to be read once: no table is held whole."""
 
 _FRAMES: Mapping[Frame, str] = {
     "arrow": "pyarrow.Table",
@@ -37,14 +40,14 @@ def check_database(
 ) -> None:
     """Raise ConfigError where one of Dagster's IO managers of databases cannot store these tables.
 
-    It takes some kinds of tables only. It has all partitions in one table, and must know the column that tells them.
+    Such an IO manager takes some kinds of frames only. It keeps all partitions in one table and finds them by a column.
 
     Args:
         specs: The tables.
         graph: The assets as the code location has them: specs may have been changed after they were made. A job in
             somebody's own process may know its own assets alone; of others no partitions are checked.
-        manager: The IO manager. Others than those of databases are not checked.
-        frame: What it is given.
+        manager: The IO manager. One of another kind passes.
+        frame: The kind of frame for it.
         columns: The columns of the rows that may tell their partition. None: the tables have a column `partition`.
     """
     if (database := database_of(manager)) is None:
@@ -58,6 +61,14 @@ def check_database(
         if known.partitions_def is not None:
             for dimension, keys, expr in _dimensions(known.partitions_def, known.metadata.get("partition_expr")):
                 _check_partition_expr(table, dimension, keys, expr, columns)
+
+
+def time_columns(table: BaseAssetNode) -> list[str]:
+    """Return the `partition_expr` of each dimension whose partitions are times, as the code location has the table."""
+    if table.partitions_def is None:
+        return []
+    dimensions = _dimensions(table.partitions_def, table.metadata.get("partition_expr"))
+    return [expr for _, keys, expr in dimensions if isinstance(keys, dg.TimeWindowPartitionsDefinition)]
 
 
 def _check_frame(table: str, database: Database, frame: Frame) -> None:
@@ -120,5 +131,5 @@ def _check_partition_expr(
 
 
 def _words(expr: str) -> set[str]:
-    # Databases tell letters of names that are not quoted apart by no case.
+    # Databases ignore the case of names without quotes.
     return {one.casefold() for one in re.findall(r"\w+", expr)}

@@ -160,8 +160,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     )
                     # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
                     are_sent = True
-            yield from partitions.events(planned, sent)
-        yield from begin_downstream(context, dataset.mode, spec.key)
+            yield from begin_downstream(context, dataset.mode, partitions.events(planned, sent))
 
     return submit
 

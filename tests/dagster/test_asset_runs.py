@@ -249,6 +249,21 @@ def test_in_wait_mode_one_run_over_days_goes_from_rows_to_downstream_and_materia
         assert sorted(str(event.partition_key) for event in events) == DAYS[:4]
 
 
+def test_in_wait_mode_nothing_downstream_begins_where_a_day_of_the_run_has_no_labels(instance):
+    @dg.asset(deps=[LABELS], partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    def after() -> None:
+        seen.append("after")
+
+    seen: list[str] = []
+    with Emulator(pace=0.05) as emulator:
+        assets = [*labeled(mode="wait", partitions_def=DAILY), after]
+        location = CodeLocation(emulator, instance, *assets, poll_seconds=0.05)
+        assert location.submit(partition=DAYS[1]).success
+        location.run(*LANDING, "after", span=(DAYS[0], DAYS[1]))
+        assert location.landed() == {DAYS[1]}
+        assert seen == []
+
+
 def test_in_wait_mode_retries_go_on_in_the_same_run(instance):
     with Emulator(pace=0.05, faults=[RowFault(containing="t-1", status_code=500, times=1)]) as emulator:
         location = CodeLocation(emulator, instance, *labeled(mode="wait"), poll_seconds=0.05)

@@ -7,10 +7,11 @@ from typing import Any
 
 import dagster as dg
 import duckdb
+import polars as pl
 import pyarrow as pa
 import pytest
 from code_location import DAYS, LABELS, failure, labeled
-from dagster_deltalake import LocalConfig
+from dagster_deltalake import DeltaLakePyarrowIOManager, LocalConfig
 from dagster_deltalake_polars import DeltaLakePolarsIOManager
 from dagster_duckdb_pandas import DuckDBPandasIOManager
 
@@ -194,15 +195,27 @@ def test_a_column_without_a_value_and_small_costs_take_what_the_next_partition_h
     ]
 
 
+@pytest.mark.parametrize("frame", ["polars", "arrow", "batches"])
 @pytest.mark.parametrize(("partitions_def", "column"), [(PARTS, "ticket_id"), (DAILY, "note")], ids=["keys", "days"])
-def test_columns_without_a_type_of_a_partition_without_rows_can_be_read_back(make, tmp_path, partitions_def, column):
+def test_columns_without_a_type_of_a_partition_without_rows_can_be_read_back(
+    make, tmp_path, frame, partitions_def, column
+):
     def rows(context: Any) -> pa.Table:
         return pa.table({name: pa.nulls(0) for name in ("ticket_id", "subject", "body", "note")})
 
-    io = DeltaLakePolarsIOManager(root_uri=str(tmp_path), storage_options=LocalConfig())
-    changes = {"partitions_def": partitions_def, "metadata": {"partition_expr": column}, "frame": "polars"}
-    location = make(*labeled(rows=rows, keep=["note"], **changes), resources={"io_manager": io})
+    def with_expr(spec: dg.AssetSpec) -> dg.AssetSpec:
+        return spec.merge_attributes(metadata={"partition_expr": column})
+
+    kind = DeltaLakePolarsIOManager if frame == "polars" else DeltaLakePyarrowIOManager
+    io = kind(root_uri=str(tmp_path), storage_options=LocalConfig())
+    labels = labeled(rows=rows, keep=["note"], partitions_def=partitions_def, frame=frame)
+    location = make(*dg.map_asset_specs(with_expr, labels), resources={"io_manager": io})
     key = partitions_def.get_partition_keys()[0]
     assert location.land(partition=key).success
-    kept = location.repository.load_asset_value(dg.AssetKey(LABELS), instance=location.instance, partition_key=key)
-    assert len(kept.lazy().collect()) == 0
+    kept = location.repository.load_asset_value(
+        dg.AssetKey(LABELS),
+        python_type=pl.DataFrame if frame == "polars" else pa.Table,
+        instance=location.instance,
+        partition_key=key,
+    )
+    assert len(kept) == 0

@@ -186,11 +186,21 @@ def _landing(journey: Journey) -> Iterator[str]:
         for part in ("", "_rejects")
         if platform[f"{slot}.rule"] == "cascade" and platform[f"{slot}.content"] == "garbled"
     }
-    # In a full queue each run sends what there is room for: one small batch, where the queue has one place.
-    most = 4 if platform["queue"] == "none" else 8
+    slots = {f"{name_of(slot)}{part}": slot for slot in platform.slots for part in ("", "_rejects")}
     for (name, key), count in journey.landing_runs.items():
-        if count > (most + 1 if name in asked_by_two else most):
+        most = 4 + (name in asked_by_two)
+        if name in slots:
+            most += _more_sends(journey.platform, slots[name], key)
+        if count > most:
             yield f"{count} landing runs of {name} {key}"
+
+
+def _more_sends(platform: Platform, slot: str, key: str | None) -> int:
+    """Return how many runs more must send a partition, since the queue has no room for all of its requests at once."""
+    rows = len(_tickets(platform, slot, key))
+    small = 2 if platform[f"{slot}.rule"] == "small_batches" else rows
+    room = {"batches": small, "requests": 5}.get(platform["queue"], rows)
+    return max(0, -(-rows // max(1, room)) - 1)
 
 
 def _rows(journey: Journey) -> Iterator[str]:
@@ -352,18 +362,23 @@ def _again(journey: Journey) -> Iterator[str]:
     platform = journey.platform
     before = journey.emulator.books.executions
     # One that is stopped in real time is tried again, as often as lost runs are.
-    tried = {
-        f"{name_of(slot)}{part}"
+    late = [
+        slot
         for slot in platform.slots
-        for part in ("", "_rejects")
         if platform.stopped_by(slot) is not None and platform[f"{slot}.rule"] == "realtime"
-    }
+    ]
+    tried = {f"{name_of(slot)}{part}" for slot in late for part in ("", "_rejects")}
     for tick in journey.tick():
         landing = [{key.path[-1] for key in one.asset_selection or ()} for one in tick.requests]
         if asked := [sorted(names) for names in landing if not names <= tried]:
             yield f"the sensor {tick.sensor} asks for runs when all has landed: {asked}"
         if tick.error is not None and not any(platform.stopped_by(slot) for slot in platform.slots):
             yield f"a tick fails when all has landed: {_essence(tick.error)}"
+    for slot in late:
+        told = [why for why in journey.failures.get("landing", []) if name_of(slot) in why]
+        ran = any(name == name_of(slot) for name, _ in journey.landing_runs)
+        if ran and not any(_names_cause(platform, slot, why) for why in told):
+            yield f"{slot} is stopped by {platform.stopped_by(slot)}, which no run that lands it names: {told[:1]}"
     for slot in platform.landing:
         key = journey.keys(slot)[0]
         if (why := journey.run([f"{name_of(slot)}_batch"], key)) is not None:
