@@ -1,8 +1,8 @@
 """Hours of the night in which the clock goes back.
 
-Dagster keeps the keys of a time window by its local times, which the hour that comes twice shares; so where one process
-has several runs it gives the keys of another window. What is asked and stored does not follow that. Dagster's own
-events of a run of one hour do, and are not looked at here.
+Dagster caches the keys of a time window by its local times. Two windows of that night have the same local times, so one
+process with several runs may get the keys of the other window. These tests check the hours that are asked and stored.
+They do not check Dagster's own events, which still use the wrong keys.
 """
 
 from __future__ import annotations
