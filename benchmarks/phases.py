@@ -22,7 +22,7 @@ from benchmarks.inputs import read_rows
 from benchmarks.loading import load_package
 from benchmarks.measure import Work
 from dagster_llm_batch.engine import Deployment, Engine, Limits
-from dagster_llm_batch.engine.collect import Collector
+from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 

@@ -32,9 +32,9 @@ from dagster_llm_batch.core.results import WAITING
 from dagster_llm_batch.engine import Labeling, Status
 from dagster_llm_batch.engine.condition_facts import of_status
 from dagster_llm_batch.engine.conditions import Condition, ConditionKind, find_conditions
-from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.loop.status import retry_command
 from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import SubmissionState

@@ -25,7 +25,7 @@ from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
-    from dagster_llm_batch.engine.prune import Pruning
+    from dagster_llm_batch.upkeep.prune import Pruning
 
 __all__ = ["CancelConfig", "ResolveConfig", "build_llm_batch_jobs", "build_llm_batch_retention"]
 
@@ -172,7 +172,7 @@ def build_llm_batch_retention(
         did = "Deleted" if config.delete else "Would delete"
         paths = "" if config.delete else "".join(f"\n{file.path}" for file in sorted(pruning.files))
         context.log.info(f"{did} {len(pruning.files):,} files ({pruning.bytes:,} bytes).{paths}")
-        from dagster_llm_batch.engine.uploads import Removal, UploadRemover  # noqa: PLC0415 - it loads all that a run needs
+        from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
         uploads = UploadRemover(engine.deployment)
         found = len(uploads.due())

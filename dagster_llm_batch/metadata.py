@@ -22,9 +22,9 @@ from dagster_llm_batch.addresses import Filter, Linked, RowLinks, check_review_u
 from dagster_llm_batch.core.label_join import PROVENANCE
 from dagster_llm_batch.core.pricing import sum_costs
 from dagster_llm_batch.engine import Labeling, Status
-from dagster_llm_batch.engine.progress import Pace
-from dagster_llm_batch.engine.status import cause_text
 from dagster_llm_batch.label_stats import LabelStats, add_to_version
+from dagster_llm_batch.loop.progress import Pace
+from dagster_llm_batch.loop.status import cause_text
 from dagster_llm_batch.progress import progress_bar, progress_text, stage, states_text
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.registry import PROVIDERS
@@ -317,8 +317,8 @@ def estimate_metadata(
 
 def end_metadata(submission: Submission, engine: Engine) -> dict[str, Any]:
     """Describe when a submission was forecast to end, by what, and how often such forecasts were right."""
-    from dagster_llm_batch.engine.end_forecast import EndHistory, told_text  # noqa: PLC0415 - only runs need it
-    from dagster_llm_batch.engine.provider_facts import window_of  # noqa: PLC0415 - as above
+    from dagster_llm_batch.advice.end_forecast import EndHistory, told_text  # noqa: PLC0415 - only runs need it
+    from dagster_llm_batch.loop.provider_facts import window_of  # noqa: PLC0415 - as above
 
     window = window_of(engine.providers.get(submission.provider))
     tuned = () if submission.tuning is None else submission.tuning["evidence"]

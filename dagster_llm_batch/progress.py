@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.progress import Pace, pace
+from dagster_llm_batch.loop.progress import Pace, pace
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -19,8 +19,8 @@ from dagster_llm_batch.text import age_text
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from dagster_llm_batch.advice.end_forecast import EndHistory
     from dagster_llm_batch.core.durations import EndForecast
-    from dagster_llm_batch.engine.end_forecast import EndHistory
     from dagster_llm_batch.engine.engine import Engine
     from dagster_llm_batch.storage.ledger import Ledger
 
@@ -57,14 +57,14 @@ def pace_of(engine: Engine, status: Status) -> Pace:
 
 def end_history(ledger: Ledger, namespace: str, now: datetime) -> EndHistory:
     """Return what the ledger has of ends, to be asked about any number of submissions."""
-    from dagster_llm_batch.engine.end_forecast import EndHistory  # noqa: PLC0415 - only where something is in flight
+    from dagster_llm_batch.advice.end_forecast import EndHistory  # noqa: PLC0415 - only where something is in flight
 
     return EndHistory(ledger, namespace, now)
 
 
 def end_of(history: EndHistory, progress: Progress, now: datetime) -> EndForecast:
     """Return how long a submission in flight takes from plan to end, as it has not ended until now."""
-    from dagster_llm_batch.engine.end_forecast import EndQuestion, Owner  # noqa: PLC0415 - as above
+    from dagster_llm_batch.advice.end_forecast import EndQuestion, Owner  # noqa: PLC0415 - as above
 
     submission = progress.submission
     owner = Owner(submission.provider, submission.account, submission.model)

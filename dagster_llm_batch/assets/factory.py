@@ -23,8 +23,8 @@ from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.response import Response
+from dagster_llm_batch.definition.labeling import EmptyRows
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend
-from dagster_llm_batch.engine.labeling import EmptyRows
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Workers
 from dagster_llm_batch.types import Endpoint

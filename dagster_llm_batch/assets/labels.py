@@ -42,8 +42,6 @@ from dagster_llm_batch.checks import (
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_events
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
-from dagster_llm_batch.engine.preview import output_basis_of
-from dagster_llm_batch.engine.status import advise_on_change, find_unsent
 from dagster_llm_batch.errors import (
     ConfigError,
     DefinitionChangedError,
@@ -53,6 +51,8 @@ from dagster_llm_batch.errors import (
     RefusedError,
 )
 from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.loop.preview import output_basis_of
+from dagster_llm_batch.loop.status import advise_on_change, find_unsent
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
     cascade_metadata,

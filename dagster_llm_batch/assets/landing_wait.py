@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import WAITS_IN_VAIN, find_conditions
 from dagster_llm_batch.engine.queue_places import QueueWait, find_waits, send_before
-from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError, UnreadableError
+from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.progress import pace_of, progress_text
 
 if TYPE_CHECKING:

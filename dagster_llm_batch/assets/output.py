@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import asset_graph, database_of, io_manager_surroundings, output_context
 from dagster_llm_batch.assets.sink import Frame, time_columns
-from dagster_llm_batch.engine.deployment import Threads
 from dagster_llm_batch.errors import MissingExtraError
 from dagster_llm_batch.io import URI_KEY, HiveParquetIOManager, storage_uri
+from dagster_llm_batch.loop.deployment import Threads
 
 __all__ = ["Frame", "OutputWriter", "stored_by", "write_output"]
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import dagster as dg
 
-    from dagster_llm_batch.engine.deployment import SentDefinition
+    from dagster_llm_batch.loop.deployment import SentDefinition
     from dagster_llm_batch.storage.ledger.records import Submission
 
 __all__ = ["Provenance"]

@@ -17,12 +17,12 @@ from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.asked_again import find_asked_again
 from dagster_llm_batch.engine.condition_facts import of_status
 from dagster_llm_batch.engine.conditions import find_conditions
-from dagster_llm_batch.engine.preview import output_basis_of, parameter_warnings
-from dagster_llm_batch.engine.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.errors import LedgerError, LLMBatchError
+from dagster_llm_batch.loop.asked_again import find_asked_again
+from dagster_llm_batch.loop.preview import output_basis_of, parameter_warnings
+from dagster_llm_batch.loop.status import NEW_LEDGER_TAG, advise_on_unknown
 from dagster_llm_batch.metadata import (
     SUBMISSION_KEY,
     end_metadata,

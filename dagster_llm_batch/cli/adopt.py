@@ -10,8 +10,8 @@ from dagster_llm_batch.cli.commands import Command, confirm, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.cli.selection import find_dataset, partition_option, partitions_of
-from dagster_llm_batch.engine.adopt import Adopter, Adoption
 from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.upkeep.adopt import Adopter, Adoption
 
 __all__ = ["adopt_command"]
 

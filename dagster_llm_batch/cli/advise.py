@@ -14,12 +14,12 @@ import click
 import yaml  # type: ignore[import-untyped]
 from rich.text import Text
 
+from dagster_llm_batch.advice.choice import Chooser
+from dagster_llm_batch.advice.labeling_plan import GOLD, Plan, Quality, Wanted
 from dagster_llm_batch.cli.choice import Case
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import console, counted, money, print_json, table
-from dagster_llm_batch.engine.choice import Chooser
-from dagster_llm_batch.engine.labeling_plan import GOLD, Plan, Quality, Wanted
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Lane
 

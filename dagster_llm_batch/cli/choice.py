@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import click
 import dagster as dg
 
+from dagster_llm_batch.advice.choice import BatchEnds, Chooser
+from dagster_llm_batch.advice.labeling_plan import GOLD, Wanted
+from dagster_llm_batch.advice.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.arguments import nearest_name
 from dagster_llm_batch.cli.deployment import DeploymentAccess
 from dagster_llm_batch.core.logprobs import LOGPROB
-from dagster_llm_batch.engine.choice import BatchEnds, Chooser
-from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.labeling_plan import GOLD, Wanted
-from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
+from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import LLMBatchError
 
 if TYPE_CHECKING:

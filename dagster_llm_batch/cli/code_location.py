@@ -28,9 +28,9 @@ from dagster_llm_batch.assets.translator import TABLE_KEY
 from dagster_llm_batch.assets.upstream import UpstreamReader
 from dagster_llm_batch.cli.output import age
 from dagster_llm_batch.cli.pointer import Pointer
-from dagster_llm_batch.engine.status import Advice
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.io import URI_KEY
+from dagster_llm_batch.loop.status import Advice
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.sensors.target import is_switched_on
 from dagster_llm_batch.text import plain_words

@@ -8,12 +8,12 @@ from decimal import Decimal
 
 import click
 
+from dagster_llm_batch.advice.cost_forecast import HISTORY, forecast_month, month_of, next_month
+from dagster_llm_batch.advice.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, money, print_json, table
 from dagster_llm_batch.cli.selection import nothing_submitted
-from dagster_llm_batch.engine.cost_forecast import HISTORY, forecast_month, month_of, next_month
-from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import ShardCost

@@ -173,7 +173,7 @@ class DeploymentAccess:
             return self._engine
         # A plan leaves nothing behind: where nothing was submitted yet, it works on a ledger that is thrown away.
         if self.resource.fetched_prices:
-            from dagster_llm_batch.engine.deployment import use_fetched_book  # noqa: PLC0415 - as below
+            from dagster_llm_batch.loop.deployment import use_fetched_book  # noqa: PLC0415 - as below
 
             # The store aside has no book.
             use_fetched_book(self.payloads)
@@ -202,7 +202,7 @@ class DeploymentAccess:
         """Return what a cascade has decided so far; None where there is none, or nothing to look for it in."""
         if submission.questions is None or self.places[1] is None:
             return None
-        from dagster_llm_batch.engine.request_files import levels_of  # noqa: PLC0415 - pyarrow
+        from dagster_llm_batch.files.request_files import levels_of  # noqa: PLC0415 - pyarrow
 
         return levels_of(self.payloads, submission)
 

@@ -15,6 +15,7 @@ from time import monotonic
 import click
 from rich.text import Text
 
+from dagster_llm_batch.advice.end_forecast import EndHistory, EndScore
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.conditions import conditions_of
@@ -30,14 +31,11 @@ from dagster_llm_batch.core.price_book import book_text, fetched_at, newest_pric
 from dagster_llm_batch.core.price_sources import oldest_source
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.engine.conditions import GOES_ON, WAITS_IN_VAIN, Condition, ConditionKind, split_by_dataset
-from dagster_llm_batch.engine.deployment import use_fetched_book
-from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore
-from dagster_llm_batch.engine.ownership import owns_batch
-from dagster_llm_batch.engine.preview import parameter_warnings
-from dagster_llm_batch.engine.provider_facts import account_of, ask_provider
-from dagster_llm_batch.engine.prune import is_pruned
-from dagster_llm_batch.engine.status import cause_text, retry_command
-from dagster_llm_batch.engine.uploads import UploadRemover
+from dagster_llm_batch.files.ownership import owns_batch
+from dagster_llm_batch.loop.deployment import use_fetched_book
+from dagster_llm_batch.loop.preview import parameter_warnings
+from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
+from dagster_llm_batch.loop.status import cause_text, retry_command
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai_api.servers import Server, unseen_facts
 from dagster_llm_batch.resources import Budget
@@ -46,6 +44,8 @@ from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Cause, Outcome
+from dagster_llm_batch.upkeep.prune import is_pruned
+from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 __all__ = ["doctor_command", "judge_end_forecasts"]
 

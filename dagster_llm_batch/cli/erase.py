@@ -11,9 +11,9 @@ from dagster_llm_batch.cli.commands import Command, ExitCode, confirm, json_opti
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.selection import find_dataset
-from dagster_llm_batch.engine.erase import FoundRows, Left, ProviderCopy
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.upkeep.erase import FoundRows, Left, ProviderCopy
 
 __all__ = ["erase_command"]
 

@@ -49,7 +49,7 @@ def find_kept_money(deployment: DeploymentAccess) -> dict[str, KeptMoney]:
     kept = ledger.kept_for_unsent(deployment.namespace)
     if not kept:
         return {}
-    from dagster_llm_batch.engine.deployment import submissions_at_work  # noqa: PLC0415 - pyarrow, for a look
+    from dagster_llm_batch.loop.deployment import submissions_at_work  # noqa: PLC0415 - pyarrow, for a look
 
     at_work = submissions_at_work(ledger)
     found = {}

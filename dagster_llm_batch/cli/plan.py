@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dagster_llm_batch.advice.end_forecast import EndHistory, EndScore, end_text
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.cli.commands import Command, ExitCode, json_option, leave
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
@@ -17,12 +18,11 @@ from dagster_llm_batch.cli.output import SHORT_ID, console, counted, money, prin
 from dagster_llm_batch.cli.selection import find_dataset, partitions_of, partitions_options
 from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.durations import EndForecast
-from dagster_llm_batch.engine.end_forecast import EndHistory, EndScore, end_text
-from dagster_llm_batch.engine.preview import Preview, parameter_warnings
-from dagster_llm_batch.engine.provider_facts import window_of
-from dagster_llm_batch.engine.request_writer import LongRow
-from dagster_llm_batch.engine.status import retry_command
 from dagster_llm_batch.errors import ConfigError, InputError, NoRowsError
+from dagster_llm_batch.files.request_writer import LongRow
+from dagster_llm_batch.loop.preview import Preview, parameter_warnings
+from dagster_llm_batch.loop.provider_facts import window_of
+from dagster_llm_batch.loop.status import retry_command
 from dagster_llm_batch.text import age_text, cell_text, learned_text
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]

@@ -20,8 +20,8 @@ from dagster_llm_batch.core.price_book import (
 )
 from dagster_llm_batch.core.price_sources import SECOND_TABLE, SOURCES, PriceSource, oldest_source
 from dagster_llm_batch.core.price_table import second_prices
-from dagster_llm_batch.engine.deployment import use_fetched_book
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.loop.deployment import use_fetched_book
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.text import plain_words

@@ -10,9 +10,9 @@ import click
 from dagster_llm_batch.cli.commands import Command, confirm, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
-from dagster_llm_batch.engine.prune import Pruning
-from dagster_llm_batch.engine.uploads import UploadRemover
 from dagster_llm_batch.text import cell_text
+from dagster_llm_batch.upkeep.prune import Pruning
+from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 __all__ = ["prune_command"]
 

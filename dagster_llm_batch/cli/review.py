@@ -15,8 +15,8 @@ from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, code_location_command
 from dagster_llm_batch.cli.output import print_json
-from dagster_llm_batch.engine.provider_facts import account_of
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
+from dagster_llm_batch.loop.provider_facts import account_of
 from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
 
 if TYPE_CHECKING:

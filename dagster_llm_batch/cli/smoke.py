@@ -26,8 +26,8 @@ from dagster_llm_batch.cli.output import counted, print_json
 from dagster_llm_batch.core.address_secrets import hide_secrets
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
-from dagster_llm_batch.engine.preview import parameter_warnings
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from dagster_llm_batch.core.pricing import TokenPrice
     from dagster_llm_batch.engine import Engine
-    from dagster_llm_batch.engine.status import Status
+    from dagster_llm_batch.loop.status import Status
 
 __all__ = ["smoke_asset", "smoke_command", "smoke_labeling", "smoke_namespace", "smoke_rows"]
 

@@ -20,8 +20,8 @@ from dagster_llm_batch.cli.selection import find_dataset
 from dagster_llm_batch.core.json_values import as_json
 from dagster_llm_batch.core.keys import key_digest
 from dagster_llm_batch.core.rows import record_batches
-from dagster_llm_batch.engine.request_files import requests_of
 from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
+from dagster_llm_batch.files.request_files import requests_of
 from dagster_llm_batch.review.forms import LabelForm, form_of_labeling
 from dagster_llm_batch.review.prompts import asked_last, read_body
 from dagster_llm_batch.review.task_answers import read_answers, take_answers

@@ -18,12 +18,12 @@ from dagster_llm_batch.cli.conditions import conditions_of
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import Money, console, counted, print_json, table
 from dagster_llm_batch.cli.selection import find_submission, partition_option
-from dagster_llm_batch.engine.activity import FAILED
 from dagster_llm_batch.engine.conditions import TELLS_OF_UNSENT, Condition
-from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.provider_facts import account_of
-from dagster_llm_batch.engine.status import WAITS
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.loop.activity import FAILED
+from dagster_llm_batch.loop.progress import Pace, pace
+from dagster_llm_batch.loop.provider_facts import account_of
+from dagster_llm_batch.loop.status import WAITS
 from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -31,7 +31,7 @@ from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import cell_text, plain_words
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.end_forecast import EndHistory
+    from dagster_llm_batch.advice.end_forecast import EndHistory
 
 __all__ = ["Look", "look_until", "watch_command"]
 

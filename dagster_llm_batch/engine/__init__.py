@@ -7,16 +7,16 @@ without them.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.engine.labeling import Fallback, Labeling, Limits, Realtime, Resend, Spend
-from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.definition.labeling import Fallback, Labeling, Limits, Realtime, Resend, Spend
+from dagster_llm_batch.loop.status import Status
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.deployment import Deployment
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.loop.deployment import Deployment
 
 __all__ = ["Deployment", "Engine", "Fallback", "Labeling", "Limits", "Realtime", "Resend", "Spend", "Status"]
 
-_IMPORTED_ON_USE = {"Deployment": "deployment", "Engine": "engine"}
+_IMPORTED_ON_USE = {"Deployment": "dagster_llm_batch.loop.deployment", "Engine": "dagster_llm_batch.engine.engine"}
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +24,4 @@ def __getattr__(name: str) -> Any:
     if module is None:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{module}"), name)
+    return getattr(import_module(module), name)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from dagster_llm_batch.engine.activity import Orphan, Outlook, find_held_queues
 from dagster_llm_batch.engine.conditions import (
     UNDECIDED,
     Condition,
@@ -17,7 +16,8 @@ from dagster_llm_batch.engine.conditions import (
     find_gone,
     waits_for_dataset,
 )
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
+from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
+from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission

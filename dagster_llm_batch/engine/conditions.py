@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from dagster_llm_batch.engine.activity import Orphan
-from dagster_llm_batch.engine.status import (
+from dagster_llm_batch.loop.activity import Orphan
+from dagster_llm_batch.loop.status import (
     HELD,
     OVER_BUDGET,
     STOPPED,
@@ -30,7 +30,7 @@ from dagster_llm_batch.engine.status import (
     advise_on_unreadable,
     parse_advice,
 )
-from dagster_llm_batch.engine.waits import TOLD_AFTER
+from dagster_llm_batch.loop.waits import TOLD_AFTER
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.unread import UnreadShard

@@ -17,31 +17,8 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.engine import activity
-from dagster_llm_batch.engine.breaker import Breaker
-from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.decisions import give_up, resolve
-from dagster_llm_batch.engine.deployment import Deployment, SentDefinition
-from dagster_llm_batch.engine.holds import hold_unsent, reason_to_hold
-from dagster_llm_batch.engine.label import LabelAssembler
+from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
-from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.plan import Planner
-from dagster_llm_batch.engine.poll import Failed, Poller
-from dagster_llm_batch.engine.preview import Preview
-from dagster_llm_batch.engine.prune import Pruner, Pruning
-from dagster_llm_batch.engine.request_writer import COUNTS
-from dagster_llm_batch.engine.settlement import Settler, make_assembler
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status, Unsent, find_unsent
-from dagster_llm_batch.engine.submit import (
-    Receipt,
-    Sender,
-    find_unrecorded,
-    recover_all,
-    recover_partition,
-    recover_planned,
-)
-from dagster_llm_batch.engine.submit_queue import Dispatcher, drop, keep_places
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -50,6 +27,28 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
+from dagster_llm_batch.files.request_writer import COUNTS
+from dagster_llm_batch.loop import activity
+from dagster_llm_batch.loop.breaker import Breaker
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.decisions import give_up, resolve
+from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
+from dagster_llm_batch.loop.holds import hold_unsent, reason_to_hold
+from dagster_llm_batch.loop.label import LabelAssembler
+from dagster_llm_batch.loop.plan import Planner
+from dagster_llm_batch.loop.poll import Failed, Poller
+from dagster_llm_batch.loop.preview import Preview
+from dagster_llm_batch.loop.settlement import Settler, make_assembler
+from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status, Unsent, find_unsent
+from dagster_llm_batch.loop.submit import (
+    Receipt,
+    Sender,
+    find_unrecorded,
+    recover_all,
+    recover_partition,
+    recover_planned,
+)
+from dagster_llm_batch.loop.submit_queue import Dispatcher, drop, keep_places
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable
@@ -58,9 +57,10 @@ from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Sub
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import BatchReport
+from dagster_llm_batch.upkeep.prune import Pruner, Pruning
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.erase import Eraser
+    from dagster_llm_batch.upkeep.erase import Eraser
 
 __all__ = ["Engine", "KnownSubmission"]
 
@@ -548,7 +548,7 @@ class Engine:
     @property
     def eraser(self) -> Eraser:
         """What erases rows of this deployment."""
-        from dagster_llm_batch.engine.erase import Eraser  # noqa: PLC0415 - few need it
+        from dagster_llm_batch.upkeep.erase import Eraser  # noqa: PLC0415 - few need it
 
         return Eraser(self.deployment)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dagster_llm_batch.engine.deployment import LONGEST_PAUSE
-from dagster_llm_batch.engine.labeling import Labeling
-from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import LeaseError, LLMBatchError
+from dagster_llm_batch.loop.deployment import LONGEST_PAUSE
+from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import QueuePlace, Shard
 from dagster_llm_batch.types import Lane

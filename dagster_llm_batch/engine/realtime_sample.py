@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.engine.labeling import Labeling, Realtime
-from dagster_llm_batch.engine.status import Status
+from dagster_llm_batch.definition.labeling import Labeling, Realtime
 from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.states import ShardState
 
 if TYPE_CHECKING:

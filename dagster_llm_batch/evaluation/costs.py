@@ -13,12 +13,12 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import asset_graph
+from dagster_llm_batch.advice.cost_forecast import HISTORY, MonthForecast, forecast_month, month_of
+from dagster_llm_batch.advice.costs import CostSum, CostTable, cost_table, group_names
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.translator import DATASET_KEY
 from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR, dollars
-from dagster_llm_batch.engine.cost_forecast import HISTORY, MonthForecast, forecast_month, month_of
-from dagster_llm_batch.engine.costs import CostSum, CostTable, cost_table, group_names
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of

@@ -16,7 +16,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from dagster_llm_batch.addresses import check_review_url
 from dagster_llm_batch.config import CheckedConfig, CheckedResource, ProviderResource
 from dagster_llm_batch.core.releases import LimitKind
-from dagster_llm_batch.engine import rules
+from dagster_llm_batch.definition import rules
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
@@ -274,8 +274,8 @@ class LLMBatchResource(CheckedResource):
     def engine(self) -> Engine:
         """Return the engine over this ledger, payload store and these providers; opened on first use."""
         if self._engine is None:
-            from dagster_llm_batch.engine.deployment import Deployment  # noqa: PLC0415 - as below
             from dagster_llm_batch.engine.engine import Engine  # noqa: PLC0415 - it loads all that a run needs
+            from dagster_llm_batch.loop.deployment import Deployment  # noqa: PLC0415 - as below
             from dagster_llm_batch.storage.ledger import Ledger  # noqa: PLC0415 - as above
             from dagster_llm_batch.storage.payloads import PayloadStore  # noqa: PLC0415 - as above
 

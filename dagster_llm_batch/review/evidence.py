@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES
-from dagster_llm_batch.engine.request_files import RAW, beside, packed_ids, requests_of
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.files.request_files import RAW, beside, packed_ids, requests_of
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from dagster_llm_batch.addresses import Filter, row_path, table_path
-from dagster_llm_batch.engine.request_files import definition_in
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.files.request_files import definition_in
 from dagster_llm_batch.review.deployment import ReviewedDeployment
 from dagster_llm_batch.review.label_pages import ShowPage
 from dagster_llm_batch.review.tables import StoredAsset, View

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dagster_llm_batch.core.address_secrets import hide_secrets
-from dagster_llm_batch.engine.provider_facts import ask_provider
 from dagster_llm_batch.errors import ConfigError, CredentialsError, LLMBatchError, TransientError
+from dagster_llm_batch.loop.provider_facts import ask_provider
 from dagster_llm_batch.states import ENDED, ShardState
 
 if TYPE_CHECKING:

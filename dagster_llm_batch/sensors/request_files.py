@@ -24,7 +24,7 @@ def remove_request_files(
     context: SensorEvaluationContext, engine: Engine, now: datetime, has_time: Callable[[], bool]
 ) -> None:
     """Delete some request files that nobody needs any more at their providers."""
-    from dagster_llm_batch.engine.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
+    from dagster_llm_batch.upkeep.uploads import UploadRemover  # noqa: PLC0415 - it loads all that a run needs
 
     for name in [name for name, until in _left_until.items() if until <= now]:
         del _left_until[name]

@@ -25,8 +25,8 @@ import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_targets, last_evaluation
 from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
-from dagster_llm_batch.engine.activity import LOST
-from dagster_llm_batch.engine.status import advise_on_stranded
+from dagster_llm_batch.loop.activity import LOST
+from dagster_llm_batch.loop.status import advise_on_stranded
 from dagster_llm_batch.metadata import SUBMISSION_KEY
 from dagster_llm_batch.sensors.run_requests import Partitions
 from dagster_llm_batch.text import plain_words, short_run
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from dagster import RunRecord
 
     from dagster_llm_batch.assets.dataset import Dataset
-    from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.loop.activity import Outlook
     from dagster_llm_batch.sensors.run_requests import Group, Ready
     from dagster_llm_batch.storage.ledger.records import Submission
 

@@ -38,10 +38,10 @@ from dagster_llm_batch.engine.conditions import (
     find_gone,
     split_by_dataset,
 )
-from dagster_llm_batch.engine.poll import find_spacing, is_due
-from dagster_llm_batch.engine.progress import Pace, pace
-from dagster_llm_batch.engine.status import advise_on_unknown
 from dagster_llm_batch.errors import CannotTellError, ConfigError, LeaseError, LLMBatchError, RefusedError
+from dagster_llm_batch.loop.poll import find_spacing, is_due
+from dagster_llm_batch.loop.progress import Pace, pace
+from dagster_llm_batch.loop.status import advise_on_unknown
 from dagster_llm_batch.metadata import progress_observations, status_metadata
 from dagster_llm_batch.progress import end_history, end_of, is_further, pace_of, pace_text, together
 from dagster_llm_batch.sensors.provider_access import ProviderAccess
@@ -54,8 +54,8 @@ from dagster_llm_batch.text import short_run
 from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.engine.activity import Outlook
     from dagster_llm_batch.engine.engine import Engine
+    from dagster_llm_batch.loop.activity import Outlook
     from dagster_llm_batch.storage.ledger.queues import QueueLines
 
 __all__ = ["Tick"]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from project import DAYS
 
+from dagster_llm_batch.advice.end_forecast import EndScore
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.cli.doctor import judge_end_forecasts
-from dagster_llm_batch.engine.end_forecast import EndScore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, WireFault
 
 

@@ -11,11 +11,11 @@ import dagster as dg
 import pytest
 from project import DAYS
 
+from dagster_llm_batch.advice.end_forecast import EndScore
 from dagster_llm_batch.cli.plan import Planned, print_plan
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.core.forecast import Learned
-from dagster_llm_batch.engine.end_forecast import EndScore
-from dagster_llm_batch.engine.preview import Preview
+from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault, WireFault
 from dagster_llm_batch.types import PriceBasis

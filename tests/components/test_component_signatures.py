@@ -25,7 +25,7 @@ from dagster_llm_batch import (
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.components.attributes import attributes_of
 from dagster_llm_batch.components.base import FactoryComponent
-from dagster_llm_batch.engine import rules
+from dagster_llm_batch.definition import rules
 
 COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
 OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs", "retention"}}

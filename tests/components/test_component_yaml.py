@@ -29,7 +29,7 @@ from dagster_llm_batch import (
     llm_batch_assets,
 )
 from dagster_llm_batch.assets.dataset import dataset_of
-from dagster_llm_batch.engine import rules
+from dagster_llm_batch.definition import rules
 
 SCHEMA = """
 from typing import Literal

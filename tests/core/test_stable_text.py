@@ -22,8 +22,8 @@ from dagster_llm_batch import Realtime
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.row_renderer import RowRenderer
 from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.files.row_renderer import RowRenderer
 
 UUID = uuid.UUID(int=7)
 

@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.testing.emulator import BatchFault, Fault, RowFault, WireFault, lost_create_reply
 from tests.crash.clouds import CLOUDS, Cloud
 

@@ -47,8 +47,9 @@ from dagster_llm_batch import (
     streams,
 )
 from dagster_llm_batch.assets.submission import SubmitConfig
+from dagster_llm_batch.definition import rules
 from dagster_llm_batch.distributed import FlinkRows, RayWorkers, SparkWorkers
-from dagster_llm_batch.engine import Labeling, rules
+from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.regression import Accept
 from dagster_llm_batch.jobs import CancelConfig, ResolveConfig

@@ -23,7 +23,7 @@ from code_location import (
 from dagster._cli.utils import get_possibly_temporary_instance_for_cli
 
 from dagster_llm_batch import Prompt
-from dagster_llm_batch.engine.request_files import RAW, beside
+from dagster_llm_batch.files.request_files import RAW, beside
 from dagster_llm_batch.testing.emulator import Emulator, RowFault, rate_limited, simulated_answer
 
 ALL = (DAYS[0], DAYS[-1])

@@ -12,11 +12,11 @@ from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, lab
 from dagster_llm_batch import LLMBatchResource, Resend, build_llm_batch_sensor
 from dagster_llm_batch.assets.dataset import dataset_of
 from dagster_llm_batch.core.identity import make_request
-from dagster_llm_batch.engine.adopt import Adopter
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.sensors.request_files import _left_until
 from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
+from dagster_llm_batch.upkeep.adopt import Adopter
 
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 

@@ -14,8 +14,8 @@ from dagster_llm_batch import Checks, HiveParquetIOManager, Prompt
 from dagster_llm_batch.assets.labeled_tables import spool
 from dagster_llm_batch.core.label_join import REJECT_COLUMNS, Labeled
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.deployment import PART_ROWS
 from dagster_llm_batch.label_stats import LabelStats
+from dagster_llm_batch.loop.deployment import PART_ROWS
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = PART_ROWS + 500  # in two parts

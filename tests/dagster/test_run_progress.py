@@ -14,7 +14,7 @@ from test_landing_runs import FullDisk
 
 from dagster_llm_batch import Limits, QueueLimit
 from dagster_llm_batch.cli.main import main
-from dagster_llm_batch.engine.progress import Pace
+from dagster_llm_batch.loop.progress import Pace
 from dagster_llm_batch.progress import pace_text, progress_bar, together
 from dagster_llm_batch.sensors.run_requests import RANGE_TAGS
 from dagster_llm_batch.sensors.runs import TickBounds

@@ -22,7 +22,7 @@ from dagster_llm_batch import QueueLimit, Spend
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine import conditions
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.engine.status import HELD, OVER_BUDGET, STOPPED
+from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault, lost_create_reply
 from tests.statements import statements

@@ -12,7 +12,7 @@ from workspace import TicketLabel, Workspace
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits
-from dagster_llm_batch.engine.request_files import request_ids, requests_of
+from dagster_llm_batch.files.request_files import request_ids, requests_of
 from dagster_llm_batch.metrics import EvaluationReport, Target
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.types import BatchLimits

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Limits, Resend
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.testing.emulator import FileFault, RowFault
 
 ALTERED = FileFault(kind="renamed", times=None)

@@ -14,8 +14,8 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Status
-from dagster_llm_batch.engine.request_files import levels_of
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.request_files import levels_of
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, VendorLimits, local_s3
 from dagster_llm_batch.types import Lane

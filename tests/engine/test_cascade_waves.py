@@ -19,15 +19,15 @@ from comparison import Pickled
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.advice.costs import cost_table
+from dagster_llm_batch.cascade.escalation import RequestSet
 from dagster_llm_batch.core.cascade import Cascade, count_allowed, look_confidence
 from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine import Labeling, Resend, Spend
-from dagster_llm_batch.engine.costs import cost_table
-from dagster_llm_batch.engine.escalation import RequestSet
-from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
-from dagster_llm_batch.engine.rules import Budget
-from dagster_llm_batch.engine.status import OVER_BUDGET
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, PayloadError
+from dagster_llm_batch.files.request_files import CALIBRATION, levels_of
+from dagster_llm_batch.loop.status import OVER_BUDGET
 from dagster_llm_batch.storage.ledger.records import SpendLimit, Submission
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, Reply, RowFault, WireFault
 
@@ -224,7 +224,7 @@ def test_a_second_wave_below_the_minimum_is_dropped_and_leaves_no_cheap_label(wo
     submission_id = run_until_wave_2(workspace, asked_for)
     engine = workspace.engine()
     [planned] = [shard for shard in engine.ledger.shards(submission_id) if shard.wave == 2]
-    from dagster_llm_batch.engine.submit_queue import drop
+    from dagster_llm_batch.loop.submit_queue import drop
 
     drop(engine.deployment, [planned], "it was not sent again: too few requests for a batch")
     expect_no_cheap_label(workspace, asked_for, submission_id, "openai/gpt-4o was to answer it and has not")

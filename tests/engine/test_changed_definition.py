@@ -11,8 +11,8 @@ from pydantic import BaseModel, Field
 from workspace import Workspace, assert_total, billed, forget_definition, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.testing.emulator import Emulator, RowFault

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dagster_llm_batch.engine.cost_forecast import MonthForecast, forecast_month
+from dagster_llm_batch.advice.cost_forecast import MonthForecast, forecast_month
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import ShardCost
 from dagster_llm_batch.types import Lane

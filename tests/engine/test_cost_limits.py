@@ -18,11 +18,11 @@ from workspace import Workspace, labeling, tickets
 from workspace import billed as paid_bodies
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.labeling import Fallback
+from dagster_llm_batch.definition.rules import Budget, LimitKind
 from dagster_llm_batch.engine import Labeling, Limits, Realtime, Resend, Spend, Status
-from dagster_llm_batch.engine.labeling import Fallback
-from dagster_llm_batch.engine.rules import Budget, LimitKind
-from dagster_llm_batch.engine.submit_queue import Dispatcher
 from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.loop.submit_queue import Dispatcher
 from dagster_llm_batch.storage.ledger.records import SpendLimit
 from dagster_llm_batch.testing.emulator import Emulator, FileFault, Reply, RowFault, WireFault
 

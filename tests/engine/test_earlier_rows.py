@@ -11,8 +11,8 @@ import pytest
 from workspace import Workspace, assert_total, billed, labeling, texts, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine.earlier_rows import EarlierRows
-from dagster_llm_batch.engine.request_files import BLOCKS, facts_in
+from dagster_llm_batch.files.earlier_rows import EarlierRows
+from dagster_llm_batch.files.request_files import BLOCKS, facts_in
 from dagster_llm_batch.testing.emulator import RowFault
 
 ROWS = 2_500  # of three blocks

@@ -14,7 +14,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.label_join import EMPTY
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine.row_renderer import RowRenderer
+from dagster_llm_batch.files.row_renderer import RowRenderer
 from dagster_llm_batch.types import SKIPPED
 
 MESSY = pl.DataFrame(

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.advice.end_forecast import EndHistory
 from dagster_llm_batch.core.durations import forecast_end
-from dagster_llm_batch.engine.end_forecast import EndHistory
 from dagster_llm_batch.testing.emulator import Emulator
 from dagster_llm_batch.testing.emulator.lifecycle import ManualClock
 from dagster_llm_batch.types import Span

@@ -19,14 +19,14 @@ from workspace import Workspace, billed, labeling, texts
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend
-from dagster_llm_batch.engine.request_files import (
+from dagster_llm_batch.errors import PayloadError, RefusedError
+from dagster_llm_batch.files.request_files import (
     answers_so_far,
     halve,
     request_ids,
     split_requests,
     write_answers_so_far,
 )
-from dagster_llm_batch.errors import PayloadError, RefusedError
 from dagster_llm_batch.providers.command.provider import CommandProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED

@@ -18,10 +18,10 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Realtime, Resend, Spend
-from dagster_llm_batch.engine.deployment import _openai_tokenizer
-from dagster_llm_batch.engine.preview import Preview
-from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.errors import BudgetError
+from dagster_llm_batch.files.request_files import halve, split_requests
+from dagster_llm_batch.loop.deployment import _openai_tokenizer
+from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, PromptCache, Reply
 

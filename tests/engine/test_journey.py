@@ -14,8 +14,8 @@ from workspace import TicketLabel, Workspace, assert_total, billed, forget_defin
 from dagster_llm_batch.core.fixed_responses import Embedding, Moderation
 from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.labeling import asks_logprobs
 from dagster_llm_batch.engine import Fallback, Labeling, Limits, Resend, Spend
-from dagster_llm_batch.engine.labeling import asks_logprobs
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Endpoint, RequestSpec

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dagster_llm_batch.core.label_join import pair_rows
-from dagster_llm_batch.engine.label import part_names, read_part, scatter
+from dagster_llm_batch.loop.label import part_names, read_part, scatter
 
 SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("text", pa.string())])
 

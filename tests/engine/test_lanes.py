@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy as sa
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.schema import SHARD

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
+from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Limits, Realtime, Resend
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import CannotTellError, CredentialsError, LeaseError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move

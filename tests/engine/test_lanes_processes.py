@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, LeaseError, TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger

@@ -18,9 +18,9 @@ import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import request_writer
-from dagster_llm_batch.engine.row_renderer import RowRenderer
 from dagster_llm_batch.errors import InputError, PayloadError
+from dagster_llm_batch.files import request_writer
+from dagster_llm_batch.files.row_renderer import RowRenderer
 from dagster_llm_batch.storage.payloads import unnamed_file
 
 FULL = "/dev/full"  # as a file on a disk without room for another byte

@@ -25,11 +25,11 @@ from workspace import Workspace, billed, labeling, tickets
 
 from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.engine.label import LabelAssembler
 from dagster_llm_batch.engine.label_files import write_labels
-from dagster_llm_batch.engine.merged_results import MergedResults
-from dagster_llm_batch.engine.ownership import MERGED
 from dagster_llm_batch.errors import PayloadError
+from dagster_llm_batch.files.merged_results import MergedResults
+from dagster_llm_batch.files.ownership import MERGED
+from dagster_llm_batch.loop.label import LabelAssembler
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard

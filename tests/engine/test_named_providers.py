@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Fallback, Limits, Resend
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import ConfigError, ProviderError, TransientError
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault

@@ -9,7 +9,7 @@ import pytest
 
 from dagster_llm_batch.core.durations import EndForecast
 from dagster_llm_batch.core.price_book import newest_price_change
-from dagster_llm_batch.engine.progress import pace
+from dagster_llm_batch.loop.progress import pace
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Progress, Submission
 

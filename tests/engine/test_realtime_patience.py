@@ -11,8 +11,8 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 
 from dagster_llm_batch.engine import Deployment, Engine, Realtime
 from dagster_llm_batch.engine.realtime_sample import answer_now
-from dagster_llm_batch.engine.request_files import SENT, beside
 from dagster_llm_batch.errors import PayloadError, TransientError
+from dagster_llm_batch.files.request_files import SENT, beside
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.testing.emulator import WireFault

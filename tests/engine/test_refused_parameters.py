@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling, Limits, Realtime
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.requests import OpenAILines

@@ -7,7 +7,7 @@ from workspace import Workspace, assert_total, labeling, tickets
 
 from dagster_llm_batch.core.identity import packed, unpacked
 from dagster_llm_batch.engine import Limits, Realtime
-from dagster_llm_batch.engine.request_files import IDS, beside, delete_requests, request_ids, requests_of
+from dagster_llm_batch.files.request_files import IDS, beside, delete_requests, request_ids, requests_of
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import RowFault
 

@@ -13,8 +13,8 @@ from workspace import Workspace, labeling, tickets
 
 from dagster_llm_batch.core.identity import is_padding, request_id_of
 from dagster_llm_batch.engine import Limits
-from dagster_llm_batch.engine.submit import outgoing
 from dagster_llm_batch.errors import LLMBatchError
+from dagster_llm_batch.loop.submit import outgoing
 from dagster_llm_batch.storage.ledger.records import Shard
 
 ROWS = 500

@@ -13,15 +13,15 @@ import pytest
 from pydantic import BaseModel, Field
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.cascade.escalation import Escalation
 from dagster_llm_batch.core.audit import Audit
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.escalation import Escalation
-from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.request_files import CALIBRATION, levels_of
+from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import Emulator
 

@@ -12,6 +12,7 @@ from test_cascade_waves import answer, cascade, definition
 from workspace import Workspace, tickets
 
 from benchmarks.truth.cascade import populations
+from dagster_llm_batch.cascade.sample_size import Samples, choose_sample_size, read_samples
 from dagster_llm_batch.core.cascade import (
     Cascade,
     are_above,
@@ -21,8 +22,7 @@ from dagster_llm_batch.core.cascade import (
     look_confidence,
     relative_cost,
 )
-from dagster_llm_batch.engine.request_files import CALIBRATION, levels_of
-from dagster_llm_batch.engine.sample_size import Samples, choose_sample_size, read_samples
+from dagster_llm_batch.files.request_files import CALIBRATION, levels_of
 from dagster_llm_batch.metrics.replay import Pool
 from dagster_llm_batch.testing.emulator import Emulator
 

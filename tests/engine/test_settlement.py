@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from workspace import Workspace, assert_total, labeling, tickets
 
-from dagster_llm_batch.engine.collect import Collector
-from dagster_llm_batch.engine.status import Status
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, PayloadError
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.storage.payloads import LateStore, PayloadStore
 from tests.statements import statements
 

@@ -13,8 +13,8 @@ import pytest
 from workspace import Workspace, assert_total, billed, forget_definition, labeling, tickets
 
 from dagster_llm_batch.engine import Limits, Realtime, Resend
-from dagster_llm_batch.engine.request_files import IDS, RAW, RESULTS
 from dagster_llm_batch.errors import PayloadError, TransientError
+from dagster_llm_batch.files.request_files import IDS, RAW, RESULTS
 from dagster_llm_batch.testing.emulator import RowFault, WireFault
 
 ROWS = 12

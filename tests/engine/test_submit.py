@@ -12,8 +12,8 @@ import openai
 import pytest
 from workspace import Workspace, assert_total, billed, labeling, tickets
 
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Limits
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import (
     CannotTellError,
     CredentialsError,

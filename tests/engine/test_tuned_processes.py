@@ -11,8 +11,8 @@ from comparison import Pickled
 from test_tuned_queues import remember
 from workspace import Workspace, billed, labeling, tickets
 
+from dagster_llm_batch.definition.labeling import Limits
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.labeling import Limits
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from workspace import Workspace, billed, labeling, tickets
 
-from dagster_llm_batch.engine.labeling import Limits
-from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.tuner import Attempt, attempts_of, choose_at_once
+from dagster_llm_batch.advice.tuner import Attempt, attempts_of, choose_at_once
+from dagster_llm_batch.definition.labeling import Limits
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission

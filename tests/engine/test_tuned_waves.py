@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from workspace import Workspace, assert_total, labeling, tickets
 
+from dagster_llm_batch.advice.tuner import Retry, choose_waves
 from dagster_llm_batch.core.audit import bound_share
 from dagster_llm_batch.engine import Resend
-from dagster_llm_batch.engine.tuner import Retry, choose_waves
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 from workspace import Workspace, labeling, tickets
 
+from dagster_llm_batch.advice.tuner import BatchSize, Choice, choose_batch_size, choose_lead
 from dagster_llm_batch.core.durations import Durations
+from dagster_llm_batch.definition.labeling import Limits, Realtime
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.engine.labeling import Limits, Realtime
-from dagster_llm_batch.engine.rules import QueueLimit
-from dagster_llm_batch.engine.tuner import BatchSize, Choice, choose_batch_size, choose_lead
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard, Submission

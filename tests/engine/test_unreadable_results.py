@@ -12,10 +12,10 @@ from datetime import timedelta
 import pytest
 from workspace import Workspace, billed, labeling, texts, tickets
 
+from dagster_llm_batch.definition.labeling import Limits
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.engine.labeling import Limits
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError, LLMBatchError, RefusedError, UnreadableError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard

@@ -33,8 +33,8 @@ from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.core.address_secrets import hide_secrets, refuse_credentials, secret_parts
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.request_parts import ImagesBelow
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
+from dagster_llm_batch.files.request_parts import ImagesBelow
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.anthropic.platforms import refuse_unbatched
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to

@@ -16,13 +16,13 @@ import pytest
 
 from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.engine import Limits
-from dagster_llm_batch.engine.adopt import Adopter, Adoption
-from dagster_llm_batch.engine.shard_files import RAW, beside
-from dagster_llm_batch.engine.uploads import Removal, UploadRemover
 from dagster_llm_batch.errors import ConfigError, InputError, LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.files.shard_files import RAW, beside
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.testing.emulator import BatchFault, WireFault
 from dagster_llm_batch.types import Cause
+from dagster_llm_batch.upkeep.adopt import Adopter, Adoption
+from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
 from tests.faults.test_erased_at_vendors import stored_there
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import VENDORS, Vendor

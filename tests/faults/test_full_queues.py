@@ -15,10 +15,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Limits, Resend
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.testing.emulator import BatchFault

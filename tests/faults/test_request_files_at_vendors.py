@@ -13,11 +13,11 @@ import pytest
 import requests
 
 from dagster_llm_batch.engine import Engine
-from dagster_llm_batch.engine.request_files import RAW, beside
-from dagster_llm_batch.engine.uploads import Removal, UploadRemover
 from dagster_llm_batch.errors import RefusedError
+from dagster_llm_batch.files.request_files import RAW, beside
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
+from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
 from tests.faults.vendor_workspace import ROWS, Servers, VendorWorkspace, rows
 from tests.faults.vendors import BUCKET, VENDORS
 

@@ -15,8 +15,8 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
+from dagster_llm_batch.definition.rules import Budget
 from dagster_llm_batch.engine.condition_facts import find_undecided
-from dagster_llm_batch.engine.rules import Budget
 from dagster_llm_batch.errors import BudgetError, LLMBatchError, TransientError
 from dagster_llm_batch.testing.emulator import WireFault
 from dagster_llm_batch.types import Cause, Outcome

@@ -22,12 +22,12 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.checks import Checks
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
 from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
-from dagster_llm_batch.engine.status import advise_on_recovered
 from dagster_llm_batch.errors import LLMBatchError, TransientError
+from dagster_llm_batch.loop.status import advise_on_recovered
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import Emulator, VendorLimits, WireFault, local_gcs, local_s3

@@ -16,7 +16,6 @@ from dagster_llm_batch import (
     __version__,
 )
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.adopt import Adopter
 from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.registry import provider_class
@@ -24,6 +23,7 @@ from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, Found
+from dagster_llm_batch.upkeep.adopt import Adopter
 
 __all__ = [
     "Absent",

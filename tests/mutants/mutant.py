@@ -15,7 +15,8 @@ from tests.mutants.executed_lines import Line
 
 __all__ = ["Mutant", "choose_mutants", "modules_in"]
 
-ROOMS = ("states.py", "storage/ledger", "engine", "core")
+_ENGINE = ("engine", "advice", "upkeep", "cascade", "loop", "files", "definition")
+ROOMS = ("states.py", "storage/ledger", *_ENGINE, "core")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dagster_llm_batch.core.cascade import Cascade, count_allowed, look_confiden
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.request_files import levels_of
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.request_files import levels_of
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits
-from dagster_llm_batch.engine.rules import QueueLimit
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore

@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from dagster_llm_batch.advice.costs import GROUPS, CostSum, cost_table
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Resend
-from dagster_llm_batch.engine.costs import GROUPS, CostSum, cost_table
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger

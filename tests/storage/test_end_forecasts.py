@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ledger_builders import a_shard, a_submission
 
+from dagster_llm_batch.advice.end_forecast import EndHistory, EndQuestion, EndScore, Owner, end_text, told_text
 from dagster_llm_batch.core.durations import EndForecast
-from dagster_llm_batch.engine.end_forecast import EndHistory, EndQuestion, EndScore, Owner, end_text, told_text
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState

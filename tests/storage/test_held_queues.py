@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from labelings import LABELS
 
+from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.engine.activity import find_held_queues
-from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.loop.activity import find_held_queues
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard

@@ -25,9 +25,9 @@ from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.core.prompt import Prompt
+from dagster_llm_batch.definition.labeling import Resend
+from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Realtime, Spend, Status
-from dagster_llm_batch.engine.labeling import Resend
-from dagster_llm_batch.engine.rules import Budget, QueueLimit
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger

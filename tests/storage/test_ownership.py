@@ -234,18 +234,18 @@ def test_what_has_the_place_of_a_receipt_and_is_none_stops_an_erasure_and_stays(
 
 # Who deletes in a payload store or at a provider, and by which record.
 DELETES = {
-    "engine/ownership.py": "the rule itself",
-    "engine/erase.py": "its own list of what it erases; a batch that `owns_batch` allows",
-    "engine/uploads.py": "batches that the ledger has as uploaded and `owns_batch` allows",
-    "engine/shard_files.py": "the files of one shard, by its record",
-    "engine/request_files.py": "a request file that this plan writes",
-    "engine/request_writer.py": "the manifest and the spares that this plan writes",
-    "engine/request_parts.py": "part files that this plan has had written",
-    "engine/cascade.py": "the sample that this plan writes",
-    "engine/collect.py": "the raw lines of one shard, by its record, which are damaged",
-    "engine/realtime.py": "the answers so far of one shard, by its record",
-    "engine/submit_queue.py": "receipt and answers so far of one shard, by its record",
-    "engine/merged_results.py": "a copy that this process has written",
+    "files/ownership.py": "the rule itself",
+    "upkeep/erase.py": "its own list of what it erases; a batch that `owns_batch` allows",
+    "upkeep/uploads.py": "batches that the ledger has as uploaded and `owns_batch` allows",
+    "files/shard_files.py": "the files of one shard, by its record",
+    "files/request_files.py": "a request file that this plan writes",
+    "files/request_writer.py": "the manifest and the spares that this plan writes",
+    "files/request_parts.py": "part files that this plan has had written",
+    "cascade/cascade.py": "the sample that this plan writes",
+    "loop/collect.py": "the raw lines of one shard, by its record, which are damaged",
+    "loop/realtime.py": "the answers so far of one shard, by its record",
+    "loop/submit_queue.py": "receipt and answers so far of one shard, by its record",
+    "files/merged_results.py": "a copy that this process has written",
     "engine/label_files.py": "the files of a table of labels, right in its folder",
     "cli/doctor.py": "a probe that it has written",
     "telemetry.py": "hands on what it is called with",
@@ -271,7 +271,7 @@ def test_who_removes_what_a_listing_gave_asks_the_rule() -> None:
     found = list(deletions())
     assert {module for module, _, _ in found} - {"io.py"} <= DELETES.keys()
     # A file that was found by listing a folder, rather than by a record.
-    assert {module for module, _, name in found if name == "remove"} <= {"engine/ownership.py", "engine/label_files.py"}
+    assert {module for module, _, name in found if name == "remove"} <= {"files/ownership.py", "engine/label_files.py"}
     assert {module for module, _, name in found if name == "keep_only"} == {"io.py"}
-    for module in ("engine/uploads.py", "engine/erase.py"):
+    for module in ("upkeep/uploads.py", "upkeep/erase.py"):
         assert "owns_batch" in (Path(dagster_llm_batch.__file__).parent / module).read_text()

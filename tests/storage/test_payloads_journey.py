@@ -12,9 +12,9 @@ from dagster_llm_batch import Limits
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Status
 from dagster_llm_batch.engine.label_files import write_labels
-from dagster_llm_batch.engine.merged_results import FEWEST_MERGED
-from dagster_llm_batch.engine.ownership import owned_copies
 from dagster_llm_batch.errors import TransientError
+from dagster_llm_batch.files.merged_results import FEWEST_MERGED
+from dagster_llm_batch.files.ownership import owned_copies
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile

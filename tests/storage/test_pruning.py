@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from ledger_builders import a_shard, a_submission, bring_to
 
 from dagster_llm_batch.core.identity import shard_nonce
-from dagster_llm_batch.engine.prune import Pruner, is_pruned
-from dagster_llm_batch.engine.request_files import APART, PART
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.files.request_files import APART, PART
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.storage.stored_files import own_name, staged_name
 from dagster_llm_batch.types import Cause
+from dagster_llm_batch.upkeep.prune import Pruner, is_pruned
 
 MONTH = timedelta(days=30)
 ENDINGS = {"path": ".requests.jsonl.lz4", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}
@@ -374,7 +374,7 @@ def test_an_object_store_is_pruned_as_a_folder_is(ledger, clock, s3):
 DRIVER = """
 import os, signal, sys
 from datetime import datetime, timedelta, UTC
-from dagster_llm_batch.engine.prune import Pruner
+from dagster_llm_batch.upkeep.prune import Pruner
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
 

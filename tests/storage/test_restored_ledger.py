@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from dagster_llm_batch.core.cascade import Cascade
 from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime
-from dagster_llm_batch.engine.request_files import halve, split_requests
 from dagster_llm_batch.errors import CredentialsError
+from dagster_llm_batch.files.request_files import halve, split_requests
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState

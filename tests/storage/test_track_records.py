@@ -16,12 +16,12 @@ from ledger_builders import a_shard, a_submission
 from pydantic import BaseModel
 from scipy.stats import binomtest
 
+from dagster_llm_batch.advice.choice import BatchEnds, Chooser
+from dagster_llm_batch.advice.labeling_plan import GOLD, End, Wanted
+from dagster_llm_batch.advice.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.core.cascade import Cascade, Rolling
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Deployment, Engine, Labeling
-from dagster_llm_batch.engine.choice import BatchEnds, Chooser
-from dagster_llm_batch.engine.labeling_plan import GOLD, End, Wanted
-from dagster_llm_batch.engine.track_record import TrackRecord, labeling_in_ledger, track_records
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger

@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from dagster_llm_batch.engine import Deployment, Engine, activity, collect, poll, status, submit
+from dagster_llm_batch.definition.rules import QueueLimit
+from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
-from dagster_llm_batch.engine.rules import QueueLimit
+from dagster_llm_batch.loop import activity, collect, poll, status, submit
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger

@@ -93,7 +93,7 @@ class Submission:
     p90_end_at: datetime | None = None  # when 9 of 10 have
     end_basis: Mapping[str, Any] | None = None  # what these rest on: "submissions" or "batches", and how many
     tuning: Mapping[str, Any] | None = (
-        None  # what was chosen by earlier submissions; see engine/tuner.py. None: nothing
+        None  # what was chosen by earlier submissions; see advice/tuner.py. None: nothing
     )
 
     @property

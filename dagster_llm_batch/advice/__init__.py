@@ -1,0 +1,1 @@
+"""Choices and forecasts from history: models, batch sizes, costs and ends."""

@@ -1,0 +1,442 @@
+"""What a new submission does otherwise than its settings say by default, since earlier ones did badly with that.
+
+    tuner = Tuner(deployment, labeling)
+    tuner.of_shards["most_requests"]["openai/gpt-5-nano"]
+    tuner.choose_lead(5_000)
+    tuner.record
+
+`LLMBatchResource(tune=True)` asks for it. What is chosen is always within what the user has set, and never what an
+answer depends on: no model, prompt or parameter. Each choice is made once, when a submission is planned, and is stored
+with it, so that its later waves, and a process that takes over from one that died, do the same. With too little history
+nothing changes.
+
+- **Smaller batches**, where those above some size expired on more days than those up to it. Days are counted, and not
+  batches: those of one day share their vendor's bad hour. Of each day the first batch above the size counts, and the
+  first up to it. The difference is held to Fisher's exact test, at a level of
+  5 % for all sizes that are compared together.
+- **Fewer batches at once**, where the model's queue refused a batch on most days on which more tokens were in flight,
+  and hardly ever with fewer: the same test, of days again.
+- **Fewer waves of retries**, where those after some wave answered next to nothing of what they asked: on at most 1 of 5
+  days, by Clopper and Pearson's exact bound, which takes 14 days without one. Only for errors and for replies that did
+  not fit, each by itself: what an expired or stopped batch left out was never looked at, and is asked again as before.
+- **An earlier turn to real time**, where a deadline is set: by so much as 9 of 10 earlier submissions of the dataset
+  took from their turn to their end.
+- **Another sample of a cascade**, where one is expected to cost at least 2 % less (`sample_size.py`).
+
+On every eighth day waves and batches at once are as they are set, so that a change is seen.
+
+`docs/design/tuning.md` says what is left out, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime, timedelta
+from heapq import heappop, heappush
+from itertools import groupby
+from math import comb
+from typing import Any, NamedTuple
+
+from dagster_llm_batch.core.audit import bound_share
+from dagster_llm_batch.core.durations import FEWEST, Durations
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.text import age_text
+from dagster_llm_batch.types import Outcome
+
+__all__ = [
+    "Attempt",
+    "BatchSize",
+    "Choice",
+    "Retry",
+    "Tuner",
+    "Waves",
+    "attempts_of",
+    "choose_at_once",
+    "choose_batch_size",
+    "choose_lead",
+    "choose_waves",
+]
+
+# What is older says little of a vendor's present capacity. So many shards are read at most.
+_REMEMBERED = timedelta(days=90)
+_READ = 1_000
+
+# The sizes that are compared. Below the first a large table would be very many batches.
+_SIZES = tuple(digit * 10**power for power in range(3, 6) for digit in (1, 2, 5))
+
+# So many days with larger batches, and with others, are needed to compare a size.
+_FEWEST_LARGER, _FEWEST_OTHERS = 5, 10
+
+# So many days on which a queue refused a batch, and days on which it took one, are needed.
+_FEWEST_REFUSED, _FEWEST_TAKEN = 5, 10
+
+_LEVEL = 0.05
+
+# A wave that answered more of what it asked was of use, and may be on no more than this share of the days.
+_OF_USE, _MOST_OF_USE = 0.01, 0.2
+
+# On every eighth day, so that each day of the week has its turn, what was cut is tried again.
+_TRIED_EVERY = 8
+
+# What a reply was like that is asked for again: in words.
+_ASKED_FOR = {Outcome.ERRORED: "a request with an error", Outcome.INVALID: "one whose reply did not fit"}
+
+# A turn to real time that is earlier than at half of the deadline would ask most rows at its price.
+_MOST_OF_DEADLINE = 0.5
+
+_TRIED_AGAIN = f"as set today, since on every {_TRIED_EVERY}th day it is tried again"
+
+_SPANS = 2_000
+_SIMILAR = 4
+
+
+class BatchSize(NamedTuple):
+    """A batch that has ended by itself."""
+
+    sent_at: datetime
+    requests: int
+    has_expired: bool
+
+
+class Attempt(NamedTuple):
+    """A batch that a queue took or refused; `tokens` were in flight of its model then, with it."""
+
+    at: datetime
+    tokens: int
+    was_refused: bool
+
+
+class Retry(NamedTuple):
+    """What one wave of a submission asked again, and answered.
+
+    Attributes:
+        submission_id: Of which submission.
+        planned_at: When that was planned: what happened on one day is one piece of evidence.
+        requests: How many requests the submission asked.
+        wave: 2 or later.
+        asked: How many of them were asked again in this wave, by the outcome that they had; None: not known.
+        answered: How many got a label; None: not known, or the batch did not end by itself.
+    """
+
+    submission_id: str
+    planned_at: datetime
+    requests: int
+    wave: int
+    asked: Mapping[str, int] | None
+    answered: int | None
+
+
+class Waves(NamedTuple):
+    """How often a request is asked in all, None for as often as is set; where no more than `share` of them need it."""
+
+    value: int | None
+    share: float
+    evidence: str
+
+
+class Choice(NamedTuple):
+    """What was chosen, None where nothing is, and the evidence in words."""
+
+    value: int | None
+    evidence: str
+
+
+def choose_batch_size(batches: Iterable[BatchSize], least: int = 1) -> Choice:
+    """Return the most requests that a batch is to have, if larger ones have expired.
+
+    Args:
+        batches: Of one model of one account.
+        least: The least that the provider takes.
+    """
+    tests: list[tuple[float, int, str]] = []
+    known = sorted(batches)
+    for size in _SIZES:
+        if size < 2 * least:
+            # The last two batches share what is left, and neither may be too small.
+            continue
+        days: dict[tuple[bool, date], bool] = {}
+        for batch in known:
+            # Of many batches one expires sooner than of few: each side has one a day, whatever it sends.
+            days.setdefault((batch.requests > size, batch.sent_at.date()), batch.has_expired)
+        above = [expired for (is_larger, _), expired in days.items() if is_larger]
+        below = [expired for (is_larger, _), expired in days.items() if not is_larger]
+        if len(above) < _FEWEST_LARGER or len(below) < _FEWEST_OTHERS:
+            continue
+        chance = _chance(sum(above), len(above), sum(below), len(below))
+        evidence = (
+            f"larger ones expired on {sum(above)} of {len(above)} days, others on {sum(below)} of {len(below)} days "
+            f"in the last {_REMEMBERED.days}"
+        )
+        tests.append((chance, -size, evidence))
+    if not tests:
+        return Choice(
+            None,
+            f"batches as large as limits allow: too few days to compare sizes by (needed are {_FEWEST_LARGER} with "
+            f"batches of more than {_SIZES[0]:,} requests, or a larger size, and {_FEWEST_OTHERS} with others)",
+        )
+    chance, size, evidence = min(tests)
+    if chance * len(tests) > _LEVEL:
+        return Choice(None, "batches as large as limits allow: no larger ones expired more often than smaller ones")
+    return Choice(-size, f"batches of at most {-size:,} requests: {evidence}")
+
+
+def _chance(expired: int, larger: int, expired_others: int, others: int) -> float:
+    """Return how probable so many expired ones or more are among the larger ones, if size were of no matter."""
+    whole, marked = larger + others, expired + expired_others
+    ways = sum(comb(marked, k) * comb(whole - marked, larger - k) for k in range(expired, min(marked, larger) + 1))
+    return ways / comb(whole, larger)
+
+
+def attempts_of(
+    taken: Iterable[tuple[datetime, datetime | None, int]], refused: Iterable[tuple[datetime, int]]
+) -> list[Attempt]:
+    """Return what a queue took and refused, oldest first.
+
+    Args:
+        taken: Of each batch when it was sent and ended, and its tokens.
+        refused: When, and how many tokens were in flight then, with the refused batch.
+    """
+    attempts = [Attempt(at, tokens, was_refused=True) for at, tokens in refused]
+    ends: list[tuple[datetime, int]] = []
+    inside = 0
+    for sent_at, ended_at, tokens in sorted(taken, key=lambda batch: batch[0]):
+        while ends and ends[0][0] <= sent_at:
+            inside -= heappop(ends)[1]
+        inside += tokens
+        if ended_at is not None:
+            heappush(ends, (ended_at, tokens))
+        attempts.append(Attempt(sent_at, inside, was_refused=False))
+    return sorted(attempts)
+
+
+def choose_at_once(attempts: Iterable[Attempt]) -> Choice:
+    """Return the most tokens that are to be in flight of a model, if more were refused. Never less than was taken."""
+    known = sorted(attempts)
+    fewest = f"(needed are {_FEWEST_REFUSED} with a refusal, and {_FEWEST_TAKEN} with a batch that was taken)"
+    taken_on: dict[date, int] = {}
+    for attempt in known:
+        if not attempt.was_refused:
+            taken_on[attempt.at.date()] = max(attempt.tokens, taken_on.get(attempt.at.date(), 0))
+    refused_on = {attempt.at.date() for attempt in known if attempt.was_refused}
+    if len(refused_on) < _FEWEST_REFUSED or len(taken_on) < _FEWEST_TAKEN:
+        return Choice(None, f"all batches at once: too few days to tell what a queue has room for {fewest}")
+    sizes = sorted(set(taken_on.values()))
+    tests: list[tuple[float, int, str]] = []
+    for size in sizes:
+        days: dict[tuple[bool, date], bool] = {}
+        last_above = False
+        for attempt in known:
+            days.setdefault((attempt.tokens > size, attempt.at.date()), attempt.was_refused)
+            last_above = attempt.was_refused if attempt.tokens > size else last_above
+        above = [refused for (is_more, _), refused in days.items() if is_more]
+        below = [refused for (is_more, _), refused in days.items() if not is_more]
+        # What was taken when it was tried last has room by now.
+        if last_above and len(above) >= _FEWEST_REFUSED and len(below) >= _FEWEST_TAKEN:
+            evidence = (
+                f"more were refused on {sum(above)} of {len(above)} days, fewer on {sum(below)} of {len(below)} days "
+                f"in the last {_REMEMBERED.days}"
+            )
+            tests.append((_chance(sum(above), len(above), sum(below), len(below)), -size, evidence))
+    if not tests or min(tests)[0] * len(sizes) > _LEVEL:
+        return Choice(None, "all batches at once: what was refused was no more than what was taken")
+    _, size, evidence = min(tests)
+    return Choice(-size, f"at most {-size:,} input tokens of the model at once: {evidence}")
+
+
+def choose_waves(retries: Sequence[Retry], most: int, outcome: Outcome) -> Waves:
+    """Return how often a request with this outcome is asked in all, if asking again was of no use.
+
+    All that waves answered counts for each outcome that they were asked for: which of them it was is not known.
+
+    Args:
+        retries: Of one dataset, as it is configured now.
+        most: How often it may be asked.
+        outcome: ERRORED or INVALID.
+    """
+    asked_for = f"{_ASKED_FOR[outcome]} is asked again as set"
+    if most < 2:  # noqa: PLR2004 - it is not asked again
+        return Waves(None, 0.0, f"{asked_for}: never")
+    submissions = [list(one) for _, one in groupby(sorted(retries, key=_of_submission), key=_of_submission)]
+    # What a batch that did not end by itself would have answered, nobody knows.
+    known = [one for one in submissions if all(wave.asked is not None and wave.answered is not None for wave in one)]
+    seen = 0
+    for waves in range(1, most):
+        days: dict[date, bool] = {}
+        share, asked, answered = 0.0, 0, 0
+        for one in known:
+            of_wave = sum((each.asked or {}).get(outcome, 0) for each in one if each.wave == waves + 1)
+            if of_wave:
+                # What would not be asked then is not asked in a later wave either.
+                labels = sum(each.answered or 0 for each in one if each.wave > waves)
+                day = one[0].planned_at.date()
+                days[day] = days.get(day, False) or labels > _OF_USE * of_wave
+                share = max(share, of_wave / max(one[0].requests, 1))
+                asked, answered = asked + of_wave, answered + labels
+        seen = max(seen, len(days))
+        if days and bound_share(sum(days.values()), len(days), 1 - _LEVEL)[1] <= _MOST_OF_USE:
+            of_use = f"more than {_OF_USE:.0%} on {sum(days.values())} of them"
+            return Waves(
+                waves,
+                share,
+                f"{_ASKED_FOR[outcome]} is asked {waves} of {most} times where at most {share:.2%} of the requests "
+                f"have it: after that {answered:,} of {asked:,} got a label on {len(days)} days in the last "
+                f"{_REMEMBERED.days} ({of_use})",
+            )
+    return Waves(None, 0.0, f"{asked_for}: of {seen} days on which it was, too few show that it is of no use")
+
+
+def _of_submission(retry: Retry) -> tuple[datetime, str]:
+    return retry.planned_at, retry.submission_id
+
+
+def choose_lead(rescues: Durations, deadline: timedelta) -> Choice:
+    """Return how many seconds before its deadline a submission is to turn to real time.
+
+    Args:
+        rescues: How long earlier ones took from their turn to real time to their end.
+        deadline: From plan to deadline.
+    """
+    if not rescues.are_enough:
+        return Choice(
+            None,
+            f"real time from the deadline on: too few days with earlier submissions that turned to it ({rescues.days}, "
+            f"{FEWEST} are needed)",
+        )
+    p90 = rescues.forecast_end().p90
+    if p90 is None:
+        return Choice(None, "real time from the deadline on: what 9 of 10 earlier submissions took then is not known")
+    took = f"9 of 10 of {rescues.ended} earlier submissions took {age_text(p90)} from there to their end"
+    if p90 > deadline * _MOST_OF_DEADLINE:
+        return Choice(None, f"real time from the deadline on: {took}, which is more than half of the deadline")
+    return Choice(round(p90.total_seconds()), f"real time from {age_text(p90)} before the deadline on: {took}")
+
+
+class Tuner:
+    """Choose for one submission, by what the ledger has now."""
+
+    def __init__(self, deployment: Deployment, labeling: Labeling) -> None:
+        self._deployment, self._labeling = deployment, labeling
+        self._now = deployment.clock()
+        self._is_tried_again = self._now.date().toordinal() % _TRIED_EVERY == 0
+        self._sizes = {one.model: self._choose_batch_size(one) for one in labeling.models}
+        self._at_once = {one.model: self._choose_at_once(one) for one in labeling.models}
+        self._waves = self._choose_waves()
+        self._lead: Choice | None = None
+        self._sample: Choice | None = None
+
+    @property
+    def of_shards(self) -> Mapping[str, Mapping[str, int]]:
+        """The fields of shards that are chosen, each by the model that they ask."""
+        chosen = {"most_requests": self._sizes, "most_at_once": self._at_once}
+        return {
+            name: {model: choice.value for model, choice in choices.items() if choice.value is not None}
+            for name, choices in chosen.items()
+        }
+
+    def choose_lead(self, requests: int) -> timedelta:
+        """Return how long before its deadline a submission of so many requests turns to real time."""
+        deadline = self._labeling.realtime.deadline
+        if not deadline or not requests:
+            return timedelta()
+        deployment, asset = self._deployment, self._labeling.asset
+        spans = deployment.ledger.submission_spans(deployment.namespace, asset, _SPANS, from_deadline=True)
+        late = [span for span in spans if span.until is None or span.until > span.began]
+        similar = [span for span in late if requests / _SIMILAR <= span.requests <= requests * _SIMILAR]
+        self._lead = choose_lead(Durations(similar, self._now), deadline)
+        return timedelta(seconds=self._lead.value or 0)
+
+    def choose_sample(
+        self, stored: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
+    ) -> int:
+        """Return how many rows a cascade samples of so many: `size`, or what cost less by other partitions.
+
+        Args:
+            stored: Has the files of other partitions.
+            partition: Which is planned: nothing of itself counts.
+            rows: It has so many.
+            size: The sample that costs least as a mean over kinds of scores.
+            at_least: What the oracle's provider takes at least.
+            cheap: What the model costs, as a share of the oracle.
+        """
+        # Few have a cascade.
+        from dagster_llm_batch.cascade.sample_size import choose_sample_size, read_samples  # noqa: PLC0415
+
+        cascade = self._labeling.cascade
+        assert cascade is not None
+        samples = read_samples(stored, self._labeling, partition)
+        value, evidence = choose_sample_size(samples, rows, size, at_least, cascade, cheap)
+        self._sample = Choice(value, evidence)
+        return size if value is None else value
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What is stored with the submission."""
+        several = len(self._sizes) > 1
+        of_models = [*self._sizes.items(), *self._at_once.items()]
+        evidence = [f"{model}: {choice.evidence}" if several else choice.evidence for model, choice in of_models]
+        others = [waves.evidence for waves in self._waves.values()]
+        others += [one.evidence for one in (self._lead, self._sample) if one is not None]
+        return {
+            **self.of_shards,
+            "waves": {
+                str(outcome): {"most": waves.value, "share": waves.share}
+                for outcome, waves in self._waves.items()
+                if waves.value is not None
+            },
+            "lead_seconds": 0 if self._lead is None else self._lead.value or 0,
+            "sample": None if self._sample is None else self._sample.value,
+            "evidence": [*evidence, *others],
+        }
+
+    def _choose_waves(self) -> dict[Outcome, Waves]:
+        labeling, deployment, resend = self._labeling, self._deployment, self._labeling.resend
+        # Another model would answer what is asked of this one no more: fallbacks, and oracles, come as they are set.
+        if len(labeling.models) > 1 or resend.max_waves == 1:
+            return {}
+        known = deployment.ledger.retries(
+            deployment.namespace,
+            labeling.asset,
+            deployment.configuration(labeling),
+            self._now - _REMEMBERED,
+            _READ,
+        )
+        # Of the oldest submission some may not be read.
+        retries = [Retry(*retry) for retry in known if len(known) < _READ or retry[0] != known[-1][0]]
+        most = {Outcome.ERRORED: resend.max_waves, Outcome.INVALID: min(resend.max_waves, resend.invalid_waves)}
+        chosen = {outcome: choose_waves(retries, most[outcome], outcome) for outcome in most}
+        if not self._is_tried_again:
+            return chosen
+        return {
+            outcome: waves if waves.value is None else Waves(None, 0.0, f"{_TRIED_AGAIN}: {waves.evidence}")
+            for outcome, waves in chosen.items()
+        }
+
+    def _choose_at_once(self, labeling: Labeling) -> Choice:
+        deployment, owner = self._deployment, self._deployment.owner(labeling)
+        queue, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
+        known = deployment.ledger.queue_attempts(
+            owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
+        )
+        choice = choose_at_once(attempts_of(*known))
+        if choice.value is None:
+            return choice
+        if queue is not None and queue.max_tokens is not None and queue.max_tokens <= choice.value:
+            return Choice(None, f"as many batches at once as {queue} allows: {choice.evidence}")
+        return Choice(None, f"{_TRIED_AGAIN}: {choice.evidence}") if self._is_tried_again else choice
+
+    def _choose_batch_size(self, labeling: Labeling) -> Choice:
+        limits, deployment = self._deployment.batch_limits(labeling), self._deployment
+        queue, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
+        if queue is not None and queue.max_batches is not None:
+            return Choice(None, "batches as large as limits allow: more of them would not fit into the queue's limit")
+        owner = deployment.owner(labeling)
+        known = deployment.ledger.batch_sizes(
+            owner.provider, owner.account, owner.model, self._now - _REMEMBERED, _READ
+        )
+        choice = choose_batch_size([BatchSize(*batch) for batch in known], limits.min_requests)
+        if choice.value is not None and choice.value >= limits.max_requests:
+            return Choice(
+                None, f"batches as large as limits allow, {limits.max_requests:,} requests: {choice.evidence}"
+            )
+        return choice

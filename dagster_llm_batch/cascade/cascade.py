@@ -1,0 +1,562 @@
+"""Cascades: the sample of a plan, and what the oracle is asked of it in the first wave; then see `escalation.py`.
+
+    wave 1   the model on all requests, the oracle on those of the sampled rows
+    wave 2   the oracle on what is not above the threshold, and on what the model gave no good answer to
+    later    what the oracle did not answer, as far as Resend allows; the model is never asked again
+
+What was decided is a file beside the manifest. It is written before a wave rests on it, and says the same if a process
+that was killed in between writes it again: it is computed from stored results alone. Where a cascade would cost more
+than the oracle, all rows are the sample: the model is asked nothing.
+
+Loaded only where a labeling has a cascade.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property, partial
+from itertools import compress, count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.cascade.sample_size import readable_levels
+from dagster_llm_batch.core.audit import Audit, Calibration, count_independent
+from dagster_llm_batch.core.cascade import (
+    Cascade,
+    Rolling,
+    choices_of,
+    choose_sample,
+    count_allowed,
+    count_least,
+    digest_keys,
+    expect_accepted,
+    look_confidence,
+    relative_cost,
+    smallest,
+)
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, canonical_json, configuration_fingerprint, packed
+from dagster_llm_batch.core.keys import keys_of
+from dagster_llm_batch.core.levels import Levels
+from dagster_llm_batch.core.memory import chunks
+from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.core.rows import record_batches
+from dagster_llm_batch.core.token_counts import InputCounts
+from dagster_llm_batch.errors import ConfigError, InputError, MissingGoldError
+from dagster_llm_batch.files.request_files import (
+    CALIBRATION,
+    ShardFiles,
+    WrittenLines,
+    delete_requests,
+    levels_of,
+    requests_of,
+)
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.types import Lane
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.definition.labeling import Labeling
+    from dagster_llm_batch.files.known_requests import KnownRequests
+    from dagster_llm_batch.files.request_writer import Plan
+    from dagster_llm_batch.loop.deployment import Deployment
+    from dagster_llm_batch.loop.plan import Planner
+
+__all__ = ["OracleShare", "Sampling", "forget_sampled", "store_levels"]
+
+_ID = "llm_request_id"
+_ROWS_AT_ONCE = 65_536
+# So many earlier submissions say what to expect of the next one.
+_REMEMBERED, _LOOKED_AT = 5, 100
+_AT_ONCE, _COUNTED_AT_ONCE = 16, 1_024
+_SHOWN = 5
+# Of a line whose tokens nobody has counted, since the model's own answer to it is there already.
+_BYTES_A_TOKEN = 4
+
+
+def forget_sampled(payloads: PayloadStore, submission: Submission, going: set[str]) -> None:
+    """Take requests of erased rows out of what is stored of a sample and an audit."""
+    levels = levels_of(payloads, submission)
+    if levels is not None and not going.isdisjoint(levels.drawn):
+        store_levels(payloads, submission.folder, levels.keep_drawn({*levels.drawn} - going))
+
+
+def store_levels(payloads: PayloadStore, folder: str, levels: Levels) -> None:
+    """Write what was decided of a submission, into its folder."""
+    with payloads.writer(f"{folder}/{CALIBRATION}") as out:
+        out.write(levels.as_json())
+
+
+def _missing_gold(asset: str, target: str, keys: Sequence[object], sampled: int) -> MissingGoldError:
+    """Return the error that gold says nothing of these of the sampled rows."""
+    shown = ", ".join(f"{str(key)[:60]!r}" for key in keys[:_SHOWN])
+    more = f", and {len(keys) - _SHOWN:,} more" if len(keys) > _SHOWN else ""
+    message = (
+        f"Cascade.gold has no '{target}' for {len(keys):,} of the {sampled:,} rows of '{asset}' that were sampled: "
+        f"{shown}{more}. Nothing was asked, and nothing is paid. `dagster-llm-batch plan {asset} --json` lists all "
+        "their keys as missing_gold; they stay the same until the rows, the prompt or a model change. Have people "
+        "label them, or promise against the oracle: leave gold and within out."
+    )
+    return MissingGoldError(message, keys)
+
+
+def _cascade(labeling: Labeling) -> Cascade:
+    assert labeling.cascade is not None
+    return labeling.cascade
+
+
+@dataclass(frozen=True)
+class _Looks:
+    """Looks at the same rows that came before, as far as their files are there, and digests of these rows."""
+
+    keys_id: str
+    requests_id: str
+    known: Mapping[tuple[str, int | None], Levels | None]
+
+    def of(self, cascade: Cascade, calibration: str, seed: str, sample: int | None) -> int:
+        """Return which look this is, from 1 on; `sample`: how many rows are drawn, where that is known.
+
+        What was decided once is the same look. So is a stricter promise of the same sampled rows: nobody asks more of
+        the oracle because it pleases.
+        """
+        looks = [None if levels is None else levels.look for levels in self.known.values()]
+        for levels in filter(None, self.known.values()):
+            if sample not in (None, levels.sample):
+                continue
+            is_stricter = (
+                sample is not None
+                and (levels.seed, levels.score, levels.target) == (seed, cascade.score, cascade.target)
+                and (levels.within is None) is (cascade.within is None)
+                and levels.agreement <= cascade.least_share
+                and levels.confidence <= cascade.confidence
+            )
+            if is_stricter or levels.calibration_id == calibration:
+                return levels.look or 1
+        # Of older code, or where files are gone, each is one more.
+        return 1 + looks.count(None) + max(filter(None, looks), default=0)
+
+
+@dataclass(frozen=True)
+class OracleShare:
+    """What a plan asks of the oracle. Money is None where its price is unknown.
+
+    Attributes:
+        model: The oracle: the provider, a slash, and the provider's own name for it.
+        requests: How many requests it is sent at once.
+        input_tokens, output_tokens, estimated_usd: What is expected of these.
+        later: How many more it is expected to be sent when the threshold is set.
+        later_usd: What these are expected to cost.
+        later_most: How many it can be sent then: as if nothing of the model were accepted.
+        reserved_usd: What is kept of limits for so many, at what is expected of each.
+        later_bound_usd: What so many can cost at most; None: nobody knows.
+    """
+
+    model: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    estimated_usd: Decimal | None
+    later: int
+    later_usd: Decimal | None
+    later_most: int
+    reserved_usd: Decimal | None
+    later_bound_usd: Decimal | None
+
+
+class Sampling:
+    """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave.
+
+    Args:
+        planner: What wrote the draft; its payloads may be aside, for a preview.
+        deployment: What is planned for.
+        labeling: One with a cascade.
+        partition, submission_id: What the draft is of.
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        deployment: Deployment,
+        labeling: Labeling,
+        partition: str,
+        submission_id: str,
+    ) -> None:
+        self._planner = planner
+        self._deployment = deployment
+        self._labeling = labeling
+        self._payloads = planner.wave(submission_id, partition, 1).payloads
+        self._partition = partition
+        self._submission_id = submission_id
+        self._written: list[ShardFiles] = []
+        self._unexpected_usd = Decimal(0)
+        self.levels: Levels | None = None
+        self.oracle: OracleShare | None = None
+        self.rest_usd: Decimal | None = None
+
+    @cached_property
+    def _folder(self) -> str:
+        wave = self._planner.wave(self._submission_id, self._partition, 1)
+        return wave.path_of(CALIBRATION).rpartition("/")[0]
+
+    def repeat(self, known: Submission) -> None:
+        """Decide what was decided of an earlier submission of the same rows."""
+        if (levels := levels_of(self._payloads, known)) is not None:
+            store_levels(self._payloads, self._folder, replace(levels, is_repeated=True))
+
+    def whole(self, estimate: Estimate) -> Estimate:
+        """Return the estimate as limits count it: as if nothing of the model were accepted."""
+        whole = replace(estimate)
+        whole.add_surcharge(Costs(self._unexpected_usd, Decimal(0)))
+        return whole
+
+    def draw(self, plan: Plan, estimate: Estimate, known: KnownRequests | None) -> tuple[Plan, Estimate]:
+        """Return the plan with the oracle's shards, and what it is expected to cost; `rest_usd` is what to keep for the
+        wave after that.
+
+        `known` has the requests that the oracle has answered, or is asked now.
+        """
+        cascade, oracle = _cascade(self._labeling), self._labeling.models[1]
+        seed = self._seed()
+        rows = plan.rows - plan.skipped - plan.unreadable.rows
+        tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
+        least = self._deployment.codec(oracle).limits.min_requests
+        again = None if cascade.sample == "auto" else plan.fingerprint
+        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, plan.rows, rows, again)
+        asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
+        size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
+        audit, earlier = self._audit(cascade, seed, rows, plan.requests)
+        if earlier is not None:
+            size = 0
+        each = self._planner.estimate(oracle).expected_usd(tokens or 0)
+        cheap = Decimal(0) if tokens is None else self._planner.estimate(self._labeling).expected_usd(tokens)
+        accepted = self._expect_accepted(cascade)
+        # Before a row is drawn: what certifies this partition is not touched by it.
+        size = self._planner.tune_sample(self._deployment, self._partition, rows, size, least, (cheap, each))
+        cost = None
+        if each and cheap is not None and rows:
+            audited = 0 if audit is None else round(audit.share * rows)
+            prices = (float(cheap), float(each))
+            cost = relative_cost(*prices, min(size + audited, rows), rows, accepted)
+            # A sample that later partitions take their thresholds from is no cost of these.
+            lasting = cost if audit is None else relative_cost(*prices, audited, rows, accepted)
+            # Whoever names a sample has decided that there is to be one.
+            # A model that is free costs nothing where it is of no use yet, as a student that has not learned.
+            if lasting > 1 and cascade.sample == "auto":
+                size, audit, earlier = rows, None, None
+        keys, sampled = ([], None) if size >= rows and audit is None else self._drawn(size, seed)
+        # Before anything is written that costs: what is missing, people have to say first.
+        gold = None if sampled is None or cascade.gold is None else self._gold_of(cascade, keys)
+        if sampled is None:
+            # The model is asked nothing, and costs nothing.
+            for shard in plan.shards:
+                delete_requests(self._payloads, shard)
+            plan = replace(plan, shards=[])
+        drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
+        shards, of_oracle, later = self._write(plan, oracle, drawn, known, tokens)
+        self._refuse_too_few(count_requests(shards), least)
+        if sampled is None or not estimate.requests:
+            estimate = of_oracle
+        else:
+            estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
+        estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
+        left = later.requests
+        rest = Decimal(0) if each is None else each * left
+        # What is kept is for all of them; what is expected, for those that will not be accepted.
+        self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
+        later_usd = rest - self._unexpected_usd
+        self.oracle = OracleShare(
+            model=cascade.oracle,
+            requests=count_requests(shards),
+            input_tokens=of_oracle.expected_input,
+            output_tokens=of_oracle.expected_output,
+            estimated_usd=of_oracle.cost_usd,
+            later=round(left * (1 - accepted)),
+            later_usd=None if each is None else later_usd,
+            later_most=left,
+            reserved_usd=None if each is None else rest,
+            later_bound_usd=later.bound_usd,
+        )
+        # At most, the oracle answers all rows, each as dear as it can be.
+        estimate.add_surcharge(Costs(later_usd, later.bound_usd))
+        self.levels = Levels(
+            calibration_id=calibration,
+            oracle=cascade.oracle,
+            score=cascade.score,
+            target=cascade.target,
+            agreement=cascade.least_share,
+            confidence=cascade.confidence,
+            within=cascade.within,
+            gold=gold,
+            seed=seed,
+            rows=rows,
+            sample=rows if sampled is None else len(sampled),
+            sampled=sampled,
+            relative_cost=cost,
+            audit=audit,
+            look=None if sampled is None or earlier is not None else looks.of(cascade, calibration, seed, len(sampled)),
+            keys_id=looks.keys_id,
+            requests_id=looks.requests_id,
+        )
+        if earlier is not None:
+            self.levels = self.levels.set_threshold(earlier)
+        if sampled is None:
+            self.levels = self.levels.ask_oracle_alone()
+        store_levels(self._payloads, self._folder, self.levels)
+        return replace(plan, shards=[*plan.shards, *shards]), estimate
+
+    def _earlier_looks(self, seed: str, rows: int, asked: int, again: str | None) -> _Looks:
+        """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
+
+        `again` is the fingerprint of submissions that drew the very rows that are drawn now: they are the same look.
+
+        Rows with the same keys are the same rows. Where the models and the prompt are the same, too, and the requests
+        are others, then what stands in the rows has changed, and nobody has looked at it.
+        """
+        keys_id, requests_id = self._digest_rows()
+        known: dict[tuple[str, int | None], Levels | None] = {}
+        deployment = self._deployment
+        for submission in deployment.ledger.history(deployment.namespace, self._labeling.asset, self._partition):
+            if submission.questions is None:
+                continue
+            found = list(readable_levels(deployment.payloads, [submission]))
+            if not found:
+                # Its files were pruned, or are damaged, and nobody knows more than how many rows it had.
+                if submission.rows == rows and submission.fingerprint != again:
+                    known[submission.fingerprint, None] = None
+                continue
+            levels = found[0][1]
+            if not levels.sampled or levels.is_rolling:
+                continue
+            if levels.threshold is None and submission.state is not SubmissionState.OPEN:
+                continue
+            is_same = levels.rows == asked if levels.keys_id is None else levels.keys_id == keys_id
+            is_changed = levels.seed == seed and levels.requests_id not in (None, requests_id)
+            if is_same and not is_changed:
+                known[levels.calibration_id, levels.sample] = levels
+        return _Looks(keys_id, requests_id, known)
+
+    def _digest_rows(self) -> tuple[str, str]:
+        """Return digests of the keys and of the requests of all rows, whatever their order."""
+        of_keys = of_requests = 0
+        for keys, ids in self._rows():
+            of_keys += int(digest_keys(keys, "look").sum(dtype=np.uint64))
+            heads = np.frombuffer(packed(ids.to_pylist()), np.uint8).reshape(-1, REQUEST_ID_BYTES)[:, :8]
+            of_requests += int(heads.copy().view(">u8").sum(dtype=np.uint64))
+        return f"{of_keys % 2**64:016x}", f"{of_requests % 2**64:016x}"
+
+    def _usual_size(self, cascade: Cascade, rows: int, least: int, look: int) -> int:
+        """Return how many rows are sampled before other partitions are asked.
+
+        Raises ConfigError where so many looks were taken at these rows that such a sample could accept nothing.
+        """
+        confidence = look_confidence(cascade.confidence, look)
+        if cascade.sample == "auto":
+            return choose_sample(rows, cascade.least_share, confidence, least)
+        size = min(cascade.sample, rows)
+        if look == 1 or size == rows or count_allowed(size, rows, cascade.least_share, confidence) >= 0:
+            return size
+        needed = count_least(cascade.least_share, confidence)
+        raise ConfigError(
+            f"'{self._labeling.asset}': Cascade.sample={cascade.sample!r} is too small for look {look} at the same "
+            f"rows. Looks share the {1 - cascade.confidence:.1%} of which a promise may fail, so that this one needs "
+            f"{needed:,} rows. Nothing was sent. Give more, or 'auto', or go back to what an earlier look asked for."
+        )
+
+    def _refuse_too_few(self, requests: int, least: int) -> None:
+        """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
+        if 0 < requests < least and self._labeling.limits.below_minimum == "refuse":
+            raise ConfigError(
+                f"'{self._labeling.asset}': the sample of the cascade is asked of {_cascade(self._labeling).oracle}, "
+                f"which takes at least {least} requests in a batch; these are {requests}. Nothing was sent. Give "
+                "Cascade(sample=…) more rows, or set Limits(below_minimum='pad') (copies that are paid for fill it "
+                "up) or 'realtime' (answered at once, at the price of real time)."
+            )
+
+    def _expect_accepted(self, cascade: Cascade) -> float:
+        """Return which share of rows will be accepted: that of the last submissions of the dataset, if there are some.
+
+        Never that of this one: what is chosen by the sample that certifies it breaks its promise in 30 of 100 cases.
+        """
+        deployment, configuration = self._deployment, self._planner.configuration
+        # Of a backfill, most of the newest are not settled yet.
+        known = deployment.ledger.submissions(
+            deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
+        )
+        same = [one for one in known if one.is_settled and one.config_fingerprint == configuration]
+        earlier = (levels for _, levels in readable_levels(deployment.payloads, same[:_REMEMBERED]))
+        shares = [one.accepted for one in earlier if one.accepted is not None and not one.asks_oracle_alone]
+        return sum(shares) / len(shares) if shares else expect_accepted(cascade.least_share)
+
+    def _seed(self) -> str:
+        """Return what decides which rows are drawn: the partition, and what is calibrated, in whichever account.
+
+        Where somebody has changed the prompt, a model or a parameter by what the sampled rows showed, these rows would
+        flatter it: others are drawn then. The same configuration draws the same ones again, which are paid once; so
+        does another promise, whose sample has these rows and more, or some of them.
+        """
+        prompt, turns = self._labeling.prompt, self._labeling.spec.turns
+        asked = [prompt.system, prompt.user, list(prompt.images), [[turn.role, turn.text] for turn in turns]]
+        models = [configuration_fingerprint("", one.provider, one.spec) for one in self._labeling.models]
+        digest = hashlib.sha256(canonical_json([models, asked]).encode()).hexdigest()
+        place = (self._deployment.namespace, self._labeling.asset, self._partition)
+        return "/".join([*place, digest[:16]])
+
+    def _gold_of(self, cascade: Cascade, keys: Sequence[object]) -> list[Any]:
+        """Return what people say of the rows with these keys. Raises InputError where they say nothing of one."""
+        key, target = self._labeling.key, cascade.target
+        wanted = {str(one) for one in keys}
+        found: dict[str, Any] = {}
+        twice: list[str] = []
+        for batch in record_batches(cascade.gold, {key, target}):
+            if absent := {key, target} - set(batch.schema.names):
+                raise InputError(
+                    f"Cascade.gold has no column {', '.join(sorted(absent))}: it takes the key of the rows, '{key}', "
+                    f"and '{target}', under these names. Its columns: {', '.join(batch.schema.names)}."
+                )
+            for name, label in zip(keys_of(batch, key), batch.column(target).to_pylist(), strict=True):
+                if (text := str(name)) in wanted:
+                    twice += [text] if text in found else []
+                    found[text] = label
+        # A batch with two of them is refused where it is read; which batches there are is chance.
+        if twice:
+            shown = ", ".join(f"{text[:60]!r}" for text in dict.fromkeys(twice[:_SHOWN]))
+            raise InputError(
+                f"Cascade.gold has several rows for each of {len(set(twice)):,} rows that were sampled: {shown}. "
+                "Nothing was asked. Which label is right would be chance: give one row for each key, such as the gold "
+                "that `annotation_assets` makes of several people's labels."
+            )
+        if lacking := [one for one in keys if found.get(str(one)) is None]:
+            raise _missing_gold(self._labeling.asset, target, lacking, len(keys))
+        gold = [found[str(one)] for one in keys]
+        kind, choices = self._labeling.reader.schema.field(target).type, choices_of(self._labeling.reader, target)
+        try:
+            labels = pa.array(gold).cast(kind)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise InputError(
+                f"Cascade.gold has labels in '{target}' that are not of the type of the response, {kind}: {error}. "
+                "Cast them to it."
+            ) from error
+        # The oracle would be wrong of each such row, and the model could do no harm.
+        if choices and (others := sorted({str(one) for one in labels.to_pylist()} - {str(one) for one in choices})):
+            raise InputError(
+                f"Cascade.gold has labels in '{target}' that no model can give: {', '.join(map(repr, others[:5]))}. "
+                f"The response allows {', '.join(repr(one) for one in choices)}. Write them as it does."
+            )
+        said: list[Any] = labels.to_pylist()
+        return said
+
+    def _digest(self, cascade: Cascade, seed: str) -> str:
+        content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
+
+    def _count_independent(self, rows: int, requests: int) -> int:
+        """Return how many independent rows these count as, which share so many requests."""
+        if rows == requests:
+            return rows
+        heads = [np.frombuffer(packed(ids.to_pylist()), np.uint8) for _, ids in self._rows()]
+        ids = np.concatenate(heads).reshape(-1, REQUEST_ID_BYTES)
+        return count_independent(np.unique(ids[:, :8].copy().view(">u8"), return_counts=True)[1])
+
+    def _audit(self, cascade: Cascade, seed: str, rows: int, requests: int) -> tuple[Audit | None, Calibration | None]:
+        """Return the audit of this partition, and the threshold that earlier ones give, if they do."""
+        if not rows or not isinstance(cascade.calibrate, Rolling):
+            return None, None
+        from dagster_llm_batch.cascade.audit import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
+
+        history = history_id(self._planner.configuration, self._labeling, cascade)
+        place = (self._deployment, self._labeling, cascade, self._partition)
+        found = calibrate_on_earlier(*place, self._count_independent(rows, requests), history)
+        why_not = found if isinstance(found, str) else None
+        # By another seed: what is in the sample is audited as often as what is not.
+        bound = np.uint64(cascade.calibrate.audit * 2**64)
+        audited = [
+            request_id
+            for keys, ids in self._rows()
+            for request_id in ids.filter(pa.array(digest_keys(keys, f"audit:{seed}") < bound)).to_pylist()
+        ]
+        audit = Audit(share=cascade.calibrate.audit, requests=audited, history_id=history, why_not=why_not)
+        return audit, None if isinstance(found, str) else found
+
+    def _drawn(self, size: int, seed: str) -> tuple[list[object], list[str]]:
+        """Return the rows with the smallest digests: the key and the request of each."""
+        if not size:
+            return [], []
+        bound = np.empty(0, np.uint64)
+        for keys, _ in self._rows():
+            bound = smallest(bound, digest_keys(keys, seed), size)
+        last = bound.max()
+        drawn_keys: list[object] = []
+        drawn: list[str] = []
+        for keys, ids in self._rows():
+            are_drawn = digest_keys(keys, seed) <= last
+            drawn_keys += compress(keys, are_drawn)
+            drawn += ids.filter(pa.array(are_drawn)).to_pylist()
+        return drawn_keys, drawn
+
+    def _rows(self) -> Iterator[tuple[Sequence[object], pa.Array]]:
+        """Yield the keys and the request_ids of all rows that are asked."""
+        key = self._labeling.key
+        for batch in self._payloads.iter_batches(f"{self._folder}/manifest.parquet", _ROWS_AT_ONCE, [key, _ID]):
+            asked = batch.filter(pc.is_valid(batch[_ID]))
+            yield keys_of(asked, key), asked[_ID]
+
+    def _write(
+        self,
+        plan: Plan,
+        oracle: Labeling,
+        wanted: set[str] | None,
+        known: KnownRequests | None,
+        tokens: int | None,
+    ) -> tuple[list[Shard], Estimate, Estimate]:
+        """Write the oracle's shards of the first wave; return them, what they cost, and what all others would."""
+        planner, spare = self._planner, self._planner.spare(self._submission_id, self._partition, oracle)
+        numbers = count(max((shard.number for shard in plan.shards), default=-1) + 1)
+        wave = replace(planner.wave(self._submission_id, self._partition, 1), shard_numbers=numbers)
+        files = planner.files(wave, oracle, Lane.BATCH)
+        self._written.append(files)
+        estimate, later, counter = planner.estimate(oracle), planner.estimate(oracle), self._deployment.counter(oracle)
+        bound_of = partial(counter.bound_of_line, has_images=bool(self._labeling.prompt.images))
+
+        def count_later(bounds: list[int | None]) -> None:
+            later.add(InputCounts([tokens or 0] * len(bounds), bounds))
+
+        def wanted_lines() -> Iterator[tuple[str, bytes]]:
+            bounds: list[int | None] = []
+            for request_id, line in requests_of(self._payloads, spare.path, spare.nonce):
+                if known is not None and request_id in known:
+                    continue
+                if wanted is None or request_id in wanted:
+                    yield request_id, line
+                    continue
+                bounds.append(bound_of(line))
+                if len(bounds) == _COUNTED_AT_ONCE:
+                    count_later(bounds)
+                    bounds = []
+            count_later(bounds)
+
+        for chunk in chunks(wanted_lines(), _AT_ONCE):
+            ids, encoded = zip(*chunk, strict=True)
+            expected = [tokens or len(line) // _BYTES_A_TOKEN for line in encoded]
+            counts = InputCounts(expected, [bound_of(line) for line in encoded])
+            files.add(WrittenLines(ids, encoded, spare.nonce), ids, counts, estimate.add)
+        shards = files.close()
+        estimate.add_surcharge(files.surcharge)
+        return shards, estimate, later
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for files in self._written:
+            files.discard()
+        self._payloads.delete(f"{self._folder}/{CALIBRATION}")
+
+
+def _dearest(*amounts: Decimal | None) -> Decimal | None:
+    """Return the largest amount; None where nobody knows one."""
+    known = [amount for amount in amounts if amount is not None]
+    return max(known) if len(known) == len(amounts) else None

@@ -1,0 +1,1 @@
+"""What a person defines: a labeling, and the rules of a deployment."""

@@ -1,0 +1,1 @@
+"""Files of submissions: requests, receipts, results and their owners."""

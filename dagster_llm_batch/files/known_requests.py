@@ -1,0 +1,221 @@
+"""Requests that are not asked again, since earlier submissions have asked them: 28 bytes each, however many there are.
+
+results of each shard ─▶ answered ─┐
+requests of batches on their way ──┼─▶ packed ids, sorted ─▶ found by bisection, a chunk of rows at once
+those that wait for a person ──────┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed, unpacked
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.files.merged_results import FEWEST_MERGED, MergedResults
+from dagster_llm_batch.files.request_files import answers_so_far, packed_ids, request_ids
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.payloads import PayloadStore
+from dagster_llm_batch.types import Lane, Outcome
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    _Array = np.ndarray[Any, Any]
+
+__all__ = ["KnownRequests", "find_known"]
+
+_ID, _OUTCOME = "llm_request_id", "llm_outcome"
+
+
+class KnownRequests:
+    """Request_ids, each with True where a good answer is there, False where one may still come. Immutable.
+
+    Args:
+        settled: Those that are True, packed. More than `few` in a bytearray are sorted in place, and kept.
+        in_flight: Those that are False where they are not among `settled`, packed; sorted and kept in the same way.
+        few: So many need no numpy, which takes long to load.
+    """
+
+    def __init__(self, settled: bytearray | bytes = b"", in_flight: bytearray | bytes = b"", *, few: int) -> None:
+        self._few: dict[str, bool] | None = None
+        self._many: list[tuple[bool, _Digests]] = []
+        if len(settled) + len(in_flight) <= few * REQUEST_ID_BYTES:
+            self._few = {**dict.fromkeys(unpacked(in_flight), False), **dict.fromkeys(unpacked(settled), True)}
+        else:
+            self._many = [
+                (is_settled, _Digests(ids)) for is_settled, ids in ((False, in_flight), (True, settled)) if ids
+            ]
+
+    def __bool__(self) -> bool:
+        return bool(self._few or self._many)
+
+    def __contains__(self, request_id: str) -> bool:
+        return self.find([request_id]) != [None]
+
+    def find(self, ids: Sequence[str]) -> list[bool | None]:
+        """Return what is known of each request; None of one that is to be asked."""
+        if self._few is not None:
+            return list(map(self._few.get, ids))
+        found: list[bool | None] = [None] * len(ids)
+        for is_settled, digests in self._many if ids else []:
+            for place in digests.places(ids):
+                found[place] = is_settled
+        return found
+
+
+class _Digests:
+    """Packed ids, sorted. A bytearray is sorted in place: a second array of a million ids would take 20 MB more."""
+
+    def __init__(self, ids: bytearray | bytes) -> None:
+        import numpy as np  # noqa: PLC0415 - see `few`
+
+        self._sorted = np.frombuffer(ids if isinstance(ids, bytearray) else bytearray(ids), f"S{REQUEST_ID_BYTES}")
+        self._sorted.sort()
+        self._heads = self._heads_of(self._sorted)
+
+    def places(self, ids: Sequence[str]) -> list[int]:
+        """Return the places of the ids that are there."""
+        import numpy as np  # noqa: PLC0415
+
+        sought = np.frombuffer(packed(ids), f"S{REQUEST_ID_BYTES}")
+        # Numbers are found in a third of the time that texts take. Two ids that differ may have one head.
+        heads = self._heads_of(sought)
+        at = np.minimum(self._heads.searchsorted(heads), len(self._sorted) - 1)
+        are_there = self._sorted[at] == sought
+        unsure = np.flatnonzero((self._heads[at] == heads) & ~are_there)
+        if len(unsure):
+            at = np.minimum(self._sorted.searchsorted(sought[unsure]), len(self._sorted) - 1)
+            are_there[unsure] = self._sorted[at] == sought[unsure]
+        places: list[int] = np.flatnonzero(are_there).tolist()
+        return places
+
+    @staticmethod
+    def _heads_of(digests: _Array) -> _Array:
+        import numpy as np  # noqa: PLC0415
+
+        # A view of each digest's first 8 bytes, which `astype` then copies: once, not twice.
+        return np.ndarray(len(digests), ">u8", digests, strides=(REQUEST_ID_BYTES,)).astype("u8")
+
+
+def find_known(
+    labeling: Labeling,
+    deployment: Deployment,
+    submissions: Sequence[Submission],
+    *,
+    again: bool,
+    of: str | None = None,
+) -> KnownRequests:
+    """Return the requests that are not asked now, as these submissions, newest first, have them.
+
+    True: there is a good answer, or none and the cause is final: then only a person (`again`) asks. False: it is in
+    flight. Of a cascade those of one model, by default its own: what the oracle has answered is no answer of that.
+    All of these are False, since the other may still be asked.
+    """
+    is_cascade, model = labeling.cascade is not None, of or labeling.model
+    # A reply of a cascade's own model that does not fit is the oracle's to answer.
+    is_final = is_cascade and of is None and not again
+    found = _Found(deployment, [Outcome.SUCCEEDED.value, *([Outcome.INVALID.value] if is_final else [])])
+    collector = Collector(labeling, deployment)
+    stored = deployment.ledger.shards_of([submission.submission_id for submission in submissions])
+    oldest_first = [shard for submission in reversed(submissions) for shard in stored[submission.submission_id]]
+    copies = {} if is_cascade else _find_copies(collector, deployment.payloads, oldest_first)
+    for submission in submissions:
+        shards = stored[submission.submission_id]
+        if collector.restore(shard for shard in shards if shard.shard_id not in copies):
+            # What is lost for good has a cause now.
+            shards = deployment.ledger.shards(submission.submission_id)
+        for shard in sorted(shards, key=_place, reverse=True):
+            if shard.shard_id in copies:
+                # All that a copy is of is known where its newest shard comes.
+                if (copy := copies[shard.shard_id]) is not None:
+                    found.add_copy(*copy)
+            elif not is_cascade or shard.asked_of == model:
+                found.add(shard)
+    in_flight, few = found.in_flight, deployment.few_known
+    if not again:
+        left = sorted(found.left)
+        known = KnownRequests(in_flight=in_flight, few=few).find(left)
+        found.answered += packed(one for one, is_known in zip(left, known, strict=True) if is_known is None)
+    if is_cascade:
+        return KnownRequests(in_flight=in_flight + found.answered, few=few)
+    return KnownRequests(found.answered, in_flight, few=few)
+
+
+_Copies = Mapping[str, tuple[Shard, Sequence[Shard]] | None]
+"""By id of all shards that are in merged copies: of the newest in each what stands for the copy, and its shards."""
+
+
+def _find_copies(collector: Collector, payloads: PayloadStore, shards: Sequence[Shard]) -> _Copies:
+    """Return the merged copies of these shards, oldest first, of which none waits for a person."""
+    answered = [shard for shard in shards if shard.has_answers]
+    if len(answered) < FEWEST_MERGED or any(shard.results_path and not shard.has_answers for shard in shards):
+        return {}
+    copies: dict[str, tuple[Shard, Sequence[Shard]] | None] = {}
+    for copy, merged in MergedResults(payloads, collector.schema).find(answered):
+        if all(shard.state is ShardState.COLLECTED and not shard.waits_for_person for shard in merged):
+            copies |= dict.fromkeys(shard.shard_id for shard in merged)
+            copies[merged[-1].shard_id] = (copy, merged)
+    return copies
+
+
+@dataclass
+class _Found:
+    """What shards say of their requests, newest first. Packed: `answered` and `in_flight`.
+
+    Without an answer: those that wait for a person (`left`), and those of which another batch says something newer.
+    """
+
+    deployment: Deployment
+    answers: Sequence[str]
+    answered: bytearray = field(default_factory=bytearray)
+    in_flight: bytearray = field(default_factory=bytearray)
+    left: set[str] = field(default_factory=set)
+    newer: set[str] = field(default_factory=set)
+
+    def add(self, shard: Shard) -> None:
+        payloads = self.deployment.payloads
+        # One that was given up, and has ended after all, has the results of before until it is collected.
+        if shard.results_path and shard.state is ShardState.COLLECTED:
+            unanswered = set(self._unanswered(shard.results_path))
+            if shard.waits_for_person:
+                self.left |= unanswered - self.newer
+            self.newer |= unanswered
+        elif shard.state is not ShardState.PLANNED and shard.sent_at is not None:
+            self.in_flight += packed_ids(payloads, shard)
+        elif shard.lane is Lane.REALTIME and (so_far := answers_so_far(payloads, shard)):
+            ids = request_ids(payloads, shard)
+            self.in_flight += packed(ids[place] for place in so_far)
+
+    def add_copy(self, copy: Shard, shards: Sequence[Shard]) -> None:
+        """Add what a merged copy says, or where it is gone, since another process erased or pruned, its shards."""
+        try:
+            self.add(copy)
+        except FileNotFoundError:
+            for shard in reversed(shards):
+                self.add(shard)
+
+    def _unanswered(self, path: str) -> Iterator[str]:
+        """Note the requests of these results that have an answer, and yield the others."""
+        good = pa.array(self.answers, pa.string())
+        for batch in self.deployment.payloads.iter_batches(path, columns=[_ID, _OUTCOME]):
+            ids = batch.column(0)
+            are_good = pc.is_in(batch.column(1).cast(pa.string()), good)
+            self.answered += packed(_texts(ids.filter(are_good)))
+            yield from _texts(ids.filter(pc.invert(are_good)))
+
+
+def _texts(column: pa.Array) -> Iterable[str]:
+    texts: list[str] = column.to_pylist()
+    return texts
+
+
+def _place(shard: Shard) -> tuple[int, int]:
+    return (shard.wave, shard.number)

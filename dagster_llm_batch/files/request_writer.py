@@ -1,0 +1,549 @@
+"""From rows to stored shards: render, dedupe, encode, split, count. Writes payload files; sends nothing.
+
+    rows ─▶ RequestSource ─▶ Draft.add_rows ─▶ request files (a shard each) + manifest (row -> request) ─▶ Draft.finish
+
+A draft makes one pass over the rows, in constant memory: the digests of requests, and a hash of each key, are kept in
+unnamed temporary files once there are many. A draft that is refused, or turns out to be known already, is discarded and
+leaves no file behind.
+
+A draft decides the order, the duplicates, the lanes, the shards and the estimate. Where the rows are rendered and the
+files are written is up to its RequestSource: LocalSource does it in this process, WorkerSource (request_parts.py) has
+workers do it. Rendering a batch of rows needs no other batch, which is what lets workers do it anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from heapq import nlargest
+from itertools import chain, groupby
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from dagster_llm_batch.core.dedupe import Seen
+from dagster_llm_batch.core.identity import RowBlocks, RowsDigest, custom_id, packed
+from dagster_llm_batch.core.keys import ErasedKeys, KeyGuard, keys_of
+from dagster_llm_batch.core.label_join import UNSENT, UNSENT_FIELD
+from dagster_llm_batch.core.memory import release_memory
+from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.prompt import ImageLoader
+from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
+from dagster_llm_batch.core.sharding import ShardFill
+from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.errors import InputError
+from dagster_llm_batch.files.request_files import (
+    BLOCKS,
+    DEFINITION,
+    ShardFiles,
+    WrittenLines,
+    definition_in,
+    facts_in,
+)
+from dagster_llm_batch.files.request_source import RenderedBatch, RenderedChunk, RenderedRequests, RequestSource
+from dagster_llm_batch.files.row_renderer import RowRenderer, reasons_of
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
+from dagster_llm_batch.types import Lane, Request
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.files.earlier_rows import EarlierRows
+    from dagster_llm_batch.files.known_requests import KnownRequests
+
+__all__ = [
+    "COUNTS",
+    "ERASED_ROWS",
+    "NO_UNREADABLE",
+    "SKIPPED",
+    "UNREADABLE_ROWS",
+    "Draft",
+    "LocalSource",
+    "LongRow",
+    "Plan",
+    "Spare",
+    "UnreadableRows",
+    "rendered_chunk",
+]
+
+# Rows of the manifest that are held until more come.
+_HELD_BYTES = 1 << 21
+SKIPPED, ERASED_ROWS, UNREADABLE_ROWS = "llm_batch.skipped", "llm_batch.erased", "llm_batch.unreadable"
+"""Count in a manifest's metadata the rows that are empty, those that it lacks since they were erased, and those whose
+images cannot be read; where none is, they are not there."""
+
+COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
+"""All of them."""
+
+# So many of the longest requests are told of before they are sent.
+_LONGEST = 5
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A file with all requests encoded for a fallback model, in case it is asked later."""
+
+    codec: Codec
+    path: str
+    nonce: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of a finished draft.
+
+    Attributes:
+        shards: What is to be sent.
+        rows: All rows.
+        skipped: Rows that are empty, and not sent.
+        unreadable: Rows whose images cannot be read, and that are not sent.
+        erased_rows: Rows that came, and were left out since they were erased.
+        requests: Different requests among the others.
+        reused: Requests that need not be sent.
+        fingerprint: See core/identity.py.
+        longest: The longest requests to be sent, longest first.
+    """
+
+    shards: list[Shard]
+    rows: int
+    skipped: int
+    unreadable: UnreadableRows
+    erased_rows: int
+    requests: int
+    reused: int
+    fingerprint: str
+    longest: Sequence[LongRow]
+
+
+class UnreadableRows(NamedTuple):
+    """How many rows are not sent since their images cannot be read, and the reason of the first of them."""
+
+    rows: int = 0
+    reason: str = ""
+
+
+NO_UNREADABLE = UnreadableRows()
+
+
+class LongRow(NamedTuple):
+    """A row with a long request: its expected tokens, and its key."""
+
+    tokens: int
+    key: Any
+
+
+def rendered_chunk(
+    row_ids: Sequence[str | None],
+    requests: RenderedRequests,
+    keys: Sequence[Any],
+    lanes: Sequence[Lane],
+    unsent: Mapping[int, str],
+) -> RenderedChunk:
+    """Return a chunk of the requests of these rows, with the keys and lanes of those that are sent."""
+    if None not in row_ids:
+        return RenderedChunk(row_ids, requests, keys, lanes)
+    places = [at for at, row_id in enumerate(row_ids) if row_id is not None]
+    return RenderedChunk(row_ids, requests, [keys[at] for at in places], [lanes[at] for at in places], unsent)
+
+
+class Draft:
+    """One submission while it is planned. Discard it where one of its methods raises.
+
+    Args:
+        labeling: What is asked about each row.
+        source: Renders the rows and writes the request files.
+        payloads: Where the manifest is written and files are removed.
+        files: The shards of each lane. They write through `source.writer`.
+        spares: Files with all requests for each fallback model.
+        estimate: Receives the tokens and the cost of the requests that are to be sent.
+        known: The requests that are not asked again; None where none was asked before.
+        manifest_path: Where the manifest is written.
+        few_rows: So many keys and request_ids are kept in memory; more of them go to files.
+        new_file: Makes such a file.
+    """
+
+    def __init__(
+        self,
+        labeling: Labeling,
+        source: RequestSource,
+        payloads: PayloadStore,
+        files: Mapping[Lane, ShardFiles],
+        spares: Sequence[Spare],
+        estimate: Estimate,
+        known: KnownRequests | None,
+        manifest_path: str,
+        *,
+        few_rows: int = 1 << 15,
+        new_file: Callable[[], IO[bytes]] = unnamed_file,
+    ) -> None:
+        self.estimate = estimate
+        self._labeling = labeling
+        self._source = source
+        self._payloads = payloads
+        self._files = files
+        self._spares = spares
+        self._known = known
+        self._manifest_path = manifest_path
+        self._unnamed = unnamed = ExitStack()
+
+        # A bound method in its place would make a cycle, and keep the draft's memory until the garbage collector runs.
+        def new_unnamed() -> IO[bytes]:
+            return unnamed.enter_context(new_file())
+
+        self._keys = KeyGuard(labeling.key, new_unnamed, few=few_rows)
+        self._seen = Seen(packed, new_unnamed, few=few_rows)
+        self._reused = 0
+        self._skipped = 0
+        self._unreadable = UnreadableRows()
+        self._longest: list[LongRow] = []
+        self._stack = ExitStack()
+        self._manifest: Any = None
+        self._manifest_file = ExitStack()
+        self._has_reasons = False
+        self._held: list[pa.Table] = []
+        self._held_rows = self._held_bytes = 0
+        self._spare_files: list[Any] = []
+        self._renderer: RowRenderer | None = None
+
+    def add_rows(self, rows: Any) -> None:
+        """Plan all rows. Raises InputError or ConfigError."""
+        for batch in self._source.batches(rows):
+            if self._renderer is None:
+                self._start(batch.renderer)
+            request_ids: list[str | None] = []
+            unsent: dict[int, str] = {}
+            for chunk in batch.chunks:
+                self._add(chunk.requests, chunk.keys, chunk.lanes)
+                self._skipped += len(chunk.row_ids) - len(chunk.keys) - len(chunk.unsent)
+                unsent.update((len(request_ids) + at, reason) for at, reason in chunk.unsent.items())
+                request_ids += chunk.row_ids
+            if unsent:
+                reason = self._unreadable.reason or next(iter(unsent.values()))
+                self._unreadable = UnreadableRows(self._unreadable.rows + len(unsent), reason)
+            self._write_manifest(batch.rows, batch.keys, request_ids, unsent)
+            # The loop's variables would keep these rows in memory while the next ones are read.
+            del batch
+
+    def _write_manifest(
+        self,
+        batch: pa.RecordBatch,
+        keys: Sequence[Any],
+        request_ids: Sequence[str | None],
+        unsent: Mapping[int, str],
+    ) -> None:
+        assert self._renderer is not None
+        rows = self._renderer.manifest(batch, request_ids, unsent or None)
+        # The manifest has the first batch's type: a later batch's text may have become a number there.
+        own = rows.column(0)
+        self._keys.add(keys if own.type == batch.column(self._labeling.key).type else own.to_pylist())
+        # What is held may not hold the batch.
+        self._held.append(_copied(rows) if len(rows) < BATCH_ROWS else rows)
+        self._held_rows += len(rows)
+        self._held_bytes += rows.nbytes
+        if self._held_rows >= BATCH_ROWS or self._held_bytes >= _HELD_BYTES:
+            self._write_held()
+        else:
+            # As after each write: what a batch was read and rendered by.
+            release_memory()
+
+    def _write_held(self) -> None:
+        """Write what the manifest keeps of small batches as one: of each it says much that is not of its rows."""
+        rows, self._held = pa.concat_tables(self._held, promote_options="default"), []
+        self._held_rows = self._held_bytes = 0
+        if UNSENT in rows.column_names:
+            if not self._has_reasons:
+                self._add_reasons()
+            # A batch without reasons may have come first.
+            rows = rows.select(self._own_schema.names)
+        elif self._has_reasons:
+            rows = rows.append_column(UNSENT_FIELD, pa.nulls(len(rows), UNSENT_FIELD.type))
+        try:
+            self._manifest.write_table(rows)
+        except pa.ArrowInvalid as error:  # a full disk is an OSError
+            names = ", ".join(rows.schema.names[:-1])
+            msg = f"What is kept of the rows ({names}) cannot be stored: {error}. Turn such a column into text."
+            raise InputError(msg) from error
+
+    @property
+    def _own_schema(self) -> pa.Schema:
+        assert self._renderer is not None
+        schema = self._renderer.manifest_schema
+        return schema.append(UNSENT_FIELD) if self._has_reasons else schema
+
+    def _add_reasons(self) -> None:
+        """Write the manifest again, with a column for the reasons of rows that are not sent."""
+        self._manifest_file.close()
+        self._has_reasons = True
+        self._open_manifest()
+        for batch in self._payloads.iter_batches(self._manifest_path):
+            nothing = pa.nulls(len(batch), UNSENT_FIELD.type)
+            self._manifest.write_batch(pa.record_batch([*batch.columns, nothing], schema=self._own_schema))
+
+    def _open_manifest(self) -> None:
+        writer = self._payloads.table_writer(self._manifest_path, self._own_schema, repeating=())
+        self._manifest = self._manifest_file.enter_context(writer)
+
+    def _start(self, renderer: RowRenderer) -> None:
+        self._renderer = renderer
+        self._manifest_file = self._stack.enter_context(ExitStack())
+        self._open_manifest()
+        self._spare_files = [self._stack.enter_context(self._source.writer(spare.path)) for spare in self._spares]
+
+    def _add(self, requests: RenderedRequests, keys: Sequence[Any], lanes: Sequence[Lane]) -> None:
+        """Write the requests that are new, in the order of their rows."""
+        ids = requests.request_ids
+        known = [None] * len(ids) if self._known is None else self._known.find(ids)
+        new = [at for at, is_new in enumerate(self._seen.new(ids)) if is_new]
+        if self._spares:
+            # What is in flight may still come back without an answer, and then a fallback is asked.
+            self._write_spares(requests, keys, [at for at in new if not known[at]])
+        unknown = [at for at in new if known[at] is None]
+        self._reused += len(new) - len(unknown)
+        for lane, places in groupby(unknown, lanes.__getitem__):
+            self._write(requests, keys, list(places), lane)
+
+    def _write(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int], lane: Lane) -> None:
+        requests, files = requests.take(places), self._files[lane]
+        lines = requests.lines(0, files.nonce)
+        counts = requests.tokens
+        tokens = counts.expected
+        keys = [keys[at] for at in places]
+        files.add(lines, keys, counts, partial(self.estimate.add, lane=lane))
+        if len(self._longest) < _LONGEST or max(tokens, default=0) > self._longest[-1].tokens:
+            rows = map(LongRow, tokens, keys)
+            self._longest = nlargest(_LONGEST, chain(self._longest, rows), key=lambda row: row.tokens)
+
+    def _write_spares(self, requests: RenderedRequests, keys: Sequence[Any], places: Sequence[int]) -> None:
+        for model, (spare, file) in enumerate(zip(self._spares, self._spare_files, strict=True), start=1):
+            lines = requests.take(places).lines(model, spare.nonce)
+            ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
+            file.write(lines.with_nonce(spare.nonce))
+
+    def finish(self, configuration: str) -> Plan:
+        """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
+        if self._held:
+            self._write_held()
+        self._keys.check(self._keys_again)
+        if (count := self._unreadable.rows) and not self._seen.count:
+            msg = (
+                f"No row can be sent: {count:,} of {self._source.digest.rows:,} rows have an image that cannot be "
+                f"read. The first: {self._unreadable.reason}. Nothing was sent. Correct the column, or "
+                "Prompt(image_root=...), or put the images there, and plan again."
+            )
+            raise InputError(msg)
+        self._manifest.add_key_value_metadata(self._facts(self._labeling.definition))
+        shards = [shard for files in self._files.values() for shard in files.end()]
+        digests = self._source.write_files(shards, self._spares)
+        shards = [shard for files in self._files.values() for shard in files.close(digests)]
+        for files in self._files.values():
+            self.estimate.add_surcharge(files.surcharge)
+        self._stack.close()
+        self._unnamed.close()
+        self._source.close()
+        return Plan(
+            shards=shards,
+            rows=self._source.digest.rows,
+            skipped=self._skipped,
+            unreadable=self._unreadable,
+            erased_rows=self._source.erased_rows,
+            requests=self._seen.count,
+            reused=self._reused,
+            fingerprint=self._source.digest.fingerprint(configuration),
+            longest=self._longest,
+        )
+
+    def _facts(self, definition: Mapping[str, Any]) -> dict[str, str]:
+        """Return what a manifest says of all its rows."""
+        facts = {
+            SKIPPED: self._skipped,
+            ERASED_ROWS: self._source.erased_rows,
+            UNREADABLE_ROWS: self._unreadable.rows,
+            BLOCKS: self._source.blocks.text,
+        }
+        return {DEFINITION: json.dumps(definition), **{name: str(fact) for name, fact in facts.items() if fact}}
+
+    def _keys_again(self) -> Iterator[list[Any]]:
+        self._stack.close()
+        for batch in self._payloads.iter_batches(self._manifest_path, columns=[self._labeling.key]):
+            yield batch.column(0).to_pylist()
+
+    def only_rows(self, plan: Plan) -> Plan:
+        """Return the plan without anything to send, for rows whose requests all have their outcome already."""
+        self._discard_requests()
+        return replace(plan, shards=[], reused=plan.requests)
+
+    def _discard_requests(self) -> None:
+        for files in self._files.values():
+            files.discard()
+        for spare in self._spares:
+            self._payloads.delete(spare.path)
+
+    def replace_manifest(self, path: str) -> None:
+        """Replace an older manifest of the same keys and requests, at `path`, by this draft's, where they differ."""
+        facts = self._facts(self._labeling.definition_after(definition_in(self._payloads, path)))
+        if BLOCKS in facts and facts == facts_in(self._payloads, path, [DEFINITION, *COUNTS, BLOCKS]):
+            return
+        with self._payloads.table_writer(path, self._own_schema, repeating=()) as out:
+            for batch in self._payloads.iter_batches(self._manifest_path):
+                out.write_batch(batch)
+            out.add_key_value_metadata(facts)
+
+    def discard(self) -> None:
+        """Remove every file of this draft, even where closing one of them fails because the disk is full."""
+        with ExitStack() as last_first:
+            last_first.callback(self._source.close)
+            last_first.callback(self._payloads.delete, self._manifest_path)
+            last_first.callback(self._discard_requests)
+            last_first.callback(self._unnamed.close)
+            last_first.callback(self._stack.close)
+
+
+def _copied(rows: pa.Table) -> pa.Table:
+    """Return the rows in memory of their own."""
+    return pa.concat_tables([rows, rows.slice(0, 0)]).combine_chunks()
+
+
+class LocalSource:
+    """A RequestSource that renders and writes in this process.
+
+    Args:
+        labeling: What is asked about each row.
+        codecs: Those of the labeling's models, in their order.
+        counter: Counts input tokens for the labeling's own model.
+        payloads: Where request files are written.
+        load_image: See RowRenderer.
+        erased: Keys of rows that are left out.
+        earlier: Rows that were planned before.
+    """
+
+    def __init__(
+        self,
+        labeling: Labeling,
+        codecs: Sequence[Codec],
+        counter: InputCounter,
+        payloads: PayloadStore,
+        load_image: ImageLoader | None,
+        erased: ErasedKeys,
+        earlier: EarlierRows | None = None,
+    ) -> None:
+        self.digest = RowsDigest()
+        self.blocks = RowBlocks()
+        self._earlier = earlier
+        self._came = 0
+        self._erased = erased
+        self._labeling = labeling
+        self._codecs = codecs
+        self._counter = counter
+        self._payloads = payloads
+        self._load_image = load_image
+
+    def batches(self, rows: Any) -> Iterator[RenderedBatch]:
+        """See RequestSource.batches."""
+        renderer: RowRenderer | None = None
+        for batch in record_batches(rows, self._labeling.columns_read):
+            # A pandas frame without rows may come without columns, too.
+            if batch.num_columns or batch.num_rows:
+                self._came += batch.num_rows
+                batch = self._erased.without(batch, self._labeling.key)  # noqa: PLW2901 - the others must not stay
+                keys = keys_of(batch, self._labeling.key)
+                renderer = renderer or self._renderer(batch.schema)
+                renderer.check(batch)
+                yield RenderedBatch(renderer, batch, keys, self._requests(renderer, batch, keys))
+                del keys
+            # The loop's variables would keep these rows in memory while the next ones are read.
+            del batch
+        if renderer is None:
+            columns = self._labeling.columns_of_nothing
+            nothing = pa.RecordBatch.from_pylist([], schema=columns)
+            yield RenderedBatch(self._renderer(columns), nothing, [], iter(()))
+
+    @property
+    def erased_rows(self) -> int:
+        """See RequestSource.erased_rows."""
+        return self._came - self.digest.rows
+
+    def _renderer(self, columns: pa.Schema) -> RowRenderer:
+        return RowRenderer(self._labeling, columns, self._load_image)
+
+    def _requests(self, renderer: RowRenderer, batch: pa.RecordBatch, keys: Sequence[Any]) -> Iterator[RenderedChunk]:
+        lanes = renderer.lanes(batch)
+        for start in range(0, batch.num_rows, renderer.block_rows):
+            block = batch.slice(start, renderer.block_rows)
+            end = start + block.num_rows
+            digest = renderer.digest(block) if renderer.has_blocks else None
+            known = None if digest is None or self._earlier is None else self._earlier.find(digest, block.num_rows)
+            if known is None:
+                total, chunks = 0, self._rendered(renderer, block, keys[start:end])
+            else:
+                earlier = known.chunks(renderer, block, keys[start:end], self._of)
+                total, chunks = known.total, ((row_ids, asked, {}) for row_ids, asked in earlier)
+                self.digest.add_sum(total, block.num_rows)
+            for row_ids, asked, unsent in chunks:
+                end = start + len(row_ids)
+                if known is None:
+                    total += self.digest.add(keys[start:end], row_ids)
+                if unsent and digest is not None:
+                    # Such a block is rendered again, which finds the reasons again.
+                    digest = bytes(len(digest))
+                yield rendered_chunk(row_ids, asked, keys[start:end], lanes[start:end], unsent)
+                start = end  # noqa: PLW2901 - the next block starts where this one ends
+            if digest is not None:
+                self.blocks.add(digest, block.num_rows, total)
+
+    def _rendered(
+        self, renderer: RowRenderer, block: pa.RecordBatch, keys: Sequence[Any]
+    ) -> Iterator[tuple[Sequence[str | None], RenderedRequests, Mapping[int, str]]]:
+        for _, rendered in renderer.requests(block, keys):
+            row_ids = [request.request_id if isinstance(request, Request) else None for request in rendered]
+            asked = [request for request in rendered if isinstance(request, Request)]
+            # Mostly all are requests.
+            yield row_ids, self._of(asked), {} if len(asked) == len(rendered) else reasons_of(rendered)
+
+    def _of(self, requests: Sequence[Request]) -> LocalRequests:
+        return LocalRequests(self._codecs, self._counter, requests)
+
+    def writer(self, path: str) -> AbstractContextManager[Any]:
+        """See RequestSource.writer."""
+        return self._payloads.writer(path)
+
+    def write_files(self, shards: Sequence[Shard], spares: Sequence[Spare]) -> Mapping[str, str]:  # noqa: ARG002 - done
+        """See RequestSource.write_files: `writer` has written everything."""
+        return {}
+
+    def close(self) -> None:
+        """See RequestSource.close."""
+        if self._earlier is not None:
+            self._earlier.close()
+
+
+@dataclass(frozen=True)
+class LocalRequests:
+    """Requests that were rendered in this process."""
+
+    codecs: Sequence[Codec]
+    counter: InputCounter
+    requests: Sequence[Request]
+
+    @cached_property
+    def request_ids(self) -> list[str]:
+        """See RenderedRequests.request_ids."""
+        return [request.request_id for request in self.requests]
+
+    @cached_property
+    def tokens(self) -> InputCounts:
+        """See RenderedRequests.tokens."""
+        return self.counter.count(self.requests)
+
+    def take(self, places: Sequence[int]) -> LocalRequests:
+        """See RenderedRequests.take."""
+        return LocalRequests(self.codecs, self.counter, [self.requests[at] for at in places])
+
+    def lines(self, model: int, nonce: str) -> WrittenLines:
+        """See RenderedRequests.lines."""
+        encode = self.codecs[model].encode
+        lines = [encode(request, custom_id(nonce, request.request_id)) for request in self.requests]
+        return WrittenLines(self.request_ids, lines, nonce)

@@ -1,0 +1,1 @@
+"""The way of a submission: plan, send, poll, collect, retry, settle and label."""

@@ -1,0 +1,226 @@
+"""All undelivered submissions at a glance: which are worked on, which can go on, which are in doubt, and the last event
+of each. Only reads the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import NamedTuple
+
+from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.loop.status import (
+    FOR_MONEY,
+    HELD,
+    OVER_BUDGET,
+    STOPPED,
+    STRANDED,
+    UNAVAILABLE,
+    WAITS,
+    Advice,
+    advise_on_holders,
+)
+from dagster_llm_batch.loop.submit_queue import can_go, has_room
+from dagster_llm_batch.loop.waits import next_tries
+from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.judgments import NOTE
+from dagster_llm_batch.storage.ledger.queues import QueueLines
+from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
+
+__all__ = [
+    "FAILED",
+    "LOST",
+    "STRANDED",
+    "TOLD",
+    "TURN",
+    "HeldQueue",
+    "Orphan",
+    "Outlook",
+    "can_send",
+    "count_lost",
+    "find_held_queues",
+    "look_out",
+]
+
+TURN = "turn"
+"""The event of a submission whose waiting shards may be sent now."""
+
+LOST = "landing_lost"
+"""The event of a run that was to land the labels and ended without having done anything. Another run is requested."""
+
+TOLD = "person_told"
+"""The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""
+
+FAILED = "landing_failed"
+"""The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
+
+_CHANGES_NOTHING = (TOLD, FAILED, NOTE)
+_TELLING = (FAILED, RECOVERED, HELD, STOPPED, OVER_BUDGET)
+_SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The undelivered submissions of a deployment at one moment.
+
+    Attributes:
+        busy: The ids of those that a process works on.
+        last: The last event of each, by submission_id.
+        last_but_waiting: The same without the events WAITS and TURN, which say nothing of the provider.
+        last_of: The last event of each of some kinds, by kind and submission_id: see `look_out`.
+        unreadable: The shards whose results could not be read.
+    """
+
+    busy: Collection[str]
+    last: Mapping[str, Event]
+    last_but_waiting: Mapping[str, Event]
+    last_of: Mapping[str, Mapping[str, Event]]
+    unreadable: Sequence[UnreadShard]
+
+    @property
+    def failed(self) -> Mapping[str, Event]:
+        """The last failure of those that a run has failed to land, by submission_id."""
+        return self.last_of.get(FAILED, {})
+
+    @cached_property
+    def unread(self) -> Mapping[str, tuple[int, datetime]]:
+        """Of those with results that could not be read: of how many shards, and when they are tried next."""
+        return next_tries(self.unreadable)
+
+    def is_open(self, submission_id: str) -> bool:
+        """Return whether the submission is undelivered. Nothing else is known of others."""
+        return submission_id in self.last
+
+    def is_busy(self, submission_id: str) -> bool:
+        """Return whether a process works on the submission."""
+        return submission_id in self.busy
+
+    def attempt(self, submission_id: str) -> int:
+        """Return a number that changes with every event of the submission, after which a run is worth another try."""
+        return self.last[submission_id].event_id
+
+    def run_key(self, submission_id: str) -> str:
+        """Return what tells the next run of the submission from the one before: `attempt`, and the time of a try of
+        results that could not be read, which adds no event.
+        """
+        key = f"{submission_id}:{self.attempt(submission_id)}"
+        _, next_try = self.unread.get(submission_id, (0, None))
+        return key if next_try is None else f"{key}:{next_try:%Y%m%d%H%M%S}"
+
+    def reading_later(self, each: Sequence[Progress], now: datetime) -> set[str]:
+        """Return the submissions of which a run could do nothing but ask for results that could not be read lately."""
+        later: set[str] = set()
+        for progress in each:
+            count, next_try = self.unread.get(progress.submission.submission_id, (0, now))
+            ended = sum(progress.states.get(state, 0) for state in ENDED)
+            # A time that lies further ahead than any pause was set by a clock that was wrong.
+            is_later = now < next_try <= now + LONGEST_PAUSE
+            if is_later and count == ended and ShardState.PLANNED not in progress.states:
+                later.add(progress.submission.submission_id)
+        return later
+
+    def waited(self, submission_id: str) -> bool:
+        """Return whether the last event is that its shards have to wait."""
+        return self.last[submission_id].kind == WAITS
+
+    def waits_for_money(self, submission_id: str) -> str | None:
+        """Return why its shards wait, in words, where a limit of money has no room for some of them now; else None."""
+        last = self.last.get(submission_id)
+        detail = "" if last is None or last.kind != WAITS else last.detail or ""
+        return detail if FOR_MONEY in detail else None
+
+    def unavailable_since(self, submission_id: str) -> datetime | None:
+        """Return when the provider did not answer or take a batch, where that is the last event; else None."""
+        last = self.last_but_waiting[submission_id]
+        return last.at if last.kind in (UNAVAILABLE, Move.NOT_SENT.value) else None
+
+    def refused(self, submission_id: str) -> Event | None:
+        """Return the failure of the last run, where the provider took nothing of it and nothing came since; or None."""
+        last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
+        is_refused = failed is not None and last.kind == Move.NOT_SENT.value and failed.event_id > last.event_id
+        return failed if is_refused else None
+
+    def is_in_trouble(self, submission_id: str) -> bool:
+        """Return whether the last run for it could not send, failed, or was lost: another may end alike."""
+        last, failed = self.last_but_waiting[submission_id], self.failed.get(submission_id)
+        has_failed = failed is not None and failed.event_id > last.event_id
+        return has_failed or last.kind in (LOST, Move.NOT_SENT.value)
+
+    def stranded(self, submission_id: str) -> str | None:
+        """Return why no run is requested any more; None where runs are."""
+        last = self.last_but_waiting.get(submission_id)
+        return last.detail or "" if last is not None and last.kind == STRANDED else None
+
+
+def count_lost(events: Sequence[Event]) -> int:
+    """Count the runs at the end of these events that brought nothing further, and nothing else has happened since.
+
+    They were lost, or failed with nothing that the provider took.
+    """
+    count, has_failed, is_refused = 0, False, False
+    for event in reversed(events):
+        if event.kind == FAILED:
+            has_failed = True
+        elif event.kind == Move.NOT_SENT.value and has_failed:
+            count, has_failed, is_refused = count + 1, False, True
+        elif event.kind == LOST:
+            # Its own failure came before.
+            count, has_failed, is_refused = count + 1, False, False
+        elif event.kind not in (WAITS, TURN, *_CHANGES_NOTHING) and not (is_refused and event.kind in _SENT_IN_VAIN):
+            break
+    return count
+
+
+def look_out(deployment: Deployment, unreadable: Unreadable | None = None) -> Outlook:
+    """See Engine.outlook. Takes five queries, however many submissions there are."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    return Outlook(
+        busy=deployment.leases(),
+        last=ledger.last_events(namespace, besides=_CHANGES_NOTHING, unreadable=unreadable),
+        last_but_waiting=ledger.last_events(namespace, besides=(WAITS, TURN, *_CHANGES_NOTHING), unreadable=unreadable),
+        last_of=ledger.last_events_of(namespace, _TELLING, unreadable=unreadable),
+        unreadable=ledger.unread.find(namespace, unreadable),
+    )
+
+
+def can_send(deployment: Deployment, submission: Submission, lines: QueueLines | None = None) -> bool:
+    """Return whether one of the submission's planned shards may be sent now. Give `lines` to ask this of many."""
+    if submission.state is not SubmissionState.OPEN:
+        return True
+    shards = deployment.ledger.shards(submission.submission_id)
+    planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
+    return can_go(deployment, planned, lines or QueueLines(deployment.ledger), late=deployment.is_late(submission))
+
+
+class HeldQueue(NamedTuple):
+    """A declared queue that is full of batches that nobody looks after, and one of the shards that wait for it."""
+
+    waiting: Shard
+    advice: Advice
+
+
+def find_held_queues(deployment: Deployment) -> list[HeldQueue]:
+    """Return which declared queues are full of what nobody looks after any more, while something waits for them."""
+    ledger, namespace = deployment.ledger, deployment.namespace
+    found: dict[tuple[str, str, str | None], HeldQueue] = {}
+    for shard in ledger.queues_waited_for(namespace) if deployment.queue_limits else ():
+        limit, model = deployment.queue_limit(shard.provider, shard.model)
+        queue = (shard.provider, shard.account, model)
+        if limit is None or queue in found or has_room(deployment, [shard]):
+            continue
+        if holders := ledger.queue_holders(namespace, shard, deployment.presence(shard), model):
+            name = shard.provider if model is None else f"{shard.provider}/{model}"
+            found[queue] = HeldQueue(shard, advise_on_holders(name, limit, holders))
+    return list(found.values())
+
+
+class Orphan(NamedTuple):
+    """A shard in doubt: its create call left no record, and nobody is sending it."""
+
+    submission: Submission
+    shard: Shard

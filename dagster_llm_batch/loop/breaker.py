@@ -1,0 +1,219 @@
+"""Stops a submission that pays for nothing: after a wave in which nearly nothing fits, nothing more is sent.
+
+A server that alters every custom_id, loses every result or answers everything in another form does so again in the
+next wave, and is paid again. So each wave is judged before more is sent: the rest of the wave itself where that is not
+sent yet, and the next wave. The verdict is an event in the ledger, and final for the submission: a person who has
+mended the cause asks again (`dagster-llm-batch retry`), and sees the price first.
+
+Only requests that were, or may have been, billed are judged: `succeeded` fits, `invalid` and `missing` do not. Outcomes
+that cost nothing say nothing about the server: expired, canceled, and errors, be they of capacity or refusals.
+
+A wave of too few requests is judged by the batches that it shares with other submissions. Without that, a hundred
+partitions of four rows each, sent in one batch, would all be paid again after a batch in which nothing fits.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import groupby, islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.identity import custom_id, is_padding, request_id_of
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.files.request_files import request_ids
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.status import STOPPED, find_unsent, retry_command
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.text import plain_text
+from dagster_llm_batch.types import Lane, Outcome
+
+__all__ = ["Breaker"]
+
+_MISFITS = (Outcome.MISSING.value, Outcome.INVALID.value)
+
+# Fewer judged requests say nothing: where half of a model's replies fit, one wave of ten in a thousand has none that
+# fits by chance.
+_LEAST_REQUESTS = 10
+
+# Up to this share of the judged requests may fit in a broken wave: some faults let a few replies through.
+_MOST_FITTING = 0.05
+
+# Lines of a raw file that are searched for a custom_id that was not asked.
+_LINES_LOOKED_AT = 100
+_ROWS_AT_ONCE = 65_536
+_EXAMPLE_CHARS = 120
+
+
+class Breaker:
+    """Judge waves of submissions of one labeling."""
+
+    def __init__(self, labeling: Labeling, deployment: Deployment) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._payloads = deployment.payloads
+
+    @cached_property
+    def _collector(self) -> Collector:
+        # Of a first wave there is nothing to judge.
+        return Collector(self._labeling, self._deployment)
+
+    def stops_rest(self, submission: Submission, shards: Sequence[Shard]) -> bool:
+        """Return whether the shards of the present wave that are still planned must not be sent.
+
+        Reads nothing where none of the wave is collected yet. `shards` are all of the submission.
+        """
+        wave = _wave(shards, submission.waves)
+        return any(shard.results_path for shard in wave) and self.stops(submission, [(wave, shards)])
+
+    def stops(self, submission: Submission, waves: Iterable[tuple[Sequence[Shard], Sequence[Shard]]]) -> bool:
+        """Return whether nothing more may be sent because one of these waves is broken; record the reason once.
+
+        `waves` are the shards of a wave, each with all shards of its submission.
+        """
+        if find_unsent(self._ledger.events(submission.submission_id)).stopped is not None:
+            return True
+        for wave, siblings in waves:
+            if (reason := self._judge(wave, siblings, submission)) is not None:
+                self._ledger.add_event(submission.submission_id, STOPPED, reason)
+                return True
+        return False
+
+    def _judge(self, wave: Sequence[Shard], siblings: Sequence[Shard], submission: Submission) -> str | None:
+        """Return why the wave is broken, in words; None where it is not."""
+        collected = [shard for shard in wave if shard.results_path and not _says_nothing(shard)]
+        if not collected or not _is_telling(wave, siblings):
+            return None
+        sample = f"wave {wave[0].wave}"
+        counts = self._count(collected)
+        if _judged(counts) < _LEAST_REQUESTS:
+            sample = f"a batch that {sample} shares with other partitions"
+            counts = self._count_batches(collected)
+        judged, fitting = _judged(counts), counts[Outcome.SUCCEEDED.value]
+        if judged < _LEAST_REQUESTS or fitting > _MOST_FITTING * judged:
+            return None
+        misfits = ", ".join(f"{counts[name]:,} {name}" for name in _MISFITS if counts[name])
+        return (
+            f"{judged - fitting:,} of {judged:,} requests of {sample} got no reply that fits ({misfits}), so "
+            f"nothing more is sent. For example {self._example(collected, submission)}. Mend the cause; then "
+            f"`{retry_command(submission)}` asks again for the rows without a label, and shows the price first."
+        )
+
+    def _count(self, shards: Sequence[Shard]) -> Counter[str]:
+        """Count the outcomes of these shards' requests, up to where it is certain that they are not broken."""
+        counts: Counter[str] = Counter()
+        enough = max(_LEAST_REQUESTS, _MOST_FITTING * count_requests(shards))
+        for shard in shards:
+            counts += self._collector.count_outcomes(shard)
+            # Mostly so after the first shard of a wave: the others' results need not be read.
+            if counts[Outcome.SUCCEEDED.value] > enough:
+                break
+        return counts
+
+    def _count_batches(self, wave: Sequence[Shard]) -> Counter[str]:
+        """Count the outcomes of all requests in the batches of these shards; none where they share no batch."""
+        ids = {(shard.provider, shard.account, shard.batch_id or shard.shard_id): shard for shard in wave}
+        batches = {batch: self._ledger.shards_of_batch(shard) for batch, shard in ids.items()}
+        counts: Counter[str] = Counter()
+        if all(shard.submission_id == wave[0].submission_id for shards in batches.values() for shard in shards):
+            return counts
+        # Remembered, or a thousand partitions of one broken batch would each read the results of all others.
+        counted = self._deployment.batch_outcomes
+        for batch, shards in batches.items():
+            outcomes = counted.get(batch) or self._count(self._telling(shards))
+            counts += outcomes
+            # Of fewer the rest may still have to be fetched, after a process died while it stored a batch's lines.
+            if _judged(outcomes) >= _LEAST_REQUESTS:
+                counted[batch] = outcomes
+        return counts
+
+    def _telling(self, shards: Sequence[Shard]) -> list[Shard]:
+        """Return those of a batch's shards whose outcomes tell something of the server."""
+        telling = []
+        for submission_id, own in groupby(sorted(shards, key=_submission_id), key=_submission_id):
+            siblings = self._ledger.shards(submission_id)
+            telling += [shard for shard in own if _is_telling(_wave(siblings, shard.wave), siblings)]
+        return telling
+
+    def _example(self, shards: Sequence[Shard], submission: Submission) -> str:
+        """Describe one row, and what is wrong with what came for it."""
+        columns = ["llm_request_id", "llm_outcome", "llm_reason"]
+        for shard in shards:
+            results = self._payloads.read_table(shard.results_path or "", columns)
+            is_misfit = pc.is_in(results["llm_outcome"].cast(pa.string()), pa.array(_MISFITS))
+            for misfit in results.filter(is_misfit).slice(0, 1).to_pylist():
+                request_id, reason = misfit["llm_request_id"], misfit["llm_reason"] or misfit["llm_outcome"]
+                if misfit["llm_outcome"] == Outcome.MISSING.value:
+                    reason = self._stray(shard, request_id) or reason
+                return f"{self._row(submission, request_id)}: {plain_text(reason, 3 * _EXAMPLE_CHARS)}"
+        # The results may have been pruned meanwhile.
+        return "none is left to show"
+
+    def _row(self, submission: Submission, request_id: str) -> str:
+        """Name the first row that makes this request by its key."""
+        key = self._labeling.key
+        batches = self._payloads.iter_batches(submission.manifest, _ROWS_AT_ONCE, [key, "llm_request_id"])
+        for batch in batches:
+            rows = batch.filter(pc.equal(batch["llm_request_id"], request_id))
+            if len(rows):
+                return f"row {plain_text(rows[key][0].as_py(), _EXAMPLE_CHARS)!r}"
+        # The request is of a row that only another submission has.
+        return f"request {request_id}"
+
+    def _stray(self, shard: Shard, request_id: str) -> str | None:
+        """Describe a result line of the shard's batch that is no result of it, beside the custom_id that was asked."""
+        expected = custom_id(shard.nonce, request_id)
+        codec = self._deployment.codec(self._labeling.by(f"{shard.provider}/{shard.model}"))
+        # The lines of a shared batch that name none of its shards are stored with those of its first one.
+        carrier, *_ = self._ledger.shards_of_batch(shard)
+        for carried in (shard,) if carrier.shard_id == shard.shard_id else (shard, carrier):
+            asked = set(request_ids(self._payloads, carried))
+            for line in islice(self._collector.raw_lines(carried), _LINES_LOOKED_AT):
+                if line.isspace():
+                    continue
+                got = codec.decode(line).custom_id
+                if got is None:
+                    shown = plain_text(line.decode("utf-8", "replace"), _EXAMPLE_CHARS)
+                    return f"a result line cannot be read: {shown!r}"
+                named = request_id_of(got, carried.nonce)
+                if named is None or not (named in asked or is_padding(named)):
+                    shown = plain_text(got, _EXAMPLE_CHARS)
+                    return f"results name custom_ids that were not asked, such as {shown!r} where {expected!r} was"
+        return None
+
+
+def _is_telling(wave: Sequence[Shard], siblings: Sequence[Shard]) -> bool:
+    """Return whether the wave has at least half as many requests as the largest of its submission.
+
+    A later wave has only what failed before, in the end the few rows that no reply will ever fit. That nothing fits
+    there says nothing of the server, and such rows may still go on to the next model.
+    """
+    sizes = {number: count_requests(_wave(siblings, number)) for number in {shard.wave for shard in siblings}}
+    return 2 * count_requests(wave) >= max(sizes.values())
+
+
+def _submission_id(shard: Shard) -> str:
+    return shard.submission_id
+
+
+def _judged(counts: Counter[str]) -> int:
+    return sum(counts[name] for name in (Outcome.SUCCEEDED.value, *_MISFITS))
+
+
+def _wave(shards: Iterable[Shard], number: int) -> list[Shard]:
+    return [shard for shard in shards if shard.wave == number]
+
+
+def _says_nothing(shard: Shard) -> bool:
+    """Return whether answers are missing for a reason that says nothing of the server's replies.
+
+    Our own process died while it asked in real time, or the batch was canceled, given up, or its results are gone.
+    """
+    was_interrupted = shard.lane is Lane.REALTIME and shard.reason is not None
+    return was_interrupted or shard.waits_for_person

@@ -1,0 +1,562 @@
+"""Collects ended shards: raw lines into the store, then results, then the move in the ledger. All can be repeated.
+
+ended ──fetch──▶ raw file ──Reconciler──▶ results file ──▶ collected
+                                             └─ what can succeed when sent again ─▶ the next wave's request files
+
+Raw lines are stored before anything reads them: providers delete results after some weeks, and a parser that is mended
+later reads them again at no cost.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from decimal import Decimal
+from functools import partial
+from itertools import chain
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.identity import NONCE, custom_id_pattern, packed
+from dagster_llm_batch.core.logprobs import LOGPROB
+from dagster_llm_batch.core.memory import chunks, release_all_memory
+from dagster_llm_batch.core.pricing import Tariff
+from dagster_llm_batch.core.results import REPEATING, RESULT_SCHEMA, Reconciler, ShardFacts, Tally
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.errors import (
+    ConfigError,
+    CredentialsError,
+    LeaseError,
+    LLMBatchError,
+    PayloadError,
+    ProviderError,
+    RefusedError,
+    TransientError,
+    UnreadableError,
+)
+from dagster_llm_batch.files.request_files import (
+    RAW,
+    RESULTS,
+    answers_so_far,
+    beside,
+    names_any,
+    packed_ids,
+    request_ids,
+)
+from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, Threads
+from dagster_llm_batch.protocols import Codec
+from dagster_llm_batch.providers.answers import UnknownIdError
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
+from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
+from dagster_llm_batch.storage.stored_files import LostError
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
+
+__all__ = ["Collector"]
+
+_FETCHES = 3
+
+# Lines of a download in memory at once.
+_LINES_AT_ONCE = 64
+
+# A batch's result files can be complete later than its status says that it ended.
+_PATIENCE = timedelta(hours=1)
+_LONGEST_PAUSE_SECONDS = 30.0
+
+# The start of the name of the lease of who downloads a batch that several submissions share.
+_DOWNLOAD = "download:"
+
+# The event of a shard whose provider has no results of it.
+_NOT_THERE = "not_there"
+_LOST = "the stored file of the answers is lost or damaged"
+_ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
+
+
+class Collector:
+    """Collect shards of one labeling."""
+
+    def __init__(
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        payloads: PayloadStore | None = None,
+        newer: Mapping[str, Collection[str]] | None = None,
+    ) -> None:
+        """`payloads` are those of the deployment, or the same files written in another way; `newer` is the answer of
+        `Ledger.newer_submissions` for all that is collected, where the caller has asked it.
+        """
+        self._labeling = labeling
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._payloads = payloads or deployment.payloads
+        self._newer = newer
+        self.schema = pa.schema([*RESULT_SCHEMA, *labeling.result_schema])
+
+    def tariff(self, lane: Lane, place: int = 0) -> Tariff:
+        """Return the prices in this lane of one of the labeling's models, by its place; by default its own."""
+        return self._deployment.tariff(self._labeling.models[place]).of(lane)
+
+    def archive(self, shard: Shard) -> Shard:
+        """Store the raw result lines of an ended shard, and of all in its batch; return it as it is now. Idempotent.
+
+        A download that broke off starts over. One that ended early without an error has fewer lines than the provider
+        counts, and raises TransientError. An hour after the batch ended fewer are accepted, since a count can be wrong.
+
+        Results that the provider knows no more (a 404) raise TransientError for an hour. Then they are gone: that is
+        recorded as the cause, and nothing is stored.
+        """
+        if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
+            return shard
+        is_whole = shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and not (shard.reason or shard.cause)
+        if is_whole or shard.cause is Cause.ADOPTED:
+            # Its answers were stored before it ended. In real time nobody can be asked for them once more, and of an
+            # adopted batch the provider has them under the sender's ids. It stays the sender's: see `ownership.py`.
+            self._payloads.delete(beside(shard, RAW))
+            ended_at = shard.ended_at or self._deployment.clock()
+            gone, cause = [shard.shard_id], shard.cause or Cause.GONE
+            return self._ledger.move_shards(gone, Move.GONE, cause=cause, reason=_LOST, ended_at=ended_at)[0]
+        with self._downloading_alone(shard) as shards:
+            present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
+            # Another process, which collects another submission of the batch, may have stored this one's lines.
+            return present if self._is_archived(present) else self._download(present, shards)
+
+    @contextmanager
+    def _downloading_alone(self, shard: Shard, *, holds_submission: bool = True) -> Iterator[list[Shard]]:
+        """Wait for another process that downloads the same batch; yield its shards as they are then.
+
+        Whoever holds the lease of a submission (`holds_submission`) is alone with a batch that has no other submission.
+        Whoever only reads labels, and finds that results are lost, holds none.
+        """
+        shards = self._ledger.shards_of_batch(shard)
+        with ExitStack() as held:
+            if not holds_submission or len({sharing.submission_id for sharing in shards}) > 1:
+                name = f"{_DOWNLOAD}{shards[0].shard_id}"
+                # Whoever takes so long may be stuck. To download a batch twice costs time only.
+                with suppress(LeaseError):
+                    wait_seconds = self._deployment.download_wait_seconds
+                    held.enter_context(self._ledger.hold_leases(name, wait_seconds=wait_seconds))
+                # The other one may have collected its own, or found that the results are gone.
+                shards = self._ledger.shards_of_batch(shard)
+            yield shards
+
+    def _download(self, shard: Shard, shards: Sequence[Shard]) -> Shard:
+        """Store the lines of all shards of a batch; return the one of them that is asked for, as it is now."""
+        # A connection that breaks off without an error looks like the end of a shorter file.
+        counted = 0 if shard.cause is Cause.GONE else sum(sharing.done or 0 for sharing in shards)
+        is_old = shard.ended_at is not None and self._deployment.clock() - shard.ended_at >= _PATIENCE
+        for last in [False] * (_FETCHES - 1) + [True]:
+            try:
+                self._fetch(shards, at_least=0 if last and is_old else counted)
+            except UnknownIdError as error:
+                return self._gone(shard, shards, error)
+            except TransientError as error:
+                if last:
+                    raise
+                # Once it is noted that they cannot be read, further tries are no news.
+                if not self._ledger.unread.noted([shard]):
+                    self._ledger.add_event(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
+                self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
+            else:
+                break
+        return shard
+
+    def _is_archived(self, shard: Shard) -> bool:
+        """Return whether the shard's lines are stored. Those of a batch that was given up and has ended are not."""
+        is_late = shard.results_path is not None and shard.state is not ShardState.COLLECTED
+        # A damaged file is worth nothing as long as the provider has the lines.
+        return not is_late and self._payloads.is_whole(beside(shard, RAW))
+
+    def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
+        """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
+        now = self._deployment.clock()
+        since = self._deployment.noted_since(shard, _NOT_THERE, str(error))
+        if since is None or now - since < GONE_AFTER:
+            until = (since or now) + GONE_AFTER
+            msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."
+            raise TransientError(msg) from error
+        gone = [each.shard_id for each in shards if each.state in ENDED and not self._is_archived(each)]
+        reason = f"{error} So it was since {since:%Y-%m-%d %H:%M} UTC."
+        ended_at = shard.ended_at or now
+        moved = self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=reason, ended_at=ended_at)
+        return next(each for each in moved if each.shard_id == shard.shard_id)
+
+    def archive_all(
+        self, shards: Sequence[Shard], check: Callable[[], None]
+    ) -> Generator[tuple[list[Shard], LLMBatchError | None], None, None]:
+        """Archive several shards; yield those of each batch, in their order, with the error where it failed.
+
+        Further batches are downloaded while the caller reads these. `check` is called before each shard, and may raise.
+        With workers, which read many shards at once, all that are archived are yielded together.
+        """
+        by_batch: dict[tuple[str, ...], list[Shard]] = defaultdict(list)
+        for shard in shards:
+            by_batch[shard.provider, shard.account, shard.batch_id or shard.shard_id].append(shard)
+
+        def archive_batch(batch: list[Shard]) -> LLMBatchError | None:
+            try:
+                for place, shard in enumerate(batch):
+                    check()
+                    batch[place] = self.archive(shard)
+            # Of the provider, or since it is configured no more.
+            except (ProviderError, ConfigError) as error:
+                return error
+            finally:
+                # The thread's arena of C's allocator would keep what was freed, while the caller reads these lines.
+                release_all_memory()
+            return None
+
+        for_workers: list[Shard] = []
+        with Threads(self._deployment.transfers_at_once, "dagster-llm-batch download") as pool:
+            # One alone is downloaded in this thread, which can be interrupted.
+            spread = pool.map if len(by_batch) > 1 else map
+            for batch, error in zip(by_batch.values(), spread(archive_batch, by_batch.values()), strict=True):
+                if error is not None or self._labeling.workers is None:
+                    yield batch, error
+                else:
+                    for_workers += batch
+            if for_workers:
+                yield for_workers, None
+
+    def _fetch(self, shards: Sequence[Shard], at_least: int) -> None:
+        """Download a batch's result lines into the raw files of its shards. Files that are there already stay."""
+        with ExitStack() as files:
+            if len(shards) == 1:
+                raw = files.enter_context(self._payloads.writer(beside(shards[0], RAW)))
+                is_kept = self._kept(shards[0])
+                lines = 0
+                for chunk in chunks(self._lines(shards[0]), _LINES_AT_ONCE):
+                    raw.write(b"".join(chunk if is_kept is None else [line for line in chunk if is_kept(line)]))
+                    lines += len(chunk)
+                _refuse_fewer(lines, at_least, shards[0])
+                return
+            parts = {shard.nonce.encode(): files.enter_context(unnamed_file()) for shard in shards}
+            kept = {shard.nonce.encode(): self._kept(shard) for shard in shards}
+            lines = 0
+            for line in self._lines(shards[0]):
+                named = {nonce for nonce in _ANY_NONCE.findall(line) if nonce in parts}
+                # Rows and replies may hold anything, even other shards' custom_ids; only the line's own one counts.
+                if len(named) > 1:
+                    named &= {self._nonce_of(line, shards[0])}
+                # Lines that name no shard are kept with the carrier's, which counts them as foreign.
+                nonce = min(named, default=shards[0].nonce.encode())
+                if (is_kept := kept[nonce]) is None or is_kept(line):
+                    parts[nonce].write(line)
+                lines += 1
+            _refuse_fewer(lines, at_least, shards[0])
+            for shard in shards:
+                if self._is_archived(shard):
+                    continue
+                part = parts[shard.nonce.encode()]
+                part.seek(0)
+                with self._payloads.writer(beside(shard, RAW)) as raw:
+                    shutil.copyfileobj(part, raw, 1 << 20)
+
+    def _kept(self, shard: Shard) -> Callable[[bytes], bool] | None:
+        """Return what tells the lines of a shard's requests from those of erased ones; None where none were erased."""
+        if not shard.erased:
+            return None
+        return partial(names_any, nonce=shard.nonce, wanted=frozenset(request_ids(self._payloads, shard)))
+
+    def _nonce_of(self, line: bytes, shard: Shard) -> bytes:
+        codec = self._deployment.provider_of(shard).codec(replace(self._labeling.spec, model=shard.model))
+        return (codec.decode(line).custom_id or "").partition("-")[0].encode()
+
+    def _lines(self, shard: Shard) -> Iterator[bytes]:
+        """Yield the lines as the provider returns them; none of a batch that failed or is gone, and is forgotten."""
+        if shard.batch_id is None:
+            # In real time: it was canceled, or its process died, after part of it was asked.
+            if shard.lane is Lane.REALTIME:
+                yield from answers_so_far(self._payloads, shard).values()
+            return
+        try:
+            yield from self._deployment.provider_of(shard).fetch(shard.batch_id)
+        except CredentialsError:
+            raise
+        except RefusedError:
+            if shard.status is not BatchStatus.FAILED and shard.cause is not Cause.GONE:
+                raise
+        except LLMBatchError:
+            raise
+        except Exception as error:
+            # A provider may be the user's own, and a file may hold anything.
+            raise UnreadableError(f"the provider's results are broken: {type(error).__name__}: {error}") from error
+
+    def read_all(self, shards: Sequence[Shard]) -> Iterator[tuple[Shard, ShardFields]]:
+        """Read archived shards into their results files; yield each with what the move COLLECTED records of it."""
+        workers = self._labeling.workers
+        read = map(self.read, shards) if workers is None else workers.map(self._reader(shards), shards)
+        for shard, (results_path, tally) in zip(shards, read, strict=True):
+            # Counted and shown, never fatal: the results of the other requests are as good as ever.
+            if tally.unexpected:
+                counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
+                self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
+            fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, tally)}
+            if has_lines(self._payloads, shard):
+                fields["raw_path"] = beside(shard, RAW)
+            if tally.cost_usd is None:
+                fields["reserved_usd"] = self._most_usd(shard, tally)
+            fields["collected_at"] = self._deployment.clock()
+            yield shard, fields
+
+    def _most_usd(self, shard: Shard, tally: Tally) -> Decimal | None:
+        """Return the most that a shard did cost, some of whose requests have no known cost; None: nobody knows."""
+        estimate = self._deployment.estimate(self._labeling.by(f"{shard.provider}/{shard.model}"), shard.lane)
+        row = estimate.most_usd(shard.input_bound)
+        return None if row is None else tally.known_usd + tally.unpriced * row
+
+    def restore(self, shards: Iterable[Shard]) -> int:
+        """Make results anew that are gone or damaged; return how many shards lost their answers for good.
+
+        From the raw lines, else from the provider, which is asked once more. Where it has them no more either they are
+        gone: the requests count as not answered, and wait for a person. Where the list of a shard's requests is lost,
+        too, the results are those of the lines alone: its other requests are unknown. An event tells of each. Raises
+        TransientError where the provider cannot be asked now: what is there for nothing must not be given up.
+        """
+        lost = 0
+        for shard in shards:
+            if not shard.results_path or self._payloads.is_whole(shard.results_path):
+                continue
+            source, is_lost = "from the stored lines", False
+            if self._lacks_lines(shard):
+                source = "from the provider, once more"
+                if not self._fetch_again(shard):
+                    source, is_lost = f"as lost: {shard.requests} requests count as not answered", True
+            if not self._has_list(shard):
+                source, is_lost = f"{source}, without the list of its {shard.requests} requests", True
+            if is_lost:
+                if shard.cause is not Cause.ADOPTED:
+                    self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
+                lost += 1
+            self._reader([shard])(shard)
+            self._ledger.add_event(shard.submission_id, "results_restored", f"{shard.shard_id}: {source}")
+        return lost
+
+    def _has_list(self, shard: Shard) -> bool:
+        try:
+            packed_ids(self._payloads, shard)
+        except LostError:
+            return False
+        return True
+
+    def read_again(self, shard: Shard, *, needed: bool) -> None:
+        """Read the raw lines again into results. Where they are lost, results stay as they are unless it is needed.
+
+        Raises PayloadError where it is needed, and the lines are kept no longer: the results would be lost, too.
+        """
+        if needed and shard.raw_path is None and self._lacks_lines(shard) and not self._fetch_again(shard):
+            raise PayloadError(
+                f"The results of shard {shard.shard_id} of '{self._labeling.asset}' have other columns than its "
+                "response now, and its raw results are kept no longer (`prune --raw-older-than`): they cannot be read "
+                "again. Nothing was changed. Restore the earlier response, or submit again to ask anew."
+            )
+        if not self._lacks_lines(shard) or self._fetch_again(shard) or needed:
+            results_path, tally = self.read(shard)
+            self._ledger.record_bill(shard.shard_id, self._bill(shard, results_path, tally))
+
+    def _bill(self, shard: Shard, results_path: str, tally: Tally) -> ShardFields:
+        """Return what the ledger stores of what a shard's results cost."""
+        bill = bill_of(tally)
+        if tally.reported_usd is None:
+            # Its replies do not tell what they cost; perhaps the batch did.
+            bill["reported_usd"] = shard.reported_usd
+        asked_again = self._asked_again(shard) if tally.replies else set()
+        if asked_again:
+            columns = ["llm_request_id", "llm_outcome", "llm_cost_usd"]
+            results = self._payloads.read_table(results_path, columns).to_pylist()
+            twice = (
+                row["llm_cost_usd"] or Decimal(0)
+                for row in results
+                if row["llm_outcome"] == Outcome.SUCCEEDED and row["llm_request_id"] in asked_again
+            )
+            bill["unlabeled_usd"] = tally.unlabeled_usd + sum(twice, Decimal(0))
+        return bill
+
+    def _asked_again(self, shard: Shard) -> set[str]:
+        """Return requests that newer submissions have sent, too, and may have labels of.
+
+        A person has asked them again, after a batch was given up or was gone, and now its answers came.
+        """
+        own = shard.submission_id
+        known = self._ledger.newer_submissions([own]) if self._newer is None else self._newer
+        requests: set[str] = set()
+        for other in chain.from_iterable(self._ledger.shards_of(known.get(own, ())).values()):
+            if other.results_path and self._payloads.exists(other.results_path):
+                results = self._payloads.read_table(other.results_path, ["llm_request_id", "llm_outcome"])
+                is_label = pc.equal(results["llm_outcome"].cast(pa.string()), Outcome.SUCCEEDED.value)
+                requests.update(results["llm_request_id"].filter(is_label).to_pylist())
+            elif other.state in IN_FLIGHT:
+                requests.update(request_ids(self._payloads, other))
+        return requests
+
+    def _lacks_lines(self, shard: Shard) -> bool:
+        """Return whether raw lines were stored that are gone or damaged."""
+        return has_lines(self._payloads, shard) and not self._payloads.is_whole(shard.raw_path or beside(shard, RAW))
+
+    def _fetch_again(self, shard: Shard) -> bool:
+        """Store the raw lines of a collected shard again; return whether the provider still has them."""
+        # What an erasure had it delete does not come again, however it says so: own machines have an empty file then.
+        # The lines of an adopted batch have the sender's custom_ids there.
+        if shard.batch_id is None or shard.erased_there_at is not None or shard.cause is Cause.ADOPTED:
+            return False
+        with self._downloading_alone(shard, holds_submission=False) as shards:
+            # Another process may have stored them meanwhile.
+            if not self._lacks_lines(shard):
+                return True
+            try:
+                self._fetch(shards, at_least=sum(sharing.done or 0 for sharing in shards))
+            except CredentialsError:
+                raise
+            # Without a list of the requests, lines of erased ones cannot be told from the others.
+            except (RefusedError, LostError):
+                return False
+            return True
+
+    def read(self, shard: Shard) -> tuple[str, Tally]:
+        """Read the raw lines into the shard's results file, even if that exists; return its path and its tally."""
+        return self._reader([shard])(shard)
+
+    def _reader(self, shards: Sequence[Shard]) -> ResultsReader:
+        models = {(shard.provider, shard.model): f"{shard.provider}/{shard.model}" for shard in shards}
+        labelings = {model: self._labeling.by(name) for model, name in models.items()}
+        return ResultsReader(
+            self._payloads,
+            self.schema,
+            {
+                model: (labeling, self._deployment.codec(labeling), self._deployment.terms(labeling))
+                for model, labeling in labelings.items()
+            },
+            frozenset(shard.shard_id for shard in shards if self._counts_own(shard)),
+            frozenset(shard.shard_id for shard in shards if shard.results_path and self._lacks_lines(shard)),
+        )
+
+    def _counts_own(self, shard: Shard) -> bool:
+        """Return whether the batch's count of finished requests is this shard's alone. Only of a batch cut short."""
+        is_cut = shard.status in (BatchStatus.CANCELED, BatchStatus.EXPIRED) and bool(shard.done)
+        return is_cut and len(self._ledger.shards_of_batch(shard)) == 1
+
+    def count_outcomes(self, shard: Shard) -> Counter[str]:
+        """Count a shard's outcomes, from its raw lines where its results are not read yet; none where none are stored.
+
+        Moves and writes nothing: the shard may be one that another process collects.
+        """
+        if shard.results_path:
+            outcomes = [self._payloads.read_table(shard.results_path, ["llm_outcome"])["llm_outcome"]]
+        elif self._payloads.is_whole(beside(shard, RAW)):
+            tables = self._reader([shard]).reconciler(shard).tables(self.raw_lines(shard))
+            outcomes = [table["llm_outcome"] for table in tables]
+        else:
+            outcomes = []
+        counts: Counter[str] = Counter()
+        for column in outcomes:
+            counts.update({count["values"]: count["counts"] for count in pc.value_counts(column).to_pylist()})
+        return counts
+
+    def raw_lines(self, shard: Shard) -> Iterator[bytes]:
+        """Yield the result lines that are stored of a shard; none where it is not archived."""
+        path = shard.raw_path or beside(shard, RAW)
+        return self._payloads.lines(path) if self._payloads.exists(path) else iter(())
+
+    def results(self, shards: list[Shard], columns: list[str] | None = None) -> list[pa.Table]:
+        """Return the results of collected shards, oldest wave first."""
+        ordered = sorted(shards, key=lambda shard: (shard.wave, shard.number))
+        return [self._payloads.read_table(s.results_path, columns) for s in ordered if s.results_path]
+
+
+@dataclass(frozen=True)
+class ResultsReader:
+    """Read raw lines of shards into results files. Picklable for workers: it has no provider and no ledger.
+
+    `by` has what each (provider, model) needs, `counted` the ids of shards whose batch counts them alone,
+    `lost` of those whose raw lines are no more.
+    """
+
+    payloads: PayloadStore
+    schema: pa.Schema
+    by: Mapping[tuple[str, str], tuple[Labeling, Codec, Callable[[], Tariff]]]
+    counted: frozenset[str]
+    lost: frozenset[str]
+
+    def __call__(self, shard: Shard) -> tuple[str, Tally]:
+        reconciler = self.reconciler(shard)
+        path = beside(shard, RESULTS)
+        with self.payloads.table_writer(path, self.schema, repeating=REPEATING) as out:
+            is_lost = shard.shard_id in self.lost
+            has_raw = not is_lost and has_lines(self.payloads, shard)
+            lines = self.payloads.lines(shard.raw_path or beside(shard, RAW)) if has_raw else ()
+            for table in reconciler.tables(lines):
+                out.write_table(table)
+        return path, reconciler.tally
+
+    def reconciler(self, shard: Shard) -> Reconciler:
+        """Return what turns the shard's raw lines into its results."""
+        labeling, codec, terms = self.by[shard.provider, shard.model]
+        is_lost = shard.shard_id in self.lost
+        facts = ShardFacts(
+            nonce=shard.nonce,
+            status=shard.status or (BatchStatus.RUNNING if shard.cause is Cause.GIVEN_UP else BatchStatus.ENDED),
+            provider=shard.provider,
+            batch_id=shard.batch_id,
+            attempt=shard.wave,
+            lane=shard.lane,
+            ended_at=shard.ended_at,
+            submitted_at=shard.submitted_at or shard.sent_at,
+            reason=_LOST if is_lost else shard.reason,
+            retryable=shard.retryable,
+            padding=shard.padding,
+            done=(shard.done or 0) - (shard.erased or 0) if shard.shard_id in self.counted else None,
+            cause=Cause.GONE if is_lost else shard.cause,
+        )
+        expected = self._expected(shard, codec)
+        has_logprob = LOGPROB.name in self.schema.names
+        return Reconciler(codec, labeling.reader, terms().of(shard.lane), facts, expected, has_logprob=has_logprob)
+
+    def _expected(self, shard: Shard, codec: Codec) -> bytes:
+        """Return the request_ids of a shard, packed. Where their list is lost: those that the stored lines answer."""
+        try:
+            return packed_ids(self.payloads, shard)
+        except LostError:
+            pass
+        # What was billed has a line. Requests without one are not asked again by this submission, and land as missing.
+        path, pattern = shard.raw_path or beside(shard, RAW), custom_id_pattern(shard.nonce)
+        if shard.shard_id in self.lost or not self.payloads.exists(path):
+            return b""
+        names = (codec.decode(line).custom_id or "" for line in self.payloads.lines(path))
+        found = filter(None, (pattern.fullmatch(name.encode()) for name in names))
+        return packed(dict.fromkeys(match[1].decode() for match in found))
+
+
+def bill_of(tally: Tally) -> ShardFields:
+    """Return what the ledger stores of what a shard's results cost."""
+    return {
+        "cost_usd": tally.cost_usd,
+        "reported_usd": tally.reported_usd,
+        "replies": tally.replies,
+        "input_tokens": tally.input_tokens,
+        "output_tokens": tally.output_tokens,
+        "cache_read_tokens": tally.cache_read_tokens,
+        "known_usd": tally.known_usd,
+        "unpriced": tally.unpriced,
+        "realtime_usd": tally.realtime_usd,
+        "unlabeled_usd": tally.unlabeled_usd,
+        "padding_usd": tally.padding_usd,
+        "answered": tally.answered,
+    }
+
+
+def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
+    """Return whether an archived shard has a file of raw lines: what was given up, gone or lost has none."""
+    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE) or shard.reason == _LOST
+    return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
+
+
+def _refuse_fewer(lines: int, at_least: int, shard: Shard) -> None:
+    if lines < at_least:
+        raise TransientError(
+            f"{lines} result lines came of {at_least} that batch {shard.batch_id} reports; the rest is waited for"
+        )

@@ -1,0 +1,83 @@
+"""What a person decides on a shard: whether its create call made a batch, or that nobody waits for it any longer.
+
+A decision is on what the person has seen. What another process has done since is read under the leases, and refused
+where the decision would be on something else.
+"""
+
+from __future__ import annotations
+
+from dagster_llm_batch.errors import IllegalMoveError
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.held import hold_and_read
+from dagster_llm_batch.loop.waits import refuse_readable
+from dagster_llm_batch.states import ENDED, MOVES, Move
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.types import Cause
+
+__all__ = ["give_up", "resolve"]
+
+# What ended so has nothing to give up.
+_OVER = (Cause.GIVEN_UP, Cause.GONE)
+
+
+def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shard:
+    """See Engine.resolve."""
+    ledger = deployment.ledger
+
+    def sent_together() -> tuple[set[str], list[Shard]]:
+        shard = ledger.shard(shard_id)
+        carrier = shard.carrier or shard_id
+        sharing = ledger.shards_sent_with([shard.submission_id])
+        together = [other for other in sharing if carrier in (other.shard_id, other.carrier)] or [shard]
+        return {other.submission_id for other in together}, together
+
+    seen = ledger.shard(shard_id)
+    with hold_and_read(deployment, sent_together) as (_, together):
+        present = next(shard for shard in together if shard.shard_id == shard_id)
+        if present.sent_at != seen.sent_at:
+            raise IllegalMoveError(
+                f"Shard {shard_id} was sent again while this decision waited for the process that sent it: it is "
+                f"'{present.state.value}' now, and the decision was on another create call. Nothing was changed. Look "
+                "again: `dagster-llm-batch resolve` alone lists what is in doubt."
+            )
+        ids = [other.shard_id for other in together]
+        if batch_id is None:
+            moved = ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+        else:
+            detail, now = f"resolved by a person: {batch_id}", deployment.clock()
+            moved = ledger.move_shards(ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=now)
+    return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
+
+
+def give_up(deployment: Deployment, shard_id: str) -> Shard:
+    """See Engine.give_up."""
+
+    def sharing() -> tuple[set[str], tuple[Shard, list[Shard]]]:
+        shard = deployment.ledger.shard(shard_id)
+        shards = deployment.ledger.shards_of_batch(shard)
+        return {each.submission_id for each in shards}, (shard, shards)
+
+    # All are leased at once: two processes that leased them one after another could wait for each other.
+    with hold_and_read(deployment, sharing) as (_, (shard, shards)):
+        refuse_readable(deployment, shard)
+        if shard.state in ENDED and shard.cause in _OVER:
+            raise IllegalMoveError(
+                f"Shard {shard_id} was given up before, or its batch is gone. Nothing was changed. Materialize the "
+                "labels, or send its rows again with `dagster-llm-batch retry`."
+            )
+        # Another submission of the batch may have its results, or have given them up.
+        going = [each for each in shards if each.state in MOVES[Move.GIVEN_UP][0] and each.cause not in _OVER]
+        now, has_ended = deployment.clock(), shard.state in ENDED
+        why = "since its results could not be read" if has_ended else "while its batch had not ended"
+        going = going if shard in going else [shard]
+        moved = deployment.ledger.move_shards(
+            [each.shard_id for each in going],
+            Move.GIVEN_UP,
+            of_batch=shard.batch_id,
+            # Whoever polls needs no lease: a batch that ends at this moment has results.
+            sources={each.state for each in going},
+            cause=Cause.GIVEN_UP,
+            reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",
+            ended_at=(shard.ended_at or now) if has_ended else now,
+        )
+    return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)

@@ -1,0 +1,404 @@
+"""Polls the providers for the state of running batches and records it; asks batches to stop.
+
+One odd provider, batch or report must not stop the others: failures are passed to the caller, each with its shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
+from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment
+from dagster_llm_batch.loop.submit import plan_next_try
+from dagster_llm_batch.loop.waits import KEPT_FOR, Unread
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import is_awaited
+from dagster_llm_batch.storage.ledger.submissions import STATUS
+from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
+from dagster_llm_batch.upkeep.prune import is_pruned
+
+__all__ = ["Failed", "Poller", "find_spacing", "is_due"]
+
+Failed = Callable[[Sequence[Shard], Exception], None]
+"""Called with shards about which nothing was learned, and the error."""
+
+_T = TypeVar("_T")
+
+# Failed calls after which no smaller groups are tried: enough to find three odd items among a thousand.
+_FAILURES_MOST = 30
+
+# The event of a batch that its provider does not know, where the time of the change of its status lies ahead.
+_UNKNOWN = "not_known"
+
+# These hold for every item of a call, so smaller groups would fail alike.
+_OF_ALL_ALIKE = (CredentialsError, TransientError)
+
+_LONGEST_SPACING = timedelta(minutes=10)
+
+_LOOKED_AT_AGAIN = timedelta(days=1)
+
+_ASKED_IN_VAIN = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
+_ENDINGS = {
+    BatchStatus.ENDED: Move.ENDED,
+    BatchStatus.EXPIRED: Move.EXPIRED,
+    BatchStatus.CANCELED: Move.CANCELED,
+    BatchStatus.FAILED: Move.FAILED,
+}
+
+
+class Poller:
+    """Poll and stop the batches of shards."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+
+    def poll(self, shards: Sequence[Shard], failed: Failed | None = None) -> dict[str, BatchReport]:
+        """See Engine.poll."""
+        errors: list[Exception] = []
+
+        def add_failure(failed_shards: Sequence[Shard], error: Exception) -> None:
+            errors.append(error)
+            if failed is not None:
+                failed(failed_shards, error)
+
+        reports: dict[str, BatchReport] = {}
+        ran_nothing: set[str] = set()
+        for name, its_shards in self._by_provider(shards, add_failure).items():
+            self._ask(name, its_shards, reports, ran_nothing, add_failure)
+        self._record([shard for shard in shards if shard.shard_id in reports], reports, ran_nothing, add_failure)
+        self.give_up_forgotten(shards)
+        if failed is None:
+            odd = [error for error in errors if not isinstance(error, TransientError)]
+            if odd or (errors and not reports):
+                raise (odd or errors)[0]
+        return reports
+
+    def poll_awaited(self, assets: Collection[str], asked_before: datetime) -> None:
+        """See Engine.poll_awaited."""
+        now = self._deployment.clock()
+        due = [
+            shard
+            for shard in self._ledger.awaited_shards(self._deployment.namespace, given_up_since=now - KEPT_FOR)
+            # A time that lies ahead was set by a clock that was wrong.
+            if shard.polled_at is None or not asked_before <= shard.polled_at <= now
+        ]
+
+        def failed(shards: Sequence[Shard], _: Exception) -> None:
+            # They count as asked: a server that never comes back would be asked at each tick.
+            reports = {s.shard_id: BatchReport(s.batch_id or "", s.status or BatchStatus.RUNNING) for s in shards}
+            self._ledger.record_reports(reports)
+
+        self.poll([shard for shard in due if self._is_wanted(shard, assets)], failed)
+        unread = Unread(self._deployment)
+        if given_up := unread.given_up_due():
+            unread.ask_given_up([shard for shard in given_up if self._is_wanted(shard, assets)])
+
+    def give_up_forgotten(self, shards: Sequence[Shard]) -> None:
+        """Give up the batches among these that run for a month longer than they should: no vendor has results of them.
+
+        A batch is given up a day after it was found so, since one wrong clock is enough to find it. What still comes of
+        it within another month is used, as of those that a person gives up.
+        """
+        now = self._deployment.clock()
+        found = []
+        for shard in shards:
+            at = self._deployment.overdue_at(shard)
+            if at is None or now - at < KEPT_FOR:
+                continue
+            until = shard.waits_until
+            # A time before it was forgotten was of another wait; one that lies further ahead was set by a wrong clock.
+            if until is None or not at + KEPT_FOR <= until <= now + _LOOKED_AT_AGAIN:
+                found.append(shard.shard_id)
+                continue
+            if until > now:
+                continue
+            reason = f"given up by itself: it has not ended since {shard.submitted_at:%Y-%m-%d %H:%M} UTC"
+            # It may have ended, or been given up by another process, just now.
+            with suppress(IllegalMoveError):
+                self._ledger.move_shards(
+                    [shard.shard_id],
+                    Move.GIVEN_UP,
+                    of_batch=shard.batch_id,
+                    sources=[ShardState.SUBMITTED],
+                    cause=Cause.GIVEN_UP,
+                    reason=reason,
+                    ended_at=now,
+                )
+        if found:
+            self._ledger.unread.wait(found, now + _LOOKED_AT_AGAIN)
+
+    def poll_beside(self, shards: Sequence[Shard]) -> None:
+        """See Engine.poll_beside."""
+        now = self._deployment.clock()
+        own = {shard.shard_id for shard in shards}
+        queues = {(shard.provider, shard.account) for shard in shards if shard.state is ShardState.PLANNED}
+        beside = [
+            shard
+            for shard in self._ledger.shards_in_flight(self._deployment.namespace)
+            if (shard.provider, shard.account) in queues and shard.shard_id not in own and is_due(shard, now)
+        ]
+        self.poll(beside, lambda *_: None)
+
+    def _is_wanted(self, shard: Shard, assets: Collection[str]) -> bool:
+        """Return whether what was given up of one of these assets can be collected yet: its files are not pruned."""
+        submission = self._ledger.submission(shard.submission_id)
+        return submission.asset in assets and not is_pruned(self._ledger, submission)
+
+    def _by_provider(self, shards: Sequence[Shard], failed: Failed) -> dict[str, list[Shard]]:
+        """Group the shards whose batches run by provider. Leaves out those of an account that is not configured now."""
+        # Another account does not know the batches, and would report them as gone.
+        running: dict[str, list[Shard]] = {}
+        for shard in shards:
+            if shard.batch_id is not None and (shard.state is ShardState.SUBMITTED or is_awaited(shard)):
+                try:
+                    self._deployment.provider_of(shard)
+                except Exception as error:  # noqa: BLE001 - of one shard; the others are asked about all the same
+                    failed([shard], error)
+                else:
+                    running.setdefault(shard.provider, []).append(shard)
+        return running
+
+    def _ask(
+        self,
+        name: str,
+        shards: Sequence[Shard],
+        reports: dict[str, BatchReport],
+        ran_nothing: set[str],
+        failed: Failed,
+    ) -> None:
+        """Poll one provider for the batches of these shards; add to `reports` and `ran_nothing`, by shard_id."""
+        batches: dict[str, list[Shard]] = {}
+        for shard in shards:
+            batches.setdefault(shard.batch_id or "", []).append(shard)
+        answers: dict[str, BatchReport] = {}
+        _apart(
+            list(batches),
+            lambda ids: answers.update(self._deployment.provider(name).poll(ids)),
+            lambda ids, error: failed([shard for batch_id in ids for shard in batches[batch_id]], error),
+        )
+        for batch_id in batches.keys() & answers.keys():
+            for shard in batches[batch_id]:
+                try:
+                    reports[shard.shard_id] = self._share(answers[batch_id], shard)
+                    if not answers[batch_id].done:
+                        ran_nothing.add(shard.shard_id)
+                except LedgerError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - an odd report of one batch; the others' are as good as ever
+                    failed([shard], error)
+
+    def _record(
+        self, shards: Sequence[Shard], reports: dict[str, BatchReport], ran_nothing: set[str], failed: Failed
+    ) -> None:
+        """Record the reports on these shards, and the ends of those whose batches have ended."""
+        _apart(
+            shards, lambda group: self._ledger.record_reports({s.shard_id: reports[s.shard_id] for s in group}), failed
+        )
+        ends: dict[str, Ending] = {}
+        for shard in shards:
+            try:
+                if (ending := self._ending_of(shard, reports[shard.shard_id], ran_nothing)) is not None:
+                    ends[shard.shard_id] = ending
+            except LedgerError:
+                raise
+            except Exception as error:  # noqa: BLE001 - as above
+                failed([shard], error)
+
+        def ends_of(group: Sequence[Shard]) -> dict[str, Ending]:
+            return {shard.shard_id: ends[shard.shard_id] for shard in group}
+
+        ended = [shard for shard in shards if shard.shard_id in ends]
+        late = [shard for shard in ended if is_awaited(shard)]
+        in_time = [shard for shard in ended if not is_awaited(shard)]
+        _apart(in_time, lambda group: self._ledger.record_endings(ends_of(group)), failed)
+        _apart(late, lambda group: self._ledger.record_late_endings(ends_of(group)), failed)
+
+    def _ending_of(self, shard: Shard, report: BatchReport, ran_nothing: set[str]) -> Ending | None:
+        """Return how the shard's batch ended; None where it runs, or ran nothing and will be sent again."""
+        if is_awaited(shard):
+            return self._ending(report, shard) if report.status in _ENDINGS else None
+        if report.status is BatchStatus.NOT_FOUND and shard.status is BatchStatus.NOT_FOUND:
+            return self._gone(shard, report)
+        if report.status not in _ENDINGS:
+            return None
+        ending = self._ending(report, shard)
+        if shard.shard_id not in ran_nothing or report.status is not BatchStatus.FAILED or not report.retryable:
+            return ending
+        # A batch that was taken and then failed has had its try, and is asked again in another wave, if it may be. Only
+        # what the queue had no room for waits for room.
+        if report.smaller_helps is False:
+            return ending
+        return None if self._put_back(shard.shard_id, report) else replace(ending, cause=Cause.NOT_TAKEN)
+
+    def _gone(self, shard: Shard, report: BatchReport) -> Ending | None:
+        """Return the end of a batch that the provider has not known for long, at every poll; None while it may lag."""
+        events = self._ledger.events(shard.submission_id)
+        changed = [event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS]
+        since: datetime | None = changed[-1]
+        if changed[-1] > self._deployment.clock():
+            since = self._deployment.noted_since(shard, _UNKNOWN, "the provider knows no such batch")
+        if since is None or self._deployment.clock() - since < GONE_AFTER:
+            return None
+        reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
+        ending = self._ending(replace(report, reason=reason), shard)
+        return replace(ending, move=Move.GONE, cause=Cause.GONE)
+
+    def _put_back(self, shard_id: str, report: BatchReport) -> bool:
+        """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
+        known = self._ledger.shards_of_batch(self._ledger.shard(shard_id))
+        shards = [each for each in known if each.state is ShardState.SUBMITTED and each.batch_id == report.batch_id]
+        # Put back with the others of its batch, or by another process that polled at the same time.
+        if not shards:
+            return True
+        fields = plan_next_try(self._deployment, shards, report.reason, smaller_helps=report.smaller_helps)
+        if fields is None:
+            return False
+        with suppress(IllegalMoveError):
+            self._ledger.move_shards(
+                [shard.shard_id for shard in shards],
+                Move.PUT_BACK,
+                of_batch=report.batch_id,
+                detail=report.batch_id,
+                **fields,
+            )
+        return True
+
+    def _ending(self, report: BatchReport, shard: Shard) -> Ending:
+        cause = shard.cause if shard.state is ShardState.SUBMITTED else None
+        # Whoever asks a batch to stop records that before: of another that is canceled, nobody here knows.
+        if report.status is BatchStatus.CANCELED and cause is None:
+            cause = Cause.CANCELED
+        now = self._deployment.clock()
+        return Ending(
+            move=_ENDINGS.get(report.status, Move.ENDED),
+            batch_id=report.batch_id,
+            status=report.status,
+            # By a clock that is ahead it ends when it is over: what waits for an hour since then would wait for longer.
+            ended_at=min(report.ended_at or now, now),
+            total=report.total,
+            done=report.done,
+            failed=report.failed,
+            reason=report.reason,
+            retryable=report.retryable,
+            cause=cause,
+            reported_usd=report.reported_usd,
+        )
+
+    def stop(self, shards: Sequence[Shard], failed: Failed) -> None:
+        """Ask the shards' batches to stop, once each. A shared batch is stopped when no submission in it is wanted.
+
+        That they are to stop is recorded first, so that `stop_asked` asks again where a call failed, and that nobody
+        takes the end of such a batch for somebody else's deed. `failed` is called for each call that failed.
+        """
+        running = [s for s in shards if s.state is ShardState.SUBMITTED and s.status not in _ASKED_IN_VAIN]
+        # What has ended meanwhile is not stopped by this package: somebody may have canceled it at the provider.
+        self.poll(running, failed)
+        stopping: dict[str, list[Shard]] = {}
+        for shard in running:
+            if shard.batch_id is None or shard.batch_id in stopping:
+                continue
+            sharing = self._ledger.shards_of_batch(shard)
+            still = [other for other in sharing if other.state is ShardState.SUBMITTED]
+            wanted = [s for s in sharing if s.submission_id != shard.submission_id and not self._is_unwanted(s)]
+            if still and not wanted:
+                stopping[shard.batch_id] = still
+        if stopping:
+            self._ledger.set_cause([shard.shard_id for group in stopping.values() for shard in group], Cause.STOPPED)
+            self._stop(stopping, failed)
+
+    def stop_late(self, submission: Submission, shards: Sequence[Shard], failed: Failed) -> None:
+        """See Engine.stop_late."""
+
+        # Nobody can do anything about it, and who canceled was told: such a batch is waited for.
+        def unless_nothing_can(of: Sequence[Shard], error: Exception) -> None:
+            if not isinstance(error, CannotStopError):
+                failed(of, error)
+
+        if self._deployment.is_late(submission):
+            self.stop(shards, unless_nothing_can)
+        else:
+            self.stop_asked(shards, unless_nothing_can)
+
+    def stop_asked(self, shards: Sequence[Shard], failed: Failed) -> None:
+        """Ask those batches again to stop that were to, and of which no call to stop them is known to have passed."""
+        waiting: dict[str, list[Shard]] = {}
+        for shard in shards:
+            asked = shard.cause is Cause.STOPPED and shard.state is ShardState.SUBMITTED
+            if asked and shard.status not in _ASKED_IN_VAIN and shard.batch_id is not None:
+                waiting.setdefault(shard.batch_id, []).append(shard)
+        self._stop(waiting, failed)
+
+    def _stop(self, batches: Mapping[str, Sequence[Shard]], failed: Failed) -> None:
+        for batch_id, shards in batches.items():
+            try:
+                self._deployment.provider_of(shards[0]).cancel(batch_id)
+            except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own; the others are asked
+                failed(shards, error)
+            else:
+                report = BatchReport(batch_id, BatchStatus.CANCELING)
+                self._ledger.record_reports(dict.fromkeys([shard.shard_id for shard in shards], report))
+
+    def _is_unwanted(self, shard: Shard) -> bool:
+        submission = self._ledger.submission(shard.submission_id)
+        return submission.state is SubmissionState.CANCELED or self._deployment.is_late(submission)
+
+    def _share(self, report: BatchReport, shard: Shard) -> BatchReport:
+        """Return the shard's part of the report on a shared batch: counts are divided by numbers of requests."""
+        total = report.total
+        # Not every provider reports how many requests the batch has in all.
+        if total is None and (report.done or 0) > shard.requests:
+            total = sum(other.requests + other.padding for other in self._ledger.shards_of_batch(shard))
+        if total is None:
+            return replace(report, reported_usd=None)
+        if total <= shard.requests:
+            return report
+
+        def part(count: int | None) -> int | None:
+            return None if count is None else count * shard.requests // total
+
+        # What a part of a batch cost, its sum does not tell.
+        done, failed = part(report.done), part(report.failed)
+        return replace(report, total=shard.requests, done=done, failed=failed, reported_usd=None)
+
+
+def is_due(shard: Shard, now: datetime) -> bool:
+    """Return whether the shard's batch was not asked about for long. One that was asked to stop is always due."""
+    if shard.polled_at is None or shard.submitted_at is None or shard.status is BatchStatus.CANCELING:
+        return True
+    # A time that lies ahead was set by a clock that was wrong.
+    return not timedelta() <= now - shard.polled_at < find_spacing(shard.submitted_at, now)
+
+
+def find_spacing(since: datetime, now: datetime) -> timedelta:
+    """Return the pause between two calls about work that began then: the longer it takes, the longer is the pause."""
+    return min((now - since) / 10, _LONGEST_SPACING)
+
+
+def _apart(
+    items: Sequence[_T], act: Callable[[Sequence[_T]], None], failed: Callable[[Sequence[_T], Exception], None]
+) -> None:
+    """Call `act` on all items at once; where it raises, on their halves, and so on: one odd item stops no other.
+
+    `failed` is called with the items for which `act` failed: single ones, or larger groups after too many failures.
+    Raises LedgerError, since nothing can be recorded without a ledger.
+    """
+    waiting = [items] if items else []
+    failures = 0
+    while waiting:
+        group = waiting.pop()
+        try:
+            act(group)
+        except LedgerError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+            failures += 1
+            if len(group) == 1 or failures >= _FAILURES_MOST or isinstance(error, _OF_ALL_ALIKE):
+                failed(group, error)
+            else:
+                waiting += [group[len(group) // 2 :], group[: len(group) // 2]]

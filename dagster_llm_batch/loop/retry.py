@@ -1,0 +1,348 @@
+"""The next wave: which requests are asked again, of which model and in which lane.
+
+A request without a good reply is asked of the same model again while that can help (Resend), then of the next
+fallback, then no more. After the deadline all go in real time. Nothing is asked again of a batch whose cause is final
+(`types.Cause`), nor after a wave in which nearly nothing fits (breaker.py). Requests that an earlier submission of the
+partition had in flight, and that got no good answer there, are asked here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property
+from itertools import groupby
+from typing import Any
+
+import pyarrow.compute as pc
+
+from dagster_llm_batch.core.memory import chunks
+from dagster_llm_batch.core.pricing import Estimate
+from dagster_llm_batch.core.token_counts import InputCounts
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.files.request_files import WrittenLines, delete_requests, requests_of
+from dagster_llm_batch.files.request_writer import Spare
+from dagster_llm_batch.loop.breaker import Breaker
+from dagster_llm_batch.loop.budget import committing, exceeded
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.plan import Planner
+from dagster_llm_batch.loop.status import OVER_BUDGET, Advice, advise_on_money, find_unsent
+from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
+from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.text import money_text
+from dagster_llm_batch.types import BatchStatus, Cause, Lane, Outcome
+
+__all__ = ["NextWave"]
+
+_RETRIED = frozenset({Outcome.ERRORED, Outcome.EXPIRED, Outcome.CANCELED, Outcome.MISSING, Outcome.INVALID})
+_RESULT_COLUMNS = ["llm_request_id", "llm_outcome", "llm_retryable"]
+_ResultRow = tuple[str, str, bool]
+# Requests in memory at once: their lines may hold images.
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Requests of one shard to ask again. `model` is the place in `labeling.models`.
+
+    `outcomes`: by request, what it was answered by the same model in the wave before; None: it is another model, or was
+    asked in another submission, or was not asked before.
+    """
+
+    model: int
+    lane: Lane
+    shard: Shard
+    request_ids: Collection[str]
+    outcomes: Mapping[str, str] | None = None
+
+    @property
+    def target(self) -> tuple[int, str]:
+        return self.model, self.lane.value
+
+
+class NextWave:
+    """Decide on and write the next wave of an open submission, all shards of which are collected."""
+
+    def __init__(
+        self, labeling: Labeling, deployment: Deployment, submission: Submission, shards: Sequence[Shard]
+    ) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._submission = submission
+        self._shards = shards
+        self._collector = Collector(labeling, deployment)
+        deadline = submission.deadline_at
+        self._late = deadline is not None and deployment.clock() >= deadline
+
+    @cached_property
+    def _planner(self) -> Planner:
+        # Of most submissions nothing is asked again.
+        return Planner(self._labeling, self._deployment, self._submission.tuning or {})
+
+    @cached_property
+    def _asks_now(self) -> list[_Ask]:
+        if self._labeling.cascade is None:
+            return [*self._again(), *self._inherited()]
+        # The oracle alone is asked again; and nothing is decided while it may still answer of what was sampled.
+        return [*self._again(besides=0)] or self._escalated()
+
+    def _escalated(self) -> list[_Ask]:
+        """Return what the oracle of a cascade is asked, beside the sample."""
+        from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
+
+        escalation = Escalation(self._labeling, self._deployment, self._submission, self._shards, self._collector)
+        return [
+            _Ask(1, Lane.REALTIME if self._late else shard.lane, shard, request_ids)
+            for shard, request_ids in escalation.find()
+            if self._has_spare(1)
+        ]
+
+    @property
+    def requests(self) -> int:
+        """How many requests would be asked again, if nothing stops them."""
+        return sum(len(ask.request_ids) for ask in self._asks_now)
+
+    @property
+    def models(self) -> set[str]:
+        """The models that they would be asked of."""
+        return {self._labeling.models[ask.model].model for ask in self._asks_now}
+
+    def plan(self) -> bool:
+        """Plan the next wave; False where nothing is asked again. Raises LeaseError while others commit money."""
+        asks = self._asks_now
+        if not asks or self._is_over_budget or self._is_broken(asks):
+            return False
+        with committing(self._deployment, self._deployment.lease_wait_seconds):
+            shards = [replace(shard, is_escalation=self._is_escalation or None) for shard in self._write(asks)]
+            if shards and self._affordable(shards):
+                keeps = not self._is_escalation
+                self._deployment.ledger.add_wave(self._submission.submission_id, shards, keeps_reserve=keeps)
+                return True
+        for shard in shards:
+            delete_requests(self._deployment.payloads, shard)
+        return False
+
+    @property
+    def _is_over_budget(self) -> bool:
+        """Whether some of it was given up for money: the others are not asked again either, before a person says so."""
+        return find_unsent(self._deployment.ledger.events(self._submission.submission_id)).over_budget is not None
+
+    def _is_broken(self, asks: Sequence[_Ask]) -> bool:
+        """Return whether one of the waves that these requests come from is broken; see Breaker.stops."""
+        waves: list[tuple[list[Shard], Sequence[Shard]]] = []
+        for submission_id, number in dict.fromkeys((ask.shard.submission_id, ask.shard.wave) for ask in asks):
+            is_own = submission_id == self._submission.submission_id
+            siblings = self._shards if is_own else self._deployment.ledger.shards(submission_id)
+            waves.append(([shard for shard in siblings if shard.wave == number], siblings))
+        return Breaker(self._labeling, self._deployment).stops(self._submission, waves)
+
+    def _write(self, asks: Sequence[_Ask]) -> list[Shard]:
+        submission = self._submission
+        wave = self._planner.wave(submission.submission_id, submission.partition, submission.waves + 1)
+        shards: list[Shard] = []
+        for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
+            files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
+            outcomes: list[str | None] = []
+            for ask in group:
+                # Those of each are not kept: expected is an average request.
+                tokens, bounds = ask.shard.tokens // max(ask.shard.requests, 1), self._bounds(ask)
+                cost = self._estimate(ask).add
+                for lines in self._lines(ask):
+                    ids = lines.request_ids
+                    files.add(lines, ids, InputCounts([tokens] * len(ids), bounds(lines.lines)), cost)
+                    outcomes += map((ask.outcomes or {}).get, ids)
+            shards += _count_outcomes(files.close(), outcomes)
+        return shards
+
+    def _again(self, besides: int | None = None) -> Iterator[_Ask]:
+        """Yield what to ask again of the last wave, but of one model, by its place."""
+        for shard in self._shards:
+            # What failed in an earlier wave was asked again in the wave after it.
+            # Of a fallback that is declared no more, nothing is asked any more.
+            model = self._places.get(shard.asked_of)
+            if shard.wave == self._submission.waves and model is not None and model != besides:
+                yield from self._asks(model, shard, self._result_rows([shard], good=False), self._shards)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {labeling.model: place for place, labeling in enumerate(self._labeling.models)}
+
+    def _asks(self, model: int, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]) -> Iterator[_Ask]:
+        """Yield what to ask again of this shard's requests. `siblings` are the shards of its submission."""
+        # Of this model, of a fallback or in real time: not before a person says so. What the provider has not taken
+        # cost nothing, and may go to a fallback; to this model it is not sent again.
+        if shard.waits_for_person and shard.cause is not Cause.NOT_TAKEN:
+            return
+        lane = Lane.REALTIME if self._late else shard.lane
+        same, rest = self._split(shard, rows, siblings)
+        # A fallback that has other parameters by now would be asked with those of before.
+        if same and (not model or self._has_spare(model)):
+            own = shard.submission_id == self._submission.submission_id
+            yield _Ask(model, lane, shard, same.keys(), same if own else None)
+        if rest and model + 1 < len(self._labeling.models) and self._has_spare(model + 1):
+            yield _Ask(model + 1, lane, shard, frozenset(rest))
+
+    def _has_spare(self, model: int) -> bool:
+        """Return whether a file has the requests for this fallback: it may have been declared after the plan."""
+        return self._deployment.payloads.exists(self._spare(model).path)
+
+    def _spare(self, model: int) -> Spare:
+        submission = self._submission
+        return self._planner.spare(submission.submission_id, submission.partition, self._labeling.models[model])
+
+    def _split(
+        self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Return the request_ids without a good answer: to ask the same model again, with outcomes, and the others."""
+        resend, cuts = self._labeling.resend, self._cuts
+        first = self._first_wave(shard)
+        own_waves = {other.wave for other in siblings if other.asked_of == shard.asked_of and other.sent_at is not None}
+        tries = sum(wave >= first for wave in own_waves)
+        # After the deadline each request may be tried once in real time.
+        rescued = self._late and shard.lane is Lane.BATCH
+        own = shard.submission_id == self._submission.submission_id
+        # Dropped before it was sent, since its provider takes no batches: then a fallback is asked, not the same model.
+        given_up = own and shard.status is BatchStatus.CANCELED and shard.sent_at is None and not self._late
+        same: dict[str, str] = {}
+        rest: list[str] = []
+        for request_id, outcome, retryable in rows:
+            if outcome == Outcome.SUCCEEDED:
+                continue
+            most = cuts.get(outcome, resend.max_waves)
+            if outcome == Outcome.INVALID:
+                may = tries < min(most, resend.max_waves, resend.invalid_waves)
+            else:
+                may = tries < min(most, resend.max_waves) or rescued
+            if retryable and outcome in _RETRIED and not given_up and may:
+                same[request_id] = outcome
+            else:
+                rest.append(request_id)
+        return same, rest
+
+    @cached_property
+    def _cuts(self) -> Mapping[str, int]:
+        """By outcome, how often requests that have it are asked in all, where to ask more was of no use: see tuner.py.
+
+        An outcome that more requests have now than had it then is left out: it has another cause.
+        """
+        waves = (self._submission.tuning or {}).get("waves") or {}
+        if not waves:
+            return {}
+        last = [shard for shard in self._shards if shard.wave == self._submission.waves]
+        counts = Counter(outcome for _, outcome, retryable in self._result_rows(last, good=False) if retryable)
+        asked = max(self._submission.requests - self._submission.reused, 1)
+        return {name: cut["most"] for name, cut in waves.items() if counts[name] <= cut["share"] * asked}
+
+    @cached_property
+    def _is_escalation(self) -> bool:
+        """Whether the next wave is the one in which the oracle of a cascade is asked the rest."""
+        levels = self._deployment.levels(self._labeling, self._submission)
+        return levels is not None and levels.wave == self._submission.waves + 1
+
+    def _first_wave(self, shard: Shard) -> int:
+        """Return the wave in which requests of this shard were asked of its model for the first time, or one before."""
+        if self._labeling.cascade is None or shard.submission_id != self._submission.submission_id:
+            return 1
+        levels = self._deployment.levels(self._labeling, self._submission)
+        # The oracle of a cascade had the sample before.
+        asked_in = None if levels is None else levels.wave
+        return 1 if asked_in is None or shard.wave < asked_in else asked_in
+
+    def _inherited(self) -> Iterator[_Ask]:
+        """Yield requests that earlier submissions had in flight when this was planned, and that got no good answer."""
+        if not self._submission.reused_from:
+            return
+        sources = self._deployment.ledger.shards_of(self._submission.reused_from)
+        planned_at = self._submission.created_at
+        in_flight = [
+            shard
+            for source in self._submission.reused_from
+            for shard in sources[source]
+            if shard.collected_at and shard.collected_at >= planned_at
+        ]
+        if not in_flight:
+            return
+        manifest = self._deployment.payloads.read_table(self._submission.manifest, [_RESULT_COLUMNS[0]])
+        open_ids = set(manifest[_RESULT_COLUMNS[0]].to_pylist())
+        open_ids.difference_update(request_id for request_id, *_ in self._result_rows(self._shards))
+        results = [(shard, list(self._result_rows([shard]))) for shard in in_flight]
+        for _, rows in results:
+            open_ids.difference_update(request_id for request_id, outcome, _ in rows if outcome == Outcome.SUCCEEDED)
+        for shard, rows in results:
+            if (model := self._places.get(shard.asked_of)) is not None:
+                mine = [row for row in rows if row[0] in open_ids]
+                open_ids.difference_update(row[0] for row in mine)
+                yield from self._asks(model, shard, mine, sources[shard.submission_id])
+
+    def _result_rows(self, shards: Sequence[Shard], *, good: bool = True) -> Iterator[_ResultRow]:
+        """Yield the results of these shards, with or without the good answers."""
+        for results in self._collector.results(list(shards), _RESULT_COLUMNS):
+            table = results if good else results.filter(pc.not_equal(results["llm_outcome"], Outcome.SUCCEEDED.value))
+            yield from zip(*(column.to_pylist() for column in table.columns), strict=True)
+
+    def _affordable(self, shards: Sequence[Shard]) -> bool:
+        """Return whether max_cost_usd and the budgets allow these shards; else add an event that says why not."""
+        submission_id = self._submission.submission_id
+        limit = SpendLimit(Decimal(0), self._deployment.namespace, submission_id=submission_id)
+        spent = self._deployment.ledger.committed_usd(limit)
+        unknown = next((self._labeling.by(shard.asked_of) for shard in shards if shard.estimated_usd is None), None)
+        more = sum((shard.estimated_usd for shard in shards if shard.estimated_usd is not None), Decimal(0))
+        requests = count_requests(shards)
+        if self._is_escalation:
+            # Kept since the submission was planned.
+            more -= self._submission.reserved_usd or Decimal(0)
+        most = self._labeling.budget_usd
+        if most is not None and spent + more > most:
+            problem = (
+                f"max_cost_usd={most:f} has {money_text(max(most - spent, Decimal(0)))} left beside what was billed, "
+                f"or can still be, and to ask again is expected to cost {money_text(more)}"
+            )
+            reason: Advice | None = Advice(problem, "Raise the limit")
+        else:
+            reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
+        if reason is not None:
+            detail = f"{advise_on_money(self._submission, requests, reason)}."
+            self._deployment.ledger.add_event(submission_id, OVER_BUDGET, detail)
+        return reason is None
+
+    def _estimate(self, ask: _Ask) -> Estimate:
+        """Return an estimate at the price of the model and lane that are asked now."""
+        return self._planner.estimate(self._labeling.models[ask.model], ask.lane)
+
+    def _bounds(self, ask: _Ask) -> Callable[[Sequence[bytes]], Sequence[int | None]]:
+        """Return what tells the most input tokens of each of these requests' lines."""
+        labeling = self._labeling.models[ask.model]
+        if ask.shard.asked_of != labeling.model:
+            # Another model counts otherwise.
+            counter = self._deployment.counter(labeling)
+            return lambda lines: [
+                counter.bound_of_line(line, has_images=bool(labeling.prompt.images)) for line in lines
+            ]
+        return lambda lines: [ask.shard.input_bound] * len(lines)
+
+    def _lines(self, ask: _Ask) -> Iterator[WrittenLines]:
+        """Yield the requests' lines, several at once, encoded for this model's provider."""
+        payloads = self._deployment.payloads
+        path, nonce = ask.shard.path, ask.shard.nonce
+        if ask.shard.asked_of != self._labeling.models[ask.model].model:
+            spare = self._spare(ask.model)
+            path, nonce = spare.path, spare.nonce
+        wanted = (request for request in requests_of(payloads, path, nonce) if request[0] in ask.request_ids)
+        for chunk in chunks(wanted, _AT_ONCE):
+            request_ids, lines = zip(*chunk, strict=True)
+            yield WrittenLines(request_ids, lines, nonce)
+
+
+def _count_outcomes(shards: Sequence[Shard], outcomes: Sequence[str | None]) -> Iterator[Shard]:
+    """Yield the shards with what their requests are asked again for; `outcomes` are of all of them, in order."""
+    start = 0
+    for shard in shards:
+        counts = Counter(outcomes[start : (start := start + shard.requests)])
+        yield replace(shard, asked_again=None if None in counts else {str(name): n for name, n in counts.items()})
+
+
+def _target(ask: _Ask) -> Any:
+    return ask.target

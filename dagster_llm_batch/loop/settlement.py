@@ -1,0 +1,291 @@
+"""Settles submissions: what has ended of several is collected under one lease, and each is settled or goes on.
+
+    ledger ─▶ poll ─▶ raw lines ─▶ results ─▶ synced ─▶ collected ─▶ next wave, or settled
+
+Each step is done for all of them before the next one, so that for many the ledger is asked and told once, and the disk
+waited for once. What a killed process leaves is done again and costs nothing: nothing is recorded before it is stored.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.errors import LeaseError, TransientError
+from dagster_llm_batch.loop.collect import Collector
+from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
+from dagster_llm_batch.loop.holds import hold, reason_to_hold
+from dagster_llm_batch.loop.label import LabelAssembler
+from dagster_llm_batch.loop.poll import Poller
+from dagster_llm_batch.loop.retry import NextWave
+from dagster_llm_batch.loop.status import Status
+from dagster_llm_batch.loop.waits import Unread
+from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.storage.ledger.leases import Lease
+from dagster_llm_batch.storage.ledger.records import Settlement, Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.payloads import LateStore
+
+__all__ = ["Settler", "make_assembler"]
+
+# Results that are read and not recorded yet: a process that dies has read them for nothing.
+_REQUESTS_AT_ONCE = 10_000
+_RECORDS_AT_ONCE = 100
+
+Erase = Callable[[Submission, Collection[str], int], object]
+"""Erases what is to be erased of a submission while leases of those ids are held; its asset has so many tombstones."""
+
+
+@dataclass
+class _Course:
+    """One submission that is to be settled, and the errors that are in its way."""
+
+    submission: Submission
+    shards: list[Shard]
+    # Set when what has ended of it is collected.
+    sent: SentDefinition | None = None
+    collector: Collector | None = None
+    poll_errors: list[Exception] = field(default_factory=list)
+    fetch_errors: list[Exception] = field(default_factory=list)
+    read_errors: list[Exception] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def status(self) -> Status:
+        return Status(self.submission, self.shards)
+
+    def refuse_errors(self) -> None:
+        """Raise one of its errors: first what passes by itself, since a run that ends with it is tried again."""
+        transient = [error for error in self.fetch_errors if isinstance(error, TransientError)]
+        if errors := [*transient, *self.read_errors, *self.fetch_errors, *self.poll_errors]:
+            raise errors[0]
+
+
+class Settler:
+    """Settle submissions of one labeling while `lease` holds all of them.
+
+    With `keeps_pauses`, results that could not be read are left until their next try is due.
+    """
+
+    def __init__(
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        poller: Poller,
+        lease: Lease,
+        erase: Erase,
+        *,
+        keeps_pauses: bool = False,
+    ) -> None:
+        self._labeling = labeling
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._poller = poller
+        self._lease = lease
+        self._erase = erase
+        self._late = LateStore(deployment.payloads)
+        self._unread = Unread(deployment)
+        self._keeps_pauses = keeps_pauses
+        # What was read, and is to be recorded, by shard_id and by submission_id.
+        self._results: dict[str, tuple[_Course, ShardFields]] = {}
+        self._requests = 0
+        self._settlements: dict[str, tuple[_Course, Settlement]] = {}
+
+    def settle(self, submission_ids: Sequence[str]) -> dict[str, Status | Exception]:
+        """Return how far each of them is then, or what was in its way. Raises LeaseError where the lease is lost."""
+        courses = {key: _Course(*known) for key, known in self._ledger.submissions_with_shards(submission_ids).items()}
+        try:
+            self._poll(courses)
+            ended = [key for key, course in courses.items() if any(shard.state in ENDED for shard in course.shards)]
+            newer = self._ledger.newer_submissions(ended)
+            self._each(courses, lambda course: self._collect(course, newer))
+            self._record_results()
+            tombstones = len(self._ledger.tombstones(self._deployment.namespace, self._labeling.asset))
+            self._each(courses, lambda course: self._erase(course.submission, courses.keys(), tombstones))
+            self._each(courses, _Course.refuse_errors)
+            self._reread(courses)
+            self._each(courses, self._go_on)
+            self._record_settlements()
+        finally:
+            # Also of what is not recorded: by the next time its provider may have deleted it.
+            self._late.sync()
+        return {key: course.error or course.status for key, course in courses.items()}
+
+    def _each(self, courses: dict[str, _Course], step: Callable[[_Course], object]) -> None:
+        """Take the step with each that has come so far; one that fails takes no other along."""
+        for course in courses.values():
+            if course.error is None:
+                try:
+                    step(course)
+                except Exception as error:  # noqa: BLE001 - it is the outcome of this one
+                    # It may be another lease that was refused.
+                    if isinstance(error, LeaseError):
+                        self._lease.check()
+                    course.error = error
+
+    def _reread(self, courses: dict[str, _Course]) -> None:
+        """Read from the ledger, again, how far those are that have come so far."""
+        going = [key for key, course in courses.items() if course.error is None]
+        for key, (submission, shards) in self._ledger.submissions_with_shards(going).items():
+            courses[key].submission, courses[key].shards = submission, shards
+
+    def _poll(self, courses: dict[str, _Course]) -> None:
+        """Ask those to stop that are late, and ask about the batches that run, each once for all that share it."""
+
+        def add_error(shards: Sequence[Shard], error: Exception) -> None:
+            own = {shard.submission_id for shard in shards} & courses.keys()
+            for key in own or courses:
+                courses[key].poll_errors.append(error)
+
+        running: dict[tuple[str | None, ...], Shard] = {}
+        for course in courses.values():
+            self._poller.stop_late(course.submission, course.shards, add_error)
+            for shard in course.shards:
+                if shard.state is ShardState.SUBMITTED:
+                    running.setdefault((shard.provider, shard.account, shard.batch_id), shard)
+        if not running:
+            return
+        sharing = [other for shard in running.values() for other in self._ledger.shards_of_batch(shard)]
+        reports = self._poller.poll(sharing, add_error)
+        for course in courses.values():
+            # Where some batches were reported, one that could not be polled now costs time only.
+            if any(shard.shard_id in reports for shard in course.shards):
+                course.poll_errors = [e for e in course.poll_errors if not isinstance(e, TransientError)]
+        self._reread(courses)
+
+    def _collect(self, course: _Course, newer: Mapping[str, Collection[str]]) -> None:
+        """Archive what has ended of a submission, and read it."""
+        course.sent = sent = self._deployment.sent_definition(self._labeling, course.submission)
+        # Workers write on machines of their own.
+        late = None if sent.labeling.workers else self._late
+        course.collector = collector = Collector(sent.labeling, self._deployment, late, newer)
+        ended = [shard for shard in course.shards if shard.state in ENDED]
+        later = self._unread.read_later(ended) if self._keeps_pauses else set()
+        ended = [shard for shard in ended if shard.shard_id not in later]
+        with closing(collector.archive_all(ended, self._lease.check)) as archived:
+            # All are archived, whatever fails: providers may have deleted the results by the next time.
+            for batch, error in archived:
+                going = batch
+                if error is not None:
+                    going, left = self._unread.note(batch, error)
+                    if left is not None:
+                        course.fetch_errors.append(left)
+                if going and not course.read_errors:
+                    try:
+                        sent.refuse_unknown()
+                        for shard, fields in collector.read_all(going):
+                            self._results[shard.shard_id] = (course, fields)
+                            self._requests += shard.requests
+                            if self._requests >= _REQUESTS_AT_ONCE or len(self._results) >= _RECORDS_AT_ONCE:
+                                self._record_results()
+                    except LeaseError:
+                        raise
+                    except Exception as read_error:  # noqa: BLE001 - it is raised when all results are stored
+                        course.read_errors.append(read_error)
+
+    def _record_results(self) -> None:
+        """Record the shards that were read as collected."""
+        results, self._results, self._requests = self._results, {}, 0
+        fields_of: dict[str, dict[str, ShardFields]] = defaultdict(dict)
+        for shard_id, (course, fields) in results.items():
+            fields_of[course.submission.submission_id][shard_id] = fields
+
+        def record(keys: Collection[str]) -> None:
+            self._ledger.collect_shards({k: v for key in keys for k, v in fields_of[key].items()})
+
+        errors = self._record(fields_of, record)
+        for course in {id(course): course for course, _ in results.values()}.values():
+            if (error := errors.get(course.submission.submission_id)) is not None:
+                course.read_errors.append(error)
+
+    def _record(self, keys: Collection[str], record: Callable[[Collection[str]], None]) -> Mapping[str, Exception]:
+        """Record something of these submissions, once its files are on disk; return what was in the way of some.
+
+        The ledger takes what is said of all or nothing. Where it takes nothing, it is told of each by itself.
+        """
+        if not keys:
+            return {}
+        errors: dict[str, Exception] = {}
+        for going in ([keys], [[key] for key in keys]):
+            errors = {}
+            for some in going:
+                try:
+                    self._late.sync()
+                    self._lease.check()
+                    record(some)
+                except LeaseError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - it is the outcome of these
+                    errors |= dict.fromkeys(some, error)
+            if not errors or len(keys) == 1:
+                break
+        return errors
+
+    def _go_on(self, course: _Course) -> None:
+        """Plan the next wave of a submission that is collected, or settle it where there is none."""
+        assert course.sent is not None
+        assert course.collector is not None
+        status = course.status
+        if status.submission.is_settled or any(shard.state is not ShardState.COLLECTED for shard in status.shards):
+            return
+        # The answers of these submissions decide what is asked again, so the next wave waits for them.
+        if self._ledger.unsettled(status.submission.reused_from):
+            return
+        labeling = course.sent.labeling
+        make_assembler(self._deployment, labeling, status, course.collector).restore()
+        if self._plan_next_wave(course.sent, status):
+            course.submission, course.shards = self._ledger.submission_with_shards(status.submission.submission_id)
+            return
+        # Another one: the threshold of a cascade may be set now.
+        settlement = make_assembler(self._deployment, labeling, status, course.collector).settlement()
+        self._settlements[status.submission.submission_id] = (course, settlement)
+        if len(self._settlements) >= _RECORDS_AT_ONCE:
+            self._record_settlements()
+
+    def _plan_next_wave(self, sent: SentDefinition, status: Status) -> bool:
+        """Return whether there is a next wave.
+
+        A person decides on it where the definition has changed, or the provider would refuse it.
+        """
+        submission = status.submission
+        if submission.state is not SubmissionState.OPEN:
+            return False
+        labeling = sent.labeling if sent.changes else self._labeling
+        wave = NextWave(labeling, self._deployment, submission, status.shards)
+        if not wave.requests:
+            return False
+        reason = reason_to_hold(self._deployment, labeling, sent, wave.models)
+        if reason is None:
+            return wave.plan()
+        hold(self._deployment, submission, f"{wave.requests:,} requests are not sent again: {reason}")
+        return False
+
+    def _record_settlements(self) -> None:
+        """Record the submissions that are settled."""
+        settlements, self._settlements = self._settlements, {}
+
+        def record(keys: Collection[str]) -> None:
+            waves = {key: settlements[key][0].submission.waves for key in keys}
+            settled = self._ledger.settle_submissions({key: settlements[key][1] for key in keys}, waves)
+            for key, submission in settled.items():
+                settlements[key][0].submission = submission
+
+        # Results that were lost may have been made anew.
+        for key, error in self._record(settlements, record).items():
+            settlements[key][0].error = error
+
+
+def make_assembler(deployment: Deployment, labeling: Labeling, status: Status, collector: Collector) -> LabelAssembler:
+    """Return what assembles the labels of a submission."""
+    return LabelAssembler(
+        labeling=labeling,
+        submission=status.submission,
+        shards=status.shards,
+        ledger=deployment.ledger,
+        payloads=deployment.payloads,
+        collector=collector,
+        part_rows=deployment.part_rows,
+        levels=deployment.levels(labeling, status.submission),
+    )

@@ -1,0 +1,600 @@
+"""Submits shards as batches, each at most once. The intent is committed before the effect:
+
+    planned ── commit `submitting` ──▶ create call ──▶ commit `submitted`
+                                   └─ no trustworthy reply ─▶ stays `submitting` until `recover_batches` finds it or is
+                                                              certain that there is none
+
+No batch is ever created for a shard that is not `planned`. The shards of one batch, of one or of several submissions,
+make each move together, the carrier first: the batch has its tag. The caller holds the leases of all.
+
+A create call that left no record may have made a batch that is paid for. `Engine.recover_batches` finds most of these;
+those that it cannot find wait for a person (`Engine.resolve`). What the ledger itself lost is recovered by receipts
+(`Engine.recover_sends`).
+
+A ledger that is restored from a backup, or a second one of the same namespace, does not know what was sent, and would
+have it sent, and paid, again. Between the intent and the call each shard gets a receipt in the payload store: shard
+and submission as the ledger has them then. Whoever plans or sends looks at the receipts that are there. What the ledger
+knows nothing of is in doubt, and the provider is asked for its batch; where it knows all, which is nearly always,
+nobody is asked. A shard that is split gives receipts to its two halves, since its own files go. No provider can be
+asked what became of calls in real time: their answers serve where they are stored, and count as not answered else.
+
+The request files of a batch are sent as one stream, which unpacks them as it is read; no line is copied:
+
+    shard, shard, …, padding ─▶ digests compared ─▶ a stream that can seek and knows its size
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import cache, partial
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from dagster_llm_batch.core.identity import custom_id, padding_id
+from dagster_llm_batch.errors import (
+    AmbiguousError,
+    CannotTellError,
+    ConfigError,
+    CredentialsError,
+    IllegalMoveError,
+    LeaseError,
+    LedgerError,
+    LLMBatchError,
+    NoRoomError,
+    PayloadError,
+    RefusedError,
+    TransientError,
+)
+from dagster_llm_batch.files.ownership import is_receipt
+from dagster_llm_batch.files.request_files import RAW, SENT, beside, renamed, requests_of
+from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.storage.ledger.leases import Lease
+from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
+from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.payloads import PayloadStore, namespace_folder, payload_path
+from dagster_llm_batch.text import money_text
+from dagster_llm_batch.types import Absent, BatchStatus, Cause, FindHints, Found, Lane, RequestSpec, Undecided
+
+__all__ = [
+    "Receipt",
+    "Sender",
+    "find_unrecorded",
+    "outgoing",
+    "plan_next_try",
+    "recover_all",
+    "recover_partition",
+    "recover_planned",
+    "write_receipts",
+]
+
+# The SDKs read so much at once: a buffer of the same size is handed to them without another copy.
+_BUFFER_BYTES = 1 << 16
+
+
+@contextmanager
+def outgoing(payloads: PayloadStore, shards: Sequence[Shard], padding: int) -> Iterator[BinaryIO]:
+    """Open the lines of the shards, and of `padding` copies of a request with custom_ids that belong to no row.
+
+    Raises LLMBatchError, before anything can be read, where a request file is not the one that was planned.
+    """
+    with ExitStack() as stack:
+        files = [_planned(stack, payloads, shard) for shard in shards]
+        copies = _copies(payloads, shards[0], padding)
+
+        def streams() -> Iterator[BinaryIO]:
+            for file in files:
+                with file() as stream:
+                    yield stream
+            yield from map(io.BytesIO, copies())
+
+        size = sum(shard.bytes for shard in shards) + sum(map(len, copies()))
+        yield stack.enter_context(io.BufferedReader(_Joined(streams, size), _BUFFER_BYTES))
+
+
+def _planned(stack: ExitStack, payloads: PayloadStore, shard: Shard) -> Callable[[], BinaryIO]:
+    try:
+        return stack.enter_context(payloads.checked(shard.path, shard.digest))
+    except OSError as error:
+        msg = (
+            f"The request file {shard.path} cannot be read as it was planned, so nothing was sent: {error} "
+            "Restore it in the payload store, or cancel the submission and plan it again."
+        )
+        raise LLMBatchError(msg) from error
+
+
+def _copies(payloads: PayloadStore, shard: Shard, padding: int) -> Callable[[], Iterator[bytes]]:
+    """Return a function that yields copies of the shard's shortest request, which cost least."""
+    if not padding:
+        return lambda: iter(())
+    request_id, line = min(requests_of(payloads, shard.path, shard.nonce), key=lambda request: len(request[1]))
+    own = custom_id(shard.nonce, request_id)
+    return lambda: (renamed(line, own, padding_id(number), shard.nonce) for number in range(padding))
+
+
+class _Joined(io.RawIOBase):
+    """Streams one after another, as one that can seek.
+
+    SDKs seek to learn its size, and the sender to start a second call. `streams` opens all streams anew, each at its
+    start; they have `size` bytes in all.
+    """
+
+    def __init__(self, streams: Callable[[], Iterator[BinaryIO]], size: int) -> None:
+        self._make = streams
+        self._size = size
+        self._at = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._streams = self._make()
+        self._stream = next(self._streams, None)
+        self._passed = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Note the position. The streams are moved when more is read."""
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        if self._passed > self._at:
+            self._restart()
+        while self._passed < self._at:
+            if not self._fill(bytearray(min(_BUFFER_BYTES, self._at - self._passed))):
+                return 0
+        count = self._fill(buffer)
+        self._at += count
+        return count
+
+    def _fill(self, buffer: Any) -> int:
+        while self._stream is not None:
+            if count := cast("Any", self._stream).readinto(buffer):
+                self._passed += count
+                return int(count)
+            self._stream = next(self._streams, None)
+        return 0
+
+
+# So often in a row a submission's batches are not taken, whichever of its requests are in them: a day and a half of
+# tries, each after a longer wait. Neither another wave nor a split makes it more.
+_REFUSALS_MOST = 40
+
+# So often a provider that does not say what is too much must refuse a batch before it counts as too large.
+_UNSURE_REFUSALS = 3
+
+
+def plan_next_try(
+    deployment: Deployment,
+    shards: Sequence[Shard],
+    reason: str | None,
+    *,
+    smaller_helps: bool | None,
+) -> ShardFields | None:
+    """Return what planned shards are to know whose batch the provider did not take; None where that was often enough.
+
+    Its queue was full. `smaller_helps`: see NoRoomError.
+
+    Where other batches of the model were in flight, there is room when these have ended: the batch waits until no more
+    is in flight, with it, than the provider has taken so far. One that was refused alone never passes: with fewer
+    `most_tokens` than it has, it is split before it is sent again. A single request that is refused alone, while others
+    were taken, is too large for good.
+    """
+    ledger, now = deployment.ledger, deployment.clock()
+    refusals = 1 + max(_refusals(ledger.shards(name)) for name in {shard.submission_id for shard in shards})
+    if refusals > _REFUSALS_MOST:
+        return None
+    pause = min(LONGEST_PAUSE, timedelta(minutes=2 ** min(refusals - 1, 10)))
+    fields: ShardFields = {"reason": reason, "refusals": refusals, "waits_until": now + pause}
+    first, tokens = shards[0], sum(shard.tokens for shard in shards)
+    sent_at = min((shard.sent_at for shard in shards if shard.sent_at is not None), default=now)
+    tokens_since = partial(ledger.tokens_beside, shards, deployment.presence(first))
+    beside = tokens_since(since=sent_at)
+    is_too_large = smaller_helps or (smaller_helps is None and refusals >= _UNSURE_REFUSALS)
+    most: int | None = None
+    if beside:
+        most = max(beside, tokens)
+    elif len(shards) > 1 and is_too_large:
+        # Only together they were too many: each of them may go by itself.
+        most = max(tokens // 2, *(shard.tokens for shard in shards))
+    elif first.requests > 1 and is_too_large:
+        most = tokens - 1
+    elif smaller_helps and first.no_room_at is not None and tokens_since(since=first.no_room_at):
+        return None
+    return {**fields, "no_room_at": now, "most_tokens": most, "refused_at": now, "refused_tokens": beside + tokens}
+
+
+def _refusals(shards: Sequence[Shard]) -> int:
+    """Return how often in a row batches of a submission were not taken. One that has ended begins a new count.
+
+    Not of those that fail for now: they do so after they were taken.
+    """
+    ends = [shard.ended_at for shard in shards if shard.status in _ENDED_WELL and shard.ended_at is not None]
+    last = max(ends, default=None)
+    counted = (s for s in shards if s.no_room_at is None or last is None or s.no_room_at > last)
+    return max((shard.refusals for shard in counted), default=0)
+
+
+_ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
+_AMBIGUOUS, _STRAY = "ambiguous", "stray_batch"
+_TRIES = 3
+_LONGEST_PAUSE_SECONDS = 30.0
+
+
+class Sender:
+    """Send shards as batches, and find batches whose create call left no record."""
+
+    def __init__(
+        self, deployment: Deployment, lease: Lease, reserve: Callable[..., bool] = lambda *_, **__: True
+    ) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._lease = lease
+        self._reserve = reserve
+
+    def send(self, shards: Sequence[Shard], spec: RequestSpec, fill_up_to: int = 0) -> None:
+        """Send planned shards of one owner as one batch, filled up to `fill_up_to` requests with copies of one.
+
+        Afterwards they are `submitted`, `planned` (the provider is busy, its queue full, or a limit has no room, as
+        `reserve` says), `submitting` (nobody knows yet) or `failed` (the provider refused them for good, or too often).
+        Raises CredentialsError or ConfigError with the shards `planned` again.
+        """
+        ids = [shard.shard_id for shard in shards]
+        provider = self._deployment.provider_of(shards[0])
+        padding = max(0, fill_up_to - count_requests(shards))
+        with outgoing(self._deployment.payloads, shards, padding) as lines:
+            for last in [False] * (_TRIES - 1) + [True]:
+                lines.seek(0)
+                if not self._reserve(shards, padding=padding):
+                    return
+                now = self._deployment.clock()
+                # Committed before the call: a process that dies after this leaves the shards in `submitting`, whose
+                # batch is looked for at the provider. If committed after it, a batch could exist that nobody knows.
+                sent = self._ledger.move_shards(ids, Move.SEND, sent_at=now, padding=padding)
+                try:
+                    write_receipts(self._deployment, [*sent, *self._untold_halves(sent)])
+                    # A process that was frozen for longer than its lease wakes here, or anywhere before: another one
+                    # may have sent these shards since. Between this line and the provider nothing can be asked.
+                    self._lease.check()
+                    batch_id = provider.submit(lines, spec, self._deployment.tag(shards[0]))
+                # Any error but AmbiguousError means that no batch exists (see Provider.submit).
+                except TransientError as error:
+                    # Each try uploads the file: a full queue is not asked again before there may be room.
+                    if isinstance(error, NoRoomError) and (last or error.retry_after_seconds is None):
+                        self._had_no_room(sent, error)
+                        return
+                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
+                    if last:
+                        return
+                    self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
+                except (CredentialsError, ConfigError, PayloadError) as error:
+                    self._ledger.move_shards(ids, Move.NOT_SENT, reason=str(error))
+                    raise
+                except RefusedError as error:
+                    self._refused(sent, str(error), spec, fill_up_to)
+                    return
+                except AmbiguousError as error:
+                    self._ledger.add_event(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
+                    self._recover_batch(sent)
+                    return
+                else:
+                    self._record(sent, batch_id)
+                    return
+
+    def _untold_halves(self, sent: Sequence[Shard]) -> list[Shard]:
+        """Return planned halves of what these are halves of, too, that have no receipt: their process was killed."""
+        submissions = {shard.submission_id for shard in sent if shard.most_tokens is not None}
+        planned = (
+            shard for one in submissions for shard in self._ledger.shards(one) if shard.state is ShardState.PLANNED
+        )
+        refused = (shard for shard in planned if shard.most_tokens is not None)
+        return [shard for shard in refused if not self._deployment.payloads.exists(beside(shard, SENT))]
+
+    def _record(self, shards: Sequence[Shard], batch_id: str) -> None:
+        """Record a batch that was created now; cancel it where another process has sent the shards meanwhile.
+
+        Raises LeaseError then: this process was frozen in its create call for longer than its lease.
+        """
+        try:
+            self._accepted(shards, batch_id)
+        except IllegalMoveError as error:
+            known = self._ledger.shard(shards[0].shard_id).batch_id
+            if known == batch_id:
+                # The other process has found it at the provider.
+                return
+            told = self._stop_stray(shards, batch_id, known)
+            self._ledger.add_event(shards[0].submission_id, _STRAY, f"{shards[0].shard_id}: {told}")
+            raise LeaseError(f"Shard {shards[0].shard_id} was sent by another process meanwhile. {told}") from error
+        except LedgerError as error:
+            created = f"Batch {batch_id} was created for shard {shards[0].shard_id}, which is in doubt"
+            raise LedgerError(f"{created}, since the ledger could not record that: {error}") from error
+
+    def _stop_stray(self, shards: Sequence[Shard], batch_id: str, known: str | None) -> str:
+        """Cancel a batch that no shard has; return what was done and what it may cost."""
+        try:
+            self._deployment.provider_of(shards[0]).cancel(batch_id)
+            done = "was canceled"
+        except LLMBatchError as error:
+            done = f"could not be canceled ({error}): cancel it at the provider's console"
+        estimates = [shard.estimated_usd for shard in shards]
+        most = None if None in estimates else sum((cost for cost in estimates if cost is not None), Decimal(0))
+        cost = "at an unknown cost" if most is None else f"and costs at most {money_text(most)}"
+        other = known or "one that is being sent"
+        return f"Batch {batch_id}, beside {other}, {done}, {cost}; its answers are not used."
+
+    def _had_no_room(self, shards: Sequence[Shard], error: NoRoomError) -> None:
+        """Plan shards again for which the provider's queue had no room; end them where that was often enough."""
+        ids, reason = [shard.shard_id for shard in shards], str(error)
+        fields = plan_next_try(self._deployment, shards, reason, smaller_helps=error.smaller_helps)
+        if fields is not None:
+            self._ledger.move_shards(ids, Move.NOT_SENT, **fields)
+            return
+        now, failed = self._deployment.clock(), BatchStatus.FAILED
+        self._ledger.move_shards(ids, Move.REFUSED, status=failed, reason=reason, ended_at=now, cause=Cause.NOT_TAKEN)
+
+    def _refused(self, shards: Sequence[Shard], reason: str, spec: RequestSpec, fill_up_to: int) -> None:
+        """Record that a batch was refused. Of several shards each is tried alone: one of them may be the reason."""
+        ids = [shard.shard_id for shard in shards]
+        if len(shards) > 1:
+            for shard in self._ledger.move_shards(ids, Move.NOT_SENT, reason=reason):
+                self.send([shard], spec, fill_up_to)
+            return
+        now = self._deployment.clock()
+        self._ledger.move_shards(ids, Move.REFUSED, status=BatchStatus.FAILED, reason=reason, ended_at=now)
+
+    def recover_batches(self, submission_ids: Sequence[str], held: Collection[str]) -> None:
+        """Find out what became of shards whose create call left no record. The caller holds the leases of `held`.
+
+        Afterwards they are `submitted` (found), `planned` (certainly not sent), `submitting` (too early to say) or, in
+        the real-time lane, `ended`. Raises CannotTellError where only a person can decide.
+        """
+        unsure: list[CannotTellError] = []
+        doubtful = sorted(self._ledger.shards_sent_with(submission_ids), key=_carrier)
+        for _, group in groupby(doubtful, key=_carrier):
+            shards = sorted(group, key=lambda shard: shard.carrier is not None)
+            # Others were sent since the leases were taken; they are left to the next time.
+            if all(shard.submission_id in held for shard in shards):
+                try:
+                    self._recover_batch(shards)
+                except CannotTellError as error:
+                    unsure.append(error)
+        if unsure:
+            raise unsure[0]
+
+    def _recover_batch(self, shards: Sequence[Shard]) -> None:
+        """Recover the shards of one create call, the carrier first."""
+        carrier, ids = shards[0], [shard.shard_id for shard in shards]
+        assert carrier.sent_at is not None  # it is recorded with the intent
+        # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
+        # wave where the policy says so.
+        if carrier.lane is Lane.REALTIME:
+            reason = "the process that asked in real time ended before its answers were stored"
+            if self._deployment.payloads.exists(beside(carrier, RAW)):
+                reason = "the ledger had no record of its calls in real time, whose answers are stored"
+            now = self._deployment.clock()
+            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
+            return
+        provider = self._deployment.provider_of(carrier)
+        requests = count_requests(shards) + carrier.padding
+        try:
+            hints = FindHints(carrier.sent_at, requests, carrier.nonce, self._known(shards))
+            answer = provider.find(self._deployment.tag(carrier), hints)
+        except TransientError:
+            return
+        if isinstance(answer, Found):
+            self._accepted(shards, answer.batch_id)
+        elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
+            # A ledger that was restored from a backup has no record that they were answered.
+            reason, now = "the ledger had no record of its batch, whose answers are stored", self._deployment.clock()
+            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
+        elif isinstance(answer, Absent):
+            # For some seconds a provider may not list a batch that it has created.
+            if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
+                self._ledger.move_shards(
+                    ids, Move.NOT_SENT, reason="its create call had no answer, and the provider has no batch of it"
+                )
+        elif not isinstance(answer, Undecided):
+            candidates = ", ".join(answer.candidates) or "none named"
+            msg = (
+                f"Shard {carrier.shard_id} was being sent at {carrier.sent_at.isoformat()}, and nobody knows whether "
+                f"its batch exists: {answer.reason}. Candidates: {candidates}. Nothing is sent again. Look at the "
+                f"provider's console, then run `dagster-llm-batch resolve {carrier.shard_id} --batch-id …` if it "
+                "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
+            )
+            raise CannotTellError(msg)
+
+    def _in_doubt_since(self, carrier: Shard) -> datetime:
+        """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
+
+        The time of the intent is not that: the upload comes after it, and may take longer than `settle_seconds`.
+        """
+        now = self._deployment.clock()
+        # By the order of the events and not by their times, and of a time that lies ahead anew: a clock that was wrong
+        # when it was written must not keep the shard in doubt until then.
+        for event in reversed(self._ledger.events(carrier.submission_id)):
+            if event.kind == Move.SEND.value and event.shard_id == carrier.shard_id:
+                break
+            is_its = event.kind == _AMBIGUOUS and (event.detail or "").startswith(carrier.shard_id)
+            if is_its and event.at <= now:
+                return event.at
+        gone = f"{carrier.shard_id}: the process that sent it is gone, and no batch of it is known"
+        self._ledger.add_event(carrier.submission_id, _AMBIGUOUS, gone)
+        return now
+
+    def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
+        """Return batches of other shards for certain: all in flight in this namespace, and all of these submissions."""
+        others = [*self._ledger.shards_in_flight(self._deployment.namespace)]
+        # Request files of what was collected meanwhile are gone, by whose names a batch may be known.
+        since = shards[0].sent_at or self._deployment.clock()
+        put_back = set(self._ledger.uploads.batches_since(self._deployment.namespace, shards[0], since))
+        for submission_id in {shard.submission_id for shard in shards}:
+            others += self._ledger.shards(submission_id)
+            events = self._ledger.events(submission_id)
+            put_back |= {event.detail for event in events if event.kind == Move.PUT_BACK.value and event.detail}
+        return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
+
+    def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
+        ids, now = [shard.shard_id for shard in shards], self._deployment.clock()
+        self._ledger.move_shards(ids, Move.ACCEPTED, batch_id=batch_id, submitted_at=now)
+
+
+def _carrier(shard: Shard) -> str:
+    return shard.carrier or shard.shard_id
+
+
+# receipts -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """That a shard was sent, how often so far, and the paths of the receipts of all shards in the same batch.
+
+    Or that it is one of the two that a shard was split into, and not sent yet: then the paths are those of both.
+    """
+
+    submission: Submission
+    shard: Shard
+    sends: int
+    batch: tuple[str, ...]
+
+
+# For reading alone, which few processes do: to make it takes 10 ms, and what it would write `to_json` writes without.
+@cache
+def _adapter() -> TypeAdapter[Receipt]:
+    return TypeAdapter(Receipt)
+
+
+def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
+    """Store the receipts of shards that are about to be sent in one batch, or were split, as the ledger has them."""
+    batch = tuple(beside(shard, SENT) for shard in sent)
+    sends = deployment.ledger.count_sends(sent)
+    for shard, path in zip(sent, batch, strict=True):
+        submission = deployment.ledger.submission(shard.submission_id)
+        # Not the provider's words on an earlier sending: they may quote a row, which may be erased later.
+        receipt = Receipt(submission, replace(shard, reason=None), sends[shard.shard_id], batch)
+        with deployment.payloads.writer(path) as out:
+            out.write(to_json(receipt))
+
+
+def recover_partition(deployment: Deployment, asset: str, partition: str) -> list[Shard]:
+    """Record what was sent of a partition and the ledger has no record of; return these shards, in doubt now."""
+    path = PurePosixPath(payload_path(deployment.namespace, asset, partition, "submission", "name"))
+    receipts = _receipts_below(deployment, str(path.parents[1]))
+    if not receipts:
+        return []
+    history = deployment.ledger.history(deployment.namespace, asset, partition)
+    return _recover_sends(deployment, _suspects(deployment, receipts, history))
+
+
+def recover_all(deployment: Deployment) -> list[Shard]:
+    """Do for all of the namespace what `recover_partition` does for one partition. Lists all stored files."""
+    return _recover_sends(deployment, _all_suspects(deployment))
+
+
+def find_unrecorded(deployment: Deployment) -> list[Receipt]:
+    """Return the receipts of what `recover_all` would record. Changes nothing."""
+    return _find_unrecorded(deployment, _all_suspects(deployment))
+
+
+def _all_suspects(deployment: Deployment) -> list[str]:
+    receipts = _receipts_below(deployment, namespace_folder(deployment.namespace))
+    return _suspects(deployment, receipts, deployment.ledger.submissions(deployment.namespace))
+
+
+def recover_planned(deployment: Deployment, shards: Sequence[Shard]) -> set[str]:
+    """Record which shards of a submission were sent, where the ledger has no record of it; return their ids.
+
+    Nothing is looked up where this process itself has opened the submission.
+    """
+    if shards[0].submission_id in deployment.opened_here:
+        return set()
+    there = _receipts_below(deployment, shards[0].path.rpartition("/")[0])
+    return {shard.shard_id for shard in _recover_sends(deployment, sorted(there - _sent(shards)))}
+
+
+def _receipts_below(deployment: Deployment, folder: str) -> set[str]:
+    return {file.path for file in deployment.payloads.files(folder) if is_receipt(file)}
+
+
+def _sent(shards: Iterable[Shard]) -> set[str]:
+    """Return the receipts of shards of which the ledger knows that they were sent."""
+    return {beside(shard, SENT) for shard in shards if shard.state is not ShardState.PLANNED}
+
+
+def _suspects(deployment: Deployment, receipts: Collection[str], history: Iterable[Submission]) -> list[str]:
+    """Return the receipts of shards of which the ledger may not know that they were sent."""
+    ledger = deployment.ledger
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in receipts:
+        folders[PurePosixPath(path).parent.name].add(path)
+    known = {submission.submission_id: submission for submission in history}
+    # The asset may have had another name when they were sent.
+    elsewhere = ledger.known_submissions(folders.keys() - known.keys())
+    suspects: list[str] = []
+    for submission_id, paths in folders.items():
+        submission = known.get(submission_id)
+        if submission is not None and submission.state is SubmissionState.OPEN:
+            suspects += sorted(paths - _sent(ledger.shards(submission_id)))
+        elif submission is None and submission_id not in elsewhere:
+            suspects += sorted(paths)
+    return suspects
+
+
+def _recover_sends(deployment: Deployment, suspects: Sequence[str]) -> list[Shard]:
+    """Record these receipts' batches where the ledger has no record of them; return the shards of which it had none."""
+    # Read first: a shard that was put back, and is sent again, has a receipt and a record.
+    if not (receipts := _find_unrecorded(deployment, suspects)):
+        return []
+    shards = {each.shard.shard_id: (each.shard, each.sends) for each in receipts}
+    return deployment.ledger.recover_sends([receipt.submission for receipt in receipts], shards)
+
+
+def _find_unrecorded(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Return those receipts of these receipts' batches of which the ledger has no record."""
+    if not suspects:
+        return []
+    # Of a shard that was split the receipt of before may be there, too: the one with the fewest requests is the newest.
+    found = sorted(_read_batches(deployment, suspects), key=lambda receipt: -receipt.shard.requests)
+    receipts = {receipt.shard.shard_id: receipt for receipt in found}
+    unrecorded = deployment.ledger.unrecorded_sends({key: (each.shard, each.sends) for key, each in receipts.items()})
+    return [receipts[shard_id] for shard_id in unrecorded]
+
+
+def _read_batches(deployment: Deployment, suspects: Sequence[str]) -> list[Receipt]:
+    """Read these receipts, and those of all shards that were in the same batches: of a batch all is decided at once."""
+    receipts: dict[str, Receipt] = {}
+    waiting = list(suspects)
+    while waiting:
+        path = waiting.pop()
+        # One that was pruned belongs to what is settled for long.
+        if path not in receipts and deployment.payloads.exists(path):
+            receipts[path] = _read(deployment, path)
+            waiting += receipts[path].batch
+    return list(receipts.values())
+
+
+def _read(deployment: Deployment, path: str) -> Receipt:
+    with deployment.payloads.reader(path) as file:
+        text = file.read()
+    try:
+        return _adapter().validate_json(text)
+    except ValidationError as error:
+        raise PayloadError(
+            f"The receipt {path} cannot be read: {error.error_count()} of its fields are unknown to this version. "
+            "Nothing was sent. A newer dagster-llm-batch may have written it: upgrade here."
+        ) from None

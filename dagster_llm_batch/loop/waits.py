@@ -1,0 +1,199 @@
+"""Batches that have ended, and whose results cannot be read: how long they are tried for, and what ends the wait.
+
+    ended ──▶ not read ──▶ tried again, each pause half as long as it has lasted, an hour at most
+                 │         (a minute where the provider refuses its credentials for all calls)
+                 │  after an hour a person is told
+                 ├─ read ──────────────────────────────▶ collected
+                 ├─ unknown to the provider for an hour ▶ gone       (collect.py)
+                 ├─ a person gives it up ──────────────▶ given up ──▶ asked for daily, and read after all: late
+                 └─ 30 days after its end ─────────────▶ given up    vendors keep nothing for longer
+
+What is given up gets the outcome `missing`, so that the rest of its submission goes on and lands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from datetime import datetime, timedelta
+
+from dagster_llm_batch.errors import (
+    ConfigError,
+    CredentialsError,
+    IllegalMoveError,
+    LLMBatchError,
+    TransientError,
+    UnreadableError,
+)
+from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.loop.provider_facts import ask_provider
+from dagster_llm_batch.states import ENDED, Move
+from dagster_llm_batch.storage.ledger.records import Ending, Shard
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
+from dagster_llm_batch.types import BatchStatus, Cause
+
+__all__ = ["KEPT_FOR", "TOLD_AFTER", "Unread", "next_tries", "refuse_readable"]
+
+KEPT_FOR = timedelta(days=30)
+"""Vendors keep results for 29 or 30 days: what was not read by then is given up, or not asked for any more."""
+
+TOLD_AFTER = timedelta(hours=1)
+"""A person is told of what has not passed by itself for so long: most troubles of a provider's own are over by then."""
+
+_SHORTEST_PAUSE = timedelta(minutes=1)
+_TRIED_FOR = timedelta(days=1)
+_GIVEN_UP_AGAIN = timedelta(days=1)
+
+
+class Unread:
+    """Note results that cannot be read, give them up in the end, and look whether they can be read after all."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+
+    def note(self, shards: Sequence[Shard], error: LLMBatchError) -> tuple[list[Shard], Exception | None]:
+        """Record that the results of ended shards of one batch cannot be read. The caller has their submission's lease.
+
+        Returns those that are given up now, and may be collected without results; and the error to go on with, where
+        some are left. The first time it is the provider's own, which may ask a person to mend something; then it is
+        one that passes, perhaps.
+        """
+        ended = [shard for shard in shards if shard.state in ENDED]
+        if not ended:
+            return [], error
+        before = self._ledger.unread.noted(ended)
+        since_of = self._ledger.unread.note([shard.shard_id for shard in ended], str(error))
+        now = self._deployment.clock()
+        since = min(since_of.values(), default=now)
+        # That it ended may have been seen long after: one trouble that passes does not end the wait.
+        is_over = now - since >= _TRIED_FOR and any(s.ended_at and now - s.ended_at >= KEPT_FOR for s in ended)
+        if is_over or self._ledger.unread.given_up_before(ended):
+            why = "its results could not be read for as long as vendors keep them" if is_over else "as it was before"
+            return self._give_up(ended, why, error), None
+        longest = _SHORTEST_PAUSE if self._waits_for_credentials(ended[0], error) else LONGEST_PAUSE
+        until = now + min(max((now - since) / 2, _SHORTEST_PAUSE), longest)
+        self._ledger.unread.wait([shard.shard_id for shard in ended], until)
+        if not before and not isinstance(error, TransientError):
+            return [], error
+        return [], self._cannot_read(ended[0], since, until, error)
+
+    def read_later(self, ended: Sequence[Shard]) -> set[str]:
+        """Return the ids of those of these shards whose results could not be read, and whose next try is not due."""
+        now = self._deployment.clock()
+        # A time that lies further ahead than any pause was set by a clock that was wrong.
+        later = [s for s in ended if s.waits_until is not None and now < s.waits_until <= now + LONGEST_PAUSE]
+        return self._ledger.unread.noted(later) if later else set()
+
+    def _waits_for_credentials(self, shard: Shard, error: LLMBatchError) -> bool:
+        """Return whether the provider refuses its credentials for all calls, or cannot be made.
+
+        The sensor asks such a provider before it requests a run. When a person has mended it, the results are due.
+        """
+        if not isinstance(error, CredentialsError | ConfigError):
+            return False
+        try:
+            ask_provider(self._deployment.provider_of(shard), self._deployment.clock())
+        except (CredentialsError, ConfigError):
+            return True
+        except Exception:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+            return False
+        return False
+
+    def _cannot_read(self, shard: Shard, since: datetime, until: datetime, error: LLMBatchError) -> UnreadableError:
+        batch = f"batch {shard.batch_id}" if shard.batch_id else f"shard {shard.shard_id}"
+        unread = UnreadableError(
+            f"The results of {batch} of {shard.provider}, which has ended, cannot be read since "
+            f"{since:%Y-%m-%d %H:%M} UTC: {str(error).rstrip('.')}. They are asked for again from "
+            f"{until:%Y-%m-%d %H:%M} UTC on; nothing is sent again. `dagster-llm-batch resolve {shard.shard_id} "
+            "--lost` gives them up."
+        )
+        unread.__cause__ = error
+        return unread
+
+    def _give_up(self, shards: Sequence[Shard], why: str, error: LLMBatchError) -> list[Shard]:
+        """Give up the results of ended shards of one batch; return the shards as they are then."""
+        return self._ledger.move_shards(
+            [shard.shard_id for shard in shards],
+            Move.GIVEN_UP,
+            of_batch=shards[0].batch_id,
+            cause=Cause.GIVEN_UP,
+            reason=f"given up by itself: {why}: {error}",
+            ended_at=shards[0].ended_at or self._deployment.clock(),
+        )
+
+    def given_up_due(self) -> list[Shard]:
+        """Return the shards given up unread whose results are to be asked for now: daily, while vendors keep them."""
+        now = self._deployment.clock()
+        given_up = self._ledger.unread.given_up(self._deployment.namespace, now - KEPT_FOR)
+        # A time that lies further ahead was set by a clock that was wrong.
+        return [s for s in given_up if s.waits_until is None or not now < s.waits_until <= now + _GIVEN_UP_AGAIN]
+
+    def ask_given_up(self, shards: Sequence[Shard]) -> None:
+        """Look whether the results of shards that were given up unread can be read after all; they are collected then.
+
+        One that cannot be asked is left to the next day.
+        """
+        batches: dict[tuple[str, ...], list[Shard]] = {}
+        for shard in shards:
+            batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
+        for own in batches.values():
+            if self._can_read(own[0]):
+                self._ledger.record_late_endings({shard.shard_id: _late(shard) for shard in own})
+            else:
+                until = self._deployment.clock() + _GIVEN_UP_AGAIN
+                self._ledger.unread.wait([shard.shard_id for shard in own], until)
+
+    def _can_read(self, shard: Shard) -> bool:
+        """Return whether the provider gives the first line of a batch's results."""
+        try:
+            lines = iter(self._deployment.provider_of(shard).fetch(shard.batch_id or ""))
+            try:
+                return next(lines, None) is not None
+            finally:
+                # The connection of a generator that is left open would be closed at any time.
+                if isinstance(lines, Generator):
+                    lines.close()
+        except Exception:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+            return False
+
+
+def _late(shard: Shard) -> Ending:
+    """Return that the batch of a shard has ended as it did: it was given up although it had."""
+    status = shard.status or BatchStatus.ENDED
+    return Ending(
+        move=Move.LATE,
+        batch_id=shard.batch_id or "",
+        status=status,
+        ended_at=shard.ended_at or shard.collected_at or shard.sent_at,  # type: ignore[arg-type]  # it was sent
+        total=shard.total,
+        done=shard.done,
+        failed=shard.failed,
+        reason=None,
+        retryable=shard.retryable,
+        cause=Cause.CANCELED if status is BatchStatus.CANCELED else None,
+        reported_usd=shard.reported_usd,
+    )
+
+
+def next_tries(unreadable: Sequence[UnreadShard]) -> dict[str, tuple[int, datetime]]:
+    """Return how many of these shards each submission has, and when the first of them is tried next.
+
+    By submission_id.
+    """
+    found: dict[str, tuple[int, datetime]] = {}
+    for submission, shard, since, _ in unreadable:
+        at = shard.waits_until or since
+        count, first = found.get(submission.submission_id, (0, at))
+        found[submission.submission_id] = (count + 1, min(first, at))
+    return found
+
+
+def refuse_readable(deployment: Deployment, shard: Shard) -> None:
+    """Raise IllegalMoveError for an ended shard whose results nobody failed to read: nothing is to be given up."""
+    if shard.state not in ENDED or deployment.ledger.unread.noted([shard]):
+        return
+    raise IllegalMoveError(
+        f"Shard {shard.shard_id} is '{shard.state.value}': its batch has ended, and the next run collects its results. "
+        "It can be given up where it is in flight, or where its results could not be read. Nothing was changed. "
+        "Materialize the labels."
+    )

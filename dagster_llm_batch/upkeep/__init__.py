@@ -1,0 +1,1 @@
+"""Upkeep of a deployment: adopt, erase and prune."""

@@ -1,0 +1,551 @@
+"""Erases rows: what is stored of them goes, and they are neither asked nor landed again.
+
+    tombstones in the ledger ─▶ each submission of the asset:
+        list of requests ─▶ manifest ─▶ files of each shard, spares ─▶ ledger: numbers, fingerprint, tombstones
+    then, at providers: the stored requests and results of ended batches with such requests
+
+1. A tombstone is written before anything else. It has a digest in the key's place. Plans leave such rows out.
+2. A submission says how many tombstones were applied to its files. Whoever sends, collects or lands one whose files
+   lack some applies these first. So what was missed, since another process worked on it, is done before it matters.
+3. Every step can be repeated: a process that is killed anywhere leaves what the next call goes on with. Each file is
+   replaced as a whole, with its digest.
+4. A request that another row has too, which is not erased, stays: it is that row's.
+5. What is in flight stays as it is until it ends: whoever collects it then erases before anything is landed or sent
+   again. So erased requests are in what their batches cost.
+
+Never touches labels in tables of users, nor Dagster's event log.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dagster_llm_batch.cascade.cascade import forget_sampled
+from dagster_llm_batch.core.dedupe import Seen
+from dagster_llm_batch.core.identity import RowsDigest, packed, shard_nonce, unpacked
+from dagster_llm_batch.core.keys import ErasedKeys, key_digest
+from dagster_llm_batch.core.label_join import UNSENT
+from dagster_llm_batch.core.results import REPEATING
+from dagster_llm_batch.errors import ConfigError, LeaseError, PayloadError, ProviderError
+from dagster_llm_batch.files.merged_results import drop_merged
+from dagster_llm_batch.files.ownership import Ownership, owns_batch, remove
+from dagster_llm_batch.files.request_files import (
+    DEFINITION,
+    ERASING,
+    IDS,
+    RAW,
+    REQUESTS,
+    RESULTS,
+    SO_FAR,
+    answers_so_far,
+    beside,
+    levels_of,
+    names_any,
+    request_ids,
+    requests_of,
+    write_answers_so_far,
+    write_ids,
+)
+from dagster_llm_batch.files.request_writer import ERASED_ROWS, SKIPPED, UNREADABLE_ROWS
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.label import Answers
+from dagster_llm_batch.loop.status import advise_on_lost_manifest
+from dagster_llm_batch.loop.submit import recover_all, recover_planned
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
+from dagster_llm_batch.storage.ledger.shards import count_requests
+from dagster_llm_batch.storage.payloads import StoredFile
+from dagster_llm_batch.types import Lane
+from dagster_llm_batch.upkeep.prune import Pruner, is_pruned
+
+__all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
+
+_ID, _REASON = "llm_request_id", "llm_reason"
+_SPARE = re.compile(r"fallback-([0-9a-f]+)\.jsonl\.zst")
+_ADOPTED = "it was adopted, so its request file and its results there are their sender's, who alone deletes them"
+
+
+@dataclass(frozen=True)
+class FoundRows:
+    """The rows of one submission that are to be erased.
+
+    Attributes:
+        submission: Of which they are.
+        rows: How many.
+        shared: How many of them have a request that a row has, too, which is not erased: that request stays.
+        in_flight: Shards with such requests that the provider works on.
+        manifest_lost: Nobody can tell which rows it has.
+        ended: The other shards with such requests that were sent: providers store their batches.
+        files: Paths of the stored files with such rows.
+    """
+
+    submission: Submission
+    rows: int = 0
+    shared: int = 0
+    in_flight: tuple[Shard, ...] = ()
+    manifest_lost: bool = False
+    ended: tuple[Shard, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def adopted(self) -> list[str]:
+        """The ids of batches with such requests that were adopted: their copies at providers stay."""
+        return sorted({shard.batch_id or "" for shard in self.ended if not owns_batch([shard])})
+
+
+@dataclass(frozen=True)
+class Left:
+    """A submission of which something is left to erase, and why."""
+
+    submission: Submission
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProviderCopy:
+    """A batch with erased requests: what became of its copy at the provider.
+
+    `left` says what stays there, or why nothing could be deleted; None where all was. `is_ours` is False of a batch
+    that was adopted: its sender alone deletes it.
+    """
+
+    provider: str
+    batch_id: str
+    left: str | None
+    is_ours: bool = True
+
+
+class Eraser:
+    """Erase rows of one deployment."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._ledger = deployment.ledger
+        self._payloads = deployment.payloads
+        self._namespace = deployment.namespace
+        self._ownership = Ownership(deployment.ledger, deployment.payloads, deployment.namespace)
+
+    # tombstones -------------------------------------------------------------------------------------------------------
+
+    def _erased_with(self, asset: str, keys: Sequence[str], partition: str) -> ErasedKeys:
+        """Return these keys, with all that are erased already, without recording anything."""
+        known = self._deployment.erased_keys(partition, asset)
+        salt = secrets.token_hex(16)
+        return replace(known, digests={**known.digests, salt: frozenset(key_digest(salt, key) for key in keys)})
+
+    def add_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Record that rows with these keys are erased; return how many tombstones are new. `partitions` None: all."""
+        known = self._ledger.tombstones(self._namespace, asset)
+        salt = known[0].salt if known else secrets.token_hex(16)
+        in_force = {(stone.partition, stone.salt, stone.digest) for stone in known if stone.undone_at is None}
+        now = self._deployment.clock()
+        fresh = [
+            Tombstone(namespace=self._namespace, asset=asset, partition=partition, salt=salt, digest=digest, at=now)
+            for partition in ([None] if partitions is None else partitions)
+            for digest in dict.fromkeys(key_digest(salt, key) for key in keys)
+            if (partition, salt, digest) not in in_force
+        ]
+        self._ledger.add_tombstones(fresh)
+        # What people said of such rows names them by their keys.
+        for partition in [None] if partitions is None else partitions:
+            self._ledger.judgments.erase(self._namespace, asset, partition, keys)
+        return len(fresh)
+
+    def take_back_tombstones(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> int:
+        """Let rows with these keys be asked again; return how many tombstones were in force. See `add_tombstones`."""
+        salts = {stone.salt for stone in self._ledger.tombstones(self._namespace, asset)}
+        digests = [key_digest(salt, key) for salt in sorted(salts) for key in keys]
+        return sum(
+            self._ledger.take_back_tombstones(self._namespace, asset, partition, digests)
+            for partition in ([None] if partitions is None else partitions)
+        )
+
+    # look -------------------------------------------------------------------------------------------------------------
+
+    def find(self, asset: str, keys: Sequence[str], partitions: Sequence[str] | None) -> list[FoundRows]:
+        """Return the submissions that have rows with these keys, or with keys that are erased already. Changes nothing.
+
+        Those to whose files every tombstone was applied are read for the new keys alone.
+        """
+        found = []
+        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            if (partitions is None or submission.partition in partitions) and not self._is_gone(submission):
+                one = self._find_in(submission, self._erased_with(asset, keys, submission.partition))
+                if one.rows or one.manifest_lost:
+                    found.append(one)
+        return found
+
+    def _is_gone(self, submission: Submission) -> bool:
+        """Return whether a submission's files were pruned. They stay where a plan took up its answers just then."""
+        return is_pruned(self._ledger, submission) and not self._payloads.exists(submission.manifest)
+
+    def _find_in(self, submission: Submission, erased: ErasedKeys) -> FoundRows:
+        if not self._payloads.is_whole(submission.manifest):
+            return FoundRows(submission, manifest_lost=True)
+        rows, candidates = self._matches(submission, erased)
+        going = candidates - self._still_needed(submission, erased, candidates)
+        stored = [path for path in (submission.manifest, self._beside_manifest(submission, ERASING)) if rows]
+        flying, ended = [], []
+        for shard in self._ledger.shards(submission.submission_id) if going else ():
+            if not self._has_any(shard, going):
+                continue
+            if shard.state in IN_FLIGHT:
+                flying.append(shard)
+            else:
+                stored += [shard.path, *(beside(shard, ending) for ending in (IDS, RAW, RESULTS, SO_FAR))]
+            if shard.state not in IN_FLIGHT and shard.batch_id is not None:
+                ended.append(shard)
+        if going:
+            stored += [file.path for file in self._ownership.files_of(submission) if _is_spare(file)]
+        return FoundRows(
+            submission,
+            rows,
+            len(candidates) - len(going),
+            tuple(flying),
+            ended=tuple(ended),
+            files=tuple(path for path in stored if self._payloads.exists(path)),
+        )
+
+    def _has_any(self, shard: Shard, going: set[str]) -> bool:
+        try:
+            return not going.isdisjoint(request_ids(self._payloads, shard))
+        # Of a shard whose files were lost there is nothing to erase.
+        except FileNotFoundError:
+            return False
+
+    def find_files(self, *assets: str) -> list[StoredFile]:
+        """Return the files that are removed as a whole when rows of these assets are erased. Changes nothing.
+
+        Those of pruned submissions, and of killed processes. Merged copies of partitions with erased rows go, too.
+        """
+        gone = []
+        for asset in assets:
+            for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+                if self._is_gone(submission):
+                    gone += self._ownership.files_of(submission)
+        return [*gone, *self._pruner.find_left_behind()]
+
+    def _rows(self, submission: Submission) -> Iterator[tuple[list[Any], pa.Array]]:
+        """Yield the keys and the request_ids of a manifest, some thousand rows at a time."""
+        path = submission.manifest
+        key = self._payloads.table_schema(path).names[0]
+        for batch in self._payloads.iter_batches(path, columns=[key, _ID]):
+            yield batch.column(0).to_pylist(), batch.column(1)
+
+    def _matches(self, submission: Submission, erased: ErasedKeys) -> tuple[int, set[str]]:
+        """Return how many rows of a submission are erased, and their request_ids."""
+        rows, ids = 0, set[str]()
+        for keys, request_ids_ in self._rows(submission):
+            places = erased.places(keys)
+            rows += len(places)
+            ids.update(filter(None, request_ids_.take(pa.array(places, pa.int64())).to_pylist()))
+        return rows, ids
+
+    def _still_needed(self, submission: Submission, erased: ErasedKeys, candidates: set[str]) -> set[str]:
+        """Return those of the request_ids that a row of the partition has, too, which is not erased."""
+        needed: set[str] = set()
+        if not candidates:
+            return needed
+        wanted = pa.array(sorted(candidates), pa.string())
+        # Newer submissions may reuse this one's answers.
+        for other in self._ledger.history(submission.namespace, submission.asset, submission.partition):
+            if not self._payloads.exists(other.manifest):
+                continue
+            for keys, ids in self._rows(other):
+                places = pc.indices_nonzero(pc.is_in(ids, wanted)).to_pylist()
+                gone = set(erased.places([keys[at] for at in places]))
+                needed.update(ids[at].as_py() for number, at in enumerate(places) if number not in gone)
+        return needed
+
+    # erase ------------------------------------------------------------------------------------------------------------
+
+    def erase(self, asset: str) -> list[Left]:
+        """Do what the tombstones of an asset say; return the submissions of which something is left to do, and why."""
+        left = []
+        # A ledger that was restored from a backup does not know of all that is stored.
+        recover_all(self._deployment)
+        tombstones = len(self._ledger.tombstones(self._namespace, asset))
+        for submission in self._ledger.submissions(self._namespace, assets=[asset]):
+            if submission.has_applied(tombstones):
+                continue
+            reason: str | None = "its batches have not ended: whoever collects them erases, and then lands the rest"
+            try:
+                with self._deployment.leased(submission.submission_id):
+                    if self.erase_submission(submission.submission_id, {submission.submission_id}):
+                        reason = None
+            except LeaseError as error:
+                reason = f"another process works on it, and erases before it sends or lands: {error}"
+            except PayloadError as error:
+                reason = str(error)
+            if reason is not None:
+                left.append(Left(submission, reason))
+        return left
+
+    def erase_submission(self, submission_id: str, held: Collection[str]) -> bool:
+        """Do what tombstones say of one submission; return whether all is done. The caller holds the leases of `held`.
+
+        Not all is done while batches are in flight. Raises PayloadError where the manifest is lost: nobody can tell
+        which rows the files have then.
+        """
+        submission = self._ledger.submission(submission_id)
+        erased = self._deployment.erased_keys(submission.partition, submission.asset)
+        if submission.has_applied(erased.tombstones):
+            return True
+        path, going_path = submission.manifest, self._beside_manifest(submission, ERASING)
+        if self._is_gone(submission):
+            # A prune that was killed may have left some.
+            remove(self._payloads, self._ownership.files_of(submission))
+            self._drop_merged(submission)
+            self._ledger.record_erased_submission(submission_id, erased.tombstones)
+            return True
+        if not self._payloads.is_whole(path):
+            meanwhile = (
+                f"Rows of '{submission.asset}' were erased since, and it alone says which requests were theirs. "
+                "Nothing is sent or landed before"
+            )
+            raise PayloadError(str(advise_on_lost_manifest(submission, meanwhile)))
+        # What this ledger has no record of has files that no shard names before this.
+        if shards := self._ledger.shards(submission_id):
+            recover_planned(self._deployment, shards)
+        rows, candidates = self._matches(submission, erased)
+        candidates |= self._read_erasing(going_path)
+        if candidates:
+            # Before the manifest loses them: a process that is killed after that finds here what is to go on with.
+            with self._payloads.writer(going_path) as out:
+                out.write(packed(sorted(candidates)))
+        if rows:
+            self._rewrite_manifest(path, erased)
+        going = candidates - self._still_needed(submission, erased, candidates)
+        flying = False
+        for shard in self._ledger.shards(submission_id):
+            if self._is_at_rest(shard):
+                self._purge_shard(shard, going, held)
+            else:
+                flying = True
+        self._remove_unnamed(submission)
+        if going:
+            self._purge_spares(submission, going)
+        self._drop_merged(submission)
+        if flying:
+            return False
+        self._payloads.delete(going_path)
+        self._ledger.record_erased_submission(submission_id, erased.tombstones, **self._remaining(submission))
+        return True
+
+    def _drop_merged(self, submission: Submission) -> None:
+        """Remove the merged copies of the partition's results, which are made anew of what is left."""
+        history = self._ledger.history(submission.namespace, submission.asset, submission.partition)
+        drop_merged(self._payloads, [one.folder for one in history])
+
+    def _is_at_rest(self, shard: Shard) -> bool:
+        """Return whether nothing more comes of the shard before it is sent. What it costs is not known before that."""
+        if shard.state in ENDED:
+            return self._payloads.exists(beside(shard, RAW))
+        return shard.state not in IN_FLIGHT
+
+    def _beside_manifest(self, submission: Submission, name: str) -> str:
+        return f"{submission.folder}/{name}"
+
+    def _read_erasing(self, path: str) -> set[str]:
+        """Return the request_ids that an erasure, which was killed, was at."""
+        if not self._payloads.exists(path):
+            return set()
+        with self._payloads.reader(path) as file:
+            return set(unpacked(file.read()))
+
+    def _rewrite_manifest(self, path: str, erased: ErasedKeys) -> None:
+        schema, metadata = self._payloads.table_schema(path).remove_metadata(), self._payloads.table_metadata(path)
+        key = schema.names[0]
+        skipped = unreadable = 0
+        with self._payloads.table_writer(path, schema, repeating=()) as out:
+            for batch in self._payloads.iter_batches(path):
+                kept = erased.without(batch, key)
+                if UNSENT in schema.names:
+                    unreadable += len(kept) - kept.column(UNSENT).null_count
+                skipped += kept.column(_ID).null_count
+                out.write_batch(kept)
+            erased_rows = int(metadata.get(ERASED_ROWS.encode(), 0))
+            counts = {SKIPPED: skipped - unreadable, ERASED_ROWS: erased_rows, UNREADABLE_ROWS: unreadable}
+            out.add_key_value_metadata({name: str(count) for name, count in counts.items() if count})
+            if (definition := metadata.get(DEFINITION.encode())) is not None:
+                out.add_key_value_metadata({DEFINITION: definition.decode()})
+
+    def _purge_shard(self, shard: Shard, going: set[str], held: Collection[str]) -> None:
+        """Take requests out of all files of a shard, and out of its numbers. The list of its requests is the last."""
+        try:
+            ids = request_ids(self._payloads, shard)
+        # Of a shard whose files were lost there is nothing to erase.
+        except FileNotFoundError:
+            return
+        kept = [request_id for request_id in ids if request_id not in going]
+        if len(kept) == len(ids) == shard.requests:
+            return
+        payloads = self._payloads
+        size, digest = shard.bytes, shard.digest
+        if payloads.exists(shard.path):
+            with payloads.writer(shard.path) as out:
+                for request_id, line in requests_of(payloads, shard.path, shard.nonce):
+                    if request_id not in going:
+                        out.write(line)
+            size, digest = out.bytes, out.digest
+        self._purge_answers(shard, ids, going)
+        # Copies that filled a batch up may be of what goes, and nothing says of what they are.
+        known = frozenset(kept)
+        raw_path = shard.raw_path or beside(shard, RAW)
+        if payloads.exists(raw_path):
+            with payloads.writer(raw_path) as out:
+                for line in payloads.lines(raw_path):
+                    if names_any(line, shard.nonce, known):
+                        out.write(line)
+        self._purge_results(shard, going)
+        # Where a batch failed as a whole, the rows of all shards in it have the provider's words.
+        for other in self._ledger.told_with(shard):
+            is_held = other.submission_id in held
+            with nullcontext() if is_held else self._deployment.leased(other.submission_id):
+                self._purge_results(other, set())
+        write_ids(payloads, shard, packed(kept))
+        self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
+        if not kept and shard.state is ShardState.PLANNED:
+            self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason="all of its rows were erased")
+
+    def _purge_results(self, shard: Shard, going: set[str]) -> None:
+        path = shard.results_path or beside(shard, RESULTS)
+        if self._payloads.exists(path):
+            self._rewrite_results(shard, path, going)
+        # Its copies have the same words. This may be another partition's shard.
+        drop_merged(self._payloads, [path.rpartition("/")[0]])
+
+    def _rewrite_results(self, shard: Shard, path: str, going: set[str]) -> None:
+        wanted = pa.array(sorted(going), pa.string())
+        schema = self._payloads.table_schema(path).remove_metadata()
+        with self._payloads.table_writer(path, schema, repeating=REPEATING) as out:
+            for batch in self._payloads.iter_batches(path):
+                kept = batch.filter(pc.invert(pc.is_in(batch.column(_ID), wanted)))
+                # Where a batch failed as a whole, all of its requests have the provider's words on it.
+                if shard.is_quoted:
+                    quotes = pc.fill_null(pc.match_substring(kept.column(_REASON), shard.reason), fill_value=False)
+                    reasons = pc.if_else(quotes, WORDS_ERASED, kept.column(_REASON))
+                    kept = kept.set_column(schema.get_field_index(_REASON), schema.field(_REASON), reasons)
+                out.write_batch(kept)
+
+    def _purge_answers(self, shard: Shard, ids: Sequence[str], going: set[str]) -> None:
+        """Take answers so far out, which are known by their places among the requests."""
+        if shard.lane is not Lane.REALTIME or not (answers := answers_so_far(self._payloads, shard)):
+            return
+        places = [at for at, request_id in enumerate(ids) if request_id not in going]
+        new_places = {at: new for new, at in enumerate(places)}
+        left = {new_places[at]: line for at, line in answers.items() if at in new_places}
+        if len(left) == len(answers):
+            return
+        write_answers_so_far(self._payloads, shard, left)
+
+    def _remove_unnamed(self, submission: Submission) -> None:
+        """Remove requests that are no shard's: a process was killed after it split one, or before it stored a wave."""
+        shards = self._ledger.shards(submission.submission_id)
+        named = {path for shard in shards for path in (shard.path, beside(shard, IDS))}
+        own = (file for file in self._ownership.files_of(submission) if not file.path.endswith(ERASING))
+        unnamed = [file for file in own if file.path.endswith((REQUESTS, IDS)) and file.path not in named]
+        remove(self._payloads, unnamed)
+
+    def _purge_spares(self, submission: Submission, going: set[str]) -> None:
+        """Take requests out of what is kept for fallbacks, and for the oracle of a cascade."""
+        for file in self._ownership.files_of(submission):
+            if (match := _SPARE.fullmatch(PurePosixPath(file.path).name)) is not None:
+                nonce = shard_nonce(submission.submission_id, 0, int(match[1], 16))
+                with self._payloads.writer(file.path) as out:
+                    for request_id, line in requests_of(self._payloads, file.path, nonce):
+                        if request_id not in going:
+                            out.write(line)
+        forget_sampled(self._payloads, submission, going)
+
+    def _remaining(self, submission: Submission) -> dict[str, Any]:
+        """Return the numbers and the fingerprint of a submission as its files are now."""
+        digest = RowsDigest()
+        with ExitStack() as files:
+            seen = Seen(packed, lambda: files.enter_context(self._deployment.new_file()))
+            for keys, ids in self._rows(submission):
+                request_ids_ = ids.to_pylist()
+                digest.add(keys, request_ids_)
+                seen.new([request_id for request_id in request_ids_ if request_id is not None])
+        if digest.rows == submission.rows:
+            return {}
+        submission_id = submission.submission_id
+        shards, levels = self._ledger.shards(submission_id), levels_of(self._payloads, submission)
+        first = [shard for shard in shards if shard.wave == 1]
+        # Sampled requests of a cascade are asked of both models; the model is asked of all that are not reused.
+        if levels is not None and not levels.asks_oracle_alone:
+            first = [shard for shard in first if not levels.asks_oracle(shard.asked_of)]
+        asked = count_requests(first)
+        left: dict[str, Any] = {
+            "rows": digest.rows,
+            "requests": seen.count,
+            "reused": max(0, seen.count - asked),
+            "fingerprint": digest.fingerprint(submission.config_fingerprint),
+        }
+        if submission.questions is not None:
+            left["questions"] = count_requests(s for s in shards if s.wave == 1 or s.is_escalation)
+        if submission.is_settled:
+            stored = Answers(
+                submission=replace(submission, tombstones=1, rows=digest.rows),
+                shards=shards,
+                ledger=self._ledger,
+                payloads=self._payloads,
+                part_rows=self._deployment.part_rows,
+                levels=levels,
+            )
+            # Where results are lost, they are counted anew when labels are made.
+            with suppress(FileNotFoundError):
+                left["outcomes"] = stored.count_outcomes()
+        return left
+
+    def erase_left_behind(self) -> int:
+        """Remove what killed processes left more than a day ago; return how many such files are younger.
+
+        Living processes may be at work on those, and nobody knows which rows they hold.
+        """
+        return len(self._pruner.prune_left_behind())
+
+    @property
+    def _pruner(self) -> Pruner:
+        return Pruner(self._ledger, self._payloads, self._namespace, self._deployment.clock)
+
+    # at providers -----------------------------------------------------------------------------------------------------
+
+    def erase_at_providers(self, *assets: str) -> list[ProviderCopy]:
+        """Have providers delete what they store of ended batches with erased requests; return what came of each."""
+        batches: dict[tuple[str, str, str], list[Shard]] = {}
+        for shard in self._ledger.shards_at_providers(self._namespace, *assets):
+            batches.setdefault((shard.provider, shard.account, shard.batch_id or ""), []).append(shard)
+        return [self._erase_batch(shards) for shards in batches.values()]
+
+    def _erase_batch(self, shards: Sequence[Shard]) -> ProviderCopy:
+        first = shards[0]
+        batch_id = first.batch_id or ""
+        others = self._ledger.shards_of_batch(first)
+        if not owns_batch(others):
+            return ProviderCopy(first.provider, batch_id, _ADOPTED, is_ours=False)
+        if any(shard.state is not ShardState.COLLECTED for shard in others):
+            return ProviderCopy(first.provider, batch_id, "its results are not collected yet; they go after that")
+        if not self._deployment.providers:
+            return ProviderCopy(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
+        try:
+            left = self._deployment.provider_of(first).delete(batch_id)
+        except (ProviderError, ConfigError) as error:
+            return ProviderCopy(first.provider, batch_id, str(error))
+        if left is None:
+            self._ledger.record_erased_at_provider([shard.shard_id for shard in others], batch_id)
+        return ProviderCopy(first.provider, batch_id, left)
+
+
+def _is_spare(file: StoredFile) -> bool:
+    return _SPARE.fullmatch(PurePosixPath(file.path).name) is not None

@@ -1,0 +1,155 @@
+"""Removes the request files that were uploaded to providers for batches, when nobody needs them any more.
+
+    collected ── grace ──▶ every shard of the batch stored and whole? ──▶ delete at the provider ──▶ ledger
+
+1. Only files that this package has uploaded (`ownership.py`), of batches all of whose shards are collected, whichever
+   submissions share them. What was given up, and may end yet, keeps its file for a month.
+2. Only where the results of all these shards are in the payload store, and are what was written.
+3. The file goes before the ledger says so: who is killed in between deletes it again, which does nothing.
+4. Results stay at the provider, unless somebody asks for them to go (`remove_results`). They cannot be fetched once
+   more then, should the payload store lose them.
+5. One provider's trouble keeps its own files, and nobody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from dagster_llm_batch.files.ownership import owns_batch
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.upkeep.prune import is_pruned
+
+__all__ = ["Removal", "UploadRemover"]
+
+_MOST = 10_000
+
+
+@dataclass
+class Removal:
+    """What was removed at providers: batches, and by provider and by batch why something stayed."""
+
+    batches: list[str] = field(default_factory=list)
+    troubles: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+class UploadRemover:
+    """Remove what providers store of collected batches of one deployment."""
+
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
+        self._uploads = deployment.ledger.uploads
+
+    def due(self, *, besides: Collection[str] = (), limit: int = _MOST) -> list[Shard]:
+        """Return the carriers whose request files are to go, the oldest first; none of the providers in `besides`."""
+        grace = self._deployment.keep_request_files
+        if grace is None:
+            return []
+        before = self._deployment.clock() - grace
+        return self._uploads.due(self._deployment.namespace, self._accounts(besides), before, limit=limit)
+
+    def with_results(self, older_than: timedelta) -> list[Shard]:
+        """Return the carriers whose results, collected longer ago than this, the providers may store."""
+        before = self._deployment.clock() - older_than
+        return self._uploads.with_results(self._deployment.namespace, self._accounts(()), before, limit=_MOST)
+
+    def remove_files(
+        self,
+        *,
+        besides: Collection[str] = (),
+        most: int = _MOST,
+        has_time: Callable[[], bool] = lambda: True,
+    ) -> Removal:
+        """Delete the request files that are due, `most` of them, for as long as there is time.
+
+        Those of the providers and batches in `besides` are left alone.
+        """
+
+        def delete(provider: Provider, shards: Sequence[Shard]) -> None:
+            for batch_id in self._uploads.batches_of(shards):
+                provider.delete_request_file(batch_id)
+            self._uploads.record_done([shards[0].shard_id])
+
+        due = [shard for shard in self.due(besides=besides) if _name_of(shard) not in besides]
+        return self._remove(due, delete, most, has_time)
+
+    def remove_results(self, older_than: timedelta) -> Removal:
+        """Delete all that providers store of batches that were collected longer ago than this: results, too."""
+        removal = Removal()
+
+        def delete(provider: Provider, shards: Sequence[Shard]) -> None:
+            batch_id = shards[0].batch_id or ""
+            if (left := provider.delete(batch_id)) is not None:
+                removal.kept[batch_id] = left
+                return
+            self._deployment.ledger.record_erased_at_provider([shard.shard_id for shard in shards], batch_id)
+            self._uploads.record_done([shards[0].shard_id])
+
+        removed = self._remove(self.with_results(older_than), delete, _MOST, lambda: True)
+        removed.batches = [batch_id for batch_id in removed.batches if batch_id not in removal.kept]
+        removed.kept |= removal.kept
+        return removed
+
+    def _accounts(self, besides: Collection[str]) -> list[tuple[str, str]]:
+        accounts = []
+        for name, provider in self._deployment.providers.items():
+            if name not in besides:
+                try:
+                    accounts.append((name, provider.account))
+                except Exception:  # noqa: BLE001, S112 - it cannot be made; whoever polls it says why
+                    continue
+        return accounts
+
+    def _remove(
+        self,
+        carriers: Sequence[Shard],
+        delete: Callable[[Provider, Sequence[Shard]], None],
+        most: int,
+        has_time: Callable[[], bool],
+    ) -> Removal:
+        removal = Removal()
+        for carrier in carriers:
+            if len(removal.batches) >= most or not has_time():
+                break
+            if carrier.provider in removal.troubles:
+                continue
+            name = _name_of(carrier)
+            try:
+                shards = self._deployment.ledger.shards_of_batch(carrier)
+                if (reason := self._reason_to_keep(shards)) is not None:
+                    removal.kept[name] = reason
+                    continue
+                delete(self._deployment.provider_of(carrier), shards)
+            except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
+                removal.troubles[carrier.provider] = str(error) or type(error).__name__
+            else:
+                removal.batches.append(name)
+        return removal
+
+    def _reason_to_keep(self, shards: Sequence[Shard]) -> str | None:
+        """Return why what the provider stores of a batch has to stay; None where nobody needs it."""
+        payloads = self._deployment.payloads
+        if not owns_batch(shards):
+            return "it was adopted: its files there are its sender's"
+        # First, since to look at what is stored reads all of it.
+        for shard in shards:
+            if shard.state is not ShardState.COLLECTED:
+                return f"shard {shard.shard_id} in it is not collected"
+        for shard in shards:
+            # A batch that failed as a whole has no lines, and its results say so. Old lines may have been pruned.
+            path = shard.raw_path or shard.results_path
+            if path is None or not payloads.is_whole(path):
+                submission = self._deployment.ledger.submission(shard.submission_id)
+                # Nobody needs the results of what newer submissions replaced.
+                if not is_pruned(self._deployment.ledger, submission):
+                    return f"the results of shard {shard.shard_id} are not whole in the payload store"
+        return None
+
+
+def _name_of(carrier: Shard) -> str:
+    return carrier.batch_id or carrier.shard_id
