@@ -1,7 +1,6 @@
 """The one call that declares the sensor, and which assets it looks after."""
 
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -9,11 +8,11 @@ import dagster as dg
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.sensors.annotations import new_annotations
-from dagster_llm_batch.sensors.run_requests import Partitions, grouped
+from dagster_llm_batch.sensors.run_requests import Partitions
 from dagster_llm_batch.sensors.runs import ASKED_AGAIN_TAG, TickBounds
+from dagster_llm_batch.sensors.state import begin_tick
 from dagster_llm_batch.sensors.target import Chosen, SensorTarget, selection_of, taken_by_others
-from dagster_llm_batch.sensors.tick import Tick
+from dagster_llm_batch.sensors.tick import run_tick
 
 __all__ = ["bounded_sensor", "build_llm_batch_sensor"]
 
@@ -112,27 +111,10 @@ def bounded_sensor(
             dataset.check_former_names(named)
             engine.take_over(dataset.labeling)
         labels = {name: Partitions(dataset, context.instance) for name, dataset in datasets.items()}
-        tick = Tick(context, engine, labels, bounds)
-        for other in sorted(set(taken.values())):
-            names = ", ".join(dataset for dataset in sorted(taken) if taken[dataset] == other)
-            tick.note(f"the sensor '{other}' looks after {names}")
-        if not chosen:
-            tick.note(f"this sensor looks after no dataset: none of the resource '{resource_key}' is in its target")
-        tick.recover_sends()
-        # The sensor polls and asks, and never submits: Dagster may run its body twice for one tick.
-        tick.poll()
-        new = (group for group in grouped(tick.ready(), max_partitions_per_run) if tick.is_new(group))
-        groups = list(islice(new, bounds.requested_runs))
-        if len(groups) == bounds.requested_runs:
-            tick.note("further runs are asked for at the next ticks")
-        tick.observe(groups)
-        gold: list[dg.RunRequest] = []
-        with tick.apart("what people said of rows"):
-            gold += new_annotations(context, engine, labels)
-        if not groups and not gold:
-            tick.tell_person()
-            tick.raise_trouble()
-            return dg.SensorResult(skip_reason=tick.summary())
+        state = begin_tick(context, engine, labels, bounds)
+        found = run_tick(state, max_partitions_per_run, _remarks(resource_key, chosen, taken))
+        if not found.groups and not found.gold:
+            return dg.SensorResult(skip_reason=found.skipped)
         config = dict(run_config if run_config is not None else _default_run_config(context))
         requests = [
             # Dagster drops a repeated run key without a word, also if that run failed. The key holds the attempt, so
@@ -148,15 +130,24 @@ def bounded_sensor(
                     **({ASKED_AGAIN_TAG: bounds.asked_again(group.lost)} if group.lost else {}),
                 },
             )
-            for group in groups
+            for group in found.groups
         ]
         requests += (
             request.with_replaced_attrs(run_config=config, tags={**request.tags, **(run_tags or {})})
-            for request in gold
+            for request in found.gold
         )
         return dg.SensorResult(run_requests=requests)
 
     return llm_batch_sensor
+
+
+def _remarks(resource_key: str, chosen: Collection[str], taken: Mapping[str, str]) -> Iterator[str]:
+    """Yield notes on the datasets: `chosen` are those in the sensor's target, `taken` those that other sensors have."""
+    for other in sorted(set(taken.values())):
+        names = ", ".join(dataset for dataset in sorted(taken) if taken[dataset] == other)
+        yield f"the sensor '{other}' looks after {names}"
+    if not chosen:
+        yield f"this sensor looks after no dataset: none of the resource '{resource_key}' is in its target"
 
 
 def _default_run_config(context: dg.SensorEvaluationContext) -> Mapping[str, Any]:

@@ -132,6 +132,10 @@ class Partitions:
         """The partition keys; "" alone where the dataset has no partitions."""
         return self.places.keys() if self.are_there else ("",)
 
+    def has(self, partition: str) -> bool:
+        """Return whether the dataset has this partition; "" is the one of a dataset without partitions."""
+        return partition in self.places or not (partition or self.are_there)
+
     def _numbered(self, partitions_def: dg.PartitionsDefinition[Any]) -> Mapping[str, int]:
         keys = partitions_def.get_partition_keys(dynamic_partitions_store=self._instance)
         return {key: number for number, key in enumerate(keys)}

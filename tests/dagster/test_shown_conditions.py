@@ -323,6 +323,9 @@ def test_a_tick_tells_of_each_dataset_that_needs_a_person_however_many_there_are
 
 FACES = (
     "sensors/tick.py",
+    "sensors/polling.py",
+    "sensors/readiness.py",
+    "sensors/reporting.py",
     "sensors/alerts.py",
     "cli/doctor.py",
     "cli/watch.py",

@@ -1,0 +1,145 @@
+"""Polls the batches whose turn it is, and recovers sends of which the ledger has no record."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from dagster_llm_batch.assets.submission import newest_submission
+from dagster_llm_batch.errors import ConfigError, LLMBatchError, RefusedError
+from dagster_llm_batch.loop.poll import is_due
+from dagster_llm_batch.loop.status import advise_on_unknown
+from dagster_llm_batch.sensors.reporting import is_unreported
+from dagster_llm_batch.sensors.request_files import remove_request_files
+from dagster_llm_batch.sensors.state import (
+    TickState,
+    Undelivered,
+    apart,
+    is_within,
+    note,
+    note_action,
+    note_error,
+    note_unreadable,
+    read_undelivered,
+)
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.types import BatchStatus, Cause
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.ledger.records import Progress, Shard
+
+__all__ = ["poll_batches", "recover_sends"]
+
+# Batches that were given up are asked about after this: most of them never end.
+_AWAITED_EVERY = timedelta(hours=1)
+_ASKED_TO_STOP = (BatchStatus.CANCELING, BatchStatus.NOT_FOUND)
+
+_Before = Mapping[str, "Progress"]
+
+
+def recover_sends(state: TickState, before: Undelivered) -> Undelivered:
+    """Recover the submissions that Dagster has and the ledger does not; note those that are in neither.
+
+    A ledger that was restored from a backup learns them from the payload store. If the store has nothing either,
+    another ledger was used, and the labels would never be materialized.
+
+    Returns the undelivered submissions, read anew if some were recovered.
+    """
+    with apart(state, "what Dagster has as sent"):
+        keys = [labels.dataset.batch_key for labels in state.labels.values()]
+        records = state.context.instance.get_asset_records(keys) if keys else []
+        entries = [record.asset_entry for record in records]
+        newest = [(entry.asset_key, newest_submission(entry.last_materialization)) for entry in entries]
+        batches = {found[0]: key.to_user_string() for key, found in newest if found is not None}
+        unknown = batches.keys() - state.ledger.known_submissions(batches)
+        # To recover lists the whole payload store.
+        if any(is_unreported(state, submission_id) for submission_id in unknown) and state.engine.recover_all_sends():
+            before = read_undelivered(state)
+            unknown -= state.ledger.known_submissions(unknown)
+        for submission_id in unknown:
+            advice = advise_on_unknown(batches[submission_id], submission_id, state.ledger)
+            state.notes.unrecorded[submission_id] = str(advice)
+            note(state, str(advice))
+    return before
+
+
+def poll_batches(state: TickState, before: _Before) -> list[Shard]:
+    """Ask the providers about batches in flight whose turn it is. Return all shards that were in flight until then."""
+    every = state.ledger.shards_in_flight(state.engine.namespace, unreadable=partial(note_unreadable, state))
+    flying = [shard for shard in every if shard.submission_id in before]
+    # Late batches first: the rows of a stopped one are answered in real time, and somebody waits for them.
+    _stop_late(state, before, flying)
+    seconds_left = _poll_due(state, before, flying)
+    if is_within(state, seconds_left):
+        with apart(state, "batches that were given up"):
+            state.engine.poll_awaited(list(state.labels), state.now - _AWAITED_EVERY)
+    with apart(state, "request files at providers"):
+        in_time = partial(is_within, state, state.bounds.poll_seconds)
+        remove_request_files(state.context, state.engine, state.now, in_time)
+    # Also of those that cannot be asked: their account may be closed.
+    state.engine.give_up_forgotten(flying)
+    return every
+
+
+def _poll_due(state: TickState, before: _Before, flying: Iterable[Shard]) -> float:
+    """Poll the batches that are due, provider by provider, while there is time.
+
+    Returns the seconds after the begin of the tick until which another poll may begin.
+    """
+    due: dict[str, list[Shard]] = defaultdict(list)
+    for shard in flying:
+        if is_due(shard, state.now) and _can_ask(state, before, shard):
+            due[shard.provider].append(shard)
+    longest, at_once = 0.0, state.bounds.polled_batches
+    for shards in due.values():
+        for start in range(0, len(shards), at_once):
+            began = monotonic()
+            if not is_within(state, state.bounds.poll_seconds - longest):
+                note(state, f"{len(shards) - start} batches wait for the next tick")
+                break
+            if not state.engine.poll(shards[start : start + at_once], partial(_note_unpolled, state, before)):
+                break
+            longest = max(longest, monotonic() - began)
+    return state.bounds.poll_seconds - longest
+
+
+def _can_ask(state: TickState, before: _Before, shard: Shard) -> bool:
+    """Return whether a shard's provider can be asked about its batch; note the reason if not."""
+    if (reason := state.access.reason_not_to_ask(shard)) is not None:
+        note_action(state, before[shard.submission_id].submission, reason)
+    return reason is None
+
+
+def _note_unpolled(state: TickState, before: _Before, shards: Sequence[Shard], error: Exception) -> None:
+    if isinstance(error, RefusedError | ConfigError):
+        for submission_id in {shard.submission_id for shard in shards}:
+            note_action(state, before[submission_id].submission, error)
+    if isinstance(error, LLMBatchError):
+        note_error(state, "polling failed", error)
+        return
+    place = before[shards[0].submission_id].submission.place
+    more = f" and {len(shards) - 1} batches more" if shards[1:] else ""
+    note_error(state, f"polling failed for {place}{more}", error)
+
+
+def _stop_late(state: TickState, before: _Before, flying: Iterable[Shard]) -> None:
+    """Ask batches to stop that run past their deadline, or that could not be asked before."""
+    running = [s for s in flying if s.state is ShardState.SUBMITTED and s.status not in _ASKED_TO_STOP]
+    unasked = {shard.submission_id for shard in running if shard.cause is Cause.STOPPED}
+    for submission_id in dict.fromkeys(shard.submission_id for shard in running):
+        submission = before[submission_id].submission
+        is_late = submission.deadline_at is not None and submission.deadline_at <= state.now
+        if is_late or submission_id in unasked:
+            if not is_within(state, state.bounds.poll_seconds / 2):
+                note(state, "late batches wait for the next tick to be stopped")
+                return
+            with apart(state, submission.place):
+                state.engine.stop_late(submission_id, partial(_note_unstopped, state))
+
+
+def _note_unstopped(state: TickState, shards: Sequence[Shard], error: Exception) -> None:
+    note_error(state, f"batch {shards[0].batch_id} could not be stopped, and is asked again", error)
