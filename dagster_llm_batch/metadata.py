@@ -27,6 +27,7 @@ from dagster_llm_batch.loop.progress import Pace
 from dagster_llm_batch.loop.status import cause_text
 from dagster_llm_batch.progress import progress_bar, progress_text, stage, states_text
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.capabilities import console_url
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
@@ -487,7 +488,7 @@ def _usd(name: str, amount: Decimal | None) -> dict[str, Any]:
 
 
 def _console(status: Status, provider: Provider) -> dict[str, Any]:
-    links = [(batch_id, provider.console_url(batch_id)) for batch_id in status.batch_ids]
+    links = [(batch_id, console_url(provider, batch_id)) for batch_id in status.batch_ids]
     urls = [(batch_id, url) for batch_id, url in links if url is not None]
     if len(urls) == 1:
         return {"llm_batch/console": dg.MetadataValue.url(urls[0][1])}

@@ -1,12 +1,18 @@
 """The seams, as numbered duties. One implementation a file under `providers/`; contract tests hold each to its duties.
 
-A provider is a codec (pure) and nine verbs (I/O). Engines above know nothing else of a vendor.
+A provider is a codec (pure) and four verbs (I/O): submit, find, poll and fetch. Each further verb is a capability, a
+protocol of this one verb. A provider or a codec has it or not, and `isinstance` tells. `providers.capabilities` is the
+one place that asks, and decides what happens without it.
+
+`isinstance` looks at the class and at the object's own attributes. From Python 3.12 on, it does not call
+`__getattr__`: a wrapper sets the verbs of the provider that it wraps as attributes, as `telemetry.TracedProvider` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
@@ -26,7 +32,22 @@ from dagster_llm_batch.types import (
     Undecided,
 )
 
-__all__ = ["DEFAULT_WINDOW", "Codec", "ColumnCodec", "Provider", "Workers"]
+__all__ = [
+    "CAPABILITIES",
+    "DEFAULT_WINDOW",
+    "AnswersInRealTime",
+    "CancelsBatches",
+    "ChecksParameters",
+    "ChecksSetup",
+    "Codec",
+    "ColumnCodec",
+    "CountsFiles",
+    "DeletesBatches",
+    "DeletesRequestFiles",
+    "LinksToConsole",
+    "Provider",
+    "Workers",
+]
 
 DEFAULT_WINDOW = timedelta(hours=24)
 """The window of most vendors, and what is taken where none is documented, as on the user's own machines."""
@@ -43,9 +64,7 @@ class Codec(Protocol):
     2. A parameter that a line cannot have, such as one that the spec sets otherwise, raises ConfigError.
     3. Another parameter goes out as it is.
     The codec also reads the results of what an earlier version sent. What a later version refuses beyond that belongs
-    into a verb `check_parameters()`, which a codec may have. It is called before anything is planned or sent. It raises
-    ConfigError for a parameter that the provider would refuse in every row, and returns sentences of those that it may
-    refuse.
+    into `ChecksParameters`.
     """
 
     @property
@@ -91,11 +110,23 @@ class ColumnCodec(Codec, Protocol):
 
 
 @runtime_checkable
+class ChecksParameters(Protocol):
+    """A codec that knows parameters which the provider refuses."""
+
+    def check_parameters(self) -> Sequence[str]:
+        """Return a sentence for each parameter of the spec that the provider may refuse. Makes no call.
+
+        It is called before anything is planned or sent.
+        Raises ConfigError for a parameter that the provider would refuse in every row.
+        """
+        ...
+
+
+@runtime_checkable
 class Provider(Protocol):
     """One outside API. Holds credentials and never shows them; safe to build without any network call.
 
-    Several threads call `submit` and `fetch` at once.
-    One may have a verb `check_setup()`, which makes no call, and raises ConfigError where no batch can be started.
+    Several threads call `submit` and `fetch` at once. CAPABILITIES are the verbs that a provider may have beside these.
     Every verb raises TransientError, CredentialsError or RefusedError, and nothing of its SDK.
     """
 
@@ -175,12 +206,22 @@ class Provider(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class CancelsBatches(Protocol):
+    """A provider that can stop a batch. Without it, batches run to their end."""
+
     def cancel(self, batch_id: str) -> None:
         """Ask to stop the batch. Finished rows are kept. Canceling an ended batch does nothing.
 
-        Raises CannotStopError where the provider has no way to stop one.
+        Raises CannotStopError where the server turns out to have no way to stop one.
         """
         ...
+
+
+@runtime_checkable
+class DeletesBatches(Protocol):
+    """A provider that can delete what it stores of a batch. Without it, erased rows stay at the provider."""
 
     def delete(self, batch_id: str) -> str | None:
         """Delete what the provider stores of an ended batch, requests and results; what stays all the same, in words.
@@ -190,17 +231,32 @@ class Provider(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class DeletesRequestFiles(Protocol):
+    """A provider whose `submit` uploads a file that stays after the batch. Without it, no such file is left."""
+
     def delete_request_file(self, batch_id: str) -> None:
         """Delete the request file that `submit` uploaded for an ended batch.
 
-        1. What is gone already is deleted, as is what the provider never had: one that has no such files does nothing.
+        1. What is gone already is deleted, as is what the provider never had.
         2. Results stay, and can be fetched as before.
         """
         ...
 
+
+@runtime_checkable
+class CountsFiles(Protocol):
+    """A provider that limits how many files an account stores."""
+
     def count_files(self) -> Sequence[FileCount]:
         """Count what the provider's limits on stored files are about; empty where no such limit is known."""
         ...
+
+
+@runtime_checkable
+class AnswersInRealTime(Protocol):
+    """A provider that also answers single requests. Without it, requests go in batches alone."""
 
     def respond(self, line: bytes) -> bytes:
         """Return the answer in real time to one encoded line, as the raw result line that a batch would give.
@@ -210,9 +266,37 @@ class Provider(Protocol):
         """
         ...
 
+
+@runtime_checkable
+class LinksToConsole(Protocol):
+    """A provider with a page on which people see its batches."""
+
     def console_url(self, batch_id: str) -> str | None:
         """Return where a person can look at this batch, or None."""
         ...
+
+
+@runtime_checkable
+class ChecksSetup(Protocol):
+    """A provider that can tell without a call that it is set up wrong."""
+
+    def check_setup(self) -> None:
+        """Raise ConfigError where this provider can start no batch as it is set up. Makes no call; costs nothing."""
+        ...
+
+
+CAPABILITIES: Mapping[str, type] = MappingProxyType(
+    {
+        "cancel": CancelsBatches,
+        "delete": DeletesBatches,
+        "delete_request_file": DeletesRequestFiles,
+        "count_files": CountsFiles,
+        "respond": AnswersInRealTime,
+        "console_url": LinksToConsole,
+        "check_setup": ChecksSetup,
+    }
+)
+"""The verbs that a provider may have beside those of Provider, and the protocol of each."""
 
 
 @runtime_checkable

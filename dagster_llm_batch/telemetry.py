@@ -7,15 +7,26 @@ prompt, a row, a reply, or an error's message, which may quote them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from dagster_llm_batch._version import __version__
 from dagster_llm_batch.engine import Engine, Labeling
 from dagster_llm_batch.errors import MissingExtraError
-from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.protocols import (
+    AnswersInRealTime,
+    CancelsBatches,
+    ChecksSetup,
+    Codec,
+    CountsFiles,
+    DeletesBatches,
+    DeletesRequestFiles,
+    LinksToConsole,
+    Provider,
+)
+from dagster_llm_batch.providers.openai_api.servers import HasServer
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import (
@@ -23,7 +34,6 @@ from dagster_llm_batch.types import (
     BatchReport,
     CannotTell,
     Endpoint,
-    FileCount,
     FindHints,
     Found,
     RequestSpec,
@@ -44,6 +54,7 @@ _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_p
 _TOKEN_BUCKETS = [4**n for n in range(14)]
 _SECOND_BUCKETS = [0.01 * 2**n for n in range(14)]
 _FLUSH_MILLISECONDS = 5_000
+_Answer = TypeVar("_Answer")
 
 _tracer = trace.get_tracer("dagster_llm_batch", __version__)
 _meter = metrics.get_meter("dagster_llm_batch", __version__)
@@ -68,12 +79,30 @@ _cost = _meter.create_counter("llm_batch.cost", unit="USD", description="What co
 class TracedProvider:
     """A provider, with a span and a duration for each call. It answers as the one it wraps does.
 
+    It has those capabilities that the wrapped provider has, and no other.
     `kind` is the registry's; None for a provider that is not in it.
     """
 
     def __init__(self, provider: Provider, kind: str | None = None) -> None:
         self._provider = provider
         self._provider_name = _provider_name(kind or provider.name)
+        # Attributes of the object: a method of the class would be there whatever is wrapped.
+        if isinstance(provider, CancelsBatches):
+            self.cancel = self._traced("cancel_batch", provider.cancel)
+        if isinstance(provider, DeletesBatches):
+            self.delete = self._traced("delete_batch", provider.delete)
+        if isinstance(provider, DeletesRequestFiles):
+            self.delete_request_file = self._traced("delete_request_file", provider.delete_request_file)
+        if isinstance(provider, CountsFiles):
+            self.count_files = provider.count_files
+        if isinstance(provider, AnswersInRealTime):
+            self.respond = self._responding(provider)
+        if isinstance(provider, LinksToConsole):
+            self.console_url = provider.console_url
+        if isinstance(provider, ChecksSetup):
+            self.check_setup = provider.check_setup
+        if isinstance(provider, HasServer):
+            self.server = provider.server
 
     @property
     def name(self) -> str:
@@ -101,20 +130,6 @@ class TracedProvider:
 
     def codec(self, spec: RequestSpec) -> Codec:
         return self._provider.codec(spec)
-
-    def console_url(self, batch_id: str) -> str | None:
-        return self._provider.console_url(batch_id)
-
-    def delete(self, batch_id: str) -> str | None:
-        with self._span("delete_batch", None, {"llm_batch.batch_id": batch_id}):
-            return self._provider.delete(batch_id)
-
-    def delete_request_file(self, batch_id: str) -> None:
-        with self._span("delete_request_file", None, {"llm_batch.batch_id": batch_id}):
-            self._provider.delete_request_file(batch_id)
-
-    def count_files(self) -> Sequence[FileCount]:
-        return self._provider.count_files()
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
         with self._span("submit_batch", spec.model, _asked(spec)) as span:
@@ -148,15 +163,23 @@ class TracedProvider:
             finally:
                 span.set_attributes({"llm_batch.result_lines": lines, "llm_batch.result_bytes": size})
 
-    def cancel(self, batch_id: str) -> None:
-        with self._span("cancel_batch", None, {"llm_batch.batch_id": batch_id}):
-            self._provider.cancel(batch_id)
+    def _traced(self, operation: str, verb: Callable[[str], _Answer]) -> Callable[[str], _Answer]:
+        """Return a verb about one batch, with its span."""
 
-    def respond(self, line: bytes) -> bytes:
-        with self._span("respond", None, {"llm_batch.request_bytes": len(line)}) as span:
-            answer = self._provider.respond(line)
-            span.set_attribute("llm_batch.response_bytes", len(answer))
-            return answer
+        def call(batch_id: str) -> _Answer:
+            with self._span(operation, None, {"llm_batch.batch_id": batch_id}):
+                return verb(batch_id)
+
+        return call
+
+    def _responding(self, provider: AnswersInRealTime) -> Callable[[bytes], bytes]:
+        def respond(line: bytes) -> bytes:
+            with self._span("respond", None, {"llm_batch.request_bytes": len(line)}) as span:
+                answer = provider.respond(line)
+                span.set_attribute("llm_batch.response_bytes", len(answer))
+                return answer
+
+        return respond
 
     @contextmanager
     def _span(self, operation: str, model: str | None, more: Mapping[str, Any]) -> Iterator[trace.Span]:

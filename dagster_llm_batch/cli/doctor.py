@@ -37,7 +37,8 @@ from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
 from dagster_llm_batch.loop.status import cause_text, retry_command
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.openai_api.servers import Server, unseen_facts
+from dagster_llm_batch.providers.capabilities import check_setup, count_files
+from dagster_llm_batch.providers.openai_api.servers import HasServer, Server, unseen_facts
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
 from dagster_llm_batch.storage.ledger.database import utc_now
@@ -199,8 +200,8 @@ def _providers(deployment: DeploymentAccess) -> Iterator[Finding]:
             # It cannot be made: all else would fail with the same words.
             continue
         yield from _files_at(name, provider)
-        if (server := getattr(provider, "server", None)) is not None:
-            yield _tried(f"preset of {name}", partial(_preset, deployment, name, server))
+        if isinstance(provider, HasServer):
+            yield _tried(f"preset of {name}", partial(_preset, deployment, name, provider.server))
 
 
 def _budgets(deployment: DeploymentAccess) -> Iterator[Finding]:
@@ -323,9 +324,7 @@ def _needed(shards: Sequence[Shard], submission: Submission) -> Iterator[tuple[s
 
 
 def _provider(name: str, provider: Provider) -> Finding:
-    # A provider of the user's own may have none.
-    if (check := getattr(provider, "check_setup", None)) is not None:
-        check()
+    check_setup(provider)
     doubt = ask_provider(provider, utc_now())
     state = f"account {hide_secrets(provider.account)} answers"
     if doubt is not None:
@@ -338,7 +337,7 @@ def _files_at(name: str, provider: Provider) -> Iterator[Finding]:
     """Hold what a provider stores of request files against its limits."""
     check = f"files at {name}"
     try:
-        counts = provider.count_files()
+        counts = count_files(provider)
     except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own: anything may come
         yield Finding(check, Severity.WARNING, f"cannot be counted: {error}")
         return

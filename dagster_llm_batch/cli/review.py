@@ -18,6 +18,7 @@ from dagster_llm_batch.cli.output import print_json
 from dagster_llm_batch.errors import ConfigError, MissingExtraError
 from dagster_llm_batch.loop.provider_facts import account_of
 from dagster_llm_batch.metadata import TO_LABEL_KEY, WANTED_KEY
+from dagster_llm_batch.providers.capabilities import console_url
 
 if TYPE_CHECKING:
     from dagster_llm_batch.review.forms import LabelForm
@@ -142,7 +143,7 @@ def _forms(deployment: DeploymentAccess) -> list[LabelForm]:
 def _console_url(deployment: DeploymentAccess, provider: str, batch_id: str) -> str | None:
     known = deployment.engine.deployment.providers.get(provider)
     # One that cannot be made, as without its key, has no address: the row is shown all the same.
-    return None if known is None or account_of(known) is None else known.console_url(batch_id)
+    return None if known is None or account_of(known) is None else console_url(known, batch_id)
 
 
 def _is_ours(spec: dg.AssetSpec) -> bool:

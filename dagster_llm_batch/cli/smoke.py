@@ -29,6 +29,7 @@ from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
+from dagster_llm_batch.providers.openai_api.servers import HasServer
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.text import cell_text, learned_text
@@ -224,12 +225,12 @@ def _recorder(engine: Engine, labeling: Labeling, file: Path, *, again: bool) ->
             f"--record is for providers of the kinds {', '.join(kinds)}; '{labeling.provider}' is of '{kind}'. "
             "Nothing was sent. Leave --record out."
         )
-    server = getattr(engine.provider(labeling.provider), "server", None)
+    provider = engine.provider(labeling.provider)
     return Recorder(
         file,
         {
             "kind": kind,
-            "server": None if server is None else server.title,
+            "server": provider.server.title if isinstance(provider, HasServer) else None,
             "model": labeling.spec.model,
             "params": dict(labeling.params),
             "endpoint": labeling.spec.endpoint.value,

@@ -30,6 +30,7 @@ from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.preview import Preview, output_basis_of, parameter_warnings, preview_of
 from dagster_llm_batch.loop.submit_queue import count_queue_rounds, drop
+from dagster_llm_batch.providers.capabilities import check_setup, real_time_of
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -84,9 +85,11 @@ class Planner:
             _ = self._deployment.codec(labeling)
             if not is_sent:
                 parameter_warnings(self._deployment, labeling)
-            # A provider of the user's own may have none.
-            if (check := getattr(self._deployment.provider(labeling.provider), "check_setup", None)) is not None:
-                check()
+            provider = self._deployment.provider(labeling.provider)
+            check_setup(provider)
+            how = labeling.realtime
+            if how.urgent or how.deadline is not None or labeling.limits.below_minimum == "realtime":
+                real_time_of(provider)
             budget = labeling.budget_usd
             if (gap := self._deployment.price_gap(labeling)) is not None and budget is not None:
                 msg = (

@@ -15,6 +15,7 @@ from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalM
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment
 from dagster_llm_batch.loop.submit import plan_next_try
 from dagster_llm_batch.loop.waits import KEPT_FOR, Unread
+from dagster_llm_batch.providers.capabilities import cancel_batch
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
@@ -337,7 +338,7 @@ class Poller:
     def _stop(self, batches: Mapping[str, Sequence[Shard]], failed: Failed) -> None:
         for batch_id, shards in batches.items():
             try:
-                self._deployment.provider_of(shards[0]).cancel(batch_id)
+                cancel_batch(self._deployment.provider_of(shards[0]), batch_id)
             except Exception as error:  # noqa: BLE001 - of a provider, which may be the user's own; the others are asked
                 failed(shards, error)
             else:

@@ -11,6 +11,7 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.token_counts import output_basis
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.files.request_writer import NO_UNREADABLE, LongRow, Plan, UnreadableRows
+from dagster_llm_batch.providers.capabilities import check_parameters
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import Lane, PriceBasis
@@ -120,9 +121,7 @@ def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
 
     Raises ConfigError for what it would refuse in every row.
     """
-    # A codec of the user's own may have none.
-    check = getattr(deployment.codec(labeling), "check_parameters", None)
-    return [] if check is None else [*check()]
+    return [*check_parameters(deployment.codec(labeling))]
 
 
 def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:

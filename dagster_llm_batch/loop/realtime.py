@@ -24,7 +24,8 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.files.request_files import RAW, SO_FAR, answers_so_far, beside, write_answers_so_far
 from dagster_llm_batch.loop.deployment import Deployment, Threads
 from dagster_llm_batch.loop.submit import write_receipts
-from dagster_llm_batch.protocols import Codec, Provider
+from dagster_llm_batch.protocols import AnswersInRealTime, Codec
+from dagster_llm_batch.providers.capabilities import real_time_of
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -62,7 +63,7 @@ class Answerer:
         frozen for longer than its lease, and another one may have gone on with the shard. Where the provider turns
         calls away nothing is raised: the shard waits for the time that it named.
         """
-        provider = self._deployment.provider_of(shard)
+        provider = real_time_of(self._deployment.provider_of(shard))
         ledger, payloads = self._deployment.ledger, self._deployment.payloads
         lines = list(payloads.lines(shard.path))
         answers = answers_so_far(payloads, shard)
@@ -100,7 +101,9 @@ class Answerer:
         if stopped_by is not None and not isinstance(stopped_by, _TurnedAwayError):
             raise stopped_by
 
-    def _ask_all(self, provider: Provider, lines: list[bytes], answers: dict[int, bytes]) -> BaseException | None:
+    def _ask_all(
+        self, provider: AnswersInRealTime, lines: list[bytes], answers: dict[int, bytes]
+    ) -> BaseException | None:
         """Add the answers as they come; return the error or interruption that stopped it, if any.
 
         After that nothing more is asked, but calls under way are waited for: they are paid for.
@@ -120,7 +123,7 @@ class Answerer:
                     asked = {future: number for future, number in asked.items() if not future.cancel()}
         return stopped_by
 
-    def _ask(self, provider: Provider, line: bytes) -> bytes:
+    def _ask(self, provider: AnswersInRealTime, line: bytes) -> bytes:
         """Return the answer to one line. Asks again where the call was turned away, which costs nothing.
 
         Raises _TurnedAwayError where the patience does not last for that.
@@ -163,7 +166,7 @@ class Answerer:
         return f"{self._labeling.model} is asked for the rest {then}: {reason}"
 
 
-def _answered(provider: Provider, line: bytes) -> tuple[bytes, float | None]:
+def _answered(provider: AnswersInRealTime, line: bytes) -> tuple[bytes, float | None]:
     """Return the answer, and for how many seconds the provider wants no other call. Raises where there is no answer."""
     try:
         return provider.respond(line), None

@@ -59,6 +59,7 @@ from dagster_llm_batch.errors import (
 from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
+from dagster_llm_batch.providers.capabilities import cancel_batch
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
@@ -327,7 +328,7 @@ class Sender:
     def _stop_stray(self, shards: Sequence[Shard], batch_id: str, known: str | None) -> str:
         """Cancel a batch that no shard has; return what was done and what it may cost."""
         try:
-            self._deployment.provider_of(shards[0]).cancel(batch_id)
+            cancel_batch(self._deployment.provider_of(shards[0]), batch_id)
             done = "was canceled"
         except LLMBatchError as error:
             done = f"could not be canceled ({error}): cancel it at the provider's console"

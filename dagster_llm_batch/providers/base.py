@@ -1,6 +1,6 @@
 """Do what all providers do alike: tell whose answers they give, read reports, poll, and cancel.
 
-    BaseProvider     of every provider: its names, and verbs that need none of a vendor's own words
+    BaseProvider     of every provider: its names and figures
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
     OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
@@ -49,7 +49,7 @@ from dagster_llm_batch.providers.http import check_address
 from dagster_llm_batch.providers.openai_api.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
 from dagster_llm_batch.text import plain_words
-from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, FileCount, RequestSpec
+from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, RequestSpec
 
 __all__ = [
     "AccessTokens",
@@ -170,26 +170,6 @@ class BaseProvider:
         """See Provider.settle_seconds."""
         return self._settle_seconds
 
-    def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete. Nothing can be, unless a provider knows how."""
-        del batch_id
-        return f"the provider '{self._name}' has no way to delete what it stores; see its documents or ask it"
-
-    def delete_request_file(self, batch_id: str) -> None:
-        """See Provider.delete_request_file. There is none, unless a provider uploads one."""
-
-    def check_setup(self) -> None:
-        """Raise ConfigError where this provider can start no batch as it is set up. Makes no call; costs nothing."""
-
-    def count_files(self) -> Sequence[FileCount]:
-        """See Provider.count_files. No limit is known, unless a provider knows one."""
-        return ()
-
-    def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. There is none, unless a provider knows one."""
-        del batch_id
-        return None
-
 
 class VendorProvider(BaseProvider, ABC):
     """A provider behind a vendor's API. A subclass says how a batch is read and stopped, and how batches are listed.
@@ -221,7 +201,7 @@ class VendorProvider(BaseProvider, ABC):
             return BatchReport(batch_id, BatchStatus.NOT_FOUND, reason=f"The provider knows no such batch. {error}")
 
     def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
+        """See CancelsBatches."""
         try:
             self._stop(batch_id)
         except CannotStopError:

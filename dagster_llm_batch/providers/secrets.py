@@ -20,7 +20,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, lru_cache, wraps
+from functools import cached_property, lru_cache, partial, wraps
 from html import escape
 from typing import Any, TypeVar
 
@@ -85,8 +85,11 @@ class Mask:
 
 
 def masked(cls: _ProviderClass) -> _ProviderClass:
-    """Decorate a provider's class: its verbs give none of the secrets that its `_secrets()` names."""
-    for name, mask_value in {
+    """Decorate a provider's class: its verbs give none of the secrets that its `_secrets()` names.
+
+    `console_url` and `check_setup` hold none.
+    """
+    masks: Mapping[str, Callable[[Mask, Any], Any] | None] = {
         "poll": _mask_reports,
         "find": _mask_finding,
         "respond": Mask.line,
@@ -95,8 +98,10 @@ def masked(cls: _ProviderClass) -> _ProviderClass:
         "delete": _mask_answer,
         "delete_request_file": None,
         "count_files": None,
-    }.items():
-        setattr(cls, name, _verb(getattr(cls, name), mask_value))
+    }
+    # a provider has the verbs of some capabilities, and not of others
+    for name in filter(partial(hasattr, cls), masks):
+        setattr(cls, name, _verb(getattr(cls, name), masks[name]))
     cls.fetch = _fetching(cls.fetch)  # type: ignore[attr-defined]
     return cls
 

@@ -4,7 +4,8 @@
         @pytest.fixture
         def subject(self): ...
 
-Each test is named after the duty it holds the provider to.
+Each test is named after the duty it holds the provider to. A test of a verb that the provider may have, and lacks, is
+skipped.
 """
 
 from __future__ import annotations
@@ -22,8 +23,17 @@ from typing import BinaryIO, Protocol, cast
 import pytest
 
 from dagster_llm_batch.errors import CannotStopError, ProviderError
-from dagster_llm_batch.protocols import Codec, ColumnCodec
+from dagster_llm_batch.protocols import (
+    CAPABILITIES,
+    AnswersInRealTime,
+    CancelsBatches,
+    Codec,
+    ColumnCodec,
+    DeletesBatches,
+    DeletesRequestFiles,
+)
 from dagster_llm_batch.protocols import Provider as ProviderProtocol
+from dagster_llm_batch.providers.capabilities import check_setup, console_url, count_files
 from dagster_llm_batch.types import (
     Absent,
     BatchStatus,
@@ -114,10 +124,18 @@ class ProviderContract:
     def test_it_is_a_provider_and_shows_no_secret(self, subject: ProviderUnderTest) -> None:
         assert isinstance(subject.provider, ProviderProtocol)
         provider = subject.provider
-        shown = f"{provider!r} {provider.name} {provider.account} {provider.console_url('b')}"
+        shown = f"{provider!r} {provider.name} {provider.account} {console_url(provider, 'b')}"
         assert not [secret for secret in subject.secrets if secret in shown]
         assert subject.provider.settle_seconds >= 0
         assert subject.provider.window > timedelta()
+
+    def test_the_engine_sees_each_verb_that_the_provider_has(self, subject: ProviderUnderTest) -> None:
+        provider = subject.provider
+        seen = {verb for verb, capability in CAPABILITIES.items() if isinstance(provider, capability)}
+        assert seen == {verb for verb in CAPABILITIES if hasattr(provider, verb)}
+
+    def test_check_setup_takes_a_provider_that_can_start_batches(self, subject: ProviderUnderTest) -> None:
+        check_setup(subject.provider)
 
     def test_encode_1_equal_arguments_give_equal_bytes(self, subject: ProviderUnderTest) -> None:
         request = Request("r", None, "a text")
@@ -227,49 +245,68 @@ class ProviderContract:
             assert list(pool.map(fetched, batch_ids)) == [[f"n-{i}" for i in range(size)] for size in sizes]
 
     def test_cancel_an_ended_batch_does_nothing(self, subject: ProviderUnderTest) -> None:
+        provider = subject.provider
+        if not isinstance(provider, CancelsBatches):
+            pytest.skip("This provider cancels no batch.")
         batch_id = subject.submit(["a"], "tag-a")
         subject.finish()
-        subject.provider.cancel(batch_id)
-        assert subject.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
+        provider.cancel(batch_id)
+        assert provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
         assert len(subject.results(batch_id)) == 1
 
     def test_cancel_leads_to_an_end_that_accounts_for_what_finished(self, subject: ProviderUnderTest) -> None:
+        provider = subject.provider
+        if not isinstance(provider, CancelsBatches):
+            pytest.skip("This provider cancels no batch.")
         batch_id = subject.submit(["a", "b"], "tag-a")
         # where nothing can stop a batch, it runs to its end
         with suppress(CannotStopError):
-            subject.provider.cancel(batch_id)
+            provider.cancel(batch_id)
         subject.finish()
-        status = subject.provider.poll([batch_id])[batch_id].status
+        status = provider.poll([batch_id])[batch_id].status
         assert status in (BatchStatus.CANCELED, BatchStatus.ENDED)
         for result in subject.results(batch_id):
             assert result.outcome in (Outcome.SUCCEEDED, Outcome.CANCELED)
 
     def test_delete_leaves_nothing_of_an_ended_batch_and_can_be_repeated(self, subject: ProviderUnderTest) -> None:
+        provider = subject.provider
+        if not isinstance(provider, DeletesBatches):
+            pytest.skip("This provider deletes no batch.")
         batch_id, other = subject.submit(["a", "b"], "tag-a"), subject.submit(["c"], "tag-b")
         subject.finish()
         assert len(subject.results(batch_id)) == 2  # noqa: PLR2004 -- as many as were sent
-        assert subject.provider.delete(batch_id) is None
+        assert provider.delete(batch_id) is None
         try:
-            left = list(subject.provider.fetch(batch_id))
+            left = list(provider.fetch(batch_id))
         except ProviderError:
             left = []
         assert left == []
-        assert subject.provider.delete(batch_id) is None
+        assert provider.delete(batch_id) is None
         # It ended, or is not there: never a failure, for which it would be sent, and paid, once more.
-        assert subject.provider.poll([batch_id])[batch_id].status in (BatchStatus.ENDED, BatchStatus.NOT_FOUND)
+        assert provider.poll([batch_id])[batch_id].status in (BatchStatus.ENDED, BatchStatus.NOT_FOUND)
         assert len(subject.results(other)) == 1
 
     def test_delete_request_file_leaves_results_and_can_be_repeated(self, subject: ProviderUnderTest) -> None:
+        provider = subject.provider
+        if not isinstance(provider, DeletesRequestFiles):
+            pytest.skip("This provider deletes no request file.")
         batch_id = subject.submit(["a", "b"], "tag-a")
         subject.finish()
         for _ in range(2):
-            subject.provider.delete_request_file(batch_id)
+            provider.delete_request_file(batch_id)
             assert len(subject.results(batch_id)) == 2  # noqa: PLR2004 -- as many as were sent
-        assert subject.provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
-        assert all(count.used >= 0 for count in subject.provider.count_files())
+        assert provider.poll([batch_id])[batch_id].status is BatchStatus.ENDED
+
+    def test_count_files_counts_no_less_than_nothing(self, subject: ProviderUnderTest) -> None:
+        subject.submit(["a"], "tag-a")
+        assert all(count.used >= 0 for count in count_files(subject.provider))
+        subject.finish()
 
     def test_respond_gives_the_result_line_that_a_batch_would(self, subject: ProviderUnderTest) -> None:
-        answer = subject.provider.respond(subject.codec.encode(Request("r", None, "a text"), "n-7"))
+        provider = subject.provider
+        if not isinstance(provider, AnswersInRealTime):
+            pytest.skip("This provider answers nothing in real time.")
+        answer = provider.respond(subject.codec.encode(Request("r", None, "a text"), "n-7"))
         assert answer.endswith(b"\n")
         assert answer.count(b"\n") == 1
         result = subject.codec.decode(answer)

@@ -60,6 +60,7 @@ from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.label import Answers
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.submit import recover_all, recover_planned
+from dagster_llm_batch.providers.capabilities import delete_batch
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
@@ -539,7 +540,7 @@ class Eraser:
         if not self._deployment.providers:
             return ProviderCopy(first.provider, batch_id, "no provider is known here: give the definitions (-m or -f)")
         try:
-            left = self._deployment.provider_of(first).delete(batch_id)
+            left = delete_batch(self._deployment.provider_of(first), batch_id)
         except (ProviderError, ConfigError) as error:
             return ProviderCopy(first.provider, batch_id, str(error))
         if left is None:

@@ -20,6 +20,7 @@ from datetime import timedelta
 from dagster_llm_batch.files.ownership import owns_batch
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.capabilities import delete_batch, delete_request_file
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.upkeep.prune import is_pruned
@@ -72,7 +73,7 @@ class UploadRemover:
 
         def delete(provider: Provider, shards: Sequence[Shard]) -> None:
             for batch_id in self._uploads.batches_of(shards):
-                provider.delete_request_file(batch_id)
+                delete_request_file(provider, batch_id)
             self._uploads.record_done([shards[0].shard_id])
 
         due = [shard for shard in self.due(besides=besides) if _name_of(shard) not in besides]
@@ -84,7 +85,7 @@ class UploadRemover:
 
         def delete(provider: Provider, shards: Sequence[Shard]) -> None:
             batch_id = shards[0].batch_id or ""
-            if (left := provider.delete(batch_id)) is not None:
+            if (left := delete_batch(provider, batch_id)) is not None:
                 removal.kept[batch_id] = left
                 return
             self._deployment.ledger.record_erased_at_provider([shard.shard_id for shard in shards], batch_id)

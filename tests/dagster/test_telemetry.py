@@ -207,3 +207,4 @@ def test_a_traced_provider_has_all_duties_and_the_account_of_the_one_it_wraps(ma
     assert (traced.name, traced.account, traced.price_book) == (plain.name, plain.account, plain.price_book)
     assert traced.settle_seconds == plain.settle_seconds
     assert traced.console_url("batch_1") == plain.console_url("batch_1")
+    assert traced.server == plain.server

@@ -15,6 +15,7 @@ import requests
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import RefusedError
 from dagster_llm_batch.files.request_files import RAW, beside
+from dagster_llm_batch.providers.capabilities import delete_request_file
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
@@ -161,7 +162,7 @@ class _DiesAfterDeleting:
         return getattr(self._provider, name)
 
     def delete_request_file(self, batch_id: str) -> None:
-        self._provider.delete_request_file(batch_id)
+        delete_request_file(self._provider, batch_id)
         raise _Killed
 
 

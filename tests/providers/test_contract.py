@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sample_batches import labeler, until
 
 from dagster_llm_batch import Moderation, preset
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.protocols import CAPABILITIES, Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
+from dagster_llm_batch.telemetry import TracedProvider
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Endpoint, RequestSpec, ResponseFormat, ResponseKind
@@ -79,22 +82,70 @@ class TestOpenRouter(ProviderContract):
             yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
 
 
+def command(folder: Path) -> ProviderUnderTest:
+    provider = labeler(folder, env={"TOKEN": "secret-token"})
+
+    def finish() -> None:
+        ids = [path.name for path in folder.iterdir()]
+        until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
+
+    return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
+
+
 class TestCommand(ProviderContract):
     @pytest.fixture
     def subject(self, tmp_path) -> ProviderUnderTest:
-        provider = labeler(tmp_path, env={"TOKEN": "secret-token"})
+        return command(tmp_path)
 
-        def finish() -> None:
-            ids = [path.name for path in tmp_path.iterdir()]
-            until(lambda: all(report.status.is_terminal for report in provider.poll(ids).values()))
 
-        return ProviderUnderTest(provider, RequestSpec("m"), finish, ["secret-token"])
+CLAUDE = RequestSpec("claude-x", params={"max_tokens": 100})
+# A provider with each set of verbs.
+TRACED: dict[str, Callable[[Emulator], tuple[Provider, RequestSpec]]] = {
+    "openai": lambda emulator: (OpenAIProvider(DEFAULT_KEY, emulator.openai_base_url), SPECS["chat"]),
+    "anthropic": lambda emulator: (AnthropicProvider(DEFAULT_KEY, emulator.anthropic_base_url), CLAUDE),
+    "openrouter": lambda emulator: (
+        preset("openrouter", api_key=DEFAULT_KEY, base_url=emulator.openrouter_base_url).provider(),
+        SPECS["chat"],
+    ),
+}
+
+
+class TestTraced(ProviderContract):
+    """With a span for each call, a provider holds the contract as without."""
+
+    @pytest.fixture(params=[*TRACED, "command"])
+    def subject(self, request, tmp_path) -> Iterator[ProviderUnderTest]:
+        if request.param == "command":
+            plain = command(tmp_path)
+            yield replace(plain, provider=TracedProvider(plain.provider))
+            return
+        with Emulator() as emulator:
+            provider, spec = TRACED[request.param](emulator)
+            yield ProviderUnderTest(TracedProvider(provider), spec, emulator.settle, [DEFAULT_KEY])
+
+
+@pytest.mark.parametrize("name", [*TRACED, "command"])
+def test_a_traced_provider_shows_the_verbs_of_the_one_that_it_wraps_and_no_other(name, tmp_path):
+    with Emulator() as emulator:
+        provider = command(tmp_path).provider if name == "command" else TRACED[name](emulator)[0]
+        shown = {verb for verb in CAPABILITIES if hasattr(TracedProvider(provider), verb)}
+        assert shown == {verb for verb in CAPABILITIES if hasattr(provider, verb)}
 
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_every_registered_provider_has_all_verbs(name):
     verbs = {verb for verb in vars(Provider) if not verb.startswith("_")}
     assert {"submit", "find"} <= verbs <= set(dir(provider_class(name)))
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_every_registered_provider_cancels_deletes_and_answers_in_real_time(name):
+    assert {"cancel", "delete", "respond"} <= set(dir(provider_class(name)))
+
+
+def test_all_that_upload_a_request_file_to_the_vendor_can_delete_it():
+    able = {name for name in PROVIDERS if hasattr(provider_class(name), "delete_request_file")}
+    assert able == {"openai", "gemini", "vertex", "bedrock"}
 
 
 def test_an_unknown_provider_names_the_known_ones():

@@ -19,6 +19,7 @@ from google_emulator import BUCKET, vertex
 from dagster_llm_batch import preset
 from dagster_llm_batch.errors import RefusedError
 from dagster_llm_batch.protocols import Provider
+from dagster_llm_batch.providers.capabilities import count_files
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, RequestSpec
 
@@ -46,7 +47,7 @@ def live(provider: Provider, spec: RequestSpec, emulator: Emulator, word: str, c
     # Its request file is deleted again.
     with pytest.raises(RefusedError):
         provider.submit(batch_file(codec), spec, f"dlb-0013-{word}3")
-    provider.count_files()
+    count_files(provider)
     provider.delete_request_file(second)
     provider.delete(first)
 

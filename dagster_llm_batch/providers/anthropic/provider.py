@@ -234,14 +234,14 @@ class AnthropicProvider(StainlessProvider):
         return self._client(retries=self._max_retries).get(address, cast_to=object, options={"headers": _AS_STREAM})
 
     def delete(self, batch_id: str) -> None:
-        """See Provider.delete: the batch, and with it its requests and results."""
+        """See DeletesBatches: the batch, and with it its requests and results."""
         with suppress(UnknownIdError), self._calls(f"delete the batch '{batch_id}'"):
             reply = parse_reply(self._batches(retries=self._max_retries).with_raw_response.delete(batch_id))
             if reply.id != batch_id:
                 raise TransientError(f"Could not delete the batch '{batch_id}': the answer does not say that it is.")
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
         _, body, failure = self._answer(_MESSAGES, request["params"])
         if failure is None:
@@ -255,7 +255,7 @@ class AnthropicProvider(StainlessProvider):
         return answer_line({"custom_id": request["custom_id"], "result": result}, failure)
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. The console's list of batches: it documents no address for one of them."""
+        """See LinksToConsole. The console's list of batches: it documents no address for one of them."""
         del batch_id
         if not self._public:
             return None

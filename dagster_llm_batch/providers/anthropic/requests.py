@@ -89,7 +89,7 @@ class AnthropicLines:
         self._start = LineStart(self._before_content)
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         params = self._spec.params
         _check_sampling(params, self._version)
         _check_most_tokens(params["max_tokens"], self._betas)

@@ -298,18 +298,18 @@ class BedrockProvider(VendorProvider):
                 raise OddAnswerError("the answer is not one of AWS.")
 
     def delete(self, batch_id: str) -> None:
-        """See Provider.delete: the files in your bucket. Where it keeps versions of objects, these stay there."""
+        """See DeletesBatches: the files in your bucket. Where it keeps versions of objects, these stay there."""
         with suppress(UnknownIdError):
             job = self._job(batch_id)
             self._files.delete(job, input_of(job))
 
     def delete_request_file(self, batch_id: str) -> None:
-        """See Provider.delete_request_file: the file in your bucket, if it is below the prefix of this provider."""
+        """See DeletesRequestFiles: the file in your bucket, if it is below the prefix of this provider."""
         with suppress(UnknownIdError):
             self._files.delete_source(input_of(self._job(batch_id)))
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         record = json.loads(line)
         model, body = record["modelId"], record["modelInput"]
         family = self._family(model)
@@ -342,7 +342,7 @@ class BedrockProvider(VendorProvider):
         return {name: value for name, value in reply.items() if name != "ResponseMetadata"}
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url: the region's list of batches, for a job's own page has no documented address."""
+        """See LinksToConsole: the region's list of batches, for a job's own page has no documented address."""
         del batch_id
         if not self._public:
             return None

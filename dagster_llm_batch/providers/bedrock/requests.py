@@ -56,7 +56,7 @@ class BedrockLines:
         return BedrockLines, (self._spec, self._family, partial(replace, self.limits))
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         return parameter_warnings(self._spec, self._family)
 
     @property

@@ -72,7 +72,7 @@ class CommandProvider(OwnMachines):
         self._grace_seconds = grace_seconds
 
     def check_setup(self) -> None:
-        """Raise ConfigError where the command's program, or the script that it is to run, is not on this machine."""
+        """See ChecksSetup: the command's program, and the script that it is to run, have to be on this machine."""
         program, *words = self._command
         path = self._env.get("PATH", os.environ.get("PATH"))
         wrong = None
@@ -166,7 +166,7 @@ class CommandProvider(OwnMachines):
             yield from lines_of(batch.output if batch.output.exists() else batch.part)
 
     def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
+        """See CancelsBatches."""
         batch = CommandBatch.of(self._workdir, batch_id)
         with reaching(batch.path):
             if batch.plan() is None:
@@ -175,7 +175,7 @@ class CommandProvider(OwnMachines):
                 batch.ask_to_stop()
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: requests, results and what the command printed. That it ran stays known."""
+        """See DeletesBatches: requests, results and what the command printed. That it ran stays known."""
         batch = CommandBatch.of(self._workdir, batch_id)
         with reaching(batch.path):
             if batch.is_alive():
@@ -188,7 +188,7 @@ class CommandProvider(OwnMachines):
         return None
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. Runs the command on this one line and waits for it."""
+        """See AnswersInRealTime. Runs the command on this one line and waits for it."""
         model = json.loads(line)["body"]["model"]
         with reaching(self._workdir):
             return self._answer(line, model)

@@ -103,7 +103,7 @@ class GoogleEmbeddingLines:
         self._params, self._on_vertex = spec.params, on_vertex
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         return check_parameters(VERTEX_EMBEDDINGS if self._on_vertex else GEMINI_EMBEDDINGS, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:

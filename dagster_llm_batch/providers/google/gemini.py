@@ -199,7 +199,7 @@ class GeminiProvider(GoogleProvider):
             yield from result_lines(lines, "key", f"the file '{file_name}'")
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: the files, and the batch, which holds inline requests and results itself."""
+        """See DeletesBatches: the files, and the batch, which holds inline requests and results itself."""
         try:
             operation = self._batch(batch_id)
         except UnknownIdError:
@@ -212,7 +212,7 @@ class GeminiProvider(GoogleProvider):
         return left
 
     def delete_request_file(self, batch_id: str) -> None:
-        """See Provider.delete_request_file. A small batch has none: it travelled in the create call."""
+        """See DeletesRequestFiles. A small batch has none: it travelled in the create call."""
         with suppress(UnknownIdError):
             for name in self._request_files(self._batch(batch_id))[0]:
                 self._delete_file(name)
@@ -243,7 +243,7 @@ class GeminiProvider(GoogleProvider):
             self._api.call("delete", name, f"delete the file '{name}'")
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
         verb, request = "generateContent", given["request"]
         if "content" in request:

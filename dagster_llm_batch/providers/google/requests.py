@@ -95,7 +95,7 @@ class GoogleLines:
         self._start = LineStart(self._before_parts)
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         if self._is_v1:
             _check_v1_model(self._spec.model)
             _check_v1(self._names, _V1_FIELDS)

@@ -243,7 +243,7 @@ class VertexProvider(GoogleProvider):
             yield from self._storage.lines(folder, report, id_field)
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
+        """See DeletesBatches: the files in your bucket or the tables. Where it keeps versions of them, these stay."""
         try:
             job = self._batch(batch_id)
         except UnknownIdError:
@@ -261,7 +261,7 @@ class VertexProvider(GoogleProvider):
         return f"tables that were not made here stay: {', '.join(others)}" if others else None
 
     def delete_request_file(self, batch_id: str) -> None:
-        """See Provider.delete_request_file: the file in your bucket, or the table, if its place is this provider's."""
+        """See DeletesRequestFiles: the file in your bucket, or the table, if its place is this provider's."""
         with suppress(UnknownIdError):
             job = self._batch(batch_id)
             table, uris = inputs_of(job)
@@ -271,7 +271,7 @@ class VertexProvider(GoogleProvider):
             self._storage.delete_objects([uri for uri in uris if uri.startswith(place)], None)
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         given = json.loads(line)
         verb, request = "rawPredict" if _is_claude(given["model"]) else "generateContent", given["request"]
         id_field = "custom_id"
@@ -288,7 +288,7 @@ class VertexProvider(GoogleProvider):
         return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. Only at Google's own address."""
+        """See LinksToConsole. Only at Google's own address."""
         if self._base_url is not None:
             return None
         number = batch_id.rpartition("/")[2]

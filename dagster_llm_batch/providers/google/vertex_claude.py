@@ -114,7 +114,7 @@ class VertexClaudeLines:
         self._turns = "".join(dumps({"role": t.role, "content": _texts(t.text)}) + "," for t in spec.turns)
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         return check_parameters(VERTEX_CLAUDE, self._params)
 
     def encode(self, request: Request, custom_id: str) -> bytes:

@@ -333,7 +333,7 @@ class OpenAIProvider(StainlessProvider):
             raise TransientError(f"Could not download the file '{file_id}': got {got} of {size} bytes.")
 
     def delete(self, batch_id: str) -> None:
-        """See Provider.delete: the request file and those of the results. The batch itself names no row."""
+        """See DeletesBatches: the request file and those of the results. The batch itself names no row."""
         try:
             batch = self._batch(batch_id, retries=self._max_retries)
         except UnknownIdError:
@@ -342,7 +342,7 @@ class OpenAIProvider(StainlessProvider):
             self._delete_file(file_id)
 
     def delete_request_file(self, batch_id: str) -> None:
-        """See Provider.delete_request_file."""
+        """See DeletesRequestFiles."""
         with suppress(UnknownIdError):
             self._delete_file(self._batch(batch_id, retries=self._max_retries).input_file_id)
 
@@ -355,7 +355,7 @@ class OpenAIProvider(StainlessProvider):
                 raise TransientError(f"Could not delete the file '{file_id}': the answer does not say that it is.")
 
     def count_files(self) -> list[FileCount]:
-        """See Provider.count_files: the request files of the account, where the server's limits on them are known."""
+        """See CountsFiles: the request files of the account, where the server's limits on them are known."""
         if self._server.file_limits is None:
             return []
         with self._calls("list the request files"):
@@ -373,7 +373,7 @@ class OpenAIProvider(StainlessProvider):
         return [count for count in counts if count.most is not None]
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
         # Mistral's lines have no URL.
         path = request.get("url") or URLS[Endpoint.EMBEDDINGS if "input" in request["body"] else Endpoint.CHAT]
@@ -387,7 +387,7 @@ class OpenAIProvider(StainlessProvider):
         return answer_line(answer, failure)
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url. Only OpenAI's own address is known."""
+        """See LinksToConsole. Only OpenAI's own address is known."""
         return f"https://platform.openai.com/batches/{batch_id}" if self._public else None
 
     def _client(self, *, retries: int) -> OpenAI:

@@ -138,7 +138,7 @@ class OpenAILines:
         self._start = LineStart(self._before_content)
 
     def check_parameters(self) -> tuple[str, ...]:
-        """See Codec."""
+        """See ChecksParameters."""
         if self._form is None:
             return ()
         warnings = check_parameters(self._form, self._params, is_open=self._is_open)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from dagster_llm_batch.types import Endpoint
 
-__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "Server", "Windows", "unseen_facts"]
+__all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "HasServer", "Server", "Windows", "unseen_facts"]
 
 _T = TypeVar("_T")
 _HOUR, _DAY = 3_600, 86_400
@@ -108,6 +108,16 @@ class Server:
     errors: Fact[str] | None = None
     output_tokens: Fact[int] | None = None
     quirks: tuple[Fact[str], ...] = ()
+
+
+@runtime_checkable
+class HasServer(Protocol):
+    """A provider whose API several servers speak, and that is set up for one of them."""
+
+    @property
+    def server(self) -> Server:
+        """What is known of the server, as data."""
+        ...
 
 
 def unseen_facts(server: Server) -> tuple[list[str], int]:

@@ -42,6 +42,7 @@ from dagster_llm_batch.providers.answers import (
     sdk_calls,
 )
 from dagster_llm_batch.providers.base import StainlessProvider
+from dagster_llm_batch.providers.capabilities import no_way_to_delete
 from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import sized
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
@@ -291,9 +292,9 @@ class OpenRouterProvider(StainlessProvider):
                 raise odd_answer(response.headers, response.content, "page of results") from None
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: the batch, and with it its requests and results, as far as the vendor behind it can."""
+        """See DeletesBatches: the batch, and with it its requests and results, as far as the vendor behind it can."""
         if self._server.deletes is None or not self._server.deletes.value:
-            return super().delete(batch_id)
+            return no_way_to_delete(self.name)
         try:
             with self._calls(f"delete the batch '{batch_id}'"):
                 response = self._batches(retries=self._max_retries).delete(batch_id)
@@ -311,7 +312,7 @@ class OpenRouterProvider(StainlessProvider):
         return None
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
+        """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
         body = {**request["body"], "provider": self._routing} if self._routing else request["body"]
         status, reply, failure = self._answer(url_of(body).removeprefix("/v1"), body)

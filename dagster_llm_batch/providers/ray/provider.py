@@ -242,7 +242,7 @@ class RayProvider(OwnMachines):
                 yield from files.lines(name)
 
     def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
+        """See CancelsBatches."""
         if (report := self._report_by_files(batch_id)) is not None and report.status is BatchStatus.ENDED:
             return
         client = self._client()
@@ -253,7 +253,7 @@ class RayProvider(OwnMachines):
             raise RefusedError(f"The cluster knows no job '{batch_id}', so it cannot stop it.") from error
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: requests and results. That it ran stays known, and the cluster's log has no rows."""
+        """See DeletesBatches: requests and results. That it ran stays known, and the cluster's log has no rows."""
         if self._report(batch_id).status.is_stoppable:
             return f"the job '{batch_id}' still runs"
         files = self._files(batch_id)
@@ -262,7 +262,7 @@ class RayProvider(OwnMachines):
         return None
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. A job of this one line, and its result: that takes seconds, whatever answers."""
+        """See AnswersInRealTime. A job of this one line, and its result: that takes seconds, whatever answers."""
         job_id = self._id(f"respond-{uuid.uuid4().hex}")
         files = self._files(job_id)
         try:
@@ -284,7 +284,7 @@ class RayProvider(OwnMachines):
         return answers[0]
 
     def console_url(self, batch_id: str) -> str | None:
-        """See Provider.console_url: the job's page in Ray's dashboard. There is none where the address holds a key."""
+        """See LinksToConsole: the job's page in Ray's dashboard. There is none where the address holds a key."""
         if secret_parts(self._address):
             return None
         return f"{self._address.rstrip('/')}/#/jobs/{batch_id}"

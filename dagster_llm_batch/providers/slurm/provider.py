@@ -232,7 +232,7 @@ class SlurmProvider(OwnMachines):
             yield from batch.lines(len(batch.requests()))
 
     def cancel(self, batch_id: str) -> None:
-        """See Provider.cancel."""
+        """See CancelsBatches."""
         report = self.poll([batch_id])[batch_id]
         if report.status is BatchStatus.NOT_FOUND:
             raise RefusedError(report.reason or f"There is no batch '{batch_id}'.")
@@ -243,7 +243,7 @@ class SlurmProvider(OwnMachines):
             self._slurm.cancel(batch_id)
 
     def delete(self, batch_id: str) -> str | None:
-        """See Provider.delete: requests, results and what tasks printed. What became of the tasks stays known."""
+        """See DeletesBatches: requests, results and what tasks printed. What became of the tasks stays known."""
         status = self.poll([batch_id])[batch_id].status
         if not status.is_terminal and status is not BatchStatus.NOT_FOUND:
             return f"the batch '{batch_id}' still runs"
@@ -253,7 +253,7 @@ class SlurmProvider(OwnMachines):
         return None
 
     def respond(self, line: bytes) -> bytes:
-        """See Provider.respond. Runs the command on this one line by srun, and waits for nodes as a batch would."""
+        """See AnswersInRealTime. Runs the command on this one line by srun, and waits for nodes as a batch would."""
         model = json.loads(line)["body"]["model"]
         with reaching(self._workdir):
             return self._answer(line, model)

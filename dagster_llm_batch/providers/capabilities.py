@@ -1,0 +1,94 @@
+"""Call the verbs that a provider or a codec may have, and decide what happens where it lacks one.
+
+All other code calls these verbs through this module, but for `telemetry`, which passes them on. The protocols are in
+`dagster_llm_batch.protocols`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dagster_llm_batch.errors import CannotStopError, ConfigError
+from dagster_llm_batch.protocols import (
+    AnswersInRealTime,
+    CancelsBatches,
+    ChecksParameters,
+    ChecksSetup,
+    Codec,
+    CountsFiles,
+    DeletesBatches,
+    DeletesRequestFiles,
+    LinksToConsole,
+    Provider,
+)
+from dagster_llm_batch.types import FileCount
+
+__all__ = [
+    "cancel_batch",
+    "check_parameters",
+    "check_setup",
+    "console_url",
+    "count_files",
+    "delete_batch",
+    "delete_request_file",
+    "no_way_to_delete",
+    "real_time_of",
+]
+
+
+def cancel_batch(provider: Provider, batch_id: str) -> None:
+    """Ask to stop the batch. Raises CannotStopError where the provider has no way to, and what `cancel` raises."""
+    if not isinstance(provider, CancelsBatches):
+        raise CannotStopError(
+            f"The provider '{provider.name}' cannot stop the batch '{batch_id}', which runs on to its end, and is "
+            "billed. Its answers are kept. Wait for it, or stop it at the provider's console."
+        )
+    provider.cancel(batch_id)
+
+
+def delete_batch(provider: Provider, batch_id: str) -> str | None:
+    """Delete what the provider stores of an ended batch; return what stays all the same, in words."""
+    return provider.delete(batch_id) if isinstance(provider, DeletesBatches) else no_way_to_delete(provider.name)
+
+
+def no_way_to_delete(name: str) -> str:
+    """Return in words that the provider of this name deletes nothing."""
+    return f"the provider '{name}' has no way to delete what it stores; see its documents or ask it"
+
+
+def delete_request_file(provider: Provider, batch_id: str) -> None:
+    """Delete the request file of an ended batch. A provider without the verb has none."""
+    if isinstance(provider, DeletesRequestFiles):
+        provider.delete_request_file(batch_id)
+
+
+def count_files(provider: Provider) -> Sequence[FileCount]:
+    """Count what the provider's limits on stored files are about; empty where it has no such limit."""
+    return provider.count_files() if isinstance(provider, CountsFiles) else ()
+
+
+def real_time_of(provider: Provider) -> AnswersInRealTime:
+    """Return the provider as one that answers in real time. Raises ConfigError where it answers batches alone."""
+    if not isinstance(provider, AnswersInRealTime):
+        raise ConfigError(
+            f"The provider '{provider.name}' answers batches alone, and nothing in real time. Take out "
+            "Realtime(urgent=…), Realtime(deadline=…) and Limits(below_minimum='realtime'), or name a model of another "
+            "provider."
+        )
+    return provider
+
+
+def console_url(provider: Provider, batch_id: str) -> str | None:
+    """Return where a person can look at this batch; None where there is no such page."""
+    return provider.console_url(batch_id) if isinstance(provider, LinksToConsole) else None
+
+
+def check_setup(provider: Provider) -> None:
+    """Raise ConfigError where the provider can tell, without a call, that it can start no batch."""
+    if isinstance(provider, ChecksSetup):
+        provider.check_setup()
+
+
+def check_parameters(codec: Codec) -> Sequence[str]:
+    """Return a sentence for each parameter that the provider may refuse. Raises ConfigError for one that it refuses."""
+    return codec.check_parameters() if isinstance(codec, ChecksParameters) else ()
