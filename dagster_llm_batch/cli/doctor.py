@@ -83,7 +83,7 @@ _FACTS = {
     "has pages": "whether the list of batches has pages",
     "keeps metadata": "whether a batch keeps its metadata",
     "keeps file names": "whether files keep their names",
-    "jobs": "whether batches are jobs in Mistral's form",
+    "calls": "the calls about batches, which are not OpenAI's",
     "counts": "what its counts of requests say",
     "errors": "the form of its errors",
     "output tokens": "the most tokens of a reply",

@@ -3,9 +3,8 @@
     BaseProvider     of every provider: its names and figures
     VendorProvider   of one behind an API that bills: reports by the batch's id, from a list or one by one
     StainlessProvider   of one whose SDK Stainless has generated: OpenAI's and Anthropic's
-    OwnMachines      of one on the user's own machines: OpenAI's lines, and nobody bills
     AccessTokens     of a function that gives one for each call
-    check_key, address_of, check_command, fill_command     what the settings of several vendors have in common
+    check_key, address_of     what the settings of several vendors have in common
 
 A provider's own modules say the rest. What its API answers is read by `answers`.
 """
@@ -13,14 +12,11 @@ A provider's own modules say the rest. What its API answers is read by `answers`
 from __future__ import annotations
 
 import json
-import re
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlsplit
 
@@ -33,7 +29,7 @@ from dagster_llm_batch.errors import (
     ProviderError,
     TransientError,
 )
-from dagster_llm_batch.protocols import DEFAULT_WINDOW, Codec
+from dagster_llm_batch.protocols import DEFAULT_WINDOW
 from dagster_llm_batch.providers.answers import (
     UnknownIdError,
     answer_of,
@@ -46,25 +42,18 @@ from dagster_llm_batch.providers.answers import (
     words_of,
 )
 from dagster_llm_batch.providers.http import check_address
-from dagster_llm_batch.providers.openai_api.requests import OpenAILines
 from dagster_llm_batch.providers.paging import poll_batches, unrepeated
 from dagster_llm_batch.text import plain_words
-from dagster_llm_batch.types import BatchLimits, BatchReport, BatchStatus, RequestSpec
+from dagster_llm_batch.types import BatchReport, BatchStatus
 
 __all__ = [
     "AccessTokens",
     "BaseProvider",
-    "OwnMachines",
     "StainlessProvider",
     "VendorProvider",
     "address_of",
-    "check_command",
     "check_key",
-    "fill_command",
 ]
-
-
-_PLACEHOLDER = re.compile(r"\{(input|output|model)\}")
 
 
 def check_key(api_key: str, name: str) -> str:
@@ -108,22 +97,6 @@ def address_of(parts: SplitResult, scope: str = "") -> str:
     """
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.hostname}{port}{parts.path.rstrip('/')}{'?' if scope else ''}{scope}"
-
-
-def check_command(command: Sequence[str]) -> tuple[str, ...]:
-    """Check a command. Raises ConfigError for a string, and where {input} or {output} is missing."""
-    if isinstance(command, str) or not command:
-        raise ConfigError(f"command is a list of words, as in ['vllm', 'run-batch', …]; got {command!r}.")
-    for word in ("{input}", "{output}"):
-        if not any(word in part for part in command):
-            raise ConfigError(f"The command {shlex.join(command)!r} lacks the placeholder {word}.")
-    return tuple(command)
-
-
-def fill_command(command: Sequence[str], source: Path, target: Path, model: str) -> list[str]:
-    """Replace {input}, {output} and {model} in a command's words, but not in what has replaced them."""
-    values = {"input": str(source), "output": str(target), "model": model}
-    return [_PLACEHOLDER.sub(lambda match: values[match[1]], part) for part in command]
 
 
 class BaseProvider:
@@ -337,16 +310,3 @@ class StainlessProvider(VendorProvider):
                 raise failure from None
             return status, json_or_text(content), failure
         return 200, answer, None
-
-
-class OwnMachines(BaseProvider):
-    """A provider on the user's own machines. It reads and writes OpenAI's lines, as the servers for open models do."""
-
-    def __init__(self, name: str, account: str, limits: BatchLimits, settle_seconds: float = 0.0) -> None:
-        # starting is idempotent where settle_seconds is 0: sending again is always safe
-        super().__init__(name, account, price_book=None, settle_seconds=settle_seconds)
-        self._limits = limits
-
-    def codec(self, spec: RequestSpec) -> Codec:
-        """See Provider.codec. The response schema goes out as it is: guided decoding takes more than strict mode."""
-        return OpenAILines(spec, self._limits, schema_rules=None)

@@ -4,7 +4,9 @@ The vendors check parameters when a row runs, up to a day later, and fail every 
 here hold the names that the types of the vendors' SDKs have. A name that a table lacks is looked up in the types of the
 SDK that is installed, which may be newer. A parameter that is found nowhere is sent, with a warning.
 
-Types: anthropic 2.14, openai 3.57, google-genai 3.6, boto3 1.43, mistralai 3.7; 2026-11
+A server with a folder of its own has its tables there (`registry.SERVER_FOLDERS`).
+
+Types: anthropic 2.14, openai 3.57, google-genai 3.6, boto3 1.43; 2026-11
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS, object_at
+from dagster_llm_batch.types import Endpoint
 
 __all__ = [
     "ANTHROPIC",
@@ -26,8 +30,6 @@ __all__ = [
     "BEDROCK_TITAN",
     "GEMINI",
     "GEMINI_EMBEDDINGS",
-    "MISTRAL",
-    "MISTRAL_EMBEDDINGS",
     "OPENAI_CHAT",
     "OPENAI_EMBEDDINGS",
     "OPENAI_MODERATIONS",
@@ -39,6 +41,7 @@ __all__ = [
     "Form",
     "check_parameters",
     "snake",
+    "words",
 ]
 
 _Bounds = Mapping[str, tuple[float, float]]
@@ -48,7 +51,8 @@ _MANY = float("inf")
 _CAMEL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """Return the names in a text."""
     return frozenset(text.split())
 
 
@@ -76,7 +80,7 @@ class Form(NamedTuple):
     lacks: frozenset[str] = frozenset()
 
 
-_CLAUDE = _words(
+_CLAUDE = words(
     "anthropic_version max_tokens messages metadata model output_config stop_sequences system temperature "
     "thinking tool_choice tools top_k top_p"
 )
@@ -86,8 +90,8 @@ ANTHROPIC = Form(
     "Anthropic's messages",
     # The last line: those of its beta features.
     _CLAUDE.difference({"anthropic_version"})
-    | _words("cache_control container diagnostics inference_geo service_tier user_profile_id stream")
-    | _words("context_management mcp_servers prefill"),
+    | words("cache_control container diagnostics inference_geo service_tier user_profile_id stream")
+    | words("context_management mcp_servers prefill"),
     "anthropic.types.message_create_params:MessageCreateParamsBase",
     _CLAUDE_BOUNDS,
     _CLAUDE_WHOLE,
@@ -109,10 +113,10 @@ _OPENAI_BOUNDS: _Bounds = {
     "max_completion_tokens": (1, _MANY),
     "max_output_tokens": (1, _MANY),
 }
-_OPENAI_WHOLE = _words("max_tokens max_completion_tokens max_output_tokens top_logprobs seed n")
+_OPENAI_WHOLE = words("max_tokens max_completion_tokens max_output_tokens top_logprobs seed n")
 OPENAI_CHAT = Form(
     "OpenAI's chat completions",
-    _words(
+    words(
         "audio frequency_penalty function_call functions logit_bias logprobs max_completion_tokens max_tokens "
         "messages metadata modalities model moderation n parallel_tool_calls prediction presence_penalty "
         "prompt_cache_key prompt_cache_options prompt_cache_retention reasoning_effort response_format "
@@ -125,7 +129,7 @@ OPENAI_CHAT = Form(
 )
 OPENAI_RESPONSES = Form(
     "OpenAI's responses",
-    _words(
+    words(
         "access_programs background background_options context_management conversation image include input "
         "instructions max_output_tokens max_tool_calls metadata model moderation parallel_tool_calls "
         "previous_response_id prompt prompt_cache_key prompt_cache_options prompt_cache_retention reasoning "
@@ -138,7 +142,7 @@ OPENAI_RESPONSES = Form(
 )
 OPENAI_EMBEDDINGS = Form(
     "OpenAI's embeddings",
-    _words("dimensions encoding_format input model user"),
+    words("dimensions encoding_format input model user"),
     "openai.types.embedding_create_params:EmbeddingCreateParams",
     {"dimensions": (1, _MANY)},
     frozenset({"dimensions"}),
@@ -150,7 +154,7 @@ OPENAI_MODERATIONS = Form(
 )
 OPENROUTER = Form(
     "OpenRouter's requests",
-    _words(
+    words(
         "debug image_config include_reasoning min_p models plugins provider reasoning repetition_penalty route "
         "session_id top_a top_k trace transforms usage"
     ),
@@ -166,10 +170,10 @@ BEDROCK_INFERENCE = Form(
 )
 BEDROCK_LLAMA = Form(
     "Llama's requests on Bedrock",
-    _words("max_gen_len max_tokens temperature top_p"),
+    words("max_gen_len max_tokens temperature top_p"),
     None,
     {"max_gen_len": (1, _MANY), "max_tokens": (1, _MANY), "temperature": (0, 1), "top_p": (0, 1)},
-    _words("max_gen_len max_tokens"),
+    words("max_gen_len max_tokens"),
 )
 BEDROCK_TITAN = Form(
     "Titan's embeddings on Bedrock",
@@ -179,36 +183,15 @@ BEDROCK_TITAN = Form(
     frozenset({"dimensions"}),
 )
 BEDROCK_CHAT = OPENAI_CHAT._replace(title="chat requests on Bedrock", is_open=True)
-MISTRAL = Form(
-    "Mistral's chat completions",
-    _words(
-        "frequency_penalty guardrails logprobs max_tokens messages metadata min_tokens model n "
-        "parallel_tool_calls prediction presence_penalty prompt_logprobs prompt_mode random_seed reasoning_effort "
-        "repetition_penalty response_format safe_prompt stop stream temperature tool_choice tools top_k "
-        "top_logprobs top_p top_prompt_logprobs"
-    ),
-    "mistralai.client.models.chatcompletionrequest:ChatCompletionRequestTypedDict",
-    {"temperature": (0, 1.5), "top_p": (0, 1), "max_tokens": (0, _MANY)},
-    frozenset({"max_tokens", "random_seed", "n"}),
-)
-
-MISTRAL_EMBEDDINGS = Form(
-    "Mistral's embeddings",
-    _words("encoding_format input metadata model output_dimension output_dtype"),
-    "mistralai.client.models.embeddingrequest:EmbeddingRequestTypedDict",
-    {"output_dimension": (1, _MANY)},
-    frozenset({"output_dimension"}),
-)
-
-_GOOGLE_CONFIG = _words(
+_GOOGLE_CONFIG = words(
     "candidate_count enable_affective_dialog enable_enhanced_civic_answers frequency_penalty image_config "
     "logprobs max_output_tokens media_resolution presence_penalty response_format response_json_schema "
     "response_logprobs response_mime_type response_modalities response_schema seed speech_config "
     "stop_sequences temperature thinking_config top_k top_p translation_config audio_transcription_config"
 )
-_GOOGLE_REQUEST = _words("cached_content labels safety_settings service_tier tool_config tools")
+_GOOGLE_REQUEST = words("cached_content labels safety_settings service_tier tool_config tools")
 _ON_GEMINI_ALONE = frozenset({"store"})
-_ON_VERTEX_ALONE = _words("audio_timestamp model_armor_config model_selection_config routing_config")
+_ON_VERTEX_ALONE = words("audio_timestamp model_armor_config model_selection_config routing_config")
 GEMINI = Form(
     "the Gemini API's requests",
     _GOOGLE_CONFIG | _GOOGLE_REQUEST | _ON_GEMINI_ALONE,
@@ -217,8 +200,8 @@ GEMINI = Form(
     frozenset({"max_output_tokens", "candidate_count", "seed"}),
     is_camel=True,
     lacks=_ON_VERTEX_ALONE
-    | _words("automatic_continuation automatic_function_calling continuation_token generation_output_config")
-    | _words("http_options should_return_http_response system_instruction"),
+    | words("automatic_continuation automatic_function_calling continuation_token generation_output_config")
+    | words("http_options should_return_http_response system_instruction"),
 )
 VERTEX = GEMINI._replace(
     title="Gemini's requests on Vertex AI",
@@ -228,7 +211,7 @@ VERTEX = GEMINI._replace(
 )
 GEMINI_EMBEDDINGS = Form(
     "the Gemini API's embeddings",
-    _words("audio_track_extraction document_ocr output_dimensionality task_type title"),
+    words("audio_track_extraction document_ocr output_dimensionality task_type title"),
     is_camel=True,
 )
 VERTEX_EMBEDDINGS = GEMINI_EMBEDDINGS._replace(
@@ -238,16 +221,16 @@ VERTEX_EMBEDDINGS = GEMINI_EMBEDDINGS._replace(
 )
 
 _FORMS = (
-    *(OPENAI_CHAT, OPENAI_RESPONSES, OPENAI_EMBEDDINGS, ANTHROPIC, GEMINI, VERTEX, VERTEX_EMBEDDINGS, MISTRAL),
+    *(OPENAI_CHAT, OPENAI_RESPONSES, OPENAI_EMBEDDINGS, ANTHROPIC, GEMINI, VERTEX, VERTEX_EMBEDDINGS),
     OPENROUTER,
     Form(
         "Bedrock's Converse",
-        _words("inference_config guardrail_config performance_config request_metadata"),
+        words("inference_config guardrail_config performance_config request_metadata"),
     ),
     BEDROCK_LLAMA,
 )
 # The most tokens of a reply. A server that leaves it unread would write, and bill, without a limit.
-_MAXIMA = _words(
+_MAXIMA = words(
     "max_completion_tokens max_output_tokens max_tokens max_gen_len max_new_tokens max_tokens_to_sample max_token_count"
 )
 # Each is one setting under several names.
@@ -260,7 +243,7 @@ _SETTINGS = (
     ["dimensions", "output_dimensionality", "output_dimension"],
     ["tool_choice", "tool_config"],
 )
-_OF_RESPONSE = _words("response_format response_schema response_json_schema response_mime_type text")
+_OF_RESPONSE = words("response_format response_schema response_json_schema response_mime_type text")
 
 
 def check_parameters(form: Form, params: Mapping[str, Any], *, is_open: bool = False) -> tuple[str, ...]:
@@ -318,12 +301,21 @@ def _stranger(form: Form, name: str) -> str | None:
     if called is not None:
         return f"There is no parameter '{name}' in {form.title}: it is called '{called}' there."
     # What one of a vendor's APIs has and the other lacks is the vendor's own, whoever else has it.
-    others = sorted(_FORMS, key=lambda other: other.is_camel != form.is_camel)
+    others = sorted(_known_forms(), key=lambda other: other.is_camel != form.is_camel)
     owner = next((other.title for other in others if plain in other.names), None)
     if owner is None:
         return None
     given = " A response schema is given as the dataset's response." if plain in _OF_RESPONSE else ""
     return f"There is no parameter '{name}' in {form.title}; it is one of {owner}.{given}"
+
+
+@cache
+def _known_forms() -> tuple[Form, ...]:
+    """Return all vendors' forms."""
+    servers = [object_at(path) for path in SERVER_FOLDERS.values()]
+    chats = [server.forms[Endpoint.CHAT] for server in servers if server.forms is not None]
+    place = _FORMS.index(OPENROUTER)
+    return (*_FORMS[:place], *chats, *_FORMS[place:])
 
 
 @cache

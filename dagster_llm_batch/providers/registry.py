@@ -19,6 +19,7 @@ from dagster_llm_batch.errors import ConfigError
 
 __all__ = [
     "PROVIDERS",
+    "SERVER_FOLDERS",
     "ProviderEntry",
     "Starter",
     "check_name",
@@ -26,6 +27,7 @@ __all__ = [
     "kind_of",
     "logprob_params",
     "needs_max_tokens",
+    "object_at",
     "provider_class",
 ]
 
@@ -212,6 +214,13 @@ PROVIDERS: dict[str, ProviderEntry] = {
 }
 
 
+SERVER_FOLDERS: Mapping[str, str] = MappingProxyType({"mistral": f"{_PACKAGE}.mistral.server:MISTRAL"})
+"""Servers with OpenAI's request lines and paths of their own, each with a folder: where its `Server` is.
+
+Each is a preset. The resource, `doctor`, the docs and the check of parameters read it by `openai_api.servers.SERVERS`.
+"""
+
+
 def check_name(name: str, kind: str | None) -> None:
     """Check the name of a provider of this kind. Raises ConfigError, which says what may stand there."""
     if _NAME.fullmatch(name) is None:
@@ -262,6 +271,11 @@ def provider_class(name: str) -> type[Any]:
 
 def class_at(path: str) -> type[Any]:
     """Import a class by its path, `package.module:Class`."""
-    module, _, attribute = path.partition(":")
-    imported: type[Any] = getattr(import_module(module), attribute)
+    imported: type[Any] = object_at(path)
     return imported
+
+
+def object_at(path: str) -> Any:
+    """Import what a module has, by its path, `package.module:NAME`."""
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)

@@ -13,7 +13,7 @@ from dagster_llm_batch.arguments import unknown_name
 from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.providers.openai_api.servers import SERVERS, Server
+from dagster_llm_batch.providers.openai_api.servers import SERVERS, Server, Windows
 from dagster_llm_batch.providers.openrouter.servers import INLINE_SERVERS, InlineServer
 
 __all__ = [
@@ -185,6 +185,18 @@ _PLATFORMS = {
 }
 
 
+def _choice_of(windows: Windows) -> str:
+    first, *_, last = windows.words
+    return f"{first} to {last}" if windows.any_between else " or ".join(windows.words)
+
+
+_CHOICES = ", ".join(
+    f"{server.title} takes {_choice_of(server.windows.value)}"
+    for server in SERVERS.values()
+    if server.windows is not None and len(server.windows.value.words) > 1
+)
+
+
 class OpenAIBatchResource(ProviderResource):
     """OpenAI's Batch API, and any server that speaks it: by a preset (`server`), or by its address (`base_url`)."""
 
@@ -219,7 +231,7 @@ class OpenAIBatchResource(ProviderResource):
     )
     completion_window: str = Field(
         default="24h",
-        description="How long a batch may take. Groq takes 24h to 7d, Doubleword 24h or 1h, Mistral 1h to 168h.",
+        description=f"How long a batch may take. {_CHOICES}.",
     )
     price_book: str | None = Field(
         default=None, description="The price book's id of who bills: openai, azure, groq, …. Default: the server's."

@@ -26,7 +26,10 @@ from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
 from dagster_llm_batch.types import Endpoint, Outcome, Request, RequestSpec, ResponseFormat, ResponseKind, Result
 
 VECTOR = ResponseFormat(ResponseKind.EMBEDDING)
-FORMS = [value for value in vars(parameters).values() if isinstance(value, Form)]
+FORMS = [
+    *(value for value in vars(parameters).values() if isinstance(value, Form)),
+    *(form for server in SERVERS.values() for form in (server.forms or {}).values()),
+]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
 CLOSED = {**SCHEMA, "additionalProperties": False}
 FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}

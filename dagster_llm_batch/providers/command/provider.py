@@ -26,9 +26,9 @@ from typing import BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import UnknownIdError, own_answer, reaching
-from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.command.batches import CommandBatch
 from dagster_llm_batch.providers.files import lines_of, time_of
+from dagster_llm_batch.providers.openai_api.own_machines import OwnMachines, check_command, fill_command
 from dagster_llm_batch.text import plain_words
 from dagster_llm_batch.types import (
     Absent,

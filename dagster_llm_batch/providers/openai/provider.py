@@ -41,11 +41,9 @@ from dagster_llm_batch.providers.answers import (
 from dagster_llm_batch.providers.base import AccessTokens, StainlessProvider
 from dagster_llm_batch.providers.http import listed_since
 from dagster_llm_batch.providers.jsonlines import split_lines
-from dagster_llm_batch.providers.openai.mistral import Jobs
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY, created_at, is_batch, read_batch, window_of
 from dagster_llm_batch.providers.openai_api.requests import (
     FORMS,
-    MISTRAL_FORMS,
     OPENAI_LIMITS,
     URLS,
     OpenAILines,
@@ -53,9 +51,9 @@ from dagster_llm_batch.providers.openai_api.requests import (
 )
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.sdk import LazyClient, provider_error
-from dagster_llm_batch.providers.openai_api.servers import OPENAI, SERVERS, Server
+from dagster_llm_batch.providers.openai_api.servers import OPENAI, Server
 from dagster_llm_batch.providers.paging import RepeatedListError, walk_pages
-from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.providers.registry import PROVIDERS, class_at
 from dagster_llm_batch.providers.secrets import masked
 from dagster_llm_batch.text import is_id
 from dagster_llm_batch.types import (
@@ -122,6 +120,7 @@ class OpenAIProvider(StainlessProvider):
         self._tokens = tokens
         self._server = server
         self.default_output_tokens = None if server.output_tokens is None else server.output_tokens.value
+        self._own_calls = None if server.calls is None else class_at(server.calls.value)
         self._has_pages = server.has_pages is None or server.has_pages.value
         self._window = completion_window
         if (window := window_of(completion_window)) is not None:
@@ -158,7 +157,6 @@ class OpenAIProvider(StainlessProvider):
             OPENAI_LIMITS.max_bytes if server.max_bytes is None else server.max_bytes.value,
         )
         rules = STRICT_RULES if server.strict_schemas else None
-        is_job = server.jobs is not None
         # At any other address, nobody here knows what answers.
         return OpenAILines(
             spec,
@@ -166,9 +164,9 @@ class OpenAIProvider(StainlessProvider):
             rules,
             enforces_format=self._public,
             dimensions="dimensions" if server.dimensions is None else server.dimensions.value,
-            names_url=not is_job,
-            form=(MISTRAL_FORMS if is_job else FORMS)[spec.endpoint],
-            is_open=not (self._public or is_job or server is SERVERS["azure"]),
+            names_url=server.names_url,
+            form={**FORMS, **(server.forms or {})}[spec.endpoint],
+            is_open=server.has_more_parameters and not self._public,
         )
 
     def submit(self, lines: BinaryIO, spec: RequestSpec, tag: str) -> str:
@@ -197,8 +195,8 @@ class OpenAIProvider(StainlessProvider):
 
     def _create(self, file_id: str, spec: RequestSpec, tag: str) -> str:
         # The API has no idempotency key, and the SDK would make the call three times: each may create a batch.
-        # A job of Mistral's names its model itself.
-        more = {} if self._server.jobs is None else {"model": spec.model}
+        # The lines name the model, and OpenAI's call has no such argument. Calls of a server's own may need it.
+        more = {} if self._own_calls is None else {"model": spec.model}
         paths = URLS if self._server.create_endpoints is None else {**URLS, **self._server.create_endpoints.value}
         with self._calls("create the batch", creating=True):
             reply = self._batches(retries=0).with_raw_response.create(
@@ -298,9 +296,8 @@ class OpenAIProvider(StainlessProvider):
         return name if isinstance(name, str) and name else None
 
     def _list_reports(self, wanted: Collection[str]) -> Iterator[tuple[str, BatchReport]]:
-        # beyond that, single calls are fewer
-        # Numbered pages have no place to begin after.
-        most = len(wanted) // 10 + 1 if self._has_pages and self._server.jobs is None else 1
+        # Beyond that, single calls are fewer. Pages of a server's own may have no place to begin after.
+        most = len(wanted) // 10 + 1 if self._has_pages and self._own_calls is None else 1
         return walk_pages(wanted, self._page, self._read, self._report, most=most)
 
     def fetch(self, batch_id: str) -> Iterator[bytes]:
@@ -375,7 +372,7 @@ class OpenAIProvider(StainlessProvider):
     def respond(self, line: bytes) -> bytes:
         """See AnswersInRealTime. An HTTP error is the answer, as it is in a batch; bad credentials are raised."""
         request = json.loads(line)
-        # Mistral's lines have no URL.
+        # See Server.names_url.
         path = request.get("url") or URLS[Endpoint.EMBEDDINGS if "input" in request["body"] else Endpoint.CHAT]
         status, body, failure = self._answer(path.removeprefix("/v1"), request["body"])
         answer = {
@@ -395,7 +392,7 @@ class OpenAIProvider(StainlessProvider):
 
     def _batches(self, retries: int) -> Any:
         client = self._client(retries=retries)
-        return client.batches if self._server.jobs is None else Jobs(client)
+        return client.batches if self._own_calls is None else self._own_calls(client)
 
     def _is_batch(self, value: Any) -> bool:
         return is_batch(value)

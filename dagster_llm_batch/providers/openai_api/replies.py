@@ -344,7 +344,7 @@ def _result(line: _Line, endpoint: Endpoint) -> Result:
     return _reply(body, endpoint)
 
 
-# An object, JSON in a string (Mistral), null (vLLM's failed rows), or nothing at all: see the module's docstring.
+# An object, JSON in a string, null (vLLM's failed rows), or nothing at all: see the module's docstring.
 def _status_and_body(response: bytes) -> tuple[int | None, bytes]:
     """Return the status and body; a response without both is itself the body, as some servers write it."""
     try:

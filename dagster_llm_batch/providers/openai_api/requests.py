@@ -26,8 +26,6 @@ from dagster_llm_batch.providers.openai_api.replies import read_chat_lines, read
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
 from dagster_llm_batch.providers.openai_api.servers import Server
 from dagster_llm_batch.providers.parameters import (
-    MISTRAL,
-    MISTRAL_EMBEDDINGS,
     OPENAI_CHAT,
     OPENAI_EMBEDDINGS,
     OPENAI_MODERATIONS,
@@ -47,7 +45,7 @@ from dagster_llm_batch.types import (
     ResultColumns,
 )
 
-__all__ = ["FORMS", "MISTRAL_FORMS", "OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
+__all__ = ["FORMS", "OPENAI_LIMITS", "URLS", "OpenAILines", "check_endpoint"]
 
 OPENAI_LIMITS = BatchLimits(max_requests=50_000, max_bytes=200_000_000)
 _MAX_EMBEDDING_INPUTS = 50_000
@@ -66,12 +64,6 @@ FORMS: Mapping[Endpoint, Form] = {
     Endpoint.MODERATIONS: OPENAI_MODERATIONS,
 }
 """The parameters of OpenAI's own API."""
-
-MISTRAL_FORMS: Mapping[Endpoint, Form] = {
-    **FORMS,
-    Endpoint.CHAT: MISTRAL,
-    Endpoint.EMBEDDINGS: MISTRAL_EMBEDDINGS,
-}
 
 _PROMPT = "comes from the prompt"
 _RESERVED: dict[Endpoint, dict[str, str]] = {
@@ -97,7 +89,7 @@ class OpenAILines:
     """The codec for one spec.
 
     `schema_rules`: what the server takes of a response schema; None for all of it. `enforces_format`: see Codec.
-    `names_url`: whether a line says method and URL; Mistral's says them once, of the whole batch.
+    `names_url`: whether a line has method and URL; else the create call alone has them.
     `dimensions`: what the length of a vector is called. `form`: the server's parameters; None: it is the user's own
     program. `is_open`: see check_parameters.
     """

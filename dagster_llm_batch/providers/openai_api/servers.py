@@ -3,17 +3,21 @@
 A value that is None is not known: then OpenAI's own is taken. Nothing is guessed from a server's address. Data alone:
 what follows from a value is where it is used, in `provider`, and in the settings of a resource.
 
+A server with paths of its own has a folder, and its line in `registry.SERVER_FOLDERS`.
+
 Not here, as they have a wire of their own: Together, Fireworks and xAI (see docs/reference/providers.md). Those whose
 batches are inline, as OpenRouter's, are in `openrouter.servers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from dagster_llm_batch.providers.parameters import Form
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS, object_at
 from dagster_llm_batch.types import Endpoint
 
 __all__ = ["OPENAI", "SERVERS", "Expiry", "Fact", "FileLimits", "HasServer", "Server", "Windows", "unseen_facts"]
@@ -77,7 +81,10 @@ class Server:
         keeps_metadata: Whether a batch shows the metadata that it was created with. No batch is taken as not created by
             that alone, unless a tag of ours was seen: else it is looked for by the name of its request file.
         keeps_file_names: Whether a file has the name that it was uploaded with.
-        jobs: Whether batches are Mistral's jobs, with lines that have neither method nor URL; see `mistral`.
+        calls: The class of its calls about batches, where their paths are not OpenAI's; see `calls`.
+        names_url: Whether a request line has method and URL. Else the create call alone names the API.
+        forms: The parameters of its requests, where they are not OpenAI's.
+        has_more_parameters: Whether it may take parameters beside those of its forms.
         strict_schemas: Whether response schemas are those of OpenAI's strict mode; else they go out as they are.
         counts: When `request_counts` say what, in words.
         errors: The form of errors, in words.
@@ -102,7 +109,10 @@ class Server:
     has_pages: Fact[bool] | None = None
     keeps_metadata: Fact[bool] | None = None
     keeps_file_names: Fact[bool] | None = None
-    jobs: Fact[bool] | None = None
+    calls: Fact[str] | None = None
+    names_url: bool = True
+    forms: Mapping[Endpoint, Form] | None = None
+    has_more_parameters: bool = True
     strict_schemas: bool = True
     counts: Fact[str] | None = None
     errors: Fact[str] | None = None
@@ -134,8 +144,6 @@ _OPENAI = "developers.openai.com, Batch guide and API reference, 2026-11"
 _AZURE = "MicrosoftDocs/azure-ai-docs, articles/foundry/openai, batch how-to, 2026-03"
 _GROQ = "groq 1.7.0 (Python SDK), 2026-11"
 _DEEPINFRA = "OpenRouterTeam/docs, batch-research/deepinfra, 2026-09-21"
-_MISTRAL = "OpenRouterTeam/docs, batch-research/mistral, 2026-09"
-_MISTRAL_SDK = "mistralai 3.7.0 (Python SDK), 2026-11"
 _PARASAIL = "OpenRouterTeam/docs, batch-research/parasail, 2026-09"
 _DOUBLEWORD = "docs.doubleword.ai and its published skill file, 2026-11"
 _DASHSCOPE = "help.aliyun.com, Model Studio, OpenAI-compatible batches, 2026-11"
@@ -162,11 +170,34 @@ OPENAI = Server(
     quirks=(Fact("moderations have no usage and cost nothing", "openai 3.57.0 (Python SDK), 2026-11"),),
 )
 
-SERVERS: Mapping[str, Server] = MappingProxyType(
+
+class _Servers(Mapping[str, Server]):
+    """Servers by name. One with a folder of its own is imported when it is asked for."""
+
+    def __init__(self, entries: Mapping[str, Server | str]) -> None:
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> Server:
+        entry = self._entries[name]
+        found: Server = object_at(entry) if isinstance(entry, str) else entry
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+SERVERS: Mapping[str, Server] = _Servers(
     {
         "openai": OPENAI,
         "azure": Server(
             title="Azure OpenAI (v1 API)",
+            has_more_parameters=False,
             base_url=Fact(None, _AZURE),
             example_url="https://RESOURCE.openai.azure.com/openai/v1",
             price_book=Fact("azure", _AZURE),
@@ -194,37 +225,7 @@ SERVERS: Mapping[str, Server] = MappingProxyType(
                 Fact("resources made by the Azure CLI have other host names, and no batches", _AZURE),
             ),
         ),
-        "mistral": Server(
-            title="Mistral",
-            base_url=Fact("https://api.mistral.ai/v1", _MISTRAL, seen_live=True),
-            price_book=Fact("mistral", _MISTRAL),
-            price_rule=Fact("half", "docs.mistral.ai/studio-api/batch-processing, 2026-11"),
-            endpoints=Fact((_CHAT, _EMBEDDINGS), f"{_MISTRAL}; embeddings: {_MISTRAL_SDK}"),
-            dimensions=Fact("output_dimension", _MISTRAL_SDK),
-            max_requests=Fact(1_000_000, _MISTRAL, seen_live=True),
-            max_bytes=Fact(512_000_000, _MISTRAL, seen_live=True),
-            windows=Fact(Windows(("1h", "168h"), any_between=True), _MISTRAL, seen_live=True),
-            has_pages=Fact(value=True, source=_MISTRAL_SDK),
-            keeps_metadata=Fact(value=True, source=_MISTRAL, seen_live=True),
-            jobs=Fact(value=True, source=_MISTRAL, seen_live=True),
-            counts=Fact(
-                "`completed_requests` are those that were processed, failed ones too", _MISTRAL, seen_live=True
-            ),
-            errors=Fact('{"detail": …}; of a row, a JSON text in its body', _MISTRAL, seen_live=True),
-            quirks=(
-                Fact("batches are jobs of its own API, numbered pages list them", _MISTRAL_SDK),
-                Fact("a file with one bad line is refused when it is uploaded", _MISTRAL, seen_live=True),
-                Fact("a canceled job may have answered every row", _MISTRAL, seen_live=True),
-                Fact("an upload takes an `expiry` of an unknown unit, which is not told", _MISTRAL_SDK),
-                Fact("it also has OCR, classifications and others, which are not asked here", _MISTRAL_SDK),
-                Fact("of a vector, `index` may be another number than 0", _MISTRAL_SDK),
-                Fact(
-                    "its moderations are refused here: no result line of one was ever seen, its reply has nothing like "
-                    "`flagged`, and no price is known",
-                    _MISTRAL_SDK,
-                ),
-            ),
-        ),
+        **SERVER_FOLDERS,
         "groq": Server(
             title="Groq",
             base_url=Fact("https://api.groq.com/openai/v1", _GROQ),

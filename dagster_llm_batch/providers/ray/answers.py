@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dagster_llm_batch.errors import ConfigError
-from dagster_llm_batch.providers.base import check_command
 from dagster_llm_batch.providers.http import check_address
+from dagster_llm_batch.providers.openai_api.own_machines import check_command
 from dagster_llm_batch.providers.ray.ray_shard.vllm_processor import SAMPLING
 from dagster_llm_batch.types import Endpoint, RequestSpec
 

@@ -42,8 +42,8 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import count_of, sdk_calls, time_of, words_of
-from dagster_llm_batch.providers.base import OwnMachines
 from dagster_llm_batch.providers.http import Origin, check_address, guard_session, importing_sdk
+from dagster_llm_batch.providers.openai_api.own_machines import OwnMachines
 from dagster_llm_batch.providers.paging import poll_batches
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.ray.batches import read_job, status_of

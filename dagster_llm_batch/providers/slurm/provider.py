@@ -29,8 +29,8 @@ from typing import Any, BinaryIO
 
 from dagster_llm_batch.errors import ConfigError, RefusedError, TransientError
 from dagster_llm_batch.providers.answers import own_answer, reaching
-from dagster_llm_batch.providers.base import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.files import time_of
+from dagster_llm_batch.providers.openai_api.own_machines import OwnMachines, check_command, fill_command
 from dagster_llm_batch.providers.slurm.batches import SlurmBatch
 from dagster_llm_batch.providers.slurm.client import SlurmClient
 from dagster_llm_batch.providers.slurm.options import SlurmOptions

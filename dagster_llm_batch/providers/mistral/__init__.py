@@ -1,0 +1,1 @@
+"""Mistral: OpenAI's files and rows, and batch jobs of its own."""
