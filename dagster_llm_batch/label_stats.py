@@ -4,23 +4,58 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.core.label_join import Labeled
-from dagster_llm_batch.core.results import WAITING
+from dagster_llm_batch.core.results import waiting_reason
 from dagster_llm_batch.engine import Labeling
-from dagster_llm_batch.types import SKIPPED
+from dagster_llm_batch.types import SKIPPED, BatchStatus, Outcome
 
-__all__ = ["PREVIEW_ROWS", "LabelStats", "add_to_version", "first_rows"]
+if TYPE_CHECKING:
+    from dagster_llm_batch.storage.ledger.records import Shard
+
+__all__ = ["PREVIEW_ROWS", "LabelStats", "RejectReasons", "add_to_version", "first_rows"]
 
 PREVIEW_ROWS = 5
 # as many are remembered: a reason may quote its reply, and be that of one row
 _REASONS = 10_000
 _TOKENS = ("input_tokens", "output_tokens", "cache_read_tokens")
+
+# Requests with these may have no answer, for a reason that is one of their batch.
+_UNANSWERED = (Outcome.CANCELED.value, Outcome.EXPIRED.value, Outcome.MISSING.value, Outcome.ERRORED.value)
+
+
+class _Origin(NamedTuple):
+    """The sending that a row's result is of. All are None where the row was not sent, or has no result any more."""
+
+    provider: str | None
+    batch_id: str | None
+    wave: int | None
+    lane: str | None
+    ended_at: datetime | None
+
+
+_ORIGIN_COLUMNS = ["llm_provider", "llm_batch_id", "llm_attempt", "llm_lane", "llm_completed_at"]
+
+
+@dataclass(frozen=True)
+class RejectReasons:
+    """The rejects of a partition by their reasons.
+
+    Attributes:
+        waiting: Rows that are not sent again before a person says `retry`, by the cause of their shard, in words.
+        others: All other rows by outcome, reason, and whether they were not sent since an image cannot be read.
+    """
+
+    waiting: Counter[str]
+    others: Counter[tuple[str, str | None, bool]]
 
 
 class LabelStats:
@@ -33,8 +68,10 @@ class LabelStats:
         self.fenced = 0
         # rows of each
         self.outcomes: Counter[str] = Counter()
-        # rejects by outcome and reason
-        self.reasons: Counter[tuple[str, str | None]] = Counter()
+        # rejects that may have no answer, by outcome and origin
+        self.unanswered: Counter[tuple[str, _Origin]] = Counter()
+        # rejects by outcome and reason, and by origin where they may have no answer
+        self._rejects: Counter[tuple[str, str | None, _Origin | None]] = Counter()
         self.tokens = dict.fromkeys(_TOKENS, 0)
         # of each provider and model that answered
         self.usage: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
@@ -55,12 +92,29 @@ class LabelStats:
         return self.outcomes[SKIPPED]
 
     @property
-    def waiting(self) -> Counter[str]:
-        """Rows that are not sent again before a person says `retry`, by the reason."""
+    def reasons(self) -> Counter[tuple[str, str | None]]:
+        """Rejects by outcome and reason."""
+        reasons: Counter[tuple[str, str | None]] = Counter()
+        for (outcome, reason, _), rows in self._rejects.items():
+            reasons[outcome, reason] += rows
+        return reasons
+
+    def explain_rejects(self, shards: Iterable[Shard]) -> RejectReasons:
+        """Return the rejects by their reasons. `shards` are all that may have their results; none is needed where
+        nothing is `unanswered`.
+        """
+        find_cause = _CauseFinder(shards)
         waiting: Counter[str] = Counter()
-        for (_, reason), rows in self.reasons.items():
-            waiting.update({cause: rows for cause in WAITING if (reason or "").startswith(cause)})
-        return waiting
+        for (outcome, origin), rows in self.unanswered.items():
+            if (cause := find_cause(outcome, origin)) is not None:
+                waiting[cause] += rows
+        others: Counter[tuple[str, str | None, bool]] = Counter()
+        for (outcome, reason, of), rows in self._rejects.items():
+            if of is None or find_cause(outcome, of) is None:
+                # What was lost has no origin either, and another outcome.
+                is_unsent = of is not None and of.provider is None and outcome == Outcome.ERRORED.value
+                others[outcome, reason, is_unsent] += rows
+        return RejectReasons(waiting, others)
 
     @property
     def version(self) -> str:
@@ -88,13 +142,55 @@ class LabelStats:
         if "llm_level" in labels.column_names:
             counted = labels.group_by(["llm_level", "llm_why"]).aggregate([([], "count_all")])
             self.levels.update({(row["llm_level"], row["llm_why"]): row["count_all"] for row in counted.to_pylist()})
-        outcomes = rejects.select(["llm_outcome", "llm_reason"]).to_pylist()
-        self.reasons.update((row["llm_outcome"], row["llm_reason"]) for row in outcomes)
-        if len(self.reasons) > _REASONS:
-            self.reasons = Counter(dict(self.reasons.most_common(_REASONS)))
+        self._add_rejects(rejects)
         self.first_labels += first_rows(labels.select(self.columns), PREVIEW_ROWS - len(self.first_labels))
         self.first_rejects += first_rows(rejects.select(self.reject_columns), PREVIEW_ROWS - len(self.first_rejects))
         add_to_version(self._version, labels.select(self.columns))
+
+    def _add_rejects(self, rejects: pa.Table) -> None:
+        outcomes, reasons = (rejects[name].to_pylist() for name in ("llm_outcome", "llm_reason"))
+        places, origins = _origins(rejects)
+        for (outcome, reason, place), rows in Counter(zip(outcomes, reasons, places, strict=True)).items():
+            origin = origins[place] if outcome in _UNANSWERED else None
+            self._rejects[outcome, reason, origin] += rows
+            if origin is not None:
+                self.unanswered[outcome, origin] += rows
+        if len(self._rejects) > _REASONS:
+            self._rejects = Counter(dict(self._rejects.most_common(_REASONS)))
+
+
+def _origins(rows: pa.Table) -> tuple[Sequence[int], Sequence[_Origin]]:
+    """Return the place of each row's origin in the second list."""
+    numbers = np.zeros(len(rows), np.int64)
+    for name in _ORIGIN_COLUMNS:
+        encoded = rows[name].combine_chunks().dictionary_encode(null_encoding="encode")
+        numbers = numbers * max(len(encoded.dictionary), 1) + encoded.indices.to_numpy()
+    _, first, places = np.unique(numbers, return_index=True, return_inverse=True)
+    origins = rows.select(_ORIGIN_COLUMNS).take(pa.array(first))
+    return places.tolist(), [_Origin(*row.values()) for row in origins.to_pylist()]
+
+
+class _CauseFinder:
+    """Tells of a request without an answer whether it waits for a person, by the cause of its shard."""
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._shards: dict[tuple[object, ...], list[Shard]] = defaultdict(list)
+        for shard in shards:
+            if shard.has_answers:
+                self._shards[shard.provider, shard.batch_id, shard.wave, shard.lane.value].append(shard)
+
+    def __call__(self, outcome: str, origin: _Origin) -> str | None:
+        """Return why a request with this outcome is not sent again before a person says so; None if it may be."""
+        alike = self._shards.get(origin[:-1])
+        if alike is None:
+            return None
+        # Shards that were never in a batch differ by the time at which they ended.
+        shard = min(alike, key=lambda one: one.ended_at != origin.ended_at)
+        # Where the batch has not failed as a whole, an error is the provider's answer to this request.
+        is_answered = outcome == Outcome.ERRORED.value and shard.status is not BatchStatus.FAILED
+        if is_answered or shard.cause is None or not shard.cause.is_final:
+            return None
+        return waiting_reason(shard.cause, has_ended=shard.status is not None and shard.status.is_terminal)
 
 
 def _apart(table: pa.Table, name: str) -> Iterator[tuple[Any, pa.Table]]:

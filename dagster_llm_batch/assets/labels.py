@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from dagster_llm_batch.addresses import Filter
 from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.labeled_tables import LabeledTables, labeled_streams, labeled_tables
 from dagster_llm_batch.assets.landing_wait import advance
@@ -26,19 +25,8 @@ from dagster_llm_batch.assets.partitions import (
     partitions_of,
 )
 from dagster_llm_batch.assets.provenance import Provenance
-from dagster_llm_batch.checks import (
-    COVERAGE,
-    PARSE_RATE,
-    SPEND,
-    CheckOutcome,
-    SentChecks,
-    all_partitions_evaluations,
-    cascade_verdicts,
-    check_specs,
-    rolling_verdicts,
-    unjudged_evaluations,
-    verdicts,
-)
+from dagster_llm_batch.check_events import SentChecks, all_partitions_evaluations, unjudged_evaluations
+from dagster_llm_batch.checks import Check, CheckOutcome, PartitionFacts, check_specs, checks_of
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_events
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
@@ -73,9 +61,7 @@ from dagster_llm_batch.text import cell_text, short_run
 from dagster_llm_batch.types import Outcome
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.forecast import Learned
-    from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.engine import Labeling
     from dagster_llm_batch.engine.engine import Engine, KnownSubmission
 
@@ -83,13 +69,6 @@ __all__ = ["labels_asset"]
 
 # Few enough that a sensor's tick finds the materializations of all of them, should the run die.
 _DELIVERED_AT_ONCE = 25
-
-
-def _with_rows(verdicts: Sequence[CheckOutcome], behind: Mapping[str, str | None]) -> list[CheckOutcome]:
-    """Return the verdicts, each with the link to the rows behind it."""
-    return [
-        replace(verdict, metadata={**verdict.metadata, **rows_metadata(behind[verdict.name])}) for verdict in verdicts
-    ]
 
 
 def labels_asset(dataset: Dataset) -> dg.AssetsDefinition:
@@ -249,6 +228,17 @@ class _Begun:
 
     figures: LabelStats
     waits: Mapping[dg.AssetKey, Callable[[], Mapping[str, Any]]]
+
+
+def _shards_behind(engine: "Engine", submission: Submission, figures: LabelStats) -> list[Shard]:
+    """Return the shards that may have the results of rows without an answer, as the ledger has them now.
+
+    Answers are taken from earlier submissions, too; and shards whose files are lost have a cause since they were read.
+    """
+    if not figures.unanswered:
+        return []
+    shards = engine.ledger.shards_of([submission.submission_id, *submission.reused_from])
+    return [shard for of_one in shards.values() for shard in of_one]
 
 
 class _Landing:
@@ -441,6 +431,16 @@ class _Landing:
                     f"{partition or 'labels'}: these labels are of an earlier definition, by which they were asked; "
                     f"changed since: {', '.join(sent.changes)}.{'' if unsent.held is None else f' {unsent.held}.'}"
                 )
+            facts = PartitionFacts(
+                figures=figures,
+                rejects=figures.explain_rejects(_shards_behind(engine, status.submission, figures)),
+                status=status,
+                labeling=labeling,
+                wanted=dataset.checks,
+                conditions=conditions,
+                levels=levels,
+                tracked=tracked,
+            )
             if dataset.rows_key is not None:
                 metadata["dagster/column_lineage"] = column_lineage(labeling, dataset.rows_key)
             yield from materialize_result(
@@ -452,30 +452,20 @@ class _Landing:
                 tags=run.provenance.tags(dataset.key, partition, status.submission, sent),
                 checks=self.checks,
                 verdicts=[
-                    *_with_rows(
-                        verdicts(figures, status, labeling, dataset.checks, conditions),
-                        {
-                            COVERAGE: links.table(rejects, partition=partition),
-                            PARSE_RATE: links.table(
-                                rejects, Filter("llm_outcome", "is", Outcome.INVALID.value), partition=partition
-                            ),
-                            SPEND: links.table(labels, partition=partition, order="-llm_cost_usd"),
-                        },
-                    ),
-                    *self._of_cascade(levels, tracked, figures, status),
+                    self._judge(check, facts, partial(links.table, partition=partition))
+                    for check in checks_of(dataset.checks, dataset.labeling.cascade)
                 ],
             )
             run.add_landed(engine, submission_id)
 
-    def _of_cascade(
-        self, levels: "Levels | None", tracked: "Track | None", figures: LabelStats, status: Status
-    ) -> list[CheckOutcome]:
-        """Judge a partition by the checks that a cascade has."""
-        if (cascade := self._dataset.labeling.cascade) is None:
-            return []
-        own = cascade_verdicts(levels, figures, status)
-        is_rolling = cascade.calibrate != "partition"
-        return [*own, *(rolling_verdicts(tracked, levels, status.submission.partition) if is_rolling else ())]
+    def _judge(self, check: Check, facts: PartitionFacts, link: Callable[..., str | None]) -> CheckOutcome:
+        """Return the result of one check, with the link to the rows behind it."""
+        outcome, rows = check.judge(check, facts), check.rows
+        if rows is None:
+            return outcome
+        table = self._rejects.key if rows.table == "rejects" else self._dataset.key
+        url = link(table.to_user_string(), *rows.filters, order=rows.order)
+        return replace(outcome, metadata={**outcome.metadata, **rows_metadata(url)})
 
     def send_together(
         self, context: dg.AssetExecutionContext, engine: "Engine", partitions: list[str]

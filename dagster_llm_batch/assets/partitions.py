@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import CheckTarget, check_targets, silent_result
-from dagster_llm_batch.checks import CheckOutcome, Verdicts, unjudged_evaluations
+from dagster_llm_batch.check_events import Verdicts, unjudged_evaluations
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.text import plain_words, short_run
 

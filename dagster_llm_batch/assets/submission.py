@@ -14,7 +14,8 @@ from dagster_llm_batch._dagster_private import asset_graph, repository_of
 from dagster_llm_batch.assets.dataset import Dataset, datasets_in
 from dagster_llm_batch.assets.partitions import EachPartition, begin_downstream, materialize_result
 from dagster_llm_batch.assets.upstream import UpstreamReader
-from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations, sent_spec, sent_verdict
+from dagster_llm_batch.check_events import all_partitions_evaluations
+from dagster_llm_batch.checks import CheckOutcome, sent_spec, sent_verdict
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_status

@@ -43,7 +43,17 @@ from dagster_llm_batch.types import (
     Usage,
 )
 
-__all__ = ["FENCED", "REPEATING", "RESULT_SCHEMA", "SHARED", "WAITING", "Expected", "Reconciler", "ShardFacts", "Tally"]
+__all__ = [
+    "FENCED",
+    "REPEATING",
+    "RESULT_SCHEMA",
+    "SHARED",
+    "Expected",
+    "Reconciler",
+    "ShardFacts",
+    "Tally",
+    "waiting_reason",
+]
 
 _ID = np.dtype([("head", "u8"), ("tail", f"V{REQUEST_ID_BYTES - 8}")])
 
@@ -182,10 +192,15 @@ _WAITING_FOR: Mapping[Cause, str] = {
     Cause.NOT_TAKEN: "the provider had no room for the batch, or failed it for now, however often it was sent",
 }
 _UNREAD = "the results of the batch could not be read, and were given up"
-WAITING = (*_WAITING_FOR.values(), _UNREAD)
-"""How the reasons of requests begin that are not sent again before a person says so."""
-
 _ASK_AGAIN = "`dagster-llm-batch retry` asks again, and shows the price first"
+
+
+def waiting_reason(cause: Cause, *, has_ended: bool) -> str:
+    """Return why requests of a batch with this cause are not sent again before a person says so.
+
+    `has_ended` tells a batch that had ended when it was given up from one that had not.
+    """
+    return _UNREAD if cause is Cause.GIVEN_UP and has_ended else _WAITING_FOR[cause]
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,8 +350,7 @@ class Reconciler:
 
     def _waiting(self, result: Result, cause: Cause) -> Result:
         """Return the result of a request that is not sent again before a person says so."""
-        is_unread = cause is Cause.GIVEN_UP and self._facts.status.is_terminal
-        why = _UNREAD if is_unread else _WAITING_FOR[cause]
+        why = waiting_reason(cause, has_ended=self._facts.status.is_terminal)
         reason = "; ".join(filter(None, [why, result.reason, _ASK_AGAIN]))
         return result._replace(reason=reason, retryable=False)
 

@@ -28,7 +28,8 @@ from dagster_llm_batch.assets.sink import check_database
 from dagster_llm_batch.assets.translator import ROLE_TAG, TABLE_KEY
 from dagster_llm_batch.assets.upstream import check_partitions
 from dagster_llm_batch.automation import on_labels_ready
-from dagster_llm_batch.checks import CheckOutcome, all_partitions_evaluations
+from dagster_llm_batch.check_events import all_partitions_evaluations
+from dagster_llm_batch.checks import CheckOutcome
 from dagster_llm_batch.evaluation.in_flight import judged_later
 from dagster_llm_batch.metadata import data_version, row_links, rows_metadata, table_schema
 

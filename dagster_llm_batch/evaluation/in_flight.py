@@ -10,7 +10,8 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import asset_graph
 from dagster_llm_batch.assets.translator import ROLE_TAG
 from dagster_llm_batch.assets.upstream import mapped_partitions
-from dagster_llm_batch.checks import NOT_JUDGED, CheckOutcome
+from dagster_llm_batch.check_events import NOT_JUDGED
+from dagster_llm_batch.checks import CheckOutcome
 
 __all__ = ["judged_later"]
 

@@ -18,7 +18,7 @@ import dagster as dg
 from dagster_llm_batch._dagster_private import failed_evaluations, failed_ticks, reason_of_tick
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.assets.translator import ROLE_TAG
-from dagster_llm_batch.checks import NOT_JUDGED
+from dagster_llm_batch.check_events import NOT_JUDGED
 from dagster_llm_batch.text import plain_text
 
 __all__ = ["build_llm_batch_alert_sensor"]

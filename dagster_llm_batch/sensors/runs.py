@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from dagster_llm_batch._dagster_private import check_targets, last_evaluation
-from dagster_llm_batch.checks import COVERAGE, NOT_JUDGED, check_specs
+from dagster_llm_batch.check_events import NOT_JUDGED
+from dagster_llm_batch.checks import COVERAGE, final_check
 from dagster_llm_batch.loop.activity import LOST
 from dagster_llm_batch.loop.status import advise_on_stranded
 from dagster_llm_batch.metadata import SUBMISSION_KEY
@@ -374,8 +375,7 @@ def _materialized(instance: dg.DagsterInstance, dataset: Dataset, submissions: S
     """
     if not submissions:
         return
-    # The one that is told last.
-    check = check_specs(dataset.key, dataset.checks, dataset.partitions_def, dataset.labeling.cascade)[-1].key
+    check = final_check(dataset.key)
     wanted = {submission.partition: submission for submission in submissions}
     records = dg.AssetRecordsFilter(
         dataset.key,

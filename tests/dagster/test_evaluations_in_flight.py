@@ -11,7 +11,7 @@ import pytest
 from code_location import DAILY, DAYS, CodeLocation, labeled
 
 from dagster_llm_batch import evaluation_assets
-from dagster_llm_batch.checks import NOT_JUDGED
+from dagster_llm_batch.check_events import NOT_JUDGED
 from dagster_llm_batch.testing.emulator import Emulator
 
 pytestmark = pytest.mark.slow
