@@ -20,6 +20,7 @@ from dagster_llm_batch.errors import CannotTellError, LeaseError, TransientError
 from dagster_llm_batch.providers.ray.answers import RayAnswers
 from dagster_llm_batch.providers.registry import provider_class
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Absent, BatchReport, BatchStatus, Found
@@ -32,6 +33,7 @@ __all__ = [
     "BatchStatus",
     "CannotTellError",
     "Cascade",
+    "Database",
     "Deployment",
     "Embedding",
     "Engine",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
-import sqlalchemy as sa
 
 from tests.crash.postgres import postgres
 from tests.golden.kept_stores import JUDGMENTS, MODELS, ROWS, definition, end, names, open_workspace, rows, unpack
-from tests.golden.package import Ledger
+from tests.golden.moved_ledger import move_ledger
 
 ASKED = {
     "planned": 3,
@@ -37,7 +34,7 @@ def new_database():
 
 
 @pytest.fixture(
-    # What a database is, the migrations know: their own tests run on both. So one store goes through PostgreSQL.
+    # The migrations' own tests run on both databases. So one store goes through PostgreSQL.
     params=[*((name, "sqlite") for name in names()), (names()[-1], "postgresql")],
     ids=" in ".join,
 )
@@ -47,44 +44,11 @@ def left(request, tmp_path):
     kept = unpack(name, tmp_path)
     url = f"sqlite:///{tmp_path}/ledger.sqlite"
     if database == "postgresql":
-        moved = request.getfixturevalue("new_database")()
-        _move(url, moved)
-        url = moved
+        url = request.getfixturevalue("new_database")()
+        move_ledger(tmp_path / "ledger.sqlite", url)
     workspace = open_workspace(tmp_path, url, start=kept.at + _DAY_SECONDS, ids="new")
     yield workspace, kept.cases
     workspace.close()
-
-
-def _move(url: str, to: str) -> None:
-    """Copy every row, with the schema of now."""
-    for one in (url, to):
-        ledger = Ledger(one)
-        ledger.submissions("golden")
-        ledger.close()
-    there = sa.create_engine(to.replace("postgresql:", "postgresql+psycopg2:", 1))
-    tables = sa.MetaData()
-    tables.reflect(there)
-    here = sqlite3.connect(url.removeprefix("sqlite:///"))
-    here.row_factory = sqlite3.Row
-    with there.begin() as connection:
-        for table in tables.sorted_tables:
-            found = [] if table.name == "schema_version" else here.execute(f"SELECT * FROM {table.name}").fetchall()
-            columns = table.columns.keys()
-            if found:
-                connection.execute(table.insert(), [{c: _typed(table.c[c], row[c]) for c in columns} for row in found])
-        for table in ("event", "judgment"):
-            sequence = f"pg_get_serial_sequence('{table}', '{table}_id')"
-            connection.execute(sa.text(f"SELECT setval({sequence}, coalesce(max({table}_id), 1)) FROM {table}"))
-    here.close()
-    there.dispose()
-
-
-def _typed(column, value):
-    if value is None:
-        return None
-    if isinstance(column.type, sa.DateTime):
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
-    return bool(value) if isinstance(column.type, sa.Boolean) else value
 
 
 def test_work_that_a_release_left_lands_in_every_state_and_no_answered_row_is_asked_again(left):
