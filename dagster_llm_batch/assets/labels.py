@@ -30,6 +30,7 @@ from dagster_llm_batch.checks import Check, CheckOutcome, PartitionFacts, check_
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.engine.condition_facts import of_events
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
+from dagster_llm_batch.engine.seams import find_track
 from dagster_llm_batch.errors import (
     ConfigError,
     DefinitionChangedError,
@@ -405,7 +406,7 @@ class _Landing:
             logged = wait()
             self._measure(context, engine, submission_id)
             levels = engine.deployment.levels(labeling, status.submission)
-            tracked = engine.deployment.track(labeling, status.submission, levels)
+            tracked = find_track(engine.deployment, labeling, status.submission, levels)
             metadata = {
                 **cascade_metadata(levels, figures, status),
                 **track_metadata(tracked),

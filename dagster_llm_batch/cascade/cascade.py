@@ -56,6 +56,8 @@ from dagster_llm_batch.files.request_files import (
     levels_of,
     requests_of,
 )
+from dagster_llm_batch.loop.knowledge import find_requests
+from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -63,12 +65,10 @@ from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
     from dagster_llm_batch.definition.labeling import Labeling
-    from dagster_llm_batch.files.known_requests import KnownRequests
-    from dagster_llm_batch.files.request_writer import Plan
-    from dagster_llm_batch.loop.deployment import Deployment
-    from dagster_llm_batch.loop.plan import Planner
+    from dagster_llm_batch.files.request_writer import Drafted
+    from dagster_llm_batch.loop.known_requests import KnownRequests
 
-__all__ = ["OracleShare", "Sampling", "forget_sampled", "store_levels"]
+__all__ = ["Sampling", "draw_sample", "forget_sampled", "store_levels"]
 
 _ID = "llm_request_id"
 _ROWS_AT_ONCE = 65_536
@@ -142,57 +142,45 @@ class _Looks:
         return 1 + looks.count(None) + max(filter(None, looks), default=0)
 
 
-@dataclass(frozen=True)
-class OracleShare:
-    """What a plan asks of the oracle. Money is None where its price is unknown.
-
-    Attributes:
-        model: The oracle: the provider, a slash, and the provider's own name for it.
-        requests: How many requests it is sent at once.
-        input_tokens, output_tokens, estimated_usd: What is expected of these.
-        later: How many more it is expected to be sent when the threshold is set.
-        later_usd: What these are expected to cost.
-        later_most: How many it can be sent then: as if nothing of the model were accepted.
-        reserved_usd: What is kept of limits for so many, at what is expected of each.
-        later_bound_usd: What so many can cost at most; None: nobody knows.
-    """
-
-    model: str
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    estimated_usd: Decimal | None
-    later: int
-    later_usd: Decimal | None
-    later_most: int
-    reserved_usd: Decimal | None
-    later_bound_usd: Decimal | None
+def draw_sample(plan: Plan, planning: Planning) -> Plan:
+    """Take the step of a cascade: draw the sample, and write what its oracle is asked at once."""
+    sampling = Sampling(planning)
+    planning.unwanted.callback(sampling.discard)
+    if plan.verdict is not Verdict.NEW:
+        assert plan.known is not None
+        sampling.repeat(plan.known)
+        return replace(plan, questions=0)
+    knowledge, oracle = planning.knowledge, planning.labeling.models[1].model
+    place = (planning.deployment, planning.labeling, knowledge.reusable)
+    answered = find_requests(*place, again=knowledge.again, of=oracle)
+    try:
+        drafted, estimate = sampling.draw(plan.drafted, replace(plan.estimate), answered)
+    except MissingGoldError as error:
+        return replace(plan, refusals=(*plan.refusals, error))
+    return replace(
+        plan,
+        drafted=drafted,
+        estimate=estimate,
+        whole=sampling.whole(estimate),
+        levels=sampling.levels,
+        oracle=sampling.oracle,
+        reserved_usd=sampling.rest_usd,
+        questions=count_requests(drafted.shards),
+        sources=knowledge.reusable_ids if drafted.reused or answered else (),
+    )
 
 
 class Sampling:
-    """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave.
+    """Draw the sample of a finished draft, and write what the oracle is asked of it in the first wave."""
 
-    Args:
-        planner: What wrote the draft; its payloads may be aside, for a preview.
-        deployment: What is planned for.
-        labeling: One with a cascade.
-        partition, submission_id: What the draft is of.
-    """
-
-    def __init__(
-        self,
-        planner: Planner,
-        deployment: Deployment,
-        labeling: Labeling,
-        partition: str,
-        submission_id: str,
-    ) -> None:
-        self._planner = planner
-        self._deployment = deployment
-        self._labeling = labeling
-        self._payloads = planner.wave(submission_id, partition, 1).payloads
-        self._partition = partition
-        self._submission_id = submission_id
+    def __init__(self, planning: Planning) -> None:
+        self._planning = planning
+        self._writer = planning.writer
+        self._deployment = planning.deployment
+        self._labeling = planning.labeling
+        self._payloads = planning.writer.payloads
+        self._partition = planning.partition
+        self._submission_id = planning.submission_id
         self._written: list[ShardFiles] = []
         self._unexpected_usd = Decimal(0)
         self.levels: Levels | None = None
@@ -201,8 +189,7 @@ class Sampling:
 
     @cached_property
     def _folder(self) -> str:
-        wave = self._planner.wave(self._submission_id, self._partition, 1)
-        return wave.path_of(CALIBRATION).rpartition("/")[0]
+        return self._writer.path(self._partition, self._submission_id, CALIBRATION).rpartition("/")[0]
 
     def repeat(self, known: Submission) -> None:
         """Decide what was decided of an earlier submission of the same rows."""
@@ -215,29 +202,28 @@ class Sampling:
         whole.add_surcharge(Costs(self._unexpected_usd, Decimal(0)))
         return whole
 
-    def draw(self, plan: Plan, estimate: Estimate, known: KnownRequests | None) -> tuple[Plan, Estimate]:
-        """Return the plan with the oracle's shards, and what it is expected to cost; `rest_usd` is what to keep for the
-        wave after that.
+    def draw(self, drafted: Drafted, estimate: Estimate, known: KnownRequests | None) -> tuple[Drafted, Estimate]:
+        """Return the draft with the oracle's shards, and its expected cost. Set `rest_usd`, which the next wave keeps.
 
         `known` has the requests that the oracle has answered, or is asked now.
         """
         cascade, oracle = _cascade(self._labeling), self._labeling.models[1]
         seed = self._seed()
-        rows = plan.rows - plan.skipped - plan.unreadable.rows
+        rows = drafted.rows - drafted.skipped - drafted.unreadable.rows
         tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
         least = self._deployment.codec(oracle).limits.min_requests
-        again = None if cascade.sample == "auto" else plan.fingerprint
-        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, plan.rows, rows, again)
+        again = None if cascade.sample == "auto" else drafted.fingerprint
+        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, drafted.rows, rows, again)
         asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
         size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
-        audit, earlier = self._audit(cascade, seed, rows, plan.requests)
+        audit, earlier = self._audit(cascade, seed, rows, drafted.requests)
         if earlier is not None:
             size = 0
-        each = self._planner.estimate(oracle).expected_usd(tokens or 0)
-        cheap = Decimal(0) if tokens is None else self._planner.estimate(self._labeling).expected_usd(tokens)
+        each = self._writer.estimate(oracle).expected_usd(tokens or 0)
+        cheap = Decimal(0) if tokens is None else self._writer.estimate(self._labeling).expected_usd(tokens)
         accepted = self._expect_accepted(cascade)
         # Before a row is drawn: what certifies this partition is not touched by it.
-        size = self._planner.tune_sample(self._deployment, self._partition, rows, size, least, (cheap, each))
+        size = self._tune_size(size, rows, least, (cheap, each))
         cost = None
         if each and cheap is not None and rows:
             audited = 0 if audit is None else round(audit.share * rows)
@@ -254,11 +240,11 @@ class Sampling:
         gold = None if sampled is None or cascade.gold is None else self._gold_of(cascade, keys)
         if sampled is None:
             # The model is asked nothing, and costs nothing.
-            for shard in plan.shards:
+            for shard in drafted.shards:
                 delete_requests(self._payloads, shard)
-            plan = replace(plan, shards=[])
+            drafted = replace(drafted, shards=[])
         drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
-        shards, of_oracle, later = self._write(plan, oracle, drawn, known, tokens)
+        shards, of_oracle, later = self._write(drafted, oracle, drawn, known, tokens)
         self._refuse_too_few(count_requests(shards), least)
         if sampled is None or not estimate.requests:
             estimate = of_oracle
@@ -308,7 +294,7 @@ class Sampling:
         if sampled is None:
             self.levels = self.levels.ask_oracle_alone()
         store_levels(self._payloads, self._folder, self.levels)
-        return replace(plan, shards=[*plan.shards, *shards]), estimate
+        return replace(drafted, shards=[*drafted.shards, *shards]), estimate
 
     def _earlier_looks(self, seed: str, rows: int, asked: int, again: str | None) -> _Looks:
         """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
@@ -368,6 +354,19 @@ class Sampling:
             f"{needed:,} rows. Nothing was sent. Give more, or 'auto', or go back to what an earlier look asked for."
         )
 
+    def _tune_size(self, size: int, rows: int, at_least: int, usd: tuple[Decimal | None, Decimal | None]) -> int:
+        """Return how many of so many rows are sampled: `size`, or what cost less in other partitions.
+
+        `usd`: what a request costs at the model, and at the oracle.
+        """
+        cascade, tuning, (cheap, each) = _cascade(self._labeling), self._planning.tuning, usd
+        if tuning is None or cascade.sample != "auto" or cheap is None or not each:
+            return size
+        # Where people label the sample, they have to know how large it is.
+        if cascade.calibrate != "partition" or cascade.gold is not None or size >= rows:
+            return size
+        return tuning.choose_sample(self._deployment, self._partition, rows, size, at_least, float(cheap / each))
+
     def _refuse_too_few(self, requests: int, least: int) -> None:
         """Raise ConfigError where the oracle's vendor would not take the sample: the model would be asked in vain."""
         if 0 < requests < least and self._labeling.limits.below_minimum == "refuse":
@@ -383,7 +382,7 @@ class Sampling:
 
         Never that of this one: what is chosen by the sample that certifies it breaks its promise in 30 of 100 cases.
         """
-        deployment, configuration = self._deployment, self._planner.configuration
+        deployment, configuration = self._deployment, self._writer.configuration
         # Of a backfill, most of the newest are not settled yet.
         known = deployment.ledger.submissions(
             deployment.namespace, assets=[self._labeling.asset], limit=_LOOKED_AT, newest=True
@@ -452,7 +451,7 @@ class Sampling:
         return said
 
     def _digest(self, cascade: Cascade, seed: str) -> str:
-        content = [self._planner.configuration, self._labeling.prompt_version, cascade.promise, seed]
+        content = [self._writer.configuration, self._labeling.prompt_version, cascade.promise, seed]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:12]
 
     def _count_independent(self, rows: int, requests: int) -> int:
@@ -469,7 +468,7 @@ class Sampling:
             return None, None
         from dagster_llm_batch.cascade.audit import calibrate_on_earlier, history_id  # noqa: PLC0415 - few are rolling
 
-        history = history_id(self._planner.configuration, self._labeling, cascade)
+        history = history_id(self._writer.configuration, self._labeling, cascade)
         place = (self._deployment, self._labeling, cascade, self._partition)
         found = calibrate_on_earlier(*place, self._count_independent(rows, requests), history)
         why_not = found if isinstance(found, str) else None
@@ -508,19 +507,19 @@ class Sampling:
 
     def _write(
         self,
-        plan: Plan,
+        drafted: Drafted,
         oracle: Labeling,
         wanted: set[str] | None,
         known: KnownRequests | None,
         tokens: int | None,
     ) -> tuple[list[Shard], Estimate, Estimate]:
         """Write the oracle's shards of the first wave; return them, what they cost, and what all others would."""
-        planner, spare = self._planner, self._planner.spare(self._submission_id, self._partition, oracle)
-        numbers = count(max((shard.number for shard in plan.shards), default=-1) + 1)
-        wave = replace(planner.wave(self._submission_id, self._partition, 1), shard_numbers=numbers)
-        files = planner.files(wave, oracle, Lane.BATCH)
+        writer, spare = self._writer, self._writer.spare(self._submission_id, self._partition, oracle)
+        numbers = count(max((shard.number for shard in drafted.shards), default=-1) + 1)
+        wave = replace(writer.wave(self._submission_id, self._partition, 1), shard_numbers=numbers)
+        files = writer.files(wave, oracle, Lane.BATCH)
         self._written.append(files)
-        estimate, later, counter = planner.estimate(oracle), planner.estimate(oracle), self._deployment.counter(oracle)
+        estimate, later, counter = writer.estimate(oracle), writer.estimate(oracle), self._deployment.counter(oracle)
         bound_of = partial(counter.bound_of_line, has_images=bool(self._labeling.prompt.images))
 
         def count_later(bounds: list[int | None]) -> None:

@@ -35,6 +35,7 @@ from dagster_llm_batch.files.ownership import owns_batch
 from dagster_llm_batch.loop.deployment import use_fetched_book
 from dagster_llm_batch.loop.preview import parameter_warnings
 from dagster_llm_batch.loop.provider_facts import account_of, ask_provider
+from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.status import cause_text, retry_command
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.capabilities import check_setup, count_files
@@ -45,7 +46,6 @@ from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.types import Cause, Outcome
-from dagster_llm_batch.upkeep.prune import is_pruned
 from dagster_llm_batch.upkeep.uploads import UploadRemover
 
 __all__ = ["doctor_command", "judge_end_forecasts"]

@@ -16,9 +16,11 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dagster_llm_batch.advice.steps import find_tuning, forecast_end
 from dagster_llm_batch.core.label_join import Labeled
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.engine.label_files import WrittenLabels, write_labels
+from dagster_llm_batch.engine.seams import escalate, sample
 from dagster_llm_batch.errors import (
     CannotTellError,
     ConfigError,
@@ -35,7 +37,7 @@ from dagster_llm_batch.loop.decisions import give_up, resolve
 from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
 from dagster_llm_batch.loop.holds import hold_unsent, reason_to_hold
 from dagster_llm_batch.loop.label import LabelAssembler
-from dagster_llm_batch.loop.plan import Planner
+from dagster_llm_batch.loop.planner import Planner, check_definition
 from dagster_llm_batch.loop.poll import Failed, Poller
 from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.loop.settlement import Settler, make_assembler
@@ -99,7 +101,7 @@ class Engine:
 
     def check(self, labeling: Labeling) -> None:
         """Raise ResponseSchemaError or ConfigError for a definition that its provider cannot take. Reads no row."""
-        self._planner(labeling).check()
+        check_definition(self.deployment, labeling)
 
     def plan(
         self, labeling: Labeling, rows: Any, *, partition: str = "", run_id: str | None = None, again: bool = False
@@ -161,7 +163,7 @@ class Engine:
         return self.ledger.find_event(ids, RECOVERED, self.now() - timedelta(days=1))
 
     def _planner(self, labeling: Labeling) -> Planner:
-        return Planner(labeling, self.deployment)
+        return Planner(labeling, self.deployment, find_tuning, sample, forecast_end)
 
     # submit and recover ---------------------------------------------------------------------------------------------
 
@@ -354,7 +356,9 @@ class Engine:
         Raises LeaseError where another process works on one of them: nothing was done then.
         """
         with self.deployment.leased(*submission_ids) as lease:
-            settler = Settler(labeling, self.deployment, self._poller, lease, self._erase, keeps_pauses=keeps_pauses)
+            settler = Settler(
+                labeling, self.deployment, self._poller, lease, self._erase, escalate, keeps_pauses=keeps_pauses
+            )
             return settler.settle(submission_ids)
 
     # labels ---------------------------------------------------------------------------------------------------------

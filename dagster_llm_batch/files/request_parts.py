@@ -34,11 +34,8 @@ from dagster_llm_batch.core.token_counts import InputCounter, InputCounts
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.files.request_files import PART, renamed
-from dagster_llm_batch.files.request_source import RenderedBatch, RequestSource
-from dagster_llm_batch.files.request_writer import (
-    Spare,
-    rendered_chunk,
-)
+from dagster_llm_batch.files.request_source import RenderedBatch, RequestSource, Spare
+from dagster_llm_batch.files.request_writer import rendered_chunk
 from dagster_llm_batch.files.row_renderer import RowRenderer, reasons_of
 from dagster_llm_batch.protocols import Codec, Workers
 from dagster_llm_batch.storage.ledger.records import Shard

@@ -16,14 +16,23 @@ import pyarrow as pa
 from dagster_llm_batch.core.identity import RowBlocks, RowsDigest
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.files.request_files import Lines
+from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import Lane
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.files.request_writer import Spare
     from dagster_llm_batch.files.row_renderer import RowRenderer
 
-__all__ = ["RenderedBatch", "RenderedChunk", "RenderedRequests", "RequestSource"]
+__all__ = ["RenderedBatch", "RenderedChunk", "RenderedRequests", "RequestSource", "Spare"]
+
+
+@dataclass(frozen=True)
+class Spare:
+    """A file with all requests encoded for a fallback model, in case it is asked later."""
+
+    codec: Codec
+    path: str
+    nonce: str
 
 
 class RenderedRequests(Protocol):

@@ -16,11 +16,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from heapq import nlargest
 from itertools import chain, groupby
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
@@ -44,7 +44,7 @@ from dagster_llm_batch.files.request_files import (
     definition_in,
     facts_in,
 )
-from dagster_llm_batch.files.request_source import RenderedBatch, RenderedChunk, RenderedRequests, RequestSource
+from dagster_llm_batch.files.request_source import RenderedBatch, RenderedChunk, RenderedRequests, RequestSource, Spare
 from dagster_llm_batch.files.row_renderer import RowRenderer, reasons_of
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.storage.ledger.records import Shard
@@ -53,7 +53,6 @@ from dagster_llm_batch.types import Lane, Request
 
 if TYPE_CHECKING:
     from dagster_llm_batch.files.earlier_rows import EarlierRows
-    from dagster_llm_batch.files.known_requests import KnownRequests
 
 __all__ = [
     "COUNTS",
@@ -62,10 +61,10 @@ __all__ = [
     "SKIPPED",
     "UNREADABLE_ROWS",
     "Draft",
+    "Drafted",
+    "KnownIds",
     "LocalSource",
     "LongRow",
-    "Plan",
-    "Spare",
     "UnreadableRows",
     "rendered_chunk",
 ]
@@ -83,17 +82,16 @@ COUNTS = (SKIPPED, ERASED_ROWS, UNREADABLE_ROWS)
 _LONGEST = 5
 
 
+class KnownIds(Protocol):
+    """The requests that earlier submissions have asked."""
+
+    def find(self, ids: Sequence[str]) -> Sequence[bool | None]:
+        """Return of each request True if it is answered, False if it may still be, and None if it is to be asked."""
+        ...
+
+
 @dataclass(frozen=True)
-class Spare:
-    """A file with all requests encoded for a fallback model, in case it is asked later."""
-
-    codec: Codec
-    path: str
-    nonce: str
-
-
-@dataclass(frozen=True)
-class Plan:
+class Drafted:
     """The result of a finished draft.
 
     Attributes:
@@ -174,7 +172,7 @@ class Draft:
         files: Mapping[Lane, ShardFiles],
         spares: Sequence[Spare],
         estimate: Estimate,
-        known: KnownRequests | None,
+        known: KnownIds | None,
         manifest_path: str,
         *,
         few_rows: int = 1 << 15,
@@ -323,7 +321,7 @@ class Draft:
             ShardFill(spare.codec.limits).check(lines.sizes, [keys[at] for at in places])
             file.write(lines.with_nonce(spare.nonce))
 
-    def finish(self, configuration: str) -> Plan:
+    def finish(self, configuration: str) -> Drafted:
         """Close all files. The draft can still be discarded. Raises InputError for duplicate keys."""
         if self._held:
             self._write_held()
@@ -344,7 +342,7 @@ class Draft:
         self._stack.close()
         self._unnamed.close()
         self._source.close()
-        return Plan(
+        return Drafted(
             shards=shards,
             rows=self._source.digest.rows,
             skipped=self._skipped,
@@ -371,12 +369,8 @@ class Draft:
         for batch in self._payloads.iter_batches(self._manifest_path, columns=[self._labeling.key]):
             yield batch.column(0).to_pylist()
 
-    def only_rows(self, plan: Plan) -> Plan:
-        """Return the plan without anything to send, for rows whose requests all have their outcome already."""
-        self._discard_requests()
-        return replace(plan, shards=[], reused=plan.requests)
-
-    def _discard_requests(self) -> None:
+    def discard_requests(self) -> None:
+        """Remove the request files, and keep the manifest."""
         for files in self._files.values():
             files.discard()
         for spare in self._spares:
@@ -397,7 +391,7 @@ class Draft:
         with ExitStack() as last_first:
             last_first.callback(self._source.close)
             last_first.callback(self._payloads.delete, self._manifest_path)
-            last_first.callback(self._discard_requests)
+            last_first.callback(self.discard_requests)
             last_first.callback(self._unnamed.close)
             last_first.callback(self._stack.close)
 

@@ -17,7 +17,7 @@ asked in vain.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from decimal import Decimal
 from functools import cached_property
@@ -50,9 +50,10 @@ __all__ = [
     "Allowance",
     "Pick",
     "committing",
+    "committing_estimate",
     "exceeded",
+    "find_refusal",
     "forecast_steps",
-    "refuse_over_budget",
 ]
 
 # How long to wait for another process that commits money at this moment.
@@ -84,11 +85,18 @@ def committing(deployment: Deployment, wait_seconds: float) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def refuse_over_budget(
+def committing_estimate(deployment: Deployment, estimate: Estimate) -> AbstractContextManager[None]:
+    """Let no other process commit money during the block, if the estimate takes some. See `committing`."""
+    return committing(deployment, _WAIT_SECONDS) if _takes_money(estimate) else nullcontext()
+
+
+def find_refusal(
     deployment: Deployment, labeling: Labeling, estimate: Estimate, replaced: Sequence[str] = ()
-) -> Iterator[None]:
-    """Raise BudgetError, or let the block commit the money. `replaced`: what will not be sent after that."""
+) -> BudgetError | None:
+    """Return why limits of money refuse an estimate; None: they have room for it.
+
+    `replaced` are the ids of shards and submissions that will not be sent then.
+    """
     cost = estimate.cost_usd
     counted = (
         f"{estimate.requests:,} requests (about {estimate.expected_input:,} input tokens, "
@@ -96,23 +104,23 @@ def refuse_over_budget(
     )
     most = labeling.budget_usd
     if most is not None and cost is not None and cost > most:
-        msg = (
+        return BudgetError(
             f"'{labeling.asset}': the estimate of {money_text(cost)} for {counted} exceeds max_cost_usd={most:f}. "
             "Nothing was sent. Raise the limit, lower max_tokens, give Spend(expected_output_tokens=…), or send fewer "
             "rows."
         )
-        raise BudgetError(msg)
-    # Of a cascade whose answers are all there, for another promise, what is kept for its oracle may be all there is.
-    if not estimate.requests and not cost:
-        yield
-        return
+    if not _takes_money(estimate):
+        return None
     if cost is not None and (reason := _unkept(deployment, labeling, estimate)) is not None:
-        raise BudgetError(f"'{labeling.asset}': {counted} are refused: {reason} Nothing was sent.")
-    with committing(deployment, _WAIT_SECONDS):
-        if (over := exceeded(deployment, labeling, cost, replaced)) is not None:
-            msg = f"'{labeling.asset}': {counted} are refused: {over.problem}. Nothing was sent. {over.then}."
-            raise BudgetError(msg)
-        yield
+        return BudgetError(f"'{labeling.asset}': {counted} are refused: {reason} Nothing was sent.")
+    if (over := exceeded(deployment, labeling, cost, replaced)) is not None:
+        return BudgetError(f"'{labeling.asset}': {counted} are refused: {over.problem}. Nothing was sent. {over.then}.")
+    return None
+
+
+def _takes_money(estimate: Estimate) -> bool:
+    # A cascade whose answers are all there, for another promise, may have no request, and keep money for its oracle.
+    return bool(estimate.requests or estimate.cost_usd)
 
 
 def _unkept(deployment: Deployment, labeling: Labeling, estimate: Estimate) -> str | None:

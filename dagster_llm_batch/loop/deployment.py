@@ -47,7 +47,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.types import BatchLimits, Lane, PriceBasis, RequestSpec
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.core.audit import Track
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
 
@@ -366,14 +365,6 @@ class Deployment:
         if labeling.cascade is None:
             return None
         return levels_of(self.payloads, submission)
-
-    def track(self, labeling: Labeling, submission: Submission, levels: Levels | None) -> Track | None:
-        """Return what the audits of a cascade say of a partition and those before it; None where there are none."""
-        if levels is None or levels.audit is None:
-            return None
-        from dagster_llm_batch.cascade.audit import track_of  # noqa: PLC0415 - few cascades have one
-
-        return track_of(self, labeling, submission, levels)
 
     def tariff(self, labeling: Labeling) -> Tariff:
         """Return what this labeling's requests cost in a batch, now."""

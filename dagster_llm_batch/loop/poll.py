@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from dagster_llm_batch.errors import CannotStopError, CredentialsError, IllegalMoveError, LedgerError, TransientError
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment
+from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.submit import plan_next_try
 from dagster_llm_batch.loop.waits import KEPT_FOR, Unread
 from dagster_llm_batch.providers.capabilities import cancel_batch
@@ -21,7 +22,6 @@ from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, 
 from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause
-from dagster_llm_batch.upkeep.prune import is_pruned
 
 __all__ = ["Failed", "Poller", "find_spacing", "is_due"]
 

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.token_counts import output_basis
 from dagster_llm_batch.definition.rules import QueueLimit
-from dagster_llm_batch.files.request_writer import NO_UNREADABLE, LongRow, Plan, UnreadableRows
+from dagster_llm_batch.files.request_writer import NO_UNREADABLE, LongRow, UnreadableRows
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.plan import OracleShare, Plan, Planning, Verdict
+from dagster_llm_batch.loop.submit_queue import count_queue_rounds
 from dagster_llm_batch.providers.capabilities import check_parameters
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
-from dagster_llm_batch.types import Lane, PriceBasis
+from dagster_llm_batch.types import Cause, Lane, Outcome, PriceBasis
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.cascade.cascade import OracleShare
     from dagster_llm_batch.core.durations import EndForecast
     from dagster_llm_batch.core.forecast import Learned
     from dagster_llm_batch.core.levels import Levels
     from dagster_llm_batch.definition.labeling import Labeling
-    from dagster_llm_batch.loop.deployment import Deployment
 
-__all__ = ["Preview", "output_basis_of", "parameter_warnings", "preview_of"]
+__all__ = ["Preview", "output_basis_of", "parameter_warnings", "show"]
 
 
 @dataclass(frozen=True)
@@ -124,19 +124,47 @@ def parameter_warnings(deployment: Deployment, labeling: Labeling) -> list[str]:
     return [*check_parameters(deployment.codec(labeling))]
 
 
-def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
-    """Return the figures of a finished draft."""
+def show(plan: Plan, planning: Planning) -> Preview:
+    """Return the figures of a plan, instead of committing it."""
+    if plan.verdict is not Verdict.NEW:
+        assert plan.known is not None
+        return replace(_figures(plan), known=plan.known, lost=_count_lost(planning.deployment, plan.known))
+    if plan.missing_gold:
+        return replace(_figures(plan), missing_gold=plan.missing_gold)
+    deployment, labeling = planning.deployment, planning.labeling
+    limit, _ = deployment.queue_limit(labeling.provider, labeling.spec.model)
+    figures = _figures(plan)
+    # Of two models, only the cost of the first in real time is known.
+    is_one_model = plan.levels is None or plan.levels.asks_oracle_alone
+    return replace(
+        figures,
+        levels=plan.levels,
+        oracle=plan.oracle,
+        realtime_usd=figures.realtime_usd if is_one_model else None,
+        context_tokens=deployment.context_tokens(labeling),
+        has_tokenizer=deployment.tokenizer(labeling) is not None,
+        queue_limit=limit,
+        steps=plan.money_steps,
+        output_basis=output_basis_of(deployment, labeling),
+        rounds=1 if limit is None else count_queue_rounds(plan.drafted.shards, limit),
+        end=plan.end,
+        tuning=plan.tuning,
+    )
+
+
+def _figures(plan: Plan) -> Preview:
+    drafted, estimate = plan.drafted, plan.estimate
     requests, most = estimate.requests, estimate.output.bound
     average = (tokens / max(requests, 1) for tokens in (estimate.expected_input, estimate.expected_output))
     realtime = estimate.tariff.of(Lane.REALTIME).mean_usd(*average)
     return Preview(
-        rows=plan.rows,
-        skipped=plan.skipped,
-        unreadable=plan.unreadable,
-        erased_rows=plan.erased_rows,
-        requests=plan.requests,
-        reused=plan.reused,
-        shards=tuple(plan.shards),
+        rows=drafted.rows,
+        skipped=drafted.skipped,
+        unreadable=drafted.unreadable,
+        erased_rows=drafted.erased_rows,
+        requests=drafted.requests,
+        reused=drafted.reused,
+        shards=tuple(drafted.shards),
         input_tokens=estimate.expected_input,
         output_tokens=estimate.expected_output,
         estimated_usd=estimate.cost_usd,
@@ -148,6 +176,18 @@ def preview_of(plan: Plan, estimate: Estimate, refused: str | None) -> Preview:
         p95_usd=estimate.p95_usd,
         bound_usd=estimate.bound_usd,
         learned=estimate.learned,
-        refused=refused,
-        longest=() if not plan.shards else tuple(plan.longest),
+        refused=str(plan.refusals[0]) if plan.refusals else None,
+        longest=tuple(drafted.longest) if drafted.shards else (),
     )
+
+
+def _count_lost(deployment: Deployment, known: Submission) -> int:
+    """Return how many requests of a submission have no answer any more, since files were lost."""
+    gone = (shard for shard in deployment.ledger.shards(known.submission_id) if shard.cause is Cause.GONE)
+    return sum(shard.requests - _count_answers(deployment, shard) for shard in gone if shard.results_path)
+
+
+def _count_answers(deployment: Deployment, shard: Shard) -> int:
+    read = deployment.payloads.read_table(shard.results_path or "", ["llm_outcome"])
+    outcomes: list[str] = read["llm_outcome"].to_pylist()
+    return outcomes.count(Outcome.SUCCEEDED.value)

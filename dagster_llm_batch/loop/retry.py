@@ -23,13 +23,14 @@ from dagster_llm_batch.core.pricing import Estimate
 from dagster_llm_batch.core.token_counts import InputCounts
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.files.request_files import WrittenLines, delete_requests, requests_of
-from dagster_llm_batch.files.request_writer import Spare
+from dagster_llm_batch.files.request_source import Spare
 from dagster_llm_batch.loop.breaker import Breaker
 from dagster_llm_batch.loop.budget import committing, exceeded
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import Deployment
-from dagster_llm_batch.loop.plan import Planner
+from dagster_llm_batch.loop.seams import Escalate
 from dagster_llm_batch.loop.status import OVER_BUDGET, Advice, advise_on_money, find_unsent
+from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import money_text
@@ -67,20 +68,26 @@ class NextWave:
     """Decide on and write the next wave of an open submission, all shards of which are collected."""
 
     def __init__(
-        self, labeling: Labeling, deployment: Deployment, submission: Submission, shards: Sequence[Shard]
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        submission: Submission,
+        shards: Sequence[Shard],
+        escalate: Escalate,
     ) -> None:
         self._labeling = labeling
         self._deployment = deployment
         self._submission = submission
         self._shards = shards
+        self._escalate = escalate
         self._collector = Collector(labeling, deployment)
         deadline = submission.deadline_at
         self._late = deadline is not None and deployment.clock() >= deadline
 
     @cached_property
-    def _planner(self) -> Planner:
+    def _writer(self) -> SubmissionWriter:
         # Of most submissions nothing is asked again.
-        return Planner(self._labeling, self._deployment, self._submission.tuning or {})
+        return SubmissionWriter(self._labeling, self._deployment, self._submission.tuning or {})
 
     @cached_property
     def _asks_now(self) -> list[_Ask]:
@@ -91,12 +98,10 @@ class NextWave:
 
     def _escalated(self) -> list[_Ask]:
         """Return what the oracle of a cascade is asked, beside the sample."""
-        from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
-
-        escalation = Escalation(self._labeling, self._deployment, self._submission, self._shards, self._collector)
+        found = self._escalate(self._labeling, self._deployment, self._submission, self._shards, self._collector)
         return [
             _Ask(1, Lane.REALTIME if self._late else shard.lane, shard, request_ids)
-            for shard, request_ids in escalation.find()
+            for shard, request_ids in found
             if self._has_spare(1)
         ]
 
@@ -141,10 +146,10 @@ class NextWave:
 
     def _write(self, asks: Sequence[_Ask]) -> list[Shard]:
         submission = self._submission
-        wave = self._planner.wave(submission.submission_id, submission.partition, submission.waves + 1)
+        wave = self._writer.wave(submission.submission_id, submission.partition, submission.waves + 1)
         shards: list[Shard] = []
         for (model, lane), group in groupby(sorted(asks, key=_target), key=_target):
-            files = self._planner.files(wave, self._labeling.models[model], Lane(lane))
+            files = self._writer.files(wave, self._labeling.models[model], Lane(lane))
             outcomes: list[str | None] = []
             for ask in group:
                 # Those of each are not kept: expected is an average request.
@@ -191,7 +196,7 @@ class NextWave:
 
     def _spare(self, model: int) -> Spare:
         submission = self._submission
-        return self._planner.spare(submission.submission_id, submission.partition, self._labeling.models[model])
+        return self._writer.spare(submission.submission_id, submission.partition, self._labeling.models[model])
 
     def _split(
         self, shard: Shard, rows: Iterable[_ResultRow], siblings: Sequence[Shard]
@@ -310,7 +315,7 @@ class NextWave:
 
     def _estimate(self, ask: _Ask) -> Estimate:
         """Return an estimate at the price of the model and lane that are asked now."""
-        return self._planner.estimate(self._labeling.models[ask.model], ask.lane)
+        return self._writer.estimate(self._labeling.models[ask.model], ask.lane)
 
     def _bounds(self, ask: _Ask) -> Callable[[Sequence[bytes]], Sequence[int | None]]:
         """Return what tells the most input tokens of each of these requests' lines."""

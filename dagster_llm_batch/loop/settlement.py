@@ -21,6 +21,7 @@ from dagster_llm_batch.loop.holds import hold, reason_to_hold
 from dagster_llm_batch.loop.label import LabelAssembler
 from dagster_llm_batch.loop.poll import Poller
 from dagster_llm_batch.loop.retry import NextWave
+from dagster_llm_batch.loop.seams import Escalate
 from dagster_llm_batch.loop.status import Status
 from dagster_llm_batch.loop.waits import Unread
 from dagster_llm_batch.states import ENDED, ShardState
@@ -76,6 +77,7 @@ class Settler:
         poller: Poller,
         lease: Lease,
         erase: Erase,
+        escalate: Escalate,
         *,
         keeps_pauses: bool = False,
     ) -> None:
@@ -85,6 +87,7 @@ class Settler:
         self._poller = poller
         self._lease = lease
         self._erase = erase
+        self._escalate = escalate
         self._late = LateStore(deployment.payloads)
         self._unread = Unread(deployment)
         self._keeps_pauses = keeps_pauses
@@ -253,7 +256,7 @@ class Settler:
         if submission.state is not SubmissionState.OPEN:
             return False
         labeling = sent.labeling if sent.changes else self._labeling
-        wave = NextWave(labeling, self._deployment, submission, status.shards)
+        wave = NextWave(labeling, self._deployment, submission, status.shards, self._escalate)
         if not wave.requests:
             return False
         reason = reason_to_hold(self._deployment, labeling, sent, wave.models)

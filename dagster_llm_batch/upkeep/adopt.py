@@ -31,9 +31,12 @@ from dagster_llm_batch.core.identity import canonical_json, custom_id
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError, InputError, TransientError
 from dagster_llm_batch.files.request_files import RAW, beside, requests_of
-from dagster_llm_batch.files.request_writer import Plan
+from dagster_llm_batch.files.request_writer import Drafted
 from dagster_llm_batch.loop.deployment import Deployment
-from dagster_llm_batch.loop.plan import Planner, plan_lease
+from dagster_llm_batch.loop.knowledge import Knowledge
+from dagster_llm_batch.loop.plan import Plan, Planning, Verdict, new_submission, plan_lease, tune
+from dagster_llm_batch.loop.planner import check_definition
+from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
@@ -95,8 +98,8 @@ class Adopter:
                 f"'{self._labeling.asset}' is a cascade, which decides by samples of its own what its oracle is asked: "
                 "another's batch cannot stand in. Nothing was changed. Adopt it for an asset of that model alone."
             )
-        planner = Planner(self._labeling, self._deployment, tuning={})
-        planner.check(is_sent=True)
+        check_definition(self._deployment, self._labeling, is_sent=True)
+        writer = SubmissionWriter(self._labeling, self._deployment)
         content = f"{self._deployment.namespace}\0{provider.name}\0{provider.account}\0{batch_id}"
         submission_id = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         # Two that adopt it at once would write the same files, and one would remove what the other has stored.
@@ -107,25 +110,30 @@ class Adopter:
             report = self._ended(provider, batch_id)
             senders = self._sender_ids(request_file, report)
             erased = self._deployment.erased_keys(partition, self._labeling.asset)
-            draft = planner.draft(submission_id, partition, None, erased)
+            draft = writer.draft(submission_id, partition, None, erased)
             unwanted.callback(draft.discard)
             draft.add_rows(rows)
-            plan = draft.finish(planner.configuration)
-            for shard in plan.shards:
+            drafted = draft.finish(writer.configuration)
+            for shard in drafted.shards:
                 unwanted.callback(self._payloads.delete, beside(shard, RAW))
-            names = self._names(plan, senders, request_file)
-            answered = self._store_lines(plan, provider, batch_id, names)
+            names = self._names(drafted, senders, request_file)
+            answered = self._store_lines(drafted, provider, batch_id, names)
             now = self._deployment.clock()
-            base = planner.submission(plan, submission_id, partition, None, draft.estimate, None, (), now)
+            knowledge = Knowledge(history, (), None, erased, None, again=False, read_at=now)
+            planning = Planning(
+                self._labeling, self._deployment, partition, submission_id, knowledge, writer, None, unwanted
+            )
+            plan = tune(Plan(Verdict.NEW, drafted, draft.estimate), planning)
+            base = new_submission(plan, planning, None)
             # The newest is the one that lands, also after one that was planned by a clock that was ahead.
             later = [one.created_at + timedelta(microseconds=1) for one in history]
-            submission = replace(base, tombstones=erased.tombstones or None, created_at=max([now, *later]))
+            submission = replace(base, created_at=max([now, *later]))
             _refuse_asked(history, submission)
             adoption = Adoption(
                 submission=submission,
-                shards=tuple(_as_ended(plan.shards, batch_id, report, submission)),
+                shards=tuple(_as_ended(drafted.shards, batch_id, report, submission)),
                 report=report,
-                requests=plan.requests,
+                requests=drafted.requests,
                 matched=len(set(names.values())),
                 answered=answered,
                 lines=sum(map(len, senders.values())),
@@ -216,11 +224,11 @@ class Adopter:
         bodies = Counter(sender for ids in senders.values() for sender in set(ids))
         return {body: [one for one in ids if bodies[one] == 1] for body, ids in senders.items()}
 
-    def _names(self, plan: Plan, senders: Mapping[bytes, list[str]], request_file: Path) -> dict[str, str]:
+    def _names(self, drafted: Drafted, senders: Mapping[bytes, list[str]], request_file: Path) -> dict[str, str]:
         """Return our custom_ids by the sender's, for requests whose bodies are equal. Raises InputError without any."""
         names: dict[str, str] = {}
         example = None
-        for shard in plan.shards:
+        for shard in drafted.shards:
             for request_id, line in requests_of(self._payloads, shard.path, shard.nonce):
                 _, body = _id_and_body(json.loads(line))
                 example = example or body
@@ -236,12 +244,14 @@ class Adopter:
             )
         return names
 
-    def _store_lines(self, plan: Plan, provider: Provider, batch_id: str, names: Mapping[str, str]) -> int:
+    def _store_lines(self, drafted: Drafted, provider: Provider, batch_id: str, names: Mapping[str, str]) -> int:
         """Store the batch's result lines under our custom_ids; return how many requests they answer."""
         codec = self._deployment.codec(self._labeling)
         answered: set[str] = set()
         with ExitStack() as files:
-            raw = {shard.nonce: files.enter_context(self._payloads.writer(beside(shard, RAW))) for shard in plan.shards}
+            raw = {
+                shard.nonce: files.enter_context(self._payloads.writer(beside(shard, RAW))) for shard in drafted.shards
+            }
             for line in provider.fetch(batch_id):
                 sender = codec.decode(line).custom_id
                 own = names.get(sender or "")

@@ -58,6 +58,7 @@ from dagster_llm_batch.files.request_files import (
 from dagster_llm_batch.files.request_writer import ERASED_ROWS, SKIPPED, UNREADABLE_ROWS
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.label import Answers
+from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.submit import recover_all, recover_planned
 from dagster_llm_batch.providers.capabilities import delete_batch
@@ -67,7 +68,7 @@ from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombston
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.storage.payloads import StoredFile
 from dagster_llm_batch.types import Lane
-from dagster_llm_batch.upkeep.prune import Pruner, is_pruned
+from dagster_llm_batch.upkeep.prune import Pruner
 
 __all__ = ["Eraser", "FoundRows", "Left", "ProviderCopy"]
 

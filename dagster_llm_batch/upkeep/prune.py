@@ -32,14 +32,14 @@ from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.files.merged_results import drop_merged
 from dagster_llm_batch.files.ownership import Holdings, Ownership, remove
 from dagster_llm_batch.files.shard_files import APART, IDS, PART, RAW, REQUESTS, SO_FAR, beside
+from dagster_llm_batch.loop.pruned import PRUNED, is_pruned
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 
-__all__ = ["Pruner", "Pruning", "find_pruned", "is_pruned"]
+__all__ = ["Pruner", "Pruning"]
 
-_PRUNED = "pruned"
 _LEFT_BEHIND_AFTER = timedelta(days=1)
 # How the names of files begin that are needed within one step alone.
 _PARTS = (".", PART, APART)
@@ -66,16 +66,6 @@ class Pruning:
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
-
-
-def is_pruned(ledger: Ledger, submission: Submission) -> bool:
-    """Return whether the submission was pruned, so that its answers cannot be reused."""
-    return bool(find_pruned(ledger, [submission]))
-
-
-def find_pruned(ledger: Ledger, submissions: Iterable[Submission]) -> set[str]:
-    """Return the ids of those of these submissions that were pruned."""
-    return ledger.having_event([submission.submission_id for submission in submissions], _PRUNED)
 
 
 class Pruner:
@@ -226,7 +216,7 @@ class Pruner:
         submission = self._ledger.submission(submission_id)
         if not is_pruned(self._ledger, submission):
             size = sum(file.bytes for file in files)
-            self._ledger.add_event(submission_id, _PRUNED, f"{len(files)} files, {size} bytes")
+            self._ledger.add_event(submission_id, PRUNED, f"{len(files)} files, {size} bytes")
         return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
     def _refuse_another_store(self, holdings: Holdings) -> None:

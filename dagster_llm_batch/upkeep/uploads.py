@@ -19,11 +19,11 @@ from datetime import timedelta
 
 from dagster_llm_batch.files.ownership import owns_batch
 from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.capabilities import delete_batch, delete_request_file
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.upkeep.prune import is_pruned
 
 __all__ = ["Removal", "UploadRemover"]
 

@@ -11,8 +11,8 @@ from workspace import Workspace, billed, labeling, tickets
 
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES, packed
 from dagster_llm_batch.engine import Realtime
-from dagster_llm_batch.files.known_requests import KnownRequests
 from dagster_llm_batch.files.request_files import write_answers_so_far
+from dagster_llm_batch.loop.known_requests import KnownRequests
 from dagster_llm_batch.types import Lane
 
 URGENT = labeling(response=None, realtime=Realtime(urgent="is_urgent"))

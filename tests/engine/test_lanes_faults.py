@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 from workspace import Workspace, assert_total, billed, in_one_batch, labeling, tickets
 
 from dagster_llm_batch.definition.rules import Budget, QueueLimit
@@ -22,6 +23,7 @@ from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import SubmissionState
+from dagster_llm_batch.storage.ledger.schema import LEASE
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import (
     DEFAULT_KEY,
@@ -491,11 +493,14 @@ def test_a_source_that_is_canceled_after_it_was_reused_leaves_its_rest_to_who_re
     assert len(billed(workspace)) == 7
 
 
-def test_two_plans_of_one_partition_at_once_with_other_rows_do_not_both_send(workspace: Workspace) -> None:
+def test_a_plan_that_was_frozen_while_another_process_planned_other_rows_sends_nothing(workspace: Workspace) -> None:
     definition = labeling()
     other: list[str] = []
 
     def meanwhile() -> None:
+        # The lease of a process that is frozen for longer passes to another.
+        with sa.create_engine(f"sqlite:///{workspace.tmp_path / 'ledger.sqlite'}").begin() as connection:
+            connection.execute(sa.delete(LEASE).where(LEASE.c.name.startswith("plan:")))
         other.append(workspace.engine().plan(definition, tickets(4)).submission_id)
 
     with pytest.raises(LeaseError, match=r"another process planned other rows meanwhile"):

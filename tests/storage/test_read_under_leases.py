@@ -21,7 +21,7 @@ from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
+from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, WireFault
 from tests.storage.labelings import LABELS
@@ -58,15 +58,19 @@ class Place:
     @contextmanager
     def while_second(self, act: Callable[[], object], submission_id: str) -> Iterator[Future[object]]:
         """Hold a submission's lease; let `act` of the second come to it; run the block under it, then give it back."""
+        with ThreadPoolExecutor(1) as pool, self.first.deployment.leased(submission_id):
+            yield self.begin_second(pool, act)
+
+    def begin_second(self, pool: ThreadPoolExecutor, act: Callable[[], object]) -> Future[object]:
+        """Begin `act` of the second, and return when it has come to a lease."""
 
         def watched() -> object:
             self._watched = threading.current_thread()
             return act()
 
-        with ThreadPoolExecutor(1) as pool, self.first.deployment.leased(submission_id):
-            future = pool.submit(watched)
-            assert self._waits.wait(PATIENCE_SECONDS)
-            yield future
+        future = pool.submit(watched)
+        assert self._waits.wait(PATIENCE_SECONDS)
+        return future
 
     def close(self) -> None:
         self.first.ledger.close()
@@ -101,15 +105,22 @@ def test_changed_rows_are_planned_when_another_process_has_settled_the_old_submi
     assert place.first.latest("labels") == submission
 
 
-def test_rows_are_planned_when_another_process_has_planned_others_meanwhile(place: Place) -> None:
-    old = place.first.plan(LABELS, rows("a", "b")).submission_id
-    with place.while_second(lambda: place.second.plan(LABELS, rows("a", "b", "c")), old) as planned:
-        place.first.ledger.set_state(old, SubmissionState.CANCELED)
-        newer = place.first.plan(LABELS, rows("a", "d")).submission_id
-    submission = planned.result()
-    # It supersedes the one that was there when it was planned, and none that was there before.
-    assert place.first.ledger.submission(newer).state is SubmissionState.CANCELED
-    assert place.first.latest("labels") == submission
+def test_a_second_plan_of_a_partition_waits_for_the_first_and_follows_it(place: Place) -> None:
+    planned: list[Future[object]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def rows_of_first() -> Iterator[pa.RecordBatch]:
+            yield from rows("a").to_batches()
+            planned.append(place.begin_second(pool, lambda: place.second.plan(LABELS, rows("a", "b", "c"))))
+            yield from rows("d").to_batches()
+
+        first = place.first.plan(LABELS, rows_of_first())
+        second = planned[0].result()
+    # It supersedes the one that was stored while it waited, and has written no file before.
+    assert place.first.ledger.submission(first.submission_id).state is SubmissionState.CANCELED
+    assert place.first.latest("labels") == second
+    assert isinstance(second, Submission)
+    assert second.reused == 0
 
 
 def in_doubt(place: Place, emulator: Emulator) -> Shard:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.errors import LeaseError, LedgerError
 from dagster_llm_batch.states import MOVES, Move, ShardState
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
 from dagster_llm_batch.storage.ledger.judgments import Judgments, Notes, rename_judgments
@@ -69,6 +69,7 @@ from dagster_llm_batch.storage.ledger.submissions import (
     get_reusing,
     get_submission,
     get_submissions,
+    get_waves_beside,
     insert_events,
     insert_once,
     insert_recovered,
@@ -114,15 +115,24 @@ class Ledger(LedgerQueries):
 
     # --- submissions ---
 
-    def open_submission(self, submission: Submission, shards: Sequence[Shard]) -> Submission:
+    def open_submission(
+        self, submission: Submission, shards: Sequence[Shard], known: Mapping[str, int] | None = None
+    ) -> Submission:
         """Store a submission and its first wave; where its attempt is stored already, return that one.
 
-        Exactly one of several callers at once stores its own: compare the `submission_id`.
+        Exactly one of several callers at once stores its own: compare the `submission_id`. `known` has the waves of all
+        submissions of the partition, by id, as the caller read them. Raises LeaseError where the partition has others.
         """
         if submission.state is not SubmissionState.OPEN:
             raise LedgerError(f"A new submission is open; {submission.submission_id} is '{submission.state.value}'.")
         with self._database.write() as connection:
             if insert_once(connection, submission):
+                # A process that was frozen for longer than its lease has read what is past.
+                if known is not None and get_waves_beside(connection, submission) != known:
+                    raise LeaseError(
+                        f"'{submission.asset}' {submission.partition}: another process planned it meanwhile. Nothing "
+                        "was sent for these rows. Run again if these are the newer rows."
+                    )
                 insert_shards(connection, self._clock, submission, shards)
                 insert_events(
                     connection, self._clock, event_row(submission.submission_id, "opened", after=submission.state)

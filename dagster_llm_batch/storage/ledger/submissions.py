@@ -42,6 +42,7 @@ __all__ = [
     "get_reusing",
     "get_submission",
     "get_submissions",
+    "get_waves_beside",
     "group_names",
     "insert_events",
     "insert_once",
@@ -155,6 +156,15 @@ def get_attempt(connection: sa.Connection, submission: Submission) -> Submission
     """Return the submission that is stored of the same attempt."""
     same = (SUBMISSION.c[name] == getattr(submission, name) for name in _ATTEMPT)
     return from_row(Submission, connection.execute(sa.select(SUBMISSION).where(*same)).mappings().one())
+
+
+def get_waves_beside(connection: sa.Connection, submission: Submission) -> dict[str, int]:
+    """Return the waves of the other submissions of a submission's partition, by id."""
+    place = {name: getattr(submission, name) for name in ("namespace", "asset", "partition")}
+    query = sa.select(SUBMISSION.c.submission_id, SUBMISSION.c.waves).where(OF_PARTITION)
+    found: dict[str, int] = {row.submission_id: row.waves for row in connection.execute(query, place)}
+    found.pop(submission.submission_id, None)
+    return found
 
 
 def get_audits(connection: sa.Connection, namespace: str, asset: str) -> dict[str, tuple[str, Mapping[str, Any]]]:

@@ -1,0 +1,50 @@
+"""What the engine hands to the loop: the steps of cascades, which are loaded where a labeling has one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.audit import Track
+    from dagster_llm_batch.core.levels import Levels
+    from dagster_llm_batch.definition.labeling import Labeling
+    from dagster_llm_batch.loop.collect import Collector
+    from dagster_llm_batch.loop.deployment import Deployment
+    from dagster_llm_batch.loop.plan import Plan, Planning
+    from dagster_llm_batch.storage.ledger.records import Shard, Submission
+
+__all__ = ["escalate", "find_track", "sample"]
+
+
+def sample(plan: Plan, planning: Planning) -> Plan:
+    """Draw the sample of a cascade. See cascade/cascade.py."""
+    if planning.labeling.cascade is None:
+        return plan
+    from dagster_llm_batch.cascade.cascade import draw_sample  # noqa: PLC0415 - few labelings have one
+
+    return draw_sample(plan, planning)
+
+
+def escalate(
+    labeling: Labeling,
+    deployment: Deployment,
+    submission: Submission,
+    shards: Sequence[Shard],
+    collector: Collector,
+) -> Sequence[tuple[Shard, Collection[str]]]:
+    """Return what the oracle of a cascade is asked beside the sample. See cascade/escalation.py."""
+    from dagster_llm_batch.cascade.escalation import Escalation  # noqa: PLC0415 - few labelings have one
+
+    return Escalation(labeling, deployment, submission, shards, collector).find()
+
+
+def find_track(
+    deployment: Deployment, labeling: Labeling, submission: Submission, levels: Levels | None
+) -> Track | None:
+    """Return what the audits of a cascade say of a partition and those before it; None where there are none."""
+    if levels is None or levels.audit is None:
+        return None
+    from dagster_llm_batch.cascade.audit import track_of  # noqa: PLC0415 - few cascades have one
+
+    return track_of(deployment, labeling, submission, levels)

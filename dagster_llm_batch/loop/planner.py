@@ -1,0 +1,186 @@
+"""Plans of one labeling, in order: check, read under leases, draft, decide, take steps, then commit or show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dagster_llm_batch.core.identity import canonical_json
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.errors import ConfigError, LedgerError
+from dagster_llm_batch.files.request_writer import Draft
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.loop.held import hold_and_read
+from dagster_llm_batch.loop.knowledge import history_of, read_knowledge
+from dagster_llm_batch.loop.plan import (
+    Plan,
+    Planning,
+    PlanStep,
+    Verdict,
+    allow,
+    commit,
+    count_money_steps,
+    decide,
+    plan_lease,
+    take_steps,
+    tune,
+)
+from dagster_llm_batch.loop.preview import Preview, parameter_warnings, show
+from dagster_llm_batch.loop.seams import Tuning
+from dagster_llm_batch.loop.submission_writer import SubmissionWriter
+from dagster_llm_batch.providers.capabilities import check_setup, real_time_of
+from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
+from dagster_llm_batch.storage.payloads import PayloadStore
+
+__all__ = ["Planner", "check_definition"]
+
+# How long to wait for another process that plans the same partition: it may read a large table. A dead process loses
+# its lease within a minute.
+_WAIT_SECONDS = 3_600.0
+
+
+def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: bool = False) -> None:
+    """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row.
+
+    `is_sent`: it was sent already, so that no parameter is refused.
+    """
+    for one in labeling.models:
+        _ = deployment.codec(one)
+        if not is_sent:
+            parameter_warnings(deployment, one)
+        provider = deployment.provider(one.provider)
+        check_setup(provider)
+        how = one.realtime
+        if how.urgent or how.deadline is not None or one.limits.below_minimum == "realtime":
+            real_time_of(provider)
+        budget = one.budget_usd
+        if (gap := deployment.price_gap(one)) is not None and budget is not None:
+            msg = (
+                f"No price is known for '{one.model}', so max_cost_usd={budget} cannot be kept. {gap} Correct "
+                "the model's name, give spend=Spend(price=TokenPrice(input_usd=..., output_usd=...)), or leave "
+                "max_cost_usd out."
+            )
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Plan submissions of one labeling.
+
+    Args:
+        labeling: The question about each row.
+        deployment: Where it is asked.
+        find_tuning: Returns what chooses by earlier submissions, or None.
+        sample: The step that draws the sample of a cascade.
+        forecast_end: The step that forecasts when the submission ends.
+    """
+
+    labeling: Labeling
+    deployment: Deployment
+    find_tuning: Callable[[Deployment, Labeling], Tuning | None]
+    sample: PlanStep
+    forecast_end: PlanStep
+
+    def plan(self, rows: Any, *, partition: str, run_id: str | None, again: bool) -> Submission:
+        """See Engine.plan."""
+        check_definition(self.deployment, self.labeling)
+        lease_name = plan_lease(self.deployment.namespace, self.labeling.asset, partition)
+        # One process plans a partition at a time. Nobody may send shards of its submissions, or settle them, while this
+        # plan decides which requests are in flight.
+        with (
+            self.deployment.ledger.hold_leases(lease_name, wait_seconds=_WAIT_SECONDS) as lease,
+            hold_and_read(self.deployment, lambda: self._open_and_all(partition)) as (_, history),
+            ExitStack() as unwanted,
+        ):
+            planning = self._begin(partition, history, [self.labeling.asset], self.deployment, unwanted, again=again)
+            plan, draft = self._draft(planning, rows, self.labeling.asset)
+            try:
+                submission = commit(plan, planning, draft, run_id, lease.check)
+            except BaseException:
+                # Somebody may have interrupted this process when the ledger had just stored the submission.
+                if self._may_be_stored(planning.submission_id):
+                    unwanted.pop_all()
+                raise
+            # Else it is the known submission, or another process's.
+            if submission.submission_id == planning.submission_id:
+                unwanted.pop_all()
+                self.deployment.opened_here.add(submission.submission_id)
+            return submission
+
+    def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
+        """See Engine.preview."""
+        check_definition(self.deployment, self.labeling)
+        name, history = history_of(self.deployment, self.labeling, partition)
+        names = (self.labeling.asset, *self.labeling.resend.former_names)
+        with ExitStack() as unwanted:
+            aside = replace(self.deployment, payloads=PayloadStore(unwanted.enter_context(TemporaryDirectory())))
+            planning = self._begin(partition, history, names, aside, unwanted, again=again)
+            plan, _ = self._draft(planning, rows, name)
+            return show(plan if plan.verdict is not Verdict.NEW else take_steps(plan, planning, [allow]), planning)
+
+    def _begin(
+        self,
+        partition: str,
+        history: Sequence[Submission],
+        names: Sequence[str],
+        stored_in: Deployment,
+        unwanted: ExitStack,
+        *,
+        again: bool,
+    ) -> Planning:
+        """Read what is known of a partition. The payload store of `stored_in` takes the files."""
+        # Workers on other machines would not see a temporary folder of this one.
+        labeling = self.labeling if stored_in is self.deployment else replace(self.labeling, workers=None)
+        writer = SubmissionWriter(labeling, stored_in)
+        knowledge = read_knowledge(
+            self.deployment,
+            self.labeling,
+            partition,
+            writer.configuration,
+            history,
+            erased_from=names,
+            again=again,
+        )
+        tuning = self.find_tuning(self.deployment, self.labeling)
+        return Planning(
+            labeling=self.labeling,
+            deployment=self.deployment,
+            partition=partition,
+            submission_id=self.deployment.new_id(),
+            knowledge=knowledge,
+            writer=writer if tuning is None else replace(writer, tuned=tuning.of_shards),
+            tuning=tuning,
+            unwanted=unwanted,
+        )
+
+    def _draft(self, planning: Planning, rows: Any, name: str) -> tuple[Plan, Draft]:
+        """Return the plan of these rows after its steps, and its draft. `name` is that of the ledger's submissions."""
+        knowledge, cascade = planning.knowledge, self.labeling.cascade
+        draft = planning.writer.draft(
+            planning.submission_id, planning.partition, knowledge.requests, knowledge.erased, knowledge.rows
+        )
+        planning.unwanted.callback(draft.discard)
+        draft.add_rows(rows)
+        asked = planning.writer.configuration
+        if cascade is not None:
+            # With another promise other labels may be accepted.
+            asked = f"{asked} {canonical_json(cascade.promise)}"
+        plan = decide(draft.finish(asked), draft.estimate, planning, name)
+        if plan.verdict is Verdict.KNOWN:
+            return plan, draft
+        return take_steps(plan, planning, (self.sample, tune, count_money_steps, self.forecast_end)), draft
+
+    def _open_and_all(self, partition: str) -> tuple[set[str], list[Submission]]:
+        """Return the ids of the open submissions of a partition, and all that it has."""
+        history = self.deployment.ledger.history(self.deployment.namespace, self.labeling.asset, partition)
+        return {one.submission_id for one in history if one.state is SubmissionState.OPEN}, history
+
+    def _may_be_stored(self, submission_id: str) -> bool:
+        """Return whether the ledger has a submission, or does not answer: files that nothing needs are pruned later."""
+        try:
+            return bool(self.deployment.ledger.known_submissions([submission_id]))
+        except LedgerError:
+            return True

@@ -1,0 +1,55 @@
+"""Protocols of what the engine hands to the loop, which imports neither cascades nor advice."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.definition.labeling import Labeling
+    from dagster_llm_batch.loop.collect import Collector
+    from dagster_llm_batch.loop.deployment import Deployment
+
+__all__ = ["Escalate", "Tuning"]
+
+
+class Tuning(Protocol):
+    """Values for one new submission, chosen by how earlier ones went. See advice/tuner.py."""
+
+    @property
+    def of_shards(self) -> Mapping[str, Mapping[str, int]]:
+        """The fields of shards that are chosen, each by the model that the shards ask."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """All choices so far, as they are stored with the submission."""
+        ...
+
+    def choose_lead(self, requests: int) -> timedelta:
+        """Return how long before its deadline a submission of so many requests turns to real time."""
+        ...
+
+    def choose_sample(
+        self, stored: Deployment, partition: str, rows: int, size: int, at_least: int, cheap: float
+    ) -> int:
+        """Return how many rows a cascade samples."""
+        ...
+
+
+class Escalate(Protocol):
+    """Finds the requests that the oracle of a cascade is asked beside the sample. See cascade/escalation.py."""
+
+    def __call__(
+        self,
+        labeling: Labeling,
+        deployment: Deployment,
+        submission: Submission,
+        shards: Sequence[Shard],
+        collector: Collector,
+    ) -> Sequence[tuple[Shard, Collection[str]]]:
+        """Return the requests of each lane, with a shard that stands for them."""
+        ...

@@ -1,0 +1,157 @@
+"""Writes the files of one labeling's submissions: the draft of a plan, and the request files of later retry rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dagster_llm_batch.core.identity import shard_nonce
+from dagster_llm_batch.core.keys import ErasedKeys
+from dagster_llm_batch.core.pricing import Costs, Estimate
+from dagster_llm_batch.definition.labeling import Labeling, Limits
+from dagster_llm_batch.files.request_files import ShardFiles, Wave
+from dagster_llm_batch.files.request_parts import ImagesBelow, PartMaker, WorkerSource
+from dagster_llm_batch.files.request_source import RequestSource, Spare
+from dagster_llm_batch.files.request_writer import Draft, KnownIds, LocalSource
+from dagster_llm_batch.loop.deployment import Deployment
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
+from dagster_llm_batch.types import Lane
+
+if TYPE_CHECKING:
+    from dagster_llm_batch.core.forecast import Learned
+    from dagster_llm_batch.files.earlier_rows import EarlierRows
+
+__all__ = ["SubmissionWriter"]
+
+
+@dataclass(frozen=True)
+class SubmissionWriter:
+    """Write the files of submissions of one labeling.
+
+    Args:
+        labeling: The question about each row.
+        deployment: Its payload store takes the files; a preview gives one that is temporary.
+        tuned: Fields of shards that earlier submissions decide, each by the model that the shards ask.
+    """
+
+    labeling: Labeling
+    deployment: Deployment
+    tuned: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def payloads(self) -> PayloadStore:
+        """The store that takes the files."""
+        return self.deployment.payloads
+
+    @cached_property
+    def configuration(self) -> str:
+        """See Deployment.configuration."""
+        return self.deployment.configuration(self.labeling)
+
+    def path(self, partition: str, submission_id: str, name: str) -> str:
+        """Return the path of a submission's file."""
+        return payload_path(self.deployment.namespace, self.labeling.asset, partition, submission_id, name)
+
+    def draft(
+        self,
+        submission_id: str,
+        partition: str,
+        known: KnownIds | None,
+        erased: ErasedKeys,
+        earlier: EarlierRows | None = None,
+    ) -> Draft:
+        """Return a draft of a submission, whose request files it writes. Discard it unless it is stored.
+
+        `known` has the requests that are not asked again, `earlier` the rows of an earlier submission.
+        """
+        labeling, deployment = self.labeling, self.deployment
+        root = labeling.prompt.image_root
+        load_image = None if root is None else ImagesBelow(root)
+        spares = [self.spare(submission_id, partition, fallback) for fallback in labeling.models[1:]]
+        codec, counter = deployment.codec(labeling), deployment.counter(labeling)
+        source: RequestSource = LocalSource(
+            labeling, [codec, *(spare.codec for spare in spares)], counter, self.payloads, load_image, erased, earlier
+        )
+        if labeling.workers is not None:
+            folder = self.path(partition, submission_id, "parts").rpartition("/")[0]
+            maker = PartMaker(labeling, codec, spares, counter, self.payloads, folder, load_image, erased)
+            source = WorkerSource(labeling.workers, maker, source)
+        wave = replace(self.wave(submission_id, partition, 1), writer=source.writer)
+        return Draft(
+            labeling=labeling,
+            source=source,
+            payloads=self.payloads,
+            files={lane: self.files(wave, labeling, lane) for lane in Lane},
+            spares=spares,
+            estimate=self.estimate(labeling),
+            known=known,
+            manifest_path=self.path(partition, submission_id, "manifest.parquet"),
+            few_rows=deployment.few_rows,
+            new_file=deployment.new_file,
+        )
+
+    def wave(self, submission_id: str, partition: str, number: int) -> Wave:
+        """Return the wave of this number, to write its request files."""
+        return Wave(self.payloads, submission_id, number, lambda name: self.path(partition, submission_id, name))
+
+    def files(self, wave: Wave, labeling: Labeling, lane: Lane) -> ShardFiles:
+        """Return the request files of a wave for one of the labeling's models, in one lane."""
+        limits, estimate = self.deployment.batch_limits(labeling), self.estimate(labeling)
+        chosen = {name: self.tuned.get(name, {}).get(labeling.model) for name in ("most_requests", "most_at_once")}
+        owner, prices = self.deployment.owner(labeling, lane), _Prices(labeling.limits, estimate, lane)
+        return wave.files(limits, owner, prices, chosen)
+
+    def spare(self, submission_id: str, partition: str, fallback: Labeling) -> Spare:
+        """Return the file that has all requests for a fallback, as it is configured now."""
+        configuration = self.deployment.configuration(fallback)
+        return Spare(
+            codec=self.deployment.codec(fallback),
+            path=self.path(partition, submission_id, f"fallback-{configuration}.jsonl.zst"),
+            nonce=shard_nonce(submission_id, 0, int(configuration, 16)),
+        )
+
+    def estimate(self, labeling: Labeling, lane: Lane = Lane.BATCH) -> Estimate:
+        """Return an estimate without any request yet for one of the labeling's models."""
+        # The history of a fallback says nothing: it gets the requests that the first model did not answer. The oracle
+        # of a cascade is asked a sample, and so much more that it has a history of its own.
+        learned = self._learned if labeling.model == self.labeling.model else None
+        if self.labeling.cascade is not None and labeling.model == self.labeling.models[1].model:
+            learned = self._learned_of_oracle
+        return self.deployment.estimate(labeling, lane, learned)
+
+    @cached_property
+    def _learned(self) -> Learned | None:
+        return self.deployment.learned(self.labeling)
+
+    @cached_property
+    def _learned_of_oracle(self) -> Learned | None:
+        return self.deployment.learned(self.labeling, of_oracle=True)
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """See ShardPrices."""
+
+    limits: Limits
+    estimate: Estimate
+    lane: Lane
+
+    def surcharge(self, shard: Shard, lacking: int) -> Costs:
+        each, urgent = (self.estimate.expected_usd(shard.tokens // shard.requests, lane) for lane in Lane)
+        if self.limits.below_minimum == "refuse" or each is None or urgent is None:
+            return Costs(Decimal(0), Decimal(0))
+        dearest = self.most_usd(shard.input_bound)
+        if self.limits.below_minimum == "pad":
+            # Copies of any of them.
+            return Costs(each * lacking, None if dearest is None else dearest * lacking)
+        more = (urgent - each) * shard.requests
+        most = self.estimate.most_usd(shard.input_bound, Lane.REALTIME)
+        known = most is not None and dearest is not None
+        return Costs(more, (most - dearest) * shard.requests if known else None)  # type: ignore[operator]  # both known
+
+    def most_usd(self, input_bound: int | None) -> Decimal | None:
+        return self.estimate.most_usd(input_bound, self.lane)
