@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 from benchmarks.mock.answers import answer
 from benchmarks.mock.server import Mock, Reply
-from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
-from dagster_llm_batch.testing.emulator.google.storage import Storage
+from dagster_llm_batch.testing.emulator.gcs import Storage
+from dagster_llm_batch.testing.emulator.s3 import S3
 
 _RECORD = re.compile(rb'\{"recordId":"([^"]*)","modelInput":(.*)\}$')
 _ROW = re.compile(rb'\{"custom_id":"([^"]*)","request":(.*)\}$')

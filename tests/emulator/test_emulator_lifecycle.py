@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI, Edge, IllegalMoveError, Life, ManualClock, Mover, Pace
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, IllegalMoveError, Life, ManualClock, Mover, Pace
+from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE as OPENAI
 
 
 class Batch:

@@ -45,7 +45,7 @@ from dagster_llm_batch.testing.emulator import (
     simulated_answer,
 )
 from dagster_llm_batch.testing.emulator.answers import last_user_text
-from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
+from dagster_llm_batch.testing.emulator.s3 import S3
 from tests.golden.filed import KilledError
 from tests.golden.fixed_workspace import FixedWorkspace
 from tests.golden.journal import Journal

@@ -36,7 +36,7 @@ from dagster_llm_batch.testing.emulator import (
     local_gcs,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.google.storage import Storage
+from dagster_llm_batch.testing.emulator.gcs import Storage
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Outcome, RequestSpec
 
 SPEC = RequestSpec("gemini-2.5-flash")

@@ -6,7 +6,6 @@ what was done and billed. Needs the extra `emulator`.
 """
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, Reply, simulated_answer
-from dagster_llm_batch.testing.emulator.bedrock.s3 import local_s3
 from dagster_llm_batch.testing.emulator.books import (
     BatchRecord,
     Books,
@@ -27,28 +26,16 @@ from dagster_llm_batch.testing.emulator.faults import (
     lost_create_reply,
     rate_limited,
 )
-from dagster_llm_batch.testing.emulator.google.storage import local_gcs
-from dagster_llm_batch.testing.emulator.lifecycle import (
-    ANTHROPIC,
-    BEDROCK,
-    GEMINI,
-    MISTRAL,
-    OPENAI,
-    VERTEX,
-    IllegalMoveError,
-    ManualClock,
-)
+from dagster_llm_batch.testing.emulator.gcs import local_gcs
+from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError, Lifecycle, ManualClock
+from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 from dagster_llm_batch.testing.emulator.shared_state import VendorLimits
+from dagster_llm_batch.testing.emulator.vendors import VENDORS, routes_class
 
 __all__ = [
-    "ANTHROPIC",
-    "BEDROCK",
     "DEFAULT_KEY",
-    "GEMINI",
-    "MISTRAL",
-    "OPENAI",
-    "VERTEX",
+    "VENDORS",
     "AnswerFunction",
     "BatchFault",
     "BatchRecord",
@@ -75,3 +62,10 @@ __all__ = [
     "rate_limited",
     "simulated_answer",
 ]
+
+
+def __getattr__(name: str) -> Lifecycle:
+    """Return the states of a vendor's batches, under the vendor's name in capitals, such as OPENAI."""
+    if name.lower() in VENDORS and name.isupper():
+        return routes_class(name.lower()).lifecycle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from dagster_llm_batch.testing.emulator.bedrock.s3 import local_s3
-from dagster_llm_batch.testing.emulator.google.storage import local_gcs
+from dagster_llm_batch.testing.emulator.gcs import local_gcs
+from dagster_llm_batch.testing.emulator.s3 import local_s3
 from dagster_llm_batch.testing.emulator.server import DEFAULT_KEY, Emulator
 
 BUCKET = "emulator"
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 s3_url=s3_url,
             )
         )
-        exports = _exports(emulator, keys[0] if keys else DEFAULT_KEY, s3_url, gcs_url)
+        exports = emulator.exports(keys[0] if keys else DEFAULT_KEY)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):  # Dagster, and a shell's background, may have them ignored
             signal.signal(number, lambda *_: stop.set())
@@ -77,47 +77,6 @@ def _storage(servers: ExitStack, options: argparse.Namespace) -> tuple[str | Non
         s3_url = s3_url or servers.enter_context(local_s3(BUCKET))
         gcs_url = gcs_url or servers.enter_context(local_gcs(BUCKET))
     return s3_url, gcs_url
-
-
-def _exports(emulator: Emulator, key: str, s3_url: str | None, gcs_url: str | None) -> dict[str, dict[str, str]]:
-    """Return what to export, by a line on where it leads, under the names that the vendors' own SDKs read."""
-    gcs, s3 = gcs_url or "nowhere: give --gcs-url or --all", s3_url or "nowhere: give --s3-url or --all"
-    return {
-        f"OpenAI emulator at {emulator.openai_base_url} (Azure v1 form: {emulator.azure_base_url})": {
-            "OPENAI_BASE_URL": emulator.openai_base_url,
-            "OPENAI_API_KEY": key,
-        },
-        f"Anthropic emulator at {emulator.anthropic_base_url}": {
-            "ANTHROPIC_BASE_URL": emulator.anthropic_base_url,
-            "ANTHROPIC_API_KEY": key,
-        },
-        f"OpenRouter emulator at {emulator.openrouter_base_url}": {
-            "OPENROUTER_BASE_URL": emulator.openrouter_base_url,
-            "OPENROUTER_API_KEY": key,
-        },
-        f"Mistral emulator at {emulator.mistral_base_url}": {
-            "MISTRAL_BASE_URL": emulator.mistral_base_url,
-            "MISTRAL_API_KEY": key,
-        },
-        f"Gemini emulator at {emulator.gemini_base_url}": {
-            "GOOGLE_GEMINI_BASE_URL": emulator.gemini_base_url,
-            "GEMINI_API_KEY": key,
-        },
-        f"Vertex AI emulator at {emulator.vertex_base_url}, its files {'in ' if gcs_url else ''}{gcs}": {
-            "GOOGLE_VERTEX_BASE_URL": emulator.vertex_base_url,
-            "BIGQUERY_EMULATOR_HOST": emulator.bigquery_url,
-            **({"STORAGE_EMULATOR_HOST": gcs_url} if gcs_url else {}),
-        },
-        f"Bedrock emulator at {emulator.bedrock_url}, its files {'in ' if s3_url else ''}{s3}": {
-            "AWS_ENDPOINT_URL_BEDROCK": emulator.bedrock_url,
-            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": emulator.bedrock_url,
-            "AWS_ENDPOINT_URL_SERVICE_QUOTAS": emulator.bedrock_url,
-            **({"AWS_ENDPOINT_URL_S3": s3_url} if s3_url else {}),
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": "emulator",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        },
-    }
 
 
 def _where(exports: dict[str, dict[str, str]], *, as_json: bool) -> str:

@@ -1,6 +1,6 @@
 """The states of a batch, written as edges, and the pace at which they are walked.
 
-All legal moves of every vendor stand in this file. A batch moves only by `Mover.tick()` (manual pace), by
+A vendor's folder has its table. A batch moves only by `Mover.tick()` (manual pace), by
 `Mover.advance()` (seconds on a clock, called by a timer thread), or by a caller's explicit request such as cancel:
 never because somebody reads it. A move is one compare-and-set under the batch's lock; an illegal one raises
 `IllegalMoveError` and changes nothing.
@@ -65,108 +65,6 @@ class Lifecycle:
         lines += [f"    {edge.source} --> {edge.target}: {edge.event}" for edge in self.edges]
         lines += [f"    {state} --> [*]" for state in self.states if self.ended(state)]
         return "\n".join(lines)
-
-
-# https://platform.openai.com/docs/guides/batch#4-check-the-status-of-a-batch
-OPENAI = Lifecycle(
-    start="validating",
-    edges=(
-        Edge("validating", "due", "in_progress"),
-        Edge("validating", "invalid", "failed"),
-        Edge("validating", "cancel", "cancelling"),
-        Edge("in_progress", "work", "in_progress"),  # some rows ran, more are left
-        Edge("in_progress", "due", "finalizing"),
-        Edge("in_progress", "window_over", "finalizing"),
-        Edge("in_progress", "cancel", "cancelling"),
-        Edge("finalizing", "due", "completed"),
-        Edge("finalizing", "expire", "expired"),
-        Edge("finalizing", "cancel", "cancelling"),
-        Edge("cancelling", "due", "cancelled"),
-    ),
-)
-
-# https://docs.mistral.ai/capabilities/batch/; what was canceled before it began has ended at once, as seen live
-MISTRAL = Lifecycle(
-    start="QUEUED",
-    edges=(
-        Edge("QUEUED", "due", "RUNNING"),
-        Edge("QUEUED", "invalid", "FAILED"),
-        Edge("QUEUED", "cancel", "CANCELLED"),
-        Edge("RUNNING", "work", "RUNNING"),  # some rows ran, more are left
-        Edge("RUNNING", "due", "SUCCESS"),
-        Edge("RUNNING", "window_over", "TIMEOUT_EXCEEDED"),
-        Edge("RUNNING", "cancel", "CANCELLATION_REQUESTED"),
-        Edge("CANCELLATION_REQUESTED", "due", "CANCELLED"),
-    ),
-)
-
-# https://platform.claude.com/docs/en/build-with-claude/batch-processing#tracking-your-batch
-ANTHROPIC = Lifecycle(
-    start="in_progress",
-    edges=(
-        Edge("in_progress", "work", "in_progress"),  # some rows ran, more are left
-        Edge("in_progress", "due", "ended"),
-        Edge("in_progress", "window_over", "ended"),
-        Edge("in_progress", "cancel", "canceling"),
-        Edge("canceling", "due", "ended"),
-    ),
-)
-
-# https://cloud.google.com/vertex-ai/docs/reference/rest/v1/JobState
-VERTEX = Lifecycle(
-    start="JOB_STATE_QUEUED",
-    edges=(
-        Edge("JOB_STATE_QUEUED", "due", "JOB_STATE_PENDING"),
-        Edge("JOB_STATE_QUEUED", "cancel", "JOB_STATE_CANCELLING"),
-        Edge("JOB_STATE_PENDING", "due", "JOB_STATE_RUNNING"),
-        Edge("JOB_STATE_PENDING", "invalid", "JOB_STATE_FAILED"),
-        Edge("JOB_STATE_PENDING", "cancel", "JOB_STATE_CANCELLING"),
-        Edge("JOB_STATE_RUNNING", "work", "JOB_STATE_RUNNING"),  # some rows ran, more are left
-        Edge("JOB_STATE_RUNNING", "due", "JOB_STATE_SUCCEEDED"),
-        Edge("JOB_STATE_RUNNING", "invalid", "JOB_STATE_FAILED"),
-        Edge("JOB_STATE_RUNNING", "window_over", "JOB_STATE_EXPIRED"),
-        Edge("JOB_STATE_RUNNING", "cancel", "JOB_STATE_CANCELLING"),
-        Edge("JOB_STATE_CANCELLING", "due", "JOB_STATE_CANCELLED"),
-    ),
-)
-
-# https://ai.google.dev/gemini-api/docs/batch-api#batch-job-status
-GEMINI = Lifecycle(
-    start="BATCH_STATE_PENDING",
-    edges=(
-        Edge("BATCH_STATE_PENDING", "due", "BATCH_STATE_RUNNING"),
-        Edge("BATCH_STATE_PENDING", "invalid", "BATCH_STATE_FAILED"),
-        Edge("BATCH_STATE_PENDING", "window_over", "BATCH_STATE_EXPIRED"),
-        Edge("BATCH_STATE_PENDING", "cancel", "BATCH_STATE_CANCELLED"),
-        Edge("BATCH_STATE_RUNNING", "work", "BATCH_STATE_RUNNING"),  # some rows ran, more are left
-        Edge("BATCH_STATE_RUNNING", "due", "BATCH_STATE_SUCCEEDED"),
-        Edge("BATCH_STATE_RUNNING", "window_over", "BATCH_STATE_EXPIRED"),
-        Edge("BATCH_STATE_RUNNING", "cancel", "BATCH_STATE_CANCELLED"),
-    ),
-)
-
-
-# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_GetModelInvocationJob.html
-BEDROCK = Lifecycle(
-    start="Submitted",
-    edges=(
-        Edge("Submitted", "due", "Validating"),
-        Edge("Submitted", "window_over", "Expired"),
-        Edge("Submitted", "cancel", "Stopping"),
-        Edge("Validating", "due", "Scheduled"),
-        Edge("Validating", "invalid", "Failed"),
-        Edge("Validating", "cancel", "Stopping"),
-        Edge("Scheduled", "due", "InProgress"),
-        Edge("Scheduled", "window_over", "Expired"),
-        Edge("Scheduled", "cancel", "Stopping"),
-        Edge("InProgress", "work", "InProgress"),  # some records ran, more are left
-        Edge("InProgress", "due", "Completed"),
-        Edge("InProgress", "window_over", "PartiallyCompleted"),
-        Edge("InProgress", "expire", "Expired"),
-        Edge("InProgress", "cancel", "Stopping"),
-        Edge("Stopping", "due", "Stopped"),
-    ),
-)
 
 
 @dataclass(frozen=True)

@@ -14,25 +14,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dagster_llm_batch.testing.emulator.answers import AnswerFunction, simulated_answer
-from dagster_llm_batch.testing.emulator.anthropic.routes import AnthropicRoutes
-from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES
-from dagster_llm_batch.testing.emulator.bedrock.routes import BedrockRoutes
-from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
 from dagster_llm_batch.testing.emulator.books import Books
 from dagster_llm_batch.testing.emulator.faults import Fault, FaultScript
-from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryRoutes, Tables
-from dagster_llm_batch.testing.emulator.google.gemini_routes import GeminiRoutes
-from dagster_llm_batch.testing.emulator.google.vertex_routes import VertexRoutes
-from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
 from dagster_llm_batch.testing.emulator.lifecycle import Clock, Mover, Pace
-from dagster_llm_batch.testing.emulator.mistral.routes import MistralRoutes
-from dagster_llm_batch.testing.emulator.mistral.wire import MISTRAL
-from dagster_llm_batch.testing.emulator.openai.routes import OpenAIRoutes
-from dagster_llm_batch.testing.emulator.openrouter.routes import OpenRouterRoutes
-from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
 from dagster_llm_batch.testing.emulator.shared_state import Keys, SharedState, VendorLimits
 from dagster_llm_batch.testing.emulator.storage_relay import GCS, S3, StorageRelay
-from dagster_llm_batch.testing.emulator.wire import App, Connections, Wire, by_path
+from dagster_llm_batch.testing.emulator.vendors import VENDORS, routes_class
+from dagster_llm_batch.testing.emulator.wire import AZURE, App, Connections, ErrorBody, Wire
 
 HOST = "127.0.0.1"
 DEFAULT_KEY = "sk-emulator"
@@ -84,26 +72,20 @@ class Emulator:
             limits=limits or VendorLimits(),
             seed=seed,
             work_steps=work_steps,
+            gcs_url=gcs_url,
+            s3_url=s3_url,
         )
-        self._openai = OpenAIRoutes(self._shared)
-        self._anthropic = AnthropicRoutes(self._shared)
-        self._bedrock = BedrockRoutes(self._shared, s3_url)
-        self._openrouter = OpenRouterRoutes(self._shared)
-        self._mistral = MistralRoutes(self._shared)
+        self._vendors = {name: routes_class(name)(self._shared) for name in VENDORS}
         self._connections = Connections()
-        tables = Tables()
         apps: dict[str, App] = {
-            BIGQUERY: BigQueryRoutes(self._shared, tables).app(),
-            MESSAGES: self._anthropic.app(),
-            BEDROCK: self._bedrock.app(),
-            OPENROUTER: self._openrouter.app(),
-            MISTRAL: self._mistral.app(),
-            VERTEX: VertexRoutes(self._shared, gcs_url, tables).app(),
-            GEMINI: GeminiRoutes(self._shared).app(),
-            **{prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None},
+            prefix: StorageRelay(prefix, url) for prefix, url in ((GCS, gcs_url), (S3, s3_url)) if url is not None
         }
-        routes = by_path(apps, self._openai.app())
-        self.asgi_app = Wire(routes, self._shared, self._connections)
+        error_bodies: dict[str, ErrorBody] = {}
+        for routes in self._vendors.values():
+            own = routes.apps()
+            apps |= own
+            error_bodies |= dict.fromkeys(own, routes.error_body)
+        self.asgi_app = Wire(apps, error_bodies, self._shared, self._connections)
         self._wanted_port = port
         self._port: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,59 +107,77 @@ class Emulator:
         return self._port
 
     @property
+    def url(self) -> str:
+        """The address, without a path."""
+        return f"http://{HOST}:{self.port}"
+
+    def base_url(self, vendor: str) -> str:
+        """Return the address for the client of a vendor of VENDORS, such as `emulator.base_url("openai")`."""
+        return f"{self.url}{self._vendors[vendor].base_path}"
+
+    def exports(self, key: str) -> dict[str, dict[str, str]]:
+        """Return what to export, under the names that the vendors' own SDKs read, by a line on where it leads."""
+        return {
+            f"{routes.title} emulator at {self.base_url(name)}{routes.remark(self.url)}": {
+                **routes.exports(self.url, key)
+            }
+            for name, routes in self._vendors.items()
+        }
+
+    @property
     def openai_base_url(self) -> str:
         """For `openai.OpenAI(base_url=...)`."""
-        return f"http://{HOST}:{self.port}/v1"
+        return self.base_url("openai")
 
     @property
     def azure_base_url(self) -> str:
         """For `openai.OpenAI(base_url=...)`, in the form, and with the ways, of Azure's v1 API."""
-        return f"http://{HOST}:{self.port}/openai/v1/"
+        return f"{self.url}{AZURE}/v1/"
 
     @property
     def anthropic_base_url(self) -> str:
         """For `anthropic.Anthropic(base_url=...)`."""
-        return f"http://{HOST}:{self.port}"
+        return self.base_url("anthropic")
 
     @property
     def openrouter_base_url(self) -> str:
         """For a client of OpenRouter's API, and of its batches."""
-        return f"http://{HOST}:{self.port}{OPENROUTER}"
+        return self.base_url("openrouter")
 
     @property
     def mistral_base_url(self) -> str:
         """For a client of Mistral's API: files, batch jobs and chat."""
-        return f"http://{HOST}:{self.port}{MISTRAL}"
+        return self.base_url("mistral")
 
     @property
     def vertex_base_url(self) -> str:
         """For `genai.Client(vertexai=True, http_options=HttpOptions(base_url=...))`."""
-        return f"http://{HOST}:{self.port}{VERTEX}"
+        return self.base_url("vertex")
 
     @property
     def bigquery_url(self) -> str:
         """For `bigquery.Client(client_options={"api_endpoint": ...})`: the dataset `emulator` of any project."""
-        return f"http://{HOST}:{self.port}{BIGQUERY}"
+        return self._vendors["vertex"].exports(self.url, "")["BIGQUERY_EMULATOR_HOST"]
 
     @property
     def gemini_base_url(self) -> str:
         """For `genai.Client(http_options=HttpOptions(base_url=...))`."""
-        return f"http://{HOST}:{self.port}{GEMINI}"
+        return self.base_url("gemini")
 
     @property
     def bedrock_url(self) -> str:
         """For `boto3.client(..., endpoint_url=...)` of "bedrock", "bedrock-runtime" and "service-quotas"."""
-        return f"http://{HOST}:{self.port}{BEDROCK}"
+        return self.base_url("bedrock")
 
     @property
     def gcs_relay_url(self) -> str:
         """For `storage.Client(client_options={"api_endpoint": ...})`: the server at `gcs_url`, faults included."""
-        return f"http://{HOST}:{self.port}{GCS}"
+        return f"{self.url}{GCS}"
 
     @property
     def s3_relay_url(self) -> str:
         """For `boto3.client("s3", endpoint_url=...)`: the server at `s3_url`, faults included."""
-        return f"http://{HOST}:{self.port}{S3}"
+        return f"{self.url}{S3}"
 
     def tick(self, times: int = 1) -> int:
         """Move every live batch one edge, `times` times; how many moves that were."""
@@ -231,11 +231,8 @@ class Emulator:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
             self._thread, self._loop, self._port = None, None, None
-        self._openai.close()
-        self._anthropic.close()
-        self._bedrock.close()
-        self._openrouter.close()
-        self._mistral.close()
+        for routes in self._vendors.values():
+            routes.close()
         self._shared.close()
 
     def __enter__(self) -> Self:

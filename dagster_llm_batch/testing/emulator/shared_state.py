@@ -23,8 +23,9 @@ class VendorLimits:
 
     `enqueued_tokens` is per account and model, at OpenAI and the Gemini API. Gemini refuses what is over it when it is
     created; OpenAI takes it and fails it in validation, or, with `fails_fast`, refuses it too, as Azure does in places.
-    `queued_requests` is Anthropic's, per account. The last three are OpenRouter's: a batch of so many rows tells them
-    itself, and of more in pages of so many at most.
+    `queued_requests` is Anthropic's, per account. `inline_requests`, `inline_results` and `results_page` are those of
+    OpenRouter: a batch of so many rows has them itself, and of more in pages of so many at most. `others` has limits by
+    the names that a vendor's folder gives them.
     """
 
     batch_requests: int = 50_000
@@ -36,8 +37,6 @@ class VendorLimits:
     bedrock_min_records: int = 100
     bedrock_jobs: int | None = None  # submitted and in progress, of one account
     bedrock_quotas: Mapping[str, float] = field(default_factory=dict)  # what Service Quotas tells, by name
-    mistral_requests: int = 1_000_000
-    mistral_file_bytes: int = 512_000_000
     embedding_inputs: int = 50_000
     enqueued_tokens: int | None = None
     fails_fast: bool = False
@@ -47,6 +46,7 @@ class VendorLimits:
     inline_requests: int = 5_000
     inline_results: int = 2
     results_page: int = 5
+    others: Mapping[str, int] = field(default_factory=dict)
 
 
 class SharedState:
@@ -63,6 +63,8 @@ class SharedState:
         limits: VendorLimits,
         seed: int,
         work_steps: int,
+        gcs_url: str | None = None,
+        s3_url: str | None = None,
     ) -> None:
         self._answer = answer
         self.clock = clock
@@ -71,6 +73,8 @@ class SharedState:
         self.limits = limits
         self.seed = seed
         self.work_steps = work_steps
+        self.gcs_url = gcs_url
+        self.s3_url = s3_url
         self.books = Books()
         self._keys = {keys: keys} if isinstance(keys, str) else keys
         self._randoms: dict[str, random.Random] = {}

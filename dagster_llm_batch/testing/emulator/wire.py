@@ -10,24 +10,13 @@ import contextlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES
-from dagster_llm_batch.testing.emulator.anthropic.wire import error_body as anthropic_error_body
-from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK
-from dagster_llm_batch.testing.emulator.bedrock.wire import error_body as bedrock_error_body
 from dagster_llm_batch.testing.emulator.books import Call
 from dagster_llm_batch.testing.emulator.calls import api_key
 from dagster_llm_batch.testing.emulator.faults import WireFault
-from dagster_llm_batch.testing.emulator.google.wire import GEMINI, VERTEX
-from dagster_llm_batch.testing.emulator.google.wire import error_body as google_error_body
-from dagster_llm_batch.testing.emulator.mistral.wire import MISTRAL
-from dagster_llm_batch.testing.emulator.mistral.wire import error_body as mistral_error_body
-from dagster_llm_batch.testing.emulator.openai.wire import error_body
-from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER
-from dagster_llm_batch.testing.emulator.openrouter.wire import error_body as openrouter_error_body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 Message = MutableMapping[str, Any]
@@ -35,7 +24,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-_AZURE = "/openai"
+_Found = TypeVar("_Found")
+
+
+class ErrorBody(Protocol):
+    """Gives the body of an error in a vendor's shape."""
+
+    def __call__(self, status: int, message: str | None, *, code: str | None) -> dict[str, Any]: ...
+
+
+AZURE = "/openai"
 
 
 class Connections:
@@ -72,20 +70,15 @@ class Connections:
             transport.abort()
 
 
-def by_path(apps: Mapping[str, App], other: App) -> App:
-    """Return the app whose prefix the path has; `other` for the rest."""
-
-    async def app(scope: Message, receive: Receive, send: Send) -> None:
-        found = next((one for prefix, one in apps.items() if scope["path"].startswith(prefix)), other)
-        await found(scope, receive, send)
-
-    return app
+def by_path(choices: Mapping[str, _Found], path: str) -> _Found:
+    """Return what belongs to the longest start that the path has. The empty start fits every path."""
+    return choices[max((start for start in choices if path.startswith(start)), key=len)]
 
 
 def plain_path(path: str) -> str:
     """Return the path as OpenAI has it: without Azure's prefix, which may or may not carry `/v1`."""
-    if path.startswith(f"{_AZURE}/"):
-        path = path.removeprefix(_AZURE)
+    if path.startswith(f"{AZURE}/"):
+        path = path.removeprefix(AZURE)
         return path if path.startswith("/v1/") else f"/v1{path}"
     return path
 
@@ -104,10 +97,20 @@ def _dated(send: Send, now: float) -> Send:
 
 
 class Wire:
-    """The ASGI app that clients talk to."""
+    """The ASGI app that clients talk to.
 
-    def __init__(self, app: App, shared: SharedState, connections: Connections) -> None:
-        self._app = app
+    `apps` and `error_bodies`: the routes of each vendor and the shape of its errors, by the start of their paths.
+    """
+
+    def __init__(
+        self,
+        apps: Mapping[str, App],
+        error_bodies: Mapping[str, ErrorBody],
+        shared: SharedState,
+        connections: Connections,
+    ) -> None:
+        self._apps = apps
+        self._error_bodies = error_bodies
         self._shared = shared
         self._connections = connections
         self.hanging = 0
@@ -137,11 +140,11 @@ class Wire:
             await self._serve(scope, receive, send)
             return
         if replaced.when == "after":
-            await self._app(scope, receive, _nowhere)
+            await by_path(self._apps, path)(scope, receive, _nowhere)
         if replaced.kind == "status":
             if replaced.when == "before":
                 await _drain(receive)
-            await _send_status(send, replaced, path)
+            await _send_status(send, replaced, by_path(self._error_bodies, path))
         elif replaced.kind == "close":
             await self._drop(scope, receive)
         else:
@@ -156,7 +159,7 @@ class Wire:
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         with contextlib.suppress(_CutHereError):
-            await self._app(scope, receive, send)
+            await by_path(self._apps, scope["path"])(scope, receive, send)
 
     async def _drop(self, scope: Message, receive: Receive) -> None:
         transport = self._connections.of(scope)
@@ -259,10 +262,7 @@ async def _wait_for_end(receive: Receive) -> None:
         pass
 
 
-async def _send_status(send: Send, fault: WireFault, path: str) -> None:
-    shapes = {MESSAGES: anthropic_error_body, VERTEX: google_error_body, GEMINI: google_error_body}
-    shapes |= {BEDROCK: bedrock_error_body, OPENROUTER: openrouter_error_body, MISTRAL: mistral_error_body}
-    shape = next((one for prefix, one in shapes.items() if path.startswith(prefix)), error_body)
+async def _send_status(send: Send, fault: WireFault, shape: ErrorBody) -> None:
     body = (
         json.dumps(shape(fault.status, fault.message, code=fault.code)).encode() if fault.body is None else fault.body
     )

@@ -15,10 +15,22 @@ from dagster_llm_batch.testing.emulator.anthropic.wire import Body, row
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.lifecycle import ANTHROPIC
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+
+# https://platform.claude.com/docs/en/build-with-claude/batch-processing#tracking-your-batch
+LIFECYCLE = Lifecycle(
+    start="in_progress",
+    edges=(
+        Edge("in_progress", "work", "in_progress"),  # some rows ran, more are left
+        Edge("in_progress", "due", "ended"),
+        Edge("in_progress", "window_over", "ended"),
+        Edge("in_progress", "cancel", "canceling"),
+        Edge("canceling", "due", "ended"),
+    ),
+)
 
 _KINDS = ("processing", "succeeded", "errored", "canceled", "expired")
 _KEPT_SECONDS = 29 * 86_400.0
@@ -33,7 +45,7 @@ class AnthropicBatch(EmulatedBatch):
         self._requests = requests
         self._created_at = shared.clock()
         self._expires_at = self._created_at + shared.limits.window_seconds
-        super().__init__(shared, record, ANTHROPIC, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self.size = len(requests)
         self._queue = RowQueue(shared, record.ordinal, len(requests))
         self._counts = dict.fromkeys(_KINDS, 0)

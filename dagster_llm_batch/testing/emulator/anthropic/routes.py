@@ -7,20 +7,22 @@ Reads report and never move a batch. What belongs to another account is not foun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from dagster_llm_batch.testing.emulator.anthropic.batches import AnthropicBatch
+from dagster_llm_batch.testing.emulator.anthropic.batches import LIFECYCLE, AnthropicBatch
 from dagster_llm_batch.testing.emulator.anthropic.requests import Caller, Request, check_batch, respond
-from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body
+from dagster_llm_batch.testing.emulator.anthropic.wire import MESSAGES, ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import api_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 _BATCHES = "/v1/messages/batches"
 _MOST, _DEFAULT = 1_000, 20
@@ -29,15 +31,30 @@ _ASK_AGAIN_SECONDS = "10"
 Handler = Callable[[HttpRequest, Caller], Awaitable[Response]]
 
 
-class AnthropicRoutes:
+class AnthropicRoutes(VendorRoutes):
     """The routes of Anthropic, over what the emulated vendors share."""
 
+    title = "Anthropic"
+    base_path = ""
+    lifecycle = LIFECYCLE
+
     def __init__(self, shared: SharedState) -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._batches: dict[str, AnthropicBatch] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {MESSAGES: self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": key}
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _BATCHES, self._create),
             ("GET", _BATCHES, self._list),

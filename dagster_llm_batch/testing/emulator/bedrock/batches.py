@@ -15,12 +15,34 @@ from dataclasses import dataclass, field
 
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
-from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
 from dagster_llm_batch.testing.emulator.bedrock.wire import Body, iso
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.lifecycle import BEDROCK
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
+from dagster_llm_batch.testing.emulator.s3 import S3
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+
+# https://docs.aws.amazon.com/bedrock/latest/APIReference/API_GetModelInvocationJob.html
+LIFECYCLE = Lifecycle(
+    start="Submitted",
+    edges=(
+        Edge("Submitted", "due", "Validating"),
+        Edge("Submitted", "window_over", "Expired"),
+        Edge("Submitted", "cancel", "Stopping"),
+        Edge("Validating", "due", "Scheduled"),
+        Edge("Validating", "invalid", "Failed"),
+        Edge("Validating", "cancel", "Stopping"),
+        Edge("Scheduled", "due", "InProgress"),
+        Edge("Scheduled", "window_over", "Expired"),
+        Edge("Scheduled", "cancel", "Stopping"),
+        Edge("InProgress", "work", "InProgress"),  # some records ran, more are left
+        Edge("InProgress", "due", "Completed"),
+        Edge("InProgress", "window_over", "PartiallyCompleted"),
+        Edge("InProgress", "expire", "Expired"),
+        Edge("InProgress", "cancel", "Stopping"),
+        Edge("Stopping", "due", "Stopped"),
+    ),
+)
 
 _OK = 200
 _HOUR = 3600
@@ -49,7 +71,7 @@ class BedrockJob(EmulatedBatch):
         self.body = body
         self.created_at = shared.clock()
         self._expires_at = self.created_at + body.get("timeoutDurationInHours", 24) * _HOUR
-        super().__init__(shared, record, BEDROCK, self.created_at)
+        super().__init__(shared, record, LIFECYCLE, self.created_at)
         self._records: list[Body] = []
         self._order: list[int] = []
         self._counts = Counts()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 
@@ -17,14 +17,16 @@ from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from dagster_llm_batch.testing.emulator.bedrock.batches import BedrockJob
+from dagster_llm_batch.testing.emulator.bedrock.batches import LIFECYCLE, BedrockJob
 from dagster_llm_batch.testing.emulator.bedrock.requests import Request, respond
-from dagster_llm_batch.testing.emulator.bedrock.s3 import S3
-from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, Body
+from dagster_llm_batch.testing.emulator.bedrock.wire import BEDROCK, ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
+from dagster_llm_batch.testing.emulator.s3 import S3
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 # https://docs.aws.amazon.com/bedrock/latest/APIReference/API_CreateModelInvocationJob.html
 _S3_URI = r"s3://[a-z0-9][-.a-z0-9]{1,61}[a-z0-9](?:/[-!_*'().a-z0-9A-Z]+(?:/[-!_*'().a-z0-9A-Z]+)*)?/?"
@@ -59,16 +61,45 @@ _OK = 200
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class BedrockRoutes:
+class BedrockRoutes(VendorRoutes):
     """The routes of Bedrock, over what the emulated vendors share."""
 
-    def __init__(self, shared: SharedState, s3_url: str | None) -> None:
-        self._shared = shared
-        self._s3 = S3(s3_url) if s3_url is not None else None
+    title = "Bedrock"
+    base_path = BEDROCK
+    lifecycle = LIFECYCLE
+
+    def __init__(self, shared: SharedState) -> None:
+        super().__init__(shared)
+        self._s3 = None if shared.s3_url is None else S3(shared.s3_url)
         self._jobs: dict[str, BedrockJob] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {BEDROCK: self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {
+            "AWS_ENDPOINT_URL_BEDROCK": f"{url}{self.base_path}",
+            "AWS_ENDPOINT_URL_BEDROCK_RUNTIME": f"{url}{self.base_path}",
+            "AWS_ENDPOINT_URL_SERVICE_QUOTAS": f"{url}{self.base_path}",
+            **({"AWS_ENDPOINT_URL_S3": self._shared.s3_url} if self._shared.s3_url else {}),
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": "emulator",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def remark(self, url: str) -> str:
+        """See VendorRoutes."""
+        del url
+        s3_url = self._shared.s3_url
+        return f", its files in {s3_url}" if s3_url else ", its files nowhere: give --s3-url or --all"
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", BEDROCK, self._quotas),
             ("POST", f"{BEDROCK}/model-invocation-job", self._create),

@@ -15,9 +15,24 @@ from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
 from dagster_llm_batch.testing.emulator.google.wire import Body, rfc3339, rpc_code
-from dagster_llm_batch.testing.emulator.lifecycle import GEMINI
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+
+# https://ai.google.dev/gemini-api/docs/batch-api#batch-job-status
+LIFECYCLE = Lifecycle(
+    start="BATCH_STATE_PENDING",
+    edges=(
+        Edge("BATCH_STATE_PENDING", "due", "BATCH_STATE_RUNNING"),
+        Edge("BATCH_STATE_PENDING", "invalid", "BATCH_STATE_FAILED"),
+        Edge("BATCH_STATE_PENDING", "window_over", "BATCH_STATE_EXPIRED"),
+        Edge("BATCH_STATE_PENDING", "cancel", "BATCH_STATE_CANCELLED"),
+        Edge("BATCH_STATE_RUNNING", "work", "BATCH_STATE_RUNNING"),  # some rows ran, more are left
+        Edge("BATCH_STATE_RUNNING", "due", "BATCH_STATE_SUCCEEDED"),
+        Edge("BATCH_STATE_RUNNING", "window_over", "BATCH_STATE_EXPIRED"),
+        Edge("BATCH_STATE_RUNNING", "cancel", "BATCH_STATE_CANCELLED"),
+    ),
+)
 
 _INTERNAL = 13
 _CANCELLED = {"code": _INTERNAL, "message": "The batch was cancelled."}
@@ -41,7 +56,7 @@ class GeminiBatch(EmulatedBatch):
         self._inline = inline
         self._keep = keep
         self._created_at = shared.clock()
-        super().__init__(shared, record, GEMINI, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self._rows = RunningRows(shared, record, rows, model=model, id_field="key")
         self.enqueued_tokens = sum(len(json.dumps(row["request"])) // 4 for row in rows)
         self._error: Body | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
@@ -18,12 +19,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from dagster_llm_batch.testing.emulator.blobs import Blob, scratch
 from dagster_llm_batch.testing.emulator.books import BatchRecord, FileRecord
 from dagster_llm_batch.testing.emulator.calls import api_key
-from dagster_llm_batch.testing.emulator.google.gemini_batches import GeminiBatch
+from dagster_llm_batch.testing.emulator.google.gemini_batches import LIFECYCLE, GeminiBatch
 from dagster_llm_batch.testing.emulator.google.requests import Request, problem, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, google_app, json_body, page
-from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body
+from dagster_llm_batch.testing.emulator.google.wire import GEMINI, ApiError, Body, error_body
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 _ROOT = f"{GEMINI}/{{version}}"
 _MOST_FILES = 100  # of a page
@@ -42,18 +45,36 @@ class _Upload:
     handle: IO[bytes]
 
 
-class GeminiRoutes:
+class GeminiRoutes(VendorRoutes):
     """The routes of Gemini API, over what the emulated vendors share."""
 
+    title = "Gemini"
+    base_path = GEMINI
+    lifecycle = LIFECYCLE
+
     def __init__(self, shared: SharedState) -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._batches: dict[str, GeminiBatch] = {}
         self._files: dict[str, tuple[str, Blob]] = {}
         self._names: dict[str, str] = {}  # displayName of each file
         self._uploads: dict[str, _Upload] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {GEMINI: self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"GOOGLE_GEMINI_BASE_URL": f"{url}{self.base_path}", "GEMINI_API_KEY": key}
+
+    def close(self) -> None:
+        """See VendorRoutes. Nothing is written before a batch ends."""
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", f"{_ROOT}/models/{{model}}:batchGenerateContent", self._create),
             ("POST", f"{_ROOT}/models/{{model}}:generateContent", self._real_time),

@@ -13,16 +13,35 @@ from http import HTTPStatus
 
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.books import BatchRecord
+from dagster_llm_batch.testing.emulator.gcs import Storage, StorageError
 from dagster_llm_batch.testing.emulator.google.bigquery import Table, Tables
 from dagster_llm_batch.testing.emulator.google.rows import RunningRows, number, ok
-from dagster_llm_batch.testing.emulator.google.storage import Storage, StorageError
 from dagster_llm_batch.testing.emulator.google.vertex_importer import ImportFailedError, import_rows
 from dagster_llm_batch.testing.emulator.google.wire import ApiError, Body, rfc3339
-from dagster_llm_batch.testing.emulator.lifecycle import VERTEX
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
 
 _FAILED_PRECONDITION, _INVALID_ARGUMENT, _PERMISSION_DENIED, _INTERNAL, _CANCELLED = 9, 3, 7, 13, 1
+
+
+# https://cloud.google.com/vertex-ai/docs/reference/rest/v1/JobState
+LIFECYCLE = Lifecycle(
+    start="JOB_STATE_QUEUED",
+    edges=(
+        Edge("JOB_STATE_QUEUED", "due", "JOB_STATE_PENDING"),
+        Edge("JOB_STATE_QUEUED", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_PENDING", "due", "JOB_STATE_RUNNING"),
+        Edge("JOB_STATE_PENDING", "invalid", "JOB_STATE_FAILED"),
+        Edge("JOB_STATE_PENDING", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_RUNNING", "work", "JOB_STATE_RUNNING"),  # some rows ran, more are left
+        Edge("JOB_STATE_RUNNING", "due", "JOB_STATE_SUCCEEDED"),
+        Edge("JOB_STATE_RUNNING", "invalid", "JOB_STATE_FAILED"),
+        Edge("JOB_STATE_RUNNING", "window_over", "JOB_STATE_EXPIRED"),
+        Edge("JOB_STATE_RUNNING", "cancel", "JOB_STATE_CANCELLING"),
+        Edge("JOB_STATE_CANCELLING", "due", "JOB_STATE_CANCELLED"),
+    ),
+)
 
 
 class VertexJob(EmulatedBatch):
@@ -35,7 +54,7 @@ class VertexJob(EmulatedBatch):
         self._tables = tables
         self.body = body
         self._created_at = shared.clock()
-        super().__init__(shared, record, VERTEX, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self._rows: RunningRows | None = None
         self._error: Body | None = None
         self._directory: str | None = None

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.google.bigquery import Tables
+from dagster_llm_batch.testing.emulator.gcs import Storage
+from dagster_llm_batch.testing.emulator.google.bigquery import BIGQUERY, BigQueryRoutes, Tables
 from dagster_llm_batch.testing.emulator.google.requests import Request, respond
 from dagster_llm_batch.testing.emulator.google.routes import Handler, cloud_caller, google_app, json_body, page
-from dagster_llm_batch.testing.emulator.google.storage import Storage
-from dagster_llm_batch.testing.emulator.google.vertex_batches import VertexJob
-from dagster_llm_batch.testing.emulator.google.wire import VERTEX, ApiError, Body, rfc3339
+from dagster_llm_batch.testing.emulator.google.vertex_batches import LIFECYCLE, VertexJob
+from dagster_llm_batch.testing.emulator.google.wire import VERTEX, ApiError, Body, error_body, rfc3339
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 _PARENT = "projects/{project}/locations/{location}"
 _ROOT = f"{VERTEX}/{{version}}/{_PARENT}"
@@ -29,17 +32,46 @@ _FILTER = re.compile(r'\s*(?:displayName|display_name)\s*=\s*"((?:[^"\\]|\\.)*)"
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 
 
-class VertexRoutes:
-    """The routes of Vertex AI; the files are on the GCS server at `storage_url`, or in `tables`."""
+class VertexRoutes(VendorRoutes):
+    """The routes of Vertex AI. Files are on the emulator's Cloud Storage server, or in tables of BigQuery."""
 
-    def __init__(self, shared: SharedState, storage_url: str | None, tables: Tables) -> None:
-        self._shared = shared
-        self._tables = tables
-        self._storage = None if storage_url is None else Storage(storage_url)
+    title = "Vertex AI"
+    base_path = VERTEX
+    lifecycle = LIFECYCLE
+
+    def __init__(self, shared: SharedState) -> None:
+        super().__init__(shared)
+        self._tables = Tables()
+        self._storage = None if shared.gcs_url is None else Storage(shared.gcs_url)
         self._jobs: dict[str, VertexJob] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {VERTEX: self._app(), BIGQUERY: BigQueryRoutes(self._shared, self._tables).app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes. Credentials are Google Cloud's, and not a key."""
+        del key
+        return {
+            "GOOGLE_VERTEX_BASE_URL": f"{url}{self.base_path}",
+            "BIGQUERY_EMULATOR_HOST": f"{url}{BIGQUERY}",
+            **({"STORAGE_EMULATOR_HOST": self._shared.gcs_url} if self._shared.gcs_url else {}),
+        }
+
+    def remark(self, url: str) -> str:
+        """See VendorRoutes."""
+        del url
+        gcs_url = self._shared.gcs_url
+        return f", its files in {gcs_url}" if gcs_url else ", its files nowhere: give --gcs-url or --all"
+
+    def close(self) -> None:
+        """See VendorRoutes. Nothing is written before a batch ends."""
+
+    def _app(self) -> Starlette:
         jobs, model = f"{_ROOT}/batchPredictionJobs", f"{_ROOT}/publishers/{{publisher}}/models/{{model}}"
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", jobs, self._create),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.lifecycle import MISTRAL
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.mistral.wire import as_openai, as_vector, row
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
@@ -27,6 +27,22 @@ from dagster_llm_batch.testing.emulator.shared_state import SharedState
 _DAY_HOURS = 24
 _SUCCESS = 2
 _OK = 200
+
+
+# https://docs.mistral.ai/capabilities/batch/; what was canceled before it began has ended at once, as seen live
+LIFECYCLE = Lifecycle(
+    start="QUEUED",
+    edges=(
+        Edge("QUEUED", "due", "RUNNING"),
+        Edge("QUEUED", "invalid", "FAILED"),
+        Edge("QUEUED", "cancel", "CANCELLED"),
+        Edge("RUNNING", "work", "RUNNING"),  # some rows ran, more are left
+        Edge("RUNNING", "due", "SUCCESS"),
+        Edge("RUNNING", "window_over", "TIMEOUT_EXCEEDED"),
+        Edge("RUNNING", "cancel", "CANCELLATION_REQUESTED"),
+        Edge("CANCELLATION_REQUESTED", "due", "CANCELLED"),
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class MistralJob(EmulatedBatch):
         self._asked = asked
         self._created_at = shared.clock()
         self._ends_at = self._created_at + shared.limits.window_seconds * asked.timeout_hours / _DAY_HOURS
-        super().__init__(shared, record, MISTRAL, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self._queue = RowQueue(shared, record.ordinal, len(asked.lines))
         self._succeeded = self._failed = 0
         self._errors: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,11 +21,12 @@ from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
-from dagster_llm_batch.testing.emulator.mistral.jobs import Asked, MistralJob
+from dagster_llm_batch.testing.emulator.mistral.jobs import LIFECYCLE, Asked, MistralJob
 from dagster_llm_batch.testing.emulator.mistral.wire import (
     MISTRAL,
     ApiError,
     as_openai,
+    error_body,
     file_object,
     model_error,
     new_uuid,
@@ -34,9 +35,12 @@ from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, Body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 _JOBS, _FILES = f"{MISTRAL}/batch/jobs", f"{MISTRAL}/files"
 _MOST_A_PAGE = 1_000
+_LIMITS = {"mistral_requests": 1_000_000, "mistral_file_bytes": 512_000_000}
 _LINE_FIELDS = {"custom_id", "body"}
 _ASKED = {CHAT: "messages", EMBEDDINGS: "input"}
 """The endpoints that are answered, and what their bodies have."""
@@ -54,18 +58,33 @@ _BOUNDS: dict[str, tuple[float, float | None]] = {"temperature": (0, 1.5), "top_
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class MistralRoutes:
+class MistralRoutes(VendorRoutes):
     """The routes of Mistral, over what the emulated vendors share."""
 
+    title = "Mistral"
+    base_path = MISTRAL
+    lifecycle = LIFECYCLE
+
     def __init__(self, shared: SharedState) -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._files = Files(shared, lambda: new_uuid(shared, "mistral-file"))
         # What a file holds, and in how many lines.
         self._samples: dict[str, tuple[str, int]] = {}
         self._jobs: dict[str, MistralJob] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {MISTRAL: self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"MISTRAL_BASE_URL": f"{url}{self.base_path}", "MISTRAL_API_KEY": key}
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _FILES, self._create_file),
             ("GET", _FILES, self._list_files),
@@ -98,11 +117,14 @@ class MistralRoutes:
         if form.get("purpose") != "batch":
             raise ApiError(422, "purpose: the emulator takes files of batches alone")
         blob = Blob(upload.file)
-        if blob.bytes > self._shared.limits.mistral_file_bytes:
+        if blob.bytes > self._limit("mistral_file_bytes"):
             raise ApiError(413, "The file is too large.")
-        lines = await asyncio.to_thread(_checked_lines, blob, self._shared.limits.mistral_requests)
+        lines = await asyncio.to_thread(_checked_lines, blob, self._limit("mistral_requests"))
         stored = self._keep(account, blob, upload.filename or "upload.jsonl", "batch_request", lines)
         return JSONResponse(self._shown(stored))
+
+    def _limit(self, name: str) -> int:
+        return self._shared.limits.others.get(name, _LIMITS[name])
 
     def _keep(self, account: str, blob: Blob, name: str, sample_type: str, lines: int) -> StoredFile:
         stored = self._files.store(account, blob, name, "batch", None, lasts=True)

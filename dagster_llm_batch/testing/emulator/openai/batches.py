@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI
+from dagster_llm_batch.testing.emulator.lifecycle import Edge, Lifecycle
 from dagster_llm_batch.testing.emulator.openai.requests import (
     InputFile,
     InvalidInputError,
@@ -26,6 +26,24 @@ from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, unexecuted_row, usage_of, validation_error
 from dagster_llm_batch.testing.emulator.rows import RowQueue
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+
+# https://platform.openai.com/docs/guides/batch#4-check-the-status-of-a-batch
+LIFECYCLE = Lifecycle(
+    start="validating",
+    edges=(
+        Edge("validating", "due", "in_progress"),
+        Edge("validating", "invalid", "failed"),
+        Edge("validating", "cancel", "cancelling"),
+        Edge("in_progress", "work", "in_progress"),  # some rows ran, more are left
+        Edge("in_progress", "due", "finalizing"),
+        Edge("in_progress", "window_over", "finalizing"),
+        Edge("in_progress", "cancel", "cancelling"),
+        Edge("finalizing", "due", "completed"),
+        Edge("finalizing", "expire", "expired"),
+        Edge("finalizing", "cancel", "cancelling"),
+        Edge("cancelling", "due", "cancelled"),
+    ),
+)
 
 _TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 _SUCCESS = 2
@@ -64,7 +82,7 @@ class OpenAIBatch(EmulatedBatch):
         self._completion_window = completion_window
         self._created_at = shared.clock()
         self._expires_at = self._created_at + shared.limits.window_seconds
-        super().__init__(shared, record, OPENAI, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self.model: str | None = None
         self.enqueued_tokens = 0
         self._input: InputFile | None = None

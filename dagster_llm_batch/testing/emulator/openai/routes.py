@@ -7,7 +7,7 @@ Reads report and never move a batch. What belongs to another account is not foun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, page_of, serve_calls
 from dagster_llm_batch.testing.emulator.lifecycle import IllegalMoveError
 from dagster_llm_batch.testing.emulator.openai import azure
-from dagster_llm_batch.testing.emulator.openai.batches import Hooks, OpenAIBatch
+from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE, Hooks, OpenAIBatch
 from dagster_llm_batch.testing.emulator.openai.files import Files, StoredFile, Upload, expiry_seconds
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import (
@@ -32,8 +32,11 @@ from dagster_llm_batch.testing.emulator.openai.wire import (
     RESPONSES,
     ApiError,
     Body,
+    error_body,
 )
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS, MODERATIONS)
 _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
@@ -42,16 +45,35 @@ _MOST_BATCHES, _MOST_FILES = 100, 10_000
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class OpenAIRoutes:
+class OpenAIRoutes(VendorRoutes):
     """The routes of OpenAI, over what the emulated vendors share."""
 
+    title = "OpenAI"
+    base_path = "/v1"
+    lifecycle = LIFECYCLE
+
     def __init__(self, shared: SharedState) -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._files = Files(shared)
         self._batches: dict[str, OpenAIBatch] = {}
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {"": self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"OPENAI_BASE_URL": f"{url}{self.base_path}", "OPENAI_API_KEY": key}
+
+    def remark(self, url: str) -> str:
+        """See VendorRoutes."""
+        return f" (Azure v1 form: {url}/openai/v1/)"
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", "/v1/files", self._create_file),
             ("GET", "/v1/files", self._list_files),

@@ -14,7 +14,7 @@ from typing import Any
 from dagster_llm_batch.testing.emulator.batches import EmulatedBatch
 from dagster_llm_batch.testing.emulator.blobs import Blob
 from dagster_llm_batch.testing.emulator.books import BatchRecord
-from dagster_llm_batch.testing.emulator.lifecycle import OPENAI
+from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.results import ResultFile
 from dagster_llm_batch.testing.emulator.openai.wire import Body, row, usage_of
@@ -34,7 +34,7 @@ class InlineBatch(EmulatedBatch):
         self._requests: list[Any] = told["requests"]
         self._created_at = shared.clock()
         self._expires_at = self._created_at + min(shared.limits.window_seconds, _WINDOW_HOURS * 3_600)
-        super().__init__(shared, record, OPENAI, self._created_at)
+        super().__init__(shared, record, LIFECYCLE, self._created_at)
         self._queue = RowQueue(shared, record.ordinal, len(self._requests))
         self._completed = self._failed = 0
         self._late = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
@@ -16,11 +16,14 @@ from starlette.responses import JSONResponse, Response
 
 from dagster_llm_batch.testing.emulator.books import BatchRecord
 from dagster_llm_batch.testing.emulator.calls import account_by_key, json_object, page_of, serve_calls
+from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE
 from dagster_llm_batch.testing.emulator.openai.requests import Request, respond
 from dagster_llm_batch.testing.emulator.openai.wire import CHAT, EMBEDDINGS, RESPONSES, Body
 from dagster_llm_batch.testing.emulator.openrouter.batches import InlineBatch
 from dagster_llm_batch.testing.emulator.openrouter.wire import OPENROUTER, ApiError, error_body
 from dagster_llm_batch.testing.emulator.shared_state import SharedState
+from dagster_llm_batch.testing.emulator.vendors import VendorRoutes
+from dagster_llm_batch.testing.emulator.wire import App
 
 _ENDPOINTS = (CHAT, RESPONSES, EMBEDDINGS)
 _BATCHES = f"{OPENROUTER}/batches"
@@ -31,16 +34,31 @@ _MOST_BATCHES, _MOST_ROWS, _DEFAULT = 100, 1_000, 20
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class OpenRouterRoutes:
+class OpenRouterRoutes(VendorRoutes):
     """The routes of OpenRouter, over what the emulated vendors share."""
 
+    title = "OpenRouter"
+    base_path = OPENROUTER
+    lifecycle = LIFECYCLE
+
     def __init__(self, shared: SharedState) -> None:
-        self._shared = shared
+        super().__init__(shared)
         self._batches: dict[str, InlineBatch] = {}
         self._created = 0
 
-    def app(self) -> Starlette:
-        """Return the routes as an ASGI app."""
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {OPENROUTER: self._app()}
+
+    def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
+        """See VendorRoutes."""
+        return error_body(status, message, code=code)
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"OPENROUTER_BASE_URL": f"{url}{self.base_path}", "OPENROUTER_API_KEY": key}
+
+    def _app(self) -> Starlette:
         table: tuple[tuple[str, str, Handler], ...] = (
             ("POST", _BATCHES, self._create),
             ("GET", _BATCHES, self._list),
