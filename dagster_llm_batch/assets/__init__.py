@@ -1,7 +1,7 @@
 """Labeled datasets as Dagster assets. A run that ends, however it ends, never cancels a batch."""
 
-from dagster_llm_batch.assets.dataset import RowsContext
 from dagster_llm_batch.assets.factory import llm_batch_assets
+from dagster_llm_batch.assets.rows_context import RowsContext
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import SubmitConfig
 from dagster_llm_batch.assets.translator import ROLE_TAG, LLMBatchTranslator, LLMBatchTranslatorData

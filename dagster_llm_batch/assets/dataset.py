@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import dagster as dg
-import pyarrow as pa
 
 from dagster_llm_batch._dagster_private import folder_of
-from dagster_llm_batch.assets.keys import Upstream, key_beside, upstream_key
+from dagster_llm_batch.assets.keys import key_beside, upstream_key
 from dagster_llm_batch.assets.options import DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.rows_context import RowsContext, RowsFunction
 from dagster_llm_batch.assets.sink import check_database
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.translator import DATASET_KEY, ROLE_TAG
@@ -35,32 +35,8 @@ if TYPE_CHECKING:
 
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["Dataset", "RowsContext", "RowsFunction", "compute_function", "dataset_of", "datasets_in"]
+__all__ = ["Dataset", "compute_function", "dataset_of", "datasets_in"]
 
-
-@dataclass(frozen=True)
-class RowsContext:
-    """What a function that gives rows may ask. `partition_key` is None for an unpartitioned dataset; `upstream` is what
-    `load` reads by.
-    """
-
-    partition_key: str | None
-    asset: dg.AssetExecutionContext
-    upstream: UpstreamReader
-
-    def load(self, asset: Upstream) -> pa.Table:
-        """Load an asset that `deps` names: all of an unpartitioned one, else the partitions that its mapping names for
-        this one, below each other. Raises ConfigError for another asset, InputError for what is not materialized.
-        """
-        return self.upstream.table(asset)
-
-    @property
-    def resources(self) -> Any:
-        """The resources named in `required_resource_keys`."""
-        return self.asset.resources
-
-
-RowsFunction = Callable[[RowsContext], Any]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _DECLARED: WeakKeyDictionary[Callable[..., Any], Dataset] = WeakKeyDictionary()

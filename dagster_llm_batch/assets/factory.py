@@ -11,11 +11,12 @@ from typing import Any, Literal, Unpack
 import dagster as dg
 
 from dagster_llm_batch.arguments import checked_options
-from dagster_llm_batch.assets.dataset import Dataset, RowsFunction
+from dagster_llm_batch.assets.dataset import Dataset
 from dagster_llm_batch.assets.keys import Upstream, prefixed_key, upstream_key
 from dagster_llm_batch.assets.labels import labels_asset
 from dagster_llm_batch.assets.options import AssetOptions, DagsterOptions
 from dagster_llm_batch.assets.output import Frame
+from dagster_llm_batch.assets.rows_context import RowsFunction
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.assets.submission import submission_asset
 from dagster_llm_batch.assets.upstream import check_deps, check_partitions

@@ -17,7 +17,7 @@ from dagster_llm_batch.errors import ConfigError, InputError, LLMBatchError
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
-    from dagster_llm_batch.assets.dataset import RowsContext
+    from dagster_llm_batch.assets.rows_context import RowsContext
 
 __all__ = ["SqlRows"]
 

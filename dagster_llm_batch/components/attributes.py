@@ -19,7 +19,7 @@ import dagster as dg
 import docstring_parser.google
 from pydantic import BeforeValidator, Field, create_model
 
-from dagster_llm_batch.assets.dataset import RowsFunction
+from dagster_llm_batch.assets.rows_context import RowsFunction
 from dagster_llm_batch.assets.sql_rows import SqlRows
 from dagster_llm_batch.components.partitions import AnyPartitions
 from dagster_llm_batch.components.resolution import (

@@ -33,7 +33,7 @@ from dagster_llm_batch.core.price_sources import (
     PriceSource,
 )
 from dagster_llm_batch.core.price_table import second_prices
-from dagster_llm_batch.core.pricing import PerToken, Rate, UnpricedError
+from dagster_llm_batch.core.rates import PerToken, Rate, UnpricedError
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 

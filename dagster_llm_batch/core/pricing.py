@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache, partial, reduce
@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dagster_llm_batch.arguments import checked, nearest_name
+from dagster_llm_batch.core.rates import PICODOLLAR, PerToken, Rate, UnpricedError
 from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.types import Extra, Lane, Price, PriceBasis, Usage
@@ -38,15 +39,11 @@ __all__ = [
     "FREE",
     "MONEY",
     "MONEY_TOTAL",
-    "PICODOLLAR",
     "UNKNOWN",
     "Costs",
     "Estimate",
-    "PerToken",
-    "Rate",
     "Tariff",
     "TokenPrice",
-    "UnpricedError",
     "context_tokens",
     "costs",
     "dollars",
@@ -61,44 +58,6 @@ MONEY = pa.decimal128(20, 12)
 # the other's width.
 MONEY_TOTAL = pa.decimal128(38, MONEY.scale)
 """US dollars of many rows, in tables of evaluations and costs."""
-
-PICODOLLAR = Decimal("1e-12")
-
-Rate = Callable[[Usage], Decimal]
-"""Returns what a request with this usage costs, in USD. It looks at plain tokens only."""
-
-
-class UnpricedError(LookupError):
-    """Nobody here knows what a part of a reply costs; the message names it."""
-
-
-@dataclass(frozen=True, slots=True)
-class PerToken:
-    """A rate without tiers: USD for one token of each kind."""
-
-    fresh: Decimal
-    output: Decimal
-    read: Decimal
-    write: Decimal
-    write_1h: Decimal
-
-    def __call__(self, usage: Usage) -> Decimal:
-        return (
-            usage.input_tokens * self.fresh
-            + usage.output_tokens * self.output
-            + usage.cache_read_tokens * (self.read - self.fresh)
-            + usage.cache_write_tokens * (self.write - self.fresh)
-            + usage.cache_write_1h_tokens * (self.write_1h - self.write)
-        )
-
-    def times(self, factor: Decimal) -> PerToken:
-        """Return the rate with all prices multiplied."""
-        return PerToken(*(price * factor for price in astuple(self)))
-
-    def in_picodollars(self) -> tuple[int, ...] | None:
-        """Return the prices as whole numbers of picodollars; None where one is no whole number."""
-        whole = [price / PICODOLLAR for price in astuple(self)]
-        return tuple(map(int, whole)) if all(price == int(price) for price in whole) else None
 
 
 def costs(rate: Rate, tokens: Sequence[pa.Array]) -> pa.Array:

@@ -18,7 +18,8 @@ from dagster_llm_batch.advice.costs import CostSum, CostTable, cost_table, group
 from dagster_llm_batch.arguments import checked_options
 from dagster_llm_batch.assets.translator import DATASET_KEY
 from dagster_llm_batch.checks import CheckOutcome
-from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR, dollars
+from dagster_llm_batch.core.pricing import MONEY_TOTAL, dollars
+from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.builder import Computed, EvaluationBuilder, PartitionOptions, code_digest, picture
 from dagster_llm_batch.evaluation.candidates import Candidates, candidates_of

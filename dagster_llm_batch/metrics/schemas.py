@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dagster_llm_batch.core.pricing import MONEY_TOTAL, PICODOLLAR
+from dagster_llm_batch.core.pricing import MONEY_TOTAL
+from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.errors import MissingExtraError
 
 __all__ = ["UNSTORED", "evaluation_extra", "schema_of", "table_of"]

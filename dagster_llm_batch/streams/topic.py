@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow as pa
 
 from dagster_llm_batch.arguments import checked
-from dagster_llm_batch.assets.dataset import RowsContext, RowsFunction
+from dagster_llm_batch.assets.rows_context import RowsContext, RowsFunction
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.streams.client import Connection
 from dagster_llm_batch.streams.consumer import WindowReader

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from dagster_llm_batch.core.price_book import dispute_of, disputes, models_of, price_list_of
 from dagster_llm_batch.core.pricing import (
     FREE,
-    PICODOLLAR,
     UNKNOWN,
     Costs,
     Estimate,
@@ -30,6 +29,7 @@ from dagster_llm_batch.core.pricing import (
     price_gap,
     tariff,
 )
+from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
 
