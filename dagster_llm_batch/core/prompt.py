@@ -27,13 +27,10 @@ from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.text import keep_utf8
 from dagster_llm_batch.types import Image, Request, Turn
 
-__all__ = ["UNREADABLE", "ImageLoader", "Prompt", "Renderer", "Unreadable"]
+__all__ = ["ImageLoader", "Prompt", "Renderer", "Unreadable"]
 
 ImageLoader = Callable[[str], bytes]
 """Returns the bytes of the image at a path of a row. See `Prompt.image_root` for which paths are allowed."""
-
-UNREADABLE = "the image in column "
-"""The start of the reason of a row whose image cannot be read. Up to the colon all rows of a column share it."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +291,7 @@ class Renderer:
 
 
 def _unreadable(column: str, why: str) -> Unreadable:
-    return Unreadable(f"{UNREADABLE}'{column}' cannot be read: {why[:_REASON_CHARS]}")
+    return Unreadable(f"the image in column '{column}' cannot be read: {why[:_REASON_CHARS]}")
 
 
 def _fault_of_path(error: Exception, path: str) -> str | None:
