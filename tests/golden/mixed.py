@@ -5,6 +5,10 @@
 Each partition is planned, sent, polled, collected, sent again where a row was refused for now, and landed by two
 processes, old and new, which hand it over to each other at every step; then both work on the same partitions at once.
 Nothing may be lost, nothing billed twice, and both read the same labels. Its exit status says whether that holds.
+
+Where the new code has a newer schema of the ledger, it opens the ledger when the old code has left a partition at every
+step. Then the old process must be refused at its next step, and so must one that starts. The new code goes on from each
+step alone.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +41,9 @@ STEPS = ("plan", "submit", "poll", "collect", "submit", "poll", "collect", "land
 _HERE = Path(__file__).parents[2]
 _WORKER, _DOOR = "tests/golden/worker.py", "tests/golden/package.py"
 _AT_ONCE = 6
+_REFUSAL = "this package knows versions up to"
+# A process that had the ledger open before may read first, in tables that are no longer there.
+_UNCHANGED = "Nothing was changed."
 
 
 class Landed(NamedTuple):
@@ -48,6 +56,10 @@ class Landed(NamedTuple):
     billed: int
     twice: int
     trouble: str
+
+
+Who = dict[tuple[str, str], tuple[str, str]]
+"""Of each vendor's partition: who took its steps, and the trouble that came of it."""
 
 
 class Process:
@@ -98,9 +110,14 @@ def patterns() -> Iterator[tuple[str, list[int]]]:
 
 def hand_over(processes: list[Process], emulator: Emulator, vendor: str, partition: str, who: list[int]) -> str:
     """Take a partition through all steps; what went wrong, or nothing."""
+    return _take([processes[one] for one in who], STEPS, emulator, vendor, partition)
+
+
+def _take(processes: list[Process], steps: Sequence[str], emulator: Emulator, vendor: str, partition: str) -> str:
+    """Take a partition through these steps, each by its process; return what went wrong, or nothing."""
     try:
-        for step, one in zip(STEPS, who, strict=True):
-            processes[one].do(step, vendor, partition)
+        for step, process in zip(steps, processes, strict=True):
+            process.do(step, vendor, partition)
             if step == "submit":
                 emulator.settle()
     except RuntimeError as error:
@@ -191,22 +208,19 @@ def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
         arguments = {
             "ledger": ledger_url, "payloads": str(folder / "payloads"), "urls": urls, "key": DEFAULT_KEY, "rows": ROWS,
         }  # fmt: skip
-        processes = []
-        for name, tree in (("old", old), ("new", _HERE)):
-            processes.append(Process(name, tree, arguments))
-            stack.callback(processes[-1].close)
-        who: dict[tuple[str, str], tuple[str, str]] = {}
-        for number, (name, steps) in enumerate(patterns()):
-            vendor, partition = VENDORS[number % len(VENDORS)], f"p{number:02d}"
-            emulator.clear_faults()
-            emulator.inject(_refused_once(partition))
-            who[vendor, partition] = name, hand_over(processes, emulator, vendor, partition, steps)
-        both = [(VENDORS[number % len(VENDORS)], f"both{number}") for number in range(_AT_ONCE)]
-        emulator.clear_faults()
-        emulator.inject(*(_refused_once(partition) for _, partition in both))
-        troubles = at_once(processes, emulator, both)
-        who |= {(vendor, partition): ("both at once", troubles.get(partition, "")) for vendor, partition in both}
-        read = {one: read_by_both(processes, *one) for one in who}
+
+        def start(name: str) -> Process:
+            process = Process(name, _HERE if name == "new" else old, arguments)
+            stack.callback(process.close)
+            return process
+
+        processes = [start("old"), start("new")]
+        if len({process.do("schema", "", "") for process in processes}) == 1:
+            who = _side_by_side(processes, emulator)
+            read = {one: read_by_both(processes, *one) for one in who}
+        else:
+            who = _upgraded_midway(*processes, start, emulator)
+            read = {one: read_by_both([processes[1]] * 2, *one) for one in who}
         ledger = Ledger(ledger_url)
         partition_of = {
             shard.nonce: (submission.provider, submission.partition)
@@ -214,18 +228,65 @@ def work(old: Path, ledger_url: str, folder: Path) -> list[Landed]:
             for shard in ledger.shards(submission.submission_id)
         }
         ledger.close()
-        billed: dict[tuple[str, str], Counter[str]] = {one: Counter() for one in who}
-        for one in emulator.books.executions:
-            if one.billed:
-                place = partition_of.get((one.custom_id or "").partition("-")[0], ("nobody", "'s"))
-                billed.setdefault(place, Counter())[one.body_digest] += 1
+        return _found(who, read, partition_of, emulator)
+
+
+def _side_by_side(processes: list[Process], emulator: Emulator) -> Who:
+    who: Who = {}
+    for number, (name, steps) in enumerate(patterns()):
+        vendor, partition = VENDORS[number % len(VENDORS)], f"p{number:02d}"
+        emulator.clear_faults()
+        emulator.inject(_refused_once(partition))
+        who[vendor, partition] = name, hand_over(processes, emulator, vendor, partition, steps)
+    both = [(VENDORS[number % len(VENDORS)], f"both{number}") for number in range(_AT_ONCE)]
+    emulator.clear_faults()
+    emulator.inject(*(_refused_once(partition) for _, partition in both))
+    troubles = at_once(processes, emulator, both)
+    return who | {(vendor, partition): ("both at once", troubles.get(partition, "")) for vendor, partition in both}
+
+
+def _upgraded_midway(old: Process, new: Process, start: Callable[[str], Process], emulator: Emulator) -> Who:
+    """Let the old code take partitions up to each step, then the new code all the rest, and the old code be refused."""
+    ways = product(VENDORS, range(len(STEPS) + 1))
+    at = {(vendor, f"p{number:02d}"): step for number, (vendor, step) in enumerate(ways)}
+    emulator.inject(*(_refused_once(partition) for _, partition in at))
+    troubles = {one: _take([old] * step, STEPS[:step], emulator, *one) for one, step in at.items()}
+    new.do("plan", VENDORS[0], "of the new code")
+    started = start("started old")
+    for one, step in at.items():
+        verb = (*STEPS, STEPS[-1])[step]
+        refused = _refused(old, verb, *one, words=_UNCHANGED) or _refused(started, verb, *one, words=_REFUSAL)
+        rest = _take([new] * (len(STEPS) - step), STEPS[step:], emulator, *one)
+        troubles[one] = troubles[one] or refused or rest
+    names = [f"old, new from {verb} {step}" for step, verb in enumerate(STEPS, 1)] + ["old alone"]
+    return {one: (names[step], troubles[one]) for one, step in at.items()}
+
+
+def _refused(process: Process, verb: str, vendor: str, partition: str, *, words: str) -> str:
+    """Return the trouble where a step does not end with an error of these words; nothing where it does."""
+    try:
+        process.do(verb, vendor, partition)
+    except RuntimeError as error:
+        return "" if words in str(error) else str(error)
+    return f"the {process.name} code was not refused at {verb}"
+
+
+def _found(
+    who: Who, read: dict[tuple[str, str], tuple[int, str]], partition_of: dict[str, tuple[str, str]], emulator: Emulator
+) -> list[Landed]:
+    """Return what came of each partition, with the requests that were billed."""
+    billed: dict[tuple[str, str], Counter[str]] = {one: Counter() for one in who}
+    for one in emulator.books.executions:
+        if one.billed:
+            place = partition_of.get((one.custom_id or "").partition("-")[0], ("nobody", "'s"))
+            billed.setdefault(place, Counter())[one.body_digest] += 1
     found = []
-    for one, bodies in billed.items():
-        name, trouble = who.get(one, ("nobody", "billed, and in no ledger"))
-        rows, misread = read.get(one, (0, ""))
+    for place, bodies in billed.items():
+        name, trouble = who.get(place, ("nobody", "billed, and in no ledger"))
+        rows, misread = read.get(place, (0, ""))
         twice = sum(count - 1 for count in bodies.values())
         wrong = trouble or misread or ("billed twice" if twice else "" if len(bodies) == ROWS else "not all was billed")
-        found.append(Landed(one[1], one[0], name, rows, bodies.total(), twice, wrong))
+        found.append(Landed(place[1], place[0], name, rows, bodies.total(), twice, wrong))
     return found
 
 

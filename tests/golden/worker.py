@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 import dagster_llm_batch
+from dagster_llm_batch.storage.ledger.migrations import LATEST
 from tests.golden import package
 from tests.golden.package import (
     Engine,
@@ -52,6 +53,10 @@ class Worker:
 
     def hello(self, _vendor: str, _partition: str) -> str:
         return str(Path(dagster_llm_batch.__file__).parents[1])
+
+    def schema(self, _vendor: str, _partition: str) -> int:
+        """Return the version of the ledger's schema that this code makes, and opens at most."""
+        return LATEST
 
     def plan(self, vendor: str, partition: str) -> str:
         numbers = range(self._rows)
