@@ -1,6 +1,6 @@
 """The second wave of a cascade: the threshold, when the first wave is collected, and what the oracle is asked then.
 
-The first wave and the file of what was decided are in `cascade.py`. Loaded only where a labeling has a cascade.
+The first wave and the file of what was decided are in `sampling.py`. Loaded only where a labeling has a cascade.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dagster_llm_batch.cascade.cascade import store_levels
+from dagster_llm_batch.cascade.sampling import store_levels
 from dagster_llm_batch.core.identity import REQUEST_ID_BYTES
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.files.request_files import levels_of

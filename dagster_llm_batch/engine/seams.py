@@ -18,10 +18,10 @@ __all__ = ["escalate", "find_track", "sample"]
 
 
 def sample(plan: Plan, planning: Planning) -> Plan:
-    """Draw the sample of a cascade. See cascade/cascade.py."""
+    """Draw the sample of a cascade. See cascade/sampling.py."""
     if planning.labeling.cascade is None:
         return plan
-    from dagster_llm_batch.cascade.cascade import draw_sample  # noqa: PLC0415 - few labelings have one
+    from dagster_llm_batch.cascade.sampling import draw_sample  # noqa: PLC0415 - few labelings have one
 
     return draw_sample(plan, planning)
 

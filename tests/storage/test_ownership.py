@@ -241,7 +241,7 @@ DELETES = {
     "files/request_files.py": "a request file that this plan writes",
     "files/request_writer.py": "the manifest and the spares that this plan writes",
     "files/request_parts.py": "part files that this plan has had written",
-    "cascade/cascade.py": "the sample that this plan writes",
+    "cascade/sampling.py": "the sample that this plan writes",
     "loop/collect.py": "the raw lines of one shard, by its record, which are damaged",
     "loop/realtime.py": "the answers so far of one shard, by its record",
     "loop/submit_queue.py": "receipt and answers so far of one shard, by its record",

@@ -154,20 +154,51 @@ def draw_sample(plan: Plan, planning: Planning) -> Plan:
     place = (planning.deployment, planning.labeling, knowledge.reusable)
     answered = find_requests(*place, again=knowledge.again, of=oracle)
     try:
-        drafted, estimate = sampling.draw(plan.drafted, replace(plan.estimate), answered)
+        sampled = sampling.draw(plan, answered)
     except MissingGoldError as error:
         return replace(plan, refusals=(*plan.refusals, error))
-    return replace(
-        plan,
-        drafted=drafted,
-        estimate=estimate,
-        whole=sampling.whole(estimate),
-        levels=sampling.levels,
-        oracle=sampling.oracle,
-        reserved_usd=sampling.rest_usd,
-        questions=count_requests(drafted.shards),
-        sources=knowledge.reusable_ids if drafted.reused or answered else (),
-    )
+    return replace(sampled, sources=knowledge.reusable_ids if sampled.drafted.reused or answered else ())
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """How many rows are sampled, and what that rests on.
+
+    Attributes:
+        size: The number of rows; all of them where a cascade would cost more than its oracle.
+        audit, earlier: What `Rolling` audits, and the threshold of earlier partitions; None without.
+        relative_cost: The expected cost as a share of the oracle's for all rows; None if unknown.
+        accepted: The expected share of rows whose label of the model is accepted.
+        each: What one request to the oracle is expected to cost; None if unknown.
+        seed, calibration, looks: What decides which rows are drawn, its digest, and earlier looks at these rows.
+    """
+
+    size: int
+    audit: Audit | None
+    earlier: Calibration | None
+    relative_cost: float | None
+    accepted: float
+    each: Decimal | None
+    seed: str
+    calibration: str
+    looks: _Looks
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The sampled rows: their requests, and their gold. `requests` is None where the oracle is asked alone."""
+
+    requests: list[str] | None
+    gold: list[Any] | None
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The oracle's shards of the first wave, what they cost, and what all later requests would."""
+
+    shards: list[Shard]
+    now: Estimate
+    later: Estimate
 
 
 class Sampling:
@@ -182,10 +213,6 @@ class Sampling:
         self._partition = planning.partition
         self._submission_id = planning.submission_id
         self._written: list[ShardFiles] = []
-        self._unexpected_usd = Decimal(0)
-        self.levels: Levels | None = None
-        self.oracle: OracleShare | None = None
-        self.rest_usd: Decimal | None = None
 
     @cached_property
     def _folder(self) -> str:
@@ -196,24 +223,38 @@ class Sampling:
         if (levels := levels_of(self._payloads, known)) is not None:
             store_levels(self._payloads, self._folder, replace(levels, is_repeated=True))
 
-    def whole(self, estimate: Estimate) -> Estimate:
-        """Return the estimate as limits count it: as if nothing of the model were accepted."""
-        whole = replace(estimate)
-        whole.add_surcharge(Costs(self._unexpected_usd, Decimal(0)))
-        return whole
-
-    def draw(self, drafted: Drafted, estimate: Estimate, known: KnownRequests | None) -> tuple[Drafted, Estimate]:
-        """Return the draft with the oracle's shards, and its expected cost. Set `rest_usd`, which the next wave keeps.
+    def draw(self, plan: Plan, known: KnownRequests | None) -> Plan:
+        """Return the plan with the oracle's shards, their expected cost, and what limits keep for the next wave.
 
         `known` has the requests that the oracle has answered, or is asked now.
         """
-        cascade, oracle = _cascade(self._labeling), self._labeling.models[1]
-        seed = self._seed()
+        drafted = plan.drafted
         rows = drafted.rows - drafted.skipped - drafted.unreadable.rows
-        tokens = estimate.input_tokens // estimate.requests if estimate.requests else None
+        tokens = plan.estimate.input_tokens // plan.estimate.requests if plan.estimate.requests else None
+        chosen = self._choose(drafted, rows, tokens)
+        drawn = self._draw_rows(chosen, rows)
+        if drawn.requests is None:
+            # The model is asked nothing, and costs nothing.
+            for shard in drafted.shards:
+                delete_requests(self._payloads, shard)
+            drafted = replace(drafted, shards=[])
+        written = self._write(drafted, _asked_first(drawn, chosen.audit), known, tokens)
+        levels = self._decided(chosen, drawn, rows)
+        store_levels(self._payloads, self._folder, levels)
+        return replace(
+            self._priced(plan, chosen, written, is_alone=drawn.requests is None),
+            drafted=replace(drafted, shards=[*drafted.shards, *written.shards]),
+            levels=levels,
+            questions=count_requests([*drafted.shards, *written.shards]),
+        )
+
+    def _choose(self, drafted: Drafted, rows: int, tokens: int | None) -> _Chosen:
+        """Choose how many rows are sampled. Raises ConfigError where a sample of that size could accept nothing."""
+        cascade, oracle, seed = _cascade(self._labeling), self._labeling.models[1], self._seed()
         least = self._deployment.codec(oracle).limits.min_requests
-        again = None if cascade.sample == "auto" else drafted.fingerprint
-        calibration, looks = self._digest(cascade, seed), self._earlier_looks(seed, drafted.rows, rows, again)
+        is_auto = cascade.sample == "auto"
+        looks = self._earlier_looks(seed, drafted.rows, rows, None if is_auto else drafted.fingerprint)
+        calibration = self._digest(cascade, seed)
         asked_for = None if cascade.sample == "auto" else min(cascade.sample, rows)
         size = self._usual_size(cascade, rows, least, looks.of(cascade, calibration, seed, asked_for))
         audit, earlier = self._audit(cascade, seed, rows, drafted.requests)
@@ -221,80 +262,86 @@ class Sampling:
             size = 0
         each = self._writer.estimate(oracle).expected_usd(tokens or 0)
         cheap = Decimal(0) if tokens is None else self._writer.estimate(self._labeling).expected_usd(tokens)
-        accepted = self._expect_accepted(cascade)
+        accepted, cost = self._expect_accepted(cascade), None
         # Before a row is drawn: what certifies this partition is not touched by it.
         size = self._tune_size(size, rows, least, (cheap, each))
-        cost = None
         if each and cheap is not None and rows:
             audited = 0 if audit is None else round(audit.share * rows)
             prices = (float(cheap), float(each))
             cost = relative_cost(*prices, min(size + audited, rows), rows, accepted)
             # A sample that later partitions take their thresholds from is no cost of these.
             lasting = cost if audit is None else relative_cost(*prices, audited, rows, accepted)
-            # Whoever names a sample has decided that there is to be one.
-            # A model that is free costs nothing where it is of no use yet, as a student that has not learned.
-            if lasting > 1 and cascade.sample == "auto":
+            # A person who names a sample has decided that there is to be one. A model that is free costs nothing where
+            # it is of no use yet, as a student that has not learned.
+            if lasting > 1 and is_auto:
                 size, audit, earlier = rows, None, None
-        keys, sampled = ([], None) if size >= rows and audit is None else self._drawn(size, seed)
-        # Before anything is written that costs: what is missing, people have to say first.
-        gold = None if sampled is None or cascade.gold is None else self._gold_of(cascade, keys)
-        if sampled is None:
-            # The model is asked nothing, and costs nothing.
-            for shard in drafted.shards:
-                delete_requests(self._payloads, shard)
-            drafted = replace(drafted, shards=[])
-        drawn = None if sampled is None else {*sampled, *(() if audit is None else audit.requests)}
-        shards, of_oracle, later = self._write(drafted, oracle, drawn, known, tokens)
-        self._refuse_too_few(count_requests(shards), least)
-        if sampled is None or not estimate.requests:
-            estimate = of_oracle
-        else:
+        return _Chosen(size, audit, earlier, cost, accepted, each, seed, calibration, looks)
+
+    def _draw_rows(self, chosen: _Chosen, rows: int) -> _Drawn:
+        """Draw the rows. Raises MissingGoldError or InputError where gold lacks some of them."""
+        if chosen.size >= rows and chosen.audit is None:
+            return _Drawn(None, None)
+        cascade, (keys, requests) = _cascade(self._labeling), self._drawn(chosen.size, chosen.seed)
+        # Before anything is written that costs: people have to label the missing rows first.
+        return _Drawn(requests, None if cascade.gold is None else self._gold_of(cascade, keys))
+
+    def _priced(self, plan: Plan, chosen: _Chosen, written: _Written, *, is_alone: bool) -> Plan:
+        """Return the plan with what the oracle costs."""
+        of_oracle, later, each = written.now, written.later, chosen.each
+        estimate = of_oracle if is_alone or not plan.estimate.requests else replace(plan.estimate)
+        if estimate is not of_oracle:
             estimate.add_surcharge(Costs(of_oracle.cost_usd, of_oracle.bound_usd))
         estimate.row_bound_usd = _dearest(estimate.row_bound_usd, of_oracle.row_bound_usd, later.row_bound_usd)
-        left = later.requests
-        rest = Decimal(0) if each is None else each * left
+        rest = Decimal(0) if each is None else each * later.requests
         # What is kept is for all of them; what is expected, for those that will not be accepted.
-        self.rest_usd, self._unexpected_usd = rest or None, rest * Decimal(str(round(accepted, 6)))
-        later_usd = rest - self._unexpected_usd
-        self.oracle = OracleShare(
-            model=cascade.oracle,
-            requests=count_requests(shards),
+        unexpected = rest * Decimal(str(round(chosen.accepted, 6)))
+        oracle = OracleShare(
+            model=_cascade(self._labeling).oracle,
+            requests=count_requests(written.shards),
             input_tokens=of_oracle.expected_input,
             output_tokens=of_oracle.expected_output,
             estimated_usd=of_oracle.cost_usd,
-            later=round(left * (1 - accepted)),
-            later_usd=None if each is None else later_usd,
-            later_most=left,
+            later=round(later.requests * (1 - chosen.accepted)),
+            later_usd=None if each is None else rest - unexpected,
+            later_most=later.requests,
             reserved_usd=None if each is None else rest,
             later_bound_usd=later.bound_usd,
         )
         # At most, the oracle answers all rows, each as dear as it can be.
-        estimate.add_surcharge(Costs(later_usd, later.bound_usd))
-        self.levels = Levels(
-            calibration_id=calibration,
+        estimate.add_surcharge(Costs(rest - unexpected, later.bound_usd))
+        # Limits count as if nothing of the model were accepted.
+        whole = replace(estimate)
+        whole.add_surcharge(Costs(unexpected, Decimal(0)))
+        return replace(plan, estimate=estimate, whole=whole, oracle=oracle, reserved_usd=rest or None)
+
+    def _decided(self, chosen: _Chosen, drawn: _Drawn, rows: int) -> Levels:
+        """Return what is decided of the submission, as it is stored."""
+        cascade, looks, requests = _cascade(self._labeling), chosen.looks, drawn.requests
+        look = None
+        if requests is not None and chosen.earlier is None:
+            look = looks.of(cascade, chosen.calibration, chosen.seed, len(requests))
+        levels = Levels(
+            calibration_id=chosen.calibration,
             oracle=cascade.oracle,
             score=cascade.score,
             target=cascade.target,
             agreement=cascade.least_share,
             confidence=cascade.confidence,
             within=cascade.within,
-            gold=gold,
-            seed=seed,
+            gold=drawn.gold,
+            seed=chosen.seed,
             rows=rows,
-            sample=rows if sampled is None else len(sampled),
-            sampled=sampled,
-            relative_cost=cost,
-            audit=audit,
-            look=None if sampled is None or earlier is not None else looks.of(cascade, calibration, seed, len(sampled)),
+            sample=rows if requests is None else len(requests),
+            sampled=requests,
+            relative_cost=chosen.relative_cost,
+            audit=chosen.audit,
+            look=look,
             keys_id=looks.keys_id,
             requests_id=looks.requests_id,
         )
-        if earlier is not None:
-            self.levels = self.levels.set_threshold(earlier)
-        if sampled is None:
-            self.levels = self.levels.ask_oracle_alone()
-        store_levels(self._payloads, self._folder, self.levels)
-        return replace(drafted, shards=[*drafted.shards, *shards]), estimate
+        if chosen.earlier is not None:
+            levels = levels.set_threshold(chosen.earlier)
+        return levels.ask_oracle_alone() if requests is None else levels
 
     def _earlier_looks(self, seed: str, rows: int, asked: int, again: str | None) -> _Looks:
         """Return how often a sample of these rows has set a threshold, or is about to: by the ledger's submissions.
@@ -506,14 +553,10 @@ class Sampling:
             yield keys_of(asked, key), asked[_ID]
 
     def _write(
-        self,
-        drafted: Drafted,
-        oracle: Labeling,
-        wanted: set[str] | None,
-        known: KnownRequests | None,
-        tokens: int | None,
-    ) -> tuple[list[Shard], Estimate, Estimate]:
-        """Write the oracle's shards of the first wave; return them, what they cost, and what all others would."""
+        self, drafted: Drafted, wanted: set[str] | None, known: KnownRequests | None, tokens: int | None
+    ) -> _Written:
+        """Write the oracle's shards of the first wave. Raises ConfigError where they are too few for its vendor."""
+        oracle = self._labeling.models[1]
         writer, spare = self._writer, self._writer.spare(self._submission_id, self._partition, oracle)
         numbers = count(max((shard.number for shard in drafted.shards), default=-1) + 1)
         wave = replace(writer.wave(self._submission_id, self._partition, 1), shard_numbers=numbers)
@@ -546,13 +589,19 @@ class Sampling:
             files.add(WrittenLines(ids, encoded, spare.nonce), ids, counts, estimate.add)
         shards = files.close()
         estimate.add_surcharge(files.surcharge)
-        return shards, estimate, later
+        self._refuse_too_few(count_requests(shards), self._deployment.codec(oracle).limits.min_requests)
+        return _Written(shards, estimate, later)
 
     def discard(self) -> None:
         """Remove what was written."""
         for files in self._written:
             files.discard()
         self._payloads.delete(f"{self._folder}/{CALIBRATION}")
+
+
+def _asked_first(drawn: _Drawn, audit: Audit | None) -> set[str] | None:
+    """Return the requests that the oracle is asked in the first wave; None for all."""
+    return None if drawn.requests is None else {*drawn.requests, *(() if audit is None else audit.requests)}
 
 
 def _dearest(*amounts: Decimal | None) -> Decimal | None:
