@@ -148,6 +148,9 @@ class LabelStats:
         add_to_version(self._version, labels.select(self.columns))
 
     def _add_rejects(self, rejects: pa.Table) -> None:
+        # Mostly there are none.
+        if not len(rejects):
+            return
         outcomes, reasons = (rejects[name].to_pylist() for name in ("llm_outcome", "llm_reason"))
         places, origins = _origins(rejects)
         for (outcome, reason, place), rows in Counter(zip(outcomes, reasons, places, strict=True)).items():
