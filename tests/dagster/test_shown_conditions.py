@@ -330,6 +330,7 @@ FACES = (
     "cli/doctor.py",
     "cli/watch.py",
     "checks.py",
+    "check_events.py",
     "assets/landing_wait.py",
     "jobs.py",
     "cli/decisions.py",
