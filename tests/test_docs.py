@@ -15,7 +15,8 @@ from markdown_it import MarkdownIt
 from mkdocs.config import load_config
 
 import dagster_llm_batch
-from dagster_llm_batch.providers.registry import PROVIDERS
+from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS
+from dagster_llm_batch.testing.emulator import VENDORS
 from tests import house_page
 from tests.page import COMMANDS_RUN_ELSEWHERE, blocks, install_lines, packages, run_commands, run_python
 from tests.providers_page import PAGE as PROVIDERS_PAGE
@@ -40,8 +41,10 @@ def _run_python(page, monkeypatch, folder):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-emulator")
-    monkeypatch.setitem(PROVIDERS, "dice", PROVIDERS["command"])  # a page registers it: it is gone after the test
-    del PROVIDERS["dice"]
+    # What a page registers is gone after the test.
+    for registry, name in ((PROVIDERS, "dice"), (SERVER_FOLDERS, "acme"), (VENDORS, "acme")):
+        monkeypatch.setitem(registry, name, None)
+        del registry[name]
     before = set(sys.modules)
     names = run_python(ROOT / page, folder)
     for file in folder.rglob("*.py"):

@@ -14,8 +14,8 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import CAPABILITIES, Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.providers.openai_api.servers import SERVERS
-from dagster_llm_batch.providers.registry import PROVIDERS, provider_class
+from dagster_llm_batch.providers.openai_api.servers import SERVERS, Fact
+from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS, provider_class
 from dagster_llm_batch.telemetry import TracedProvider
 from dagster_llm_batch.testing.contracts import ProviderContract, ProviderUnderTest
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator
@@ -29,6 +29,9 @@ SPECS = {
     "embeddings": RequestSpec("embed-x", ResponseFormat(ResponseKind.EMBEDDING), Endpoint.EMBEDDINGS),
     "moderations": RequestSpec("omni-moderation-latest", Moderation().format, Endpoint.MODERATIONS),
 }
+
+
+CHAT_ALONE = Fact((Endpoint.CHAT,), "nobody's")
 
 
 class TestOpenAI(ProviderContract):
@@ -57,12 +60,20 @@ class TestOwnServer(ProviderContract):
             yield ProviderUnderTest(provider, SPECS["chat"], emulator.settle)
 
 
-class TestMistral(ProviderContract):
-    @pytest.fixture(params=["chat", "embeddings"])
+OWN_PATHS = [
+    (name, endpoint.value) for name in SERVER_FOLDERS for endpoint in (SERVERS[name].endpoints or CHAT_ALONE).value
+]
+
+
+class TestServersWithFolders(ProviderContract):
+    """OpenAI's lines over paths of a vendor's own: each at the vendor's emulator, by each API that answers batches."""
+
+    @pytest.fixture(params=OWN_PATHS, ids="-".join)
     def subject(self, request) -> Iterator[ProviderUnderTest]:
+        name, endpoint = request.param
         with Emulator() as emulator:
-            provider = preset("mistral", api_key=DEFAULT_KEY, base_url=emulator.mistral_base_url).provider()
-            yield ProviderUnderTest(provider, SPECS[request.param], emulator.settle, [DEFAULT_KEY])
+            provider = preset(name, api_key=DEFAULT_KEY, base_url=emulator.base_url(name)).provider()
+            yield ProviderUnderTest(provider, SPECS[endpoint], emulator.settle, [DEFAULT_KEY])
 
 
 class TestAnthropic(ProviderContract):

@@ -172,24 +172,26 @@ OPENAI = Server(
 
 
 class _Servers(Mapping[str, Server]):
-    """Servers by name. One with a folder of its own is imported when it is asked for."""
+    """Servers by name: these, and those with folders of their own, which are imported when they are asked for."""
 
-    def __init__(self, entries: Mapping[str, Server | str]) -> None:
-        self._entries = entries
+    def __init__(self, servers: Mapping[str, Server]) -> None:
+        self._servers = servers
 
     def __getitem__(self, name: str) -> Server:
-        entry = self._entries[name]
-        found: Server = object_at(entry) if isinstance(entry, str) else entry
+        if name in self._servers:
+            return self._servers[name]
+        found: Server = object_at(SERVER_FOLDERS[name])
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self._servers or name in SERVER_FOLDERS
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        yield from self._servers
+        yield from SERVER_FOLDERS
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._servers) + len(SERVER_FOLDERS)
 
 
 SERVERS: Mapping[str, Server] = _Servers(
@@ -225,7 +227,6 @@ SERVERS: Mapping[str, Server] = _Servers(
                 Fact("resources made by the Azure CLI have other host names, and no batches", _AZURE),
             ),
         ),
-        **SERVER_FOLDERS,
         "groq": Server(
             title="Groq",
             base_url=Fact("https://api.groq.com/openai/v1", _GROQ),

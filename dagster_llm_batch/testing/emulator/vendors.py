@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from dagster_llm_batch.testing.emulator.lifecycle import Lifecycle
@@ -14,17 +13,15 @@ from dagster_llm_batch.testing.emulator.wire import App
 
 _PACKAGE = "dagster_llm_batch.testing.emulator"
 
-VENDORS: Mapping[str, str] = MappingProxyType(
-    {
-        "openai": f"{_PACKAGE}.openai.routes:OpenAIRoutes",
-        "anthropic": f"{_PACKAGE}.anthropic.routes:AnthropicRoutes",
-        "openrouter": f"{_PACKAGE}.openrouter.routes:OpenRouterRoutes",
-        "mistral": f"{_PACKAGE}.mistral.routes:MistralRoutes",
-        "gemini": f"{_PACKAGE}.google.gemini_routes:GeminiRoutes",
-        "vertex": f"{_PACKAGE}.google.vertex_routes:VertexRoutes",
-        "bedrock": f"{_PACKAGE}.bedrock.routes:BedrockRoutes",
-    }
-)
+VENDORS: dict[str, str] = {
+    "openai": f"{_PACKAGE}.openai.routes:OpenAIRoutes",
+    "anthropic": f"{_PACKAGE}.anthropic.routes:AnthropicRoutes",
+    "openrouter": f"{_PACKAGE}.openrouter.routes:OpenRouterRoutes",
+    "mistral": f"{_PACKAGE}.mistral.routes:MistralRoutes",
+    "gemini": f"{_PACKAGE}.google.gemini_routes:GeminiRoutes",
+    "vertex": f"{_PACKAGE}.google.vertex_routes:VertexRoutes",
+    "bedrock": f"{_PACKAGE}.bedrock.routes:BedrockRoutes",
+}
 """The class of each vendor's routes, as `package.module:Class`."""
 
 

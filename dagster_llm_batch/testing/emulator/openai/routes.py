@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -45,11 +45,14 @@ _MOST_BATCHES, _MOST_FILES = 100, 10_000
 Handler = Callable[[HttpRequest, str], Awaitable[Response]]
 
 
-class OpenAIRoutes(VendorRoutes):
-    """The routes of OpenAI, over what the emulated vendors share."""
+class FileBatchRoutes(VendorRoutes):
+    """The routes of a vendor with OpenAI's files and request lines, below the vendor's own path.
 
-    title = "OpenAI"
-    base_path = "/v1"
+    `batches_path`, `read_create` and `show_batch` are for batches whose path and shape are not OpenAI's.
+    """
+
+    batches_path: ClassVar[str] = "/batches"
+    """The path of batches, below that of the address."""
     lifecycle = LIFECYCLE
 
     def __init__(self, shared: SharedState) -> None:
@@ -59,36 +62,38 @@ class OpenAIRoutes(VendorRoutes):
 
     def apps(self) -> Mapping[str, App]:
         """See VendorRoutes."""
-        return {"": self._app()}
+        return {self.base_path: self._app()}
 
     def error_body(self, status: int, message: str | None, *, code: str | None) -> Body:
         """See VendorRoutes."""
         return error_body(status, message, code=code)
 
-    def exports(self, url: str, key: str) -> Mapping[str, str]:
-        """See VendorRoutes."""
-        return {"OPENAI_BASE_URL": f"{url}{self.base_path}", "OPENAI_API_KEY": key}
+    def read_create(self, body: Body) -> Body:
+        """Return the body of a create call with OpenAI's names."""
+        return body
 
-    def remark(self, url: str) -> str:
-        """See VendorRoutes."""
-        return f" (Azure v1 form: {url}/openai/v1/)"
+    def show_batch(self, batch: Body) -> Body:
+        """Return a batch as this vendor shows it, from one with OpenAI's names."""
+        return batch
 
     def _app(self) -> Starlette:
+        files, uploads = f"{self.base_path}/files", f"{self.base_path}/uploads"
+        batches = f"{self.base_path}{self.batches_path}"
         table: tuple[tuple[str, str, Handler], ...] = (
-            ("POST", "/v1/files", self._create_file),
-            ("GET", "/v1/files", self._list_files),
-            ("GET", "/v1/files/{id}", self._get_file),
-            ("DELETE", "/v1/files/{id}", self._delete_file),
-            ("GET", "/v1/files/{id}/content", self._file_content),
-            ("POST", "/v1/uploads", self._create_upload),
-            ("POST", "/v1/uploads/{id}/parts", self._add_part),
-            ("POST", "/v1/uploads/{id}/complete", self._complete_upload),
-            ("POST", "/v1/uploads/{id}/cancel", self._cancel_upload),
-            ("POST", "/v1/batches", self._create_batch),
-            ("GET", "/v1/batches", self._list_batches),
-            ("GET", "/v1/batches/{id}", self._get_batch),
-            ("POST", "/v1/batches/{id}/cancel", self._cancel_batch),
-            *(("POST", endpoint, self._real_time) for endpoint in ENDPOINTS),
+            ("POST", files, self._create_file),
+            ("GET", files, self._list_files),
+            ("GET", f"{files}/{{id}}", self._get_file),
+            ("DELETE", f"{files}/{{id}}", self._delete_file),
+            ("GET", f"{files}/{{id}}/content", self._file_content),
+            ("POST", uploads, self._create_upload),
+            ("POST", f"{uploads}/{{id}}/parts", self._add_part),
+            ("POST", f"{uploads}/{{id}}/complete", self._complete_upload),
+            ("POST", f"{uploads}/{{id}}/cancel", self._cancel_upload),
+            ("POST", batches, self._create_batch),
+            ("GET", batches, self._list_batches),
+            ("GET", f"{batches}/{{id}}", self._get_batch),
+            ("POST", f"{batches}/{{id}}/cancel", self._cancel_batch),
+            *(("POST", self.base_path + endpoint.removeprefix("/v1"), self._real_time) for endpoint in ENDPOINTS),
         )
         return serve_calls(
             table,
@@ -200,7 +205,7 @@ class OpenAIRoutes(VendorRoutes):
 
     # https://platform.openai.com/docs/api-reference/batch
     async def _create_batch(self, request: HttpRequest, account: str) -> Response:
-        body = await _json(request)
+        body = self.read_create(await _json(request))
         for name in ("input_file_id", "endpoint", "completion_window"):
             if not isinstance(body.get(name), str):
                 raise ApiError(400, f"Missing required parameter: '{name}'.", param=name)
@@ -241,16 +246,15 @@ class OpenAIRoutes(VendorRoutes):
         self._shared.books.write(record)
         reply = batch.as_json()  # before the mover can see it: a create always answers `validating`
         self._shared.mover.add(batch)
-        return _shown(request, reply)
+        return self._shown(request, reply)
 
     async def _list_batches(self, request: HttpRequest, account: str) -> Response:
-        mine = [one.as_json() for one in reversed(list(self._batches.values())) if one.record.account == account]
-        if azure.is_azure(request):
-            mine = [azure.batch_object(one) for one in mine]
+        own = [one.as_json() for one in reversed(list(self._batches.values())) if one.record.account == account]
+        mine = [azure.batch_object(one) if azure.is_azure(request) else self.show_batch(one) for one in own]
         return _page(request, mine, most=_MOST_BATCHES, default=20)
 
     async def _get_batch(self, request: HttpRequest, account: str) -> Response:
-        return _shown(request, self._batch(request, account).as_json())
+        return self._shown(request, self._batch(request, account).as_json())
 
     async def _cancel_batch(self, request: HttpRequest, account: str) -> Response:
         batch = self._batch(request, account)
@@ -260,7 +264,10 @@ class OpenAIRoutes(VendorRoutes):
             except IllegalMoveError:
                 text = f"Cannot cancel a batch with status '{batch.life.state}'."
                 raise ApiError(409, text) from None
-        return _shown(request, batch.as_json())
+        return self._shown(request, batch.as_json())
+
+    def _shown(self, request: HttpRequest, batch: Body) -> Response:
+        return JSONResponse(azure.batch_object(batch) if azure.is_azure(request) else self.show_batch(batch))
 
     def _batch(self, request: HttpRequest, account: str) -> OpenAIBatch:
         batch = self._batches.get(request.path_params["id"])
@@ -279,9 +286,29 @@ class OpenAIRoutes(VendorRoutes):
         body = await _json(request)
         if body.get("stream"):
             raise ApiError(400, "The emulator does not stream; send stream=false.", param="stream")
-        one = Request(account=account, endpoint=request.url.path, body=body, knows_fields=True)
+        endpoint = f"/v1{request.url.path.removeprefix(self.base_path)}"
+        one = Request(account=account, endpoint=endpoint, body=body, knows_fields=True)
         status, answer = await asyncio.to_thread(respond, self._shared, one)
         return JSONResponse(answer, status)
+
+
+class OpenAIRoutes(FileBatchRoutes):
+    """The routes of OpenAI, and of Azure, which take all paths that are nobody else's."""
+
+    title = "OpenAI"
+    base_path = "/v1"
+
+    def apps(self) -> Mapping[str, App]:
+        """See VendorRoutes."""
+        return {"": self._app()}
+
+    def exports(self, url: str, key: str) -> Mapping[str, str]:
+        """See VendorRoutes."""
+        return {"OPENAI_BASE_URL": f"{url}{self.base_path}", "OPENAI_API_KEY": key}
+
+    def remark(self, url: str) -> str:
+        """See VendorRoutes."""
+        return f" (Azure v1 form: {url}/openai/v1/)"
 
 
 def _refuse_key(key: str | None) -> ApiError:
@@ -296,10 +323,6 @@ def _refuse_path(request: HttpRequest, status: int) -> ApiError:
 async def _json(request: HttpRequest) -> Body:
     text = "We could not parse the JSON body of your request. It must be a JSON object."
     return json_object(await request.body(), ApiError(400, text))
-
-
-def _shown(request: HttpRequest, batch: Body) -> Response:
-    return JSONResponse(azure.batch_object(batch) if azure.is_azure(request) else batch)
 
 
 def _metadata(given: Any) -> dict[str, str]:
