@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "ShardState"]
+__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "Reason", "ShardState"]
 
 
 class ShardState(StrEnum):
@@ -57,6 +57,36 @@ class Move(StrEnum):
     GIVEN_UP = "given_up"  # nobody waits for it, or for its results, any longer
     LATE = "late"  # a batch that was given up has ended, or can be read: its results are collected after all
     COLLECTED = "collected"
+
+
+class Reason(StrEnum):
+    """The reason why a shard waits, was never sent, or has no answers. The value is what the ledger stores.
+
+    `Shard.reason` describes it in words, by which nothing is decided.
+    """
+
+    PROVIDER = "provider"  # in the words of the provider, or of an error while it was asked
+    # planned: it waits
+    MONEY = "money"  # until a limit of money may have room
+    LACKS_MONEY = "lacks_money"  # likewise, and holds no place in its queue meanwhile
+    NO_BATCH = "no_batch"  # its create call made no batch, as the provider or a person found
+    # never sent
+    OVER_BUDGET = "over_budget"  # a limit of money has no room left
+    LATE = "late"  # the deadline has passed
+    NEXT_MODEL = "next_model"  # its provider did not take it, and a fallback is asked
+    NO_FALLBACK = "no_fallback"  # its model is not a fallback any more
+    BELOW_MINIMUM = "below_minimum"  # its requests are too few for a batch
+    CANCELED = "canceled"  # its submission is canceled
+    SUPERSEDED = "superseded"  # another submission came in its place
+    STOPPED = "stopped"  # nearly nothing fits of what came
+    HELD = "held"  # the definition has changed, or a provider would refuse it
+    ERASED = "erased"  # all of its rows were erased
+    # ended without a batch that could be asked for results
+    INTERRUPTED = "interrupted"  # the process that asked in real time died
+    UNRECORDED = "unrecorded"  # its answers are stored, and the ledger had no record of its sending
+    GIVEN_UP = "given_up"  # by a person, or after a time limit
+    GONE = "gone"  # the provider knows the batch, or its results, no more
+    LOST = "lost"  # the stored answers are lost or damaged
 
 
 _S = ShardState

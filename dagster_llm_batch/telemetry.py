@@ -47,9 +47,6 @@ except ModuleNotFoundError as error:
 
 __all__ = ["TracedProvider", "flush", "measure"]
 
-MEASURED = "measured"
-"""The ledger's event that says that a submission's figures were recorded: they are, once."""
-
 _SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "frequency_penalty", "presence_penalty")
 _TOKEN_BUCKETS = [4**n for n in range(14)]
 _SECOND_BUCKETS = [0.01 * 2**n for n in range(14)]
@@ -207,11 +204,10 @@ class TracedProvider:
 
 def measure(engine: Engine, labeling: Labeling, submission_id: str) -> None:
     """Record requests, tokens and cost of a settled submission, unless that was done. What it reuses is not its own."""
-    if any(event.kind == MEASURED for event in engine.ledger.events(submission_id)):
-        return
-    # The event comes first: a process that dies after it leaves a gap in the metrics, where the other order could count
+    # This comes first: a process that dies after it leaves a gap in the metrics, where the other order could count
     # twice.
-    engine.ledger.add_event(submission_id, MEASURED)
+    if not engine.ledger.mark_measured(submission_id):
+        return
     for shard in engine.ledger.shards(submission_id):
         if shard.results_path is not None:
             _measure_shard(engine, labeling, shard, shard.results_path)

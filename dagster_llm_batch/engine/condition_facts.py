@@ -20,6 +20,7 @@ from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
 from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
+from dagster_llm_batch.storage.ledger.events import read_event
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 
@@ -235,7 +236,7 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
     """
     submission = status.submission
     newest = _newest(submission, status.shards)
-    waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason]
+    waiting = [shard for shard in newest if shard.state is ShardState.PLANNED and shard.reason_kind]
     untaken = [shard for shard in waiting if shard.no_room_at is None]
     since = engine.ledger.first_unsent([submission.submission_id] if untaken else []).get(submission.submission_id)
     reasons = "; ".join(sorted({shard.reason for shard in untaken if shard.reason}))
@@ -252,7 +253,7 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
 
 def of_events(submission: Submission, events: Sequence[Event], now: datetime) -> Facts:
     """Return the facts that tell why requests of one submission are not sent, from its events."""
-    first = {(event.kind, event.detail): event for event in reversed(events) if event.kind in _UNSENT}
+    first = {(event.kind, read_event(event).detail): event for event in reversed(events) if event.kind in _UNSENT}
     # Of its definition the last word counts: an earlier one may have been put back.
     held = [event for event in events if event.kind == HELD][-1:]
     others = [event for event in sorted(first.values(), key=lambda event: event.event_id) if event.kind != HELD]

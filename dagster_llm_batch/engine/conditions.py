@@ -28,10 +28,11 @@ from dagster_llm_batch.loop.status import (
     advise_on_refused,
     advise_on_stranded,
     advise_on_unreadable,
-    parse_advice,
+    advise_on_unsent,
 )
 from dagster_llm_batch.loop.waits import TOLD_AFTER
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.events import Unsent, read_event
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
@@ -282,7 +283,10 @@ def _of_submissions(facts: Facts) -> Iterator[Condition]:
         yield Condition(ConditionKind.RECOVERED, submission, advise_on_recovered(event.detail or ""), event.at)
     for submission, event in facts.unsent:
         kind, words = _KIND_OF_EVENT[event.kind]
-        yield Condition(kind, submission, parse_advice(words, event.detail or ""), event.at, None)
+        data = read_event(event)
+        # Of text without a next step that older code wrote, there is none.
+        unsent = data if isinstance(data, Unsent) else Unsent(event.detail or "", "What came lands")
+        yield Condition(kind, submission, advise_on_unsent(words, unsent), event.at, None)
     for submission, event in facts.moneyless:
         advice = advise_on_no_money(submission, event.detail or "")
         yield Condition(ConditionKind.NO_MONEY, submission, advice, event.at, None)

@@ -41,7 +41,7 @@ from dagster_llm_batch.loop.planner import Planner, check_definition
 from dagster_llm_batch.loop.poll import Failed, Poller
 from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.loop.settlement import Settler, make_assembler
-from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Status, Unsent, find_unsent
+from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, Status, Unsent, find_unsent
 from dagster_llm_batch.loop.submit import (
     Receipt,
     Sender,
@@ -52,8 +52,9 @@ from dagster_llm_batch.loop.submit import (
 )
 from dagster_llm_batch.loop.submit_queue import Dispatcher, drop, keep_places
 from dagster_llm_batch.protocols import Provider
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Stranded, Turn, Unavailable
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
@@ -199,7 +200,7 @@ class Engine:
                     in_doubt.append(submission_id)
                     own = [shard for shard in own if shard.shard_id not in sent]
                 if submission.state is not SubmissionState.OPEN:
-                    drop(self.deployment, own, "its submission is canceled")
+                    drop(self.deployment, own, Reason.CANCELED, "its submission is canceled")
                 elif own:
                     own_models = {f"{shard.provider}/{shard.model}" for shard in own}
                     sent_by = self.deployment.sent_definition(labeling, submission)
@@ -208,7 +209,8 @@ class Engine:
                         continue
                     own = dispatcher.of_present_models(own)
                     if Breaker(labeling, self.deployment).stops_rest(submission, shards):
-                        drop(self.deployment, own, "its submission is stopped: what came so far does not fit")
+                        words = "its submission is stopped: what came so far does not fit"
+                        drop(self.deployment, own, Reason.STOPPED, words)
                         continue
                     planned += dispatcher.give_up(own, late=self.deployment.is_late(submission))
             dispatcher.send(planned)
@@ -456,16 +458,16 @@ class Engine:
 
     def note_turns(self, submission_ids: Sequence[str]) -> None:
         """Record that waiting shards may be sent, so that a run for them has a new run key."""
-        self.ledger.add_events(submission_ids, activity.TURN)
+        self.ledger.add_events(submission_ids, Turn())
 
     def note_unavailable(self, submission_id: str, error: TransientError) -> None:
         """Record that the provider did not answer, and that another try is worthwhile later."""
-        self.ledger.add_event(submission_id, UNAVAILABLE, str(error))
+        self.ledger.add_event(submission_id, Unavailable(str(error)))
 
     def note_failed(self, asset: str, partition: str, detail: str) -> None:
         """Record that a run could not land the labels of a partition: others are not to land in one run with it."""
         if (submission := self.latest(asset, partition)) is not None:
-            self.ledger.add_event(submission.submission_id, activity.FAILED, detail)
+            self.ledger.add_event(submission.submission_id, LandingFailed(detail))
 
     def lost_runs(self, submission_id: str) -> int:
         """Return how many of the last runs that were to land the labels ended without having done anything."""
@@ -473,15 +475,15 @@ class Engine:
 
     def note_lost(self, submission_id: str, detail: str) -> None:
         """Record that a run that was to land the labels did nothing, and that another is worth a try."""
-        self.ledger.add_event(submission_id, activity.LOST, detail)
+        self.ledger.add_event(submission_id, LandingLost(detail))
 
     def note_stranded(self, submission_id: str, detail: str) -> None:
         """Record that no further run is worth a try until a person has looked. Any later event begins a new count."""
-        self.ledger.add_event(submission_id, activity.STRANDED, detail)
+        self.ledger.add_event(submission_id, Stranded(detail))
 
     def note_told(self, submission_ids: Sequence[str]) -> None:
         """Record that a person was told what waits for one."""
-        self.ledger.add_events(submission_ids, activity.TOLD)
+        self.ledger.add_events(submission_ids, PersonTold())
 
     def told_since(self, since: datetime) -> set[str]:
         """Return the undelivered submissions of which a person was told since then that something waits for one."""
@@ -533,7 +535,7 @@ class Engine:
             except LLMBatchError as error:
                 errors.append(error)
             shards = self.ledger.shards(submission_id)
-            drop(self.deployment, shards, "its submission is canceled")
+            drop(self.deployment, shards, Reason.CANCELED, "its submission is canceled")
             replaced = [shard for older in self._replaced_by(submission_id) for shard in self.ledger.shards(older)]
             self._poller.stop([*shards, *replaced], lambda _, error: errors.append(error))
             if lasting := [error for error in errors if not isinstance(error, TransientError)]:

@@ -470,6 +470,7 @@ def split_requests(
         reserved_usd=whole.reserved_usd if kept else None,
         # The provider's words may quote a row of either, and go with it where it is erased.
         reason=None,
+        reason_kind=None,
     )
     half = replace(
         rest,

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.loop.status import (
-    FOR_MONEY,
     HELD,
     OVER_BUDGET,
     STOPPED,
@@ -26,6 +25,7 @@ from dagster_llm_batch.loop.submit_queue import can_go, has_room
 from dagster_llm_batch.loop.waits import next_tries
 from dagster_llm_batch.states import ENDED, Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable
+from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Turn, Waits, read_event
 from dagster_llm_batch.storage.ledger.judgments import NOTE
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
@@ -47,16 +47,16 @@ __all__ = [
     "look_out",
 ]
 
-TURN = "turn"
+TURN = Turn.kind
 """The event of a submission whose waiting shards may be sent now."""
 
-LOST = "landing_lost"
+LOST = LandingLost.kind
 """The event of a run that was to land the labels and ended without having done anything. Another run is requested."""
 
-TOLD = "person_told"
+TOLD = PersonTold.kind
 """The event of a failed tick that said what waits for a person. It changes nothing, and nothing else reads it."""
 
-FAILED = "landing_failed"
+FAILED = LandingFailed.kind
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
 _CHANGES_NOTHING = (TOLD, FAILED, NOTE)
@@ -131,8 +131,8 @@ class Outlook:
     def waits_for_money(self, submission_id: str) -> str | None:
         """Return why its shards wait, in words, where a limit of money has no room for some of them now; else None."""
         last = self.last.get(submission_id)
-        detail = "" if last is None or last.kind != WAITS else last.detail or ""
-        return detail if FOR_MONEY in detail else None
+        waits = None if last is None else read_event(last)
+        return waits.detail if isinstance(waits, Waits) and waits.money is not None else None
 
     def unavailable_since(self, submission_id: str) -> datetime | None:
         """Return when the provider did not answer or take a batch, where that is the last event; else None."""

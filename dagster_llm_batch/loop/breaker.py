@@ -27,7 +27,8 @@ from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.files.request_files import request_ids
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import Deployment
-from dagster_llm_batch.loop.status import STOPPED, find_unsent, retry_command
+from dagster_llm_batch.loop.status import find_unsent, retry_command
+from dagster_llm_batch.storage.ledger.events import Stopped
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import plain_text
@@ -81,12 +82,12 @@ class Breaker:
             return True
         for wave, siblings in waves:
             if (reason := self._judge(wave, siblings, submission)) is not None:
-                self._ledger.add_event(submission.submission_id, STOPPED, reason)
+                self._ledger.add_event(submission.submission_id, reason)
                 return True
         return False
 
-    def _judge(self, wave: Sequence[Shard], siblings: Sequence[Shard], submission: Submission) -> str | None:
-        """Return why the wave is broken, in words; None where it is not."""
+    def _judge(self, wave: Sequence[Shard], siblings: Sequence[Shard], submission: Submission) -> Stopped | None:
+        """Return why the wave is broken; None where it is not."""
         collected = [shard for shard in wave if shard.results_path and not _says_nothing(shard)]
         if not collected or not _is_telling(wave, siblings):
             return None
@@ -99,10 +100,11 @@ class Breaker:
         if judged < _LEAST_REQUESTS or fitting > _MOST_FITTING * judged:
             return None
         misfits = ", ".join(f"{counts[name]:,} {name}" for name in _MISFITS if counts[name])
-        return (
+        return Stopped(
             f"{judged - fitting:,} of {judged:,} requests of {sample} got no reply that fits ({misfits}), so "
-            f"nothing more is sent. For example {self._example(collected, submission)}. Mend the cause; then "
-            f"`{retry_command(submission)}` asks again for the rows without a label, and shows the price first."
+            f"nothing more is sent. For example {self._example(collected, submission)}",
+            f"Mend the cause; then `{retry_command(submission)}` asks again for the rows without a label, and shows "
+            "the price first",
         )
 
     def _count(self, shards: Sequence[Shard]) -> Counter[str]:
@@ -215,5 +217,5 @@ def _says_nothing(shard: Shard) -> bool:
 
     Our own process died while it asked in real time, or the batch was canceled, given up, or its results are gone.
     """
-    was_interrupted = shard.lane is Lane.REALTIME and shard.reason is not None
+    was_interrupted = shard.lane is Lane.REALTIME and shard.reason_kind is not None
     return was_interrupted or shard.waits_for_person

@@ -38,7 +38,8 @@ from dagster_llm_batch.errors import BudgetError
 from dagster_llm_batch.files.request_files import SO_FAR, answers_so_far, beside, packed_ids
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.status import Advice, advise_on_money
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import OverBudget
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import money_text
@@ -63,7 +64,7 @@ BUDGET_PAUSE = timedelta(minutes=10)
 """How long shards wait for a budget that others have used up."""
 
 NO_ROOM_LEFT = "it was not sent: its limit has no room left"
-"""The reason of a shard that was given up since a limit of money has no room for it."""
+"""The words of Reason.OVER_BUDGET."""
 
 _DIGEST_CHARS = 16
 
@@ -225,7 +226,7 @@ class Pick(NamedTuple):
     going: Sequence[Shard]
     waits_for: str | None = None
     wait: timedelta | None = None
-    over_budget: str | None = None
+    over_budget: OverBudget | None = None
 
 
 class Allowance:
@@ -361,13 +362,13 @@ class Allowance:
         cascade = self._labeling.cascade
         return cascade is not None and shard.asked_of != cascade.oracle and shard.wave == 1
 
-    def _lacking_sample(self, judged: Sequence[Shard]) -> str | None:
+    def _lacking_sample(self, judged: Sequence[Shard]) -> OverBudget | None:
         """Return why what the model would say is of no use: too much of the sample was given up. None where it is."""
         submission_id = judged[0].submission_id
         lost = sum(
             shard.requests
             for shard in self._ledger.shards(submission_id)
-            if shard.wave == 1 and not self._is_judged(shard) and shard.reason == NO_ROOM_LEFT
+            if shard.wave == 1 and not self._is_judged(shard) and shard.reason_kind is Reason.OVER_BUDGET
         )
         if not lost:
             return None
@@ -479,8 +480,8 @@ class Allowance:
         left = limit.max_usd - self._ledger.committed_usd(limit, only_collected=True)
         return not is_too_few(floor(left / most), requests)
 
-    def _given_up(self, submission_id: str, requests: int, reason: Advice) -> str:
-        return f"{advise_on_money(self._ledger.submission(submission_id), requests, reason)}."
+    def _given_up(self, submission_id: str, requests: int, reason: Advice) -> OverBudget:
+        return OverBudget(*advise_on_money(self._ledger.submission(submission_id), requests, reason))
 
     def _first(self, planned: Sequence[Shard], count: int) -> list[Shard]:
         """Return the first `count` requests, in their order; the shard in which these end is split."""

@@ -52,7 +52,8 @@ from dagster_llm_batch.files.request_files import (
 from dagster_llm_batch.loop.deployment import GONE_AFTER, Deployment, Threads
 from dagster_llm_batch.protocols import Codec
 from dagster_llm_batch.providers.answers import UnknownIdError
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import FetchAgain, NotThere, ResultsRestored, UnexpectedLines
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
 from dagster_llm_batch.storage.stored_files import LostError
@@ -72,8 +73,6 @@ _LONGEST_PAUSE_SECONDS = 30.0
 # The start of the name of the lease of who downloads a batch that several submissions share.
 _DOWNLOAD = "download:"
 
-# The event of a shard whose provider has no results of it.
-_NOT_THERE = "not_there"
 _LOST = "the stored file of the answers is lost or damaged"
 _ANY_NONCE = re.compile(NONCE.encode() + rb"-[0-9a-z-]{40}")
 
@@ -113,14 +112,17 @@ class Collector:
         """
         if shard.cause is Cause.GIVEN_UP or self._is_archived(shard):
             return shard
-        is_whole = shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and not (shard.reason or shard.cause)
+        is_whole = (
+            shard.lane is Lane.REALTIME and shard.state is ShardState.ENDED and not (shard.reason_kind or shard.cause)
+        )
         if is_whole or shard.cause is Cause.ADOPTED:
             # Its answers were stored before it ended. In real time nobody can be asked for them once more, and of an
             # adopted batch the provider has them under the sender's ids. It stays the sender's: see `ownership.py`.
             self._payloads.delete(beside(shard, RAW))
             ended_at = shard.ended_at or self._deployment.clock()
             gone, cause = [shard.shard_id], shard.cause or Cause.GONE
-            return self._ledger.move_shards(gone, Move.GONE, cause=cause, reason=_LOST, ended_at=ended_at)[0]
+            lost: ShardFields = {"cause": cause, "reason": _LOST, "reason_kind": Reason.LOST, "ended_at": ended_at}
+            return self._ledger.move_shards(gone, Move.GONE, **lost)[0]
         with self._downloading_alone(shard) as shards:
             present = next(sharing for sharing in shards if sharing.shard_id == shard.shard_id)
             # Another process, which collects another submission of the batch, may have stored this one's lines.
@@ -160,7 +162,7 @@ class Collector:
                     raise
                 # Once it is noted that they cannot be read, further tries are no news.
                 if not self._ledger.unread.noted([shard]):
-                    self._ledger.add_event(shard.submission_id, "fetch_again", f"{shard.shard_id}: {error}")
+                    self._ledger.add_event(shard.submission_id, FetchAgain(str(error)), shard.shard_id)
                 self._deployment.sleep(min(error.retry_after_seconds or 1.0, _LONGEST_PAUSE_SECONDS))
             else:
                 break
@@ -175,15 +177,19 @@ class Collector:
     def _gone(self, shard: Shard, shards: Sequence[Shard], error: UnknownIdError) -> Shard:
         """Record that a batch's results are gone, where that was said for long enough. Raises TransientError before."""
         now = self._deployment.clock()
-        since = self._deployment.noted_since(shard, _NOT_THERE, str(error))
+        since = self._deployment.noted_since(shard, NotThere(str(error)))
         if since is None or now - since < GONE_AFTER:
             until = (since or now) + GONE_AFTER
             msg = f"{error} They are asked for until {until:%Y-%m-%d %H:%M} UTC; then they count as gone."
             raise TransientError(msg) from error
         gone = [each.shard_id for each in shards if each.state in ENDED and not self._is_archived(each)]
-        reason = f"{error} So it was since {since:%Y-%m-%d %H:%M} UTC."
-        ended_at = shard.ended_at or now
-        moved = self._ledger.move_shards(gone, Move.GONE, cause=Cause.GONE, reason=reason, ended_at=ended_at)
+        why: ShardFields = {
+            "cause": Cause.GONE,
+            "reason": f"{error} So it was since {since:%Y-%m-%d %H:%M} UTC.",
+            "reason_kind": Reason.GONE,
+            "ended_at": shard.ended_at or now,
+        }
+        moved = self._ledger.move_shards(gone, Move.GONE, **why)
         return next(each for each in moved if each.shard_id == shard.shard_id)
 
     def archive_all(
@@ -294,8 +300,8 @@ class Collector:
         for shard, (results_path, tally) in zip(shards, read, strict=True):
             # Counted and shown, never fatal: the results of the other requests are as good as ever.
             if tally.unexpected:
-                counts = ", ".join(f"{count} {name}" for name, count in tally.unexpected.items())
-                self._ledger.add_event(shard.submission_id, "unexpected_lines", f"{shard.shard_id}: {counts}")
+                unexpected = UnexpectedLines(dict(tally.unexpected))
+                self._ledger.add_event(shard.submission_id, unexpected, shard.shard_id)
             fields: ShardFields = {"results_path": results_path, **self._bill(shard, results_path, tally)}
             if has_lines(self._payloads, shard):
                 fields["raw_path"] = beside(shard, RAW)
@@ -334,7 +340,7 @@ class Collector:
                     self._ledger.set_cause([shard.shard_id], Cause.GONE, ShardState.COLLECTED)
                 lost += 1
             self._reader([shard])(shard)
-            self._ledger.add_event(shard.submission_id, "results_restored", f"{shard.shard_id}: {source}")
+            self._ledger.add_event(shard.submission_id, ResultsRestored(source), shard.shard_id)
         return lost
 
     def _has_list(self, shard: Shard) -> bool:
@@ -551,7 +557,7 @@ def bill_of(tally: Tally) -> ShardFields:
 
 def has_lines(payloads: PayloadStore, shard: Shard) -> bool:
     """Return whether an archived shard has a file of raw lines: what was given up, gone or lost has none."""
-    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE) or shard.reason == _LOST
+    may_lack = shard.cause in (Cause.GIVEN_UP, Cause.GONE) or shard.reason_kind is Reason.LOST
     return not may_lack or payloads.exists(shard.raw_path or beside(shard, RAW))
 
 

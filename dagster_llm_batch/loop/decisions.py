@@ -10,7 +10,7 @@ from dagster_llm_batch.errors import IllegalMoveError
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.waits import refuse_readable
-from dagster_llm_batch.states import ENDED, MOVES, Move
+from dagster_llm_batch.states import ENDED, MOVES, Move, Reason
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.types import Cause
 
@@ -42,10 +42,11 @@ def resolve(deployment: Deployment, shard_id: str, batch_id: str | None) -> Shar
             )
         ids = [other.shard_id for other in together]
         if batch_id is None:
-            moved = ledger.move_shards(ids, Move.NOT_SENT, reason="resolved by a person: no batch exists")
+            words = "resolved by a person: no batch exists"
+            moved = ledger.move_shards(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
         else:
-            detail, now = f"resolved by a person: {batch_id}", deployment.clock()
-            moved = ledger.move_shards(ids, Move.ACCEPTED, detail=detail, batch_id=batch_id, submitted_at=now)
+            words, now = f"resolved by a person: {batch_id}", deployment.clock()
+            moved = ledger.move_shards(ids, Move.ACCEPTED, words=words, batch_id=batch_id, submitted_at=now)
     return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)
 
 
@@ -78,6 +79,7 @@ def give_up(deployment: Deployment, shard_id: str) -> Shard:
             sources={each.state for each in going},
             cause=Cause.GIVEN_UP,
             reason=f"given up by a person at {now:%Y-%m-%d %H:%M} UTC, {why}",
+            reason_kind=Reason.GIVEN_UP,
             ended_at=(shard.ended_at or now) if has_ended else now,
         )
     return next(moved_shard for moved_shard in moved if moved_shard.shard_id == shard_id)

@@ -41,6 +41,7 @@ from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import utc_now
+from dagster_llm_batch.storage.ledger.events import EventData
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Presence, Shard, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore, unnamed_file
@@ -476,7 +477,7 @@ class Deployment:
         """Return whether the submission's deadline has passed."""
         return submission.deadline_at is not None and self.clock() >= submission.deadline_at
 
-    def noted_since(self, shard: Shard, kind: str, words: str) -> datetime | None:
+    def noted_since(self, shard: Shard, data: EventData) -> datetime | None:
         """Return when an event of this kind was first noted of a shard; None where that is done only now.
 
         A time that lies ahead was written by a clock that was wrong: it is noted anew, or nothing would come of it
@@ -484,9 +485,9 @@ class Deployment:
         """
         now = self.clock()
         for event in self.ledger.events(shard.submission_id):
-            if event.kind == kind and (event.detail or "").startswith(shard.shard_id) and event.at <= now:
+            if event.kind == data.kind and event.shard_id == shard.shard_id and event.at <= now:
                 return event.at
-        self.ledger.add_event(shard.submission_id, kind, f"{shard.shard_id}: {words}")
+        self.ledger.add_event(shard.submission_id, data, shard.shard_id)
         return None
 
     def overdue_at(self, shard: Shard) -> datetime | None:

@@ -8,9 +8,10 @@ from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
 from dagster_llm_batch.loop.preview import parameter_warnings
-from dagster_llm_batch.loop.status import HELD, STRANDED, Advice, advise_on_change, advise_on_refusal
+from dagster_llm_batch.loop.status import STRANDED, Advice, advise_on_change, advise_on_refusal
 from dagster_llm_batch.loop.submit_queue import drop
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import Held, Stranded
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 
@@ -46,15 +47,16 @@ def hold_unsent(deployment: Deployment, submission: Submission, shards: Sequence
     """
     if any(shard.state not in (ShardState.PLANNED, ShardState.COLLECTED) for shard in shards):
         if deployment.ledger.last_event(submission.submission_id).kind != STRANDED:
-            deployment.ledger.add_event(submission.submission_id, STRANDED, str(reason))
+            deployment.ledger.add_event(submission.submission_id, Stranded(str(reason)))
         return
     planned = [shard for shard in shards if shard.state is ShardState.PLANNED]
-    hold(deployment, submission, f"{count_requests(planned):,} requests are not sent: {reason}")
-    drop(deployment, planned, reason.problem)
+    problem = f"{count_requests(planned):,} requests are not sent: {reason.problem}"
+    hold(deployment, submission, Advice(problem, reason.then))
+    drop(deployment, planned, Reason.HELD, reason.problem)
 
 
-def hold(deployment: Deployment, submission: Submission, reason: str) -> None:
+def hold(deployment: Deployment, submission: Submission, reason: Advice) -> None:
     """Send nothing more of a submission. Where it is materialized again, a new attempt asks for the rest."""
     # First the reason: of a process that dies in between, a submission would be canceled and nobody told why.
-    deployment.ledger.add_event(submission.submission_id, HELD, reason)
+    deployment.ledger.add_event(submission.submission_id, Held(*reason))
     deployment.ledger.set_state(submission.submission_id, SubmissionState.CANCELED)

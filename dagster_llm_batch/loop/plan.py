@@ -31,7 +31,8 @@ from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.seams import Tuning
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.loop.submit_queue import drop
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import Superseded
 from dagster_llm_batch.storage.ledger.records import Submission, SubmissionState
 from dagster_llm_batch.types import Outcome
 
@@ -335,9 +336,10 @@ def _open(plan: Plan, planning: Planning, submission: Submission) -> Submission:
 
 def _supersede(deployment: Deployment, older: Submission, by: str) -> None:
     """Send no more of a submission whose rows or definition have changed. Its batches are still collected."""
-    deployment.ledger.add_event(older.submission_id, "superseded", f"by submission {by}")
+    deployment.ledger.add_event(older.submission_id, Superseded(by))
     deployment.ledger.set_state(older.submission_id, SubmissionState.CANCELED)
-    drop(deployment, deployment.ledger.shards(older.submission_id), f"submission {by} came in its place")
+    words = f"submission {by} came in its place"
+    drop(deployment, deployment.ledger.shards(older.submission_id), Reason.SUPERSEDED, words)
 
 
 def new_submission(plan: Plan, planning: Planning, run_id: str | None) -> Submission:

@@ -17,7 +17,8 @@ from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.submit import plan_next_try
 from dagster_llm_batch.loop.waits import KEPT_FOR, Unread
 from dagster_llm_batch.providers.capabilities import cancel_batch
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import NotKnown
 from dagster_llm_batch.storage.ledger.records import Ending, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import is_awaited
 from dagster_llm_batch.storage.ledger.submissions import STATUS
@@ -32,9 +33,6 @@ _T = TypeVar("_T")
 
 # Failed calls after which no smaller groups are tried: enough to find three odd items among a thousand.
 _FAILURES_MOST = 30
-
-# The event of a batch that its provider does not know, where the time of the change of its status lies ahead.
-_UNKNOWN = "not_known"
 
 # These hold for every item of a call, so smaller groups would fail alike.
 _OF_ALL_ALIKE = (CredentialsError, TransientError)
@@ -129,6 +127,7 @@ class Poller:
                     sources=[ShardState.SUBMITTED],
                     cause=Cause.GIVEN_UP,
                     reason=reason,
+                    reason_kind=Reason.GIVEN_UP,
                     ended_at=now,
                 )
         if found:
@@ -243,12 +242,12 @@ class Poller:
         changed = [event.at for event in events if event.shard_id == shard.shard_id and event.kind == STATUS]
         since: datetime | None = changed[-1]
         if changed[-1] > self._deployment.clock():
-            since = self._deployment.noted_since(shard, _UNKNOWN, "the provider knows no such batch")
+            since = self._deployment.noted_since(shard, NotKnown("the provider knows no such batch"))
         if since is None or self._deployment.clock() - since < GONE_AFTER:
             return None
         reason = f"{report.reason or 'The provider knows no such batch.'} So it said since {since:%Y-%m-%d %H:%M} UTC."
         ending = self._ending(replace(report, reason=reason), shard)
-        return replace(ending, move=Move.GONE, cause=Cause.GONE)
+        return replace(ending, move=Move.GONE, cause=Cause.GONE, reason_kind=Reason.GONE)
 
     def _put_back(self, shard_id: str, report: BatchReport) -> bool:
         """Plan the shards of a batch again that ran nothing, for now; return False where that was often enough."""
@@ -265,7 +264,6 @@ class Poller:
                 [shard.shard_id for shard in shards],
                 Move.PUT_BACK,
                 of_batch=report.batch_id,
-                detail=report.batch_id,
                 **fields,
             )
         return True

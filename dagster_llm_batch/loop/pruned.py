@@ -7,10 +7,7 @@ from collections.abc import Iterable
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
 
-__all__ = ["PRUNED", "find_pruned", "is_pruned"]
-
-PRUNED = "pruned"
-"""The kind of the event that is added before the files of a submission are removed."""
+__all__ = ["find_pruned", "is_pruned"]
 
 
 def is_pruned(ledger: Ledger, submission: Submission) -> bool:
@@ -20,4 +17,4 @@ def is_pruned(ledger: Ledger, submission: Submission) -> bool:
 
 def find_pruned(ledger: Ledger, submissions: Iterable[Submission]) -> set[str]:
     """Return the ids of those of these submissions that were pruned."""
-    return ledger.having_event([submission.submission_id for submission in submissions], PRUNED)
+    return ledger.pruned([submission.submission_id for submission in submissions])

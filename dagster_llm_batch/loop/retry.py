@@ -29,8 +29,9 @@ from dagster_llm_batch.loop.budget import committing, exceeded
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.seams import Escalate
-from dagster_llm_batch.loop.status import OVER_BUDGET, Advice, advise_on_money, find_unsent
+from dagster_llm_batch.loop.status import Advice, advise_on_money, find_unsent
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
+from dagster_llm_batch.storage.ledger.events import OverBudget
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import money_text
@@ -309,8 +310,8 @@ class NextWave:
         else:
             reason = exceeded(self._deployment, unknown or self._labeling, more if unknown is None else None)
         if reason is not None:
-            detail = f"{advise_on_money(self._submission, requests, reason)}."
-            self._deployment.ledger.add_event(submission_id, OVER_BUDGET, detail)
+            given_up = OverBudget(*advise_on_money(self._submission, requests, reason))
+            self._deployment.ledger.add_event(submission_id, given_up)
         return reason is None
 
     def _estimate(self, ask: _Ask) -> Estimate:

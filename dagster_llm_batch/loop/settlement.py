@@ -22,7 +22,7 @@ from dagster_llm_batch.loop.label import LabelAssembler
 from dagster_llm_batch.loop.poll import Poller
 from dagster_llm_batch.loop.retry import NextWave
 from dagster_llm_batch.loop.seams import Escalate
-from dagster_llm_batch.loop.status import Status
+from dagster_llm_batch.loop.status import Advice, Status
 from dagster_llm_batch.loop.waits import Unread
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger.leases import Lease
@@ -262,7 +262,8 @@ class Settler:
         reason = reason_to_hold(self._deployment, labeling, sent, wave.models)
         if reason is None:
             return wave.plan()
-        hold(self._deployment, submission, f"{wave.requests:,} requests are not sent again: {reason}")
+        problem = f"{wave.requests:,} requests are not sent again: {reason.problem}"
+        hold(self._deployment, submission, Advice(problem, reason.then))
         return False
 
     def _record_settlements(self) -> None:

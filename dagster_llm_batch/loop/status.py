@@ -10,13 +10,14 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.storage.ledger import events
+from dagster_llm_batch.storage.ledger.events import Held, OverBudget, Stopped, Stranded, Unavailable, Waits, read_event
 from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.text import age_text, plain_words
 from dagster_llm_batch.types import Cause
 
 __all__ = [
-    "FOR_MONEY",
     "HELD",
     "NEW_LEDGER_TAG",
     "OVER_BUDGET",
@@ -45,34 +46,31 @@ __all__ = [
     "advise_on_stranded",
     "advise_on_unknown",
     "advise_on_unreadable",
+    "advise_on_unsent",
     "cause_text",
     "find_unsent",
-    "parse_advice",
     "retry_command",
 ]
 
-STOPPED = "stopped"
-"""The event of a submission of which nothing more is sent, since nearly nothing that came fits; its detail says why."""
+STOPPED = Stopped.kind
+"""The event of a submission of which nothing more is sent, since nearly nothing that came fits."""
 
-OVER_BUDGET = "over_budget"
-"""The event of requests that are given up since a limit of money has no room for them; its detail says which limit."""
+OVER_BUDGET = OverBudget.kind
+"""The event of requests that are given up since a limit of money has no room for them."""
 
-HELD = "definition_changed"
+HELD = Held.kind
 """The event of a submission of which nothing more is sent, since its definition has changed."""
 
 NEW_LEDGER_TAG = "dagster_llm_batch/new_ledger"
 """The tag of a run that may send though the ledger does not know what Dagster has as sent before."""
 
-WAITS = "waits"
+WAITS = Waits.kind
 """The event of a submission whose shards stay planned, since they may not be sent yet."""
 
-FOR_MONEY = "for money:"
-"""What stands in the detail of WAITS before the limit of money that has no room for such shards now."""
-
-STRANDED = "landing_stranded"
+STRANDED = Stranded.kind
 """The event of a submission for which no run is requested any more until a person has looked, or anything happens."""
 
-UNAVAILABLE = "unavailable"
+UNAVAILABLE = Unavailable.kind
 """The event of a submission whose provider does not answer now."""
 
 _WORDS = {
@@ -95,10 +93,9 @@ class Advice(NamedTuple):
         return f"{self.problem}. {self.then}"
 
 
-def parse_advice(words: str, detail: str) -> Advice:
-    """Return advice that an event has as its detail. Its last sentence is the next step."""
-    problem, _, then = detail.rstrip(".").rpartition(". ")
-    return Advice(f"{words}: {problem or then}", then if problem else "What came lands")
+def advise_on_unsent(words: str, unsent: events.Unsent) -> Advice:
+    """Return why requests are not sent, after `words` for that, and what a person can do."""
+    return Advice(f"{words}: {unsent.problem}", unsent.then)
 
 
 def cause_text(shard: Shard) -> str | None:
@@ -321,16 +318,16 @@ class Unsent(NamedTuple):
     over_budget: str | None = None
 
 
-def find_unsent(events: Sequence[Event]) -> Unsent:
+def find_unsent(of_submission: Sequence[Event]) -> Unsent:
     """Return why requests are not sent of the submission that has these events."""
-    details: dict[str, list[str]] = {STOPPED: [], HELD: [], OVER_BUDGET: []}
-    for event in events:
-        if event.kind in details:
-            details[event.kind].append(event.detail or "")
-    stopped, held, over_budget = details.values()
+    found: dict[str, list[str]] = {STOPPED: [], HELD: [], OVER_BUDGET: []}
+    for event in of_submission:
+        if event.kind in found:
+            found[event.kind].append(read_event(event).detail or "")
+    stopped, held, over_budget = found.values()
     # Each lane and model may have been given up for money by itself.
-    each = " ".join(dict.fromkeys(over_budget))
-    return Unsent(stopped[0] if stopped else None, held[-1] if held else None, each or None)
+    each = " ".join(dict.fromkeys(over_budget)) if over_budget else None
+    return Unsent(stopped[0] if stopped else None, held[-1] if held else None, each)
 
 
 @dataclass(frozen=True)

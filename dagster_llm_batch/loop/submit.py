@@ -60,7 +60,8 @@ from dagster_llm_batch.files.ownership import is_receipt
 from dagster_llm_batch.files.request_files import RAW, SENT, beside, renamed, requests_of
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.providers.capabilities import cancel_batch
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import Ambiguous, PutBack, StrayBatch, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Shard, ShardFields, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -232,7 +233,6 @@ def _refusals(shards: Sequence[Shard]) -> int:
 
 
 _ENDED_WELL = (BatchStatus.ENDED, BatchStatus.EXPIRED)
-_AMBIGUOUS, _STRAY = "ambiguous", "stray_batch"
 _TRIES = 3
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -290,7 +290,7 @@ class Sender:
                     self._refused(sent, str(error), spec, fill_up_to)
                     return
                 except AmbiguousError as error:
-                    self._ledger.add_event(shards[0].submission_id, _AMBIGUOUS, f"{ids[0]}: {error}")
+                    self._ledger.add_event(shards[0].submission_id, Ambiguous(str(error)), ids[0])
                     self._recover_batch(sent)
                     return
                 else:
@@ -319,7 +319,7 @@ class Sender:
                 # The other process has found it at the provider.
                 return
             told = self._stop_stray(shards, batch_id, known)
-            self._ledger.add_event(shards[0].submission_id, _STRAY, f"{shards[0].shard_id}: {told}")
+            self._ledger.add_event(shards[0].submission_id, StrayBatch(batch_id, told), shards[0].shard_id)
             raise LeaseError(f"Shard {shards[0].shard_id} was sent by another process meanwhile. {told}") from error
         except LedgerError as error:
             created = f"Batch {batch_id} was created for shard {shards[0].shard_id}, which is in doubt"
@@ -384,11 +384,12 @@ class Sender:
         # A real-time call cannot be looked for, and may have been billed: its requests are missing, and go to the next
         # wave where the policy says so.
         if carrier.lane is Lane.REALTIME:
+            kind = Reason.INTERRUPTED
             reason = "the process that asked in real time ended before its answers were stored"
             if self._deployment.payloads.exists(beside(carrier, RAW)):
                 reason = "the ledger had no record of its calls in real time, whose answers are stored"
-            now = self._deployment.clock()
-            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
+                kind = Reason.UNRECORDED
+            self._answered(ids, kind, reason)
             return
         provider = self._deployment.provider_of(carrier)
         requests = count_requests(shards) + carrier.padding
@@ -401,14 +402,12 @@ class Sender:
             self._accepted(shards, answer.batch_id)
         elif all(self._deployment.payloads.exists(beside(shard, RAW)) for shard in shards):
             # A ledger that was restored from a backup has no record that they were answered.
-            reason, now = "the ledger had no record of its batch, whose answers are stored", self._deployment.clock()
-            self._ledger.move_shards(ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=reason)
+            self._answered(ids, Reason.UNRECORDED, "the ledger had no record of its batch, whose answers are stored")
         elif isinstance(answer, Absent):
             # For some seconds a provider may not list a batch that it has created.
             if self._deployment.clock() - self._in_doubt_since(carrier) >= timedelta(seconds=provider.settle_seconds):
-                self._ledger.move_shards(
-                    ids, Move.NOT_SENT, reason="its create call had no answer, and the provider has no batch of it"
-                )
+                words = "its create call had no answer, and the provider has no batch of it"
+                self._ledger.move_shards(ids, Move.NOT_SENT, reason=words, reason_kind=Reason.NO_BATCH)
         elif not isinstance(answer, Undecided):
             candidates = ", ".join(answer.candidates) or "none named"
             msg = (
@@ -418,6 +417,13 @@ class Sender:
                 "exists, or `--no-batch` if it does not; in Python, Engine.resolve(shard_id, batch_id or None)."
             )
             raise CannotTellError(msg)
+
+    def _answered(self, ids: Sequence[str], kind: Reason, words: str) -> None:
+        """Record that nobody can ask for answers to these shards, beside those that are stored."""
+        now = self._deployment.clock()
+        self._ledger.move_shards(
+            ids, Move.ANSWERED, status=BatchStatus.ENDED, ended_at=now, reason=words, reason_kind=kind
+        )
 
     def _in_doubt_since(self, carrier: Shard) -> datetime:
         """Return when the create call was certainly over: when its end was seen, or else now that its process is gone.
@@ -430,11 +436,10 @@ class Sender:
         for event in reversed(self._ledger.events(carrier.submission_id)):
             if event.kind == Move.SEND.value and event.shard_id == carrier.shard_id:
                 break
-            is_its = event.kind == _AMBIGUOUS and (event.detail or "").startswith(carrier.shard_id)
-            if is_its and event.at <= now:
+            if event.kind == Ambiguous.kind and event.shard_id == carrier.shard_id and event.at <= now:
                 return event.at
-        gone = f"{carrier.shard_id}: the process that sent it is gone, and no batch of it is known"
-        self._ledger.add_event(carrier.submission_id, _AMBIGUOUS, gone)
+        gone = Ambiguous("the process that sent it is gone, and no batch of it is known")
+        self._ledger.add_event(carrier.submission_id, gone, carrier.shard_id)
         return now
 
     def _known(self, shards: Sequence[Shard]) -> frozenset[str]:
@@ -446,7 +451,8 @@ class Sender:
         for submission_id in {shard.submission_id for shard in shards}:
             others += self._ledger.shards(submission_id)
             events = self._ledger.events(submission_id)
-            put_back |= {event.detail for event in events if event.kind == Move.PUT_BACK.value and event.detail}
+            gone = (data.batch_id for event in events if isinstance(data := read_event(event), PutBack))
+            put_back |= {batch_id for batch_id in gone if batch_id is not None}
         return frozenset(other.batch_id for other in others if other.batch_id is not None) | put_back
 
     def _accepted(self, shards: Sequence[Shard], batch_id: str) -> None:
@@ -487,7 +493,7 @@ def write_receipts(deployment: Deployment, sent: Sequence[Shard]) -> None:
     for shard, path in zip(sent, batch, strict=True):
         submission = deployment.ledger.submission(shard.submission_id)
         # Not the provider's words on an earlier sending: they may quote a row, which may be erased later.
-        receipt = Receipt(submission, replace(shard, reason=None), sends[shard.shard_id], batch)
+        receipt = Receipt(submission, replace(shard, reason=None, reason_kind=None), sends[shard.shard_id], batch)
         with deployment.payloads.writer(path) as out:
             out.write(to_json(receipt))
 

@@ -24,11 +24,12 @@ from dagster_llm_batch.files.request_files import SENT, SO_FAR, beside, delete_r
 from dagster_llm_batch.loop.budget import BUDGET_PAUSE, NO_ROOM_LEFT, Allowance
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment, Threads
 from dagster_llm_batch.loop.realtime import Answerer
-from dagster_llm_batch.loop.status import FOR_MONEY, OVER_BUDGET, UNAVAILABLE, WAITS
+from dagster_llm_batch.loop.status import UNAVAILABLE, WAITS
 from dagster_llm_batch.loop.submit import Sender, write_receipts
-from dagster_llm_batch.states import Move, ShardState
+from dagster_llm_batch.states import Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger.events import BelowMinimum, Unavailable, Waits, read_event
 from dagster_llm_batch.storage.ledger.leases import Lease
-from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY, QueueLines
+from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Queued, Shard, ShardFields
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.types import BatchLimits, BatchStatus, Lane
@@ -40,8 +41,6 @@ __all__ = [
     "drop",
     "keep_places",
 ]
-
-_FOR_PLACE = "for the provider's queue, or for its time"
 
 # Well within the time for which a place is kept (`Presence`).
 _SAY_EVERY = timedelta(minutes=10)
@@ -182,8 +181,9 @@ class Dispatcher:
             if any(shard.wave == 1 for shard in batch):
                 raise ConfigError(f"'{labeling.asset}': {reason} Nothing was sent.")
             for submission_id in {shard.submission_id for shard in batch}:
-                self._deployment.ledger.add_event(submission_id, "below_minimum", f"not sent again: {reason}")
-            drop(self._deployment, batch, "it was not sent again: too few requests for a batch")
+                self._deployment.ledger.add_event(submission_id, BelowMinimum(f"not sent again: {reason}"))
+            words = "it was not sent again: too few requests for a batch"
+            drop(self._deployment, batch, Reason.BELOW_MINIMUM, words)
 
     def _affordable(self, planned: Sequence[Shard], waiting: Collection[str]) -> list[Shard]:
         """Return what limits have room for. The rest waits, or is dropped where there is no room left to wait for."""
@@ -196,9 +196,9 @@ class Dispatcher:
             for shards, pick in self._allowance.give_out(own, waiting):
                 going += pick.going
                 if pick.over_budget is not None:
-                    self._deployment.ledger.add_event(submission_id, OVER_BUDGET, pick.over_budget)
+                    self._deployment.ledger.add_event(submission_id, pick.over_budget)
                     # Not those of another model or lane, which may have room, and be about to be sent.
-                    drop(self._deployment, shards, NO_ROOM_LEFT)
+                    drop(self._deployment, shards, Reason.OVER_BUDGET, NO_ROOM_LEFT)
                     continue
                 due_now = [shard for shard in shards if shard.shard_id not in waiting]
                 if pick.wait is not None:
@@ -206,13 +206,14 @@ class Dispatcher:
                 if pick.waits_for is not None or count_requests(pick.going) < count_requests(due_now):
                     self._for_money[submission_id] = pick.waits_for or "what goes before it to be billed"
         self._affordable_ids.update(shard.shard_id for shard in going)
-        if again := [shard.shard_id for shard in going if shard.reason == LACKS_MONEY]:
+        if again := [shard.shard_id for shard in going if shard.reason_kind is Reason.LACKS_MONEY]:
             self._deployment.ledger.take_places_back(again)
         return going
 
     def _pause_for_money(self, shards: Sequence[Shard], pause: timedelta, why: str | None) -> None:
         until = self._deployment.clock() + pause
-        self._deployment.ledger.delay_shards([shard.shard_id for shard in shards], until, f"it waits for money: {why}")
+        ids, words = [shard.shard_id for shard in shards], f"it waits for money: {why}"
+        self._deployment.ledger.delay_shards(ids, until, words, Reason.MONEY)
 
     def _parts(self, shard: Shard, least: int) -> Sequence[Shard]:
         """Return the shard, or its halves, planned in its place, where the provider's queue never has room for it."""
@@ -292,17 +293,16 @@ class Dispatcher:
         for submission_id in sorted({*for_time, *for_place, *for_money}):
             money = for_money.get(submission_id)
             if money is None:
-                self._waits(submission_id, _FOR_PLACE)
+                self._waits(submission_id, Waits(for_place=True))
                 continue
             if submission_id in for_place or self._deployment.queue_limits:
                 self._give_up_places(submission_id)
-            queued = f"{_FOR_PLACE}; the rest " if submission_id in for_place else ""
-            self._waits(submission_id, f"{queued}{FOR_MONEY} {money}")
+            self._waits(submission_id, Waits(submission_id in for_place, money))
 
-    def _waits(self, submission_id: str, reason: str) -> None:
-        last = self._deployment.ledger.last_event(submission_id)
-        if (last.kind, last.detail) != (WAITS, reason):
-            self._deployment.ledger.add_event(submission_id, WAITS, reason)
+    def _waits(self, submission_id: str, waits: Waits) -> None:
+        # The same again is no news.
+        if read_event(self._deployment.ledger.last_event(submission_id)) != waits:
+            self._deployment.ledger.add_event(submission_id, waits)
 
     def _give_up_places(self, submission_id: str) -> None:
         """Record which shards lack money: they hold no place in a queue before others, and no run is requested for one.
@@ -312,16 +312,15 @@ class Dispatcher:
         now, ledger = self._deployment.clock(), self._deployment.ledger
         planned = [shard for shard in ledger.shards(submission_id) if shard.state is ShardState.PLANNED]
         lacking = [shard for shard in planned if shard.shard_id not in self._affordable_ids and due(shard, now)]
-        if ids := [shard.shard_id for shard in lacking if shard.reason != LACKS_MONEY]:
+        if ids := [shard.shard_id for shard in lacking if shard.reason_kind is not Reason.LACKS_MONEY]:
             ledger.give_up_places(ids)
 
     def _is_unavailable(self, submission_id: str, model: str) -> None:
         """Add the event, unless it is the last one already. The sensor waits longer before it requests a run then."""
         ledger = self._deployment.ledger
         if ledger.last_event(submission_id).kind not in (UNAVAILABLE, Move.NOT_SENT.value):
-            ledger.add_event(
-                submission_id, UNAVAILABLE, f"{model} turns calls in real time away; the rest is asked later"
-            )
+            words = f"{model} turns calls in real time away; the rest is asked later"
+            ledger.add_event(submission_id, Unavailable(words))
 
     def give_up(self, planned: Sequence[Shard], *, late: bool) -> list[Shard]:
         """Drop the shards that a batch will not answer in time; return the others.
@@ -332,8 +331,11 @@ class Dispatcher:
         left = []
         for shard in planned:
             if shard.lane is Lane.BATCH and (late or self._is_down(shard)):
-                reason = "the deadline has passed" if late else "its provider does not take it; the next model is asked"
-                drop(self._deployment, [shard], reason)
+                if late:
+                    drop(self._deployment, [shard], Reason.LATE, "the deadline has passed")
+                else:
+                    words = "its provider does not take it; the next model is asked"
+                    drop(self._deployment, [shard], Reason.NEXT_MODEL, words)
             else:
                 left.append(shard)
         return left
@@ -342,13 +344,13 @@ class Dispatcher:
         """Return the shards of the model and of present fallbacks; drop those of a fallback that is none any more."""
         models = {labeling.model for labeling in self._labeling.models}
         gone = [shard for shard in planned if f"{shard.provider}/{shard.model}" not in models]
-        drop(self._deployment, gone, "its model is no fallback any more")
+        drop(self._deployment, gone, Reason.NO_FALLBACK, "its model is no fallback any more")
         return [shard for shard in planned if shard not in gone]
 
     def _is_down(self, shard: Shard) -> bool:
         is_last = self._labeling.models[-1].model == f"{shard.provider}/{shard.model}"
         # With most_tokens its queue is full of batches from here, or the shard too large: it is not down.
-        if is_last or shard.reason is None or shard.most_tokens is not None:
+        if is_last or shard.reason_kind is None or shard.most_tokens is not None:
             return False
         since: datetime | None = None
         now = self._deployment.clock()
@@ -361,11 +363,12 @@ class Dispatcher:
         return since is not None and now - since >= self._labeling.resend.fallback_after
 
 
-def drop(deployment: Deployment, planned: Sequence[Shard], reason: str) -> None:
+def drop(deployment: Deployment, planned: Sequence[Shard], kind: Reason, words: str) -> None:
     """Cancel planned shards, which are then never sent."""
     for shard in planned:
         if shard.state is ShardState.PLANNED:
-            fields: ShardFields = {"status": BatchStatus.CANCELED, "reason": reason, "ended_at": deployment.clock()}
+            fields: ShardFields = {"status": BatchStatus.CANCELED, "reason": words, "reason_kind": kind}
+            fields["ended_at"] = deployment.clock()
             if shard.lane is Lane.REALTIME and deployment.payloads.exists(beside(shard, SO_FAR)):
                 # Some of it was asked: with a time of sending, its answers count.
                 fields["sent_at"] = deployment.clock()
@@ -382,7 +385,7 @@ def can_go(deployment: Deployment, planned: Sequence[Shard], lines: QueueLines, 
         if _waits_for_money(deployment, last):
             return False
         if last.kind == WAITS:
-            planned = [shard for shard in planned if shard.reason != LACKS_MONEY] or planned
+            planned = [shard for shard in planned if shard.reason_kind is not Reason.LACKS_MONEY] or planned
     turned_away = _turned_away(planned, now)
     if any(shard.lane is Lane.REALTIME and _target(shard) not in turned_away for shard in planned):
         return True
@@ -406,7 +409,8 @@ def _have_room(deployment: Deployment, shards: Sequence[Shard], lines: QueueLine
 
 def _waits_for_money(deployment: Deployment, last: Event) -> bool:
     """Return whether the rest of a submission waits for what is in flight of it, or goes before it, to be billed."""
-    if last.kind != WAITS or not (last.detail or "").startswith(FOR_MONEY):
+    waits = read_event(last)
+    if not isinstance(waits, Waits) or waits.for_place or waits.money is None:
         return False
     now = deployment.clock()
     return any(

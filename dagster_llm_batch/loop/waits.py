@@ -26,7 +26,7 @@ from dagster_llm_batch.errors import (
 )
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.loop.provider_facts import ask_provider
-from dagster_llm_batch.states import ENDED, Move
+from dagster_llm_batch.states import ENDED, Move, Reason
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.types import BatchStatus, Cause
@@ -118,6 +118,7 @@ class Unread:
             of_batch=shards[0].batch_id,
             cause=Cause.GIVEN_UP,
             reason=f"given up by itself: {why}: {error}",
+            reason_kind=Reason.GIVEN_UP,
             ended_at=shards[0].ended_at or self._deployment.clock(),
         )
 

@@ -327,7 +327,7 @@ def deliver_landed(
             continue
         current = [submission for submission in page if newest[submission.partition] == submission.submission_id]
         # What the newest materialization of their partition says, older labels may have replaced since.
-        over = engine.ledger.having_event([submission.submission_id for submission in current], "landed_over")
+        over = engine.ledger.landed_over([submission.submission_id for submission in current])
         rest = [submission for submission in current if submission.submission_id not in over]
         if landed := set(_materialized(runs.instance, dataset, rest)):
             engine.ledger.mark_delivered(*landed)

@@ -39,8 +39,8 @@ from dagster_llm_batch.loop.planner import check_definition
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.events import Adopted
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
-from dagster_llm_batch.storage.ledger.submissions import ADOPTED
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, Lane
 
 __all__ = ["Adopter", "Adoption"]
@@ -157,7 +157,7 @@ class Adopter:
             _refuse_under_way(history)
             _refuse_asked(history, submission)
             sent = {shard.shard_id: (shard, 1) for shard in adoption.shards}
-            self._ledger.recover_sends([submission], sent, ADOPTED)
+            self._ledger.recover_sends([submission], sent, Adopted)
         return self._ledger.submission(submission.submission_id)
 
     def _refuse_known(self, provider: Provider, batch_id: str) -> None:

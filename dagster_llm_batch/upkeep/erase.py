@@ -62,7 +62,7 @@ from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.loop.status import advise_on_lost_manifest
 from dagster_llm_batch.loop.submit import recover_all, recover_planned
 from dagster_llm_batch.providers.capabilities import delete_batch
-from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.ledger import WORDS_ERASED
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, Tombstone
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -418,7 +418,8 @@ class Eraser:
         write_ids(payloads, shard, packed(kept))
         self._ledger.record_erased_shard(shard.shard_id, requests=len(kept), padding=0, size=size, digest=digest)
         if not kept and shard.state is ShardState.PLANNED:
-            self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason="all of its rows were erased")
+            words = "all of its rows were erased"
+            self._ledger.move_shard(shard.shard_id, Move.CANCELED, reason=words, reason_kind=Reason.ERASED)
 
     def _purge_results(self, shard: Shard, going: set[str]) -> None:
         path = shard.results_path or beside(shard, RESULTS)

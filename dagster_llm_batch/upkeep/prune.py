@@ -32,7 +32,6 @@ from dagster_llm_batch.errors import ConfigError, LeaseError
 from dagster_llm_batch.files.merged_results import drop_merged
 from dagster_llm_batch.files.ownership import Holdings, Ownership, remove
 from dagster_llm_batch.files.shard_files import APART, IDS, PART, RAW, REQUESTS, SO_FAR, beside
-from dagster_llm_batch.loop.pruned import PRUNED, is_pruned
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Submission
@@ -199,7 +198,7 @@ class Pruner:
                     # As it is now: late answers may have come, or a newer submission may need it.
                     submission, others = self._ledger.submission(submission_id), self._history_of(submission_id)
                     if self._is_done_with(submission, others, self._clock()):
-                        self._ledger.forget_raw(submission_id, f"{len(files)} files of requests and raw results")
+                        self._ledger.forget_raw(submission_id, len(files))
                         remove(self._payloads, files)
                         aged[submission_id] = files
             except LeaseError:
@@ -212,11 +211,8 @@ class Pruner:
         return self._ledger.history(submission.namespace, submission.asset, submission.partition)
 
     def _give_up(self, submission_id: str, files: Sequence[StoredFile]) -> bool:
-        """Add the event; return False where a plan has just taken up its answers, so that its files must stay."""
-        submission = self._ledger.submission(submission_id)
-        if not is_pruned(self._ledger, submission):
-            size = sum(file.bytes for file in files)
-            self._ledger.add_event(submission_id, PRUNED, f"{len(files)} files, {size} bytes")
+        """Record it; return False where a plan has just taken up its answers, so that its files must stay."""
+        self._ledger.mark_pruned(submission_id, len(files), sum(file.bytes for file in files))
         return submission_id not in _kept(self._history_of(submission_id), self._clock())
 
     def _refuse_another_store(self, holdings: Holdings) -> None:

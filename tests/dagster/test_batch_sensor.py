@@ -15,6 +15,7 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.sensors.request_files import _left_until
 from dagster_llm_batch.sensors.runs import TickBounds
+from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, RowFault, WireFault, lost_create_reply
 from dagster_llm_batch.upkeep.adopt import Adopter
 
@@ -336,7 +337,7 @@ def test_progress_of_one_partition_in_the_middle_changes_the_key_of_its_range(ma
     [before] = tick(location).run_requests
     engine = location.engine()
     middle = engine.latest(LABELS, DAYS[1])
-    engine.ledger.add_event(middle.submission_id, "something", "happened")
+    engine.ledger.add_event(middle.submission_id, Other("something", "happened"))
     engine.ledger.close()
     [after] = tick(location).run_requests
     assert asked(tick(location)) == [(DAYS[0], DAYS[2])]

@@ -14,6 +14,7 @@ from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.sensors.runs import TickBounds
+from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.testing.emulator import WireFault, lost_create_reply
 
 AGAIN = "llm_batch/asked_again"
@@ -115,7 +116,7 @@ def test_what_a_run_did_change_begins_the_count_anew(make, emulator):
         ended(location, request)
         tick(location)
     engine = location.engine()
-    engine.ledger.add_event(engine.latest(LABELS).submission_id, "something", "happened")
+    engine.ledger.add_event(engine.latest(LABELS).submission_id, Other("something", "happened"))
     engine.ledger.close()
     [request] = tick(location).run_requests
     assert AGAIN not in request.tags

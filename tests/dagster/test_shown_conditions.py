@@ -22,14 +22,13 @@ from dagster_llm_batch import QueueLimit, Spend
 from dagster_llm_batch.cli.main import main
 from dagster_llm_batch.engine import conditions
 from dagster_llm_batch.engine.conditions import ConditionKind
-from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED
-from dagster_llm_batch.storage.ledger.submissions import RECOVERED
+from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Recovered, Stopped
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault, lost_create_reply
 from tests.statements import statements
 
 HOURS_AGO = "datetime('now', '-2 hours') || '.000000'"
 CUSTOMERS = dg.DynamicPartitionsDefinition(name="customers")
-DETAIL = "12 of 12 requests are not sent: nothing fits. Mend the cause; then `dagster-llm-batch retry` asks again"
+UNSENT = ("12 of 12 requests are not sent: nothing fits", "Mend the cause; then `dagster-llm-batch retry` asks again")
 
 Scene = Callable[[Emulator, dg.DagsterInstance], CodeLocation]
 
@@ -42,9 +41,9 @@ def submitted(emulator: Emulator, instance: dg.DagsterInstance, *faults: Any, **
     return location
 
 
-def with_event(location: CodeLocation, kind: str, detail: str) -> CodeLocation:
+def with_event(location: CodeLocation, data: EventData) -> CodeLocation:
     engine = location.engine()
-    engine.ledger.add_event(engine.latest(LABELS).submission_id, kind, detail)
+    engine.ledger.add_event(engine.latest(LABELS).submission_id, data)
     engine.ledger.close()
     return location
 
@@ -152,7 +151,7 @@ SCENES: dict[ConditionKind, Scene] = {
     ConditionKind.NO_DATASET: without_dataset,
     ConditionKind.NO_PARTITION: without_partition,
     ConditionKind.STRANDED: stranded,
-    ConditionKind.RECOVERED: lambda *where: with_event(submitted(*where), RECOVERED, "1 batch"),
+    ConditionKind.RECOVERED: lambda *where: with_event(submitted(*where), Recovered(1, "2026-01-01 00:00")),
     ConditionKind.IN_DOUBT: in_doubt,
     ConditionKind.OVERDUE: overdue,
     ConditionKind.UNREADABLE: unreadable,
@@ -160,9 +159,9 @@ SCENES: dict[ConditionKind, Scene] = {
     ConditionKind.HELD_QUEUE: held_queue,
     ConditionKind.NOT_SENT: not_sent,
     ConditionKind.REFUSED: refused,
-    ConditionKind.HELD: lambda *where: with_event(submitted(*where), HELD, DETAIL),
-    ConditionKind.STOPPED: lambda *where: with_event(submitted(*where), STOPPED, DETAIL),
-    ConditionKind.OVER_BUDGET: lambda *where: with_event(submitted(*where), OVER_BUDGET, DETAIL),
+    ConditionKind.HELD: lambda *where: with_event(submitted(*where), Held(*UNSENT)),
+    ConditionKind.STOPPED: lambda *where: with_event(submitted(*where), Stopped(*UNSENT)),
+    ConditionKind.OVER_BUDGET: lambda *where: with_event(submitted(*where), OverBudget(*UNSENT)),
     ConditionKind.NO_MONEY: without_money,
 }
 

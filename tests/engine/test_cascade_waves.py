@@ -225,8 +225,9 @@ def test_a_second_wave_below_the_minimum_is_dropped_and_leaves_no_cheap_label(wo
     engine = workspace.engine()
     [planned] = [shard for shard in engine.ledger.shards(submission_id) if shard.wave == 2]
     from dagster_llm_batch.loop.submit_queue import drop
+    from dagster_llm_batch.states import Reason
 
-    drop(engine.deployment, [planned], "it was not sent again: too few requests for a batch")
+    drop(engine.deployment, [planned], Reason.BELOW_MINIMUM, "it was not sent again")
     expect_no_cheap_label(workspace, asked_for, submission_id, "openai/gpt-4o was to answer it and has not")
 
 

@@ -403,13 +403,13 @@ def test_of_pruned_submissions_what_was_left_goes_and_what_others_need_stays(wor
     second = workspace.run(ECHO, rows(12)).submission
     engine = workspace.engine()
     # As where a prune, and a plan that reuses its answers, came at once: the event is there, and the files stay.
-    engine.ledger.add_event(first.submission_id, "pruned")
+    engine.ledger.mark_pruned(first.submission_id, files=1, size=1)
     assert erase(workspace, "t3") == []
     assert len(table(workspace, ECHO, second.submission_id)) == 11
     assert not holds(workspace)
     # As where a prune was killed between two files.
     third = workspace.run(ECHO, rows(), partition="z").submission
-    engine.ledger.add_event(third.submission_id, "pruned")
+    engine.ledger.mark_pruned(third.submission_id, files=1, size=1)
     (workspace.tmp_path / "payloads" / third.manifest_path).unlink()
     assert erase(workspace, "t4") == []
     assert not [name for name in workspace.files() if third.submission_id in name]

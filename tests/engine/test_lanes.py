@@ -16,6 +16,7 @@ from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.storage.ledger.schema import SHARD
 from dagster_llm_batch.storage.payloads import PayloadStore
 from dagster_llm_batch.testing.emulator import BatchFault, Emulator, FileFault, RowFault, VendorLimits, WireFault
@@ -472,7 +473,7 @@ def test_a_retry_that_would_exceed_a_budget_is_left_out_and_told(workspace: Work
     engine = engine_with(workspace, budgets=[Budget(estimate * 20, "ever")])
     workspace.emulator.inject(RowFault(status_code=503, times=None))
     submission = engine.plan(definition, tickets(5))
-    engine.ledger.add_event(submission.submission_id, "test")
+    engine.ledger.add_event(submission.submission_id, Other("test"))
     engine.submit(definition, submission.submission_id)
     engine = engine_with(workspace, budgets=[Budget(Decimal("0.000001"), "ever")])
     workspace.emulator.settle()

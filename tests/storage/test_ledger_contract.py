@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission, bring_to, fields_for, path_to
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.database import Database
-from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
+from dagster_llm_batch.storage.ledger.events import Other, Turn, Waits
 from dagster_llm_batch.storage.ledger.records import Ending, Presence, SpendLimit, SubmissionState
 from dagster_llm_batch.types import BatchReport, BatchStatus, Cause, PriceBasis
 from tests.statements import statements
@@ -513,8 +513,8 @@ def test_a_period_has_what_was_sent_in_it_whenever_it_was_planned(ledger, clock)
 
 def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
     ledger.open_submission(a_submission(), [])
-    ledger.add_event("s1", "collect.skipped", "2 shards in flight")
-    ledger.add_event("s1", "rescued")
+    ledger.add_event("s1", Other("collect.skipped", "2 shards in flight"))
+    ledger.add_event("s1", Other("rescued"))
     events = ledger.events("s1")
     assert [(event.kind, event.detail) for event in events[1:]] == [
         ("collect.skipped", "2 shards in flight"),
@@ -523,7 +523,7 @@ def test_notes_and_events_stay_in_the_order_of_writing(ledger, clock):
     assert [event.event_id for event in events] == sorted(event.event_id for event in events)
     assert {event.at for event in events} == {clock.now}
     with pytest.raises(LedgerError, match="no submission s9"):
-        ledger.add_event("s9", "lost")
+        ledger.add_event("s9", Other("lost"))
 
 
 def test_a_naive_time_is_refused(ledger):
@@ -657,8 +657,8 @@ def test_batches_that_ended_are_recorded_together_and_what_another_process_moved
 def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newest(ledger):
     for name in ("s1", "s2", "s3"):
         ledger.open_submission(a_submission(name, fingerprint=name, namespace="dev" if name == "s3" else "prod"), [])
-    ledger.add_events(["s1", "s2"], "waits")
-    ledger.add_event("s1", "turn")
+    ledger.add_events(["s1", "s2"], Waits(for_place=True))
+    ledger.add_event("s1", Turn())
     assert {name: event.kind for name, event in ledger.last_events("prod").items()} == {"s1": "turn", "s2": "waits"}
     besides = ledger.last_events("prod", besides=("waits", "turn"))
     assert {name: event.kind for name, event in besides.items()} == {"s1": "opened", "s2": "opened"}
@@ -666,7 +666,7 @@ def test_the_last_events_are_those_of_undelivered_submissions_each_with_its_newe
     ledger.mark_delivered("s1", "s2")
     assert ledger.last_events("prod") == {}
     with pytest.raises(LedgerError, match="no submission unknown"):
-        ledger.add_events(["s1", "unknown"], "waits")
+        ledger.add_events(["s1", "unknown"], Turn())
     assert ledger.last_event("s1").kind == "delivered"
 
 
@@ -695,7 +695,7 @@ HOSTILE = {
 @pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
 def test_whatever_a_vendor_says_is_stored_with_what_it_is_said_of(ledger, clock, said):
     ledger.open_submission(a_submission(), [a_shard("h1"), a_shard("h2", number=2), a_shard("h3", number=3)])
-    ledger.add_event("s1", "something", said)
+    ledger.add_event("s1", Other("something", said))
     bring_to(ledger, "h1", ShardState.SUBMITTED)
     end = Ending(
         move=Move.FAILED, batch_id="batch-h1", status=BatchStatus.FAILED, ended_at=clock(), total=8, done=0, failed=8,
@@ -891,11 +891,11 @@ def test_what_lacks_money_is_before_nothing_in_its_queue(ledger, clock):
     assert ledger.queue_ahead("prod", last, **asked).batches == 1
     for _ in range(2):
         ledger.give_up_places(["h1"])
-        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason) == (None, LACKS_MONEY)
+        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason_kind) == (None, Reason.LACKS_MONEY)
         assert ledger.queue_ahead("prod", last, **asked).batches == 0
     for _ in range(2):
         ledger.take_places_back(["h1"])
-        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason) == (None, None)
+        assert (ledger.shard("h1").waits_until, ledger.shard("h1").reason_kind) == (None, None)
         assert ledger.queue_ahead("prod", last, **asked).batches == 1
 
 

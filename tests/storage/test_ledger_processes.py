@@ -14,6 +14,7 @@ from ledger_builders import a_shard, a_submission, race
 from dagster_llm_batch.errors import LeaseError
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.storage.ledger.migrations import LATEST
 from dagster_llm_batch.storage.ledger.records import SpendLimit
 from dagster_llm_batch.types import BatchStatus
@@ -34,7 +35,7 @@ def next_wave(ledger, number):
 
 def count_up(ledger, number):
     for _ in range(20):
-        ledger.add_event("s1", "count", str(number))
+        ledger.add_event("s1", Other("count", str(number)))
     return number
 
 
@@ -158,7 +159,7 @@ def work_alone(ledger, number):
     for _ in range(5):
         with ledger.hold_leases("count", seconds=3600, wait_seconds=100):
             seen = len(ledger.events("s1"))
-            ledger.add_event("s1", "step", str(seen))
+            ledger.add_event("s1", Other("step", str(seen)))
     return number
 
 

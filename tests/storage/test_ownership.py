@@ -63,7 +63,7 @@ class Site:
                 engine.ledger.mark_delivered(submission.submission_id)
                 self.pruned = self.pruned or submission.submission_id
         # As where a prune was killed after its first file.
-        engine.ledger.add_event(self.pruned, "pruned")
+        engine.ledger.mark_pruned(self.pruned, files=1, size=1)
         engine.payloads.delete(engine.ledger.submission(self.pruned).manifest)
 
     def write(self, path: str, content: bytes) -> None:

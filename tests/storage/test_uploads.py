@@ -59,7 +59,7 @@ def test_what_was_given_up_and_may_end_yet_keeps_its_file_for_a_month(ledger, cl
 
 def test_batches_that_were_put_back_are_named_with_the_last(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", detail="batch-h1", refusals=1)
+    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
     sent_before = clock.now
     clock.now += timedelta(hours=1)
     for move in (Move.SEND, Move.ACCEPTED):
@@ -74,7 +74,7 @@ def test_batches_that_were_put_back_are_named_with_the_last(ledger, clock):
 
 def test_a_shard_that_was_put_back_and_canceled_has_left_a_file_too(ledger, clock):
     shard_id = with_shard(ledger, 1, ShardState.SUBMITTED)
-    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", detail="batch-h1", refusals=1)
+    ledger.move_shard(shard_id, Move.PUT_BACK, of_batch="batch-h1", refusals=1)
     ledger.move_shard(shard_id, Move.CANCELED)
     ledger.move_shard(shard_id, Move.COLLECTED)
     assert due(ledger, clock.now + timedelta(seconds=1)) == [shard_id]

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
+from dagster_llm_batch.storage.ledger.events import Noted
 from dagster_llm_batch.storage.ledger.records import Judgment
 from dagster_llm_batch.storage.ledger.schema import EVENT, JUDGMENT, SUBMISSION, from_row, to_row
 from dagster_llm_batch.storage.ledger.submissions import event_row, insert_events
@@ -30,7 +31,7 @@ __all__ = [
     "standing_judgments",
 ]
 
-NOTE = "note"
+NOTE = Noted.kind
 """Kind of the event that is a note."""
 
 MOST_NOTE = 2_000
@@ -151,24 +152,22 @@ class Notes:
             raise InputError(f"A note has at most {MOST_NOTE:,} characters.")
         with self._database.write() as connection:
             known = connection.execute(
-                sa.select(EVENT.c.detail).where(EVENT.c.submission_id == submission_id, EVENT.c.kind == NOTE)
+                sa.select(EVENT.c.data).where(EVENT.c.submission_id == submission_id, EVENT.c.kind == NOTE)
             ).scalars()
-            if form_id not in {json.loads(detail)["form_id"] for detail in known}:
-                insert_events(connection, self._clock, event_row(submission_id, NOTE, detail=said))
+            if form_id not in {data["form_id"] for data in known if data}:
+                noted = Noted(form_id, annotator, group, text)
+                insert_events(connection, self._clock, event_row(submission_id, noted))
 
     def read(self, namespace: str, dataset: str) -> list[Note]:
         """Return what was noted of a dataset, in the order in which it was."""
         query = (
-            sa.select(EVENT.c.submission_id, EVENT.c.detail, EVENT.c.at)
+            sa.select(EVENT.c.submission_id, EVENT.c.data, EVENT.c.at)
             .join(SUBMISSION, SUBMISSION.c.submission_id == EVENT.c.submission_id)
             .where(SUBMISSION.c.namespace == namespace, SUBMISSION.c.asset == dataset, EVENT.c.kind == NOTE)
             .order_by(EVENT.c.event_id)
         )
         with self._database.read() as connection:
-            return [
-                Note(submission_id, at=at, **json.loads(detail))
-                for submission_id, detail, at in connection.execute(query)
-            ]
+            return [Note(submission_id, at=at, **data) for submission_id, data, at in connection.execute(query) if data]
 
 
 def rename_judgments(connection: sa.Connection, namespace: str, old: str, new: str, partitions: Sequence[str]) -> None:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
-from dagster_llm_batch.states import MOVES, Move, ShardState
+from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
+from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
 from dagster_llm_batch.storage.ledger.judgments import Judgments, Notes, rename_judgments
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
@@ -60,8 +61,6 @@ from dagster_llm_batch.storage.ledger.shards import (
 )
 from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
-    RECOVERED,
-    STATUS,
     UPDATE_SUBMISSION,
     check_open,
     event_row,
@@ -85,7 +84,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ERASED", "WORDS_ERASED", "Ledger"]
 
-ERASED = "erased"
+ERASED = events.Erased.kind
 """The event of a submission, and of each of its shards, from whose files rows were erased."""
 
 WORDS_ERASED = "(the provider's words were erased with rows that they may quote)"
@@ -134,9 +133,8 @@ class Ledger(LedgerQueries):
                         "was sent for these rows. Run again if these are the newer rows."
                     )
                 insert_shards(connection, self._clock, submission, shards)
-                insert_events(
-                    connection, self._clock, event_row(submission.submission_id, "opened", after=submission.state)
-                )
+                opened = event_row(submission.submission_id, events.Opened(), after=submission.state)
+                insert_events(connection, self._clock, opened)
                 return submission
             return get_attempt(connection, submission)
 
@@ -154,7 +152,7 @@ class Ledger(LedgerQueries):
         """
         now = self._clock()
         settled: dict[str, Submission] = {}
-        rows, events = [], []
+        rows, settling = [], []
         with self._database.write() as connection:
             for before in get_submissions(connection, list(settlements), lock=True):
                 key, is_canceled = before.submission_id, before.state is SubmissionState.CANCELED
@@ -169,9 +167,9 @@ class Ledger(LedgerQueries):
                 values["settled_at"] = before.settled_at or now
                 settled[key] = replace(before, **values)
                 rows.append({"key": key, **values})
-                events.append(event_row(key, "settled", before.state, state))
+                settling.append(event_row(key, events.Settled(), before.state, state))
             connection.execute(UPDATE_SUBMISSION, rows)
-            insert_events(connection, self._clock, *events)
+            insert_events(connection, self._clock, *settling)
         return settled
 
     def mark_delivered(self, *submission_ids: str) -> None:
@@ -188,8 +186,9 @@ class Ledger(LedgerQueries):
             now = self._clock()
             rows = [{"key": submission.submission_id, "delivered_at": now} for submission in fresh]
             connection.execute(UPDATE_SUBMISSION, rows)
-            events = (event_row(each.submission_id, "delivered", each.state, each.state) for each in fresh)
-            insert_events(connection, self._clock, *events)
+            delivered = events.Delivered()
+            each_event = (event_row(each.submission_id, delivered, each.state, each.state) for each in fresh)
+            insert_events(connection, self._clock, *each_event)
 
     def take_back_delivery(self, submission_ids: Collection[str]) -> None:
         """Mark submissions undelivered, so that they land again: older labels have taken their place. Idempotent."""
@@ -197,8 +196,27 @@ class Ledger(LedgerQueries):
             known = get_submissions(connection, list(submission_ids), lock=True)
             landed = [submission.submission_id for submission in known if submission.delivered_at is not None]
             if landed:
-                connection.execute(UPDATE_SUBMISSION, [{"key": key, "delivered_at": None} for key in landed])
-                insert_events(connection, self._clock, *(event_row(key, "landed_over") for key in landed))
+                values: dict[str, Any] = {"delivered_at": None, "landed_over_at": self._clock()}
+                connection.execute(UPDATE_SUBMISSION, [{"key": key, **values} for key in landed])
+                insert_events(connection, self._clock, *(event_row(key, events.LandedOver()) for key in landed))
+
+    def mark_pruned(self, submission_id: str, files: int, size: int) -> None:
+        """Record that a submission's files, of `size` bytes in all, are about to be removed. Idempotent."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.pruned_at is None:
+                connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "pruned_at": self._clock()})
+                insert_events(connection, self._clock, event_row(submission_id, events.Pruned(files, size)))
+
+    def mark_measured(self, submission_id: str) -> bool:
+        """Record that a submission's tokens and cost are about to be measured; return False where they were before."""
+        with self._database.write() as connection:
+            before = get_submission(connection, submission_id, lock=True)
+            if before.measured_at is not None:
+                return False
+            connection.execute(UPDATE_SUBMISSION, {"key": submission_id, "measured_at": self._clock()})
+            insert_events(connection, self._clock, event_row(submission_id, events.Measured()))
+            return True
 
     def set_state(self, submission_id: str, state: SubmissionState) -> Submission:
         """Move an open submission to another state, as by canceling it. Idempotent.
@@ -210,7 +228,8 @@ class Ledger(LedgerQueries):
             if before.state is state:
                 return before
             check_open(before, f"become '{state.value}'")
-            return update_submission(connection, self._clock, before, state.value, state=state)
+            data = events.Canceled() if state is SubmissionState.CANCELED else events.Settled()
+            return update_submission(connection, self._clock, before, data, state=state)
 
     # --- shards ---
 
@@ -231,12 +250,12 @@ class Ledger(LedgerQueries):
             if wave != before.waves + 1:
                 raise LedgerError(f"Submission {submission_id} takes wave {before.waves + 1} next; got {wave}.")
             insert_shards(connection, self._clock, before, shards)
-            detail = f"wave {wave}, {len(shards)} shard(s), {sum(shard.requests for shard in shards)} request(s)"
+            added = events.WaveAdded(wave, len(shards), sum(shard.requests for shard in shards))
             kept = before.reserved_usd if keeps_reserve else None
             values: dict[str, Any] = {"waves": wave, "reserved_usd": kept}
             if before.questions is not None:
                 values["questions"] = before.questions + sum(s.requests for s in shards if s.is_escalation)
-            return update_submission(connection, self._clock, before, "wave", detail=detail, **values)
+            return update_submission(connection, self._clock, before, added, **values)
 
     def move_shard(
         self,
@@ -244,7 +263,6 @@ class Ledger(LedgerQueries):
         move: Move,
         *,
         of_batch: str | None = None,
-        detail: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> Shard:
         """Take the move and record `fields` with it, or raise IllegalMoveError and change nothing.
@@ -252,7 +270,7 @@ class Ledger(LedgerQueries):
         The move's own time (`sent_at`, `submitted_at`, `ended_at`, `collected_at`) is now where `fields` has none. With
         `of_batch`, what is known of that batch moves no shard that was sent in another since.
         """
-        return self.move_shards([shard_id], move, of_batch=of_batch, detail=detail, **fields)[0]
+        return self.move_shards([shard_id], move, of_batch=of_batch, **fields)[0]
 
     def move_shards(
         self,
@@ -261,11 +279,11 @@ class Ledger(LedgerQueries):
         *,
         of_batch: str | None = None,
         sources: Collection[ShardState] | None = None,
-        detail: str | None = None,
+        words: str | None = None,
         **fields: Unpack[ShardFields],
     ) -> list[Shard]:
         """Take the same move for the shards of one batch, the carrier first: for all of them or none. See `move_shard`.
-        `sources`, where given, are the only states from which it is taken.
+        `sources`, where given, are the only states from which it is taken. The event has `words`, or else `reason`.
 
         `SEND` is the intent, and is committed before the provider is called: a process that is killed in between leaves
         a shard in `submitting`, and whoever finds it asks the provider before anything is sent again.
@@ -276,7 +294,7 @@ class Ledger(LedgerQueries):
             changes = {shard_id: {**values, "carrier": shard_ids[0], "padding": 0} for shard_id in shard_ids}
             changes[shard_ids[0]] |= {"carrier": None, "padding": fields.get("padding", 0)}
         with self._database.write() as connection:
-            return take_move(connection, self._clock, move, changes, of_batch, detail or fields.get("reason"), sources)
+            return take_move(connection, self._clock, move, changes, of_batch, words or fields.get("reason"), sources)
 
     def collect_shards(self, results: Mapping[str, ShardFields]) -> None:
         """Take the move COLLECTED for shards, each with the fields of its results: for all of them or none."""
@@ -298,8 +316,8 @@ class Ledger(LedgerQueries):
                 raise illegal_move(whole.shard_id, before.state, Move.SPLIT)
             connection.execute(UPDATE_SHARD, {"key": whole.shard_id, **values})
             insert_half(connection, whole, half, self._clock())
-            detail = f"{half.requests} of its {whole.requests} requests are shard {half.shard_id} now"
-            move = event_row(whole.submission_id, Move.SPLIT, before.state, to, whole.shard_id, detail)
+            data = events.Split(half.shard_id, half.requests, whole.requests)
+            move = event_row(whole.submission_id, data, before.state, to, whole.shard_id)
             insert_events(connection, self._clock, move)
 
     def reserve(self, amounts: Mapping[str, Decimal], limits: Sequence[SpendLimit]) -> bool:
@@ -327,7 +345,10 @@ class Ledger(LedgerQueries):
             update_shards(connection, planned & SHARD.c.reserved_usd.is_not(None), reserved_usd=None)
 
     def recover_sends(
-        self, submissions: Sequence[Submission], sent: Mapping[str, tuple[Shard, int]], kind: str = RECOVERED
+        self,
+        submissions: Sequence[Submission],
+        sent: Mapping[str, tuple[Shard, int]],
+        kind: type[events.Recovered] = events.Recovered,
     ) -> list[Shard]:
         """Record shards that were sent, or split, as they are in `sent`, where this ledger has no record; return these.
 
@@ -349,13 +370,14 @@ class Ledger(LedgerQueries):
                 values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
                 values["waves"] = max(submission.waves, *(shard.wave for shard in shards))
                 since = min(shard.sent_at or submission.created_at for shard in shards)
-                detail = f"{len(shards)} shard(s), sent since {since:%Y-%m-%d %H:%M} UTC"
-                update_submission(connection, self._clock, submission, kind, detail, **values)
+                data = kind(len(shards), f"{since:%Y-%m-%d %H:%M}")
+                update_submission(connection, self._clock, submission, data, **values)
             recovered = [sent[shard_id][0] for shard_id in unrecorded]
             store_recovered(connection, recovered, self._clock())
             # As many as had no record: that a shard is put back, and sent again, must not look like a sending more.
-            events = (event_row(s.submission_id, Move.SEND, None, s.state, s.shard_id, kind) for s in recovered)
-            insert_events(connection, self._clock, *(e for e in events for _ in range(unrecorded[e["shard_id"] or ""])))
+            sending = events.Moved(Move.SEND, kind.kind)
+            each = (event_row(s.submission_id, sending, None, s.state, s.shard_id) for s in recovered)
+            insert_events(connection, self._clock, *(e for e in each for _ in range(unrecorded[e["shard_id"] or ""])))
             return recovered
 
     def record_endings(self, ends: Mapping[str, Ending]) -> None:
@@ -371,11 +393,11 @@ class Ledger(LedgerQueries):
                 return
             rows = [{"key": s.shard_id, "state": MOVES[end.move][1], **end.values()} for s, end in fresh]
             connection.execute(UPDATE_SHARD, rows)
-            events = (
-                event_row(s.submission_id, end.move, s.state, MOVES[end.move][1], s.shard_id, end.reason)
+            each = (
+                event_row(s.submission_id, events.Moved(end.move, end.reason), s.state, MOVES[end.move][1], s.shard_id)
                 for s, end in fresh
             )
-            insert_events(connection, self._clock, *events)
+            insert_events(connection, self._clock, *each)
 
     def record_late_endings(self, ends: Mapping[str, Ending]) -> None:
         """Record that batches that were given up have ended, or can be read, by shard id: they are to be collected.
@@ -391,14 +413,15 @@ class Ledger(LedgerQueries):
             to = MOVES[Move.LATE][1]
             rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
             connection.execute(UPDATE_SHARD, rows)
-            events = (event_row(s.submission_id, Move.LATE, s.state, to, s.shard_id, end.reason) for s, end in fresh)
-            insert_events(connection, self._clock, *events)
+            late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
+            each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
+            insert_events(connection, self._clock, *each)
             ids = {shard.submission_id for shard, _ in fresh}
             for submission_id in sorted(ids | get_reusing(connection, ids)):
                 before = get_submission(connection, submission_id, lock=True)
                 if before.settled_at is not None or before.delivered_at is not None:
                     values: dict[str, Any] = {"settled_at": None, "delivered_at": None}
-                    update_submission(connection, self._clock, before, "unsettled", "late answers came", **values)
+                    update_submission(connection, self._clock, before, events.Unsettled(), **values)
 
     def record_reports(self, reports: Mapping[str, BatchReport]) -> None:
         """Record reports by shard id: counts, status and the time of the poll. No state changes.
@@ -421,7 +444,7 @@ class Ledger(LedgerQueries):
             rows = [{"key": s.shard_id, "polled_at": now, **report_values(s, report)} for s, report in fresh]
             connection.execute(UPDATE_SHARD, rows)
             changed = (
-                event_row(s.submission_id, STATUS, None, None, s.shard_id, f"{s.status or 'unknown'} -> {r.status}")
+                event_row(s.submission_id, events.StatusChanged(s.status, r.status), shard_id=s.shard_id)
                 for s, r in fresh
                 if r.status is not s.status
             )
@@ -473,38 +496,41 @@ class Ledger(LedgerQueries):
             fresh = [shard for shard in known if shard.state is state]
             if fresh:
                 connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "cause": cause} for shard in fresh])
-                events = (event_row(s.submission_id, "cause", None, None, s.shard_id, cause.value) for s in fresh)
-                insert_events(connection, self._clock, *events)
+                data = events.CauseSet(cause.value)
+                each = (event_row(s.submission_id, data, shard_id=s.shard_id) for s in fresh)
+                insert_events(connection, self._clock, *each)
 
     def record_bill(self, shard_id: str, bill: ShardFields) -> None:
         """Record what a collected shard's answers cost, where they were read again. Changes no state. Idempotent."""
         with self._database.write() as connection:
             connection.execute(UPDATE_SHARD, [{"key": shard_id, **bill}])
 
-    def delay_shards(self, shard_ids: Sequence[str], until: datetime, reason: str) -> None:
+    def delay_shards(
+        self, shard_ids: Sequence[str], until: datetime, words: str, kind: Reason = Reason.PROVIDER
+    ) -> None:
         """Record until when planned shards are not to be sent, and why. What was sent meanwhile stays as it is."""
         with self._database.write() as connection:
-            set_waits(connection, shard_ids, until, reason)
+            set_waits(connection, shard_ids, until, kind, words)
 
     def give_up_places(self, shard_ids: Sequence[str]) -> None:
         """Record that no limit of money has room for planned shards: in their queue they are before nothing, until
         `take_places_back`. They wait for no time. Idempotent.
         """
         with self._database.write() as connection:
-            set_waits(connection, shard_ids, None, LACKS_MONEY)
+            set_waits(connection, shard_ids, None, Reason.LACKS_MONEY, LACKS_MONEY)
 
     def take_places_back(self, shard_ids: Sequence[str]) -> None:
         """Give planned shards the places that they gave up. What waits for another reason stays so. Idempotent."""
         with self._database.write() as connection:
-            set_waits(connection, shard_ids, None, None, where_reason=LACKS_MONEY)
+            set_waits(connection, shard_ids, None, None, None, where=Reason.LACKS_MONEY)
 
-    def forget_raw(self, submission_id: str, detail: str) -> None:
+    def forget_raw(self, submission_id: str, files: int) -> None:
         """Record that the raw results of a submission are kept no longer, before their files go. Idempotent."""
         with self._database.write() as connection:
             get_submission(connection, submission_id, lock=True)
             mine = (SHARD.c.submission_id == submission_id) & SHARD.c.raw_path.is_not(None)
             if update_shards(connection, mine, raw_path=None):
-                insert_events(connection, self._clock, event_row(submission_id, "raw_pruned", detail=detail))
+                insert_events(connection, self._clock, event_row(submission_id, events.RawPruned(files)))
 
     # --- what was erased ---
 
@@ -545,10 +571,8 @@ class Ledger(LedgerQueries):
                 )
                 told = (of_these, EVENT.c.kind.in_(PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
                 connection.execute(sa.update(EVENT).where(*told).values(detail=WORDS_ERASED))
-                detail = f"{gone} of {before.requests + before.padding} requests"
-                insert_events(
-                    connection, self._clock, event_row(before.submission_id, ERASED, None, None, shard_id, detail)
-                )
+                data = events.Erased(gone, before.requests + before.padding, "requests")
+                insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
     def record_erased_submission(self, submission_id: str, tombstones: int, **left: Any) -> Submission:
         """Record that a submission's files hold nothing that this many tombstones of its asset are of.
@@ -568,8 +592,8 @@ class Ledger(LedgerQueries):
                     OF_PARTITION, SUBMISSION.c.fingerprint == fingerprint
                 )
                 left["attempt"] = (connection.execute(query, place).scalar_one() or 0) + 1
-            detail = f"{before.rows - left.get('rows', before.rows)} of {before.rows} rows"
-            return update_submission(connection, self._clock, before, ERASED, detail, tombstones=tombstones, **left)
+            data = events.Erased(before.rows - left.get("rows", before.rows), before.rows, "rows")
+            return update_submission(connection, self._clock, before, data, tombstones=tombstones, **left)
 
     def record_erased_at_provider(self, shard_ids: Sequence[str], detail: str) -> None:
         """Record that the provider was made to delete what it stored of the batch of these shards."""
@@ -577,22 +601,23 @@ class Ledger(LedgerQueries):
         with self._database.write() as connection:
             shards = get_shards(connection, shard_ids).values()
             connection.execute(UPDATE_SHARD, [{"key": shard.shard_id, "erased_there_at": now} for shard in shards])
-            events = (event_row(s.submission_id, "erased_there", None, None, s.shard_id, detail) for s in shards)
-            insert_events(connection, self._clock, *events)
+            data = events.ErasedThere(detail)
+            each = (event_row(s.submission_id, data, shard_id=s.shard_id) for s in shards)
+            insert_events(connection, self._clock, *each)
 
     # --- events and leases ---
 
-    def add_event(self, submission_id: str, kind: str, detail: str | None = None) -> None:
-        """Append an event of the caller's own kind."""
+    def add_event(self, submission_id: str, data: events.EventData, shard_id: str | None = None) -> None:
+        """Append an event of a submission, or of one of its shards."""
         with self._database.write() as connection:
             get_submission(connection, submission_id)
-            insert_events(connection, self._clock, event_row(submission_id, kind, detail=detail))
+            insert_events(connection, self._clock, event_row(submission_id, data, shard_id=shard_id))
 
-    def add_events(self, submission_ids: Sequence[str], kind: str) -> None:
+    def add_events(self, submission_ids: Sequence[str], data: events.EventData) -> None:
         """Append the same event for several submissions, in one transaction."""
         with self._database.write() as connection:
             get_submissions(connection, submission_ids)
-            rows = (event_row(submission_id, kind) for submission_id in submission_ids)
+            rows = (event_row(submission_id, data) for submission_id in submission_ids)
             insert_events(connection, self._clock, *rows)
 
     def hold_leases(self, *names: str, seconds: float = 60, wait_seconds: float = 0) -> AbstractContextManager[Lease]:

@@ -8,9 +8,12 @@ a newer package may have migrated it while this process ran.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.storage.ledger.old_text import OLD_EVENTS_SHARDS, type_old_events, type_old_reasons
 
 __all__ = ["LATEST", "MIGRATIONS", "VERSION", "is_current", "migrate", "refuse_other_version"]
 
@@ -24,7 +27,15 @@ _TYPES = {
 
 _LOCK_KEY = 0x646C_625F_6C65_6467  # any number that nobody else locks: "dlb_ledg"
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
+# Code before version 10 looked for an event of this kind.
+_STAMP = """
+    UPDATE submission SET KIND_at = (
+        SELECT min(event.at) FROM event WHERE event.submission_id = submission.submission_id AND event.kind = 'KIND'
+    )
+    WHERE submission_id IN (SELECT event.submission_id FROM event WHERE event.kind = 'KIND')
+"""
+
+MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
     (  # 1: submissions, shards, events, leases
         """
         CREATE TABLE submission (
@@ -183,6 +194,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE shard ADD COLUMN refused_tokens BIGINT",
         "ALTER TABLE shard ADD COLUMN most_at_once BIGINT",
     ),
+    (  # 10: what was told by text, or by the presence of an event, has columns. Old rows are read once.
+        "ALTER TABLE event ADD COLUMN data TEXT",
+        "ALTER TABLE shard ADD COLUMN reason_kind TEXT",
+        "ALTER TABLE submission ADD COLUMN pruned_at {time}",
+        "ALTER TABLE submission ADD COLUMN landed_over_at {time}",
+        "ALTER TABLE submission ADD COLUMN measured_at {time}",
+        OLD_EVENTS_SHARDS,
+        type_old_events,
+        type_old_reasons,
+        *(_STAMP.replace("KIND", kind) for kind in ("pruned", "landed_over", "measured")),
+    ),
 )
 
 LATEST = len(MIGRATIONS)
@@ -219,7 +241,10 @@ def migrate(connection: sa.Connection, version: int = LATEST) -> None:
         connection.exec_driver_sql("LOCK TABLE schema_version IN ACCESS EXCLUSIVE MODE")
     for number in range(_checked_version(connection, version) + 1, version + 1):
         for statement in MIGRATIONS[number - 1]:
-            connection.exec_driver_sql(statement.format(**_TYPES[connection.dialect.name]))
+            if isinstance(statement, str):
+                connection.exec_driver_sql(statement.format(**_TYPES[connection.dialect.name]))
+            else:
+                statement(connection)
         connection.execute(sa.text("INSERT INTO schema_version (version) VALUES (:version)"), {"version": number})
 
 

@@ -16,8 +16,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart, read_each
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
 from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.events import FetchAgain, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueQueries
 from dagster_llm_batch.storage.ledger.records import (
     Event,
@@ -47,7 +49,6 @@ from dagster_llm_batch.storage.ledger.submissions import (
     OF_PARTITION,
     OLDEST_FIRST,
     SHARDS_OF,
-    UNREADABLE,
     HistoryQueries,
     get_submission,
     get_submissions,
@@ -59,9 +60,7 @@ __all__ = ["PROVIDERS_WORDS", "LedgerQueries"]
 
 PROVIDERS_WORDS = (
     *(move.value for move in (Move.REFUSED, Move.FAILED, Move.PUT_BACK, Move.NOT_SENT)),
-    "fetch_again",
-    UNREADABLE,
-    "unavailable",
+    *(kind.kind for kind in (FetchAgain, Unreadable, Unavailable)),
 )
 """The kinds of events whose detail may be a provider's words, which may quote a request."""
 
@@ -137,7 +136,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
             return submission, [from_row(Shard, row) for row in rows]
 
     def submissions_with_shards(
-        self, submission_ids: Sequence[str], unreadable: Unreadable | None = None
+        self, submission_ids: Sequence[str], unreadable: OnUnreadable | None = None
     ) -> dict[str, tuple[Submission, list[Shard]]]:
         """Return several submissions and their shards, by id and in this order. See `submission_with_shards`.
 
@@ -218,7 +217,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         return shards[0]
 
     def shards_in_flight(
-        self, namespace: str, *, limit: int | None = None, unreadable: Unreadable | None = None
+        self, namespace: str, *, limit: int | None = None, unreadable: OnUnreadable | None = None
     ) -> list[Shard]:
         """Return shards whose provider may be working, those never polled and least recently polled first.
 
@@ -334,7 +333,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
 
     # --- the whole ---
 
-    def progress(self, namespace: str, *, unreadable: Unreadable | None = None) -> list[Progress]:
+    def progress(self, namespace: str, *, unreadable: OnUnreadable | None = None) -> list[Progress]:
         """Return the undelivered submissions, oldest first, each with its shards counted by state. One query.
 
         Where a row cannot be read, as one that a newer version wrote, this raises; with `unreadable`, that is called
@@ -447,7 +446,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         *,
         kind: str | None = None,
         besides: Sequence[str] = (),
-        unreadable: Unreadable | None = None,
+        unreadable: OnUnreadable | None = None,
     ) -> dict[str, Event]:
         """Return the newest event of each undelivered submission, by its id. One query.
 
@@ -457,7 +456,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         return {event.submission_id: event for event in self._newest_events(namespace, wanted, unreadable)}
 
     def last_events_of(
-        self, namespace: str, kinds: Sequence[str], *, unreadable: Unreadable | None = None
+        self, namespace: str, kinds: Sequence[str], *, unreadable: OnUnreadable | None = None
     ) -> dict[str, dict[str, Event]]:
         """Return the newest event of each of these kinds, by kind and undelivered submission. See `last_events`."""
         found: dict[str, dict[str, Event]] = {kind: {} for kind in kinds}
@@ -469,7 +468,7 @@ class LedgerQueries(QueueQueries, HistoryQueries):
         self,
         namespace: str,
         wanted: sa.ColumnElement[bool],
-        unreadable: Unreadable | None,
+        unreadable: OnUnreadable | None,
         *groups: sa.ColumnElement[str],
     ) -> list[Event]:
         """Return the newest of the wanted events of each undelivered submission, or of each of its groups."""
@@ -489,7 +488,9 @@ class LedgerQueries(QueueQueries, HistoryQueries):
 
         return read_apart(self._database, read, sa.select(SUBMISSION.c.submission_id).where(*undelivered), unreadable)
 
-    def first_unsent(self, submission_ids: Sequence[str], unreadable: Unreadable | None = None) -> dict[str, datetime]:
+    def first_unsent(
+        self, submission_ids: Sequence[str], unreadable: OnUnreadable | None = None
+    ) -> dict[str, datetime]:
         """Return by id since when batches of these submissions could not be sent, where none was taken since.
 
         See `progress` for `unreadable`.

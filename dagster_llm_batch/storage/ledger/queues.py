@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.states import IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.records import Presence, Queued, QueueHolder, QueuePlace, Shard, SubmissionState
@@ -19,7 +19,7 @@ from dagster_llm_batch.types import Lane
 __all__ = ["LACKS_MONEY", "QueueLines", "QueueQueries", "may_go"]
 
 LACKS_MONEY = "it waits for money, and holds no place in its queue meanwhile"
-"""The reason of a planned shard that no limit of money has room for: in its queue, it does not count as waiting."""
+"""The words of Reason.LACKS_MONEY."""
 
 _IS_OPEN = SUBMISSION.c.state == SubmissionState.OPEN
 
@@ -265,7 +265,7 @@ def _is_planned(namespace: str) -> sa.ColumnElement[bool]:
 
 def _holds_place(presence: Presence) -> sa.ColumnElement[bool]:
     """Return the condition for planned shards that others wait behind: looked after, and not without money."""
-    return SHARD.c.reason.is_distinct_from(LACKS_MONEY) & looked_after(presence.seen_since, presence.now)
+    return SHARD.c.reason_kind.is_distinct_from(Reason.LACKS_MONEY) & looked_after(presence.seen_since, presence.now)
 
 
 def _is_in_queue(presence: Presence) -> sa.ColumnElement[bool]:

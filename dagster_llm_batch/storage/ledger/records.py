@@ -16,7 +16,7 @@ from enum import StrEnum
 from shlex import quote
 from typing import Any, NamedTuple, Required, TypedDict
 
-from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.states import ENDED, Move, Reason, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
@@ -95,6 +95,9 @@ class Submission:
     tuning: Mapping[str, Any] | None = (
         None  # what was chosen by earlier submissions; see advice/tuner.py. None: nothing
     )
+    pruned_at: datetime | None = None  # its files were removed: its answers cannot be reused
+    landed_over_at: datetime | None = None  # older labels may have taken the place of its own
+    measured_at: datetime | None = None  # its tokens and cost were given to OpenTelemetry
 
     @property
     def is_settled(self) -> bool:
@@ -173,7 +176,8 @@ class Shard:
     total: int | None = None  # requests, as last reported; so are the next two
     done: int | None = None  # finished well or badly
     failed: int | None = None
-    reason: str | None = None  # why it failed or ended badly
+    reason: str | None = None  # why it waits, failed or ended badly, in words, for people alone
+    reason_kind: Reason | None = None  # the same, to decide by; None exactly where `reason` is
     retryable: bool = False  # the batch may succeed if it is sent again unchanged
     cause: Cause | None = None  # why requests have no answer; None: it runs, or ended by itself
     refusals: int = 0  # so often in a row batches of its submission were not taken, when this one was the last of them
@@ -224,7 +228,7 @@ class Shard:
     @property
     def is_quoted(self) -> bool:
         """Whether `reason` has the provider's own words, which may quote requests; with other causes it has ours."""
-        return self.reason is not None and self.cause in (None, Cause.NOT_TAKEN)
+        return self.reason_kind is not None and self.cause in (None, Cause.NOT_TAKEN)
 
 
 class Queued(NamedTuple):
@@ -321,6 +325,7 @@ class ShardFields(TypedDict, total=False):
     done: int | None
     failed: int | None
     reason: str | None
+    reason_kind: Reason | None
     retryable: bool
     cause: Cause | None
     raw_path: str
@@ -430,6 +435,7 @@ class Ending:
     retryable: bool
     cause: Cause | None = None
     reported_usd: Decimal | None = None
+    reason_kind: Reason | None = None  # None: of a reason, it is in the provider's words
 
     def values(self) -> ShardFields:
         """Return the columns that the ledger sets for it."""
@@ -440,6 +446,7 @@ class Ending:
             "done": self.done,
             "failed": self.failed,
             "reason": self.reason,
+            "reason_kind": None if self.reason is None else self.reason_kind or Reason.PROVIDER,
             "retryable": self.retryable,
             "cause": self.cause,
             "reported_usd": self.reported_usd,
@@ -459,7 +466,8 @@ class Event:
     kind: str
     from_state: str | None = None
     to_state: str | None = None
-    detail: str | None = None
+    detail: str | None = None  # in words, for people alone
+    data: Mapping[str, Any] | None = None  # see events.py, which reads it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

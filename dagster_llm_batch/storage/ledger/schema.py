@@ -25,7 +25,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.states import Reason, ShardState
 from dagster_llm_batch.storage.ledger.records import Event, Judgment, Shard, Submission, SubmissionState, Tombstone
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
@@ -76,6 +76,17 @@ def _word(value: Enum) -> str:
 
 def _json(value: Mapping[str, Any] | tuple[str, ...]) -> str:
     return json.dumps(dict(value) if isinstance(value, Mapping) else list(value), sort_keys=True)
+
+
+def _event_data(data: Mapping[str, Any]) -> str:
+    """Return the data of an event as JSON. Strings may come from others, and are stored whatever they hold."""
+    return json.dumps(_cleaned(data), sort_keys=True)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _cleaned(part) for key, part in value.items()}
+    return _storable(value, _TEXT_CHARS) if isinstance(value, str) else value
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -206,6 +217,9 @@ SUBMISSION = sa.Table(
     _column("p90_end_at", _UTC, null=True),
     _column("end_basis", _AsText(json.loads, _json), null=True),
     _column("tuning", _AsText(json.loads, _json), null=True),
+    _column("pruned_at", _UTC, null=True),
+    _column("landed_over_at", _UTC, null=True),
+    _column("measured_at", _UTC, null=True),
 )
 
 SHARD = sa.Table(
@@ -273,6 +287,7 @@ SHARD = sa.Table(
     _column("refused_at", _UTC, null=True),
     _column("refused_tokens", sa.BigInteger, null=True),
     _column("most_at_once", sa.BigInteger, null=True),
+    _column("reason_kind", _AsText(Reason, _word), null=True),
 )
 
 EVENT = sa.Table(
@@ -286,6 +301,7 @@ EVENT = sa.Table(
     _name("from_state", null=True),
     _name("to_state", null=True),
     _foreign_text("detail"),
+    _column("data", _AsText(json.loads, _event_data), null=True),
 )
 
 TOMBSTONE = sa.Table(

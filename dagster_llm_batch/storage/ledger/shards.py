@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from dagster_llm_batch.errors import IllegalMoveError, LedgerError
-from dagster_llm_batch.states import ENDED, MOVES, Move, ShardState
+from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger.database import insert_or_nothing
+from dagster_llm_batch.storage.ledger.events import EventData, Moved, PutBack
 from dagster_llm_batch.storage.ledger.records import (
     Shard,
     ShardFields,
@@ -136,6 +137,7 @@ OF_SPLIT = (
     "bound_usd",
     "reserved_usd",
     "reason",
+    "reason_kind",
     "asked_again",
 )
 """The columns that a split changes of the shard that is split."""
@@ -202,17 +204,19 @@ def set_waits(
     connection: sa.Connection,
     shard_ids: Sequence[str],
     until: datetime | None,
-    reason: str | None,
-    where_reason: str | None = None,
+    kind: Reason | None,
+    words: str | None,
+    where: Reason | None = None,
 ) -> None:
-    """Set until when planned shards wait, and why; of those with one reason alone where that is given."""
+    """Set until when planned shards wait, and why; of those that wait for one reason alone where that is given."""
     chosen = [
         shard.shard_id
         for shard in get_shards(connection, shard_ids).values()
-        if shard.state is ShardState.PLANNED and where_reason in (None, shard.reason)
+        if shard.state is ShardState.PLANNED and where in (None, shard.reason_kind)
     ]
     if chosen:
-        connection.execute(UPDATE_SHARD, [{"key": key, "waits_until": until, "reason": reason} for key in chosen])
+        values = {"waits_until": until, "reason": words, "reason_kind": kind}
+        connection.execute(UPDATE_SHARD, [{"key": key, **values} for key in chosen])
 
 
 _SENDS = (
@@ -285,6 +289,8 @@ def move_values(shard_id: str, move: Move, fields: Mapping[str, Any], now: datet
     Raises LedgerError where `fields` holds what a move cannot record, or an accepted shard has no batch id.
     """
     values: dict[str, Any] = {**fields, "state": MOVES[move][1]}
+    if "reason" in fields:
+        values.setdefault("reason_kind", None if fields["reason"] is None else Reason.PROVIDER)
     if move in _STAMPS:
         values.setdefault(_STAMPS[move], now)
     # No batch exists, or it ran nothing: the shard is as if it had never been sent. Were its old batch id to stay, a
@@ -308,10 +314,12 @@ def take_move(
     move: Move,
     changes: Mapping[str, Mapping[str, Any]],
     of_batch: str | None = None,
-    detail: str | None = None,
+    words: str | None = None,
     sources: Collection[ShardState] | None = None,
 ) -> list[Shard]:
     """Take a move for shards, all of them or none, set the columns that `changes` has by id, and return them.
+
+    The event of each has the `words`; that of a batch that was put back has its id.
 
     Raises IllegalMoveError where one cannot take it, or is of another batch than `of_batch`, or in none of `sources`.
     """
@@ -341,11 +349,12 @@ def take_move(
             "--batch-id. Look at the provider's console. If the batch there is not this shard's: "
             f"dagster-llm-batch resolve {first} --no-batch sends it anew."
         ) from error
-    events = (
-        event_row(before[shard_id].submission_id, move, before[shard_id].state, to, shard_id, detail)
-        for shard_id in changes
-    )
-    insert_events(connection, clock, *events)
+
+    def event(shard: Shard) -> dict[str, Any]:
+        data: EventData = PutBack(shard.batch_id) if move is Move.PUT_BACK else Moved(move, words)
+        return event_row(shard.submission_id, data, shard.state, to, shard.shard_id)
+
+    insert_events(connection, clock, *(event(before[shard_id]) for shard_id in changes))
     return [replace(before[shard_id], **columns) for shard_id, columns in changes.items()]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
+from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.database import Database, insert_or_nothing
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, from_row, to_row
@@ -51,16 +52,16 @@ __all__ = [
     "update_submission",
 ]
 
-STATUS = "status"
+STATUS = events.StatusChanged.kind
 """The kind of the event of a shard whose batch was reported with another status word than before."""
 
-RECOVERED = "recovered"
+RECOVERED = events.Recovered.kind
 """The kind of the event of a submission that was recovered, or of which sendings were, from their receipts."""
 
-UNREADABLE = "unreadable"
-"""The kind of the event of a shard whose batch has ended, and whose results cannot be read; its detail says why."""
+UNREADABLE = events.Unreadable.kind
+"""The kind of the event of a shard whose batch has ended, and whose results cannot be read."""
 
-ADOPTED = "adopted"
+ADOPTED = events.Adopted.kind
 """The kind of the event of a submission whose batch was sent elsewhere."""
 
 _INSERT_EVENT = sa.insert(EVENT)
@@ -69,23 +70,22 @@ _INSERT_SUBMISSION = sa.insert(SUBMISSION)
 
 def event_row(
     submission_id: str,
-    kind: str,
+    data: events.EventData,
     before: str | None = None,
     after: str | None = None,
     shard_id: str | None = None,
-    detail: str | None = None,
-) -> dict[str, str | None]:
+) -> dict[str, Any]:
     """Return an event as a row without its time. `before` and `after` are states; of an enum, its value is stored."""
     from_state, to_state = (None if state is None else str(state) for state in (before, after))
     states = {"from_state": from_state, "to_state": to_state}
-    return {"submission_id": submission_id, "shard_id": shard_id, "kind": str(kind), "detail": detail, **states}
+    return {"submission_id": submission_id, "shard_id": shard_id, **events.event_columns(data), **states}
 
 
-def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *events: Mapping[str, str | None]) -> None:
+def insert_events(connection: sa.Connection, clock: Callable[[], datetime], *rows: Mapping[str, Any]) -> None:
     """Append events in one statement, at the clock's time: the same for all of them."""
-    if events:
+    if rows:
         now = clock()
-        connection.execute(_INSERT_EVENT, [{"at": now, **event} for event in events])
+        connection.execute(_INSERT_EVENT, [{"at": now, **row} for row in rows])
 
 
 OLDEST_FIRST = (SUBMISSION.c.created_at, SUBMISSION.c.submission_id)
@@ -148,8 +148,8 @@ def insert_recovered(
         connection.execute(_INSERT_SUBMISSION, row | changed)
         for older in known.values():
             if is_open and older.state is SubmissionState.OPEN:
-                detail = f"by submission {submission.submission_id}"
-                update_submission(connection, clock, older, "superseded", detail, state=SubmissionState.CANCELED)
+                by = events.Superseded(submission.submission_id)
+                update_submission(connection, clock, older, by, state=SubmissionState.CANCELED)
 
 
 def get_attempt(connection: sa.Connection, submission: Submission) -> Submission:
@@ -217,14 +217,13 @@ def update_submission(
     connection: sa.Connection,
     clock: Callable[[], datetime],
     before: Submission,
-    kind: str,
-    detail: str | None = None,
+    data: events.EventData,
     **values: Any,
 ) -> Submission:
-    """Set columns of a locked submission, append the event `kind` of it, and return the submission as it is then."""
+    """Set columns of a locked submission, append its event, and return the submission as it is then."""
     after = replace(before, **values)
     connection.execute(UPDATE_SUBMISSION, {"key": before.submission_id, **values})
-    insert_events(connection, clock, event_row(before.submission_id, kind, before.state, after.state, detail=detail))
+    insert_events(connection, clock, event_row(before.submission_id, data, before.state, after.state))
     return after
 
 
@@ -253,8 +252,8 @@ def rename_submissions(
         renamed = [sa.literal(new) if column is TOMBSTONE.c.asset else column for column in columns]
         stones = sa.select(*renamed).where(TOMBSTONE.c.namespace == namespace, TOMBSTONE.c.asset == old)
         connection.execute(sa.insert(TOMBSTONE).from_select([column.name for column in columns], stones))
-    detail = f"{old} -> {new}"
-    insert_events(connection, clock, *(event_row(submission_id, "renamed", detail=detail) for submission_id in moved))
+    renaming = events.Renamed(old, new)
+    insert_events(connection, clock, *(event_row(submission_id, renaming) for submission_id in moved))
     partitions = set(places.values())
     return sorted(partitions - taken), sorted(partitions & taken)
 
@@ -287,6 +286,12 @@ _HAVING_EVENT = (
         EVENT.c.submission_id.in_(_IDS), EVENT.c.kind.in_(sa.bindparam("kinds", expanding=True))
     )
 ).distinct()
+_PRUNED = sa.select(SUBMISSION.c.submission_id).where(
+    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.pruned_at.is_not(None)
+)
+_LANDED_OVER = sa.select(SUBMISSION.c.submission_id).where(
+    SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.landed_over_at.is_not(None)
+)
 _UNSETTLED = sa.select(SUBMISSION.c.submission_id).where(
     SUBMISSION.c.submission_id.in_(_IDS), SUBMISSION.c.settled_at.is_(None)
 )
@@ -362,6 +367,14 @@ class HistoryQueries:
     def having_event(self, submission_ids: Collection[str], *kinds: str) -> set[str]:
         """Return those of these submissions that have an event of one of these kinds."""
         return {row["submission_id"] for row in self._rows_of(_HAVING_EVENT, submission_ids, kinds=kinds)}
+
+    def pruned(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these submissions whose files were removed."""
+        return {row["submission_id"] for row in self._rows_of(_PRUNED, submission_ids)}
+
+    def landed_over(self, submission_ids: Collection[str]) -> set[str]:
+        """Return those of these submissions whose labels older ones may have replaced."""
+        return {row["submission_id"] for row in self._rows_of(_LANDED_OVER, submission_ids)}
 
     def newer_submissions(self, submission_ids: Collection[str]) -> dict[str, set[str]]:
         """Return the ids of the submissions of the same partition that were planned after each of these, if any."""

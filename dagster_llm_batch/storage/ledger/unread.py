@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from dagster_llm_batch.states import ENDED, Move, ShardState
-from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
+from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
+from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.events import Unreadable
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import IS_UNREAD, UPDATE_SHARD, get_shards
@@ -61,7 +63,7 @@ class UnreadResults:
             insert_events(
                 connection,
                 self._clock,
-                *(event_row(s.submission_id, UNREADABLE, None, None, s.shard_id, why) for s in fresh),
+                *(event_row(s.submission_id, Unreadable(why), shard_id=s.shard_id) for s in fresh),
             )
         return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
 
@@ -78,7 +80,7 @@ class UnreadResults:
                 connection.execute(UPDATE_SHARD, rows)
 
     def find(
-        self, namespace: str, unreadable: Unreadable | None = None, submission_id: str | None = None
+        self, namespace: str, unreadable: OnUnreadable | None = None, submission_id: str | None = None
     ) -> list[UnreadShard]:
         """Return the ended shards of undelivered submissions whose results could not be read, the oldest first.
 

@@ -87,14 +87,15 @@ class Uploads:
 
     def batches_of(self, shards: Sequence[Shard]) -> list[str]:
         """Return the batches that these shards of one batch had: it, and those that ran nothing and were put back."""
-        query = sa.select(EVENT.c.detail).where(
+        query = sa.select(EVENT.c.data).where(
             EVENT.c.submission_id.in_({shard.submission_id for shard in shards}),
             EVENT.c.shard_id.in_([shard.shard_id for shard in shards]),
             EVENT.c.kind == Move.PUT_BACK.value,
         )
         with self._database.read() as connection:
             put_back = connection.execute(query.order_by(EVENT.c.event_id)).scalars().all()
-        return list(dict.fromkeys(batch_id for batch_id in (shards[0].batch_id, *put_back) if batch_id))
+        ids = (shards[0].batch_id, *(data["batch_id"] for data in put_back if data))
+        return list(dict.fromkeys(batch_id for batch_id in ids if batch_id))
 
     def batches_since(self, namespace: str, shard: Shard, since: datetime) -> list[str]:
         """Return the batches of a shard's provider and account that were sent since then."""

@@ -1,0 +1,565 @@
+"""The kinds of events: a frozen dataclass for each, its data as JSON, and its text for people.
+
+`event.data` holds the fields, except `words`. Words come from others, may quote a request, and are stored in
+`event.detail`, which an erasure overwrites. Where a kind has no words, `detail` is made from the fields. Code reads
+events with `read_event` and never looks into `detail`: reword a text here, and no decision changes.
+
+An event of an unknown kind, and one with other fields than its kind has, is read as `Other`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from dagster_llm_batch.states import Move
+from dagster_llm_batch.storage.ledger.records import Event
+
+__all__ = [
+    "Adopted",
+    "Ambiguous",
+    "BelowMinimum",
+    "Canceled",
+    "CauseSet",
+    "Delivered",
+    "Erased",
+    "ErasedThere",
+    "EventData",
+    "FetchAgain",
+    "Held",
+    "LandedOver",
+    "LandingFailed",
+    "LandingLost",
+    "Measured",
+    "Moved",
+    "NotKnown",
+    "NotThere",
+    "Noted",
+    "Opened",
+    "Other",
+    "OverBudget",
+    "PersonTold",
+    "Pruned",
+    "PutBack",
+    "RawPruned",
+    "Recovered",
+    "Renamed",
+    "ResultsRestored",
+    "Settled",
+    "Split",
+    "StatusChanged",
+    "Stopped",
+    "Stranded",
+    "StrayBatch",
+    "Superseded",
+    "Turn",
+    "Unavailable",
+    "UnexpectedLines",
+    "Unreadable",
+    "Unsent",
+    "Unsettled",
+    "Waits",
+    "WaveAdded",
+    "event_columns",
+    "read_event",
+]
+
+
+class EventData:
+    """The data of an event. `kind` is the word that the ledger stores for it."""
+
+    kind: ClassVar[str]
+
+    @property
+    def detail(self) -> str | None:
+        """The event in words, for people; None where the kind alone says it."""
+        return None
+
+
+class _InWords(EventData):
+    """The data of an event that others, or an error, have the words of."""
+
+    words: str | None
+
+    @property
+    def detail(self) -> str | None:
+        return self.words
+
+
+# moves of a shard -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moved(_InWords):
+    """A shard took a move. The kind is the move's value."""
+
+    move: Move
+    words: str | None = None
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]  # one class for all moves
+        return self.move.value
+
+
+@dataclass(frozen=True)
+class PutBack(EventData):
+    """A shard is planned again: its batch ran nothing."""
+
+    kind = Move.PUT_BACK.value
+    batch_id: str | None
+
+    @property
+    def detail(self) -> str | None:
+        return self.batch_id
+
+
+@dataclass(frozen=True)
+class Split(EventData):
+    """`requests` of a shard's `of` requests are shard `half` now."""
+
+    kind = Move.SPLIT.value
+    half: str
+    requests: int
+    of: int
+
+    @property
+    def detail(self) -> str:
+        return f"{self.requests} of its {self.of} requests are shard {self.half} now"
+
+
+# other events of a shard ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StatusChanged(EventData):
+    """A shard's batch was reported with another status than before."""
+
+    kind = "status"
+    before: str | None
+    after: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.before or 'unknown'} -> {self.after}"
+
+
+@dataclass(frozen=True)
+class CauseSet(EventData):
+    """The cause by which a shard's batch is about to end, or has no results any more, was recorded."""
+
+    kind = "cause"
+    cause: str
+
+    @property
+    def detail(self) -> str:
+        return self.cause
+
+
+@dataclass(frozen=True)
+class Ambiguous(_InWords):
+    """A shard's create call is over, and its end is unknown."""
+
+    kind = "ambiguous"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class StrayBatch(_InWords):
+    """A batch was created for a shard that another process had sent meanwhile."""
+
+    kind = "stray_batch"
+    batch_id: str
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class NotThere(_InWords):
+    """The provider has no results of a shard's batch."""
+
+    kind = "not_there"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class NotKnown(_InWords):
+    """The provider does not know a shard's batch, and the time of the change of its status lies ahead."""
+
+    kind = "not_known"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class FetchAgain(_InWords):
+    """A download of a shard's results broke off, and is tried again."""
+
+    kind = "fetch_again"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class Unreadable(_InWords):
+    """A shard's batch has ended, and its results cannot be read; the words are the first error."""
+
+    kind = "unreadable"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class UnexpectedLines(EventData):
+    """A shard's results have lines that nothing asked for: how many, by what they are."""
+
+    kind = "unexpected_lines"
+    counts: Mapping[str, int]
+
+    @property
+    def detail(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items())
+
+
+@dataclass(frozen=True)
+class ResultsRestored(EventData):
+    """A shard's results were lost or damaged, and are made anew."""
+
+    kind = "results_restored"
+    source: str
+
+    @property
+    def detail(self) -> str:
+        return self.source
+
+
+@dataclass(frozen=True)
+class ErasedThere(_InWords):
+    """The provider deleted what it stored of a shard's batch."""
+
+    kind = "erased_there"
+    words: str | None = None
+
+
+# events of a submission -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Opened(EventData):
+    """A submission was stored with its first wave."""
+
+    kind = "opened"
+
+
+@dataclass(frozen=True)
+class WaveAdded(EventData):
+    """A further wave was stored."""
+
+    kind = "wave"
+    wave: int
+    shards: int
+    requests: int
+
+    @property
+    def detail(self) -> str:
+        return f"wave {self.wave}, {self.shards} shard(s), {self.requests} request(s)"
+
+
+@dataclass(frozen=True)
+class Settled(EventData):
+    """Every request has its outcome."""
+
+    kind = "settled"
+
+
+@dataclass(frozen=True)
+class Unsettled(EventData):
+    """Answers came after the submission was settled."""
+
+    kind = "unsettled"
+
+    @property
+    def detail(self) -> str:
+        return "late answers came"
+
+
+@dataclass(frozen=True)
+class Delivered(EventData):
+    """The labels have landed, or are superseded."""
+
+    kind = "delivered"
+
+
+@dataclass(frozen=True)
+class LandedOver(EventData):
+    """Older labels may have taken the place of these: they land again."""
+
+    kind = "landed_over"
+
+
+@dataclass(frozen=True)
+class Canceled(EventData):
+    """The submission was canceled: nothing more of it is sent."""
+
+    kind = "canceled"
+
+
+@dataclass(frozen=True)
+class Superseded(EventData):
+    """Another submission of the partition came in its place."""
+
+    kind = "superseded"
+    by: str
+
+    @property
+    def detail(self) -> str:
+        return f"by submission {self.by}"
+
+
+@dataclass(frozen=True)
+class Renamed(EventData):
+    """The asset has another name now."""
+
+    kind = "renamed"
+    old: str
+    new: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.old} -> {self.new}"
+
+
+@dataclass(frozen=True)
+class Recovered(EventData):
+    """Sendings without a record were recovered from their receipts."""
+
+    kind = "recovered"
+    shards: int
+    sent_since: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.shards} shard(s), sent since {self.sent_since} UTC"
+
+
+@dataclass(frozen=True)
+class Adopted(Recovered):
+    """A batch that was sent elsewhere was adopted."""
+
+    kind = "adopted"
+
+
+@dataclass(frozen=True)
+class Measured(EventData):
+    """Its requests, tokens and cost were given to OpenTelemetry."""
+
+    kind = "measured"
+
+
+@dataclass(frozen=True)
+class Pruned(EventData):
+    """Its files are removed: its answers cannot be reused."""
+
+    kind = "pruned"
+    files: int
+    bytes: int
+
+    @property
+    def detail(self) -> str:
+        return f"{self.files} files, {self.bytes} bytes"
+
+
+@dataclass(frozen=True)
+class RawPruned(EventData):
+    """Its requests and raw results are kept no longer."""
+
+    kind = "raw_pruned"
+    files: int
+
+    @property
+    def detail(self) -> str:
+        return f"{self.files} files of requests and raw results"
+
+
+@dataclass(frozen=True)
+class Erased(EventData):
+    """`erased` of `of` requests of a shard, or rows of a submission, were erased from its files."""
+
+    kind = "erased"
+    erased: int
+    of: int
+    unit: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.erased} of {self.of} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Noted(EventData):
+    """A person noted something beside the definition. The form that was sent twice is recorded once."""
+
+    kind = "note"
+    form_id: str
+    annotator: str
+    group: Mapping[str, str | None]
+    text: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.annotator}: {self.text}"
+
+
+# what holds a submission up -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Waits(EventData):
+    """Shards stay planned. `for_place`: for room in the provider's queue, or for their time.
+
+    `money`: the rest waits since a limit of money has no room, which this describes; None where money holds up none.
+    """
+
+    kind = "waits"
+    for_place: bool
+    money: str | None = None
+
+    @property
+    def detail(self) -> str:
+        place = "for the provider's queue, or for its time"
+        if self.money is None:
+            return place
+        return f"{place}; the rest for money: {self.money}" if self.for_place else f"for money: {self.money}"
+
+
+@dataclass(frozen=True)
+class Turn(EventData):
+    """Waiting shards may be sent now."""
+
+    kind = "turn"
+
+
+@dataclass(frozen=True)
+class Unavailable(_InWords):
+    """The provider does not answer now."""
+
+    kind = "unavailable"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class BelowMinimum(_InWords):
+    """A later wave was dropped: its requests are too few for a batch."""
+
+    kind = "below_minimum"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class Unsent(EventData):
+    """Requests are not sent: the reason, and the next step of a person, each without a full stop at its end."""
+
+    problem: str
+    then: str
+
+    @property
+    def detail(self) -> str:
+        return f"{self.problem}. {self.then}."
+
+
+@dataclass(frozen=True)
+class Stopped(Unsent):
+    """Nothing more is sent: nearly nothing that came fits."""
+
+    kind = "stopped"
+
+
+@dataclass(frozen=True)
+class OverBudget(Unsent):
+    """Requests are given up: a limit of money has no room for them."""
+
+    kind = "over_budget"
+
+
+@dataclass(frozen=True)
+class Held(Unsent):
+    """Nothing more is sent: the definition has changed, or a provider would refuse it."""
+
+    kind = "definition_changed"
+
+    @property
+    def detail(self) -> str:
+        return f"{self.problem}. {self.then}"
+
+
+@dataclass(frozen=True)
+class Stranded(_InWords):
+    """No run is requested for the labels until a person has looked, or anything happens."""
+
+    kind = "landing_stranded"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class LandingLost(_InWords):
+    """A run that was to land the labels ended without having done anything. Another run is requested."""
+
+    kind = "landing_lost"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class LandingFailed(_InWords):
+    """A run could not land the labels, and said so. It changes nothing: another run may fail alike."""
+
+    kind = "landing_failed"
+    words: str | None = None
+
+
+@dataclass(frozen=True)
+class PersonTold(EventData):
+    """A failed tick reported what waits for a person. It changes nothing."""
+
+    kind = "person_told"
+
+
+@dataclass(frozen=True)
+class Other(_InWords):
+    """An event of a kind, or with fields, that this version does not know."""
+
+    kind: str  # type: ignore[misc]  # each has its own
+    words: str | None = None
+
+
+_OF_MOVES = {kind.kind: kind for kind in (PutBack, Split)}
+_KINDS: dict[str, type[EventData]] = {
+    kind.kind: kind
+    for kind in (
+        *(StatusChanged, CauseSet, Ambiguous, StrayBatch, NotThere, NotKnown, FetchAgain, Unreadable),
+        *(UnexpectedLines, ResultsRestored, ErasedThere, Opened, WaveAdded, Settled, Unsettled, Delivered, LandedOver),
+        *(Canceled, Superseded, Renamed, Recovered, Adopted, Measured, Pruned, RawPruned, Erased, Noted, Waits, Turn),
+        *(Unavailable, BelowMinimum, Stopped, OverBudget, Held, Stranded, LandingLost, LandingFailed, PersonTold),
+    )
+}
+_MOVES = {move.value: move for move in Move}
+_NOT_DATA = ("words", "move", "kind")
+_FIELDS: dict[type[EventData], tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind) if field.name not in _NOT_DATA)
+    for kind in (Moved, Other, PutBack, Split, *_KINDS.values())
+}
+"""The fields of each kind that are stored as data."""
+
+
+def event_columns(data: EventData) -> dict[str, Any]:
+    """Return the columns `kind`, `data` and `detail` of an event."""
+    names = _FIELDS[type(data)]
+    stored = {name: getattr(data, name) for name in names} if names else None
+    return {"kind": data.kind, "data": stored, "detail": data.detail}
+
+
+def read_event(event: Event) -> EventData:
+    """Return the data of an event."""
+    # A submission and a shard are canceled by one word.
+    if event.shard_id is not None and event.kind in _MOVES and event.kind not in _OF_MOVES:
+        return Moved(_MOVES[event.kind], event.detail)
+    kind = _OF_MOVES.get(event.kind) or _KINDS.get(event.kind)
+    if kind is None or (event.data or {}).keys() != set(_FIELDS[kind]):
+        return Other(event.kind, event.detail)
+    words = {"words": event.detail} if issubclass(kind, _InWords) else {}
+    return kind(**(event.data or {}), **words)

@@ -1,0 +1,119 @@
+"""Text by which code before version 10 of the ledger told states apart, read once: by the migration to version 10.
+
+No other module reads it. The sentences are those of that code, whatever today's say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+
+__all__ = ["OLD_EVENTS_SHARDS", "type_old_events", "type_old_reasons"]
+
+OLD_EVENTS_SHARDS = """
+    UPDATE event SET shard_id = (
+        SELECT max(shard.shard_id) FROM shard
+        WHERE shard.submission_id = event.submission_id
+        AND substr(event.detail, 1, length(shard.shard_id) + 2) = shard.shard_id || ': '
+    )
+    WHERE shard_id IS NULL AND kind IN (
+        'ambiguous', 'stray_batch', 'not_there', 'not_known', 'fetch_again', 'unexpected_lines', 'results_restored'
+    )
+"""
+"""The statement that takes the shard of an event from the beginning of its text."""
+
+_FOR_PLACE, _FOR_MONEY = "for the provider's queue, or for its time", "for money: "
+_ERASED = "(the provider's words were erased with rows that they may quote)"
+_AT_ONCE = 10_000
+
+
+def type_old_events(connection: sa.Connection) -> None:
+    """Set the data of events that decide something from their text."""
+    query = sa.text("SELECT event_id, kind, detail FROM event WHERE kind IN :kinds AND detail IS NOT NULL")
+    update = sa.text("UPDATE event SET data = :data WHERE event_id = :key")
+    wanted = {"kinds": list(_READERS)}
+    found = connection.execute(query.bindparams(sa.bindparam("kinds", expanding=True)), wanted).all()
+    rows = list(_typed(found))
+    for start in range(0, len(rows), _AT_ONCE):
+        connection.execute(update, rows[start : start + _AT_ONCE])
+
+
+def type_old_reasons(connection: sa.Connection) -> None:
+    """Set the kind of the reason of shards from its text."""
+    found = connection.execute(sa.text("SELECT shard_id, reason, cause FROM shard WHERE reason IS NOT NULL")).all()
+    update = sa.text("UPDATE shard SET reason_kind = :kind WHERE shard_id = :key")
+    rows = [{"key": shard_id, "kind": _reason_kind(reason, cause)} for shard_id, reason, cause in found]
+    for start in range(0, len(rows), _AT_ONCE):
+        connection.execute(update, rows[start : start + _AT_ONCE])
+
+
+def _reason_kind(reason: str, cause: str | None) -> str:
+    for beginning, kind in _REASONS.items():
+        if reason.startswith(beginning):
+            return kind
+    if reason.startswith("submission ") and reason.endswith(" came in its place"):
+        return "superseded"
+    if any(words in reason for words in _HELD):
+        return "held"
+    return "gone" if cause == "gone" else "provider"
+
+
+_REASONS = {
+    "it waits for money, and holds no place in its queue meanwhile": "lacks_money",
+    "it waits for money: ": "money",
+    "its create call had no answer, and the provider has no batch of it": "no_batch",
+    "resolved by a person: no batch exists": "no_batch",
+    "it was not sent: its limit has no room left": "over_budget",
+    "the deadline has passed": "late",
+    "its provider does not take it; the next model is asked": "next_model",
+    "its model is no fallback any more": "no_fallback",
+    "it was not sent again: too few requests for a batch": "below_minimum",
+    "its submission is canceled": "canceled",
+    "its submission is stopped: what came so far does not fit": "stopped",
+    "all of its rows were erased": "erased",
+    "the process that asked in real time ended before its answers were stored": "interrupted",
+    "the ledger had no record of its calls in real time, whose answers are stored": "unrecorded",
+    "the ledger had no record of its batch, whose answers are stored": "unrecorded",
+    "given up by itself: ": "given_up",
+    "given up by a person at ": "given_up",
+    "the stored file of the answers is lost or damaged": "lost",
+}
+_HELD = ("so nothing more of submission ", "was planned, so nothing more of it is sent")
+
+
+def _typed(rows: Any) -> Iterator[dict[str, Any]]:
+    for event_id, kind, detail in rows:
+        if (data := _READERS[kind](detail)) is not None:
+            yield {"key": event_id, "data": json.dumps(data, sort_keys=True)}
+
+
+def _waits(detail: str) -> Mapping[str, Any]:
+    place, found, money = detail.partition(_FOR_MONEY)
+    return {"for_place": not found or place.startswith(_FOR_PLACE), "money": money if found else None}
+
+
+def _unsent(detail: str) -> Mapping[str, Any]:
+    problem, _, then = detail.rstrip(".").rpartition(". ")
+    return {"problem": problem or then, "then": then if problem else "What came lands"}
+
+
+def _put_back(detail: str) -> Mapping[str, Any] | None:
+    # An erasure has overwritten the id.
+    return None if detail == _ERASED else {"batch_id": detail}
+
+
+def _note(detail: str) -> Mapping[str, Any]:
+    return dict(json.loads(detail))
+
+
+_READERS: dict[str, Callable[[str], Mapping[str, Any] | None]] = {
+    "waits": _waits,
+    "stopped": _unsent,
+    "over_budget": _unsent,
+    "definition_changed": _unsent,
+    "put_back": _put_back,
+    "note": _note,
+}

@@ -1,0 +1,182 @@
+"""No decision depends on the wording of what the ledger stores, or of a constant that is a sentence."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cost_limits import FREE_TEXT, reply, spend
+from workspace import Workspace, labeling, tickets
+
+from dagster_llm_batch.definition.rules import QueueLimit
+from dagster_llm_batch.engine import Engine, Labeling, Limits
+from dagster_llm_batch.engine.condition_facts import read_facts
+from dagster_llm_batch.engine.conditions import find_conditions
+from dagster_llm_batch.loop.budget import NO_ROOM_LEFT
+from dagster_llm_batch.storage.ledger.events import StatusChanged
+from dagster_llm_batch.storage.ledger.queues import LACKS_MONEY
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, WireFault
+
+MODULES = ("dagster_llm_batch.loop.", "dagster_llm_batch.engine.", "dagster_llm_batch.storage.ledger.")
+SQL = re.compile(r"\s*(SELECT|UPDATE|INSERT)\b")
+OTHER = "other words"
+
+# All that is text in the database becomes other text at once, in the transaction that writes it.
+TRIGGERS = f"""
+    CREATE TRIGGER other_event AFTER INSERT ON event BEGIN
+        UPDATE event SET
+            detail = '{OTHER}',
+            data = json_replace(
+                CASE WHEN json_extract(data, '$.money') IS NULL THEN data
+                ELSE json_replace(data, '$.money', '{OTHER}') END,
+                '$.problem', '{OTHER}', '$.then', '{OTHER}', '$.source', '{OTHER}'
+            )
+        WHERE event_id = NEW.event_id;
+    END;
+    CREATE TRIGGER other_reason AFTER UPDATE OF reason ON shard WHEN NEW.reason IS NOT NULL BEGIN
+        UPDATE shard SET reason = '{OTHER}' WHERE shard_id = NEW.shard_id;
+    END;
+"""
+
+
+def reword(monkeypatch: pytest.MonkeyPatch, ledger: Path) -> set[str]:
+    """Give other words to all sentences that are constants, and to all that this ledger stores; return the former."""
+    found: set[str] = set()
+    for module in [module for name, module in sys.modules.items() if name.startswith(MODULES)]:
+        for name, value in vars(module).items():
+            if isinstance(value, str) and " " in value and name.strip("_").isupper() and not SQL.match(value):
+                found.add(value)
+                monkeypatch.setattr(module, name, OTHER)
+    with closing(sqlite3.connect(ledger)) as connection:
+        connection.executescript(TRIGGERS)
+    return found
+
+
+class Journey:
+    """Four datasets of one deployment: one fills a queue, one waits in it and lacks money, one is in doubt, and one is
+    put back.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.definitions: dict[str, Labeling] = {
+            "fills": labeling(**FREE_TEXT, asset="fills"),
+            "lacks": labeling(
+                **FREE_TEXT,
+                asset="lacks",
+                max_cost_usd="0.1",
+                spend=spend("hard"),
+                limits=Limits(max_requests_per_batch=3),
+            ),
+            "doubtful": labeling(**FREE_TEXT, asset="doubtful", model="openai/gpt-4o-mini"),
+            "put back": labeling(**FREE_TEXT, asset="put back", model="openai/gpt-4.1-mini"),
+        }
+        self.ids: dict[str, str] = {}
+        self.engine().ledger.submissions("test")
+
+    def engine(self) -> Engine:
+        return self.workspace.engine(queue_limits={"openai/gpt-4o": QueueLimit(max_batches=1)})
+
+    def begin(self, name: str, rows: int) -> None:
+        engine, start = self.engine(), 100 * len(self.ids)
+        self.ids[name] = engine.plan(self.definitions[name], tickets(rows, start=start)).submission_id
+        engine.submit(self.definitions[name], self.ids[name])
+
+    def advance(self, name: str) -> None:
+        self.engine().advance(self.definitions[name], self.ids[name])
+
+    def poll(self) -> None:
+        self.workspace.emulator.settle()
+        engine = self.engine()
+        engine.poll(engine.ledger.shards_in_flight("test"), lambda *_: None)
+
+    def steps(self) -> Iterator[str]:
+        """Go on to the end; yield after each step what it was."""
+        workspace, emulator = self.workspace, self.workspace.emulator
+        self.begin("fills", 4)
+        yield "the queue is full"
+        self.begin("lacks", 9)
+        yield "it waits in the queue, and for money"
+        emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=500))
+        self.begin("doubtful", 3)
+        yield "it is in doubt"
+        workspace.skipped += timedelta(seconds=290)
+        self.advance("doubtful")
+        yield "it is in doubt still"
+        workspace.skipped += timedelta(seconds=20)
+        self.advance("doubtful")
+        yield "it is sent"
+        emulator.inject(BatchFault(kind="fails", batches=[len(emulator.books.batches)]))
+        self.begin("put back", 1)
+        self.poll()
+        yield "it is put back"
+        workspace.skipped += timedelta(hours=1)
+        # What is found for its tag is not the batch that failed.
+        emulator.inject(WireFault(kind="status", route="POST /v1/batches", status=500))
+        self.advance("put back")
+        yield "it is in doubt, after it was put back"
+        for at in range(12):
+            workspace.skipped += timedelta(hours=1)
+            self.poll()
+            for name in self.ids:
+                self.advance(name)
+            yield f"on {at}"
+
+    def shown(self) -> list[Any]:
+        """What was decided so far, without ids, times and words."""
+        engine = self.engine()
+        outlook, ledger = engine.outlook(), engine.ledger
+        progress = {one.submission.submission_id: one for one in ledger.progress("test")}
+        shown: list[Any] = []
+        for name, key in self.ids.items():
+            submission, shards = ledger.submission_with_shards(key)
+            # The vendor decides when it reports a status. The same wait, told again in other words, is no decision.
+            found = (event.kind for event in ledger.events(key) if event.kind != StatusChanged.kind)
+            kinds = [kind for kind, _ in groupby(found)]
+            of = [
+                (s.wave, s.number, s.state, s.status, s.cause, s.reason_kind, s.requests, s.waits_until is not None)
+                for s in shards
+            ]
+            waits = outlook.waits_for_money(key) is not None, outlook.waited(key) if outlook.is_open(key) else None
+            unsent = [reason is not None for reason in engine.unsent(key)]
+            can = key in progress and engine.can_advance(progress[key])
+            shown.append((name, submission.state, submission.outcomes, kinds, of, waits, unsent, can))
+        conditions = find_conditions(read_facts(engine, None, ()))
+        return [*shown, [(one.kind, one.submission.asset) for one in conditions]]
+
+
+def travel(workspace: Workspace) -> dict[str, list[Any]]:
+    journey = Journey(workspace)
+    return {step: journey.shown() for step in journey.steps()}
+
+
+@pytest.mark.slow
+def test_no_decision_depends_on_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two journeys of some twenty steps each."""
+    journeys, billed = [], []
+    for name in ("usual", "reworded"):
+        (folder := tmp_path / name).mkdir()
+        with Emulator(answer=reply(1_500, text="word " * 9)) as emulator:
+            workspace = Workspace(folder, emulator)
+            workspace.engine().ledger.submissions("test")
+            if name == "reworded":
+                assert {LACKS_MONEY, NO_ROOM_LEFT} <= reword(monkeypatch, folder / "ledger.sqlite")
+            journeys.append(travel(workspace))
+            billed.append(len(emulator.books.executions))
+    usual, reworded = journeys
+    text = str(usual)
+    for word in ("put_back", "ambiguous", "not_sent", "lacks_money", "over_budget", "in doubt", "room for money"):
+        assert word in text, word
+    assert list(usual) == list(reworded)
+    for step, shown in usual.items():
+        for one, other in zip(shown, reworded[step], strict=True):
+            assert other == one, step
+    assert billed[0] == billed[1]
