@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from code_location import BATCH, DAILY, DAYS, LABELS, LANDING, CodeLocation, labeled, sensor_within, tickets
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
-from test_batch_sensor import RANGE_TAGS, asked, tick
+from test_batch_sensor import RANGE_TAGS, asked, change, tick
 
 from dagster_llm_batch import build_llm_batch_sensor
 from dagster_llm_batch.cli.main import main
@@ -87,6 +87,23 @@ def test_a_run_that_left_nothing_is_asked_for_three_times_more_and_then_a_failed
     assert tick(location).skip_message == "no batches in flight"
     assert f"the labels of {LABELS}" not in " ".join(CliRunner().invoke(main, ["doctor", *where]).output.split())
     assert emulator.books.creates_seen == 1
+
+
+@pytest.mark.slow
+def test_lost_runs_are_counted_and_given_up_in_whatever_words_they_are_stored(make, emulator):
+    location = make(*labeled(), bounds=AT_ONCE)
+    location.submit()
+    emulator.settle()
+    again = []
+    for _ in range(4):
+        [request] = tick(location).run_requests
+        again.append(request.tags.get(AGAIN))
+        ended(location, request)
+        assert tick(location).run_requests == []
+        change(location, "detail = 'andere Worte'", "event")
+    assert again == [None, "1 of 3", "2 of 3", "3 of 3"]
+    assert tick(location).run_requests == []
+    assert len(verdicts(location)) == 1
 
 
 @pytest.mark.slow
