@@ -8,7 +8,6 @@ import json
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_from_disk
 from project import DAYS
 from tfrecord import tfrecord_iterator
 
@@ -74,6 +73,8 @@ def test_each_example_says_beside_it_where_it_comes_from_and_claudes_form_has_th
 
 
 def test_labels_are_exported_as_records_of_tensorflow_and_as_a_dataset_of_hugging_face(project):
+    from datasets import load_from_disk
+
     project.land()
     records = exported(project, "ticket_labels", name="labels.tfrecord")
     assert len(list(tfrecord_iterator(str(records)))) == 3

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import anthropic
 import pytest
 
 from dagster_llm_batch.testing.emulator import (
@@ -31,7 +30,9 @@ class EmulatorClient:
         self.emulator = emulator
         self.sdk = self.client_for()
 
-    def client_for(self, **options: Any) -> anthropic.Anthropic:
+    def client_for(self, **options: Any) -> Any:
+        import anthropic
+
         usual = {"base_url": self.emulator.anthropic_base_url, "api_key": DEFAULT_KEY, "max_retries": 0}
         return anthropic.Anthropic(**{**usual, **options})
 
@@ -110,6 +111,8 @@ def create_raw(client: EmulatorClient, requests: Any) -> Any:
     ],
 )
 def test_custom_ids_and_counts_are_checked_at_once(connect, requests, message):
+    import anthropic
+
     client = connect(limits=VendorLimits(message_batch_requests=3))
     with pytest.raises(anthropic.BadRequestError, match=message):
         create_raw(client, requests)
@@ -122,6 +125,8 @@ def test_custom_ids_keep_their_case(connect):
 
 
 def test_a_body_that_is_too_large_is_refused_at_once(connect):
+    import anthropic
+
     client = connect(limits=VendorLimits(message_batch_bytes=100))
     with pytest.raises(anthropic.APIStatusError) as caught:
         client.create()
@@ -186,6 +191,8 @@ def test_sampling_parameters_pass_under_the_first_version(connect):
 
 
 def test_either_header_carries_the_key_and_another_key_is_another_account(connect):
+    import anthropic
+
     client = connect(keys={"sk-emulator", "sk-other"})
     batch = client.create()
     both = client.client_for(api_key="sk-x", default_headers={"x-api-key": DEFAULT_KEY})
@@ -197,6 +204,8 @@ def test_either_header_carries_the_key_and_another_key_is_another_account(connec
 
 
 def test_results_are_not_found_until_the_end_and_a_running_batch_asks_for_patience(connect):
+    import anthropic
+
     client = connect()
     batch = client.create()
     with pytest.raises(anthropic.NotFoundError, match="has no available results"):
@@ -206,6 +215,8 @@ def test_results_are_not_found_until_the_end_and_a_running_batch_asks_for_patien
 
 
 def test_deleting_is_for_ended_batches(connect):
+    import anthropic
+
     client = connect()
     batch = client.create()
     with pytest.raises(anthropic.BadRequestError, match="In progress batches cannot be deleted"):
@@ -217,6 +228,8 @@ def test_deleting_is_for_ended_batches(connect):
 
 
 def test_the_list_pages_newest_first_in_both_directions(connect):
+    import anthropic
+
     client = connect()
     ids = [client.create(1).id for _ in range(5)][::-1]
     batches = client.sdk.messages.batches
@@ -236,6 +249,8 @@ def test_counts_stand_still_until_the_end_or_move(connect, seen_live):
 
 
 def test_a_canceled_batch_has_a_row_for_each_request(connect):
+    import anthropic
+
     client = connect(work_steps=3)
     batch = client.create()
     client.emulator.tick()
@@ -284,6 +299,8 @@ def test_real_time_answers_as_the_batch_does_and_the_books_know_both(connect):
 
 
 def test_a_lost_create_reply_leaves_a_batch(connect):
+    import anthropic
+
     client = connect()
     client.emulator.inject(lost_create_reply(route="POST /v1/messages/batches"))
     with pytest.raises(anthropic.InternalServerError) as caught:
@@ -293,6 +310,8 @@ def test_a_lost_create_reply_leaves_a_batch(connect):
 
 
 def test_an_unknown_route_answers_in_anthropics_error_shape(connect):
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError) as caught:
         connect().sdk.get("/v1/messages/nothing", cast_to=object)
     assert json.loads(caught.value.response.text)["error"]["type"] == "not_found_error"

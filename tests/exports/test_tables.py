@@ -10,7 +10,6 @@ import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 
-import datasets
 import google_crc32c
 import polars as pl
 import pyarrow as pa
@@ -47,6 +46,8 @@ def test_a_table_comes_back_whole_from_parquet(tmp_path):
 
 
 def test_a_dataset_of_hugging_face_has_every_column_and_value(tmp_path):
+    import datasets
+
     write_table(TABLE, tmp_path / "t", "huggingface")
     back = datasets.load_from_disk(str(tmp_path / "t"))
     assert back.column_names == TABLE.schema.names
