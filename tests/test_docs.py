@@ -23,6 +23,7 @@ from tests.providers_page import PAGE as PROVIDERS_PAGE
 from tests.providers_page import with_tables
 from tests.state_diagram import PAGE as LEDGER_PAGE
 from tests.state_diagram import with_diagram
+from tests.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -76,7 +77,7 @@ def test_the_python_of_a_page_runs_as_one_program_and_its_commands_after_it(page
     run_commands(ROOT / page)
 
 
-@pytest.mark.parametrize("page", ["README.md", *SITE])
+@table("page", ["README.md", *SITE])
 def test_the_code_of_a_page_is_found_without_a_parser_of_markdown(page):
     """`tests.page` runs where only the page's packages are."""
     read = [
@@ -99,13 +100,13 @@ def test_readme_and_start_install_the_same():
     assert packages(ROOT / "README.md") == packages(ROOT / "docs" / "start.md")
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON)
+@table("page", WITH_PYTHON)
 def test_a_page_with_code_installs_what_it_needs_or_links_to_the_page_that_does(page):
     """`python3 -m tests docs` runs it in an environment with these packages alone."""
     assert packages(ROOT / page)
 
 
-@pytest.mark.parametrize("page", [*PAGES, *SITE])
+@table("page", [*PAGES, *SITE])
 def test_pictures_and_links_of_the_documents_lead_to_files_that_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)", text):

@@ -15,6 +15,7 @@ from yaml_project import AROUND, BATCH, EVAL, THEIRS, around, evaluation, labels
 
 import dagster_llm_batch
 from dagster_llm_batch import LLMBatchComponent, Realtime, Resend
+from tests.tables import table
 
 EVERY = pytest.mark.parametrize("word", sorted(AROUND))
 ALL_SAID = {
@@ -153,7 +154,7 @@ def test_a_judge_is_a_labeled_dataset_with_all_its_settings():
         assert {"consistency", "coverage"} <= checks
 
 
-@pytest.mark.parametrize(
+@table(
     ("word", "changes", "message"),
     [
         ("Agreement", {"min_alpha": 7}, "alpha is between -1 and 1"),

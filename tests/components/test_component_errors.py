@@ -17,6 +17,7 @@ from dagster_llm_batch import (
 )
 from dagster_llm_batch.components.scaffolders import BatchParams
 from dagster_llm_batch.errors import ConfigError
+from tests.tables import table
 
 HEAD = """\
 type: dagster_llm_batch.LLMBatchComponent
@@ -27,7 +28,7 @@ attributes:
 """
 
 
-@pytest.mark.parametrize(
+@table(
     ("rest", "line", "message"),
     [
         ('  prompt: "{{ a }}"\n  model: gpt-5', 7, "model='gpt-5' names no provider"),
@@ -240,7 +241,7 @@ def errors(component, **changes):
     return sorted((".".join(map(str, one.path)), one.message) for one in found)
 
 
-@pytest.mark.parametrize(
+@table(
     ("changes", "path", "message"),
     [
         ({"partitions_def": {"type": "daly"}}, "partitions_def.type", "'daly' is not one of ['hourly', 'daily'"),
@@ -271,7 +272,7 @@ def test_the_json_schema_blames_the_part_and_not_the_block(changes, path, messag
     assert message in said
 
 
-@pytest.mark.parametrize(
+@table(
     "changes",
     [
         {"partitions_def": None},

@@ -26,6 +26,7 @@ from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.components.attributes import attributes_of
 from dagster_llm_batch.components.base import FactoryComponent
 from dagster_llm_batch.definition import rules
+from tests.tables import table
 
 COMPONENTS = [getattr(components, name) for name in components.__all__ if name.endswith("Component")]
 OWN = {LLMBatchComponent: {"translation", "resource", "sensor", "jobs", "retention"}}
@@ -40,7 +41,7 @@ def test_every_factory_of_assets_has_a_component():
     assert {component.factory for component in COMPONENTS} == factories
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@table("component", COMPONENTS)
 def test_attributes_types_and_defaults_are_those_of_the_signature(component):
     arguments = dict(inspect.signature(component.factory).parameters)
     # `translation`, and `get_asset_spec` of a subclass, are in its place
@@ -179,7 +180,7 @@ def test_the_resource_in_yaml_has_every_setting_of_every_provider_budget_and_lim
         }
 
 
-@pytest.mark.parametrize("model", MODELS)
+@table("model", MODELS)
 def test_every_attribute_and_every_setting_says_what_it_is_and_its_default(model):
     schema = model.model_json_schema()
     for block, one in [("", schema), *schema["$defs"].items()]:

@@ -36,14 +36,15 @@ from dagster_llm_batch.core.cascade import (
 )
 from dagster_llm_batch.core.levels import Levels
 from dagster_llm_batch.errors import ConfigError
+from tests.tables import table
 
 
 def audits_of(counts, rows=20):
     return [Audited(f"{day:03}", rows, wrong) for day, wrong in enumerate(counts)]
 
 
-@pytest.mark.parametrize(("wrong", "rows"), [(0, 100), (3, 400), (13, 400), (399, 400), (6_000, 200_000)])
-@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.999])
+@table(("wrong", "rows"), [(0, 100), (3, 400), (13, 400), (399, 400), (6_000, 200_000)])
+@table("confidence", [0.9, 0.95, 0.999])
 def test_the_bounds_are_clopper_and_pearsons(wrong, rows, confidence):
     low, high = bound_share(wrong, rows, confidence)
     assert high == pytest.approx(stats.beta.ppf(confidence, wrong + 1, rows - wrong), abs=1e-9)

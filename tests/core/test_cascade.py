@@ -27,12 +27,13 @@ from dagster_llm_batch.core.cascade import (
     smallest,
 )
 from dagster_llm_batch.errors import ConfigError, InputError
+from tests.tables import table
 
 CONFIDENCE = 0.95
 
 
-@pytest.mark.parametrize("agreement", [0.8, 0.9, 0.95, 0.98, 0.99])
-@pytest.mark.parametrize(("sample", "rows"), [(59, 60), (93, 500), (208, 4000), (208, 1_000_000), (1200, 100_000)])
+@table("agreement", [0.8, 0.9, 0.95, 0.98, 0.99])
+@table(("sample", "rows"), [(59, 60), (93, 500), (208, 4000), (208, 1_000_000), (1200, 100_000)])
 def test_as_many_may_be_wrong_as_the_exact_test_says(agreement, sample, rows):
     if rows < 20 * sample:
         wrong = round(rows * (1 - agreement) * 1000) // 1000 + 1

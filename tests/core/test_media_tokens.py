@@ -12,6 +12,7 @@ from dagster_llm_batch.core.identity import make_request
 from dagster_llm_batch.core.media_tokens import InputTokens, Size, image_size, media_tokens
 from dagster_llm_batch.core.token_counts import InputCounter
 from dagster_llm_batch.types import Image, RequestSpec
+from tests.tables import table
 
 
 def file_of(kind: str, size: tuple[int, int], **options: Any) -> bytes:
@@ -49,7 +50,7 @@ def test_half_a_file_has_no_size_or_its_own(kind: str) -> None:
     assert image_size(b"") is image_size(b"BM" + b"\0" * 60) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("book", "model", "size", "tokens"),
     [
         # Claude: ceil(w / 28) * ceil(h / 28); the figures of Anthropic's page.

@@ -28,6 +28,7 @@ from pydantic import (
 
 from dagster_llm_batch.core.plain_model import plain_decoder
 from dagster_llm_batch.core.response import Reader
+from tests.tables import table
 
 
 def decoder_of(model: type[BaseModel]) -> Callable[[str], dict[str, Any]] | None:
@@ -281,7 +282,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("model", OTHERS, ids=lambda model: model.__name__)
+@table("model", OTHERS, ids=lambda model: model.__name__)
 def test_a_model_with_ways_of_its_own_is_left_to_pydantic(model: type[BaseModel]) -> None:
     assert decoder_of(model) is None
 

@@ -32,6 +32,7 @@ from dagster_llm_batch.core.pricing import (
 from dagster_llm_batch.core.rates import PICODOLLAR
 from dagster_llm_batch.core.token_counts import InputCounts, OutputTokens
 from dagster_llm_batch.types import TOKENS, Extra, Lane, PriceBasis, Usage
+from tests.tables import table
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 MILLION = 1_000_000
@@ -58,7 +59,7 @@ def test_the_table_of_batch_prices(
     assert read.basis is basis
 
 
-@pytest.mark.parametrize(
+@table(
     ("provider", "model", "input_usd", "output_usd", "basis"),
     [
         ("aws", "anthropic.claude-3-5-sonnet-20241022-v2:0", "1.50", "7.50", PriceBasis.HALF),

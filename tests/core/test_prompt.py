@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.errors import ConfigError, InputError
 from dagster_llm_batch.types import Image
+from tests.tables import table
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
 
@@ -42,7 +43,7 @@ ESCAPES = [
 ]
 
 
-@pytest.mark.parametrize("template", ESCAPES)
+@table("template", ESCAPES)
 def test_a_template_cannot_leave_the_sandbox(template: str) -> None:
     row = {"x": "text"}
     with pytest.raises((InputError, ConfigError)) as caught:
@@ -132,7 +133,7 @@ def test_an_image_of_twelve_megabytes_in_base64_is_shown_whole(template: str, ch
     assert len(render(template, {"image": "QUJD" * 3_000_000})) == chars
 
 
-@pytest.mark.parametrize("template", GROWING)
+@table("template", GROWING)
 def test_a_template_that_makes_too_much_is_refused_before_it_takes_the_memory(template: str) -> None:
     tracemalloc.start()
     try:
@@ -180,7 +181,7 @@ def test_usual_formats_make_what_they_make(template: str, text: str) -> None:
     assert render(template, {"x": "text", "n": 7}) == text
 
 
-@pytest.mark.parametrize("template", [t for t in ESCAPES if "x." not in t and "x|" not in t and "x[" not in t])
+@table("template", [t for t in ESCAPES if "x." not in t and "x|" not in t and "x[" not in t])
 def test_nor_can_a_system_template(template: str) -> None:
     with pytest.raises((InputError, ConfigError)):
         Prompt("{{ x }}", system=template).renderer(["x"]).render({"x": "text"}, "k")
@@ -320,7 +321,7 @@ def test_templates_come_from_files_too(tmp_path: Path) -> None:
 # images -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@table(
     ("data", "media_type"),
     [
         (PNG, "image/png"),
@@ -329,7 +330,7 @@ def test_templates_come_from_files_too(tmp_path: Path) -> None:
         (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "image/webp"),
     ],
 )
-@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@table("kind", [bytes, bytearray, memoryview])
 def test_bytes_are_an_image_of_the_kind_they_start_with(data: bytes, media_type: str, kind: Any) -> None:
     renderer = Prompt("{{ x }}", images=["pic"]).renderer(["x", "pic"])
     request = renderer.render({"x": 1, "pic": kind(data)}, "k")
@@ -385,7 +386,7 @@ def test_a_template_of_columns_alone_renders_as_jinja_renders_it(parts: list[str
     assert plain == jinja
 
 
-@pytest.mark.parametrize(
+@table(
     ("template", "text"),
     [
         ("{{ x }}{{ row.x }}{{ row['x'] }}", ""),

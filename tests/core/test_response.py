@@ -18,6 +18,7 @@ from dagster_llm_batch.core.fixed_responses import Embedding
 from dagster_llm_batch.core.response import Reader, response_format
 from dagster_llm_batch.errors import ConfigError, ResponseSchemaError
 from dagster_llm_batch.types import ResponseKind
+from tests.tables import table
 
 
 class Mood(StrEnum):
@@ -256,8 +257,8 @@ class Measured(BaseModel):
     odd: dict[str, float] | float = 1.0
 
 
-@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 400 + ".0", '"Infinity"', '"-inf"', '"nan"', "1" * 400])
-@pytest.mark.parametrize("shape", ['"score": {}', '"scores": [1, {}]', '"parts": [{{"x": {}}}]', '"odd": {{"x": {}}}'])
+@table("number", ["1e999", "-1e999", "9" * 400 + ".0", '"Infinity"', '"-inf"', '"nan"', "1" * 400])
+@table("shape", ['"score": {}', '"scores": [1, {}]', '"parts": [{{"x": {}}}]', '"odd": {{"x": {}}}'])
 def test_a_number_that_no_float_holds_does_not_fit(number: str, shape: str) -> None:
     texts = ['{"score": 1e308}', f"{{{shape.format(number)}}}", '{"odd": {"x": 2}}']
     columns, reasons = read(Reader(Measured), *texts)
@@ -415,7 +416,7 @@ class NoJson(BaseModel):
     thing: pa.Table
 
 
-@pytest.mark.parametrize(
+@table(
     "response",
     [
         5,

@@ -17,6 +17,7 @@ import pytest
 from dagster_llm_batch.core.keys import keys_of
 from dagster_llm_batch.core.rows import BATCH_ROWS, record_batches
 from dagster_llm_batch.errors import InputError
+from tests.tables import table
 
 ROWS: list[dict[str, Any]] = [
     {"id": f"k{number}", "n": number, "text": None if number == 2 else f"text {number}"} for number in range(5)
@@ -65,7 +66,7 @@ def test_every_kind_gives_the_same_rows(kind: str) -> None:
     assert sorted(rows_of(KINDS[kind](TABLE)), key=lambda row: row["id"]) == ROWS
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@table("kind", KINDS)
 def test_a_table_without_rows_still_has_its_columns(kind: str) -> None:
     batches = list(record_batches(KINDS[kind](TABLE.slice(0, 0))))
     assert sum(batch.num_rows for batch in batches) == 0

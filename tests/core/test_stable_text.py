@@ -24,6 +24,7 @@ from dagster_llm_batch.core.rows import record_batches
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.files.row_renderer import RowRenderer
+from tests.tables import table
 
 UUID = uuid.UUID(int=7)
 
@@ -99,7 +100,7 @@ UNSTABLE: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNSTABLE)
+@table("name", UNSTABLE)
 def test_what_has_no_stable_text_is_refused_with_its_column_and_what_to_do(name: str) -> None:
     make, told = UNSTABLE[name]
     with pytest.raises(InputError) as caught:
@@ -109,7 +110,7 @@ def test_what_has_no_stable_text_is_refused_with_its_column_and_what_to_do(name:
     assert "before labeling, or leave the column out" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", UNSTABLE)
+@table("name", UNSTABLE)
 def test_a_column_that_nothing_reads_is_no_reason_to_refuse(name: str) -> None:
     make, _ = UNSTABLE[name]
     assert set(texts(make(), labeling("Say yes."))) == {"Say yes."}

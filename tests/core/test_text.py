@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Callable
 from decimal import Decimal
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from dagster_llm_batch.metadata import markdown_cell, preview
 from dagster_llm_batch.metrics import plain_text
 from dagster_llm_batch.metrics.cells import markdown_text
 from dagster_llm_batch.text import cell_text, keep_utf8, last_words, money_text, plain_words, replace_halves
+from tests.tables import table
 
 PLACES: dict[str, Callable[[str], str]] = {
     "message": plain_words,
@@ -44,8 +44,8 @@ SEQUENCES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("sequence", SEQUENCES)
+@table("place", PLACES)
+@table("sequence", SEQUENCES)
 def test_a_text_is_the_same_in_every_place(sequence: str, place: str) -> None:
     assert PLACES[place](f"so {SEQUENCES[sequence]} end") in ("so red end", "so | red | end")
 
@@ -96,7 +96,7 @@ def test_two_halves_are_a_character() -> None:
     assert replace_halves("a\ud83d") == "a\ufffd"
 
 
-@pytest.mark.parametrize(
+@table(
     ("amount", "text"),
     [
         (Decimal("6.37500E-7"), "$0.00000064"),

@@ -30,6 +30,7 @@ from dagster_llm_batch.core.token_counts import (
     tokenizer_of,
 )
 from dagster_llm_batch.types import Endpoint, Image, RequestSpec, ResponseFormat, ResponseKind, Turn
+from tests.tables import table
 
 TEXTS = json.loads((Path(__file__).parent / "token_counts.json").read_text())
 TOKENIZERS = ("o200k", "claude", "gemma", "llama")
@@ -78,7 +79,7 @@ def test_expected_tokens_are_near_those_of_the_real_tokenizer(tokenizer: str) ->
     assert all(0.8 <= ratio <= 1.25 for ratio in ratios.values()), ratios
 
 
-@pytest.mark.parametrize("name", [*ORDINARY, "emoji"])
+@table("name", [*ORDINARY, "emoji"])
 def test_a_quarter_of_the_bytes_is_no_count_of_tokens(name: str) -> None:
     """What was estimated of these before, per row: 0.26 of the tokens (digits) to 4.3 times as many (Hindi)."""
     text = next(text for text in TEXTS if text["name"] == name)
@@ -299,7 +300,7 @@ def test_the_callers_maximum_is_the_bound(model: str, params: dict[str, Any], bo
     assert output_tokens(spec_of(model, params=params), 400_000) == OutputTokens(bound, bound, bound)
 
 
-@pytest.mark.parametrize(
+@table(
     ("model", "most"),
     [
         ("gpt-4o", 16_384),

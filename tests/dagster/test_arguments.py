@@ -54,6 +54,7 @@ from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.evaluation.regression import Accept
 from dagster_llm_batch.jobs import CancelConfig, ResolveConfig
 from dagster_llm_batch.metrics import Target
+from tests.tables import table
 
 _PUBLIC = {
     **{name: getattr(dagster_llm_batch, name) for name in dagster_llm_batch.__all__ if name != "__version__"},
@@ -99,7 +100,7 @@ def test_all_public_factories_and_settings_are_looked_at() -> None:
     assert {"Limits", "Realtime", "Resend", "Spend", "Checks"} <= set(SETTINGS)
 
 
-@pytest.mark.parametrize("name", [*FACTORIES, *SETTINGS])
+@table("name", [*FACTORIES, *SETTINGS])
 def test_an_unknown_argument_is_refused_with_the_nearest_right_name(name: str) -> None:
     called = {**FACTORIES, **SETTINGS}[name]
     right = _first(called)
@@ -108,7 +109,7 @@ def test_an_unknown_argument_is_refused_with_the_nearest_right_name(name: str) -
     assert f"'{right}s_'; did you mean '{right}'?" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*FACTORIES, *SETTINGS])
+@table("name", [*FACTORIES, *SETTINGS])
 def test_an_argument_of_another_kind_is_refused_with_its_name(name: str) -> None:
     """Of each: what nobody could mean."""
     called = {**FACTORIES, **SETTINGS}[name]
@@ -123,7 +124,7 @@ def test_an_argument_of_another_kind_is_refused_with_its_name(name: str) -> None
         assert "is not allowed; it takes" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@table("name", CONFIGS)
 def test_an_unknown_field_of_a_configuration_is_refused_with_the_nearest_right_name(name: str) -> None:
     config = CONFIGS[name]
     right = next(iter(config.model_fields))
@@ -173,8 +174,8 @@ ADDRESSED: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("url", ["", "https://llm.internal/v1\n", "https://llm internal/v1"])
-@pytest.mark.parametrize("name", ADDRESSED)
+@table("url", ["", "https://llm.internal/v1\n", "https://llm internal/v1"])
+@table("name", ADDRESSED)
 def test_an_address_of_a_variable_that_is_empty_or_has_a_line_break_is_not_the_vendors_own(name: str, url: str) -> None:
     """`dg.EnvVar` of a variable that is set to nothing would else send key and rows to the vendor."""
     resource, given = ADDRESSED[name]
@@ -182,8 +183,8 @@ def test_an_address_of_a_variable_that_is_empty_or_has_a_line_break_is_not_the_v
         resource(**given, **{"endpoint_url" if name == "bedrock" else "base_url": url}).provider()
 
 
-@pytest.mark.parametrize("end", ["?api-version=2025-03-01&key=sk-secret", "#sk-secret"])
-@pytest.mark.parametrize("name", ADDRESSED)
+@table("end", ["?api-version=2025-03-01&key=sk-secret", "#sk-secret"])
+@table("name", ADDRESSED)
 def test_an_address_that_no_path_can_be_put_behind_is_refused_without_what_it_ends_with(name: str, end: str) -> None:
     resource, given = ADDRESSED[name]
     with pytest.raises(ConfigError, match=r"'https://llm.internal/v1' goes on with .* Leave that out") as refused:
@@ -253,7 +254,7 @@ def test_resources_still_resolve_in_dagster_by_variable_nested_and_at_the_launch
     assert at_launch.command.command == ["x"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("wrong", "message"),
     [
         (

@@ -11,6 +11,7 @@ from dagster_llm_batch import streams
 from dagster_llm_batch.arguments import annotation_text
 from dagster_llm_batch.assets.options import AssetOptions
 from dagster_llm_batch.errors import ConfigError
+from tests.tables import table
 
 FACTORIES = {
     name: getattr(module, name)
@@ -77,14 +78,14 @@ def test_the_same_argument_has_the_same_type_and_default_in_all_factories():
     assert set(differing) == set(EXCEPTIONS), differing
 
 
-@pytest.mark.parametrize("name", sorted(JUDGES))
-@pytest.mark.parametrize("argument", ["keep", "empty", "response", "required_resource_keys", "cascade", "workers"])
+@table("name", sorted(JUDGES))
+@table("argument", ["keep", "empty", "response", "required_resource_keys", "cascade", "workers"])
 def test_a_judge_refuses_what_follows_from_what_it_asks(name, argument):
     with pytest.raises(ConfigError, match=f"there is no argument '{argument}'"):
         FACTORIES[name](**{argument: None})
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@table("name", FACTORIES)
 def test_every_factory_takes_what_is_dagsters_own(name):
     taken = parameters(FACTORIES[name])
     assert set(AssetOptions.__annotations__) <= set(taken)
@@ -92,7 +93,7 @@ def test_every_factory_takes_what_is_dagsters_own(name):
         assert "backfill_policy" in taken
 
 
-@pytest.mark.parametrize("name", FACTORIES)
+@table("name", FACTORIES)
 def test_no_factory_has_more_than_twenty_arguments_of_ours(name):
     ours = set(parameters(FACTORIES[name])) - DAGSTERS
     assert len(ours) <= 20, sorted(ours)

@@ -29,6 +29,7 @@ from dagster_llm_batch.metadata import estimate_metadata, markdown_table
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, Reply, RowFault
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.types import Endpoint
+from tests.tables import table
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -297,7 +298,7 @@ def test_rejects_carry_reason_and_reply_and_their_reasons_are_counted(make, emul
     assert "no | such &lt;thing&gt;" in html
 
 
-@pytest.mark.parametrize("text", NASTY)
+@table("text", NASTY)
 def test_row_data_in_a_markdown_table_is_one_cell_of_plain_text(text):
     html = MarkdownIt("gfm-like", {"linkify": False, "html": True}).render(markdown_table(["a", "b"], [[text, "end"]]))
     body = html.split("<tbody>")[1]
@@ -308,7 +309,7 @@ def test_row_data_in_a_markdown_table_is_one_cell_of_plain_text(text):
     assert len(shown) < 400
 
 
-@pytest.mark.parametrize("text", NASTY)
+@table("text", NASTY)
 def test_row_data_in_a_preview_is_one_short_line_without_controls(text):
     shown = cell_text(text)
     assert len(shown) <= 120

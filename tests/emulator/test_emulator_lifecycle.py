@@ -7,6 +7,7 @@ import pytest
 
 from dagster_llm_batch.testing.emulator.lifecycle import Edge, IllegalMoveError, Life, ManualClock, Mover, Pace
 from dagster_llm_batch.testing.emulator.openai.batches import LIFECYCLE as OPENAI
+from tests.tables import table
 
 
 class Batch:
@@ -34,8 +35,8 @@ def test_the_table_ends_in_the_four_documented_states_and_reaches_every_state():
     assert len({(edge.source, edge.event) for edge in OPENAI.edges}) == len(OPENAI.edges)
 
 
-@pytest.mark.parametrize("state", OPENAI.states)
-@pytest.mark.parametrize("event", ["due", "invalid", "cancel", "window_over", "work", "expire", "nonsense"])
+@table("state", OPENAI.states)
+@table("event", ["due", "invalid", "cancel", "window_over", "work", "expire", "nonsense"])
 def test_every_move_outside_of_the_table_raises_and_changes_nothing(state, event):
     life = Life(OPENAI, 1.0)
     life.state = state

@@ -21,6 +21,7 @@ from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Limits, Realtime, Resend, Spend
 from dagster_llm_batch.errors import BudgetError, ConfigError, InputError, LLMBatchError, ResponseSchemaError
+from tests.tables import table
 
 
 def with_prompt(user: str, **more: Any) -> dict[str, Any]:
@@ -325,7 +326,7 @@ WRONG_DEFINITIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("wrong", WRONG_DEFINITIONS)
+@table("wrong", WRONG_DEFINITIONS)
 def test_a_wrong_definition_is_refused_where_it_is_written(wrong: str) -> None:
     changes, told = WRONG_DEFINITIONS[wrong]
     with pytest.raises(ConfigError) as caught:

@@ -46,6 +46,7 @@ from tests.faults.test_origins import Answer, Asked, Server
 from tests.faults.test_secrets import JSON, Told, echoing, stored
 from tests.faults.vendor_workspace import rows
 from tests.faults.vendors import VENDORS
+from tests.tables import table
 
 MARK = "RECOGNISE"
 KEY = f"k7{MARK}4242x9Qz4242"
@@ -69,7 +70,7 @@ READABLE = [
 ]
 
 
-@pytest.mark.parametrize("address", READABLE)
+@table("address", READABLE)
 def test_an_ordinary_address_is_shown_as_it_is(address: str) -> None:
     assert hide_secrets(address) == address
     assert secret_parts(address) == []
@@ -141,8 +142,8 @@ TAKERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("taker", TAKERS)
+@table("place", PLACES)
+@table("taker", TAKERS)
 def test_an_address_of_files_with_credentials_is_refused_without_showing_them(taker: str, place: str) -> None:
     with pytest.raises(ConfigError) as refused:
         TAKERS[taker](place)
@@ -224,8 +225,8 @@ def test_no_verb_and_no_repr_shows_the_key_in_an_address_that_the_vendor_echoes(
     told.assert_clean()
 
 
-@pytest.mark.parametrize("name", CLOUDS)
-@pytest.mark.parametrize("wrong", ["htps://{}", "https://h/{}/v1?key={}", "https://h:x/{}", "https://h/{}/ v1"])
+@table("name", CLOUDS)
+@table("wrong", ["htps://{}", "https://h/{}/v1?key={}", "https://h:x/{}", "https://h/{}/ v1"])
 def test_a_wrong_address_is_refused_without_its_key(name: str, wrong: str) -> None:
     usual = resource_at(name, "http://127.0.0.1:1")
     setting = "endpoint_url" if name == "bedrock" else "base_url"

@@ -24,6 +24,7 @@ from dagster_llm_batch.errors import InputError
 from dagster_llm_batch.evaluation import student_of
 from dagster_llm_batch.metrics import student as student_module
 from dagster_llm_batch.metrics.student import Answer, Student, train
+from tests.tables import table
 
 WORDS = {
     "billing": ["invoice", "charge", "refund", "card", "payment", "receipt", "price", "bill"],
@@ -242,7 +243,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED)
+@table("damage", DAMAGED)
 def test_a_damaged_student_is_refused_in_words(damage):
     with pytest.raises(InputError, match=r"no student, or a damaged one: .+\. Materialize the student's asset again"):
         Student.from_arrow(DAMAGED[damage]())

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dagster_llm_batch.errors import ConfigError, InputError, ResponseSchemaError
 from dagster_llm_batch.providers.anthropic.requests import AnthropicLines
 from dagster_llm_batch.types import Endpoint, Image, Request, RequestSpec, ResponseFormat, ResponseKind, Turn
+from tests.tables import table
 
 SCHEMA = {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]}
 JSON = ResponseFormat(ResponseKind.JSON, "Label", SCHEMA)
@@ -101,7 +102,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("params", "response"), REFUSED)
+@table(("params", "response"), REFUSED)
 def test_a_parameter_that_no_batch_takes_is_refused_by_name(params, response):
     with pytest.raises(ConfigError, match=f"The parameter '{next(iter(params))}' cannot be set here"):
         AnthropicLines(spec(response, params))

@@ -23,6 +23,7 @@ from dagster_llm_batch.providers.bedrock.quotas import BEDROCK_LIMITS, limits_fr
 from dagster_llm_batch.providers.bedrock.requests import BedrockLines
 from dagster_llm_batch.providers.jsonlines import cut_heads
 from dagster_llm_batch.types import Endpoint, Image, Request, RequestSpec, ResponseFormat, ResponseKind, Turn
+from tests.tables import table
 
 NOVA, LLAMA, GPT_OSS = "amazon.nova-lite-v1:0", "meta.llama3-1-8b-instruct-v1:0", "openai.gpt-oss-20b-1:0"
 TITAN, CONVERSE, PIXTRAL = "amazon.titan-embed-text-v2:0", "cohere.command-r-v1:0", "mistral.pixtral-large-2502-v1:0"
@@ -52,7 +53,7 @@ def embeddings(dimensions: int | None = None, **params: Any) -> BedrockLines:
 # Bodies
 
 
-@pytest.mark.parametrize(
+@table(
     ("model", "family"),
     {
         HAIKU: "claude",
@@ -170,7 +171,7 @@ def test_any_text_comes_out_as_it_went_in_on_one_line(model, text):
 # Parameters and prompts that a model would refuse in every row
 
 
-@pytest.mark.parametrize(
+@table(
     ("model", "params", "words"),
     [
         (HAIKU, {}, "max_tokens"),

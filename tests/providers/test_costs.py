@@ -21,6 +21,7 @@ from dagster_llm_batch.providers.google.vertex import VERTEX_LIMITS
 from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.openai_api.replies import read_line
 from dagster_llm_batch.types import Endpoint, PriceBasis, RequestSpec, Result
+from tests.tables import table
 
 AT = datetime(2026, 11, 24, tzinfo=UTC)
 WIRE = {
@@ -41,7 +42,7 @@ def read_responses(line: bytes) -> Result:
     return read_line(line, Endpoint.RESPONSES)
 
 
-@pytest.mark.parametrize(
+@table(
     ("read", "line", "book", "parts", "basis"),
     [
         pytest.param(

@@ -14,6 +14,7 @@ from dagster_llm_batch.providers.bedrock.schema import BEDROCK_RULES
 from dagster_llm_batch.providers.google.schema import GOOGLE_RULES, claude_on_vertex_schema
 from dagster_llm_batch.providers.json_schema import lower_schema
 from dagster_llm_batch.providers.openai_api.schema import STRICT_RULES
+from tests.tables import table
 
 RULES = (STRICT_RULES, ANTHROPIC_RULES, BEDROCK_RULES, GOOGLE_RULES)
 LOWER = {
@@ -71,8 +72,8 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("vendor", LOWER)
-@pytest.mark.parametrize(("schema", "path", "construct"), REFUSED, ids=[f"{p[-8:]} {c}" for _, p, c in REFUSED])
+@table("vendor", LOWER)
+@table(("schema", "path", "construct"), REFUSED, ids=[f"{p[-8:]} {c}" for _, p, c in REFUSED])
 def test_what_changes_the_shape_of_a_reply_is_refused_with_vendor_construct_and_path(vendor, schema, path, construct):
     with pytest.raises(ResponseSchemaError) as caught:
         LOWER[vendor](schema)
@@ -82,8 +83,8 @@ def test_what_changes_the_shape_of_a_reply_is_refused_with_vendor_construct_and_
     assert f" at {path};" in message
 
 
-@pytest.mark.parametrize("vendor", RECURSION)
-@pytest.mark.parametrize(
+@table("vendor", RECURSION)
+@table(
     ("schema", "construct"),
     [
         (Node.model_json_schema(), "the recursive definition 'Node'"),

@@ -24,6 +24,7 @@ from dagster_llm_batch.types import (
     ResponseKind,
     Turn,
 )
+from tests.tables import table
 
 SCHEMA = {"type": "object", "properties": {"topic": {"type": "string", "title": "Topic"}}}
 STRICT = {
@@ -141,7 +142,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("endpoint", "response", "name", "value"), REFUSED)
+@table(("endpoint", "response", "name", "value"), REFUSED)
 def test_a_parameter_that_would_change_the_request_is_refused_by_name(endpoint, response, name, value):
     with pytest.raises(ConfigError, match=f"The parameter '{name}' cannot be set here") as caught:
         OpenAILines(spec(endpoint, response, params={name: value}))

@@ -28,6 +28,7 @@ from dagster_llm_batch.providers.google.vertex_claude import VertexClaudeLines
 from dagster_llm_batch.providers.openai_api.replies import read_line as read_openai
 from dagster_llm_batch.providers.usage import CHAT, extra_of
 from dagster_llm_batch.types import TOKENS, Endpoint, Lane, Outcome, PriceBasis, RequestSpec, Result
+from tests.tables import table
 
 AT = datetime(2026, 11, 27, tzinfo=UTC)
 
@@ -642,7 +643,7 @@ def by_hand(cost: str) -> Decimal:
     return total
 
 
-@pytest.mark.parametrize(("read", "case", "book"), ALL)
+@table(("read", "case", "book"), ALL)
 def test_a_reply_costs_what_the_vendors_list_says_by_hand(
     read: Callable[[Case], Result], case: Case, book: str
 ) -> None:
@@ -679,8 +680,8 @@ def test_a_count_that_can_be_none_has_no_price_and_is_named(count: float) -> Non
     assert extra.reported_usd in (None, Decimal("1.5"))
 
 
-@pytest.mark.parametrize("read", [chat, claude, bedrock_claude, converse, gemini, vertex, vertex_claude])
-@pytest.mark.parametrize("odd", [["flex"], {"is": "flex"}, 7])
+@table("read", [chat, claude, bedrock_claude, converse, gemini, vertex, vertex_claude])
+@table("odd", [["flex"], {"is": "flex"}, 7])
 def test_what_is_no_word_in_the_place_of_a_tier_is_read(read: Callable[[Case], Result], odd: Any) -> None:
     usage = {"serviceTier": odd, "trafficType": odd, "service_tier": odd, "inference_geo": odd, "speed": odd}
     counts = {"promptTokenCount": 5, "input_tokens": 5, "output_tokens": 1, "inputTokens": 5, "prompt_tokens": 5}

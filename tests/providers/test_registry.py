@@ -15,6 +15,7 @@ from dagster_llm_batch.config import ProviderResource
 from dagster_llm_batch.engine import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.providers.registry import PROVIDERS, class_at, provider_class
+from tests.tables import table
 
 PACKAGE = Path(dagster_llm_batch.__file__).parent
 NAMES = frozenset(PROVIDERS)
@@ -123,8 +124,8 @@ def test_claude_without_the_most_tokens_of_a_reply_is_refused_where_it_is_declar
     declared("bedrock/amazon.nova-lite-v1:0", {}, ["gemini/gemini-2.5-flash", "own/claude"])
 
 
-@pytest.mark.parametrize("most", ["many", "100", -5, 0, 1.5, 100.0, True, math.nan, [9]])
-@pytest.mark.parametrize(
+@table("most", ["many", "100", -5, 0, 1.5, 100.0, True, math.nan, [9]])
+@table(
     ("model", "name", "within"),
     [
         ("openai/gpt-5-nano", "max_completion_tokens", None),
@@ -157,8 +158,8 @@ def test_a_most_tokens_of_a_reply_that_is_no_positive_whole_number_is_refused_wh
     assert f"{{'{name}': 1024}}" in message
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_p", "topP"])
-@pytest.mark.parametrize("value", ["hot", "0.5", True, math.nan, math.inf, -math.inf, [1]])
+@table("name", ["temperature", "top_p", "topP"])
+@table("value", ["hot", "0.5", True, math.nan, math.inf, -math.inf, [1]])
 def test_a_temperature_or_top_p_that_is_no_number_is_refused_where_it_is_declared(name, value):
     def declared(params, **more):
         return Labeling("a", "openai/gpt-5-nano", "id", Prompt(user="{{ x }}"), params=params, **more)

@@ -34,6 +34,7 @@ from dagster_llm_batch.types import (
     TokenLogprob,
     Usage,
 )
+from tests.tables import table
 
 Read = Callable[[bytes], Result]
 ReadAll = Callable[[Sequence[bytes]], ResultColumns]
@@ -91,7 +92,7 @@ def wanted(wire: Wire) -> Result:
     return Result(**result)
 
 
-@pytest.mark.parametrize(("vendor", "wire"), LINES)
+@table(("vendor", "wire"), LINES)
 def test_a_documented_line_reads_as_its_result_in_one_go_and_taken_apart(vendor, wire):
     read, line = reader(vendor, wire), wire["line"].encode()
     assert read(line) == wanted(wire)
@@ -137,7 +138,7 @@ PRICED = [
 ]
 
 
-@pytest.mark.parametrize(("book", "model", "basis", "wire"), PRICED)
+@table(("book", "model", "basis", "wire"), PRICED)
 def test_a_documented_reply_costs_what_the_price_table_says(book, model, basis, wire):
     """Check all that is read of usage against its price.
 

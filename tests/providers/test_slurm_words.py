@@ -17,6 +17,7 @@ from dagster_llm_batch.providers.slurm.options import SlurmOptions
 from dagster_llm_batch.providers.slurm.provider import SlurmProvider
 from dagster_llm_batch.providers.slurm.states import Standing, of_all, of_state
 from dagster_llm_batch.types import BatchStatus
+from tests.tables import table
 
 BODY = Path(job_body.__file__)
 COMMAND = ["run", "{input}", "{output}"]
@@ -42,7 +43,7 @@ def test_every_form_of_a_time_limit_is_taken(time_limit):
     assert SlurmOptions(time_limit=time_limit).words() == [f"--time={time_limit}"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"partition": "a b"}, "partition='a b'"),
@@ -88,7 +89,7 @@ def test_another_command_is_another_account_and_other_resources_are_not(tmp_path
 FAILED = "sbatch: error: Batch job submission failed: "
 
 
-@pytest.mark.parametrize(
+@table(
     ("code", "said", "kind"),
     [
         (1, FAILED + "Invalid partition name specified", RefusedError),
@@ -118,7 +119,7 @@ def test_what_sbatch_says_tells_whether_a_job_exists(code, said, kind):
     assert type(submit_error(code, said)) is kind
 
 
-@pytest.mark.parametrize(
+@table(
     ("state", "status", "retryable"),
     [
         ("PENDING", BatchStatus.PENDING, False),

@@ -13,6 +13,7 @@ from dagster_llm_batch.providers.google import gemini_batches as gemini_operatio
 from dagster_llm_batch.providers.google import vertex_batches as vertex_jobs
 from dagster_llm_batch.providers.openai_api import batches as openai_batch
 from dagster_llm_batch.types import BatchReport, BatchStatus
+from tests.tables import table
 
 PENDING, RUNNING, CANCELING = BatchStatus.PENDING, BatchStatus.RUNNING, BatchStatus.CANCELING
 ENDED, EXPIRED, CANCELED, FAILED = BatchStatus.ENDED, BatchStatus.EXPIRED, BatchStatus.CANCELED, BatchStatus.FAILED
@@ -87,7 +88,7 @@ DOCUMENTED: Mapping[Callable[[str], BatchReport], Mapping[str, BatchStatus]] = {
 }
 
 
-@pytest.mark.parametrize(
+@table(
     ("read", "word", "status"),
     [
         pytest.param(read, word, status, id=f"{read.__name__}-{word}")

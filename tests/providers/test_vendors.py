@@ -33,6 +33,7 @@ from dagster_llm_batch.testing.emulator import (
     rate_limited,
 )
 from dagster_llm_batch.types import Absent, BatchStatus, FindHints, Found, Outcome, Undecided
+from tests.tables import table
 
 TAG = "tag-1"
 TEXTS = ["text 0", "text 1", "text 2"]
@@ -157,8 +158,8 @@ def test_a_wrong_key_is_a_credentials_error_that_names_its_provider_and_never_sh
         assert emulated.vendor.other_key[-6:] not in shown
 
 
-@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "openrouter"])
-@pytest.mark.parametrize("key", ["", "sk-a b", "sk-a\n", "sk-é"])
+@table("name", ["openai", "anthropic", "gemini", "openrouter"])
+@table("key", ["", "sk-a b", "sk-a\n", "sk-é"])
 def test_a_key_that_cannot_be_one_is_refused_and_not_shown(name, key):
     with Emulator() as emulator, pytest.raises(ConfigError, match="API key") as caught:
         VENDORS[name].make(emulator, "", api_key=key)
