@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.faults.vendor_workspace import Servers, servers
+from tests.machine.dataset_kinds import Place
+from tests.machine.guarantees import finish
 from tests.machine.mortal import End, How
 from tests.machine.world import World
 
 STEPS = ("plan", "send", "advance")
+PLACE = Place("rounds", "")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def running() -> Iterator[Servers]:
 
 
 def take(world: World, step: str, end: End | None = None) -> str:
-    how = {"plan": world.plan, "send": world.send, "advance": world.advance}[step]("rounds", end)
+    how = {"plan": world.plan, "send": world.send, "advance": world.advance}[step](PLACE, end)
     world.emulator.settle()
     return how
 
@@ -34,13 +37,13 @@ def test_a_step_may_end_at_any_of_its_arrows(step: str, how: How, running: Serve
     while True:
         arrow += 1 if step == "plan" else 3
         (folder := tmp_path / str(arrow)).mkdir()
-        world = World("openai", running, folder, f"sqlite:///{folder}/ledger.sqlite", datasets=("rounds",))
+        world = World("openai", running, folder, f"sqlite:///{folder}/ledger.sqlite")
         try:
             for before in STEPS[: STEPS.index(step)]:
                 assert take(world, before) == "done"
             ended = take(world, step, End(arrow, how))
-            world.finish()
-            status = world.engine().latest("rounds")
+            finish(world)
+            status = world.engine().latest(*PLACE)
             assert status is not None
             assert status.outcomes == {"succeeded": 5}
         finally:

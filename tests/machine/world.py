@@ -1,4 +1,4 @@
-"""One deployment with datasets of every lane, its vendor's emulator, and what tells of the end of rows and money.
+"""One deployment with some datasets, its vendor's emulator, and the witnesses of what became of rows and money.
 
 Each step is taken by a new engine, as by another process.
 """
@@ -10,132 +10,134 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import pyarrow as pa
-from pydantic import BaseModel, Field
-
-from dagster_llm_batch.core.cascade import Cascade
-from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.engine import Deployment, Engine, Labeling, Limits, Realtime, Resend
-from dagster_llm_batch.engine.condition_facts import find_undecided, read_facts
-from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
+from dagster_llm_batch.definition.labeling import Labeling
+from dagster_llm_batch.definition.rules import QueueLimit
+from dagster_llm_batch.engine import Deployment, Engine
+from dagster_llm_batch.engine.condition_facts import find_undecided
+from dagster_llm_batch.engine.conditions import Condition, ConditionKind
 from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
-from dagster_llm_batch.storage.ledger.records import Shard, SubmissionState
-from dagster_llm_batch.storage.payloads import PayloadStore
-from dagster_llm_batch.testing.emulator import Emulator, RowFault, VendorLimits, WireFault
-from tests.crash.clouds import CLOUDS
+from dagster_llm_batch.storage.ledger.records import Shard
+from dagster_llm_batch.testing.emulator import BatchFault, Emulator, Fault, FileFault, RowFault, VendorLimits, WireFault
+from dagster_llm_batch.types import Outcome
 from tests.faults.vendor_workspace import Servers, copy_ledger
-from tests.faults.vendors import VENDORS, Vendor
+from tests.faults.vendors import MATRIX_VENDORS, Vendor
+from tests.machine.dataset_kinds import DEADLINE, KINDS, Place, Rows, answer, number_of, source_of
 from tests.machine.mortal import Dead, End, Mortal, mortal_ledger, mortal_provider, mortal_store
 
-__all__ = ["DATASETS", "VENDOR_NAMES", "World"]
+__all__ = ["HOUR", "NAMESPACE", "OTHERS", "VENDOR_NAMES", "World"]
 
-ROWS, BATCH = 5, 2
+NAMESPACE = "machine"
+# Of another deployment, on the same ledger, payload store and account.
+OTHERS = "others"
 HOUR = timedelta(hours=1)
-# As long as a lease is, and more.
-_LEASE = timedelta(minutes=3)
-_MOST_ROUNDS = 40
 # A command's batches end by themselves, and its books are a file: the matrices have it.
-VENDOR_NAMES = tuple(vendor.name for vendor in VENDORS if vendor.name != "command")
-DATASETS = ("plain", "rounds", "fallback", "cascade", "urgent")
-
-
-class Label(BaseModel):
-    """The response."""
-
-    topic: Literal["billing", "bug", "how_to"]
-    urgency: Annotated[int, Field(ge=1, le=5)]
-
-
-def answer(body: Any, _url: str) -> Any:
-    """Say what the text asks for, so that a row's label tells whether it is its own."""
-    number = int(re.findall(r"number (\d+)", str(body))[-1])
-    return {"topic": ("billing", "bug", "how_to")[number % 3], "urgency": 1 + number % 5}
-
-
-@dataclass
-class Rows:
-    """The rows of one partition: how many, and how often the text of the first one has changed."""
-
-    count: int = ROWS
-    edition: int = 0
-
-    def table(self, dataset: str) -> pa.Table:
-        numbers = range(self.count)
-        texts = [f"{dataset}: where is number {n}? " + "!" * (self.edition if n == 0 else 0) for n in numbers]
-        return pa.table({"id": [f"t{n}" for n in numbers], "text": texts, "now": [n < 2 for n in numbers]})
+VENDOR_NAMES = tuple(vendor.name for vendor in MATRIX_VENDORS if vendor.name != "command")
+# Nothing stops a batch there.
+_UNSTOPPABLE = "openrouter"
+_REAL_TIME = ("POST *v1/chat/completions", "POST /v1/messages", "POST /*:generateContent", "POST /bedrock/model/*")
+# Answers that are paid for, and from which no label can be read.
+_BAD_REPLIES = ("truncated", "refusal")
+_LOST_LINES = ("missing", "malformed")
+_RESOLVES = re.compile(r"resolve (\w+) --lost")
 
 
 class World:
     """See the module's docstring."""
 
     def __init__(
-        self, vendor_name: str, servers: Servers, folder: Path, ledger_url: str, datasets: Sequence[str] = DATASETS
+        self,
+        vendor_name: str,
+        servers: Servers,
+        folder: Path,
+        ledger_url: str,
+        datasets: Sequence[str] = ("rounds",),
     ) -> None:
-        self.vendor: Vendor = next(vendor for vendor in VENDORS if vendor.name == vendor_name)
+        self.vendor: Vendor = next(vendor for vendor in MATRIX_VENDORS if vendor.name == vendor_name)
         self.folder, self.ledger_url = folder, ledger_url
         self._skipped = 0.0
+        # By how much the engine's clock, and not the vendor's, is ahead.
+        self.ahead = timedelta()
         files = {"bedrock": {"s3_url": servers.s3_url}, "vertex": {"gcs_url": servers.gcs_url}}.get(vendor_name, {})
         limits = VendorLimits(bedrock_min_records=1)
-        self.emulator = Emulator(answer=answer, clock=self.seconds, limits=limits, **files).start()
+        self.emulator = Emulator(answer=self._answer, clock=self.seconds, limits=limits, **files).start()
         self.provider: Any = self.vendor.provider(self.emulator, folder, 10.0)
-        self.definitions = {name: self._definition(name) for name in datasets}
-        self.rows = {name: Rows() for name in datasets}
-        self.planned: dict[str, str] = {}
-        self.arrows: list[str] = []
+        # How many answers were billed, by dataset, model and text of the row.
+        self.answered: Counter[tuple[str, str, str]] = Counter()
         # For how many requests of a dataset a person has said, or nobody can prevent, that they are paid again.
         self.may_pay_again: Counter[str] = Counter()
         self.frozen: list[tuple[Mortal, threading.Thread]] = []
         self.backup: str | None = None
         self.told: list[str] = []
-        self.erased: defaultdict[str, set[int]] = defaultdict(set)
-        (folder / "payloads" / "machine").mkdir(parents=True)
-        self.foreign = folder / "payloads" / "machine" / "notes.parquet"
-        self.foreign.write_bytes(b"of somebody else")
+        self.erased: defaultdict[Place, set[int]] = defaultdict(set)
+        # Faults that end when a person has done what the messages say, and not before.
+        self.lasting: list[Fault] = []
+        self.arrows: list[str] = []
+        at_once = [most for name in datasets if (most := KINDS[name].batches_at_once) is not None]
+        self._queue_limits = {vendor_name: QueueLimit(max_batches=min(at_once))} if at_once else {}
+        self.definitions = {name: KINDS[name].labeling(name, self.vendor) for name in datasets}
+        self.places = [Place(name, partition) for name in datasets for partition in KINDS[name].partitions]
+        self.rows = {place: Rows(10 * KINDS[place.dataset].partitions.index(place.partition)) for place in self.places}
+        for name in datasets:
+            if KINDS[name].is_limited:
+                self.definitions[name] = self._limited(name)
 
     def close(self) -> None:
         self.thaw()
         self.emulator.close()
 
+    def _answer(self, body: Any, _endpoint: str) -> Any:
+        text = str(body)
+        dataset, row = source_of(text)
+        self.answered[dataset, str(body.get("model", "")), row] += 1
+        return answer(number_of(text))
+
+    def _limited(self, name: str) -> Labeling:
+        """Return the definition with a limit of money below the most that its rows can cost."""
+        [place] = [place for place in self.places if place.dataset == name]
+        definition = self.definitions[name]
+        preview = self.engine().preview(definition, self.rows[place].table(place))
+        if preview.estimated_usd is None or preview.bound_usd is None:
+            return definition
+        most = preview.estimated_usd + (preview.bound_usd - preview.estimated_usd) * Decimal("0.7")
+        return replace(definition, max_cost_usd=most, spend=replace(definition.spend, limit="hard"))
+
+    # time -------------------------------------------------------------------------------------------------------------
+
     def seconds(self) -> float:
-        """One time for engine and vendor."""
+        """The vendor's time, which is the engine's, too, unless that is wrong."""
         return time.time() + self._skipped
 
     def now(self) -> datetime:
-        return datetime.fromtimestamp(self.seconds(), UTC)
+        return datetime.fromtimestamp(self.seconds(), UTC) + self.ahead
 
     def pass_time(self, span: timedelta) -> None:
         self._skipped += span.total_seconds()
+        if span > DEADLINE:
+            self._allow_for_deadlines()
 
-    def _definition(self, name: str) -> Labeling:
-        oracle = f"{self.vendor.name}/{CLOUDS[self.vendor.name].other_model}"
-        changes: dict[str, Any] = {
-            "plain": {},
-            "rounds": {"resend": Resend(max_waves=3)},
-            "fallback": {"resend": Resend(fallback=(oracle,))},
-            "cascade": {"cascade": Cascade(oracle, "topic", 0.5, 0.9, "urgency", 4)},
-            "urgent": {"realtime": Realtime(urgent="now", concurrency=1)},
-        }[name]
-        return Labeling(
-            asset=name,
-            model=f"{self.vendor.name}/{self.vendor.model}",
-            key="id",
-            prompt=Prompt(user="{{ text }}"),
-            response=Label,
-            params=self.vendor.params,
-            limits=Limits(max_requests_per_batch=BATCH),
-            **changes,
-        )
+    def set_clock(self, ahead: timedelta) -> None:
+        """Let the engine's clock be wrong by so much."""
+        self.ahead = ahead
+        if ahead > DEADLINE:
+            self._allow_for_deadlines()
 
-    def engine(self, mortal: Mortal | None = None) -> Engine:
+    def _allow_for_deadlines(self) -> None:
+        """What runs when a deadline passes is stopped and asked in real time; where nothing stops it, it is billed."""
+        if self.vendor.name == _UNSTOPPABLE and "late" in self.definitions:
+            self.may_pay_again["late"] += self.rows[Place("late", "")].count
+
+    # processes --------------------------------------------------------------------------------------------------------
+
+    def engine(self, mortal: Mortal | None = None, namespace: str = NAMESPACE) -> Engine:
         """Return a new engine, as another process makes one."""
         mortal = mortal or Mortal(None)
         return Engine(
@@ -143,11 +145,12 @@ class World:
                 {self.vendor.name: mortal_provider(self.provider, mortal)},
                 mortal_ledger(Ledger(self.ledger_url, clock=self.now), mortal),
                 mortal_store(str(self.folder / "payloads"), mortal),
-                "machine",
+                namespace,
                 clock=self.now,
                 sleep=lambda _: None,
                 lease_wait_seconds=0.0,
                 transfers_at_once=1,
+                queue_limits=self._queue_limits,
             )
         )
 
@@ -193,55 +196,119 @@ class World:
 
     # steps ------------------------------------------------------------------------------------------------------------
 
-    def plan(self, name: str, end: End | None = None, *, again: bool = False) -> str:
+    def plan(self, place: Place, end: End | None = None, *, again: bool = False) -> str:
         def act(engine: Engine) -> None:
-            table = self.rows[name].table(name)
+            definition, table = self.definitions[place.dataset], self.rows[place].table(place)
             if again:
-                self.may_pay_again[name] += engine.preview(self.definitions[name], table, again=True).to_send
-            engine.plan(self.definitions[name], table, again=again)
+                self._allow_for_retry(engine, place)
+            engine.plan(definition, table, partition=place.partition, again=again)
 
         return self.step(act, end)
 
-    def send(self, name: str, end: End | None = None) -> str:
-        how = self.on_latest(name, lambda engine, key: engine.submit(self.definitions[name], key), end)
-        return self._allow(name, how)
+    def _allow_for_retry(self, engine: Engine, place: Place) -> None:
+        """A person's retry asks again for what was, or will be, billed where nobody sees an answer."""
+        for submission in engine.ledger.history(NAMESPACE, *place):
+            shards = engine.ledger.shards(submission.submission_id)
+            unseen = sum(shard.requests for shard in shards if shard.cause is not None)
+            bad = sum(submission.outcomes.get(outcome, 0) for outcome in (Outcome.INVALID, Outcome.MISSING))
+            self.may_pay_again[place.dataset] += max(unseen, bad)
 
-    def advance(self, name: str, end: End | None = None) -> str:
+    def send(self, place: Place, end: End | None = None) -> str:
+        """Send what is planned of a partition; of a dataset whose partitions share batches, of all at once."""
+        definition = self.definitions[place.dataset]
+        if KINDS[place.dataset].is_together:
+            how = self.step(lambda engine: engine.submit_together(definition, self._newest(engine, place.dataset)), end)
+        else:
+            how = self.on_latest(place, lambda engine, key: engine.submit(definition, key), end)
+        return self._allow(place.dataset, how)
+
+    def _newest(self, engine: Engine, dataset: str) -> list[str]:
+        found = [engine.latest(*place) for place in self.places if place.dataset == dataset]
+        return [submission.submission_id for submission in found if submission is not None]
+
+    def poll(self, end: End | None = None) -> str:
+        """Ask about all batches, stop late ones, and look for what was given up, as a tick of the sensor does."""
+
+        def tell(_: Sequence[Shard], error: Exception) -> None:
+            if not isinstance(error, LLMBatchError):
+                raise error
+            self.told.append(str(error))
+
+        def act(engine: Engine) -> None:
+            flying = engine.ledger.shards_in_flight(NAMESPACE)
+            for submission_id in sorted({shard.submission_id for shard in flying}):
+                engine.stop_late(submission_id, tell)
+            engine.poll(flying, tell)
+            engine.poll_awaited(list(self.definitions), engine.now() - HOUR)
+            engine.keep_places(list(self.definitions))
+
+        return self.step(act, end)
+
+    def collect(self, place: Place, end: End | None = None) -> str:
+        """Collect what has ended, and send nothing."""
+        definition = self.definitions[place.dataset]
+        return self._allow(
+            place.dataset,
+            self.on_latest(place, lambda engine, key: engine.collect(definition, key, keeps_pauses=True), end),
+        )
+
+    def advance(self, place: Place, end: End | None = None, *, submission_id: str | None = None) -> str:
+        """Take the newest submission of a partition, or the named one, as far as it goes; then land its labels."""
+        definition = self.definitions[place.dataset]
+
         def act(engine: Engine, key: str) -> None:
-            if engine.advance(self.definitions[name], key).is_settled:
-                engine.labels(self.definitions[name], key)
+            if engine.advance(definition, key).is_settled:
+                engine.labels(definition, key)
                 engine.ledger.mark_delivered(key)
 
-        return self._allow(name, self.on_latest(name, act, end))
+        if submission_id is not None:
+            return self._allow(place.dataset, self.step(partial(act, key=submission_id), end))
+        return self._allow(place.dataset, self.on_latest(place, act, end))
 
-    def _allow(self, name: str, how: str) -> str:
+    def _allow(self, dataset: str, how: str) -> str:
         """Allow for what no client can prevent: a call in real time, or one to create a batch that nothing stops."""
         if how in ("died", "froze", "interrupted"):
-            if any(arrow.startswith("respond") for arrow in self.arrows):
-                self.may_pay_again[name] += 1
-            if how == "froze" and self.vendor.name == "openrouter" and "submit: before" in self.arrows:
-                self.may_pay_again[name] += BATCH
+            # Of the answers in real time that the process had, some may not be stored yet.
+            self.may_pay_again[dataset] += self.arrows.count("respond: before")
+            if how == "froze" and self.vendor.name == _UNSTOPPABLE and "submit: before" in self.arrows:
+                self.may_pay_again[dataset] += max(shard.requests for shard in self._shards(dataset))
         return how
 
-    def cancel(self, name: str, end: End | None = None) -> str:
-        return self.on_latest(name, lambda engine, key: engine.cancel(key), end)
+    def _shards(self, dataset: str) -> list[Shard]:
+        ledger = self.engine().ledger
+        return [shard for one in self._newest(self.engine(), dataset) for shard in ledger.shards(one)]
 
-    def erase(self, name: str, number: int, end: End | None = None) -> str:
+    def cancel(self, place: Place, end: End | None = None) -> str:
+        return self.on_latest(place, lambda engine, key: engine.cancel(key), end)
+
+    def abandon(self, place: Place, end: End | None = None) -> str:
+        """Give up a batch that runs, as a person may at any time."""
+
+        def act(engine: Engine, key: str) -> None:
+            for shard in engine.ledger.shards(key):
+                if shard.state is ShardState.SUBMITTED:
+                    engine.give_up(shard.shard_id)
+                    return
+
+        return self.on_latest(place, act, end)
+
+    def erase(self, place: Place, number: int, end: End | None = None) -> str:
         """Erase a row for good, as a person asks; what a dead process left of that, finish() repeats."""
-        self.erased[name].add(number)
+        self.erased[place].add(number)
+        partitions = [place.partition] if place.partition else None
 
         def act(engine: Engine) -> None:
-            engine.eraser.add_tombstones(name, [f"t{number}"], None)
-            engine.eraser.erase(name)
-            engine.eraser.erase_at_providers(name)
+            engine.eraser.add_tombstones(place.dataset, [f"t{number}"], partitions)
+            engine.eraser.erase(place.dataset)
+            engine.eraser.erase_at_providers(place.dataset)
 
         return self.step(act, end)
 
-    def on_latest(self, name: str, act: Callable[[Engine, str], object], end: End | None = None) -> str:
-        """Take a step with the newest submission of a dataset, where it has one."""
+    def on_latest(self, place: Place, act: Callable[[Engine, str], object], end: End | None = None) -> str:
+        """Take a step with the newest submission of a partition, where it has one."""
 
         def chosen(engine: Engine) -> None:
-            newest = engine.latest(name)
+            newest = engine.latest(*place)
             if newest is not None:
                 act(engine, newest.submission_id)
 
@@ -249,7 +316,7 @@ class World:
 
     def back_up(self) -> None:
         if not self.frozen:
-            self.engine().ledger.submissions("machine")
+            self.engine().ledger.submissions(NAMESPACE)
             self.backup = copy_ledger(self.ledger_url)
 
     def restore(self) -> None:
@@ -258,120 +325,106 @@ class World:
             self.ledger_url, self.backup = self.backup, None
             self.pass_time(HOUR)
 
-    def inject(self, call: str, status: int) -> None:
-        if call in self.vendor.calls:
-            self.emulator.inject(WireFault(kind="status", route=self.vendor.calls[call], status=status, times=3))
+    # faults -----------------------------------------------------------------------------------------------------------
 
-    def fail_row(self, number: int) -> None:
-        self.emulator.inject(RowFault(status_code=500, containing=f"number {number}?", times=1))
+    def refuse(self, call: str, status: int) -> None:
+        """Let the vendor answer some calls with an error."""
+        for route in self._routes(call):
+            self._inject(WireFault(kind="status", route=route, status=status, times=3))
 
-    def decide(self) -> None:
-        """Do what a person does who was told: look into the vendor's console, and say what is there."""
+    def lose_reply(self, call: str) -> None:
+        """Let the vendor do what the next call asks, and the reply get lost."""
+        for route in self._routes(call):
+            self._inject(WireFault(kind="close", route=route, when="after"))
+        if call == "respond":
+            for name in self.definitions:
+                self.may_pay_again[name] += 1
+
+    def _routes(self, call: str) -> Sequence[str]:
+        if call == "respond":
+            return _REAL_TIME
+        return [self.vendor.calls[call]] if call in self.vendor.calls else []
+
+    def spoil_row(self, number: int, kind: str) -> None:
+        """Let the vendor answer a request once with an error or with no label, or lose a line of its results."""
+        text = f"number {number}?"
+        if kind == "status":
+            self._inject(RowFault(status_code=500, containing=text, times=1))
+            return
+        if kind in _LOST_LINES:
+            self._inject(FileFault(kind=kind, containing=text, times=1))  # type: ignore[arg-type]
+        else:
+            self._inject(RowFault(kind=kind, containing=text, times=1))  # type: ignore[arg-type]
+        # It is paid for, and asked again in the next round.
+        for name in self.definitions:
+            self.may_pay_again[name] += 1
+
+    def spoil_batch(self, kind: str) -> None:
+        """Let the batch that is created next end badly, or never."""
+        fault = BatchFault(kind=kind, batches={len(self.emulator.books.batches)})  # type: ignore[arg-type]
+        self._inject(fault, lasts=kind == "stuck")
+
+    def hide_results(self, status: int) -> None:
+        """Let nobody read results."""
+        for route in self._routes("download"):
+            self._inject(WireFault(kind="status", route=route, status=status, times=None), lasts=True)
+
+    def _inject(self, fault: Fault, *, lasts: bool = False) -> None:
+        self.emulator.inject(fault)
+        if lasts:
+            self.lasting.append(fault)
+
+    def end_faults(self, *, lasting: bool) -> None:
+        """End the faults, or all but those that last."""
+        self.emulator.clear_faults()
+        if lasting:
+            self.lasting.clear()
+        self.emulator.inject(*self.lasting)
+
+    # people -----------------------------------------------------------------------------------------------------------
+
+    def resolve(self, end: End | None = None) -> str:
+        """Say of what is in doubt what the vendor's console shows; nothing where that leaves it open."""
         engine = self.engine()
-        found = find_undecided(engine)
-        unreadable = {shard.shard_id for one, shard in found if one.kind is ConditionKind.UNREADABLE}
-        for submission in engine.ledger.submissions("machine"):
+        how = "done"
+        for submission in engine.ledger.submissions(NAMESPACE):
             for shard in engine.ledger.shards(submission.submission_id):
                 if shard.state is ShardState.SUBMITTING:
-                    self.step(partial(_resolve, shard_id=shard.shard_id, batch_id=self._batch_of(shard)))
-                elif shard.shard_id in unreadable:
-                    self.step(partial(_give_up, shard_id=shard.shard_id))
+                    batch_id, can_tell = self._look_up(shard, engine)
+                    if can_tell:
+                        how = self.step(partial(_resolve, shard_id=shard.shard_id, batch_id=batch_id), end)
+        return how
 
-    def _batch_of(self, shard: Shard) -> str | None:
-        known = [batch.batch_id for batch in self.emulator.books.batches if shard.nonce in str(batch)]
-        return known[-1] if known else None
+    def give_up(self, end: End | None = None) -> str:
+        """Do what messages about batches and results that a person waits for in vain say."""
+        how = "done"
+        for condition, shard in find_undecided(self.engine()):
+            if condition.kind is not ConditionKind.IN_DOUBT:
+                assert _names_exit(condition, shard), str(condition.advice)
+                how = self.step(partial(_give_up, shard_id=shard.shard_id), end)
+        return how
 
-    # the end ----------------------------------------------------------------------------------------------------------
+    def _look_up(self, shard: Shard, engine: Engine) -> tuple[str | None, bool]:
+        """Return the batch that the console shows with a shard's tag, if any, and whether that is for sure.
 
-    def finish(self) -> None:
-        """Let all faults end and go on, as a sensor does, until all is settled; then judge."""
-        self.thaw()
-        self.emulator.clear_faults()
-        self.pass_time(HOUR)
-        for name, numbers in self.erased.items():
-            for number in sorted(numbers):
-                self.erase(name, number)
-        log: list[str] = []
-        for turn in range(_MOST_ROUNDS):
-            settled = []
-            for name in self.definitions:
-                if turn == 0:
-                    log.append(f"plan {name}: {self.plan(name)}")
-                log.append(f"advance {name}: {self.advance(name)}")
-                newest = self.engine().latest(name)
-                settled.append(newest is not None and newest.is_settled)
-            if all(settled):
-                break
-            if turn > _MOST_ROUNDS // 2:
-                self._demand_that_a_person_is_told()
-                self.decide()
-            self.emulator.settle()
-            self.pass_time(HOUR)
-        else:
-            raise AssertionError(f"not settled: {log[-2 * len(self.definitions) :]}")
-        self.judge()
-
-    def _demand_that_a_person_is_told(self) -> None:
-        """Whatever still waits after so many hours without a fault waits for a person, who is told."""
-        engine = self.engine()
-        open_ones = [one.submission for one in engine.ledger.progress("machine") if not one.submission.is_settled]
-        conditions = find_conditions(read_facts(engine, None, self.definitions))
-        told = {condition.submission.submission_id for condition in conditions if condition.is_due(engine.now())}
-        untold = [one for one in open_ones if one.submission_id not in told]
-        assert not untold, [(one.asset, one.state, engine.ledger.shards(one.submission_id)) for one in untold]
-
-    def judge(self) -> None:
-        """Hold what became of rows and money to what is promised."""
-        engine = self.engine()
-        for name, definition in self.definitions.items():
-            newest = engine.latest(name)
-            assert newest is not None
-            erased = {f"t{number}" for number in self.erased[name]}
-            wanted = set(self.rows[name].table(name)["id"].to_pylist()) - erased
-            labeled = engine.labels(definition, newest.submission_id)
-            found = [*labeled.labels["id"].to_pylist(), *labeled.rejects["id"].to_pylist()]
-            if newest.state is SubmissionState.CANCELED:
-                assert len(found) == len(set(found))
-            else:
-                assert sorted(found) == sorted(wanted), (name, found, wanted)
-            for row in labeled.labels.to_pylist():
-                assert row["topic"] == ("billing", "bug", "how_to")[int(row["id"][1:]) % 3], row
-            assert sum(newest.outcomes.values()) == newest.requests, (name, newest.outcomes, newest.requests)
-            costs = [cost for table in (labeled.labels, labeled.rejects) for cost in table["llm_cost_usd"].to_pylist()]
-            assert sum(map(_money, costs)) == _money(newest.cost_usd), (name, costs, newest.cost_usd)
-            for shard in engine.ledger.shards(newest.submission_id):
-                assert shard.state in (ShardState.COLLECTED, ShardState.CANCELED), shard
-        assert self.paid_again() <= self.may_pay_again.total(), (self.paid_again(), self.may_pay_again)
-        assert self.foreign.read_bytes() == b"of somebody else"
-        if self.erased:
-            kept = self._stored()
-            for name, numbers in self.erased.items():
-                for number in numbers:
-                    assert f"{name}: where is number {number}?" not in kept, (name, number)
-
-    def _stored(self) -> str:
-        """Return all that the payload files hold, unpacked."""
-        root = self.folder / "payloads"
-        payloads, found = PayloadStore(str(root)), []
-        for path in root.rglob("*"):
-            name = str(path.relative_to(root))
-            if path.is_dir() or path == self.foreign:
-                continue
-            if name.endswith(".parquet"):
-                found.append(str(payloads.read_table(name).to_pylist()))
-            else:
-                with payloads.reader(name) as file:
-                    found.append(file.read().decode(errors="replace"))
-        return "\n".join(found)
-
-    def paid_again(self) -> int:
-        """Return how many answers were billed of requests that had been answered and billed before."""
-        billed = Counter(one.body_digest for one in self.emulator.books.executions if one.billed)
-        return sum(times - 1 for times in billed.values())
+        The tag is on the batch, on its request file, or in its results.
+        """
+        books = self.emulator.books
+        files = {file.id for file in books.files if shard.nonce in str(file)}
+        results = {one.batch_id for one in books.executions if str(one.custom_id).startswith(shard.nonce)}
+        ledger = engine.ledger
+        ids = [submission.submission_id for name in (NAMESPACE, OTHERS) for submission in ledger.submissions(name)]
+        known = {shard.batch_id for submission_id in ids for shard in ledger.shards(submission_id)}
+        unknown = [batch for batch in books.batches if batch.id not in known]
+        for batch in unknown:
+            if shard.nonce in str(batch) or batch.input_file_id in files or batch.id in results:
+                return batch.id, True
+        return None, not unknown
 
 
-def _money(value: Any) -> Decimal:
-    return Decimal(0) if value is None else Decimal(str(value))
+def _names_exit(condition: Condition, shard: Shard) -> bool:
+    """Return whether a message says how to give its shard up, in words that can be copied."""
+    return shard.shard_id in _RESOLVES.findall(str(condition.advice))
 
 
 def _resolve(engine: Engine, shard_id: str, batch_id: str | None) -> None:
