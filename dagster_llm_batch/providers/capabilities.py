@@ -1,7 +1,7 @@
 """Call the verbs that a provider or a codec may have, and decide what happens where it lacks one.
 
-All other code calls these verbs through this module, but for `telemetry`, which passes them on. The protocols are in
-`dagster_llm_batch.protocols`.
+All other code calls these verbs through this module, but for `telemetry`, which passes them on with spans. Their
+protocols are in `dagster_llm_batch.protocols`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dagster_llm_batch.errors import CannotStopError, ConfigError
 from dagster_llm_batch.protocols import (
+    CAPABILITIES,
     AnswersInRealTime,
     CancelsBatches,
     ChecksParameters,
@@ -32,8 +33,16 @@ __all__ = [
     "delete_batch",
     "delete_request_file",
     "no_way_to_delete",
+    "pass_on_capabilities",
     "real_time_of",
 ]
+
+
+def pass_on_capabilities(provider: Provider, wrapper: object) -> None:
+    """Give an object that wraps the provider those of the provider's optional verbs that the object's class lacks."""
+    for verb, capability in CAPABILITIES.items():
+        if isinstance(provider, capability) and not hasattr(type(wrapper), verb):
+            setattr(wrapper, verb, getattr(provider, verb))
 
 
 def cancel_batch(provider: Provider, batch_id: str) -> None:

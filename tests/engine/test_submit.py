@@ -23,6 +23,7 @@ from dagster_llm_batch.errors import (
     LLMBatchError,
     TransientError,
 )
+from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.batches import TAG_KEY
 from dagster_llm_batch.states import Move, ShardState
@@ -315,6 +316,7 @@ class Forgetful:
 
     def __init__(self, real: Any) -> None:
         self._real = real
+        pass_on_capabilities(real, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

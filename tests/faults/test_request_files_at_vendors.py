@@ -15,7 +15,7 @@ import requests
 from dagster_llm_batch.engine import Engine
 from dagster_llm_batch.errors import RefusedError
 from dagster_llm_batch.files.request_files import RAW, beside
-from dagster_llm_batch.providers.capabilities import delete_request_file
+from dagster_llm_batch.providers.capabilities import delete_request_file, pass_on_capabilities
 from dagster_llm_batch.storage.ledger.records import Shard
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY
 from dagster_llm_batch.upkeep.uploads import Removal, UploadRemover
@@ -157,6 +157,7 @@ class _Killed(BaseException):
 class _DiesAfterDeleting:
     def __init__(self, provider: Any) -> None:
         self._provider = provider
+        pass_on_capabilities(provider, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)

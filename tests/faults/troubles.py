@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from dagster_llm_batch.errors import LeaseError
+from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.types import RequestSpec
 from tests.faults.table import ALL_MISSING, Expected, Never, count_problems, not_there
 from tests.faults.vendor_workspace import ROWS, Ending, Servers, VendorWorkspace, rows
@@ -137,6 +138,7 @@ class Frozen:
     def __init__(self, workspace: VendorWorkspace, submission_id: str) -> None:
         self._workspace = workspace
         self._submission_id = submission_id
+        pass_on_capabilities(workspace.provider, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._workspace.provider, name)

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dagster_llm_batch.protocols import CAPABILITIES
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, StoredFile
 
@@ -131,6 +132,9 @@ def mortal_provider(provider: Any, mortal: Mortal) -> Any:
 class _MortalProvider:
     def __init__(self, provider: Any, mortal: Mortal) -> None:
         self._provider, self._mortal = provider, mortal
+        for verb, capability in CAPABILITIES.items():
+            if isinstance(provider, capability):
+                setattr(self, verb, self.__getattr__(verb))
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self._provider, name)

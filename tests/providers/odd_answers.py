@@ -32,6 +32,7 @@ from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS
 from dagster_llm_batch.providers.openrouter.provider import OpenRouterProvider
+from dagster_llm_batch.providers.registry import SERVER_FOLDERS
 from dagster_llm_batch.testing.emulator import DEFAULT_KEY, Emulator, VendorLimits, local_gcs, local_s3
 from dagster_llm_batch.types import FindHints, Request, RequestSpec
 
@@ -199,12 +200,12 @@ class RecordedProvider:
 
 PROVIDERS = (
     *("openai", "anthropic", "bedrock", "vertex", "vertex claude", "vertex tables", "gemini", "gemini inline"),
-    *("openrouter", "mistral"),
+    *("openrouter", *SERVER_FOLDERS),
 )
 
 _SPECS = {
     "openai": RequestSpec("gpt-x"),
-    "mistral": RequestSpec("mistral-x"),
+    **dict.fromkeys(SERVER_FOLDERS, RequestSpec("gpt-x")),
     "openrouter": RequestSpec("openai/gpt-x"),
     "anthropic": RequestSpec("claude-x", params={"max_tokens": 100}),
     "bedrock": RequestSpec(HAIKU, params={"max_tokens": 100}),
@@ -278,7 +279,13 @@ class _Seen:
         self._emulator, self._relay = emulator, relay
 
     def __getattr__(self, name: str) -> str:
-        return urlsplit(getattr(self._emulator, name))._replace(netloc=self._relay.netloc).geturl()
+        return self._relayed(getattr(self._emulator, name))
+
+    def base_url(self, vendor: str) -> str:
+        return self._relayed(self._emulator.base_url(vendor))
+
+    def _relayed(self, url: str) -> str:
+        return urlsplit(url)._replace(netloc=self._relay.netloc).geturl()
 
 
 def _provider(name: str, seen: Any, *, google_seconds: float, retries: int) -> Provider:
@@ -289,12 +296,12 @@ def _provider(name: str, seen: Any, *, google_seconds: float, retries: int) -> P
             return AnthropicProvider(DEFAULT_KEY, seen.anthropic_base_url, timeout_seconds=2.0, max_retries=retries)
         case "openrouter":
             return OpenRouterProvider(DEFAULT_KEY, seen.openrouter_base_url, timeout_seconds=2.0, max_retries=retries)
-        case "mistral":
+        case _ if name in SERVER_FOLDERS:
             return OpenAIProvider(
                 DEFAULT_KEY,
-                seen.mistral_base_url,
-                server=SERVERS["mistral"],
-                name="mistral",
+                seen.base_url(name),
+                server=SERVERS[name],
+                name=name,
                 timeout_seconds=2.0,
                 max_retries=retries,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from inspect import getattr_static
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dagster_llm_batch import Moderation, preset
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.protocols import CAPABILITIES, Provider
 from dagster_llm_batch.providers.anthropic.provider import AnthropicProvider
+from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.providers.openai_api.servers import SERVERS, Fact
 from dagster_llm_batch.providers.registry import PROVIDERS, SERVER_FOLDERS, provider_class
@@ -141,6 +143,29 @@ def test_a_traced_provider_shows_the_verbs_of_the_one_that_it_wraps_and_no_other
         provider = command(tmp_path).provider if name == "command" else TRACED[name](emulator)[0]
         shown = {verb for verb in CAPABILITIES if hasattr(TracedProvider(provider), verb)}
         assert shown == {verb for verb in CAPABILITIES if hasattr(provider, verb)}
+
+
+class Wrapper:
+    """All that the other provider does, but a batch is canceled here."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        pass_on_capabilities(provider, self)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._provider, name)
+
+    def cancel(self, batch_id: str) -> None:
+        raise NotImplementedError
+
+
+def test_a_wrapper_shows_the_verbs_of_the_one_that_it_wraps_on_every_python_and_keeps_its_own():
+    provider = OpenAIProvider(DEFAULT_KEY, "http://127.0.0.1:9/v1")
+    wrapper = Wrapper(provider)
+    shown = {verb for verb in CAPABILITIES if getattr_static(wrapper, verb, None) is not None}
+    assert shown == {verb for verb in CAPABILITIES if hasattr(provider, verb)}
+    with pytest.raises(NotImplementedError):
+        wrapper.cancel("batch_1")
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

@@ -21,6 +21,7 @@ from labelings import LABELS
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.condition_facts import find_undecided
 from dagster_llm_batch.errors import LeaseError, LLMBatchError, TransientError
+from dagster_llm_batch.providers.capabilities import pass_on_capabilities
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -171,6 +172,7 @@ class Frozen:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        pass_on_capabilities(place.provider, self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._place.provider, name)
