@@ -25,6 +25,7 @@ from dagster_llm_batch.label_stats import LabelStats, RejectReasons
 from dagster_llm_batch.loop.status import retry_command
 from dagster_llm_batch.metadata import oracle_alone_usd, track_metadata
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batches import count_refused
 from dagster_llm_batch.storage.ledger.records import SubmissionState
 from dagster_llm_batch.text import money_text, plain_words
 from dagster_llm_batch.types import SKIPPED, Outcome
@@ -215,7 +216,7 @@ def sent_verdict(status: Status, conditions: Iterable[Condition]) -> CheckOutcom
     newest = [shard for shard in status.shards if shard.wave == status.submission.waves]
     metadata = {
         "llm_batch/batches_waiting": sum(shard.state is ShardState.PLANNED and bool(shard.reason) for shard in newest),
-        "llm_batch/batches_refused": sum(shard.state is ShardState.FAILED for shard in newest),
+        "llm_batch/batches_refused": count_refused(newest),
     }
     # What was refused comes first.
     found = sorted(conditions, key=lambda condition: condition.kind is not ConditionKind.REFUSED)

@@ -15,12 +15,13 @@ from pydantic import Field
 from dagster_llm_batch.arguments import checked
 from dagster_llm_batch.config import CheckedConfig
 from dagster_llm_batch.engine.condition_facts import find_undecided
-from dagster_llm_batch.engine.conditions import UNDECIDED, ConditionKind
+from dagster_llm_batch.engine.conditions import UNDECIDED, Condition, ConditionKind
 from dagster_llm_batch.errors import ConfigError, LLMBatchError
 from dagster_llm_batch.metadata import markdown_table
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.resources import LLMBatchResource
-from dagster_llm_batch.storage.ledger.records import Submission
+from dagster_llm_batch.storage.ledger.batches import count_batches
+from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.text import cell_text
 
 if TYPE_CHECKING:
@@ -258,6 +259,11 @@ def _waiting(engine: "Engine") -> str:
     return f"Shards that wait for a decision: {', '.join(waiting)}." if waiting else "No shard waits for a decision."
 
 
+def _count_batches(found: Sequence[tuple[Condition, Shard]], kind: ConditionKind) -> int:
+    """Return how many batches have a condition. Each submission in a shared batch has one of its own."""
+    return count_batches(shard for condition, shard in found if condition.kind is kind)
+
+
 def _undecided_metadata(engine: "Engine") -> dict[str, Any]:
     """Return the shards in doubt, and those whose batches are overdue or cannot be read, for the run's page."""
     found = find_undecided(engine)
@@ -277,7 +283,7 @@ def _undecided_metadata(engine: "Engine") -> dict[str, Any]:
     counts = Counter(condition.kind for condition, _ in found)
     return {
         "llm_batch/orphans": counts[ConditionKind.IN_DOUBT],
-        "llm_batch/batches_overdue": counts[ConditionKind.OVERDUE],
-        "llm_batch/batches_unreadable": counts[ConditionKind.UNREADABLE],
+        "llm_batch/batches_overdue": _count_batches(found, ConditionKind.OVERDUE),
+        "llm_batch/batches_unreadable": _count_batches(found, ConditionKind.UNREADABLE),
         "llm_batch/orphan_shards": dg.MetadataValue.md(markdown_table(header, rows) if rows else "None."),
     }

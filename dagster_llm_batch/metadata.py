@@ -30,6 +30,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.providers.capabilities import console_url
 from dagster_llm_batch.providers.registry import PROVIDERS
 from dagster_llm_batch.resources import LLMBatchResource
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import cell_text, learned_text, money_text
@@ -287,7 +288,7 @@ def submission_metadata(
         "llm_batch/requests": submission.requests,
         "llm_batch/requests_reused": submission.reused,
         "llm_batch/rows_sharing_a_request": submission.rows - skipped - unreadable - submission.requests,
-        "llm_batch/batches": len(status.shards),
+        "llm_batch/batches": count_batches(status.shards),
         "llm_batch/request_bytes": sum(shard.bytes for shard in status.shards),
         **_usd("estimated_cost_usd", submission.estimated_usd),
         **_usd("p05_cost_usd", submission.p05_usd),
@@ -475,7 +476,8 @@ def _waves(status: Status) -> dict[str, Any]:
     for (wave, model, lane), shards in sorted(groups.items()):
         cost = sum_costs(shard.cost_usd for shard in shards)
         requests = count_requests(shards)
-        rows.append([wave, model, lane, len(shards), requests, "unknown" if cost is None else money_text(cost)])
+        told = "unknown" if cost is None else money_text(cost)
+        rows.append([wave, model, lane, count_batches(shards), requests, told])
     header = ["wave", "asked of", "lane", "batches", "requests", "cost"]
     return {"llm_batch/waves": dg.MetadataValue.md(markdown_table(header, rows))}
 

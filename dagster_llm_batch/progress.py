@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from dagster_llm_batch.engine import Status
 from dagster_llm_batch.loop.progress import Pace, pace
-from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.states import ENDED, IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.storage.ledger.shards import count_requests
 from dagster_llm_batch.text import age_text
@@ -33,7 +34,9 @@ __all__ = [
     "pace_text",
     "progress_bar",
     "progress_text",
+    "shared_text",
     "stage",
+    "states_cell",
     "states_text",
     "together",
     "unread_text",
@@ -93,12 +96,12 @@ def together(paces: Sequence[Pace]) -> Pace:
 
 
 def progress_text(progress: Progress | Status, its_pace: Pace | None = None) -> str:
-    """Return one line on a submission: wave, batches by state, and its pace where one is given."""
+    """Return one line on a submission: wave, batches and shards by state, and its pace where one is given."""
     wave = f"wave {progress.submission.waves}"
     if not progress.states:
         return f"{wave}: {NOTHING_TO_SEND}"
     its_pace = its_pace or Pace(progress.done, progress.total, 0, None, None, None)
-    return f"{wave}: batches {states_text(progress)}; {pace_text(its_pace)}"
+    return f"{wave}: {states_text(progress)}; {pace_text(its_pace)}"
 
 
 def unread_text(engine: Engine, status: Status) -> str | None:
@@ -108,13 +111,41 @@ def unread_text(engine: Engine, status: Status) -> str | None:
     unread = engine.ledger.unread.find(engine.namespace, submission_id=status.submission.submission_id)
     if not unread:
         return None
-    batches = "1 ended batch" if len(unread) == 1 else f"{len(unread):,} ended batches"
+    count = count_batches(each.shard for each in unread)
+    batches = "1 ended batch" if count == 1 else f"{count:,} ended batches"
     return f"the results of {batches} cannot be read since {unread[0].since:%Y-%m-%d %H:%M} UTC: {unread[0].why}"
 
 
 def states_text(progress: Progress | Status) -> str:
-    """Return how many batches are in each state, as in "2 planned, 1 submitted"."""
-    return ", ".join(f"{count} {state}" for state, count in sorted(progress.states.items())) or NOTHING_TO_SEND
+    """Return how many batches, and shards in no batch, are in each state: "2 shards planned, 1 batch submitted"."""
+    return _states_text(progress, ("batch", "batches"))
+
+
+def states_cell(progress: Progress | Status) -> str:
+    """Return `states_text` for a column named batches: "2 shards planned, 1 submitted"."""
+    return _states_text(progress, None)
+
+
+def _states_text(progress: Progress | Status, noun: tuple[str, str] | None) -> str:
+    parts = []
+    for state in sorted({*progress.batches, *progress.unbatched}):
+        if count := progress.batches.get(state):
+            named = "" if noun is None else f" {noun[0] if count == 1 else noun[1]}"
+            parts.append(f"{count:,}{named} {state.value}")
+        if count := progress.unbatched.get(state):
+            parts.append(f"{count:,} {'shard' if count == 1 else 'shards'} {state.value}")
+    return ", ".join(parts) or NOTHING_TO_SEND
+
+
+def shared_text(ledger: Ledger, namespace: str, each: Sequence[Progress]) -> str | None:
+    """Return how many batches in flight carry these submissions together; None where they share none."""
+    ids = [progress.submission.submission_id for progress in each]
+    apart = sum(progress.batches.get(state, 0) for progress in each for state in IN_FLIGHT)
+    together = ledger.count_batches_in_flight(namespace, ids) if len(ids) > 1 and apart > 1 else apart
+    if together >= apart:
+        return None
+    batches = "1 batch is" if together == 1 else f"{together:,} batches are"
+    return f"{batches} in flight in all: several of these submissions share a batch"
 
 
 def pace_text(its_pace: Pace) -> str:
@@ -152,6 +183,8 @@ def _glance(status: Status) -> Progress:
     return Progress(
         submission=status.submission,
         states={state: sum(shard.state is state for shard in shards) for state in {shard.state for shard in shards}},
+        batches=status.batches,
+        unbatched=status.unbatched,
         total=status.total,
         done=status.done,
         failed=status.failed,

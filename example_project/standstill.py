@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from dagster_llm_batch.progress import states_text
 from example_project.dagster_dev import DagsterError, end_of
 
 if TYPE_CHECKING:
@@ -154,10 +155,9 @@ def _submissions(engine: Engine) -> Iterator[str]:
     outlook = engine.outlook()
     for progress in engine.ledger.progress(engine.namespace):
         submission = progress.submission
-        states = ", ".join(f"{count} {state.value}" for state, count in progress.states.items()) or "no batches"
         last = outlook.last.get(submission.submission_id)
         event = "" if last is None else f"; last: {last.kind} at {last.at:%H:%M:%S} UTC {_short(last.detail or '')}"
-        yield f"{submission.place}: {states}{event}".rstrip()
+        yield f"{submission.place}: {states_text(progress)}{event}".rstrip()
         if (reason := outlook.stranded(submission.submission_id)) is not None:
             yield f"{submission.place} waits for a person: {_short(reason)}"
     for submission, shard in engine.overdue():

@@ -1,6 +1,6 @@
 """The asset that submits. One materialization says what was sent, in which batches, and what it may cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -33,6 +33,7 @@ from dagster_llm_batch.metadata import (
 )
 from dagster_llm_batch.progress import progress_text
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batches import count_refused
 from dagster_llm_batch.storage.ledger.records import Submission
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def submission_asset(dataset: Dataset) -> dg.AssetsDefinition:
                     )
                     # Partitions that wait for room in the queue wait together: alone, one may be too few for a batch.
                     are_sent = True
+                _log_batches(context, engine, [submission.submission_id for submission, _ in planned.values()])
             yield from begin_downstream(context, dataset.mode, partitions.events(planned, sent))
 
     return submit
@@ -243,6 +245,13 @@ def _where(partition: str | None) -> str:
     return "" if partition is None else f"{partition}: "
 
 
+def _log_batches(context: dg.AssetExecutionContext, engine: "Engine", submission_ids: Sequence[str]) -> None:
+    """Log how many batches several partitions have in flight: each shows its own, shared or not."""
+    if batches := engine.ledger.count_batches_in_flight(engine.namespace, submission_ids):
+        counted = "1 batch is" if batches == 1 else f"{batches:,} batches are"
+        context.log.info(f"{counted} in flight for these {len(submission_ids):,} partitions.")
+
+
 def _log(context: dg.AssetExecutionContext, partition: str | None, status: Status) -> None:
     where = _where(partition)
     if status.submission.rows == 0:
@@ -251,12 +260,14 @@ def _log(context: dg.AssetExecutionContext, partition: str | None, status: Statu
     if waiting:
         reasons = sorted({shard.reason for shard in status.shards if shard.reason})
         reason = "; ".join(reasons) or "what is in flight leaves them no room within queue_limits, or limits of money"
-        batches = "1 batch waits" if waiting == 1 else f"{waiting} batches wait"
+        shards = "1 shard waits" if waiting == 1 else f"{waiting} shards wait"
         context.log.warning(
-            f"{where}{batches}, since nothing more is taken now: {reason.rstrip('.')}. "
+            f"{where}{shards}, since nothing more is taken now: {reason.rstrip('.')}. "
             "Nothing is lost; the sensor sends what waits when it can."
         )
     refused = [s.reason for s in status.shards if s.state is ShardState.FAILED]
     if refused:
-        context.log.error(f"{where}the provider refused {len(refused)} batches: {refused[0]}")
+        count = count_refused(status.shards)
+        batches = "a batch" if count == 1 else f"{count} batches"
+        context.log.error(f"{where}the provider refused {batches}: {refused[0]}")
     context.log.info(where + progress_text(status))

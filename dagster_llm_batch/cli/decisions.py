@@ -287,7 +287,7 @@ def retry_command(
         if not statuses:
             click.echo("Nothing to ask again.")
     if any(status.states[ShardState.PLANNED.value] for status in statuses):
-        click.echo("Some batches wait for room in the provider's queue; Dagster's sensor sends them.", err=True)
+        click.echo("Some requests wait for room in the provider's queue; Dagster's sensor sends them.", err=True)
         leave(ExitCode.LATER)
 
 

@@ -42,6 +42,7 @@ from dagster_llm_batch.providers.capabilities import check_setup, count_files
 from dagster_llm_batch.providers.openai_api.servers import HasServer, Server, unseen_facts
 from dagster_llm_batch.resources import Budget
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.batches import count_batches, has_batch
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -451,14 +452,15 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
     is_stuck = any(condition.kind in WAITS_IN_VAIN for condition in conditions)
     progress = engine.ledger.progress(engine.namespace)
     others = {p.submission.submission_id for p in progress if not deployment.is_looked_at(p.submission.asset)}
-    flying = [s for s in engine.ledger.shards_in_flight(engine.namespace) if s.submission_id not in others]
+    in_flight = filter(has_batch, engine.ledger.shards_in_flight(engine.namespace))
+    flying = [shard for shard in in_flight if shard.submission_id not in others]
     unseen = [shard for shard in flying if _since(shard.polled_at or shard.submitted_at, now) > _UNPOLLED]
     if unseen:
-        problem = f"nobody has asked about {len(unseen)} of {len(flying)} batches for more than {age(_UNPOLLED)}"
+        problem = f"nobody has asked about {_part(unseen, flying)} for more than {age(_UNPOLLED)}"
         yield Finding("polling", Severity.PROBLEM, problem, "Is Dagster's daemon running, and the sensor turned on?")
     stopping = [shard for shard in flying if shard.cause is Cause.STOPPED]
     if stopping:
-        problem = f"{len(stopping)} of {len(flying)} batches were asked to stop and have not ended; they may be billed"
+        problem = f"{_part(stopping, flying)} were asked to stop and have not ended; they may be billed"
         then = "Dagster's sensor asks again where that failed, and takes home what they have done."
         yield Finding("canceled batches", Severity.WARNING, problem, then)
     if deployment.has_code:
@@ -470,7 +472,12 @@ def _under_way(deployment: DeploymentAccess, conditions: Sequence[Condition]) ->
                 problem = f"batches run at {provider} account {hide_secrets(account)}; configured is {configured}"
                 yield Finding("accounts", Severity.PROBLEM, problem, "Configure the former until they are collected.")
     if not (is_stuck or unseen or stopping):
-        yield Finding("batches under way", Severity.OK, f"{len(flying)} in flight, none in doubt, all looked after")
+        state = f"{count_batches(flying)} in flight, none in doubt, all looked after"
+        yield Finding("batches under way", Severity.OK, state)
+
+
+def _part(shards: Sequence[Shard], flying: Sequence[Shard]) -> str:
+    return f"{count_batches(shards):,} of {count_batches(flying):,} batches"
 
 
 def _shown(conditions: Sequence[Condition]) -> Iterator[Finding]:
@@ -525,7 +532,8 @@ def _erased(deployment: DeploymentAccess) -> Iterator[Finding]:
     for asset, count in sorted(tombstones.items()):
         submissions = ledger.submissions(namespace, assets=[asset])
         here = sum(not submission.has_applied(count) for submission in submissions)
-        there = sum(owns_batch([shard]) for shard in ledger.shards_at_providers(namespace, asset))
+        stored = ledger.shards_at_providers(namespace, asset)
+        there = count_batches(shard for shard in stored if owns_batch([shard]))
         if here or there:
             problem = (
                 f"rows of {asset} were erased; {counted(here, 'submission', 'submissions')} may hold some of them, and "

@@ -12,6 +12,7 @@ from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.output import PATH_CHARS, SHORT_ID, counted, print_json, print_table
 from dagster_llm_batch.cli.selection import find_dataset
 from dagster_llm_batch.errors import ConfigError
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.text import cell_text
 from dagster_llm_batch.upkeep.erase import FoundRows, Left, ProviderCopy
 
@@ -162,7 +163,7 @@ def _print_found(found: Sequence[FoundRows]) -> None:
             one.submission.partition or None,
             one.rows,
             one.shared,
-            len(one.in_flight),
+            count_batches(one.in_flight),
             "its manifest is lost: nobody can tell" if one.manifest_lost else None,
         ]
         for one in found

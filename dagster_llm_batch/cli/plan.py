@@ -24,11 +24,14 @@ from dagster_llm_batch.loop.preview import Preview, parameter_warnings
 from dagster_llm_batch.loop.provider_facts import window_of
 from dagster_llm_batch.loop.status import retry_command
 from dagster_llm_batch.text import age_text, cell_text, learned_text
+from dagster_llm_batch.types import Lane
 
 __all__ = ["Planned", "plan_command", "plan_rows", "print_plan"]
 
 
 _LONGEST_SHOWN = 3
+# The place of the batches among `_counts`.
+_BATCHES_AT = 4
 _NOT_YET = NoRowsError.__name__
 # Other facts that are not known have no line: no partitions, nothing tuned, nothing submitted before.
 _TOLD_WHEN_UNKNOWN = ("estimate", "19 of 20 below", "in real time")
@@ -81,7 +84,7 @@ class Planned:
             "requests": preview.requests,
             "requests_reused": preview.reused,
             "requests_to_send": preview.to_send,
-            "batches": len(preview.shards),
+            "batches": _count_batches(preview),
             "request_bytes": preview.bytes,
             "input_tokens": preview.input_tokens,
             "output_tokens": preview.output_tokens,
@@ -294,7 +297,9 @@ def print_plan(plans: Sequence[Planned]) -> None:
         rows: list[list[object]] = [
             [plan.asset, plan.partition, *_counts(plan.preview), money(plan.preview.estimated_usd)] for plan in plans
         ]
-        whole = [sum(part) for part in zip(*(_counts(plan.preview) for plan in plans), strict=True)]
+        whole: list[object] = [sum(part) for part in zip(*(_counts(plan.preview) for plan in plans), strict=True)]
+        if _may_share(plans):
+            whole[_BATCHES_AT] = f"up to {whole[_BATCHES_AT]:,}"
         columns = [
             "asset",
             "partition",
@@ -311,6 +316,8 @@ def print_plan(plans: Sequence[Planned]) -> None:
         asked = [one for plan in plans for one in plan.sent_to]
         accounts = sorted({f"{model.partition('/')[0]} {account}" for model, account in asked})
         click.echo(f"Sent to: {', '.join(map(cell_text, accounts))}.")
+        if _may_share(plans):
+            click.echo("Partitions of one asset that are sent in one run can share batches, so there may be fewer.")
     for plan in plans:
         where = "" if len(plans) == 1 else f"{cell_text(' '.join(filter(None, [plan.asset, plan.partition])))}: "
         for text in (*plan.notes, *_warnings(plan)):
@@ -344,7 +351,7 @@ def _warnings(plan: Planned) -> Iterator[str]:
     limit = preview.queue_limit
     if limit is not None and preview.rounds > 1:
         yield (
-            f"{str(limit).capitalize()} lets these {len(preview.shards):,} batches into the queue in "
+            f"{str(limit).capitalize()} lets these {_count_batches(preview):,} batches into the queue in "
             f"{preview.rounds:,} rounds, each when batches of the one before have ended. "
             f"{_within(plan, preview.rounds)}"
         )
@@ -392,8 +399,26 @@ def _keys(rows: Sequence[LongRow]) -> str:
 def _counts(preview: Preview) -> list[int]:
     return [
         *(preview.rows, preview.requests, preview.reused, preview.to_send),
-        *(len(preview.shards), preview.bytes, preview.input_tokens, preview.output_tokens),
+        *(_count_batches(preview), preview.bytes, preview.input_tokens, preview.output_tokens),
     ]
+
+
+def _count_batches(preview: Preview) -> int:
+    """Return how many batches carry the shards of one submission. Those of other partitions may be in them, too."""
+    return sum(shard.lane is Lane.BATCH for shard in preview.shards)
+
+
+def _lanes_text(preview: Preview) -> str:
+    """Return in how many batches, and whether in real time, the requests go."""
+    batches = _count_batches(preview)
+    lanes = [counted(batches, "batch", "batches")] if batches or not preview.shards else []
+    return " and in ".join([*lanes, *(["real time"] if batches < len(preview.shards) else [])])
+
+
+def _may_share(plans: Sequence[Planned]) -> bool:
+    """Return whether some of these submissions may share a batch: partitions of one asset that one run sends."""
+    with_batches = [plan.asset for plan in plans if _count_batches(plan.preview)]
+    return len(set(with_batches)) < len(with_batches)
 
 
 def _most(tokens: int | None) -> str:
@@ -461,7 +486,7 @@ def _facts(plan: Planned) -> list[list[object]]:
         ("of these reused", f"{preview.reused:,}"),
         (
             "to send",
-            f"{preview.to_send:,} in {counted(len(preview.shards), 'batch', 'batches')}, {preview.bytes:,} bytes",
+            f"{preview.to_send:,} in {_lanes_text(preview)}, {preview.bytes:,} bytes",
         ),
         (tokens, f"about {preview.input_tokens:,} in, {preview.output_tokens:,} out"),
         (f"{tokens}, at most", f"{_most(preview.input_bound)} in, {_most(preview.output_bound)} out"),

@@ -28,6 +28,7 @@ from dagster_llm_batch.core.prompt import Prompt
 from dagster_llm_batch.engine import Labeling, Limits, Resend, Spend
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.loop.preview import parameter_warnings
+from dagster_llm_batch.progress import states_text
 from dagster_llm_batch.providers.dialogue import Recorder, recording_to
 from dagster_llm_batch.providers.openai_api.servers import HasServer
 from dagster_llm_batch.providers.registry import PROVIDERS, ProviderEntry
@@ -306,8 +307,7 @@ def _wait(engine: Engine, labeling: Labeling, submission_id: str, story: _Story,
     last = ""
     while True:
         status = engine.advance(labeling, submission_id)
-        states = ", ".join(f"{count} {state}" for state, count in sorted(status.states.items()))
-        now = f"{states}; {status.done} of {counted(status.total, 'request', 'requests')} done"
+        now = f"{states_text(status)}; {status.done} of {counted(status.total, 'request', 'requests')} done"
         if now != last:
             story.tell("poll", f"{utc_now():%H:%M:%S} UTC: {now}")
             last = now

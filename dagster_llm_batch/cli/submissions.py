@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import click
 from dagster_llm_batch.cli.commands import Command, json_option
 from dagster_llm_batch.cli.deployment import DeploymentAccess, ledger_command
 from dagster_llm_batch.cli.kept import KeptMoney, find_kept_money
-from dagster_llm_batch.cli.output import SHORT_ID, cell, console, money, print_json, print_table, table
+from dagster_llm_batch.cli.output import SHORT_ID, cell, console, counted, money, print_json, print_table, table
 from dagster_llm_batch.cli.selection import find_submission, nothing_submitted, partition_option
 from dagster_llm_batch.core.address_secrets import hide_secrets
+from dagster_llm_batch.progress import shared_text, states_cell
+from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Progress, Shard, Submission, SubmissionState
@@ -71,7 +75,7 @@ def list_command(
             entry["asset"],
             entry["partition"] or None,
             _state(submission),
-            ", ".join(f"{n} {name}" for name, n in sorted((entry["shards"] or {}).items())) or None,
+            None if (under_way := progress.get(submission.submission_id)) is None else states_cell(under_way),
             entry["requests"],
             money(entry["cost_usd"]) or _about(entry),
             *([money(entry["kept_usd"])] if kept else []),
@@ -92,6 +96,9 @@ def list_command(
         "age",
     ]
     print_table(names, rows, title=title)
+    shown = [at_work for each in newest if (at_work := progress.get(each.submission_id)) is not None]
+    if (shared := shared_text(ledger, namespace, shown)) is not None:
+        click.echo(f"{shared}.")
     if not listed:
         click.echo(_why_none(ledger, namespace, asset, everything=everything), err=True)
     # Of all, not only of those that are listed: what is kept in vain is missed elsewhere.
@@ -155,13 +162,15 @@ def show_command(
     events = ledger.events(submission.submission_id)[-event_count:] if event_count else []
     levels = deployment.levels_of(submission)
     kept = find_kept_money(deployment).get(submission.submission_id)
+    beside = ledger.count_submissions_beside(submission.submission_id)
     if as_json:
         cascade = None if levels is None else _cascade_document(levels)
-        print_json({"submission": submission, "cascade": cascade, "shards": shards, "events": events})
+        batches = {"batches": count_batches(shards), "batches_shared_with": beside}
+        print_json({"submission": submission, "cascade": cascade, **batches, "shards": shards, "events": events})
         return
     out = console()
-    out.print(table(["", ""], _facts(ledger, submission, levels, kept)))
-    out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nBatches"))
+    out.print(table(["", ""], _facts(ledger, submission, levels, kept, _batches_text(shards, beside))))
+    out.print(table(_SHARD_COLUMNS, [_shard_row(shard) for shard in shards], title="\nShards"))
     if events:
         rows = [[event.at, event.shard_id, event.kind, event.to_state, event.detail] for event in events]
         out.print(table(["at (UTC)", "shard", "what", "then", "detail"], rows, title="\nEvents"))
@@ -181,7 +190,17 @@ def _cascade_document(levels: Levels) -> dict[str, Any]:
     }
 
 
-def _facts(ledger: Ledger, submission: Submission, levels: Levels | None, kept: KeptMoney | None) -> list[list[object]]:
+def _batches_text(shards: Sequence[Shard], beside: int) -> str:
+    """Return how many batches a submission has, with how many others it shares them, and what is not sent yet."""
+    shared = f", shared with {counted(beside, 'other submission', 'other submissions')}" if beside else ""
+    unsent = sum(shard.state is ShardState.PLANNED for shard in shards)
+    waiting = f"; {counted(unsent, 'shard is', 'shards are')} not sent yet" if unsent else ""
+    return f"{count_batches(shards):,}{shared}{waiting}"
+
+
+def _facts(
+    ledger: Ledger, submission: Submission, levels: Levels | None, kept: KeptMoney | None, batches: str
+) -> list[list[object]]:
     saved = (
         None
         if submission.cost_usd is None or submission.realtime_usd is None
@@ -201,6 +220,7 @@ def _facts(ledger: Ledger, submission: Submission, levels: Levels | None, kept: 
         ("requests", submission.requests),
         ("answers reused", submission.reused),
         ("waves", submission.waves),
+        ("batches", batches),
         ("outcomes", ", ".join(f"{n:,} {name}" for name, n in outcomes.most_common()) or None),
         ("estimate", money(submission.estimated_usd)),
         ("19 of 20 above", money(submission.p05_usd)),

@@ -24,8 +24,9 @@ from dagster_llm_batch.loop.activity import FAILED
 from dagster_llm_batch.loop.progress import Pace, pace
 from dagster_llm_batch.loop.provider_facts import account_of
 from dagster_llm_batch.loop.status import WAITS
-from dagster_llm_batch.progress import NOTHING_TO_SEND, end_history, end_of, progress_text
+from dagster_llm_batch.progress import end_history, end_of, progress_text, shared_text, states_cell
 from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.storage.ledger.database import utc_now
 from dagster_llm_batch.storage.ledger.records import Progress
 from dagster_llm_batch.text import cell_text, plain_words
@@ -144,6 +145,8 @@ class _Watched:
             and self._deployment.is_looked_at(progress.submission.asset)
         ]
         under_way = [progress for progress, _ in paces]
+        if (shared := shared_text(self._deployment.ledger, self._deployment.namespace, under_way)) is not None:
+            notes.append(f"{shared}.")
         notes += _held(history, {progress.submission.asset for progress in under_way})
         conditions = [
             condition
@@ -161,7 +164,7 @@ class _Watched:
                 yield f"{cell_text(submission.place)}: {levels.promise_text} Threshold: {levels.threshold_text}."
 
     def _waits(self, under_way: list[Progress], conditions: list[Condition]) -> list[str]:
-        """Return how many batches are not sent, and why, where no condition tells it."""
+        """Return how many shards are not sent, and why, where no condition tells it."""
         told = {each.submission.submission_id for each in conditions if each.kind in TELLS_OF_UNSENT}
         notes = []
         for progress in under_way:
@@ -171,8 +174,8 @@ class _Watched:
                 continue
             last = self._deployment.ledger.last_event(submission.submission_id)
             why = f": {plain_words(last.detail)}" if last.kind == WAITS and last.detail else ""
-            batches = counted(unsent, "batch is", "batches are")
-            notes.append(f"{cell_text(submission.place)}: {batches} not sent yet{why}")
+            shards = counted(unsent, "shard is", "shards are")
+            notes.append(f"{cell_text(submission.place)}: {shards} not sent yet{why}")
         return notes
 
     def _failed_landings(self, under_way: list[Progress]) -> list[str]:
@@ -206,8 +209,8 @@ class _Watched:
         ]
         ours = [shard for shard in flying if accounts.get(shard.provider) == shard.account]
         notes = []
-        if len(ours) < len(flying):
-            foreign = counted(len(flying) - len(ours), "batch is of an account", "batches are of accounts")
+        if others := count_batches(shard for shard in flying if accounts.get(shard.provider) != shard.account):
+            foreign = counted(others, "batch is of an account", "batches are of accounts")
             notes.append(f"{foreign} not configured here")
         try:
             engine.poll(ours)
@@ -265,7 +268,7 @@ def _done(its_pace: Pace) -> str | None:
 def _states(progress: Progress) -> str:
     if progress.submission.is_settled:
         return "all answered; the labels have not landed"
-    return ", ".join(f"{count} {state.value}" for state, count in sorted(progress.states.items())) or NOTHING_TO_SEND
+    return states_cell(progress)
 
 
 def _tell_changes(look: Look, shown: dict[str, str]) -> None:

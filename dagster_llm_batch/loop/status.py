@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from dagster_llm_batch.states import ENDED, ShardState
 from dagster_llm_batch.storage.ledger import events
+from dagster_llm_batch.storage.ledger.batches import count_batches_by_state, count_unbatched_by_state
 from dagster_llm_batch.storage.ledger.events import Held, OverBudget, Stopped, Stranded, Unavailable, Waits, read_event
 from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
@@ -193,19 +194,19 @@ def advise_on_no_room(submission: Submission, shards: Sequence[Shard], now: date
 
 
 def advise_on_not_sent(count: int, since: datetime, reason: str) -> Advice:
-    """Return why batches are not sent, and what a person can do."""
-    batches = "1 batch is" if count == 1 else f"{count:,} batches are"
+    """Return why so many shards are not sent, and what a person can do."""
+    shards = "1 shard is" if count == 1 else f"{count:,} shards are"
     return Advice(
-        f"{batches} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(reason).rstrip('.')}",
+        f"{shards} not sent since {since:%Y-%m-%d %H:%M} UTC: {plain_words(reason).rstrip('.')}",
         "The sensor goes on trying; set right what it names",
     )
 
 
 def advise_on_refused(submission: Submission, refused: Sequence[Shard], count: int) -> Advice:
-    """Return why the provider has refused batches, of `count` in the wave, and what a person can do."""
+    """Return why the provider has refused shards, of `count` in the wave, and what a person can do."""
     reasons = plain_words("; ".join(sorted({shard.reason for shard in refused if shard.reason})))
     return Advice(
-        f"{len(refused):,} of {count:,} batches were not sent: {reasons.rstrip('.')}. Nothing is paid twice",
+        f"{len(refused):,} of {count:,} shards were not sent: {reasons.rstrip('.')}. Nothing is paid twice",
         f"Set right what it names; then `{retry_command(submission)}`, or a run with `again: true`, sends them",
     )
 
@@ -222,8 +223,8 @@ def advise_on_no_money(submission: Submission, detail: str) -> Advice:
 def advise_on_no_dataset(asset: str, submissions: int, unsent: int) -> Advice:
     """Return which dataset with undelivered submissions is in no definition, and what a person can do."""
     counted = "1 submission is" if submissions == 1 else f"{submissions:,} submissions are"
-    batches = "1 batch that is" if unsent == 1 else f"{unsent:,} batches that are"
-    waiting = f", with {batches} not sent yet" if unsent else ""
+    shards = "1 shard that is" if unsent == 1 else f"{unsent:,} shards that are"
+    waiting = f", with {shards} not sent yet" if unsent else ""
     return Advice(
         f"{counted} under way for {asset}{waiting}, and these definitions have no such labeled asset",
         "Unless another code location of this namespace has it, its labels never land: put it back; or, where it has a "
@@ -356,8 +357,18 @@ class Status:
         return Counter(shard.state.value for shard in self.shards)
 
     @property
+    def batches(self) -> dict[ShardState, int]:
+        """How many batches carry the shards in each state, as their providers count them."""
+        return count_batches_by_state(self.shards)
+
+    @property
+    def unbatched(self) -> dict[ShardState, int]:
+        """How many shards in each state no batch carries."""
+        return count_unbatched_by_state(self.shards)
+
+    @property
     def batch_ids(self) -> list[str]:
-        return [shard.batch_id for shard in self.shards if shard.batch_id]
+        return list(dict.fromkeys(shard.batch_id for shard in self.shards if shard.batch_id))
 
     @property
     def reported_usd(self) -> tuple[Decimal, Decimal] | None:

@@ -27,6 +27,7 @@ from dagster_llm_batch.sensors.state import (
     read_undelivered,
 )
 from dagster_llm_batch.states import ShardState
+from dagster_llm_batch.storage.ledger.batches import count_batches
 from dagster_llm_batch.types import BatchStatus, Cause
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _poll_due(state: TickState, before: _Before, flying: Iterable[Shard]) -> flo
         for start in range(0, len(shards), at_once):
             began = monotonic()
             if not is_within(state, state.bounds.poll_seconds - longest):
-                note(state, f"{len(shards) - start} batches wait for the next tick")
+                left = count_batches(shards[start:])
+                note(state, f"{left:,} {'batch waits' if left == 1 else 'batches wait'} for the next tick")
                 break
             if not state.engine.poll(shards[start : start + at_once], partial(_note_unpolled, state, before)):
                 break
@@ -122,7 +124,8 @@ def _note_unpolled(state: TickState, before: _Before, shards: Sequence[Shard], e
         note_error(state, "polling failed", error)
         return
     place = before[shards[0].submission_id].submission.place
-    more = f" and {len(shards) - 1} batches more" if shards[1:] else ""
+    others = count_batches(shards) - 1
+    more = f" and {others:,} {'batch' if others == 1 else 'batches'} more" if others > 0 else ""
     note_error(state, f"polling failed for {place}{more}", error)
 
 

@@ -32,7 +32,7 @@ from dagster_llm_batch.sensors.state import (
     note_action,
     note_unreadable,
 )
-from dagster_llm_batch.states import IN_FLIGHT, ShardState
+from dagster_llm_batch.states import ShardState
 
 if TYPE_CHECKING:
     from dagster_llm_batch.loop.activity import Outlook
@@ -200,7 +200,8 @@ def summarize(state: TickState, undelivered: Sequence[Progress]) -> str:
     flying = [progress for progress in undelivered if progress.oldest_submitted_at is not None]
     if not flying:
         return "; ".join(["no batches in flight", *_shown_notes(state)])
-    batches = sum(count for p in flying for shard_state, count in p.states.items() if shard_state in IN_FLIGHT)
+    ids = [progress.submission.submission_id for progress in flying]
+    batches = state.ledger.count_batches_in_flight(state.engine.namespace, ids)
     counted = "1 batch" if batches == 1 else f"{batches:,} batches"
     paces = _paces(state, flying)
     how_far = [pace_text(together(paces))] if paces else []

@@ -160,8 +160,8 @@ def test_watch_follows_a_batch_to_its_end_a_line_for_each_change(project):
     with settles_after(project.emulator, lambda: polls() > 2):
         text = project.on_file("watch", "ticket_labels", "--poll", "--until", "ended", "--interval", "0.05").stdout
     lines = text.splitlines()
-    assert lines[0].startswith("ticket_labels: wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m")
-    assert lines[-1].startswith("ticket_labels: wave 1: batches 1 ended; 3 of 3 requests done (100 %)")
+    assert lines[0].startswith("ticket_labels: wave 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m")
+    assert lines[-1].startswith("ticket_labels: wave 1: 1 batch ended; 3 of 3 requests done (100 %)")
     assert len(lines) < polls()
 
 
@@ -378,7 +378,7 @@ def test_watch_says_what_the_provider_said_that_turned_a_batch_away(project):
     project.emulator.inject(WireFault(kind="status", route="POST /v1/files", status=429, times=None))
     project.submit()
     text = " ".join(project.on_file("watch", "--once").stdout.split())
-    assert "ticket_labels: 1 batch is not sent since " in text
+    assert "ticket_labels: 1 shard is not sent since " in text
     assert "429" in text
     assert "DAGSTER_HOME is not set here" in text
 

@@ -178,7 +178,7 @@ def test_collecting_too_early_is_a_green_run_that_observes_and_skips_downstream(
     assert {one.partition for one in seen} == set(DAYS[:1] if "partition" in where else DAYS[:4])
     said = {one.metadata["llm_batch/progress"].value for one in seen}
     assert said == (
-        {"wave 1: batches 1 submitted; 0 of 3 requests done (0 %); oldest 0 m"}
+        {"wave 1: 1 batch submitted; 0 of 3 requests done (0 %); oldest 0 m"}
         if submitted
         else {"nothing was submitted yet"}
     )
@@ -351,7 +351,7 @@ def test_a_busy_provider_leaves_batches_planned_and_the_submission_green(make, e
     location = make(*labeled())
     result = location.submit()
     assert result.success
-    assert location.metadata(BATCH)["llm_batch/batches_when_sent"] == "1 planned"
+    assert location.metadata(BATCH)["llm_batch/batches_when_sent"] == "1 shard planned"
     assert location.collect().success  # sends it
     emulator.settle()
     assert location.collect().success

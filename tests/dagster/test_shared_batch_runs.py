@@ -1,11 +1,14 @@
-"""A run over partitions whose shared batch cannot go now: it waits as one, and is not tried by each of them."""
+"""A run over partitions that share a batch: where it cannot go now it waits as one, and it counts as one everywhere."""
 
 from collections.abc import Callable
 from contextlib import closing
 
 import pytest
-from code_location import DAILY, DAYS, CodeLocation, labeled
+from code_location import BATCH, DAILY, DAYS, CodeLocation, labeled
+from test_batch_sensor import change
+from test_jobs import launch, shown
 
+from dagster_llm_batch.sensors.runs import TickBounds
 from dagster_llm_batch.testing.emulator import Emulator, rate_limited
 from tests.statements import statements
 
@@ -39,3 +42,42 @@ def test_a_run_over_partitions_tells_the_ledger_once_that_they_are_delivered(
     assert sum(statement.startswith("UPDATE submission SET delivered_at") for statement in asked) == 1
     with closing(location.engine().ledger) as ledger:
         assert all(one.delivered_at is not None for one in ledger.submissions(location.engine().namespace))
+
+
+def test_a_batch_that_partitions_share_counts_once_in_their_metadata_the_log_the_sensor_and_the_job(
+    emulator: Emulator, make: Callable[..., CodeLocation], capfd: pytest.CaptureFixture[str]
+) -> None:
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[3])).success
+    [batch] = emulator.books.batches
+    assert "1 batch is in flight for these 4 partitions." in capfd.readouterr().err
+    for day in DAYS[:4]:
+        told = location.metadata(BATCH, day)
+        assert (told["llm_batch/batches"], told["llm_batch/batch_ids"]) == (1, [batch.id])
+        assert told["llm_batch/batches_when_sent"] == "1 batch submitted"
+    assert location.tick().skip_message.startswith("1 batch in flight; 0 of 12 requests done (0 %)")
+    hurried = make(*labeled(partitions_def=DAILY), bounds=TickBounds(poll_seconds=0))
+    change(hurried, "polled_at = null")
+    assert "1 batch waits for the next tick" in hurried.tick().skip_message
+    change(location, "submitted_at = datetime('now', '-3 days') || '.000000'")
+    assert shown(launch(location, "llm_batch_resolve"))["llm_batch/batches_overdue"] == 1
+
+
+def test_partitions_in_a_batch_each_and_in_one_with_others_are_counted_by_batch(
+    emulator: Emulator, make: Callable[..., CodeLocation]
+) -> None:
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[2])).success
+    assert location.submit(partition=DAYS[4]).success
+    assert len(emulator.books.batches) == 2
+    assert location.tick().skip_message.startswith("2 batches in flight; 0 of 12 requests done (0 %)")
+
+
+def test_shards_that_wait_are_no_batches(emulator: Emulator, make: Callable[..., CodeLocation]) -> None:
+    emulator.inject(rate_limited("POST /v1/batches", times=3, retry_after=0))
+    location = make(*labeled(partitions_def=DAILY))
+    assert location.submit(span=(DAYS[0], DAYS[1])).success
+    assert emulator.books.batches == []
+    for day in DAYS[:2]:
+        told = location.metadata(BATCH, day)
+        assert (told["llm_batch/batches"], told["llm_batch/batches_when_sent"]) == (0, "1 shard planned")

@@ -143,14 +143,14 @@ def test_an_upload_that_a_web_page_answers_is_seen_and_an_hour_later_the_tick_fa
     location.submit(partition=DAYS[0])
     change(location, "created_at = '2026-01-01 00:00:00.000000'", "submission")  # it is tried again in ten minutes
     told = tick(location).skip_message
-    assert f"{LABELS} {DAYS[0]}: 1 batch is not sent since " in told
+    assert f"{LABELS} {DAYS[0]}: 1 shard is not sent since " in told
     assert "it answers with a web page (text/html)" in told
     change(location, "at = '2026-01-01 00:00:00.000000'", "event")
     [request] = tick(location).run_requests
     assert location.launch(request).success  # it tried again, in vain
     told = failing_tick(location)
     assert (
-        f"{LABELS} {DAYS[0]} needs a person: 1 batch is not sent since 2026-01-01 00:00 UTC: Could not upload" in told
+        f"{LABELS} {DAYS[0]} needs a person: 1 shard is not sent since 2026-01-01 00:00 UTC: Could not upload" in told
     )
     assert "The sensor goes on trying" in told
     emulator.clear_faults()

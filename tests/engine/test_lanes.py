@@ -15,6 +15,7 @@ from workspace import Workspace, assert_total, billed, labeling, tickets
 from dagster_llm_batch.definition.rules import Budget, QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine, Fallback, Limits, Realtime, Resend
 from dagster_llm_batch.errors import BudgetError, ConfigError, CredentialsError, InputError
+from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Other
 from dagster_llm_batch.storage.ledger.schema import SHARD
@@ -145,6 +146,9 @@ def test_urgent_rows_are_answered_at_once_and_the_others_in_a_batch(workspace: W
     status = workspace.engine().submit(definition, submission.submission_id)
     assert calls(workspace) == 4
     assert [shard.state.value for shard in status.shards if shard.lane == "realtime"] == ["ended"]
+    assert (status.batches, status.unbatched) == ({ShardState.SUBMITTED: 1}, {ShardState.ENDED: 1})
+    [progress] = workspace.engine().ledger.progress("test")
+    assert (progress.batches, progress.unbatched) == (status.batches, status.unbatched)
     assert workspace.finish(definition, submission.submission_id).submission.outcomes == {"succeeded": 40}
     labels, _ = assert_total(workspace, definition, submission.submission_id, 40)
     assert lanes(labels) == {"batch": 36, "realtime": 4}

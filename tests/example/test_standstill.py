@@ -136,7 +136,7 @@ class TestEvidence:
         submission = engine.plan(labeling_of(definitions.tweet_sentiment_lexicon), rows, partition=day)
         engine.note_stranded(submission.submission_id, "run 1234, which was to land them, was canceled")
         told = describe_submissions(engine)
-        assert f"{submission.place}: 1 planned" in told
+        assert f"{submission.place}: 1 shard planned" in told
         assert f"{submission.place} waits for a person: run 1234, which was to land them, was canceled" in told
 
 

@@ -26,6 +26,7 @@ from dagster_llm_batch.errors import TransientError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.batches import count_batches_by_state, count_unbatched_by_state
 from dagster_llm_batch.storage.ledger.leases import Lease
 from dagster_llm_batch.storage.ledger.records import Submission
 from dagster_llm_batch.storage.payloads import PayloadStore
@@ -128,6 +129,30 @@ def test_what_failed_before_in_a_large_partition_does_not_stop_the_one_that_shar
     assert [submission.waves for submission in submissions] == [3, 3]
     assert [submission.outcomes for submission in submissions] == [{"succeeded": 40}, {"succeeded": 4}]
     assert len(emulator.books.batches) == 3
+
+
+def test_the_ledger_counts_batches_as_its_shards_and_the_provider_do(
+    partitions: Partitions, emulator: Emulator
+) -> None:
+    own = partitions.engine
+    ids = []
+    for number in range(6):
+        rows = pa.table({"id": [f"r{number}"], "text": [f"Ticket {number}."]})
+        ids.append(own.plan(LABELING, rows, partition=f"p{number}").submission_id)
+    for together in (ids[:3], ids[3:5]):
+        own.submit_together(LABELING, together)
+    assert len(emulator.books.batches) == 2
+    for progress in own.ledger.progress("test"):
+        shards = own.ledger.shards(progress.submission.submission_id)
+        assert progress.batches == count_batches_by_state(shards)
+        assert progress.unbatched == count_unbatched_by_state(shards)
+    every = [shard for one in ids for shard in own.ledger.shards(one)]
+    assert count_batches_by_state(every) == {ShardState.SUBMITTED: 2}
+    assert count_unbatched_by_state(every) == {ShardState.PLANNED: 1}
+    flying = [own.ledger.count_batches_in_flight("test", some) for some in (ids, ids[:3], ids[1:2], ids[2:4], ids[5:])]
+    assert flying == [2, 1, 1, 2, 0]
+    assert own.ledger.count_batches_in_flight("another", ids) == 0
+    assert [own.ledger.count_submissions_beside(one) for one in ids] == [2, 2, 2, 1, 1, 0]
 
 
 CONTENT = "GET /v1/files/*/content"

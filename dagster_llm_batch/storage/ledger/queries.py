@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart, read_each
+from dagster_llm_batch.storage.ledger.batches import BATCHES, UNBATCHED, BatchQueries
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import FetchAgain, Unavailable, Unreadable
 from dagster_llm_batch.storage.ledger.queues import QueueQueries
@@ -116,7 +117,7 @@ _TOMBSTONES = (
 _TOMBSTONES_OF = _TOMBSTONES.where(TOMBSTONE.c.asset.in_(sa.bindparam("assets", expanding=True)))
 
 
-class LedgerQueries(QueueQueries, HistoryQueries):
+class LedgerQueries(BatchQueries, QueueQueries, HistoryQueries):
     """What a Ledger can be asked. The engine's parts that must change nothing are given this type."""
 
     _database: Database
@@ -347,6 +348,8 @@ class LedgerQueries(QueueQueries, HistoryQueries):
                     SUBMISSION,
                     SHARD.c.state.label("shard_state"),
                     sa.func.count(SHARD.c.shard_id).label("shards"),
+                    BATCHES.label("batches"),
+                    UNBATCHED.label("unbatched"),
                     # A batch may hold requests that are no shard's, and a provider may count wrong.
                     sa.func.sum(
                         sa.case(
@@ -571,6 +574,8 @@ def _add_to_progress(known: Progress | None, row: Mapping[Any, Any]) -> Progress
     return replace(
         known,
         states={**known.states, state: int(row["shards"])},
+        batches={**known.batches, **({state: int(row["batches"])} if row["batches"] else {})},
+        unbatched={**known.unbatched, **({state: int(row["unbatched"])} if row["unbatched"] else {})},
         done=known.done - (0 if state in _OVER else int(row["undone"] or 0)),
         failed=known.failed + int(row["failed"] or 0) - int(row["asked_again"] or 0),
         asked=known.asked + int(row["asked"] or 0),

@@ -510,6 +510,9 @@ class Progress:
 
     submission: Submission
     states: Mapping[ShardState, int]  # shards per state; states without shards are left out
+    # Batches that carry these shards, as their providers count them, and shards in no batch; likewise.
+    batches: Mapping[ShardState, int] = field(default_factory=dict)
+    unbatched: Mapping[ShardState, int] = field(default_factory=dict)
     total: int  # requests, besides those whose answers are reused
     done: int  # as last reported; what a later wave asks again is not done until that is
     failed: int  # likewise, besides those that are asked again
