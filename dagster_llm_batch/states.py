@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "Move", "Reason", "ShardState"]
+__all__ = ["ENDED", "IN_FLIGHT", "MOVES", "HoldReason", "Move", "Reason", "ShardState"]
 
 
 class ShardState(StrEnum):
@@ -87,6 +87,15 @@ class Reason(StrEnum):
     GIVEN_UP = "given_up"  # by a person, or after a time limit
     GONE = "gone"  # the provider knows the batch, or its results, no more
     LOST = "lost"  # the stored answers are lost or damaged
+
+
+class HoldReason(StrEnum):
+    """The reason of a hold. `loop/holds.py` has its rule: limit, message and exits."""
+
+    CHANGED = "changed"  # the definition has changed, or a provider would refuse it
+    UNFIT = "unfit"  # nearly nothing fits of what came
+    OVER_BUDGET = "over_budget"  # a limit of money has no room for requests, which are given up
+    UNREADABLE = "unreadable"  # a batch has ended, and its results cannot be read
 
 
 _S = ShardState

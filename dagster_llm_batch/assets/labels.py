@@ -28,7 +28,7 @@ from dagster_llm_batch.assets.provenance import Provenance
 from dagster_llm_batch.check_events import SentChecks, all_partitions_evaluations, unjudged_evaluations
 from dagster_llm_batch.checks import Check, CheckOutcome, PartitionFacts, check_specs, checks_of
 from dagster_llm_batch.engine import Status
-from dagster_llm_batch.engine.condition_facts import of_events
+from dagster_llm_batch.engine.condition_facts import of_holds
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.engine.seams import find_track
 from dagster_llm_batch.errors import (
@@ -416,13 +416,13 @@ class _Landing:
                 ),
                 **logged,
             }
-            events = [] if all_sent else engine.ledger.events(submission_id)
-            unsent = find_unsent(events)
+            holds = [] if all_sent else engine.ledger.holds.of([submission_id]).get(submission_id, [])
+            unsent = find_unsent(holds)
             for name, reason in (("stopped", unsent.stopped), ("over_budget", unsent.over_budget)):
                 if reason is not None:
                     metadata[f"llm_batch/{name}"] = cell_text(reason, limit=1_000)
                     context.log.error(f"{partition or 'labels'}: {name}: {reason}")
-            conditions = find_conditions(of_events(status.submission, events, engine.now()))
+            conditions = find_conditions(of_holds(status.submission, holds, engine.now()))
             if not sent.changes:
                 # What was held back for a definition that is put back by now is no news.
                 conditions = [condition for condition in conditions if condition.kind is not ConditionKind.HELD]

@@ -17,19 +17,18 @@ from dagster_llm_batch.engine.conditions import (
     waits_for_dataset,
 )
 from dagster_llm_batch.loop.activity import Orphan, Outlook, find_held_queues
-from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, UNAVAILABLE, Advice, Status
+from dagster_llm_batch.loop.status import UNAVAILABLE, Advice, Status
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import CANNOT_READ, Unreadable
-from dagster_llm_batch.storage.ledger.events import read_event
-from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission
+from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
+from dagster_llm_batch.storage.ledger.records import Event, Hold, Progress, Shard, Submission
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
 
 if TYPE_CHECKING:
     from dagster_llm_batch.engine.engine import Engine
 
-__all__ = ["find_undecided", "of_events", "of_status", "read_facts"]
+__all__ = ["find_undecided", "of_holds", "of_status", "read_facts"]
 
-_UNSENT = (HELD, STOPPED, OVER_BUDGET)
 _NOT_TAKEN = (Move.NOT_SENT.value, UNAVAILABLE)
 
 # A sensor tells a person again of what waits after some hours.
@@ -59,6 +58,7 @@ def read_facts(
     waiting = [s for s in ledger.shards_waiting_for_room(namespace, unreadable) if s.submission_id in known]
     starved = _starved(engine, known, waiting)
     in_line = {each.submission.submission_id for each in starved}
+    held = ledger.holds.undelivered(namespace, *UNSENT.values(), unreadable=unreadable)
     gone = find_gone(undelivered, datasets) if partitions is not None else {}
     return Facts(
         now=engine.now(),
@@ -87,10 +87,12 @@ def read_facts(
         held_queues=_held_queues(engine, undelivered, unreadable),
         not_sent=_not_sent(engine, undelivered, outlook, in_line, unreadable),
         refused=_refused(engine, undelivered, unreadable),
+        # Of what was given up for money one after another, the last is shown.
         unsent=[
-            (known[submission_id], event)
-            for kind in _UNSENT
-            for submission_id, event in outlook.last_of.get(kind, {}).items()
+            (known[submission_id], hold, told)
+            for submission_id, holds in held.items()
+            for hold in holds
+            for told in unsent_of(hold)[-1:]
             if submission_id in known
         ],
         moneyless=[
@@ -251,10 +253,7 @@ def of_status(engine: Engine, status: Status, recovered: Event | None = None) ->
     )
 
 
-def of_events(submission: Submission, events: Sequence[Event], now: datetime) -> Facts:
-    """Return the facts that tell why requests of one submission are not sent, from its events."""
-    first = {(event.kind, read_event(event).detail): event for event in reversed(events) if event.kind in _UNSENT}
-    # Of its definition the last word counts: an earlier one may have been put back.
-    held = [event for event in events if event.kind == HELD][-1:]
-    others = [event for event in sorted(first.values(), key=lambda event: event.event_id) if event.kind != HELD]
-    return Facts(now=now, unsent=[(submission, event) for event in (*others, *held)])
+def of_holds(submission: Submission, holds: Sequence[Hold], now: datetime) -> Facts:
+    """Return the facts that tell why requests of one submission are not sent, from its holds."""
+    unsent = [hold for hold in holds if hold.reason in UNSENT.values()]
+    return Facts(now=now, unsent=[(submission, hold, told) for hold in unsent for told in unsent_of(hold)])

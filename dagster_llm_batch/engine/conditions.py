@@ -12,10 +12,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from dagster_llm_batch.loop.activity import Orphan
+from dagster_llm_batch.loop.holds import RULES
 from dagster_llm_batch.loop.status import (
-    HELD,
-    OVER_BUDGET,
-    STOPPED,
     Advice,
     advise_on_doubt,
     advise_on_no_dataset,
@@ -27,13 +25,11 @@ from dagster_llm_batch.loop.status import (
     advise_on_recovered,
     advise_on_refused,
     advise_on_stranded,
-    advise_on_unreadable,
-    advise_on_unsent,
 )
 from dagster_llm_batch.loop.waits import TOLD_AFTER
-from dagster_llm_batch.states import ShardState
-from dagster_llm_batch.storage.ledger.events import Unsent, read_event
-from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
+from dagster_llm_batch.states import HoldReason, ShardState
+from dagster_llm_batch.storage.ledger.events import Unsent
+from dagster_llm_batch.storage.ledger.records import Event, Hold, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 
 __all__ = [
@@ -108,10 +104,10 @@ TOLD_BY_A_CHECK = frozenset({ConditionKind.STRANDED})
 GOES_ON = frozenset({ConditionKind.RECOVERED})
 """These hold up nothing: a person is told so that it does not happen again."""
 
-_KIND_OF_EVENT = {
-    HELD: (ConditionKind.HELD, "held back"),
-    STOPPED: (ConditionKind.STOPPED, "stopped"),
-    OVER_BUDGET: (ConditionKind.OVER_BUDGET, "given up for money"),
+_KIND_OF_HOLD = {
+    HoldReason.CHANGED: ConditionKind.HELD,
+    HoldReason.UNFIT: ConditionKind.STOPPED,
+    HoldReason.OVER_BUDGET: ConditionKind.OVER_BUDGET,
 }
 
 
@@ -181,7 +177,7 @@ class Facts:
         held_queues: Submissions that wait for a declared queue, and who fills it and is not looked after.
         not_sent: Submissions with batches that could not be sent: how many, since when, and why.
         refused: The shards of the newest wave of a submission, of which the provider has refused some.
-        unsent: The events HELD, STOPPED and OVER_BUDGET of submissions.
+        unsent: The holds of submissions of which requests are not sent, with the reason and the next step.
         moneyless: The events of submissions with batches that wait for money.
     """
 
@@ -200,7 +196,7 @@ class Facts:
     held_queues: Sequence[tuple[Submission, Advice]] = ()
     not_sent: Sequence[tuple[Submission, int, datetime, str]] = ()
     refused: Sequence[tuple[Submission, Sequence[Shard]]] = ()
-    unsent: Sequence[tuple[Submission, Event]] = ()
+    unsent: Sequence[tuple[Submission, Hold, Unsent]] = ()
     moneyless: Sequence[tuple[Submission, Event]] = ()
 
 
@@ -281,12 +277,9 @@ def _of_submissions(facts: Facts) -> Iterator[Condition]:
             yield Condition(ConditionKind.STRANDED, submission, advice, event.at)
     for submission, event in facts.recovered:
         yield Condition(ConditionKind.RECOVERED, submission, advise_on_recovered(event.detail or ""), event.at)
-    for submission, event in facts.unsent:
-        kind, words = _KIND_OF_EVENT[event.kind]
-        data = read_event(event)
-        # Of text without a next step that older code wrote, there is none.
-        unsent = data if isinstance(data, Unsent) else Unsent(event.detail or "", "What came lands")
-        yield Condition(kind, submission, advise_on_unsent(words, unsent), event.at, None)
+    for submission, hold, unsent in facts.unsent:
+        rule = RULES[hold.reason]
+        yield Condition(_KIND_OF_HOLD[hold.reason], submission, rule.message(unsent), hold.since, rule.told_after)
     for submission, event in facts.moneyless:
         advice = advise_on_no_money(submission, event.detail or "")
         yield Condition(ConditionKind.NO_MONEY, submission, advice, event.at, None)
@@ -305,8 +298,10 @@ def _of_shards(facts: Facts) -> Iterator[Condition]:
         yield Condition(ConditionKind.OVERDUE, submission, advice, since, _AT_ONCE, (shard.shard_id,))
     for unread in facts.unreadable:
         of, shard = unread.submission, unread.shard
-        advice = advise_on_unreadable(unread)
-        yield Condition(ConditionKind.UNREADABLE, of, advice, unread.since, TOLD_AFTER, (shard.shard_id,))
+        rule = RULES[HoldReason.UNREADABLE]
+        yield Condition(
+            ConditionKind.UNREADABLE, of, rule.message(unread), unread.since, rule.told_after, (shard.shard_id,)
+        )
     for each in facts.starved:
         of, shards = each.submission, each.shards
         advice, ids = advise_on_no_room(of, shards, now), tuple(shard.shard_id for shard in shards)

@@ -41,7 +41,7 @@ from dagster_llm_batch.loop.planner import Planner, check_definition
 from dagster_llm_batch.loop.poll import Failed, Poller
 from dagster_llm_batch.loop.preview import Preview
 from dagster_llm_batch.loop.settlement import Settler, make_assembler
-from dagster_llm_batch.loop.status import HELD, OVER_BUDGET, STOPPED, Status, Unsent, find_unsent
+from dagster_llm_batch.loop.status import Status, Unsent, find_unsent
 from dagster_llm_batch.loop.submit import (
     Receipt,
     Sender,
@@ -55,6 +55,7 @@ from dagster_llm_batch.protocols import Provider
 from dagster_llm_batch.states import ENDED, IN_FLIGHT, Reason, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable
 from dagster_llm_batch.storage.ledger.events import LandingFailed, LandingLost, PersonTold, Stranded, Turn, Unavailable
+from dagster_llm_batch.storage.ledger.holds import UNSENT
 from dagster_llm_batch.storage.ledger.queues import QueueLines
 from dagster_llm_batch.storage.ledger.records import Event, Progress, Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.submissions import RECOVERED
@@ -502,11 +503,11 @@ class Engine:
 
     def unsent(self, submission_id: str) -> Unsent:
         """Return why requests of a submission are not sent, or not again, each with what a person can do."""
-        return find_unsent(self.ledger.events(submission_id))
+        return find_unsent(self.ledger.holds.of([submission_id]).get(submission_id, ()))
 
     def having_unsent(self, submission_ids: Collection[str]) -> set[str]:
         """Return those of these submissions of which `unsent` tells something."""
-        return self.ledger.having_event(submission_ids, STOPPED, HELD, OVER_BUDGET)
+        return set(self.ledger.holds.of(submission_ids, *UNSENT.values()))
 
     def latest(self, asset: str, partition: str = "") -> Submission | None:
         """Return the newest submission of a partition, or None."""

@@ -12,9 +12,6 @@ from typing import NamedTuple
 
 from dagster_llm_batch.loop.deployment import LONGEST_PAUSE, Deployment
 from dagster_llm_batch.loop.status import (
-    HELD,
-    OVER_BUDGET,
-    STOPPED,
     STRANDED,
     UNAVAILABLE,
     WAITS,
@@ -60,7 +57,7 @@ FAILED = LandingFailed.kind
 """The event of a run that could not land the labels, and said so. It changes nothing: another run may fail alike."""
 
 _CHANGES_NOTHING = (TOLD, FAILED, NOTE)
-_TELLING = (FAILED, RECOVERED, HELD, STOPPED, OVER_BUDGET)
+_TELLING = (FAILED, RECOVERED)
 _SENT_IN_VAIN = (Move.SEND.value, Move.NOT_SENT.value)
 
 

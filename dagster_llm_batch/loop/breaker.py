@@ -27,7 +27,8 @@ from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.files.request_files import request_ids
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import Deployment
-from dagster_llm_batch.loop.status import find_unsent, retry_command
+from dagster_llm_batch.loop.status import retry_command
+from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.events import Stopped
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -78,7 +79,7 @@ class Breaker:
 
         `waves` are the shards of a wave, each with all shards of its submission.
         """
-        if find_unsent(self._ledger.events(submission.submission_id)).stopped is not None:
+        if self._ledger.holds.of([submission.submission_id], HoldReason.UNFIT):
             return True
         for wave, siblings in waves:
             if (reason := self._judge(wave, siblings, submission)) is not None:

@@ -1,21 +1,76 @@
-"""Holds: nothing more of a submission is sent, since its definition has changed or a provider would refuse it."""
+"""The rules of holds; and the hold of a submission whose definition has changed, or that a provider would refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, NamedTuple
 
 from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.loop.deployment import Deployment, SentDefinition
 from dagster_llm_batch.loop.preview import parameter_warnings
-from dagster_llm_batch.loop.status import STRANDED, Advice, advise_on_change, advise_on_refusal
+from dagster_llm_batch.loop.status import (
+    STRANDED,
+    Advice,
+    advise_on_change,
+    advise_on_refusal,
+    advise_on_unreadable,
+    advise_on_unsent,
+)
 from dagster_llm_batch.loop.submit_queue import drop
-from dagster_llm_batch.states import Reason, ShardState
+from dagster_llm_batch.loop.waits import KEPT_FOR, TOLD_AFTER
+from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger.events import Held, Stranded
 from dagster_llm_batch.storage.ledger.records import Shard, Submission, SubmissionState
 from dagster_llm_batch.storage.ledger.shards import count_requests
 
-__all__ = ["hold", "hold_unsent", "reason_to_hold"]
+__all__ = ["RULES", "Rule", "hold", "hold_unsent", "reason_to_hold"]
+
+
+class Rule(NamedTuple):
+    """The rule of a reason to hold something up. A reason has a limit, or is `endless` for a written reason.
+
+    Attributes:
+        message: Returns the reason and the next step: of a submission from Unsent, of a shard from UnreadShard.
+        exits: The commands, and other acts, that end the hold.
+        told_after: The time after which a person is told; None: a failed check tells when the labels land.
+        limit: The longest time that it lasts.
+        endless: The reason for no limit.
+    """
+
+    message: Callable[[Any], Advice]
+    exits: tuple[str, ...]
+    told_after: timedelta | None = None
+    limit: timedelta | None = None
+    endless: str | None = None
+
+
+RULES: dict[HoldReason, Rule] = {
+    HoldReason.CHANGED: Rule(
+        partial(advise_on_unsent, "held back"),
+        exits=("put the definition back", "materialize", "`cancel`"),
+        endless="only a person can decide by which definition the rows are asked",
+    ),
+    HoldReason.UNFIT: Rule(
+        partial(advise_on_unsent, "stopped"),
+        exits=("`retry`",),
+        endless="to ask again is paid again, and the cause may be in the definition",
+    ),
+    HoldReason.OVER_BUDGET: Rule(
+        partial(advise_on_unsent, "given up for money"),
+        exits=("a higher limit, then `retry`",),
+        endless="only a person can decide about more money",
+    ),
+    HoldReason.UNREADABLE: Rule(
+        advise_on_unreadable,
+        exits=("the results can be read", "the provider has them no more", "`resolve --lost`"),
+        told_after=TOLD_AFTER,
+        limit=KEPT_FOR,
+    ),
+}
+"""The rule of each reason."""
 
 
 def reason_to_hold(

@@ -29,8 +29,9 @@ from dagster_llm_batch.loop.budget import committing, exceeded
 from dagster_llm_batch.loop.collect import Collector
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.seams import Escalate
-from dagster_llm_batch.loop.status import Advice, advise_on_money, find_unsent
+from dagster_llm_batch.loop.status import Advice, advise_on_money
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
+from dagster_llm_batch.states import HoldReason
 from dagster_llm_batch.storage.ledger.events import OverBudget
 from dagster_llm_batch.storage.ledger.records import Shard, SpendLimit, Submission
 from dagster_llm_batch.storage.ledger.shards import count_requests
@@ -134,7 +135,7 @@ class NextWave:
     @property
     def _is_over_budget(self) -> bool:
         """Whether some of it was given up for money: the others are not asked again either, before a person says so."""
-        return find_unsent(self._deployment.ledger.events(self._submission.submission_id)).over_budget is not None
+        return bool(self._deployment.ledger.holds.of([self._submission.submission_id], HoldReason.OVER_BUDGET))
 
     def _is_broken(self, asks: Sequence[_Ask]) -> bool:
         """Return whether one of the waves that these requests come from is broken; see Breaker.stops."""

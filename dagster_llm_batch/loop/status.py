@@ -9,11 +9,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from dagster_llm_batch.states import ENDED, ShardState
+from dagster_llm_batch.states import ENDED, HoldReason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.batches import count_batches_by_state, count_unbatched_by_state
-from dagster_llm_batch.storage.ledger.events import Held, OverBudget, Stopped, Stranded, Unavailable, Waits, read_event
-from dagster_llm_batch.storage.ledger.records import Event, QueueHolder, Shard, Submission
+from dagster_llm_batch.storage.ledger.events import Held, OverBudget, Stopped, Stranded, Unavailable, Waits
+from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
+from dagster_llm_batch.storage.ledger.records import Hold, QueueHolder, Shard, Submission
 from dagster_llm_batch.storage.ledger.unread import UnreadShard
 from dagster_llm_batch.text import age_text, plain_words
 from dagster_llm_batch.types import Cause
@@ -319,16 +320,17 @@ class Unsent(NamedTuple):
     over_budget: str | None = None
 
 
-def find_unsent(of_submission: Sequence[Event]) -> Unsent:
-    """Return why requests are not sent of the submission that has these events."""
-    found: dict[str, list[str]] = {STOPPED: [], HELD: [], OVER_BUDGET: []}
-    for event in of_submission:
-        if event.kind in found:
-            found[event.kind].append(read_event(event).detail or "")
-    stopped, held, over_budget = found.values()
-    # Each lane and model may have been given up for money by itself.
-    each = " ".join(dict.fromkeys(over_budget)) if over_budget else None
-    return Unsent(stopped[0] if stopped else None, held[-1] if held else None, each)
+def find_unsent(holds: Sequence[Hold]) -> Unsent:
+    """Return why requests are not sent of the submission that has these holds."""
+    told = {hold.reason: unsent_of(hold) for hold in holds if hold.reason in UNSENT.values()}
+
+    def text(reason: HoldReason) -> str | None:
+        # Each lane and model may have been given up for money by itself.
+        return " ".join(f"{one.problem}. {one.then}." for one in told.get(reason, ())) or None
+
+    held = text(HoldReason.CHANGED)
+    stopped, over_budget = text(HoldReason.UNFIT), text(HoldReason.OVER_BUDGET)
+    return Unsent(stopped, None if held is None else held.rstrip("."), over_budget)
 
 
 @dataclass(frozen=True)

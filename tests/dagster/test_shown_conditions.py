@@ -92,7 +92,7 @@ def unreadable(emulator: Emulator, instance: dg.DagsterInstance) -> CodeLocation
     emulator.inject(fault)
     emulator.settle()
     location.launch(tick(location).run_requests[0])
-    change(location, f"at = {HOURS_AGO}", "event")
+    change(location, f"since = {HOURS_AGO}", "hold")
     return location
 
 
@@ -268,10 +268,11 @@ def test_a_row_of_the_ledger_that_cannot_be_read_costs_the_conditions_of_its_sub
     emulator.settle()
     for request in tick(location).run_requests:
         location.launch(request)
-    change(location, f"at = {HOURS_AGO}", "event")
+    change(location, f"since = {HOURS_AGO}", "hold")
     engine = location.engine()
     damaged = engine.latest(LABELS, DAYS[0]).submission_id
     engine.ledger.close()
+    change(location, f"since = 'damaged' WHERE submission_id = '{damaged}'", "hold")
     change(location, f"at = 'damaged' WHERE kind = 'unreadable' AND submission_id = '{damaged}'", "event")
     said = failing_tick(location)
     assert f"{LABELS} {DAYS[1]} needs a person: the results of batch" in said

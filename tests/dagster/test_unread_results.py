@@ -49,7 +49,7 @@ def test_results_that_cannot_be_read_are_asked_for_after_pauses_told_after_an_ho
         kind for kind in events if kind != "landing_failed"
     ]
 
-    change(location, "at = datetime('now', '-2 hours') || '.000000'", "event")
+    change(location, "since = datetime('now', '-2 hours') || '.000000'", "hold")
     told = failing_tick(location)
     [shard] = engine.ledger.shards(submission_id)
     assert f"{LABELS} needs a person: the results of batch {shard.batch_id} of openai, which has ended, cannot" in told

@@ -44,6 +44,12 @@ TRIGGERS = f"""
     CREATE TRIGGER other_reason AFTER UPDATE OF reason ON shard WHEN NEW.reason IS NOT NULL BEGIN
         UPDATE shard SET reason = '{OTHER}' WHERE shard_id = NEW.shard_id;
     END;
+    CREATE TRIGGER other_hold AFTER INSERT ON hold BEGIN
+        UPDATE hold SET
+            words = iif(words IS NULL, NULL, '{OTHER}'),
+            data = json_replace(data, '$.told[0].problem', '{OTHER}', '$.told[0].then', '{OTHER}')
+        WHERE subject = NEW.subject AND reason = NEW.reason;
+    END;
 """
 
 
@@ -83,7 +89,9 @@ class Journey:
         self.engine().ledger.submissions("test")
 
     def engine(self) -> Engine:
-        return self.workspace.engine(queue_limits={"openai/gpt-4o": QueueLimit(max_batches=1)})
+        queues = {"openai/gpt-4o": QueueLimit(max_batches=1)}
+        # Of halves of one shard, the ids decide which has the place in the queue.
+        return self.workspace.engine(queue_limits=queues, new_id=lambda: f"s{len(self.ids)}")
 
     def begin(self, name: str, rows: int) -> None:
         engine, start = self.engine(), 100 * len(self.ids)

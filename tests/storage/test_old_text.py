@@ -8,10 +8,11 @@ import pytest
 import sqlalchemy as sa
 from ledger_builders import a_shard, a_submission
 
-from dagster_llm_batch.states import Reason
+from dagster_llm_batch.states import HoldReason, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger, events
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import read_event
+from dagster_llm_batch.storage.ledger.holds import unsent_of
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, to_row
 from dagster_llm_batch.types import Cause
@@ -120,6 +121,29 @@ def test_events_of_before_are_of_the_shard_that_their_text_began_with(older: Old
     assert [read_event(event) for event in found[::2]][: len(OF_SHARDS)] == list(OF_SHARDS.values())
     assert read_event(found[-2]) == events.PutBack("batch-1")
     assert ledger.uploads.batches_of([ledger.shard(SHARDS[0])]) == ["batch-1"]
+    ledger.close()
+
+
+def test_holds_of_before_are_those_of_which_events_told(older: Older) -> None:
+    for number, shard_id in enumerate(SHARDS):
+        older.add_shard(a_shard(shard_id, number=number, nonce=f"n{number}", state=ShardState.ENDED))
+    for kind in ("stopped", "over_budget", "definition_changed"):
+        for detail in ("a. Raise it.", "b. Wait.", "a. Raise it."):
+            older.add_event(kind, detail)
+    older.add_event("unreadable", "403: no", SHARDS[0])
+    for kind in ("unreadable", "late"):
+        older.add_event(kind, "410: gone", SHARDS[1])
+    ledger = older.migrate()
+    holds = {hold.reason: hold for hold in ledger.holds.of(["s1"])["s1"]}
+    assert holds.keys() == set(HoldReason)
+    first, second = events.Unsent("a", "Raise it"), events.Unsent("b", "Wait")
+    assert unsent_of(holds[HoldReason.OVER_BUDGET]) == unsent_of(holds[HoldReason.UNFIT]) == [second, first]
+    assert unsent_of(holds[HoldReason.CHANGED]) == [first]
+    assert holds[HoldReason.CHANGED].times == 3
+    unreadable = holds[HoldReason.UNREADABLE]
+    assert (unreadable.subject, unreadable.shard_id, unreadable.words) == (SHARDS[0], SHARDS[0], "403: no")
+    assert {hold.since for hold in holds.values()} == {a_submission().created_at}
+    assert ledger.unread.noted(ledger.shards("s1")) == {SHARDS[0]}
     ledger.close()
 
 

@@ -16,12 +16,13 @@ from ledger_builders import a_shard, a_submission, bring_to
 from dagster_llm_batch.core.identity import shard_nonce
 from dagster_llm_batch.errors import ConfigError
 from dagster_llm_batch.files.request_files import APART, PART
+from dagster_llm_batch.loop.pruned import is_pruned
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.payloads import PayloadStore, payload_path
 from dagster_llm_batch.storage.stored_files import own_name, staged_name
 from dagster_llm_batch.types import Cause
-from dagster_llm_batch.upkeep.prune import Pruner, is_pruned
+from dagster_llm_batch.upkeep.prune import Pruner
 
 MONTH = timedelta(days=30)
 ENDINGS = {"path": ".requests.jsonl.lz4", "raw_path": ".raw.jsonl.zst", "results_path": ".results.parquet"}

@@ -16,7 +16,7 @@ from dagster_llm_batch.engine.condition_facts import read_facts
 from dagster_llm_batch.engine.conditions import ConditionKind, find_conditions
 from dagster_llm_batch.loop import activity, status
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
-from dagster_llm_batch.states import ENDED, MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, MOVES, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.events import Ambiguous, NotKnown, NotThere
 from dagster_llm_batch.storage.ledger.records import Ending, Shard
@@ -31,6 +31,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "design" / "ledger.md"
 MARKS = (
     *(status.STOPPED, status.OVER_BUDGET, status.HELD, status.WAITS, status.STRANDED, status.UNAVAILABLE),
     *(activity.LOST, Ambiguous.kind, NotThere.kind, NotKnown.kind, Reason.LACKS_MONEY.value, RECOVERED, UNREADABLE),
+    *HoldReason,
     *(Move.NOT_SENT.value, Move.PUT_BACK.value, Cause.NOT_TAKEN.value, Cause.GONE.value, Cause.GIVEN_UP.value),
 )
 

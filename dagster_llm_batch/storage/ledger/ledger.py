@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LeaseError, LedgerError
-from dagster_llm_batch.states import MOVES, Move, Reason, ShardState
+from dagster_llm_batch.states import MOVES, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.storage.ledger import events
 from dagster_llm_batch.storage.ledger.database import Database, utc_now
+from dagster_llm_batch.storage.ledger.holds import Holds, drop_holds, hold_unsent
 from dagster_llm_batch.storage.ledger.judgments import Judgments, Notes, rename_judgments
 from dagster_llm_batch.storage.ledger.leases import Lease, active_leases, hold_leases
 from dagster_llm_batch.storage.ledger.queries import PROVIDERS_WORDS, LedgerQueries
@@ -39,7 +40,7 @@ from dagster_llm_batch.storage.ledger.records import (
     SubmissionState,
     Tombstone,
 )
-from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, TOMBSTONE, to_row
+from dagster_llm_batch.storage.ledger.schema import EVENT, HOLD, SHARD, SUBMISSION, TOMBSTONE, to_row
 from dagster_llm_batch.storage.ledger.shards import (
     OF_SPLIT,
     UPDATE_SHARD,
@@ -101,6 +102,7 @@ class Ledger(LedgerQueries):
         self._database, self._clock = Database(url), clock
         self.judgments, self.notes = Judgments(self._database), Notes(self._database, clock)
         self.uploads, self.unread = Uploads(self._database, clock), UnreadResults(self._database, clock)
+        self.holds = Holds(self._database, clock)
 
     def __repr__(self) -> str:
         return f"Ledger({self._database.shown_url!r})"
@@ -301,7 +303,10 @@ class Ledger(LedgerQueries):
         move, now = Move.COLLECTED, self._clock()
         changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
         with self._database.write() as connection:
-            take_move(connection, self._clock, move, changes)
+            moved = take_move(connection, self._clock, move, changes)
+            # Only what could not be read, or was given up, has waited for a time.
+            if held := [shard.shard_id for shard in moved if shard.waits_until is not None]:
+                drop_holds(connection, held, HoldReason.UNREADABLE)
 
     def split_shard(self, whole: Shard, rest: Shard, half: Shard) -> None:
         """Replace a planned shard by `rest`, with the same id and fewer requests, and store `half`, with the others.
@@ -413,6 +418,7 @@ class Ledger(LedgerQueries):
             to = MOVES[Move.LATE][1]
             rows = [{"key": s.shard_id, "state": to, "collected_at": None, **end.values()} for s, end in fresh]
             connection.execute(UPDATE_SHARD, rows)
+            drop_holds(connection, [shard.shard_id for shard, _ in fresh], HoldReason.UNREADABLE)
             late = ((s, events.Moved(Move.LATE, end.reason)) for s, end in fresh)
             each = (event_row(s.submission_id, data, s.state, to, s.shard_id) for s, data in late)
             insert_events(connection, self._clock, *each)
@@ -571,6 +577,12 @@ class Ledger(LedgerQueries):
                 )
                 told = (of_these, EVENT.c.kind.in_(PROVIDERS_WORDS), EVENT.c.detail.is_not(None))
                 connection.execute(sa.update(EVENT).where(*told).values(detail=WORDS_ERASED))
+                of_holds = (HOLD.c.submission_id == before.submission_id) | HOLD.c.subject.in_(
+                    [one.shard_id for one in told_with]
+                )
+                connection.execute(
+                    sa.update(HOLD).where(of_holds, HOLD.c.words.is_not(None)).values(words=WORDS_ERASED)
+                )
                 data = events.Erased(gone, before.requests + before.padding, "requests")
                 insert_events(connection, self._clock, event_row(before.submission_id, data, shard_id=shard_id))
 
@@ -608,10 +620,12 @@ class Ledger(LedgerQueries):
     # --- events and leases ---
 
     def add_event(self, submission_id: str, data: events.EventData, shard_id: str | None = None) -> None:
-        """Append an event of a submission, or of one of its shards."""
+        """Append an event of a submission, or of one of its shards; and the hold that begins with it, if one does."""
         with self._database.write() as connection:
-            get_submission(connection, submission_id)
+            get_submission(connection, submission_id, lock=isinstance(data, events.Unsent))
             insert_events(connection, self._clock, event_row(submission_id, data, shard_id=shard_id))
+            if isinstance(data, events.Unsent):
+                hold_unsent(connection, submission_id, data, self._clock())
 
     def add_events(self, submission_ids: Sequence[str], data: events.EventData) -> None:
         """Append the same event for several submissions, in one transaction."""

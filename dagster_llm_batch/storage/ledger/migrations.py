@@ -13,7 +13,12 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.storage.ledger.old_text import OLD_EVENTS_SHARDS, type_old_events, type_old_reasons
+from dagster_llm_batch.storage.ledger.old_text import (
+    OLD_EVENTS_SHARDS,
+    hold_by_old_events,
+    type_old_events,
+    type_old_reasons,
+)
 
 __all__ = ["LATEST", "MIGRATIONS", "VERSION", "is_current", "migrate", "refuse_other_version"]
 
@@ -203,6 +208,16 @@ MIGRATIONS: tuple[tuple[str | Callable[[sa.Connection], None], ...], ...] = (
         OLD_EVENTS_SHARDS,
         type_old_events,
         type_old_reasons,
+        """
+        CREATE TABLE hold (
+            subject TEXT NOT NULL, reason TEXT NOT NULL,
+            submission_id TEXT NOT NULL REFERENCES submission (submission_id), shard_id TEXT,
+            since {time} NOT NULL, until {time}, times BIGINT NOT NULL, data TEXT, words TEXT, reported_at {time},
+            PRIMARY KEY (subject, reason)
+        )
+        """,
+        "CREATE INDEX hold_by_submission ON hold (submission_id)",
+        hold_by_old_events,
         *(_STAMP.replace("KIND", kind) for kind in ("pruned", "landed_over", "measured")),
     ),
 )

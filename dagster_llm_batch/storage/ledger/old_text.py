@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-__all__ = ["OLD_EVENTS_SHARDS", "type_old_events", "type_old_reasons"]
+__all__ = ["OLD_EVENTS_SHARDS", "hold_by_old_events", "type_old_events", "type_old_reasons"]
 
 OLD_EVENTS_SHARDS = """
     UPDATE event SET shard_id = (
@@ -48,6 +48,43 @@ def type_old_reasons(connection: sa.Connection) -> None:
     rows = [{"key": shard_id, "kind": _reason_kind(reason, cause)} for shard_id, reason, cause in found]
     for start in range(0, len(rows), _AT_ONCE):
         connection.execute(update, rows[start : start + _AT_ONCE])
+
+
+def hold_by_old_events(connection: sa.Connection) -> None:
+    """Add the holds that only events told of. Those are read after their data are set."""
+    kinds = "('stopped', 'over_budget', 'definition_changed')"
+    query = f"SELECT submission_id, kind, at, data FROM event WHERE kind IN {kinds} ORDER BY event_id"  # noqa: S608  # ours
+    holds: dict[tuple[str, str], dict[str, Any]] = {}
+    for submission_id, kind, at, data in connection.execute(sa.text(query)):
+        told = json.loads(data) if data else {"problem": "", "then": "What came lands"}
+        hold = {"subject": submission_id, "reason": _HOLDS[kind], "of": submission_id, "shard": None, "words": None}
+        known = holds.setdefault((submission_id, kind), {**hold, "since": at, "times": 0, "told": []})
+        before = [] if kind == "definition_changed" else [each for each in known["told"] if each != told]
+        known |= {"times": known["times"] + 1, "told": [*before, told]}
+    unreadable = sa.text(
+        "SELECT event.shard_id, event.submission_id, event.kind, event.at, event.detail FROM event "
+        "JOIN shard ON shard.shard_id = event.shard_id WHERE event.kind IN ('unreadable', 'late') "
+        "AND shard.state IN ('ended', 'expired', 'canceled', 'failed') ORDER BY event.event_id"
+    )
+    for shard_id, submission_id, kind, at, detail in connection.execute(unreadable):
+        if kind == "late":
+            holds.pop((shard_id, "unreadable"), None)
+            continue
+        hold = {"subject": shard_id, "reason": "unreadable", "of": submission_id, "shard": shard_id, "words": detail}
+        holds.setdefault((shard_id, "unreadable"), {**hold, "since": at, "times": 1, "told": None})
+    insert = sa.text(
+        "INSERT INTO hold (subject, reason, submission_id, shard_id, since, times, data, words) "
+        "VALUES (:subject, :reason, :of, :shard, :since, :times, :data, :words)"
+    )
+    rows = [
+        {**hold, "data": None if hold["told"] is None else json.dumps({"told": hold["told"]}, sort_keys=True)}
+        for hold in holds.values()
+    ]
+    for start in range(0, len(rows), _AT_ONCE):
+        connection.execute(insert, rows[start : start + _AT_ONCE])
+
+
+_HOLDS = {"stopped": "unfit", "over_budget": "over_budget", "definition_changed": "changed"}
 
 
 def _reason_kind(reason: str, cause: str | None) -> str:

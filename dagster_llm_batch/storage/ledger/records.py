@@ -16,12 +16,13 @@ from enum import StrEnum
 from shlex import quote
 from typing import Any, NamedTuple, Required, TypedDict
 
-from dagster_llm_batch.states import ENDED, Move, Reason, ShardState
+from dagster_llm_batch.states import ENDED, HoldReason, Move, Reason, ShardState
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
 __all__ = [
     "Ending",
     "Event",
+    "Hold",
     "Judgment",
     "Presence",
     "Progress",
@@ -468,6 +469,22 @@ class Event:
     to_state: str | None = None
     detail: str | None = None  # in words, for people alone
     data: Mapping[str, Any] | None = None  # see events.py, which reads it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A shard or a submission is held up. Unique by (subject, reason)."""
+
+    subject: str  # the id of the shard, or of the submission
+    reason: HoldReason
+    submission_id: str
+    shard_id: str | None = None  # of a shard
+    since: datetime
+    until: datetime | None = None  # the next try is then; None: none is planned
+    times: int = 1
+    data: Mapping[str, Any] | None = None
+    words: str | None = None  # of the provider
+    reported_at: datetime | None = None  # a person was told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

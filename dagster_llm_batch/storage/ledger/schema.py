@@ -25,13 +25,21 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from dagster_llm_batch.errors import LedgerError
-from dagster_llm_batch.states import Reason, ShardState
-from dagster_llm_batch.storage.ledger.records import Event, Judgment, Shard, Submission, SubmissionState, Tombstone
+from dagster_llm_batch.states import HoldReason, Reason, ShardState
+from dagster_llm_batch.storage.ledger.records import (
+    Event,
+    Hold,
+    Judgment,
+    Shard,
+    Submission,
+    SubmissionState,
+    Tombstone,
+)
 from dagster_llm_batch.types import BatchStatus, Cause, Lane, PriceBasis
 
-__all__ = ["EVENT", "JUDGMENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
+__all__ = ["EVENT", "HOLD", "JUDGMENT", "LEASE", "METADATA", "SHARD", "SUBMISSION", "TOMBSTONE", "from_row", "to_row"]
 
-_R = TypeVar("_R", Submission, Shard, Event, Tombstone, Judgment)
+_R = TypeVar("_R", Submission, Shard, Event, Hold, Tombstone, Judgment)
 
 
 class _Utc(TypeDecorator[datetime]):
@@ -79,13 +87,15 @@ def _json(value: Mapping[str, Any] | tuple[str, ...]) -> str:
 
 
 def _event_data(data: Mapping[str, Any]) -> str:
-    """Return the data of an event as JSON. Strings may come from others, and are stored whatever they hold."""
+    """Return the data of an event or a hold as JSON. Strings may come from others, and are always stored."""
     return json.dumps(_cleaned(data), sort_keys=True)
 
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _cleaned(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_cleaned(part) for part in value]
     return _storable(value, _TEXT_CHARS) if isinstance(value, str) else value
 
 
@@ -304,6 +314,21 @@ EVENT = sa.Table(
     _column("data", _AsText(json.loads, _event_data), null=True),
 )
 
+HOLD = sa.Table(
+    "hold",
+    METADATA,
+    _name("subject", key=True),
+    sa.Column("reason", _AsText(HoldReason, _word), primary_key=True, nullable=False),
+    _name("submission_id"),
+    _name("shard_id", null=True),
+    _column("since", _UTC),
+    _column("until", _UTC, null=True),
+    _column("times", sa.BigInteger),
+    _column("data", _AsText(json.loads, _event_data), null=True),
+    _foreign_text("words"),
+    _column("reported_at", _UTC, null=True),
+)
+
 TOMBSTONE = sa.Table(
     "tombstone",
     METADATA,
@@ -344,10 +369,11 @@ LEASE = sa.Table(
 )
 
 
-_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in (Submission, Shard, Event, Tombstone, Judgment)}
+_KINDS = (Submission, Shard, Event, Hold, Tombstone, Judgment)
+_NAMES = {kind: tuple(field.name for field in fields(kind)) for kind in _KINDS}
 
 
-def to_row(record: Submission | Shard | Tombstone | Judgment) -> dict[str, Any]:
+def to_row(record: Submission | Shard | Hold | Tombstone | Judgment) -> dict[str, Any]:
     """Return the record's fields by column name."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 

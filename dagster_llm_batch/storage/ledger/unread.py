@@ -1,27 +1,26 @@
 """Batches that have ended, and whose results could not be read: `Ledger.unread`.
 
-`waits_until` of such a shard is when its results are asked for next. One event of the kind UNREADABLE has the first
-error, however often it is tried: a batch that is tried for a month adds no more than one that is tried twice.
+Such a shard has a hold with the first error. `waits_until` is when its results are asked for next.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from dagster_llm_batch.states import ENDED, Move, ShardState
+from dagster_llm_batch.states import ENDED, HoldReason, Move, ShardState
 from dagster_llm_batch.storage.ledger.apart import Unreadable as OnUnreadable
 from dagster_llm_batch.storage.ledger.apart import read_apart
 from dagster_llm_batch.storage.ledger.database import Database
 from dagster_llm_batch.storage.ledger.events import Unreadable
+from dagster_llm_batch.storage.ledger.holds import get_holds, hold_shards
 from dagster_llm_batch.storage.ledger.records import Shard, Submission
 from dagster_llm_batch.storage.ledger.schema import EVENT, SHARD, SUBMISSION, from_row
 from dagster_llm_batch.storage.ledger.shards import IS_UNREAD, UPDATE_SHARD, get_shards
-from dagster_llm_batch.storage.ledger.submissions import UNREADABLE, event_row, get_submissions, insert_events
+from dagster_llm_batch.storage.ledger.submissions import event_row, get_submissions, insert_events
 from dagster_llm_batch.types import Cause
 
 __all__ = ["UnreadResults", "UnreadShard"]
@@ -59,12 +58,10 @@ class UnreadResults:
         with self._database.write() as connection:
             shards = [shard for shard in get_shards(connection, shard_ids).values() if shard.state in ENDED]
             known = self._noted(connection, shards, now)
-            fresh = [shard for shard in shards if shard.shard_id not in known]
-            insert_events(
-                connection,
-                self._clock,
-                *(event_row(s.submission_id, Unreadable(why), shard_id=s.shard_id) for s in fresh),
-            )
+            if fresh := [shard for shard in shards if shard.shard_id not in known]:
+                hold_shards(connection, fresh, HoldReason.UNREADABLE, now, why)
+                each = (event_row(s.submission_id, Unreadable(why), shard_id=s.shard_id) for s in fresh)
+                insert_events(connection, self._clock, *each)
         return {shard.shard_id: known[shard.shard_id][0] if shard.shard_id in known else now for shard in shards}
 
     def wait(self, shard_ids: Collection[str], until: datetime) -> None:
@@ -140,24 +137,12 @@ class UnreadResults:
     def _noted(connection: sa.Connection, shards: Sequence[Shard], now: datetime) -> dict[str, tuple[datetime, str]]:
         """Return since when the results of these shards could not be read, and why, by shard id.
 
-        A time that lies ahead was written by a clock that was wrong. What was noted before a batch that was given up
-        ended after all is over.
+        A time that lies ahead was written by a clock that was wrong.
         """
         if not shards:
             return {}
-        noted: dict[str, tuple[datetime, str]] = {}
-        query = _of(shards, EVENT.c.shard_id, EVENT.c.kind, EVENT.c.at, EVENT.c.detail)
-        query = query.where(EVENT.c.kind.in_((UNREADABLE, Move.LATE.value)))
-        events: dict[str, list[Any]] = defaultdict(list)
-        for event in connection.execute(query.order_by(EVENT.c.event_id)):
-            events[event.shard_id].append(event)
-        for shard_id, own in events.items():
-            for event in own:
-                if event.kind == Move.LATE.value:
-                    noted.pop(shard_id, None)
-                elif event.at <= now:
-                    noted.setdefault(shard_id, (event.at, event.detail or ""))
-        return noted
+        holds = get_holds(connection, [shard.shard_id for shard in shards], HoldReason.UNREADABLE)
+        return {key: (hold.since, hold.words or "") for key, hold in holds.items() if hold.since <= now}
 
 
 def _of(shards: Sequence[Shard], *columns: sa.ColumnElement[Any]) -> sa.Select[Any]:

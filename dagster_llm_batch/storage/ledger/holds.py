@@ -1,0 +1,142 @@
+"""Rows of the table `hold`: what is held up, since when, and why. One row for a subject and a reason.
+
+A subject is a shard or a submission, by its id. `loop/holds.py` has the rule of each reason: its limit, its message and
+its exits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from dagster_llm_batch.states import HoldReason
+from dagster_llm_batch.storage.ledger.apart import Unreadable, read_apart
+from dagster_llm_batch.storage.ledger.database import Database
+from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
+from dagster_llm_batch.storage.ledger.records import Hold, Shard
+from dagster_llm_batch.storage.ledger.schema import HOLD, SUBMISSION, from_row, to_row
+from dagster_llm_batch.storage.ledger.submissions import group_names
+
+__all__ = ["UNSENT", "Holds", "drop_holds", "get_holds", "hold_shards", "hold_unsent", "unsent_of"]
+
+UNSENT: Mapping[type[EventData], HoldReason] = {
+    Held: HoldReason.CHANGED,
+    Stopped: HoldReason.UNFIT,
+    OverBudget: HoldReason.OVER_BUDGET,
+}
+"""The reason of the hold that begins with an event of each of these kinds."""
+
+_UPDATE = sa.update(HOLD).where(HOLD.c.subject == sa.bindparam("key"), HOLD.c.reason == sa.bindparam("why"))
+_OF_SUBMISSIONS = sa.select(HOLD).where(
+    HOLD.c.submission_id.in_(sa.bindparam("ids", expanding=True)),
+    HOLD.c.reason.in_(sa.bindparam("reasons", expanding=True)),
+)
+_ORDER = (HOLD.c.submission_id, HOLD.c.since, HOLD.c.reason, HOLD.c.subject)
+
+
+def get_holds(connection: sa.Connection, subjects: Collection[str], reason: HoldReason) -> dict[str, Hold]:
+    """Return the holds of these subjects for a reason, by subject."""
+    query = sa.select(HOLD).where(HOLD.c.subject.in_(list(subjects)), HOLD.c.reason == reason)
+    return {row["subject"]: from_row(Hold, row) for row in connection.execute(query).mappings()}
+
+
+def hold_shards(
+    connection: sa.Connection, shards: Sequence[Shard], reason: HoldReason, now: datetime, words: str
+) -> None:
+    """Store holds of shards that have none for this reason, or one that begins later than now.
+
+    A time that lies ahead was written by a clock that was wrong.
+    """
+    known = get_holds(connection, [shard.shard_id for shard in shards], reason)
+    if ahead := [key for key, hold in known.items() if hold.since > now]:
+        rows: list[dict[str, Any]] = [{"key": key, "why": reason, "since": now, "words": words} for key in ahead]
+        connection.execute(_UPDATE, rows)
+    fresh = [
+        Hold(
+            subject=shard.shard_id,
+            reason=reason,
+            submission_id=shard.submission_id,
+            shard_id=shard.shard_id,
+            since=now,
+            words=words,
+        )
+        for shard in shards
+        if shard.shard_id not in known
+    ]
+    if fresh:
+        connection.execute(sa.insert(HOLD), [to_row(hold) for hold in fresh])
+
+
+def hold_unsent(connection: sa.Connection, submission_id: str, unsent: Unsent, now: datetime) -> None:
+    """Store that requests of a locked submission are not sent, beside what is stored of that for the same reason.
+
+    Of a definition the last word counts: an earlier one may have been put back.
+    """
+    reason = UNSENT[type(unsent)]
+    known = get_holds(connection, [submission_id], reason).get(submission_id)
+    told = {"problem": unsent.problem, "then": unsent.then}
+    if known is None:
+        hold = Hold(subject=submission_id, reason=reason, submission_id=submission_id, since=now, data={"told": [told]})
+        connection.execute(sa.insert(HOLD), [to_row(hold)])
+        return
+    before = [] if reason is HoldReason.CHANGED else [each for each in _told(known) if each != told]
+    row: dict[str, Any] = {"key": submission_id, "why": reason, "times": known.times + 1}
+    connection.execute(_UPDATE, [{**row, "data": {"told": [*before, told]}}])
+
+
+def unsent_of(hold: Hold) -> list[Unsent]:
+    """Return why requests are not sent, as a hold has it: the problems, each with its next step."""
+    return [Unsent(**told) for told in _told(hold)]
+
+
+def _told(hold: Hold) -> Sequence[Mapping[str, str]]:
+    told: Sequence[Mapping[str, str]] = (hold.data or {}).get("told", ())
+    return told
+
+
+def drop_holds(connection: sa.Connection, subjects: Collection[str], reason: HoldReason) -> None:
+    """Remove the holds of these subjects for a reason: it is over."""
+    connection.execute(sa.delete(HOLD).where(HOLD.c.subject.in_(list(subjects)), HOLD.c.reason == reason))
+
+
+class Holds:
+    """The holds of a ledger: `Ledger.holds`."""
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+
+    def of(self, submission_ids: Collection[str], *reasons: HoldReason) -> dict[str, list[Hold]]:
+        """Return the holds of these submissions for these reasons, or for any, the oldest first. By submission_id."""
+        found: dict[str, list[Hold]] = {}
+        for ids in group_names(sorted(set(submission_ids))):
+            with self._database.read() as connection:
+                wanted = {"ids": ids, "reasons": reasons or tuple(HoldReason)}
+                for row in connection.execute(_OF_SUBMISSIONS.order_by(*_ORDER), wanted).mappings():
+                    found.setdefault(row["submission_id"], []).append(from_row(Hold, row))
+        return found
+
+    def undelivered(
+        self, namespace: str, *reasons: HoldReason, unreadable: Unreadable | None = None
+    ) -> dict[str, list[Hold]]:
+        """Return the holds of undelivered submissions for these reasons, the oldest first. By submission_id.
+
+        See `Ledger.progress` for `unreadable`.
+        """
+        undelivered = (SUBMISSION.c.namespace == namespace, SUBMISSION.c.delivered_at.is_(None))
+
+        def read(ids: Sequence[str] | None) -> list[Hold]:
+            query = sa.select(HOLD).join(SUBMISSION, SUBMISSION.c.submission_id == HOLD.c.submission_id)
+            query = query.where(*undelivered, HOLD.c.reason.in_(reasons)).order_by(*_ORDER)
+            query = query if ids is None else query.where(SUBMISSION.c.submission_id.in_(ids))
+            with self._database.read() as connection:
+                return [from_row(Hold, row) for row in connection.execute(query).mappings()]
+
+        found: dict[str, list[Hold]] = {}
+        every_id = sa.select(SUBMISSION.c.submission_id).where(*undelivered)
+        for hold in read_apart(self._database, read, every_id, unreadable):
+            found.setdefault(hold.submission_id, []).append(hold)
+        return found

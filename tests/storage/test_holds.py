@@ -1,0 +1,119 @@
+"""Each reason of a hold has a rule; a hold begins and ends with what it is of, on both ledgers."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import click
+import pytest
+from ledger_builders import a_shard, a_submission, bring_to
+
+from dagster_llm_batch.cli.main import main
+from dagster_llm_batch.loop.holds import RULES
+from dagster_llm_batch.loop.status import Advice, find_unsent
+from dagster_llm_batch.states import HoldReason, Move, ShardState
+from dagster_llm_batch.storage.ledger import Ledger
+from dagster_llm_batch.storage.ledger.events import EventData, Held, OverBudget, Stopped, Unsent
+from dagster_llm_batch.storage.ledger.holds import UNSENT, unsent_of
+from dagster_llm_batch.storage.ledger.records import Ending
+from dagster_llm_batch.storage.ledger.unread import UnreadShard
+from dagster_llm_batch.types import BatchStatus, Cause
+
+FIRST, SECOND = ("no room", "Raise the limit"), ("no room for the oracle", "Raise the limit")
+
+
+def subject_of(reason: HoldReason, clock: Any) -> Any:
+    """What the message of a reason is of."""
+    shard = UnreadShard(a_submission(), a_shard(batch_id="b"), clock.now, "403: no")
+    return shard if reason is HoldReason.UNREADABLE else Unsent(*FIRST)
+
+
+@pytest.mark.parametrize("reason", HoldReason)
+def test_each_reason_has_a_message_an_exit_and_a_limit_or_a_reason_for_none(reason: HoldReason, clock: Any) -> None:
+    rule = RULES[reason]
+    advice = rule.message(subject_of(reason, clock))
+    assert isinstance(advice, Advice)
+    assert all(advice)
+    assert rule.exits
+    assert (rule.limit is None) is bool(rule.endless)
+    commands = {found for one in rule.exits for found in re.findall(r"`(\w+)", one)}
+    assert commands
+    assert commands <= set(main.list_commands(click.Context(main)))
+
+
+def test_each_hold_of_a_submission_keeps_each_problem_once_and_of_a_definition_the_last(
+    ledger: Ledger, clock: Any
+) -> None:
+    ledger.open_submission(a_submission(), [])
+    began = clock.now
+    for kind in (Held, Stopped, OverBudget):
+        for told in (FIRST, SECOND, FIRST):
+            ledger.add_event("s1", kind(*told))
+            clock.pass_seconds(60)
+    holds = {hold.reason: hold for hold in ledger.holds.of(["s1"])["s1"]}
+    assert holds.keys() == set(UNSENT.values())
+    assert unsent_of(holds[HoldReason.CHANGED]) == [Unsent(*FIRST)]
+    for reason in (HoldReason.UNFIT, HoldReason.OVER_BUDGET):
+        assert unsent_of(holds[reason]) == [Unsent(*SECOND), Unsent(*FIRST)]
+    assert {hold.times for hold in holds.values()} == {3}
+    assert holds[HoldReason.CHANGED].since == began
+    found = find_unsent(list(holds.values()))
+    assert found.held == "no room. Raise the limit"
+    assert found.over_budget == "no room for the oracle. Raise the limit. no room. Raise the limit."
+
+
+@pytest.mark.parametrize("kind", UNSENT)
+def test_only_the_submission_of_which_it_was_told_is_held(ledger: Ledger, kind: type[EventData]) -> None:
+    for name in ("s1", "s2"):
+        ledger.open_submission(a_submission(name, fingerprint=name), [])
+    ledger.add_event("s1", kind(*FIRST))  # type: ignore[call-arg]  # each kind of UNSENT is an Unsent
+    assert list(ledger.holds.of(["s1", "s2"], UNSENT[kind])) == ["s1"]
+    assert list(ledger.holds.undelivered("prod", *UNSENT.values())) == ["s1"]
+    assert ledger.holds.undelivered("other", *UNSENT.values()) == {}
+    ledger.mark_delivered("s1")
+    assert ledger.holds.undelivered("prod", *UNSENT.values()) == {}
+
+
+def unread(ledger: Ledger, clock: Any) -> None:
+    """A shard whose results could not be read, and are asked for later."""
+    ledger.open_submission(a_submission(), [a_shard()])
+    bring_to(ledger, "h1", ShardState.SUBMITTED)
+    ledger.move_shard("h1", Move.ENDED, status=BatchStatus.ENDED)
+    assert ledger.unread.note(["h1"], "403: no") == {"h1": clock.now}
+    ledger.unread.wait(["h1"], clock.now + timedelta(minutes=1))
+
+
+def test_results_that_cannot_be_read_are_one_hold_however_often_they_are_tried(ledger: Ledger, clock: Any) -> None:
+    began = clock.now
+    unread(ledger, clock)
+    clock.pass_seconds(60)
+    assert ledger.unread.note(["h1"], "500: other") == {"h1": began}
+    [hold] = ledger.holds.of(["s1"])["s1"]
+    assert (hold.subject, hold.reason, hold.since, hold.words) == ("h1", HoldReason.UNREADABLE, began, "403: no")
+    clock.pass_seconds(-3600)
+    # By a clock that was wrong it began later than now.
+    assert ledger.unread.note(["h1"], "500: other") == {"h1": clock.now}
+    [hold] = ledger.holds.of(["s1"])["s1"]
+    assert (hold.since, hold.words) == (clock.now, "500: other")
+
+
+def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any) -> None:
+    unread(ledger, clock)
+    ledger.collect_shards({"h1": {"results_path": "a"}})
+    assert ledger.holds.of(["s1"]) == {}
+
+
+def test_what_was_given_up_and_can_be_read_after_all_has_no_hold(ledger: Ledger, clock: Any) -> None:
+    unread(ledger, clock)
+    ledger.move_shard("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP, status=BatchStatus.ENDED)
+    ledger.collect_shards({"h1": {"results_path": "a"}})
+    late = Ending(
+        move=Move.LATE, batch_id="batch-h1", status=BatchStatus.ENDED, ended_at=clock.now, total=8, done=8, failed=0,
+        reason=None, retryable=False,
+    )  # fmt: skip
+    ledger.record_late_endings({"h1": late})
+    assert ledger.shard("h1").state is ShardState.ENDED
+    assert ledger.holds.of(["s1"]) == {}
+    assert ledger.unread.noted(ledger.shards("s1")) == set()
