@@ -12,8 +12,9 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from dagster_llm_batch.core.cascade import Cascade, Rolling
+from dagster_llm_batch.core.pricing import TokenPrice
 from dagster_llm_batch.core.prompt import Prompt
-from dagster_llm_batch.definition.labeling import Labeling, Limits, Realtime, Resend
+from dagster_llm_batch.definition.labeling import Labeling, Limits, Realtime, Resend, Spend
 from tests.crash.clouds import CLOUDS
 from tests.faults.vendors import Vendor
 
@@ -81,14 +82,13 @@ class Rows:
 class Kind:
     """One kind: what changes in the labeling, by the oracle's name, and its partitions.
 
-    is_together: its partitions are sent in one batch. is_limited: it may cost less than all of it can.
+    is_together: its partitions are sent in one batch.
     batches_at_once: how many the provider's queue is declared to take.
     """
 
     changes: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
     partitions: Sequence[str] = ("",)
     is_together: bool = False
-    is_limited: bool = False
     batches_at_once: int | None = None
 
     def labeling(self, name: str, vendor: Vendor) -> Labeling:
@@ -111,6 +111,9 @@ def _cascade(oracle: str, calibrate: Any = "partition") -> Cascade:
 
 _URGENT = Realtime(urgent="now", concurrency=1)
 _LATE = Realtime(deadline=DEADLINE, concurrency=1)
+# A reply is expected to cost a hundredth of a dollar, and costs half a dollar at most: five of them would be too many.
+_DEAR = Spend(TokenPrice("0.001", "10000", "0.001", "10000"), expected_output_tokens=1, limit="hard")
+_LIMIT = "1.6"
 KINDS = {
     "plain": Kind(),
     "rounds": Kind(lambda _: {"resend": Resend(max_waves=3)}),
@@ -121,7 +124,7 @@ KINDS = {
     "rolling": Kind(lambda oracle: {"cascade": _cascade(oracle, Rolling(rows=4, audit=0.2))}, ("a", "b")),
     "mixed": Kind(lambda oracle: {"cascade": _cascade(oracle), "realtime": _URGENT, "resend": Resend(max_waves=2)}),
     "together": Kind(partitions=("a", "b"), is_together=True),
-    "limited": Kind(is_limited=True),
+    "limited": Kind(lambda _: {"spend": _DEAR, "max_cost_usd": _LIMIT}),
     # The neighbor's batch is in the queue, too.
     "queued": Kind(batches_at_once=2),
 }

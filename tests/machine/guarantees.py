@@ -91,6 +91,9 @@ def finish(world: World, neighbor: Neighbor | None = None) -> None:
         for number in sorted(numbers):
             world.erase(place, number)
     _go_on(world)
+    if world.lasting:
+        # With the rows of what was given up, before answers come after all.
+        _judge(world)
     world.end_faults(lasting=True)
     _take_late_answers(world)
     _judge(world)
@@ -225,11 +228,11 @@ def _judge_rows(world: World, engine: Engine, place: Place, newest: Submission) 
 
 
 def _judge_costs(engine: Engine, place: Place, newest: Submission, costs: list[Any]) -> None:
-    """Demand that the costs of rows add up to those of the submissions that have asked them."""
+    """Demand that the costs of rows add up to those of the submissions that have asked them, erased rows beside."""
     of_rows = sum(map(_money, costs))
     if newest.cost_usd is None:
         assert None in costs, (place, costs)
-    elif not newest.reused and newest.state is not SubmissionState.CANCELED:
+    elif not newest.reused and not newest.tombstones and newest.state is not SubmissionState.CANCELED:
         assert of_rows == newest.cost_usd, (place, costs, newest.cost_usd)
     else:
         billed = [each.cost_usd for each in engine.ledger.history(NAMESPACE, *place)]

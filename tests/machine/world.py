@@ -5,19 +5,17 @@ Each step is taken by a new engine, as by another process.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dagster_llm_batch.definition.labeling import Labeling
 from dagster_llm_batch.definition.rules import QueueLimit
 from dagster_llm_batch.engine import Deployment, Engine
 from dagster_llm_batch.engine.condition_facts import find_undecided
@@ -26,7 +24,16 @@ from dagster_llm_batch.errors import LLMBatchError
 from dagster_llm_batch.states import ShardState
 from dagster_llm_batch.storage.ledger import Ledger
 from dagster_llm_batch.storage.ledger.records import Shard
-from dagster_llm_batch.testing.emulator import BatchFault, Emulator, Fault, FileFault, RowFault, VendorLimits, WireFault
+from dagster_llm_batch.testing.emulator import (
+    BatchFault,
+    Emulator,
+    Fault,
+    FileFault,
+    Reply,
+    RowFault,
+    VendorLimits,
+    WireFault,
+)
 from dagster_llm_batch.types import Outcome
 from tests.faults.vendor_workspace import Servers, copy_ledger
 from tests.faults.vendors import MATRIX_VENDORS, Vendor
@@ -86,9 +93,6 @@ class World:
         self.definitions = {name: KINDS[name].labeling(name, self.vendor) for name in datasets}
         self.places = [Place(name, partition) for name in datasets for partition in KINDS[name].partitions]
         self.rows = {place: Rows(10 * KINDS[place.dataset].partitions.index(place.partition)) for place in self.places}
-        for name in datasets:
-            if KINDS[name].is_limited:
-                self.definitions[name] = self._limited(name)
 
     def close(self) -> None:
         self.thaw()
@@ -98,17 +102,10 @@ class World:
         text = str(body)
         dataset, row = source_of(text)
         self.answered[dataset, str(body.get("model", "")), row] += 1
-        return answer(number_of(text))
-
-    def _limited(self, name: str) -> Labeling:
-        """Return the definition with a limit of money below the most that its rows can cost."""
-        [place] = [place for place in self.places if place.dataset == name]
-        definition = self.definitions[name]
-        preview = self.engine().preview(definition, self.rows[place].table(place))
-        if preview.estimated_usd is None or preview.bound_usd is None:
-            return definition
-        most = preview.estimated_usd + (preview.bound_usd - preview.estimated_usd) * Decimal("0.7")
-        return replace(definition, max_cost_usd=most, spend=replace(definition.spend, limit="hard"))
+        reply = answer(number_of(text))
+        # As long as `params` allow: each costs as much as it can.
+        is_limited = self.definitions.get(dataset) is not None and self.definitions[dataset].max_cost_usd is not None
+        return Reply(text=json.dumps(reply), output_tokens=50) if is_limited else reply
 
     # time -------------------------------------------------------------------------------------------------------------
 
