@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from dagster_llm_batch.files.request_writer import Drafted
     from dagster_llm_batch.loop.known_requests import KnownRequests
 
-__all__ = ["Sampling", "draw_sample", "forget_sampled", "store_levels"]
+__all__ = ["draw_sample", "forget_sampled", "store_levels"]
 
 _ID = "llm_request_id"
 _ROWS_AT_ONCE = 65_536

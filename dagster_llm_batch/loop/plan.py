@@ -41,12 +41,13 @@ if TYPE_CHECKING:
     from dagster_llm_batch.core.levels import Levels
 
 __all__ = [
+    "PLAN_WAIT_SECONDS",
     "OracleShare",
     "Plan",
     "PlanStep",
     "Planning",
     "Verdict",
-    "allow",
+    "check_limits",
     "commit",
     "count_money_steps",
     "decide",
@@ -55,6 +56,11 @@ __all__ = [
     "take_steps",
     "tune",
 ]
+
+
+PLAN_WAIT_SECONDS = 600.0
+"""How long to wait for another process that plans the same partition, which may read a large table. The lease of a dead
+process passes on within a minute."""
 
 
 def plan_lease(namespace: str, asset: str, partition: str) -> str:
@@ -176,7 +182,7 @@ class Planning:
 
 
 PlanStep = Callable[[Plan, Planning], Plan]
-"""Completes a plan. A step adds a refusal, rather than raise it."""
+"""Completes a plan. Limits and missing gold become refusals of the plan. Other bad input raises."""
 
 
 def decide(drafted: Drafted, estimate: Estimate, planning: Planning, name: str) -> Plan:
@@ -220,7 +226,7 @@ def count_money_steps(plan: Plan, planning: Planning) -> Plan:
     return replace(plan, money_steps=forecast_steps(planning.deployment, planning.labeling, plan.estimate))
 
 
-def allow(plan: Plan, planning: Planning) -> Plan:
+def check_limits(plan: Plan, planning: Planning) -> Plan:
     """Refuse a plan that limits of money have no room for."""
     deployment, unsent = planning.deployment, _unsent(planning)
     refusal: BudgetError | None = find_refusal(deployment, planning.labeling, plan.in_limits, unsent)
@@ -295,13 +301,14 @@ def commit(
     if plan.verdict is Verdict.REPEATED:
         draft.discard_requests()
     submission = new_submission(plan, planning, run_id)
-    check_lease()
-    if (same := _same_of_others(planning, submission)) is not None:
-        return same
     # Shards of older submissions that are not sent any more free their money for this one.
     with committing_estimate(planning.deployment, plan.in_limits):
-        if refusals := allow(plan, planning).refusals:
+        # After each wait, and before the first effect: a process may have been frozen.
+        if (same := _same_of_others(planning, submission)) is not None:
+            return same
+        if refusals := check_limits(plan, planning).refusals:
             raise refusals[0]
+        check_lease()
         return _open(plan, planning, submission)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
@@ -10,17 +10,18 @@ from typing import Any
 
 from dagster_llm_batch.core.identity import canonical_json
 from dagster_llm_batch.definition.labeling import Labeling
-from dagster_llm_batch.errors import ConfigError, LedgerError
+from dagster_llm_batch.errors import ConfigError, LeaseError, LedgerError
 from dagster_llm_batch.files.request_writer import Draft
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.held import hold_and_read
 from dagster_llm_batch.loop.knowledge import history_of, read_knowledge
 from dagster_llm_batch.loop.plan import (
+    PLAN_WAIT_SECONDS,
     Plan,
     Planning,
     PlanStep,
     Verdict,
-    allow,
+    check_limits,
     commit,
     count_money_steps,
     decide,
@@ -37,10 +38,6 @@ from dagster_llm_batch.storage.payloads import PayloadStore
 
 __all__ = ["Planner", "check_definition"]
 
-# How long to wait for another process that plans the same partition: it may read a large table. A dead process loses
-# its lease within a minute.
-_WAIT_SECONDS = 3_600.0
-
 
 def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: bool = False) -> None:
     """Raise ResponseSchemaError or ConfigError for a definition that a provider cannot take. Reads no row.
@@ -51,11 +48,8 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
         _ = deployment.codec(one)
         if not is_sent:
             parameter_warnings(deployment, one)
-        provider = deployment.provider(one.provider)
-        check_setup(provider)
-        how = one.realtime
-        if how.urgent or how.deadline is not None or one.limits.below_minimum == "realtime":
-            real_time_of(provider)
+            _refuse_missing_real_time(deployment, one)
+        check_setup(deployment.provider(one.provider))
         budget = one.budget_usd
         if (gap := deployment.price_gap(one)) is not None and budget is not None:
             msg = (
@@ -64,6 +58,14 @@ def check_definition(deployment: Deployment, labeling: Labeling, *, is_sent: boo
                 "max_cost_usd out."
             )
             raise ConfigError(msg)
+
+
+def _refuse_missing_real_time(deployment: Deployment, labeling: Labeling) -> None:
+    """Raise ConfigError for a labeling that needs real time at a provider without it."""
+    how, least = labeling.realtime, deployment.codec(labeling).limits.min_requests
+    needs_it = how.urgent or how.deadline is not None or (labeling.limits.below_minimum == "realtime" and least > 1)
+    if needs_it:
+        real_time_of(deployment.provider(labeling.provider))
 
 
 @dataclass(frozen=True)
@@ -88,27 +90,43 @@ class Planner:
         """See Engine.plan."""
         check_definition(self.deployment, self.labeling)
         lease_name = plan_lease(self.deployment.namespace, self.labeling.asset, partition)
+        # The rows were given before another process is waited for.
+        before = {one.submission_id for one in self._open_and_all(partition)[1]}
         # One process plans a partition at a time. Nobody may send shards of its submissions, or settle them, while this
         # plan decides which requests are in flight.
         with (
-            self.deployment.ledger.hold_leases(lease_name, wait_seconds=_WAIT_SECONDS) as lease,
+            self.deployment.ledger.hold_leases(lease_name, wait_seconds=PLAN_WAIT_SECONDS) as lease,
             hold_and_read(self.deployment, lambda: self._open_and_all(partition)) as (_, history),
             ExitStack() as unwanted,
         ):
             planning = self._begin(partition, history, [self.labeling.asset], self.deployment, unwanted, again=again)
             plan, draft = self._draft(planning, rows, self.labeling.asset)
+            if plan.verdict is not Verdict.KNOWN:
+                self._refuse_older_rows(before, history)
+            # From here on the ledger may have the submission: its files are removed only where it certainly has not.
+            files = unwanted.pop_all()
             try:
                 submission = commit(plan, planning, draft, run_id, lease.check)
             except BaseException:
-                # Somebody may have interrupted this process when the ledger had just stored the submission.
-                if self._may_be_stored(planning.submission_id):
-                    unwanted.pop_all()
+                if not self._may_be_stored(planning.submission_id):
+                    files.close()
                 raise
-            # Else it is the known submission, or another process's.
-            if submission.submission_id == planning.submission_id:
-                unwanted.pop_all()
+            # It is the known submission, or another process's.
+            if submission.submission_id != planning.submission_id:
+                files.close()
+            else:
                 self.deployment.opened_here.add(submission.submission_id)
             return submission
+
+    @staticmethod
+    def _refuse_older_rows(before: Collection[str], history: Sequence[Submission]) -> None:
+        """Raise LeaseError for other rows than those that another process planned while this one waited for it."""
+        newer = [one for one in history if one.submission_id not in before]
+        if newer:
+            raise LeaseError(
+                f"'{newer[0].asset}' {newer[0].partition}: another process planned other rows meanwhile, as submission "
+                f"{newer[0].submission_id}. Nothing was sent for these. Run again if these are the newer rows."
+            )
 
     def preview(self, rows: Any, *, partition: str, again: bool) -> Preview:
         """See Engine.preview."""
@@ -119,7 +137,9 @@ class Planner:
             aside = replace(self.deployment, payloads=PayloadStore(unwanted.enter_context(TemporaryDirectory())))
             planning = self._begin(partition, history, names, aside, unwanted, again=again)
             plan, _ = self._draft(planning, rows, name)
-            return show(plan if plan.verdict is not Verdict.NEW else take_steps(plan, planning, [allow]), planning)
+            return show(
+                plan if plan.verdict is not Verdict.NEW else take_steps(plan, planning, [check_limits]), planning
+            )
 
     def _begin(
         self,

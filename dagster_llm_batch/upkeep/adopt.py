@@ -34,7 +34,7 @@ from dagster_llm_batch.files.request_files import RAW, beside, requests_of
 from dagster_llm_batch.files.request_writer import Drafted
 from dagster_llm_batch.loop.deployment import Deployment
 from dagster_llm_batch.loop.knowledge import Knowledge
-from dagster_llm_batch.loop.plan import Plan, Planning, Verdict, new_submission, plan_lease, tune
+from dagster_llm_batch.loop.plan import PLAN_WAIT_SECONDS, Plan, Planning, Verdict, new_submission, plan_lease, tune
 from dagster_llm_batch.loop.planner import check_definition
 from dagster_llm_batch.loop.submission_writer import SubmissionWriter
 from dagster_llm_batch.protocols import Provider
@@ -152,7 +152,7 @@ class Adopter:
         """
         submission = adoption.submission
         place = (submission.namespace, submission.asset, submission.partition)
-        with self._ledger.hold_leases(plan_lease(*place), wait_seconds=self._deployment.lease_wait_seconds):
+        with self._ledger.hold_leases(plan_lease(*place), wait_seconds=PLAN_WAIT_SECONDS):
             history = self._ledger.history(*place)
             _refuse_under_way(history)
             _refuse_asked(history, submission)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from dagster_llm_batch.engine import Deployment, Engine
-from dagster_llm_batch.errors import IllegalMoveError, LLMBatchError
+from dagster_llm_batch.errors import IllegalMoveError, LeaseError, LLMBatchError
 from dagster_llm_batch.providers.openai.provider import OpenAIProvider
 from dagster_llm_batch.states import Move, ShardState
 from dagster_llm_batch.storage.ledger import Ledger
@@ -105,22 +105,31 @@ def test_changed_rows_are_planned_when_another_process_has_settled_the_old_submi
     assert place.first.latest("labels") == submission
 
 
-def test_a_second_plan_of_a_partition_waits_for_the_first_and_follows_it(place: Place) -> None:
+def plan_while_second_waits(place: Place, *of_second: str) -> tuple[Submission, Future[object]]:
+    """Plan two rows as the first, while the second waits with its own rows; return the plans of both."""
     planned: list[Future[object]] = []
     with ThreadPoolExecutor(1) as pool:
 
         def rows_of_first() -> Iterator[pa.RecordBatch]:
             yield from rows("a").to_batches()
-            planned.append(place.begin_second(pool, lambda: place.second.plan(LABELS, rows("a", "b", "c"))))
-            yield from rows("d").to_batches()
+            planned.append(place.begin_second(pool, lambda: place.second.plan(LABELS, rows(*of_second))))
+            yield from rows("b").to_batches()
 
-        first = place.first.plan(LABELS, rows_of_first())
-        second = planned[0].result()
-    # It supersedes the one that was stored while it waited, and has written no file before.
-    assert place.first.ledger.submission(first.submission_id).state is SubmissionState.CANCELED
-    assert place.first.latest("labels") == second
-    assert isinstance(second, Submission)
-    assert second.reused == 0
+        return place.first.plan(LABELS, rows_of_first()), planned[0]
+
+
+def test_a_second_plan_of_the_same_rows_waits_for_the_first_and_finds_it(place: Place) -> None:
+    first, second = plan_while_second_waits(place, "a", "b")
+    assert second.result() == first
+
+
+def test_a_second_plan_of_other_rows_waits_for_the_first_and_is_refused(place: Place) -> None:
+    first, second = plan_while_second_waits(place, "a", "b", "c")
+    with pytest.raises(LeaseError, match="another process planned other rows meanwhile"):
+        second.result()
+    assert place.first.latest("labels") == first
+    assert place.first.ledger.submissions("test") == [first]
+    assert place.second.plan(LABELS, rows("a", "b", "c")).submission_id != first.submission_id
 
 
 def in_doubt(place: Place, emulator: Emulator) -> Shard:

@@ -39,6 +39,7 @@ from dagster_llm_batch.storage.ledger.schema import LEASE
 __all__ = ["Lease", "active_leases", "hold_leases"]
 
 _RETRY_SECONDS = 0.2
+_RETRY_GROWTH, _LONGEST_RETRY_SECONDS = 1.1, 5.0
 
 # A lease of another machine that is not renewed for so long is a dead one's: leases are renewed more often.
 _LONGEST_SECONDS = 60.0
@@ -199,6 +200,7 @@ def hold_leases(
         yield lease
         return
     _refuse_other_machines(database, clock)
+    pause_seconds = _RETRY_SECONDS
     while (holder := lease.take()) is not None:
         left_seconds = began + max(wait_seconds, lease.least_wait_seconds(holder)) - time.monotonic()
         if left_seconds <= 0:
@@ -207,7 +209,9 @@ def hold_leases(
                 f"{holder.expires_at.isoformat()}. Nothing was done. Wait for that process to end, or stop it: a dead "
                 "one's lease passes on by itself."
             )
-        time.sleep(min(_RETRY_SECONDS, left_seconds))
+        time.sleep(min(pause_seconds, left_seconds))
+        # Each try is a write: who waits for minutes must not slow down those who work.
+        pause_seconds = min(pause_seconds * _RETRY_GROWTH, _LONGEST_RETRY_SECONDS)
     try:
         yield lease
     finally:
