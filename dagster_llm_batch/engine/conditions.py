@@ -175,7 +175,7 @@ class Facts:
         unreadable: The shards whose results cannot be read.
         starved: Submissions with shards that wait for room in their provider's queue.
         held_queues: Submissions that wait for a declared queue, and who fills it and is not looked after.
-        not_sent: Submissions with batches that could not be sent: how many, since when, and why.
+        not_sent: Submissions with shards that could not be sent: how many, since when, and why.
         refused: The shards of the newest wave of a submission, of which the provider has refused some.
         unsent: The holds of submissions of which requests are not sent, with the reason and the next step.
         moneyless: The events of submissions with batches that wait for money.

@@ -106,3 +106,18 @@ def test_a_plan_of_several_partitions_says_how_many_batches_there_are_at_most(pr
     # Different assets share no batch.
     apart = project.on_file("plan", "ticket_labels", "asset_labels", code=4).stdout
     assert "up to" not in apart
+
+
+@pytest.mark.parametrize(
+    ("urgent", "batches", "told"), [("n == 0", 1, "3 in 1 batch and in real time"), ("True", 0, "3 in real time")]
+)
+def test_a_plan_counts_no_batch_for_what_is_asked_in_real_time(project, urgent, batches, told):
+    project.change(
+        '"body": f"Where is my invoice {prefix} {n}?"}', f'"body": f"Where is {{prefix}} {{n}}?", "now": {urgent}}}'
+    )
+    project.change("    Prompt,\n", "    Prompt,\n    Realtime,\n")
+    project.change(
+        'name="ticket_labels", rows=rows,', 'name="ticket_labels", rows=rows, realtime=Realtime(urgent="now"),'
+    )
+    assert f"{told}, " in project.on_file("plan", "ticket_labels").stdout
+    assert project.json("plan", "ticket_labels")["plans"][0]["batches"] == batches
