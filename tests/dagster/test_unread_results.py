@@ -84,7 +84,7 @@ def test_a_run_over_partitions_fails_where_the_provider_refuses_results_and_then
     waiting = [text for text in logs if text.startswith("Not ready")]
     assert len(waiting) == 2
     for text in waiting:
-        assert "1 ended; 3 of 3 requests done (100 %); the results of 1 ended batch cannot be read since" in text
+        assert "1 batch ended; 3 of 3 requests done (100 %); the results of 1 ended batch cannot be read since" in text
         assert text.endswith("The sensor lands it when their results can be read.")
     emulator.clear_faults()
     assert location.collect(**span).success
