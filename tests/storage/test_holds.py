@@ -99,8 +99,18 @@ def test_results_that_cannot_be_read_are_one_hold_however_often_they_are_tried(l
     assert (hold.since, hold.words) == (clock.now, "500: other")
 
 
-def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any) -> None:
-    unread(ledger, clock)
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_is_collected_has_no_hold(ledger: Ledger, clock: Any, waits: bool) -> None:
+    if waits:
+        unread(ledger, clock)
+    else:
+        ledger.open_submission(a_submission(), [a_shard()])
+        bring_to(ledger, "h1", ShardState.SUBMITTED)
+        ledger.move_shard("h1", Move.ENDED, status=BatchStatus.ENDED)
+        ledger.unread.note(["h1"], "403: no")
+        # It was given up before, so that it waits for no other try.
+        ledger.move_shard("h1", Move.GIVEN_UP, cause=Cause.GIVEN_UP)
+    assert [hold.subject for hold in ledger.holds.of(["s1"])["s1"]] == ["h1"]
     ledger.collect_shards({"h1": {"results_path": "a"}})
     assert ledger.holds.of(["s1"]) == {}
 

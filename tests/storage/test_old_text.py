@@ -38,6 +38,8 @@ EVENTS: dict[tuple[str, str], events.EventData] = {
         "older words without a next step", "What came lands"
     ),
     ("note", NOTE): events.Noted("f1", "ada", {"gold": "bug"}, "look: here. And there."),
+    ("note", "no note"): events.Other("note", "no note"),
+    ("note", "[1]"): events.Other("note", "[1]"),
     ("turn", ""): events.Turn(),
     ("something", "else"): events.Other("something", "else"),
 }

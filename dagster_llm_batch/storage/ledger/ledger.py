@@ -304,8 +304,9 @@ class Ledger(LedgerQueries):
         changes = {shard_id: move_values(shard_id, move, fields, now) for shard_id, fields in results.items()}
         with self._database.write() as connection:
             moved = take_move(connection, self._clock, move, changes)
-            # Only what could not be read, or was given up, has waited for a time.
-            if held := [shard.shard_id for shard in moved if shard.waits_until is not None]:
+            # Only what has waited for a time, or was given up at once, may have a hold.
+            held = [s.shard_id for s in moved if s.waits_until is not None or s.cause is Cause.GIVEN_UP]
+            if held:
                 drop_holds(connection, held, HoldReason.UNREADABLE)
 
     def split_shard(self, whole: Shard, rest: Shard, half: Shard) -> None:

@@ -142,8 +142,13 @@ def _put_back(detail: str) -> Mapping[str, Any] | None:
     return None if detail == _ERASED else {"batch_id": detail}
 
 
-def _note(detail: str) -> Mapping[str, Any]:
-    return dict(json.loads(detail))
+def _note(detail: str) -> Mapping[str, Any] | None:
+    try:
+        note = json.loads(detail)
+    except ValueError:
+        return None
+    is_whole = isinstance(note, dict) and note.keys() == {"form_id", "annotator", "group", "text"}
+    return note if is_whole else None
 
 
 _READERS: dict[str, Callable[[str], Mapping[str, Any] | None]] = {
